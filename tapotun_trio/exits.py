@@ -1,0 +1,10 @@
+"""The exit codes, for service managers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+OK: Final = 0  # stopped on request; validate-config: the file is valid
+FAILED: Final = 1  # the config has errors, or the start failed: starting it again will not help
+USAGE: Final = 2  # argparse's own
+RUNTIME: Final = 3  # failed while running: worth a restart

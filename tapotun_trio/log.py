@@ -1,0 +1,99 @@
+"""Logging: one line per event on stderr, with the interface and the client it is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any, Final, TypeAlias
+
+from .text import one_line
+
+Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
+
+_ROOT: Final = logging.getLogger("tapotun")
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class _Adapter(logging.LoggerAdapter[logging.Logger]):
+    """Puts interface and client into each record, for either format to place."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        return msg, kwargs
+
+
+def process_logger() -> Log:
+    """For events of the process as a whole."""
+    return _Adapter(_ROOT, {})
+
+
+def interface_logger(interface: str) -> Log:
+    return _Adapter(_ROOT, {"interface": interface})
+
+
+def client_logger(interface: str, client: str) -> Log:
+    return _Adapter(_ROOT, {"interface": interface, "client": client})
+
+
+class Sparingly:
+    """For an event that anybody on the network can cause: logged at once, then at most every ``interval_s``."""
+
+    __slots__ = ("_interval_s", "_next", "_quiet")
+
+    def __init__(self, interval_s: float = 10.0) -> None:
+        self._interval_s = interval_s
+        self._next = -math.inf
+        self._quiet = 0
+
+    def log(self, log: Log, level: int, now: float, text: str) -> None:
+        """Log ``text``, with the number of events since the last line if there were others; or just count it."""
+        if now < self._next:
+            self._quiet += 1
+            return
+        log.log(level, "%s%s", text, f" ({self._quiet} more since the last such line)" if self._quiet else "")
+        self._next = now + self._interval_s
+        self._quiet = 0
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-11-22T15:04:05.123Z INFO  corp0 branch-a: connected from 192.0.2.7:51234``"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        where = " ".join(filter(None, (getattr(record, "interface", None), getattr(record, "client", None))))
+        line = f"{_timestamp(record)} {record.levelname:<7} {where + ': ' if where else ''}{record.getMessage()}"
+        # One event is one line; a bug's traceback is the exception to that, and follows it.
+        line = one_line(line)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, and where known interface, client, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, str] = {"time": _timestamp(record), "level": record.levelname.lower()}
+        for name in ("interface", "client"):
+            if value := getattr(record, name, None):
+                fields[name] = value
+        fields["event"] = record.getMessage()
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+
+
+def set_up_logging(level: str, fmt: str) -> None:
+    """Send the program's log to stderr. ``level``: one of LEVELS; ``fmt``: ``text`` or ``json``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
+    _ROOT.handlers[:] = [handler]
+    _ROOT.setLevel(level.upper())
+    _ROOT.propagate = False

@@ -1,0 +1,154 @@
+"""log: one line per event, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapotun_trio.config.model import ClientConfig, Secret, Url
+from tapotun_trio.log import (
+    LEVELS,
+    JsonFormatter,
+    Sparingly,
+    TextFormatter,
+    client_logger,
+    interface_logger,
+    process_logger,
+    set_up_logging,
+)
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x08\x9b31m\u2028\u2029\x85\u202e\nsecond line\r"
+
+
+def record(message: str, *args: object, **extra: str) -> logging.LogRecord:
+    made = logging.LogRecord("tapotun", logging.INFO, __file__, 1, message, args, None)
+    made.created, made.msecs = 1_795_359_845.123, 123.0
+    for name, value in extra.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_text() -> None:
+    line = TextFormatter().format(record("connected from %s", "192.0.2.7:51234", interface="corp0", client="branch-a"))
+    assert line == "2026-11-22T15:04:05.123Z INFO    corp0 branch-a: connected from 192.0.2.7:51234"
+
+
+@pytest.mark.parametrize(
+    ("extra", "where"),
+    [({}, ""), ({"interface": "tun0"}, "tun0: "), ({"interface": "tun0", "client": "a"}, "tun0 a: ")],
+)
+def test_text_says_where(extra: dict[str, str], where: str) -> None:
+    assert TextFormatter().format(record("event", **extra)).endswith(f"INFO    {where}event")
+
+
+@pytest.mark.parametrize("where", ["message", "interface", "client"])
+def test_a_text_line_is_one_line_and_harmless_to_a_terminal(where: str) -> None:
+    """Parts of it come from the network: a reason phrase, a name."""
+    made = record("%s", HOSTILE) if where == "message" else record("event", **{where: HOSTILE})
+    line = TextFormatter().format(made)
+    assert line.splitlines() == [line]
+    assert line.isprintable()
+
+
+@given(st.text())
+def test_any_text_is_one_printable_line(text: str) -> None:
+    assert TextFormatter().format(record("%s", text)).isprintable()
+
+
+@given(st.text(), st.text())
+def test_any_text_is_one_line_of_json(text: str, name: str) -> None:
+    line = JsonFormatter().format(record("%s", text, interface=name))
+    assert len(line.encode("utf-8", "backslashreplace").splitlines()) == 1
+    fields = json.loads(line)
+    assert fields["event"] == text
+    assert fields.get("interface", "") == name
+
+
+def test_json() -> None:
+    line = JsonFormatter().format(record("up in %.1f s", 2.25, interface="tun0", client="a"))
+    assert json.loads(line) == {
+        "time": "2026-11-22T15:04:05.123Z",
+        "level": "info",
+        "interface": "tun0",
+        "client": "a",
+        "event": "up in 2.2 s",
+    }
+
+
+def failed() -> logging.LogRecord:
+    made = record("a bug")
+    try:
+        raise ZeroDivisionError("why")
+    except ZeroDivisionError:
+        made.exc_info = sys.exc_info()
+    return made
+
+
+def test_a_bug_s_traceback_follows_its_line() -> None:
+    first, *traceback = TextFormatter().format(failed()).splitlines()
+    assert first.endswith("a bug")
+    assert traceback[-1] == "ZeroDivisionError: why"
+
+
+def test_a_bug_s_traceback_is_a_field_in_json() -> None:
+    fields = json.loads(JsonFormatter().format(failed()))
+    assert fields["traceback"].endswith("ZeroDivisionError: why")
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_set_up(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("warning", "text")
+    set_up_logging("info", fmt)  # once more: no second handler
+    process_logger().info("process")
+    interface_logger("tun0").warning("interface")
+    client_logger("tun0", "a").debug("not shown")
+    client_logger("tun0", "a").error("client %d", 7)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 3
+    if fmt == "json":
+        assert [json.loads(line)["event"] for line in lines] == ["process", "interface", "client 7"]
+        assert json.loads(lines[2])["client"] == "a"
+    else:
+        assert [line.split("Z ", 1)[1] for line in lines] == [
+            "INFO    process",
+            "WARNING tun0: interface",
+            "ERROR   tun0 a: client 7",
+        ]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(level, "text")
+    log = process_logger()
+    for name in LEVELS:
+        log.log(logging.getLevelNamesMapping()[name.upper()], name)
+    shown = [line.rsplit(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == list(LEVELS[LEVELS.index(level) :])
+
+
+def test_an_event_that_anybody_can_cause_is_logged_sparingly(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", "text")
+    sparingly = Sparingly(interval_s=10.0)
+    for now in (0.0, 1.0, 9.9, 10.0, 30.0, 30.0):
+        sparingly.log(process_logger(), logging.WARNING, now, f"refused at {now}")
+    shown = [line.split("WARNING ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["refused at 0.0", "refused at 10.0 (2 more since the last such line)", "refused at 30.0"]
+
+
+def test_a_token_does_not_show() -> None:
+    secret = Secret("TOKEN")
+    config = ClientConfig(name="tun0", server=Url("http", "h", 80, "/"), token=secret)
+    for text in (f"{secret}", f"{secret!r}", f"{secret:>20}", str(secret), repr(config), f"{[secret]}"):
+        assert "TOKEN" not in text
+    assert "TOKEN" not in TextFormatter().format(record("%s %r %s", secret, secret, config))
+    assert secret.reveal() == "TOKEN"
+    assert type(secret.reveal()) is str
