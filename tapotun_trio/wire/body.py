@@ -1,0 +1,161 @@
+"""Where the bytes of an endless HTTP/1.1 body are, between the bytes that frame it.
+
+A decoder is asked again and again for the next *span* of a buffer that is body and nothing else. It copies
+nothing and never sees a frame; chunk boundaries mean nothing to those who read the body.
+
+Layout of a chunked body (RFC 9112 section 7.1)::
+
+    1f4 [;extension] CR LF   <500 bytes> CR LF   ...   0 CR LF  [trailer-field CR LF]*  CR LF
+    \\____ size line ____/                              last-chunk                     end
+
+Untrusted input; raises PeerError only. Bare LF, white space before a size, signs and empty sizes are refused:
+what two parsers read differently is how requests are smuggled (RFC 9112 section 11.2).
+"""
+
+from __future__ import annotations
+
+import re
+from mmap import mmap
+from typing import Final, Protocol
+
+from ..errors import PeerError
+
+MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; nobody sends a tenth of it
+MAX_TRAILER_BYTES: Final = 8 * 1024
+_HEX: Final = frozenset(b"0123456789abcdefABCDEF")
+_MAX_HEX_DIGITS: Final = 16  # 2**64; h11 takes 20
+
+# A field of the trailer (RFC 9112 section 5): what smuggles a request behind a missing end does not look like one.
+_FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+
+_SIZE, _PAYLOAD_END, _TRAILER, _DONE = range(4)
+
+
+class Body(Protocol):
+    """What a body decoder promises. ``buffer[pos:end]`` is what came from the socket and was not looked at."""
+
+    @property
+    def ended(self) -> bool:
+        """The body is complete; bytes from the last span's stop on belong to whatever follows it."""
+
+    def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
+        """The next ``(start, stop)`` of body bytes within ``buffer[pos:end]``; call again with pos = stop.
+
+        An empty span means that no body byte is left: all input was used, or, if `ended`, what begins at
+        ``stop`` comes after the body. Raises PeerError for malformed framing.
+        """
+
+    def eof(self) -> None:
+        """The connection ended. Raises PeerError unless the body may end here."""
+
+
+class ChunkedBody:
+    """``Transfer-Encoding: chunked``. Trailers are checked for size and thrown away."""
+
+    __slots__ = ("_left", "_line", "_state", "_trailer_bytes")
+
+    def __init__(self) -> None:
+        self._left = 0  # payload bytes of the present chunk that are still to come
+        self._line = b""  # a line whose end has not come yet
+        self._state = _SIZE
+        self._trailer_bytes = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._state == _DONE
+
+    def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
+        while True:
+            if self._left:
+                stop = min(end, pos + self._left)
+                self._left -= stop - pos
+                return pos, stop
+            if pos == end or self._state == _DONE:
+                return pos, pos
+            newline = buffer.find(b"\n", pos, end)
+            stop = newline + 1 if newline >= 0 else end
+            line = self._line + buffer[pos:stop]
+            if len(line) > MAX_LINE_BYTES:
+                raise PeerError(f"chunk line longer than {MAX_LINE_BYTES} bytes", reason="bad-chunk")
+            pos = stop
+            if newline < 0:
+                self._line = line
+                return pos, pos
+            self._line = b""
+            if line[-2:-1] != b"\r":
+                raise PeerError("chunk line ends in a bare LF", reason="bad-chunk")
+            self._take_line(line[:-2])
+
+    def _take_line(self, line: bytes) -> None:
+        if self._state == _PAYLOAD_END:
+            if line:
+                raise PeerError("chunk is longer than its size says", reason="bad-chunk")
+            self._state = _SIZE
+        elif self._state == _SIZE:
+            self._left = _chunk_size(line)
+            self._state = _PAYLOAD_END if self._left else _TRAILER
+        elif line:
+            if not _FIELD.fullmatch(line):
+                raise PeerError("a line of the trailer is no header field", reason="bad-chunk")
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > MAX_TRAILER_BYTES:
+                raise PeerError(f"trailers longer than {MAX_TRAILER_BYTES} bytes", reason="bad-chunk")
+        else:
+            self._state = _DONE
+
+    def eof(self) -> None:
+        if self._state != _DONE:
+            raise PeerError("connection closed inside a chunked body", reason="closed")
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.partition(b";")[0].rstrip(b" \t")
+    if not digits or len(digits) > _MAX_HEX_DIGITS or not _HEX.issuperset(digits):
+        raise PeerError("chunk size is not a hexadecimal number", reason="bad-chunk")
+    return int(digits, 16)
+
+
+class LengthBody:
+    """``Content-Length: n`` bytes."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, length_bytes: int) -> None:
+        self._left = length_bytes
+
+    @property
+    def ended(self) -> bool:
+        return self._left == 0
+
+    def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
+        stop = min(end, pos + self._left)
+        self._left -= stop - pos
+        return pos, stop
+
+    def eof(self) -> None:
+        if self._left:
+            raise PeerError(f"connection closed {self._left} bytes before the body's end", reason="closed")
+
+
+class CloseBody:
+    """A body that ends with its connection (RFC 9112 section 6.3, item 8): an HTTP/1.0 response."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
+        return pos, end
+
+    def eof(self) -> None:
+        self.ended = True
+
+
+def chunk_head(size_bytes: int) -> bytes:
+    """The size line that goes before a chunk of so many bytes (> 0; zero would end the body)."""
+    return b"%x\r\n" % size_bytes
+
+
+CHUNK_END: Final = b"\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -1,0 +1,87 @@
+"""Control frames, and what the two ends agree on before they send any (PROTOCOL, "Extended").
+
+::
+
+    0        2        3            7             7+len
+    +--------+--------+------------+-------------+
+    | 1: u16 | kind u8| len: u32   | payload len |       little-endian; unknown kinds are skipped
+    +--------+--------+------------+-------------+
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final
+
+from ..errors import PeerError
+from ..text import one_line, shorten
+
+CONTROL_LENGTH: Final = 1  # stands where a frame has its packet's length
+CONTROL: Final = Struct("<HBI")
+# PARAMS with some two thousand routes; whatever claims to be longer is not a frame of ours.
+MAX_PAYLOAD_BYTES: Final = 48 * 1024
+
+PARAMS: Final = 1
+PING: Final = 2
+PONG: Final = 3
+UPLOAD_SEEN: Final = 4
+BYE: Final = 5
+
+FEATURES_HEADER: Final = "x-tun-features"
+SESSION_HEADER: Final = "x-tun-session"
+# Ours: a client that lost its token to another machine asks whether that one is gone, and takes nothing away.
+YIELD_HEADER: Final = "x-tun-yield"
+
+CTL: Final = "ctl"
+SUPPORTED: Final = frozenset({CTL})
+
+# How a BYE begins that says: another machine has this token now.
+REPLACED: Final = "replaced: "
+
+_CLOCK: Final = Struct("<Q")
+_SESSION: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def encode(kind: int, payload: bytes = b"") -> bytes:
+    """A control frame. The payload may have up to MAX_PAYLOAD_BYTES."""
+    return CONTROL.pack(CONTROL_LENGTH, kind, len(payload)) + payload
+
+
+def ping(clock_ns: int) -> bytes:
+    """A PING that carries the sender's own clock."""
+    return encode(PING, _CLOCK.pack(clock_ns))
+
+
+def echoed_clock(payload: bytes) -> int:
+    """The clock that a PONG brings back, in ns. Untrusted input; raises PeerError only."""
+    if len(payload) != _CLOCK.size:
+        raise PeerError(f"PONG of {len(payload)} bytes", reason="bad-frame")
+    clock: int = _CLOCK.unpack(payload)[0]
+    return clock
+
+
+def bye(reason: str) -> bytes:
+    return encode(BYE, reason.encode())
+
+
+def bye_reason(payload: bytes) -> str:
+    """The text of a BYE, fit for a log line. Untrusted input; never raises."""
+    return one_line(shorten(payload[:1000].decode("utf-8", "replace"), 200)) or "no reason given"
+
+
+def agree(offer: str | None) -> frozenset[str]:
+    """The features of a comma list (a header's value) that hold: those which we know too. Untrusted input."""
+    names = {name.strip().lower() for name in (offer or "").split(",")}
+    return SUPPORTED & names
+
+
+def offer(features: Iterable[str] = SUPPORTED) -> str:
+    """The header's value for these features."""
+    return ", ".join(sorted(features))
+
+
+def session_id(value: str | None) -> str | None:
+    """A session id as the peer sent it, or None if it is none. Untrusted input; never raises."""
+    return value if value is not None and _SESSION.fullmatch(value) else None

@@ -1,0 +1,64 @@
+"""``struct virtio_net_hdr_v1`` (linux/virtio_net.h) as TUN gives and takes it with IFF_VNET_HDR.
+
+::
+
+    0       1          2           4           6            8             10             12
+    +-------+----------+-----------+-----------+------------+-------------+--------------+
+    | flags | gso_type | hdr_len16 | gso_size16| csum_start | csum_offset | num_buffers  |
+    +-------+----------+-----------+-----------+------------+-------------+--------------+
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+VNET_BYTES: Final = 12
+
+NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial
+DATA_VALID: Final = 2  # VIRTIO_NET_HDR_F_DATA_VALID: it was checked
+
+GSO_NONE: Final = 0
+GSO_TCPV4: Final = 1
+GSO_TCPV6: Final = 4
+GSO_UDP_L4: Final = 5
+GSO_ECN: Final = 0x80
+
+_GSO_BY_FRAGS: Final = 0xFFFF  # linux/skbuff.h: the kernel's own use of gso_size
+_MAX_CSUM_START: Final = 0x7FFF  # skb_partial_csum_set adds the headroom, and the sum must fit into 16 bits
+_IPPROTO_TCP: Final = 6
+_TCP_HEADER_BYTES: Final = 20
+
+# The length field, the header, and the first bytes of an IPv4 packet: version/IHL and protocol.
+_FRAME: Final = Struct("<HBBHHHH2xB8xB")
+
+
+def base_peer_accepts(frame: memoryview) -> bool:
+    """Whether a deployed peer's kernel takes this frame (its length field included, IPv4, >= 34 bytes).
+
+    Untrusted input; never raises.
+
+    A deployed peer exits if its kernel refuses a header, so a frame from one client is checked before it is
+    forwarded to another. Follows virtio_net_hdr_to_skb (linux/virtio_net.h) and tun_get_user
+    (drivers/net/tun.c), and is stricter where they only guess: a super-packet must be TCP over IPv4, with a
+    partial checksum where TCP has it.
+    """
+    length, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, first, protocol = _FRAME.unpack_from(frame)
+    if flags & ~(NEEDS_CSUM | DATA_VALID) or hdr_len > length:
+        return False
+    ip_header = (first & 0xF) * 4
+    # Of a packet within a packet it is the inner checksum, so csum_start may lie far behind the IP header.
+    starts_well = 20 <= ip_header <= csum_start <= _MAX_CSUM_START
+    if flags & NEEDS_CSUM and not (starts_well and csum_start + csum_offset + 2 <= length):
+        return False
+    if gso_type == GSO_NONE:
+        return True
+    return bool(
+        gso_type & ~GSO_ECN == GSO_TCPV4
+        and 0 < gso_size < _GSO_BY_FRAGS
+        and flags & NEEDS_CSUM
+        and protocol == _IPPROTO_TCP
+        and csum_start == ip_header
+        and csum_offset == 16
+        and length >= ip_header + _TCP_HEADER_BYTES
+    )

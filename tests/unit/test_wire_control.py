@@ -1,0 +1,221 @@
+"""wire.control and wire.params: what extended ends tell each other, there and back, and any bytes in between."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Interface, IPv4Network
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.errors import PeerError
+from tapotun_trio.wire import control, params
+from tapotun_trio.wire.body import CloseBody
+from tapotun_trio.wire.frames import FrameReader
+from tapotun_trio.wire.params import KEEPALIVE_S, Params
+
+from ..tables import table
+
+# ------------------------------------------------------------------ frames
+
+
+@table(
+    "encoded layout",
+    # length 1, kind, len: u32, payload; all little-endian
+    ("an unknown kind", control.encode(200, b"abc"), "0100 c8 03000000 616263"),
+    ("no payload", control.encode(control.UPLOAD_SEEN), "0100 04 00000000"),
+    ("PING", control.ping(0x1122334455667788), "0100 02 08000000 8877665544332211"),
+    ("BYE", control.bye("é"), "0100 05 02000000 c3a9"),
+)
+def test_layout(encoded: bytes, layout: str) -> None:
+    assert encoded == bytes.fromhex(layout)
+
+
+def test_kinds_are_those_of_the_protocol() -> None:
+    kinds = (control.PARAMS, control.PING, control.PONG, control.UPLOAD_SEEN, control.BYE)
+    assert kinds == (1, 2, 3, 4, 5)
+
+
+def test_the_longest_frame_fits_a_reader() -> None:
+    longest = control.encode(9, bytes(control.MAX_PAYLOAD_BYTES))
+    reader = FrameReader(CloseBody(), control=True)
+    assert reader.prime(longest) == []
+    assert reader.controls == [(9, bytes(control.MAX_PAYLOAD_BYTES))]
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_pong_brings_the_clock_back(clock_ns: int) -> None:
+    reader = FrameReader(CloseBody(), control=True)
+    reader.prime(control.ping(clock_ns))
+    [(kind, payload)] = reader.controls
+    assert kind == control.PING
+    assert control.echoed_clock(payload) == clock_ns
+
+
+@given(st.binary(max_size=20))
+def test_a_pong_of_another_length_is_refused(payload: bytes) -> None:
+    if len(payload) == 8:
+        assert control.echoed_clock(payload) >= 0
+        return
+    with pytest.raises(PeerError):
+        control.echoed_clock(payload)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300) | st.text().map(str.encode))
+@example(b"\x1b[2J\n\xe2\x80\xa8\xe2\x80\xae\x85")
+@example(b"\xc3")
+@example(bytes(3000))
+def test_a_bye_is_fit_for_a_log_line(payload: bytes) -> None:
+    text = control.bye_reason(payload)
+    assert text
+    assert text.isprintable()
+    assert len(text) <= 2000  # 200 characters, each of them escaped at worst
+
+
+def test_the_reason_of_a_bye() -> None:
+    assert control.bye_reason("größer".encode()) == "größer"
+    assert control.bye_reason(b"") == "no reason given"
+
+
+# ------------------------------------------------------------------ headers
+
+
+@table(
+    "value features",
+    ("no header: a base peer", None, set()),
+    ("empty", "", set()),
+    ("the one", "ctl", {"ctl"}),
+    ("among others", "uso, ctl,inet6 ,,tap", {"ctl"}),
+    ("in capitals", " CTL ", {"ctl"}),
+    ("unknown", "ctl2, xctl, c t l", set()),
+)
+def test_agree(value: str | None, features: set[str]) -> None:
+    assert control.agree(value) == features
+
+
+def test_an_offer_is_agreed_to() -> None:
+    assert control.agree(control.offer()) == control.SUPPORTED
+
+
+@table(
+    "value accepted",
+    ("a session id", "0123456789abcdef" * 2, True),
+    ("none", None, False),
+    ("empty", "", False),
+    ("in capitals", "0123456789ABCDEF" * 2, False),
+    ("too short", "0" * 31, False),
+    ("too long", "0" * 33, False),
+    ("with a line end, which $ would let pass", "0" * 32 + "\n", False),
+    ("with digits of another script", "\u0661" * 32, False),
+    ("given twice, as an HTTP parser joins it", "0" * 32 + ", " + "0" * 32, False),
+)
+def test_session_id(value: str | None, accepted: bool) -> None:
+    assert control.session_id(value) == (value if accepted else None)
+
+
+# ------------------------------------------------------------------ PARAMS
+
+interfaces = st.builds(
+    lambda ip, prefix: IPv4Interface((ip, prefix)), st.integers(0x0A000000, 0x0AFFFFFF), st.integers(0, 32)
+)
+networks = st.builds(
+    lambda ip, prefix: IPv4Network((ip, prefix), strict=False), st.ip_addresses(v=4), st.integers(0, 32)
+)
+
+
+@settings(deadline=None)
+@given(
+    st.builds(
+        Params,
+        mtu=st.integers(68, 65535),
+        addresses=st.lists(interfaces, min_size=1, max_size=4, unique=True).map(tuple),
+        routes=st.lists(networks, max_size=4, unique=True).map(tuple),
+        keepalive=st.floats(*KEEPALIVE_S),
+    )
+)
+def test_params_there_and_back(told: Params) -> None:
+    assert params.decode(params.encode(told)) == told
+
+
+def payload(**changes: object) -> bytes:
+    """PARAMS in JSON; a field that is changed to None is left out."""
+    fields = {"mtu": 1500, "addresses": ["10.0.0.2/24"], **changes}
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+def test_params_of_a_newer_server() -> None:
+    told = Params(mtu=1500, addresses=(IPv4Interface("10.0.0.2/24"),))
+    assert params.decode(payload(dns=["10.0.0.1"], addresses6=["2001:db8::2/64"])) == told
+
+
+@table(
+    "data",
+    ("nothing", b""),
+    ("no JSON", b"{"),
+    ("no object", b"[]"),
+    ("not UTF-8", b'{"mtu":1500,"addresses":["\xff"]}'),
+    ("half a surrogate", b'{"mtu":1500,"addresses":["\\ud800"]}'),
+    ("no MTU", payload(mtu=None)),
+    ("an MTU below what every link carries", payload(mtu=67)),
+    ("an MTU above what a frame carries", payload(mtu=65536)),
+    ("a negative MTU", payload(mtu=-1)),
+    ("an MTU of many digits", payload(mtu=int("9" * 4000))),
+    ("an MTU as text", payload(mtu="1500")),
+    ("no address", payload(addresses=[])),
+    ("an address that is none", payload(addresses=["10.0.0.300/24"])),
+    ("an IPv6 address where an IPv4 one belongs", payload(addresses=["2001:db8::1/64"])),
+    ("a loopback address, as in x-tun-conf", payload(addresses=["127.0.0.1/8"])),
+    ("the unspecified address", payload(addresses=["0.0.0.0/0"])),
+    ("a multicast address", payload(addresses=["224.0.0.1/4"])),
+    ("the broadcast address", payload(addresses=["255.255.255.255/32"])),
+    ("an address twice", payload(addresses=["10.0.0.2/24", "10.0.0.2/24"])),
+    ("a route that is none", payload(routes=["10.0.0.0/33"])),
+    ("a keepalive that never ends", payload(keepalive=51)),
+    ("a keepalive that floods", payload(keepalive=0)),
+    ("infinity", b'{"mtu":1500,"addresses":["10.0.0.2/24"],"keepalive":1e999}'),
+    ("NaN", b'{"mtu":1500,"addresses":["10.0.0.2/24"],"keepalive":NaN}'),
+    ("arrays in arrays, within a field that is skipped", payload()[:-1] + b',"x":' + b"[" * 20_000),
+    ("objects in objects", payload()[:-1] + b',"x":' + b'{"a":' * 9_000),
+)
+def test_params_refused(data: bytes) -> None:
+    assert len(data) <= control.MAX_PAYLOAD_BYTES
+    with pytest.raises(PeerError) as caught:
+        params.decode(data)
+    assert caught.value.reason == "bad-params"
+
+
+def test_the_text_of_a_refusal_is_short() -> None:
+    with pytest.raises(PeerError) as caught:
+        params.decode(payload(addresses=["z" * 40_000]))
+    assert len(str(caught.value)) < 500
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("10.0.0.2/24"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+nearly_params = st.fixed_dictionaries(
+    {},
+    optional={
+        "mtu": st.just(1500) | json_values,
+        "addresses": st.just(["10.0.0.2/24"]) | json_values,
+        "routes": st.lists(st.sampled_from(["10.0.0.0/8", "::/0", "x", "10.0.0.1/8"]), max_size=2) | json_values,
+        "keepalive": st.just(10) | json_values,
+        "more": json_values,
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(nearly_params.map(lambda fields: json.dumps(fields).encode()) | st.binary(max_size=100))
+def test_any_params_raise_peer_error_at_most(data: bytes) -> None:
+    try:
+        told = params.decode(data)
+    except PeerError:
+        return
+    assert 68 <= told.mtu <= 65535
+    assert told.addresses
+    assert KEEPALIVE_S[0] <= told.keepalive <= KEEPALIVE_S[1]
