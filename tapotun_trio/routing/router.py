@@ -1,0 +1,89 @@
+"""The base server's routing (PROTOCOL, "Routing on a base server") and the check of source addresses.
+
+A verdict is a small integer: the index of the client that gets the packet, or one of the constants below,
+all negative. That is what the data path caches and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, Literal
+
+from .prefixes import PrefixTable, host_network
+
+TO_DEVICE: Final = -1  # into the server's TUN
+NO_ROUTE: Final = -2  # nobody has this destination: drop
+BAD_SOURCE: Final = -3  # the client may not use this source: drop
+
+_SERVER: Final = -1  # owner of the server's own addresses, among the client indexes
+
+
+@dataclass(frozen=True, slots=True)
+class ClientNetworks:
+    """What one client has: its own address, the networks behind it, the sources pinned to it."""
+
+    ip: IPv4Address
+    routes: tuple[IPv4Network, ...] = ()
+    sources: tuple[IPv4Address, ...] = ()
+
+
+class Router:
+    """Immutable; a changed config makes a new one, and with it new caches.
+
+    Args:
+        addresses: the server's own (its ``net`` address and ``ips``).
+        local: networks that are never routed by source (top-level ``routes``).
+        clients: a client is known by its index here.
+        source_check: ``strict``: a client may use only its ``ip`` and ``routes``; ``loose``: also anything that
+            no other client and not the server owns (networks in ``local`` are owned by nobody, and being in a
+            client's ``sources`` gives no ownership); ``off``.
+
+    Addresses are given as 4 bytes in network order.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[IPv4Address],
+        local: Sequence[IPv4Network],
+        clients: Sequence[ClientNetworks],
+        source_check: Literal["strict", "loose", "off"] = "loose",
+    ) -> None:
+        owned = [(net, i) for i, c in enumerate(clients) for net in (host_network(c.ip), *c.routes)]
+        self._clients = PrefixTable(owned)
+        self._owners = PrefixTable([(host_network(a), _SERVER) for a in addresses] + owned)
+        self._local = PrefixTable([(net, True) for net in (*map(host_network, addresses), *local)])
+        self._pinned = {int(s): i for i, c in reversed(list(enumerate(clients))) for s in c.sources}
+        self._source_check = source_check
+
+    def from_device(self, source: bytes, destination: bytes) -> int:
+        """A packet that the server's host sends into the tunnel: a client's index or NO_ROUTE."""
+        client = self._clients.lookup(int.from_bytes(destination, "big"))
+        if client is None:
+            client = self._pinned.get(int.from_bytes(source, "big"))
+        return NO_ROUTE if client is None else client
+
+    def from_client(self, sender: int, source: bytes, destination: bytes) -> int:
+        """A packet from the client with index ``sender``: another client's index, TO_DEVICE or BAD_SOURCE."""
+        if not self._may_use(sender, int.from_bytes(source, "big")):
+            return BAD_SOURCE
+        to = int.from_bytes(destination, "big")
+        client = self._clients.lookup_other(to, sender)
+        if client is not None:
+            return client
+        # To the letter of PROTOCOL: unlike rule 1, this one does not except the sender.
+        client = self._pinned.get(int.from_bytes(source, "big"))
+        if client is not None and self._local.lookup(to) is None:
+            return client
+        return TO_DEVICE
+
+    def owns(self, client: int, source: bytes) -> bool:
+        """The address is the client's ``ip`` or in its ``routes``, and in nobody's longer prefix."""
+        return self._owners.lookup(int.from_bytes(source, "big")) == client
+
+    def _may_use(self, sender: int, source: int) -> bool:
+        if self._source_check == "off":
+            return True
+        owner = self._owners.lookup(source)
+        return owner == sender or (owner is None and self._source_check == "loose")

@@ -1,0 +1,216 @@
+"""routing.router against PROTOCOL's rules, written down as they stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.routing.router import BAD_SOURCE, NO_ROUTE, TO_DEVICE, ClientNetworks, Router
+
+from ..tables import table
+
+Check = Literal["strict", "loose", "off"]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a router is made of."""
+
+    addresses: tuple[IPv4Address, ...]
+    local: tuple[IPv4Network, ...]
+    clients: tuple[ClientNetworks, ...]
+
+    def router(self, check: Check) -> Router:
+        return Router(self.addresses, self.local, self.clients, check)
+
+
+def longest_prefix(address: IPv4Address, owners: Iterable[tuple[int, Sequence[IPv4Network]]]) -> int | None:
+    """The owner of the longest network that holds the address; of equal ones the first."""
+    hits = [(-net.prefixlen, who) for who, nets in owners for net in nets if address in net]
+    return min(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def networks_of(client: ClientNetworks) -> list[IPv4Network]:
+    """ "every client's `ip` (as /32) and `routes`" """
+    return [IPv4Network(client.ip), *client.routes]
+
+
+def pinned_to(world: World, source: IPv4Address) -> int | None:
+    """ "if S is one of some client's `sources`" """
+    return next((i for i, client in enumerate(world.clients) if source in client.sources), None)
+
+
+def route_from_client(world: World, sender: int, source: IPv4Address, destination: IPv4Address) -> int:
+    """PROTOCOL, "Routing on a base server", packet from client C, step by step."""
+    others = [(i, networks_of(client)) for i, client in enumerate(world.clients) if i != sender]
+    hit = longest_prefix(destination, others)
+    if hit is not None:
+        return hit
+    pinned = pinned_to(world, source)
+    servers_own = destination in world.addresses
+    if pinned is not None and not servers_own and not any(destination in net for net in world.local):
+        return pinned
+    return TO_DEVICE
+
+
+def route_from_device(world: World, source: IPv4Address, destination: IPv4Address) -> int:
+    """PROTOCOL: "Packet from the server's TUN: 1 over all clients, then 2 without the exception, else dropped." """
+    hit = longest_prefix(destination, [(i, networks_of(client)) for i, client in enumerate(world.clients)])
+    if hit is None:
+        hit = pinned_to(world, source)
+    return NO_ROUTE if hit is None else hit
+
+
+_SERVER = -1
+
+
+def owner_of(world: World, address: IPv4Address) -> int | None:
+    """DESIGN, "Trust": an address belongs to the client, or the server, with the longest network around it."""
+    server = (_SERVER, [IPv4Network(it) for it in world.addresses])
+    return longest_prefix(address, [server, *((i, networks_of(c)) for i, c in enumerate(world.clients))])
+
+
+def may_use(world: World, check: Check, sender: int, source: IPv4Address) -> bool:
+    """DESIGN: strict = only its `ip` and `routes`; loose = anything that nobody else owns; off."""
+    owner = owner_of(world, source)
+    return {"strict": owner == sender, "loose": owner in (sender, None), "off": True}[check]
+
+
+# A small address space, so that everything overlaps with everything.
+addresses = st.builds(
+    lambda third, last: IPv4Address(bytes([10, 0, third, last])), st.integers(0, 3), st.integers(0, 3)
+)
+networks = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    addresses,
+    st.sampled_from([0, 8, 22, 23, 24, 30, 31, 32]),
+)
+checks = st.sampled_from(["strict", "loose", "off"])
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """As config lets them pass: no address and no network is anybody's twice. `sources` may be."""
+    own = draw(st.lists(addresses, min_size=1, max_size=2, unique=True))
+    ips = draw(st.lists(addresses, max_size=4, unique=True).map(lambda ips: [ip for ip in ips if ip not in own]))
+    taken = {IPv4Network(it) for it in (*own, *ips)}
+    clients = []
+    for ip in ips:
+        routes = [it for it in draw(st.lists(networks, max_size=3, unique=True)) if it not in taken]
+        taken.update(routes)
+        clients.append(ClientNetworks(ip, tuple(routes), tuple(draw(st.lists(addresses, max_size=2)))))
+    return World(tuple(own), tuple(draw(st.lists(networks, max_size=2))), tuple(clients))
+
+
+@settings(max_examples=100, deadline=None)
+@given(worlds(), checks, st.lists(st.tuples(addresses, addresses), min_size=1, max_size=8))
+def test_against_the_text(world: World, check: Check, packets: list[tuple[IPv4Address, IPv4Address]]) -> None:
+    router = world.router(check)
+    for source, destination in packets:
+        key = source.packed, destination.packed
+        assert router.from_device(*key) == route_from_device(world, source, destination)
+        for sender in range(len(world.clients)):
+            assert router.owns(sender, source.packed) == (owner_of(world, source) == sender)
+            expected = (
+                route_from_client(world, sender, source, destination)
+                if may_use(world, check, sender, source)
+                else BAD_SOURCE
+            )
+            assert router.from_client(sender, *key) == expected
+
+
+# Example 3 of the issue: two clients, one with a source pinned to it.
+CORP = World(
+    addresses=(IPv4Address("10.50.0.1"), IPv4Address("10.50.0.254")),
+    local=(IPv4Network("172.20.0.0/16"),),
+    clients=(
+        ClientNetworks(
+            IPv4Address("10.50.0.2"),
+            (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24")),
+            (IPv4Address("192.168.100.10"),),
+        ),
+        ClientNetworks(IPv4Address("10.50.0.3"), (IPv4Network("10.70.0.0/24"), IPv4Network("10.60.0.128/25"))),
+    ),
+)
+A, B = 0, 1
+
+
+def packed(*texts: str) -> tuple[bytes, ...]:
+    return tuple(IPv4Address(text).packed for text in texts)
+
+
+@table(
+    "sender source destination verdict",
+    ("to the other client", A, "10.50.0.2", "10.50.0.3", B),
+    ("to a network behind it", A, "10.60.0.1", "10.70.0.9", B),
+    ("to the longer prefix within its own", A, "10.50.0.2", "10.60.0.200", B),
+    ("to its own network: not back to itself", A, "10.50.0.2", "10.61.0.1", TO_DEVICE),
+    ("to its own address", A, "10.50.0.2", "10.50.0.2", TO_DEVICE),
+    ("around its own longer prefix, to the shorter one", B, "10.50.0.3", "10.60.0.200", A),
+    ("to the server", A, "10.50.0.2", "10.50.0.1", TO_DEVICE),
+    ("to the world", A, "10.50.0.2", "1.1.1.1", TO_DEVICE),
+    ("pinned source to the world", B, "192.168.100.10", "1.1.1.1", A),
+    ("pinned source to the server", B, "192.168.100.10", "10.50.0.1", TO_DEVICE),
+    ("pinned source to another address of the server", B, "192.168.100.10", "10.50.0.254", TO_DEVICE),
+    ("pinned source to a local network", B, "192.168.100.10", "172.20.9.9", TO_DEVICE),
+    ("pinned source to a client", B, "192.168.100.10", "10.61.0.1", A),
+    ("pinned source from the client itself, to the letter", A, "192.168.100.10", "1.1.1.1", A),
+    ("a source of the other client", A, "10.70.0.1", "1.1.1.1", BAD_SOURCE),
+    ("a source of the server", A, "10.50.0.254", "10.50.0.3", BAD_SOURCE),
+    ("a source that nobody has", A, "8.8.8.8", "10.50.0.3", B),
+    ("the unspecified source", A, "0.0.0.0", "10.50.0.3", B),
+)
+def test_corp_from_a_client(sender: int, source: str, destination: str, verdict: int) -> None:
+    assert CORP.router("loose").from_client(sender, *packed(source, destination)) == verdict
+
+
+@table(
+    "check source allowed",
+    ("strict: its own address", "strict", "10.50.0.2", True),
+    ("strict: its network", "strict", "10.60.0.1", True),
+    ("strict: the other's longer prefix within it", "strict", "10.60.0.200", False),
+    ("strict: a source pinned to it", "strict", "192.168.100.10", False),
+    ("strict: nobody's", "strict", "8.8.8.8", False),
+    ("loose: nobody's", "loose", "8.8.8.8", True),
+    ("loose: a local network's", "loose", "172.20.0.1", True),
+    ("loose: the other's", "loose", "10.50.0.3", False),
+    ("loose: the server's", "loose", "10.50.0.1", False),
+    ("off: the other's", "off", "10.50.0.3", True),
+    ("off: the server's", "off", "10.50.0.1", True),
+)
+def test_corp_source_check(check: Check, source: str, allowed: bool) -> None:
+    verdict = CORP.router(check).from_client(A, *packed(source, "1.1.1.1"))
+    assert (verdict != BAD_SOURCE) == allowed
+
+
+@table(
+    "source destination verdict",
+    ("to a client", "10.50.0.1", "10.50.0.3", B),
+    ("to the longest prefix", "10.50.0.1", "10.60.0.200", B),
+    ("to the shorter prefix", "10.50.0.1", "10.60.0.1", A),
+    ("pinned source", "192.168.100.10", "1.1.1.1", A),
+    ("pinned source, without the exception for local networks", "192.168.100.10", "172.20.0.1", A),
+    ("pinned source, to the server", "192.168.100.10", "10.50.0.1", A),
+    ("nobody's", "10.50.0.1", "1.1.1.1", NO_ROUTE),
+)
+def test_corp_from_the_device(source: str, destination: str, verdict: int) -> None:
+    assert CORP.router("loose").from_device(*packed(source, destination)) == verdict
+
+
+def test_a_source_pinned_to_two_clients_goes_to_the_first() -> None:
+    pinned = (IPv4Address("9.9.9.9"),)
+    clients = [ClientNetworks(IPv4Address(f"10.0.0.{n}"), (), pinned) for n in (2, 3)]
+    router = Router([IPv4Address("10.0.0.1")], [], clients)
+    assert router.from_device(*packed("9.9.9.9", "1.1.1.1")) == 0
+
+
+@pytest.mark.parametrize("check", ["strict", "loose", "off"])
+def test_no_clients(check: Check) -> None:
+    router = Router([IPv4Address("10.0.0.1")], [], [], check)
+    assert router.from_device(*packed("10.0.0.1", "10.0.0.2")) == NO_ROUTE
