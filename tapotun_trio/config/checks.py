@@ -1,0 +1,204 @@
+"""What may stand only once: names, addresses, tokens, routes, marks, listeners.
+
+Entries are told to `Claims` in the order of the file, and the later of two that clash is reported,
+with the path of the earlier. Every check is a look-up, so a file of ten thousand routes is no
+slower per route than one of ten.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from ipaddress import IPv4Address, IPv4Network
+from typing import TypeAlias
+
+from .findings import MASK, Findings, quote, show
+from .model import Endpoint, Mark, Secret, TokenHash, UnixEndpoint, Url
+
+Path: TypeAlias = str
+
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+class Claims:
+    """What all entries of one file take for themselves."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._names: dict[str, Path] = {}
+        self._addresses: dict[IPv4Address, Path] = {}
+        self._nets: list[tuple[IPv4Network, Path]] = []
+        self._routes: dict[IPv4Network, Path] = {}
+        self._logins: dict[tuple[Url, str], Path] = {}
+        self._marks: dict[int, tuple[int, Path]] = {}
+        self._tables: dict[int, Path] = {}
+        self._unix: dict[str, Path] = {}
+        self._tcp: dict[tuple[bool, int], dict[str, Path]] = {}
+        self._clashing_ports: set[Path] = set()
+
+    def name(self, path: Path, name: str) -> None:
+        """An interface's name."""
+        earlier = self._names.setdefault(name, path)
+        if earlier != path:
+            self._findings.error(path, quote(name), f"is already used at {earlier}", "choose another")
+
+    def address(self, path: Path, address: IPv4Address) -> bool:
+        """An address of this machine or of a client. Whether it was free."""
+        earlier = self._addresses.setdefault(address, path)
+        if earlier == path:
+            return True
+        self._findings.error(path, quote(str(address)), f"is already used at {earlier}", "choose another address")
+        return False
+
+    def net(self, path: Path, network: IPv4Network) -> None:
+        """A server's network; `finish` compares them."""
+        self._nets.append((network, path))
+
+    def kernel_route(self, path: Path, network: IPv4Network) -> None:
+        """A route that will be programmed. The caller has judged the clients of one server."""
+        earlier = self._routes.setdefault(network, path)
+        if earlier != path:
+            self._findings.error(
+                path,
+                quote(str(network)),
+                f"is already used at {earlier}, and this machine can route it to one of them only",
+                'leave it with one, or set "install_routes": false',
+            )
+
+    def login(self, path: Path, server: Url, token: Secret) -> None:
+        """A client entry's token at its server."""
+        earlier = self._logins.setdefault((server, token.reveal()), path)
+        if earlier != path:
+            self._findings.error(
+                path,
+                MASK,
+                f"is used by {earlier} at the same server, and each would end the other's streams",
+                "give each client a token of its own",
+            )
+
+    def mark(self, path: Path, mark: Mark) -> None:
+        """Policy routing."""
+        table, earlier = self._marks.setdefault(mark.value, (mark.table, path))
+        if table != mark.table:
+            self._findings.error(
+                f"{path}.table",
+                show(mark.table),
+                f"differs from table {table} that {earlier} has for mark {mark.value}",
+                "use one table for one mark, or another mark",
+            )
+        sharer = self._tables.setdefault(mark.table, path)
+        if sharer != path:
+            self._findings.warning(
+                f"{path}.table",
+                show(mark.table),
+                f"is the table of {sharer} too, and a table has room for one default route",
+                "give each interface a table of its own",
+            )
+
+    def listener(self, path: Path, endpoint: Endpoint) -> None:
+        """A listening socket. ``path`` is an element of ``listen``, or ``port`` for the default
+        addresses. IPv6 sockets are V6ONLY, so the families never clash."""
+        if isinstance(endpoint, UnixEndpoint):
+            # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
+            key = posixpath.normpath("/" + endpoint.path.lstrip("/"))
+            earlier = self._unix.setdefault(key, path)
+            if earlier != path:
+                self._findings.error(
+                    path,
+                    quote(f"unix:{endpoint.path}"),
+                    f"is already used at {earlier}",
+                    "choose another path",
+                )
+            return
+        family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
+        clash = family.get(endpoint.address) or next(
+            (family[wildcard] for wildcard in _WILDCARDS if wildcard in family), None
+        )
+        if clash is None and endpoint.address in _WILDCARDS:
+            clash = next(iter(family.values()), None)
+        family.setdefault(endpoint.address, path)
+        # The default has two addresses at one path, which need only one line.
+        if clash is not None and path not in self._clashing_ports:
+            self._clashing_ports.add(path)
+            by_port = path.endswith(".port")
+            self._findings.error(
+                path,
+                show(endpoint.port) if by_port else quote(endpoint.address),
+                f"clashes with {clash} on port {endpoint.port}",
+                "choose another port or another address to listen on",
+            )
+
+    def finish(self) -> None:
+        """What can be said only when all entries are known."""
+        widest: tuple[IPv4Network, Path] | None = None
+        for network, path in sorted(self._nets, key=lambda net: net[0]):
+            if widest is None or not network.subnet_of(widest[0]):
+                widest = network, path
+                continue
+            # A narrower network inside a wider one can be meant; the same twice cannot work.
+            report = self._findings.error if network == widest[0] else self._findings.warning
+            report(
+                path,
+                quote(str(network)),
+                f"overlaps the network {widest[0]} of {widest[1]}",
+                "give each server a network of its own",
+            )
+
+
+class ServerClaims:
+    """What the clients of one server take for themselves. ``owner`` is the path of a client."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._tokens: dict[TokenHash, Path] = {}
+        self._names: dict[str, Path] = {}
+        self._prefixes: dict[IPv4Network, tuple[Path, Path]] = {}
+        self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
+
+    def token(self, path: Path, token: TokenHash) -> None:
+        """A client's token. The same token as SHA-1 here and SHA-256 there cannot be seen."""
+        earlier = self._tokens.setdefault(token, path)
+        if earlier != path:
+            self._findings.error(
+                path,
+                quote(f"{token.digest[:8]}…"),
+                f"is already used at {earlier}",
+                "give each client a token of its own",
+            )
+
+    def default_name(self, path: Path, address: IPv4Address) -> None:
+        """The address as the name of a client without one; before any given name."""
+        self._names.setdefault(str(address), path)
+
+    def name(self, path: Path, name: str) -> None:
+        """A client's given name."""
+        earlier = self._names.setdefault(name, path)
+        if earlier != path:
+            self._findings.error(path, quote(name), f"already names the client of {earlier}", "choose another")
+
+    def address(self, path: Path, address: IPv4Address, owner: Path) -> None:
+        """An address as the /32 that routing makes of it; before any route. That it is used once
+        is for `Claims.address`."""
+        self._prefixes.setdefault(IPv4Network(address), (path, owner))
+
+    def route(self, path: Path, network: IPv4Network, owner: Path) -> bool:
+        """A client's route. Whether it was free: two clients with the same prefix cannot both
+        win."""
+        earlier, holder = self._prefixes.setdefault(network, (path, owner))
+        if earlier == path:
+            return True
+        if holder != owner:
+            self._findings.error(path, quote(str(network)), f"is already used at {earlier}", "leave it with one")
+        elif earlier != f"{owner}.ip":
+            self._findings.warning(path, quote(str(network)), f"is already used at {earlier}", "remove one")
+        return False
+
+    def source(self, path: Path, address: IPv4Address, owner: Path) -> None:
+        """An address whose packets leave by this client. It may be another client's own address:
+        that is how one client becomes the way out for another."""
+        earlier, holder = self._sources.setdefault(address, (path, owner))
+        if earlier == path:
+            return
+        if holder != owner:
+            self._findings.error(path, quote(str(address)), f"is already used at {earlier}", "leave it with one")
+        else:
+            self._findings.warning(path, quote(str(address)), f"is already used at {earlier}", "remove one")

@@ -1,0 +1,345 @@
+"""Plain JSON objects against the structs of `raw`, reporting every misfit instead of the first.
+
+``msgspec.convert`` stops at its first error, so it is asked field by field and, where a list does
+not fit, element by element. Whatever does not fit is reported and left out; the rest is handed on,
+so that later checks still see it.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct, UnsetType, inspect
+
+from .findings import MASK, Findings, item, member, quote, show
+from .jsontext import JsonObject, NotANumber
+from .raw import NAMES
+
+T = TypeVar("T")
+
+_MISFIT = object()
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_LONGEST_TYPO = 40  # characters of an unknown field that are compared; difflib is quadratic
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One field of a struct, taken apart once.
+
+    ``one`` is the annotation of a single value and ``many`` that of a list's elements, of which there are
+    ``least`` to ``most``; a field has either or both. ``example`` is one value or element, or a whole list.
+    """
+
+    name: str
+    required: bool
+    default: object
+    one: Any = None
+    many: Any = None
+    least: int = 0
+    most: int | None = None
+    example: object = None
+    secret: bool = False
+
+
+@cache
+def specs(struct: type[Struct]) -> dict[str, FieldSpec]:
+    """The fields of a struct by their name in the file."""
+    return {info.encode_name: _spec(info.encode_name, info) for info in msgspec.structs.fields(struct)}
+
+
+def _spec(name: str, info: msgspec.structs.FieldInfo) -> FieldSpec:
+    one = many = most = None
+    least = 0
+    for alternative in _alternatives(info.type):
+        bare = _bare(alternative)
+        if get_origin(bare) is list:
+            (many,) = get_args(bare)
+            meta = _meta(alternative)
+            most = None if meta is None else meta.max_length
+        elif get_origin(bare) is tuple:
+            many, *others = get_args(bare)
+            assert all(other is many for other in others), f"{name}: elements of several types"
+            least = most = 1 + len(others)
+        else:
+            one = alternative
+    default = info.default
+    if info.default_factory is not msgspec.NODEFAULT:
+        default = info.default_factory()
+    example, secret = _metadata(info.type)
+    if example is None and many is not None:
+        example, secret = _metadata(many)
+    if example is None and default is not msgspec.NODEFAULT and default is not msgspec.UNSET:
+        example = default
+    return FieldSpec(name, info.required, default, one, many, least, most, example, secret)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union but for UnsetType, which says that the field may be left out."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [a for a in get_args(annotation) if a is not UnsetType]
+    return [annotation]
+
+
+def _metadata(annotation: Any) -> tuple[object, bool]:
+    """The first example and whether the value is secret, as `raw` notes them in ``Meta``."""
+    for alternative in _alternatives(annotation):
+        meta = _meta(alternative)
+        if meta is not None:
+            return (meta.examples or [None])[0], bool((meta.extra or {}).get("secret"))
+    return None, False
+
+
+def _meta(annotation: Any) -> msgspec.Meta | None:
+    if get_origin(annotation) is not Annotated:
+        return None
+    meta = get_args(annotation)[1]
+    assert isinstance(meta, msgspec.Meta)
+    return meta
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An object of the file: those of its fields that fit their types, and defaults."""
+
+    path: str
+    struct: type[Struct]
+    given: Collection[str]
+    _values: Mapping[str, object] = field(repr=False)  # may hold a raw token
+
+    def at(self, name: str) -> str:
+        """The path of a field, there or not."""
+        return member(self.path, name)
+
+    def get(self, name: str, kind: type[T]) -> T | None:
+        """The value, or the default; None if it is left out without one or does not fit."""
+        value = self._value(name)
+        return value if isinstance(value, kind) else None
+
+    def texts(self, name: str) -> list[tuple[str, str]]:
+        """Path and text of each element that fits; of a single text where the field takes both."""
+        value = self._value(name)
+        if isinstance(value, str):
+            return [(self.at(name), value)]
+        return [(path, e) for path, e in self._elements(value) if isinstance(e, str)]
+
+    def numbers(self, name: str) -> list[tuple[str, float]]:
+        """Path and value of each element that fits, or of the default's."""
+        value = self._value(name)
+        if isinstance(value, tuple):
+            value = [(item(self.at(name), index), e) for index, e in enumerate(value)]
+        return [(path, e) for path, e in self._elements(value) if isinstance(e, float)]
+
+    def nodes(self, name: str) -> list[Node]:
+        """The objects of a list that are objects."""
+        return [e for _, e in self._elements(self._value(name)) if isinstance(e, Node)]
+
+    def _value(self, name: str) -> object:
+        if name not in specs(self.struct):
+            raise LookupError(f"{self.struct.__name__} has no field {name}")
+        return self._values.get(name)
+
+    @staticmethod
+    def _elements(value: object) -> list[tuple[str, object]]:
+        return value if isinstance(value, list) else []
+
+
+def read_object(
+    value: object,
+    struct: type[Struct],
+    path: str,
+    findings: Findings,
+    *,
+    tolerated: Collection[str] = (),
+) -> Node | None:
+    """Check an object against a struct. None if it is no object at all.
+
+    ``tolerated`` names further fields that are passed over in silence.
+    """
+    if not isinstance(value, JsonObject):
+        # A bare text may be a token whose object was forgotten.
+        shown = MASK if isinstance(value, str) else show(value)
+        findings.error(path, shown, _is_not(value, "an object"), f"write {_shape(struct)}")
+        return None
+    fields = specs(struct)
+    for key in value.repeated:
+        findings.error(member(path, key), quote(key), "stands more than once in this object", "keep one")
+    for key in value:
+        if key not in fields and key not in tolerated:
+            findings.error(
+                member(path, key),
+                quote(key),
+                f"is an unknown field in {NAMES.get(struct, 'an interface definition')}",
+                _meant(key, struct, tolerated),
+            )
+    values: dict[str, object] = {}
+    for name, spec in fields.items():
+        if name in value:
+            got = _read_field(value[name], spec, member(path, name), findings)
+            if got is not _MISFIT:
+                values[name] = got
+        elif spec.required:
+            findings.error(member(path, name), "", "is missing", f"add {_pair(spec)}")
+        else:
+            values[name] = spec.default
+    return Node(path, struct, frozenset(value), values)
+
+
+def _read_field(value: object, spec: FieldSpec, path: str, findings: Findings) -> object:
+    if isinstance(value, list) and spec.many is not None:
+        return _read_elements(value, spec, path, findings)
+    if spec.one is not None:
+        return _read_one(value, spec.one, spec, path, findings)
+    findings.error(path, _shown(value, spec), _is_not(value, "a list"), f"write {_sample(spec)}")
+    return _MISFIT
+
+
+def _read_elements(values: list[object], spec: FieldSpec, path: str, findings: Findings) -> object:
+    """Path and value of each element that fits, as a list; a misfit if there are some and none does.
+
+    Of too many the good ones are handed on, unless their number itself has a meaning.
+    """
+    miscounted = len(values) < spec.least or (spec.most is not None and len(values) > spec.most)
+    if miscounted:
+        many = "1 element" if len(values) == 1 else f"{len(values)} elements"
+        remedy = f"write {spec.least}, such as {_sample(spec)}" if spec.least else f"write at most {spec.most}"
+        findings.error(path, _shown(values, spec), f"has {many}", remedy)
+    good: list[tuple[str, object]] = []
+    for index, value in enumerate(values):
+        place = item(path, index)
+        got = _read_one(value, spec.many, spec, place, findings)
+        if got is not _MISFIT:
+            good.append((place, got))
+    if (miscounted and spec.least) or (values and not good):
+        return _MISFIT
+    return good
+
+
+def _read_one(value: object, annotation: Any, spec: FieldSpec, path: str, into: Findings) -> object:
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        node = read_object(value, annotation, path, into)
+        return _MISFIT if node is None else node
+    try:
+        got: object = msgspec.convert(value, annotation, strict=True)
+    except msgspec.ValidationError:
+        problem, remedy = _misfit(value, annotation, spec)
+        into.error(path, _shown(value, spec), problem, remedy)
+        return _MISFIT
+    if isinstance(got, str) and not _is_unicode(got):
+        into.error(
+            path,
+            _shown(value, spec),
+            "holds half of a surrogate pair",
+            "write the character itself instead of its \\u escape",
+        )
+        return _MISFIT
+    return got
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- wording ---
+
+
+def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
+    """Problem and remedy for a value that ``msgspec.convert`` refused."""
+    wanted = inspect.type_info(annotation)
+    if isinstance(wanted, inspect.Metadata):
+        wanted = wanted.type
+    if isinstance(wanted, inspect.IntType):
+        choice = f"a whole number from {wanted.ge} to {wanted.le}"
+        if type(value) is int or (isinstance(value, NotANumber) and value.is_finite):
+            return "is out of range", f"write {choice}"
+        if isinstance(value, float | NotANumber):
+            return "is not a whole number", f"write {choice}"
+        return _is_no_number(value, choice)
+    if isinstance(wanted, inspect.FloatType):
+        choice = f"a number from {wanted.ge} to {wanted.le}"
+        if type(value) in (int, float) or (isinstance(value, NotANumber) and value.is_finite):
+            return "is out of range", f"write {choice}"
+        if isinstance(value, NotANumber):
+            return "is not a finite number", f"write {choice}"
+        return _is_no_number(value, choice)
+    if isinstance(wanted, inspect.BoolType):
+        return _is_not(value, "true or false"), "write true or false, without quotes"
+    if isinstance(wanted, inspect.LiteralType):
+        *most, last = (show(v) for v in wanted.values)
+        choice = f"{', '.join(most)} or {last}"
+        if isinstance(value, str) and value in map(str, wanted.values):
+            return _is_no_number(value, choice)
+        return "is not one of the choices", f"write {choice}"
+    return _is_not(value, "text"), f"write {show(spec.example)}"
+
+
+def _is_no_number(value: object, choice: str) -> tuple[str, str]:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return "is text, not a number", f"write {choice}, without quotes"
+    return _is_not(value, "a number"), f"write {choice}"
+
+
+def _is_not(value: object, wanted: str) -> str:
+    if isinstance(value, str):
+        return f"is text, not {wanted}"
+    if isinstance(value, list):
+        return f"is a list, not {wanted}"
+    if isinstance(value, dict):
+        return f"is an object, not {wanted}"
+    if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
+        return f"is a number, not {wanted}"
+    return f"is not {wanted}"  # true, false and null say themselves what they are
+
+
+def _shown(value: object, spec: FieldSpec) -> str:
+    return MASK if spec.secret else show(value)
+
+
+def _pair(spec: FieldSpec) -> str:
+    return f'"{spec.name}": {_sample(spec)}'
+
+
+def _sample(spec: FieldSpec) -> str:
+    """A value that would fit, as JSON; a list where there is a choice."""
+    if isinstance(spec.many, type) and issubclass(spec.many, Struct):
+        return f"[{_shape(spec.many)}]"
+    if spec.many is None:
+        return show(spec.example)
+    examples = spec.example if isinstance(spec.example, list) else [spec.example]
+    return f"[{', '.join(map(show, examples))}]"
+
+
+def _shape(struct: type[Struct]) -> str:
+    """An object that would fit, as JSON; dots stand for fields that may be left out."""
+    fields = specs(struct).values()
+    parts = [_pair(spec) for spec in fields if spec.required] or [_pair(spec) for spec in fields]
+    if len(parts) < len(fields):
+        parts.append("...")
+    return "{" + ", ".join(parts) + "}"
+
+
+def _meant(key: str, struct: type[Struct], tolerated: Collection[str]) -> str:
+    """What the author of an unknown field may have wanted."""
+    fields = [*specs(struct), *tolerated]
+    close = get_close_matches(key.casefold()[:_LONGEST_TYPO], fields, n=1)
+    homes = [name for other, name in NAMES.items() if key in specs(other)]
+    if homes:
+        also = f', or did you mean "{close[0]}"?' if close else ""
+        return f"it belongs in {' or '.join(homes)}{also}"
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"remove it; the fields are {', '.join(fields)}"

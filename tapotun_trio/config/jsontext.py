@@ -1,0 +1,191 @@
+"""JSON text to plain objects, and where in the text each value stands.
+
+Untrusted input: `parse` raises `JsonProblem` only. No message repeats a piece of the text, which
+may be a token that lacks its quotes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from .findings import item, member
+
+_INT_DIGITS: Final = 100  # far below CPython's 4300, where int() refuses with a bare ValueError
+
+
+class JsonProblem(Exception):
+    """Not JSON. ``line`` and ``column`` count from 1, in characters."""
+
+    def __init__(self, problem: str, remedy: str, line: int, column: int) -> None:
+        super().__init__(f"line {line} column {column}: {problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+        self.line = line
+        self.column = column
+
+
+class JsonObject(dict[str, object]):
+    """A JSON object; ``repeated`` holds the keys that it gave more than once (the last one won)."""
+
+    __slots__ = ("repeated",)
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.repeated: tuple[str, ...] = ()
+        if len(self) != len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            self.repeated = tuple(key for key, n in counts.items() if n > 1)
+
+
+class NotANumber:
+    """Stands for what Python reads as a number and no field can hold: NaN, Infinity, 5000 digits."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    @property
+    def is_finite(self) -> bool:
+        """False for NaN and the infinities, which JSON does not have."""
+        return self._text.lstrip("-").isdigit()
+
+
+def to_text(data: bytes) -> str:
+    """Bytes to text: UTF-8, with or without a byte order mark. Raises JsonProblem."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        before = data[: exc.start].decode()
+        line, column = _line_column(before, len(before))
+        raise JsonProblem(f"byte 0x{data[exc.start]:02x} is not UTF-8", "save the file as UTF-8", line, column) from exc
+
+
+def parse(text: str) -> object:
+    """Text to lists, JsonObjects, strings, numbers, booleans and None. Raises JsonProblem."""
+    try:
+        value: object = json.loads(
+            text,
+            object_pairs_hook=JsonObject,
+            parse_constant=NotANumber,
+            parse_int=_parse_int,
+        )
+    except json.JSONDecodeError as exc:
+        at, problem, remedy = _explain(text, exc)
+        raise JsonProblem(problem, remedy, *_line_column(text, at)) from exc
+    except RecursionError as exc:
+        raise JsonProblem("nests lists or objects too deeply", "write a list of interface definitions", 1, 1) from exc
+    return value
+
+
+def _parse_int(digits: str) -> int | NotANumber:
+    return int(digits) if len(digits) <= _INT_DIGITS else NotANumber(digits)
+
+
+def _line_column(text: str, at: int) -> tuple[int, int]:
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+
+
+def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
+    """Position, problem and remedy for the mistakes that people make, judged by the text around
+    the place rather than by the parser's wording, which differs between versions of Python."""
+    at = exc.pos
+    here = text[at : at + 1]
+    before = text[:at].rstrip()
+    if exc.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and here in ("]", "}")):
+        comma = at if here == "," else len(before) - 1
+        return comma, "a comma stands before a closing bracket", "remove the comma"
+    # The parser points at the start of these texts, or at the character within.
+    if exc.msg.startswith("Unterminated string"):
+        return at, "this text has no closing quote", 'close it with "'
+    if exc.msg.startswith("Invalid control character"):
+        return (
+            at,
+            "a line break or control character stands inside quotes",
+            'close the quotes with " on the same line',
+        )
+    if exc.msg.startswith("Invalid \\"):
+        return at, "a backslash starts no known escape here", "write \\\\ for one backslash"
+    if not here:
+        return at, "the file ends too early", "close every [ and {"
+    if exc.msg.startswith("Extra data"):
+        return (
+            at,
+            "there is more after the end of the list",
+            "put all interface definitions in one list, [{...}, {...}]",
+        )
+    if here in ("/", "#"):
+        return at, "JSON has no comments", "remove the comment"
+    if here == "'":
+        return at, "JSON has no single quotes", 'write " instead'
+    if exc.msg.startswith("Expecting ',' delimiter"):
+        return at, "a comma or a closing bracket is missing before this", "add it"
+    if exc.msg.startswith("Expecting ':' delimiter"):
+        return at, "a colon is missing after the field's name", "add it"
+    if exc.msg.startswith("Expecting property name"):
+        return at, "a field's name belongs here", 'write it in double quotes, such as "name"'
+    if text.startswith(("True", "False", "None"), at):
+        return at, "this word is Python, not JSON", "write true, false or null"
+    return (
+        at,
+        "a value belongs here",
+        "write a text in double quotes, a number, true, false, a list or an object",
+    )
+
+
+_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
+
+
+def positions(text: str) -> dict[str, tuple[int, int]]:
+    """Path to line and column of every value. ``text`` is one that `parse` accepted.
+
+    Of a key given more than once, the last place. Does not recurse.
+    """
+    return {path: (line, column) for path, line, column in _walk(text)}
+
+
+def _walk(text: str) -> Iterator[tuple[str, int, int]]:
+    paths: list[str] = []  # of the containers that are open
+    counts: list[int] = []  # index of the next element in each; -1 in an object
+    path = ""  # of the value that comes next
+    expects_key = False
+    line, line_start = 1, 0
+    done = 0
+    for match in _TOKEN.finditer(text):
+        start, token = match.start(), match.group()
+        newlines = text.count("\n", done, start)  # a newline never stands inside a token
+        if newlines:
+            line += newlines
+            line_start = text.rindex("\n", done, start) + 1
+        done = start
+        if token == ",":
+            if counts[-1] < 0:
+                expects_key = True
+            else:
+                counts[-1] += 1
+                path = item(paths[-1], counts[-1])
+        elif token in ("]", "}"):
+            paths.pop()
+            counts.pop()
+            expects_key = False
+        elif token == ":":
+            continue
+        elif expects_key:
+            path = member(paths[-1], json.loads(token))
+            expects_key = False
+        else:
+            yield path, line, start - line_start + 1
+            if token in ("[", "{"):
+                paths.append(path)
+                counts.append(0 if token == "[" else -1)
+                expects_key = token == "{"
+                path = item(path, 0)

@@ -1,0 +1,141 @@
+"""A config file to a `Config`, or to everything that is wrong with it.
+
+Blocking: reads the file and those that it names. Untrusted input: whatever the file holds, nothing
+but `InvalidConfig` is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from typing import Final
+
+from . import files
+from .client_entry import read_client
+from .common import Reading
+from .decode import read_object, specs
+from .findings import MASK, Finding, Findings, InvalidConfig, item, show
+from .jsontext import JsonProblem, parse, positions, to_text
+from .model import Config, InterfaceConfig
+from .raw import RawClient, RawInterface, RawServer
+from .server_entry import read_server
+
+_FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The config, with its warnings. Raises InvalidConfig, which carries every finding."""
+    config, findings = check(path)
+    if config is None:
+        raise InvalidConfig(os.fspath(path), findings)
+    return config
+
+
+def check(path: str | os.PathLike[str]) -> tuple[Config | None, list[Finding]]:
+    """The config, or None if there are errors, and all findings in the order of the file.
+
+    Never raises for what is in the file or in its way.
+    """
+    file = os.fspath(path)
+    try:
+        content = files.read(file, _FILE_BYTES)
+    except files.Unreadable as exc:
+        return None, [Finding("error", "", "", f"cannot be read: {exc}", "name a config file")]
+    return check_content(content.data, file, content.public_mode)
+
+
+def check_content(data: bytes, file: str, public_mode: int | None = None) -> tuple[Config | None, list[Finding]]:
+    """`check` for what a file holds or will hold. ``public_mode`` is its permission bits if every user may read
+    it; files that the config names are looked for beside ``file``."""
+    try:
+        text = to_text(data)
+        if not text.strip():
+            return None, [Finding("error", "", "", "is empty", "write a list of interface definitions, [{...}]")]
+        root = parse(text)
+    except JsonProblem as exc:
+        return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
+    findings = Findings()
+    interfaces = _read_root(root, file, public_mode, findings)
+    found = _placed(findings.found, text)
+    if any(finding.severity == "error" for finding in found):
+        return None, found
+    return Config(interfaces, tuple(finding.text(file) for finding in found)), found
+
+
+def _read_root(root: object, file: str, public_mode: int | None, findings: Findings) -> tuple[InterfaceConfig, ...]:
+    if not isinstance(root, list):
+        shown = MASK if isinstance(root, str) else show(root)
+        findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
+        return ()
+    if not root:
+        findings.error("", "[]", "has nothing to run", "write at least one interface definition")
+    reading = Reading(file, findings)
+    read = [_read_entry(value, item("", i), reading) for i, value in enumerate(root)]
+    reading.claims.finish()
+    if public_mode is not None:
+        _warn_public(root, file, public_mode, findings)
+    return tuple(interface for interface in read if interface is not None)
+
+
+def _read_entry(value: object, path: str, reading: Reading) -> InterfaceConfig | None:
+    """None only if errors were reported."""
+    given = value if isinstance(value, dict) else {}
+    is_server = "port" in given or "net" in given
+    is_client = "server" in given
+    if is_server and not is_client:
+        node = read_object(value, RawServer, path, reading.findings)
+        return None if node is None else read_server(node, reading)
+    if is_client and not is_server:
+        node = read_object(value, RawClient, path, reading.findings)
+        return None if node is None else read_client(node, reading)
+    if is_server:
+        reading.findings.error(
+            path,
+            "",
+            'has fields of a server ("port", "net") and of a client ("server")',
+            "split it into two definitions",
+        )
+    elif isinstance(value, dict):
+        reading.findings.error(
+            path,
+            "",
+            "is neither a server nor a client",
+            'add "port" and "net" to make it a server, or "server" to make it a client',
+        )
+    # Of what kind it is nobody knows; what both kinds have can be checked all the same.
+    either = {**specs(RawServer), **specs(RawClient)}
+    node = read_object(value, RawInterface, path, reading.findings, tolerated=either)
+    if node is not None:
+        reading.name(node)
+        reading.mark(node)
+    return None
+
+
+def _warn_public(root: list[object], file: str, mode: int, findings: Findings) -> None:
+    """One warning if the file holds a raw token. Other users may read hashes, not tokens."""
+    for i, value in enumerate(root):
+        if isinstance(value, dict) and "server" in value and "token" in value:
+            findings.warning(
+                f"{item('', i)}.token",
+                MASK,
+                f"stands in a file that every user of this machine can read (mode {mode:04o})",
+                f"run chmod 600 {shlex.quote(file)}",
+            )
+            return
+
+
+def _placed(found: list[Finding], text: str) -> list[Finding]:
+    """The findings with line and column, in the order of the file. What is missing is placed where
+    the object that lacks it begins."""
+    if not found:
+        return found
+    places = positions(text)
+    placed: list[Finding] = []
+    for finding in found:
+        path = finding.path
+        while path and path not in places:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        line, column = places[path] if path else (None, None)
+        placed.append(replace(finding, line=line, column=column))
+    return sorted(placed, key=lambda f: (f.line or 0, f.column or 0))

@@ -1,0 +1,151 @@
+"""What a valid config file says, in typed values. `load` makes these; the rest of the program reads nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal, TypeAlias
+
+SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
+
+
+class Secret(str):
+    """A string that never shows itself by accident: repr and format give ``***``. Use `reveal`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+    def reveal(self) -> str:
+        """The characters themselves, for the one place that sends them."""
+        return str.__str__(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """fwmark policy routing: packets marked ``value`` use routing table ``table``. Both uint32."""
+
+    value: int
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHash:
+    """How a server knows a token: lowercase hex of its SHA-1 or SHA-256."""
+
+    algorithm: Literal["sha1", "sha256"]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedClient:
+    """One entry of a server's ``clients``. ``name`` is for people: the config's, else its address."""
+
+    name: str
+    token: TokenHash
+    ip: IPv4Address
+    routes: tuple[IPv4Network, ...] = ()
+    sources: tuple[IPv4Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TcpEndpoint:
+    """An address literal of either family and a port. ``optional``: from the default, so a machine without
+    that family skips it."""
+
+    address: str
+    port: int
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    path: str
+
+
+Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """An interface definition with ``port`` or ``net``. ``mtu`` is in bytes and holds at both ends.
+
+    ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``peers``: the
+    generation that base clients are spoken to in. ``keepalive_s``: between pings with clients of ours.
+    """
+
+    name: str
+    net: IPv4Interface
+    listen: tuple[Endpoint, ...]
+    mtu: int = 1500
+    ips: tuple[IPv4Address, ...] = ()
+    routes: tuple[IPv4Network, ...] = ()
+    push_routes: tuple[IPv4Network, ...] = ()
+    clients: tuple[AllowedClient, ...] = ()
+    mark: Mark | None = None
+    install_routes: bool = True
+    source_check: SourceCheck = "loose"
+    peers: Literal[1, 2] = 1
+    keepalive_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """Where a client connects. ``host`` is a name or an address literal without brackets; ``target`` is the
+    origin-form request target (path and query), at least ``/``."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header: host, in brackets if IPv6, and the port unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """``ca_file``: trust this PEM bundle instead of the system's; an absolute path. ``insecure``: check neither
+    chain nor name."""
+
+    ca_file: str | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """An interface definition with ``server``.
+
+    ``rotate_s``: each stream is replaced after a random time between these. ``transport_mark``: fwmark of the
+    transport's own sockets, or None.
+    """
+
+    name: str
+    server: Url
+    token: Secret
+    mark: Mark | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    rotate_s: tuple[float, float] = (420.0, 900.0)
+    transport_mark: int | None = None
+
+
+InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole file. ``warnings`` are findings that do not stop a start, formatted as the errors are."""
+
+    interfaces: tuple[InterfaceConfig, ...]
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""The JSON file as it may be written: names, types, ranges and defaults of every field.
+
+This is the one place that knows them. `decode` judges values by these annotations and takes its
+wording (ranges, examples) from their metadata; ``msgspec.json.schema`` can make a JSON Schema of
+them. What a text must look like inside (an address, a URL) is for `fields` and `url`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from .model import SourceCheck
+
+SECRET: Final = {"secret": True}
+"""`Meta.extra` of a field whose value is never shown."""
+
+
+def _text(description: str, *examples: str, **schema: Any) -> Meta:
+    return Meta(description=description, examples=list(examples), extra_json_schema=schema)
+
+
+def _uint32(description: str, *examples: int, least: int = 0) -> Meta:
+    return Meta(ge=least, le=2**32 - 1, description=description, examples=list(examples))
+
+
+# Element types, so that a list and a single value are judged alike.
+Address = Annotated[str, _text("an IPv4 address", "10.10.0.2", format="ipv4")]
+Network = Annotated[str, _text("an IPv4 network", "10.60.0.0/24")]
+Listen = Annotated[str, _text("an address literal or unix:/path", "127.0.0.1", "unix:/run/t.sock")]
+Seconds = Annotated[float, Meta(ge=0.1, le=86400)]
+
+
+class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """fwmark policy routing."""
+
+    value: Annotated[int, _uint32("the fwmark", 100)]
+    table: Annotated[int, _uint32("the routing table of packets with that mark", 100)]
+
+
+class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a client checks an https server."""
+
+    ca_file: (
+        Annotated[
+            str,
+            _text("trust this PEM bundle instead of the system's", "/etc/ssl/corp.pem"),
+        ]
+        | UnsetType
+    ) = UNSET
+    insecure: Annotated[bool, Meta(description="check neither the certificate's chain nor its name")] = False
+
+
+class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One entry of a server's ``clients``."""
+
+    token: Annotated[
+        str,
+        Meta(
+            description="lowercase hex SHA-1 of the raw token, or sha256:<hex>",
+            examples=["<hash of the raw token>"],
+            extra=SECRET,  # may be a raw token by mistake
+        ),
+    ]
+    ip: Address
+    routes: Annotated[list[Network], Meta(description="networks behind this client")] = []
+    sources: Annotated[list[Address], Meta(description="packets from these addresses leave by this client")] = []
+    name: Annotated[str, _text("shown in logs instead of the address", "laptop")] | UnsetType = UNSET
+
+
+class RawInterface(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What both kinds of interface definition have."""
+
+    name: Annotated[str, _text("the interface's name", "tun0", minLength=1, maxLength=15)]
+    mark: RawMark | UnsetType = UNSET
+
+
+class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An interface definition with ``port`` or ``net``."""
+
+    port: Annotated[int, Meta(ge=1, le=65535, examples=[8080])] | UnsetType = UNSET
+    listen: Listen | list[Listen] | UnsetType = UNSET
+    net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
+    mtu: Annotated[int, Meta(ge=68, le=65535, examples=[1500])] = 1500
+    ips: Annotated[list[Address], Meta(description="further addresses of the server")] = []
+    routes: Annotated[list[Network], Meta(description="networks treated as local")] = []
+    push_routes: Annotated[
+        list[Network],
+        # Generation 2 of x-tun-conf counts them in one byte.
+        Meta(max_length=255, description="networks that clients are told to route into the tunnel"),
+    ] = []
+    clients: Annotated[list[RawAllowedClient], Meta(description="who may connect")] = []
+    install_routes: Annotated[bool, Meta(description="program kernel routes to the clients' networks")] = True
+    source_check: Annotated[SourceCheck, Meta(description="whose addresses a client may use")] = "loose"
+    peers: Annotated[Literal[1, 2], Meta(description="the generation that deployed peers are spoken to in")] = 1
+    keepalive: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=50,
+            description="seconds between pings with our own clients; a stream silent for three of them is dead",
+            examples=[10],
+        ),
+    ] = 10.0
+
+
+class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An interface definition with ``server``."""
+
+    server: Annotated[str, _text("where to connect", "https://vpn.example.com/ip", format="uri")]
+    token: Annotated[str, Meta(description="the raw token", examples=["<raw token>"], extra=SECRET)] | UnsetType = UNSET
+    token_file: (
+        Annotated[str, _text("a file that holds the raw token, relative to this one", "/etc/tapotun/token")] | UnsetType
+    ) = UNSET
+    tls: RawTls | UnsetType = UNSET
+    rotate_s: Annotated[
+        tuple[Seconds, Seconds],
+        Meta(description="each stream is replaced after a random time between these", examples=[[420, 900]]),
+    ] = (420.0, 900.0)
+    transport_mark: (
+        Annotated[
+            int,
+            _uint32(
+                "fwmark of the transport's own sockets, so that policy routing can keep them out of the tunnel",
+                51,
+                least=1,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+NAMES: Final[dict[type[Struct], str]] = {
+    RawServer: "a server",
+    RawClient: "a client",
+    RawAllowedClient: 'an entry of "clients"',
+    RawMark: '"mark"',
+    RawTls: '"tls"',
+}
+"""Every object that a file may hold, and what the operator calls it."""

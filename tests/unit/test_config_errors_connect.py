@@ -1,0 +1,193 @@
+"""Errors in tokens, listeners, marks and URLs, as the whole line that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pytest
+
+from .test_config_errors import B, mark, other, two
+from .test_config_load import allowed, client, judge, server, sha1, sha256
+
+A: Final = sha1("a")
+
+HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha1sum or tapotun token prints"
+HEADER: Final = (
+    "has characters that an HTTP header cannot carry; "
+    "use printable ASCII without line breaks; tapotun token makes such a token"
+)
+URL: Final = 'write a URL such as "https://vpn.example.com/ip"'
+# Each is one file and the one line that is said of it.
+ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
+    # --- tokens of a server ---
+    ([two(token=sha1("test"))], '[0].clients[1].token: "a94a8fe5…" is already used at [0].clients[0].token; '
+     "give each client a token of its own"),
+    ([server(clients=[allowed(token=sha256("a")), allowed(token=sha256("a"), ip="10.10.0.3")])],
+     '[0].clients[1].token: "ca978112…" is already used at [0].clients[0].token; give each client a token of its own'),
+    ([two(token="s3cret")], "[0].clients[1].token: *** is not a hash; it looks like the raw token, which belongs on "
+     f"the client only; {HASH}"),
+    ([two(token="")], "[0].clients[1].token: *** is not a hash; it looks like the raw token, which belongs on "
+     f"the client only; {HASH}"),
+    ([two(token=B.upper())], "[0].clients[1].token: *** is a hash in capital letters; write it in lower case"),
+    ([two(token="SHA256:" + sha256("b")[7:])], "[0].clients[1].token: *** is a hash in capital letters; "
+     "write it in lower case"),
+    ([two(token="sha1:" + B)], "[0].clients[1].token: *** is a SHA-1 with a prefix; write its 40 digits alone, "
+     "in lower case"),
+    ([two(token="sha256:" + B)], "[0].clients[1].token: *** is no SHA-256; write sha256: and 64 digits of lower-case "
+     "hex"),
+    ([two(token=sha256("b")[7:])], "[0].clients[1].token: *** looks like a SHA-256 without its prefix, or like a raw "
+     f"token; write sha256: before the hash; of a raw token {HASH}"),
+    ([two(token=B[:39])], f"[0].clients[1].token: *** has 39 hex digits and a SHA-1 has 40; copy all of it, or {HASH}"),
+    ([two(token=B + "\n")], "[0].clients[1].token: *** is not a hash; it looks like the raw token, which belongs on "
+     f"the client only; {HASH}"),
+    # --- tokens of a client ---
+    *(
+        ([client(token=token)], "[0].token: *** looks like a hash, which belongs on the server; write the raw token; "
+         "if this is the raw token, keep it in a token_file")
+        for token in (A, A.upper(), sha256("a"))
+    ),
+    ([client(token="")], "[0].token: *** is empty; write the raw token"),
+    ([client(token="x" * 4097)], "[0].token: *** has more than 4096 characters; write a shorter token"),
+    *(
+        ([client(token=token)], f"[0].token: *** {HEADER}")
+        for token in ("a\nb", "a\r\nx-api-key: b", "a\tb", "a\0", "\x7f", "é", "€", "\u2028")
+    ),
+    ([client(token=" a")], "[0].token: *** starts or ends with a space; remove the space"),
+    ([client(token="a ")], "[0].token: *** starts or ends with a space; remove the space"),
+    ([client(), client(name="b")], "[1].token: *** is used by [0].token at the same server, and each would end the "
+     "other's streams; give each client a token of its own"),
+    # --- listen ---
+    ([server(listen=[])], '[0].listen: [] names no address; leave it out, or write "127.0.0.1"'),
+    ([server(listen="localhost")], '[0].listen: "localhost" is a name, not an address; write ["127.0.0.1", "::1"]'),
+    ([server(listen="*")], '[0].listen: "*" is not an address; write ["0.0.0.0", "::"] for every address'),
+    ([server(listen="")], '[0].listen: "" is not an address; write ["0.0.0.0", "::"] for every address'),
+    ([server(listen=["::1", "vpn.example.com"])], '[0].listen[1]: "vpn.example.com" is not an address; '
+     'write an address literal such as "127.0.0.1", or "unix:/path"'),
+    ([server(listen="127.0.0.1:80")], '[0].listen: "127.0.0.1:80" has a port; write "127.0.0.1" here, and the port in '
+     '"port"'),
+    ([server(listen="[::1]:80")], '[0].listen: "[::1]:80" has a port; write "::1" here, and the port in "port"'),
+    ([server(listen="[::1]")], '[0].listen: "[::1]" has brackets; write "::1"'),
+    ([server(listen="127.0.0.1 ")], '[0].listen: "127.0.0.1 " has white space at its ends; write "127.0.0.1"'),
+    ([server(listen="10.0.0.0/8")], '[0].listen: "10.0.0.0/8" is a path without unix:, or a network; '
+     'write "unix:/path" or an address'),
+    ([server(listen="/run/t.sock")], '[0].listen: "/run/t.sock" is a path without unix:, or a network; '
+     'write "unix:/path" or an address'),
+    *(
+        ([server(listen=literal)], f'[0].listen: "{literal}" is link-local, for which an interface would have to be '
+         'named; write "::" or an address of wider scope')
+        for literal in ("fe80::1", "fe80::1%eth0")
+    ),
+    ([server(listen="::ffff:10.0.0.1")], '[0].listen: "::ffff:10.0.0.1" is IPv4 in IPv6\'s clothes; write "10.0.0.1"'),
+    ([server(listen="ff02::1")], '[0].listen: "ff02::1" is no address of a single host; '
+     "write an address of this machine"),
+    *(
+        ([server(port=..., listen=path)], f'[0].listen: "{path}" has no absolute path; write it as in '
+         '"unix:/run/tapotun.sock"')
+        for path in ("unix:", "unix:t.sock", "unix:@abstract")
+    ),
+    ([server(port=..., listen="unix:/a\0b")], '[0].listen: "unix:/a\\u0000b" has control characters in its path; '
+     'write it as in "unix:/run/tapotun.sock"'),
+    ([server(port=..., listen="unix:/run/")], '[0].listen: "unix:/run/" names a directory; write the socket\'s own '
+     'path, as in "unix:/run/tapotun.sock"'),
+    ([server(port=..., listen="UNIX:/a")], '[0].listen: "UNIX:/a" has unix: in capital letters; write "unix:/a"'),
+    ([server(port=..., listen="unix:/" + "ä" * 54)], f'[0].listen: "unix:/{"ä" * 54}" has a path of 109 bytes; '
+     "choose one of at most 107 bytes"),
+    # --- clashes of listeners ---
+    ([server(), other(port=8080)], "[1].port: 8080 clashes with [0].port on port 8080; "
+     "choose another port or another address to listen on"),
+    ([server(), other(port=8080, listen="0.0.0.0")], '[1].listen: "0.0.0.0" clashes with [0].port on port 8080; '
+     "choose another port or another address to listen on"),
+    ([server(listen="::"), other(port=8080)], "[1].port: 8080 clashes with [0].listen on port 8080; "
+     "choose another port or another address to listen on"),
+    ([server(listen=["10.0.0.1", "::1"]), other(port=8080, listen=["127.0.0.1", "0:0::1"])],
+     '[1].listen[1]: "::1" clashes with [0].listen[1] on port 8080; '
+     "choose another port or another address to listen on"),
+    ([server(listen=["127.0.0.1", "127.0.0.1"])], '[0].listen[1]: "127.0.0.1" clashes with [0].listen[0] on port '
+     "8080; choose another port or another address to listen on"),
+    ([server(port=..., listen="unix:/run/a"), other(port=..., listen="unix://run/./b/../a")],
+     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; choose another path'),
+    # --- marks ---
+    ([server(**mark(0, 100))], "[0].mark.value: 0 would match every packet; choose a mark from 1 on"),
+    ([server(**mark(1, 0))], "[0].mark.table: 0 is the kernel's word for the main table, where a default route would "
+     "take all traffic; choose a table of its own, such as 100"),
+    *(
+        ([client(**mark(1, table))], f"[0].mark.table: {table} is the {name} table of this machine, where a default "
+         "route would take all traffic; choose a table of its own, such as 100")
+        for table, name in ((253, "default"), (254, "main"), (255, "local"))
+    ),
+    ([server(**mark(100, 100)), client(**mark(100, 200))], "[1].mark.table: 200 differs from table 100 that [0].mark "
+     "has for mark 100; use one table for one mark, or another mark"),
+    ([client(transport_mark=100, **mark(100, 200))], "[0].transport_mark: 100 is the mark of [0].mark.value too, and "
+     "the transport would enter its own tunnel; choose another mark"),
+    # --- URLs ---
+    ([client(server="")], f'[0].server: "" is empty; {URL}'),
+    ([client(server="h:8080/ip")], '[0].server: "h:8080/ip" has no scheme; write "http://..." or "https://...", '
+     'such as "https://vpn.example.com/ip"'),
+    ([client(server="http:h")], f'[0].server: "http:h" has no // after its scheme; {URL}'),
+    ([client(server="ftp://h")], f'[0].server: "ftp://h" has neither the scheme http nor https; {URL}'),
+    ([client(server="ws://h")], '[0].server: "ws://h" has the scheme ws; write http instead'),
+    ([client(server="wss://h")], '[0].server: "wss://h" has the scheme wss; write https instead'),
+    ([client(server="http:///ip")], f'[0].server: "http:///ip" has no host; {URL}'),
+    ([client(server="http://:80/")], f'[0].server: "http://:80/" has no host; {URL}'),
+    *(
+        ([client(server=f"http://{host}/")], f'[0].server: "http://{host}/" has no valid host name; {URL}')
+        for host in ("a..b", "-a", "a-", "a%20b", "a_b!", "x" * 64, "a\\\\b"[:1] + "^")
+    ),
+    ([client(server="http://10.0.0.256/")], '[0].server: "http://10.0.0.256/" has no valid IPv4 address as its host; '
+     'write four numbers as in "10.0.0.1"'),
+    ([client(server="http://10.1/")], '[0].server: "http://10.1/" has no valid IPv4 address as its host; '
+     'write four numbers as in "10.0.0.1"'),
+    ([client(server="http://h:0/")], '[0].server: "http://h:0/" has a port out of range; write a port from 1 to 65535 '
+     "after the host"),
+    ([client(server="http://h:65536/")], '[0].server: "http://h:65536/" has a port out of range; write a port from 1 '
+     "to 65535 after the host"),
+    *(
+        ([client(server=f"http://h:{port}/")], f'[0].server: "http://h:{port}/" has no valid port; '
+         "write a port from 1 to 65535 after the host")
+        for port in ("x", "+80", "٨٠", "123456", "-1")
+    ),
+    ([client(server="http://user:pw@h/")], '[0].server: "http://***@h/" has a user name or password; remove it; '
+     'the peer knows this client by "token" alone'),
+    ([client(server="user:p w@h/?key=k")], '[0].server: "***@h/?***" has white space or control characters; '
+     "remove them, or write a space as %20"),
+    ([client(server="http://h/#x")], '[0].server: "http://h/#x" has a fragment, which is never sent; '
+     "remove it from the # on"),
+    ([client(server="http://h/a b")], '[0].server: "http://h/a b" has white space or control characters; '
+     "remove them, or write a space as %20"),
+    ([client(server="http://h/\r\nx: y")], '[0].server: "http://h/\\r\\nx: y" has white space or control characters; '
+     "remove them, or write a space as %20"),
+    ([client(server="http://bücher.example/")], '[0].server: "http://bücher.example/" has letters beyond ASCII in its '
+     'host; write "xn--bcher-kva.example"'),
+    ([client(server="http://ü..example/")], '[0].server: "http://ü..example/" has letters beyond ASCII in its '
+     "host; write the host name in ASCII (punycode)"),
+    ([client(server="http://h/ü")], '[0].server: "http://h/ü" has letters beyond ASCII in its path; '
+     "write them percent-encoded"),
+    ([client(server="http://::1:80/")], '[0].server: "http://::1:80/" has more than one colon in its host; '
+     'write IPv6 as "http://[2001:db8::1]:8080/"'),
+    ([client(server="http://[::1/")], '[0].server: "http://[::1/" has brackets that do not match; '
+     'write "http://[2001:db8::1]:8080/"'),
+    ([client(server="http://[::1]80/")], '[0].server: "http://[::1]80/" has brackets that do not match; '
+     'write "http://[2001:db8::1]:8080/"'),
+    ([client(server="http://[x]/")], '[0].server: "http://[x]/" has no IPv6 address in its brackets; '
+     'write "http://[2001:db8::1]:8080/"'),
+    ([client(server="http://[fe80::1%25eth0]/")], '[0].server: "http://[fe80::1%25eth0]/" has a zone in its address; '
+     "write an address of wider scope, or a name"),
+    ([client(server="http://h/" + "x" * 4096)], f'[0].server: "http://h/{"x" * 70}…" has more than 4096 characters; '
+     "write a shorter URL"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entries", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
+def test_one_finding(entries: Sequence[object], line: str) -> None:
+    config, texts = judge(*entries)
+    assert texts == [f"F: {line}"]
+    assert config is None
+
+
+def test_the_transport_s_mark_is_compared_with_half_a_mark_too() -> None:
+    assert judge(client(transport_mark=100, mark={"value": 100}))[1] == [
+        "F: [0].transport_mark: 100 is the mark of [0].mark.value too, and the transport would enter its own tunnel; "
+        "choose another mark",
+        'F: [0].mark.table: is missing; add "table": 100',
+    ]

@@ -1,0 +1,186 @@
+"""The files around a config, and what is reported of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tapotun_trio.config.findings import Finding, InvalidConfig, report_json, report_text
+from tapotun_trio.config.load import check, check_content, load
+from tapotun_trio.config.model import ClientConfig, Config
+from tapotun_trio.errors import ConfigError
+
+from .test_config_load import accept, client, server, sha1
+
+
+def write(path: Path, content: object, mode: int = 0o600) -> str:
+    """A file of that mode; what is not text is written as JSON."""
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.chmod(mode)
+    return str(path)
+
+
+# --- files ---
+
+
+def test_load_gives_the_config_with_its_warnings(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.json", [client()], 0o644)
+    warning = (
+        f"{file}: warning: [0].token: *** stands in a file that every user of this machine can read "
+        f"(mode 0644); run chmod 600 {file} (line 1)"
+    )
+    assert load(file) == Config((accept(client()),), (warning,))
+
+
+def test_hashes_may_be_world_readable(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "t.json", [server()], 0o644)).warnings == ()
+
+
+def test_one_warning_for_a_file_of_many_tokens(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.json", [server(), client(), client(name="tun2", token="b")], 0o604)
+    assert [finding.path for finding in check(file)[1]] == ["[1].token"]
+
+
+def test_load_raises_every_error_in_one_exception(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.json", '[\n{"name": "tun0",\n "net": "10.10.0.1", "clients": []}\n]')
+    with pytest.raises(InvalidConfig) as caught:
+        load(file)
+    assert isinstance(caught.value, ConfigError)
+    assert str(caught.value).splitlines() == [
+        f'{file}: [0].port: is missing; add "port": 8080, or let "listen" name Unix sockets only (line 2)',
+        f'{file}: [0].net: "10.10.0.1" has no prefix length; write it, as in "10.10.0.1/24" (line 3)',
+    ]
+    assert caught.value.file == file
+    assert [f.severity for f in caught.value.findings] == ["error", "error", "warning"]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    def text(path: Path | str) -> str:
+        config, findings = check(path)
+        assert config is None
+        (finding,) = findings
+        return finding.text("F")
+
+    assert text(tmp_path / "none.json") == "F: cannot be read: No such file or directory; name a config file"
+    assert text(tmp_path) == "F: cannot be read: Is a directory; name a config file"
+    assert text("a\0b") == "F: cannot be read: no valid path; name a config file"
+    assert text("a\udcff\ud800b") == "F: cannot be read: no valid path; name a config file"
+    assert text("/dev/zero") == "F: cannot be read: longer than 67108864 bytes; name a config file"
+    assert text("x" * 300) == "F: cannot be read: File name too long; name a config file"
+    assert text("/proc/self/mem") == "F: cannot be read: Input/output error; name a config file"
+    assert text("/dev/null") == "F: is empty; write a list of interface definitions, [{...}]"
+
+
+def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load(tmp_path / "a\nb: fine")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the config wherever the process stands; one line end does not belong to it."""
+    config = write(tmp_path / "t.json", [client(token=..., token_file="secret/token")], 0o644)
+    (tmp_path / "secret").mkdir()
+    monkeypatch.chdir("/")
+    for content in ("s3cret", "s3cret\n", "s3cret\r\n"):
+        write(tmp_path / "secret" / "token", content)
+        (interface,) = load(config).interfaces
+        assert isinstance(interface, ClientConfig)
+        assert interface.token.reveal() == "s3cret"
+        assert load(config).warnings == ()
+    monkeypatch.chdir(tmp_path)
+    assert check("t.json")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"),
+    [
+        ("", 0o600, "holds a token that is empty; write the raw token"),
+        ("\n", 0o600, "holds a token that is empty; write the raw token"),
+        (
+            "s3cret\n\n",
+            0o600,
+            "holds a token that has characters that an HTTP header cannot carry; "
+            "use printable ASCII without line breaks; tapotun token makes such a token",
+        ),
+        (
+            "s3crét",
+            0o600,
+            "holds a token that has characters that an HTTP header cannot carry; "
+            "use printable ASCII without line breaks; tapotun token makes such a token",
+        ),
+        (" s3cret", 0o600, "holds a token that starts or ends with a space; remove the space"),
+        ("s" * 70000, 0o600, None),
+        ("s3cret", 0o604, "can be read by every user of this machine (mode 0604); run chmod 600 'a token'"),
+        (sha1("x"), 0o600, "holds what looks like a hash; write the raw token into it, unless this is the raw token"),
+    ],
+)
+def test_bad_token_file(tmp_path: Path, content: str, mode: int, said: str | None) -> None:
+    write(tmp_path / "a token", content, mode)
+    file = write(tmp_path / "t.json", [client(token=..., token_file="a token")])
+    said = said or "cannot be read: longer than 65536 bytes; write the path of a file, absolute or relative to this one"
+    (finding,) = check(file)[1]
+    severity = "warning: " if finding.severity == "warning" else ""
+    assert finding.text("F") == f'F: {severity}[0].token_file: "a token" {said} (line 1)'
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("none", "No such file or directory"), (".", "Is a directory"), ("a\0", "no valid path")]
+)
+def test_missing_token_file_and_ca_file(tmp_path: Path, name: str, why: str) -> None:
+    entry = client(server="https://h/", token=..., token_file=name, tls={"ca_file": name})
+    findings = check(write(tmp_path / "t.json", [entry]))[1]
+    shown = json.dumps(name)
+    remedy = "write the path of a file, absolute or relative to this one (line 1)"
+    assert [f.text("F") for f in findings] == [
+        f"F: [0].token_file: {shown} cannot be read: {why}; {remedy}",
+        f"F: [0].tls.ca_file: {shown} cannot be read: {why}; {remedy}",
+    ]
+
+
+def test_ca_file_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "ca.pem", "not looked into")
+    write(tmp_path / "t.json", [client(server="https://h/", tls={"ca_file": "ca.pem"})])
+    monkeypatch.chdir(tmp_path)
+    (interface,) = load("t.json").interfaces
+    assert isinstance(interface, ClientConfig)
+    assert interface.tls.ca_file == str(tmp_path / "ca.pem")
+
+
+# --- reports ---
+
+
+def test_report_text() -> None:
+    config, findings = check_content(json.dumps([server(), client()]).encode(), "F")
+    assert report_text("F", config, findings) == "F: valid: 1 server, 1 client"
+    config, findings = check_content(json.dumps([server(clients=[]), server(name="b")]).encode(), "F")
+    *lines, last = report_text("F", config, findings).splitlines()
+    assert last == "F: not valid: 2 errors, 1 warning"
+    assert lines == [finding.text("F") for finding in findings]
+    config, findings = check_content(json.dumps([server(clients=[])]).encode(), "F")
+    assert report_text("F", config, findings).splitlines()[-1] == "F: valid: 1 server, 1 warning"
+
+
+def test_report_json() -> None:
+    error = Finding("error", "[0].net", '"x\\u001b"', "is\nbad", "mend it", 3, 5)
+    warning = Finding("warning", "", "", "is so", "mend it")
+    assert json.loads(report_json("a\nb", [error, warning])) == {
+        "file": "a\nb",
+        "valid": False,
+        "errors": [
+            {
+                "path": "[0].net",
+                "value": '"x\\u001b"',
+                "problem": "is\\u000abad",
+                "remedy": "mend it",
+                "line": 3,
+                "column": 5,
+            }
+        ],
+        "warnings": [
+            {"path": "", "value": "", "problem": "is so", "remedy": "mend it", "line": None, "column": None},
+        ],
+    }
+    assert json.loads(report_json("F", [warning]))["valid"] is True

@@ -1,0 +1,414 @@
+"""A valid file becomes the right values; the files around it are read as promised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tapotun_trio.config.load import check, check_content
+from tapotun_trio.config.model import (
+    AllowedClient,
+    ClientConfig,
+    Config,
+    Mark,
+    Secret,
+    ServerConfig,
+    TcpEndpoint,
+    TlsConfig,
+    TokenHash,
+    UnixEndpoint,
+    Url,
+)
+from tapotun_trio.config.raw import RawClient, RawServer
+from tapotun_trio.wire import params
+from tapotun_trio.wire.tunconf import TunConf, decode, encode_generation_2
+
+EXAMPLES = Path(__file__).parents[2] / "conf" / "examples"
+
+Json = dict[str, Any]
+
+
+def sha1(token: str) -> str:
+    return hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()
+
+
+def sha256(token: str) -> str:
+    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+
+
+def allowed(**changes: Any) -> Json:
+    """One of a server's clients."""
+    return _merge({"token": sha1("test"), "ip": "10.10.0.2"}, changes)
+
+
+def server(**changes: Any) -> Json:
+    """A valid server, changed; a field given as ... is left out."""
+    valid = {"name": "tun0", "port": 8080, "net": "10.10.0.1/24", "clients": [allowed()]}
+    return _merge(valid, changes)
+
+
+def client(**changes: Any) -> Json:
+    """A valid client, changed; a field given as ... is left out."""
+    return _merge({"name": "tun1", "server": "http://127.0.0.1:8080/ip", "token": "test"}, changes)
+
+
+def _merge(valid: Json, changes: Json) -> Json:
+    return {key: value for key, value in {**valid, **changes}.items() if value is not ...}
+
+
+def judge(*entries: object) -> tuple[Config | None, list[str]]:
+    """The config and the text of every finding, without the line, of a file with these entries."""
+    config, findings = check_content(json.dumps(list(entries)).encode(), "F")
+    return config, [finding.text("F").removesuffix(" (line 1)") for finding in findings]
+
+
+def accept(entry: Json) -> ServerConfig | ClientConfig:
+    """The one interface of a file that has nothing wrong with it."""
+    config, texts = judge(entry)
+    assert texts == []
+    assert config is not None
+    (interface,) = config.interfaces
+    return interface
+
+
+def accept_server(**changes: Any) -> ServerConfig:
+    interface = accept(server(**changes))
+    assert isinstance(interface, ServerConfig)
+    return interface
+
+
+def accept_client(**changes: Any) -> ClientConfig:
+    interface = accept(client(**changes))
+    assert isinstance(interface, ClientConfig)
+    return interface
+
+
+# --- values ---
+
+
+def test_minimal_server_gets_the_defaults() -> None:
+    assert accept(server()) == ServerConfig(
+        name="tun0",
+        net=IPv4Interface("10.10.0.1/24"),
+        listen=(TcpEndpoint("127.0.0.1", 8080, optional=True), TcpEndpoint("::1", 8080, optional=True)),
+        mtu=1500,
+        ips=(),
+        routes=(),
+        clients=(AllowedClient("10.10.0.2", TokenHash("sha1", sha1("test")), IPv4Address("10.10.0.2")),),
+        mark=None,
+        install_routes=True,
+        source_check="loose",
+        push_routes=(),
+        peers=1,
+        keepalive_s=10.0,
+    )
+
+
+def test_server_with_every_field() -> None:
+    entry = server(
+        name="corp0",
+        port=80,
+        listen=["0.0.0.0", "2001:DB8:0::1", "unix:/run/tapotun.sock"],
+        net="10.50.0.1/24",
+        mtu=1400,
+        ips=["10.50.0.254"],
+        mark={"value": 2**32 - 1, "table": 100},
+        routes=["172.20.0.0/16"],
+        install_routes=False,
+        source_check="strict",
+        push_routes=["172.20.0.0/16", "10.60.0.0/15"],
+        peers=2,
+        keepalive=2.5,
+        clients=[
+            {
+                "name": "Zürich 1",
+                "token": sha256("a"),
+                "ip": "10.50.0.2",
+                "routes": ["10.60.0.0/24", "10.61.0.0/24"],
+                "sources": ["192.168.100.10"],
+            },
+        ],
+    )
+    assert accept(entry) == ServerConfig(
+        name="corp0",
+        net=IPv4Interface("10.50.0.1/24"),
+        listen=(
+            TcpEndpoint("0.0.0.0", 80),
+            TcpEndpoint("2001:db8::1", 80),
+            UnixEndpoint("/run/tapotun.sock"),
+        ),
+        mtu=1400,
+        ips=(IPv4Address("10.50.0.254"),),
+        routes=(IPv4Network("172.20.0.0/16"),),
+        clients=(
+            AllowedClient(
+                "Zürich 1",
+                TokenHash("sha256", sha256("a").removeprefix("sha256:")),
+                IPv4Address("10.50.0.2"),
+                (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24")),
+                (IPv4Address("192.168.100.10"),),
+            ),
+        ),
+        mark=Mark(2**32 - 1, 100),
+        install_routes=False,
+        source_check="strict",
+        push_routes=(IPv4Network("172.20.0.0/16"), IPv4Network("10.60.0.0/15")),
+        peers=2,
+        keepalive_s=2.5,
+    )
+
+
+def test_client() -> None:
+    assert accept(client(mark={"value": 100, "table": 100})) == ClientConfig(
+        name="tun1",
+        server=Url("http", "127.0.0.1", 8080, "/ip"),
+        token=Secret("test"),
+        mark=Mark(100, 100),
+        tls=TlsConfig(None, insecure=False),
+        rotate_s=(420.0, 900.0),
+        transport_mark=None,
+    )
+
+
+def test_client_trusts_a_server_without_check_if_told() -> None:
+    changed = accept_client(server="https://vpn.example.com", tls={"insecure": True})
+    assert changed.tls == TlsConfig(None, insecure=True)
+
+
+def test_a_token_never_shows_itself() -> None:
+    token = accept_client(token="s3cret").token
+    assert "s3cret" not in f"{accept(client(token='s3cret'))!r} {token} {token!s} {token!r} {token:>9}"
+    assert token.reveal() == "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://h", Url("http", "h", 80, "/")),
+        ("https://h", Url("https", "h", 443, "/")),
+        ("HTTPS://Host.Example:444/A?b=C", Url("https", "host.example", 444, "/A?b=C")),
+        ("http://h?x=1", Url("http", "h", 80, "/?x=1")),
+        ("http://h:/", Url("http", "h", 80, "/")),
+        ("http://h:65535/%20@", Url("http", "h", 65535, "/%20@")),
+        ("http://[2001:DB8::1]:81/ip", Url("http", "2001:db8::1", 81, "/ip")),
+        ("http://[::1]", Url("http", "::1", 80, "/")),
+        ("http://under_score.example./", Url("http", "under_score.example.", 80, "/")),
+        ("http://xn--bcher-kva.example/", Url("http", "xn--bcher-kva.example", 80, "/")),
+        ("http://10.0.0.1/a//b/../c", Url("http", "10.0.0.1", 80, "/a//b/../c")),
+    ],
+)
+def test_urls(text: str, expected: Url) -> None:
+    assert accept_client(server=text).server == expected
+
+
+@pytest.mark.parametrize("mtu", [68, 1400, 65535])
+def test_mtu(mtu: int) -> None:
+    assert accept_server(mtu=mtu).mtu == mtu
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_port(port: int) -> None:
+    assert {e.port for e in accept_server(port=port).listen if isinstance(e, TcpEndpoint)} == {port}
+
+
+@pytest.mark.parametrize("keepalive", [1, 1.5, 50])
+def test_keepalive(keepalive: float) -> None:
+    found = accept_server(keepalive=keepalive).keepalive_s
+    assert (found, type(found)) == (keepalive, float)
+
+
+def test_what_may_be_written_can_be_sent() -> None:
+    """The config knows nothing of the wire; the limits of both agree."""
+    _, schema = msgspec.json.schema_components([RawServer], ref_template="{name}")
+    keepalive = schema["RawServer"]["properties"]["keepalive"]
+    assert (keepalive["minimum"], keepalive["maximum"]) == params.KEEPALIVE_S
+    pushed = [f"172.16.{n}.0/24" for n in range(255)]
+    routes = accept_server(push_routes=pushed).push_routes
+    assert list(map(str, routes)) == pushed
+    conf = TunConf(1500, (IPv4Interface("10.10.0.2/24"),), routes)
+    assert decode(encode_generation_2(conf)) == conf
+
+
+def test_a_route_pushed_twice_is_pushed_once() -> None:
+    config, _ = judge(server(push_routes=["10.60.0.0/24", "10.61.0.0/24", "10.60.0.0/24"]))
+    assert config is not None
+    (found,) = config.interfaces
+    assert isinstance(found, ServerConfig)
+    assert found.push_routes == (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24"))
+
+
+@pytest.mark.parametrize("rotate_s", [[0.1, 86400], [5, 5], [420.5, 900]])
+def test_rotate_s(rotate_s: list[float]) -> None:
+    assert accept_client(rotate_s=rotate_s).rotate_s == tuple(rotate_s)
+
+
+@pytest.mark.parametrize("value", [1, 2**32 - 1])
+def test_transport_mark(value: int) -> None:
+    assert accept_client(transport_mark=value, mark={"value": 100, "table": 100}).transport_mark == value
+
+
+def test_a_transport_may_enter_the_tunnel_of_another_interface() -> None:
+    first = client(mark={"value": 100, "table": 100})
+    assert judge(first, client(name="tun2", token="b", transport_mark=100))[1] == []
+
+
+@pytest.mark.parametrize("name", ["a", "123456789012345", "tun-0_a.b", "é", "äöüäöüx"])
+def test_interface_names(name: str) -> None:
+    assert accept_server(name=name).name == name
+
+
+@pytest.mark.parametrize("net", ["10.0.0.1/8", "10.0.0.1/30", "10.0.0.0/31", "10.0.0.1/31", "10.0.0.7/32"])
+def test_nets(net: str) -> None:
+    config, texts = judge(server(net=net, clients=[]))
+    assert texts == ["F: warning: [0].clients: [] has nobody who may connect; add the clients"]
+    assert config is not None
+    assert [i.net for i in config.interfaces if isinstance(i, ServerConfig)] == [IPv4Interface(net)]
+
+
+def test_both_hosts_of_a_31_can_be_used() -> None:
+    clients = accept_server(net="10.0.0.0/31", clients=[allowed(ip="10.0.0.1")]).clients
+    assert [c.ip for c in clients] == [IPv4Address("10.0.0.1")]
+
+
+@pytest.mark.parametrize("token", ["x", "with space", '!"#~', "a" * 39, "A" * 41, "é".encode().hex()])
+def test_raw_tokens(token: str) -> None:
+    assert accept_client(token=token).token.reveal() == token
+
+
+def test_a_unix_socket_needs_no_port() -> None:
+    assert accept_server(port=..., listen="unix:/run/t.sock").listen == (UnixEndpoint("/run/t.sock"),)
+    assert accept_server(port=..., listen=["unix:/a", "unix:/b"]).listen == (UnixEndpoint("/a"), UnixEndpoint("/b"))
+    longest = "unix:/" + "a" * 106
+    assert accept_server(port=..., listen=longest).listen == (UnixEndpoint(longest[5:]),)
+
+
+def test_one_listen_address_may_stand_without_a_list() -> None:
+    assert accept_server(listen="::").listen == (TcpEndpoint("::", 8080),)
+
+
+# --- what may stand twice ---
+
+
+def test_the_families_do_not_clash() -> None:
+    assert accept_server(listen=["0.0.0.0", "::"]).listen == (TcpEndpoint("0.0.0.0", 8080), TcpEndpoint("::", 8080))
+
+
+def test_a_port_may_be_used_on_two_addresses() -> None:
+    second = server(name="tun1", net="10.11.0.1/24", listen="127.0.0.2", clients=[allowed(ip="10.11.0.2")])
+    assert judge(server(listen="127.0.0.1"), second)[1] == []
+
+
+def test_two_servers_may_know_the_same_token() -> None:
+    second = server(name="tun1", port=8081, net="10.11.0.1/24", clients=[allowed(ip="10.11.0.2")])
+    config, texts = judge(server(), second, client(name="tun2"))
+    assert texts == []
+    assert config is not None
+    assert [type(i) for i in config.interfaces] == [ServerConfig, ServerConfig, ClientConfig]
+
+
+def test_a_token_may_be_used_at_two_servers() -> None:
+    assert judge(client(), client(name="tun2", server="http://127.0.0.1:8081/ip"))[1] == []
+
+
+def test_routes_may_nest() -> None:
+    clients = [
+        allowed(routes=["10.60.0.0/16", "10.10.0.2/32", "10.10.0.0/24"]),
+        allowed(token=sha1("b"), ip="10.10.0.3", routes=["10.60.1.0/24"]),
+    ]
+    assert len(accept_server(clients=clients).clients) == 2
+
+
+def test_a_client_may_be_the_way_out_for_another() -> None:
+    clients = [allowed(sources=["10.10.0.3"]), allowed(token=sha1("b"), ip="10.10.0.3")]
+    assert accept_server(clients=clients).clients[0].sources == (IPv4Address("10.10.0.3"),)
+
+
+def test_two_servers_may_have_the_same_route_if_one_installs_none() -> None:
+    def one(**changes: Any) -> Json:
+        clients = [allowed(ip=changes["net"].replace("1/24", "2"), routes=["10.60.0.0/24"])]
+        return server(clients=clients, **changes)
+
+    second = one(name="tun1", port=81, net="10.11.0.1/24", install_routes=False)
+    assert judge(one(net="10.10.0.1/24"), second)[1] == []
+
+
+# --- the shipped examples ---
+
+
+def test_examples() -> None:
+    """What the issue says of each, whoever wrote the files."""
+    found: dict[str, ServerConfig | ClientConfig] = {}
+    for name in ("server-minimal", "client-minimal", "server-corp", "client-marked"):
+        config, findings = check(EXAMPLES / f"{name}.json")
+        assert config is not None, findings
+        assert all("every user" in finding.problem for finding in findings)
+        (found[name],) = config.interfaces
+    minimal, corp = found["server-minimal"], found["server-corp"]
+    assert isinstance(minimal, ServerConfig)
+    assert (minimal.name, minimal.net) == ("tun0", IPv4Interface("10.10.0.1/24"))
+    assert [(c.token.digest, str(c.ip)) for c in minimal.clients] == [(sha1("test"), "10.10.0.2")]
+    assert {e.port for e in minimal.listen if isinstance(e, TcpEndpoint)} == {8080}
+    assert isinstance(corp, ServerConfig)
+    assert (corp.name, corp.net, corp.mtu) == ("corp0", IPv4Interface("10.50.0.1/24"), 1400)
+    assert corp.ips == (IPv4Address("10.50.0.254"),)
+    assert corp.mark == Mark(100, 100)
+    assert corp.routes == (IPv4Network("172.20.0.0/16"),)
+    assert [(str(c.ip), [str(r) for r in c.routes], [str(s) for s in c.sources]) for c in corp.clients] == [
+        ("10.50.0.2", ["10.60.0.0/24", "10.61.0.0/24"], ["192.168.100.10"]),
+        ("10.50.0.3", ["10.70.0.0/24"], []),
+    ]
+    assert isinstance(found["client-minimal"], ClientConfig)
+    assert found["client-minimal"].token.reveal() == "test"
+    assert found["client-marked"].mark == Mark(100, 100)
+
+
+# --- the structs ---
+
+
+def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
+    """And can become a JSON Schema."""
+    _, schema = msgspec.json.schema_components([RawServer, RawClient], ref_template="{name}")
+
+    def fields(struct: str) -> tuple[set[str], set[str]]:
+        return set(schema[struct]["properties"]), set(schema[struct]["required"])
+
+    assert fields("RawServer") == (
+        {
+            *("name", "mark", "port", "listen", "net", "mtu", "ips", "routes", "push_routes", "clients"),
+            *("install_routes", "source_check", "peers", "keepalive"),
+        },
+        {"name", "net"},
+    )
+    assert fields("RawAllowedClient") == ({"token", "ip", "routes", "sources", "name"}, {"token", "ip"})
+    assert fields("RawClient") == (
+        {"name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport_mark"},
+        {"name", "server"},
+    )
+    assert fields("RawMark") == ({"value", "table"}, {"value", "table"})
+    assert all(part["additionalProperties"] is False for part in schema.values())
+
+
+def test_ten_thousand_routes_load_fast() -> None:
+    """Well under a second; the limit leaves room for a busy machine. Nothing is quadratic, errors neither."""
+    clients = [
+        allowed(
+            token=sha1(str(i)),
+            ip=f"10.{1 + i // 250}.0.{i % 250 + 1}",
+            routes=[f"172.{16 + i // 256}.{i % 256}.{16 * j}/28" for j in range(10)],
+        )
+        for i in range(1000)
+    ]
+    for net, errors in (("10.0.0.1/8", 0), ("192.168.0.1/24", 1000)):
+        data = json.dumps([server(net=net, clients=clients)], indent=1).encode()
+        start = time.process_time()
+        config, findings = check_content(data, "F")
+        assert time.process_time() - start < 3
+        assert len(findings) == errors
+        assert (config is None) == bool(errors)

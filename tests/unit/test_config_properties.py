@@ -1,0 +1,274 @@
+"""Whatever a file holds: nothing but findings, one line each, and never a raw token."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.config.decode import read_object, specs
+from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.findings import Findings, report_json, report_text
+from tapotun_trio.config.jsontext import parse
+from tapotun_trio.config.load import check_content
+from tapotun_trio.config.raw import NAMES, RawClient, RawServer
+from tapotun_trio.config.url import url
+
+from .test_config_load import Json, allowed, client, server, sha1
+
+PACKAGE = Path(__file__).parents[2] / "tapotun_trio" / "config"
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # this machine may be busy
+
+TOKEN = "R4w-T0k3n-that-nobody-may-see"
+
+NAMES_IN_USE = sorted({name for struct in NAMES for name in specs(struct)})
+TEXTS = st.sampled_from(
+    ["", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x"), "loose"]
+) | st.text(max_size=12)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, 68, 8080, 65535, 65536, 2**32 - 1, 2**32])
+    | st.floats()
+    | TEXTS
+    | st.text(alphabet=st.characters(codec=None), max_size=4)  # lone surrogates too
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(NAMES_IN_USE) | st.text(max_size=6), inner, max_size=8)
+    ),
+    max_leaves=30,
+)
+
+
+def valid() -> list[Json]:
+    """A file with every field in use and nothing wrong with it."""
+    second = allowed(name="b", token=sha1("b"), ip="10.10.0.3", routes=["10.60.0.0/24"], sources=["10.10.0.2"])
+    return [
+        server(
+            listen=["127.0.0.1", "::1", "unix:/run/t.sock"],
+            mtu=1400,
+            ips=["10.10.0.254"],
+            routes=["172.20.0.0/16"],
+            mark={"value": 1, "table": 101},
+            install_routes=True,
+            source_check="off",
+            push_routes=["10.60.0.0/24", "172.20.0.0/16"],
+            peers=2,
+            keepalive=2.5,
+            clients=[allowed(), second],
+        ),
+        client(
+            token=TOKEN,
+            server="https://h:444/ip",
+            mark={"value": 2, "table": 102},
+            tls={"insecure": False},
+            rotate_s=[60, 90.5],
+            transport_mark=3,
+        ),
+    ]
+
+
+def check_promises(data: bytes) -> None:
+    """No exception, each finding one printable line, no token, and a config exactly if no error."""
+    config, findings = check_content(data, "F", 0o644)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    assert (config is None) == bool(errors)
+    for finding in findings:
+        text = finding.text("F")
+        assert text.isprintable()
+        assert TOKEN not in text
+        assert finding.problem
+        assert finding.remedy
+    text, document = report_text("F", config, findings), report_json("F", findings)
+    assert TOKEN not in text + document
+    assert len(text.splitlines()) == len(findings) + 1
+    report = json.loads(document)
+    assert report["valid"] == (config is not None)
+    assert len(report["errors"] + report["warnings"]) == len(findings)
+
+
+@patient
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes(data: bytes) -> None:
+    check_promises(data)
+
+
+@patient
+@given(JSON)
+def test_arbitrary_json(value: object) -> None:
+    check_promises(json.dumps(value).encode())
+
+
+@patient
+@given(st.lists(JSON, max_size=4))
+def test_arbitrary_entries(value: object) -> None:
+    check_promises(json.dumps(value).encode())
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value within."""
+    found = [path] if path else []
+    if isinstance(value, dict):
+        for key, field in value.items():
+            found += places(field, (*path, key))
+    if isinstance(value, list):
+        for i, element in enumerate(value):
+            found += places(element, (*path, i))
+    return found
+
+
+def parent(root: Any, path: tuple[Any, ...]) -> Any:
+    for step in path[:-1]:
+        root = root[step]
+    return root
+
+
+def test_the_valid_file_is_valid() -> None:
+    config, findings = check_content(json.dumps(valid()).encode(), "F")
+    assert config is not None
+    assert findings == []
+
+
+@patient
+@given(st.data())
+def test_mutated_files(data: st.DataObject) -> None:
+    root: list[Any] = valid()
+    for _ in range(data.draw(st.integers(1, 4))):
+        path = data.draw(st.sampled_from(places(root) or [(0,)]))
+        where, last = parent(root, path), path[-1]
+        match data.draw(st.sampled_from(["remove", "replace", "repeat", "rename"])):
+            case "remove" if root:
+                del where[last]
+            case "replace" if root:
+                where[last] = data.draw(JSON)
+            case "repeat" if isinstance(where, list) and root:
+                where.append(copy.deepcopy(where[last]))
+            case "rename" if isinstance(where, dict):
+                where[data.draw(st.sampled_from(NAMES_IN_USE) | st.text(max_size=12))] = None
+            case _:
+                pass
+    check_promises(json.dumps(root).encode())
+
+
+@patient
+@given(st.data())
+def test_damaged_text(data: st.DataObject) -> None:
+    """Cut, or with some characters changed: where a syntax error stands, the token may be next to it."""
+    text = json.dumps(valid(), indent=data.draw(st.sampled_from([None, 1])))
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 8)))
+    inserted = data.draw(st.text(alphabet="[]{},:\"\\\n\x00é'#/ 1t", max_size=4))
+    check_promises((text[:start] + inserted + text[end:]).encode())
+
+
+@patient
+@given(st.data())
+def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
+    """As an entry, in a server's client, in a list or an object, before an @, under a name with a slip."""
+    wrong = data.draw(
+        st.sampled_from([TOKEN, f"{TOKEN}\n", [TOKEN], {"token": TOKEN}, f" {TOKEN}", f"{TOKEN}é", f"sha256:{TOKEN}"])
+    )
+    root: list[Any] = valid()
+    match data.draw(st.integers(0, 7)):
+        case 0:
+            root.append(wrong)
+        case 1:
+            root[0]["clients"][0]["token"] = wrong
+        case 2:
+            root[0]["clients"].append(wrong)
+        case 3:
+            root[0]["token"] = wrong
+        case 4:
+            root[1]["token"] = wrong
+        case 5:
+            root[1]["tokn"] = wrong
+        case 6:
+            root[1]["server"] = f"http://{TOKEN}@h /"
+        case _:
+            root[1]["server"] = f"http://h:x/?key={TOKEN}"
+    check_promises(json.dumps(root).encode())
+
+
+STRUCTS = st.sampled_from([RawServer, RawClient])
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(NAMES_IN_USE, JSON),
+        "name": SCALARS,
+        "port": SCALARS,
+        "net": TEXTS,
+        "server": TEXTS,
+        "mark": st.fixed_dictionaries({"value": SCALARS, "table": st.integers(0, 9)}, optional={"x": SCALARS}),
+        "peers": SCALARS,
+        "keepalive": SCALARS | st.floats(0.5, 51),
+        "push_routes": st.integers(254, 257).map(lambda n: ["10.60.0.0/24"] * n) | JSON,
+        "rotate_s": st.lists(st.floats(0, 86401) | SCALARS, max_size=3) | JSON,
+        "transport_mark": SCALARS,
+        "clients": st.lists(st.fixed_dictionaries({"token": TEXTS, "ip": TEXTS}, optional={"routes": JSON})) | JSON,
+    },
+)
+
+
+@patient
+@given(ENTRIES, STRUCTS)
+def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgspec.Struct]) -> None:
+    """`read_object` reports something exactly if ``msgspec.convert`` would raise."""
+    fitting = {key: value for key, value in entry.items() if key in specs(struct)}
+    for candidate in (entry, fitting):
+        plain = json.loads(json.dumps(candidate))
+        findings = Findings()
+        read_object(parse(json.dumps(candidate)), struct, "", findings)
+        try:
+            msgspec.convert(plain, struct, strict=True)
+        except msgspec.ValidationError:
+            assert findings.found
+        else:
+            assert [f for f in findings.found if "surrogate" not in f.problem] == []
+
+
+@patient
+@given(
+    st.sampled_from(["http://", "https://", "HTTP://", ""]),
+    st.sampled_from(["h", "H.example.", "10.0.0.1", "[::1]", "a_b"]) | st.text(max_size=8),
+    st.sampled_from(["", ":", ":80", ":443", ":8080", ":0"]),
+    st.text(alphabet=st.characters(codec="ascii"), max_size=12).map(lambda text: f"/{text}") | st.text(max_size=4),
+)
+def test_an_accepted_url_means_the_same_when_written_again(scheme: str, host: str, port: str, target: str) -> None:
+    try:
+        found = url(scheme + host + port + target)
+    except Invalid:
+        return
+    assert url(f"{found.scheme}://{found.authority}{found.target}") == found
+    assert found.target.startswith("/")
+    assert found.target.isascii()
+    assert " " not in found.target
+    assert found.target.isprintable()
+    assert 1 <= found.port <= 65535
+
+
+def test_config_imports_no_event_loop_socket_or_clock() -> None:
+    for module in PACKAGE.glob("*.py"):
+        words = {line.split()[1].split(".")[0] for line in module.read_text().splitlines() if _imports(line)}
+        assert not words & {"trio", "socket", "time", "ssl", "asyncio"}, module
+
+
+def _imports(line: str) -> bool:
+    return line.lstrip().startswith(("import ", "from "))
+
+
+def test_a_wrong_field_name_in_our_own_code_is_a_bug() -> None:
+    node = read_object(parse("{}"), RawServer, "", Findings())
+    assert node is not None
+    with pytest.raises(LookupError):
+        node.get("prot", int)
