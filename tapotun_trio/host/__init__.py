@@ -1,0 +1,1 @@
+"""The operating system: TUN devices, netlink, sockets and TLS, limits and capabilities."""

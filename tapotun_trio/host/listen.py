@@ -1,0 +1,121 @@
+"""Listening sockets, TCP of either family and Unix."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from ..config.model import Endpoint, UnixEndpoint
+from ..errors import HostError
+from .sockets import Connection, peer_name
+
+BACKLOG: Final = 512
+
+
+class Listener:
+    """One listening socket. `close` also removes a Unix socket's file."""
+
+    __slots__ = ("_path", "_sock", "name")
+
+    def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
+        self._sock = sock
+        self._path = path
+        self.name = name
+
+    async def accept(self) -> Connection:
+        """The next connection. Cancel-safe; always a checkpoint.
+
+        Raises HostError if the process or the machine has no descriptors or memory left for it: wait a little
+        and try again.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                sock, _ = self._sock.accept()
+                return Connection(sock, peer_name(sock))
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise HostError(
+                        f"cannot accept on {self.name}: {exc.strerror}; raise the open files limit"
+                    ) from exc
+                # accept(2): a pending network error of the new socket is passed on; that is its own affair.
+                if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
+                    raise
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+            if self._path is not None:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path)
+
+
+def listen(endpoint: Endpoint) -> Listener | None:
+    """Bind and listen. None: the endpoint is optional and this machine has no such address family.
+
+    Raises HostError: the port is taken or needs a privilege, the address is not this machine's.
+    """
+    if isinstance(endpoint, UnixEndpoint):
+        return _listen_unix(endpoint.path)
+    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
+    name = f"[{endpoint.address}]:{endpoint.port}" if ":" in endpoint.address else f"{endpoint.address}:{endpoint.port}"
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as exc:
+        if endpoint.optional and exc.errno == errno.EAFNOSUPPORT:
+            return None
+        raise HostError(f"cannot listen on {name}: {exc.strerror}") from exc
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((endpoint.address, endpoint.port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        if endpoint.optional and exc.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise HostError(f"cannot listen on {name}: {_listen_remedy(exc, endpoint.port)}") from exc
+    return Listener(sock, name)
+
+
+def _listen_unix(path: str) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        _remove_stale_socket(path)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise HostError(f"cannot listen on unix:{path}: {exc.strerror}") from exc
+    return Listener(sock, f"unix:{path}", path)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove a socket file nobody listens on, as a killed run leaves it. Raises OSError if somebody does."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def _listen_remedy(exc: OSError, port: int) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return f"the port is in use; stop the other program (ss -ltnp 'sport = :{port}') or choose another port"
+    if exc.errno == errno.EACCES:
+        return "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return exc.strerror or str(exc)

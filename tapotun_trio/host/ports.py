@@ -1,0 +1,133 @@
+"""The sockets into which the operating system is plugged: what `tunnel` needs of a host, and no more.
+
+The real ones are `tun.TunDevice`, `netlink.Netlink` and what `changes` opens; the tests join two interfaces
+through in-memory ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from .plan import Item
+
+
+class Device(Protocol):
+    """A TUN interface opened with IFF_VNET_HDR: each read or write is one frame,
+    a 12-byte ``virtio_net_hdr_v1`` (little-endian) and one IP packet of up to 65535 bytes.
+
+    Reading and writing never block and never await.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, into: memoryview, /) -> int | None:
+        """Read one frame. Returns its length in bytes (>= 12), or None if none is waiting.
+
+        A buffer shorter than the frame gets a truncated frame, so offer 12 + 65535 bytes.
+        Raises HostError if the interface is gone.
+        """
+
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        """Write one frame. True: taken. None: the device is full, wait for writability and write it again.
+        False: the kernel refused this frame (EINVAL and the like); count it as dropped.
+
+        Raises HostError if the interface is gone or down for good.
+        """
+
+    async def wait_readable(self) -> None:
+        """Cancel-safe; a checkpoint. One task at a time."""
+
+    async def wait_writable(self) -> None:
+        """Cancel-safe; a checkpoint. One task at a time."""
+
+
+class Network(Protocol):
+    """Programs one interface's link, addresses, routes and rules. Everything that it makes carries our
+    protocol number where the kernel has a place for one.
+
+    Every method sends its items as one batch, raises HostError naming the first item that failed, and is
+    cancel-safe in this sense: a cancelled batch may be half made, and every item of it may be removed.
+    """
+
+    async def link_up(self, name: str, mtu: int) -> None:
+        """Set the MTU in bytes and bring the link up. Idempotent: also used to change the MTU alone."""
+
+    async def add(self, name: str, items: Sequence[Item]) -> None:
+        """Make the items, in order. One that stands already as ours is replaced, not an error; a route that
+        stands as somebody else's (other protocol number) is a HostError; a rule stands beside other people's.
+
+        Put a rule behind the route of its table, and remove it before: a rule of ours without a route of ours
+        counts as left over from a killed run."""
+
+    async def remove(self, name: str, items: Sequence[Item]) -> None:
+        """Remove the items. One that is not there, or whose interface is gone, is not an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something happened to this machine's ways into the network."""
+
+    what: str
+    """For one log line: ``eth0 is up; eth0: address 192.0.2.7 added``."""
+    addresses: frozenset[str]
+    """All local addresses that this machine has now, IPv4 and IPv6, with neither prefix nor zone."""
+
+
+class Host(Protocol):
+    """What `app` hands to the interfaces."""
+
+    def open_device(self, name: str) -> AbstractContextManager[Device]:
+        """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.
+
+        Raises HostError: the name is taken, no /dev/net/tun, no CAP_NET_ADMIN.
+        """
+
+    def open_network(self) -> AbstractAsyncContextManager[Network]:
+        """A netlink connection of its own, closed at exit."""
+
+    def open_changes(self) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
+        """What happens from now on to the paths that a connection may take: addresses, links that have one, and
+        default routes; several things at once are one change. What belongs to interfaces of ours is left out.
+
+        Closed at exit. Waiting for the next change is cancel-safe: none is lost.
+        Opening and iterating raise HostError; after that there is nothing more to come.
+        """
+
+    def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
+        """Whether the interface ``name`` is up, each time that somebody sets it down or up; it is up when this is
+        called. Down and up again at once is one True.
+
+        Closed at exit. Cancel-safe and failing as `open_changes`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PathState:
+    """A TCP connection's view of its path (TCP_INFO).
+
+    Attributes:
+        rtt_s: smoothed round trip.
+        min_rtt_s: the shortest of the last minutes.
+        rate_bytes_s: at which data was delivered last.
+        flying_bytes: sent, and neither acknowledged nor lost, as far as one knows.
+        unsent_bytes: taken by the kernel and not yet sent.
+        sent_segments: ever, each time it was sent.
+        resent_segments: of these.
+    """
+
+    rtt_s: float
+    min_rtt_s: float
+    rate_bytes_s: float
+    flying_bytes: int
+    unsent_bytes: int
+    sent_segments: int
+    resent_segments: int
+
+    @property
+    def queue_s(self) -> float:
+        """What of the round trip is waiting in queues."""
+        return self.rtt_s - self.min_rtt_s

@@ -1,0 +1,209 @@
+"""Byte streams as the data path wants them: try now, without a task switch; wait only when there is nothing to do.
+
+trio.SocketStream checkpoints at every call, and trio.SSLStream moves each byte through a MemoryBIO (measured:
+2.2 times the CPU per byte of an `ssl.SSLSocket`). Here a try is one system call, and waiting is a call of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from ..errors import PeerError
+from .ports import PathState
+
+# What waits unsent beyond this waits in our outbox, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT).
+NOTSENT_LOWAT_BYTES: Final = 128 * 1024
+_TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; socket has no name for it before Python 3.12
+
+# The kernel's own view of a dead path, as a second net below our keepalives: it also knows of bytes that nobody
+# acknowledges on a stream whose other direction is a different connection.
+KEEPALIVE_S: Final = 10
+DEAD_S: Final = 30
+
+# struct tcp_info, linux/tcp.h: tcpi_snd_mss, _unacked, _sacked, _lost, _retrans, _rtt, _total_retrans,
+# _notsent_bytes, _min_rtt, _data_segs_out, _delivery_rate.
+_TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
+_CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
+
+# Errors that only a bug of ours can cause. All others the kernel passes on from the network, and there are many (see
+# icmp_err_convert in net/ipv4/icmp.c; a `prohibit` route gives EACCES, a `blackhole` route EINVAL).
+_BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.ENOTSOCK})
+
+
+class Connection:
+    """One connected stream socket, owned: whoever has it calls `close`, from any task, any number of times.
+
+    One task at a time may wait for readability and one for writability. A task that waits when another one
+    closes gets PeerError, as everybody does who uses a closed connection.
+    """
+
+    __slots__ = ("_fd", "_sock", "_tcp", "name")
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        """Takes ``sock`` over, as it is connected. ``name`` is the far end for people: ``192.0.2.7:51234``."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self.name = name
+        self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        if self._tcp:
+            # A connection that was reset already takes no option; its first use will say what happened.
+            with suppress(OSError):
+                _tune(sock)
+
+    def try_receive(self, into: memoryview) -> int | None:
+        """Receive what is there: its length, 0 at the end of the stream, None if nothing is there yet."""
+        try:
+            return self._sock.recv_into(into)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
+        """Send what the kernel takes of the parts, as one system call: the number of bytes, 0 if none."""
+        try:
+            return self._sock.sendmsg(parts)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def wait_readable(self) -> None:
+        """Cancel-safe; always a checkpoint."""
+        try:
+            await trio.lowlevel.wait_readable(self._open_fd())
+        except trio.ClosedResourceError as exc:
+            raise self._closed() from exc
+
+    async def wait_writable(self) -> None:
+        """Cancel-safe; always a checkpoint."""
+        try:
+            await trio.lowlevel.wait_writable(self._open_fd())
+        except trio.ClosedResourceError as exc:
+            raise self._closed() from exc
+
+    async def receive(self, into: memoryview) -> int:
+        """Receive at least one byte, or 0 at the end of the stream. Cancelled, nothing is lost."""
+        while True:
+            await self.wait_readable()
+            received = self.try_receive(into)
+            if received is not None:
+                return received
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything. Cancelled, it may have sent a part."""
+        view = memoryview(data)
+        while view:
+            sent = self.try_send((view,))
+            view = view[sent:]
+            if view:
+                await self.wait_writable()
+        await trio.lowlevel.checkpoint()
+
+    def path(self) -> PathState | None:
+        """How the connection's path is now (1 us); None where there is none: a Unix socket, a closed one."""
+        if not self._tcp:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            mss, unacked, sacked, lost, retrans, rtt_us, resent, unsent, min_rtt_us, sent, rate = _TCP_INFO.unpack(info)
+        except (OSError, struct.error):  # closed, or a kernel before 4.9, whose answer is shorter
+            return None
+        flying = unacked - sacked - lost + retrans
+        min_rtt_us = min(min_rtt_us, rtt_us)  # all ones as long as it is not known
+        return PathState(rtt_us / 1e6, min_rtt_us / 1e6, rate, flying * mss, unsent, sent, resent)
+
+    @property
+    def congestion_control(self) -> str | None:
+        """What the kernel uses, e.g. ``cubic``; None: not TCP, or closed."""
+        if not self._tcp:
+            return None
+        try:
+            name = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_BYTES)
+        except OSError:
+            return None
+        return name.rstrip(b"\0").decode()
+
+    def try_congestion_control(self, name: str) -> None:
+        """Have the kernel use another one. Where it is not there, or not for us, everything stays as it is."""
+        with suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+
+    @property
+    def local_address(self) -> str | None:
+        """This end's IP address; None for a Unix socket, and once closed."""
+        try:
+            address = self._sock.getsockname()
+        except OSError:
+            return None
+        return str(address[0]) if isinstance(address, tuple) else None
+
+    def shutdown_sending(self) -> None:
+        """Tell the peer that nothing more comes; receiving goes on."""
+        with suppress(OSError):  # it is gone already, which the next receive will say
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def detach(self) -> socket.socket:
+        """Give the socket away; this object is closed from here on."""
+        self._fd = -1
+        return self._sock
+
+    def close(self) -> None:
+        """Close at once; the kernel goes on sending what it has taken. Wakes whoever waits."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            trio.lowlevel.notify_closing(fd)
+            self._sock.close()
+
+    def abort(self) -> None:
+        """Close, throw away what the kernel has not sent, and tell the peer with a reset."""
+        if self._fd >= 0:
+            with suppress(OSError):  # a Unix socket has no such option; then this is a close
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.close()
+
+    def _open_fd(self) -> int:
+        # Asked to wait for descriptor -1, trio raises, and then believes for ever that somebody waits for it.
+        if self._fd < 0:
+            raise self._closed()
+        return self._fd
+
+    def _closed(self) -> PeerError:
+        return PeerError(f"connection to {self.name} was closed", reason="closed")
+
+    def _failed(self, exc: OSError) -> Exception:
+        if self._fd < 0:
+            return self._closed()
+        if exc.errno in _BUGS:
+            return exc
+        return PeerError(f"connection to {self.name} broke: {exc.strerror}", reason="broken")
+
+
+def _tune(sock: socket.socket) -> None:
+    tcp = socket.IPPROTO_TCP
+    sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
+    sock.setsockopt(tcp, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+    sock.setsockopt(tcp, socket.TCP_KEEPCNT, DEAD_S // KEEPALIVE_S)
+
+
+def peer_name(sock: socket.socket) -> str:
+    """The far end for people: ``192.0.2.7:51234``."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return "a peer that is gone"
+    if isinstance(peer, tuple):
+        return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+    return "unix socket"

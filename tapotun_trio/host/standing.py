@@ -1,0 +1,59 @@
+"""What stands in the kernel now: links, routes and rules, ours and other people's. Reads only."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import IPv4Network
+
+from ..errors import HostError
+from . import messages
+from .messages import PROTOCOL, Link, StandingRoute, StandingRule
+from .rtnetlink import Refusal, Rtnetlink
+
+
+class Standing:
+    """Questions to the kernel. All are checkpoints, cancel-safe, and raise HostError as `Rtnetlink` does."""
+
+    def __init__(self, kernel: Rtnetlink) -> None:
+        self._kernel = kernel
+
+    async def find_link(self, *, name: str = "", index: int = 0) -> Link | None:
+        """By name, or by index; None if there is none."""
+        answer = await self._kernel.ask(messages.get_link(name=name, index=index))
+        if not isinstance(answer, Refusal):
+            return messages.read_link(answer)
+        if answer.errno == errno.ENODEV:
+            return None
+        raise HostError(f"cannot look up interface {name or index}: {answer.text}")
+
+    async def link(self, name: str) -> Link:
+        """As `find_link`, but its absence is a HostError."""
+        link = await self.find_link(name=name)
+        if link is None:
+            raise HostError(f"interface {name} does not exist (any more)")
+        return link
+
+    async def routes(self, table: int, *, protocol: int = 0, network: IPv4Network | None = None) -> list[StandingRoute]:
+        """The routes of a table; only those of one protocol unless it is 0, only those to ``network`` if given."""
+
+        def read(data: memoryview) -> StandingRoute | None:
+            route = messages.read_route(data)
+            fits = (
+                route.table == table
+                and protocol in (0, route.protocol)
+                and (network is None or route.network == network)
+            )
+            return route if fits else None
+
+        return await self._kernel.dump(messages.get_routes(table, protocol), read)
+
+    async def rules(self) -> list[StandingRule]:
+        return await self._kernel.dump(messages.get_rules(), messages.read_rule)
+
+    async def slot_owners(self, tables: set[int]) -> dict[tuple[int, int], int]:
+        """Who of us has which slot: (table, slot) to the index of an interface."""
+        return {
+            (table, route.metric): route.index
+            for table in tables
+            for route in await self.routes(table, protocol=PROTOCOL)
+        }

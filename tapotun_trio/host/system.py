@@ -1,0 +1,40 @@
+"""This machine, as `app` hands it to the interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+from .ports import Change, Device, Network
+from .rights import raise_fd_limit, require_tun_rights
+from .tun import open_tun
+
+__all__ = ["RealHost", "raise_fd_limit", "require_tun_rights"]
+
+
+class RealHost:
+    """The `Host` that is the kernel below us, in the network namespace of the thread that calls."""
+
+    def __init__(self) -> None:
+        # Every name ever opened: the kernel tells of an interface's end when it is gone already.
+        self._own: set[str] = set()
+
+    def open_device(self, name: str) -> AbstractContextManager[Device]:
+        self._own.add(name)
+        return open_tun(name)
+
+    def open_network(self) -> AbstractAsyncContextManager[Network]:
+        # Not before it is wanted: pyroute2's message classes cost memory and time, see `_pyroute2`.
+        from .netlink import open_netlink
+
+        return open_netlink()
+
+    def open_changes(self) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
+        from .changes import open_changes
+
+        return open_changes(self._own)
+
+    def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
+        from .changes import open_link
+
+        return open_link(name)

@@ -1,0 +1,236 @@
+"""A TUN interface: whole frames in and out of the kernel, through /dev/net/tun.
+
+Follows linux/if_tun.h; what each call answers when is from drivers/net/tun.c. The interface is born with its
+file descriptor and dies with it, however this process ends: nobody has to clean up after a kill -9.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import io
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from ..errors import HostError
+from .rights import NET_ADMIN_REMEDY, open_tun_node
+
+VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
+MAX_FRAME_BYTES: Final = VNET_HEADER_BYTES + 65535
+
+# linux/if_tun.h, with the direction bits of asm-generic/ioctl.h (x86, arm, riscv, s390, loongarch).
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUNSETVNETHDRSZ: Final = 0x400454D8
+_TUNSETVNETLE: Final = 0x400454DC
+
+_IFF_TUN: Final = 0x0001
+_IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+# An interface that exists is refused. Without this flag, TUNSETIFF would take over a persistent device that
+# somebody else made, with whatever addresses and routes it has.
+_IFF_TUN_EXCL: Final = 0x8000
+
+# What the kernel may hand us unfinished: packets without checksum, and TCP segments not yet cut to the MTU.
+_TUN_F_CSUM: Final = 0x01
+_TUN_F_TSO4: Final = 0x02
+_TUN_F_TSO6: Final = 0x04
+_TUN_F_TSO_ECN: Final = 0x08
+_TUN_F_USO4: Final = 0x20  # Linux 6.2; both or none
+_TUN_F_USO6: Final = 0x40
+_BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
+
+_IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
+_NAME_BYTES: Final = 15  # IFNAMSIZ - 1
+
+# The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
+_GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
+
+# This frame is refused, the next one may pass: malformed (EINVAL, EFAULT, EMSGSIZE), interface down (EIO), no
+# memory just now. EIO is a drop like any other, since the operator may bring the link up again.
+_REFUSED: Final = frozenset(
+    {errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EFAULT, errno.ENOMEM, errno.ENOBUFS, errno.EPERM}
+)
+
+
+class TunDevice:
+    """A `Device` on a TUN interface. Made by `open_tun`, which closes it.
+
+    Once it is closed, every method raises trio.ClosedResourceError, also in a task that is waiting.
+    """
+
+    __slots__ = ("_fd", "_file", "_name", "_readinto", "_write")
+
+    def __init__(self, name: str, fd: int) -> None:
+        """Takes over ``fd``, which is attached to the interface ``name`` and non-blocking."""
+        self._name = name
+        self._fd = fd
+        # FileIO answers None on EAGAIN, where os.readv would raise an exception for every empty read.
+        self._file = io.FileIO(fd, "r+")
+        self._readinto = self._file.readinto
+        self._write = self._file.write
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def fileno(self) -> int:
+        """The descriptor, or -1 once closed. It stays ours."""
+        return self._fd
+
+    # The two below run once for every frame. Either costs 50 ns more than the bound C method (measured: 775 ns
+    # for an empty read, 1,220 ns for a write of 40 bytes), for errors that say whose they are.
+
+    def read(self, into: memoryview, /) -> int | None:
+        """As `Device.read`. No checkpoint."""
+        try:
+            return self._readinto(into)
+        except (OSError, ValueError) as exc:
+            raise self._failure("read", exc) from exc
+
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        """As `Device.write`. No checkpoint."""
+        try:
+            return True if self._write(frame) else None
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, OSError) and exc.errno in _REFUSED:
+                return False
+            raise self._failure("write", exc) from exc
+
+    async def wait_readable(self) -> None:
+        """Wait until `read` has a frame, or an error to tell.
+
+        A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
+        """
+        await trio.lowlevel.wait_readable(self._open_fd())
+
+    async def wait_writable(self) -> None:
+        """Wait until `write` may take a frame; while the interface is down, until it is up again.
+
+        A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
+        """
+        await trio.lowlevel.wait_writable(self._open_fd())
+
+    def set_offloads(self, *, uso: bool) -> bool:
+        """Say whether the kernel may also hand out UDP super-packets (gso_type UDP_L4); TCP's it always may.
+
+        Returns what holds now: False if not asked for, or if this kernel cannot (before 6.2).
+        Raises HostError if the interface is gone.
+        """
+        wanted = _BASE_OFFLOADS | (_TUN_F_USO4 | _TUN_F_USO6 if uso else 0)
+        try:
+            fcntl.ioctl(self._open_fd(), _TUNSETOFFLOAD, wanted)
+        except OSError as exc:
+            if uso and exc.errno == errno.EINVAL:
+                return False
+            raise self._failure("set offloads of", exc) from exc
+        return uso
+
+    def close(self) -> None:
+        """Delete the interface. Idempotent. Tasks that wait for it get trio.ClosedResourceError."""
+        fd, self._fd = self._fd, -1
+        if fd == -1:
+            return
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(fd)
+        self._file.close()
+
+    def _open_fd(self) -> int:
+        if self._fd == -1:
+            raise trio.ClosedResourceError(f"TUN interface {self._name} is closed")
+        return self._fd
+
+    def _failure(self, verb: str, exc: OSError | ValueError) -> Exception:
+        """What to raise for an error of the file object."""
+        if isinstance(exc, ValueError):  # FileIO's word for "closed"
+            return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
+        if exc.errno in _GONE:
+            return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
+        return HostError(f"cannot {verb} TUN interface {self._name}: {exc.strerror}")
+
+
+@contextmanager
+def open_tun(name: str) -> Iterator[TunDevice]:
+    """Create the TUN interface ``name``, down and without addresses; it is gone at exit.
+
+    Frames carry a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
+    Raises HostError: the name is taken or invalid, no /dev/net/tun, no CAP_NET_ADMIN.
+    """
+    encoded = _check_name(name)
+    fd = open_tun_node()
+    try:
+        _attach(fd, name, encoded)
+        device = TunDevice(name, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def _check_name(name: str) -> bytes:
+    """What dev_valid_name() of net/core/dev.c accepts, less ``%``: TUNSETIFF makes a number of that."""
+    encoded = name.encode(errors="surrogateescape")
+    if not 0 < len(encoded) <= _NAME_BYTES:
+        raise HostError(f"interface name {name!r} has {len(encoded)} bytes; use 1 to {_NAME_BYTES}, such as 'tun0'")
+    if name in (".", "..") or any(char in "/:%\0" or char.isspace() for char in name):
+        raise HostError(
+            f"{name!r} is no interface name: '/', ':', '%' and spaces are not allowed, nor '.' and '..'; "
+            "use one such as 'tun0'"
+        )
+    return encoded
+
+
+def _attach(fd: int, name: str, encoded: bytes) -> None:
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags))
+        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
+        fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
+    except OSError as exc:
+        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
+
+
+def _reason(exc: OSError, name: str, encoded: bytes) -> str:
+    match exc.errno:
+        case errno.EPERM:
+            return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
+        case errno.EBUSY:
+            driver = _driver(encoded)
+            if driver in ("tun", ""):
+                return (
+                    "the name is taken, by another process or by a persistent device; "
+                    f"stop that process, `ip link delete {name}` if nobody needs it, or choose another name"
+                )
+            return f"the name is taken, by an interface of kind {driver}; choose another name"
+        case errno.EINVAL:
+            return "the kernel does not allow this name (or is too old for IFF_VNET_HDR); try another name"
+        case _:
+            return exc.strerror or str(exc)
+
+
+_SIOCETHTOOL: Final = 0x8946  # linux/sockios.h
+_ETHTOOL_GDRVINFO: Final = 0x00000003  # linux/ethtool.h: struct ethtool_drvinfo { u32 cmd; char driver[32]; ...
+_DRVINFO_BYTES: Final = 196
+
+
+def _driver(encoded: bytes) -> str:
+    """The driver of an interface, or "" if it does not tell."""
+    info = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_BYTES, b"\0"))
+    request = struct.pack("16sP", encoded, info.buffer_info()[0]).ljust(40, b"\0")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    except OSError:
+        return ""
+    return info.tobytes()[4:36].rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,612 @@
+"""Netlink against the real kernel; what it made is read back with iproute2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.errors import HostError
+from tapotun_trio.host.messages import PROTOCOL
+from tapotun_trio.host.netlink import SLOTS, open_netlink
+from tapotun_trio.host.plan import MAIN_TABLE, Address, Item, Route, Rule
+from tapotun_trio.host.tun import MAX_FRAME_BYTES, open_tun
+
+from .fresh_namespace import Json, in_fresh_namespace, ip, python, sysctl
+
+pytestmark = pytest.mark.netns
+
+SO_MARK: Final = 36  # asm-generic/socket.h
+
+
+def address(text: str) -> Address:
+    return Address(IPv4Interface(text))
+
+
+def route(network: str, table: int = MAIN_TABLE, source: str | None = None) -> Route:
+    return Route(IPv4Network(network), table, IPv4Address(source) if source else None)
+
+
+def marked(fwmark: int = 100, table: int = 100) -> list[Item]:
+    """What an interface with ``mark`` wants."""
+    return [route("0.0.0.0/0", table), Rule(fwmark, table)]
+
+
+def addresses(name: str = "tun0") -> list[str]:
+    (link,) = ip("-4", "addr", "show", "dev", name)
+    return [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"]]
+
+
+def routes(table: str = "main") -> list[Json]:
+    """Those of ours, as `ip` has them. A table that does not exist is one with no routes."""
+    return [route for route in _all_routes() if route.get("table", "main") == table]
+
+
+def _all_routes() -> list[Json]:
+    found: list[Json] = ip("-4", "route", "show", "table", "all", "proto", str(PROTOCOL))
+    return found
+
+
+def rules() -> list[Json]:
+    return [rule for rule in ip("-4", "rule", "show") if rule["priority"] not in (0, 32766, 32767)]
+
+
+def state() -> Json:
+    """All that Netlink might have changed, but for the interfaces themselves."""
+    return [
+        ip("-4", "rule", "show"),
+        ip("-4", "route", "show", "table", "all"),
+        [(link["ifname"], link["addr_info"]) for link in ip("addr", "show")],
+    ]
+
+
+# Links
+
+
+@in_fresh_namespace
+async def test_link_up_sets_the_mtu_of_a_down_and_of_a_live_link() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            for mtu in (1400, 1400, 68, 65535, 1500):
+                await network.link_up("tun0", mtu)
+                (link,) = ip("link", "show", "tun0")
+                assert (link["mtu"], "UP" in link["flags"]) == (mtu, True)
+            await network.add("tun0", [address("10.50.0.1/24"), route("10.60.0.0/24")])
+            await network.link_up("tun0", 1280)
+            assert addresses() == ["10.50.0.1/24"]
+            assert len(routes()) == 1
+
+
+@pytest.mark.parametrize("mtu", [67, 65536])
+@in_fresh_namespace
+async def test_link_up_with_an_impossible_mtu_names_it(mtu: int) -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            with pytest.raises(HostError, match=f"tun0 with MTU {mtu}: .*mtu"):
+                await network.link_up("tun0", mtu)
+
+
+@in_fresh_namespace
+async def test_the_kernel_says_nothing_of_its_own_into_the_tunnel() -> None:
+    with open_tun("tun0") as device:
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1500)
+            await network.add("tun0", [address("10.50.0.1/24")])
+            with trio.move_on_after(2.5):  # the first router solicitation would come within a second
+                await device.wait_readable()
+                frame = memoryview(bytearray(MAX_FRAME_BYTES))
+                length = device.read(frame)
+                pytest.fail(f"unasked: {frame[:length].hex()}")
+            assert not ip("-6", "addr", "show", "dev", "tun0")
+
+
+@in_fresh_namespace
+async def test_link_up_works_where_ipv6_is_switched_off() -> None:
+    sysctl("ipv6/conf/all/disable_ipv6", 1)
+    sysctl("ipv6/conf/default/disable_ipv6", 1)
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1500)
+            await network.link_up("tun0", 1000)
+
+
+@in_fresh_namespace
+async def test_an_interface_that_does_not_exist() -> None:
+    async with open_netlink() as network:
+        with pytest.raises(HostError, match="interface tun9 does not exist"):
+            await network.link_up("tun9", 1500)
+        with pytest.raises(HostError, match="interface tun9 does not exist"):
+            await network.add("tun9", [])
+        await network.remove("tun9", [address("10.0.0.1/24"), *marked(), route("10.1.0.0/16")])
+
+
+# Addresses and routes
+
+
+PLAN: Final[Sequence[Item]] = [
+    address("10.50.0.1/24"),
+    address("10.50.0.254/32"),
+    address("10.50.0.7/24"),
+    route("10.60.0.0/24"),
+    route("10.61.0.0/24", source="10.50.0.254"),
+    route("10.62.0.1/32", table=200),
+    *marked(100, 100),
+    *marked(0xFFFF_FFFF, 0xFFFF_FFFF),
+]
+
+
+@in_fresh_namespace
+async def test_a_plan_stands_after_add_and_is_gone_after_remove() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            before = state()
+            for _ in range(2):
+                await network.add("tun0", PLAN)
+                await network.add("tun0", PLAN)  # idempotent
+                assert sorted(addresses()) == ["10.50.0.1/24", "10.50.0.254/32", "10.50.0.7/24"]
+                assert [(r["dst"], r["dev"], r["scope"], r.get("prefsrc")) for r in routes()] == [
+                    ("10.60.0.0/24", "tun0", "link", None),
+                    ("10.61.0.0/24", "tun0", "link", "10.50.0.254"),
+                ]
+                assert [(r["dst"], r["dev"]) for r in routes("200")] == [("10.62.0.1", "tun0")]
+                (default,) = routes("100")
+                assert (default["dst"], default["metric"]) == ("default", SLOTS[0])
+                assert [r["dst"] for r in routes("4294967295")] == ["default"]
+                assert [(r["fwmark"], r["table"], r["protocol"]) for r in rules()] == [
+                    ("0x64", "100", str(PROTOCOL)),
+                    ("0xffffffff", "4294967295", str(PROTOCOL)),
+                ]
+                await network.remove("tun0", PLAN[::-1])
+                await network.remove("tun0", PLAN)  # idempotent
+                assert state() == before
+
+
+@in_fresh_namespace
+async def test_removing_an_address_leaves_the_others_of_its_subnet() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", [address("10.50.0.1/24"), address("10.50.0.2/24")])
+            await network.remove("tun0", [address("10.50.0.1/24")])
+            assert addresses() == ["10.50.0.2/24"]
+
+
+@in_fresh_namespace
+async def test_a_changed_source_replaces_the_route() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", [address("10.50.0.1/24"), address("10.50.0.2/24")])
+            for table, name in ((MAIN_TABLE, "main"), (300, "300")):
+                for source in ("10.50.0.1", "10.50.0.2"):
+                    await network.add("tun0", [route("10.60.0.0/24", table, source)])
+                    assert [r["prefsrc"] for r in routes(name)] == [source]
+
+
+@in_fresh_namespace
+async def test_our_route_through_another_interface_moves_over_and_is_not_removed_there() -> None:
+    with open_tun("tun0"), open_tun("tun1"):
+        async with open_netlink() as one, open_netlink() as two:
+            await one.link_up("tun0", 1400)
+            await two.link_up("tun1", 1400)
+            wanted = [route("10.60.0.0/24"), route("10.61.0.0/24")]
+            await one.add("tun0", wanted)
+            await two.add("tun1", wanted)
+            assert [r["dev"] for r in routes()] == ["tun1", "tun1"]
+            await one.remove("tun0", wanted)
+            assert [r["dev"] for r in routes()] == ["tun1", "tun1"]
+
+
+@in_fresh_namespace
+async def test_a_route_of_somebody_else_is_never_touched() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            ip("route", "add", "10.61.0.0/24", "dev", "lo", "proto", "static")
+            ip("route", "add", "blackhole", "10.62.0.0/24")
+            before = state()
+            for theirs, words in (
+                ("10.61.0.0/24", "protocol static through lo"),
+                ("10.62.0.0/24", "protocol boot"),
+            ):
+                wanted = [route("10.60.0.0/24"), route(theirs), route("10.63.0.0/24")]
+                with pytest.raises(HostError, match=words) as info:
+                    await network.add("tun0", wanted)
+                assert str(info.value).startswith(f"route {theirs} dev tun0: File exists")
+                await network.remove("tun0", wanted)
+                assert state() == before
+
+
+@in_fresh_namespace
+async def test_the_first_failure_is_the_one_that_is_named() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            bad = route("10.61.0.0/24", source="192.0.2.99")  # nobody's address
+            many = [route(f"10.{i}.0.0/16") for i in range(100, 250)]
+            with pytest.raises(HostError, match=r"route 10\.61\.0\.0/24 dev tun0 src 192\.0\.2\.99: .*prefsrc"):
+                await network.add("tun0", [*many, bad, *many, bad])
+            await network.remove("tun0", [*many, bad])
+            assert not routes()
+
+            ip("link", "set", "tun0", "down")
+            with pytest.raises(HostError, match="is down: `ip link set tun0 up`"):
+                await network.add("tun0", [route("10.60.0.0/24")])
+
+
+@in_fresh_namespace
+async def test_ten_thousand_routes_take_well_under_a_second() -> None:
+    many = [route(f"11.{i >> 8}.{i & 255}.0/24") for i in range(10_000)]
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            start = time.perf_counter()
+            await network.add("tun0", many)
+            assert len(routes()) == 10_000
+            await network.remove("tun0", many)
+            assert time.perf_counter() - start < 1.0  # measured: 0.06 and 0.05, and what `ip` takes
+            assert not routes()
+
+
+@in_fresh_namespace
+async def test_an_add_cancelled_anywhere_can_be_removed() -> None:
+    many: list[Item] = [route(f"11.{i >> 8}.{i & 255}.0/24") for i in range(400)]
+    wanted = [address("10.50.0.1/24"), *many, *marked()]
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            before = state()
+            checkpoint = 0
+            finished = False
+            while not finished:
+                checkpoint += 1
+                with trio.CancelScope() as scope:
+                    trio.lowlevel.add_instrument(instrument := _CancelAtStep(scope, checkpoint))
+                    await network.add("tun0", wanted)
+                trio.lowlevel.remove_instrument(instrument)
+                finished = not scope.cancelled_caught
+                await network.remove("tun0", wanted[::-1])
+                assert state() == before
+            assert checkpoint > 10
+
+
+class _CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope when the n-th task step of the run begins."""
+
+    def __init__(self, scope: trio.CancelScope, steps: int) -> None:
+        self._scope = scope
+        self._steps = steps
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._steps -= 1
+        if not self._steps:
+            self._scope.cancel()
+
+
+# Marks
+
+
+@in_fresh_namespace
+async def test_two_interfaces_share_a_mark_and_leave_it_in_either_order() -> None:
+    for first_out, second_out in ((0, 1), (1, 0)):
+        with open_tun("tun0"), open_tun("tun1"):
+            async with open_netlink() as one, open_netlink() as two:
+                owners = [(one, "tun0"), (two, "tun1")]
+                before = state()
+                for network, name in owners:
+                    await network.link_up(name, 1400)
+                    await network.add(name, marked())
+                assert sorted(r["dev"] for r in routes("100")) == ["tun0", "tun1"]
+                # The priority of a rule is the metric of its owner's route.
+                assert [r["priority"] for r in rules()] == [r["metric"] for r in routes("100")]
+                for network, name in owners:
+                    await network.add(name, marked())
+                assert len(rules()) == len(routes("100")) == 2
+
+                network, name = owners[first_out]
+                await network.remove(name, marked()[::-1])
+                (rule,), (default,) = rules(), routes("100")
+                network, name = owners[second_out]
+                assert default["dev"] == name
+                assert rule["priority"] == default["metric"]
+                await network.remove(name, marked()[::-1])
+                assert not rules()
+                assert not routes("100")
+                assert ip("-4", "rule", "show") == before[0]
+
+
+@in_fresh_namespace
+async def test_interfaces_that_start_at_the_same_time_get_a_slot_each() -> None:
+    names = {f"tun{i}" for i in range(12)}
+    missing = set(names)
+    ready = trio.Event()
+    stop = trio.Event()
+
+    async def live(name: str) -> None:
+        with open_tun(name):
+            async with open_netlink() as network:
+                await network.link_up(name, 1400)
+                await network.add(name, [route("10.0.0.0/8", 100), *marked()])
+                missing.discard(name)
+                if not missing:
+                    ready.set()
+                await stop.wait()
+                await network.remove(name, [*marked()[::-1], route("10.0.0.0/8", 100)])
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(live, name)
+        with trio.fail_after(10):
+            await ready.wait()
+        found = routes("100")
+        assert sorted(r["dev"] for r in found) == sorted([*names, *names])
+        slots = {(r["dev"], r["metric"]) for r in found}
+        assert len(slots) == len(names)  # one slot for both routes of an interface
+        assert [r["priority"] for r in rules()] == sorted(slot for _, slot in slots)
+        stop.set()
+    assert not rules()
+
+
+@in_fresh_namespace
+async def test_no_slot_is_left() -> None:
+    with open_tun("tun0"):
+        for slot in SLOTS:
+            ip("rule", "add", "fwmark", "1", "lookup", "7", "priority", str(slot))
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            with pytest.raises(HostError, match=r"tun0: no priority from \d+ to \d+ is free"):
+                await network.add("tun0", marked())
+
+
+@in_fresh_namespace
+async def test_one_interface_with_two_marks_to_one_table() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            wanted: list[Item] = [route("0.0.0.0/0", 100), Rule(1, 100), Rule(2, 100)]
+            await network.add("tun0", wanted)
+            assert [r["fwmark"] for r in rules()] == ["0x1", "0x2"]
+            await network.remove("tun0", [Rule(1, 100)])
+            assert [r["fwmark"] for r in rules()] == ["0x2"]
+
+
+@in_fresh_namespace
+async def test_a_mark_of_zero_is_not_every_mark() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", marked(0, 100))
+            assert len(rules()) == 1
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect(("198.51.100.1", 9))
+                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 1)
+                with pytest.raises(OSError, match="unreachable"):
+                    sock.connect(("198.51.100.1", 9))
+            await network.remove("tun0", marked(0, 100)[::-1])
+            assert not rules()
+
+
+OWNER: Final = """
+import sys, trio
+from ipaddress import IPv4Network
+from tapotun_trio.host.system import RealHost
+from tapotun_trio.host.plan import Route, Rule
+
+async def main(name, fwmark, table):
+    host = RealHost()
+    with host.open_device(name):
+        async with host.open_network() as network:
+            await network.link_up(name, 1400)
+            await network.add(name, [Route(IPv4Network("0.0.0.0/0"), table), Rule(fwmark, table)])
+            print("ready", flush=True)
+            await trio.sleep_forever()
+
+trio.run(main, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def start_owner(name: str, fwmark: int, table: int) -> subprocess.Popen[str]:
+    """Another process with that interface and mark; it has both when this returns."""
+    command = [sys.executable, "-c", OWNER, name, str(fwmark), str(table)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=5)
+
+
+@in_fresh_namespace
+async def test_what_a_killed_process_left_is_replaced() -> None:
+    before = ip("-4", "rule", "show")
+    for _ in range(3):  # it does not add up either
+        kill(start_owner("tun0", 100, 100))
+        assert len(rules()) == 1
+        assert not routes("100")
+    kill(start_owner("tun0", 100, 101))  # the same mark, as the config was before
+    kill(start_owner("tun0", 7, 100))  # another mark: not for us to judge
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", marked())
+            (default,) = routes("100")
+            assert [(r["fwmark"], r["table"]) for r in rules() if r["priority"] == default["metric"]] == [
+                ("0x64", "100")
+            ]
+            assert sorted(r["fwmark"] for r in rules()) == ["0x64", "0x7"]
+            await network.remove("tun0", marked()[::-1])
+    kill_left = rules()
+    assert [r["fwmark"] for r in kill_left] == ["0x7"]
+    ip("rule", "del", "priority", str(kill_left[0]["priority"]))
+    assert ip("-4", "rule", "show") == before
+
+
+@in_fresh_namespace
+async def test_a_live_process_keeps_its_rule_when_another_comes_and_goes() -> None:
+    process = start_owner("tun1", 100, 100)
+    try:
+        before = rules()
+        with open_tun("tun0"):
+            async with open_netlink() as network:
+                await network.link_up("tun0", 1400)
+                await network.add("tun0", marked())
+                assert len(rules()) == 2
+                await network.remove("tun0", marked()[::-1])
+                assert rules() == before
+    finally:
+        kill(process)
+
+
+@in_fresh_namespace
+async def test_a_rule_can_be_removed_through_another_connection() -> None:
+    process = start_owner("tun1", 100, 100)
+    try:
+        with open_tun("tun0"):
+            async with open_netlink() as network:
+                await network.link_up("tun0", 1400)
+                await network.add("tun0", marked())
+            theirs = next(r["metric"] for r in routes("100") if r["dev"] == "tun1")
+            async with open_netlink() as network:
+                await network.add("tun0", marked())
+                assert len(rules()) == len(routes("100")) == 2
+            async with open_netlink() as network:
+                await network.remove("tun0", marked()[::-1])
+                assert [r["priority"] for r in rules()] == [theirs]
+                await network.remove("tun0", marked()[::-1])
+                assert [r["priority"] for r in rules()] == [theirs]
+    finally:
+        kill(process)
+    async with open_netlink() as network:
+        await network.remove("tun0", marked())  # the interface is gone, and the rule nobody's
+    assert not rules()
+
+
+@in_fresh_namespace
+async def test_rules_and_routes_of_others_with_the_same_mark_are_untouched() -> None:
+    ip("rule", "add", "fwmark", "100", "lookup", "100")
+    ip("rule", "add", "fwmark", "100", "lookup", "100", "priority", str(SLOTS[0]))
+    ip("rule", "add", "fwmark", "100/0xff", "lookup", "100", "protocol", str(PROTOCOL))
+    ip("route", "add", "blackhole", "default", "table", "100", "metric", str(SLOTS[1]))
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            before = state()
+            await network.add("tun0", marked())
+            assert [r["metric"] for r in routes("100")] == [SLOTS[2]]
+            await network.remove("tun0", marked()[::-1])
+            assert state() == before
+
+
+@in_fresh_namespace
+async def test_whoever_lost_its_slot_takes_another() -> None:
+    """The interface was set down, lost its routes, and somebody else came by."""
+    with open_tun("tun0"), open_tun("tun1"):
+        async with open_netlink() as one, open_netlink() as two:
+            await one.link_up("tun0", 1400)
+            await one.add("tun0", [*marked(), route("10.0.0.0/8", 100)])
+            ip("link", "set", "tun0", "down")
+            await two.link_up("tun1", 1400)
+            await two.add("tun1", [route("0.0.0.0/0", 100)])
+            (stolen,) = ip("-4", "route", "show", "table", "100")
+            ip("-4", "route", "del", "default", "table", "100")
+            ip("route", "add", "default", "dev", "tun1", "table", "100", "metric", str(SLOTS[0]))
+            assert stolen["dev"] == "tun1"
+            await one.link_up("tun0", 1400)
+            await one.add("tun0", [*marked(), route("10.0.0.0/8", 100)])
+            (rule,) = rules()
+            assert {r["metric"] for r in routes("100")} == {rule["priority"]} != {SLOTS[0]}
+            await one.remove("tun0", [route("10.0.0.0/8", 100), *marked()])
+            assert not rules()
+            assert not routes("100")
+
+
+@in_fresh_namespace
+async def test_marked_packets_take_the_tunnel_and_their_replies_pass_a_strict_filter() -> None:
+    """A socket with SO_MARK, the tunnel's own source address, and rp_filter=1 everywhere."""
+    ip("link", "add", "uplink", "type", "veth", "peer", "name", "far")
+    ip("link", "set", "far", "up")
+    ip("link", "set", "uplink", "up")
+    ip("addr", "add", "192.0.2.1/24", "dev", "uplink")
+    ip("route", "add", "default", "via", "192.0.2.2", "dev", "uplink")
+    for interface in ("all", "default", "uplink"):
+        sysctl(f"ipv4/conf/{interface}/rp_filter", 1)
+    with open_tun("tun0") as device, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", [address("10.10.0.2/24"), *marked()])
+            assert sysctl("ipv4/conf/all/rp_filter") == sysctl("ipv4/conf/uplink/rp_filter") == 1
+
+            frame = memoryview(bytearray(MAX_FRAME_BYTES))
+            sock.settimeout(2)
+            sock.sendto(b"plain", ("198.51.100.1", 9))
+            assert device.read(frame) is None
+            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 100)
+            sock.sendto(b"marked", ("198.51.100.1", 9))
+            with trio.fail_after(2):
+                await device.wait_readable()
+            length = device.read(frame)
+            packet = bytes(frame[12:length])
+            assert packet.endswith(b"marked")
+            assert packet[12:20] == socket.inet_aton("10.10.0.2") + socket.inet_aton("198.51.100.1")
+
+            # Back to where it came from. The order of addresses does not change an Internet checksum.
+            sport, dport = struct.unpack_from("!HH", packet, 20)
+            head = packet[:12] + packet[16:20] + packet[12:16]
+            udp = struct.pack("!HHHH", dport, sport, 8 + 5, 0)
+            head = head[:2] + struct.pack("!H", 33) + head[4:10] + b"\0\0" + head[12:]
+            total = sum(struct.unpack("!10H", head))
+            total = (total & 0xFFFF) + (total >> 16)
+            head = head[:10] + struct.pack("!H", total ^ 0xFFFF) + head[12:]
+            assert device.write(bytes(12) + head + udp + b"reply") is True
+            assert sock.recv(10) == b"reply"
+
+
+# The connection
+
+
+@in_fresh_namespace
+async def test_without_the_capability_the_error_says_which_one() -> None:
+    script = OWNER.replace("with host.open_device(name):", "if True:").replace('"0.0.0.0/0"', '"10.9.0.0/16"')
+    done = python(script, "lo", "1", "1", without="net_admin")
+    assert "HostError: interface lo with MTU 1400: Operation not permitted; CAP_NET_ADMIN" in done.stderr
+
+
+@in_fresh_namespace
+async def test_tasks_may_share_a_connection() -> None:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            async with trio.open_nursery() as nursery:
+                for i in range(20):
+                    nursery.start_soon(network.add, "tun0", [route(f"10.{i}.{j}.0/24") for j in range(100)])
+            assert len(routes()) == 2000
+
+
+@in_fresh_namespace
+async def test_no_descriptor_stays_open() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with open_netlink() as network:
+        for _ in range(3):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await network.remove("tun0", [])
+            assert scope.cancelled_caught
+        await network.remove("tun0", [])
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(trio.ClosedResourceError):
+        await network.remove("tun0", [])

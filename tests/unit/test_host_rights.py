@@ -1,0 +1,58 @@
+"""What is checked before anything is changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import Any
+
+import pytest
+
+from tapotun_trio.errors import HostError
+from tapotun_trio.host.rights import CAP_NET_ADMIN, effective_capabilities, open_tun_node, raise_fd_limit
+
+STATUS = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t{}\nCapBnd:\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("mask", "has"), [("0000000000001000", True), ("000001ffffffffff", True), ("000001ffffffefff", False)]
+)
+def test_effective_capabilities(mask: str, has: bool) -> None:
+    assert bool(effective_capabilities(STATUS.format(mask)) >> CAP_NET_ADMIN & 1) is has
+
+
+def test_a_status_without_capabilities() -> None:
+    with pytest.raises(ValueError, match="CapEff"):
+        effective_capabilities("Name:\tx\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOENT, "modprobe tun"),
+        (errno.ENOENT, "--device=/dev/net/tun"),
+        (errno.ENODEV, "modprobe tun"),
+        (errno.EACCES, "readable and writable"),
+        (errno.EPERM, "DeviceAllow"),
+        (errno.EMFILE, "cannot be made"),
+    ],
+)
+def test_a_missing_tun_node_has_a_remedy(monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(HostError, match=remedy) as info:
+        open_tun_node()
+    assert str(info.value).startswith(f"/dev/net/tun: {os.strerror(code)}; ")
+    assert "\n" not in str(info.value)
+
+
+def test_a_refused_descriptor_limit_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_fd_limit() == 1024

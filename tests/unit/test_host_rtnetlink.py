@@ -1,0 +1,260 @@
+"""The netlink conversation against a kernel of canned answers: what goes wrong with the real one too rarely."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.errors import HostError
+from tapotun_trio.host import rtnetlink
+from tapotun_trio.host.rtnetlink import DEADLINE_S, GROUP, Refusal, Rtnetlink
+
+HEADER = struct.Struct("=IHHII")
+ERROR, DONE, OTHER = 2, 3, 24
+MULTI, DUMP_INTR, CAPPED, ACK_TLVS = 0x02, 0x10, 0x100, 0x200
+
+
+def message(kind: int, sequence: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    return HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload + b"\0" * (-len(payload) % 4)
+
+
+def acknowledge(sequence: int, code: int = 0, words: str = "") -> bytes:
+    payload = struct.pack("=i", -code) + bytes(16)
+    if not words:
+        return message(ERROR, sequence, payload, CAPPED)
+    text = words.encode() + b"\0"
+    payload += struct.pack("=HHI", 8, 2, 24)  # NLMSGERR_ATTR_OFFS comes first
+    payload += struct.pack("=HH", 4 + len(text), 1) + text
+    return message(ERROR, sequence, payload, CAPPED | ACK_TLVS)
+
+
+def request() -> bytearray:
+    return bytearray(message(OTHER, 0, b"body"))
+
+
+class FakeKernel:
+    """Stands in for the sockets of an `Rtnetlink`: ``answer`` makes datagrams of the messages of one send."""
+
+    def __init__(self, answer: Callable[[list[tuple[int, int]]], list[bytes | OSError]]) -> None:
+        self.answer = answer
+        self.sends: list[list[tuple[int, int]]] = []  # sequence numbers and flags
+        self.sockets: list[FakeSocket] = []
+        self.closed = 0
+
+    @property
+    def opened(self) -> int:
+        return len(self.sockets)
+
+    def open(self) -> FakeSocket:
+        self.sockets.append(FakeSocket(self))
+        return self.sockets[-1]
+
+
+class FakeSocket:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.queue: deque[tuple[int, bytes | OSError]] = deque()
+
+    def close(self) -> None:
+        self.kernel.closed += 1
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        seen: list[tuple[int, int]] = []
+        offset = 0
+        while offset < len(data):
+            length, _, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            seen.append((sequence, flags))
+            offset += (length + 3) & ~3
+        self.kernel.sends.append(seen)
+        self.queue += [(0, datagram) for datagram in self.kernel.answer(seen)]
+
+    async def recvfrom_into(self, into: memoryview) -> tuple[int, tuple[int, int]]:
+        await trio.lowlevel.checkpoint()
+        if not self.queue:
+            await trio.sleep_forever()
+        pid, datagram = self.queue.popleft()
+        if isinstance(datagram, OSError):
+            raise datagram
+        into[: len(datagram)] = datagram
+        return len(datagram), (pid, 0)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], Rtnetlink]:
+    def start(kernel: FakeKernel) -> Rtnetlink:
+        monkeypatch.setattr(rtnetlink, "_open", kernel.open)
+        return Rtnetlink()
+
+    return start
+
+
+def refuse(wanted: dict[int, bytes]) -> Callable[[list[tuple[int, int]]], list[bytes | OSError]]:
+    """Acknowledge as the kernel does: what is refused always, what succeeds if it asks for it."""
+
+    def answer(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
+        result: list[bytes | OSError] = []
+        for sequence, flags in seen:
+            if sequence in wanted:
+                result.append(wanted[sequence])
+            elif flags & 4:
+                result.append(acknowledge(sequence))
+        return result
+
+    return answer
+
+
+async def test_a_batch_goes_out_in_groups_and_its_last_message_is_acknowledged(
+    start: Callable[[FakeKernel], Rtnetlink],
+) -> None:
+    kernel = FakeKernel(refuse({}))
+    link = start(kernel)
+    assert await link.transact([request() for _ in range(GROUP * 2 + 1)]) == {}
+    assert [len(send) for send in kernel.sends] == [GROUP, GROUP, 1]
+    flat = [pair for send in kernel.sends for pair in send]
+    assert [sequence for sequence, _ in flat] == list(range(1, GROUP * 2 + 2))
+    assert [sequence for sequence, flags in flat if flags & 4] == [GROUP, GROUP * 2, GROUP * 2 + 1]
+    assert await link.transact([]) == {}
+
+
+async def test_refusals_are_told_by_index_with_the_kernels_words(
+    start: Callable[[FakeKernel], Rtnetlink],
+) -> None:
+    refused = {
+        2: acknowledge(2, errno.EEXIST),
+        GROUP: acknowledge(GROUP, errno.EINVAL, "Invalid prefsrc address"),
+        GROUP + 1: acknowledge(GROUP + 1, errno.ENODEV),
+    }
+    link = start(FakeKernel(refuse(refused)))
+    assert await link.transact([request() for _ in range(GROUP + 2)]) == {
+        1: Refusal(errno.EEXIST),
+        GROUP - 1: Refusal(errno.EINVAL, "Invalid prefsrc address"),
+        GROUP: Refusal(errno.ENODEV),
+    }
+    assert Refusal(errno.EEXIST).text == "File exists"
+    assert Refusal(errno.EINVAL, "why").text == "Invalid argument (why)"
+
+
+async def test_a_question_has_one_answer(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+    reply = message(OTHER, 1, b"here")
+    link = start(FakeKernel(lambda seen: [reply, acknowledge(seen[0][0])]))
+    assert await link.ask(request()) == reply
+    link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0], errno.ENODEV)]))
+    assert await link.ask(request()) == Refusal(errno.ENODEV)
+    link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0])]))
+    with pytest.raises(HostError, match="did not answer"):
+        await link.ask(request())
+
+
+async def test_only_the_kernel_is_heard(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+    kernel = FakeKernel(lambda _: [])
+    link = start(kernel)
+    kernel.answer = lambda seen: [acknowledge(seen[-1][0] + 77), acknowledge(seen[-1][0])]
+    kernel.sockets[0].queue.append((4711, acknowledge(1, errno.EPERM)))
+    assert await link.transact([request()]) == {}
+
+
+async def test_a_dump_is_read_to_its_end(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+    def answer(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
+        ((sequence, _),) = seen
+        parts = [message(OTHER, sequence, bytes([i]) * 4, MULTI) for i in range(5)]
+        done = message(DONE, sequence, struct.pack("=i", 0), MULTI)
+        return [parts[0] + parts[1], parts[2] + parts[3], parts[4] + done]
+
+    link = start(FakeKernel(answer))
+    assert await link.dump(request(), lambda data: data[16]) == [0, 1, 2, 3, 4]
+    assert await link.dump(request(), lambda data: data[16] if data[16] % 2 else None) == [1, 3]
+
+
+async def test_an_interrupted_dump_is_tried_again_but_not_for_ever(
+    start: Callable[[FakeKernel], Rtnetlink],
+) -> None:
+    def answer(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
+        ((sequence, _),) = seen
+        flags = MULTI | (DUMP_INTR if interrupted(sequence) else 0)
+        done = message(DONE, sequence, struct.pack("=i", 0), MULTI)
+        return [message(OTHER, sequence, b"\1\1\1\1", flags) + done]
+
+    interrupted: Callable[[int], bool] = lambda sequence: sequence < 3  # noqa: E731
+    kernel = FakeKernel(answer)
+    link = start(kernel)
+    assert await link.dump(request(), lambda data: data[16]) == [1]
+    assert len(kernel.sends) == 3
+
+    interrupted = lambda _: True  # noqa: E731
+    with pytest.raises(HostError, match="changes faster"):
+        await link.dump(request(), lambda data: data[16])
+
+
+async def test_a_dump_of_a_table_that_does_not_exist_is_empty(
+    start: Callable[[FakeKernel], Rtnetlink],
+) -> None:
+    link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0], errno.ENOENT)]))
+    assert await link.dump(request(), bytes) == []
+    done = struct.pack("=i", -errno.ENOENT)
+    link = start(FakeKernel(lambda seen: [message(DONE, seen[0][0], done, MULTI)]))
+    assert await link.dump(request(), bytes) == []
+    link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0], errno.EPERM)]))
+    with pytest.raises(HostError, match="Operation not permitted"):
+        await link.dump(request(), bytes)
+
+
+async def test_lost_answers_are_a_host_error_and_the_next_call_has_a_fresh_socket(
+    start: Callable[[FakeKernel], Rtnetlink],
+) -> None:
+    kernel = FakeKernel(lambda _: [OSError(errno.ENOBUFS, "No buffer space available")])
+    link = start(kernel)
+    with pytest.raises(HostError, match="No buffer space"):
+        await link.transact([request()])
+    kernel.answer = refuse({})
+    assert await link.transact([request()]) == {}
+    assert (kernel.opened, kernel.closed) == (2, 1)
+    link.close()
+    assert kernel.closed == 2
+    with pytest.raises(trio.ClosedResourceError):
+        await link.transact([request()])
+    assert kernel.opened == 2
+
+
+async def test_silence_is_a_host_error(
+    start: Callable[[FakeKernel], Rtnetlink], autojump_clock: trio.testing.MockClock
+) -> None:
+    link = start(FakeKernel(lambda _: []))
+    before = trio.current_time()
+    with pytest.raises(HostError, match="no answer within 5 s"):
+        await link.transact([request()])
+    assert trio.current_time() - before == pytest.approx(DEADLINE_S)
+
+
+async def test_a_cancelled_exchange_leaves_nothing_for_the_next(
+    start: Callable[[FakeKernel], Rtnetlink], autojump_clock: trio.testing.MockClock
+) -> None:
+    kernel = FakeKernel(lambda _: [])
+    link = start(kernel)
+    with trio.move_on_after(1) as scope:
+        await link.dump(request(), bytes)
+    assert scope.cancelled_caught
+    kernel.answer = refuse({})
+    assert await link.transact([request()]) == {}
+    assert (kernel.opened, kernel.closed) == (2, 1)
+
+
+@pytest.mark.parametrize("broken", [b"\x10", HEADER.pack(15, 2, 0, 1, 0), HEADER.pack(99, 2, 0, 1, 0)])
+async def test_half_a_message_is_a_host_error(start: Callable[[FakeKernel], Rtnetlink], broken: bytes) -> None:
+    link = start(FakeKernel(lambda _: [broken]))
+    with pytest.raises(HostError, match="half a message"):
+        await link.transact([request()])
+
+
+async def test_sequence_numbers_wrap_between_batches(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+    kernel = FakeKernel(refuse({}))
+    link = start(kernel)
+    link._sequence = 0xFFFF_FFFE
+    assert await link.transact([request(), request()]) == {}
+    assert [sequence for sequence, _ in kernel.sends[0]] == [1, 2]
