@@ -1,0 +1,76 @@
+"""The client's side: open a connection to a URL, send one request on it, read the head of the answer."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+import trio
+
+from ..config.model import Url
+from ..errors import PeerError
+from ..host.dial import connect
+from ..host.sockets import Connection
+from ..host.tls import handshake
+from ..text import one_line, shorten
+from .heads import ResponseHead, ResponseParser, encode_request
+
+# Name, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s; a path that comes back while an attempt waits
+# longer than that is found later than by the next attempt.
+CONNECT_S: Final = 8.0
+RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
+_READ_BYTES: Final = 4096
+
+
+async def open_connection(url: Url, tls: ssl.SSLContext | None, mark: int | None = None) -> Connection:
+    """Connect, with TLS if a context is given, and with a fwmark. The caller closes. Cancelled, nothing stays open.
+
+    Raises PeerError: the name, every address, the handshake, or all of it within CONNECT_S failed.
+    Raises HostError: the mark is not allowed.
+    """
+    try:
+        with trio.fail_after(CONNECT_S):
+            connection = await connect(url.host, url.port, mark)
+            return connection if tls is None else await handshake(connection, tls, url.host)
+    except trio.TooSlowError as exc:
+        raise PeerError(f"no connection to {url.authority} within {CONNECT_S:.0f} s", reason="connect") from exc
+
+
+async def send_request(connection: Connection, method: str, url: Url, headers: list[tuple[str, str]]) -> None:
+    """Send a request head; the body, if it has one, is the caller's."""
+    await connection.send_all(encode_request(method, url.target, [("Host", url.authority), *headers]))
+
+
+async def read_response(connection: Connection, method: str) -> tuple[ResponseHead, bytes]:
+    """The head of the final answer, and what of the body came with it. No deadline of its own: the answer to an
+    upload comes when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, it is lost."""
+    parser = ResponseParser(method)
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while True:
+        received = await connection.receive(buffer)
+        done = parser.feed(bytes(buffer[:received]))
+        if done is not None:
+            return done
+
+
+def check_status(head: ResponseHead, url: Url) -> None:
+    """Raise PeerError unless the answer is a 200, saying what a person can do about it."""
+    if head.status == 200:
+        return
+    place = f"{url.scheme}://{url.authority}{url.target}"
+    hints = {
+        401: "something before the server wants a login of its own",
+        403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
+        404: "nothing is served at this path; compare the path with the proxy's config",
+        405: "that is a web page, or a proxy that lets only some methods pass",
+        409: "this session is over, or another machine uses the token",
+        413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
+        502: "the proxy does not reach the tapotun server behind it",
+        503: "the proxy does not reach the tapotun server behind it",
+        504: "the proxy waited too long for the tapotun server behind it",
+    }
+    hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
+    if 300 <= head.status < 400 and "location" in head.headers:
+        hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
+    reason = one_line(shorten(head.reason, 60))
+    raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=f"http-{head.status}")

@@ -1,0 +1,208 @@
+"""Request and response heads, through h11, with what h11 leaves to its caller: limits, and strict framing.
+
+Sans-IO. Untrusted input; raises PeerError only (`BadRequest` says which status to answer with).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import h11
+
+from ..errors import PeerError
+from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+REASONS: Final = {
+    100: "Continue",
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    505: "HTTP Version Not Supported",
+}
+
+
+class BadRequest(PeerError):
+    """A request head that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text, reason="bad-request")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """``headers``: lowercase name to value; of a repeated name the values are joined by ``, ``."""
+
+    method: str
+    target: str
+    version: str  # "1.0" or "1.1"
+    headers: dict[str, str] = field(repr=False)  # one of them is a token
+
+    @property
+    def expects_continue(self) -> bool:
+        return self.version == "1.1" and self.headers.get("expect", "").lower() == "100-continue"
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the client wants to send another request on this connection (RFC 9112 section 9.3)."""
+        options = {option.strip() for option in self.headers.get("connection", "").lower().split(",")}
+        return self.version == "1.1" and "close" not in options
+
+    def body(self) -> Body:
+        """How the body is framed (RFC 9112 section 6.3)."""
+        if "transfer-encoding" in self.headers:
+            return ChunkedBody()
+        return LengthBody(int(self.headers.get("content-length", "0")))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    status: int
+    reason: str
+    headers: dict[str, str]
+
+    def body(self) -> Body:
+        """How the body of this response to a GET is framed."""
+        if "transfer-encoding" in self.headers:
+            return ChunkedBody()
+        if "content-length" in self.headers:
+            return LengthBody(int(self.headers["content-length"]))
+        return CloseBody()
+
+
+class RequestParser:
+    """Bytes in, one request head out. Make a new one for each request."""
+
+    __slots__ = ("_h11", "_raw")
+
+    def __init__(self) -> None:
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._raw = bytearray()
+
+    @property
+    def started(self) -> bool:
+        """At least one byte has come."""
+        return bool(self._raw)
+
+    def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
+        """The head and the bytes behind it, or None if it is not complete. Raises BadRequest."""
+        self._raw += data
+        try:
+            self._h11.receive_data(data)
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as exc:
+            # h11's text quotes the line that it does not like, and that may hold a token.
+            raise BadRequest(exc.error_status_hint, "malformed request") from None
+        if event is h11.NEED_DATA:
+            return None
+        if not isinstance(event, h11.Request):
+            raise BadRequest(400, "malformed request: no request line")
+        rest = self._h11.trailing_data[0]
+        raw = bytes(self._raw[: len(self._raw) - len(rest)])
+        # h11 checks the limit only while a head is incomplete.
+        if len(raw) > MAX_HEAD_BYTES:
+            raise BadRequest(431, f"request head longer than {MAX_HEAD_BYTES} bytes")
+        _refuse_smuggling(raw)
+        head = RequestHead(
+            method=event.method.decode("ascii"),
+            target=event.target.decode("ascii"),
+            version=_version(event.http_version),
+            headers=_fold(event.headers),
+        )
+        _check_framing(head)
+        if head.version not in ("1.0", "1.1"):
+            raise BadRequest(505, "not HTTP/1.x")
+        return head, rest
+
+
+class ResponseParser:
+    """Bytes in, one final response head out; interim (1xx) responses are passed over."""
+
+    __slots__ = ("_h11",)
+
+    def __init__(self, method: str) -> None:
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
+
+    def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """The head and the bytes behind it, or None if it is not complete. No data means that the peer closed."""
+        if not data:
+            raise PeerError("the server closed the connection without an answer", reason="closed")
+        try:
+            self._h11.receive_data(data)
+            while True:
+                event = self._h11.next_event()
+                if event is h11.NEED_DATA:
+                    return None
+                if isinstance(event, h11.Response):
+                    break
+                if not isinstance(event, h11.InformationalResponse):
+                    raise PeerError("the answer is not HTTP/1.1", reason="bad-response")
+        except h11.RemoteProtocolError as exc:
+            raise PeerError(f"the answer is not HTTP/1.1: {exc}", reason="bad-response") from exc
+        head = ResponseHead(event.status_code, event.reason.decode("latin-1"), _fold(event.headers))
+        if "transfer-encoding" in head.headers and "content-length" in head.headers:
+            raise PeerError("the answer has both Transfer-Encoding and Content-Length", reason="bad-response")
+        return head, self._h11.trailing_data[0]
+
+
+def _version(raw: bytes) -> str:
+    """A later minor version is read as 1.1 (RFC 9110 section 2.5)."""
+    return "1.1" if raw.startswith(b"1.") and raw != b"1.0" else raw.decode("ascii")
+
+
+def _fold(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    folded: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("ascii"), value.decode("latin-1")
+        folded[key] = f"{folded[key]}, {text}" if key in folded else text
+    return folded
+
+
+def _refuse_smuggling(raw: bytes) -> None:
+    """What h11 lets pass and a proxy before us may read differently (RFC 9112 sections 2.2 and 6.3)."""
+    if raw.count(b"\n") != raw.count(b"\r\n"):
+        raise BadRequest(400, "malformed request: a line ends in a bare LF")
+    fields = [line.partition(b":") for line in raw.split(b"\r\n")[1:]]
+    if any(name[:1] in (b" ", b"\t") for name, _, _ in fields):
+        raise BadRequest(400, "malformed request: a folded header field")
+    if any(b"," in value for name, _, value in fields if name.lower() == b"content-length"):
+        raise BadRequest(400, "malformed request: a list as content-length")
+    names = [name.lower() for name, _, _ in fields]
+    for name in (b"content-length", b"transfer-encoding", b"host", b"x-api-key"):
+        if names.count(name) > 1:
+            raise BadRequest(400, f"malformed request: {name.decode()} is given twice")
+
+
+def _check_framing(head: RequestHead) -> None:
+    chunked = "transfer-encoding" in head.headers
+    if chunked and "content-length" in head.headers:
+        raise BadRequest(400, "malformed request: both Transfer-Encoding and Content-Length")
+    if chunked and head.version != "1.1":
+        raise BadRequest(400, "malformed request: Transfer-Encoding before HTTP/1.1")
+    if head.method == "GET" and (chunked or head.headers.get("content-length", "0") != "0"):
+        raise BadRequest(400, "malformed request: a GET with a body")
+
+
+def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> bytes:
+    """A request head. Raises ValueError (h11.LocalProtocolError) for what no header can hold: a bug of ours, the
+    config was checked."""
+    connection = h11.Connection(h11.CLIENT)
+    data = connection.send(h11.Request(method=method, target=target, headers=headers))
+    assert data is not None
+    return data
+
+
+def encode_response(status: int, headers: list[tuple[str, str]]) -> bytes:
+    """A response head, HTTP/1.1 whatever the request's version was (RFC 9110 section 6.2)."""
+    lines = [f"HTTP/1.1 {status} {REASONS[status]}", *(f"{name}: {value}" for name, value in headers)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,154 @@
+"""The server's side of one connection: request after request, each head under a deadline and a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+import trio
+
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..wire.body import Body
+from .heads import BadRequest, RequestHead, RequestParser, encode_response
+from .writer import BodyWriter
+
+HEAD_S: Final = 10.0  # from a head's first byte to its last; for a new connection, from accept
+IDLE_S: Final = 75.0  # between two requests: above the 60 s for which nginx keeps an upstream connection
+LINGER_S: Final = 1.0  # how long a refused client may go on sending before we close on it
+_LINGER_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 4096
+
+
+class Exchange:
+    """One request and what is answered to it.
+
+    Exactly one of `refuse`, `start_download` and `accept_upload` is called by the handler. The connection serves
+    a further request only if the handler also came to the clean end of this one and set `reusable`.
+    """
+
+    __slots__ = ("connection", "head", "leftover", "reusable")
+
+    def __init__(self, connection: Connection, head: RequestHead, leftover: bytes) -> None:
+        self.connection = connection
+        self.head = head
+        self.leftover = leftover  # bytes that came behind the head and were not used yet
+        self.reusable = False
+
+    async def refuse(self, status: int, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        """Answer with an error, in place of a 100 if one was expected, and end the connection."""
+        await refuse(self.connection, status, headers)
+
+    async def start_download(self, headers: list[tuple[str, str]]) -> BodyWriter:
+        """Send a 200 whose body is endless: chunked, or for HTTP/1.0 until the connection ends."""
+        chunked = self.head.version == "1.1"
+        framing = [("Transfer-Encoding", "chunked")] if chunked else []
+        if not self.head.keeps_alive:
+            framing.append(("Connection", "close"))
+        await self.connection.send_all(encode_response(200, [*headers, *framing]))
+        return BodyWriter(self.connection, chunked=chunked)
+
+    async def accept_upload(self) -> Body:
+        """Say 100 if that is expected, and return the decoder of the body, of which nothing was read yet."""
+        if self.head.expects_continue and not self.leftover:
+            await self.connection.send_all(encode_response(100, []))
+        return self.head.body()
+
+    async def finish_upload(self) -> None:
+        """Answer 200 after the body's end. Sets `reusable`."""
+        self.reusable = self.head.keeps_alive
+        body = b"ok\n"
+        headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+        if not self.reusable:
+            headers.append(("Connection", "close"))
+        await self.connection.send_all(encode_response(200, headers) + body)
+
+    async def watch(self, writer: BodyWriter) -> None:
+        """Read what a client sends while it downloads: nothing, or early requests, kept up to the limit of a head.
+
+        Returns when the limit is reached, or when the client closes after the download's end was sent. Raises
+        PeerError when it closes before. Cancel-safe.
+        """
+        buffer = memoryview(bytearray(_READ_BYTES))
+        while len(self.leftover) < _READ_BYTES:
+            received = await self.connection.receive(buffer)
+            if received == 0:
+                if writer.finished:
+                    return
+                writer.broken = True  # nobody reads what would be written now
+                raise PeerError("the client closed the connection", reason="closed")
+            self.leftover += buffer[:received]
+
+
+Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
+
+
+async def serve_connection(connection: Connection, handler: Handler) -> None:
+    """Serve requests until either side ends the connection; closes it on the way out.
+
+    Raises PeerError for a request that is refused here, after answering it, and what the handler raises.
+    """
+    try:
+        leftover = b""
+        idle_s = HEAD_S
+        while True:
+            try:
+                read = await _read_head(connection, leftover, idle_s)
+            except BadRequest as exc:
+                await refuse(connection, exc.status)
+                raise
+            if read is None:
+                return
+            exchange = Exchange(connection, *read)
+            await handler(exchange)
+            if not exchange.reusable:
+                return
+            leftover = exchange.leftover
+            idle_s = IDLE_S
+    finally:
+        connection.close()
+
+
+async def _read_head(connection: Connection, leftover: bytes, idle_s: float) -> tuple[RequestHead, bytes] | None:
+    """The next head and the bytes behind it. None: the client went away, or stayed idle, between requests."""
+    parser = RequestParser()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with trio.move_on_after(HEAD_S if leftover else idle_s) as deadline:
+        data = leftover
+        while True:
+            done = parser.feed(data) if data else None
+            if done is not None:
+                return done
+            received = await connection.receive(buffer)
+            if received == 0:
+                if parser.started:
+                    raise PeerError("the client closed the connection within a request head", reason="closed")
+                return None
+            if not parser.started and idle_s > HEAD_S:
+                deadline.deadline = trio.current_time() + HEAD_S
+            data = bytes(buffer[:received])
+    if parser.started:
+        raise BadRequest(408, f"no complete request head within {HEAD_S:.0f} s")
+    return None
+
+
+async def refuse(connection: Connection, status: int, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    """Send a short answer, then let the client finish for a moment: a close with unread bytes in the receive
+    buffer is a reset, which may destroy the answer on its way (RFC 9112 section 9.6)."""
+    body = f"{status}\n".encode()
+    fields = [
+        *headers,
+        ("Content-Type", "text/plain"),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    with trio.move_on_after(LINGER_S):
+        await connection.send_all(encode_response(status, fields) + body)
+        connection.shutdown_sending()
+        buffer = memoryview(bytearray(_READ_BYTES))
+        drained = 0
+        while drained < _LINGER_BYTES:
+            received = await connection.receive(buffer)
+            if received == 0:
+                return
+            drained += received

@@ -1,0 +1,74 @@
+"""The sending half of a stream: an endless HTTP body."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import trio
+
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
+
+
+class BodyWriter:
+    """Writes a body piece by piece; what the socket does not take at once is kept and must go first.
+
+    A piece is committed as soon as it is offered: with its size line out, there is no way back. So whoever
+    offers keeps pieces small and whole (frames), and stops offering while `pending`.
+    """
+
+    __slots__ = ("_chunked", "_rest", "broken", "connection", "finished")
+
+    def __init__(self, connection: Connection, *, chunked: bool = True) -> None:
+        self.connection = connection
+        self.finished = False  # the end was begun
+        self.broken = False  # set by whoever met the connection's error and left it to the stream's own task
+        self._chunked = chunked
+        self._rest = memoryview(b"")
+
+    @property
+    def pending(self) -> bool:
+        """Committed bytes wait for the socket."""
+        return bool(self._rest)
+
+    def send(self, piece: bytes | memoryview) -> None:
+        """Commit a piece (not empty) and send what the socket takes, in one system call without a copy.
+
+        Only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
+        """
+        parts = self._framed(piece)
+        sent = self.connection.try_send(parts)
+        if sent < sum(map(len, parts)):
+            self._rest = memoryview(b"".join(parts))[sent:]
+
+    def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
+        return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
+
+    def flush(self) -> None:
+        """Send what the socket takes of what is pending."""
+        self._rest = self._rest[self.connection.try_send((self._rest,)) :]
+
+    async def drain(self) -> None:
+        """Wait until nothing is pending. A checkpoint. Cancelled, the rest stays pending."""
+        while self._rest:
+            await self.connection.wait_writable()
+            self.flush()
+        await trio.lowlevel.checkpoint()
+
+    async def finish(self, last_piece: bytes = b"") -> None:
+        """Commit ``last_piece`` if there is one, and the body's end, and send what is pending.
+
+        Cancelled, it may be called again to go on; else the body may lack its end: close the connection.
+        """
+        if not self.finished:
+            self.finished = True
+            parts = [self._rest, *(self._framed(last_piece) if last_piece else ())]
+            self._rest = memoryview(b"".join([*parts, LAST_CHUNK] if self._chunked else parts))
+        await self.drain()
+
+    async def try_finish(self, last_piece: bytes = b"") -> None:
+        """`finish`, for a stream that is being given up anyway: a broken connection is no news."""
+        if not self.broken:
+            with suppress(PeerError):
+                await self.finish(last_piece)
