@@ -1,0 +1,41 @@
+"""How long to wait before the next attempt."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+FIRST_S: Final = 0.5
+LIMIT_S: Final = 10.0
+# The machine or its proxy answered, so the server itself is restarting: asking again costs little, and all
+# clients of a restarted server should be back within 5 s.
+NEAR_LIMIT_S: Final = 4.0
+HEALTHY_S: Final = 60.0  # a stream that lived so long pays back what came before
+
+
+class Backoff:
+    """Full jitter: the first retry at once, then a random time below 0.5, 1, 2, ... up to 10 s.
+
+    (Full jitter spreads a crowd best: of n clients that lose one server none waits for the others.)
+    """
+
+    __slots__ = ("_failures", "_random")
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._random = rng or random.Random()
+        self._failures = 0
+
+    def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
+        """Seconds to wait after a failure of something that had lived for ``lived_s``. ``near``: the failure was an
+        answer and not silence."""
+        if lived_s >= HEALTHY_S:
+            self._failures = 0
+        self._failures += 1
+        if self._failures == 1:
+            return 0.0
+        ceiling = min(FIRST_S * 2.0 ** min(self._failures - 2, 10), NEAR_LIMIT_S if near else LIMIT_S)
+        return self._random.uniform(0, ceiling)
+
+    def reset(self) -> None:
+        """Something outside changed: what failed before says nothing any more."""
+        self._failures = 0

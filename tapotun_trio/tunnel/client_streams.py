@@ -1,0 +1,161 @@
+"""One GET and one PUT of a client, from the answer on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from ..errors import PeerError, leaves
+from ..host.sockets import Connection
+from ..http.client import read_response
+from ..http.heads import ResponseHead
+from ..http.writer import BodyWriter
+from ..wire import control
+from ..wire.frames import FrameReader
+from .incoming import Incoming
+from .rotation import Stream
+from .sender import Sender, ending_cleanly
+
+# For how long a newer download lets the older one end first, so that packets keep their order. What the server
+# had begun to send on the older one is under way for a moment; more than this, and order is worth less than time.
+HANDOVER_S: Final = 1.0
+# What an upload that is being replaced may take to send what it has begun and to be answered.
+FINISH_S: Final = 5.0
+UPLOAD_SEEN_S: Final = 3.0  # PROTOCOL: after that something in between holds the upload back
+
+
+class Download:
+    """A GET that was answered with 200."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        reader: FrameReader,
+        first_frames: list[tuple[int, int]],
+        take: Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]],
+    ) -> None:
+        """``take`` gets the frames of every receive; it may raise PeerError. Closes ``connection`` at its end."""
+        self.ended = trio.Event()
+        self.failure: PeerError | None = None
+        self.connection = connection
+        self._reader = reader
+        self._first_frames = first_frames
+        self._take = take
+        self._scope = trio.CancelScope()
+        self.incoming = Incoming(self._scope)
+
+    async def run(self, older: Stream | None) -> None:
+        try:
+            with self._scope:
+                if older is not None:
+                    with trio.move_on_after(HANDOVER_S):
+                        await older.ended.wait()
+                await self._receive()
+            self.incoming.check()
+        except PeerError as exc:
+            self.failure = exc
+        finally:
+            self.connection.close()
+            self.ended.set()
+
+    @property
+    def over(self) -> bool:
+        """It has ended, or was told to."""
+        return self.ended.is_set() or self.incoming.told_to_end
+
+    def end(self, because: PeerError) -> None:
+        """End it now; `failure` will be ``because``."""
+        self.incoming.end(because)
+
+    async def _receive(self) -> None:
+        reader, connection, incoming = self._reader, self.connection, self.incoming
+        await self._take(reader, self._first_frames)
+        while not reader.ended:
+            received = await connection.receive(reader.space())
+            incoming.arrivals += 1
+            if received == 0:
+                reader.eof()
+            await self._take(reader, reader.feed(received))
+
+
+class Upload:
+    """A PUT whose head was sent."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        sender: Sender,
+        check: Callable[[ResponseHead], None],
+        unseen: Callable[[], None] | None,
+    ) -> None:
+        """Closes ``connection`` at its end.
+
+        Args:
+            check: raises PeerError for an answer that is not 200.
+            unseen: called if the server did not see the upload in time; None: a base server never says.
+        """
+        self.ended = trio.Event()
+        self.failure: PeerError | None = None
+        self.connection = connection
+        self.seen = trio.Event()  # set when the server says that the first bytes have arrived
+        self._sender = sender
+        self._check = check
+        self._unseen = unseen
+        self._writer = BodyWriter(connection)
+        self._finished = False
+        self._scope = trio.CancelScope()
+        self._because: PeerError | None = None
+
+    async def run(self, older: Stream | None) -> None:
+        try:
+            with self._scope:
+                await self._send()
+            if self._because is not None:
+                self.failure = self._because
+        except* PeerError as group:
+            self.failure = next(leaves(group))
+        finally:
+            self.connection.close()
+            self.ended.set()
+
+    async def _send(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_answer, nursery.cancel_scope)
+            if self._unseen is not None:
+                nursery.start_soon(self._watch_seen, self._unseen)
+            async with ending_cleanly(self._writer, self._last_words):
+                await self._sender.serve(self._writer)
+                with trio.move_on_after(FINISH_S):
+                    await self._writer.finish()
+                    self._finished = True
+                    await trio.sleep_forever()  # until it is answered
+            nursery.cancel_scope.cancel()
+
+    @property
+    def over(self) -> bool:
+        """It has ended, or was told to."""
+        return self.ended.is_set() or self._because is not None
+
+    def end(self, because: PeerError) -> None:
+        """End it now; `failure` will be ``because``."""
+        self._because = because
+        self._scope.cancel()
+
+    async def _watch_seen(self, unseen: Callable[[], None]) -> None:
+        with trio.move_on_after(UPLOAD_SEEN_S):
+            await self.seen.wait()
+            return
+        unseen()
+
+    def _last_words(self) -> bytes:
+        return control.bye("the client is shutting down") if self._unseen is not None and not self.over else b""
+
+    async def _read_answer(self, scope: trio.CancelScope) -> None:
+        """An upload is answered when it has ended; an answer before that ends it."""
+        head, _ = await read_response(self.connection, "PUT")
+        self._check(head)
+        if not self._finished:
+            raise PeerError("the server ended the upload", reason="ended")
+        scope.cancel()

@@ -1,0 +1,37 @@
+"""What a session has carried and dropped. Plain integers, written by the data path, read by whoever asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+# Why a packet was dropped. Each is one label in the log's summary line.
+NOT_IPV4: Final = "not-ipv4"
+NO_ROUTE: Final = "no-route"
+BAD_SOURCE: Final = "bad-source"  # the client may not use this source address
+QUEUE_FULL: Final = "queue-full"  # the outbox held its limit of bytes
+QUEUE_AGE: Final = "queue-age"  # it waited longer in the outbox than it is worth
+CODEL: Final = "codel"  # the outbox had been standing for too long: its senders are to slow down
+DEVICE_FULL: Final = "device-full"  # the TUN device took nothing for too long
+DEVICE_REFUSED: Final = "device-refused"  # the kernel refused the packet
+
+
+@dataclass(slots=True)
+class Counters:
+    """One client's traffic as this end sees it. Bytes are IP packets, without frame headers."""
+
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)  # streams that ended uncleanly, by PeerError.reason
+
+    def summary(self) -> str:
+        """One phrase for a log line."""
+        text = f"received {self.rx_packets} packets, {self.rx_bytes} bytes; "
+        text += f"sent {self.tx_packets} packets, {self.tx_bytes} bytes"
+        if self.drops:
+            text += "; dropped " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.drops.items()))
+        return text

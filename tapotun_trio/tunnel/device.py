@@ -1,0 +1,122 @@
+"""The task pair between a TUN device and the streams."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from mmap import mmap
+from typing import Final, TypeAlias
+
+import trio
+
+from ..host.ports import Device
+from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES
+from ..wire.vnet import VNET_BYTES
+from .counters import DEVICE_FULL, DEVICE_REFUSED
+from .sender import Sender
+
+# A burst is sent when it has grown to two super-packets: the far end works on these while we read the next.
+BURST_BYTES: Final = 128 * 1024
+_SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
+# So many bursts without a wait in between: waiting costs as much as a dozen small packets (epoll, a task switch).
+_BURSTS_PER_WAKE: Final = 4
+
+# Nor may packets that nobody gets, or small ones, keep the reader at it for ever.
+_READS_PER_BURST: Final = 512
+
+QUEUE_BYTES: Final = 1024 * 1024
+
+# Whose outbox the frame at this offset of the slab belongs into; None drops it, counted by whoever says so.
+Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
+
+
+async def read_device(device: Device, classify: Classify) -> None:
+    """Move frames from the device to the senders, for ever. Raises HostError if the device is gone.
+
+    Frames are read into one slab behind room for their length, so that a burst is wire format as it stands; a
+    run of adjacent frames to one sender is handed over as one slice of it.
+    """
+    view = memoryview(mmap(-1, _SLAB_BYTES))
+    while True:
+        await device.wait_readable()
+        for _ in range(_BURSTS_PER_WAKE):
+            if not _read_burst(device, classify, view):
+                break
+
+
+def _read_burst(device: Device, classify: Classify, view: memoryview) -> bool:
+    """Read until the device is dry or the burst is large enough, and send. Returns whether there may be more."""
+    read = device.read
+    run_to: Sender | None = None
+    run_at = at = packets = 0
+    dry = False
+    for _ in range(_READS_PER_BURST):
+        body = at + LENGTH_BYTES
+        received = read(view[body : body + VNET_BYTES + 65535])
+        if received is None:
+            dry = True
+            break
+        length = received - VNET_BYTES
+        if length < MIN_PACKET_BYTES:
+            continue  # no IP packet, and the wire has no word for it
+        view[at] = length & 0xFF
+        view[at + 1] = length >> 8
+        # num_buffers: kernels before 6.15 leave the two bytes as they find them, with what the slab held before.
+        view[at + HEADER_BYTES - 2] = view[at + HEADER_BYTES - 1] = 0
+        to = classify(view, at)
+        if to is None:
+            continue  # the next frame is read over it
+        if to is not run_to:
+            if run_to is not None:
+                run_to.send(view[run_at:at], packets)
+            run_to, run_at, packets = to, at, 0
+        packets += 1
+        at = body + received
+        if at >= BURST_BYTES:
+            break
+    if run_to is not None:
+        run_to.send(view[run_at:at], packets)
+    return not dry
+
+
+class DeviceWriter:
+    """Writes in place while the device takes frames; queues copies, up to QUEUE_BYTES, while it does not.
+
+    Args:
+        drops: where frames are counted that found the queue full, or were refused later on.
+    """
+
+    __slots__ = ("_bytes", "_device", "_drops", "_queue", "_wake")
+
+    def __init__(self, device: Device, drops: Counter[str]) -> None:
+        self._device = device
+        self._drops = drops
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake = trio.Event()
+
+    def write(self, frame: memoryview) -> bool:
+        """Write one frame, from its vnet header on. False: the kernel refused it. Raises HostError: device gone."""
+        if not self._queue:
+            taken = self._device.write(frame)
+            if taken is not None:
+                return taken
+        if self._bytes + len(frame) > QUEUE_BYTES:
+            self._drops[DEVICE_FULL] += 1
+            return True
+        self._queue.append(bytes(frame))
+        self._bytes += len(frame)
+        self._wake.set()
+        return True
+
+    async def run(self) -> None:
+        """Write what was queued, in order, whenever the device can take it; for ever."""
+        while True:
+            await self._wake.wait()
+            while self._queue:
+                await self._device.wait_writable()
+                while self._queue and (taken := self._device.write(self._queue[0])) is not None:
+                    self._bytes -= len(self._queue.popleft())
+                    if not taken:
+                        self._drops[DEVICE_REFUSED] += 1
+            self._wake = trio.Event()

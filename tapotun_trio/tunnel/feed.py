@@ -1,0 +1,122 @@
+"""What one stream is fed: everything at once while it takes everything, by the spoon while its path is narrow."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from ..host.ports import PathState
+from .pacing import Pacing
+
+# One piece of a backlog on a stream that is not paced. What is committed can no longer be dropped, so this is small;
+# large enough that a fast link still takes whole super-packets at a time.
+PIECE_BYTES: Final = 64 * 1024
+SAMPLE_S: Final = 0.01  # how often a backlog makes us look at the path of a stream that is not paced
+WATCH_S: Final = 0.05  # and how often what is sent does, where there is none
+WATCH_BYTES: Final = 128 * 1024  # after how much we ask the time for that: 50 ms at 20 Mbit/s
+# A single delivery rate may be that of one small segment: on a veth, one sample of ten (measured at 4 Gbit/s).
+NARROW_SAMPLES: Final = 3
+CALM_S: Final = 3.0  # a paced stream that was not held back for so long is let go
+
+# BBR leaves its queue short by itself, but every 10 s it stops for 200 ms to measure the round trip, and before that
+# it probes for more. For a tunnel that is every packet's pause, and longer than our outbox keeps any (measured at
+# 20 Mbit/s, paced: 15.3 Mbit/s and pings up to 116 ms late, against 18.0 and 23 with cubic). So where a host prefers
+# BBR, a stream that is paced anyway runs without it, unless the path loses packets that no queue of ours explains:
+# that is what people choose BBR for, and cubic is slow there.
+RESTLESS: Final = "bbr"
+CALM: Final = "cubic"
+CALM_AFTER_S: Final = 0.5
+LOSS_SEGMENTS: Final = 2000  # judged at a time; the first time the losses are still BBR's own
+LOSSY: Final = 0.002  # of these
+
+
+class Path(Protocol):
+    """What a `Connection` tells of its path, and what of it can be chosen."""
+
+    @property
+    def congestion_control(self) -> str | None: ...
+
+    def path(self) -> PathState | None: ...
+
+    def try_congestion_control(self, name: str) -> None: ...
+
+
+class Feed:
+    """Asked by the sender what to send next, and when. ``connection``: of the stream, owned by others."""
+
+    __slots__ = (
+        "_calmed",
+        "_connection",
+        "_held_at",
+        "_judged",
+        "_narrow_samples",
+        "_pacing",
+        "_resent",
+        "_sampled_at",
+        "_sent",
+        "_since",
+        "_switches",
+        "paced",
+    )
+
+    def __init__(self, connection: Path) -> None:
+        self.paced = False  # everything is to go through the outbox, piece by piece
+        self._connection = connection
+        self._pacing = Pacing()
+        self._narrow_samples = 0  # in a row
+        self._sampled_at = self._held_at = self._since = 0.0
+        self._switches = connection.congestion_control == RESTLESS
+        self._calmed = self._judged = False
+        self._sent = self._resent = 0  # segments, when losses were judged last
+
+    def allowance(self, now: float) -> tuple[float, int]:
+        """For the next piece of a backlog: how many seconds it has to wait, and how many bytes it may be."""
+        if self.paced or now - self._sampled_at > SAMPLE_S:
+            self._narrow_samples = self._narrow_samples + 1 if self._sample(now) and self._pacing.narrow else 0
+            self._pace(self._narrow_samples >= (1 if self.paced else NARROW_SAMPLES), now)
+        if not self.paced:
+            return 0.0, PIECE_BYTES
+        wait_s = self._pacing.wait_s()
+        if wait_s:
+            self._held_at = now
+        return wait_s, self._pacing.piece_bytes
+
+    def watch(self, now: float) -> None:
+        """While everything is taken at once, look now and then whether it only fills a queue on the path."""
+        if not self.paced and now - self._sampled_at > WATCH_S:
+            self._pace(self._sample(now) and self._pacing.crowded, now)
+
+    def tick(self, now: float) -> None:
+        """Now and then: let a stream go that needed no care lately."""
+        if self.paced:
+            self._pace(now - self._held_at < CALM_S, now)
+
+    def _sample(self, now: float) -> bool:
+        path = self._connection.path()
+        self._sampled_at = now
+        if path is None:
+            return False
+        self._pacing.sample(path, now)
+        if self._switches and self.paced:
+            self._choose_congestion_control(path.sent_segments, path.resent_segments, now)
+        return True
+
+    def _pace(self, paced: bool, now: float) -> None:
+        if paced and not self.paced:
+            self._since = self._held_at = now
+        elif self._calmed and not paced:
+            self._connection.try_congestion_control(RESTLESS)
+            self._calmed = False
+        self.paced = paced
+
+    def _choose_congestion_control(self, sent: int, resent: int, now: float) -> None:
+        if not self._calmed:
+            if now - self._since > CALM_AFTER_S:
+                self._connection.try_congestion_control(CALM)
+                self._calmed, self._judged = True, False
+                self._sent, self._resent = sent, resent
+        elif sent - self._sent >= LOSS_SEGMENTS:
+            if self._judged and resent - self._resent > LOSSY * (sent - self._sent):
+                self._connection.try_congestion_control(RESTLESS)
+                self._switches = self._calmed = False
+            self._judged = True
+            self._sent, self._resent = sent, resent

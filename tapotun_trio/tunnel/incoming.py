@@ -1,0 +1,51 @@
+"""The receiving half of a stream, as far as both ends see it alike."""
+
+from __future__ import annotations
+
+import trio
+
+from ..errors import PeerError
+
+
+class Incoming:
+    """A stream that we receive: whether it still brings something, and how to end it when it does not.
+
+    ::
+
+        with trio.CancelScope() as scope:
+            incoming = Incoming(scope)
+            ...                         # receive, counting incoming.arrivals
+        incoming.check()
+    """
+
+    __slots__ = ("_because", "_quiet_since", "_scope", "_seen", "arrivals", "ended")
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._because: PeerError | None = None
+        self._quiet_since = trio.current_time()
+        self.arrivals = 0  # receives that brought something
+        self._seen = -1  # of these, at the last tick
+        self.ended = trio.Event()  # set by the stream's own task when it has taken the last frame
+
+    def tick(self, now: float, silence_s: float) -> None:
+        """Once a second or so: end the stream if nothing came for so long."""
+        if self.arrivals != self._seen:
+            self._seen = self.arrivals
+            self._quiet_since = now
+        elif now - self._quiet_since >= silence_s:
+            self.end(PeerError(f"nothing came for {silence_s:.0f} s", reason="silent"))
+
+    def end(self, because: PeerError) -> None:
+        """Cancel the stream; its own task will raise ``because``."""
+        self._because = because
+        self._scope.cancel()
+
+    @property
+    def told_to_end(self) -> bool:
+        return self._because is not None
+
+    def check(self) -> None:
+        """Raise what `end` was given, if it was called."""
+        if self._because is not None:
+            raise self._because

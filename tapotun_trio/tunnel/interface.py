@@ -1,0 +1,78 @@
+"""One interface, whole: everything it has stands in one nursery. Cancel that, and the interface is gone.
+
+::
+
+    server                                        client
+    ├─ device reader    TUN -> senders            ├─ upload      PUT after PUT
+    ├─ device writer    slow path of writes       ├─ clock
+    ├─ programmer       addresses, routes, rules  ├─ path watch  what happens to this machine's addresses and routes
+    ├─ transport        one nursery a connection  └─ download    GET after GET; the first answer makes
+    └─ clock            pings, ageing                  ├─ device reader
+                                                       ├─ device writer
+                                                       └─ programmer
+"""
+
+from __future__ import annotations
+
+import trio
+
+from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
+from ..host.ports import Host
+from ..log import interface_logger
+from .client import TunnelClient
+from .device import DeviceWriter, read_device
+from .plans import server_plan
+from .programmer import Programmer
+from .server import TunnelServer
+
+
+async def run_interface(
+    config: InterfaceConfig, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run one interface until cancelled; then nothing of it is left on the host.
+
+    Reports started when it is usable (server) or on its way (client: its streams come up when they can).
+    Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
+    """
+    if isinstance(config, ServerConfig):
+        await run_server(config, host, task_status)
+    else:
+        await run_client(config, host, task_status)
+
+
+async def run_server(config: ServerConfig, host: Host, task_status: trio.TaskStatus[None]) -> None:
+    log = interface_logger(config.name)
+    with host.open_device(config.name) as device:
+        async with trio.open_nursery() as nursery:
+            server = TunnelServer(config, log)
+            writer = DeviceWriter(device, server.device_drops)
+            programmer = Programmer(host, device.name, log)
+
+            await nursery.start(programmer.run, server_plan(config))
+            nursery.start_soon(writer.run)
+            nursery.start_soon(read_device, device, server.classify)
+            nursery.start_soon(server.run_clock)
+            await nursery.start(server.run_transport, writer)
+            task_status.started()
+
+
+async def run_client(config: ClientConfig, host: Host, task_status: trio.TaskStatus[None]) -> None:
+    log = interface_logger(config.name)
+    client = TunnelClient(config, log)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run_download)
+        nursery.start_soon(client.watch_path, host)
+        task_status.started()
+        plan = await client.wait_for_plan()  # the server's first answer: only now an interface makes sense
+
+        with host.open_device(config.name) as device:
+            async with trio.open_nursery() as inner:
+                writer = DeviceWriter(device, client.counters.drops)
+                programmer = Programmer(host, device.name, log)
+
+                await inner.start(programmer.run, plan)
+                inner.start_soon(writer.run)
+                inner.start_soon(read_device, device, client.classify)
+                inner.start_soon(client.run_upload)
+                inner.start_soon(client.run_clock)
+                client.attach(writer, programmer)

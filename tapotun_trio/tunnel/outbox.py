@@ -1,0 +1,118 @@
+"""What waits to be sent to one peer: bounded in bytes and in age, kept short by CoDel, never blocking who puts.
+
+Whatever is dropped is dropped at the head: the packets behind it arrive the sooner, and its sender hears of the loss
+the sooner.
+
+No clock of its own: times are seconds on whatever monotonic clock the caller reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Final
+
+from ..wire.frames import HEADER_BYTES
+from .codel import CoDel
+from .counters import CODEL, QUEUE_AGE, QUEUE_FULL
+
+MAX_BYTES: Final = 12 * 1024 * 1024  # as deployed servers keep
+MAX_AGE_S: Final = 0.1  # likewise; an interactive packet older than this is better sent again by its sender
+
+
+class Outbox:
+    """A queue of runs, taken from and dropped from frame by frame. A run is one or more whole frames, put together.
+
+    Args:
+        drops: where dropped packets are counted, by reason.
+    """
+
+    __slots__ = ("_at", "_bytes", "_codel", "_drops", "_max_age_s", "_max_bytes", "_runs", "_taken")
+
+    def __init__(self, drops: Counter[str], *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
+        self._drops = drops
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._codel = CoDel()
+        self._runs: deque[tuple[float, int, bytes]] = deque()  # (when put, packets, frames)
+        self._at = 0  # of the oldest run so many bytes are gone already,
+        self._taken = 0  # and so many packets
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    @property
+    def depth_bytes(self) -> int:
+        return self._bytes
+
+    def put(self, frames: memoryview | bytes, packets: int, now: float) -> None:
+        """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
+        self.expire(now)
+        while self._runs and self._bytes + len(frames) > self._max_bytes:
+            self._drop_oldest(QUEUE_FULL)
+        self._runs.append((now, packets, bytes(frames)))
+        self._bytes += len(frames)
+
+    def take(self, now: float, limit_bytes: int, *, cut: bool = True) -> tuple[int, bytes]:
+        """The oldest frames that need not be dropped, joined: at most ``limit_bytes``, but at least one frame.
+
+        Not ``cut``: whole runs, at least one, which spares a copy where it is one.
+        Returns the number of packets and their frames; ``(0, b"")`` if nothing is left.
+        """
+        self.expire(now)
+        taken: list[memoryview | bytes] = []
+        packets = size = 0
+        while self._runs and size < limit_bytes:
+            # One verdict for a whole run: its packets have waited equally long, and CoDel's next drop lies ahead.
+            while self._runs and self._codel.drops(now - self._runs[0][0], self._bytes, now):
+                self._drop_frame(CODEL)
+            if not self._runs:
+                break
+            count, frames = self._cut(limit_bytes - size, cut=cut, needed=not taken)
+            if not count:
+                break
+            packets += count
+            size += len(frames)
+            taken.append(frames)
+        if not self._runs:
+            self._codel.empty()
+        return packets, b"".join(taken)
+
+    def expire(self, now: float) -> None:
+        """Drop what is too old."""
+        while self._runs and now - self._runs[0][0] > self._max_age_s:
+            self._drop_oldest(QUEUE_AGE)
+
+    def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
+        """Take off the oldest run what fits: all of it, or so many frames of it; if ``needed``, something."""
+        _, packets, frames = self._runs[0]
+        start, stop, count = self._at, len(frames), packets - self._taken
+        if stop - start > limit_bytes and (cut or not needed):
+            stop, count = (_frame_end(frames, start), 1) if needed else (start, 0)
+            while cut and stop < len(frames) and (end := _frame_end(frames, stop)) - start <= limit_bytes:
+                stop = end
+                count += 1
+        self._remove(stop, count)
+        return count, frames if stop - start == len(frames) else memoryview(frames)[start:stop]
+
+    def _drop_frame(self, reason: str) -> None:
+        self._remove(_frame_end(self._runs[0][2], self._at), 1)
+        self._drops[reason] += 1
+
+    def _drop_oldest(self, reason: str) -> None:
+        _, packets, frames = self._runs[0]
+        self._drops[reason] += packets - self._taken
+        self._remove(len(frames), 0)
+
+    def _remove(self, stop: int, packets: int) -> None:
+        """Forget the oldest run up to this offset, or, at its end, altogether."""
+        self._bytes -= stop - self._at
+        self._at = stop
+        self._taken += packets
+        if stop == len(self._runs[0][2]):
+            self._runs.popleft()
+            self._at = self._taken = 0
+
+
+def _frame_end(frames: bytes, at: int) -> int:
+    return at + HEADER_BYTES + (frames[at] | frames[at + 1] << 8)

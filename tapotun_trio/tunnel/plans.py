@@ -1,0 +1,47 @@
+"""What each kind of interface wants of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Final
+
+from ..config.model import AllowedClient, Mark, ServerConfig
+from ..host.plan import Address, Item, Plan, Route, Rule
+from ..wire.tunconf import TunConf
+
+_DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
+
+
+def server_plan(config: ServerConfig) -> Plan:
+    """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
+    own = config.net.network
+    items: list[Item] = [Address(config.net)]
+    items += (Address(IPv4Interface((ip, own.prefixlen if ip in own else 32))) for ip in config.ips)
+    if config.install_routes:
+        behind = (net for client in config.clients for net in (IPv4Network(client.ip), *client.routes))
+        items += map(Route, dict.fromkeys(net for net in behind if not net.subnet_of(own)))
+    return Plan(config.mtu, (*items, *_mark_items(config.mark)))
+
+
+def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
+    """What this client is told to route into the tunnel: nothing that lies behind itself, and nothing that its
+    address connects it to. Fast for a client with many routes."""
+    own = {config.net.network, *client.routes}
+    lengths = {net.prefixlen for net in own}
+    return tuple(
+        net
+        for net in config.push_routes
+        if not any(net.supernet(new_prefix=n) in own for n in lengths if n <= net.prefixlen)
+    )
+
+
+def client_plan(conf: TunConf, mark: Mark | None) -> Plan:
+    """What the server said, and the mark."""
+    return Plan(conf.mtu, (*map(Address, conf.addresses), *map(Route, conf.routes), *_mark_items(mark)))
+
+
+def _mark_items(mark: Mark | None) -> Iterable[Item]:
+    """Policy routing: what carries the mark goes into the tunnel. The route first, so that the rule never points
+    to an empty table."""
+    return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table))

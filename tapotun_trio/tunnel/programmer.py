@@ -1,0 +1,110 @@
+"""The route task: makes the kernel look as the interface's plan says, and undoes every item at the end."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from ..errors import HostError
+from ..host.plan import Address, Item, Plan
+from ..host.ports import Host, Network
+
+UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
+
+
+class Programmer:
+    """Owns the addresses, routes and rules of one interface.
+
+    Where somebody sets the interface down, the kernel takes the routes away, and up again does not bring them
+    back: then we do, once each time. Nothing else that others do to the interface is undone, as they may mean it.
+
+    An item is written down before it is made: what is cancelled or fails in between is undone with the rest.
+    """
+
+    def __init__(self, host: Host, device_name: str, log: logging.LoggerAdapter[logging.Logger]) -> None:
+        self._host = host
+        self._name = device_name
+        self._log = log
+        self._made: list[Item] = []
+        self._mtu: int | None = None
+        self._orders, self._inbox = trio.open_memory_channel[tuple[Plan | None, trio.Event]](0)
+
+    async def run(self, plan: Plan, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Apply ``plan``, report started, then apply what `apply` brings, and put back what went with the link; undo
+        everything when cancelled.
+
+        Raises HostError if the kernel refuses an item.
+        """
+        async with self._host.open_network() as network:
+            try:
+                await self._change(network, plan)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_link)
+                    task_status.started()
+                    async for newer, done in self._inbox:
+                        if newer is None:
+                            await self._put_back(network)
+                        else:
+                            await self._change(network, newer)
+                        done.set()
+            finally:
+                with trio.move_on_after(UNDO_S, shield=True) as deadline:
+                    await self._undo(network)
+                if deadline.cancelled_caught:
+                    self._log.warning("netlink did not answer; left behind: %s", self._made)
+
+    async def apply(self, plan: Plan) -> None:
+        """Have the task make the difference between what stands and ``plan``. Returns when it is made."""
+        await self._order(plan)
+
+    async def _order(self, plan: Plan | None) -> None:
+        """None: put back what stands in our notes."""
+        done = trio.Event()
+        await self._orders.send((plan, done))
+        await done.wait()
+
+    async def _watch_link(self) -> None:
+        try:
+            async with self._host.open_link(self._name) as changes:
+                async for up in changes:
+                    if up:
+                        await self._order(None)
+                    else:
+                        self._log.warning("somebody set this interface down: nothing passes until it is up again")
+        except HostError as exc:
+            self._log.warning("%s; if somebody sets this interface down, its routes will stay away", exc)
+
+    async def _put_back(self, network: Network) -> None:
+        try:
+            await network.add(self._name, self._made)
+            self._log.info("somebody set this interface up again: put its addresses and routes back")
+        except HostError as exc:
+            # Somebody else's route may have taken the place meanwhile. It stays; we try again the next time only.
+            self._log.warning("somebody set this interface up again, and not everything could be put back: %s", exc)
+
+    async def _change(self, network: Network, plan: Plan) -> None:
+        if plan.mtu != self._mtu:
+            await network.link_up(self._name, plan.mtu)
+            self._mtu = plan.mtu
+        wanted = set(plan.items)
+        gone = [item for item in self._made if item not in wanted]
+        if any(isinstance(item, Address) for item in gone):
+            # With an address the kernel takes secondary addresses and routes away: start afresh.
+            gone = list(self._made)
+        if gone:
+            await network.remove(self._name, gone[::-1])
+            self._made = [item for item in self._made if item not in gone]
+        standing = set(self._made)
+        fresh = [item for item in plan.items if item not in standing]
+        self._made += fresh
+        if fresh:
+            await network.add(self._name, fresh)
+
+    async def _undo(self, network: Network) -> None:
+        try:
+            await network.remove(self._name, self._made[::-1])
+            self._made = []
+        except HostError as exc:
+            self._log.warning("could not undo everything: %s", exc)

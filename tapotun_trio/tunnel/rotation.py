@@ -1,0 +1,130 @@
+"""Keeps one stream going for ever: each is replaced in time, the new one before the old one ends, and a failed one
+after a pause. Both halves of a client run in this."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import trio
+
+from ..errors import PeerError
+from .backoff import Backoff
+
+# A stream that the peer ended sooner than this gets a pause as if it had failed: two clients with one token at a
+# base server end each other's.
+SETTLED_S: Final = 5.0
+
+# An attempt that something outside has overtaken is given up when it is so old: its first packets may have been lost
+# for good, with a local address that is gone. A younger one is left that time, so that no series of changes, however
+# close, keeps all attempts from ending.
+ATTEMPT_S: Final = 3.0
+
+# Failures that are answers: the way to the server works.
+_NEAR: Final = frozenset({"refused", "http-502", "http-503", "http-504"})
+
+
+class Stream(Protocol):
+    """One download or upload that is open."""
+
+    ended: trio.Event
+
+    @property
+    def failure(self) -> PeerError | None:
+        """Once ended: why, or None for a clean end."""
+
+    async def run(self, older: Stream | None) -> None:
+        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces."""
+
+
+class Waits:
+    """The waits and the attempts of `keep_streaming`, to be cut short when something outside changed."""
+
+    def __init__(self) -> None:
+        self._scopes: set[trio.CancelScope] = set()
+        self._cut: set[trio.CancelScope] = set()
+        self._attempts: dict[trio.CancelScope, float] = {}  # and when each began
+
+    def cut(self) -> None:
+        """End the present waits, if there are any, and the present attempts as soon as they are ATTEMPT_S old."""
+        for scope in self._scopes:
+            self._cut.add(scope)
+            scope.cancel()
+        for scope, began in self._attempts.items():
+            scope.deadline = began + ATTEMPT_S
+
+    async def attempt(self, open_stream: Callable[[], Awaitable[Stream]]) -> Stream | None:
+        """Open a stream; None if the attempt was cut short. Raises what ``open_stream`` raises."""
+        with trio.CancelScope() as scope:
+            self._attempts[scope] = trio.current_time()
+            try:
+                return await open_stream()
+            finally:
+                del self._attempts[scope]
+        return None
+
+    async def wait(self, seconds: float, event: trio.Event) -> bool:
+        """Wait, at most until the event. Returns whether the wait was cut short."""
+        with trio.move_on_after(seconds) as scope:
+            self._scopes.add(scope)
+            try:
+                await event.wait()
+            finally:
+                self._scopes.discard(scope)
+        was_cut = scope in self._cut
+        self._cut.discard(scope)
+        return was_cut
+
+
+async def keep_streaming(
+    open_stream: Callable[[], Awaitable[Stream]],
+    *,
+    rotate_s: tuple[float, float],
+    waits: Waits,
+    failed: Callable[[PeerError | None, float], float | None],
+) -> None:
+    """Run stream after stream, for ever.
+
+    Args:
+        open_stream: opens the next one; raises PeerError.
+        rotate_s: each is replaced after a random time between these two.
+        waits: cut these, and a stream that runs is replaced now, a failed one tried again now, and an attempt that
+            lasts too long begun anew.
+        failed: told of every failure (None: a clean end) with the seconds until the next attempt; it may return
+            another time to wait instead.
+    """
+    backoff = Backoff()
+    present: Stream | None = None
+    healthy_since: float | None = None  # a stream that replaces a healthy one carries its health on
+    async with trio.open_nursery() as nursery:
+        while True:
+            began = trio.current_time()
+            failure: PeerError | None
+            try:
+                stream = await waits.attempt(open_stream)
+            except PeerError as exc:
+                failure = exc
+            else:
+                if stream is None:
+                    backoff.reset()
+                    continue
+                nursery.start_soon(stream.run, present)
+                present = stream
+                if healthy_since is None:
+                    healthy_since = began
+                await waits.wait(random.uniform(*rotate_s), stream.ended)
+                if not stream.ended.is_set():
+                    continue  # in its time: the next one opens while this one goes on
+                failure = stream.failure
+            now = trio.current_time()
+            if failure is None and now - began >= SETTLED_S:
+                backoff.reset()
+                wait_s = 0.0
+            else:
+                lived_s = 0.0 if healthy_since is None else now - healthy_since
+                wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason in _NEAR)
+            healthy_since = None  # paid back once, also if an older stream still runs
+            told_s = failed(failure, wait_s)
+            if await waits.wait(wait_s if told_s is None else told_s, trio.Event()):
+                backoff.reset()

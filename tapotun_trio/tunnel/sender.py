@@ -1,0 +1,218 @@
+"""The sending half towards a peer: straight onto the stream while it flows, through the outbox while it does not."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..errors import PeerError
+from ..http.writer import BodyWriter
+from ..wire import control
+from ..wire.frames import HEADER_BYTES, PING, encode_echo
+from .counters import Counters
+from .feed import WATCH_BYTES, Feed
+from .outbox import Outbox
+
+BASE_PING_AFTER_S: Final = 55.0  # PROTOCOL; a deployed client gives a stream up after 60 s without a byte
+SILENT_KEEPALIVES: Final = 3  # a stream on which so many keepalives were not seen is dead
+GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame boundary
+# Control frames that wait for a stream that takes nothing. A peer that sends PINGs and reads no PONG gets no more.
+MAX_CONTROLS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pinging:
+    """What keeps a stream from falling silent.
+
+    Attributes:
+        after_s: how long a stream may be silent.
+        frame: makes the ping, given the sender's clock in ns.
+        always: also on a stream that is not idle.
+        unanswered_s: without an answer for so long the stream is dead; None: pings are not answered.
+    """
+
+    after_s: float
+    frame: Callable[[int], bytes]
+    always: bool = False
+    unanswered_s: float | None = None
+
+
+BASE_PINGING: Final = Pinging(BASE_PING_AFTER_S, lambda clock_ns: PING)
+GENERATION_2_PINGING: Final = Pinging(BASE_PING_AFTER_S, encode_echo)
+
+
+def extended_pinging(keepalive_s: float) -> Pinging:
+    """PINGs at the keepalive, under load too: they measure the round trip."""
+    return Pinging(keepalive_s, control.ping, always=True, unanswered_s=SILENT_KEEPALIVES * keepalive_s)
+
+
+class Sender:
+    """Frames to one peer, over whichever stream is the newest.
+
+    `send` never blocks and never awaits. Streams come and go through `serve`; in between, frames wait in the
+    outbox for as long as it keeps them.
+    """
+
+    __slots__ = (
+        "_answered_at",
+        "_controls",
+        "_counters",
+        "_feed",
+        "_pinged_at",
+        "_scope",
+        "_touched",
+        "_unwatched_bytes",
+        "_wake",
+        "_writer",
+        "outbox",
+        "pinging",
+    )
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self.outbox = Outbox(counters.drops)
+        self.pinging = BASE_PINGING
+        self._writer: BodyWriter | None = None
+        self._controls: deque[bytes] = deque()
+        self._wake = trio.Event()
+        self._touched = False  # sent something since the last tick; cheaper than asking the time per burst
+        self._unwatched_bytes = 0
+        self._feed: Feed  # the writer's, as long as there is one
+        self._pinged_at = 0.0
+        self._answered_at = 0.0
+        self._scope = trio.CancelScope()  # of the present stream
+
+    @property
+    def streaming(self) -> bool:
+        """A stream is attached."""
+        return self._writer is not None
+
+    def send(self, frames: memoryview | bytes, packets: int) -> None:
+        """Send a run of whole frames, or queue a copy of what the socket does not take now."""
+        writer = self._writer
+        if writer is None or writer.pending or self.outbox or self._feed.paced:
+            self.outbox.put(frames, packets, trio.current_time())
+            self._wake.set()
+            return
+        self._commit(writer, frames, packets)
+        self._unwatched_bytes += len(frames)
+        if self._unwatched_bytes > WATCH_BYTES:
+            self._unwatched_bytes = 0
+            self._feed.watch(trio.current_time())
+
+    def send_control(self, frame: bytes) -> None:
+        """Send a control frame ahead of what waits in the outbox. Without a stream it goes nowhere."""
+        writer = self._writer
+        if writer is None or len(self._controls) >= MAX_CONTROLS:
+            return
+        if writer.pending or self._controls:
+            self._controls.append(frame)
+            self._wake.set()
+        else:
+            self._commit(writer, frame, 0)
+
+    def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int) -> None:
+        self._touched = True
+        if packets:
+            self._counters.tx_packets += packets
+            self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
+        try:
+            writer.send(frames)
+        except PeerError:
+            # The stream is broken. Its own task finds that out in a moment, and says so; a sender in the
+            # middle of another session's work is not the one to end.
+            self._writer = None
+            writer.broken = True
+        if writer.pending or writer.broken:
+            self._wake.set()
+
+    async def serve(self, writer: BodyWriter) -> None:
+        """Make ``writer`` the stream for everything from now on, and work until a newer one takes over.
+
+        Does not end the body. Raises PeerError when the stream breaks. Cancel-safe: what is pending stays so.
+        """
+        feed = self._feed = Feed(writer.connection)
+        self._writer, older = writer, self._writer
+        self._controls.clear()  # they were for the older stream
+        self._touched = True
+        if older is not None:
+            self._scope.cancel()  # it may be waiting for a peer that takes nothing
+        self._answered_at = trio.current_time()
+        if self.pinging.always:
+            self.ping()  # a first byte for whoever waits for one, and a first round trip
+        try:
+            with trio.CancelScope() as self._scope:
+                while self._writer is writer:
+                    await self._work(writer, feed)
+            if writer.broken:
+                raise PeerError(f"connection to {writer.connection.name} broke", reason="broken")
+            if self._writer is writer:
+                raise PeerError("the other end does not answer any more", reason="silent")
+        finally:
+            if self._writer is writer:
+                self._writer = None
+
+    async def _work(self, writer: BodyWriter, feed: Feed) -> None:
+        """One step: what is pending first, then control frames, then the backlog, else wait."""
+        if writer.pending:
+            await writer.drain()
+        elif self._controls:
+            self._commit(writer, self._controls.popleft(), 0)
+        elif self.outbox:
+            now = trio.current_time()
+            wait_s, limit_bytes = feed.allowance(now)
+            if wait_s:
+                await trio.sleep(wait_s)
+                return
+            packets, frames = self.outbox.take(now, limit_bytes, cut=feed.paced)
+            if packets:
+                self._commit(writer, frames, packets)
+            await trio.lowlevel.checkpoint()
+        else:
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    def answered(self) -> None:
+        """A PONG came: what we send arrives."""
+        self._answered_at = trio.current_time()
+
+    def ping(self) -> None:
+        """Ping now, whatever was sent when."""
+        self._pinged_at = trio.current_time()
+        self.send_control(self.pinging.frame(time.monotonic_ns()))
+
+    def tick(self, now: float, tick_s: float) -> None:
+        """Every ``tick_s``: let old frames go, and ping a stream that would be silent for too long by the next."""
+        self.outbox.expire(now)
+        if self._writer is not None:
+            self._feed.tick(now)
+        if self._touched and not self.pinging.always:
+            self._touched = False
+            self._pinged_at = now
+        elif now + tick_s - self._pinged_at > self.pinging.after_s:
+            self.ping()
+            self._touched = False
+        silent_s = self.pinging.unanswered_s
+        if silent_s is not None and self._writer is not None and now - self._answered_at > silent_s:
+            self._scope.cancel()
+
+
+@asynccontextmanager
+async def ending_cleanly(writer: BodyWriter, last_words: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
+    """Whatever cancels the body, the stream still ends on a frame boundary if the peer lets it, within GRACE_S:
+    a deployed client carries half a frame over into its next stream, and is then deaf.
+
+    ``last_words``: a control frame to send before the end, or nothing.
+    """
+    try:
+        yield
+    except trio.Cancelled:
+        with trio.move_on_after(GRACE_S, shield=True):
+            await writer.try_finish(last_words())
+        raise

@@ -1,0 +1,174 @@
+"""The server's transport: listeners, connections, and the GET and PUT of each client."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from typing import Final
+
+import trio
+
+from ..config.model import ServerConfig
+from ..errors import HostError, PeerError, leaves
+from ..host.listen import Listener, listen
+from ..host.sockets import Connection
+from ..http.lobby import Lobby
+from ..http.server import Exchange, serve_connection
+from ..log import Log, Sparingly
+from ..routing.router import ClientNetworks, Router
+from ..wire.frames import FrameReader
+from . import counters as why
+from .device import DeviceWriter
+from .sender import Sender
+from .serving import serve_download, serve_upload
+from .session import ADDRESSES, CACHE_ENTRIES, Session
+
+TICK_S: Final = 1.0
+ACCEPT_RETRY_S: Final = 0.1
+
+
+class TunnelServer:
+    """The sessions of one server interface and the HTTP in front of them."""
+
+    def __init__(self, config: ServerConfig, log: Log) -> None:
+        self._config = config
+        self._log = log
+        self.device_drops: Counter[str] = Counter()
+        self._router = Router(
+            (config.net.ip, *config.ips),
+            config.routes,
+            [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
+            config.source_check,
+        )
+        self._sessions = [Session(i, c, config, self._router) for i, c in enumerate(config.clients)]
+        self._by_token = {
+            (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self._sessions, strict=True)
+        }
+        self._verdicts: dict[bytes, Sender | bool] = {}
+        self._lobby = Lobby()
+        self._refusals = Sparingly()
+        self._shortages = Sparingly()
+        self._writer: DeviceWriter
+
+    # -- the device's side
+
+    def classify(self, view: memoryview, at: int) -> Sender | None:
+        """Whose a frame from the device is (see `device.Classify`)."""
+        first, key = ADDRESSES.unpack_from(view, at)
+        if first >> 4 != 4:
+            self.device_drops[why.NOT_IPV4] += 1
+            return None
+        to = self._verdicts.get(key)
+        if to is None:
+            verdict = self._router.from_device(key[:4], key[4:])
+            to = self._sessions[verdict].sender if verdict >= 0 else False
+            if len(self._verdicts) >= CACHE_ENTRIES:
+                self._verdicts.clear()
+            self._verdicts[key] = to
+        if isinstance(to, bool):
+            self.device_drops[why.NO_ROUTE] += 1
+            return None
+        return to
+
+    # -- the network's side
+
+    async def run_transport(
+        self, writer: DeviceWriter, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
+        self._writer = writer
+        listeners: list[Listener] = []
+        try:
+            for endpoint in self._config.listen:
+                listener = listen(endpoint)
+                if listener is not None:
+                    listeners.append(listener)
+                    self._log.info("listening on %s", listener.name)
+            if not listeners:
+                raise HostError("no address to listen on; set listen to an address that this machine has")
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener, nursery)
+                task_status.started()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
+        try:
+            while True:
+                try:
+                    connection = await listener.accept()
+                except HostError as exc:
+                    self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
+                    await trio.sleep(ACCEPT_RETRY_S)
+                    continue
+                self._lobby.enter(connection)
+                nursery.start_soon(self._serve, connection)
+        finally:
+            listener.close()  # at once, while streams still end: nobody shall come back to a server that goes
+
+    async def _serve(self, connection: Connection) -> None:
+        """One connection, from accept to close. The boundary of a peer's failure."""
+        try:
+            await serve_connection(connection, self._handle)
+        except* PeerError as group:
+            for exc in leaves(group):
+                self._log.debug("%s: %s", connection.name, exc)
+        finally:
+            self._lobby.leave(connection)
+
+    async def _handle(self, exchange: Exchange) -> None:
+        session = self._authenticate(exchange)
+        if session is None:
+            text = f"{exchange.connection.name} refused: unknown or missing token"
+            self._refusals.log(self._log, logging.WARNING, trio.current_time(), text)
+            await exchange.refuse(403)
+            return
+        self._lobby.leave(exchange.connection)
+        method, name = exchange.head.method, exchange.connection.name
+        if method not in ("GET", "PUT"):
+            session.log.warning("%s refused: method %s", name, method)
+            await exchange.refuse(405, headers=(("Allow", "GET, PUT"),))
+            return
+        stream = "download" if method == "GET" else "upload"
+        session.log.debug("%s from %s begins", stream, name)
+        try:
+            if method == "GET":
+                await serve_download(session, exchange)
+            else:
+                await serve_upload(session, exchange, self._forward)
+            session.log.debug("%s from %s ended cleanly", stream, name)
+        except* PeerError as group:
+            exc = next(leaves(group))  # its halves may have noticed the same end each in its way
+            session.counters.ends[exc.reason] += 1
+            carried = f"{session.counters.summary()}; round trip {session.rtt}"
+            session.log.info("%s from %s ended: %s (%s)", stream, name, exc, carried)
+        if exchange.reusable:
+            self._lobby.enter(exchange.connection)  # until its next request; nobody may hold all descriptors
+
+    def _authenticate(self, exchange: Exchange) -> Session | None:
+        token = exchange.head.headers.get("x-api-key")
+        if token is None:
+            return None
+        raw = token.encode("latin-1")
+        # Only hashes are compared, so the time that a dict takes tells nothing about a token.
+        for algorithm in ("sha1", "sha256"):
+            # Not "for security" in FIPS' sense: a host that forbids SHA-1 shall still know deployed tokens.
+            digest = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
+            session = self._by_token.get((algorithm, digest))
+            if session is not None:
+                return session
+        return None
+
+    def _forward(self, session: Session, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+        session.forward(reader.view, frames, self._writer, self._sessions)
+
+    async def run_clock(self) -> None:
+        """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""
+        while True:
+            await trio.sleep(TICK_S)
+            now = trio.current_time()
+            for session in self._sessions:
+                session.tick(now, TICK_S)

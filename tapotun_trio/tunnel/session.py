@@ -1,0 +1,223 @@
+"""One allowed client at a server: its streams, and where the packets it uploads go."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Interface
+from struct import Struct
+from typing import Final
+
+from ..config.model import AllowedClient, ServerConfig
+from ..errors import PeerError
+from ..log import Sparingly, client_logger
+from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
+from ..wire import control, params
+from ..wire.frames import (
+    ECHO_FIRST_BYTE,
+    ECHO_PACKET_BYTES,
+    HEADER_BYTES,
+    LENGTH_BYTES,
+    echoed_clock,
+)
+from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
+from ..wire.vnet import base_peer_accepts
+from . import counters as why
+from .counters import Counters
+from .device import DeviceWriter
+from .incoming import Incoming
+from .plans import pushed_routes
+from .rtt import RoundTrip
+from .sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
+
+# Of a frame with an IPv4 packet: the packet's first byte, and source and destination as one key.
+ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
+# Verdicts that are remembered for one sender. A client that scans the address space makes us forget, no more.
+CACHE_ENTRIES: Final = 4096
+# While a client replaces its upload there are two; a proxy may keep a dead one for a while.
+MAX_UPLOADS: Final = 4
+# A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
+BASE_UPLOAD_SILENCE_S: Final = 90.0
+
+
+class Visit:
+    """What a request says of the client's session: who, and what it can. A base client says nothing."""
+
+    __slots__ = ("features", "session_id", "yields")
+
+    def __init__(self, session_id: str | None, features: frozenset[str], *, yields: bool) -> None:
+        self.session_id = session_id
+        self.features = features
+        self.yields = yields
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Visit:
+        """Untrusted input; never raises."""
+        return cls(
+            control.session_id(headers.get(control.SESSION_HEADER)),
+            control.agree(headers.get(control.FEATURES_HEADER)),
+            yields=control.YIELD_HEADER in headers,
+        )
+
+    @property
+    def extended(self) -> bool:
+        """Control frames may be sent."""
+        return control.CTL in self.features
+
+
+class Session:
+    """What a server keeps for one client for as long as the interface lives, connected or not."""
+
+    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+        self.index = index
+        self.client = client
+        self.log = client_logger(config.name, client.name)
+        self.counters = Counters()
+        self.sender = Sender(self.counters)
+        self.rtt = RoundTrip()
+        self.goodbyes = Sparingly()
+        self.takeovers = Sparingly()
+        self.uploads: list[Incoming] = []
+        self._config = config
+        self._pushed = pushed_routes(config, client)
+        self._visit: Visit | None = None  # of the newest download
+        self._router = router
+        # Key of source and destination -> the session that gets it, True for the device, False for nobody.
+        self._verdicts: dict[bytes, Session | bool] = {}
+
+    @property
+    def tun_conf(self) -> str:
+        """The header's value for a download's answer."""
+        config = self._config
+        if config.peers == 1:
+            return encode_generation_1(config.mtu, self._address)
+        return encode_generation_2(TunConf(config.mtu, (self._address,), self._pushed))
+
+    @property
+    def params(self) -> bytes:
+        """The payload of PARAMS."""
+        config = self._config
+        return params.encode(
+            params.Params(mtu=config.mtu, addresses=(self._address,), routes=self._pushed, keepalive=config.keepalive_s)
+        )
+
+    @property
+    def _address(self) -> IPv4Interface:
+        return IPv4Interface((self.client.ip, self._config.net.network.prefixlen))
+
+    def arrive(self, visit: Visit, name: str) -> None:
+        """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
+        before = self._visit
+        rotation = self.sender.streaming and before is not None and before.session_id == visit.session_id
+        kind = "extended" if visit.extended else "base"
+        self.log.log(logging.DEBUG if rotation else logging.INFO, "connected from %s (%s)", name, kind)
+        if before is not None and before.session_id != visit.session_id:
+            for upload in self.uploads:
+                upload.end(PeerError("another machine uses this token", reason="replaced"))
+        self._visit = visit
+        if visit.extended:
+            self.sender.pinging = extended_pinging(self._config.keepalive_s)
+        else:
+            self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
+
+    def taken_by_another(self, visit: Visit) -> bool:
+        """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""
+        newest = self._visit if self.sender.streaming else None
+        return newest is not None and newest.session_id != visit.session_id
+
+    def is_from_present(self, visit: Visit) -> bool:
+        """This upload belongs to the newest download, and control frames were agreed on that."""
+        newest = self._visit
+        return newest is not None and newest.extended and newest.session_id == visit.session_id is not None
+
+    def add_upload(self, upload: Incoming) -> Incoming | None:
+        """Take note of a new upload. Returns the one before it, if that still runs.
+
+        Of too many uploads the oldest ends: most likely a proxy keeps a dead one open.
+        """
+        older = self.uploads[-1] if self.uploads else None
+        if len(self.uploads) >= MAX_UPLOADS:
+            self.uploads[0].end(PeerError("too many uploads at a time", reason="replaced"))
+        self.uploads.append(upload)
+        return older
+
+    def tick(self, now: float, tick_s: float) -> None:
+        """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
+        self.sender.tick(now, tick_s)
+        extended = self._visit is not None and self._visit.extended
+        silence_s = SILENT_KEEPALIVES * self._config.keepalive_s if extended else BASE_UPLOAD_SILENCE_S
+        for upload in self.uploads:
+            upload.tick(now, silence_s)
+
+    def forward(
+        self,
+        view: memoryview,
+        frames: Iterable[tuple[int, int]],
+        device: DeviceWriter,
+        sessions: list[Session],
+    ) -> None:
+        """Send each frame on: into the device, or straight into another client's stream.
+
+        Raises PeerError at a frame that no honest peer sends.
+        """
+        verdicts, counters = self._verdicts, self.counters
+        run_to: Session | None = None
+        run_at = run_end = packets = 0
+        for start, stop in frames:
+            first, key = ADDRESSES.unpack_from(view, start)
+            if first >> 4 != 4:
+                self._take_other(view[start:stop], first)
+                continue
+            to = verdicts.get(key)
+            if to is None:
+                to = self._decide(view[start:stop], key, sessions)
+            counters.rx_packets += 1
+            counters.rx_bytes += stop - start - HEADER_BYTES
+            if to is True:
+                frame = view[start + LENGTH_BYTES : stop]
+                if not device.write(frame):
+                    self._device_refused(view[start:stop])
+            elif to is False:
+                counters.drops[why.BAD_SOURCE] += 1
+            else:
+                if not base_peer_accepts(view[start:stop]):
+                    raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+                if to is not run_to or start != run_end:
+                    if run_to is not None:
+                        run_to.sender.send(view[run_at:run_end], packets)
+                    run_to, run_at, packets = to, start, 0
+                run_end = stop
+                packets += 1
+        if run_to is not None:
+            run_to.sender.send(view[run_at:run_end], packets)
+
+    def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
+        source, destination = key[:4], key[4:]
+        if not self._router.owns(self.index, source):
+            # A deployed client's upload may resume in the middle of a frame after a break, and everything from
+            # there on is out of step. It shows here: a length that is not its packet's own.
+            length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
+            if length != len(frame) - HEADER_BYTES:
+                raise PeerError("frame whose length is not its packet's", reason="bad-frame")
+        verdict = self._router.from_client(self.index, source, destination)
+        if verdict == BAD_SOURCE:
+            self.log.debug("source %s is not its own", ".".join(map(str, source)))
+        to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
+        if len(self._verdicts) >= CACHE_ENTRIES:
+            self._verdicts.clear()
+        self._verdicts[key] = to
+        return to
+
+    def _take_other(self, frame: memoryview, first: int) -> None:
+        if first == ECHO_FIRST_BYTE and len(frame) == HEADER_BYTES + ECHO_PACKET_BYTES:
+            self.rtt.sample(echoed_clock(frame), time.monotonic_ns())
+        elif first >> 4 == 6:
+            self.counters.drops[why.NOT_IPV4] += 1
+        else:
+            raise PeerError("frame without an IP packet", reason="bad-frame")
+
+    def _device_refused(self, frame: memoryview) -> None:
+        if not base_peer_accepts(frame):
+            raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+        self.counters.drops[why.DEVICE_REFUSED] += 1

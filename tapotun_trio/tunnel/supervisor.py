@@ -1,0 +1,73 @@
+"""Keeps the interfaces of one process running, each for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from ..config.model import InterfaceConfig
+from ..errors import HostError, leaves
+from ..host.ports import Host
+from ..log import interface_logger
+from .interface import run_interface
+
+RESTART_S: Final = (1.0, 30.0)  # the first pause, doubled up to the last
+HEALTHY_S: Final = 60.0  # an interface that lived so long starts again with the first pause
+
+
+async def run_interfaces(
+    configs: Sequence[InterfaceConfig],
+    host: Host,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run all of them until cancelled; report started when each has.
+
+    Raises what one of them raises before it has started. Later an interface that fails is started again, and
+    the others do not notice.
+    """
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as starting:
+            for config in configs:
+                starting.start_soon(nursery.start, _supervise, config, host)
+        task_status.started()
+
+
+class _Started:
+    """Passes the first `started` on, and remembers it: the later ones are restarts."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+        self.once = False
+
+    def started(self, value: None = None) -> None:
+        if not self.once:
+            self.once = True
+            self._task_status.started()
+
+
+async def _supervise(config: InterfaceConfig, host: Host, *, task_status: trio.TaskStatus[None]) -> None:
+    log = interface_logger(config.name)
+    status = _Started(task_status)
+    pause_s = RESTART_S[0]
+    while True:
+        begun = trio.current_time()
+        try:
+            await run_interface(config, host, task_status=status)
+        except* HostError as group:
+            if not status.once:
+                first = next(leaves(group))
+                raise HostError(f"{config.name}: {first}") from first
+            for exc in leaves(group):
+                log.error("%s", exc)
+        except* Exception:
+            if not status.once:
+                raise
+            log.exception("a bug ended this interface")
+        if trio.current_time() - begun >= HEALTHY_S:
+            pause_s = RESTART_S[0]
+        log.warning("starting again in %.0f s", pause_s)
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, RESTART_S[1])

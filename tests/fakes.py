@@ -1,0 +1,203 @@
+"""A host in memory: devices whose other side is the test, and a kernel that only takes notes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, TypeVar
+
+import trio
+
+from tapotun_trio.errors import HostError
+from tapotun_trio.host.plan import Item, Route
+from tapotun_trio.host.ports import Change
+
+PLAIN_VNET: Final = bytes(12)
+
+T = TypeVar("T")
+
+
+class MemoryDevice:
+    """A TUN device. What the test puts into `inbound` the program reads; what the program writes, the
+    test takes with `receive`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inbound: deque[bytes] = deque()
+        self.outbound: deque[bytes] = deque()
+        self.writable = True
+        self.closed = False
+        self.fault: Exception | None = None  # raised at the program's next wait for a frame
+        self._changed = trio.Event()
+
+    # -- the program's side: host.ports.Device
+
+    def read(self, into: memoryview, /) -> int | None:
+        self._check()
+        if not self.inbound:
+            return None
+        frame = self.inbound.popleft()[: len(into)]
+        into[: len(frame)] = frame
+        return len(frame)
+
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        self._check()
+        if not self.writable:
+            return None
+        if frame[0] & ~3:  # flags that virtio does not have: what the kernel says EINVAL to
+            return False
+        self.outbound.append(bytes(frame))
+        self._notify()
+        return True
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.fault is not None:
+            raise self.fault
+        while not self.inbound:
+            await self._changed.wait()
+            self._check()
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while not self.writable:
+            await self._changed.wait()
+            self._check()
+
+    # -- the test's side
+
+    def send(self, packet: bytes, vnet: bytes = PLAIN_VNET) -> None:
+        """The host sends a packet out through the interface."""
+        self.inbound.append(vnet + packet)
+        self._notify()
+
+    def set_writable(self, writable: bool) -> None:
+        self.writable = writable
+        self._notify()
+
+    async def receive(self) -> bytes:
+        """The next frame that the program wrote, vnet header and packet."""
+        with trio.fail_after(5):
+            while not self.outbound:
+                await self._changed.wait()
+        return self.outbound.popleft()
+
+    async def receive_packet(self) -> bytes:
+        return (await self.receive())[len(PLAIN_VNET) :]
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _check(self) -> None:
+        if self.closed:
+            raise HostError(f"{self.name} is gone")
+
+
+class MemoryNetwork:
+    """Takes notes of what stands, and refuses what it is told to refuse."""
+
+    def __init__(self, host: MemoryHost) -> None:
+        self._host = host
+
+    async def link_up(self, name: str, mtu: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._host.mtus[name] = mtu
+
+    async def add(self, name: str, items: Sequence[Item]) -> None:
+        for item in items:
+            await trio.lowlevel.checkpoint()
+            if item in self._host.refused:
+                raise HostError(f"{item}: refused")
+            standing = self._host.standing.setdefault(name, [])
+            if item not in standing:
+                standing.append(item)
+
+    async def remove(self, name: str, items: Sequence[Item]) -> None:
+        for item in items:
+            await trio.lowlevel.checkpoint()
+            if item in self._host.standing.get(name, []):
+                self._host.standing[name].remove(item)
+
+
+class MemoryHost:
+    """host.ports.Host. A test sees every device that was opened, and every item that stands."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, MemoryDevice] = {}
+        self.mtus: dict[str, int] = {}
+        self.standing: dict[str, list[Item]] = {}
+        self.refused: set[Item] = set()
+        self.deaf = False  # to changes: watching is refused
+        self._opened = trio.Event()
+        self._watching: list[trio.MemorySendChannel[Change]] = []
+        self._watching_links: dict[str, list[trio.MemorySendChannel[bool]]] = {}
+
+    @contextmanager
+    def open_device(self, name: str) -> Iterator[MemoryDevice]:
+        device = self.devices[name] = MemoryDevice(name)
+        self._opened.set()
+        self._opened = trio.Event()
+        try:
+            yield device
+        finally:
+            device.closed = True
+            del self.devices[name]
+
+    @asynccontextmanager
+    async def open_network(self) -> AsyncIterator[MemoryNetwork]:
+        yield MemoryNetwork(self)
+
+    @asynccontextmanager
+    async def open_changes(self) -> AsyncIterator[AsyncIterator[Change]]:
+        async with self._watch(self._watching) as changes:
+            yield changes
+
+    @asynccontextmanager
+    async def open_link(self, name: str) -> AsyncIterator[AsyncIterator[bool]]:
+        async with self._watch(self._watching_links.setdefault(name, [])) as changes:
+            yield changes
+
+    @asynccontextmanager
+    async def _watch(self, watching: list[trio.MemorySendChannel[T]]) -> AsyncIterator[AsyncIterator[T]]:
+        await trio.lowlevel.checkpoint()
+        if self.deaf:
+            raise HostError("cannot watch: refused")
+        send, receive = trio.open_memory_channel[T](100)
+        watching.append(send)
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            watching.remove(send)
+
+    # -- the test's side
+
+    def change(self, what: str, *addresses: str) -> None:
+        """Something happens to the paths; these local addresses are left."""
+        for watch in self._watching:
+            watch.send_nowait(Change(what, frozenset(addresses)))
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Somebody sets an interface up or down, which takes its routes away."""
+        if not up:
+            self.standing[name] = [item for item in self.standing[name] if not isinstance(item, Route)]
+        for watch in self._watching_links[name]:
+            watch.send_nowait(up)
+
+    @property
+    def watchers(self) -> int:
+        """How many watch what happens here."""
+        return len(self._watching) + sum(map(len, self._watching_links.values()))
+
+    async def device(self, name: str) -> MemoryDevice:
+        """The device of that name, as soon as there is one."""
+        with trio.fail_after(5):
+            while name not in self.devices:
+                await self._opened.wait()
+        return self.devices[name]
+
+    @property
+    def left_over(self) -> list[Item]:
+        return [item for items in self.standing.values() for item in items]

@@ -1,0 +1,293 @@
+"""tunnel.device: bursts from the device to the senders, and frames to a device that is full for a while."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.errors import HostError
+from tapotun_trio.tunnel.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
+from tapotun_trio.tunnel.device import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
+from tapotun_trio.tunnel.sender import Sender
+from tapotun_trio.wire.frames import HEADER_BYTES, MAX_PACKET_BYTES
+
+from ..fakes import PLAIN_VNET, MemoryDevice
+from ..packets import frame, ipv4
+
+settle = trio.testing.wait_all_tasks_blocked
+
+
+class RecordingSender(Sender):
+    """Takes notes of the runs that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(Counters())
+        self.runs: list[tuple[bytes, int]] = []
+
+    def send(self, frames: memoryview | bytes, packets: int) -> None:
+        self.runs.append((bytes(frames), packets))
+
+
+class Clients:
+    """Says whose a frame is by the last byte of its destination: 1, 2, ..., and nobody's for 0."""
+
+    def __init__(self, number: int) -> None:
+        self.senders = [RecordingSender() for _ in range(number)]
+        self.asked = 0
+
+    def classify(self, view: memoryview, at: int) -> Sender | None:
+        self.asked += 1
+        client = view[at + HEADER_BYTES + 19]
+        return self.senders[client - 1] if client else None
+
+
+def packet(client: int, number: int = 0, size: int = 40) -> bytes:
+    return ipv4("10.0.0.1", f"10.0.0.{client}", number.to_bytes(4, "big") * ((size - 20) // 4))
+
+
+async def read_all(device: MemoryDevice, clients: Clients) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_device, device, clients.classify)
+        while device.inbound:
+            await settle()
+        nursery.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------ out of the device
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=30))
+async def test_runs_of_adjacent_frames(destinations: list[int]) -> None:
+    """One slice for each run of frames to one client, in wire format; a frame that is nobody's parts no run."""
+    device, clients = MemoryDevice("tun0"), Clients(3)
+    for number, client in enumerate(destinations):
+        device.send(packet(client, number), bytes([number]) * 10 + b"\0\0")
+    await read_all(device, clients)
+    frames = [
+        (client, frame(packet(client, number), bytes([number]) * 10 + b"\0\0"))
+        for number, client in enumerate(destinations)
+        if client
+    ]
+    runs = [(client, [it for _, it in run]) for client, run in groupby(frames, key=lambda pair: pair[0])]
+    for client, sender in enumerate(clients.senders, 1):
+        assert sender.runs == [(b"".join(run), len(run)) for to, run in runs if to == client]
+
+
+async def test_a_burst_is_bounded() -> None:
+    device, clients = MemoryDevice("tun0"), Clients(1)
+    large = packet(1, 7, 60_000)
+    for _ in range(50):
+        device.send(large)
+    await read_all(device, clients)
+    runs = clients.senders[0].runs
+    assert sum(packets for _, packets in runs) == 50
+    assert all(len(run) < BURST_BYTES + HEADER_BYTES + MAX_PACKET_BYTES for run, _ in runs)
+    assert b"".join(run for run, _ in runs) == frame(large) * 50
+
+
+async def test_the_largest_packet_at_the_very_end_of_a_burst() -> None:
+    device, clients = MemoryDevice("tun0"), Clients(1)
+    second = BURST_BYTES - 1 - 2 * HEADER_BYTES - MAX_PACKET_BYTES  # one byte more, and the burst were complete
+    packets = [b"\x45" + bytes(18) + b"\1" + bytes(size - 20) for size in (MAX_PACKET_BYTES, second, MAX_PACKET_BYTES)]
+    for it in packets:
+        device.send(it)
+    await read_all(device, clients)
+    [(run, count)] = clients.senders[0].runs
+    assert (run, count) == (b"".join(map(frame, packets)), 3)
+
+
+async def test_what_the_kernel_left_in_num_buffers_does_not_go_out() -> None:
+    device, clients = MemoryDevice("tun0"), Clients(1)
+    device.send(packet(1), b"\x01" * 12)
+    await read_all(device, clients)
+    assert clients.senders[0].runs == [(frame(packet(1), b"\x01" * 10 + b"\0\0"), 1)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 19])
+async def test_what_is_too_short_for_a_packet_is_passed_over(size: int) -> None:
+    device, clients = MemoryDevice("tun0"), Clients(1)
+    device.send(packet(1, 1))
+    device.send(bytes(size))
+    device.send(packet(1, 2))
+    await read_all(device, clients)
+    assert clients.senders[0].runs == [(frame(packet(1, 1)) + frame(packet(1, 2)), 2)]
+
+
+async def test_the_device_is_gone() -> None:
+    device = MemoryDevice("tun0")
+    device.send(packet(1))
+    device.closed = True
+    with pytest.raises(HostError):
+        await read_device(device, Clients(1).classify)
+
+
+class EndlessDevice(MemoryDevice):
+    """A host that sends faster than we read: there is always a packet more."""
+
+    def __init__(self, endless: bytes) -> None:
+        super().__init__("tun0")
+        self.endless = endless
+        self.reads = 0
+
+    def read(self, into: memoryview, /) -> int:
+        self.reads += 1
+        assert self.reads < 100_000, "read_device never yields"
+        into[: len(self.endless)] = self.endless
+        return len(self.endless)
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        pytest.param(PLAIN_VNET + packet(1, 0, 60_000), id="for a client"),
+        pytest.param(PLAIN_VNET + packet(1), id="small ones for a client"),
+        pytest.param(PLAIN_VNET + packet(0), id="nobody's"),
+        pytest.param(PLAIN_VNET, id="too short for a packet"),
+    ],
+)
+async def test_a_host_that_never_stops_sending_leaves_room_for_other_tasks(endless: bytes) -> None:
+    """DESIGN: every loop that could run forever yields after a bounded burst. A flood that nobody gets is enough."""
+    device, clients = EndlessDevice(endless), Clients(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_device, device, clients.classify)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+            for sender in clients.senders:
+                sender.runs.clear()
+        nursery.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------ into the device
+
+
+def numbered(number: int, size: int = 60) -> bytes:
+    return PLAIN_VNET + packet(1, number, size)
+
+
+async def test_straight_into_the_device() -> None:
+    device = MemoryDevice("tun0")
+    writer = DeviceWriter(device, Counter())
+    assert writer.write(memoryview(numbered(1)))
+    assert list(device.outbound) == [numbered(1)]
+
+
+async def test_what_the_kernel_refuses_is_told() -> None:
+    device = MemoryDevice("tun0")
+    assert not DeviceWriter(device, Counter()).write(memoryview(b"\xff" + numbered(1)[1:]))
+    assert not device.outbound
+
+
+async def test_a_full_device_gets_all_of_it_later_and_in_order() -> None:
+    device = MemoryDevice("tun0")
+    drops: Counter[str] = Counter()
+    writer = DeviceWriter(device, drops)
+    slab = bytearray(len(numbered(0)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        for number in range(30):
+            if number % 10 == 3:
+                device.set_writable(False)
+            if number % 10 == 7:
+                device.set_writable(True)  # what comes now must not overtake what waits
+            slab[:] = numbered(number)
+            assert writer.write(memoryview(slab))
+            slab[:] = bytes(len(slab))
+            if number % 10 == 8:
+                await settle()
+        device.set_writable(True)
+        await settle()
+        nursery.cancel_scope.cancel()
+    assert list(device.outbound) == [numbered(number) for number in range(30)]
+    assert not drops
+
+
+class HesitantDevice(MemoryDevice):
+    """Says that it is writable, takes one frame, and is full again."""
+
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        taken = super().write(frame)
+        self.writable = False
+        return taken
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.writable = True
+
+
+async def test_a_device_that_takes_one_frame_at_a_time() -> None:
+    device = HesitantDevice("tun0")
+    writer = DeviceWriter(device, Counter())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        for number in range(20):
+            writer.write(memoryview(numbered(number)))
+        while len(device.outbound) < 20:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert list(device.outbound) == [numbered(number) for number in range(20)]
+
+
+async def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted() -> None:
+    device = MemoryDevice("tun0")
+    drops: Counter[str] = Counter()
+    writer = DeviceWriter(device, drops)
+    device.set_writable(False)
+    fitting = QUEUE_BYTES // len(numbered(0, 60_000))
+    for number in range(fitting + 5):
+        assert writer.write(memoryview(numbered(number, 60_000)))
+    assert drops == {DEVICE_FULL: 5}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        device.set_writable(True)
+        await settle()
+        assert list(device.outbound) == [numbered(number, 60_000) for number in range(fitting)]
+        # The room is free again.
+        device.set_writable(False)
+        for number in range(fitting):
+            writer.write(memoryview(numbered(number, 60_000)))
+        assert drops == {DEVICE_FULL: 5}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_frame_that_is_refused_after_it_was_queued_is_counted() -> None:
+    """It is dropped like any other refused frame; in `write` its session counts it."""
+    device = MemoryDevice("tun0")
+    drops: Counter[str] = Counter()
+    writer = DeviceWriter(device, drops)
+    device.set_writable(False)
+    writer.write(memoryview(b"\xff" + numbered(1)[1:]))
+    writer.write(memoryview(numbered(2)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        device.set_writable(True)
+        await settle()
+        nursery.cancel_scope.cancel()
+    assert list(device.outbound) == [numbered(2)]
+    assert drops == {DEVICE_REFUSED: 1}
+
+
+async def test_the_device_goes_while_frames_wait() -> None:
+    device = MemoryDevice("tun0")
+    writer = DeviceWriter(device, Counter())
+    device.set_writable(False)
+    writer.write(memoryview(numbered(1)))
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def take_away() -> None:
+            await settle()
+            device.closed = True
+            device.set_writable(True)
+
+        with pytest.raises(HostError):
+            await writer.run()

@@ -1,0 +1,131 @@
+"""Which streams are fed by the spoon, and under which congestion control."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapotun_trio.host.ports import PathState
+from tapotun_trio.tunnel.feed import (
+    CALM_AFTER_S,
+    CALM_S,
+    LOSS_SEGMENTS,
+    NARROW_SAMPLES,
+    PIECE_BYTES,
+    SAMPLE_S,
+    WATCH_S,
+    Feed,
+)
+
+NARROW: Final = PathState(0.05, 0.04, 2.5e6, 100_000, 0, 0, 0)
+CROWDED: Final = PathState(0.09, 0.04, 2.5e6, 200_000, 0, 0, 0)
+FAST: Final = PathState(0.002, 0.0001, 5e8, 100_000, 100_000, 0, 0)
+
+
+class FakeConnection:
+    """A path as the test says."""
+
+    def __init__(self, state: PathState | None, congestion_control: str = "cubic") -> None:
+        self.state = state
+        self.congestion_control = congestion_control
+        self.asked = 0
+
+    def path(self) -> PathState | None:
+        self.asked += 1
+        return self.state
+
+    def try_congestion_control(self, name: str) -> None:
+        self.congestion_control = name
+
+
+def feed(connection: FakeConnection) -> Feed:
+    return Feed(connection)
+
+
+def is_paced(feed: Feed) -> bool:
+    return feed.paced
+
+
+def backlog(feed: Feed, start_s: float, stop_s: float, step_s: float = 0.005) -> None:
+    """There is one all the time."""
+    for n in range(round((stop_s - start_s) / step_s)):
+        feed.allowance(start_s + n * step_s)
+
+
+def test_a_fast_stream_is_left_alone_and_seldom_asked() -> None:
+    connection = FakeConnection(FAST)
+    it = feed(connection)
+    for n in range(1000):
+        assert it.allowance(1 + n / 10_000) == (0.0, PIECE_BYTES)
+    assert connection.asked <= 0.1 / SAMPLE_S + 1
+
+
+def test_a_backlog_on_a_narrow_stream_is_cut_small() -> None:
+    it = feed(FakeConnection(NARROW))
+    backlog(it, 1.0, 1.0 + NARROW_SAMPLES * 0.02)
+    assert is_paced(it)
+    assert it.allowance(2.0)[1] < PIECE_BYTES / 4
+
+
+def test_one_odd_sample_changes_nothing() -> None:
+    connection = FakeConnection(FAST)
+    it = feed(connection)
+    for n in range(100):
+        connection.state = NARROW if n % 5 == 0 else FAST
+        it.allowance(1 + n * 0.02)
+        assert not is_paced(it)
+
+
+def test_a_queue_on_the_path_is_found_without_a_backlog() -> None:
+    connection = FakeConnection(NARROW)
+    it = feed(connection)
+    it.watch(1.0)
+    assert not is_paced(it)
+    connection.state = CROWDED
+    it.watch(1.0 + WATCH_S / 2)
+    assert not is_paced(it)
+    it.watch(3.0)
+    assert is_paced(it)
+    it.tick(3.0 + CALM_S - 0.1)
+    assert is_paced(it)
+    it.tick(3.0 + CALM_S + 0.1)
+    assert not is_paced(it)
+
+
+def test_no_tcp_no_pacing() -> None:
+    it = feed(FakeConnection(None))
+    backlog(it, 1.0, 2.0)
+    it.watch(2.0)
+    it.tick(2.0)
+    assert not is_paced(it)
+
+
+def test_bbr_pauses_while_a_stream_is_paced() -> None:
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    backlog(it, 1.0, 1.0 + CALM_AFTER_S)
+    assert connection.congestion_control == "bbr"
+    backlog(it, 1.0 + CALM_AFTER_S, 2.5)
+    assert connection.congestion_control == "cubic"
+    connection.state = FAST
+    backlog(it, 2.5, 2.6)
+    assert not is_paced(it)
+    assert connection.congestion_control == "bbr"
+
+
+def test_bbr_comes_back_for_a_path_that_loses_packets() -> None:
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    backlog(it, 1.0, 3.0)
+    for n in range(1, 3):
+        assert connection.congestion_control == "cubic"
+        connection.state = PathState(0.05, 0.04, 2.5e6, 100_000, 0, n * LOSS_SEGMENTS, n * LOSS_SEGMENTS // 100)
+        backlog(it, 2.0 + n, 3.0 + n)
+    assert is_paced(it)
+    backlog(it, 6.0, 10.0)
+    assert connection.congestion_control == "bbr"
+
+
+def test_what_the_host_prefers_is_kept() -> None:
+    connection = FakeConnection(NARROW, "reno")
+    backlog(feed(connection), 1.0, 5.0)
+    assert connection.congestion_control == "reno"

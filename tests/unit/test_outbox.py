@@ -1,0 +1,135 @@
+"""The outbox: nothing lost without being counted, nothing out of order, nothing too old."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapotun_trio.tunnel.counters import CODEL, QUEUE_AGE, QUEUE_FULL
+from tapotun_trio.tunnel.outbox import MAX_AGE_S, Outbox
+from tapotun_trio.wire.frames import HEADER_BYTES
+
+
+def frame(number: int, packet_bytes: int = 1500) -> bytes:
+    """A frame whose packet carries a number."""
+    return packet_bytes.to_bytes(2, "little") + bytes(12) + number.to_bytes(packet_bytes, "big")
+
+
+def numbers(frames: bytes) -> list[int]:
+    """Of whole frames."""
+    found, at = [], 0
+    while at < len(frames):
+        end = at + HEADER_BYTES + int.from_bytes(frames[at : at + 2], "little")
+        assert end <= len(frames)
+        found.append(int.from_bytes(frames[at + HEADER_BYTES : end], "big"))
+        at = end
+    return found
+
+
+def outbox(**limits: float) -> tuple[Outbox, Counter[str]]:
+    drops: Counter[str] = Counter()
+    return Outbox(drops, **limits), drops  # type: ignore[arg-type]
+
+
+def test_a_run_is_cut_between_frames() -> None:
+    box, drops = outbox()
+    box.put(b"".join(map(frame, range(10))), 10, now=0.0)
+    taken = []
+    while box:
+        packets, frames = box.take(0.0, 4000)
+        assert len(frames) <= 4000
+        assert packets == len(numbers(frames)) == 2
+        taken += numbers(frames)
+    assert taken == list(range(10))
+    assert box.depth_bytes == 0
+    assert not drops
+
+
+def test_a_frame_larger_than_the_limit_goes_alone() -> None:
+    box, _ = outbox()
+    box.put(frame(1, 65535), 1, now=0.0)
+    box.put(frame(2) + frame(3, 60000), 2, now=0.0)
+    assert [numbers(box.take(0.0, 3000)[1]) for _ in range(3)] == [[1], [2], [3]]
+    assert not box
+
+
+def test_whole_runs_are_not_copied() -> None:
+    box, _ = outbox()
+    run = b"".join(map(frame, range(100)))
+    box.put(run, 100, now=0.0)
+    box.put(run, 100, now=0.0)
+    assert box.take(0.0, 1000, cut=False) == (100, run)
+    assert box.take(0.0, 10**6, cut=False) == (100, run)
+    assert box.take(0.0, 1000, cut=False) == (0, b"")
+
+
+def test_a_standing_queue_is_shortened_one_packet_at_a_time() -> None:
+    box, drops = outbox()
+    for n in range(400):
+        now = n / 1000
+        box.put(frame(2 * n) + frame(2 * n + 1), 2, now)
+        if n >= 50:  # what comes out has waited for 50 ms
+            box.take(now, 3200)
+    assert drops.keys() == {CODEL}
+    assert 3 <= drops[CODEL] <= 10
+
+
+def test_what_is_too_old_goes_with_its_run_and_is_counted_once() -> None:
+    box, drops = outbox()
+    box.put(b"".join(map(frame, range(5))), 5, now=0.0)
+    assert box.take(0.0, 3100)[0] == 2
+    assert box.take(MAX_AGE_S * 1.01, 3100) == (0, b"")
+    assert drops == {QUEUE_AGE: 3}
+    assert box.depth_bytes == 0
+
+
+def test_what_does_not_fit_costs_the_oldest() -> None:
+    box, drops = outbox(max_bytes=4000)
+    for n in range(3):
+        box.put(frame(n), 1, now=0.0)
+    assert drops == {QUEUE_FULL: 1}
+    assert numbers(box.take(0.0, 9000)[1]) == [1, 2]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.lists(st.sampled_from([20, 100, 1500, 9000, 65535]), min_size=1, max_size=5)),
+        st.tuples(st.just("take"), st.sampled_from([1, 1500, 3000, 10_000, 65536])),
+        st.tuples(st.just("take whole"), st.sampled_from([1, 1500, 3000, 10_000, 65536])),
+        st.tuples(st.just("wait"), st.sampled_from([1, 4, 20, 60])),
+    ),
+    max_size=150,
+)
+
+
+@given(STEPS)
+def test_everything_comes_out_in_order_or_is_counted(steps: list[tuple[str, int | list[int]]]) -> None:
+    box, drops = outbox(max_bytes=200_000)
+    born: dict[int, float] = {}
+    taken: list[int] = []
+    put = 0
+    now = 0.0
+    for step, value in steps:
+        if isinstance(value, list):
+            run = b"".join(frame(put + n, size) for n, size in enumerate(value))
+            born.update(dict.fromkeys(range(put, put + len(value)), now))
+            box.put(run, len(value), now)
+            put += len(value)
+        elif step == "wait":
+            now += value / 1000
+        else:
+            packets, frames = box.take(now, value, cut=step == "take")
+            found = numbers(frames)
+            assert packets == len(found)
+            assert step != "take" or len(frames) <= value or packets == 1
+            assert all(now - born[n] <= MAX_AGE_S for n in found)
+            taken += found
+        assert taken == sorted(set(taken))
+        assert box.depth_bytes <= 400_000
+        assert bool(box) == (box.depth_bytes > 0)
+    rest = 0
+    while box:
+        rest += box.take(now, 10**6)[0]
+    assert len(taken) + rest + drops.total() == put

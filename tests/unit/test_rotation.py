@@ -1,0 +1,146 @@
+"""Rotation and backoff, without a network: streams that the test ends as it likes, on a clock that jumps."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.errors import PeerError
+from tapotun_trio.tunnel import rotation
+from tapotun_trio.tunnel.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
+from tapotun_trio.tunnel.rotation import Waits, keep_streaming
+
+Clock = trio.testing.MockClock
+
+
+class Script:
+    """Opens streams; refuses while `refusing`. Takes notes of when."""
+
+    def __init__(self) -> None:
+        self.refusing = False
+        self.attempts: list[float] = []
+        self.streams: list[ScriptedStream] = []
+
+    async def open(self) -> ScriptedStream:
+        await trio.lowlevel.checkpoint()
+        self.attempts.append(trio.current_time())
+        if self.refusing:
+            raise PeerError("refused", reason="connect")
+        stream = ScriptedStream()
+        self.streams.append(stream)
+        return stream
+
+    def failed(self, failure: PeerError | None, wait_s: float) -> float | None:
+        return None
+
+
+class ScriptedStream:
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.failure: PeerError | None = None
+        self._fall = trio.Event()
+
+    async def run(self, older: rotation.Stream | None) -> None:
+        if isinstance(older, ScriptedStream):
+            older.fall(None)  # the server ends the older one
+        await self._fall.wait()
+        self.ended.set()
+
+    def fall(self, failure: PeerError | None) -> None:
+        self.failure = failure
+        self._fall.set()
+
+
+@pytest.fixture
+def hardest_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random.Random, "uniform", lambda self, low, high: high)
+
+
+async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, float], waits: Waits) -> None:
+    async def run() -> None:
+        await keep_streaming(script.open, rotate_s=rotate_s, waits=waits, failed=script.failed)
+
+    nursery.start_soon(run)
+
+
+async def test_each_stream_is_replaced_in_its_time_and_the_older_one_ends(autojump_clock: Clock) -> None:
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (10, 10), Waits())
+        await trio.sleep(35)
+        assert script.attempts == [0, 10, 20, 30]
+        assert [stream.ended.is_set() for stream in script.streams] == [True, True, True, False]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_a_failed_rotation_leaves_the_older_stream_and_backs_off(autojump_clock: Clock) -> None:
+    """However long all was well before: a server that refuses is not asked again and again without a pause."""
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (100, 100), Waits())
+        await trio.sleep(1)
+        script.refusing = True
+        await trio.sleep(130)
+        assert not script.streams[0].ended.is_set()
+        pauses = [after - before for before, after in zip(script.attempts[1:], script.attempts[2:], strict=False)]
+        assert pauses[:7] == pytest.approx([0, 0.5, 1, 2, 4, 8, LIMIT_S])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_health_is_carried_over_rotations(autojump_clock: Clock) -> None:
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        script.refusing = True
+        await start(nursery, script, (20, 20), Waits())
+        await trio.sleep(30)  # a long history of failures
+        script.refusing = False
+        await trio.sleep(15 + 90)  # then a minute and a half of health, of streams that live 20 s each
+        count = len(script.attempts)
+        script.streams[-1].fall(PeerError("cut", reason="broken"))
+        await trio.sleep(0.1)
+        assert len(script.attempts) == count + 1  # at once
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_a_cut_wait_is_an_attempt_at_once(autojump_clock: Clock) -> None:
+    script, waits = Script(), Waits()
+    script.refusing = True
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (20, 20), waits)
+        await trio.sleep(10)  # in the pause of 8 s
+        count = len(script.attempts)
+        waits.cut()
+        await trio.sleep(0.1)
+        assert len(script.attempts) >= count + 1
+        nursery.cancel_scope.cancel()
+
+
+def test_backoff_is_full_jitter_between_nothing_and_a_growing_limit() -> None:
+    for seed in range(200):
+        backoff = Backoff(random.Random(seed))
+        assert backoff.next_s() == 0
+        for limit in (FIRST_S, 1, 2, 4, 8, LIMIT_S, LIMIT_S):
+            assert 0 <= backoff.next_s() <= limit
+    assert max(tenth_wait(seed, near=True) for seed in range(500)) <= NEAR_LIMIT_S
+    assert max(tenth_wait(seed, near=False) for seed in range(500)) > NEAR_LIMIT_S
+
+
+def tenth_wait(seed: int, *, near: bool) -> float:
+    backoff = Backoff(random.Random(seed))
+    for _ in range(10):
+        last = backoff.next_s(near=near)
+    return last
+
+
+def test_a_minute_of_health_pays_back() -> None:
+    backoff = Backoff(random.Random(1))
+    for _ in range(10):
+        backoff.next_s()
+    assert backoff.next_s(lived_s=60) == 0
+    assert backoff.next_s(lived_s=59) <= FIRST_S

@@ -1,0 +1,162 @@
+"""Two whole interfaces, joined by real sockets on loopback and by devices in memory; no root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Literal
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.config.model import Mark, ServerConfig
+from tapotun_trio.host.plan import Address, Item, Route, Rule
+from tapotun_trio.routing.router import Router
+from tapotun_trio.tunnel.plans import pushed_routes
+from tapotun_trio.tunnel.session import Session
+from tapotun_trio.wire import tunconf
+
+from ..fakes import MemoryDevice, MemoryHost, MemoryNetwork
+from ..packets import ipv4
+from .support import allowed, client_config, free_port, running, server_config
+
+
+async def test_packets_cross_both_ways() -> None:
+    port = free_port()
+    host = MemoryHost()
+    async with running(host, server_config(port, allowed("a", "10.10.0.2"), mtu=1400), client_config("a", port)):
+        hub, a = await host.device("hub"), await host.device("a")
+        up = ipv4("10.10.0.2", "10.10.0.1", b"up")
+        a.send(up)
+        assert await hub.receive_packet() == up
+        down = ipv4("10.10.0.1", "10.10.0.2", b"down")
+        hub.send(down)
+        assert await a.receive_packet() == down
+        assert host.mtus == {"hub": 1400, "a": 1400}
+        assert host.standing["a"] == [Address(IPv4Interface("10.10.0.2/24"))]
+
+
+async def test_client_to_client_without_touching_the_device() -> None:
+    port = free_port()
+    host = MemoryHost()
+    server = server_config(port, allowed("a", "10.10.0.2"), allowed("b", "10.10.0.3", routes=("10.70.0.0/24",)))
+    async with running(host, server, client_config("a", port), client_config("b", port)):
+        a, b = await host.device("a"), await host.device("b")
+        packet = ipv4("10.10.0.2", "10.70.0.9", b"across")
+        a.send(packet)
+        assert await b.receive_packet() == packet
+        assert not host.devices["hub"].outbound
+        assert Route(IPv4Network("10.70.0.0/24")) in host.standing["hub"]
+
+
+async def test_marks() -> None:
+    port = free_port()
+    host = MemoryHost()
+    mark = Mark(100, 200)
+    async with running(host, server_config(port, allowed("a", "10.10.0.2"), mark=mark), client_config("a", port, mark)):
+        await host.device("a")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for name in ("hub", "a"):
+            assert host.standing[name][-2:] == [Route(IPv4Network("0.0.0.0/0"), 200), Rule(100, 200)]
+
+
+PUSHED = tuple(map(IPv4Network, ("10.60.0.0/24", "10.60.0.128/25", "10.0.0.0/8", "10.10.0.0/24", "10.10.0.9/32")))
+
+
+def pushing(port: int, peers: Literal[1, 2]) -> ServerConfig:
+    clients = allowed("a", "10.10.0.2", routes=("10.60.0.0/24",)), allowed("b", "10.10.0.3", routes=("10.60.0.0/25",))
+    return replace(server_config(port, *clients), push_routes=PUSHED, peers=peers)
+
+
+def routes(*networks: str) -> list[Route]:
+    return [Route(IPv4Network(network)) for network in networks]
+
+
+@pytest.mark.parametrize("peers", [1, 2])
+async def test_pushed_routes_but_for_what_a_client_has_itself(peers: Literal[1, 2]) -> None:
+    port = free_port()
+    host = MemoryHost()
+    async with running(host, pushing(port, peers), client_config("a", port), client_config("b", port)):
+        for name, address, expected in (
+            ("a", "10.10.0.2/24", routes("10.0.0.0/8")),
+            ("b", "10.10.0.3/24", routes("10.60.0.0/24", "10.60.0.128/25", "10.0.0.0/8")),
+        ):
+            await host.device(name)
+            with trio.fail_after(5):
+                while len(host.standing.get(name, [])) <= len(expected):  # noqa: ASYNC110 - PARAMS may come later
+                    await trio.sleep(0.01)
+            assert host.standing[name] == [Address(IPv4Interface(address)), *expected]
+
+
+@pytest.mark.parametrize("peers", [1, 2])
+def test_a_deployed_client_is_told_pushed_routes_in_generation_2_only(peers: Literal[1, 2]) -> None:
+    config = pushing(1, peers)
+    conf = tunconf.decode(Session(0, config.clients[0], config, Router((), (), [], "loose")).tun_conf)
+    assert conf.addresses == (IPv4Interface("10.10.0.2/24"),)
+    assert conf.routes == ((IPv4Network("10.0.0.0/8"),) if peers == 2 else ())
+
+
+def test_a_pushed_default_route_is_sent_unless_it_is_the_client_s_own() -> None:
+    default = "0.0.0.0/0"
+    clients = allowed("a", "10.10.0.2", routes=(default,)), allowed("b", "10.10.0.3")
+    config = replace(server_config(1, *clients), push_routes=(IPv4Network(default), IPv4Network("10.60.0.0/24")))
+    assert [pushed_routes(config, client) for client in clients] == [(), config.push_routes]
+
+
+async def test_a_rotation_leaves_pushed_routes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header of generation 1 has no routes, and PARAMS has them."""
+    removed: list[Item] = []
+
+    async def remove(self: MemoryNetwork, name: str, items: Sequence[Item]) -> None:
+        removed.extend(items)
+        await undo(self, name, items)
+
+    undo = MemoryNetwork.remove
+    monkeypatch.setattr(MemoryNetwork, "remove", remove)
+    port = free_port()
+    host = MemoryHost()
+    client = replace(client_config("b", port), rotate_s=(0.02, 0.05))
+    async with running(host, pushing(port, 1), client):
+        await host.device("b")
+        await trio.sleep(0.5)
+        assert len(host.standing["b"]) == 4
+        assert removed == []
+
+
+async def test_a_burst_larger_than_the_socket_takes_arrives_whole_and_in_order() -> None:
+    port = free_port()
+    host = MemoryHost()
+    async with running(host, server_config(port, allowed("a", "10.10.0.2")), client_config("a", port)):
+        hub, a = await host.device("hub"), await host.device("a")
+        packets = [ipv4("10.10.0.2", "10.10.0.1", n.to_bytes(4, "big") * 8000) for n in range(60)]
+        for packet in packets:
+            a.send(packet)
+        for packet in packets:
+            assert await hub.receive_packet() == packet
+
+
+async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
+    port = free_port()
+    host = MemoryHost()
+    client = replace(client_config("a", port), rotate_s=(0.02, 0.05))
+    async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
+        hub, a = await host.device("hub"), await host.device("a")
+        await trio.sleep(0.2)
+
+        async def stream(source: MemoryDevice, head: tuple[str, str]) -> None:
+            for n in range(1000):
+                source.send(ipv4(*head, n.to_bytes(4, "big") * 100))
+                await trio.sleep(0.001)
+
+        async def check(sink: MemoryDevice, head: tuple[str, str]) -> None:
+            for n in range(1000):
+                assert await sink.receive_packet() == ipv4(*head, n.to_bytes(4, "big") * 100)
+
+        up, down = ("10.10.0.2", "10.10.0.1"), ("10.10.0.1", "10.10.0.2")
+        async with trio.open_nursery() as traffic:
+            traffic.start_soon(stream, a, up)
+            traffic.start_soon(check, hub, up)
+            traffic.start_soon(stream, hub, down)
+            traffic.start_soon(check, a, down)
