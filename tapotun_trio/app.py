@@ -1,0 +1,71 @@
+"""The composition root: real adapters, signals, and one trio run around it all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+
+import trio
+
+from . import exits
+from .config.model import InterfaceConfig
+from .errors import HostError, leaves
+from .host.ports import Host
+from .host.rights import raise_fd_limit, require_tun_rights
+from .host.system import RealHost
+from .log import process_logger
+from .tunnel.supervisor import run_interfaces
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME_MOMENT_S = 0.01
+
+
+def run(configs: Sequence[InterfaceConfig]) -> int:
+    """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code."""
+    log = process_logger()
+    try:
+        require_tun_rights()
+        raise_fd_limit()
+        trio.run(serve, configs, RealHost())
+    except* HostError as group:
+        for exc in leaves(group):
+            log.error("%s", exc)
+        return_code = exits.FAILED
+    except* Exception:
+        log.exception("a bug ended the program")
+        return_code = exits.RUNTIME
+    else:
+        return_code = exits.OK
+    return return_code
+
+
+async def serve(configs: Sequence[InterfaceConfig], host: Host) -> None:
+    """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
+    log = process_logger()
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+            await nursery.start(run_interfaces, configs, host)
+            log.info("ready: %s", ", ".join(config.name for config in configs))
+    log.info("stopped")
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        process_logger().info("%s: stopping; once more to stop at once", signal.Signals(number).name)
+        for stop in _STOP_SIGNALS:
+            signal.signal(stop, _stop_at_once)  # trio puts the former handlers back at the end
+        # One that came in the same moment (a service manager's and a Ctrl-C) means the same. It is in the receiver,
+        # which would raise it again at its close.
+        with trio.move_on_after(_SAME_MOMENT_S):
+            async for _ in signals:
+                pass
+        scope.cancel()
+        return
+
+
+def _stop_at_once(number: int, frame: object) -> None:
+    """The second signal. The kernel takes the devices, and with them addresses and routes; a rule stays and is
+    recognised by the next start."""
+    os._exit(128 + number)

@@ -1,0 +1,247 @@
+"""cli: verbs, exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tapotun_trio import __version__, exits
+from tapotun_trio.cli import main
+from tapotun_trio.config.model import InterfaceConfig
+
+from ..tables import table
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+EXAMPLES: Final = sorted((Path(__file__).parents[2] / "conf" / "examples").glob("*.json"))
+RUN_EXIT: Final = 42
+
+ALLOWED: Final = {"token": hashlib.sha1(b"test").hexdigest(), "ip": "10.10.0.2"}
+SERVER: Final = {"name": "hub", "port": 8080, "net": "10.10.0.1/24", "clients": [ALLOWED]}
+CLIENT: Final = {"name": "tun0", "server": "http://192.0.2.1/ip", "token": "raw-token-of-the-client"}
+
+
+class Started(list[str]):
+    """The names of the interfaces that would have been run; None of `app.run` was called."""
+
+    called = False
+
+    def run(self, configs: Sequence[InterfaceConfig]) -> int:
+        self.called = True
+        self += [config.name for config in configs]
+        return RUN_EXIT
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    it = Started()
+    monkeypatch.setattr("tapotun_trio.app.run", it.run)
+    return it
+
+
+def config_file(directory: Path, *entries: dict[str, Any], text: str | None = None) -> str:
+    path = directory / "config.json"
+    path.write_text(json.dumps(entries) if text is None else text)
+    path.chmod(0o600)
+    return str(path)
+
+
+def usage_error(*argv: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+# ------------------------------------------------------------------ run
+
+
+@table(
+    "before after names",
+    ("as deployed users start it", [], [], ["hub", "tun0"]),
+    ("run", ["run"], [], ["hub", "tun0"]),
+    ("server", ["server"], [], ["hub"]),
+    ("client", ["client"], [], ["tun0"]),
+    ("options without a verb", ["--log-level", "error"], [], ["hub", "tun0"]),
+    ("options behind", [], ["--log-level=error", "--log-format", "json"], ["hub", "tun0"]),
+    ("options before the verb", ["--log-level", "error", "server"], [], ["hub"]),
+    ("an option whose value is a verb's name", ["--log-format", "text", "client"], [], ["tun0"]),
+    ("options behind the verb", ["client", "--log-level", "debug"], [], ["tun0"]),
+)
+def test_run(before: list[str], after: list[str], names: list[str], started: Started, tmp_path: Path) -> None:
+    assert main([*before, config_file(tmp_path, SERVER, CLIENT), *after]) == RUN_EXIT
+    assert started == names
+
+
+@pytest.mark.parametrize(("verb", "entry"), [("server", CLIENT), ("client", SERVER)])
+def test_nothing_of_that_kind(
+    verb: str, entry: dict[str, Any], started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, config_file(tmp_path, entry)]) == exits.FAILED
+    assert not started.called
+    assert f"has no {verb} definition" in capsys.readouterr().err
+
+
+def test_run_reports_all_errors_and_starts_nothing(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config_file(tmp_path, {**SERVER, "net": "10.10.0.1/33", "mtu": 5}, {**CLIENT, "servr": 1})
+    assert main([path]) == exits.FAILED
+    assert not started.called
+    out, err = capsys.readouterr()
+    assert out == ""
+    for place in ("[0].net", "[0].mtu", "[1].servr"):
+        assert sum(f"{place}:" in line for line in err.splitlines()) == 1
+    assert all(" ERROR " in line for line in err.splitlines())
+
+
+def test_run_shows_warnings_and_starts(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file(tmp_path, CLIENT)
+    Path(path).chmod(0o644)
+    assert main([path]) == RUN_EXIT
+    assert started == ["tun0"]
+    err = capsys.readouterr().err
+    assert re.search(r" WARNING .*\[0\]\.token.*chmod 600", err)
+    assert CLIENT["token"] not in err
+
+
+def test_log_format_json(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--log-format", "json", config_file(tmp_path, text="[")]) == exits.FAILED
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert "line 1 column" in json.loads(line)["event"]
+
+
+def test_no_such_file(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "missing.json")]) == exits.FAILED
+    assert "missing.json" in capsys.readouterr().err
+    assert not started.called
+
+
+# ------------------------------------------------------------------ validate-config
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_are_valid(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate-config", str(example)]) == exits.OK
+    out, err = capsys.readouterr()
+    assert f"{example}: valid: " in out
+    assert err == ""
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4
+
+
+def test_validate_config_names_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file(tmp_path, {**SERVER, "net": "10.10.0.0.1/24"}, {**CLIENT, "token": 7})
+    assert main(["validate-config", path]) == exits.FAILED
+    out, err = capsys.readouterr()
+    assert err == ""
+    *findings, summary = out.splitlines()
+    assert [re.search(r"\[\d\]\.\w+", line)[0] for line in findings] == ["[0].net", "[1].token"]  # type: ignore[index]
+    assert all(line.startswith(f"{path}: ") for line in findings)
+    assert summary == f"{path}: not valid: 2 errors"
+
+
+def test_validate_config_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file(tmp_path, {**SERVER, "mtu": 5})
+    assert main(["validate-config", "--json", path]) == exits.FAILED
+    report = json.loads(capsys.readouterr().out)
+    assert report["valid"] is False
+    assert [finding["path"] for finding in report["errors"]] == ["[0].mtu"]
+    assert main(["validate-config", config_file(tmp_path, SERVER), "--json"]) == exits.OK
+    assert json.loads(capsys.readouterr().out)["valid"] is True
+
+
+# ------------------------------------------------------------------ token
+
+
+def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What it prints goes into two config files as it stands."""
+    shown: list[str] = []
+    for _ in range(2):
+        assert main(["token"]) == exits.OK
+        out, err = capsys.readouterr()
+        assert err == ""
+        raw, sha256, sha1 = (json.loads(line.split('"token": ')[1].split("    ")[0]) for line in out.splitlines())
+        assert sha256 == "sha256:" + hashlib.sha256(raw.encode()).hexdigest()
+        assert sha1 == hashlib.sha1(raw.encode()).hexdigest()
+        assert len(raw) * 6 >= 256
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", raw)
+        shown.append(raw)
+        clients = [{"token": digest, "ip": f"10.10.0.{n}"} for n, digest in enumerate([sha256, sha1], 2)]
+        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[:1]})]) == exits.OK
+        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[1:]})]) == exits.OK
+        assert main(["validate-config", config_file(tmp_path, {**CLIENT, "token": raw})]) == exits.OK
+        capsys.readouterr()
+    assert shown[0] != shown[1]
+
+
+# ------------------------------------------------------------------ usage
+
+
+@table(
+    "argv",
+    ("nothing", []),
+    ("a verb without its file", ["run"]),
+    ("two files", ["a.json", "b.json"]),
+    ("an option that is none", ["--frobnicate", "a.json"]),
+    ("an abbreviated option", ["--log-lev", "debug", "a.json"]),
+    ("a level that is none", ["--log-level", "loud", "a.json"]),
+    ("an option without its value", ["a.json", "--log-level"]),
+    ("validate-config without its file", ["validate-config"]),
+    ("token with a file", ["token", "a.json"]),
+)
+def test_wrong_usage(argv: list[str], started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(*argv) == exits.USAGE
+    assert capsys.readouterr().err.startswith("usage: tapotun")
+    assert not started.called
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error("--version") == exits.OK
+    assert capsys.readouterr().out == f"tapotun {__version__}\n"
+
+
+def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error("--help") == exits.OK
+    out = capsys.readouterr().out
+    for word in ("run", "server", "client", "validate-config", "token", "exit codes", "a first tunnel"):
+        assert word in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", ["run", "server", "client", "validate-config", "token"])
+def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(verb, "--help") == exits.OK
+    assert verb in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ as a process
+
+
+def python(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_python_m() -> None:
+    done = python("-m", "tapotun_trio", "--version")
+    assert (done.returncode, done.stdout) == (exits.OK, f"tapotun {__version__}\n")
+    assert python("-m", "tapotun_trio").returncode == exits.USAGE
+
+
+def test_verbs_that_run_nothing_start_quickly() -> None:
+    """They need neither trio nor the host."""
+    code = "import sys; from tapotun_trio.cli import main; main(['token']); print(*sys.modules)"
+    modules = python("-W", "error", "-c", code).stdout.splitlines()[-1].split()
+    assert "tapotun_trio.cli" in modules
+    assert not {"trio", "ssl", "asyncio", "pyroute2", "tapotun_trio.app"} & set(modules)
