@@ -1,0 +1,98 @@
+# What a developer does here. Everything works on a bare Debian machine as root: what is missing is installed.
+# As an ordinary user nothing is installed; you are told what to.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
+
+PY := .venv/bin/python
+INSTALL_TOOLS := tests/harness/install-tools
+# An su's PATH has no /usr/sbin, where Debian keeps ip and nginx.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_NO_INPUT := 1
+
+.PHONY: help
+help:  ## show this
+	@echo "make demo     a tunnel between two machines, set up and shown working, in under a minute"
+	@echo "make test     every test, with branch coverage; ARGS='-k words' is handed to pytest"
+	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
+	@echo "make soak     200 random faults beside a checked stream, within ten minutes; SEED=1 FAULTS=200"
+	@echo "make check    ruff, the format, mypy"
+	@echo "make format   put the code into its format"
+	@echo "make venv     .venv with the program and the developers' tools"
+	@echo "make clean    remove what these have made"
+	@echo
+	@echo "demo, test and soak need root, for namespaces and TUN interfaces, and touch nothing outside their namespaces."
+
+# .venv is renewed when pyproject.toml or the place of this checkout has changed. The stamp holds both, which
+# says more than its date: a date does not survive a copy or a clone.
+# $(1): the extras to install, $(2): the stamps that will do
+define make_venv
+	@wanted="$$(pwd; cat pyproject.toml)"; \
+	for stamp in $(2); do \
+	    if [ -x $(PY) ] && [ "$$(cat "$$stamp" 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
+	done; \
+	$(INSTALL_TOOLS) python; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    rm -rf .venv; \
+	    "$$($(INSTALL_TOOLS) which-python)" -m venv .venv; \
+	fi; \
+	echo "installing the program into .venv..."; \
+	$(PY) -m pip install --quiet --editable '.$(1)'; \
+	printf '%s\n' "$$wanted" >$(firstword $(2))
+endef
+
+.PHONY: venv
+venv:  ## the program, editable, and the developers' tools
+	$(call make_venv,[dev],.venv/.installed-dev)
+
+.PHONY: venv-run
+venv-run:
+	$(call make_venv,,.venv/.installed-run .venv/.installed-dev)
+
+.PHONY: demo
+demo:
+	@$(INSTALL_TOOLS) demo
+	@$(MAKE) --no-print-directory venv-run
+	@$(PY) -m tests.demo $(ARGS)
+
+# The daemons that the tests start are measured too (tests/harness/daemon.py); pytest-cov combines the files.
+.PHONY: test
+test:
+	@$(INSTALL_TOOLS) test
+	@$(MAKE) --no-print-directory venv
+	@rm -f .coverage .coverage.*
+	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered $(ARGS)
+
+# atheris has wheels for some versions of Python only, so it is no part of [dev].
+.PHONY: fuzz
+fuzz: venv
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --only-binary :all: 'atheris>=3.0'
+	@$(PY) -m fuzz
+
+SEED ?= 1
+FAULTS ?= 200
+
+.PHONY: soak
+soak:
+	@$(INSTALL_TOOLS) test
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m tests.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
+
+.PHONY: check
+check: venv
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+.PHONY: format
+format: venv
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+.PHONY: clean
+clean:
+	@rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""For the tests that run real processes in network namespaces: the `lab`, and what they may rely on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from functools import cache
+from typing import Final
+
+import pytest
+
+from tests.harness import Lab, missing, no_leaks
+
+_LAB: Final = pytest.StashKey[Lab]()
+_missing: Final = cache(missing)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A machine that cannot run netns tests: a failure for root and in CI, a skip for a developer's user."""
+    if item.get_closest_marker("netns") is None or not (lines := _missing()):
+        return
+    text = f"netns tests cannot run here: {'; '.join(lines)} (`make test` as root installs what is missing)"
+    if os.geteuid() == 0 or os.environ.get("CI") == "true":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+@pytest.fixture(autouse=True)
+def _own_network_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A netns test changes no interface, address, route or rule of the machine that it runs on."""
+    if request.node.get_closest_marker("netns") is None:
+        yield
+        return
+    with no_leaks(None):
+        yield
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, _own_network_untouched: None) -> Iterator[Lab]:
+    """An empty lab. If the test fails, its report shows the log of every process that ran in it."""
+    with Lab() as lab:
+        request.node.stash[_LAB] = lab
+        yield lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the daemons' logs to the report of a failed test."""
+    report = yield
+    lab = item.stash.get(_LAB, None)
+    if report.failed and lab is not None:
+        report.sections += [(f"log of {it.name}", it.tail(100)) for it in lab.processes]
+    return report
