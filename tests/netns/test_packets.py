@@ -1,0 +1,305 @@
+"""Every kind of IPv4 packet crosses as it is: large and small, whole and in pieces, with the right checksums."""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import socket
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from tests.harness import (
+    Host,
+    Lab,
+    Packet,
+    Payload,
+    capture,
+    download,
+    iperf3,
+    ping,
+    tcp_echo,
+    udp_echo,
+    upload,
+    wait_until,
+)
+
+from .worlds import TUNNEL_CLIENT, TUNNEL_SERVER, Tunnel, allowed, tunnel
+
+pytestmark = pytest.mark.netns
+
+TCP, UDP, ICMP = 6, 17, 1
+MTU: Final = 1500
+# The heads of packets are enough where there are many: the kernel's room for a capture is cut into slots of a
+# whole snapshot each.
+HEADS: Final = 100
+
+
+def _length(packet: Packet) -> int:
+    """By its own header, for a packet of which only the head was captured."""
+    return int.from_bytes(packet.data[2:4], "big")
+
+
+@pytest.fixture
+def joined(lab: Lab) -> Iterator[Tunnel]:
+    """A server and a client, connected."""
+    with tunnel(lab) as it:
+        yield it
+
+
+# Bulk
+
+
+def test_100_mb_each_way(joined: Tunnel) -> None:
+    with Payload(100_000_000) as payload:
+        for move in (upload, download):
+            move(joined.client, joined.server, TUNNEL_SERVER, payload)
+
+
+@pytest.mark.parametrize("towards", ["server", "client"])
+def test_super_packets_cross_whole(joined: Tunnel, towards: str) -> None:
+    """TCP segments of up to 64 KiB: as the receiving interface sees them they are many times its MTU."""
+    sink, address, source = {
+        "server": (joined.server, TUNNEL_SERVER, joined.client),
+        "client": (joined.client, TUNNEL_CLIENT, joined.server),
+    }[towards]
+    with capture(sink, "tun0", f"tcp and dst {address}", snap_bytes=HEADS) as packets:
+        upload(source, sink, address, 20_000_000)
+        whole = packets.wait_for(20, lambda packet: _length(packet) > 10_000)
+    assert {packet.protocol for packet in whole} == {TCP}
+    assert max(map(_length, whole)) > 60_000
+
+
+def test_many_connections_both_ways_at_once(joined: Tunnel) -> None:
+    result = iperf3(joined.client, joined.server, TUNNEL_SERVER, "--bidir", "-P", "4", seconds=1)
+    assert result.received_gbit_s > 0
+    assert joined.client_daemon.running
+    assert joined.server_daemon.running
+
+
+def test_explicit_congestion_notification(joined: Tunnel) -> None:
+    """Segments of a connection that negotiated ECN are another kind of super-packet (gso_type with the ECN bit)."""
+    for host in (joined.client, joined.server):
+        host.sysctl("net.ipv4.tcp_ecn", 1)
+    with capture(joined.server, "tun0", "tcp", snap_bytes=HEADS) as packets:
+        for move in (upload, download):
+            move(joined.client, joined.server, TUNNEL_SERVER, 5_000_000)
+        packets.wait_for(10, lambda packet: packet.data[1] & 3 != 0)
+
+
+def test_udp_segmented_by_the_kernel(joined: Tunnel) -> None:
+    """UDP_SEGMENT: many datagrams by one call. A peer that cannot cut them gets them cut."""
+    udp_segment, size, count = 103, 1000, 40  # linux/udp.h
+    for source, sink, address in (
+        (joined.client, joined.server, TUNNEL_SERVER),
+        (joined.server, joined.client, TUNNEL_CLIENT),
+    ):
+        with source.socket(kind=socket.SOCK_DGRAM) as sender, sink.socket(kind=socket.SOCK_DGRAM) as receiver:
+            receiver.settimeout(5)
+            receiver.bind((address, 0))
+            sender.connect(receiver.getsockname())
+            sender.setsockopt(socket.SOL_UDP, udp_segment, size)
+            data = random.Random(2).randbytes(size * count)
+            sender.send(data)
+            assert b"".join(receiver.recv(65535) for _ in range(count)) == data
+
+
+def test_a_conversation_in_small_pieces(joined: Tunnel) -> None:
+    with tcp_echo(joined.server, TUNNEL_SERVER) as port, joined.client.socket() as sock:
+        sock.settimeout(5)
+        sock.connect((TUNNEL_SERVER, port))
+        for number in range(500):
+            word = b"%d " % number
+            sock.sendall(word)
+            assert sock.recv(len(word), socket.MSG_WAITALL) == word
+
+
+# Sizes
+
+
+def test_udp_of_every_size(joined: Tunnel) -> None:
+    """From one byte to what fills the MTU, several under way at a time."""
+    noise = random.Random(1).randbytes(MTU)
+    with (
+        udp_echo(joined.server, TUNNEL_SERVER) as port,
+        joined.client.socket(kind=socket.SOCK_DGRAM) as sock,
+        capture(joined.server, "tun0", "udp", snap_bytes=HEADS) as packets,
+    ):
+        sock.connect((TUNNEL_SERVER, port))
+        sock.settimeout(5)
+        largest = MTU - 28
+        for first in range(1, largest + 1, 16):
+            sizes = range(first, min(first + 16, largest + 1))
+            for size in sizes:
+                sock.send(noise[:size])
+            assert sorted(sock.recv(65535) for _ in sizes) == sorted(noise[:size] for size in sizes)
+        packets.wait_for(2 * largest)
+    assert {_length(packet) for packet in packets.packets} == set(range(29, MTU + 1))
+
+
+@pytest.mark.parametrize("mtu", [68, 576, 1500, 9000, 65535])
+def test_dont_fragment_at_exactly_the_mtu(lab: Lab, mtu: int) -> None:
+    """One byte more is refused where it starts, and nothing that fits is."""
+    with tunnel(lab, mtu=mtu) as it, capture(it.server, "tun0", "icmp") as packets:
+        for host, address in ((it.client, TUNNEL_SERVER), (it.server, TUNNEL_CLIENT)):
+            assert ping(host, address, count=2, size=mtu - 28, dont_fragment=True).ok
+            if mtu < 65535:
+                too_long = ping(host, address, count=1, size=mtu - 27, dont_fragment=True, wait=0.1)
+                assert "message too long" in too_long.output.lower()
+        found = packets.wait_for(8)
+    assert {(packet.length, packet.is_fragment) for packet in found} == {(mtu, False)}
+
+
+def test_fragments(joined: Tunnel) -> None:
+    """Cut by the sender, they cross as they are and are put together by the receiver."""
+    with capture(joined.server, "tun0", "icmp", snap_bytes=HEADS) as packets:
+        assert ping(joined.client, TUNNEL_SERVER, count=2, size=3000).ok
+        assert ping(joined.server, TUNNEL_CLIENT, count=2, size=3000).ok
+        found = packets.wait_for(2 * 2 * 2 * 3)
+    assert all(packet.is_fragment for packet in found)
+    assert {_length(packet) for packet in found} == {1500, 20 + 3008 - 2 * 1480}
+    # As large as IPv4 goes.
+    assert ping(joined.client, TUNNEL_SERVER, count=1, size=65507).ok
+
+
+def test_fragments_of_udp_in_any_order(joined: Tunnel) -> None:
+    with udp_echo(joined.server, TUNNEL_SERVER) as port, joined.client.socket(kind=socket.SOCK_DGRAM) as sock:
+        sock.connect((TUNNEL_SERVER, port))
+        sock.settimeout(5)
+        for size in (1473, 8000, 30_000, 65507):
+            data = random.Random(size).randbytes(size)
+            sock.send(data)
+            assert sock.recv(65535) == data
+
+
+def test_a_header_and_nothing_else(joined: Tunnel) -> None:
+    """20 bytes, the shortest packet that there is. The answer is ICMP: nobody here speaks protocol 253."""
+    with (
+        joined.client.socket(socket.AF_INET, socket.SOCK_RAW, 253) as raw,
+        capture(joined.server, "tun0", "ip proto 253") as arrived,
+        capture(joined.client, "tun0", "icmp") as answered,
+    ):
+        raw.sendto(b"", (TUNNEL_SERVER, 0))
+        (packet,) = arrived.wait_for()
+        assert (packet.length, packet.protocol, packet.header_bytes) == (20, 253, 20)
+        (answer,) = answered.wait_for()
+        assert answer.data[20:22] == bytes([3, 2])  # destination unreachable: protocol
+        assert answer.data[28:48] == packet.data
+
+
+def test_ip_options(joined: Tunnel) -> None:
+    """A header longer than 20 bytes; nothing between the ends may count on 20."""
+    with capture(joined.server, "tun0", "icmp") as packets:
+        done = joined.client.run(["ping", "-n", "-c", "1", "-R", TUNNEL_SERVER])  # record route
+        assert " 0% packet loss" in done.stdout
+        assert packets.wait_for(2)[0].header_bytes == 60
+
+
+# Errors
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """A third machine behind the client, whose cable takes 9000 bytes at a time and computes nothing itself."""
+
+    tunnel: Tunnel
+    third: Host
+
+
+THIRD: Final = "10.60.0.10"
+
+
+@pytest.fixture
+def forwarding(lab: Lab) -> Iterator[Forwarding]:
+    """The client as a router between the tunnel and another machine."""
+    with tunnel(lab, clients=[allowed("laptop", routes=["10.60.0.0/24"])]) as it:
+        third = lab.host("third")
+        link = lab.link(it.client, "10.60.0.1/24", third, f"{THIRD}/24", mtu=9000)
+        third.ip("route add default via 10.60.0.1")
+        it.client.sysctl("net.ipv4.ip_forward", 1)
+        _compute_everything(it.client, link.a_interface)
+        _compute_everything(third, link.b_interface)
+        yield Forwarding(it, third)
+
+
+def _compute_everything(host: Host, interface: str) -> None:
+    """As ``ethtool -K IF tx off tso off gso off gro off``: what leaves is finished before it leaves.
+
+    linux/ethtool.h: struct ethtool_value {u32 cmd, data}; linux/sockios.h: SIOCETHTOOL; struct ifreq has the
+    interface's name and a pointer to it.
+    """
+    set_tx_checksum, set_tso, set_gso, set_gro = 0x17, 0x1F, 0x24, 0x2C
+    with host.socket(kind=socket.SOCK_DGRAM) as sock:
+        for command in (set_tx_checksum, set_tso, set_gso, set_gro):
+            value = array("I", [command, 0])
+            request = struct.pack("16sP16x", interface.encode(), value.buffer_info()[0])
+            fcntl.ioctl(sock, 0x8946, request)
+
+
+def test_errors_come_back(forwarding: Forwarding) -> None:
+    """Port, time to live, size: each ICMP error reaches who caused it, through the tunnel."""
+    server, third = forwarding.tunnel.server, forwarding.third
+    with server.socket(kind=socket.SOCK_DGRAM) as sock:
+        sock.connect((THIRD, 9))
+        sock.settimeout(5)
+        sock.send(b"nobody listens")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(1)
+    one_hop = server.run(["ping", "-n", "-c", "1", "-t", "1", THIRD], check=False)
+    assert f"From {TUNNEL_CLIENT} icmp_seq=1 Time to live exceeded" in one_hop.stdout
+    too_large = third.run(["ping", "-n", "-c", "1", "-M", "do", "-s", "4000", TUNNEL_SERVER], check=False)
+    assert "From 10.60.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1500)" in too_large.stdout
+
+
+def test_path_mtu_is_found(forwarding: Forwarding) -> None:
+    """A transfer from a 9000 byte network through the 1500 byte tunnel."""
+    upload(forwarding.third, forwarding.tunnel.server, TUNNEL_SERVER, 5_000_000)
+    download(forwarding.third, forwarding.tunnel.server, TUNNEL_SERVER, 5_000_000)
+
+
+# Checksums
+
+
+def test_checksums_are_right_where_they_are_looked_at(forwarding: Forwarding) -> None:
+    """What a socket here sent has crossed the tunnel with a checksum yet to be computed, and segments yet to be
+    cut. Behind the last machine that knows of that, on a cable without offloads, it must all have been done."""
+    server, third = forwarding.tunnel.server, forwarding.third
+    with capture(third, "eth0", f"src {TUNNEL_SERVER}", snap_bytes=2000) as packets:
+        upload(server, third, THIRD, 3_000_000)
+        with udp_echo(third, THIRD) as port, server.socket(kind=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            for size in (0, 1, 2, 511, 1471, 1472):
+                sock.sendto(bytes(size), (THIRD, port))
+                assert len(sock.recv(65535)) == size
+        assert ping(server, THIRD, size=3000).ok
+        wait_until(
+            lambda: {TCP, UDP, ICMP} <= {packet.protocol for packet in packets.packets}, 5, "all three protocols"
+        )
+        seen = packets.packets
+    assert all(packet.length <= MTU for packet in seen)
+    assert sum(packet.protocol == TCP for packet in seen) > 3_000_000 / MTU
+    wrong = [str(packet) for packet in seen if not _is_right(packet)]
+    assert wrong == []
+
+
+def _is_right(packet: Packet) -> bool:
+    """IPv4 header checksum and, unless this is a fragment, the checksum behind it (RFC 1071)."""
+    header, body = packet.data[: packet.header_bytes], packet.data[packet.header_bytes :]
+    if _sum(header) != 0xFFFF:
+        return False
+    if packet.is_fragment:
+        return True
+    pseudo = header[12:20] + bytes([0, packet.protocol]) + len(body).to_bytes(2, "big")
+    return _sum(body if packet.protocol == ICMP else pseudo + body) == 0xFFFF
+
+
+def _sum(data: bytes) -> int:
+    words = memoryview(data + bytes(len(data) % 2)).cast("H")
+    total = sum(words)
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
