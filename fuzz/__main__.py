@@ -1,0 +1,82 @@
+"""``python -m fuzz``: every target for FUZZ_SECONDS (30) each, then a table. Exit code 1 if one has a finding.
+
+``python -m fuzz TARGET [libFuzzer options, or a file]``: that target alone, here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+TARGETS: Final = ("chunks", "frames", "request_head", "response_head", "tun_conf", "params", "config")
+WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
+# Seconds that one input may take, and MiB that a target may: an input that costs more is a finding too.
+SLOW_INPUT_S: Final = 5
+MEMORY_MIB: Final = 1024
+MAX_INPUT_BYTES: Final = 8192
+
+
+def run_all(seconds: int) -> int:
+    findings = WORK / "findings"
+    findings.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], False
+    for name in TARGETS:
+        corpus = WORK / "corpus" / name
+        corpus.mkdir(parents=True, exist_ok=True)
+        options = [
+            f"-max_total_time={seconds}",
+            f"-timeout={SLOW_INPUT_S}",
+            f"-rss_limit_mb={MEMORY_MIB}",
+            f"-max_len={MAX_INPUT_BYTES}",
+            f"-artifact_prefix={findings}/{name}-",
+            str(corpus),
+        ]
+        print(f"fuzzing {name} for {seconds} s", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "fuzz", name, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        output = done.stdout.decode(errors="replace")
+        runs = re.search(r"Done (\d+) runs in (\d+) second", output)
+        covered = re.findall(r" cov: (\d+) ft: (\d+) ", output)
+        ok = done.returncode == 0 and runs is not None
+        failed |= not ok
+        if not ok:
+            print(*output.splitlines()[-30:], sep="\n")
+        count, took_s = (int(runs[1]), int(runs[2])) if runs else (0, 0)
+        edges = covered[-1][0] if covered else "-"
+        rows.append(
+            f"{name:<14} {count:>9} {count // max(1, took_s):>8} {edges:>6}  {'nothing' if ok else 'A FINDING'}"
+        )
+    print(f"{'target':<14} {'inputs':>9} {'per s':>8} {'edges':>6}  found", *rows, sep="\n")
+    return int(failed)
+
+
+def run_one(name: str, arguments: list[str]) -> None:
+    """Does not return: libFuzzer ends the process."""
+    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11"]):
+        target = importlib.import_module(f"fuzz.{name}")
+    seeds = WORK / "seeds" / name
+    seeds.mkdir(parents=True, exist_ok=True)
+    for n, seed in enumerate(target.SEEDS):
+        (seeds / str(n)).write_bytes(seed)
+    # The first folder is where libFuzzer puts what it learns; a file alone is run and nothing else.
+    folders = [str(seeds)] if any(Path(argument).is_dir() for argument in arguments) else []
+    atheris.Setup([f"fuzz-{name}", *arguments, *folders], target.check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run_one(sys.argv[1], sys.argv[2:])
+    else:
+        sys.exit(run_all(int(os.environ.get("FUZZ_SECONDS", "30"))))

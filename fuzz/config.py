@@ -1,0 +1,41 @@
+"""The config loader: any file is a config or a list of findings, none of which shows a token."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from tapotun_trio.config.load import check_content
+
+_TOKEN: Final = "S3CR3T-t0k3n"
+_SERVER: Final = {
+    "name": "hub",
+    "net": "10.10.0.1/24",
+    "port": 8080,
+    "mtu": 1400,
+    "routes": ["10.0.0.0/8"],
+    "clients": [{"name": "a", "token": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "ip": "10.10.0.2", "routes": []}],
+}
+_CLIENT: Final = {"name": "c", "server": "https://h/ip", "token": _TOKEN, "rotate_s": [420, 900]}
+
+SEEDS: Final = [
+    json.dumps([_SERVER, _CLIENT]).encode(),
+    json.dumps([{**_SERVER, "source_check": "strict", "peers": 2, "mark": 1, "listen": ["127.0.0.1"]}]).encode(),
+    json.dumps([{**_CLIENT, "transport_mark": 5, "tls": {"insecure": True}, "token": [_TOKEN]}]).encode(),
+    b'[{"token": ' + b"[" * 3000,
+    b'// comment\n[{"a": 1, "a": 2,}]',
+    b"\xff\xfe[\0]\0",
+    b"[]",
+]
+
+
+def check(data: bytes) -> None:
+    config, findings = check_content(data, "/nowhere/config.json", 0o644)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    assert (config is None) == bool(errors)
+    # Where the fuzzer has moved it out of its field, nobody can know that it is one.
+    secret = _TOKEN.encode() not in data.replace(b'"token": "%b"' % _TOKEN.encode(), b"")
+    for finding in findings:
+        text = finding.text("config.json")
+        assert text
+        assert not secret or _TOKEN not in text, "a token is shown"
