@@ -1,0 +1,126 @@
+"""Each stream is replaced now and then, the new one before the old one ends. Nobody inside the tunnel may notice."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.checked import CheckedTcp, CheckedUdp, Way
+from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
+
+from .injection import injected
+from .worlds import (
+    SERVER,
+    TUNNEL_CLIENT,
+    TUNNEL_SERVER,
+    UPLOADING,
+    cable,
+    client_config,
+    running,
+    server_config,
+)
+
+pytestmark = pytest.mark.netns
+
+ROTATIONS = 100
+# Both streams together about six a second.
+ROTATE_S = [0.2, 0.4]
+# In how far packets may change places across a switch: the newer stream waits for the older one's end, for at
+# most a second; beyond that, order is worth less than time.
+EXTENT_S = 1.0
+
+PATIENT = """\
+import atexit
+from tapotun_trio.tunnel import codel, outbox
+
+codel.CoDel.drops = lambda *_: False
+init, drops = outbox.Outbox.__init__, []
+
+
+def patient(self, counter):
+    drops.append(counter)
+    init(self, counter, max_age_s=5.0)
+
+
+outbox.Outbox.__init__ = patient
+atexit.register(lambda: print("dropped on purpose:", *drops))
+"""
+"""Daemons with this in them (see `injection`) drop nothing from their outboxes that is not very old, and say at
+their end what they did drop."""
+
+
+def rotations(server_daemon: Process) -> int:
+    """How many streams have ended and been followed by another, by the server's own account."""
+    return server_daemon.log.count("ended cleanly")
+
+
+@pytest.mark.parametrize(("way", "wanted"), [("direct", ROTATIONS), ("nginx", ROTATIONS // 2)])
+def test_rotations_under_full_load(lab: Lab, way: str, wanted: int) -> None:
+    """TCP as fast as it goes, both ways, beside a checked UDP stream: of that not one packet is lost or comes twice.
+
+    Under such a load a sender drops on purpose, rotation or not (CoDel, and what waited for 100 ms). Nobody could tell
+    that from a loss by rotation, so here it is `PATIENT`; and what the stream depends on goes before the load, and
+    before whatever else this machine is doing.
+    """
+    server, client = cable(lab)
+    proxied = way == "nginx"
+    url = "http://vpn.example.com/ip" if proxied else f"http://{SERVER}:8080/ip"
+    with ExitStack() as stack:
+        if proxied:
+            stack.enter_context(nginx_proxy(server, f"{SERVER}:8080"))
+        server_daemon = stack.enter_context(injected(server, [server_config()], PATIENT, name="tapotun"))
+        server_daemon.wait_for_log("ready: ")
+        config = client_config(server=url, rotate_s=ROTATE_S)
+        client_daemon = stack.enter_context(injected(client, [config], PATIENT, name="tapotun"))
+        client_daemon.wait_for_log(UPLOADING)
+        with (
+            CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=500) as udp,
+            CheckedTcp(client, server, TUNNEL_SERVER) as tcp,
+        ):
+            load = (tcp.a.process, tcp.b.process)
+            for process in (it for it in lab.processes if it not in load):
+                os.setpriority(os.PRIO_PROCESS, process.pid, -10)
+            begun, before = time.monotonic(), rotations(server_daemon)
+            wait_until(lambda: rotations(server_daemon) - before >= wanted, 120, f"{wanted} rotations", udp.tail)
+            seconds, count = time.monotonic() - begun, rotations(server_daemon) - before
+            bytes_moved = sum(tcp.finish())
+            ways = udp.finish()
+    gbit_s = bytes_moved * 8e-9 / seconds
+    print(f"\n{way}: {count} rotations in {seconds:.0f} s beside TCP with {gbit_s:.1f} Gbit/s, both ways together")
+    for it in ways:
+        print(f"  {it}")
+    for it in ways:
+        assert it.faultless, f"{it}\n{_when(it, client_daemon)}"
+        assert it.late_s < EXTENT_S, it
+    assert bytes_moved > 0
+    for daemon in (server_daemon, client_daemon):
+        assert " WARNING " not in daemon.log
+
+
+def _when(way: Way, daemon: Process) -> str:
+    """Losses beside what the daemon logged, in seconds of the monotonic clock."""
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    lines = []
+    for sent_ns, count in way.losses()[:20]:
+        at = (sent_ns + offset_ns) // 1_000_000
+        stamp = time.strftime("%H:%M:%S", time.gmtime(at / 1000)) + f".{at % 1000:03}"
+        lines.append(f"{stamp} {count} lost")
+    return "\n".join([*lines, daemon.tail(40)])
+
+
+def test_an_idle_rotation_leaves_nothing(lab: Lab) -> None:
+    """No load, many rotations: as many descriptors as before, and not a word at the level that people read."""
+    server, client = cable(lab)
+    with (
+        running(server, server_config(), "--log-level", "debug") as server_daemon,
+        running(client, client_config(rotate_s=[0.1, 0.2]), until=UPLOADING) as client_daemon,
+    ):
+        wait_until(lambda: rotations(server_daemon) >= 10, 20, "the first rotations")
+        said = client_daemon.log
+        with no_leaks(fds_of=[server_daemon, client_daemon], settle_s=5):
+            wait_until(lambda: rotations(server_daemon) >= 50, 30, "50 rotations")
+        assert client_daemon.log == said
+        assert server_daemon.log.count(" INFO ") < 10

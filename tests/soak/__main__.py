@@ -1,0 +1,28 @@
+"""`python -m tests.soak`: exit code 0 if every bound held."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.harness import Lab
+
+from .run import soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="seconds; no new fault after that")
+    args = parser.parse_args()
+    with Lab() as lab:
+        report = soak(lab, args.seed, args.faults, args.limit, lambda text: print(text, flush=True))
+    print(f"\n{report}")
+    for line in report.faults:
+        print(f"NOT AS IT SHOULD BE: {line}")
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
