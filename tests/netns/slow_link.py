@@ -12,7 +12,6 @@ a TCP notices when it fills the queue of its own interface (TCP small queues), b
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -78,10 +77,6 @@ def plain_relay(server: Host, client: Host, congestion: str = "cubic") -> Iterat
             yield
             for process in (listening, calling):  # the end of one is the other's
                 process.signal(signal.SIGTERM)
-
-
-def can_build_relay() -> bool:
-    return shutil.which("cc") is not None
 
 
 @dataclass(frozen=True)
