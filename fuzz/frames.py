@@ -44,13 +44,16 @@ def _read(how: int, pieces: list[bytes]) -> object:
             if reader.ended:
                 break
             reader.space()[: len(piece)] = piece
-            for start, stop in reader.feed(len(piece)):
-                frame = bytes(reader.view[start:stop])
-                assert len(frame) - HEADER_BYTES == int.from_bytes(frame[:2], "little") >= MIN_PACKET_BYTES
-                base_peer_accepts(memoryview(frame))
-                if len(frame) == HEADER_BYTES + 48:
-                    echoed_clock(memoryview(frame))
-                frames.append(frame)
+            received: int | None = len(piece)
+            while received is not None:
+                for start, stop in reader.feed(received):
+                    frame = bytes(reader.view[start:stop])
+                    assert len(frame) - HEADER_BYTES == int.from_bytes(frame[:2], "little") >= MIN_PACKET_BYTES
+                    base_peer_accepts(memoryview(frame))
+                    if len(frame) == HEADER_BYTES + 48:
+                        echoed_clock(memoryview(frame))
+                    frames.append(frame)
+                received = 0 if reader.pending else None
         if not reader.ended:
             reader.eof()
     except PeerError as exc:

@@ -40,22 +40,27 @@ def client_logger(interface: str, client: str) -> Log:
 
 
 class Sparingly:
-    """For an event that anybody on the network can cause: logged at once, then at most every ``interval_s``."""
+    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``."""
 
-    __slots__ = ("_interval_s", "_next", "_quiet")
+    __slots__ = ("_burst", "_interval_s", "_left", "_next", "_quiet")
 
-    def __init__(self, interval_s: float = 10.0) -> None:
+    def __init__(self, interval_s: float = 10.0, *, burst: int = 1) -> None:
         self._interval_s = interval_s
+        self._burst = burst
+        self._left = 0  # lines until _next
         self._next = -math.inf
         self._quiet = 0
 
     def log(self, log: Log, level: int, now: float, text: str) -> None:
         """Log ``text``, with the number of events since the last line if there were others; or just count it."""
-        if now < self._next:
+        if now >= self._next:
+            self._next = now + self._interval_s
+            self._left = self._burst
+        if not self._left:
             self._quiet += 1
             return
         log.log(level, "%s%s", text, f" ({self._quiet} more since the last such line)" if self._quiet else "")
-        self._next = now + self._interval_s
+        self._left -= 1
         self._quiet = 0
 
 

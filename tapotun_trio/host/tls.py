@@ -27,6 +27,8 @@ def client_context(config: TlsConfig) -> ssl.SSLContext:
             f"tls.ca_file {config.ca_file}: {exc.strerror or exc}; give a PEM file with the authority's certificate"
         ) from exc
     context.set_alpn_protocols(["http/1.1"])
+    # Under TLS 1.2 a server could ask for a new handshake at any time, and sending would have to wait for receiving.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if config.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -57,8 +59,11 @@ class TlsConnection(Connection):
         # exactly the bytes that were not taken and offer nothing else before them.
         try:
             return self._sock.send(b"".join(parts) if len(parts) > 1 else parts[0])
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+        except ssl.SSLWantWriteError:
             return 0
+        except ssl.SSLWantReadError as exc:
+            # Only within a handshake. To answer 0 would keep our callers waiting for a socket that is writable.
+            raise PeerError(f"{self.name} wants another TLS handshake", reason="tls") from exc
         except OSError as exc:
             raise self._failed(exc) from exc
 

@@ -34,7 +34,7 @@ class BadRequest(PeerError):
     """A request head that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text, reason="bad-request")
+        super().__init__(text, reason="slow-request" if status == 408 else "bad-request")
         self.status = status
 
 

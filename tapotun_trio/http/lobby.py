@@ -29,6 +29,8 @@ class Lobby:
             oldest.abort()
         self._connections[connection] = None
 
-    def leave(self, connection: Connection) -> None:
-        """It showed a token, or it is gone. May be called again."""
+    def leave(self, connection: Connection) -> bool:
+        """It showed a token, or it is gone. May be called again. Returns whether it was still here."""
+        was_here = connection in self._connections
         self._connections.pop(connection, None)
+        return was_here

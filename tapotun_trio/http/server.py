@@ -54,9 +54,9 @@ class Exchange:
             await self.connection.send_all(encode_response(100, []))
         return self.head.body()
 
-    async def finish_upload(self) -> None:
-        """Answer 200 after the body's end. Sets `reusable`."""
-        self.reusable = self.head.keeps_alive
+    async def finish_upload(self, *, close: bool = False) -> None:
+        """Answer 200 after the body's end. Sets `reusable`, unless the connection is to ``close``."""
+        self.reusable = self.head.keeps_alive and not close
         body = b"ok\n"
         headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
         if not self.reusable:
@@ -68,6 +68,11 @@ class Exchange:
 
         Returns when the limit is reached, or when the client closes after the download's end was sent. Raises
         PeerError when it closes before. Cancel-safe.
+
+        A client that ends only its sending half counts as gone, as it does for proxies (nginx:
+        proxy_ignore_client_abort off): a FIN is all that one sees of a client that was killed, and packets for it
+        would go nowhere until a send fails. Deployed clients never do this, and RFC 9112 section 9.6 has it
+        that a client closes when it wants no more.
         """
         buffer = memoryview(bytearray(_READ_BYTES))
         while len(self.leftover) < _READ_BYTES:

@@ -20,9 +20,9 @@ from ..http.client import RESPONSE_S, check_status, open_connection, read_respon
 from ..http.heads import ResponseHead
 from ..log import Log, Sparingly
 from ..wire import control, params, tunconf
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, LENGTH_BYTES, FrameReader
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, GSO_TYPE_AT, HEADER_BYTES, LENGTH_BYTES, FrameReader
 from ..wire.tunconf import TunConf
-from ..wire.vnet import base_peer_accepts
+from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
 from .client_streams import UPLOAD_SEEN_S, Download, Upload
 from .counters import Counters
@@ -179,7 +179,7 @@ class TunnelClient:
         self._yielding = False
         self._extended = extended
         self._keep_alive(DEFAULT_KEEPALIVE_S if extended else None)
-        self._download = Download(connection, reader, frames, self._take)
+        self._download = Download(connection, reader, frames, self._take, self.counters.ends)
         self._download_up.set()
         return self._download
 
@@ -200,10 +200,11 @@ class TunnelClient:
             undo.pop_all()
         self._log.log(quiet, "upload to %s", connection.name)
         unseen = self._upload_unseen if extended else None
-        self._upload = Upload(connection, self._sender, self._check_answer, unseen)
+        self._upload = Upload(connection, self._sender, self._check_answer, unseen, self.counters.ends)
         return self._upload
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
+        self._count_attempt(self._download, failure)
         self._download_is_down()
         if self._yielding:
             return random.uniform(*YIELD_S)
@@ -215,9 +216,15 @@ class TunnelClient:
             self._download_up = trio.Event()
 
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
+        self._count_attempt(self._upload, failure)
         if not self._yielding:  # else the download has said why
             self._complain("upload", failure, wait_s)
         return None
+
+    def _count_attempt(self, stream: Download | Upload | None, failure: PeerError | None) -> None:
+        """Count a failure, unless it ended this stream, which has counted it."""
+        if failure is not None and (stream is None or stream.failure is not failure):
+            self.counters.ends[failure.reason] += 1
 
     def _upload_unseen(self) -> None:
         """The server has not said that the upload's first bytes came. If it still says something else, they are
@@ -253,35 +260,45 @@ class TunnelClient:
 
     async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
         view, write, counters = reader.view, self._writer.write, self.counters
+        echo: bytes | None = None
         for start, stop in frames:
             first = view[start + HEADER_BYTES]
             if first >> 4 != 4:
-                self._take_other(view[start:stop], first)
+                if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
+                    echo = bytes(view[start:stop])
+                else:
+                    self._take_other(first)
                 continue
+            if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
+                raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
             counters.rx_packets += 1
             counters.rx_bytes += stop - start - HEADER_BYTES
             if not write(view[start + LENGTH_BYTES : stop]):
                 if not base_peer_accepts(view[start:stop]):
                     raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
                 counters.drops[why.DEVICE_REFUSED] += 1
+        if echo is not None:
+            self._sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
         if reader.controls:
             controls, reader.controls = reader.controls, []
+            ping: bytes | None = None
             for kind, payload in controls:
-                await self._take_control(kind, payload)
+                if kind == control.PING:
+                    ping = payload
+                else:
+                    await self._take_control(kind, payload)
+            if ping is not None:  # of several the last one is answered, see `serving`
+                self._sender.send_control(control.encode(control.PONG, ping))
+                self._blame_the_path()
 
-    def _take_other(self, frame: memoryview, first: int) -> None:
-        if first == ECHO_FIRST_BYTE and len(frame) == HEADER_BYTES + ECHO_PACKET_BYTES:
-            self._sender.send_control(bytes(frame))  # a generation 2 ping: the very same frame goes back
-        elif first >> 4 == 6:
+    def _take_other(self, first: int) -> None:
+        if first >> 4 == 6:
             self.counters.drops[why.NOT_IPV4] += 1
         else:
             raise PeerError("frame without an IP packet", reason="bad-frame")
 
     async def _take_control(self, kind: int, payload: bytes) -> None:
-        if kind == control.PING:
-            self._sender.send_control(control.encode(control.PONG, payload))
-            self._blame_the_path()
-        elif kind == control.PONG:
+        if kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._sender.answered()
             self._log.debug("round trip %s", self.rtt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -35,8 +36,11 @@ class Download:
         reader: FrameReader,
         first_frames: list[tuple[int, int]],
         take: Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]],
+        ends: Counter[str],
     ) -> None:
-        """``take`` gets the frames of every receive; it may raise PeerError. Closes ``connection`` at its end."""
+        """``take`` gets the frames of every receive; it may raise PeerError. A failure is counted in ``ends``.
+        Closes ``connection`` at its end."""
+        self._ends = ends
         self.ended = trio.Event()
         self.failure: PeerError | None = None
         self.connection = connection
@@ -56,6 +60,7 @@ class Download:
             self.incoming.check()
         except PeerError as exc:
             self.failure = exc
+            self._ends[exc.reason] += 1
         finally:
             self.connection.close()
             self.ended.set()
@@ -73,6 +78,10 @@ class Download:
         reader, connection, incoming = self._reader, self.connection, self.incoming
         await self._take(reader, self._first_frames)
         while not reader.ended:
+            if reader.pending:
+                await trio.lowlevel.checkpoint()
+                await self._take(reader, reader.feed(0))
+                continue
             received = await connection.receive(reader.space())
             incoming.arrivals += 1
             if received == 0:
@@ -89,8 +98,9 @@ class Upload:
         sender: Sender,
         check: Callable[[ResponseHead], None],
         unseen: Callable[[], None] | None,
+        ends: Counter[str],
     ) -> None:
-        """Closes ``connection`` at its end.
+        """Closes ``connection`` at its end. A failure is counted in ``ends``.
 
         Args:
             check: raises PeerError for an answer that is not 200.
@@ -100,6 +110,7 @@ class Upload:
         self.failure: PeerError | None = None
         self.connection = connection
         self.seen = trio.Event()  # set when the server says that the first bytes have arrived
+        self._ends = ends
         self._sender = sender
         self._check = check
         self._unseen = unseen
@@ -117,6 +128,8 @@ class Upload:
         except* PeerError as group:
             self.failure = next(leaves(group))
         finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
             self.connection.close()
             self.ended.set()
 

@@ -21,7 +21,7 @@ from ..wire.frames import FrameReader
 from . import counters as why
 from .device import DeviceWriter
 from .sender import Sender
-from .serving import serve_download, serve_upload
+from .serving import is_of_another_session, serve_download, serve_upload
 from .session import ADDRESSES, CACHE_ENTRIES, Session
 
 TICK_S: Final = 1.0
@@ -35,6 +35,7 @@ class TunnelServer:
         self._config = config
         self._log = log
         self.device_drops: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()  # connections and requests that came to nothing, by reason
         self._router = Router(
             (config.net.ip, *config.ips),
             config.routes,
@@ -104,7 +105,7 @@ class TunnelServer:
                     self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
                     await trio.sleep(ACCEPT_RETRY_S)
                     continue
-                self._lobby.enter(connection)
+                self._enter_lobby(connection)
                 nursery.start_soon(self._serve, connection)
         finally:
             listener.close()  # at once, while streams still end: nobody shall come back to a server that goes
@@ -116,22 +117,29 @@ class TunnelServer:
         except* PeerError as group:
             for exc in leaves(group):
                 self._log.debug("%s: %s", connection.name, exc)
+                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
+                if self._lobby.leave(connection):
+                    self.refusals[exc.reason] += 1
         finally:
             self._lobby.leave(connection)
 
     async def _handle(self, exchange: Exchange) -> None:
-        session = self._authenticate(exchange)
+        """One request. Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
+        session, method, name = self._authenticate(exchange), exchange.head.method, exchange.connection.name
         if session is None:
-            text = f"{exchange.connection.name} refused: unknown or missing token"
+            text = f"{name} refused: unknown or missing token"
             self._refusals.log(self._log, logging.WARNING, trio.current_time(), text)
-            await exchange.refuse(403)
+            await self._refuse(exchange, 403, "bad-token")
+            return
+        if method not in ("GET", "PUT"):
+            text = f"{name} refused: method {method[:20]}"
+            session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
+            await self._refuse(exchange, 405, "bad-method", (("Allow", "GET, PUT"),))
+            return
+        if is_of_another_session(session, exchange):
+            await self._refuse(exchange, 409, "other-session")
             return
         self._lobby.leave(exchange.connection)
-        method, name = exchange.head.method, exchange.connection.name
-        if method not in ("GET", "PUT"):
-            session.log.warning("%s refused: method %s", name, method)
-            await exchange.refuse(405, headers=(("Allow", "GET, PUT"),))
-            return
         stream = "download" if method == "GET" else "upload"
         session.log.debug("%s from %s begins", stream, name)
         try:
@@ -144,9 +152,25 @@ class TunnelServer:
             exc = next(leaves(group))  # its halves may have noticed the same end each in its way
             session.counters.ends[exc.reason] += 1
             carried = f"{session.counters.summary()}; round trip {session.rtt}"
-            session.log.info("%s from %s ended: %s (%s)", stream, name, exc, carried)
+            text = f"{stream} from {name} ended: {exc} ({carried})"
+            session.endings.log(session.log, logging.INFO, trio.current_time(), text)
         if exchange.reusable:
-            self._lobby.enter(exchange.connection)  # until its next request; nobody may hold all descriptors
+            self._enter_lobby(exchange.connection)  # until its next request
+
+    async def _refuse(
+        self, exchange: Exchange, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self.refusals[reason] += 1
+        try:
+            await exchange.refuse(status, headers=headers)
+        except PeerError as exc:  # it did not wait for the answer
+            self._log.debug("%s: %s", exchange.connection.name, exc)
+
+    def _enter_lobby(self, connection: Connection) -> None:
+        evicted = self._lobby.evicted
+        self._lobby.enter(connection)
+        if self._lobby.evicted != evicted:
+            self.refusals["evicted"] += 1
 
     def _authenticate(self, exchange: Exchange) -> Session | None:
         token = exchange.head.headers.get("x-api-key")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from struct import Struct
 from typing import Final
 
+import trio
+
 from ..config.model import AllowedClient, ServerConfig
 from ..errors import PeerError
+from ..host.sockets import Connection
 from ..log import Sparingly, client_logger
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..wire import control, params
 from ..wire.frames import (
     ECHO_FIRST_BYTE,
     ECHO_PACKET_BYTES,
+    GSO_TYPE_AT,
     HEADER_BYTES,
     LENGTH_BYTES,
     echoed_clock,
 )
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
-from ..wire.vnet import base_peer_accepts
+from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
 from .counters import Counters
 from .device import DeviceWriter
@@ -37,6 +42,10 @@ ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
 CACHE_ENTRIES: Final = 4096
 # While a client replaces its upload there are two; a proxy may keep a dead one for a while.
 MAX_UPLOADS: Final = 4
+# Likewise, each older one has some seconds to take its end.
+MAX_DOWNLOADS: Final = 4
+# Lines about one client's comings and goings within ten seconds; whoever has a token shall not fill the disk.
+LOG_BURST: Final = 10
 # A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
 
@@ -78,7 +87,11 @@ class Session:
         self.rtt = RoundTrip()
         self.goodbyes = Sparingly()
         self.takeovers = Sparingly()
+        self.refusals = Sparingly()
+        self.endings = Sparingly(burst=LOG_BURST)
+        self._arrivals = Sparingly(burst=LOG_BURST)
         self.uploads: list[Incoming] = []
+        self._downloads: list[Connection] = []
         self._config = config
         self._pushed = pushed_routes(config, client)
         self._visit: Visit | None = None  # of the newest download
@@ -110,8 +123,11 @@ class Session:
         """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
         before = self._visit
         rotation = self.sender.streaming and before is not None and before.session_id == visit.session_id
-        kind = "extended" if visit.extended else "base"
-        self.log.log(logging.DEBUG if rotation else logging.INFO, "connected from %s (%s)", name, kind)
+        text = f"connected from {name} ({'extended' if visit.extended else 'base'})"
+        if rotation:
+            self.log.debug("%s", text)
+        else:
+            self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
         if before is not None and before.session_id != visit.session_id:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
@@ -142,6 +158,18 @@ class Session:
         self.uploads.append(upload)
         return older
 
+    @contextmanager
+    def downloading(self, connection: Connection) -> Iterator[None]:
+        """This connection is a download now. Of too many the oldest is closed; its task then ends with PeerError."""
+        if len(self._downloads) >= MAX_DOWNLOADS:
+            self._downloads.pop(0).abort()
+        self._downloads.append(connection)
+        try:
+            yield
+        finally:
+            if connection in self._downloads:
+                self._downloads.remove(connection)
+
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
         self.sender.tick(now, tick_s)
@@ -164,33 +192,37 @@ class Session:
         verdicts, counters = self._verdicts, self.counters
         run_to: Session | None = None
         run_at = run_end = packets = 0
-        for start, stop in frames:
-            first, key = ADDRESSES.unpack_from(view, start)
-            if first >> 4 != 4:
-                self._take_other(view[start:stop], first)
-                continue
-            to = verdicts.get(key)
-            if to is None:
-                to = self._decide(view[start:stop], key, sessions)
-            counters.rx_packets += 1
-            counters.rx_bytes += stop - start - HEADER_BYTES
-            if to is True:
-                frame = view[start + LENGTH_BYTES : stop]
-                if not device.write(frame):
-                    self._device_refused(view[start:stop])
-            elif to is False:
-                counters.drops[why.BAD_SOURCE] += 1
-            else:
-                if not base_peer_accepts(view[start:stop]):
-                    raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
-                if to is not run_to or start != run_end:
-                    if run_to is not None:
-                        run_to.sender.send(view[run_at:run_end], packets)
-                    run_to, run_at, packets = to, start, 0
-                run_end = stop
-                packets += 1
-        if run_to is not None:
-            run_to.sender.send(view[run_at:run_end], packets)
+        try:
+            for start, stop in frames:
+                first, key = ADDRESSES.unpack_from(view, start)
+                if first >> 4 != 4:
+                    self._take_other(view[start:stop], first)
+                    continue
+                to = verdicts.get(key)
+                if to is None:
+                    to = self._decide(view[start:stop], key, sessions)
+                counters.rx_packets += 1
+                counters.rx_bytes += stop - start - HEADER_BYTES
+                if to is True:
+                    if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
+                        raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
+                    frame = view[start + LENGTH_BYTES : stop]
+                    if not device.write(frame):
+                        self._device_refused(view[start:stop])
+                elif to is False:
+                    counters.drops[why.BAD_SOURCE] += 1
+                else:
+                    if not base_peer_accepts(view[start:stop]):
+                        raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+                    if to is not run_to or start != run_end:
+                        if run_to is not None:
+                            run_to.sender.send(view[run_at:run_end], packets)
+                        run_to, run_at, packets = to, start, 0
+                    run_end = stop
+                    packets += 1
+        finally:  # at a bad frame too: what stood before it is good
+            if run_to is not None:
+                run_to.sender.send(view[run_at:run_end], packets)
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
         source, destination = key[:4], key[4:]

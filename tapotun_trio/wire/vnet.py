@@ -24,6 +24,13 @@ GSO_TCPV6: Final = 4
 GSO_UDP_L4: Final = 5
 GSO_ECN: Final = 0x80
 
+# TCP_MIN_GSO_SIZE of include/net/tcp.h: the smallest MSS that Linux sends with (TCP_MIN_SND_MSS, 48) less the most
+# that TCP's options take of it (40).
+MIN_GSO_BYTES: Final = 8
+# Into how many packets one frame may be cut at its other end. A sender on the smallest path that IPv4 has (MTU 68,
+# so MSS 48, less 12 of timestamps) fills a super-packet of 64 KiB with 1,820. Without a limit, it is 65,495.
+MAX_SEGMENTS: Final = 2048
+
 _GSO_BY_FRAGS: Final = 0xFFFF  # linux/skbuff.h: the kernel's own use of gso_size
 _MAX_CSUM_START: Final = 0x7FFF  # skb_partial_csum_set adds the headroom, and the sum must fit into 16 bits
 _IPPROTO_TCP: Final = 6
@@ -31,6 +38,14 @@ _TCP_HEADER_BYTES: Final = 20
 
 # The length field, the header, and the first bytes of an IPv4 packet: version/IHL and protocol.
 _FRAME: Final = Struct("<HBBHHHH2xB8xB")
+_SIZES: Final = Struct("<H4xH")
+
+
+def is_bounded(frame: memoryview) -> bool:
+    """Whether a super-packet (its length field included) is cut into a number of packets that an honest kernel could
+    have meant. Untrusted input; never raises."""
+    length, gso_size = _SIZES.unpack_from(frame)
+    return bool(gso_size >= MIN_GSO_BYTES and length <= gso_size * MAX_SEGMENTS)
 
 
 def base_peer_accepts(frame: memoryview) -> bool:
@@ -55,7 +70,8 @@ def base_peer_accepts(frame: memoryview) -> bool:
         return True
     return bool(
         gso_type & ~GSO_ECN == GSO_TCPV4
-        and 0 < gso_size < _GSO_BY_FRAGS
+        and MIN_GSO_BYTES <= gso_size < _GSO_BY_FRAGS
+        and length <= gso_size * MAX_SEGMENTS
         and flags & NEEDS_CSUM
         and protocol == _IPPROTO_TCP
         and csum_start == ip_header

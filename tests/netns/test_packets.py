@@ -74,6 +74,18 @@ def test_super_packets_cross_whole(joined: Tunnel, towards: str) -> None:
     assert max(map(_length, whole)) > 60_000
 
 
+def test_super_packets_of_the_smallest_path(lab: Lab) -> None:
+    """MTU 68 is the least that IPv4 has: TCP sends segments of 36 bytes (TCP_MIN_SND_MSS less its timestamps), hundreds
+    in a super-packet. That is no attack; compare wire.vnet.MAX_SEGMENTS."""
+    with tunnel(lab, mtu=68) as it:
+        for sink, source, address in ((it.server, it.client, TUNNEL_SERVER), (it.client, it.server, TUNNEL_CLIENT)):
+            with capture(sink, "tun0", f"tcp and dst {address}", snap_bytes=HEADS) as packets:
+                upload(source, sink, address, 1_000_000)
+                packets.wait_for(5, lambda packet: _length(packet) > 1500)
+        for daemon in (it.server_daemon, it.client_daemon):
+            assert "vnet" not in daemon.log
+
+
 def test_many_connections_both_ways_at_once(joined: Tunnel) -> None:
     result = iperf3(joined.client, joined.server, TUNNEL_SERVER, "--bidir", "-P", "4", seconds=1)
     assert result.received_gbit_s > 0

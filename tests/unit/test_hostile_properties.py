@@ -38,6 +38,8 @@ def read(data: list[bytes], *, agreed: bool = True) -> tuple[list[bytes], list[t
     for part in data:
         reader.space()[: len(part)] = part
         frames += [bytes(reader.view[start:stop]) for start, stop in reader.feed(len(part))]
+        while reader.pending:
+            frames += [bytes(reader.view[start:stop]) for start, stop in reader.feed(0)]
     reader.eof()
     return frames, reader.controls
 

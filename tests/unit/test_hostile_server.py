@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Interface
 from typing import Final, TypeAlias
+from unittest.mock import patch
 
 import pytest
 import trio
 
+from tapotun_trio.tunnel import interface
 from tapotun_trio.tunnel.backoff import Backoff
+from tapotun_trio.tunnel.client import TunnelClient
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import encode_generation_1
 from tests.basepeer.wire import Conf
@@ -102,11 +105,22 @@ GOOD: Final = says(ok(), chunk(frame(DOWN)))
 
 
 @asynccontextmanager
-async def facing(*answers: Answer, put: Answer = _swallow) -> AsyncIterator[tuple[Server, MemoryDevice]]:
-    """A client of ours that gets these answers and at last a good one. Yields when a packet of that has arrived."""
+async def facing(
+    *answers: Answer, put: Answer = _swallow, seen: list[bytes] | None = None, ends: dict[str, int] | None = None
+) -> AsyncIterator[tuple[Server, MemoryDevice]]:
+    """A client of ours that gets these answers and at last a good one. Yields when a packet of that has arrived.
+
+    ``seen`` and ``ends`` are filled with the packets before that one and with the client's `Counters.ends`.
+    """
     server, host, before = Server([*answers, GOOD]), MemoryHost(), open_fds()
     server.put_answer = put
-    with logged() as log:
+    clients: list[TunnelClient] = []
+
+    def client(*args: object) -> TunnelClient:
+        clients.append(TunnelClient(*args))  # type: ignore[arg-type]
+        return clients[-1]
+
+    with logged() as log, patch.object(interface, "TunnelClient", client):
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             port = listeners[0].socket.getsockname()[1]
@@ -114,8 +128,11 @@ async def facing(*answers: Answer, put: Answer = _swallow) -> AsyncIterator[tupl
             async with running(host, client_config("a", port)):
                 device = await host.device("a")
                 # What came before the good one is not our subject here, but may have been right.
-                while await device.receive_packet() != DOWN:
-                    pass
+                while (packet := await device.receive_packet()) != DOWN:
+                    if seen is not None:
+                        seen.append(packet)
+                if ends is not None:
+                    ends.update(clients[-1].counters.ends)
                 yield server, device
             nursery.cancel_scope.cancel()
     assert_quiet(log)
