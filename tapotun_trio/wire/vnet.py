@@ -27,8 +27,8 @@ GSO_ECN: Final = 0x80
 # TCP_MIN_GSO_SIZE of include/net/tcp.h: the smallest MSS that Linux sends with (TCP_MIN_SND_MSS, 48) less the most
 # that TCP's options take of it (40).
 MIN_GSO_BYTES: Final = 8
-# Into how many packets one frame may be cut at its other end. A sender on the smallest path that IPv4 has (MTU 68,
-# so MSS 48, less 12 of timestamps) fills a super-packet of 64 KiB with 1,820. Without a limit, it is 65,495.
+# Into how many packets one frame may be cut at its other end. A sender on the smallest path on which Linux makes
+# super-packets (MTU 88, so MSS 48, less 12 of timestamps) fills 64 KiB with 1,820. Without a limit, it is 65,495.
 MAX_SEGMENTS: Final = 2048
 
 _GSO_BY_FRAGS: Final = 0xFFFF  # linux/skbuff.h: the kernel's own use of gso_size
