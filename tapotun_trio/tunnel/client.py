@@ -31,7 +31,7 @@ from .plans import client_plan
 from .programmer import Programmer
 from .rotation import Waits, keep_streaming
 from .rtt import RoundTrip
-from .sender import BASE_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
+from .sender import BASE_PINGING, MAX_CONTROLS, SILENT_KEEPALIVES, Sender, extended_pinging
 
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
@@ -260,12 +260,13 @@ class TunnelClient:
 
     async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
         view, write, counters = reader.view, self._writer.write, self.counters
-        echo: bytes | None = None
+        echoes: list[bytes] = []
         for start, stop in frames:
             first = view[start + HEADER_BYTES]
             if first >> 4 != 4:
                 if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
-                    echo = bytes(view[start:stop])
+                    if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
+                        echoes.append(bytes(view[start:stop]))
                 else:
                     self._take_other(first)
                 continue
@@ -277,7 +278,7 @@ class TunnelClient:
                 if not base_peer_accepts(view[start:stop]):
                     raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
                 counters.drops[why.DEVICE_REFUSED] += 1
-        if echo is not None:
+        for echo in echoes:
             self._sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
         if reader.controls:
             controls, reader.controls = reader.controls, []

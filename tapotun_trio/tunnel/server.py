@@ -136,12 +136,12 @@ class TunnelServer:
             session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
             await self._refuse(exchange, 405, "bad-method", (("Allow", "GET, PUT"),))
             return
+        stream = "download" if method == "GET" else "upload"
+        session.log.debug("%s from %s begins", stream, name)
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, "other-session")
             return
         self._lobby.leave(exchange.connection)
-        stream = "download" if method == "GET" else "upload"
-        session.log.debug("%s from %s begins", stream, name)
         try:
             if method == "GET":
                 await serve_download(session, exchange)
