@@ -75,8 +75,8 @@ def test_super_packets_cross_whole(joined: Tunnel, towards: str) -> None:
 
 
 def test_super_packets_of_the_smallest_path(lab: Lab) -> None:
-    """MTU 88 is the least at which Linux sends any (below, it fragments): TCP_MIN_SND_MSS less timestamps makes segments
-    of 36 bytes, hundreds in a super-packet. That is no attack; compare wire.vnet.MAX_SEGMENTS."""
+    """MTU 88 is the least at which Linux sends any (below, it fragments): TCP_MIN_SND_MSS less timestamps makes
+    segments of 36 bytes, hundreds in a super-packet. That is no attack; compare wire.vnet.MAX_SEGMENTS."""
     with tunnel(lab, mtu=88) as it:
         for sink, source, address in ((it.server, it.client, TUNNEL_SERVER), (it.client, it.server, TUNNEL_CLIENT)):
             with capture(sink, "tun0", f"tcp and dst {address}", snap_bytes=HEADS) as packets:
