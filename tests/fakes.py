@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import trio
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.plan import Item, Route
+from tapotun_trio.host.plan import Item, ItemsRefused, Route
 from tapotun_trio.host.ports import Change
 
 PLAIN_VNET: Final = bytes(12)
@@ -106,13 +106,17 @@ class MemoryNetwork:
         self._host.mtus[name] = mtu
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
+        refused: dict[Item, str] = {}
         for item in items:
             await trio.lowlevel.checkpoint()
             if item in self._host.refused:
-                raise HostError(f"{item}: refused")
+                refused[item] = f"{item}: refused"
+                continue
             standing = self._host.standing.setdefault(name, [])
             if item not in standing:
                 standing.append(item)
+        if refused:
+            raise ItemsRefused(refused)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         for item in items:

@@ -40,7 +40,7 @@ import trio
 from ..errors import HostError
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
-from .plan import MAIN_TABLE, Address, Item, Route, Rule
+from .plan import MAIN_TABLE, Address, Item, ItemsRefused, Route, Rule
 from .rights import NET_ADMIN_REMEDY
 from .rtnetlink import Refusal, Rtnetlink
 from .standing import Standing
@@ -52,22 +52,14 @@ SLOTS: Final = range(11_600, 12_000)
 _RP_FILTER_STRICT: Final = 1  # networking/ip-sysctl
 _RP_FILTER_LOOSE: Final = 2
 
+# So many of the routes that stand in the way are looked up for one error: each takes a dump of its table.
+_OBSTACLES: Final = 5
+
 # What a removal may meet: it is gone already, or its interface is, or this kernel cannot have had it.
 _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
-
-# rt_protos of iproute2: as `ip route` prints them.
-_PROTOCOL_NAMES: Final = {
-    2: "kernel",
-    3: "boot",
-    4: "static",
-    12: "bird",
-    16: "dhcp",
-    186: "bgp",
-    188: "ospf",
-}
 
 
 class Netlink:
@@ -105,16 +97,26 @@ class Netlink:
         """As `Network.add`. A rule belongs behind the route of its table: see the top of this file."""
         async with self._lock:
             link = await self._standing.link(name)
+            failed: dict[Item, str] = {}
             for addresses, routes, rules in _runs(items):
-                await self._add_addresses(link, addresses)
+                if addresses:
+                    failed |= await self._add_addresses(link, addresses)
                 for table in dict.fromkeys(route.table for route in routes):
                     batch = [route for route in routes if route.table == table]
                     if table == MAIN_TABLE:
-                        await self._add_to_main(link, batch)
+                        failed |= await self._add_to_main(link, batch)
                     else:
-                        await self._add_to_shared(link, table, batch)
+                        failed |= await self._add_to_shared(link, table, batch)
                 if rules:
-                    await self._add_rules(link, rules)
+                    bare = {item.table for item in failed if isinstance(item, Route)}
+                    failed |= {
+                        rule: f"{_describe(rule, name)}: not tried, as the route of its table was refused"
+                        for rule in rules
+                        if rule.table in bare
+                    }
+                    failed |= await self._add_rules(link, [rule for rule in rules if rule.table not in bare])
+            if failed:
+                raise ItemsRefused(failed)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.remove`. Goes on after a failure, and raises the first one at the end."""
@@ -136,22 +138,25 @@ class Netlink:
             if failures:
                 raise failures[0]
 
-    # -- adding
+    # -- adding: each returns what was refused, and why
 
-    async def _add_addresses(self, link: Link, addresses: Sequence[Address]) -> None:
+    async def _add_addresses(self, link: Link, addresses: Sequence[Address]) -> dict[Item, str]:
         refusals = await self._kernel.transact([messages.add_address(link.index, item) for item in addresses])
-        await self._raise_first(link, addresses, refusals)
+        return await self._reasons(link, addresses, refusals)
 
-    async def _add_to_main(self, link: Link, routes: Sequence[Route]) -> None:
+    async def _add_to_main(self, link: Link, routes: Sequence[Route]) -> dict[Item, str]:
         refusals = await self._kernel.transact(messages.add_routes(link.index, routes, 0))
         if _existing(refusals):
             ours = _by_network(await self._standing.routes(MAIN_TABLE, protocol=PROTOCOL), 0)
             refusals = await self._renew(link, routes, 0, refusals, ours)
-        await self._raise_first(link, routes, refusals)
+        return await self._reasons(link, routes, refusals)
 
-    async def _add_to_shared(self, link: Link, table: int, routes: Sequence[Route]) -> None:
-        while True:  # Ends: every round takes a slot that was free a moment ago, and raises if there is none.
-            slot = await self._slot(link, table)
+    async def _add_to_shared(self, link: Link, table: int, routes: Sequence[Route]) -> dict[Item, str]:
+        while True:  # Ends: every round takes a slot that was free a moment ago, and gives up if there is none.
+            try:
+                slot = await self._slot(link, table)
+            except HostError as exc:
+                return dict.fromkeys(routes, str(exc))
             refusals = await self._kernel.transact(messages.add_routes(link.index, routes, slot))
             existing = _existing(refusals)
             if not existing:
@@ -168,7 +173,7 @@ class Netlink:
             # Another process was quicker, or got the slot while our interface was down and had no routes.
             await self._kernel.transact(messages.remove_routes(link.index, routes))
             del self._slots[link.name, table]
-        await self._raise_first(link, routes, refusals)
+        return await self._reasons(link, routes, refusals)
 
     async def _renew(
         self,
@@ -204,18 +209,29 @@ class Netlink:
                 del left[index]
         return left
 
-    async def _add_rules(self, link: Link, rules: Sequence[Rule]) -> None:
-        await self._accept_replies(link)
+    async def _add_rules(self, link: Link, rules: Sequence[Rule]) -> dict[Item, str]:
+        failed: dict[Item, str] = {}
+        if rules:
+            try:
+                await self._accept_replies(link)
+            except HostError as exc:
+                return dict.fromkeys(rules, str(exc))
         for rule in rules:
-            slot = await self._slot(link, rule.table)
+            try:
+                slot = await self._slot(link, rule.table)
+            except HostError as exc:
+                failed[rule] = str(exc)
+                continue
             before = self._rules.get((link.name, rule))
             self._rules[link.name, rule] = slot
             refusals = await self._kernel.transact([messages.add_rule(rule, slot)])
             # EEXIST: ours from before, by table, mark and priority.
-            await self._raise_first(link, [rule], _without(refusals, {errno.EEXIST}))
+            failed |= await self._reasons(link, [rule], _without(refusals, {errno.EEXIST}))
             if before is not None and before != slot:
                 await self._kernel.transact([messages.remove_rule(rule, before)])
-        await self._remove_left_over({rule.fwmark for rule in rules})
+        if rules:
+            await self._remove_left_over({rule.fwmark for rule in rules})
+        return failed
 
     async def _accept_replies(self, link: Link) -> None:
         """Loosen a strict reverse path filter for this interface: see the top of this file."""
@@ -285,28 +301,18 @@ class Netlink:
 
     # -- failing
 
-    async def _raise_first(self, link: Link, items: Sequence[Item], refusals: Mapping[int, Refusal]) -> None:
-        if not refusals:
-            return
-        index = min(refusals)
-        item = items[index]
-        error = _refused(_describe(item, link.name), link.name, refusals[index])
-        if isinstance(item, Route) and refusals[index].errno == errno.EEXIST:
-            error = HostError(f"{error}; {await self._obstacle(item)}")
-        raise error
-
-    async def _obstacle(self, route: Route) -> str:
-        """What stands in the way of a route, and what to do about it."""
-        for other in await self._standing.routes(route.table, network=route.network):
-            if (other.metric, other.tos) == (0, 0):
-                link = await self._standing.find_link(index=other.index) if other.index else None
-                protocol = _PROTOCOL_NAMES.get(other.protocol, str(other.protocol))
-                through = f" through {link.name}" if link else ""
-                return (
-                    f"another route of protocol {protocol}{through} stands in the way: "
-                    "remove it, or take this network out of the config"
-                )
-        return "another route stood in the way and is gone again: try once more"
+    async def _reasons(self, link: Link, items: Sequence[Item], refusals: Mapping[int, Refusal]) -> dict[Item, str]:
+        reasons: dict[Item, str] = {}
+        obstacles = 0
+        for index, refusal in sorted(refusals.items()):
+            item = items[index]
+            text = str(_refused(_describe(item, link.name), link.name, refusal))
+            if isinstance(item, Route) and refusal.errno == errno.EEXIST:
+                obstacles += 1
+                if obstacles <= _OBSTACLES:
+                    text += f"; {await self._standing.obstacle(item)}"
+            reasons[item] = text
+        return reasons
 
 
 @asynccontextmanager

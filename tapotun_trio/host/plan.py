@@ -6,9 +6,12 @@ difference; the empty plan is therefore the undo of every plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TypeAlias
+
+from ..errors import HostError
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
 
@@ -45,7 +48,23 @@ Item: TypeAlias = Address | Route | Rule
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything one interface wants: its MTU in bytes, and the items in the order in which they are made."""
+    """Everything one interface wants: its MTU in bytes, and the items in the order in which they are made.
+
+    ``pushed``: those of the items that the other end asked for, and without which the interface works all the same.
+    """
 
     mtu: int
     items: tuple[Item, ...] = ()
+    pushed: frozenset[Item] = frozenset()
+
+
+class ItemsRefused(HostError):
+    """The kernel refused some items; all others were made. The text is that of the first one.
+
+    Attributes:
+        refused: each of them, with the kernel's reason and what to do about it.
+    """
+
+    def __init__(self, refused: Mapping[Item, str]) -> None:
+        super().__init__(next(iter(refused.values())))
+        self.refused = dict(refused)

@@ -51,6 +51,7 @@ class Network(Protocol):
 
     Every method sends its items as one batch, raises HostError naming the first item that failed, and is
     cancel-safe in this sense: a cancelled batch may be half made, and every item of it may be removed.
+    An item that is refused keeps none of the others from being made or removed.
     """
 
     async def link_up(self, name: str, mtu: int) -> None:
@@ -61,7 +62,9 @@ class Network(Protocol):
         stands as somebody else's (other protocol number) is a HostError; a rule stands beside other people's.
 
         Put a rule behind the route of its table, and remove it before: a rule of ours without a route of ours
-        counts as left over from a killed run."""
+        counts as left over from a killed run. (Where that route is refused, the rule is not tried.)
+
+        Raises ItemsRefused, with everything that was refused."""
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """Remove the items. One that is not there, or whose interface is gone, is not an error."""

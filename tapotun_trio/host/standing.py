@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import errno
 from ipaddress import IPv4Network
+from typing import Final
 
 from ..errors import HostError
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
+from .plan import Route
 from .rtnetlink import Refusal, Rtnetlink
+
+# rt_protos of iproute2: as `ip route` prints them.
+_PROTOCOL_NAMES: Final = {
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    12: "bird",
+    16: "dhcp",
+    186: "bgp",
+    188: "ospf",
+}
 
 
 class Standing:
@@ -57,3 +70,16 @@ class Standing:
             for table in tables
             for route in await self.routes(table, protocol=PROTOCOL)
         }
+
+    async def obstacle(self, route: Route) -> str:
+        """What stands in the way of a route, and what to do about it."""
+        for other in await self.routes(route.table, network=route.network):
+            if (other.metric, other.tos) == (0, 0):
+                link = await self.find_link(index=other.index) if other.index else None
+                protocol = _PROTOCOL_NAMES.get(other.protocol, str(other.protocol))
+                through = f" through {link.name}" if link else ""
+                return (
+                    f"another route of protocol {protocol}{through} stands in the way: "
+                    "remove it, or take this network out of the config"
+                )
+        return "another route stood in the way and is gone again: try once more"

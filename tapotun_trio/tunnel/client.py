@@ -228,8 +228,18 @@ class TunnelClient:
 
     def _upload_unseen(self) -> None:
         """The server has not said that the upload's first bytes came. If it still says something else, they are
-        held back; if it says nothing at all, the path is down, and no proxy is to blame."""
+        held back; if it says nothing at all, the path is down, and no proxy is to blame.
+
+        It has said something if the download began with or after the upload, or brought something since; and the
+        path is up if whoever is at the other end of the upload's connection took all of it. Else its next PING tells.
+        """
         self._unseen = self._upload
+        if self._upload is None or self._download is None:
+            return
+        path = self._upload.connection.path()
+        taken = path is None or not (path.flying_bytes or path.unsent_bytes)
+        if taken and self._download.heard_since(self._upload.began - UPLOAD_SEEN_S):
+            self._blame_the_path()
 
     def _blame_the_path(self) -> None:
         if self._unseen is None or self._unseen.over:

@@ -49,6 +49,11 @@ class Download:
         self._take = take
         self._scope = trio.CancelScope()
         self.incoming = Incoming(self._scope)
+        self._began = trio.current_time()
+
+    def heard_since(self, moment: float) -> bool:
+        """The server has been heard on this stream after ``moment``, as far as one knows: to within a second."""
+        return max(self._began, self.incoming.heard_at) >= moment
 
     async def run(self, older: Stream | None) -> None:
         try:
@@ -109,6 +114,7 @@ class Upload:
         self.ended = trio.Event()
         self.failure: PeerError | None = None
         self.connection = connection
+        self.began = trio.current_time()
         self.seen = trio.Event()  # set when the server says that the first bytes have arrived
         self._ends = ends
         self._sender = sender

@@ -42,6 +42,11 @@ class Incoming:
         self._scope.cancel()
 
     @property
+    def heard_at(self) -> float:
+        """When something came last, by the ticks: up to one tick late. Its beginning, if nothing has come."""
+        return self._quiet_since
+
+    @property
     def told_to_end(self) -> bool:
         return self._because is not None
 

@@ -37,8 +37,9 @@ def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Netw
 
 
 def client_plan(conf: TunConf, mark: Mark | None) -> Plan:
-    """What the server said, and the mark."""
-    return Plan(conf.mtu, (*map(Address, conf.addresses), *map(Route, conf.routes), *_mark_items(mark)))
+    """What the server said, and the mark. A route that this machine cannot have costs that route, not the tunnel."""
+    routes = tuple(map(Route, conf.routes))
+    return Plan(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
 
 
 def _mark_items(mark: Mark | None) -> Iterable[Item]:

@@ -8,9 +8,10 @@ from typing import Final
 import trio
 
 from ..errors import HostError
-from ..host.plan import Address, Item, Plan
+from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
 
+COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
@@ -20,6 +21,9 @@ class Programmer:
     Where somebody sets the interface down, the kernel takes the routes away, and up again does not bring them
     back: then we do, once each time. Nothing else that others do to the interface is undone, as they may mean it.
 
+    A pushed item that the kernel refuses is told once and left out; the next plan, and the next time that the link
+    comes up, try it again. Any other refusal is the end of the interface.
+
     An item is written down before it is made: what is cancelled or fails in between is undone with the rest.
     """
 
@@ -28,6 +32,7 @@ class Programmer:
         self._name = device_name
         self._log = log
         self._made: list[Item] = []
+        self._missing: dict[Item, str] = {}  # pushed items that were refused, and why
         self._mtu: int | None = None
         self._orders, self._inbox = trio.open_memory_channel[tuple[Plan | None, trio.Event]](0)
 
@@ -35,7 +40,7 @@ class Programmer:
         """Apply ``plan``, report started, then apply what `apply` brings, and put back what went with the link; undo
         everything when cancelled.
 
-        Raises HostError if the kernel refuses an item.
+        Raises HostError if the kernel refuses an item that was not pushed.
         """
         async with self._host.open_network() as network:
             try:
@@ -77,10 +82,20 @@ class Programmer:
             self._log.warning("%s; if somebody sets this interface down, its routes will stay away", exc)
 
     async def _put_back(self, network: Network) -> None:
+        # What was missing is tried after the rest: it may have been refused because the link was down.
+        missing, made = self._missing, self._made
+        self._made = [*made, *missing]
         try:
             await network.add(self._name, self._made)
+            self._missing = {}
             self._log.info("somebody set this interface up again: put its addresses and routes back")
         except HostError as exc:
+            refused = exc.refused if isinstance(exc, ItemsRefused) else missing
+            self._missing = {item: refused[item] for item in missing if item in refused}
+            self._made = [item for item in self._made if item not in self._missing]
+            if refused.keys() <= missing.keys():
+                self._log.info("somebody set this interface up again: put its addresses and routes back")
+                return
             # Somebody else's route may have taken the place meanwhile. It stays; we try again the next time only.
             self._log.warning("somebody set this interface up again, and not everything could be put back: %s", exc)
 
@@ -99,8 +114,24 @@ class Programmer:
         standing = set(self._made)
         fresh = [item for item in plan.items if item not in standing]
         self._made += fresh
+        told, self._missing = self._missing, {}
         if fresh:
-            await network.add(self._name, fresh)
+            try:
+                await network.add(self._name, fresh)
+            except ItemsRefused as exc:
+                if not exc.refused.keys() <= plan.pushed:
+                    raise
+                self._leave_out(exc.refused, told)
+
+    def _leave_out(self, refused: dict[Item, str], told: dict[Item, str]) -> None:
+        """Go on without these, and say so unless that was ``told`` in the same words."""
+        self._made = [item for item in self._made if item not in refused]
+        self._missing = refused
+        news = [reason for item, reason in refused.items() if told.get(item) != reason]
+        for reason in news[:COMPLAINTS]:
+            self._log.warning("goes on without what the server pushed: %s", reason)
+        if len(news) > COMPLAINTS:
+            self._log.warning("goes on without %d more that the server pushed", len(news) - COMPLAINTS)
 
     async def _undo(self, network: Network) -> None:
         try:

@@ -462,3 +462,35 @@ async def test_a_plan_that_fails_still_ends_the_programmer() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(programmer.run, PLAN)
     assert host.left_over == []
+
+
+PUSHED_PLAN = replace(PLAN, pushed=frozenset({PLAN.items[1]}))
+
+
+async def test_a_pushed_route_that_is_refused_costs_that_route_only(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    host, route = MemoryHost(), PLAN.items[1]
+    host.refused.add(route)
+    programmer = Programmer(host, "tun0", interface_logger("tun0"))
+    others = set(PLAN.items) - {route}
+
+    def told() -> int:
+        return sum("goes on without" in line for line in caplog.messages)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(programmer.run, PUSHED_PLAN)
+        assert set(host.standing["tun0"]) == others
+        assert told() == 1
+        await programmer.apply(replace(PUSHED_PLAN, mtu=1300))  # still refused, and not told again
+        host.set_link("tun0", up=False)
+        host.set_link("tun0", up=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(host.standing["tun0"]) == others
+        assert told() == 1
+        assert not any("could be put back" in line for line in caplog.messages)
+        host.refused.clear()
+        await programmer.apply(replace(PUSHED_PLAN, mtu=1200))
+        assert set(host.standing["tun0"]) == set(PLAN.items)
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
