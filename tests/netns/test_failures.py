@@ -330,10 +330,12 @@ def test_a_client_says_what_is_wrong_with_its_url(lab: Lab, url: str, words: str
 
 
 def test_a_proxy_that_buffers_uploads_is_told(lab: Lab) -> None:
-    """The first thing to go wrong in the field: ping goes out and never arrives."""
+    """The first thing to go wrong in the field: ping goes out and never arrives.
+
+    It is told without waiting for a PING of the server."""
     server, client = cable(lab)
     with (
-        running(server, server_config()),
+        running(server, server_config(keepalive=50)),
         nginx_proxy(server, f"{SERVER}:8080", request_buffering=True),
         running(client, client_config(server="http://vpn.example.com/ip"), until="(?i) WARNING .*buffer"),
     ):
