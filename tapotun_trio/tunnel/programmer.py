@@ -93,7 +93,7 @@ class Programmer:
             refused = exc.refused if isinstance(exc, ItemsRefused) else missing
             self._missing = {item: refused[item] for item in missing if item in refused}
             self._made = [item for item in self._made if item not in self._missing]
-            if refused.keys() <= missing.keys():
+            if isinstance(exc, ItemsRefused) and refused.keys() <= missing.keys():
                 self._log.info("somebody set this interface up again: put its addresses and routes back")
                 return
             # Somebody else's route may have taken the place meanwhile. It stays; we try again the next time only.

@@ -494,3 +494,27 @@ async def test_a_pushed_route_that_is_refused_costs_that_route_only(
         assert set(host.standing["tun0"]) == set(PLAN.items)
         nursery.cancel_scope.cancel()
     assert host.left_over == []
+
+
+async def test_a_put_back_that_fails_as_a_whole_is_not_called_done(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an item refused, but netlink itself, or an interface that is gone."""
+    caplog.set_level(logging.INFO)
+    host = MemoryHost()
+
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise HostError("interface tun0 does not exist (any more)")
+
+    programmer = Programmer(host, "tun0", interface_logger("tun0"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(programmer.run, PUSHED_PLAN)
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr("tests.fakes.MemoryNetwork.add", fail)
+        host.set_link("tun0", up=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum("not everything could be put back" in line for line in caplog.messages) == 1
+        assert not any("put its addresses" in line for line in caplog.messages)
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
