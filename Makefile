@@ -19,12 +19,14 @@ help:  ## show this
 	@echo "make test     every test, with branch coverage; ARGS='-k words' is handed to pytest"
 	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
 	@echo "make soak     200 random faults beside a checked stream, within ten minutes; SEED=1 FAULTS=200"
+	@echo "make bench    the tunnel beside a relay in C and beside no tunnel, in ten minutes; BENCH=quick: two"
+	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones"
 	@echo "make check    ruff, the format, mypy"
 	@echo "make format   put the code into its format"
 	@echo "make venv     .venv with the program and the developers' tools"
 	@echo "make clean    remove what these have made"
 	@echo
-	@echo "demo, test and soak need root, for namespaces and TUN interfaces, and touch nothing outside their namespaces."
+	@echo "demo, test, soak and bench need root, for namespaces and TUN interfaces, and touch nothing outside their namespaces."
 
 # .venv is renewed when pyproject.toml or the place of this checkout has changed. The stamp holds both, which
 # says more than its date: a date does not survive a copy or a clone.
@@ -80,6 +82,26 @@ soak:
 	@$(INSTALL_TOOLS) test
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m tests.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
+
+# full or quick; where the C relay's source is (it is no part of this project); where the results go.
+BENCH ?= full
+CRELAY ?= ../shared/bench/crelay.c
+BENCH_OUT ?= build/bench
+
+# The plot's library is large, so it is no part of [dev].
+.PHONY: bench
+bench:
+	@test -f '$(CRELAY)' || { echo "make bench: no $(CRELAY), the C relay to compare with: say where it is, CRELAY=/path/crelay.c" >&2; exit 1; }
+	@$(INSTALL_TOOLS) bench
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
+	@$(PY) -m tests.bench --plan '$(BENCH)' --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+
+.PHONY: bench-scaling
+bench-scaling:
+	@$(INSTALL_TOOLS) bench
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m tests.bench.scaling --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: check
 check: venv

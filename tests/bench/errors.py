@@ -1,0 +1,7 @@
+"""What a person is told in one line."""
+
+from __future__ import annotations
+
+
+class BenchError(Exception):
+    """The bench cannot be made here; the text says what to do about it."""

@@ -1,0 +1,110 @@
+"""The samples of a run, and the ratios that they make. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from .metrics import METRICS
+from .plan import WAYS
+from .stats import Spread, paired
+
+
+@dataclass
+class Results:
+    """Samples by metric, way and round; and what could not be measured."""
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    cipher: str = ""
+    openssl_s_per_gb: float | None = None
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _samples: dict[tuple[str, str], dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    def add(self, metric: str, way: str, number: int, value: float) -> None:
+        """The value of a round, in the metric's unit."""
+        self._samples[metric, way][number] = value
+
+    def spread(self, metric: str, way: str) -> Spread | None:
+        """None if it was not measured."""
+        samples = self._samples.get((metric, way))
+        return Spread.of(list(samples.values())) if samples else None
+
+    def median(self, metric: str, way: str) -> float | None:
+        """Likewise."""
+        spread = self.spread(metric, way)
+        return spread.median if spread is not None else None
+
+    def by_round(self, metric: str, way: str, *, above: str | None = None) -> list[float | None]:
+        """One value a round, in order; with `above`, what is left after that way's value is taken away."""
+        samples = self._samples.get((metric, way), {})
+        base = self._samples.get((metric, above), {}) if above is not None else {}
+        values: list[float | None] = []
+        for number in range(self.rounds):
+            value, less = samples.get(number), base.get(number) if above is not None else 0.0
+            values.append(value - less if value is not None and less is not None else None)
+        return values
+
+    @property
+    def rounds(self) -> int:
+        """How many have any sample."""
+        return 1 + max((number for samples in self._samples.values() for number in samples), default=-1)
+
+    def ratio(self, metric: str, way: str, base: str, *, above: str | None = None) -> Spread | None:
+        """Over another way's value of the same round: minutes apart at most, not a bench apart.
+
+        With `above`, both after that way's value is taken away: what a tunnel adds to no tunnel.
+        """
+        ratios = paired(self.by_round(metric, way, above=above), self.by_round(metric, base, above=above))
+        return Spread.of(ratios) if ratios else None
+
+    def missing(self) -> list[str]:
+        """Metrics for which a way that should have a value has none."""
+        return [
+            f"{metric.key} of {way}"
+            for metric in METRICS
+            for way in measured_by(metric.key)
+            if (metric.key, way) not in self._samples
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        return {
+            "machine": self.machine,
+            "rounds": self.rounds,
+            "cipher": self.cipher,
+            "openssl_decrypt_s_per_gb": self.openssl_s_per_gb,
+            "notes": self.notes,
+            "failures": self.failures,
+            "metrics": {metric.key: self._metric_as_json(metric.key) for metric in METRICS},
+        }
+
+    def _metric_as_json(self, key: str) -> dict[str, Any]:
+        ways = {}
+        for way in measured_by(key):
+            spread = self.spread(key, way)
+            if spread is None:
+                continue
+            entry: dict[str, Any] = {
+                "samples": self.by_round(key, way),
+                "median": spread.median,
+                "min": spread.low,
+                "max": spread.high,
+            }
+            for base in ("relay", "veth"):
+                ratio = self.ratio(key, way, base)
+                if ratio is not None and way != base:
+                    entry[f"to_{base}"] = {"median": ratio.median, "min": ratio.low, "max": ratio.high}
+            ways[way] = entry
+        return ways
+
+
+def measured_by(key: str) -> tuple[str, ...]:
+    """The ways that have a value for a metric."""
+    if key == "curl":
+        return ("https",)
+    # Without a tunnel there is no process to look at; the machine as a whole is.
+    if key.startswith(("rss", "start")) or key in ("cpu_up", "cpu_down", "cpu_up_client", "cpu_down_client"):
+        return WAYS[1:]
+    return WAYS
