@@ -12,11 +12,10 @@ from tests.harness import ROOT, HarnessError
 from .errors import BenchError
 from .plan import PLANS
 from .plot import draw
-from .report import write
-from .run import bench
+from .report import OUT, write
+from .run import bench, stay_on
 
 CRELAY: Final = ROOT.parent / "shared" / "bench" / "crelay.c"
-OUT: Final = ROOT / "build" / "bench"
 
 
 def main() -> int:
@@ -24,9 +23,11 @@ def main() -> int:
     parser.add_argument("--plan", choices=sorted(PLANS), default="full", help="full: ten minutes, quick: two")
     parser.add_argument("--crelay", type=Path, default=CRELAY, help=f"source of the C relay (default {CRELAY})")
     parser.add_argument("--out", type=Path, default=OUT, help=f"directory for the results (default {OUT})")
+    parser.add_argument("--cores", type=int, default=2, help="use only so many (default 2, for which the targets are)")
     args = parser.parse_args()
     plan = PLANS[args.plan]
     print(plan, flush=True)
+    stay_on(args.cores)
     try:
         results = bench(plan, args.crelay, lambda text: print(text, flush=True))
     except (BenchError, HarnessError) as exc:

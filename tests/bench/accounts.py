@@ -17,6 +17,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def fine_cpu_s(pid: int) -> float:
+    """As `cpu_s`, of the threads that live, to the nanosecond: /proc/PID/task/TID/schedstat (sched-stats.rst)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text("ascii").split()[0]) for task in tasks) / 1e9
+
+
 def machine_cpu_s() -> float:
     """What all cores together have been busy: everything in /proc/stat but idle, iowait, and what was stolen.
 

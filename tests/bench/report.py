@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.harness import ROOT
+
 from .metrics import METRICS, Metric
 from .plan import WAYS, Plan
 from .results import Results
 from .stats import Spread
-from .targets import Verdict, verdicts
+from .targets import verdicts
+
+OUT: Final = ROOT / "build" / "bench"
 
 # Which ratios the table shows: way, base.
 RATIOS: Final = (("http", "relay"), ("https", "relay"), ("http", "veth"), ("https", "veth"))
@@ -73,19 +77,7 @@ def text(results: Results, plan: Plan) -> str:
 
 def as_json(results: Results, plan: Plan) -> dict[str, Any]:
     """The same for a program."""
-    return {"plan": plan.name, **results.as_json(), "targets": [_verdict(it) for it in verdicts(results)]}
-
-
-def _verdict(it: Verdict) -> dict[str, Any]:
-    return {
-        "what": it.what,
-        "seen": it.seen,
-        "bound": it.bound,
-        "at_least": it.at_least,
-        "unit": it.unit.strip(),
-        "passed": it.passed,
-        "how": it.how,
-    }
+    return {"plan": plan.name, **results.as_json(), "targets": [it.as_json() for it in verdicts(results)]}
 
 
 def write(results: Results, plan: Plan, directory: Path) -> str:

@@ -153,6 +153,11 @@ def machine() -> dict[str, object]:
     }
 
 
+def stay_on(cores: int) -> None:
+    """Everything from here on, whatever it starts, shares the first so many of the cores that we may use."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
 def bench(plan: Plan, crelay: Path, tell: Tell) -> Results:
     """Everything, from namespaces to numbers. Raises BenchError, HarnessError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, Lab() as lab:

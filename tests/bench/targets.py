@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from .results import Results
 
@@ -35,10 +35,14 @@ class Verdict:
         """One word."""
         return {True: "pass", False: "MISS", None: "-"}[self.passed]
 
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {**asdict(self), "unit": self.unit.strip(), "passed": self.passed}
+
     def __str__(self) -> str:
         seen = f"{self.seen:.2f}" if self.seen is not None else "-"
         sign = ">=" if self.at_least else "<="
-        text = f"{self.mark:4}  {self.what:48} {seen:>7} {sign} {self.bound:.2f}{self.unit}"
+        text = f"{self.mark:4}  {self.what:52} {seen:>7} {sign} {self.bound:.2f}{self.unit}"
         return f"{text}  ({self.how})" if self.how else text
 
 

@@ -1,10 +1,12 @@
 /* udpflood: numbered UDP datagrams from one socket to others, counted where they arrive.
  *
  *     udpflood TX RX[,RX...] SIZE RATE SECONDS
+ *     udpflood TX @FILE SIZE RATE SECONDS
  *
  * TX and the RXs are file descriptors of UDP sockets, inherited, in whichever network namespaces; the RXs are bound.
- * Datagrams of SIZE bytes (8 to 65507) go to the RXs in turn, one flow each: RATE a second of all flows together, or
- * as fast as they go if RATE is 0. A sender that falls behind does not catch up by more than CATCH_UP_NS. Prints
+ * Datagrams of SIZE bytes (8 to 65507) go to the RXs in turn, one flow each, or to the IPv4 addresses that FILE has,
+ * one a line, at port 9, uncounted there: RATE a second of all flows together, or as fast as they go if RATE is 0.
+ * A sender that falls behind does not catch up by more than CATCH_UP_NS. Prints
  *
  *     {"sent": n, "send_s": s, "received": n, "duplicates": n, "reordered": n, "steady": n, "steady_s": s}
  *
@@ -14,6 +16,7 @@
  *     cc -O2 -Wall -pthread -o udpflood udpflood.c
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -27,6 +30,8 @@
 
 #define BATCH 64
 #define FLOWS 64
+#define TARGETS 65536
+#define DISCARD 9 /* RFC 863 */
 #define TICK_NS 250000LL     /* a paced sender's pause: 25 datagrams at 100,000 a second */
 #define CATCH_UP_NS 2000000LL
 #define LOOK_NS 1000000LL    /* a receiver's pause; its buffer holds far more than comes meanwhile */
@@ -35,7 +40,9 @@
 #define RCVBUF (64 << 20)
 #define NUMBERS (1ULL << 27) /* more than can be sent in any run of this */
 
-static int rx[FLOWS], flows, tx;
+static int rx[FLOWS], flows, tx; /* flows: how many there are to count */
+static struct sockaddr_in to[TARGETS];
+static int targets;
 static size_t size;
 static int64_t begun, steady_from, steady_to;
 static volatile int64_t sending_ended;
@@ -106,25 +113,44 @@ static void *receive(void *unused)
 	}
 }
 
+static void read_targets(const char *file)
+{
+	char line[64];
+	FILE *f = fopen(file, "r");
+	if (!f) die(file);
+	while (targets < TARGETS && fgets(line, sizeof line, f)) {
+		line[strcspn(line, "\n")] = 0;
+		to[targets] = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(DISCARD) };
+		if (!inet_aton(line, &to[targets].sin_addr)) { fprintf(stderr, "%s: no address: %s\n", file, line); exit(2); }
+		targets++;
+	}
+	fclose(f);
+}
+
+static void ask_targets(char *list)
+{
+	int buffer = RCVBUF;
+	for (char *word = strtok(list, ","); word && flows < FLOWS; word = strtok(NULL, ",")) {
+		socklen_t len = sizeof to[0];
+		rx[flows] = atoi(word);
+		if (getsockname(rx[flows], (struct sockaddr *)&to[flows], &len)) die("getsockname");
+		if (setsockopt(rx[flows], SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) &&
+		    setsockopt(rx[flows], SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer)) die("SO_RCVBUF");
+		flows++;
+	}
+	targets = flows;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 6) { fprintf(stderr, "usage: udpflood TX RX[,RX...] SIZE RATE SECONDS\n"); return 2; }
+	if (argc != 6) { fprintf(stderr, "usage: udpflood TX RX[,RX...]|@FILE SIZE RATE SECONDS\n"); return 2; }
 	tx = atoi(argv[1]);
-	for (char *word = strtok(argv[2], ","); word && flows < FLOWS; word = strtok(NULL, ",")) rx[flows++] = atoi(word);
+	if (argv[2][0] == '@') read_targets(argv[2] + 1); else ask_targets(argv[2]);
 	size = strtoul(argv[3], NULL, 10);
 	double rate = atof(argv[4]), seconds = atof(argv[5]);
-	if (!flows || size < 8 || size > 65507 || rate < 0 || seconds <= 0) { fprintf(stderr, "bad arguments\n"); return 2; }
+	if (!targets || size < 8 || size > 65507 || rate < 0 || seconds <= 0) { fprintf(stderr, "bad arguments\n"); return 2; }
 
-	struct sockaddr_storage to[FLOWS];
-	socklen_t to_len[FLOWS];
-	int buffer = RCVBUF;
-	for (int i = 0; i < flows; i++) {
-		to_len[i] = sizeof to[i];
-		if (getsockname(rx[i], (struct sockaddr *)&to[i], &to_len[i])) die("getsockname");
-		if (setsockopt(rx[i], SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) &&
-		    setsockopt(rx[i], SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer)) die("SO_RCVBUF");
-	}
-	if (flows == 1 && connect(tx, (struct sockaddr *)&to[0], to_len[0])) die("connect");
+	if (targets == 1 && connect(tx, (struct sockaddr *)&to[0], sizeof to[0])) die("connect");
 	prctl(PR_SET_TIMERSLACK, 1UL);
 
 	static char data[BATCH][65536];
@@ -141,7 +167,7 @@ int main(int argc, char **argv)
 	steady_from = begun + (end - begun) / 5;
 	steady_to = end;
 	pthread_t receiver;
-	if (pthread_create(&receiver, NULL, receive, NULL)) die("pthread_create");
+	if (flows && pthread_create(&receiver, NULL, receive, NULL)) die("pthread_create");
 
 	uint64_t sent = 0;
 	double lag = 0; /* datagrams that a sender which fell behind leaves out */
@@ -156,9 +182,9 @@ int main(int argc, char **argv)
 		for (int i = 0; i < due; i++) {
 			uint64_t number = sent + i;
 			memcpy(data[i], &number, sizeof number);
-			if (flows > 1) {
-				msgs[i].msg_hdr.msg_name = &to[number % flows];
-				msgs[i].msg_hdr.msg_namelen = to_len[number % flows];
+			if (targets > 1) {
+				msgs[i].msg_hdr.msg_name = &to[number % targets];
+				msgs[i].msg_hdr.msg_namelen = sizeof to[0];
 			}
 		}
 		int n = sendmmsg(tx, msgs, due, 0);
@@ -172,7 +198,7 @@ int main(int argc, char **argv)
 	}
 	int64_t stopped = now();
 	sending_ended = stopped;
-	pthread_join(receiver, NULL);
+	if (flows) pthread_join(receiver, NULL);
 	printf("{\"sent\": %llu, \"send_s\": %.6f, \"received\": %llu, \"duplicates\": %llu, \"reordered\": %llu,"
 	       " \"steady\": %llu, \"steady_s\": %.6f}\n",
 	       (unsigned long long)sent, (stopped - begun) / 1e9, (unsigned long long)received,
