@@ -38,7 +38,7 @@ def paired(samples: Sequence[float | None], bases: Sequence[float | None]) -> li
     """Each sample over the base of the same round; rounds in which one of them is missing or zero are left out."""
     return [
         sample / base
-        for sample, base in zip(samples, bases, strict=False)
+        for sample, base in zip(samples, bases, strict=True)
         if sample is not None and base is not None and base > 0
     ]
 
