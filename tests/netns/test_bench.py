@@ -86,7 +86,7 @@ def test_each_way_comes_up_again_and_carries_everything(lab: Lab, tmp_path: Path
 @pytest.mark.parametrize("keepalive_s", [None, 1.0])
 def test_a_crowd_is_taken_for_clients(lab: Lab, flood: Path, keepalive_s: float | None) -> None:
     """Packets go both ways; and, with a keepalive, nobody is thought dead after three of them."""
-    with world(lab, Point("a few", 4, 40), keepalive_s=keepalive_s) as it:
+    with world(lab, Point("a few", 4, 4), keepalive_s=keepalive_s) as it:
         (before,) = it.server.ip("-s link show tun0")
         assert it.up_us(rate=PER_CHUNK * 50, seconds=0.5) > 0
         (after,) = it.server.ip("-s link show tun0")

@@ -52,8 +52,10 @@ class Point:
         return entry
 
     def networks(self, number: int) -> list[str]:
-        """A client's: one /16, or as many /26 within it as there must be (at most 1024)."""
+        """A client's: one /16, or as many /26 within it as there must be (800 to 1024). Raises ValueError."""
         each = self.routes // self.clients
+        if each != 1 and not _ADDRESSES <= each <= 1024:
+            raise ValueError(f"{each} routes a client: one, or {_ADDRESSES} to 1024")
         if each == 1:
             return [f"10.{128 + number}.0.0/16"]
         base = int(IPv4Address(f"10.{128 + number}.0.0"))
