@@ -23,9 +23,9 @@ from ..targets import Verdict
 from .crowd import POINTS, Cost, Idle, cost_curve, idle
 from .fair import Fairness, fairness
 
-COST_ROUNDS, COST_S, UP_PPS, DOWN_PPS = 3, 1.5, 40_000.0, 10_000.0
+COST_ROUNDS, COST_S, UP_PPS, DOWN_PPS = 5, 1.5, 40_000.0, 10_000.0
 IDLE_CLIENTS, IDLE_KEEPALIVE_S, IDLE_S = 500, 10.0, 24.0
-FAIR_ROUNDS, FAIR_S = 2, 4
+FAIR_ROUNDS, FAIR_S = 3, 4
 
 
 def main() -> int:
