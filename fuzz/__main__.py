@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-TARGETS: Final = ("chunks", "frames", "request_head", "response_head", "tun_conf", "params", "config")
+TARGETS: Final = ("chunks", "frames", "request_head", "response_head", "tun_conf", "params", "config", "websocket")
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
 # Seconds that one input may take, and MiB that a target may: an input that costs more is a finding too.
 SLOW_INPUT_S: Final = 5
