@@ -50,7 +50,7 @@ def _ours(pieces: list[bytes], *, masked: bool) -> tuple[bytes, int | None] | No
                 assert pos <= start <= stop <= end
                 payload += buffer[start:stop]
                 pos = stop
-                if start == stop:
+                if start == stop and (pos == end or body.ended):
                     break
             assert body.ended or pos == end
             assert buffer.startswith(b"<<")

@@ -8,13 +8,13 @@ where it is a warning.
 from __future__ import annotations
 
 import shlex
-from typing import Final
+from typing import Final, cast
 
 from . import fields
 from .common import Reading
 from .decode import Node
 from .findings import MASK, quote, show
-from .model import ClientConfig, Secret, TlsConfig, Url
+from .model import ClientConfig, Secret, TlsConfig, TransportChoice, Url
 from .url import url
 
 _TOKEN_FILE_BYTES: Final = 64 * 1024
@@ -29,10 +29,11 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
     path, token = _token(node, reading)
     tls = _tls(node, server, reading)
     rotate_s = _rotate_s(node, reading)
+    transport = cast("TransportChoice | None", node.get("transport", str))
     transport_mark = _transport_mark(node, reading)
     if server is not None and token is not None:
         reading.claims.login(path, server, token)
-    if name is None or server is None or token is None or rotate_s is None:
+    if name is None or server is None or token is None or rotate_s is None or transport is None:
         return None
     return ClientConfig(
         name=name,
@@ -41,6 +42,7 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
         mark=mark,
         tls=tls,
         rotate_s=rotate_s,
+        transport=transport,
         transport_mark=transport_mark,
     )
 

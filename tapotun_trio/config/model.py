@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
+TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
 
 
 class Secret(str):
@@ -127,8 +128,8 @@ class TlsConfig:
 class ClientConfig:
     """An interface definition with ``server``.
 
-    ``rotate_s``: each stream is replaced after a random time between these. ``transport_mark``: fwmark of the
-    transport's own sockets, or None.
+    ``rotate_s``: each stream is replaced after a random time between these. ``transport``: what carries the frames.
+    ``transport_mark``: fwmark of the transport's own sockets, or None.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ClientConfig:
     mark: Mark | None = None
     tls: TlsConfig = field(default_factory=TlsConfig)
     rotate_s: tuple[float, float] = (420.0, 900.0)
+    transport: TransportChoice = "auto"
     transport_mark: int | None = None
 
 

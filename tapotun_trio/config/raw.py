@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .model import SourceCheck
+from .model import SourceCheck, TransportChoice
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value is never shown."""
@@ -118,6 +118,10 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         tuple[Seconds, Seconds],
         Meta(description="each stream is replaced after a random time between these", examples=[[420, 900]]),
     ] = (420.0, 900.0)
+    transport: Annotated[
+        TransportChoice,
+        Meta(description="GET and PUT, a WebSocket, or a WebSocket only where a PUT is held back"),
+    ] = "auto"
     transport_mark: (
         Annotated[
             int,

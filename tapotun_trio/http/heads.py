@@ -24,6 +24,7 @@ REASONS: Final = {
     405: "Method Not Allowed",
     408: "Request Timeout",
     409: "Conflict",
+    426: "Upgrade Required",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
     505: "HTTP Version Not Supported",
@@ -56,6 +57,11 @@ class RequestHead:
         """Whether the client wants to send another request on this connection (RFC 9112 section 9.3)."""
         options = {option.strip() for option in self.headers.get("connection", "").lower().split(",")}
         return self.version == "1.1" and "close" not in options
+
+    @property
+    def asks_for_websocket(self) -> bool:
+        """Or did, before a proxy took the hop-by-hop half of that away (``Upgrade`` and ``Connection``)."""
+        return self.method == "GET" and "sec-websocket-key" in self.headers
 
     def body(self) -> Body:
         """How the body is framed (RFC 9112 section 6.3)."""

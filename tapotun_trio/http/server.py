@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
 from ..errors import PeerError
 from ..host.sockets import Connection
 from ..wire.body import Body
+from ..wire.websocket import WebSocketBody
 from .heads import BadRequest, RequestHead, RequestParser, encode_response
 from .writer import BodyWriter
+
+if TYPE_CHECKING:
+    from .websocket import WebSocketWriter
 
 HEAD_S: Final = 10.0  # from a head's first byte to its last; for a new connection, from accept
 IDLE_S: Final = 75.0  # between two requests: above the 60 s for which nginx keeps an upstream connection
@@ -23,8 +27,8 @@ _READ_BYTES: Final = 4096
 class Exchange:
     """One request and what is answered to it.
 
-    Exactly one of `refuse`, `start_download` and `accept_upload` is called by the handler. The connection serves
-    a further request only if the handler also came to the clean end of this one and set `reusable`.
+    Exactly one of `refuse`, `start_download`, `accept_upload` and `accept_websocket` is called by the handler. The
+    connection serves a further request only if the handler also came to the clean end of this one and set `reusable`.
     """
 
     __slots__ = ("connection", "head", "leftover", "reusable")
@@ -53,6 +57,21 @@ class Exchange:
         if self.head.expects_continue and not self.leftover:
             await self.connection.send_all(encode_response(100, []))
         return self.head.body()
+
+    async def accept_websocket(self, headers: list[tuple[str, str]]) -> tuple[WebSocketWriter, WebSocketBody] | None:
+        """Send a 101, and return how to write and how to read from there on, of which nothing was read yet.
+
+        None: this is not a whole handshake (a proxy leaves half of it away); a refusal was sent in its place.
+        """
+        from .websocket import WebSocketWriter, accept_head
+
+        answer = accept_head(self.head, headers)
+        if answer is None:
+            fields = ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")  # RFC 9110 section 15.5.22
+            await self.refuse(426, headers=fields)
+            return None
+        await self.connection.send_all(answer)
+        return WebSocketWriter(self.connection, masks=False), WebSocketBody(masked=True)
 
     async def finish_upload(self, *, close: bool = False) -> None:
         """Answer 200 after the body's end. Sets `reusable`, unless the connection is to ``close``."""

@@ -45,6 +45,9 @@ class BodyWriter:
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
 
+    def _end(self) -> list[bytes]:
+        return [LAST_CHUNK] if self._chunked else []
+
     def flush(self) -> None:
         """Send what the socket takes of what is pending."""
         self._rest = self._rest[self.connection.try_send((self._rest,)) :]
@@ -64,7 +67,7 @@ class BodyWriter:
         if not self.finished:
             self.finished = True
             parts = [self._rest, *(self._framed(last_piece) if last_piece else ())]
-            self._rest = memoryview(b"".join([*parts, LAST_CHUNK] if self._chunked else parts))
+            self._rest = memoryview(b"".join([*parts, *self._end()]))
         await self.drain()
 
     async def try_finish(self, last_piece: bytes = b"") -> None:

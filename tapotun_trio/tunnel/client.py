@@ -1,12 +1,12 @@
-"""The client's transport: a download and an upload, each replaced in time and mended when it breaks."""
+"""The client's transport: download and upload, or a WebSocket for both; replaced in time and mended when they break."""
 
 from __future__ import annotations
 
 import logging
 import random
-import secrets
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 import trio
@@ -15,21 +15,24 @@ from ..config.model import ClientConfig
 from ..errors import HostError, PeerError
 from ..host.plan import Plan
 from ..host.ports import Host
-from ..host.tls import client_context
-from ..http.client import RESPONSE_S, check_status, open_connection, read_response, send_request
-from ..http.heads import ResponseHead
+from ..host.sockets import Connection
+from ..http.client import check_status
 from ..log import Log, Sparingly
-from ..wire import control, params, tunconf
+from ..wire import control, params
 from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, GSO_TYPE_AT, HEADER_BYTES, LENGTH_BYTES, FrameReader
 from ..wire.tunconf import TunConf
 from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
-from .client_streams import UPLOAD_SEEN_S, Download, Upload
-from .counters import Counters
+from .carrier import Carrier
+from .client_streams import Download, Upload, is_over, level_of, moved, shows_who_holds_back
+from .client_websocket import WebSocketStream
+from .clocks import time_asleep_s
+from .counters import Counters, Transport
 from .device import DeviceWriter
-from .plans import client_plan
+from .plans import client_plan, describe
 from .programmer import Programmer
-from .rotation import Waits, keep_streaming
+from .requests import Requests
+from .rotation import Failed, Open, Waits, keep_streaming
 from .rtt import RoundTrip
 from .sender import BASE_PINGING, MAX_CONTROLS, SILENT_KEEPALIVES, Sender, extended_pinging
 
@@ -50,12 +53,13 @@ class TunnelClient:
         """Raises HostError if the TLS options name a file that is of no use."""
         self._config = config
         self._log = log
-        self._tls = client_context(config.tls) if config.server.scheme == "https" else None
-        self._session_id = secrets.token_hex(16)
+        self._carrier = Carrier(config.transport, config.server.authority, log)
+        self._requests = Requests(config, self._carrier)
+        self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
         self._sender = Sender(self.counters)
-        self._waits = Waits()
+        self._download_waits, self._upload_waits = Waits(), Waits()
         # What the server asks of the kernel, and what it shall be told to.
         self._plan: Plan | None = None
         self._planned = trio.Event()
@@ -63,10 +67,11 @@ class TunnelClient:
         self._writer: DeviceWriter
         self._programmer: Programmer
         # The newest streams, and what was agreed on the newest download.
-        self._download: Download | None = None
+        self._download: Download | WebSocketStream | None = None
         self._download_up = trio.Event()
         self._upload: Upload | None = None
-        self._unseen: Upload | None = None  # an upload of which the server has seen nothing in time
+        self._proven: Upload | None = None  # one that arrives and was not run yet
+        self._at_rotation = True  # the next download is opened because it is time, and not in a hurry
         self._extended = False
         self._silence_s = BASE_SILENCE_S
         self._yielding = False
@@ -97,26 +102,30 @@ class TunnelClient:
 
     async def run_download(self) -> None:
         """GET after GET, for ever. The first answer makes the plan; a later one that differs changes it."""
-        await keep_streaming(
-            self._open_download, rotate_s=self._config.rotate_s, waits=self._waits, failed=self._download_failed
-        )
+        await self._keep(self._open_download, self._download_waits, self._download_failed)
 
     async def run_upload(self) -> None:
         """PUT after PUT, for ever, while a download shows that the server is there."""
-        await keep_streaming(
-            self._open_upload, rotate_s=self._config.rotate_s, waits=self._waits, failed=self._upload_failed
-        )
+        await self._keep(self._open_upload, self._upload_waits, self._upload_failed)
+
+    async def _keep(self, open_stream: Open, waits: Waits, failed: Failed) -> None:
+        try:
+            await keep_streaming(open_stream, rotate_s=self._config.rotate_s, waits=waits, failed=failed)
+        finally:  # whichever of the two ends last closes what neither runs any more
+            if self._proven is not None:
+                self._proven.connection.close()
 
     async def run_clock(self) -> None:
         """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""
-        asleep_s = _time_asleep()
+        asleep_s = time_asleep_s()
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
             self._sender.tick(now, TICK_S)
             if self._download is not None:
                 self._download.incoming.tick(now, self._silence_s)
-            before_s, asleep_s = asleep_s, _time_asleep()
+            self._change_carrier()
+            before_s, asleep_s = asleep_s, time_asleep_s()
             if asleep_s - before_s > SUSPENDED_S:
                 self.path_changed(f"this machine slept for {asleep_s - before_s:.0f} s", None)
 
@@ -142,118 +151,153 @@ class TunnelClient:
                 local = stream.connection.local_address
                 if local is not None and local not in local_addresses:
                     stream.end(gone)
-        self._waits.cut()
+                    self._carrier.forget()
+        self._at_rotation = False
+        self._download_waits.cut()
+        self._upload_waits.cut()
 
-    async def _open_download(self) -> Download:
-        """Connect, GET, and do what the answer asks for. Raises PeerError."""
-        url = self._config.server
-        headers = [
-            ("x-api-key", self._config.token.reveal()),
-            (control.FEATURES_HEADER, control.offer()),
-            (control.SESSION_HEADER, self._session_id),
-        ]
-        if self._yielding:
-            headers.append((control.YIELD_HEADER, "1"))
-        quiet = _rotation_is_quiet(self._download)
-        connection = await open_connection(url, self._tls, self._config.transport_mark)
+    async def _open_download(self) -> Download | WebSocketStream:
+        """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError."""
+        at_rotation, self._at_rotation = self._at_rotation, True
+        established = self.transport == "websocket"
+        tries_http = established and self._carrier.automatic and at_rotation and not is_over(self._download)
+        if tries_http and (download := await self._try_http()) is not None:
+            return download
+        if self._carrier.websocket:
+            try:
+                return await self._open_websocket()
+            except PeerError as exc:
+                if not self._carrier.fails(exc, trio.current_time(), established=established):
+                    raise
+        return await self._open_get()
+
+    async def _open_get(self) -> Download:
+        """GET, and do what the answer asks for. Raises PeerError."""
+        answer = await self._requests.get(yields=self._yielding)
         with ExitStack() as undo:
-            undo.callback(connection.close)
-            await send_request(connection, "GET", url, headers)
-            with trio.move_on_after(RESPONSE_S) as deadline:
-                head, rest = await read_response(connection, "GET")
-            if deadline.cancelled_caught:
-                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
-            check_status(head, url)
-            conf = _tun_conf(head, url.authority)
-            extended = control.CTL in control.agree(head.headers.get(control.FEATURES_HEADER))
+            undo.callback(answer.connection.close)
+            extended = control.CTL in answer.features
             # PARAMS follows, which says more than generation 1 can: no route shall go and come at every rotation.
             if self._plan is None or not extended:
-                await self._configure(conf)
+                await self._configure(answer.conf)
             await self._attached.wait()  # also if an earlier attempt was given up while it waited for this
-            reader = FrameReader(head.body(), control=extended)
-            frames = reader.prime(rest)
+            reader = FrameReader(answer.head.body(), control=extended)
+            frames = reader.prime(answer.rest)
             undo.pop_all()
-        kind = "extended" if extended else "base"
-        self._log.log(quiet, "download from %s (%s): %s", connection.name, kind, _describe(conf))
+        self._carrier.offered = control.WS in answer.features
+        self._extended = extended
+        download = Download(answer.connection, reader, frames, self._take, self.counters.ends)
+        self._download_begins(download, "http", answer.conf)
+        self._download_up.set()
+        return download
+
+    async def _open_websocket(self) -> WebSocketStream:
+        """A WebSocket, in place of whatever there is. Raises PeerError."""
+        answer = await self._requests.websocket(yields=self._yielding)
+        with ExitStack() as undo:
+            undo.callback(answer.connection.close)
+            if self._plan is None:
+                await self._configure(answer.conf)
+            await self._attached.wait()
+            undo.pop_all()
+        self._carrier.changed()
+        self._extended = True
+        stream = WebSocketStream(answer.connection, answer.rest, self._sender, self._take, self.counters.ends)
+        self._download_begins(stream, "websocket", answer.conf)
+        self._download_is_down()  # in so far as no upload is to begin beside this
+        if self._upload is not None:
+            self._upload.abandon(moved())
+        self._upload = None
+        return stream
+
+    def _download_begins(self, download: Download | WebSocketStream, transport: Transport, conf: TunConf) -> None:
+        stream = "WebSocket" if transport == "websocket" else "download"
+        kind = "extended" if self._extended else "base"
+        level = level_of(self._download if transport == self.transport else None)
+        self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(conf))
         self._complaints.clear()
         self._yielding = False
-        self._extended = extended
-        self._keep_alive(DEFAULT_KEEPALIVE_S if extended else None)
-        self._download = Download(connection, reader, frames, self._take, self.counters.ends)
-        self._download_up.set()
-        return self._download
+        self._keep_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
+        self._download, self.transport = download, transport
+
+    async def _try_http(self) -> Download | None:
+        """While a WebSocket carries on: begin an upload, and if it arrives, go back to HTTP. None if it does not."""
+        try:
+            with ExitStack() as undo:
+                number = self._carrier.number()
+                self._upload = upload = self._new_upload(await self._requests.put(number), number)
+                undo.callback(upload.connection.close)
+                undo.callback(setattr, self, "_upload", None)
+                if await upload.prove():
+                    download = await self._open_get()
+                    undo.pop_all()
+                    self._carrier.back_to_http()
+                    self._proven = upload
+                    self._upload_waits.cut()
+                    return download
+                self._log.debug("uploads are still held back")
+        except PeerError as exc:
+            self._log.debug("HTTP again: %s", exc)
+        return None
 
     async def _open_upload(self) -> Upload:
         """Connect and begin a PUT, as soon as there is a download. Raises PeerError."""
-        if self._upload is not None and self._upload.over:
+        if self._proven is None and self._upload is not None and self._upload.over:
             await trio.sleep(HEARSAY_S)
         await self._download_up.wait()
-        quiet = _rotation_is_quiet(self._upload)
-        url, extended = self._config.server, self._extended
-        headers = [("x-api-key", self._config.token.reveal()), ("Transfer-Encoding", "chunked")]
-        if extended:
-            headers.append((control.SESSION_HEADER, self._session_id))
-        connection = await open_connection(url, self._tls, self._config.transport_mark)
-        with ExitStack() as undo:
-            undo.callback(connection.close)
-            await send_request(connection, "PUT", url, headers)
-            undo.pop_all()
-        self._log.log(quiet, "upload to %s", connection.name)
-        unseen = self._upload_unseen if extended else None
-        self._upload = Upload(connection, self._sender, self._check_answer, unseen, self.counters.ends)
-        return self._upload
+        if self._proven is not None:
+            upload, self._proven = self._proven, None
+        else:
+            connection = await self._requests.put(number := self._carrier.number() if self._extended else None)
+            if self.transport == "websocket":
+                connection.close()
+                raise moved()
+            upload = self._new_upload(connection, number)
+            if number is not None:
+                self._carrier.upload_begins(number, trio.current_time())
+        self._log.log(level_of(self._upload), "upload to %s", upload.connection.name)
+        self._upload = upload
+        return upload
+
+    def _new_upload(self, connection: Connection, number: int | None) -> Upload:
+        unseen, check = None if number is None else self._upload_unseen, partial(check_status, url=self._config.server)
+        return Upload(connection, self._sender, check, unseen, self.counters.ends, number)
+
+    def _upload_unseen(self) -> None:
+        self._change_carrier()
+        if shows_who_holds_back(self._download, self._upload):
+            self._carrier.blame_if_helpless(trio.current_time())
+
+    def _change_carrier(self) -> None:
+        """Where uploads are held back, go on with a WebSocket. Not if nobody answers that either: then the path is
+        down, and no proxy is to blame."""
+        if self._carrier.change(trio.current_time()):
+            self._at_rotation = False
+            self._download_waits.cut()
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         self._count_attempt(self._download, failure)
         self._download_is_down()
         if self._yielding:
             return random.uniform(*YIELD_S)
-        self._complain("download", failure, wait_s)
+        self._complain("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
         return None
 
     def _download_is_down(self) -> None:
+        self._carrier.download_ends()
         if self._download_up.is_set():  # else somebody may be waiting for this very event
             self._download_up = trio.Event()
 
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         self._count_attempt(self._upload, failure)
-        if not self._yielding:  # else the download has said why
+        if not self._yielding and self.transport != "websocket":  # else the download has said why
             self._complain("upload", failure, wait_s)
         return None
 
-    def _count_attempt(self, stream: Download | Upload | None, failure: PeerError | None) -> None:
+    def _count_attempt(self, stream: Download | WebSocketStream | Upload | None, failure: PeerError | None) -> None:
         """Count a failure, unless it ended this stream, which has counted it."""
         if failure is not None and (stream is None or stream.failure is not failure):
             self.counters.ends[failure.reason] += 1
-
-    def _upload_unseen(self) -> None:
-        """The server has not said that the upload's first bytes came. If it still says something else, they are
-        held back; if it says nothing at all, the path is down, and no proxy is to blame.
-
-        It has said something if the download began with or after the upload, or brought something since; and the
-        path is up if whoever is at the other end of the upload's connection took all of it. Else its next PING tells.
-        """
-        self._unseen = self._upload
-        if self._upload is None or self._download is None:
-            return
-        path = self._upload.connection.path()
-        taken = path is None or not (path.flying_bytes or path.unsent_bytes)
-        if taken and self._download.heard_since(self._upload.began - UPLOAD_SEEN_S):
-            self._blame_the_path()
-
-    def _blame_the_path(self) -> None:
-        if self._unseen is None or self._unseen.over:
-            return
-        self._unseen = None
-        self._log.warning(
-            "something between here and %s holds the upload back: no byte of it arrived within %.0f s; "
-            "let the proxy stream request bodies (nginx: proxy_http_version 1.1 and proxy_request_buffering off)",
-            self._config.server.authority,
-            UPLOAD_SEEN_S,
-        )
-
-    def _check_answer(self, head: ResponseHead) -> None:
-        check_status(head, self._config.server)
 
     # -- what comes down
 
@@ -264,7 +308,7 @@ class TunnelClient:
             self._planned.set()
         await self._attached.wait()
         if plan != self._plan:
-            self._log.info("the server changed this interface: %s", _describe(conf))
+            self._log.info("the server changed this interface: %s", describe(conf))
             await self._programmer.apply(plan)
             self._plan = plan  # not before: cancelled in between, the next answer applies it again
 
@@ -300,7 +344,7 @@ class TunnelClient:
                     await self._take_control(kind, payload)
             if ping is not None:  # of several the last one is answered, see `serving`
                 self._sender.send_control(control.encode(control.PONG, ping))
-                self._blame_the_path()
+                self._carrier.blame_if_helpless(trio.current_time())
 
     def _take_other(self, first: int) -> None:
         if first >> 4 == 6:
@@ -317,9 +361,11 @@ class TunnelClient:
             told = params.decode(payload)
             self._keep_alive(told.keepalive)
             await self._configure(TunConf(told.mtu, told.addresses, told.routes))
-        elif kind == control.UPLOAD_SEEN and self._upload is not None:
-            self._upload.seen.set()
-            self._unseen = None
+        elif kind == control.UPLOAD_SEEN:
+            number = control.seen_number(payload)
+            if self._upload is not None and number in (None, self._upload.number):
+                self._upload.seen.set()
+            self._carrier.upload_seen(number, trio.current_time())
         elif kind == control.BYE:
             self._take_bye(control.bye_reason(payload))
 
@@ -350,25 +396,3 @@ class TunnelClient:
         level = logging.DEBUG if repeated else logging.INFO if failure is None else logging.WARNING
         self._log.log(level, "%s: %s; trying again in %.1f s", stream, text, wait_s)
         self._complaints[stream] = text
-
-
-def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
-    value = head.headers.get("x-tun-conf")
-    if value is None:
-        raise PeerError(f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason="bad-conf")
-    return tunconf.decode(value)
-
-
-def _time_asleep() -> float:
-    """Seconds that this machine has been suspended since it booted (clock_gettime(2))."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-
-
-def _rotation_is_quiet(present: Download | Upload | None) -> int:
-    """The log level of a stream's beginning: it is news only if it does not replace one that still runs."""
-    return logging.INFO if present is None or present.over else logging.DEBUG
-
-
-def _describe(conf: TunConf) -> str:
-    text = f"address {', '.join(map(str, conf.addresses))}, MTU {conf.mtu}"
-    return f"{text}, routes {', '.join(map(str, conf.routes))}" if conf.routes else text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -15,6 +17,7 @@ from ..http.heads import ResponseHead
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import FrameReader
+from .carrier import UPLOAD_SEEN_S
 from .incoming import Incoming
 from .rotation import Stream
 from .sender import Sender, ending_cleanly
@@ -24,7 +27,6 @@ from .sender import Sender, ending_cleanly
 HANDOVER_S: Final = 1.0
 # What an upload that is being replaced may take to send what it has begun and to be answered.
 FINISH_S: Final = 5.0
-UPLOAD_SEEN_S: Final = 3.0  # PROTOCOL: after that something in between holds the upload back
 
 
 class Download:
@@ -104,10 +106,12 @@ class Upload:
         check: Callable[[ResponseHead], None],
         unseen: Callable[[], None] | None,
         ends: Counter[str],
+        number: int | None,
     ) -> None:
         """Closes ``connection`` at its end. A failure is counted in ``ends``.
 
         Args:
+            number: under which the server says that it has seen this one.
             check: raises PeerError for an answer that is not 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
@@ -115,6 +119,7 @@ class Upload:
         self.failure: PeerError | None = None
         self.connection = connection
         self.began = trio.current_time()
+        self.number = number
         self.seen = trio.Event()  # set when the server says that the first bytes have arrived
         self._ends = ends
         self._sender = sender
@@ -162,6 +167,18 @@ class Upload:
         self._because = because
         self._scope.cancel()
 
+    def abandon(self, because: PeerError) -> None:
+        """As `end`, and without its end: what something on the way still holds back shall not arrive any more."""
+        self._writer.broken = True
+        self.end(because)
+
+    async def prove(self) -> bool:
+        """Before `run`: whether the server says in time that the upload arrives. Raises PeerError. Cancel-safe."""
+        self._writer.send(control.ping(time.monotonic_ns()))
+        with trio.move_on_after(UPLOAD_SEEN_S):
+            await self.seen.wait()
+        return self.seen.is_set()
+
     async def _watch_seen(self, unseen: Callable[[], None]) -> None:
         with trio.move_on_after(UPLOAD_SEEN_S):
             await self.seen.wait()
@@ -178,3 +195,34 @@ class Upload:
         if not self._finished:
             raise PeerError("the server ended the upload", reason="ended")
         scope.cancel()
+
+
+class _Ending(Protocol):
+    @property
+    def over(self) -> bool: ...
+
+
+def is_over(stream: _Ending | None) -> bool:
+    """There is none, or it has ended, or was told to."""
+    return stream is None or stream.over
+
+
+def level_of(present: _Ending | None) -> int:
+    """The log level of a stream's beginning: it is news only if it does not replace one that still runs."""
+    return logging.INFO if is_over(present) else logging.DEBUG
+
+
+def moved() -> PeerError:
+    """How an upload ends that is not wanted any more."""
+    return PeerError("a WebSocket takes the upload's place", reason="moved")
+
+
+def shows_who_holds_back(download: object, upload: Upload | None) -> bool:
+    """Whether it can only be something in between of which the server's silence about this upload tells, and not a
+    path that is down: the download began with or after the upload, or brought something since; and whoever is at the
+    other end of the upload's connection took all of it. Else the server's next PING tells."""
+    if upload is None or not isinstance(download, Download):
+        return False
+    path = upload.connection.path()
+    taken = path is None or not (path.flying_bytes or path.unsent_bytes)
+    return taken and download.heard_since(upload.began - UPLOAD_SEEN_S)

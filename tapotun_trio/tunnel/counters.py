@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, TypeAlias
+
+# What carries the frames: GET and PUT, or a WebSocket in place of both.
+Transport: TypeAlias = Literal["http", "websocket"]
 
 # Why a packet was dropped. Each is one label in the log's summary line.
 NOT_IPV4: Final = "not-ipv4"

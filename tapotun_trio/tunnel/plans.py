@@ -46,3 +46,9 @@ def _mark_items(mark: Mark | None) -> Iterable[Item]:
     """Policy routing: what carries the mark goes into the tunnel. The route first, so that the rule never points
     to an empty table."""
     return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table))
+
+
+def describe(conf: TunConf) -> str:
+    """One phrase for a log line."""
+    text = f"address {', '.join(map(str, conf.addresses))}, MTU {conf.mtu}"
+    return f"{text}, routes {', '.join(map(str, conf.routes))}" if conf.routes else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -77,12 +77,16 @@ class Waits:
         return was_cut
 
 
+Open: TypeAlias = Callable[[], Awaitable[Stream]]
+Failed: TypeAlias = Callable[[PeerError | None, float], float | None]
+
+
 async def keep_streaming(
-    open_stream: Callable[[], Awaitable[Stream]],
+    open_stream: Open,
     *,
     rotate_s: tuple[float, float],
     waits: Waits,
-    failed: Callable[[PeerError | None, float], float | None],
+    failed: Failed,
 ) -> None:
     """Run stream after stream, for ever.
 

@@ -21,8 +21,8 @@ from ..wire.frames import FrameReader
 from . import counters as why
 from .device import DeviceWriter
 from .sender import Sender
-from .serving import is_of_another_session, serve_download, serve_upload
-from .session import ADDRESSES, CACHE_ENTRIES, Session
+from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
+from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
 ACCEPT_RETRY_S: Final = 0.1
@@ -136,14 +136,17 @@ class TunnelServer:
             session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
             await self._refuse(exchange, 405, "bad-method", (("Allow", "GET, PUT"),))
             return
-        stream = "download" if method == "GET" else "upload"
+        websocket = exchange.head.asks_for_websocket and Visit.of(exchange.head.headers).may_use_websocket
+        stream = "WebSocket" if websocket else "download" if method == "GET" else "upload"
         session.log.debug("%s from %s begins", stream, name)
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, "other-session")
             return
         self._lobby.leave(exchange.connection)
         try:
-            if method == "GET":
+            if websocket:
+                await serve_websocket(session, exchange, self._forward)
+            elif method == "GET":
                 await serve_download(session, exchange)
             else:
                 await serve_upload(session, exchange, self._forward)

@@ -1,4 +1,4 @@
-"""One GET and one PUT of a client, as its server serves them."""
+"""One GET and one PUT of a client, or one WebSocket in place of both, as its server serves them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..wire.frames import FrameReader
 from .incoming import Incoming
 from .sender import ending_cleanly
 from .session import Session, Visit
+from .websocket import Conversation
 
 # What the older of two downloads may take to send what it has begun, and its end.
 FINISH_S: Final = 5.0
@@ -56,7 +57,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     writer = await exchange.start_download(headers)
     if visit.extended:
         writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(visit, exchange.connection.name)
+    session.arrive(visit, exchange.connection.name, "http")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(exchange.watch, writer)
         async with ending_cleanly(writer, lambda: control.bye(_SHUTDOWN) if visit.extended else b""):
@@ -69,61 +70,117 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
 async def _download(session: Session, exchange: Exchange, visit: Visit, writer: BodyWriter) -> None:
     """Until the end of the body was sent."""
     await session.sender.serve(writer)
-    last_words = b""
-    if session.taken_by_another(visit):
-        text = "another machine uses this client's token; its newer session wins"
-        session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
-        if visit.extended:
-            last_words = control.bye(f"{control.REPLACED}another machine uses this token")
     with trio.move_on_after(FINISH_S) as deadline:
-        await writer.finish(last_words)
+        await writer.finish(_parting(session, visit))
     if deadline.cancelled_caught:
         raise PeerError("the client did not take the end of its older download", reason="stalled")
+
+
+def _parting(session: Session, visit: Visit) -> bytes:
+    """What a download that a newer one replaces says last."""
+    if not session.taken_by_another(visit):
+        return b""
+    text = "another machine uses this client's token; its newer session wins"
+    session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
+    return control.bye(f"{control.REPLACED}another machine uses this token") if visit.extended else b""
 
 
 async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
     """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
     an answer that comes before the end for the end."""
     extended = session.is_from_present(Visit.of(exchange.head.headers))
-    connection = exchange.connection
+    number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
+    seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
     with trio.CancelScope() as scope:
         upload = Incoming(scope)
-        older = session.add_upload(upload)
-        try:
-            if extended and older is not None:
-                with trio.move_on_after(HANDOVER_S):
-                    await older.ended.wait()
+        with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
             frames = reader.prime(exchange.leftover)
-            unseen = extended
             while True:
-                if unseen and (frames or reader.controls):
-                    unseen = False
-                    session.sender.send_control(control.encode(control.UPLOAD_SEEN))
-                forward(session, reader, frames)
-                if reader.controls:
-                    _take_controls(session, reader.controls)
-                    reader.controls.clear()
+                await uploading.take(reader, frames)
                 if reader.ended:
                     break
                 if reader.pending:
                     await trio.lowlevel.checkpoint()
                     frames = reader.feed(0)
                     continue
-                received = await connection.receive(reader.space())
+                received = await exchange.connection.receive(reader.space())
                 upload.arrivals += 1
                 if received == 0:
                     reader.eof()
                 frames = reader.feed(received)
-        finally:
-            session.uploads.remove(upload)
-            upload.ended.set()
     upload.check()
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)
     if greedy:
         raise PeerError(f"more than {MAX_PIPELINED_BYTES} bytes came behind an upload's end", reason="pipelining")
     exchange.leftover = reader.leftover
+
+
+async def serve_websocket(session: Session, exchange: Exchange, forward: Forward) -> None:
+    """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
+    a group."""
+    visit = Visit.of(exchange.head.headers)
+    features = (control.FEATURES_HEADER, control.offer(visit.features))
+    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), features])
+    if accepted is None:
+        raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")
+    writer, body = accepted
+    reader = FrameReader(body, control=True)
+    writer.send(control.encode(control.PARAMS, session.params))
+    session.arrive(visit, exchange.connection.name, "websocket")
+    conversation = Conversation(exchange.connection, writer, body, session.sender)
+
+    async def receive() -> None:
+        with trio.CancelScope() as scope:
+            upload = Incoming(scope)
+            with _Uploading(session, upload, forward, waits=True) as uploading:
+                await conversation.frames(reader, reader.prime(exchange.leftover), upload, uploading.take)
+        upload.check()
+
+    shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
+    with session.downloading(exchange.connection):
+        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, visit))
+
+
+class _Uploading:
+    """The frames of one upload, while the body of the ``with`` receives them.
+
+    ``waits``: for the older upload to end, before the first frame, so that packets keep their order. ``seen``: tells
+    the client that the first bytes came.
+    """
+
+    def __init__(
+        self, session: Session, upload: Incoming, forward: Forward, *, waits: bool, seen: bytes | None = None
+    ) -> None:
+        self._session = session
+        self._upload = upload
+        self._forward = forward
+        self._seen = seen
+        older = session.add_upload(upload)
+        self._older = older if waits else None
+
+    def __enter__(self) -> _Uploading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.uploads.remove(self._upload)
+        self._upload.ended.set()
+
+    async def take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+        """Forward what a receive completed."""
+        session = self._session
+        if self._seen is not None and (frames or reader.controls):
+            session.sender.send_control(self._seen)
+            self._seen = None
+        if self._older is not None and frames:
+            with trio.move_on_after(HANDOVER_S):
+                await self._older.ended.wait()
+            self._older = None
+        self._forward(session, reader, frames)
+        if reader.controls:
+            _take_controls(session, reader.controls)
+            reader.controls.clear()
 
 
 def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:

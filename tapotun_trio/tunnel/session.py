@@ -29,7 +29,7 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
-from .counters import Counters
+from .counters import Counters, Transport
 from .device import DeviceWriter
 from .incoming import Incoming
 from .plans import pushed_routes
@@ -70,6 +70,11 @@ class Visit:
         )
 
     @property
+    def may_use_websocket(self) -> bool:
+        """It knows the frames over a WebSocket, and control frames, which always hold there."""
+        return self.features >= {control.CTL, control.WS}
+
+    @property
     def extended(self) -> bool:
         """Control frames may be sent."""
         return control.CTL in self.features
@@ -92,6 +97,7 @@ class Session:
         self._arrivals = Sparingly(burst=LOG_BURST)
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
+        self.transport: Transport | None = None  # of the newest download; None: none came yet
         self._config = config
         self._pushed = pushed_routes(config, client)
         self._visit: Visit | None = None  # of the newest download
@@ -119,11 +125,13 @@ class Session:
     def _address(self) -> IPv4Interface:
         return IPv4Interface((self.client.ip, self._config.net.network.prefixlen))
 
-    def arrive(self, visit: Visit, name: str) -> None:
+    def arrive(self, visit: Visit, name: str, transport: Transport) -> None:
         """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
         before = self._visit
         rotation = self.sender.streaming and before is not None and before.session_id == visit.session_id
-        text = f"connected from {name} ({'extended' if visit.extended else 'base'})"
+        rotation &= self.transport == transport
+        over = ", over a WebSocket" if transport == "websocket" else ""
+        text = f"connected from {name} ({'extended' if visit.extended else 'base'}{over})"
         if rotation:
             self.log.debug("%s", text)
         else:
@@ -132,6 +140,7 @@ class Session:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
         self._visit = visit
+        self.transport = transport
         if visit.extended:
             self.sender.pinging = extended_pinging(self._config.keepalive_s)
         else:

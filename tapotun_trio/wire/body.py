@@ -42,7 +42,8 @@ class Body(Protocol):
         """The next ``(start, stop)`` of body bytes within ``buffer[pos:end]``; call again with pos = stop.
 
         An empty span means that no body byte is left: all input was used, or, if `ended`, what begins at
-        ``stop`` comes after the body. Raises PeerError for malformed framing.
+        ``stop`` comes after the body. If neither, there was much framing and no body: ask again, or do something
+        else first. Raises PeerError for malformed framing.
         """
 
     def eof(self) -> None:

@@ -34,13 +34,20 @@ SESSION_HEADER: Final = "x-tun-session"
 # Ours: a client that lost its token to another machine asks whether that one is gone, and takes nothing away.
 YIELD_HEADER: Final = "x-tun-yield"
 
+# Ours: a number that a client gives each PUT, and that UPLOAD_SEEN brings back. A proxy that holds uploads back may
+# deliver one when it has ended, and the next one is none the better for it.
+UPLOAD_HEADER: Final = "x-tun-upload"
+
 CTL: Final = "ctl"
-SUPPORTED: Final = frozenset({CTL})
+WS: Final = "ws"  # the client may come with a WebSocket in place of GET and PUT
+SUPPORTED: Final = frozenset({CTL, WS})
 
 # How a BYE begins that says: another machine has this token now.
 REPLACED: Final = "replaced: "
 
 _CLOCK: Final = Struct("<Q")
+_NUMBER: Final = Struct("<I")
+_DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _SESSION: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,6 +67,21 @@ def echoed_clock(payload: bytes) -> int:
         raise PeerError(f"PONG of {len(payload)} bytes", reason="bad-frame")
     clock: int = _CLOCK.unpack(payload)[0]
     return clock
+
+
+def upload_seen(number: int | None) -> bytes:
+    """An UPLOAD_SEEN for the upload of that number, if it had one."""
+    return encode(UPLOAD_SEEN, b"" if number is None else _NUMBER.pack(number))
+
+
+def seen_number(payload: bytes) -> int | None:
+    """Which upload an UPLOAD_SEEN is about; None: it does not say. Untrusted input; never raises."""
+    return int(_NUMBER.unpack(payload)[0]) if len(payload) == _NUMBER.size else None
+
+
+def upload_number(value: str | None) -> int | None:
+    """An upload's number as the peer sent it, or None if it is none. Untrusted input; never raises."""
+    return int(value) if value is not None and _DIGITS.fullmatch(value) else None
 
 
 def bye(reason: str) -> bytes:

@@ -185,6 +185,8 @@ class FrameReader:
             start, stop = body.span(self._memory, pos, end)
             pos = stop
             if start == stop:
+                if pos < end and not body.ended:
+                    continue
                 done = True
                 break
             if start != tail:  # chunk framing lies between

@@ -96,25 +96,21 @@ class WebSocketBody:
         self._control = b""  # payload of the present control frame
 
     def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
-        """As `body.Body.span`; what it returns is unmasked."""
-        while True:
-            if self._left:
-                stop = min(end, pos + self._left)
-                if stop == pos:
-                    return pos, pos
-                self._left -= stop - pos
-                if self._key:
-                    self._unmask(buffer, pos, stop)
-                if self._opcode == BINARY:
-                    return pos, stop
-                self._control += buffer[pos:stop]
-                pos = stop
-                if not self._left:
-                    self._take_control()
-            elif pos == end or self.ended:
-                return pos, pos
-            else:
-                pos = self._take_head(buffer, pos, end)
+        """As `body.Body.span`; what it returns is unmasked. It goes past one frame without payload, and no more."""
+        if not self._left and pos < end and not self.ended:
+            pos = self._take_head(buffer, pos, end)
+        stop = min(end, pos + self._left)
+        if stop == pos:
+            return pos, pos
+        self._left -= stop - pos
+        if self._key:
+            self._unmask(buffer, pos, stop)
+        if self._opcode == BINARY:
+            return pos, stop
+        self._control += buffer[pos:stop]
+        if not self._left:
+            self._take_control()
+        return stop, stop
 
     def eof(self) -> None:
         """As `body.Body.eof`: only a close ends a WebSocket."""

@@ -137,6 +137,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(push_routes="10.60.0.0/24")], '[0].push_routes: "10.60.0.0/24" is text, not a list; '
      'write ["10.60.0.0/24"]'),
     ([server(push_routes=[10])], '[0].push_routes[0]: 10 is a number, not text; write "10.60.0.0/24"'),
+    ([client(transport="ws")], '[0].transport: "ws" is not one of the choices; write "auto", "http" or "websocket"'),
     ([client(rotate_s=600)], "[0].rotate_s: 600 is a number, not a list; write [420, 900]"),
     ([client(rotate_s={"min": 1})], "[0].rotate_s: {...} is an object, not a list; write [420, 900]"),
     ([client(rotate_s=None)], "[0].rotate_s: null is not a list; write [420, 900]"),

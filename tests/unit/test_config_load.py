@@ -388,7 +388,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
     )
     assert fields("RawAllowedClient") == ({"token", "ip", "routes", "sources", "name"}, {"token", "ip"})
     assert fields("RawClient") == (
-        {"name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport_mark"},
+        {"name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport", "transport_mark"},
         {"name", "server"},
     )
     assert fields("RawMark") == ({"value", "table"}, {"value", "table"})

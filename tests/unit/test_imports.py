@@ -109,6 +109,7 @@ def test_a_module_has_a_docstring_and_one_subject(path: Path) -> None:
 PARSERS: Final = [
     ("wire/body.py", None),
     ("wire/frames.py", None),
+    ("wire/websocket.py", None),
     ("wire/tunconf.py", "decode"),
     ("wire/params.py", "decode"),
     ("wire/vnet.py", "base_peer_accepts"),
@@ -116,6 +117,9 @@ PARSERS: Final = [
     ("wire/control.py", "bye_reason"),
     ("wire/control.py", "agree"),
     ("wire/control.py", "session_id"),
+    ("wire/control.py", "seen_number"),
+    ("wire/control.py", "upload_number"),
+    ("http/websocket.py", "accept_head"),
     ("http/heads.py", None),
     ("config/load.py", None),
 ]

@@ -219,3 +219,27 @@ def test_any_params_raise_peer_error_at_most(data: bytes) -> None:
     assert 68 <= told.mtu <= 65535
     assert told.addresses
     assert KEEPALIVE_S[0] <= told.keepalive <= KEEPALIVE_S[1]
+
+
+@given(st.integers(0, 999_999_999))
+def test_an_upload_s_number_comes_back(number: int) -> None:
+    assert control.upload_number(str(number)) == number
+    kind, payload = control.CONTROL.unpack_from(control.upload_seen(number))[1], control.upload_seen(number)[7:]
+    assert kind == control.UPLOAD_SEEN
+    assert control.seen_number(payload) == number
+
+
+def test_an_upload_without_a_number() -> None:
+    assert control.upload_seen(None) == control.encode(control.UPLOAD_SEEN)
+    assert control.seen_number(b"") is None
+
+
+@given(st.text(max_size=12))
+def test_what_is_no_number(text: str) -> None:
+    number = control.upload_number(text)
+    assert number is None or (0 <= number <= 999_999_999 and text.isascii() and text.isdigit())
+
+
+@given(st.binary(max_size=12))
+def test_any_payload_of_an_upload_seen(payload: bytes) -> None:
+    assert (control.seen_number(payload) is None) == (len(payload) != 4)

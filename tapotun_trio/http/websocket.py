@@ -1,0 +1,168 @@
+"""A WebSocket in place of a GET and a PUT: its opening handshake, both sides, and the sending half of its stream.
+
+wsproto, on which trio-websocket is built, reads and writes the handshake and nothing else, as h11 does the heads; what
+comes after it is `wire.websocket`'s. It is imported where it is used: most clients never need it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from ..config.model import Url
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..text import one_line, shorten
+from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
+from .client import check_status
+from .heads import MAX_HEAD_BYTES, REASONS, RequestHead, ResponseHead
+from .writer import BodyWriter
+
+KEY_HEADER: Final = "sec-websocket-key"
+# Random bytes are had so many at a time; one system call a frame would cost as much as masking a small one.
+_POOL_BYTES: Final = 1024
+_READ_BYTES: Final = 4096
+_HEAD_END: Final = b"\r\n\r\n"
+_KEY: Final = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # base64 of 16 bytes
+
+# Answers that say something of the server or the token, as `check_status` puts it, and nothing of WebSockets.
+_PLAIN: Final = frozenset({403, 409, 502, 503, 504})
+REMEDY: Final = "nginx: proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection upgrade"
+
+
+class WebSocketWriter(BodyWriter):
+    """Writes a body as binary messages, one a piece, and ends it with a close.
+
+    A client masks: every byte, with a key of its own for every frame, which nobody can know before (RFC 6455
+    section 10.3). What a tunnel carries is chosen by others too, a web page's script for one, and shall not be able
+    to look like HTTP to a proxy that does not know what it passes on. It costs a copy and a pass over the bytes.
+
+    Attributes:
+        closing: code and reason of the close that `finish` sends.
+    """
+
+    __slots__ = ("_masks", "_pong", "_pool", "closing")
+
+    def __init__(self, connection: Connection, *, masks: bool) -> None:
+        """``masks``: this end is the client."""
+        super().__init__(connection)
+        self.closing = GOING_AWAY, ""
+        self._masks = masks
+        self._pool = b""
+        self._pong: bytes | None = None  # payload of one that has to wait
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping: now, or in place of an older answer as soon as nothing else is pending. Raises PeerError
+        if the connection is broken."""
+        if not self.finished:
+            self._pong = payload
+            if not self.pending:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._rest:
+            super().flush()
+        if not self._rest and self._pong is not None and not self.finished:
+            self._rest = memoryview(frame(PONG, self._pong, self._key()))
+            self._pong = None
+            super().flush()
+
+    def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
+        key = self._key()
+        head = frame_head(BINARY, len(piece), key)
+        return [head, memoryview(mask(piece, key))] if key else [head, piece]
+
+    def _end(self) -> list[bytes]:
+        return [frame(CLOSE, close_payload(*self.closing), self._key())]
+
+    def _key(self) -> bytes:
+        if not self._masks:
+            return b""
+        if not self._pool:
+            self._pool = os.urandom(_POOL_BYTES)
+        key, self._pool = self._pool[:KEY_BYTES], self._pool[KEY_BYTES:]
+        return key
+
+
+async def open_websocket(
+    connection: Connection, url: Url, headers: list[tuple[str, str]]
+) -> tuple[ResponseHead, bytes]:
+    """Send the opening handshake, and read the answer, whatever it is: its head, and what came behind it.
+
+    No deadline of its own. Raises PeerError: closed, not HTTP, or a 101 that is no answer to this handshake.
+    """
+    from wsproto.connection import ConnectionType
+    from wsproto.events import AcceptConnection, RejectConnection, Request
+    from wsproto.handshake import H11Handshake
+    from wsproto.utilities import RemoteProtocolError
+
+    handshake = H11Handshake(ConnectionType.CLIENT)
+    extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    try:
+        request = handshake.send(Request(host=url.authority, target=url.target, extra_headers=extra))
+    except UnicodeError as exc:  # wsproto takes a host and port for a name, whose last label may be too long for one
+        raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason="dns") from exc
+    await connection.send_all(request)
+    data, total = b"", 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while True:
+        # Head by head, since what comes behind the last one is not for wsproto.
+        head, end, rest = data.partition(_HEAD_END)
+        if not end:
+            received = await connection.receive(buffer)
+            if not received:
+                raise PeerError("the server closed the connection without an answer", reason="closed")
+            data += buffer[:received]
+            if total + len(data) > MAX_HEAD_BYTES + _READ_BYTES:
+                raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason="bad-response")
+            continue
+        data, total = rest, total + len(head)
+        try:
+            handshake.receive_data(head + end)
+        except (RemoteProtocolError, UnicodeDecodeError) as exc:
+            text = one_line(shorten(str(exc), 100))
+            raise PeerError(f"the answer to a WebSocket's handshake is wrong: {text}", reason="bad-response") from None
+        for event in handshake.events():
+            if isinstance(event, AcceptConnection):
+                return ResponseHead(101, "Switching Protocols", _fold(event.extra_headers)), rest
+            if isinstance(event, RejectConnection) and event.status_code >= 200:
+                status = event.status_code
+                return ResponseHead(status, REASONS.get(status, ""), _fold(event.headers)), rest
+
+
+def check_upgrade(head: ResponseHead, url: Url) -> None:
+    """Raise PeerError unless the answer is a 101, saying what a person can do about it."""
+    if head.status == 101:
+        return
+    if head.status in _PLAIN:
+        check_status(head, url)
+    place = f"{url.scheme}://{url.authority}{url.target}"
+    text = f"{place} answered {head.status} to a WebSocket: something before the server does not let it pass, or the"
+    raise PeerError(f"{text} server knows none; let the proxy upgrade connections ({REMEDY})", reason="no-websocket")
+
+
+def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:
+    """The head of the 101 that accepts this request; None if it is not a whole handshake (RFC 6455 section 4.2.1).
+    Untrusted input; never raises."""
+    from wsproto.connection import ConnectionType
+    from wsproto.events import AcceptConnection
+    from wsproto.handshake import H11Handshake
+    from wsproto.utilities import RemoteProtocolError
+
+    if head.version != "1.1" or not _KEY.fullmatch(head.headers[KEY_HEADER]):  # RFC 9110 section 7.8
+        return None
+    handshake = H11Handshake(ConnectionType.SERVER)
+    # Only what is the handshake's: wsproto would put a token into its exceptions.
+    names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
+    own = [(name.encode(), head.headers[name].encode("latin-1")) for name in names if name in head.headers]
+    try:
+        handshake.initiate_upgrade_connection([(b"host", b"-"), *own], "/")
+    except RemoteProtocolError:
+        return None
+    extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return handshake.send(AcceptConnection(extra_headers=extra))
+
+
+def _fold(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("ascii").lower(): value.decode("latin-1") for name, value in headers}

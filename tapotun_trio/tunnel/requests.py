@@ -1,0 +1,110 @@
+"""What a client sends to its server's URL, each on a connection of its own: GET, PUT, and a WebSocket's handshake."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import trio
+
+from ..config.model import ClientConfig
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..host.tls import client_context
+from ..http.client import RESPONSE_S, check_status, open_connection, read_response, send_request
+from ..http.heads import ResponseHead
+from ..wire import control, tunconf
+from ..wire.tunconf import TunConf
+from .carrier import Carrier
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A download that has begun. Whoever has it closes its connection.
+
+    Attributes:
+        rest: what came behind the head.
+        features: what was agreed.
+    """
+
+    connection: Connection
+    head: ResponseHead
+    rest: bytes
+    conf: TunConf
+    features: frozenset[str]
+
+
+class Requests:
+    """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
+
+    def __init__(self, config: ClientConfig, carrier: Carrier) -> None:
+        """Raises HostError if the TLS options name a file that is of no use."""
+        self._config = config
+        self._carrier = carrier
+        self._tls = client_context(config.tls) if config.server.scheme == "https" else None
+        self._session_id = secrets.token_hex(16)
+
+    async def get(self, *, yields: bool) -> Answer:
+        """Begin a download. ``yields``: not if another machine uses the token (`control.YIELD_HEADER`)."""
+        return await self._download(yields=yields, websocket=False)
+
+    async def websocket(self, *, yields: bool) -> Answer:
+        """Begin a WebSocket."""
+        return await self._download(yields=yields, websocket=True)
+
+    async def put(self, number: int | None) -> Connection:
+        """Send the head of an upload. ``number``: of one that belongs to an extended download, else None."""
+        headers = [*self._token(), ("Transfer-Encoding", "chunked")]
+        if number is not None:
+            headers += (control.SESSION_HEADER, self._session_id), (control.UPLOAD_HEADER, str(number))
+        connection = await self._connect()
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            await send_request(connection, "PUT", self._config.server, headers)
+            undo.pop_all()
+        return connection
+
+    async def _download(self, *, yields: bool, websocket: bool) -> Answer:
+        url = self._config.server
+        headers = [
+            *self._token(),
+            (control.FEATURES_HEADER, control.offer(self._carrier.features)),
+            (control.SESSION_HEADER, self._session_id),
+        ]
+        if yields:
+            headers.append((control.YIELD_HEADER, "1"))
+        connection = await self._connect()
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            with trio.move_on_after(RESPONSE_S) as deadline:
+                if websocket:
+                    from ..http.websocket import check_upgrade, open_websocket
+
+                    head, rest = await open_websocket(connection, url, headers)
+                    check_upgrade(head, url)
+                else:
+                    await send_request(connection, "GET", url, headers)
+                    head, rest = await read_response(connection, "GET")
+                    check_status(head, url)
+            if deadline.cancelled_caught:
+                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
+            conf = _tun_conf(head, url.authority)
+            features = control.agree(head.headers.get(control.FEATURES_HEADER))
+            if websocket and not features >= {control.CTL, control.WS}:
+                raise PeerError(f"{url.authority} answered a WebSocket without agreeing to one", reason="no-websocket")
+            undo.pop_all()
+        return Answer(connection, head, rest, conf, features)
+
+    def _token(self) -> list[tuple[str, str]]:
+        return [("x-api-key", self._config.token.reveal())]
+
+    async def _connect(self) -> Connection:
+        return await open_connection(self._config.server, self._tls, self._config.transport_mark)
+
+
+def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
+    value = head.headers.get("x-tun-conf")
+    if value is None:
+        raise PeerError(f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason="bad-conf")
+    return tunconf.decode(value)
