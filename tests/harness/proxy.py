@@ -12,6 +12,8 @@ from .process import Process
 # The options that a stream of frames needs are the middle block; everything else is about running nginx in
 # the foreground, in one process (so that its log, its signals and its file descriptors are one process's),
 # with every file of its own in a directory of ours.
+_PLAIN: Final = 'proxy_set_header Connection "";'
+_UPGRADE: Final = "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;"
 _CONFIG: Final = """
 user root root;
 daemon off;
@@ -26,6 +28,7 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
+    map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
 
     server {{
         listen {listen} default_server;
@@ -34,7 +37,7 @@ http {{
             proxy_set_header Host $http_host;
 
             proxy_http_version {http_version};
-            proxy_set_header Connection "";
+            {upgrade}
             proxy_buffering off;
             proxy_request_buffering {request_buffering};
             client_max_body_size 0;
@@ -56,6 +59,7 @@ def nginx_proxy(
     listen: int = 80,
     http_version: str = "1.1",
     request_buffering: bool = False,
+    websocket: bool = False,
     timeout: str = "1d",
     log_level: str = "warn",
 ) -> Iterator[Process]:
@@ -63,6 +67,7 @@ def nginx_proxy(
 
     Set up as its manual tells for endless bodies in both directions; `http_version="1.0"` is what it speaks
     to an upstream when nobody says otherwise, `request_buffering=True` is a proxy that was set up wrongly.
+    `websocket`: connections may be upgraded.
     `timeout` is nginx's own notation. `upstream` may be ``unix:/path``.
 
     Raises ProcessError or WaitError with nginx's log if it does not come up.
@@ -77,6 +82,7 @@ def nginx_proxy(
             upstream=upstream,
             http_version=http_version,
             request_buffering="on" if request_buffering else "off",
+            upgrade=_UPGRADE if websocket else _PLAIN,
             timeout=timeout,
             log_level=log_level,
         ),
