@@ -10,9 +10,10 @@ import trio
 
 from ..config.model import TlsConfig
 from ..errors import HostError, PeerError
-from .sockets import Connection
+from .sockets import TURNS, Connection
 
-TURNS: Final = 8  # receives that may follow each other without a checkpoint
+RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: of plaintext
+BATCH_BYTES: Final = 128 * 1024  # received at a time, about; as much as the far end sends at a time
 
 
 def client_context(config: TlsConfig) -> ssl.SSLContext:
@@ -38,34 +39,45 @@ def client_context(config: TlsConfig) -> ssl.SSLContext:
 class TlsConnection(Connection):
     """A connection whose handshake is done, over a non-blocking `ssl.SSLSocket`."""
 
-    __slots__ = ("_turns",)
+    __slots__ = ()
 
     _sock: ssl.SSLSocket
 
-    def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
-        super().__init__(sock, name)
-        self._turns = 0  # receives in a row without a checkpoint
+    # OpenSSL takes and gives one record a call, so both go on: a pass through the receiver's loop, or a wait for
+    # writability, for each of them costs more than the record itself (measured: 4.2 -> 2.5 CPU seconds per GB down).
 
     def try_receive(self, into: memoryview) -> int | None:
+        receive, size = self._sock.recv_into, len(into)
+        at = 0
         try:
-            return self._sock.recv_into(into)
+            while received := receive(into[at:]):
+                at += received
+                if size - at < RECORD_BYTES or at >= BATCH_BYTES:
+                    break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
+            return at or None
         except OSError as exc:
-            raise self._failed(exc) from exc
+            if not at:  # else the next receive meets it again
+                raise self._failed(exc) from exc
+        return at
 
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
         # OpenSSL wants one buffer, and after "want write" the very same bytes again: our callers keep
         # exactly the bytes that were not taken and offer nothing else before them.
+        data = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
+        size, sent = len(data), 0
         try:
-            return self._sock.send(b"".join(parts) if len(parts) > 1 else parts[0])
+            while sent < size:
+                sent += self._sock.send(data[sent:])
         except ssl.SSLWantWriteError:
-            return 0
+            pass
         except ssl.SSLWantReadError as exc:
             # Only within a handshake. To answer 0 would keep our callers waiting for a socket that is writable.
             raise PeerError(f"{self.name} wants another TLS handshake", reason="tls") from exc
         except OSError as exc:
-            raise self._failed(exc) from exc
+            if not sent:  # else the next send meets it again
+                raise self._failed(exc) from exc
+        return sent
 
     async def receive(self, into: memoryview) -> int:
         await trio.lowlevel.checkpoint_if_cancelled()
