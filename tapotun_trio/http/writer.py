@@ -40,7 +40,7 @@ class BodyWriter:
         parts = self._framed(piece)
         sent = self.connection.try_send(parts)
         if sent < sum(map(len, parts)):
-            self._rest = memoryview(b"".join(parts))[sent:]
+            self._rest = memoryview(_behind(parts, sent))
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
@@ -75,3 +75,15 @@ class BodyWriter:
         if not self.broken:
             with suppress(PeerError):
                 await self.finish(last_piece)
+
+
+def _behind(parts: list[bytes | memoryview], sent: int) -> bytes:
+    """What of the parts lies behind the first ``sent`` bytes: only that is copied."""
+    rest: list[bytes | memoryview] = []
+    for part in parts:
+        if sent < len(part):
+            rest.append(memoryview(part)[sent:] if sent else part)
+            sent = 0
+        else:
+            sent -= len(part)
+    return b"".join(rest)

@@ -15,8 +15,9 @@ from ..wire.vnet import VNET_BYTES
 from .counters import DEVICE_FULL, DEVICE_REFUSED
 from .sender import Sender
 
-# A burst is sent when it has grown to two super-packets: the far end works on these while we read the next.
-BURST_BYTES: Final = 128 * 1024
+# A burst is sent when it has grown to four super-packets. With two the far end had work earlier, but both ends paid
+# more: one wake-up and one send for each (measured: 1.9 against 1.6 CPU seconds per GB, at the same throughput).
+BURST_BYTES: Final = 256 * 1024
 _SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
 # So many bursts without a wait in between: waiting costs as much as a dozen small packets (epoll, a task switch).
 _BURSTS_PER_WAKE: Final = 4

@@ -94,13 +94,14 @@ async def test_a_burst_is_bounded() -> None:
 
 async def test_the_largest_packet_at_the_very_end_of_a_burst() -> None:
     device, clients = MemoryDevice("tun0"), Clients(1)
-    second = BURST_BYTES - 1 - 2 * HEADER_BYTES - MAX_PACKET_BYTES  # one byte more, and the burst were complete
-    packets = [b"\x45" + bytes(18) + b"\1" + bytes(size - 20) for size in (MAX_PACKET_BYTES, second, MAX_PACKET_BYTES)]
+    whole, rest = divmod(BURST_BYTES - 1, HEADER_BYTES + MAX_PACKET_BYTES)  # one byte more, and the burst were complete
+    sizes = [*[MAX_PACKET_BYTES] * whole, rest - HEADER_BYTES, MAX_PACKET_BYTES]
+    packets = [b"\x45" + bytes(18) + b"\1" + bytes(size - 20) for size in sizes]
     for it in packets:
         device.send(it)
     await read_all(device, clients)
     [(run, count)] = clients.senders[0].runs
-    assert (run, count) == (b"".join(map(frame, packets)), 3)
+    assert (run, count) == (b"".join(map(frame, packets)), len(packets))
 
 
 async def test_what_the_kernel_left_in_num_buffers_does_not_go_out() -> None:

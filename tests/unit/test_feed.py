@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from tapotun_trio.host.ports import PathState
+from tapotun_trio.host.sockets import NOTSENT_LOWAT_BYTES
 from tapotun_trio.tunnel.feed import (
     CALM_AFTER_S,
     CALM_S,
+    FAST_SAMPLES,
+    FAST_UNSENT_BYTES,
     LOSS_SEGMENTS,
     NARROW_SAMPLES,
     PIECE_BYTES,
@@ -28,6 +31,7 @@ class FakeConnection:
         self.state = state
         self.congestion_control = congestion_control
         self.asked = 0
+        self.unsent_bytes = NOTSENT_LOWAT_BYTES
 
     def path(self) -> PathState | None:
         self.asked += 1
@@ -35,6 +39,9 @@ class FakeConnection:
 
     def try_congestion_control(self, name: str) -> None:
         self.congestion_control = name
+
+    def limit_unsent(self, limit_bytes: int) -> None:
+        self.unsent_bytes = limit_bytes
 
 
 def feed(connection: FakeConnection) -> Feed:
@@ -129,3 +136,22 @@ def test_what_the_host_prefers_is_kept() -> None:
     connection = FakeConnection(NARROW, "reno")
     backlog(feed(connection), 1.0, 5.0)
     assert connection.congestion_control == "reno"
+
+
+def test_a_fast_stream_may_have_more_in_the_kernel_until_it_is_fast_no_more() -> None:
+    connection = FakeConnection(NARROW)
+    it = feed(connection)
+    now = 1.0
+    for state in (NARROW, FAST, FAST, NARROW, FAST, FAST):  # never often enough in a row
+        connection.state = state
+        it.allowance(now := now + 2 * SAMPLE_S)
+    assert connection.unsent_bytes == NOTSENT_LOWAT_BYTES
+    it.allowance(now := now + 2 * SAMPLE_S)
+    assert FAST_SAMPLES == 3
+    assert connection.unsent_bytes == FAST_UNSENT_BYTES
+    connection.state = NARROW
+    it.allowance(now := now + 2 * SAMPLE_S)  # one sample may be wrong
+    assert connection.unsent_bytes == FAST_UNSENT_BYTES
+    backlog(it, now, now + 1)
+    assert it.paced
+    assert connection.unsent_bytes == NOTSENT_LOWAT_BYTES
