@@ -14,7 +14,7 @@ from . import fields
 from .common import Reading
 from .decode import Node
 from .findings import MASK, quote, show
-from .model import ClientConfig, Secret, TlsConfig, TransportChoice, Url
+from .model import AuthHeader, ClientConfig, Secret, TlsConfig, TransportChoice, Url
 from .url import url
 
 _TOKEN_FILE_BYTES: Final = 64 * 1024
@@ -31,9 +31,12 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
     rotate_s = _rotate_s(node, reading)
     transport = cast("TransportChoice | None", node.get("transport", str))
     transport_mark = _transport_mark(node, reading)
+    auth_header = cast("AuthHeader | None", node.get("auth_header", str))
     if server is not None and token is not None:
         reading.claims.login(path, server, token)
     if name is None or server is None or token is None or rotate_s is None or transport is None:
+        return None
+    if auth_header is None:
         return None
     return ClientConfig(
         name=name,
@@ -43,6 +46,7 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
         tls=tls,
         rotate_s=rotate_s,
         transport=transport,
+        auth_header=auth_header,
         transport_mark=transport_mark,
     )
 

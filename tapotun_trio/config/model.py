@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
+AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 
 
 class Secret(str):
@@ -129,7 +130,7 @@ class ClientConfig:
     """An interface definition with ``server``.
 
     ``rotate_s``: each stream is replaced after a random time between these. ``transport``: what carries the frames.
-    ``transport_mark``: fwmark of the transport's own sockets, or None.
+    ``transport_mark``: fwmark of the transport's own sockets, or None. ``auth_header``: what carries the token.
     """
 
     name: str
@@ -139,6 +140,7 @@ class ClientConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     rotate_s: tuple[float, float] = (420.0, 900.0)
     transport: TransportChoice = "auto"
+    auth_header: AuthHeader = "x-api-key"
     transport_mark: int | None = None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .model import SourceCheck, TransportChoice
+from .model import AuthHeader, SourceCheck, TransportChoice
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value is never shown."""
@@ -122,6 +122,10 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         TransportChoice,
         Meta(description="GET and PUT, a WebSocket, or a WebSocket only where a PUT is held back"),
     ] = "auto"
+    auth_header: Annotated[
+        AuthHeader,
+        Meta(description="the header that carries the token; a base server knows x-api-key only"),
+    ] = "x-api-key"
     transport_mark: (
         Annotated[
             int,

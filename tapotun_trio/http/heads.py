@@ -63,6 +63,14 @@ class RequestHead:
         """Or did, before a proxy took the hop-by-hop half of that away (``Upgrade`` and ``Connection``)."""
         return self.method == "GET" and "sec-websocket-key" in self.headers
 
+    @property
+    def tokens(self) -> list[str]:
+        """What may be a client's token: x-api-key, then ``Authorization: Bearer`` (RFC 6750 section 2.1)."""
+        key, authorization = self.headers.get("x-api-key"), self.headers.get("authorization", "")
+        scheme, _, bearer = authorization.partition(" ")
+        found = [] if key is None else [key]
+        return [*found, bearer.strip(" ")] if scheme.lower() == "bearer" and bearer.strip(" ") else found
+
     def body(self) -> Body:
         """How the body is framed (RFC 9112 section 6.3)."""
         if "transfer-encoding" in self.headers:
@@ -184,7 +192,7 @@ def _refuse_smuggling(raw: bytes) -> None:
     if any(b"," in value for name, _, value in fields if name.lower() == b"content-length"):
         raise BadRequest(400, "malformed request: a list as content-length")
     names = [name.lower() for name, _, _ in fields]
-    for name in (b"content-length", b"transfer-encoding", b"host", b"x-api-key"):
+    for name in (b"content-length", b"transfer-encoding", b"host", b"x-api-key", b"authorization"):
         if names.count(name) > 1:
             raise BadRequest(400, f"malformed request: {name.decode()} is given twice")
 

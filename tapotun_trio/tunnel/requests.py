@@ -97,7 +97,9 @@ class Requests:
         return Answer(connection, head, rest, conf, features)
 
     def _token(self) -> list[tuple[str, str]]:
-        return [("x-api-key", self._config.token.reveal())]
+        token, header = self._config.token.reveal(), self._config.auth_header
+        fields = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
+        return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
 
     async def _connect(self) -> Connection:
         return await open_connection(self._config.server, self._tls, self._config.transport_mark)

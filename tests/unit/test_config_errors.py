@@ -137,6 +137,8 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(push_routes="10.60.0.0/24")], '[0].push_routes: "10.60.0.0/24" is text, not a list; '
      'write ["10.60.0.0/24"]'),
     ([server(push_routes=[10])], '[0].push_routes[0]: 10 is a number, not text; write "10.60.0.0/24"'),
+    ([client(auth_header="bearer")], '[0].auth_header: "bearer" is not one of the choices; '
+     'write "authorization", "both" or "x-api-key"'),
     ([client(transport="ws")], '[0].transport: "ws" is not one of the choices; write "auto", "http" or "websocket"'),
     ([client(rotate_s=600)], "[0].rotate_s: 600 is a number, not a list; write [420, 900]"),
     ([client(rotate_s={"min": 1})], "[0].rotate_s: {...} is an object, not a list; write [420, 900]"),

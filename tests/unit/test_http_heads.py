@@ -207,6 +207,7 @@ def test_a_get_may_say_that_it_has_no_body() -> None:
     ("no Host", request("GET / HTTP/1.1", host=False), 400),
     ("Host twice", request("GET / HTTP/1.1", "Host: h"), 400),
     ("the token twice", request("GET / HTTP/1.1", "x-api-key: a", "X-Api-Key: b"), 400),
+    ("the login twice", request("GET / HTTP/1.1", "Authorization: Bearer a", "authorization: Bearer a"), 400),
     # What is no request line.
     ("an empty line first", b"\r\n" + DEPLOYED_GET, 400),
     ("two blanks", request("GET  / HTTP/1.1"), 400),
@@ -455,3 +456,20 @@ def test_encode_response_reads_back(status: int) -> None:
 
 def test_encode_100() -> None:
     assert encode_response(100, []) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@table(
+    "fields tokens",
+    ("none", [], []),
+    ("the key", ["x-api-key: a"], ["a"]),
+    ("a bearer token", ["Authorization: Bearer a"], ["a"]),
+    ("the scheme in any case, and more than one space", ["authorization: bEARER   a b"], ["a b"]),
+    ("both, the key first", ["Authorization: Bearer b", "x-api-key: a"], ["a", "b"]),
+    ("a login that is another's", ["Authorization: Basic dTpw", "x-api-key: a"], ["a"]),
+    ("a scheme alone", ["Authorization: Bearer"], []),
+)
+def test_where_a_token_may_be(fields: list[str], tokens: list[str]) -> None:
+    head = parsed(request("GET / HTTP/1.1", *fields))
+    assert head.tokens == tokens
+    assert "Bearer" not in repr(head)
+    assert "x-api-key" not in repr(head)

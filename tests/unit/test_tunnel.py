@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import Mark, ServerConfig
+from tapotun_trio.config.model import AuthHeader, Mark, ServerConfig, TransportChoice
 from tapotun_trio.host.plan import Address, Item, Route, Rule
 from tapotun_trio.routing.router import Router
 from tapotun_trio.tunnel.plans import pushed_routes
@@ -36,6 +36,19 @@ async def test_packets_cross_both_ways() -> None:
         assert await a.receive_packet() == down
         assert host.mtus == {"hub": 1400, "a": 1400}
         assert host.standing["a"] == [Address(IPv4Interface("10.10.0.2/24"))]
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+@pytest.mark.parametrize("auth_header", ["x-api-key", "authorization", "both"])
+async def test_the_token_in_either_header(auth_header: AuthHeader, transport: TransportChoice) -> None:
+    port = free_port()
+    host = MemoryHost()
+    client = replace(client_config("a", port), auth_header=auth_header, transport=transport)
+    async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
+        hub, a = await host.device("hub"), await host.device("a")
+        up = ipv4("10.10.0.2", "10.10.0.1", b"up")
+        a.send(up)
+        assert await hub.receive_packet() == up
 
 
 async def test_client_to_client_without_touching_the_device() -> None:
