@@ -7,18 +7,23 @@ where it is a warning.
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Final, cast
 
 from . import fields
 from .common import Reading
 from .decode import Node
+from .files import FileContent
 from .findings import MASK, quote, show
-from .model import AuthHeader, ClientConfig, Secret, TlsConfig, TransportChoice, Url
-from .url import url
+from .model import AuthHeader, ClientConfig, Secret, TlsConfig, TlsVersion, TransportChoice, Url
+from .url import host, url
 
 _TOKEN_FILE_BYTES: Final = 64 * 1024
-_CA_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
+_PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
+_PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
+# PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
+_ENCRYPTED: Final = re.compile(rb"^(-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4,ENCRYPTED)", re.MULTILINE)
 
 
 def read_client(node: Node, reading: Reading) -> ClientConfig | None:
@@ -110,13 +115,60 @@ def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
     if server is not None and server.scheme == "http":
         reading.findings.warning(inner.path, "", "has no effect on an http URL", 'write "https://..." or remove it')
     insecure = inner.get("insecure", bool) or False
-    path, name = inner.at("ca_file"), inner.get("ca_file", str)
-    if name is None:
-        return TlsConfig(insecure=insecure)
+    path, ca_file = inner.at("ca_file"), inner.get("ca_file", str)
     if insecure:
-        reading.findings.warning(path, quote(name), 'has no effect beside "insecure": true', "remove one of them")
-    reading.file(path, name, _CA_FILE_BYTES)
-    return TlsConfig(ca_file=reading.beside(name), insecure=insecure)
+        problem = "leaves the server unchecked: whoever is on the way can pose as it and take the token"
+        remedy = 'set "ca_file" to the authority\'s certificate instead'
+        reading.findings.warning(inner.at("insecure"), "true", problem, remedy)
+        if ca_file is not None:
+            reading.findings.warning(
+                path, quote(ca_file), 'has no effect beside "insecure": true', "remove one of them"
+            )
+    if ca_file is not None:
+        reading.file(path, ca_file, _PEM_FILE_BYTES)
+    cert_file, key_file = _certificate(inner, reading)
+    return TlsConfig(
+        ca_file=None if ca_file is None else reading.beside(ca_file),
+        insecure=insecure,
+        cert_file=cert_file,
+        key_file=key_file,
+        server_name=reading.parse(inner.at("server_name"), inner.get("server_name", str), host),
+        min_version=cast("TlsVersion | None", inner.get("min_version", str)) or "1.2",
+    )
+
+
+def _certificate(tls: Node, reading: Reading) -> tuple[str | None, str | None]:
+    """The files of the client's certificate and of its key. What only OpenSSL can say of them is said at the start."""
+    cert_path, cert_file = tls.at("cert_file"), tls.get("cert_file", str)
+    key_path, key_file = tls.at("key_file"), tls.get("key_file", str)
+    if cert_file is None:
+        if key_file is not None and "cert_file" not in tls.given:
+            reading.findings.error(key_path, quote(key_file), 'stands without "cert_file"', 'add "cert_file"')
+        return None, None
+    content = reading.file(cert_path, cert_file, _PEM_FILE_BYTES)
+    path, name = cert_path, cert_file
+    if key_file is not None:
+        content = reading.file(key_path, key_file, _PEM_FILE_BYTES)
+        path, name = key_path, key_file
+    if content is not None:
+        _key(path, name, content, reading)
+    return reading.beside(cert_file), None if key_file is None else reading.beside(key_file)
+
+
+def _key(path: str, name: str, content: FileContent, reading: Reading) -> None:
+    if not _PEM_KEY.search(content.data):
+        problem, remedy = "holds no private key in PEM", 'write the path of one as "key_file"'
+        reading.findings.error(path, quote(name), problem, remedy)
+    elif _ENCRYPTED.search(content.data):
+        problem = "holds an encrypted key, and nobody is there to type its password"
+        reading.findings.error(path, quote(name), problem, "decrypt it (openssl pkey) and let only root read it")
+    elif content.public_mode is not None:
+        reading.findings.warning(
+            path,
+            quote(name),
+            f"can be read by every user of this machine (mode {content.public_mode:04o})",
+            f"run chmod 600 {shlex.quote(name)}",
+        )
 
 
 def _rotate_s(node: Node, reading: Reading) -> tuple[float, float] | None:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
+TlsVersion: TypeAlias = Literal["1.2", "1.3"]
 AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 
 
@@ -118,11 +119,16 @@ class Url:
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
-    """``ca_file``: trust this PEM bundle instead of the system's; an absolute path. ``insecure``: check neither
-    chain nor name."""
+    """``ca_file``: trust this PEM bundle instead of the system's. ``cert_file``: the client's own certificate, with its
+    key unless that is in ``key_file``. ``server_name``: what to ask for and to check instead of the URL's host.
+    ``insecure``: check neither chain nor name. Files are absolute paths."""
 
     ca_file: str | None = None
     insecure: bool = False
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+    min_version: TlsVersion = "1.2"
 
 
 @dataclass(frozen=True, slots=True)

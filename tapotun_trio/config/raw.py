@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .model import AuthHeader, SourceCheck, TransportChoice
+from .model import AuthHeader, SourceCheck, TlsVersion, TransportChoice
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value is never shown."""
@@ -49,6 +49,17 @@ class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         ]
         | UnsetType
     ) = UNSET
+    cert_file: (
+        Annotated[str, _text("the client's own certificate, PEM, with its chain", "/etc/tapotun/client.pem")]
+        | UnsetType
+    ) = UNSET
+    key_file: (
+        Annotated[str, _text("its key, PEM, unless it is in cert_file", "/etc/tapotun/client.key")] | UnsetType
+    ) = UNSET
+    server_name: (
+        Annotated[str, _text("the name to ask for and to check, instead of the URL's", "vpn.example.com")] | UnsetType
+    ) = UNSET
+    min_version: Annotated[TlsVersion, Meta(description="refuse older versions of TLS")] = "1.2"
     insecure: Annotated[bool, Meta(description="check neither the certificate's chain nor its name")] = False
 
 

@@ -132,6 +132,13 @@ def _host(host: str) -> str:
     return host.lower()
 
 
+def host(text: str) -> str:
+    """A host name or an address literal by itself, without brackets."""
+    if ":" in text:
+        return _ipv6(text.removeprefix("[").removesuffix("]"))
+    return _host(text)
+
+
 def _punycode(host: str) -> str:
     try:
         return f"write {quote(host.encode('idna').decode('ascii'))}"

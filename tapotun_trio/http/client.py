@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Final
 
 import trio
@@ -11,7 +10,8 @@ from ..config.model import Url
 from ..errors import PeerError
 from ..host.dial import connect
 from ..host.sockets import Connection
-from ..host.tls import handshake
+from ..host.tls import TlsClient
+from ..host.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
 from .heads import ResponseHead, ResponseParser, encode_request
 
@@ -22,8 +22,8 @@ RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 _READ_BYTES: Final = 4096
 
 
-async def open_connection(url: Url, tls: ssl.SSLContext | None, mark: int | None = None) -> Connection:
-    """Connect, with TLS if a context is given, and with a fwmark. The caller closes. Cancelled, nothing stays open.
+async def open_connection(url: Url, tls: TlsClient | None, mark: int | None = None) -> Connection:
+    """Connect, with TLS if it is given, and with a fwmark. The caller closes. Cancelled, nothing stays open.
 
     Raises PeerError: the name, every address, the handshake, or all of it within CONNECT_S failed.
     Raises HostError: the mark is not allowed.
@@ -31,7 +31,7 @@ async def open_connection(url: Url, tls: ssl.SSLContext | None, mark: int | None
     try:
         with trio.fail_after(CONNECT_S):
             connection = await connect(url.host, url.port, mark)
-            return connection if tls is None else await handshake(connection, tls, url.host)
+            return connection if tls is None else await tls.handshake(connection, url.host)
     except trio.TooSlowError as exc:
         raise PeerError(f"no connection to {url.authority} within {CONNECT_S:.0f} s", reason="connect") from exc
 
@@ -53,8 +53,14 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
             return done
 
 
-def check_status(head: ResponseHead, url: Url) -> None:
-    """Raise PeerError unless the answer is a 200, saying what a person can do about it."""
+# What servers write into their 400: nginx, Go's net/http (Caddy), Apache httpd.
+_HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
+_NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
+_BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
+
+
+def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
+    """Raise PeerError unless the answer is a 200, saying what a person can do about it. ``body``: its beginning."""
     if head.status == 200:
         return
     place = f"{url.scheme}://{url.authority}{url.target}"
@@ -70,7 +76,19 @@ def check_status(head: ResponseHead, url: Url) -> None:
         504: "the proxy waited too long for the tapotun server behind it",
     }
     hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
+    if head.status == 400 and (told := _told_by_400(body)) is not None:
+        hint = told
     if 300 <= head.status < 400 and "location" in head.headers:
         hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
     reason = one_line(shorten(head.reason, 60))
     raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=f"http-{head.status}")
+
+
+def _told_by_400(body: bytes) -> str | None:
+    if any(words in body for words in _HTTPS_PORT):
+        return "this port speaks TLS; write https:// into the config"
+    if _NO_CERTIFICATE in body:
+        return f"the server {NO_CERTIFICATE}"
+    if _BAD_CERTIFICATE in body:
+        return "the server does not accept the certificate of tls.cert_file; is it expired, or from another authority?"
+    return None

@@ -15,6 +15,9 @@ from ..errors import PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+# How an alert and a handshake begin (RFC 8446 section 5.1): what a TLS server says to plain HTTP.
+_TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
+_TLS_RECORD_BYTES: Final = 2
 REASONS: Final = {
     100: "Continue",
     200: "OK",
@@ -141,9 +144,10 @@ class RequestParser:
 class ResponseParser:
     """Bytes in, one final response head out; interim (1xx) responses are passed over."""
 
-    __slots__ = ("_h11",)
+    __slots__ = ("_begin", "_h11")
 
     def __init__(self, method: str) -> None:
+        self._begin = b""
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
 
@@ -151,6 +155,12 @@ class ResponseParser:
         """The head and the bytes behind it, or None if it is not complete. No data means that the peer closed."""
         if not data:
             raise PeerError("the server closed the connection without an answer", reason="closed")
+        if len(self._begin) < _TLS_RECORD_BYTES:
+            self._begin += data[:_TLS_RECORD_BYTES]
+            if self._begin.startswith(_TLS_RECORDS):
+                raise PeerError(
+                    "the answer is TLS, not HTTP: this port speaks TLS; write https:// into the config", reason="tls"
+                )
         try:
             self._h11.receive_data(data)
             while True:

@@ -11,7 +11,7 @@ import trio
 from ..config.model import ClientConfig
 from ..errors import PeerError
 from ..host.sockets import Connection
-from ..host.tls import client_context
+from ..host.tls import TlsClient
 from ..http.client import RESPONSE_S, check_status, open_connection, read_response, send_request
 from ..http.heads import ResponseHead
 from ..wire import control, tunconf
@@ -42,7 +42,7 @@ class Requests:
         """Raises HostError if the TLS options name a file that is of no use."""
         self._config = config
         self._carrier = carrier
-        self._tls = client_context(config.tls) if config.server.scheme == "https" else None
+        self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._session_id = secrets.token_hex(16)
 
     async def get(self, *, yields: bool) -> Answer:
@@ -86,7 +86,7 @@ class Requests:
                 else:
                     await send_request(connection, "GET", url, headers)
                     head, rest = await read_response(connection, "GET")
-                    check_status(head, url)
+                    check_status(head, url, rest)
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
             conf = _tun_conf(head, url.authority)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from itertools import product
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -27,6 +27,7 @@ from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
 ACCEPT_RETRY_S: Final = 0.1
+ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
 
 
 class TunnelServer:
@@ -178,7 +179,7 @@ class TunnelServer:
 
     def _authenticate(self, exchange: Exchange) -> Session | None:
         # Only hashes are compared, so the time that a dict takes tells nothing about a token.
-        for token, algorithm in product(exchange.head.tokens, ("sha1", "sha256")):
+        for token, algorithm in product(exchange.head.tokens, ALGORITHMS):
             # Not "for security" in FIPS' sense: a host that forbids SHA-1 shall still know deployed tokens.
             digest = hashlib.new(algorithm, token.encode("latin-1"), usedforsecurity=False).hexdigest()
             session = self._by_token.get((algorithm, digest))

@@ -50,6 +50,8 @@ http {{
         server_name {name};
         ssl_certificate {directory}/server.pem;
         ssl_certificate_key {directory}/server.pem;
+        ssl_client_certificate {directory}/clients.pem;
+        ssl_verify_client {clients};
         location /ip {{
             proxy_pass http://127.0.0.1:8080;
             proxy_http_version 1.1;
@@ -69,11 +71,19 @@ class World:
     server: Host
     client: Host
     ca_file: Path
+    authority: trustme.CA
 
 
 @contextmanager
-def _world(lab: Lab, *, name: str = NAME, expired: bool = False, protocols: str = "TLSv1.2 TLSv1.3") -> Iterator[World]:
-    """`name` is what the certificate was issued for."""
+def _world(
+    lab: Lab,
+    *,
+    name: str = NAME,
+    expired: bool = False,
+    protocols: str = "TLSv1.2 TLSv1.3",
+    clients: bool = False,
+) -> Iterator[World]:
+    """`name` is what the certificate was issued for; with `clients` they need one of their own, of the same authority."""
     server, client = cable(lab)
     authority = trustme.CA()
     not_after = datetime.now(UTC) - timedelta(days=1) if expired else None
@@ -86,9 +96,9 @@ def _world(lab: Lab, *, name: str = NAME, expired: bool = False, protocols: str 
     leaf.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
     ca_file = client.tmp / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
-    (directory / "nginx.conf").write_text(
-        _CONFIG.format(directory=directory, name=NAME, protocols=protocols), encoding="ascii"
-    )
+    authority.cert_pem.write_to_path(directory / "clients.pem")
+    text = _CONFIG.format(directory=directory, name=NAME, protocols=protocols, clients="on" if clients else "off")
+    (directory / "nginx.conf").write_text(text, encoding="ascii")
     config = server_config()
     del config["listen"]
     with (
@@ -96,7 +106,7 @@ def _world(lab: Lab, *, name: str = NAME, expired: bool = False, protocols: str 
         server.start(["nginx", "-e", "stderr", "-p", directory, "-c", directory / "nginx.conf"]) as nginx,
     ):
         server.wait_for_listener(443, by=nginx)
-        yield World(server, client, ca_file)
+        yield World(server, client, ca_file, authority)
 
 
 def _client(world: World, url: str = URL, **tls: Any) -> dict[str, Any]:
@@ -154,6 +164,33 @@ def test_who_is_not_trusted_gets_nothing(lab: Lab, case: str) -> None:
         if url == URL:
             with running(world.client, _client(world, url, insecure=True), until=UPLOADING):
                 assert ping(world.client, TUNNEL_SERVER).ok
+
+
+@pytest.mark.parametrize("protocols", ["TLSv1.2", "TLSv1.3"])
+def test_a_certificate_of_the_client_s_own(lab: Lab, protocols: str) -> None:
+    with _world(lab, protocols=protocols, clients=True) as world:
+        tls = {"ca_file": str(world.ca_file)}
+        with running(world.client, _client(world, **tls), until=" WARNING .*download") as daemon:
+            (line,) = (line for line in daemon.log.splitlines() if " WARNING " in line)
+            assert "wants a certificate of the client: set tls.cert_file and tls.key_file" in line
+        for name, authority in (("laptop", world.authority), ("mallory", trustme.CA())):
+            file = world.client.tmp / f"{name}.pem"
+            authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(file)
+            file.chmod(0o600)
+            ours = name == "laptop"
+            until = UPLOADING if ours else " WARNING .*does not accept the certificate of tls.cert_file"
+            with running(world.client, _client(world, **tls, cert_file=str(file)), until=until):
+                assert not ours or ping(world.client, TUNNEL_SERVER).ok
+
+
+def test_the_name_to_check_beside_an_address_and_plain_http_to_the_tls_port(lab: Lab) -> None:
+    with _world(lab) as world:
+        tls = {"ca_file": str(world.ca_file), "server_name": NAME, "min_version": "1.3"}
+        with running(world.client, _client(world, f"https://{SERVER}/ip", **tls), until=UPLOADING):
+            assert ping(world.client, TUNNEL_SERVER).ok
+        config = client_config(server=f"http://{SERVER}:443/ip")
+        with running(world.client, config, until=" WARNING .*this port speaks TLS; write https://"):
+            pass
 
 
 def test_a_plain_server_where_tls_is_expected(lab: Lab) -> None:

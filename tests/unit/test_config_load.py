@@ -178,8 +178,22 @@ def test_client() -> None:
 
 
 def test_client_trusts_a_server_without_check_if_told() -> None:
-    changed = accept_client(server="https://vpn.example.com", tls={"insecure": True})
+    config, (text,) = judge(client(server="https://vpn.example.com", tls={"insecure": True}))
+    assert text.startswith("F: [0].tls.insecure: warning: true leaves the server unchecked")
+    assert config is not None
+    (changed,) = config.interfaces
+    assert isinstance(changed, ClientConfig)
     assert changed.tls == TlsConfig(None, insecure=True)
+
+
+def test_a_client_s_own_certificate(tmp_path: Path) -> None:
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text(f"-----BEGIN {'EC PRIVATE KEY' if name == 'key' else 'CERTIFICATE'}-----\n")
+        (tmp_path / name).chmod(0o600)
+    cert, key = str(tmp_path / "cert"), str(tmp_path / "key")
+    tls = {"cert_file": cert, "key_file": key, "server_name": "Other.example", "min_version": "1.3"}
+    changed = accept_client(server="https://192.0.2.1", tls=tls)
+    assert changed.tls == TlsConfig(cert_file=cert, key_file=key, server_name="other.example", min_version="1.3")
 
 
 def test_a_token_never_shows_itself() -> None:
@@ -388,7 +402,10 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
     )
     assert fields("RawAllowedClient") == ({"token", "ip", "routes", "sources", "name"}, {"token", "ip"})
     assert fields("RawClient") == (
-        {"name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport", "transport_mark"},
+        {
+            *("name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport", "transport_mark"),
+            *("auth_header", "proxy"),
+        },
         {"name", "server"},
     )
     assert fields("RawMark") == ({"value", "table"}, {"value", "table"})
