@@ -17,6 +17,7 @@ from .decode import Node
 from .files import FileContent
 from .findings import MASK, quote, show
 from .model import AuthHeader, ClientConfig, Secret, TlsConfig, TlsVersion, TransportChoice, Url
+from .proxy import proxy as proxy_url
 from .url import host, url
 
 _TOKEN_FILE_BYTES: Final = 64 * 1024
@@ -36,6 +37,7 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
     rotate_s = _rotate_s(node, reading)
     transport = cast("TransportChoice | None", node.get("transport", str))
     transport_mark = _transport_mark(node, reading)
+    proxy = reading.parse(node.at("proxy"), node.get("proxy", str), proxy_url)
     auth_header = cast("AuthHeader | None", node.get("auth_header", str))
     if server is not None and token is not None:
         reading.claims.login(path, server, token)
@@ -52,6 +54,7 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
         rotate_s=rotate_s,
         transport=transport,
         auth_header=auth_header,
+        proxy=proxy,
         transport_mark=transport_mark,
     )
 
@@ -116,14 +119,12 @@ def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
         reading.findings.warning(inner.path, "", "has no effect on an http URL", 'write "https://..." or remove it')
     insecure = inner.get("insecure", bool) or False
     path, ca_file = inner.at("ca_file"), inner.get("ca_file", str)
-    if insecure:
+    checked = 'set "ca_file" to the authority\'s certificate instead'
+    if insecure and ca_file is not None:
+        reading.findings.warning(path, quote(ca_file), 'has no effect beside "insecure": true', "remove one of them")
+    elif insecure and server is not None and server.scheme == "https":
         problem = "leaves the server unchecked: whoever is on the way can pose as it and take the token"
-        remedy = 'set "ca_file" to the authority\'s certificate instead'
-        reading.findings.warning(inner.at("insecure"), "true", problem, remedy)
-        if ca_file is not None:
-            reading.findings.warning(
-                path, quote(ca_file), 'has no effect beside "insecure": true', "remove one of them"
-            )
+        reading.findings.warning(inner.at("insecure"), "true", problem, checked)
     if ca_file is not None:
         reading.file(path, ca_file, _PEM_FILE_BYTES)
     cert_file, key_file = _certificate(inner, reading)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
@@ -132,11 +133,34 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """An outgoing HTTP proxy. ``host`` is a name or an address literal without brackets; ``login``: user:pass."""
+
+    host: str
+    port: int
+    login: Secret | None = None
+
+    @property
+    def authority(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class NoProxy(Enum):
+    """Never a proxy, whatever the environment says."""
+
+    NO_PROXY = "none"
+
+
+NO_PROXY: Final = NoProxy.NO_PROXY
+
+
+@dataclass(frozen=True, slots=True)
 class ClientConfig:
     """An interface definition with ``server``.
 
     ``rotate_s``: each stream is replaced after a random time between these. ``transport``: what carries the frames.
     ``transport_mark``: fwmark of the transport's own sockets, or None. ``auth_header``: what carries the token.
+    ``proxy``: None: what the environment says.
     """
 
     name: str
@@ -147,6 +171,7 @@ class ClientConfig:
     rotate_s: tuple[float, float] = (420.0, 900.0)
     transport: TransportChoice = "auto"
     auth_header: AuthHeader = "x-api-key"
+    proxy: Proxy | NoProxy | None = None
     transport_mark: int | None = None
 
 

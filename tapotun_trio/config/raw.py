@@ -137,6 +137,17 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         AuthHeader,
         Meta(description="the header that carries the token; a base server knows x-api-key only"),
     ] = "x-api-key"
+    proxy: (
+        Annotated[
+            str,
+            Meta(
+                description='connect through this HTTP proxy; "none": through none, whatever the environment says',
+                examples=["http://proxy.example.com:3128"],
+                extra=SECRET,  # may hold a login
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     transport_mark: (
         Annotated[
             int,

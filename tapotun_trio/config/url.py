@@ -132,6 +132,11 @@ def _host(host: str) -> str:
     return host.lower()
 
 
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """``host[:port]``, an IPv6 literal in brackets, which are not part of the result."""
+    return _authority(text)
+
+
 def host(text: str) -> str:
     """A host name or an address literal by itself, without brackets."""
     if ":" in text:

@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from ..config.model import Url
+from ..config.model import Proxy, Url
 from ..errors import PeerError
 from ..host.dial import connect
 from ..host.sockets import Connection
@@ -22,18 +22,38 @@ RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 _READ_BYTES: Final = 4096
 
 
-async def open_connection(url: Url, tls: TlsClient | None, mark: int | None = None) -> Connection:
-    """Connect, with TLS if it is given, and with a fwmark. The caller closes. Cancelled, nothing stays open.
+async def open_connection(
+    url: Url, tls: TlsClient | None, mark: int | None = None, proxy: Proxy | None = None
+) -> Connection:
+    """Connect, through a proxy or not, with TLS if it is given, and with a fwmark. The caller closes. Cancelled,
+    nothing stays open.
 
     Raises PeerError: the name, every address, the handshake, or all of it within CONNECT_S failed.
     Raises HostError: the mark is not allowed.
     """
     try:
         with trio.fail_after(CONNECT_S):
-            connection = await connect(url.host, url.port, mark)
+            connection = await (connect(url.host, url.port, mark) if proxy is None else _by_proxy(url, proxy, mark))
             return connection if tls is None else await tls.handshake(connection, url.host)
     except trio.TooSlowError as exc:
-        raise PeerError(f"no connection to {url.authority} within {CONNECT_S:.0f} s", reason="connect") from exc
+        place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
+        raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason="connect") from exc
+
+
+async def _by_proxy(url: Url, proxy: Proxy, mark: int | None) -> Connection:
+    """Both names are resolved: the proxy's here, the URL's by the proxy."""
+    from .connect import describe, open_tunnel  # most clients need none
+
+    try:
+        connection = await connect(proxy.host, proxy.port, mark)
+    except PeerError as exc:
+        raise PeerError(f"{describe(url, proxy)}: {exc}", reason=exc.reason) from exc
+    try:
+        await open_tunnel(connection, url, proxy)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 async def send_request(connection: Connection, method: str, url: Url, headers: list[tuple[str, str]]) -> None:

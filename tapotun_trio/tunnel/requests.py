@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import trio
 
-from ..config.model import ClientConfig
-from ..errors import PeerError
+from ..config.model import NO_PROXY, ClientConfig, Proxy
+from ..errors import HostError, PeerError
 from ..host.sockets import Connection
 from ..host.tls import TlsClient
 from ..http.client import RESPONSE_S, check_status, open_connection, read_response, send_request
@@ -39,10 +40,11 @@ class Requests:
     """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
 
     def __init__(self, config: ClientConfig, carrier: Carrier) -> None:
-        """Raises HostError if the TLS options name a file that is of no use."""
+        """Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
         self._config = config
         self._carrier = carrier
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
+        self._proxy = _proxy(config)
         self._session_id = secrets.token_hex(16)
 
     async def get(self, *, yields: bool) -> Answer:
@@ -102,7 +104,7 @@ class Requests:
         return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
 
     async def _connect(self) -> Connection:
-        return await open_connection(self._config.server, self._tls, self._config.transport_mark)
+        return await open_connection(self._config.server, self._tls, self._config.transport_mark, self._proxy)
 
 
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
@@ -110,3 +112,18 @@ def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     if value is None:
         raise PeerError(f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason="bad-conf")
     return tunconf.decode(value)
+
+
+def _proxy(config: ClientConfig) -> Proxy | None:
+    if isinstance(config.proxy, Proxy):
+        return config.proxy
+    if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    from ..config.fields import Invalid
+    from ..config.proxy import from_environment
+
+    try:
+        found = from_environment(config.server, os.environ)
+    except Invalid as exc:
+        raise HostError(f"{exc.problem}; {exc.remedy}") from exc
+    return None if found is None else found[1]

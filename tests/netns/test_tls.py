@@ -47,7 +47,7 @@ http {{
     }}
     server {{
         listen 443 ssl;
-        server_name {name};
+        server_name {name} {address};
         ssl_certificate {directory}/server.pem;
         ssl_certificate_key {directory}/server.pem;
         ssl_client_certificate {directory}/clients.pem;
@@ -83,7 +83,7 @@ def _world(
     protocols: str = "TLSv1.2 TLSv1.3",
     clients: bool = False,
 ) -> Iterator[World]:
-    """`name` is what the certificate was issued for; with `clients` they need one of their own, of the same authority."""
+    """`name` is what the certificate was issued for; with `clients` they need one of theirs, of the same authority."""
     server, client = cable(lab)
     authority = trustme.CA()
     not_after = datetime.now(UTC) - timedelta(days=1) if expired else None
@@ -97,7 +97,9 @@ def _world(
     ca_file = client.tmp / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     authority.cert_pem.write_to_path(directory / "clients.pem")
-    text = _CONFIG.format(directory=directory, name=NAME, protocols=protocols, clients="on" if clients else "off")
+    text = _CONFIG.format(
+        directory=directory, name=NAME, address=SERVER, protocols=protocols, clients="on" if clients else "off"
+    )
     (directory / "nginx.conf").write_text(text, encoding="ascii")
     config = server_config()
     del config["listen"]

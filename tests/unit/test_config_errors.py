@@ -110,7 +110,17 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([client(token=["s3cret"])], '[0].token: *** is a list, not text; write "<raw token>"'),
     ([client(token=None)], '[0].token: *** is not text; write "<raw token>"'),
     ([client(mark=100)], '[0].mark: 100 is a number, not an object; write {"value": 100, "table": 100}'),
-    ([client(tls=True)], '[0].tls: true is not an object; write {"ca_file": "/etc/ssl/corp.pem", "insecure": false}'),
+    ([client(tls=True)], '[0].tls: true is not an object; write {"ca_file": "/etc/ssl/corp.pem", '
+     '"cert_file": "/etc/tapotun/client.pem", "key_file": "/etc/tapotun/client.key", "server_name": "vpn.example.com", '
+     '"min_version": "1.2", "insecure": false}'),
+    ([client(server="https://h/", tls={"key_file": "/dev/null"})], '[0].tls.key_file: "/dev/null" stands without '
+     '"cert_file"; add "cert_file"'),
+    ([client(server="https://h/", tls={"cert_file": "/dev/null"})], '[0].tls.cert_file: "/dev/null" holds no private '
+     'key in PEM; write the path of one as "key_file"'),
+    ([client(server="https://h/", tls={"min_version": "1.1"})], '[0].tls.min_version: "1.1" is not one of the choices; '
+     'write "1.2" or "1.3"'),
+    ([client(server="https://h/", tls={"server_name": "a b"})], '[0].tls.server_name: "a b" has no valid host name; '
+     'write a URL such as "https://vpn.example.com/ip"'),
     ([client(server="https://h/", tls={"insecure": 1})], "[0].tls.insecure: 1 is a number, not true or false; "
      "write true or false, without quotes"),
     ([server(install_routes="yes")], '[0].install_routes: "yes" is text, not true or false; write true or false, '

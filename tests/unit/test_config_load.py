@@ -179,7 +179,7 @@ def test_client() -> None:
 
 def test_client_trusts_a_server_without_check_if_told() -> None:
     config, (text,) = judge(client(server="https://vpn.example.com", tls={"insecure": True}))
-    assert text.startswith("F: [0].tls.insecure: warning: true leaves the server unchecked")
+    assert text.startswith("F: warning: [0].tls.insecure: true leaves the server unchecked")
     assert config is not None
     (changed,) = config.interfaces
     assert isinstance(changed, ClientConfig)

@@ -121,6 +121,8 @@ PARSERS: Final = [
     ("wire/control.py", "upload_number"),
     ("http/websocket.py", "accept_head"),
     ("http/heads.py", None),
+    ("http/connect.py", None),
+    ("config/proxy.py", None),
     ("config/load.py", None),
 ]
 

@@ -1,0 +1,96 @@
+"""A tunnel through an outgoing HTTP proxy: CONNECT (RFC 9110 section 9.3.6), with Basic login (RFC 7617).
+
+The heads are sans-IO. The proxy's answer is untrusted input: limits as for every head, and PeerError only. Nothing of
+what the proxy says reaches a log but its status and its reason.
+"""
+
+from __future__ import annotations
+
+import base64
+
+from ..config.model import Proxy, Url
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..text import one_line, shorten
+from .heads import ResponseHead, ResponseParser, encode_request
+
+_HINTS = {
+    400: "it does not understand CONNECT; is that a proxy for outgoing connections?",
+    403: "it does not allow this target; allow its host and port there",
+    404: "is that a proxy for outgoing connections?",
+    405: "it does not allow CONNECT; is that a proxy for outgoing connections?",
+    500: "it cannot reach the target",
+    501: "it does not know CONNECT; is that a proxy for outgoing connections?",
+    502: "it cannot reach the target",
+    503: "it cannot reach the target",
+    504: "it waited too long for the target",
+}
+
+
+def target_of(url: Url) -> str:
+    """The authority-form of a URL, which always has a port."""
+    return f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
+
+
+def describe(url: Url, proxy: Proxy) -> str:
+    """Where one is on the way to, for errors."""
+    return f"proxy {proxy.authority} to {target_of(url)}"
+
+
+def encode_connect(url: Url, proxy: Proxy) -> bytes:
+    """The request's head."""
+    target = target_of(url)
+    headers = [("Host", target)]
+    if proxy.login is not None:
+        login = base64.b64encode(proxy.login.reveal().encode("latin-1")).decode()
+        headers.append(("Proxy-Authorization", f"Basic {login}"))
+    return encode_request("CONNECT", target, headers)
+
+
+class ConnectParser:
+    """The bytes of a proxy's answer in, until it is complete."""
+
+    __slots__ = ("_parser", "_proxy", "_url")
+
+    def __init__(self, url: Url, proxy: Proxy) -> None:
+        self._url, self._proxy = url, proxy
+        self._parser = ResponseParser("CONNECT")
+
+    def feed(self, data: bytes) -> bytes | None:
+        """What comes behind the head of a good answer, which is the tunnel's; None: the head is not complete. No data
+        means that the proxy closed. Raises PeerError, naming proxy and target, unless the answer is a 2xx."""
+        try:
+            done = self._parser.feed(data)
+        except PeerError as exc:
+            text = {
+                "closed": "it closed the connection without an answer",
+                "tls": "it speaks TLS; use its port for plain HTTP",
+            }.get(exc.reason, one_line(shorten(str(exc), 200)))
+            raise PeerError(f"{describe(self._url, self._proxy)}: {text}", reason="proxy") from exc
+        if done is None:
+            return None
+        head, rest = done
+        if not 200 <= head.status < 300:
+            raise self._refused(head)
+        return rest
+
+    def _refused(self, head: ResponseHead) -> PeerError:
+        if head.status == 407:
+            given = self._proxy.login is not None
+            hint = "it does not accept the login in proxy" if given else "it wants a login: set user:pass in proxy"
+        else:
+            hint = _HINTS.get(head.status, "not an answer to CONNECT; is that a proxy for outgoing connections?")
+        answer = f"{head.status} {one_line(shorten(head.reason, 60))}".strip()
+        return PeerError(f"{describe(self._url, self._proxy)} answered {answer}: {hint}", reason="proxy")
+
+
+async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
+    """Have the proxy at the other end connect to ``url``; from then on ``connection`` is one to there. The caller
+    bounds the time, and closes. Raises PeerError."""
+    await connection.send_all(encode_connect(url, proxy))
+    parser = ConnectParser(url, proxy)
+    # Byte by byte: what comes behind the head stays in the socket, where TLS looks for it. There are few.
+    buffer = memoryview(bytearray(1))
+    while parser.feed(bytes(buffer[: await connection.receive(buffer)])) is None:
+        pass
+    connection.name = f"{target_of(url)} through {connection.name}"
