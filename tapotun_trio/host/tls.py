@@ -138,7 +138,7 @@ class TlsConnection(Connection):
             raise PeerError(f"{self.name} wants another TLS handshake", reason="tls") from exc
         except OSError as exc:
             if not sent:  # else the next send meets it again
-                raise self._failed(exc) from exc
+                raise self._failed(self._told(exc)) from exc
         return sent
 
     async def receive(self, into: memoryview) -> int:
@@ -155,6 +155,19 @@ class TlsConnection(Connection):
             await self.wait_readable()
             received = self.try_receive(into)
         return received
+
+    def _told(self, exc: OSError) -> OSError:
+        """Why a send failed. Under TLS 1.3 the server judges our certificate when we may send already: then its alert
+        waits to be received. Else ``exc`` says all there is."""
+        try:
+            self._sock.recv(1)
+        except (ssl.SSLWantReadError, ssl.SSLEOFError):
+            return exc
+        except ssl.SSLError as alert:
+            return alert
+        except OSError:
+            return exc
+        return exc
 
     def _failed(self, exc: OSError) -> Exception:
         if self._fd >= 0 and isinstance(exc, ssl.SSLError):

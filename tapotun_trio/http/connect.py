@@ -75,7 +75,7 @@ class ConnectParser:
         return rest
 
     def _refused(self, head: ResponseHead) -> PeerError:
-        if head.status == 407:
+        if head.status in (401, 407):  # tinyproxy says 401 of a wrong login
             given = self._proxy.login is not None
             hint = "it does not accept the login in proxy" if given else "it wants a login: set user:pass in proxy"
         else:

@@ -195,7 +195,7 @@ class Host:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                env={**os.environ, "PATH": TOOL_PATH, **(env or {})},
+                env={**_environment(), "PATH": TOOL_PATH, **(env or {})},
                 cwd=cwd,
                 start_new_session=True,  # so that Ctrl-C in a terminal leaves the stopping to us
             )
@@ -285,6 +285,11 @@ class Link:
     def remove(self) -> None:
         """Take the cable away, both interfaces with it."""
         self.a.ip(f"link del {self.a_interface}")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for the proxies of this machine, which nothing inside can reach."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def connect(a: Host, a_addresses: Addresses, b: Host, b_addresses: Addresses, *, mtu: int = 1500) -> Link:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,11 @@ def logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:], root.propagate = handlers, propagate
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients honour it, and no test is meant to."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
