@@ -96,7 +96,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         504: "the proxy waited too long for the tapotun server behind it",
     }
     hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
-    if head.status == 400 and (told := _told_by_400(body)) is not None:
+    if head.status == 400 and (told := told_by_400(body)) is not None:
         hint = told
     if 300 <= head.status < 400 and "location" in head.headers:
         hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
@@ -104,7 +104,8 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=f"http-{head.status}")
 
 
-def _told_by_400(body: bytes) -> str | None:
+def told_by_400(body: bytes) -> str | None:
+    """What a 400 of a web server means for a client of ours; None: nothing of its own."""
     if any(words in body for words in _HTTPS_PORT):
         return "this port speaks TLS; write https:// into the config"
     if _NO_CERTIFICATE in body:

@@ -84,7 +84,7 @@ class Requests:
                     from ..http.websocket import check_upgrade, open_websocket
 
                     head, rest = await open_websocket(connection, url, headers)
-                    check_upgrade(head, url)
+                    check_upgrade(head, url, rest)
                 else:
                     await send_request(connection, "GET", url, headers)
                     head, rest = await read_response(connection, "GET")

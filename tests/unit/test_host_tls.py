@@ -23,6 +23,8 @@ from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.host.tls import TlsClient, TlsConnection
 from tapotun_trio.http.client import CONNECT_S, check_status, open_connection, read_response, send_request
+from tapotun_trio.http.heads import ResponseHead
+from tapotun_trio.http.websocket import check_upgrade
 
 NAME: Final = "localhost"
 CA: Final = trustme.CA()
@@ -239,6 +241,14 @@ async def test_plain_http_to_a_port_with_tls(data: bytes) -> None:
     async with serving(partial(says, data)) as port:
         with pytest.raises(PeerError, match="speaks TLS; write https://"):
             await ask(Url("http", NAME, port, "/"), None)
+
+
+def test_a_websocket_s_answer_says_the_same() -> None:
+    head, url = ResponseHead(400, "Bad Request", {}), Url("http", NAME, 443, "/")
+    with pytest.raises(PeerError, match="speaks TLS; write https://"):
+        check_upgrade(head, url, b"Client sent an HTTP request to an HTTPS server.")
+    with pytest.raises(PeerError, match="answered 400 to a WebSocket"):
+        check_upgrade(head, url, b"no")
 
 
 async def test_a_handshake_has_a_deadline(autojump_clock: trio.testing.MockClock) -> None:
