@@ -19,6 +19,7 @@ SEEDS: Final = [
     b"\0HTTP/1.0 200 OK\r\nx-tun-conf: 3AUYCgoAAg==\r\n\r\n",
     b"\0HTTP/1.1 301 Moved\r\nLocation: http://x/\r\nContent-Length: 0\r\n\r\n",
     b"\0HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    b"\0\x15\x03\x01\0\x02\x02\x46",
     b"\1HTTP/1.1 204 \r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
 ]
 

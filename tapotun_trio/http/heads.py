@@ -17,7 +17,6 @@ from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 MAX_HEAD_BYTES: Final = 16 * 1024
 # How an alert and a handshake begin (RFC 8446 section 5.1): what a TLS server says to plain HTTP.
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
-_TLS_RECORD_BYTES: Final = 2
 REASONS: Final = {
     100: "Continue",
     200: "OK",
@@ -147,7 +146,7 @@ class ResponseParser:
     __slots__ = ("_begin", "_h11")
 
     def __init__(self, method: str) -> None:
-        self._begin = b""
+        self._begin: bytes | None = b""  # None: it was judged
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
 
@@ -155,12 +154,15 @@ class ResponseParser:
         """The head and the bytes behind it, or None if it is not complete. No data means that the peer closed."""
         if not data:
             raise PeerError("the server closed the connection without an answer", reason="closed")
-        if len(self._begin) < _TLS_RECORD_BYTES:
-            self._begin += data[:_TLS_RECORD_BYTES]
-            if self._begin.startswith(_TLS_RECORDS):
-                raise PeerError(
-                    "the answer is TLS, not HTTP: this port speaks TLS; write https:// into the config", reason="tls"
-                )
+        if self._begin is not None:
+            data = self._begin + data
+            if data.startswith(_TLS_RECORDS):
+                text = "the answer is TLS, not HTTP: this port speaks TLS; write https:// into the config"
+                raise PeerError(text, reason="tls")
+            # h11 would judge a first byte by itself, and the answer must not depend on how it was cut.
+            self._begin = data if any(record.startswith(data) for record in _TLS_RECORDS) else None
+            if self._begin is not None:
+                return None
         try:
             self._h11.receive_data(data)
             while True:

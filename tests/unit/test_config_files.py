@@ -79,6 +79,26 @@ def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode", "said"),
+    [
+        ("EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", 0o600, "holds an encrypted key, and nobody is there to type"),
+        ("ENCRYPTED PRIVATE KEY-----", 0o600, "holds an encrypted key, and nobody is there to type its password"),
+        ("CERTIFICATE-----", 0o600, 'holds no private key in PEM; write the path of one as "key_file"'),
+        ("PRIVATE KEY-----", 0o604, "can be read by every user of this machine (mode 0604); run chmod 600"),
+        ("PRIVATE KEY-----", 0o600, None),
+    ],
+)
+def test_a_key_file(tmp_path: Path, kind: str, mode: int, said: str | None) -> None:
+    write(tmp_path / "cert", "-----BEGIN CERTIFICATE-----\n")
+    write(tmp_path / "key", f"-----BEGIN {kind}\n", mode)
+    tls = {"cert_file": "cert", "key_file": "key"}
+    _, findings = check(write(tmp_path / "t.json", [client(server="https://h/", tls=tls)]))
+    texts = [finding.text("F") for finding in findings]
+    assert len(texts) == (said is not None)
+    assert all(f'[0].tls.key_file: "key" {said}' in text for text in texts)
+
+
 def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative to the config wherever the process stands; one line end does not belong to it."""
     config = write(tmp_path / "t.json", [client(token=..., token_file="secret/token")], 0o644)

@@ -473,3 +473,21 @@ def test_where_a_token_may_be(fields: list[str], tokens: list[str]) -> None:
     assert head.tokens == tokens
     assert "Bearer" not in repr(head)
     assert "x-api-key" not in repr(head)
+
+
+@given(
+    st.sampled_from([b"\x15", b"\x16", b"\x15\x02", b"\x15\x03\x01\0\2\2\x46", b"\x16\x03\x01\r\n\r\n"]),
+    st.binary(max_size=8),
+)
+def test_what_may_be_tls_is_judged_alike_in_every_split(begin: bytes, rest: bytes) -> None:
+    def verdict(pieces: list[bytes]) -> str:
+        parser = ResponseParser("GET")
+        try:
+            assert all(parser.feed(piece) is None for piece in [*pieces, b""])
+        except PeerError as exc:
+            return exc.reason
+        return "nothing"
+
+    data = begin + rest
+    expected = "tls" if data[1:2] == b"\x03" else "closed" if len(data) == 1 else "bad-response"
+    assert {verdict([data]), verdict([bytes([byte]) for byte in data])} == {expected}
