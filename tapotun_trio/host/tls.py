@@ -161,7 +161,7 @@ class TlsConnection(Connection):
         waits to be received. Else ``exc`` says all there is."""
         try:
             self._sock.recv(1)
-        except (ssl.SSLWantReadError, ssl.SSLEOFError):
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return exc
         except ssl.SSLError as alert:
             return alert
