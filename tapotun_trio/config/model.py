@@ -81,8 +81,9 @@ Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint
 class ServerConfig:
     """An interface definition with ``port`` or ``net``. ``mtu`` is in bytes and holds at both ends.
 
-    ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``peers``: the
-    generation that base clients are spoken to in. ``keepalive_s``: between pings with clients of ours.
+    ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``push_dns``: name
+    servers that they are told of. ``peers``: the generation that base clients are spoken to in. ``keepalive_s``:
+    between pings with clients of ours.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ServerConfig:
     ips: tuple[IPv4Address, ...] = ()
     routes: tuple[IPv4Network, ...] = ()
     push_routes: tuple[IPv4Network, ...] = ()
+    push_dns: tuple[IPv4Address, ...] = ()
     clients: tuple[AllowedClient, ...] = ()
     mark: Mark | None = None
     install_routes: bool = True

@@ -101,6 +101,7 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         # Generation 2 of x-tun-conf counts them in one byte.
         Meta(max_length=255, description="networks that clients are told to route into the tunnel"),
     ] = []
+    push_dns: Annotated[list[Address], Meta(max_length=8, description="name servers that clients are told of")] = []
     clients: Annotated[list[RawAllowedClient], Meta(description="who may connect")] = []
     install_routes: Annotated[bool, Meta(description="program kernel routes to the clients' networks")] = True
     source_check: Annotated[SourceCheck, Meta(description="whose addresses a client may use")] = "loose"

@@ -63,6 +63,7 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
         ips=tuple(ip for _, ip in ips),
         routes=tuple(route for _, route in routes),
         push_routes=push_routes,
+        push_dns=tuple(dict.fromkeys(it for _, it in reading.each(node, "push_dns", fields.ipv4_address))),
         clients=clients,
         mark=mark,
         install_routes=install_routes,

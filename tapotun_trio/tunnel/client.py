@@ -7,6 +7,7 @@ import random
 import time
 from contextlib import ExitStack
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 import trio
@@ -27,6 +28,7 @@ from .carrier import Carrier
 from .client_streams import Download, Upload, is_over, level_of, moved, shows_who_holds_back
 from .client_websocket import WebSocketStream
 from .clocks import time_asleep_s
+from .complaints import Complaints
 from .counters import Counters, Transport
 from .device import DeviceWriter
 from .plans import client_plan, describe
@@ -71,11 +73,13 @@ class TunnelClient:
         self._download_up = trio.Event()
         self._upload: Upload | None = None
         self._proven: Upload | None = None  # one that arrives and was not run yet
+        self._replaces = False
         self._at_rotation = True  # the next download is opened because it is time, and not in a hurry
         self._extended = False
         self._silence_s = BASE_SILENCE_S
         self._yielding = False
-        self._complaints: dict[str, str] = {}
+        self._complaints = Complaints(log)
+        self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
         self._goodbyes = Sparingly()
 
     # -- the device's side
@@ -159,6 +163,7 @@ class TunnelClient:
     async def _open_download(self) -> Download | WebSocketStream:
         """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError."""
         at_rotation, self._at_rotation = self._at_rotation, True
+        self._replaces = not is_over(self._download)  # asked now: with the answer the server ends the older one
         established = self.transport == "websocket"
         tries_http = established and self._carrier.automatic and at_rotation and not is_over(self._download)
         if tries_http and (download := await self._try_http()) is not None:
@@ -213,7 +218,7 @@ class TunnelClient:
     def _download_begins(self, download: Download | WebSocketStream, transport: Transport, conf: TunConf) -> None:
         stream = "WebSocket" if transport == "websocket" else "download"
         kind = "extended" if self._extended else "base"
-        level = level_of(self._download if transport == self.transport else None)
+        level = logging.DEBUG if self._replaces and transport == self.transport else logging.INFO
         self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(conf))
         self._complaints.clear()
         self._yielding = False
@@ -280,7 +285,7 @@ class TunnelClient:
         self._download_is_down()
         if self._yielding:
             return random.uniform(*YIELD_S)
-        self._complain("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
+        self._complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
         return None
 
     def _download_is_down(self) -> None:
@@ -291,7 +296,7 @@ class TunnelClient:
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         self._count_attempt(self._upload, failure)
         if not self._yielding and self.transport != "websocket":  # else the download has said why
-            self._complain("upload", failure, wait_s)
+            self._complaints.log("upload", failure, wait_s)
         return None
 
     def _count_attempt(self, stream: Download | WebSocketStream | Upload | None, failure: PeerError | None) -> None:
@@ -359,7 +364,12 @@ class TunnelClient:
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
             told = params.decode(payload)
+            if told.device != "tun":
+                raise PeerError(f"the server wants a {told.device} device, we have tun only", reason="bad-params")
             self._keep_alive(told.keepalive)
+            if told.dns != self._dns and told.dns:
+                self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, told.dns)))
+            self._dns = told.dns
             await self._configure(TunConf(told.mtu, told.addresses, told.routes))
         elif kind == control.UPLOAD_SEEN:
             number = control.seen_number(payload)
@@ -388,11 +398,3 @@ class TunnelClient:
         self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), text)
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason="replaced"))
-
-    def _complain(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
-        """Log a failure; one that only repeats itself, quietly."""
-        text = "ended by the server" if failure is None else str(failure)
-        repeated = self._complaints.get(stream) == text
-        level = logging.DEBUG if repeated else logging.INFO if failure is None else logging.WARNING
-        self._log.log(level, "%s: %s; trying again in %.1f s", stream, text, wait_s)
-        self._complaints[stream] = text

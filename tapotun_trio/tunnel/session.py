@@ -118,7 +118,13 @@ class Session:
         """The payload of PARAMS."""
         config = self._config
         return params.encode(
-            params.Params(mtu=config.mtu, addresses=(self._address,), routes=self._pushed, keepalive=config.keepalive_s)
+            params.Params(
+                mtu=config.mtu,
+                addresses=(self._address,),
+                routes=self._pushed,
+                dns=config.push_dns,
+                keepalive=config.keepalive_s,
+            )
         )
 
     @property

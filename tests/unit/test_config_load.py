@@ -124,6 +124,7 @@ def test_server_with_every_field() -> None:
         install_routes=False,
         source_check="strict",
         push_routes=["172.20.0.0/16", "10.60.0.0/15"],
+        push_dns=["172.20.0.53", "10.50.0.1", "172.20.0.53"],
         peers=2,
         keepalive=2.5,
         clients=[
@@ -160,6 +161,7 @@ def test_server_with_every_field() -> None:
         install_routes=False,
         source_check="strict",
         push_routes=(IPv4Network("172.20.0.0/16"), IPv4Network("10.60.0.0/15")),
+        push_dns=(IPv4Address("172.20.0.53"), IPv4Address("10.50.0.1")),
         peers=2,
         keepalive_s=2.5,
     )
@@ -395,7 +397,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
 
     assert fields("RawServer") == (
         {
-            *("name", "mark", "port", "listen", "net", "mtu", "ips", "routes", "push_routes", "clients"),
+            *("name", "mark", "port", "listen", "net", "mtu", "ips", "routes", "push_routes", "push_dns", "clients"),
             *("install_routes", "source_check", "peers", "keepalive"),
         },
         {"name", "net"},

@@ -187,6 +187,7 @@ def conf_1(mtu: int, prefix: int, ip: bytes) -> str:
     ("PARAMS that nest", says(EXTENDED, chunk(control.encode(1, b'{"x":' + b"[" * 40_000))), "parameters"),
     ("PARAMS without an address", says(EXTENDED, chunk(params(addresses=[]))), "parameters"),
     ("PARAMS with IPv6", says(EXTENDED, chunk(params(addresses=["fd00::1/64"]))), "parameters"),
+    ("PARAMS for Ethernet frames", says(EXTENDED, chunk(params(device="tap"))), "tun only"),
     ("PARAMS with a multicast address", says(EXTENDED, chunk(params(addresses=["224.0.0.1/4"]))), "parameters"),
     ("PARAMS with an address twice", says(EXTENDED, chunk(params(addresses=[f"{ME}/24"] * 2))), "parameters"),
     ("PARAMS with a route's host bits", says(EXTENDED, chunk(params(routes=["10.0.0.1/8"]))), "parameters"),

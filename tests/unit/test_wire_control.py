@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from hypothesis import example, given, settings
@@ -131,7 +131,11 @@ networks = st.builds(
         Params,
         mtu=st.integers(68, 65535),
         addresses=st.lists(interfaces, min_size=1, max_size=4, unique=True).map(tuple),
+        addresses6=st.lists(st.ip_addresses(v=6).map(IPv6Interface), max_size=2, unique=True).map(tuple),
         routes=st.lists(networks, max_size=4, unique=True).map(tuple),
+        routes6=st.lists(st.ip_addresses(v=6).map(IPv6Network), max_size=2, unique=True).map(tuple),
+        dns=st.lists(st.ip_addresses(), max_size=3, unique=True).map(tuple),
+        device=st.sampled_from(["tun", "tap"]),
         keepalive=st.floats(*KEEPALIVE_S),
     )
 )
@@ -147,7 +151,24 @@ def payload(**changes: object) -> bytes:
 
 def test_params_of_a_newer_server() -> None:
     told = Params(mtu=1500, addresses=(IPv4Interface("10.0.0.2/24"),))
-    assert params.decode(payload(dns=["10.0.0.1"], addresses6=["2001:db8::2/64"])) == told
+    assert params.decode(payload(search=["example.com"], addresses7=["2001:db8::2/64"])) == told
+
+
+def test_params_of_both_families() -> None:
+    told = params.decode(
+        payload(
+            addresses=["2001:db8::2/64", "10.0.0.2/24"],
+            routes=["10.1.0.0/16", "2001:db8:1::/48", "10.1.0.0/16"],
+            dns=["10.0.0.1", "2001:db8::1"],
+            device="tap",
+        )
+    )
+    assert told.addresses == (IPv4Interface("10.0.0.2/24"),)
+    assert told.addresses6 == (IPv6Interface("2001:db8::2/64"),)
+    assert told.routes == (IPv4Network("10.1.0.0/16"),)
+    assert told.routes6 == (IPv6Network("2001:db8:1::/48"),)
+    assert told.dns == (IPv4Address("10.0.0.1"), IPv6Address("2001:db8::1"))
+    assert told.device == "tap"
 
 
 @table(
@@ -165,13 +186,17 @@ def test_params_of_a_newer_server() -> None:
     ("an MTU as text", payload(mtu="1500")),
     ("no address", payload(addresses=[])),
     ("an address that is none", payload(addresses=["10.0.0.300/24"])),
-    ("an IPv6 address where an IPv4 one belongs", payload(addresses=["2001:db8::1/64"])),
+    ("an IPv6 address, and no IPv4 one", payload(addresses=["2001:db8::1/64"])),
     ("a loopback address, as in x-tun-conf", payload(addresses=["127.0.0.1/8"])),
     ("the unspecified address", payload(addresses=["0.0.0.0/0"])),
     ("a multicast address", payload(addresses=["224.0.0.1/4"])),
     ("the broadcast address", payload(addresses=["255.255.255.255/32"])),
     ("an address twice", payload(addresses=["10.0.0.2/24", "10.0.0.2/24"])),
     ("a route that is none", payload(routes=["10.0.0.0/33"])),
+    ("a name server that is none", payload(dns=["ns.example.com"])),
+    ("a name server with a prefix", payload(dns=["10.0.0.1/24"])),
+    ("an unknown kind of device", payload(device="can")),
+    ("a device that is a number", payload(device=1)),
     ("a keepalive that never ends", payload(keepalive=51)),
     ("a keepalive that floods", payload(keepalive=0)),
     ("infinity", b'{"mtu":1500,"addresses":["10.0.0.2/24"],"keepalive":1e999}'),
@@ -203,6 +228,8 @@ nearly_params = st.fixed_dictionaries(
         "mtu": st.just(1500) | json_values,
         "addresses": st.just(["10.0.0.2/24"]) | json_values,
         "routes": st.lists(st.sampled_from(["10.0.0.0/8", "::/0", "x", "10.0.0.1/8"]), max_size=2) | json_values,
+        "dns": st.lists(st.sampled_from(["10.0.0.1", "::1", "x", "::1%eth0"]), max_size=2) | json_values,
+        "device": st.sampled_from(["tun", "tap", "can"]) | json_values,
         "keepalive": st.just(10) | json_values,
         "more": json_values,
     },
