@@ -8,6 +8,7 @@ slower per route than one of ten.
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from .model import Endpoint, Mark, Secret, TokenHash, UnixEndpoint, Url
 Path: TypeAlias = str
 
 _WILDCARDS = ("0.0.0.0", "::")
+_SHARE = 'choose {}, or give each a "path" of its own'
 
 
 class Claims:
@@ -31,8 +33,8 @@ class Claims:
         self._logins: dict[tuple[Url, str], Path] = {}
         self._marks: dict[int, tuple[int, Path]] = {}
         self._tables: dict[int, Path] = {}
-        self._unix: dict[str, Path] = {}
         self._tcp: dict[tuple[bool, int], dict[str, Path]] = {}
+        self._url_paths: dict[tuple[Endpoint, str | None], Path] = {}
         self._clashing_ports: set[Path] = set()
 
     def name(self, path: Path, name: str) -> None:
@@ -94,27 +96,30 @@ class Claims:
                 "give each interface a table of its own",
             )
 
-    def listener(self, path: Path, endpoint: Endpoint) -> None:
+    def listener(self, path: Path, endpoint: Endpoint, url_path: str | None) -> None:
         """A listening socket. ``path`` is an element of ``listen``, or ``port`` for the default
-        addresses. IPv6 sockets are V6ONLY, so the families never clash."""
+        addresses. IPv6 sockets are V6ONLY, so the families never clash.
+        Entries share an endpoint if they differ in ``url_path``."""
         if isinstance(endpoint, UnixEndpoint):
             # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
             key = posixpath.normpath("/" + endpoint.path.lstrip("/"))
-            earlier = self._unix.setdefault(key, path)
+            earlier = self._url_paths.setdefault((UnixEndpoint(key), url_path), path)
             if earlier != path:
                 self._findings.error(
                     path,
                     quote(f"unix:{endpoint.path}"),
                     f"is already used at {earlier}",
-                    "choose another path",
+                    _SHARE.format("another socket"),
                 )
             return
         family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
-        clash = family.get(endpoint.address) or next(
-            (family[wildcard] for wildcard in _WILDCARDS if wildcard in family), None
-        )
-        if clash is None and endpoint.address in _WILDCARDS:
-            clash = next(iter(family.values()), None)
+        same = self._url_paths.setdefault((replace(endpoint, optional=False), url_path), path)
+        clash = None if same == path else same
+        remedy = _SHARE.format("another port or another address to listen on")
+        if endpoint.address not in family:
+            others = family if endpoint.address in _WILDCARDS else _WILDCARDS
+            clash = next((family[other] for other in others if other in family), None)
+            remedy = "choose another port or another address to listen on"
         family.setdefault(endpoint.address, path)
         # The default has two addresses at one path, which need only one line.
         if clash is not None and path not in self._clashing_ports:
@@ -124,7 +129,7 @@ class Claims:
                 path,
                 show(endpoint.port) if by_port else quote(endpoint.address),
                 f"clashes with {clash} on port {endpoint.port}",
-                "choose another port or another address to listen on",
+                remedy,
             )
 
     def finish(self) -> None:

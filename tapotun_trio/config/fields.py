@@ -23,6 +23,7 @@ from .model import Secret, TokenHash, UnixEndpoint
 IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h
 UNIX_PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
 CLIENT_NAME_CHARS: Final = 64
+URL_PATH_CHARS: Final = 1024
 TOKEN_CHARS: Final = 4096  # half of what nginx takes as one header line by default
 
 _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
@@ -259,6 +260,18 @@ def raw_token(text: str) -> Secret:
 
 
 # --- listeners ---
+
+
+def url_path(text: str) -> str:
+    """A server's ``path``, as it stands in a request: compared byte for byte, so nothing is normalised."""
+    if not text.startswith("/"):
+        raise Invalid("does not start with /", 'write it as in "/tun1"')
+    bad = next((c for c in text if not "!" <= c <= "~" or c in "?#"), None)
+    if bad is not None:
+        raise Invalid(f"has {quote(bad)} in it", "write a path of printable ASCII without space, ? and #")
+    if len(text) > URL_PATH_CHARS:
+        raise Invalid(f"has {len(text)} characters", f"choose a path of at most {URL_PATH_CHARS}")
+    return text
 
 
 def listener(text: str) -> str | UnixEndpoint:

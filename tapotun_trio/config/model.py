@@ -83,7 +83,8 @@ class ServerConfig:
 
     ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``push_dns``: name
     servers that they are told of. ``peers``: the generation that base clients are spoken to in. ``keepalive_s``:
-    between pings with clients of ours.
+    between pings with clients of ours. ``path``: the only one that is answered, None: every one that no other interface
+    on the endpoint has.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ServerConfig:
     source_check: SourceCheck = "loose"
     peers: Literal[1, 2] = 1
     keepalive_s: float = 10.0
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
 
     port: Annotated[int, Meta(ge=1, le=65535, examples=[8080])] | UnsetType = UNSET
     listen: Listen | list[Listen] | UnsetType = UNSET
+    path: Annotated[str, _text("the only path that is answered", "/tun1")] | UnsetType = UNSET
     net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
     mtu: Annotated[int, Meta(ge=68, le=65535, examples=[1500])] = 1500
     ips: Annotated[list[Address], Meta(description="further addresses of the server")] = []

@@ -32,7 +32,8 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
     """None only if errors were reported."""
     name = reading.name(node)
     mark = reading.mark(node)
-    listen = _listen(node, reading)
+    url_path = reading.parse(node.at("path"), node.get("path", str), fields.url_path)
+    listen = _listen(node, url_path, reading)
     net = _net(node, reading)
     ips = reading.each(node, "ips", fields.ipv4_address)
     own = ServerClaims(reading.findings)
@@ -70,6 +71,7 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
         source_check=source_check,
         peers=peers,
         keepalive_s=keepalive_s,
+        path=url_path,
     )
 
 
@@ -115,7 +117,7 @@ def _push_routes(node: Node, net: IPv4Interface | None, reading: Reading) -> tup
 # --- listening ---
 
 
-def _listen(node: Node, reading: Reading) -> tuple[Endpoint, ...]:
+def _listen(node: Node, url_path: str | None, reading: Reading) -> tuple[Endpoint, ...]:
     """What to listen on; incomplete or empty only if errors were reported."""
     path, port = node.at("port"), node.get("port", int)
     if "listen" not in node.given:
@@ -125,12 +127,12 @@ def _listen(node: Node, reading: Reading) -> tuple[Endpoint, ...]:
             return ()
         default = [TcpEndpoint(address, port, optional=True) for address in DEFAULT_LISTEN]
         for endpoint in default:
-            reading.claims.listener(path, endpoint)
+            reading.claims.listener(path, endpoint, url_path)
         return tuple(default)
-    return _given_listen(node, port, reading)
+    return _given_listen(node, port, url_path, reading)
 
 
-def _given_listen(node: Node, port: int | None, reading: Reading) -> tuple[Endpoint, ...]:
+def _given_listen(node: Node, port: int | None, url_path: str | None, reading: Reading) -> tuple[Endpoint, ...]:
     listeners = reading.each(node, "listen", fields.listener)
     if node.get("listen", list) == []:
         reading.findings.error(node.at("listen"), "[]", "names no address", 'leave it out, or write "127.0.0.1"')
@@ -153,7 +155,7 @@ def _given_listen(node: Node, port: int | None, reading: Reading) -> tuple[Endpo
             "remove it, or listen on an address too",
         )
     for path, endpoint in endpoints:
-        reading.claims.listener(path, endpoint)
+        reading.claims.listener(path, endpoint, url_path)
     return tuple(endpoint for _, endpoint in endpoints)
 
 

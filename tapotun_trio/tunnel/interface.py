@@ -6,7 +6,7 @@
     ├─ device reader    TUN -> senders            ├─ upload      PUT after PUT
     ├─ device writer    slow path of writes       ├─ clock
     ├─ programmer       addresses, routes, rules  ├─ path watch  what happens to this machine's addresses and routes
-    ├─ transport        one nursery a connection  └─ download    GET after GET; the first answer makes
+    ├─ transport        its requests, from the door  └─ download    GET after GET; the first answer makes
     └─ clock            pings, ageing                  ├─ device reader
                                                        ├─ device writer
                                                        └─ programmer
@@ -21,13 +21,18 @@ from ..host.ports import Host
 from ..log import interface_logger
 from .client import TunnelClient
 from .device import DeviceWriter, read_device
+from .frontdoor import FrontDoor
 from .plans import server_plan
 from .programmer import Programmer
 from .server import TunnelServer
 
 
 async def run_interface(
-    config: InterfaceConfig, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: InterfaceConfig,
+    host: Host,
+    door: FrontDoor,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run one interface until cancelled; then nothing of it is left on the host.
 
@@ -35,12 +40,12 @@ async def run_interface(
     Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
     """
     if isinstance(config, ServerConfig):
-        await run_server(config, host, task_status)
+        await run_server(config, host, door, task_status)
     else:
         await run_client(config, host, task_status)
 
 
-async def run_server(config: ServerConfig, host: Host, task_status: trio.TaskStatus[None]) -> None:
+async def run_server(config: ServerConfig, host: Host, door: FrontDoor, task_status: trio.TaskStatus[None]) -> None:
     log = interface_logger(config.name)
     with host.open_device(config.name) as device:
         async with trio.open_nursery() as nursery:
@@ -52,7 +57,7 @@ async def run_server(config: ServerConfig, host: Host, task_status: trio.TaskSta
             nursery.start_soon(writer.run)
             nursery.start_soon(read_device, device, server.classify)
             nursery.start_soon(server.run_clock)
-            await nursery.start(server.run_transport, writer)
+            await nursery.start(server.run_transport, writer, door)
             task_status.started()
 
 

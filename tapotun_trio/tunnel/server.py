@@ -1,4 +1,4 @@
-"""The server's transport: listeners, connections, and the GET and PUT of each client."""
+"""The server's transport: who a request is from, and the GET and PUT of each client."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from typing import Final, Literal
 import trio
 
 from ..config.model import ServerConfig
-from ..errors import HostError, PeerError, leaves
-from ..host.listen import Listener, listen
-from ..host.sockets import Connection
-from ..http.lobby import Lobby
-from ..http.server import Exchange, serve_connection
+from ..errors import PeerError, leaves
+from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
 from ..wire.frames import FrameReader
 from . import counters as why
 from .device import DeviceWriter
+from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
-ACCEPT_RETRY_S: Final = 0.1
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
 
 
@@ -37,7 +34,7 @@ class TunnelServer:
         self._config = config
         self._log = log
         self.device_drops: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()  # connections and requests that came to nothing, by reason
+        self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
         self._router = Router(
             (config.net.ip, *config.ips),
             config.routes,
@@ -49,9 +46,8 @@ class TunnelServer:
             (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self._sessions, strict=True)
         }
         self._verdicts: dict[bytes, Sender | bool] = {}
-        self._lobby = Lobby()
+        self.entrances: list[Entrance] = []
         self._refusals = Sparingly()
-        self._shortages = Sparingly()
         self._writer: DeviceWriter
 
     # -- the device's side
@@ -77,55 +73,17 @@ class TunnelServer:
     # -- the network's side
 
     async def run_transport(
-        self, writer: DeviceWriter, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, writer: DeviceWriter, door: FrontDoor, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Listen, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
+        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
         self._writer = writer
-        listeners: list[Listener] = []
-        try:
-            for endpoint in self._config.listen:
-                listener = listen(endpoint)
-                if listener is not None:
-                    listeners.append(listener)
-                    self._log.info("listening on %s", listener.name)
-            if not listeners:
-                raise HostError("no address to listen on; set listen to an address that this machine has")
-            async with trio.open_nursery() as nursery:
-                for listener in listeners:
-                    nursery.start_soon(self._accept, listener, nursery)
+        async with trio.open_nursery() as nursery:
+            tenant = Tenant(self._config.path, nursery, self._serve, self._log)
+            with door.admit(self._config.listen, tenant) as self.entrances:
                 task_status.started()
-        finally:
-            for listener in listeners:
-                listener.close()
+                await trio.sleep_forever()
 
-    async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
-        try:
-            while True:
-                try:
-                    connection = await listener.accept()
-                except HostError as exc:
-                    self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
-                    await trio.sleep(ACCEPT_RETRY_S)
-                    continue
-                self._enter_lobby(connection)
-                nursery.start_soon(self._serve, connection)
-        finally:
-            listener.close()  # at once, while streams still end: nobody shall come back to a server that goes
-
-    async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close. The boundary of a peer's failure."""
-        try:
-            await serve_connection(connection, self._handle)
-        except* PeerError as group:
-            for exc in leaves(group):
-                self._log.debug("%s: %s", connection.name, exc)
-                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
-                if self._lobby.leave(connection):
-                    self.refusals[exc.reason] += 1
-        finally:
-            self._lobby.leave(connection)
-
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: Exchange, entrance: Entrance) -> None:
         """One request. Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
         session, method, name = self._authenticate(exchange), exchange.head.method, exchange.connection.name
         if session is None:
@@ -144,7 +102,7 @@ class TunnelServer:
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, "other-session")
             return
-        self._lobby.leave(exchange.connection)
+        entrance.lobby.leave(exchange.connection)
         try:
             if websocket:
                 await serve_websocket(session, exchange, self._forward)
@@ -160,7 +118,7 @@ class TunnelServer:
             text = f"{stream} from {name} ended: {exc} ({carried})"
             session.endings.log(session.log, logging.INFO, trio.current_time(), text)
         if exchange.reusable:
-            self._enter_lobby(exchange.connection)  # until its next request
+            entrance.enter_lobby(exchange.connection)  # until its next request
 
     async def _refuse(
         self, exchange: Exchange, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()
@@ -170,12 +128,6 @@ class TunnelServer:
             await exchange.refuse(status, headers=headers)
         except PeerError as exc:  # it did not wait for the answer
             self._log.debug("%s: %s", exchange.connection.name, exc)
-
-    def _enter_lobby(self, connection: Connection) -> None:
-        evicted = self._lobby.evicted
-        self._lobby.enter(connection)
-        if self._lobby.evicted != evicted:
-            self.refusals["evicted"] += 1
 
     def _authenticate(self, exchange: Exchange) -> Session | None:
         # Only hashes are compared, so the time that a dict takes tells nothing about a token.

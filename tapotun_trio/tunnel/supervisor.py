@@ -11,6 +11,7 @@ from ..config.model import InterfaceConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
 from ..log import interface_logger
+from .frontdoor import FrontDoor, open_front_door
 from .interface import run_interface
 
 RESTART_S: Final = (1.0, 30.0)  # the first pause, doubled up to the last
@@ -28,10 +29,10 @@ async def run_interfaces(
     Raises what one of them raises before it has started. Later an interface that fails is started again, and
     the others do not notice.
     """
-    async with trio.open_nursery() as nursery:
+    async with open_front_door() as door, trio.open_nursery() as nursery:
         async with trio.open_nursery() as starting:
             for config in configs:
-                starting.start_soon(nursery.start, _supervise, config, host)
+                starting.start_soon(nursery.start, _supervise, config, host, door)
         task_status.started()
 
 
@@ -48,14 +49,16 @@ class _Started:
             self._task_status.started()
 
 
-async def _supervise(config: InterfaceConfig, host: Host, *, task_status: trio.TaskStatus[None]) -> None:
+async def _supervise(
+    config: InterfaceConfig, host: Host, door: FrontDoor, *, task_status: trio.TaskStatus[None]
+) -> None:
     log = interface_logger(config.name)
     status = _Started(task_status)
     pause_s = RESTART_S[0]
     while True:
         begun = trio.current_time()
         try:
-            await run_interface(config, host, task_status=status)
+            await run_interface(config, host, door, task_status=status)
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))

@@ -154,6 +154,11 @@ class Siege:
     _round: int = 0
 
     @property
+    def refusals(self) -> Counter[str]:
+        """At the interface and in front of it."""
+        return self.server.refusals + self.server.entrances[0].refusals
+
+    @property
     def mallory(self) -> Session:
         return self.session("mallory")
 

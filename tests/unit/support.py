@@ -20,6 +20,7 @@ from tapotun_trio.config.model import (
     TokenHash,
     Url,
 )
+from tapotun_trio.tunnel.frontdoor import open_front_door
 from tapotun_trio.tunnel.interface import run_interface
 
 from ..fakes import MemoryHost
@@ -61,9 +62,9 @@ def client_config(name: str, port: int, mark: Mark | None = None) -> ClientConfi
 @asynccontextmanager
 async def running(host: MemoryHost, *configs: ServerConfig | ClientConfig) -> AsyncIterator[trio.Nursery]:
     """Run the interfaces; at the end cancel them, and see that nothing stands any more."""
-    async with trio.open_nursery() as nursery:
+    async with open_front_door() as door, trio.open_nursery() as nursery:
         for config in configs:
-            await nursery.start(run_interface, config, host)
+            await nursery.start(run_interface, config, host, door)
         yield nursery
         nursery.cancel_scope.cancel()
     assert host.left_over == []

@@ -255,21 +255,21 @@ async def test_a_refusal_is_counted_by_its_reason(wire: bytes, reason: str) -> N
     async with besieged() as siege:
         for _ in range(3):
             await (await siege.connect(wire)).rest()
-        await until(lambda: siege.server.refusals.total() >= 3, "the counter")
-        assert siege.server.refusals == {reason: 3}
+        await until(lambda: siege.refusals.total() >= 3, "the counter")
+        assert siege.refusals == {reason: 3}
 
 
 async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> None:
     async with besieged() as siege:
         (await siege.connect(b"GET /ip HTTP/1.1\r\n")).shut()
-        await until(lambda: siege.server.refusals == {"closed": 1}, "the counter")
-        siege.server._lobby._limit = 2
+        await until(lambda: siege.refusals == {"closed": 1}, "the counter")
+        siege.server.entrances[0].lobby._limit = 2
         for _ in range(5):
             await siege.connect(b"GET /ip HTTP/1.1\r\n")
-        await until(lambda: siege.server.refusals["evicted"] == 3, "the evictions")
+        await until(lambda: siege.refusals["evicted"] == 3, "the evictions")
         await trio.testing.wait_all_tasks_blocked(0.02)
-        assert siege.server.refusals == {"closed": 1, "evicted": 3}
-        siege.server._lobby._limit = 256
+        assert siege.refusals == {"closed": 1, "evicted": 3}
+        siege.server.entrances[0].lobby._limit = 256
 
 
 @table(
@@ -281,7 +281,7 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
 async def test_refused_ones_that_linger_are_bounded(wire: bytes, status: int) -> None:
     """Each may linger for a second; but with or without a token it stays in the lobby meanwhile."""
     async with besieged() as siege:
-        siege.server._lobby._limit = 16
+        siege.server.entrances[0].lobby._limit = 16
         ours = 100
         for _ in range(ours):
             raw = await siege.connect(wire)

@@ -1,0 +1,206 @@
+"""The process's listening sockets, each open while an interface uses it, and which interface a request is for.
+
+::
+
+    supervisor
+    ├─ front door                 outlives every interface
+    │   └─ entrance, one an endpoint: accept, and connections from accept or the end of a request to the next head
+    └─ interface                  each request of it, from its head to its end, runs in this one's nursery
+
+A connection belongs to its entrance, for a proxy sends requests of several interfaces over one. What a request
+starts belongs to the interface: that one's end is theirs, and the others on the port do not notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+import trio
+
+from ..config.model import Endpoint, UnixEndpoint
+from ..errors import HostError, PeerError, leaves
+from ..host.listen import Listener, listen
+from ..host.sockets import Connection
+from ..http.lobby import Lobby
+from ..http.server import Exchange, serve_connection
+from ..log import Log, Sparingly
+
+ACCEPT_RETRY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tenant:
+    """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has.
+
+    ``serve`` answers one request; it runs in ``nursery``, and what it raises ends the interface.
+    """
+
+    path: str | None
+    nursery: trio.Nursery
+    serve: Callable[[Exchange, Entrance], Awaitable[None]]
+    log: Log
+
+
+class Entrance:
+    """One listening socket, its lobby, and the tenants behind it."""
+
+    def __init__(self, listener: Listener, log: Log) -> None:
+        self.listener = listener
+        self.lobby = Lobby()
+        self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
+        self.tenants: dict[str | None, Tenant] = {}
+        self.scope = trio.CancelScope()
+        self._log = log
+        self._shortages = Sparingly()
+
+    async def run(self) -> None:
+        """Accept and serve until cancelled. A bug in accepting ends the tenants, who start again."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._accept(nursery)
+                except Exception as exc:  # noqa: BLE001 - it is raised where it is handled, in the tenants
+                    for tenant in self.tenants.values():
+                        tenant.nursery.start_soon(_fail, exc)
+                finally:
+                    self.listener.close()  # at once, while streams still end: nobody shall come back to who goes
+
+    async def _accept(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                connection = await self.listener.accept()
+            except HostError as exc:
+                self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
+                await trio.sleep(ACCEPT_RETRY_S)
+                continue
+            self.enter_lobby(connection)
+            nursery.start_soon(self._serve, connection)
+
+    async def _serve(self, connection: Connection) -> None:
+        """One connection, from accept to close. The boundary of a peer's failure between requests."""
+        try:
+            await serve_connection(connection, self._hand_over)
+        except* PeerError as group:
+            for exc in leaves(group):
+                self._log.debug("%s: %s", connection.name, exc)
+                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
+                if self.lobby.leave(connection):
+                    self.refusals[exc.reason] += 1
+        except* Exception:  # noqa: BLE001 - no interface's: logged with its traceback, and the others go on
+            self._log.exception("a bug ended the connection of %s", connection.name)
+        finally:
+            self.lobby.leave(connection)
+
+    async def _hand_over(self, exchange: Exchange) -> None:
+        """Have the request served by the interface that its path belongs to, and wait for its end.
+
+        The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
+        """
+        tenant = self.tenants.get(exchange.head.target.partition("?")[0]) or self.tenants.get(None)
+        if tenant is None:
+            self.refusals["unknown-path"] += 1
+            try:
+                await exchange.refuse(404)
+            except PeerError as exc:  # it did not wait for the answer
+                self._log.debug("%s: %s", exchange.connection.name, exc)
+            return
+        failures: list[BaseExceptionGroup[PeerError]] = []
+        ended = trio.Event()
+
+        async def serve() -> None:
+            try:
+                await tenant.serve(exchange, self)
+            except* PeerError as group:
+                failures.append(group)
+            finally:
+                ended.set()
+
+        tenant.nursery.start_soon(serve)
+        # Not to be cancelled: closing now would cut off a goodbye. It ends with the interface, whose deadlines hold;
+        # a front door is cancelled only with all its interfaces, an entrance when its last one has been.
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if failures:
+            raise failures[0]
+
+    def enter_lobby(self, connection: Connection) -> None:
+        evicted = self.lobby.evicted
+        self.lobby.enter(connection)
+        if self.lobby.evicted != evicted:
+            self.refusals["evicted"] += 1
+
+
+async def _fail(exc: Exception) -> None:
+    raise exc
+
+
+_Key: TypeAlias = Endpoint
+
+
+class FrontDoor:
+    """The entrances of this process, by endpoint."""
+
+    def __init__(self, nursery: trio.Nursery, log: Log) -> None:
+        self._nursery = nursery
+        self._log = log
+        self._entrances: dict[_Key, Entrance] = {}
+
+    @contextmanager
+    def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[list[Entrance]]:
+        """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
+
+        Raises HostError if an endpoint cannot be had, or if another tenant has this path there.
+        """
+        admitted: dict[_Key, Entrance] = {}
+        try:
+            for endpoint in endpoints:
+                entrance = self._entrance(endpoint)
+                if entrance is None:
+                    continue
+                name = entrance.listener.name
+                if tenant.path in entrance.tenants:
+                    raise HostError(f"another interface has the same path on {name}; give each a path of its own")
+                entrance.tenants[tenant.path] = tenant
+                admitted[_key(endpoint)] = entrance
+                tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
+            if not admitted:
+                raise HostError("no address to listen on; set listen to an address that this machine has")
+            yield list(admitted.values())
+        finally:
+            for key, entrance in admitted.items():
+                del entrance.tenants[tenant.path]
+                if not entrance.tenants:
+                    del self._entrances[key]
+                    entrance.listener.close()
+                    entrance.scope.cancel()
+
+    def _entrance(self, endpoint: Endpoint) -> Entrance | None:
+        entrance = self._entrances.get(_key(endpoint))
+        if entrance is None:
+            listener = listen(endpoint)
+            if listener is None:
+                return None
+            entrance = self._entrances[_key(endpoint)] = Entrance(listener, self._log)
+            self._nursery.start_soon(entrance.run)
+        return entrance
+
+
+def _key(endpoint: Endpoint) -> _Key:
+    if isinstance(endpoint, UnixEndpoint):
+        return UnixEndpoint(posixpath.normpath("/" + endpoint.path.lstrip("/")))
+    return replace(endpoint, optional=False)
+
+
+@asynccontextmanager
+async def open_front_door() -> AsyncIterator[FrontDoor]:
+    """The front door of the interfaces that run within the block."""
+    async with trio.open_nursery() as nursery:
+        yield FrontDoor(nursery, logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
+        nursery.cancel_scope.cancel()
