@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import ServerConfig
+from tapotun_trio.config.model import ServerConfig, TcpEndpoint
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.tunnel.supervisor import run_interfaces
 
@@ -74,11 +75,14 @@ async def test_one_interface_fails_and_comes_back_while_the_other_runs(
 
 async def test_what_cannot_start_ends_the_start(autojump_clock: trio.testing.MockClock) -> None:
     good, bad = two_servers()
-    clash = replace(bad, listen=good.listen)
     host = MemoryHost()
-    with pytest.raises(ExceptionGroup) as caught:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(run_interfaces, (good, clash), host)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        clash = replace(bad, listen=(TcpEndpoint("127.0.0.1", other.getsockname()[1]),))
+        with pytest.raises(ExceptionGroup) as caught:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_interfaces, (good, clash), host)
     (error,) = leaves(caught.value)
     assert isinstance(error, HostError)
     assert "the port is in use" in str(error)
