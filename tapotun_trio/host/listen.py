@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from contextlib import suppress
 from typing import Final
 
@@ -104,6 +105,9 @@ def _remove_stale_socket(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
+            # Linux says the same of every other kind of file, which is somebody's.
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket; choose another path") from None
             os.unlink(path)
         except FileNotFoundError:
             pass
