@@ -18,6 +18,7 @@ from tapotun_trio.host.plan import MAIN_TABLE, Address, Plan, Route, Rule
 from tapotun_trio.host.ports import Change
 from tapotun_trio.host.surroundings import OneLink, Surroundings, read_address, read_link
 from tapotun_trio.log import interface_logger
+from tapotun_trio.tunnel.frontdoor import open_front_door
 from tapotun_trio.tunnel.interface import run_interface
 from tapotun_trio.tunnel.programmer import Programmer
 from tapotun_trio.tunnel.rotation import ATTEMPT_S, Stream, Waits, keep_streaming
@@ -325,8 +326,8 @@ async def test_a_change_ends_the_wait_of_a_client_without_a_server(
     """Full backoff is up to 10 s; a change makes it none."""
     caplog.set_level(logging.DEBUG)
     host = MemoryHost()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run_interface, client_config("a", free_port()), host)
+    async with open_front_door() as door, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, client_config("a", free_port()), host, door)
         await trio.sleep(60)
         for _ in range(20):
             tries = sum("trying again" in line for line in caplog.messages)

@@ -397,8 +397,8 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
 
     assert fields("RawServer") == (
         {
-            *("name", "mark", "port", "listen", "net", "mtu", "ips", "routes", "push_routes", "push_dns", "clients"),
-            *("install_routes", "source_check", "peers", "keepalive"),
+            *("name", "mark", "port", "listen", "path", "net", "mtu", "ips", "routes", "push_routes", "push_dns"),
+            *("clients", "install_routes", "source_check", "peers", "keepalive"),
         },
         {"name", "net"},
     )
