@@ -26,7 +26,8 @@ What to know:
   fails with the tail of the log in question.
 - It needs root, or a user namespace where the kernel gives its users any: ``unshare -Urnm pytest``. There
   tcpdump needs more than one group ID: ``unshare -Urnm --map-auto pytest``, with Debian's uidmap.
-- Tools: iproute2, iputils-ping and mount; tcpdump, iperf3 and nginx for the helpers of those names.
+- Tools: iproute2, iputils-ping and mount; tcpdump, iperf3 and nginx for the helpers of those names, and
+  Caddy, HAProxy and Apache for `recipes`, which starts the files of conf/proxies.
   ``install-tools`` gets them on Debian.
 - Sockets of a host can be used by the test itself: ``client.socket()`` sends from there.
 """

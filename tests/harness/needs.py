@@ -21,6 +21,9 @@ TOOLS: Final = {
     "iperf3": "iperf3",
     "curl": "curl",
     "nginx": "nginx",
+    "caddy": "caddy",
+    "haproxy": "haproxy",
+    "apache2": "apache2",
 }
 DEMO_TOOLS: Final = ("ip", "ss", "mount", "ping")
 

@@ -1,0 +1,211 @@
+"""conf/proxies, as they are shipped: what docs/deploy.md promises of each proxy."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from tests.checked import CheckedTcp, CheckedUdp
+from tests.harness import Host, Lab, Payload, Process, download, ping, upload
+from tests.harness.recipes import NAME, RECIPES, Proxy
+
+from .worlds import (
+    CLIENT,
+    STOP_S,
+    TUNNEL_CLIENT,
+    TUNNEL_SERVER,
+    UPLOADING,
+    Config,
+    cable,
+    client_config,
+    running,
+    server_config,
+    token,
+)
+
+pytestmark = pytest.mark.netns
+
+EACH: Final = pytest.mark.parametrize("kind", RECIPES)
+HALF_GIB: Final = 512 * 1024 * 1024
+
+# How the recipes write their timeouts, and shorter ones in their place.
+TIMEOUT_S: Final = 3
+SHORT: Final[dict[str, dict[str, str]]] = {
+    "nginx": {" 5m;": f" {TIMEOUT_S}s;"},
+    "caddy": {" 5m": f" {TIMEOUT_S}s"},
+    "haproxy": {" 5m": f" {TIMEOUT_S}s"},
+    "apache": {"300": str(TIMEOUT_S)},
+}
+
+# A stall of the kernel's or a proxy's making is 40 or 200 ms long. Fewer pings than this may take longer than that
+# by way of a machine that is busy.
+STALL_MS: Final = 35.0
+FEW: Final = 0.02
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemons run at their own speed: what of them is covered here is covered elsewhere."""
+    monkeypatch.delenv("TAPOTUN_COVERAGE", raising=False)
+
+
+@dataclass(frozen=True)
+class World:
+    """A server behind a proxy, and its client."""
+
+    server: Host
+    client: Host
+    server_daemon: Process
+    client_daemon: Process
+    proxy: Proxy
+
+
+@contextmanager
+def behind(
+    lab: Lab,
+    kind: str,
+    *,
+    replace: Mapping[str, str] | None = None,
+    server_fields: Config | None = None,
+    client_fields: Config | None = None,
+) -> Iterator[World]:
+    """A tunnel through a recipe, connected."""
+    server, client = cable(lab)
+    config = server_config(**(server_fields or {}))
+    del config["listen"]  # the default, loopback, which the recipes have
+    with running(server, config) as server_daemon, RECIPES[kind](server, replace=replace) as proxy:
+        entry = https_client(proxy, **(client_fields or {}))
+        with running(client, entry, "--log-level", "debug", until=UPLOADING) as client_daemon:
+            yield World(server, client, server_daemon, client_daemon, proxy)
+
+
+def https_client(proxy: Proxy, path: str = "/ip", **fields: Any) -> Config:
+    """A client that comes through a proxy, and knows its authority."""
+    return client_config(server=f"https://{NAME}{path}", tls={"ca_file": str(proxy.ca_file)}, **fields)
+
+
+def stalls(host: Host, address: str) -> float:
+    """Which part of 200 pings took as long as a stall or got lost: one at a time, then several under way."""
+    slow, count = 0, 100
+    for interval in (0.02, 0.002):
+        output = ping(host, address, count=count, interval=interval).output
+        times = [float(it) for it in re.findall(r"time=([\d.]+) ms", output)]
+        slow += count - sum(it < STALL_MS for it in times)
+    return slow / (2 * count)
+
+
+@EACH
+def test_a_gibibyte_and_small_packets(lab: Lab, kind: str) -> None:
+    """Half of it each way, with its checksum, and no packet waits for others before or after."""
+    with behind(lab, kind) as world:
+        with Payload(HALF_GIB) as payload:
+            for move in (upload, download):
+                done = move(world.client, world.server, TUNNEL_SERVER, payload)
+                print(f"{kind}: {move.__name__} {done.gbit_s:.2f} Gbit/s")
+        # What a proxy or the kernel holds back it holds back each time; a busy machine does so now and then.
+        for host, address in ((world.client, TUNNEL_SERVER), (world.server, TUNNEL_CLIENT)):
+            measured = [stalls(host, address)]
+            while measured[-1] >= FEW and len(measured) < 3:
+                measured.append(stalls(host, address))
+            assert min(measured) < FEW, measured
+
+
+@EACH
+def test_streams_outlive_the_timeouts(lab: Lab, kind: str) -> None:
+    """An idle tunnel, with a keepalive below the proxy's timeouts, keeps its streams for longer than these."""
+    fields: Config = {"keepalive": 1}
+    with behind(lab, kind, replace=SHORT[kind], server_fields=fields) as world:
+        before = world.client_daemon.log_end
+        time.sleep(2.5 * TIMEOUT_S)
+        assert re.search("download|upload", world.client_daemon.log[before:]) is None, world.client_daemon.tail()
+        assert ping(world.client, TUNNEL_SERVER).ok
+
+
+@EACH
+def test_the_timeouts_are_the_ones_that_matter(lab: Lab, kind: str) -> None:
+    """What the test above lowers does end streams: with a keepalive above it they do not last."""
+    fields: Config = {"keepalive": 30}
+    with behind(lab, kind, replace=SHORT[kind], server_fields=fields) as world:
+        before = world.client_daemon.log_end
+        world.client_daemon.wait_for_log("(download|upload): .*trying again|(download|upload) ", 12, after=before)
+
+
+@EACH
+def test_reload_and_restart_under_load(lab: Lab, kind: str) -> None:
+    """A reload costs nothing. A restart costs what was under way; TCP within the tunnel does not break."""
+    with behind(lab, kind, client_fields={"rotate_s": [1.0, 2.0]}) as world:
+        with (
+            CheckedUdp(world.client, TUNNEL_CLIENT, world.server, TUNNEL_SERVER, rate=300) as udp,
+            CheckedTcp(world.client, world.server, TUNNEL_SERVER, rate=2e6) as tcp,
+        ):
+            tcp.wait_for_flow()
+            udp.wait_for_flow()
+            world.proxy.reload()
+            time.sleep(3)  # every stream was replaced by then
+            udp.wait_for_flow()
+            restarted_ns = time.monotonic_ns()
+            world.proxy.restart()
+            back_s = udp.wait_for_flow(timeout=20)
+            tcp.wait_for_flow(20)
+            recovered_ns = time.monotonic_ns()
+            time.sleep(1)
+            ways = udp.finish()
+            assert all(count > 0 for count in tcp.finish())
+        for way in ways:
+            print(f"{kind}: back {back_s:.2f} s after the restart began; {way}")
+            assert (way.duplicated, way.corrupted) == (0, 0)
+            in_restart = way.lost_between(restarted_ns - 100_000_000, recovered_ns)
+            assert way.lost == in_restart, f"{way.lost - in_restart} lost without a restart: {way.losses()}"
+
+
+@EACH
+def test_no_token_in_its_logs(lab: Lab, kind: str) -> None:
+    """Nor in those of requests that failed."""
+    with behind(lab, kind) as world:
+        world.client_daemon.stop(STOP_S)
+        world.server_daemon.stop(STOP_S)
+        entry = https_client(world.proxy)
+        with running(world.client, entry, until="50[234] "):
+            pass
+        world.proxy.stop()
+        log = world.proxy.access_log()
+        for words in ("PUT", "GET", "/ip", "192.0.2.2"):
+            assert words in log, log
+        assert token("laptop") not in log
+        assert not re.search("(?i)x-api-key", log)
+        world.proxy.start()
+
+
+@EACH
+def test_who_a_visitor_is(lab: Lab, kind: str) -> None:
+    """The upstream is told the address that the proxy sees, and nothing that the visitor says of itself."""
+    server, client = cable(lab)
+    with RECIPES[kind](server) as proxy, server.socket() as ears, ThreadPoolExecutor(1) as pool:
+        ears.bind(("127.0.0.1", 8080))
+        ears.listen()
+        ears.settimeout(10)
+        head = pool.submit(_answer_once, ears)
+        forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6", "-H", "X-Api-Key: a"]
+        client.run(["curl", "-sS", "--fail", "--cacert", proxy.ca_file, *forged, f"https://{NAME}/ip"])
+        fields = dict(re.findall(r"(?m)^([\w-]+): *(.*?)\r$", head.result(10).lower()))
+    assert fields["x-forwarded-for"] == CLIENT
+    assert "forwarded" not in fields
+    assert fields["host"] == NAME
+    assert fields["x-api-key"] == "a"
+
+
+def _answer_once(ears: Any) -> str:
+    sock, _ = ears.accept()
+    with sock:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    return head.decode("latin-1")
