@@ -39,6 +39,7 @@ class Proxy(ABC):
     file: ClassVar[str]  # the recipe's default
     log_directory: ClassVar[str | None] = None  # of Debian's package; None: it logs to its standard output
     state_directory: ClassVar[str | None] = None
+    run_directory: ClassVar[str | None] = None  # which Debian's unit makes
     stop_timeout_s: ClassVar[float] = 10.0
 
     def __init__(self, host: Host, file: str | None = None, replace: Mapping[str, str] | None = None) -> None:
@@ -136,6 +137,8 @@ class Proxy(ABC):
     def _mount(self) -> None:
         """Directories of Debian's packages that it writes to become the host's own."""
         self.host.run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+        if self.run_directory is not None:
+            self.host.run(["mkdir", self.run_directory])
         for path, real in ((self.log_directory, self.logs), (self.state_directory, self.directory / "state")):
             if path is not None:
                 real.mkdir()
@@ -147,7 +150,9 @@ class Proxy(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.process.__exit__(kind, error, traceback)
+        if self.process.running:
+            self.stop()
+        self.process.__exit__(kind, error, traceback)  # raises if it had ended by itself
 
 
 class Nginx(Proxy):
@@ -198,6 +203,7 @@ class Apache(Proxy):
     name = "apache"
     file = "apache2.conf"
     log_directory = "/var/log/apache2"
+    run_directory = "/run/apache2"
 
     def _argv(self) -> Sequence[str | Path]:
         return ["apache2", "-f", self.config, "-DFOREGROUND"]
