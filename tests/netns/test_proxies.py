@@ -23,6 +23,7 @@ from .worlds import (
     TUNNEL_SERVER,
     UPLOADING,
     Config,
+    allowed,
     cable,
     client_config,
     running,
@@ -84,14 +85,14 @@ def behind(
     config = server_config(**(server_fields or {}))
     del config["listen"]  # the default, loopback, which the recipes have
     with running(server, config) as server_daemon, RECIPES[kind](server, replace=replace) as proxy:
-        entry = https_client(proxy, **(client_fields or {}))
+        entry = _https_client(proxy, **(client_fields or {}))
         with running(client, entry, "--log-level", "debug", until=UPLOADING) as client_daemon:
             yield World(server, client, server_daemon, client_daemon, proxy)
 
 
-def https_client(proxy: Proxy, path: str = "/ip", **fields: Any) -> Config:
+def _https_client(proxy: Proxy, **fields: Any) -> Config:
     """A client that comes through a proxy, and knows its authority."""
-    return client_config(server=f"https://{NAME}{path}", tls={"ca_file": str(proxy.ca_file)}, **fields)
+    return client_config(server=f"https://{NAME}/ip", tls={"ca_file": str(proxy.ca_file)}, **fields)
 
 
 def stalls(host: Host, address: str) -> float:
@@ -182,7 +183,7 @@ def test_no_token_in_its_logs(lab: Lab, kind: str) -> None:
     with behind(lab, kind) as world:
         world.client_daemon.stop(STOP_S)
         world.server_daemon.stop(STOP_S)
-        entry = https_client(world.proxy)
+        entry = _https_client(world.proxy)
         with running(world.client, entry, until="50[234] "):
             pass
         world.proxy.stop()
@@ -210,6 +211,43 @@ def test_who_a_visitor_is(lab: Lab, kind: str) -> None:
     assert "forwarded" not in fields
     assert fields["host"] == NAME
     assert fields["x-api-key"] == "a"
+
+
+SITES: Final = {"nginx": "site.conf", "caddy": "site.Caddyfile", "haproxy": "site.cfg", "apache": "site.conf"}
+SOCKET: Final = "/run/tapotun/office.sock"
+
+
+@EACH
+def test_a_site_with_pages_and_two_interfaces(lab: Lab, kind: str) -> None:
+    """A static page on /, one interface by port and one by Unix socket, all under one name."""
+    server, client = cable(lab)
+    pages = server.tmp / "html"
+    pages.mkdir(mode=0o755)
+    (pages / "index.html").write_text("<h1>Nothing to see here</h1>", encoding="ascii")
+    server.run(["mount", "--bind", pages, "/var/www/html"])
+    home = server_config(allowed("home"))
+    del home["listen"]
+    office = server_config(allowed("office", "10.20.0.2"), name="tun1", listen=f"unix:{SOCKET}", net="10.20.0.1/24")
+    del office["port"]
+    with RECIPES[kind](server, SITES[kind]) as proxy:
+        server.run(["mkdir", "/run/tapotun"])
+        with running(server, [home, office]):
+            server.run(["chmod", "666", SOCKET])
+            entries = [
+                client_config(who, name=name, server=f"https://{NAME}/{who}", tls={"ca_file": str(proxy.ca_file)})
+                for who, name in (("home", "tun0"), ("office", "tun1"))
+            ]
+            with running(client, entries, until="tun0: upload to ") as daemon, Payload(20_000_000) as payload:
+                daemon.wait_for_log("tun1: upload to ")
+                for address in (TUNNEL_SERVER, "10.20.0.1"):
+                    for move in (upload, download):
+                        move(client, server, address, payload)
+                    assert stalls(client, address) < 0.1
+                for path, status, body in (("", "200", "Nothing to see here"), ("elsewhere", "404", "")):
+                    fetch = ["curl", "-sS", "-w", "%{http_code}", "--cacert", proxy.ca_file, f"https://{NAME}/{path}"]
+                    answer = client.run(fetch).stdout
+                    assert answer.endswith(status)
+                    assert body in answer
 
 
 def _answer_once(ears: Any) -> str:
