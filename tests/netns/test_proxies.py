@@ -177,6 +177,33 @@ def test_reload_and_restart_under_load(lab: Lab, kind: str) -> None:
             assert way.lost == in_restart, f"{way.lost - in_restart} lost without a restart: {way.losses()}"
 
 
+HELD_BACK: Final = "(?i) WARNING .*proxy_request_buffering"
+TOO_LARGE: Final = "upload: .*413 "
+
+# What docs/deploy.md calls a trap: the recipe's line, what is in its place by default or by a common mistake, and what
+# the client then has to say.
+TRAPS: Final[dict[str, tuple[str, dict[str, str], str]]] = {
+    "HTTP/1.0 to the upstream": ("nginx", {"proxy_http_version 1.1;": "proxy_http_version 1.0;"}, HELD_BACK),
+    "proxy_request_buffering": ("nginx", {"proxy_request_buffering off;": ""}, HELD_BACK),
+    "client_max_body_size": ("nginx", {"client_max_body_size 0;": ""}, TOO_LARGE),
+    "buffer_requests": ("caddy", {"header_up -Forwarded": "buffer_requests"}, HELD_BACK),
+    "http-buffer-request": ("haproxy", {"option http-no-delay": "option http-buffer-request"}, HELD_BACK),
+    "prefetch": ("apache", {"SetEnv proxy-prefetch-nonblocking 1": ""}, HELD_BACK),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_the_lines_are_for(lab: Lab, trap: str) -> None:
+    """Without it a recipe does not work, and the client says why."""
+    kind, replace, words = TRAPS[trap]
+    with behind(lab, kind, replace=replace) as world:
+        if words == TOO_LARGE:
+            with CheckedTcp(world.client, world.server, TUNNEL_SERVER, both_ways=False, rate=5e6):
+                world.client_daemon.wait_for_log(words, 15)
+        else:
+            world.client_daemon.wait_for_log(words, 8)
+
+
 @EACH
 def test_no_token_in_its_logs(lab: Lab, kind: str) -> None:
     """Nor in those of requests that failed."""
