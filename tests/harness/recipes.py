@@ -40,7 +40,7 @@ class Proxy(ABC):
     log_directory: ClassVar[str | None] = None  # of Debian's package; None: it logs to its standard output
     state_directory: ClassVar[str | None] = None
     run_directory: ClassVar[str | None] = None  # which Debian's unit makes
-    stop_timeout_s: ClassVar[float] = 10.0
+    stop_timeout_s: ClassVar[float] = 20.0  # Apache gives its own workers ten
 
     def __init__(self, host: Host, file: str | None = None, replace: Mapping[str, str] | None = None) -> None:
         """``file`` is its name beside the default one; ``replace`` maps words of it to others.

@@ -171,7 +171,7 @@ def test_reload_and_restart_under_load(lab: Lab, kind: str) -> None:
             ways = udp.finish()
             assert all(count > 0 for count in tcp.finish())
         for way in ways:
-            print(f"{kind}: back {back_s:.2f} s after the restart began; {way}")
+            print(f"{kind}: back {back_s:.2f} s after the restart was done; {way}")
             assert (way.duplicated, way.corrupted) == (0, 0)
             in_restart = way.lost_between(restarted_ns - 100_000_000, recovered_ns)
             assert way.lost == in_restart, f"{way.lost - in_restart} lost without a restart: {way.losses()}"
