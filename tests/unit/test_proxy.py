@@ -319,8 +319,8 @@ async def test_a_proxy_that_says_nothing(autojump_clock: trio.testing.MockClock)
 
 async def test_a_wrong_environment_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "socks5://u:s3cret@h:1")
-    with pytest.raises(HostError, match="the environment's http_proxy has the scheme socks5"):
-        async with open_front_door() as door:
+    async with open_front_door() as door:
+        with pytest.raises(HostError, match="the environment's http_proxy has the scheme socks5"):
             await run_interface(client_config("a", 1), MemoryHost(), door)
 
 
