@@ -18,6 +18,8 @@ from .url import host_and_port
 _EXAMPLE: Final = '"http://proxy.example.com:3128"'
 _CHARS: Final = 4096
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# A host, and what can only be meant as its port.
+_NO_LOGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)?([^:@]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?/?")
 
 
 def proxy(text: str) -> Proxy | NoProxy:
@@ -72,8 +74,12 @@ def _proxy(text: str, *, bare: bool) -> Proxy:
         return _parse(text, bare=bare)
     except Invalid as exc:
         before, at, after = text.rpartition("@")
-        scheme = _SCHEME.match(before)
-        exc.shown = quote(f"{scheme.group() if scheme else ''}{MASK}@{after}" if at else text)
+        scheme = _SCHEME.match(before if at else text)
+        begin = scheme.group() if scheme else ""
+        if at:
+            exc.shown = quote(f"{begin}{MASK}@{after}")
+        else:  # user:pass, perhaps, whose @host was forgotten
+            exc.shown = quote(text if _NO_LOGIN.fullmatch(text) else f"{begin}{MASK}")
         raise
 
 

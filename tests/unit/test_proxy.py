@@ -70,6 +70,8 @@ def test_a_proxy_of_the_config(text: str, expected: object) -> None:
     ("no port", "http://u:s3cret@proxy", '"http://***@proxy" has no port; write it'),
     ("a bad port", "http://proxy:99999", "has a port out of range"),
     ("a path", "http://proxy:1/x", "has a path"),
+    ("no host behind the login", "http://u:s3cret", '"http://***" has no valid port'),
+    ("shown, since no login is in it", "http://proxy:0", '"http://proxy:0" has'),
     ("no host", "http://:1", "has no host"),
     ("no user", "http://:s3cret@proxy:1", "has no user name before its password"),
     ("empty", "", "is no proxy's URL"),
@@ -81,6 +83,23 @@ def test_a_proxy_that_is_none(text: str, words: str) -> None:
     assert words in line
     assert line.startswith("F: [0].proxy: ")
     assert "s3cret" not in line
+
+
+@given(
+    st.sampled_from(["", "http://", "https://", "http:"]),
+    st.text(alphabet="a1:/[]%?# \n", max_size=4),
+    st.sampled_from(["", "/", "/x", "@", "@h", "@h:x", "@h:1/x", "/x@h", "@h@", " ", "\n", ":1", "%0d@h:1"]),
+)
+def test_no_error_shows_a_password(scheme: str, begin: str, end: str) -> None:
+    """Also where the @ and the host were forgotten. In the environment too."""
+    text = f"{scheme}user:{begin}s3cret{end}"
+    assert "s3cret" not in "".join(judge(client(proxy=text))[1])
+    said = ""
+    try:
+        from_environment(URL, {"https_proxy": text})
+    except Invalid as exc:
+        said = f"{exc} {exc.problem} {exc.remedy} {exc.shown}"
+    assert "s3cret" not in said
 
 
 @given(st.text() | st.text(alphabet="htp:/@[]%.?#a1 ").map("http://{}".format))
