@@ -13,7 +13,7 @@ from typing import Final
 from . import __version__, exits
 from .config.findings import report_json, report_text
 from .config.load import check, load
-from .config.model import ClientConfig, ServerConfig
+from .config.model import ClientConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
 from .log import LEVELS, process_logger, set_up_logging
 
@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
     set_up_logging(arguments.log_level, arguments.log_format)
     log = process_logger()
     try:
-        config = load(arguments.file)
+        config = load(arguments.file, _judge_tls)
     except ConfigError as exc:
         for line in str(exc).splitlines():
             log.error("%s", line)
@@ -67,12 +67,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    config, findings = check(arguments.file)
+    config, findings = check(arguments.file, _judge_tls)
     if arguments.json:
         print(report_json(arguments.file, findings))
     else:
         print(report_text(arguments.file, config, findings))
     return exits.FAILED if config is None else exits.OK
+
+
+def _judge_tls(config: TlsConfig) -> TlsProblem | None:
+    from .host.tls_files import judge_files  # OpenSSL; most configs name no file
+
+    return judge_files(config)
 
 
 def _token(arguments: argparse.Namespace) -> int:

@@ -128,7 +128,7 @@ def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
     if ca_file is not None:
         reading.file(path, ca_file, _PEM_FILE_BYTES)
     cert_file, key_file = _certificate(inner, reading)
-    return TlsConfig(
+    tls = TlsConfig(
         ca_file=None if ca_file is None else reading.beside(ca_file),
         insecure=insecure,
         cert_file=cert_file,
@@ -136,10 +136,25 @@ def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
         server_name=reading.parse(inner.at("server_name"), inner.get("server_name", str), host),
         min_version=cast("TlsVersion | None", inner.get("min_version", str)) or "1.2",
     )
+    if server is not None and server.scheme == "https":
+        _judge(inner, tls, reading)
+    return tls
+
+
+def _judge(inner: Node, tls: TlsConfig, reading: Reading) -> None:
+    """What only a TLS library can say of the files, unless it is said already that one is wrong."""
+    if reading.judge_tls is None or (tls.ca_file is None and tls.cert_file is None):
+        return
+    if any(f.severity == "error" and f.path.startswith(f"{inner.path}.") for f in reading.findings.found):
+        return
+    found = reading.judge_tls(tls)
+    if found is not None:
+        name = inner.get(found.option, str) or ""
+        reading.findings.error(inner.at(found.option), quote(name), found.problem, found.remedy)
 
 
 def _certificate(tls: Node, reading: Reading) -> tuple[str | None, str | None]:
-    """The files of the client's certificate and of its key. What only OpenSSL can say of them is said at the start."""
+    """The files of the client's certificate and of its key. What only OpenSSL can say of them says `_judge`."""
     cert_path, cert_file = tls.at("cert_file"), tls.get("cert_file", str)
     key_path, key_file = tls.at("key_file"), tls.get("key_file", str)
     if cert_file is None:

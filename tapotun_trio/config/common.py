@@ -11,7 +11,7 @@ from .checks import Claims
 from .decode import Node
 from .fields import Invalid
 from .findings import Findings, quote, show
-from .model import Mark
+from .model import JudgeTls, Mark
 
 T = TypeVar("T")
 
@@ -32,9 +32,10 @@ class Reading:
     is reported in the same run.
     """
 
-    def __init__(self, file: str, findings: Findings) -> None:
+    def __init__(self, file: str, findings: Findings, judge_tls: JudgeTls | None = None) -> None:
         self.findings = findings
         self.claims = Claims(findings)
+        self.judge_tls = judge_tls
         self._directory = os.path.dirname(os.path.abspath(file))
 
     def parse(self, path: str, text: str | None, parser: Callable[[str], T]) -> T | None:

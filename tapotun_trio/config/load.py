@@ -17,35 +17,38 @@ from .common import Reading
 from .decode import read_object, specs
 from .findings import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonProblem, parse, positions, to_text
-from .model import Config, InterfaceConfig
+from .model import Config, InterfaceConfig, JudgeTls
 from .raw import RawClient, RawInterface, RawServer
 from .server_entry import read_server
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
 
 
-def load(path: str | os.PathLike[str]) -> Config:
+def load(path: str | os.PathLike[str], judge_tls: JudgeTls | None = None) -> Config:
     """The config, with its warnings. Raises InvalidConfig, which carries every finding."""
-    config, findings = check(path)
+    config, findings = check(path, judge_tls)
     if config is None:
         raise InvalidConfig(os.fspath(path), findings)
     return config
 
 
-def check(path: str | os.PathLike[str]) -> tuple[Config | None, list[Finding]]:
+def check(path: str | os.PathLike[str], judge_tls: JudgeTls | None = None) -> tuple[Config | None, list[Finding]]:
     """The config, or None if there are errors, and all findings in the order of the file.
 
-    Never raises for what is in the file or in its way.
+    ``judge_tls`` looks into the files of a client's TLS options (`host.tls_files.judge_files`); without it they only
+    have to be there. Never raises for what is in the file or in its way.
     """
     file = os.fspath(path)
     try:
         content = files.read(file, _FILE_BYTES)
     except files.Unreadable as exc:
         return None, [Finding("error", "", "", f"cannot be read: {exc}", "name a config file")]
-    return check_content(content.data, file, content.public_mode)
+    return check_content(content.data, file, content.public_mode, judge_tls)
 
 
-def check_content(data: bytes, file: str, public_mode: int | None = None) -> tuple[Config | None, list[Finding]]:
+def check_content(
+    data: bytes, file: str, public_mode: int | None = None, judge_tls: JudgeTls | None = None
+) -> tuple[Config | None, list[Finding]]:
     """`check` for what a file holds or will hold. ``public_mode`` is its permission bits if every user may read
     it; files that the config names are looked for beside ``file``."""
     try:
@@ -56,21 +59,22 @@ def check_content(data: bytes, file: str, public_mode: int | None = None) -> tup
     except JsonProblem as exc:
         return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
     findings = Findings()
-    interfaces = _read_root(root, file, public_mode, findings)
+    interfaces = _read_root(root, Reading(file, findings, judge_tls), file, public_mode, findings)
     found = _placed(findings.found, text)
     if any(finding.severity == "error" for finding in found):
         return None, found
     return Config(interfaces, tuple(finding.text(file) for finding in found)), found
 
 
-def _read_root(root: object, file: str, public_mode: int | None, findings: Findings) -> tuple[InterfaceConfig, ...]:
+def _read_root(
+    root: object, reading: Reading, file: str, public_mode: int | None, findings: Findings
+) -> tuple[InterfaceConfig, ...]:
     if not isinstance(root, list):
         shown = MASK if isinstance(root, str) else show(root)
         findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
         return ()
     if not root:
         findings.error("", "[]", "has nothing to run", "write at least one interface definition")
-    reading = Reading(file, findings)
     read = [_read_entry(value, item("", i), reading) for i, value in enumerate(root)]
     reading.claims.finish()
     if public_mode is not None:

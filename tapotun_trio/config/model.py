@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -134,6 +135,22 @@ class TlsConfig:
     key_file: str | None = None
     server_name: str | None = None
     min_version: TlsVersion = "1.2"
+
+
+TlsOption: TypeAlias = Literal["ca_file", "cert_file", "key_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsProblem:
+    """What makes a file that the TLS options name useless, as only a TLS library can say it. ``problem`` is a verb and
+    its object, to stand behind the file."""
+
+    option: TlsOption
+    problem: str
+    remedy: str
+
+
+JudgeTls: TypeAlias = Callable[[TlsConfig], TlsProblem | None]
 
 
 @dataclass(frozen=True, slots=True)

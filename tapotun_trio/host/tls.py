@@ -1,4 +1,4 @@
-"""TLS for the client side: contexts, and connections over them."""
+"""TLS for the client side: connections, and the sessions that they resume."""
 
 from __future__ import annotations
 
@@ -10,71 +10,13 @@ from typing import Final
 import trio
 
 from ..config.model import TlsConfig
-from ..errors import HostError, PeerError
+from ..errors import PeerError
 from .sockets import TURNS, Connection
 from .tls_errors import broke, failed, not_accepted
+from .tls_files import client_context
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: of plaintext
 BATCH_BYTES: Final = 128 * 1024  # received at a time, about; as much as the far end sends at a time
-
-
-def client_context(config: TlsConfig) -> ssl.SSLContext:
-    """The system's trust, or ``ca_file`` instead of it, or none at all (``insecure``), and the client's certificate.
-
-    Raises HostError if a file cannot be read, or holds not what it should.
-    """
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise HostError(
-            f"tls.ca_file {config.ca_file}: {exc.strerror or exc}; give a PEM file with the authority's certificate"
-        ) from exc
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if config.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    # Under TLS 1.2 a server could ask for a new handshake at any time, and sending would have to wait for receiving.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    if config.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if config.cert_file is not None:
-        _load_certificate(context, config.cert_file, config.key_file)
-    return context
-
-
-class _EncryptedKey(Exception):
-    """OpenSSL asked for a password."""
-
-
-def _load_certificate(context: ssl.SSLContext, cert_file: str, key_file: str | None) -> None:
-    """Raises HostError, naming the file that is of no use."""
-    for option, file in (("cert_file", cert_file), ("key_file", key_file)):
-        if file is not None:
-            try:
-                with open(file, "rb"):
-                    pass
-            except OSError as exc:
-                raise HostError(f"tls.{option} {file}: {exc.strerror}; give a PEM file that can be read") from exc
-    key = f"tls.cert_file {cert_file}" if key_file is None else f"tls.key_file {key_file}"
-
-    def refuse() -> str:
-        raise _EncryptedKey
-
-    try:
-        context.load_cert_chain(cert_file, key_file, password=refuse)
-    except _EncryptedKey as exc:
-        raise HostError(
-            f"{key}: the key is encrypted, and nobody is there to type its password; "
-            "decrypt it (openssl pkey) and let only root read it"
-        ) from exc
-    except ssl.SSLError as exc:
-        if exc.reason == "KEY_VALUES_MISMATCH":
-            raise HostError(f"{key}: the key does not match the certificate of tls.cert_file {cert_file}") from exc
-        wanted = (
-            f"tls.cert_file {cert_file} must hold a PEM certificate and its key; without tls.key_file both are there"
-            if key_file is None
-            else f"tls.cert_file {cert_file} must hold a PEM certificate and tls.key_file {key_file} its PEM key"
-        )
-        raise HostError(f"{wanted} ({exc.reason or exc})") from exc
 
 
 class TlsConnection(Connection):
@@ -182,7 +124,7 @@ class TlsClient:
     __slots__ = ("_context", "_newest", "_session", "config")
 
     def __init__(self, config: TlsConfig) -> None:
-        """Raises HostError as `client_context` does."""
+        """Raises UselessFile as `client_context` does."""
         self.config = config
         self._context = client_context(config)
         self._session: ssl.SSLSession | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trustme
 
 from tapotun_trio import __version__, exits
 from tapotun_trio.cli import main
@@ -245,3 +246,44 @@ def test_verbs_that_run_nothing_start_quickly() -> None:
     modules = python("-W", "error", "-c", code).stdout.splitlines()[-1].split()
     assert "tapotun_trio.cli" in modules
     assert not {"trio", "ssl", "asyncio", "pyroute2", "tapotun_trio.app"} & set(modules)
+
+
+# --- what only OpenSSL can say ---
+
+
+@pytest.mark.parametrize("verb", ["validate-config", "run"])
+def test_files_of_tls_are_looked_into_with_all_the_rest(
+    tmp_path: Path, started: Started, capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """Their errors come together with the others, of this and of other definitions."""
+    authority = trustme.CA()
+    authority.issue_cert("a").cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.issue_cert("b").private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "key.pem").chmod(0o600)
+    (tmp_path / "ca.pem").write_text("no certificate")
+    https = {"server": "https://192.0.2.1/ip"}
+    file = config_file(
+        tmp_path,
+        {**CLIENT, **https, "name": "a", "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}},
+        {**CLIENT, **https, "name": "b", "token": "raw2", "tls": {"ca_file": "ca.pem"}},
+        {**CLIENT, "name": "c", "proxy": "none", "rotate_s": [2, 1]},
+    )
+    assert main([verb, file]) == exits.FAILED
+    out, err = capfd.readouterr()
+    for words in (
+        '[0].tls.key_file: "key.pem" holds a key that does not match the certificate of tls.cert_file',
+        '[1].tls.ca_file: "ca.pem" holds no certificate that can be trusted',
+        "[2].rotate_s[1]: 1 is less than",
+    ):
+        assert words in out + err
+    assert not started.called
+
+
+def test_files_of_tls_that_are_right(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("a").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    (tmp_path / "both.pem").chmod(0o600)
+    tls = {"cert_file": "both.pem", "ca_file": "ca.pem"}
+    file = config_file(tmp_path, {**CLIENT, "server": "https://192.0.2.1/ip", "tls": tls})
+    assert main(["validate-config", file]) == exits.OK

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.host.tls import TlsClient, TlsConnection
+from tapotun_trio.host.tls_files import UselessFile, judge_files
 from tapotun_trio.http.client import CONNECT_S, check_status, open_connection, read_response, send_request
 from tapotun_trio.http.heads import ResponseHead
 from tapotun_trio.http.websocket import check_upgrade
@@ -270,15 +271,24 @@ def test_files_that_are_of_no_use(tmp_path: Path) -> None:
     for form in (serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL):
         encryption = serialization.BestAvailableEncryption(b"x")
         encrypted.write_bytes(parsed.private_bytes(serialization.Encoding.PEM, form, encryption))
-        with pytest.raises(HostError, match=r"key_file .*encrypted\.pem: the key is encrypted"):
+        with pytest.raises(HostError, match=r"key_file .*encrypted\.pem holds an encrypted key"):
             TlsClient(TlsConfig(cert_file=cert, key_file=str(encrypted)))
     for config, words in (
-        (TlsConfig(cert_file="/nowhere/c"), "tls.cert_file /nowhere/c: No such file"),
-        (TlsConfig(cert_file=cert, key_file="/nowhere/k"), "tls.key_file /nowhere/k: No such file"),
-        (TlsConfig(cert_file=cert, key_file=wrong), f"tls.key_file {wrong}: the key does not match"),
-        (TlsConfig(cert_file=cert), "without tls.key_file both are there"),
-        (TlsConfig(cert_file=key, key_file=key), f"tls.cert_file {key} must hold a PEM certificate"),
+        (TlsConfig(cert_file="/nowhere/c"), "tls.cert_file /nowhere/c cannot be read: No such file"),
+        (TlsConfig(cert_file=cert, key_file="/nowhere/k"), "tls.key_file /nowhere/k cannot be read: No such file"),
+        (
+            TlsConfig(cert_file=cert, key_file=wrong),
+            f"tls.key_file {wrong} holds a key that does not match the certificate of tls.cert_file {cert};",
+        ),
+        (TlsConfig(ca_file="/nowhere/ca"), "tls.ca_file /nowhere/ca cannot be read: No such file"),
+        (TlsConfig(ca_file=key), f"tls.ca_file {key} holds no certificate that can be trusted"),
+        (TlsConfig(cert_file=cert), f"tls.cert_file {cert} holds no PEM key that can be used"),
+        (TlsConfig(cert_file=key, key_file=key), f"tls.cert_file {key} holds no PEM certificate"),
     ):
-        with pytest.raises(HostError, match=re.escape(words)) as caught:
+        with pytest.raises(UselessFile, match=re.escape(words)) as caught:
             TlsClient(config)
         assert "\n" not in str(caught.value)
+        assert judge_files(config) == caught.value.found
+    both = pem(tmp_path / "both.pem", leaf.private_key_and_cert_chain_pem)
+    for config in (TlsConfig(), TlsConfig(cert, cert_file=cert, key_file=key), TlsConfig(cert_file=both)):
+        assert judge_files(config) is None

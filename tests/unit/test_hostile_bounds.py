@@ -13,7 +13,8 @@ import trio
 
 from tapotun_trio.config.model import TlsConfig
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.tls import TlsConnection, client_context
+from tapotun_trio.host.tls import TlsConnection
+from tapotun_trio.host.tls_files import client_context
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.tunnel import serving
 from tapotun_trio.tunnel.sender import Sender
