@@ -383,6 +383,7 @@ def _refused(what: str, name: str, refusal: Refusal) -> HostError:
     remedies = {
         errno.EPERM: f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}",
         errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and nobody else should set it down",
+        errno.EINVAL: "this kernel takes no such thing; take it out of the config that asks for it",
         errno.ENODEV: "the interface is gone: somebody else deleted it",
     }
     remedy = remedies.get(refusal.errno)

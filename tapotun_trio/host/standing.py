@@ -80,6 +80,6 @@ class Standing:
                 through = f" through {link.name}" if link else ""
                 return (
                     f"another route of protocol {protocol}{through} stands in the way: "
-                    "remove it, or take this network out of the config"
+                    "remove it, or take this network out of the config that asks for it"
                 )
         return "another route stood in the way and is gone again: try once more"

@@ -56,6 +56,40 @@ MARK = {"value": 100, "table": 100}
 OUR_RULE = [(100, "100", PROTOCOL)]
 
 
+# Routes that the server pushes
+
+
+def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
+    """It costs that route and one line. Everything else works, and the next time that the link comes up it is tried
+    again."""
+    server, client = cable(lab)
+    mine, free = "10.60.0.0/24", "10.61.0.0/24"
+    client.ip(f"route add {mine} via {SERVER}")
+    with running(server, server_config(push_routes=[mine, free])), running(client, client_config()) as daemon:
+        wait_for_ping(client, TUNNEL_SERVER)
+        wait_until(lambda: "goes on without what the server pushed" in daemon.log, 5, "the word about it", daemon.tail)
+        [line] = [line for line in daemon.log.splitlines() if "goes on without" in line]
+        assert mine in line
+        assert "another route of protocol" in line
+        assert "remove it" in line
+        assert devices(client) == {mine: [client.ip(f"route get {SERVER}")[0]["dev"]], free: ["tun0"]}
+        client.ip(f"route del {mine} via {SERVER}")
+        client.ip("link set tun0 down")
+        client.ip("link set tun0 up")
+        wait_until(lambda: devices(client) == {mine: ["tun0"], free: ["tun0"]}, 10, "both routes", daemon.tail)
+        wait_for_ping(client, TUNNEL_SERVER)
+        assert daemon.log.count("goes on without") == 1
+    assert devices(client) == {}
+
+
+def devices(host: Host) -> dict[str, list[str]]:
+    """Of the routes to networks in 10.60.0.0/15: where they lead."""
+    found: dict[str, list[str]] = {}
+    for route in host.ip("-4 route show root 10.60.0.0/15"):
+        found.setdefault(route["dst"], []).append(route["dev"])
+    return found
+
+
 # The end
 
 
