@@ -1,0 +1,200 @@
+"""What one frame costs, counted and not timed: a change that makes the data path dearer fails here on any machine.
+
+A fixed workload goes through the real reader, sender, decoder and forwarder, between a device and a socket that do
+nothing but count. Counted are system calls (calls of the device and the socket), calls of functions, Python's and C's,
+the fakes' own left out, and the peak of what is allocated. The limits are what was counted when they were written;
+docs/performance.md has them as the budget. Lower them with whatever lowers the cost.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from mmap import mmap
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.http.writer import BodyWriter
+from tapotun_trio.log import interface_logger
+from tapotun_trio.tunnel.device import BURST_BYTES, DeviceWriter, _read_burst
+from tapotun_trio.tunnel.server import TunnelServer
+from tapotun_trio.wire.body import ChunkedBody
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader
+
+from ..packets import frame, ipv4
+from ..streams import MemoryConnection, memory_pair
+from .support import allowed, free_port, server_config
+
+SERVER: Final = "10.10.0.1"
+CLIENT: Final = "10.10.0.2"
+
+
+@dataclass
+class Cost:
+    """Of a whole workload."""
+
+    frames: int
+    syscalls: int
+    calls: int
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        per = f"{self.syscalls / self.frames:.2f} system calls, {self.calls / self.frames:.1f} calls"
+        return f"{self.frames} frames, each {per}; {self.peak_bytes} bytes allocated at most"
+
+
+class CountingDevice:
+    """Has so many equal frames, one read each, and takes everything."""
+
+    name = "tun0"
+
+    def __init__(self, packet: bytes = b"") -> None:
+        self.frame = bytes(12) + packet
+        self.left = 0
+        self.syscalls = 0
+
+    def read(self, into: memoryview, /) -> int | None:
+        self.syscalls += 1
+        if not self.left:
+            return None
+        self.left -= 1
+        size = len(self.frame)
+        into[:size] = self.frame
+        return size
+
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        self.syscalls += 1
+        return True
+
+    async def wait_readable(self) -> None:
+        await trio.sleep_forever()
+
+    async def wait_writable(self) -> None:
+        await trio.sleep_forever()
+
+
+class CountingConnection(MemoryConnection):
+    """Takes everything."""
+
+    syscalls = 0
+
+    def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
+        self.syscalls += 1
+        return sum(map(len, parts))
+
+
+def counted(work: Callable[[], None]) -> tuple[int, int]:
+    """Function calls but those of this file, and the peak of what was allocated, in bytes."""
+    calls = 0
+
+    def count(at: FrameType, event: str, _: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call") and at.f_code.co_filename != __file__
+
+    work()  # fills the caches
+    before = sys.getprofile()
+    gc.disable()
+    try:
+        sys.setprofile(count)
+        try:
+            work()
+        finally:
+            sys.setprofile(before)
+        tracemalloc.start()
+        try:
+            work()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    finally:
+        gc.enable()
+    return calls, peak
+
+
+def tunnel_server() -> TunnelServer:
+    config = server_config(free_port(), allowed("a", CLIENT))
+    return TunnelServer(config, interface_logger(config.name))
+
+
+def packet(source: str, destination: str, size: int) -> bytes:
+    return ipv4(source, destination, bytes(size - 20))
+
+
+async def down(size: int, frames: int) -> Cost:
+    """From the device into a client's stream, as a server does it."""
+    ours, _ = memory_pair()
+    connection = CountingConnection(ours.name, ours._incoming, ours._outgoing)
+    device, tunnel = CountingDevice(packet(SERVER, CLIENT, size)), tunnel_server()
+    view = memoryview(mmap(-1, BURST_BYTES + 2 * 65536))
+
+    def work() -> None:
+        device.left = frames
+        device.syscalls = connection.syscalls = 0
+        while _read_burst(device, tunnel.classify, view):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tunnel._sessions[0].sender.serve, BodyWriter(connection))
+        await trio.testing.wait_all_tasks_blocked()
+        calls, peak = counted(work)
+        nursery.cancel_scope.cancel()
+    return Cost(frames, device.syscalls + connection.syscalls, calls, peak)
+
+
+async def up(size: int, frames: int) -> Cost:
+    """From a client's stream into the device: one receive, all in one chunk."""
+    body = frame(packet(CLIENT, SERVER, size)) * frames
+    data = b"%x\r\n%b\r\n" % (len(body), body)
+    assert len(data) <= BUFFER_BYTES
+    device, tunnel = CountingDevice(), tunnel_server()
+    session = tunnel._sessions[0]
+    writer = DeviceWriter(device, tunnel.device_drops)
+    reader = FrameReader(ChunkedBody())
+
+    def work() -> None:
+        device.syscalls = 1  # the receive
+        reader.space()[: len(data)] = data
+        found = reader.feed(len(data))
+        while True:
+            session.forward(reader.view, found, writer, tunnel._sessions)
+            if not reader.pending:
+                break
+            found = reader.feed(0)
+
+    calls, peak = counted(work)
+    await trio.lowlevel.checkpoint()
+    return Cost(frames, device.syscalls, calls, peak)
+
+
+# What goes which way, of what size, how many; and what that may cost: system calls and calls a frame, bytes at most.
+BUDGET = [
+    (down, 65_000, 4, 1.5, 8.6, 1_000),
+    (down, 64, 512, 1.01, 4.1, 1_200),
+    (up, 65_000, 4, 1.25, 8.9, 1_200),
+    (up, 64, 512, 1.01, 4.1, 27_000),  # 40 bytes each: where the frames of one receive are
+]
+
+
+@pytest.mark.parametrize(("way", "size", "frames", "syscalls", "calls", "peak_bytes"), BUDGET)
+async def test_the_cost_of_a_frame_does_not_rise(
+    way: Callable[[int, int], Any], size: int, frames: int, syscalls: float, calls: float, peak_bytes: int
+) -> None:
+    cost: Cost = await way(size, frames)
+    print(f"{way.__name__} {size}: {cost}")
+    assert cost.syscalls <= syscalls * frames, cost
+    assert cost.calls <= calls * frames, cost
+    assert cost.peak_bytes <= peak_bytes, cost
+
+
+async def test_nothing_is_copied() -> None:
+    """Ten times the bytes in as many frames allocate the same."""
+    for way in (down, up):
+        small, large = await way(6_500, 4), await way(65_000, 4)
+        assert large.peak_bytes <= small.peak_bytes + 4 * HEADER_BYTES, (small, large)
