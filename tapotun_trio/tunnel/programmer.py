@@ -129,7 +129,7 @@ class Programmer:
         self._missing = refused
         news = [reason for item, reason in refused.items() if told.get(item) != reason]
         for reason in news[:COMPLAINTS]:
-            self._log.warning("goes on without what the server pushed: %s", reason)
+            self._log.warning("goes on without what the server pushed (its push_routes): %s", reason)
         if len(news) > COMPLAINTS:
             self._log.warning("goes on without %d more that the server pushed", len(news) - COMPLAINTS)
 
