@@ -51,6 +51,9 @@ class MemoryDevice:
         self._notify()
         return True
 
+    def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
+        return self.write(b"".join(parts))
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()
         if self.fault is not None:

@@ -38,6 +38,9 @@ class Device(Protocol):
         Raises HostError if the interface is gone or down for good.
         """
 
+    def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
+        """Write one frame that lies in several places (at most 1024); answers and raises as `write`."""
+
     async def wait_readable(self) -> None:
         """Cancel-safe; a checkpoint. One task at a time."""
 

@@ -20,9 +20,10 @@ from ..host.sockets import Connection
 from ..http.client import check_status
 from ..log import Log, Sparingly
 from ..wire import control, params
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, GSO_TYPE_AT, HEADER_BYTES, LENGTH_BYTES, FrameReader
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, GSO_TYPE_AT, HEADER_BYTES, FrameReader
+from ..wire.merge import Frame
 from ..wire.tunconf import TunConf
-from ..wire.vnet import base_peer_accepts, is_bounded
+from ..wire.vnet import is_bounded
 from . import counters as why
 from .carrier import Carrier
 from .client_streams import Download, Upload, is_over, level_of, moved, shows_who_holds_back
@@ -317,26 +318,14 @@ class TunnelClient:
             await self._programmer.apply(plan)
             self._plan = plan  # not before: cancelled in between, the next answer applies it again
 
-    async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
-        view, write, counters = reader.view, self._writer.write, self.counters
-        echoes: list[bytes] = []
-        for start, stop in frames:
-            first = view[start + HEADER_BYTES]
-            if first >> 4 != 4:
-                if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
-                    if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
-                        echoes.append(bytes(view[start:stop]))
-                else:
-                    self._take_other(first)
-                continue
-            if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
-                raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
-            counters.rx_packets += 1
-            counters.rx_bytes += stop - start - HEADER_BYTES
-            if not write(view[start + LENGTH_BYTES : stop]):
-                if not base_peer_accepts(view[start:stop]):
-                    raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
-                counters.drops[why.DEVICE_REFUSED] += 1
+    async def _take(self, reader: FrameReader, frames: list[Frame]) -> None:
+        echoes, inward = list[bytes](), list[Frame]()
+        try:
+            self._sort(reader.view, frames, inward, echoes)
+        finally:  # at a bad frame too: what stood before it is good
+            self.counters.rx_packets += len(inward)
+            self.counters.rx_bytes += sum([stop - start - HEADER_BYTES for start, stop in inward])
+            self._writer.write_all(reader.view, inward, self.counters.drops)
         for echo in echoes:
             self._sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
         if reader.controls:
@@ -350,6 +339,19 @@ class TunnelClient:
             if ping is not None:  # of several the last one is answered, see `serving`
                 self._sender.send_control(control.encode(control.PONG, ping))
                 self._carrier.blame_if_helpless(trio.current_time())
+
+    def _sort(self, view: memoryview, frames: list[Frame], inward: list[Frame], echoes: list[bytes]) -> None:
+        for start, stop in frames:
+            if (first := view[start + HEADER_BYTES]) >> 4 != 4:
+                if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
+                    if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
+                        echoes.append(bytes(view[start:stop]))
+                else:
+                    self._take_other(first)
+                continue
+            if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
+                raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
+            inward.append((start, stop))
 
     def _take_other(self, first: int) -> None:
         if first >> 4 == 6:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from typing import Final, TypeAlias
 
 import trio
 
+from ..errors import PeerError
 from ..host.ports import Device
 from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES
-from ..wire.vnet import VNET_BYTES
+from ..wire.merge import Frame, Run, find_runs, merge
+from ..wire.vnet import VNET_BYTES, base_peer_accepts
 from .counters import DEVICE_FULL, DEVICE_REFUSED
 from .sender import Sender
 
@@ -87,13 +89,14 @@ class DeviceWriter:
         drops: where frames are counted that found the queue full, or were refused later on.
     """
 
-    __slots__ = ("_bytes", "_device", "_drops", "_queue", "_wake")
+    __slots__ = ("_bytes", "_device", "_drops", "_merging", "_queue", "_wake")
 
     def __init__(self, device: Device, drops: Counter[str]) -> None:
         self._device = device
         self._drops = drops
         self._queue: deque[bytes] = deque()
         self._bytes = 0
+        self._merging = True
         self._wake = trio.Event()
 
     def write(self, frame: memoryview) -> bool:
@@ -109,6 +112,39 @@ class DeviceWriter:
         self._bytes += len(frame)
         self._wake.set()
         return True
+
+    def write_all(self, view: memoryview, frames: Sequence[Frame], drops: Counter[str]) -> None:
+        """Write the frames of one receive, runs of one UDP flow as one; count in ``drops`` what the kernel refuses.
+
+        Raises HostError: device gone; PeerError, when all are written: a frame that no honest peer sends was refused.
+        """
+        refused: list[Frame] = []
+        if len(frames) > 1 and self._merging:
+            for run in find_runs(view, frames):
+                taken = self._write_merged(view, run) if len(run) > 1 and self._merging else None
+                if not taken:
+                    before = len(refused)
+                    self._write_each(view, run, refused)
+                    # Before Linux 6.2 each alone is taken and all together are not. While the link is down, none is.
+                    if taken is False and len(refused) == before:
+                        self._merging = False
+        else:
+            self._write_each(view, frames, refused)
+        for start, stop in refused:
+            if not base_peer_accepts(view[start:stop]):
+                raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+            drops[DEVICE_REFUSED] += 1
+
+    def _write_each(self, view: memoryview, frames: Sequence[Frame], refused: list[Frame]) -> None:
+        for start, stop in frames:
+            if not self.write(view[start + LENGTH_BYTES : stop]):
+                refused.append((start, stop))
+
+    def _write_merged(self, view: memoryview, run: Run) -> bool | None:
+        """True: written. None: it cannot be written as one, or not now. False: the kernel refused it as one."""
+        if self._queue or (parts := merge(view, run)) is None:
+            return None
+        return self._device.write_parts(parts)
 
     async def run(self) -> None:
         """Write what was queued, in order, whenever the device can take it; for ever."""

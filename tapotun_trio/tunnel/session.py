@@ -23,7 +23,6 @@ from ..wire.frames import (
     ECHO_PACKET_BYTES,
     GSO_TYPE_AT,
     HEADER_BYTES,
-    LENGTH_BYTES,
     echoed_clock,
 )
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
@@ -205,6 +204,7 @@ class Session:
         Raises PeerError at a frame that no honest peer sends.
         """
         verdicts, counters = self._verdicts, self.counters
+        inward: list[tuple[int, int]] = []
         run_to: Session | None = None
         run_at = run_end = packets = 0
         try:
@@ -221,9 +221,7 @@ class Session:
                 if to is True:
                     if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
                         raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
-                    frame = view[start + LENGTH_BYTES : stop]
-                    if not device.write(frame):
-                        self._device_refused(view[start:stop])
+                    inward.append((start, stop))
                 elif to is False:
                     counters.drops[why.BAD_SOURCE] += 1
                 else:
@@ -238,6 +236,7 @@ class Session:
         finally:  # at a bad frame too: what stood before it is good
             if run_to is not None:
                 run_to.sender.send(view[run_at:run_end], packets)
+            device.write_all(view, inward, counters.drops)
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
         source, destination = key[:4], key[4:]
@@ -263,8 +262,3 @@ class Session:
             self.counters.drops[why.NOT_IPV4] += 1
         else:
             raise PeerError("frame without an IP packet", reason="bad-frame")
-
-    def _device_refused(self, frame: memoryview) -> None:
-        if not base_peer_accepts(frame):
-            raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
-        self.counters.drops[why.DEVICE_REFUSED] += 1

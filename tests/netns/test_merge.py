@@ -1,0 +1,113 @@
+"""Merged UDP packets in a real kernel: taken as one, and what comes out of it is what went in."""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+from collections import Counter, defaultdict
+from typing import Final
+
+import pytest
+import trio
+
+from tapotun_trio.tunnel.device import DeviceWriter
+from tests.unit.test_wire_merge import laid, udp
+
+from .fresh_namespace import in_fresh_namespace, ip
+from .test_host_tun import configured_tun
+
+pytestmark = pytest.mark.netns
+
+# `udp` sends from 10.0.0.1 to port 9 of 10.0.0.2.
+FLOWS: Final = 8
+
+
+def bursts(seed: int) -> list[list[bytes]]:
+    """Of all flows interleaved, each packet with its flow and number, of 2 to 1472 bytes and often of the same."""
+    rng = random.Random(seed)
+    numbers = [0] * FLOWS
+    out = []
+    for _ in range(60):
+        burst, sizes = [], [rng.choice([2, 64, 65, 1000, 1472, rng.randint(2, 1472)]) for _ in range(FLOWS)]
+        for _ in range(rng.randint(1, 40)):
+            flow = rng.randrange(FLOWS)
+            size = sizes[flow] if rng.random() < 0.9 else rng.randint(2, 1472)
+            body = bytes([flow, numbers[flow] & 0xFF]) + rng.randbytes(size - 2)
+            numbers[flow] += 1
+            burst.append(udp(body, port=5000 + flow))
+        out.append(burst)
+    return out
+
+
+@in_fresh_namespace
+async def test_a_plain_receiver_gets_every_datagram_whole_and_in_order() -> None:
+    with configured_tun() as device, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        ip("addr", "add", "10.0.0.2/24", "dev", "tun0")
+        sock.bind(("10.0.0.2", 9))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 1 << 24)
+        drops: Counter[str] = Counter()
+        writer = DeviceWriter(device, drops)
+        wanted, got = defaultdict(list), defaultdict(list)
+        for burst in bursts(1):
+            writer.write_all(*laid(burst), drops)
+            for frame in burst:
+                wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
+            with trio.fail_after(5):
+                for _ in burst:
+                    await trio.lowlevel.wait_readable(sock)
+                    data, (_, port) = sock.recvfrom(2048)
+                    got[port].append(data)
+        assert got == wanted
+        assert not drops
+        assert writer._merging, "this kernel refused a super-packet"
+
+
+@in_fresh_namespace
+async def test_forwarded_through_a_veth_without_udp_segmentation() -> None:
+    """The kernel cuts them itself: an AF_PACKET socket at the veth's far end sees whole packets, checksums done."""
+    with configured_tun() as device:
+        ip("addr", "add", "10.0.0.254/32", "dev", "tun0")
+        ip("route", "add", "10.0.0.1/32", "dev", "tun0")
+        ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        for name in ("v0", "v1"):
+            ip("link", "set", name, "addrgenmode", "none", "up")
+        ip("route", "add", "10.0.0.2/32", "dev", "v0")
+        ip("neigh", "add", "10.0.0.2", "lladdr", "02:00:00:00:00:02", "dev", "v0")
+        with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
+            file.write("1")
+        off = ["tx-checksumming", "off", "tx-udp-segmentation", "off", "tso", "off", "gso", "off"]
+        subprocess.run(["ethtool", "-K", "v0", *off], check=True, capture_output=True)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 1 << 24)
+            sock.bind(("v1", 0x0800))
+            sock.setblocking(False)
+            drops: Counter[str] = Counter()
+            writer = DeviceWriter(device, drops)
+            for burst in bursts(2):
+                writer.write_all(*laid(burst), drops)
+                wanted, got = defaultdict(list), defaultdict(list)
+                for frame in burst:
+                    wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
+                with trio.fail_after(5):
+                    for _ in burst:
+                        await trio.lowlevel.wait_readable(sock)
+                        packet = sock.recv(2048)
+                        assert_checksums(packet)
+                        got[int.from_bytes(packet[20:22], "big")].append(packet[28:])
+                assert got == wanted
+            assert not drops
+            assert writer._merging
+
+
+def assert_checksums(packet: bytes) -> None:
+    def fold(data: bytes) -> int:
+        data += b"\0" * (len(data) % 2)
+        total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        return total
+
+    assert fold(packet[:20]) == 0xFFFF
+    assert int.from_bytes(packet[2:4], "big") == len(packet) == int.from_bytes(packet[24:26], "big") + 20
+    assert fold(packet[12:20] + bytes([0, 17]) + packet[24:26] + packet[20:]) == 0xFFFF

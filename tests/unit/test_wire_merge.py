@@ -1,0 +1,159 @@
+"""UDP packets merged, and cut again as Linux does it (net/ipv4/udp_offload.c), are what they were."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapotun_trio.tunnel.device import DeviceWriter
+from tapotun_trio.wire.merge import MAX_SEGMENTS, find_runs, merge
+from tests.fakes import MemoryDevice
+
+PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)
+
+
+def fold(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def udp(payload: bytes, *, port: int = 7, ident: int = 0, fragment: int = 0x4000, tos: int = 0) -> bytes:
+    """A frame, its checksum partial."""
+    length = 28 + len(payload)
+    addresses = bytes([10, 0, 0, 1, 10, 0, 0, 2])
+    head = struct.pack("!BBHHHBBH", 0x45, tos, length, ident, fragment, 64, 17, 0) + addresses
+    head = head[:10] + struct.pack("!H", fold(head) ^ 0xFFFF) + head[12:]
+    pseudo = fold(addresses + struct.pack("!HH", 17, length - 20))
+    return struct.pack("<H", length) + PARTIAL + head + struct.pack("!HHHH", port, 9, length - 20, pseudo) + payload
+
+
+def laid(frames: list[bytes]) -> tuple[memoryview, list[tuple[int, int]]]:
+    at, spans = 0, []
+    for frame in frames:
+        spans.append((at, at + len(frame)))
+        at += len(frame)
+    return memoryview(b"".join(frames)), spans
+
+
+def cut(merged: bytes) -> list[bytes]:
+    """The frames that the kernel makes of a super-packet, checking what it takes for granted."""
+    flags, gso_type, hdr_len, size, start, offset, _ = struct.unpack_from("<BBHHHHH", merged)
+    assert (flags, gso_type, hdr_len, start, offset) == (1, 5, 28, 20, 6)
+    ip, ports, payload = merged[12:32], merged[32:36], merged[40:]
+    length, ident, fragment = struct.unpack_from("!HHH", ip, 2)
+    assert fold(ip) == 0xFFFF
+    assert length == len(merged) - 12
+    assert merged[36:40] == struct.pack("!HH", length - 20, fold(ip[12:20] + struct.pack("!HH", 17, length - 20)))
+    pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
+    assert 2 <= len(pieces) <= MAX_SEGMENTS
+    return [
+        udp(piece, port=int.from_bytes(ports[:2], "big"), ident=(ident + n) & 0xFFFF, fragment=fragment, tos=ip[1])
+        for n, piece in enumerate(pieces)
+    ]
+
+
+def written(frames: list[bytes]) -> tuple[list[bytes], int]:
+    """What arrives, super-packets cut; and the number of writes."""
+    view, spans = laid(frames)
+    out: list[bytes] = []
+    runs = find_runs(view, spans)
+    for run in runs:
+        parts = merge(view, run) if len(run) > 1 else None
+        out += [bytes(view[a:b]) for a, b in run] if parts is None else cut(b"".join(parts))
+    return out, len(runs)
+
+
+packets = st.builds(
+    udp,
+    st.integers(1, 1472).map(bytes) | st.sampled_from([b"a" * 64, b"b" * 64, b"c" * 9]),
+    port=st.integers(1, 3),
+    tos=st.sampled_from([0, 0, 0, 4]),
+    ident=st.sampled_from([0, 1, 2, 65535]),
+    fragment=st.sampled_from([0x4000, 0x4000, 0, 0x2000, 0x0001]),
+)
+
+
+def without_id(frame: bytes) -> bytes:
+    return frame if not frame[20] & 0x40 else frame[:18] + frame[20:24] + frame[26:]
+
+
+@given(st.lists(packets, max_size=90))
+def test_cut_again_they_are_what_they_were_and_every_flow_keeps_its_order(frames: list[bytes]) -> None:
+    out, _ = written(frames)
+    for port in (1, 2, 3):
+        mine = [without_id(f) for f in frames if f[35] == port]
+        assert [without_id(f) for f in out if f[35] == port] == mine
+
+
+@given(st.lists(packets | st.binary(min_size=34, max_size=90), max_size=20), st.data())
+def test_a_damaged_frame_stays_as_it_is(frames: list[bytes], data: st.DataObject) -> None:
+    frames = frames + [udp(b"x" * 8)] * 4
+    victim = data.draw(st.integers(0, len(frames) - 1))
+    at = data.draw(st.integers(0, min(len(frames[victim]), 42) - 1))
+    broken = bytearray(frames[victim])
+    broken[at] ^= data.draw(st.integers(1, 255))
+    frames[victim] = bytes(broken)
+    out, _ = written(frames)
+    assert Counter(map(without_id, out)) == Counter(map(without_id, frames))
+
+
+def test_what_is_merged() -> None:
+    assert written([udp(b"x" * 64)] * 130)[1] == 3
+    assert written([udp(b"x" * 64, port=n % 8) for n in range(64)])[1] == 8
+    assert written([udp(b"x" * 64), udp(b"x" * 64), udp(b"y"), udp(b"x" * 64)])[1] == 2
+    assert written([udp(b"x" * 1472)] * 50)[1] == 2
+    assert written([udp(b"x", ident=n & 0xFFFF, fragment=0) for n in range(65530, 65545)])[1] == 1
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [udp(b"")] * 3,
+        [udp(b"x", ident=n * 2, fragment=0) for n in range(3)],
+        [udp(b"x", fragment=0x2000)] * 3,
+    ],
+    ids=["empty", "ids", "fragments"],
+)
+def test_what_is_not(frames: list[bytes]) -> None:
+    assert written(frames) == (frames, 3)
+
+
+def test_no_other_packet_is_overtaken() -> None:
+    other = struct.pack("<H", 20) + bytes(12) + b"\x45" + bytes(19)
+    frames = [udp(b"x"), other, udp(b"x")]
+    assert written(frames) == (frames, 3)
+
+
+class OldKernel(MemoryDevice):
+    def write(self, frame: memoryview | bytes, /) -> bool | None:
+        return False if frame[1] == 5 else super().write(frame)
+
+
+async def test_a_kernel_that_does_not_know_it_gets_each_alone() -> None:
+    device, drops = OldKernel("tun0"), Counter[str]()
+    writer = DeviceWriter(device, drops)
+    frames = [udp(b"x" * 64, port=n % 2) for n in range(10)]
+    view, spans = laid(frames)
+    for _ in range(2):
+        writer.write_all(view, spans, drops)
+    assert sorted(device.outbound) == sorted(f[2:] for f in frames * 2)
+    assert not drops
+
+
+async def test_a_full_device_gets_a_run_later() -> None:
+    device, drops = MemoryDevice("tun0"), Counter[str]()
+    writer = DeviceWriter(device, drops)
+    device.set_writable(False)
+    view, spans = laid([udp(b"x" * 64)] * 5)
+    writer.write_all(view, spans, drops)
+    assert not device.outbound
+    device.set_writable(True)
+    writer.write_all(view, spans, drops)  # must not overtake what waits
+    assert not device.outbound
