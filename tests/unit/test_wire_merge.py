@@ -18,7 +18,7 @@ PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)
 
 
 def fold(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
