@@ -29,6 +29,10 @@ _READS_PER_BURST: Final = 512
 
 QUEUE_BYTES: Final = 1024 * 1024
 
+# A run of fewer packets is written one by one: to build a super-packet costs as much as several writes save (measured,
+# us a packet, merged against not: 10.3 and 4.9 for 2, 4.4 and 3.7 for 8, 2.0 and 3.2 for 64).
+_MERGED_FROM: Final = 12
+
 # Whose outbox the frame at this offset of the slab belongs into; None drops it, counted by whoever says so.
 Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
 
@@ -119,9 +123,9 @@ class DeviceWriter:
         Raises HostError: device gone; PeerError, when all are written: a frame that no honest peer sends was refused.
         """
         refused: list[Frame] = []
-        if len(frames) > 1 and self._merging:
+        if len(frames) >= _MERGED_FROM and self._merging:
             for run in find_runs(view, frames):
-                taken = self._write_merged(view, run) if len(run) > 1 and self._merging else None
+                taken = self._write_merged(view, run) if len(run) >= _MERGED_FROM and self._merging else None
                 if not taken:
                     before = len(refused)
                     self._write_each(view, run, refused)

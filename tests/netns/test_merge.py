@@ -37,7 +37,7 @@ def bursts(seed: int) -> list[list[bytes]]:
     out = []
     for _ in range(60):
         burst, sizes = [], [rng.choice([2, 64, 65, 1000, 1472, rng.randint(2, 1472)]) for _ in range(FLOWS)]
-        for _ in range(rng.randint(1, 40)):
+        for _ in range(rng.randint(1, 300)):
             flow = rng.randrange(FLOWS)
             size = sizes[flow] if rng.random() < 0.9 else rng.randint(2, 1472)
             body = bytes([flow, numbers[flow] & 0xFF]) + rng.randbytes(size - 2)

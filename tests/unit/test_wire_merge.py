@@ -139,7 +139,7 @@ class OldKernel(MemoryDevice):
 async def test_a_kernel_that_does_not_know_it_gets_each_alone() -> None:
     device, drops = OldKernel("tun0"), Counter[str]()
     writer = DeviceWriter(device, drops)
-    frames = [udp(b"x" * 64, port=n % 2) for n in range(10)]
+    frames = [udp(b"x" * 64, port=n % 2) for n in range(40)]
     view, spans = laid(frames)
     for _ in range(2):
         writer.write_all(view, spans, drops)
@@ -151,7 +151,7 @@ async def test_a_full_device_gets_a_run_later() -> None:
     device, drops = MemoryDevice("tun0"), Counter[str]()
     writer = DeviceWriter(device, drops)
     device.set_writable(False)
-    view, spans = laid([udp(b"x" * 64)] * 5)
+    view, spans = laid([udp(b"x" * 64)] * 15)
     writer.write_all(view, spans, drops)
     assert not device.outbound
     device.set_writable(True)
