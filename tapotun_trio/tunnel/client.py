@@ -341,23 +341,20 @@ class TunnelClient:
                 self._carrier.blame_if_helpless(trio.current_time())
 
     def _sort(self, view: memoryview, frames: list[Frame], inward: list[Frame], echoes: list[bytes]) -> None:
-        for start, stop in frames:
+        for frame in frames:
+            start, stop = frame
             if (first := view[start + HEADER_BYTES]) >> 4 != 4:
                 if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
                     if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
                         echoes.append(bytes(view[start:stop]))
+                elif first >> 4 == 6:
+                    self.counters.drops[why.NOT_IPV4] += 1
                 else:
-                    self._take_other(first)
+                    raise PeerError("frame without an IP packet", reason="bad-frame")
                 continue
             if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
                 raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
-            inward.append((start, stop))
-
-    def _take_other(self, first: int) -> None:
-        if first >> 4 == 6:
-            self.counters.drops[why.NOT_IPV4] += 1
-        else:
-            raise PeerError("frame without an IP packet", reason="bad-frame")
+            inward.append(frame)
 
     async def _take_control(self, kind: int, payload: bytes) -> None:
         if kind == control.PONG:

@@ -208,7 +208,8 @@ class Session:
         run_to: Session | None = None
         run_at = run_end = packets = 0
         try:
-            for start, stop in frames:
+            for frame in frames:
+                start, stop = frame
                 first, key = ADDRESSES.unpack_from(view, start)
                 if first >> 4 != 4:
                     self._take_other(view[start:stop], first)
@@ -221,7 +222,7 @@ class Session:
                 if to is True:
                     if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
                         raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
-                    inward.append((start, stop))
+                    inward.append(frame)
                 elif to is False:
                     counters.drops[why.BAD_SOURCE] += 1
                 else:

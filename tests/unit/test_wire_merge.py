@@ -147,6 +147,30 @@ async def test_a_kernel_that_does_not_know_it_gets_each_alone() -> None:
     assert not drops
 
 
+async def test_traffic_without_runs_is_not_looked_at_for_long() -> None:
+    """After one, three, seven receives it is looked at again; and once there are runs, always."""
+    device, drops = MemoryDevice("tun0"), Counter[str]()
+    writer = DeviceWriter(device, drops)
+    many, one = ([udp(b"x" * 64, port=n if flows else 0) for n in range(40)] for flows in (True, False))
+
+    def writes(frames: list[bytes]) -> int:
+        device.outbound.clear()
+        writer.write_all(*laid(frames), drops)
+        return len(device.outbound)
+
+    assert writes(one) == 1
+    assert writes(many) == 40
+    assert writes(one) == 40  # passed over
+    assert writes(one) == 1
+    assert writes(one) == 1
+    for receives in (1, 3, 7):
+        assert writes(many) == 40
+        assert [writes(many) for _ in range(receives)] == [40] * receives
+    assert writes(one) == 1
+    assert writes(one) == 1
+    assert not drops
+
+
 async def test_a_full_device_gets_a_run_later() -> None:
     device, drops = MemoryDevice("tun0"), Counter[str]()
     writer = DeviceWriter(device, drops)
