@@ -115,7 +115,9 @@ class Claims:
         family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
         same = self._url_paths.setdefault((replace(endpoint, optional=False), url_path), path)
         clash = None if same == path else same
-        remedy = _SHARE.format("another port or another address to listen on")
+        remedy = "choose another port or another address to listen on"
+        if clash is not None and clash.partition(".")[0] != path.partition(".")[0]:  # not an address given twice
+            remedy = _SHARE.format("another port or another address to listen on")
         if endpoint.address not in family:
             others = family if endpoint.address in _WILDCARDS else _WILDCARDS
             clash = next((family[other] for other in others if other in family), None)

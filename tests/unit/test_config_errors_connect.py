@@ -95,18 +95,19 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "choose one of at most 107 bytes"),
     # --- clashes of listeners ---
     ([server(), other(port=8080)], "[1].port: 8080 clashes with [0].port on port 8080; "
-     "choose another port or another address to listen on"),
+     'choose another port or another address to listen on, or give each a "path" of its own'),
     ([server(), other(port=8080, listen="0.0.0.0")], '[1].listen: "0.0.0.0" clashes with [0].port on port 8080; '
      "choose another port or another address to listen on"),
     ([server(listen="::"), other(port=8080)], "[1].port: 8080 clashes with [0].listen on port 8080; "
      "choose another port or another address to listen on"),
     ([server(listen=["10.0.0.1", "::1"]), other(port=8080, listen=["127.0.0.1", "0:0::1"])],
      '[1].listen[1]: "::1" clashes with [0].listen[1] on port 8080; '
-     "choose another port or another address to listen on"),
+     'choose another port or another address to listen on, or give each a "path" of its own'),
     ([server(listen=["127.0.0.1", "127.0.0.1"])], '[0].listen[1]: "127.0.0.1" clashes with [0].listen[0] on port '
      "8080; choose another port or another address to listen on"),
     ([server(port=..., listen="unix:/run/a"), other(port=..., listen="unix://run/./b/../a")],
-     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; choose another path'),
+     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; '
+     'choose another socket, or give each a "path" of its own'),
     # --- marks ---
     ([server(**mark(0, 100))], "[0].mark.value: 0 would match every packet; choose a mark from 1 on"),
     ([server(**mark(1, 0))], "[0].mark.table: 0 is the kernel's word for the main table, where a default route would "
