@@ -6,7 +6,7 @@
     ├─ device reader    TUN -> senders            ├─ upload      PUT after PUT
     ├─ device writer    slow path of writes       ├─ clock
     ├─ programmer       addresses, routes, rules  ├─ path watch  what happens to this machine's addresses and routes
-    ├─ transport        its requests, from the door  └─ download    GET after GET; the first answer makes
+    ├─ transport        requests, from the door   └─ download    GET after GET; the first answer makes
     └─ clock            pings, ageing                  ├─ device reader
                                                        ├─ device writer
                                                        └─ programmer
