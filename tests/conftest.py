@@ -8,8 +8,13 @@ from functools import cache
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 from tests.harness import Lab, missing, no_leaks
+
+# Machines differ in speed and are shared: no example fails for taking long.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)

@@ -15,6 +15,9 @@ from tapotun_trio.host.ports import Change
 
 PLAIN_VNET: Final = bytes(12)
 
+# What has not come by then never will, however busy the machine is.
+HANG_S: Final = 30.0
+
 T = TypeVar("T")
 
 
@@ -81,7 +84,7 @@ class MemoryDevice:
 
     async def receive(self) -> bytes:
         """The next frame that the program wrote, vnet header and packet."""
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             while not self.outbound:
                 await self._changed.wait()
         return self.outbound.popleft()
@@ -200,7 +203,7 @@ class MemoryHost:
 
     async def device(self, name: str) -> MemoryDevice:
         """The device of that name, as soon as there is one."""
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             while name not in self.devices:
                 await self._opened.wait()
         return self.devices[name]

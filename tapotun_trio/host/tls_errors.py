@@ -37,6 +37,7 @@ _REFUSES_CERTIFICATE: Final = frozenset(
 )
 _UNKNOWN_NAME: Final = frozenset({"TLSV1_UNRECOGNIZED_NAME", "TLSV1_ALERT_UNRECOGNIZED_NAME"})
 _HANDSHAKE_RECORDS: Final = (b"\x16\x03", b"\x15\x03")  # RFC 8446 section 5.1: handshake, alert
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})  # what OpenSSL calls it
 _NAMES: Final = 5
 _NAME_CHARS: Final = 60
 
@@ -69,6 +70,8 @@ def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfi
             text = f"{begin}: this port speaks plain HTTP; use http:// or the proxy's TLS port"
         else:
             text = f"{begin}: this port does not speak TLS; use the proxy's TLS port"
+    elif reason in _NO_TLS:  # it came between our look at the answer and OpenSSL's
+        text = f"{begin}: this port does not speak TLS; use the proxy's TLS port"
     elif isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError):
         text = f"{begin}: the server closed the connection; if it speaks plain HTTP there, use http://"
     elif (said := _alert(exc, config)) is not None:
