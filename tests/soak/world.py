@@ -21,6 +21,7 @@ KEEPALIVE_S: Final = 1
 STOP_S: Final = 5.0
 SOON_S: Final = 15.0  # for what must happen some time, and is not what is measured
 PAUSE_S: Final = (0.5, 3.0)
+HURRIED_PAUSE_S: Final = (0.5, 0.9)  # where the faults so far took longer than they may
 
 
 class World:
@@ -30,6 +31,7 @@ class World:
         """Starts everything. Use `world`, which also ends it."""
         self.server, self.client = server, client
         self.mtu = MTUS[0]
+        self.pause_s = PAUSE_S
         self._address = CLIENT
         self._nginx = ExitStack()
         self._orders = server.tmp / "orders"
@@ -134,15 +136,15 @@ def _restart_server(it: World, rng: random.Random) -> Outcome:
 
 
 def _pause_server(it: World, rng: random.Random) -> Outcome:
-    return _pause(it.server_daemon, rng)
+    return _pause(it, it.server_daemon, rng)
 
 
 def _pause_client(it: World, rng: random.Random) -> Outcome:
-    return _pause(it.client_daemon, rng)
+    return _pause(it, it.client_daemon, rng)
 
 
-def _pause(process: Process, rng: random.Random) -> Outcome:
-    seconds = rng.uniform(*PAUSE_S)
+def _pause(it: World, process: Process, rng: random.Random) -> Outcome:
+    seconds = rng.uniform(*it.pause_s)
     process.pause()
     time.sleep(seconds)
     process.resume()
@@ -150,7 +152,7 @@ def _pause(process: Process, rng: random.Random) -> Outcome:
 
 
 def _unplug(it: World, rng: random.Random) -> Outcome:
-    host, seconds = rng.choice((it.server, it.client)), rng.uniform(*PAUSE_S)
+    host, seconds = rng.choice((it.server, it.client)), rng.uniform(*it.pause_s)
     host.ip("link set eth0 down")
     time.sleep(seconds)
     host.ip("link set eth0 up")
