@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -18,7 +18,7 @@ from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import FrameReader
 from .carrier import UPLOAD_SEEN_S
-from .incoming import Incoming
+from .incoming import Incoming, Take, receive_frames
 from .rotation import Stream
 from .sender import Sender, ending_cleanly
 
@@ -37,7 +37,7 @@ class Download:
         connection: Connection,
         reader: FrameReader,
         first_frames: list[tuple[int, int]],
-        take: Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]],
+        take: Take,
         ends: Counter[str],
     ) -> None:
         """``take`` gets the frames of every receive; it may raise PeerError. A failure is counted in ``ends``.
@@ -63,7 +63,7 @@ class Download:
                 if older is not None:
                     with trio.move_on_after(HANDOVER_S):
                         await older.ended.wait()
-                await self._receive()
+                await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
             self.incoming.check()
         except PeerError as exc:
             self.failure = exc
@@ -80,20 +80,6 @@ class Download:
     def end(self, because: PeerError) -> None:
         """End it now; `failure` will be ``because``."""
         self.incoming.end(because)
-
-    async def _receive(self) -> None:
-        reader, connection, incoming = self._reader, self.connection, self.incoming
-        await self._take(reader, self._first_frames)
-        while not reader.ended:
-            if reader.pending:
-                await trio.lowlevel.checkpoint()
-                await self._take(reader, reader.feed(0))
-                continue
-            received = await connection.receive(reader.space())
-            incoming.arrivals += 1
-            if received == 0:
-                reader.eof()
-            await self._take(reader, reader.feed(received))
 
 
 class Upload:

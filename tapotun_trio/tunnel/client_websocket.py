@@ -14,10 +14,10 @@ from ..wire import control
 from ..wire.frames import FrameReader
 from ..wire.websocket import WebSocketBody
 from .client_streams import HANDOVER_S
-from .incoming import Incoming
+from .incoming import Incoming, Take
 from .rotation import Stream
 from .sender import Sender
-from .websocket import Conversation, Take
+from .websocket import Conversation
 
 _SHUTDOWN: Final = "the client is shutting down"
 

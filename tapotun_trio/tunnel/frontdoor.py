@@ -32,6 +32,7 @@ from ..http.server import Exchange, serve_connection
 from ..log import Log, Sparingly
 
 ACCEPT_RETRY_S: Final = 0.1
+GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,11 +123,13 @@ class Entrance:
                 ended.set()
 
         tenant.nursery.start_soon(serve)
-        # Not to be cancelled: closing now would cut off a goodbye. It ends with the interface, whose deadlines hold;
-        # a front door is cancelled only with all its interfaces, an entrance when its last one has been.
-        with trio.CancelScope(shield=True):
+        try:
             await ended.wait()
-        await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+            # A door is cancelled only with its interfaces. To close now would cut off the request's goodbye.
+            with trio.move_on_after(GOODBYE_S, shield=True):
+                await ended.wait()
+            raise
         if failures:
             raise failures[0]
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
 import trio
 
 from ..errors import PeerError
+from ..host.sockets import Connection
+from ..wire.frames import FrameReader
+
+# Takes the frames that one step completed. May raise PeerError.
+Take: TypeAlias = Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]]
 
 
 class Incoming:
@@ -54,3 +62,27 @@ class Incoming:
         """Raise what `end` was given, if it was called."""
         if self._because is not None:
             raise self._because
+
+
+async def receive_frames(
+    connection: Connection, reader: FrameReader, first: list[tuple[int, int]], incoming: Incoming, take: Take
+) -> None:
+    """Hand everything that comes to ``take``, step by step, until the body's end; others run between steps.
+
+    ``first``: the frames that came together with the head; they are taken even if there are none. Raises PeerError.
+    Cancel-safe between steps only: what was received and not taken is lost with the stream.
+    """
+    frames = first
+    while True:
+        await take(reader, frames)
+        if reader.ended:
+            return
+        if reader.pending:
+            await trio.lowlevel.checkpoint()
+            frames = reader.feed(0)
+            continue
+        received = await connection.receive(reader.space())
+        incoming.arrivals += 1
+        if received == 0:
+            reader.eof()
+        frames = reader.feed(received)

@@ -15,7 +15,7 @@ from ..http.server import Exchange
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import FrameReader
-from .incoming import Incoming
+from .incoming import Incoming, receive_frames
 from .sender import ending_cleanly
 from .session import Session, Visit
 from .websocket import Conversation
@@ -95,20 +95,7 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
     with trio.CancelScope() as scope:
         upload = Incoming(scope)
         with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
-            frames = reader.prime(exchange.leftover)
-            while True:
-                await uploading.take(reader, frames)
-                if reader.ended:
-                    break
-                if reader.pending:
-                    await trio.lowlevel.checkpoint()
-                    frames = reader.feed(0)
-                    continue
-                received = await exchange.connection.receive(reader.space())
-                upload.arrivals += 1
-                if received == 0:
-                    reader.eof()
-                frames = reader.feed(received)
+            await receive_frames(exchange.connection, reader, reader.prime(exchange.leftover), upload, uploading.take)
     upload.check()
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)

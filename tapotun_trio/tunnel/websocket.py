@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -17,15 +17,12 @@ from ..host.sockets import Connection
 from ..http.websocket import WebSocketWriter
 from ..wire.frames import FrameReader
 from ..wire.websocket import GOING_AWAY, NO_STATUS, NORMAL, PROTOCOL_ERROR, WebSocketBody
-from .incoming import Incoming
+from .incoming import Incoming, Take, receive_frames
 from .sender import GRACE_S, Sender, ending_cleanly
 
 # What the end may take: to send what was begun, and for the other end to do the same.
 FINISH_S: Final = 5.0
 _DISCARD_BYTES: Final = 64 * 1024
-
-# Takes the frames that a receive completed. May raise PeerError.
-Take: TypeAlias = Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]]
 
 # Failures after which nothing can be sent, or nobody would read it.
 _MUTE: Final = frozenset({"broken", "closed"})
@@ -76,23 +73,14 @@ class Conversation:
 
     async def frames(self, reader: FrameReader, first: list[tuple[int, int]], incoming: Incoming, take: Take) -> None:
         """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
-        frames = first
-        while True:
+
+        async def answer_and_take(reader: FrameReader, frames: list[tuple[int, int]]) -> None:
             if self._body.ping is not None:
                 self._writer.pong(self._body.ping)
                 self._body.ping = None
             await take(reader, frames)
-            if reader.ended:
-                break
-            if reader.pending:
-                await trio.lowlevel.checkpoint()
-                frames = reader.feed(0)
-                continue
-            received = await self._connection.receive(reader.space())
-            incoming.arrivals += 1
-            if received == 0:
-                reader.eof()
-            frames = reader.feed(received)
+
+        await receive_frames(self._connection, reader, first, incoming, answer_and_take)
         if self._body.code not in (NORMAL, GOING_AWAY, NO_STATUS):
             text = f"the other end closed the WebSocket: {self._body.code} {self._body.reason}".rstrip()
             raise PeerError(text, reason="ws-closed")
