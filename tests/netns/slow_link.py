@@ -28,8 +28,8 @@ from tests.harness import Host, Lab, iperf3, wait_for_ping, wait_until
 from .worlds import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER
 
 _HERE: Final = Path(__file__).parent
-# Slow start, and what it leaves behind, is not the load that is meant: after its overshoot cubic was seen to take four
-# seconds until it filled the link again.
+# Slow start, and what it leaves behind, is not the load that is meant: its overshoot makes CoDel drop, and cubic was
+# seen not to fill the link again before its fifth second.
 _WARM_UP_S: Final = 5.0
 _PING_EVERY_S: Final = 0.02
 
