@@ -1,0 +1,126 @@
+"""What to change in the config of each proxy, by what is wrong. docs/deploy.md has the reasons."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+from .measured import Kind
+
+Fault: TypeAlias = Literal[
+    "upload-held",
+    "download-held",
+    "upload-limit",
+    "idle-upload",
+    "idle-download",
+    "delay",
+    "websocket",
+    "upstream",
+    "path",
+    "forbidden",
+]
+
+NAMES: Final[dict[Kind, str]] = {
+    "nginx": "nginx",
+    "caddy": "Caddy",
+    "haproxy": "HAProxy",
+    "apache": "Apache httpd",
+    "cloudflare": "Cloudflare",
+    "cloudfront": "CloudFront",
+    "fastly": "Fastly",
+    "none": "no proxy, a tapotun server itself",
+    "unknown": "a proxy that does not say which",
+}
+
+_CLOUDFLARE_BUFFERING: Final = "a Configuration Rule for this path: request and response body buffering none"
+
+_LINES: Final[dict[Kind, dict[Fault, tuple[str, ...]]]] = {
+    "nginx": {
+        "upload-held": ("proxy_request_buffering off;",),
+        "download-held": ("proxy_buffering off;", "no proxy_ignore_headers X-Accel-Buffering"),
+        "upload-limit": ("client_max_body_size 0;",),
+        "idle-upload": ("client_body_timeout 5m;", "proxy_read_timeout 5m;", "proxy_send_timeout 5m;"),
+        "idle-download": ("proxy_read_timeout 5m;", "send_timeout 5m;"),
+        "delay": ("tcp_nodelay on;", "no postpone_output"),
+        "websocket": (
+            "proxy_http_version 1.1;",
+            "proxy_set_header Upgrade $http_upgrade;",
+            "proxy_set_header Connection $upgrade;",
+            "and in http: map $http_upgrade $upgrade { default upgrade; '' ''; }",
+        ),
+        "upstream": ("proxy_pass: the address where the tapotun server listens (its port or listen)",),
+        "path": ("location = {path} {{ proxy_pass ... }} in the server block of this name",),
+        "forbidden": ("no deny, auth_basic or auth_request in this location",),
+    },
+    "caddy": {
+        "upload-held": ("no request_buffers (2.6: buffer_requests) in reverse_proxy",),
+        "download-held": (
+            "no response_buffers (2.6: buffer_responses) in reverse_proxy",
+            "no flush_interval above 0",
+        ),
+        "upload-limit": ("no request_body max_size for this path",),
+        "idle-upload": ("no servers timeouts read_body", "no read_timeout in reverse_proxy's transport http"),
+        "idle-download": ("no servers timeouts write", "no read_timeout in reverse_proxy's transport http"),
+        "delay": ("no flush_interval above 0 in reverse_proxy",),
+        "websocket": ("no header_up that changes Connection or Upgrade in reverse_proxy",),
+        "upstream": ("reverse_proxy: the address where the tapotun server listens (its port or listen)",),
+        "path": ("handle {path} {{ reverse_proxy ... }} in the site of this name",),
+        "forbidden": ("no basicauth, forward_auth or respond 403 for this path",),
+    },
+    "haproxy": {
+        "upload-held": ("no option http-buffer-request",),
+        "download-held": ("option http-no-delay", "no filter compression"),
+        "upload-limit": ("no http-request deny on req.body_size",),
+        "idle-upload": ("timeout client 5m", "timeout server 5m"),
+        "idle-download": ("timeout server 5m", "timeout client 5m"),
+        "delay": ("option http-no-delay",),
+        "websocket": ("no http-request del-header or rule that takes Upgrade or Connection away", "timeout tunnel 5m"),
+        "upstream": ("server: the address where the tapotun server listens (its port or listen)",),
+        "path": ("a use_backend or http-request rule that lets path {path} pass",),
+        "forbidden": ("no http-request deny or auth for this path",),
+    },
+    "apache": {
+        "upload-held": ("SetEnv proxy-prefetch-nonblocking 1", "no SetInputFilter BUFFER, no SetEnv proxy-sendcl"),
+        "download-held": ("no SetOutputFilter BUFFER or DEFLATE for this path",),
+        "upload-limit": ("LimitRequestBody 0",),
+        "idle-upload": ("RequestReadTimeout body=0", "Timeout 300", "ProxyPass ... timeout=300 (or ProxyTimeout 300)"),
+        "idle-download": ("ProxyPass ... timeout=300 (or ProxyTimeout 300)", "Timeout 300"),
+        "delay": ("ProxyPass ... flushpackets=on",),
+        "websocket": ("ProxyPass ... upgrade=websocket (2.4.47 and newer)",),
+        "upstream": ("ProxyPass: the address where the tapotun server listens (its port or listen)",),
+        "path": ("<Location {path}> with ProxyPass in the VirtualHost of this name",),
+        "forbidden": ("no Require, AuthType or Deny in this Location",),
+    },
+    "cloudflare": {
+        "upload-held": (_CLOUDFLARE_BUFFERING,),
+        "download-held": (_CLOUDFLARE_BUFFERING,),
+        "idle-download": ("Proxy Read Timeout above the server's keepalive",),
+        "websocket": ("Network / WebSockets: on",),
+    },
+    "cloudfront": {
+        "upload-held": ('a WebSocket, with all headers forwarded: "transport": "websocket"',),
+        "idle-download": ("origin response timeout 60 s",),
+    },
+    "fastly": {
+        "download-held": ("beresp.do_stream in VCL",),
+        "websocket": ("WebSockets, which are off by default",),
+    },
+}
+
+_ANY: Final[dict[Fault, tuple[str, ...]]] = {
+    "upload-held": ("pass a request's body on as it comes (nginx calls this proxy_request_buffering off)",),
+    "download-held": ("pass a response's body on as it comes (nginx calls this proxy_buffering off)",),
+    "upload-limit": ("no limit on the size of a request's body",),
+    "idle-upload": ("timeouts of a silent request body of 5 minutes",),
+    "idle-download": ("timeouts of a silent response of 5 minutes",),
+    "delay": ("pass small pieces on at once (no Nagle, no delayed flush)",),
+    "websocket": ("pass Upgrade and Connection on",),
+    "upstream": ("the address where the tapotun server listens",),
+    "path": ("a route for {path} to the tapotun server",),
+    "forbidden": ("no rule of its own that refuses this path",),
+}
+
+
+def lines(kind: Kind, fault: Fault, path: str = "/") -> list[str]:
+    """What the config of such a proxy should have, or should not (``no ...``). ``path``: of the URL."""
+    found = _LINES.get(kind, {}).get(fault) or _ANY[fault]
+    return [line.replace("{path}", path).replace("{{", "{").replace("}}", "}") for line in found]

@@ -1,0 +1,136 @@
+"""A probe's report, for a person and for a program. Pure. Text from elsewhere is made fit for a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Final
+
+from ..text import one_line
+from .measured import Direction, Measured
+from .remedies import NAMES
+from .verdict import RECIPES, Verdict
+
+# Of the JSON. It grows by one when a field goes, or changes what it means; not when one is added.
+VERSION: Final = 1
+
+_LABEL_CHARS: Final = 12
+
+
+def report_json(measured: Measured, verdict: Verdict) -> str:
+    """One object: the verdict, then everything that was measured, under the names of `Measured`."""
+    report = {
+        "version": VERSION,
+        "usable": verdict.usable,
+        "carrier": verdict.carrier,
+        "verdict": verdict.text,
+        "findings": [asdict(finding) for finding in verdict.findings],
+        **asdict(measured),
+    }
+    return json.dumps(report, indent=2)
+
+
+def report_text(measured: Measured, verdict: Verdict) -> str:
+    """A line a step, then what to change, then the verdict."""
+    lines = [f"{label:<{_LABEL_CHARS}}{text}" for label, text in _steps(measured)]
+    lines += [f"{'not tested':<{_LABEL_CHARS}}{text}" for text in measured.not_tested]
+    for finding in verdict.findings:
+        lines += ["", f"{finding.severity.upper()}: {finding.text}"]
+        if finding.change:
+            lines.append(f"  what to change in {finding.where}:")
+            lines += [f"    {line}" for line in finding.change]
+    if any(finding.where.startswith("the config of") for finding in verdict.findings):
+        lines += ["", f"({RECIPES})"]
+    lines += ["", f"verdict: {verdict.text}"]
+    return "\n".join(one_line(line) for line in lines)
+
+
+def _steps(it: Measured) -> Iterator[tuple[str, str]]:
+    yield "url", it.url + (f" through {it.outgoing_proxy}" if it.outgoing_proxy else "")
+    if it.dns is not None:
+        took = "" if it.dns.ms is None else f"{_ms(it.dns.ms)}, "
+        yield "dns", it.dns.error or f"{took}{', '.join(it.dns.addresses)}"
+    if it.tcp is not None:
+        yield "tcp", it.tcp.error or f"{_ms(it.tcp.ms)}, to {it.tcp.address}"
+    if it.tls is not None:
+        yield "tls", "; ".join(_tls(it))
+    if it.http is not None:
+        yield "http", "; ".join(_http(it))
+        yield "download", _stream(it.download)
+        yield "upload", _stream(it.upload)
+    if it.rtt is not None:
+        rtt = it.rtt
+        yield "round trip", f"{_ms(rtt.min_ms)} least, {_ms(rtt.median_ms)} median, {_ms(rtt.max_ms)} most"
+    if it.throughput is not None:
+        up, down = it.throughput.up_mbit_s, it.throughput.down_mbit_s
+        yield (
+            "throughput",
+            f"up {_rate(up)}, down {'at least ' if down is not None else ''}{_rate(down)} (echo of what was sent up)",
+        )
+    if it.websocket.ok is not None:
+        yield "websocket", "passes" if it.websocket.ok else f"does not pass: {it.websocket.error}"
+    if it.idle is not None:
+        yield (
+            "idle",
+            f"download {_idle(it.idle.download_s, it.idle.download_tested_s)}, "
+            f"upload {_idle(it.idle.upload_s, it.idle.upload_tested_s)}",
+        )
+
+
+def _tls(it: Measured) -> Iterator[str]:
+    tls = it.tls
+    assert tls is not None, "asked only if there is one"
+    if tls.error is not None:
+        yield tls.error
+    else:
+        yield f"{_ms(tls.ms)}, {tls.version}"
+    if tls.offered:
+        yield f"offers {', '.join(tls.offered)}"
+    if tls.days_left is not None:
+        issuer = f" (from {tls.issuer})" if tls.issuer else ""
+        how = f"has {tls.days_left:.0f} days left" if tls.days_left >= 0 else f"ended {-tls.days_left:.0f} days ago"
+        yield f"the certificate{issuer} {how}"
+
+
+def _http(it: Measured) -> Iterator[str]:
+    http = it.http
+    assert http is not None, "asked only if there is one"
+    if http.status is None:
+        yield http.error or "no answer"
+    else:
+        yield f"{http.status}" + ("" if http.ms is None else f" after {_ms(http.ms)}")
+    said = f" (Server: {http.server_header})" if http.server_header else ""
+    yield f"{NAMES[http.proxy]}{said}"
+    if http.server != "unknown":
+        keepalive = "" if http.keepalive_s is None else f", keepalive {http.keepalive_s:g} s"
+        yield f"{'tapotun, extended protocol' if http.server == 'extended' else 'base protocol'}{keepalive}"
+
+
+def _stream(stream: Direction) -> str:
+    if stream.state == "streams":
+        late = "" if stream.held_ms is None or stream.held_ms < 1 else f", first bytes {_ms(stream.held_ms)} late"
+        ended = "" if stream.ended_after_s is None else f", but was ended after {stream.ended_after_s:.1f} s"
+        status = "" if stream.status is None else f" with {stream.status}"
+        return f"streams{late}{ended}{status}"
+    if stream.state == "held-back":
+        if stream.held_bytes is not None:
+            return f"held back until about {stream.held_bytes} bytes are there"
+        return "held back" + (" until its end" if stream.held_until_end else "")
+    if stream.state == "broken":
+        return f"broken: {stream.error or stream.status}"
+    return "not tested"
+
+
+def _idle(found_s: float | None, tested_s: float) -> str:
+    if found_s is not None:
+        return f"ended after {found_s:.1f} s of silence"
+    return f"survives {tested_s:.0f} s of silence" if tested_s else "not tested"
+
+
+def _ms(ms: float | None) -> str:
+    return "?" if ms is None else f"{ms:.1f} ms"
+
+
+def _rate(mbit_s: float | None) -> str:
+    return "not measured" if mbit_s is None else f"{mbit_s:.1f} Mbit/s" if mbit_s < 100 else f"{mbit_s:.0f} Mbit/s"

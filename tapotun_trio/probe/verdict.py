@@ -1,0 +1,276 @@
+"""From what was measured to what it means: whether the client's daemon can use the path, and what to change. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from .measured import Direction, Http, Measured
+from .remedies import NAMES, Fault, lines
+
+Severity: TypeAlias = Literal["fault", "warning", "note"]
+"""``fault``: has to be changed, or the tunnel does not work or not well; ``warning``: works, but; ``note``: to know."""
+
+EXPIRES_SOON_DAYS: Final = 14.0
+OLD_TLS: Final = ("TLSv1", "TLSv1.1")
+# Small packets take so much longer than a whole request: HAProxy's delay is 100 to 200 ms, the kernel's 40.
+DELAY_MS: Final = 30.0
+# An upload that is seen, but so late.
+LATE_MS: Final = 500.0
+# A stream is pinged so often by a deployed peer, which needs as much of a proxy's timeouts.
+BASE_PING_S: Final = 55.0
+# A keepalive may come late by as much before a timeout ends the stream.
+MARGIN: Final = 1.2
+RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``code`` is fixed, for programs; ``change``: lines of a config, whose file ``where`` names."""
+
+    severity: Severity
+    code: str
+    text: str
+    where: str = ""
+    change: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Verdict:
+    """``carrier``: over what the daemon would run; None: it would not. ``text``: the same in a line."""
+
+    usable: bool = False
+    carrier: Literal["http", "websocket"] | None = None
+    text: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+
+def judge(measured: Measured) -> Verdict:
+    """The verdict. Findings come in the order of the path, faults first within a step."""
+    verdict = Verdict()
+    _Judge(measured, verdict.findings).judge()
+    faults = {it.code for it in verdict.findings if it.severity == "fault"}
+    reached = measured.http is not None and measured.http.status == 200
+    # What ends GET and PUT and leaves a WebSocket alone; and what the daemon finds out by itself, and goes around.
+    http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-"))}
+    websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
+    if measured.token_in_use:
+        verdict.usable = not faults
+        verdict.carrier = "http" if verdict.usable else None
+    elif measured.transport != "websocket" and reached and not faults:
+        verdict.usable, verdict.carrier = True, "http"
+    elif (measured.transport == "websocket" or (measured.transport == "auto" and http_only == {"upload-held"})) and (
+        reached or measured.transport == "websocket"
+    ):
+        verdict.usable, verdict.carrier = websocket, "websocket" if websocket else None
+    if websocket and not verdict.usable and measured.transport == "auto":
+        _add_way_out(verdict)
+    verdict.text = _text(measured, verdict)
+    return verdict
+
+
+def _add_way_out(verdict: Verdict) -> None:
+    text = "a WebSocket passes: until the proxy is changed, the client can use that alone"
+    verdict.findings.append(
+        Finding("note", "websocket-passes", text, "the client's config", ('"transport": "websocket"',))
+    )
+
+
+def _text(measured: Measured, verdict: Verdict) -> str:
+    faults = [it for it in verdict.findings if it.severity == "fault"]
+    if measured.token_in_use:
+        if verdict.usable:
+            return "usable as far as could be tested: this token is in use by a running client"
+        return f"not usable: {faults[0].text}"
+    if verdict.carrier == "websocket":
+        because = f"; GET and PUT are not ({faults[0].text})" if faults else ""
+        return f"usable, over a WebSocket{because}"
+    if verdict.usable:
+        warned = any(it.severity == "warning" for it in verdict.findings)
+        return f"usable{', with warnings' if warned else ''}"
+    return f"not usable: {faults[0].text}" if faults else "not usable: not tested to the end"
+
+
+class _Judge:
+    """One pass over the measurements."""
+
+    def __init__(self, measured: Measured, findings: list[Finding]) -> None:
+        self._it = measured
+        self._findings = findings
+        self._kind = measured.http.proxy if measured.http is not None else "unknown"
+        rest = measured.url.partition("://")[2]
+        self._path = "/" + rest.partition("/")[2].partition("?")[0]
+
+    def judge(self) -> None:
+        if self._way() and self._answer():
+            self._download()
+            self._upload()
+            self._delay()
+            self._websocket()
+            self._idle()
+
+    def _add(self, severity: Severity, code: str, text: str, where: str = "", *change: str) -> None:
+        self._findings.append(Finding(severity, code, text, where, change))
+
+    def _blame(self, severity: Severity, code: str, text: str, fault: Fault) -> None:
+        """Whatever it is that the proxy's config has to have."""
+        if self._kind == "none":
+            where = "whatever is between here and the server"
+        else:
+            where = f"the config of {NAMES[self._kind]}"
+        self._add(severity, code, text, where, *lines(self._kind, fault, self._path))
+
+    # -- until there is a connection
+
+    def _way(self) -> bool:
+        """Whether the answer is worth a look."""
+        it = self._it
+        for code, step in (("dns", it.dns), ("tcp", it.tcp)):
+            if step is not None and step.error is not None:
+                self._add("fault", code, step.error)
+                return False
+        if it.tcp is not None:
+            for address, why in it.tcp.unreachable.items():
+                text = f"the name has the address {address}, which does not answer ({why}); remove it, or serve it"
+                self._add("warning", "address-unreachable", text)
+        return self._tls()
+
+    def _tls(self) -> bool:
+        tls = self._it.tls
+        if tls is None:
+            return self._it.http is not None
+        if tls.error is not None:
+            self._add("fault", "tls", tls.error)
+            return False
+        if tls.days_left is not None and tls.days_left < EXPIRES_SOON_DAYS:
+            text = f"the certificate ends in {tls.days_left:.1f} days; see that it is renewed"
+            self._add("warning", "certificate-ends-soon", text)
+        old = [version for version in tls.offered if version in OLD_TLS]
+        if old:
+            text = f"the server still offers {' and '.join(old)} (RFC 8996 forbids them); the tunnel does not use them"
+            self._add("note", "old-tls", text)
+        return self._it.http is not None
+
+    # -- the answer
+
+    def _answer(self) -> bool:
+        """Whether streams were tested."""
+        http, it = self._it.http, self._it
+        assert http is not None, "asked only if there is one"
+        if it.token_in_use:
+            text = "this token is in use by a running client, which was left alone: only what does not need the token "
+            self._add("note", "token-in-use", f"{text}for itself was tested; for the rest, stop it or add a token")
+        elif http.status is None:
+            if it.download.state == "held-back":
+                return True
+            self._add("fault", "no-answer", http.error or "there was no answer")
+            return False
+        elif http.status != 200:
+            self._status(http, http.status)
+            return False
+        elif http.error is not None:
+            self._add("fault", "not-tapotun", http.error)
+            return False
+        if http.server == "base":
+            text = "the server is one of the base protocol: round trip, throughput and WebSocket cannot be tested there"
+            self._add("note", "base-server", text)
+        return True
+
+    def _status(self, http: Http, status: int) -> None:
+        text = http.error or f"the answer is {status}"
+        if status in (502, 503, 504):
+            self._blame("fault", f"http-{status}", text, "upstream")
+        elif status == 404 and http.own:
+            text = f"{text}; the tapotun server was reached, and has another path"
+            self._add("fault", "http-404", text, "the server's config", f'"path": "{self._path}"')
+        elif status == 404:
+            self._blame("fault", "http-404", text, "path")
+        elif status == 403 and http.own:
+            hint = "the hash that `tapotun token` printed for this token, in clients[].token"
+            self._add("fault", "http-403", text, "the server's config", hint)
+        elif status in (401, 403, 405):
+            self._blame("fault", f"http-{status}", text, "forbidden")
+        elif status == 413:
+            self._blame("fault", "http-413", text, "upload-limit")
+        else:
+            self._add("fault", f"http-{status}", text)
+
+    # -- the streams
+
+    def _download(self) -> None:
+        down = self._it.download
+        if down.state == "held-back":
+            text = f"the download is held back: {_held(down, 'answered')}"
+            self._blame("fault", "download-held", text, "download-held")
+        elif down.state == "broken":
+            self._add("fault", "download-broken", f"the download broke: {down.error}")
+
+    def _upload(self) -> None:
+        up = self._it.upload
+        if up.state == "held-back":
+            self._blame("fault", "upload-held", f"the upload is held back: {_held(up, 'sent')}", "upload-held")
+            # nginx with HTTP/1.0 to its upstream looks the same, but lets no WebSocket pass.
+            if self._kind == "nginx" and self._it.websocket.ok is not True:
+                found = self._findings[-1]
+                change = ("proxy_http_version 1.1;", *found.change)
+                self._findings[-1] = Finding(found.severity, found.code, found.text, found.where, change)
+        elif up.held_ms is not None and up.held_ms > LATE_MS:
+            text = f"an upload's first bytes come {up.held_ms:.0f} ms late"
+            self._blame("warning", "upload-late", text, "upload-held")
+        if up.status == 413:
+            text = f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits its size"
+            self._blame("fault", "upload-limit", text, "upload-limit")
+        elif up.ended_after_s is not None:
+            how = up.error or f"answered {up.status}"
+            text = f"an upload was ended {up.ended_after_s:.1f} s after its beginning, while it carried data ({how})"
+            self._blame("fault", "upload-cut", text, "idle-upload")
+        elif up.state == "broken":
+            self._add("fault", "upload-broken", f"the upload broke: {up.error or f'answered {up.status}'}")
+
+    def _delay(self) -> None:
+        rtt, http = self._it.rtt, self._it.http
+        if rtt is None or http is None or http.ms is None:
+            return
+        delay_ms = rtt.median_ms - http.ms
+        if delay_ms > DELAY_MS:
+            text = f"small packets are held back by about {delay_ms:.0f} ms: a whole request takes {http.ms:.0f} ms, a PING"
+            self._blame("warning", "delay", f"{text} {rtt.median_ms:.0f} ms", "delay")
+
+    def _websocket(self) -> None:
+        it = self._it.websocket
+        if it.ok is False:
+            needed = self._it.transport == "websocket" or self._it.upload.state == "held-back"
+            severity: Severity = "fault" if self._it.transport == "websocket" else "warning" if needed else "note"
+            tail = "" if needed else "; not needed as long as uploads stream"
+            self._blame(severity, "websocket", f"a WebSocket does not pass ({it.error}){tail}", "websocket")
+
+    def _idle(self) -> None:
+        idle, http = self._it.idle, self._it.http
+        if idle is None or http is None:
+            return
+        need_s = http.keepalive_s or BASE_PING_S
+        for name, found_s, fault in (
+            ("download", idle.download_s, "idle-download"),
+            ("upload", idle.upload_s, "idle-upload"),
+        ):
+            if found_s is None:
+                continue
+            text = f"{'a download' if name == 'download' else 'an upload'} that is silent for {found_s:.0f} s is ended"
+            if found_s < need_s * MARGIN:
+                tail = f"and the tunnel is silent for up to {need_s:g} s"
+                self._blame("fault", f"idle-{name}", f"{text}, {tail}", fault)  # type: ignore[arg-type]
+            else:
+                tail = f"which is enough for this server's keepalive of {need_s:g} s, and not for deployed peers (55 s)"
+                self._blame("warning", f"idle-{name}", f"{text}, {tail}", fault)  # type: ignore[arg-type]
+
+
+def _held(stream: Direction, verb: str) -> str:
+    if stream.held_bytes is not None:
+        return f"nothing passes until about {_size(stream.held_bytes)} were {verb}"
+    if stream.held_until_end:
+        return "nothing passes before its end"
+    return stream.error or "nothing of it passes"
+
+
+def _size(count: int) -> str:
+    return f"{count} bytes" if count < 2048 else f"{count / 1024:.0f} KiB" if count < 1 << 20 else f"{count >> 20} MiB"
