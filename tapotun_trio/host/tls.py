@@ -12,7 +12,7 @@ import trio
 from ..config.model import TlsConfig
 from ..errors import PeerError
 from .sockets import TURNS, Connection
-from .tls_errors import broke, failed, not_accepted
+from .tls_errors import broke, certificate_info, failed, not_accepted
 from .tls_files import client_context
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: of plaintext
@@ -34,6 +34,15 @@ class TlsConnection(Connection):
     def session_reused(self) -> bool:
         """The handshake took an earlier connection's session up."""
         return bool(self._sock.session_reused)
+
+    @property
+    def version(self) -> str | None:
+        """What was agreed on, as OpenSSL calls it: ``TLSv1.3``."""
+        return self._sock.version()
+
+    def certificate(self) -> dict[str, object]:
+        """The far end's certificate, checked or not, as `ssl.SSLSocket.getpeercert` tells; empty if it is not known."""
+        return dict(self._sock.getpeercert() or {}) or certificate_info(self._sock)
 
     def close(self) -> None:
         if self._fd >= 0 and self.client is not None:

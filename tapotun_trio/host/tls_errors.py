@@ -104,9 +104,9 @@ def _alert(exc: OSError, config: TlsConfig) -> str | None:
     return None
 
 
-def _info(sock: ssl.SSLSocket) -> dict[str, object]:
-    """The certificate that was refused, as `ssl.SSLSocket.getpeercert` would tell of one that was not. Only CPython's
-    inner object has it, and if not that, a message says less."""
+def certificate_info(sock: ssl.SSLSocket) -> dict[str, object]:
+    """The certificate that was refused or not looked at, as `ssl.SSLSocket.getpeercert` would tell of one that was
+    accepted. Only CPython's inner object has it, and if not that, a message says less."""
     try:
         chain = sock._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
         info: dict[str, object] = chain[0].get_info()
@@ -116,12 +116,12 @@ def _info(sock: ssl.SSLSocket) -> dict[str, object]:
 
 
 def _date(sock: ssl.SSLSocket, which: str) -> str:
-    date = _info(sock).get(which)
+    date = certificate_info(sock).get(which)
     return f" ({which} {date})" if date else ""
 
 
 def _names(sock: ssl.SSLSocket) -> str:
-    alternatives = _info(sock).get("subjectAltName")
+    alternatives = certificate_info(sock).get("subjectAltName")
     if not isinstance(alternatives, tuple) or not alternatives:
         return ""
     names = [shorten(one_line(str(value)), _NAME_CHARS) for _, value in alternatives]

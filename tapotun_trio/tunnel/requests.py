@@ -44,7 +44,7 @@ class Requests:
         self._config = config
         self._carrier = carrier
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
-        self._proxy = _proxy(config)
+        self._proxy = outgoing_proxy(config)
         self._session_id = secrets.token_hex(16)
 
     async def get(self, *, yields: bool) -> Answer:
@@ -57,9 +57,7 @@ class Requests:
 
     async def put(self, number: int | None) -> Connection:
         """Send the head of an upload. ``number``: of one that belongs to an extended download, else None."""
-        headers = [*self._token(), ("Transfer-Encoding", "chunked")]
-        if number is not None:
-            headers += (control.SESSION_HEADER, self._session_id), (control.UPLOAD_HEADER, str(number))
+        headers = upload_fields(self._config, self._session_id, number)
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)
@@ -69,13 +67,7 @@ class Requests:
 
     async def _download(self, *, yields: bool, websocket: bool) -> Answer:
         url = self._config.server
-        headers = [
-            *self._token(),
-            (control.FEATURES_HEADER, control.offer(self._carrier.features)),
-            (control.SESSION_HEADER, self._session_id),
-        ]
-        if yields:
-            headers.append((control.YIELD_HEADER, "1"))
+        headers = download_fields(self._config, self._session_id, self._carrier.features, yields=yields)
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)
@@ -98,11 +90,6 @@ class Requests:
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
 
-    def _token(self) -> list[tuple[str, str]]:
-        token, header = self._config.token.reveal(), self._config.auth_header
-        fields = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
-        return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
-
     async def _connect(self) -> Connection:
         return await open_connection(self._config.server, self._tls, self._config.transport_mark, self._proxy)
 
@@ -114,7 +101,35 @@ def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     return tunconf.decode(value)
 
 
-def _proxy(config: ClientConfig) -> Proxy | None:
+def token_fields(config: ClientConfig) -> list[tuple[str, str]]:
+    """The headers that carry the token."""
+    token, header = config.token.reveal(), config.auth_header
+    fields = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
+    return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
+
+
+def download_fields(
+    config: ClientConfig, session_id: str, features: frozenset[str], *, yields: bool
+) -> list[tuple[str, str]]:
+    """The headers of a GET or of a WebSocket's handshake, but Host."""
+    fields = [
+        *token_fields(config),
+        (control.FEATURES_HEADER, control.offer(features)),
+        (control.SESSION_HEADER, session_id),
+    ]
+    return [*fields, (control.YIELD_HEADER, "1")] if yields else fields
+
+
+def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
+    """The headers of a PUT, but Host. ``number``: of one that belongs to an extended download, else None."""
+    fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
+    if number is not None:
+        fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))
+    return fields
+
+
+def outgoing_proxy(config: ClientConfig) -> Proxy | None:
+    """The proxy of the config, or of the environment. Raises HostError if that has none that can be used."""
     if isinstance(config.proxy, Proxy):
         return config.proxy
     if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):

@@ -28,6 +28,8 @@ PING: Final = 2
 PONG: Final = 3
 UPLOAD_SEEN: Final = 4
 BYE: Final = 5
+# Ours: a kind that shall never mean anything, so that every peer skips it. A probe fills an upload with it.
+PADDING: Final = 255
 
 FEATURES_HEADER: Final = "x-tun-features"
 SESSION_HEADER: Final = "x-tun-session"

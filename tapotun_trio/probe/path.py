@@ -1,0 +1,165 @@
+"""The way to the server, step by step, as the client's transport goes it: DNS, TCP, an outgoing proxy, TLS."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import time
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Final
+
+import trio
+
+from ..config.model import ClientConfig
+from ..errors import PeerError
+from ..host.dial import connect
+from ..host.sockets import Connection
+from ..host.tls import TlsClient
+from ..http.client import CONNECT_S, open_connection
+from ..text import one_line, shorten
+from ..tunnel.requests import outgoing_proxy
+from .measured import Dns, Measured, Tcp, Tls
+
+ADDRESS_S: Final = 4.0  # for each address, all at once
+MAX_ADDRESSES: Final = 8
+VERSION_S: Final = 4.0  # for each version's handshake
+_DAY_S: Final = 86400.0
+
+
+class Path:
+    """Makes connections to the URL of ``config``."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        """Raises HostError if a TLS file is of no use, or the environment's proxy."""
+        self.config = config
+        self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
+        self.proxy = outgoing_proxy(config)
+
+    async def open(self) -> Connection:
+        """One as the client has it. The caller closes. Raises PeerError."""
+        return await open_connection(self.config.server, self._tls, None, self.proxy)
+
+    async def explore(self, it: Measured) -> bool:
+        """Measure the steps. Returns whether requests can be made."""
+        url = self.config.server
+        host, port = (url.host, url.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
+        it.dns, it.tcp = Dns(host), None
+        await self._resolve(it.dns, port)
+        if it.dns.error is not None:
+            return False
+        it.tcp = Tcp()
+        await _reach(it.tcp, it.dns, port)
+        if it.tcp.error is None and self.proxy is not None:
+            try:
+                (await open_connection(url, None, None, self.proxy)).close()
+            except PeerError as exc:
+                it.tcp.error = str(exc)
+        if it.tcp.error is not None:
+            return False
+        if self._tls is None:
+            return True
+        it.tls = Tls()
+        await self._handshake(it.tls)
+        await self._versions(it.tls)
+        return it.tls.error is None
+
+    async def _resolve(self, dns: Dns, port: int) -> None:
+        with suppress(ValueError):
+            dns.addresses = [str(ip_address(dns.host))]
+            return
+        began = time.monotonic()
+        try:
+            with trio.fail_after(CONNECT_S):
+                found = await trio.socket.getaddrinfo(dns.host, port, type=socket.SOCK_STREAM)
+        except trio.TooSlowError:
+            dns.error = f"{dns.host} does not resolve within {CONNECT_S:.0f} s; see /etc/resolv.conf"
+        except OSError as exc:
+            dns.error = f"{dns.host} does not resolve: {exc.strerror}; see the name, and this machine's DNS"
+        except UnicodeError as exc:
+            dns.error = f"{dns.host} is not a host name: {exc}"
+        else:
+            dns.addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        dns.ms = (time.monotonic() - began) * 1e3
+
+    async def _handshake(self, tls: Tls) -> None:
+        assert self._tls is not None, "https"
+        url = self.config.server
+        try:
+            connection = await open_connection(url, None, None, self.proxy)
+            began = time.monotonic()
+            with trio.fail_after(CONNECT_S):
+                secured = await self._tls.handshake(connection, url.host)
+        except PeerError as exc:
+            tls.error = str(exc)
+            return
+        except trio.TooSlowError:
+            tls.error = f"no TLS handshake with {url.authority} within {CONNECT_S:.0f} s"
+            return
+        tls.ms, tls.version = (time.monotonic() - began) * 1e3, secured.version
+        _describe(tls, secured.certificate())
+        secured.close()
+
+    async def _versions(self, tls: Tls) -> None:
+        from ..host.tls_versions import VERSIONS, certificate_by
+
+        spoken: set[str] = set()
+
+        async def try_one(version: str) -> None:
+            with trio.move_on_after(VERSION_S), suppress(PeerError):
+                connection = await open_connection(self.config.server, None, None, self.proxy)
+                certificate = await certificate_by(connection, self.config.tls, version, self.config.server.host)
+                if certificate is not None:
+                    spoken.add(version)
+                    if tls.days_left is None:
+                        _describe(tls, certificate)
+
+        async with trio.open_nursery() as nursery:
+            for version in VERSIONS:
+                nursery.start_soon(try_one, version)
+        tls.offered = [version for version in VERSIONS if version in spoken]
+
+
+async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
+    """Every address, to find those that a client may be unlucky with."""
+    took: dict[str, float] = {}
+
+    async def attempt(address: str) -> None:
+        began = time.monotonic()
+        try:
+            with trio.fail_after(ADDRESS_S):
+                connection = await connect(address, port)
+        except PeerError as exc:
+            tcp.unreachable[address] = str(exc).rpartition(": ")[2]
+        except trio.TooSlowError:
+            tcp.unreachable[address] = os.strerror(errno.ETIMEDOUT)
+        else:
+            took[address] = (time.monotonic() - began) * 1e3
+            connection.close()
+
+    async with trio.open_nursery() as nursery:
+        for address in dns.addresses[:MAX_ADDRESSES]:
+            nursery.start_soon(partial(attempt, address))
+    if took:
+        tcp.address = min(took, key=lambda address: took[address])
+        tcp.ms = took[tcp.address]
+    else:
+        why = ", ".join(f"{address}: {reason}" for address, reason in tcp.unreachable.items())
+        tcp.error = f"cannot connect to {dns.host} port {port} ({why}); is the port right, and does something listen?"
+        tcp.unreachable = {}
+
+
+def _describe(tls: Tls, certificate: dict[str, object]) -> None:
+    """Untrusted input; never raises."""
+    until = certificate.get("notAfter")
+    if isinstance(until, str):
+        with suppress(ValueError):
+            tls.days_left = (ssl.cert_time_to_seconds(until) - time.time()) / _DAY_S
+    issuer = certificate.get("issuer")
+    if isinstance(issuer, tuple):
+        fields = {key: value for part in issuer for key, value in part}
+        name = fields.get("commonName") or fields.get("organizationName")
+        tls.issuer = None if name is None else one_line(shorten(str(name), 60))

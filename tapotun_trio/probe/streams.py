@@ -1,0 +1,263 @@
+"""The streams of a probe: opened with the client's own requests, and never with a packet in them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..config.model import ClientConfig
+from ..errors import PeerError
+from ..host.sockets import Connection
+from ..http.client import send_request
+from ..http.heads import ResponseHead, ResponseParser
+from ..http.writer import BodyWriter
+from ..wire import control, params
+from ..wire.frames import FrameReader
+from ..wire.params import Params
+from ..tunnel.incoming import Incoming, receive_frames
+
+_READ_BYTES: Final = 4096
+_BODY_S: Final = 0.5  # for the rest of an error's page
+_BODY_BYTES: Final = 1024
+
+
+class News:
+    """Something has happened: whoever waits looks again."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def tell(self) -> None:
+        self._event.set()
+        self._event = trio.Event()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether it holds within the time."""
+        with trio.move_on_after(timeout_s):
+            while not condition():
+                await self._event.wait()
+        return condition()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response's head; ``names`` of its headers as they were written; ``rest``: what came behind it."""
+
+    head: ResponseHead
+    names: tuple[str, ...]
+    rest: bytes
+
+
+async def read_answer(connection: Connection, method: str) -> Answer:
+    """As `http.client.read_response`, with the names as they were written. Raises PeerError."""
+    parser, raw = ResponseParser(method), b""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while True:
+        received = bytes(buffer[: await connection.receive(buffer)])
+        raw += received
+        done = parser.feed(received)
+        if done is not None:
+            head, rest = done
+            lines = raw[: len(raw) - len(rest)].rstrip(b"\r\n").split(b"\r\n\r\n")[-1].split(b"\r\n")[1:]
+            return Answer(head, tuple(line.partition(b":")[0].decode("latin-1") for line in lines), rest)
+
+
+async def read_page(connection: Connection, answer: Answer) -> bytes:
+    """The beginning of an error's body. Never raises."""
+    page = answer.rest
+    buffer = memoryview(bytearray(_READ_BYTES))
+    length = answer.head.headers.get("content-length", "")
+    wanted = min(int(length), _BODY_BYTES) if length.isdecimal() else _BODY_BYTES
+    with trio.move_on_after(_BODY_S), suppress(PeerError):
+        while len(page) < wanted:
+            received = await connection.receive(buffer)
+            if not received:
+                break
+            page += buffer[:received]
+    return page
+
+
+class Receiver:
+    """What comes down: control frames, each taken note of. Packets for the client are thrown away.
+
+    PONGs bring back the number that its PING began with; a later one stands for those before it (a server answers the
+    last of several).
+    """
+
+    def __init__(self, connection: Connection, reader: FrameReader, news: News) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._news = news
+        self.began_at = self.last_at = trio.current_time()
+        self.params: Params | None = None
+        self.seen: set[int] = set()
+        self.pong = 0  # the highest number
+        self.pong_bytes = 0
+        self.pong_at = 0.0
+        self.first_pong_at = 0.0  # since `measure_pongs`
+        self.first_pong_bytes = 0
+        self.replaced = False
+        self.clean = False  # the body came to its end
+        self.failure: PeerError | None = None
+        self.answer: Callable[[bytes], None] | None = None  # how to send a PONG
+
+    @property
+    def ended(self) -> bool:
+        return self.clean or self.failure is not None
+
+    def measure_pongs(self) -> None:
+        """Count from here."""
+        self.pong_bytes = self.first_pong_bytes = 0
+
+    async def run(self, first: bytes) -> None:
+        """Until the stream ends. ``first``: what came behind the head."""
+        try:
+            with trio.CancelScope() as scope:
+                frames = self._reader.prime(first)
+                await receive_frames(self._connection, self._reader, frames, Incoming(scope), self._take)
+                self.clean = True
+        except PeerError as exc:
+            self.failure = exc
+        self._news.tell()
+
+    async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+        self.last_at = trio.current_time()
+        controls, reader.controls = reader.controls, []
+        for kind, payload in controls:
+            if kind == control.PING and self.answer is not None:
+                self.answer(control.encode(control.PONG, payload))
+            elif kind == control.PONG:
+                self._take_pong(payload)
+            elif kind == control.UPLOAD_SEEN and (number := control.seen_number(payload)) is not None:
+                self.seen.add(number)
+            elif kind == control.PARAMS:
+                self.params = params.decode(payload)
+            elif kind == control.BYE:
+                self.replaced |= control.bye_reason(payload).startswith(control.REPLACED)
+        self._news.tell()
+
+    def _take_pong(self, payload: bytes) -> None:
+        self.pong = max(self.pong, int.from_bytes(payload[:8], "little"))
+        self.pong_at = trio.current_time()
+        self.pong_bytes += len(payload)
+        if not self.first_pong_bytes:
+            self.first_pong_at, self.first_pong_bytes = self.pong_at, len(payload)
+
+
+class Uploader:
+    """What goes up, and the answer to it, which should not come before the end."""
+
+    def __init__(self, connection: Connection, writer: BodyWriter, news: News) -> None:
+        self.connection = connection
+        self.writer = writer
+        self._news = news
+        self.began_at = self.last_at = trio.current_time()
+        self.sent_bytes = 0
+        self.status: int | None = None
+        self.failure: PeerError | None = None
+        self.ended_at = 0.0
+        self._waiting = trio.CancelScope()
+        self._pong = b""
+        self._number = 0
+
+    @property
+    def ended(self) -> bool:
+        """Answered, or broken: nothing can be sent any more."""
+        return self.status is not None or self.failure is not None
+
+    async def read_answer(self) -> None:
+        """A task of its own, beside whoever sends."""
+        try:
+            self.status = (await read_answer(self.connection, "PUT")).head.status
+        except PeerError as exc:
+            self._fail(exc)
+        self.ended_at = trio.current_time()
+        self._waiting.cancel()
+        self._news.tell()
+
+    async def send(self, frames: bytes) -> bool:
+        """Send all of it. Returns False as soon as nothing can be sent any more."""
+        if self.ended:
+            return False
+        with trio.CancelScope() as self._waiting:
+            try:
+                await self.writer.drain()
+                if self._pong:
+                    frames, self._pong = self._pong + frames, b""
+                self.writer.send(frames)
+                self.sent_bytes += len(frames)
+                self.last_at = trio.current_time()
+                await self.writer.drain()
+            except PeerError as exc:
+                self._fail(exc)
+        return not self.ended
+
+    def ping(self, size_bytes: int = 8, fill: bytes = b"") -> tuple[int, bytes]:
+        """The next number, and a PING with it, with so large a payload (8 bytes and more)."""
+        self._number += 1
+        return self._number, control.encode(control.PING, self._number.to_bytes(8, "little") + fill[: size_bytes - 8])
+
+    def answer(self, pong: bytes) -> None:
+        """Send a PONG now, or before what is sent next."""
+        if self.ended or self.writer.finished or self.writer.pending:
+            self._pong = pong
+            return
+        try:
+            self.writer.send(pong)
+        except PeerError as exc:
+            self._fail(exc)
+
+    async def finish(self, timeout_s: float, last_words: bytes = b"") -> bool:
+        """End the body. Returns whether the answer came in time."""
+        with trio.move_on_after(timeout_s):
+            try:
+                await self.writer.finish(last_words)
+            except PeerError as exc:
+                self._fail(exc)
+            await self._news.until(lambda: self.ended, timeout_s)
+        return self.ended
+
+    def _fail(self, exc: PeerError) -> None:
+        if self.failure is None and self.status is None:
+            self.failure = exc
+            self.ended_at = trio.current_time()
+
+
+class Opener:
+    """Opens requests of one session, each on a connection that ends with ``nursery``'s owner calling `close`."""
+
+    def __init__(self, config: ClientConfig, dial: Callable[[], object]) -> None:
+        self.config = config
+        self.session_id = secrets.token_hex(16)
+        self.news = News()
+        self._dial = dial
+        self._open: list[Connection] = []
+
+    async def connect(self) -> Connection:
+        """Raises PeerError."""
+        connection: Connection = await self._dial()  # type: ignore[misc]
+        self._open.append(connection)
+        return connection
+
+    async def request(self, method: str, fields: list[tuple[str, str]]) -> Connection:
+        """Connect, and send a head. Raises PeerError."""
+        connection = await self.connect()
+        await send_request(connection, method, self.config.server, fields)
+        return connection
+
+    async def upload(self, nursery: trio.Nursery, fields: list[tuple[str, str]]) -> Uploader:
+        """Begin a PUT, whose answer is awaited in ``nursery``. Raises PeerError."""
+        connection = await self.request("PUT", fields)
+        uploader = Uploader(connection, BodyWriter(connection), self.news)
+        nursery.start_soon(uploader.read_answer)
+        return uploader
+
+    def close(self) -> None:
+        """Every connection that was made."""
+        while self._open:
+            self._open.pop().close()
