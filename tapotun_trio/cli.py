@@ -29,6 +29,7 @@ a first tunnel:
   tapotun token                      make a token, and the hash that the server keeps
   tapotun validate-config FILE       check a config before it runs
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
+  tapotun probe URL --token-file F   test the way to a server, through whatever is on it
 
 exit codes:
   0  stopped on request, or the config is valid
@@ -91,6 +92,12 @@ def _token(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _probe(arguments: argparse.Namespace) -> int:
+    from .probe.run import probe  # the other verbs need none of it
+
+    return probe(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
@@ -127,10 +134,55 @@ def _parser() -> argparse.ArgumentParser:
     text = "print a fresh 256-bit token for a client and its hash for the server"
     verb = verbs.add_parser("token", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_token)
+
+    _add_probe(verbs)
     return parser
 
 
-_VERBS: Final = frozenset({"run", "server", "client", "validate-config", "token"})
+_PROBE_EPILOG: Final = """\
+It needs no root, makes no interface and sends no packet. A client that runs with the same
+token is left alone: then only what does not take its place is tested, and the report says so.
+
+exit codes:
+  0    usable (perhaps with warnings, or over a WebSocket)
+  1    not usable; the report says what to change
+  2    wrong usage: an option, the URL, the token file
+  130  interrupted (143: by SIGTERM), no verdict"""
+
+
+def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "test the path to URL as a client would use it, and say what to change"
+    verb = verbs.add_parser(
+        "probe",
+        help=text,
+        description=text,
+        epilog=_PROBE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_argument("url", metavar="URL", help="the client's server, http or https")
+    verb.add_argument("--token-file", metavar="F", required=True, help="file that holds the client's raw token")
+    verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    text = "look for timeouts that end a stream after up to so many silent seconds; 0: do not. Default: 20, most: 80"
+    verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
+    text = "what the client's config has, which says what usable means. Default: auto"
+    verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
+    for option in ("--ca-file", "--cert-file", "--key-file"):
+        verb.add_argument(option, metavar="F", help=f"tls.{option[2:].replace('-', '_')} of the client's config")
+    verb.add_argument("--server-name", metavar="NAME", help="tls.server_name of the client's config")
+    verb.add_argument("--min-version", choices=("1.2", "1.3"), default="1.2", help="tls.min_version. Default: 1.2")
+    verb.add_argument("--insecure", action="store_true", help="check no certificate, as tls.insecure")
+    verb.add_argument("--proxy", metavar="URL", help="proxy of the client's config; default: the environment's")
+    verb.add_argument(
+        "--auth-header",
+        choices=("x-api-key", "authorization", "both"),
+        default="x-api-key",
+        help="what carries the token. Default: x-api-key",
+    )
+    verb.set_defaults(verb=_probe)
+
+
+_VERBS: Final = frozenset({"run", "server", "client", "validate-config", "token", "probe"})
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -16,10 +16,10 @@ from ..host.sockets import Connection
 from ..http.client import send_request
 from ..http.heads import ResponseHead, ResponseParser
 from ..http.writer import BodyWriter
+from ..tunnel.incoming import Incoming, receive_frames
 from ..wire import control, params
 from ..wire.frames import FrameReader
 from ..wire.params import Params
-from ..tunnel.incoming import Incoming, receive_frames
 
 _READ_BYTES: Final = 4096
 _BODY_S: Final = 0.5  # for the rest of an error's page
@@ -231,7 +231,7 @@ class Uploader:
 class Opener:
     """Opens requests of one session, each on a connection that ends with ``nursery``'s owner calling `close`."""
 
-    def __init__(self, config: ClientConfig, dial: Callable[[], object]) -> None:
+    def __init__(self, config: ClientConfig, dial: Callable[[], Awaitable[Connection]]) -> None:
         self.config = config
         self.session_id = secrets.token_hex(16)
         self.news = News()
@@ -240,7 +240,7 @@ class Opener:
 
     async def connect(self) -> Connection:
         """Raises PeerError."""
-        connection: Connection = await self._dial()  # type: ignore[misc]
+        connection = await self._dial()
         self._open.append(connection)
         return connection
 

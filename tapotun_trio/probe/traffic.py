@@ -45,8 +45,10 @@ _NOISE: Final = os.urandom(PIECE_BYTES)  # which nobody can compress
 
 def padding(size_bytes: int) -> bytes:
     """Frames that are skipped, about so many bytes of them."""
-    pieces = [control.encode(control.PADDING, _NOISE[: min(PIECE_BYTES, size_bytes - at)]) for at in
-              range(0, size_bytes, PIECE_BYTES)]
+    pieces = [
+        control.encode(control.PADDING, _NOISE[: min(PIECE_BYTES, size_bytes - at)])
+        for at in range(0, size_bytes, PIECE_BYTES)
+    ]
     return b"".join(pieces)
 
 

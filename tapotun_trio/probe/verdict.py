@@ -218,7 +218,9 @@ class _Judge:
             text = f"an upload's first bytes come {up.held_ms:.0f} ms late"
             self._blame("warning", "upload-late", text, "upload-held")
         if up.status == 413:
-            text = f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits its size"
+            text = (
+                f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits its size"
+            )
             self._blame("fault", "upload-limit", text, "upload-limit")
         elif up.ended_after_s is not None:
             how = up.error or f"answered {up.status}"
@@ -233,8 +235,10 @@ class _Judge:
             return
         delay_ms = rtt.median_ms - http.ms
         if delay_ms > DELAY_MS:
-            text = f"small packets are held back by about {delay_ms:.0f} ms: a whole request takes {http.ms:.0f} ms, a PING"
-            self._blame("warning", "delay", f"{text} {rtt.median_ms:.0f} ms", "delay")
+            compared = f"a whole request takes {http.ms:.0f} ms, a PING {rtt.median_ms:.0f} ms"
+            self._blame(
+                "warning", "delay", f"small packets are held back by about {delay_ms:.0f} ms: {compared}", "delay"
+            )
 
     def _websocket(self) -> None:
         it = self._it.websocket

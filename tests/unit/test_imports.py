@@ -22,6 +22,7 @@ LAYERS: Final = (
     {"host"},
     {"http"},
     {"tunnel"},
+    {"probe"},
     {"admin"},
     {"update"},
     {"app"},
@@ -122,6 +123,8 @@ PARSERS: Final = [
     ("http/websocket.py", "accept_head"),
     ("http/heads.py", None),
     ("http/connect.py", None),
+    ("probe/identify.py", None),
+    ("probe/path.py", "_describe"),
     ("config/proxy.py", None),
     ("config/load.py", None),
 ]

@@ -1,0 +1,164 @@
+"""One probe, from the command line's options to its exit code."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from .. import exits
+from ..config import fields, files
+from ..config.findings import quote
+from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
+from ..config.proxy import proxy as parse_proxy
+from ..config.url import host as parse_host
+from ..config.url import url as parse_url
+from ..errors import HostError, leaves
+from ..text import one_line
+from .idle import LIMIT_S
+from .measured import Measured
+from .report import report_json, report_text
+from .steps import measure
+from .verdict import judge
+
+USABLE: Final = 0
+NOT_USABLE: Final = 1
+
+TOTAL_S: Final = 75.0  # for everything but the silence
+_TOKEN_FILE_BYTES: Final = 64 * 1024
+
+
+class Misused(Exception):
+    """An option is of no use. The text is for its user."""
+
+
+def probe(arguments: Namespace) -> int:
+    """Measure, print, and return the exit code."""
+    try:
+        config = client_config(arguments)
+        limit_s: float = arguments.idle_limit
+        if not 0 <= limit_s <= LIMIT_S:
+            text = f"--idle-limit {limit_s:g} is not between 0 and {LIMIT_S:g}"
+            raise Misused(f"{text}; a server ends by itself what is silent for longer")
+    except Misused as exc:
+        return _misused(str(exc))
+    target = _without_query(config.server.target)
+    it = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
+    began = time.monotonic()
+    try:
+        stopped_by = trio.run(_measure, config, limit_s, it)
+    except* HostError as group:
+        failures = [str(exc) for exc in leaves(group)]
+    else:
+        failures = []
+    if failures:
+        return _misused("; ".join(failures))
+    it.seconds = time.monotonic() - began
+    if stopped_by is not None:
+        print(f"tapotun probe: stopped by {signal.Signals(stopped_by).name}, no verdict", file=sys.stderr)
+        return 128 + stopped_by
+    verdict = judge(it)
+    print(report_json(it, verdict) if arguments.json else report_text(it, verdict))
+    return USABLE if verdict.usable else NOT_USABLE
+
+
+def _misused(text: str) -> int:
+    print(f"tapotun probe: error: {one_line(text)}", file=sys.stderr)
+    return exits.USAGE
+
+
+async def _measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> int | None:
+    """Measure until it is done, time is up, or a signal comes, whose number is returned."""
+    stopped_by: int | None = None
+
+    async def stop(signals: AsyncIterator[int]) -> None:
+        nonlocal stopped_by
+        async for number in signals:
+            stopped_by = number
+            nursery.cancel_scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop, signals)
+            with trio.move_on_after(TOTAL_S + idle_limit_s) as deadline:
+                await measure(config, idle_limit_s, it)
+            if deadline.cancelled_caught:
+                it.not_tested.append(f"the rest: the probe ends after {TOTAL_S + idle_limit_s:.0f} s")
+            nursery.cancel_scope.cancel()
+    return stopped_by
+
+
+def client_config(arguments: Namespace) -> ClientConfig:
+    """What a client's definition with these options would be. Warns of a token file that others may read. Raises
+    Misused."""
+    try:
+        server = parse_url(arguments.url)
+    except fields.Invalid as exc:
+        raise Misused(f"URL {exc.shown or quote(arguments.url)} {exc.problem}; {exc.remedy}") from exc
+    proxy: Proxy | NoProxy | None = None
+    server_name: str | None = None
+    try:
+        if arguments.proxy is not None:
+            proxy = parse_proxy(arguments.proxy)
+    except fields.Invalid as exc:
+        raise Misused(f"--proxy {exc.shown or '***'} {exc.problem}; {exc.remedy}") from exc
+    try:
+        if arguments.server_name is not None:
+            server_name = parse_host(arguments.server_name)
+    except fields.Invalid as exc:
+        raise Misused(f"--server-name {quote(arguments.server_name)} {exc.problem}; {exc.remedy}") from exc
+    if arguments.key_file and not arguments.cert_file:
+        raise Misused("--key-file stands without --cert-file; give the certificate that it belongs to")
+    return ClientConfig(
+        name="probe",
+        server=server,
+        token=_token(arguments.token_file),
+        tls=TlsConfig(
+            ca_file=arguments.ca_file,
+            insecure=arguments.insecure,
+            cert_file=arguments.cert_file,
+            key_file=arguments.key_file,
+            server_name=server_name,
+            min_version=arguments.min_version,
+        ),
+        transport=arguments.transport,
+        auth_header=arguments.auth_header,
+        proxy=proxy,
+    )
+
+
+def _token(name: str) -> Secret:
+    """As a client's ``token_file``."""
+    try:
+        content = files.read(name, _TOKEN_FILE_BYTES)
+    except files.Unreadable as exc:
+        text = f"--token-file {quote(name)} cannot be read: {exc}; give the file that holds the client's raw token"
+        raise Misused(text) from exc
+    if content.public_mode is not None:
+        text = f"--token-file {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
+        _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
+    line = content.data.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        token = fields.raw_token(line.decode("latin-1"))
+    except fields.Invalid as exc:
+        raise Misused(f"--token-file {quote(name)} holds a token that {exc.problem}; {exc.remedy}") from exc
+    if fields.looks_hashed(token.reveal()):
+        text = f"--token-file {quote(name)} holds what looks like a hash, which belongs on the server"
+        _warn(f"{text}; write the raw token into it, unless this is the raw token")
+    return token
+
+
+def _warn(text: str) -> None:
+    print(f"tapotun probe: warning: {one_line(text)}", file=sys.stderr)
+
+
+def _without_query(target: str) -> str:
+    """A query may hold a key."""
+    path, question, _ = target.partition("?")
+    return f"{path}?***" if question else path

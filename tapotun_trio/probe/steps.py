@@ -1,0 +1,300 @@
+"""What is measured, in which order: each step only what the one before it has shown to be possible and harmless."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from ..config.model import ClientConfig
+from ..errors import PeerError, leaves
+from ..host.sockets import Connection
+from ..http.client import check_status
+from ..tunnel.requests import download_fields, upload_fields
+from ..wire import control
+from ..wire.frames import PING, FrameReader
+from .identify import identify
+from .idle import measure_idle
+from .measured import Http, Measured
+from .path import Path
+from .streams import Answer, Opener, Receiver, read_answer, read_page
+from .traffic import padding, round_trips, throughput, wait_for_first
+from .websocket import try_websocket
+
+HEAD_S: Final = 6.0  # a GET's answer, which a client waits 30 s for
+GOODBYE_S: Final = 1.0
+_BYE: Final = "the probe is done"
+# An answer of ours to a request that is refused has nothing but its status.
+_OWN_PAGES: Final = (b"403\n", b"404\n", b"405\n", b"409\n")
+
+
+class _Taken(Exception):
+    """A client has come that uses this token."""
+
+
+async def measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> None:
+    """Fill ``it`` in, step by step: what it has when this is cancelled is right. Leaves no connection open.
+
+    Raises HostError if a TLS file is of no use, or the environment's proxy.
+    """
+    path = Path(config)
+    it.outgoing_proxy = None if path.proxy is None else path.proxy.authority
+    if not await path.explore(it):
+        return
+    opener = Opener(config, path.open)
+    try:
+        await _Steps(config, idle_limit_s, it, opener).run()
+    except* _Taken:
+        it.token_in_use = True
+        it.not_tested.append("the rest: a client came that uses this token")
+    except* PeerError as group:
+        it.not_tested += [f"the rest: {exc}" for exc in leaves(group)]
+    finally:
+        opener.close()
+
+
+class _Steps:
+    def __init__(self, config: ClientConfig, idle_limit_s: float, it: Measured, opener: Opener) -> None:
+        self._config = config
+        self._idle_limit_s = idle_limit_s
+        self._it = it
+        self._opener = opener
+        self._http = Http()
+        self._numbers = 0
+        self._features = control.SUPPORTED
+
+    async def run(self) -> None:
+        it, http = self._it, self._http
+        answer = await self._get()
+        if answer is None:
+            return
+        connection, found = answer
+        if http.status == 409:
+            it.token_in_use = True
+            it.not_tested.append("download, round trip, throughput, WebSocket, idle timeouts: the token is in use")
+            await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1), 409)
+        elif http.status == 200 and http.error is None:
+            it.download.state = "streams"
+            if http.server == "extended":
+                await self._streams(connection, found)
+                await self._websocket()
+            else:
+                connection.close()
+                it.not_tested.append("round trip, throughput, WebSocket: the base protocol has no means for it")
+                await self._refused_upload([("Transfer-Encoding", "chunked")], 403)
+            await self._idle()
+
+    # -- the GET
+
+    def _download_fields(self) -> list[tuple[str, str]]:
+        """As the client's, and leaving the token to whoever uses it."""
+        return download_fields(self._config, self._opener.session_id, self._features, yields=True)
+
+    async def _get(self) -> tuple[Connection, Answer] | None:
+        """The connection and the answer; None: there was none."""
+        it, http = self._it, self._http
+        try:
+            connection = await self._opener.request("GET", self._download_fields())
+            began = trio.current_time()
+            with trio.move_on_after(HEAD_S):
+                answer = await read_answer(connection, "GET")
+                http.ms = (trio.current_time() - began) * 1e3
+                it.http = http
+                await self._describe(connection, answer)
+                return connection, answer
+            connection.close()
+            await self._unanswered()
+        except PeerError as exc:
+            it.http = http
+            http.error = str(exc)
+        return None
+
+    async def _describe(self, connection: Connection, answer: Answer) -> None:
+        http, head, url = self._http, answer.head, self._config.server
+        self._identify(answer)
+        http.status = head.status
+        page = b"" if head.status == 200 else await read_page(connection, answer)
+        http.own = page in _OWN_PAGES
+        try:
+            check_status(head, url, page)
+        except PeerError as exc:
+            http.error = str(exc)
+            if head.status in (403, 404) and not http.own and b"<" in page:
+                place = f"{url.scheme}://{url.authority}{url.target}"
+                http.error = f"{place} answered {head.status} with a page of its own: not the tapotun server's answer"
+            else:
+                http.own |= head.status == 403
+            return
+        if "x-tun-conf" not in head.headers:
+            http.error = f"{url.authority} answered without x-tun-conf: no tapotun server at this URL"
+            return
+        agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
+        http.server = "extended" if control.CTL in agreed else "base"
+        self._features = agreed or self._features
+
+    def _identify(self, answer: Answer) -> None:
+        http, headers = self._http, answer.head.headers
+        http.proxy = identify(headers, answer.names)
+        http.server_header, http.via = headers.get("server"), headers.get("via")
+
+    async def _unanswered(self) -> None:
+        """No answer to the GET: is it the download that is held back, or everything? A refusal has an end, so it
+        passes a proxy that holds back what has none."""
+        it, http, url = self._it, self._http, self._config.server
+        it.http = http
+        http.error = f"{url.authority} did not answer within {HEAD_S:.0f} s"
+        connection = await self._opener.request("GET", [])
+        began = trio.current_time()
+        with trio.move_on_after(HEAD_S):
+            answer = await read_answer(connection, "GET")
+            http.ms = (trio.current_time() - began) * 1e3
+            self._identify(answer)
+            it.download.state = "held-back"
+            it.download.error = f"a request without token was answered ({answer.head.status}), one with it was not"
+        connection.close()
+        if it.download.state != "held-back":
+            return
+        await self._websocket()
+        if it.websocket.ok:  # which proves that the server knows control frames
+            http.server = "extended"
+            await self._held_download()
+
+    async def _held_download(self) -> None:
+        """How much has to come down until something does: PINGs up, whose PONGs wait in the proxy."""
+        it, opener = self._it, self._opener
+        connection = await opener.request("GET", self._download_fields())
+        answered = trio.Event()
+
+        async def wait() -> None:
+            try:
+                await read_answer(connection, "GET")
+                answered.set()
+            except PeerError as exc:
+                it.download.error = str(exc)
+            opener.news.tell()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(0.1)  # the server has to know of it before it takes the upload for this session's
+            up = await opener.upload(nursery, self._upload_fields())
+            sent = 16
+            for power in range(10, 20):
+                while sent < 1 << power and not up.ended and not answered.is_set():
+                    size = min((1 << power) - sent, control.MAX_PAYLOAD_BYTES - 1024)
+                    await up.send(up.ping(max(8, size), bytes(size))[1])
+                    sent += size
+                    # One at a time: of several the server answers the last.
+                    if await opener.news.until(lambda: answered.is_set() or up.ended, 0.25):
+                        break
+                if answered.is_set():
+                    it.download.held_bytes = sent
+                    break
+            nursery.cancel_scope.cancel()
+
+    # -- the upload, and what goes through both
+
+    def _upload_fields(self) -> list[tuple[str, str]]:
+        self._numbers += 1
+        return upload_fields(self._config, self._opener.session_id, self._numbers)
+
+    @asynccontextmanager
+    async def _receiving(self, connection: Connection, answer: Answer) -> AsyncIterator[tuple[Receiver, trio.Nursery]]:
+        """The download's frames are taken while the body runs."""
+        reader = FrameReader(answer.head.body(), control=control.CTL in self._features)
+        down = Receiver(connection, reader, self._opener.news)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(down.run, answer.rest)
+            yield down, nursery
+            nursery.cancel_scope.cancel()
+        connection.close()
+
+    async def _streams(self, connection: Connection, answer: Answer) -> None:
+        it, news = self._it, self._opener.news
+        rtt_s = (self._http.ms or 0.0) / 1e3
+        async with self._receiving(connection, answer) as (down, nursery):
+            if not await news.until(lambda: down.params is not None or down.ended, HEAD_S):
+                it.download.state = "held-back"
+                it.download.error = "the head came and nothing behind it"
+            if down.params is not None:
+                self._http.keepalive_s = down.params.keepalive
+            elif down.ended:
+                it.download.state, it.download.error = "broken", str(down.failure or "it ended at once")
+                return
+            up = await self._opener.upload(nursery, self._upload_fields())
+            down.answer = up.answer
+            number = self._numbers
+            pinged: list[int] = []
+
+            def fill(size: int) -> bytes:
+                if pinged:
+                    return padding(size)
+                first, ping = up.ping()
+                pinged.append(first)
+                return ping
+
+            def arrived() -> bool:
+                return number in down.seen or (bool(pinged) and down.pong >= pinged[0])
+
+            if await wait_for_first(it.upload, up, news, arrived, fill, rtt_s):
+                it.rtt = await round_trips(up, down, news)
+                it.throughput = await throughput(up, down, news, rtt_s)
+                if up.ended and not down.replaced:
+                    it.upload.status, it.upload.ended_after_bytes = up.status, up.sent_bytes
+                    it.upload.ended_after_s = up.ended_at - up.began_at
+                    it.upload.error = None if up.failure is None else str(up.failure)
+            if down.failure is not None and it.download.state == "streams":
+                it.download.state, it.download.error = "broken", str(down.failure)
+            if down.replaced:
+                raise _Taken
+            if not up.ended:
+                await up.finish(GOODBYE_S, control.bye(_BYE))
+
+    async def _refused_upload(self, fields: list[tuple[str, str]], status: int) -> None:
+        """Whether uploads stream, where none may be had: a server refuses at once what it has the head of, and reads
+        no body. What is sent is no frame but base pings, which mean nothing to anybody."""
+        it, opener = self._it, self._opener
+        async with trio.open_nursery() as nursery:
+            up = await opener.upload(nursery, fields)
+            zeros = lambda size: bytes(size + size % 2)  # noqa: E731
+            refused = partial(lambda up: up.status == status, up)
+            await wait_for_first(it.upload, up, opener.news, refused, zeros, (self._http.ms or 0.0) / 1e3)
+            nursery.cancel_scope.cancel()
+        if it.upload.state != "streams" and self._http.proxy == "apache" and it.upload.status != 413:
+            it.upload.state, it.upload.held_bytes, it.upload.held_until_end = "not-tested", None, False
+            it.not_tested.append("upload: Apache passes a refusal on only when the upload has ended")
+
+    # -- the rest
+
+    async def _websocket(self) -> None:
+        if control.WS not in self._features:
+            self._it.not_tested.append("WebSocket: the server does not know it")
+            return
+        await try_websocket(self._it.websocket, self._opener, self._download_fields(), HEAD_S)
+
+    async def _idle(self) -> None:
+        it = self._it
+        if not self._idle_limit_s or it.upload.state == "held-back":
+            why = "--idle-limit 0" if not self._idle_limit_s else "uploads are held back"
+            it.not_tested.append(f"idle timeouts: {why}")
+            return
+        # As a base client, which a server leaves in peace for 55 s.
+        fields = [f for f in self._download_fields() if f[0] != control.FEATURES_HEADER]
+        connection = await self._opener.request("GET", fields)
+        with trio.move_on_after(HEAD_S):
+            answer = await read_answer(connection, "GET")
+            if answer.head.status == 409:
+                raise _Taken
+            if answer.head.status == 200:
+                await self._silence(connection, answer)
+                return
+        it.not_tested.append("idle timeouts: a second download got no answer")
+
+    async def _silence(self, connection: Connection, answer: Answer) -> None:
+        self._features = frozenset()
+        async with self._receiving(connection, answer) as (down, nursery):
+            up = await self._opener.upload(nursery, upload_fields(self._config, "", None))
+            await up.send(PING)
+            await measure_idle(self._it, self._idle_limit_s, up, down, self._opener.news)

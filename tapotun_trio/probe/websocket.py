@@ -1,0 +1,56 @@
+"""Whether a WebSocket passes: the handshake, and a PING there and back."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from ..errors import PeerError
+from ..http.websocket import WebSocketWriter, check_upgrade, open_websocket
+from ..wire import control
+from ..wire.frames import FrameReader
+from ..wire.websocket import NORMAL, WebSocketBody
+from .measured import WebSocket
+from .streams import Opener, Receiver, Uploader
+
+PONG_S: Final = 3.0
+CLOSE_S: Final = 1.0
+
+
+async def try_websocket(result: WebSocket, opener: Opener, fields: list[tuple[str, str]], head_s: float) -> None:
+    """Fill ``result`` in. Only to a server that knows control frames, or that says so in its handshake."""
+    try:
+        connection = await opener.connect()
+        with trio.move_on_after(head_s) as deadline:
+            head, rest = await open_websocket(connection, opener.config.server, fields)
+        if deadline.cancelled_caught:
+            result.ok, result.error = False, f"no answer to its handshake within {head_s:.0f} s"
+            return
+        result.status = head.status
+        check_upgrade(head, opener.config.server, rest)
+        agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
+        if not agreed >= {control.CTL, control.WS}:
+            result.ok, result.error = False, "the answer agrees to a WebSocket and not to what it carries"
+            return
+    except PeerError as exc:
+        result.ok, result.error = False, str(exc)
+        return
+    writer = WebSocketWriter(connection, masks=True)
+    writer.closing = NORMAL, ""
+    up = Uploader(connection, writer, opener.news)
+    down = Receiver(connection, FrameReader(WebSocketBody(masked=False), control=True), opener.news)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(down.run, rest)
+        number, ping = up.ping()
+        await up.send(ping)
+        await opener.news.until(lambda: down.pong >= number or down.ended or up.ended, PONG_S)
+        result.ok = down.pong >= number
+        if not result.ok:
+            result.error = str(down.failure or up.failure or f"nothing comes through it within {PONG_S:.0f} s")
+        if not up.ended and not down.ended:
+            with trio.move_on_after(CLOSE_S):
+                await writer.try_finish()
+                await opener.news.until(lambda: down.ended, CLOSE_S)
+        nursery.cancel_scope.cancel()
+    connection.close()
