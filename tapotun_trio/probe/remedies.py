@@ -79,8 +79,8 @@ _LINES: Final[dict[Kind, dict[Fault, tuple[str, ...]]]] = {
         "forbidden": ("no http-request deny or auth for this path",),
     },
     "apache": {
-        "upload-held": ("SetEnv proxy-prefetch-nonblocking 1", "no SetInputFilter BUFFER, no SetEnv proxy-sendcl"),
-        "download-held": ("no SetOutputFilter BUFFER or DEFLATE for this path",),
+        "upload-held": ("SetEnv proxy-prefetch-nonblocking 1", "no SetEnv proxy-sendcl"),
+        "download-held": ("no SetOutputFilter for this path",),
         "upload-limit": ("LimitRequestBody 0",),
         "idle-upload": ("RequestReadTimeout body=0", "Timeout 300", "ProxyPass ... timeout=300 (or ProxyTimeout 300)"),
         "idle-download": ("ProxyPass ... timeout=300 (or ProxyTimeout 300)", "Timeout 300"),
