@@ -123,7 +123,8 @@ class WebSocket:
 @dataclass(slots=True)
 class Idle:
     """Silence after which a stream was ended from elsewhere; None: none up to ``tested_s`` (which is 0: not tested).
-    ``upload_status``: of the answer that ended the upload."""
+    ``upload_status``: of the answer that ended the upload. ``upload_late``: it turned out to be dead only when it was
+    used again, so its time is an upper bound."""
 
     limit_s: float
     download_tested_s: float = 0.0
@@ -131,6 +132,7 @@ class Idle:
     download_s: float | None = None
     upload_s: float | None = None
     upload_status: int | None = None
+    upload_late: bool = False
 
 
 @dataclass(slots=True)

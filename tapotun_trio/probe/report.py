@@ -74,7 +74,7 @@ def _steps(it: Measured) -> Iterator[tuple[str, str]]:
         yield (
             "idle",
             f"download {_idle(it.idle.download_s, it.idle.download_tested_s)}, "
-            f"upload {_idle(it.idle.upload_s, it.idle.upload_tested_s)}",
+            f"upload {_idle(it.idle.upload_s, it.idle.upload_tested_s, late=it.idle.upload_late)}",
         )
 
 
@@ -122,7 +122,9 @@ def _stream(stream: Direction) -> str:
     return "not tested"
 
 
-def _idle(found_s: float | None, tested_s: float) -> str:
+def _idle(found_s: float | None, tested_s: float, *, late: bool = False) -> str:
+    if late:
+        return f"dead after at most {found_s:.1f} s of silence"
     if found_s is not None:
         return f"ended after {found_s:.1f} s of silence"
     return f"survives {tested_s:.0f} s of silence" if tested_s else "not tested"

@@ -18,7 +18,7 @@ from ..wire import control
 from ..wire.frames import PING, FrameReader
 from .identify import identify
 from .idle import measure_idle
-from .measured import Http, Measured
+from .measured import Http, Idle, Measured
 from .path import Path
 from .streams import Answer, Opener, Receiver, read_answer, read_page
 from .traffic import padding, round_trips, throughput, wait_for_first
@@ -281,20 +281,34 @@ class _Steps:
             it.not_tested.append(f"idle timeouts: {why}")
             return
         # As a base client, which a server leaves in peace for 55 s.
-        fields = [f for f in self._download_fields() if f[0] != control.FEATURES_HEADER]
-        connection = await self._opener.request("GET", fields)
-        with trio.move_on_after(HEAD_S):
-            answer = await read_answer(connection, "GET")
-            if answer.head.status == 409:
-                raise _Taken
-            if answer.head.status == 200:
-                await self._silence(connection, answer)
-                return
-        it.not_tested.append("idle timeouts: a second download got no answer")
-
-    async def _silence(self, connection: Connection, answer: Answer) -> None:
+        connection, answer = await self._base_download()
+        if answer is None or answer.head.status != 200:
+            it.not_tested.append("idle timeouts: a second download was not answered with 200")
+            return
         self._features = frozenset()
+        it.idle = Idle(self._idle_limit_s)
         async with self._receiving(connection, answer) as (down, nursery):
             up = await self._opener.upload(nursery, upload_fields(self._config, "", None))
             await up.send(PING)
-            await measure_idle(self._it, self._idle_limit_s, up, down, self._opener.news)
+            await measure_idle(it.idle, up, down, self._opener.news, self._still_ours)
+        if down.clean and it.idle.download_s is None:
+            it.not_tested.append("idle timeout of a download: the server ended it")
+
+    async def _base_download(self) -> tuple[Connection, Answer | None]:
+        """A GET without features; None: no answer. Raises _Taken."""
+        fields = [field for field in self._download_fields() if field[0] != control.FEATURES_HEADER]
+        connection = await self._opener.request("GET", fields)
+        answer: Answer | None = None
+        with trio.move_on_after(HEAD_S):
+            answer = await read_answer(connection, "GET")
+        if answer is not None and answer.head.status == 409:
+            raise _Taken
+        return connection, answer
+
+    async def _still_ours(self) -> bool:
+        """Whether nobody else has come. A base server does not say."""
+        if self._http.server != "extended":
+            return False
+        connection, answer = await self._base_download()
+        connection.close()
+        return answer is not None and answer.head.status == 200

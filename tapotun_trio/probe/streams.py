@@ -104,6 +104,7 @@ class Receiver:
         self.replaced = False
         self.clean = False  # the body came to its end
         self.failure: PeerError | None = None
+        self.ended_at = 0.0
         self.answer: Callable[[bytes], None] | None = None  # how to send a PONG
 
     @property
@@ -123,10 +124,12 @@ class Receiver:
                 self.clean = True
         except PeerError as exc:
             self.failure = exc
+        self.ended_at = trio.current_time()
         self._news.tell()
 
     async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
-        self.last_at = trio.current_time()
+        if not reader.ended:  # else it was the end that came
+            self.last_at = trio.current_time()
         controls, reader.controls = reader.controls, []
         for kind, payload in controls:
             if kind == control.PING and self.answer is not None:

@@ -21,6 +21,8 @@ LATE_MS: Final = 500.0
 BASE_PING_S: Final = 55.0
 # A keepalive may come late by as much before a timeout ends the stream.
 MARGIN: Final = 1.2
+# What a WebSocket may suffer from too.
+_SILENCE: Final = frozenset({"idle-download", "idle-upload"})
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
 
 
@@ -63,7 +65,7 @@ def judge(measured: Measured) -> Verdict:
         reached or measured.transport == "websocket"
     ):
         verdict.usable, verdict.carrier = websocket, "websocket" if websocket else None
-    if websocket and not verdict.usable and measured.transport == "auto":
+    if websocket and not verdict.usable and measured.transport == "auto" and http_only and not faults & _SILENCE:
         _add_way_out(verdict)
     verdict.text = _text(measured, verdict)
     return verdict
@@ -253,19 +255,26 @@ class _Judge:
         if idle is None or http is None:
             return
         need_s = http.keepalive_s or BASE_PING_S
-        for name, found_s, fault in (
+        # Measured with GET and PUT; a WebSocket may have other timeouts.
+        severity: Severity = "warning" if self._it.transport == "websocket" else "fault"
+        found: tuple[tuple[str, float | None, Literal["idle-download", "idle-upload"]], ...] = (
             ("download", idle.download_s, "idle-download"),
             ("upload", idle.upload_s, "idle-upload"),
-        ):
+        )
+        for name, found_s, fault in found:
             if found_s is None:
+                continue
+            if name == "upload" and idle.upload_late:
+                text = f"an upload that was silent for {found_s:.0f} s was dead when it was used again"
+                self._blame(severity, "idle-upload", text, "idle-upload")
                 continue
             text = f"{'a download' if name == 'download' else 'an upload'} that is silent for {found_s:.0f} s is ended"
             if found_s < need_s * MARGIN:
                 tail = f"and the tunnel is silent for up to {need_s:g} s"
-                self._blame("fault", f"idle-{name}", f"{text}, {tail}", fault)  # type: ignore[arg-type]
-            else:
+                self._blame(severity, fault, f"{text}, {tail}", fault)
+            elif found_s < BASE_PING_S:
                 tail = f"which is enough for this server's keepalive of {need_s:g} s, and not for deployed peers (55 s)"
-                self._blame("warning", f"idle-{name}", f"{text}, {tail}", fault)  # type: ignore[arg-type]
+                self._blame("warning", fault, f"{text}, {tail}", fault)
 
 
 def _held(stream: Direction, verb: str) -> str:
