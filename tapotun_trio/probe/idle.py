@@ -37,11 +37,10 @@ async def measure_idle(
         idle.download_tested_s = min(max(silent_s, down.last_at - down_began), DOWNLOAD_LIMIT_S)
         if down.failure is not None:
             idle.download_s = silent_s
-    if not up.ended:
-        # Caddy keeps an upload whose other side has timed out, and says so when it has ended: of a good one the server
-        # does, with 200.
-        if await up.finish(LATE_S) and up.status != 200:
-            idle.upload_s, idle.upload_status, idle.upload_late = idle.upload_tested_s, up.status, True
+    # Caddy keeps an upload whose other side has timed out, and answers when it has ended: so does the server to a good
+    # one, with 200.
+    if not up.ended and await up.finish(LATE_S) and up.status != 200:
+        idle.upload_s, idle.upload_status, idle.upload_late = idle.upload_tested_s, up.status, True
     if down.clean:
         idle.download_tested_s = 0.0
         if await still_ours():

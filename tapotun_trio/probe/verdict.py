@@ -175,6 +175,7 @@ class _Judge:
             return False
         if http.server == "base":
             text = "the server is one of the base protocol: round trip, throughput and WebSocket cannot be tested there"
+            text += ", and it ends the download of a client that runs with this token, which then comes back"
             self._add("note", "base-server", text)
         return True
 

@@ -1,0 +1,298 @@
+"""A probe on loopback: against our own server, a base server, peers of no use, and with wrong options."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tapotun_trio import exits
+from tapotun_trio.cli import main
+from tapotun_trio.probe import traffic
+from tapotun_trio.probe.measured import Measured
+from tapotun_trio.probe.run import _measure
+from tapotun_trio.probe.verdict import Verdict, judge
+from tapotun_trio.wire import control
+from tests.basepeer import BaseServer, ClientSpec
+from tests.basepeer.pair import FAST
+
+from ..fakes import MemoryHost
+from ..packets import ipv4
+from ..tables import table
+from .support import allowed, client_config, free_port, running, server_config
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less load than is worth measuring."""
+    monkeypatch.setattr(traffic, "LOAD_S", 0.1)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def measured(port: int, who: str = "a", idle_s: float = 0.0) -> tuple[Measured, Verdict]:
+    it = Measured(f"http://127.0.0.1:{port}/ip")
+    with trio.fail_after(60):
+        assert await _measure(client_config(who, port), idle_s, it) is None
+    return it, judge(it)
+
+
+async def test_our_server() -> None:
+    """Everything is measured, nothing reaches the server's interface, and nothing stays."""
+    port, host = free_port(), MemoryHost()
+    async with running(host, server_config(port, allowed("a", "10.10.0.2"))):
+        hub = await host.device("hub")
+        it, verdict = await measured(port, idle_s=1.0)
+        assert (verdict.usable, verdict.carrier, verdict.findings) == (True, "http", [])
+        assert it.http is not None
+        assert (it.http.server, it.http.proxy, it.http.keepalive_s) == ("extended", "none", 10.0)
+        assert (it.download.state, it.upload.state, it.websocket.ok) == ("streams", "streams", True)
+        assert it.rtt is not None
+        assert it.rtt.samples == traffic.PINGS
+        assert it.throughput is not None
+        assert it.throughput.up_mbit_s is not None
+        assert it.throughput.down_mbit_s is not None
+        assert it.idle is not None
+        assert (it.idle.download_s, it.idle.upload_s) == (None, None)
+        assert it.idle.download_tested_s >= 0.9
+        assert not hub.outbound
+
+
+async def test_packets_for_the_client_are_thrown_away() -> None:
+    """They come while the token is the probe's."""
+    port, host = free_port(), MemoryHost()
+    async with running(host, server_config(port, allowed("a", "10.10.0.2"))) as nursery:
+        hub = await host.device("hub")
+
+        async def flood() -> None:
+            while True:
+                hub.send(ipv4("10.10.0.1", "10.10.0.2", bytes(1000)))
+                await trio.sleep(0.001)
+
+        nursery.start_soon(flood)
+        _, verdict = await measured(port)
+        assert verdict.usable
+
+
+async def test_a_running_client_is_left_alone() -> None:
+    port, hub, laptop = free_port(), MemoryHost(), MemoryHost()
+    async with running(hub, server_config(port, allowed("a", "10.10.0.2"))):
+        async with running(laptop, client_config("a", port)):
+            device, far = await laptop.device("a"), await hub.device("hub")
+            packet = ipv4("10.10.0.2", "10.10.0.1", b"before")
+            device.send(packet)
+            assert await far.receive_packet() == packet
+            it, verdict = await measured(port)
+            assert it.token_in_use
+            assert verdict.usable
+            assert it.upload.state == "streams"
+            assert (it.rtt, it.throughput, it.idle, it.websocket.ok) == (None, None, None, None)
+            for source, sink, way in ((device, far, "up"), (far, device, "down")):
+                ends = ("10.10.0.2", "10.10.0.1") if way == "up" else ("10.10.0.1", "10.10.0.2")
+                packet = ipv4(*ends, way.encode())
+                source.send(packet)
+                assert await sink.receive_packet() == packet
+
+
+async def test_a_client_comes_while_the_probe_is_at_work() -> None:
+    """The client wins, as from any other machine with its token, and the probe goes."""
+    port, hub, laptop = free_port(), MemoryHost(), MemoryHost()
+    async with running(hub, server_config(port, allowed("a", "10.10.0.2"))):
+        far = await hub.device("hub")
+        results: list[Measured] = []
+
+        async def probe() -> None:
+            results.append((await measured(port, idle_s=20.0))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(probe)
+            await trio.sleep(1.5)
+            async with running(laptop, client_config("a", port)):
+                device = await laptop.device("a")
+                packet = ipv4("10.10.0.2", "10.10.0.1", b"here I am")
+                device.send(packet)
+                assert await far.receive_packet() == packet
+                with trio.fail_after(40):
+                    while not results:
+                        await trio.sleep(0.05)
+        assert results[0].token_in_use
+        assert any("a client came" in it for it in results[0].not_tested)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_base_server(generation: int) -> None:
+    """It gets nothing that the base protocol does not have, and has nothing to complain of."""
+    spec = ClientSpec.of("a", "10.10.0.2")
+    server = BaseServer([spec], port=0, generation=generation, timers=FAST, max_age_s=None)  # type: ignore[arg-type]
+    await trio.to_thread.run_sync(server.start)
+    try:
+        it, verdict = await measured(int(server.url.split(":")[2].split("/")[0]), idle_s=0.3)
+        assert verdict.usable
+        assert it.http is not None
+        assert it.http.server == "base"
+        assert (it.download.state, it.upload.state) == ("streams", "streams")
+        assert (it.rtt, it.throughput, it.websocket.ok) == (None, None, None)
+        assert any("base protocol" in text for text in it.not_tested)
+    finally:
+        await trio.to_thread.run_sync(server.stop)
+    assert server.violations == []
+
+
+async def test_an_unknown_token() -> None:
+    port = free_port()
+    async with running(MemoryHost(), server_config(port, allowed("a", "10.10.0.2"))):
+        it, verdict = await measured(port, "somebody")
+        assert not verdict.usable
+        assert it.http is not None
+        assert (it.http.status, it.http.own) == (403, True)
+
+
+async def test_another_path() -> None:
+    port = free_port()
+    config = replace(server_config(port, allowed("a", "10.10.0.2")), path="/else")
+    async with running(MemoryHost(), config):
+        _, verdict = await measured(port)
+        assert [it.code for it in verdict.findings] == ["http-404"]
+        assert "has another path" in verdict.text
+
+
+# ------------------------------------------------------------------ peers of no use
+
+Serve = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def peer(serve: Serve) -> AsyncIterator[int]:
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+        async def handle(stream: trio.SocketStream) -> None:
+            try:
+                await serve(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                await trio.aclose_forcefully(stream)
+
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def _saying(data: bytes) -> Serve:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(data)
+
+    return serve
+
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"
+_CONF = b"HTTP/1.1 200 OK\r\nx-tun-conf: 3AUYCgoAAg==\r\nx-tun-features: ctl\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@table(
+    "data codes",
+    ("closes at once", b"", {"no-answer"}),
+    ("no HTTP", b"SSH-2.0-OpenSSH_9.2\r\n", {"no-answer"}),
+    ("TLS", b"\x15\x03\x01\x00\x02\x02\x46", {"no-answer"}),
+    ("a web page", _OK, {"not-tapotun"}),
+    ("half a head", b"HTTP/1.1 200 O", {"no-answer"}),
+    ("a download that ends", _CONF + b"0\r\n\r\n", {"download-broken"}),
+    ("a download that breaks", _CONF, {"download-broken"}),
+    ("no frames", _CONF + b"5\r\n\x02\x00abc\r\n", {"download-broken"}),
+    ("bad chunks", _CONF + b"what?\r\n", {"download-broken"}),
+    ("PARAMS that are none", _CONF + b"9\r\n" + control.encode(control.PARAMS, b"{}") + b"\r\n", {"download-broken"}),
+    ("moved", b"HTTP/1.1 301 Moved\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n", {"http-301"}),
+)
+async def test_peers_of_no_use(data: bytes, codes: set[str]) -> None:
+    async with peer(_saying(data)) as port:
+        _, verdict = await measured(port)
+    assert not verdict.usable
+    assert {it.code for it in verdict.findings if it.severity == "fault"} == codes
+
+
+async def test_nobody_is_there() -> None:
+    it, verdict = await measured(free_port())
+    assert [finding.code for finding in verdict.findings] == ["tcp"]
+    assert "refused" in verdict.text
+    assert it.http is None
+
+
+# ------------------------------------------------------------------ options
+
+
+def token_file(directory: Path, content: bytes = b"raw-token-of-mine\n", mode: int = 0o600) -> str:
+    file = directory / "token"
+    file.write_bytes(content)
+    file.chmod(mode)
+    return str(file)
+
+
+def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["probe", *argv])
+    out, err = capsys.readouterr()
+    assert "raw-token" not in out + err
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+@table(
+    "argv words",
+    ("no scheme", ["vpn.example.com/ip"], "http"),
+    ("a password in the URL", ["https://u:raw-token@vpn.example.com/"], "remove it"),
+    ("a proxy that is none", ["http://127.0.0.1/", "--proxy", "socks5://x:1"], "--proxy"),
+    ("a name that is none", ["https://127.0.0.1/", "--server-name", "a b"], "--server-name"),
+    ("a key without its certificate", ["https://127.0.0.1/", "--key-file", "x"], "--cert-file"),
+    ("no such CA", ["https://127.0.0.1/", "--ca-file", "/nonexistent"], "/nonexistent cannot be read"),
+    ("too long a silence", ["http://127.0.0.1/", "--idle-limit", "1000"], "between 0 and 80"),
+    ("less than none", ["http://127.0.0.1/", "--idle-limit", "-1"], "between 0 and 80"),
+    ("no number", ["http://127.0.0.1/", "--idle-limit", "nan"], "between 0 and 80"),
+)
+def test_wrong_options(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(*argv, "--token-file", token_file(tmp_path), capsys=capsys)
+    assert (code, out) == (exits.USAGE, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+@table(
+    "content words",
+    ("empty", b"", "holds a token that"),
+    ("two lines", b"raw-token-a\nraw-token-b\n", "holds a token that"),
+    ("not ASCII", b"raw-token-\xff\n", "holds a token that"),
+    ("long", b"raw-token" * 10_000, "longer than"),
+)
+def test_token_files(content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("http://127.0.0.1/", "--token-file", token_file(tmp_path, content), capsys=capsys)
+    assert code == exits.USAGE
+    assert words in err
+
+
+def test_no_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("http://127.0.0.1/", "--token-file", str(tmp_path / "none"), capsys=capsys)
+    assert code == exits.USAGE
+    assert "No such file" in err
+    with pytest.raises(SystemExit) as caught:
+        main(["probe", "http://127.0.0.1/"])
+    assert caught.value.code == exits.USAGE
+
+
+def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that others may read, and that holds a hash; the report is on standard output alone."""
+    file = token_file(tmp_path, b"a94a8fe5ccb19ba61c4c0873d391e987982fbbd3\n", 0o644)
+    url = f"http://127.0.0.1:{free_port()}/ip?key=raw-token"
+    code, out, err = run(url, "--token-file", file, "--json", capsys=capsys)
+    assert code == exits.FAILED
+    assert re.search(r"mode 0644.*chmod 600", err)
+    assert "looks like a hash" in err
+    report = json.loads(out)
+    assert (report["usable"], report["findings"][0]["code"]) == (False, "tcp")
+    assert report["url"].endswith("/ip?***")
