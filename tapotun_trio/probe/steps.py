@@ -296,7 +296,10 @@ class _Steps:
 
     async def _base_download(self) -> tuple[Connection, Answer | None]:
         """A GET without features; None: no answer. Raises _Taken."""
-        fields = [field for field in self._download_fields() if field[0] != control.FEATURES_HEADER]
+        extras = {control.FEATURES_HEADER}
+        if self._http.server == "base":  # to which none of our headers means anything
+            extras |= {control.YIELD_HEADER, control.SESSION_HEADER}
+        fields = [field for field in self._download_fields() if field[0] not in extras]
         connection = await self._opener.request("GET", fields)
         answer: Answer | None = None
         with trio.move_on_after(HEAD_S):
