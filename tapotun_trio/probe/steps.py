@@ -18,7 +18,7 @@ from ..wire import control
 from ..wire.frames import PING, FrameReader
 from .identify import identify
 from .idle import measure_idle
-from .measured import Http, Idle, Measured
+from .measured import Direction, Http, Idle, Measured
 from .path import Path
 from .streams import Answer, Opener, Receiver, read_answer, read_page
 from .traffic import padding, round_trips, throughput, wait_for_first
@@ -50,6 +50,10 @@ async def measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> No
     except* _Taken:
         it.token_in_use = True
         it.not_tested.append("the rest: a client came that uses this token")
+        # Whose coming ended our streams, which is nobody's fault.
+        it.idle, it.download = None, Direction()
+        if it.upload.state != "streams" or it.upload.status is None:
+            it.upload = Direction("streams" if it.upload.state == "streams" else "not-tested")
     except* PeerError as group:
         it.not_tested += [f"the rest: {exc}" for exc in leaves(group)]
     finally:
@@ -77,11 +81,13 @@ class _Steps:
             it.not_tested.append("download, round trip, throughput, WebSocket, idle timeouts: the token is in use")
             await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1), 409)
         elif http.status == 200 and http.error is None:
-            it.download.state = "streams"
             if http.server == "extended":
                 await self._streams(connection, found)
+                if it.download.state == "held-back":
+                    await self._held_download()
                 await self._websocket()
             else:
+                it.download.state = "streams"
                 connection.close()
                 it.not_tested.append("round trip, throughput, WebSocket: the base protocol has no means for it")
                 await self._refused_upload([("Transfer-Encoding", "chunked")], 403)
@@ -170,8 +176,9 @@ class _Steps:
 
         async def wait() -> None:
             try:
-                await read_answer(connection, "GET")
-                answered.set()
+                answer = await read_answer(connection, "GET")
+                if answer.rest or await connection.receive(memoryview(bytearray(1))):
+                    answered.set()
             except PeerError as exc:
                 it.download.error = str(exc)
             opener.news.tell()
@@ -213,16 +220,17 @@ class _Steps:
 
     async def _streams(self, connection: Connection, answer: Answer) -> None:
         it, news = self._it, self._opener.news
+        it.download.state = "streams"
         rtt_s = (self._http.ms or 0.0) / 1e3
         async with self._receiving(connection, answer) as (down, nursery):
             if not await news.until(lambda: down.params is not None or down.ended, HEAD_S):
                 it.download.state = "held-back"
-                it.download.error = "the head came and nothing behind it"
-            if down.params is not None:
-                self._http.keepalive_s = down.params.keepalive
-            elif down.ended:
+                it.download.error = f"its head came, and nothing behind it within {HEAD_S:.0f} s"
+            elif down.params is None:
                 it.download.state, it.download.error = "broken", str(down.failure or "it ended at once")
+            if down.params is None:
                 return
+            self._http.keepalive_s = down.params.keepalive
             up = await self._opener.upload(nursery, self._upload_fields())
             down.answer = up.answer
             number = self._numbers
@@ -276,8 +284,8 @@ class _Steps:
 
     async def _idle(self) -> None:
         it = self._it
-        if not self._idle_limit_s or it.upload.state == "held-back":
-            why = "--idle-limit 0" if not self._idle_limit_s else "uploads are held back"
+        if not self._idle_limit_s or "held-back" in (it.upload.state, it.download.state):
+            why = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
             it.not_tested.append(f"idle timeouts: {why}")
             return
         # As a base client, which a server leaves in peace for 55 s.

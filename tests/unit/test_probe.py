@@ -15,8 +15,10 @@ import trio
 
 from tapotun_trio import exits
 from tapotun_trio.cli import main
-from tapotun_trio.probe import traffic
+from tapotun_trio.config.model import Proxy
+from tapotun_trio.probe import steps, traffic
 from tapotun_trio.probe.measured import Measured
+from tapotun_trio.probe.report import report_json
 from tapotun_trio.probe.run import _measure
 from tapotun_trio.probe.verdict import Verdict, judge
 from tapotun_trio.wire import control
@@ -179,7 +181,7 @@ async def peer(serve: Serve) -> AsyncIterator[int]:
         async def handle(stream: trio.SocketStream) -> None:
             try:
                 await serve(stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except* (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
             finally:
                 await trio.aclose_forcefully(stream)
@@ -220,6 +222,88 @@ async def test_peers_of_no_use(data: bytes, codes: set[str]) -> None:
         _, verdict = await measured(port)
     assert not verdict.usable
     assert {it.code for it in verdict.findings if it.severity == "fault"} == codes
+
+
+def _holding(hub_port: int) -> Serve:
+    """Passes everything on to a server, and a download's body only when there are 4 KiB of it."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        upstream = await trio.open_tcp_stream("127.0.0.1", hub_port)
+
+        async def up() -> None:
+            async for data in stream:
+                await upstream.send_all(data)
+            nursery.cancel_scope.cancel()
+
+        async with upstream, trio.open_nursery() as nursery:
+            nursery.start_soon(up)
+            kept, passes = b"", False
+            async for data in upstream:
+                kept += data
+                head, end, body = kept.partition(b"\r\n\r\n")
+                if end and b"x-tun-conf" in head and not passes:
+                    await stream.send_all(head + end)
+                    kept, passes = body, True
+                if (end and not passes) or len(kept) > 4096:
+                    await stream.send_all(kept)
+                    kept = b""
+            nursery.cancel_scope.cancel()
+
+    return serve
+
+
+async def test_a_download_of_which_the_head_comes_and_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "HEAD_S", 1.0)
+    hub_port = free_port()
+    async with running(MemoryHost(), server_config(hub_port, allowed("a", "10.10.0.2"))):
+        async with peer(_holding(hub_port)) as port:
+            it, verdict = await measured(port)
+    assert it.download.state == "held-back"
+    assert it.download.held_bytes is not None
+    assert 2048 <= it.download.held_bytes <= 8192
+    assert [it.code for it in verdict.findings if it.severity == "fault"] == ["download-held"]
+
+
+def _connecting(asked: list[bytes]) -> Serve:
+    """An outgoing proxy."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.receive_some()
+        asked.append(head.split()[1])
+        host, _, port = head.split()[1].decode().partition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as upstream, trio.open_nursery() as nursery:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+
+            async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+                async for data in source:
+                    await sink.send_all(data)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(pump, stream, upstream)
+            nursery.start_soon(pump, upstream, stream)
+
+    return serve
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+async def test_through_an_outgoing_proxy(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    hub_port = free_port()
+    async with running(MemoryHost(), server_config(hub_port, allowed("a", "10.10.0.2"))):
+        async with peer(_connecting(asked)) as port:
+            it, config = Measured(f"http://127.0.0.1:{hub_port}/ip"), client_config("a", hub_port)
+            if by == "option":
+                config = replace(config, proxy=Proxy("127.0.0.1", port))
+            else:
+                monkeypatch.setenv("http_proxy", f"http://user:raw-token@127.0.0.1:{port}")
+            with trio.fail_after(60):
+                await _measure(config, 0.0, it)
+            assert judge(it).usable
+            assert it.outgoing_proxy == f"127.0.0.1:{port}"
+            assert set(asked) == {f"127.0.0.1:{hub_port}".encode()}
+            assert "raw-token" not in report_json(it, judge(it))
 
 
 async def test_nobody_is_there() -> None:
