@@ -103,6 +103,10 @@ class TunnelClient:
             return None
         return self._sender
 
+    def sole(self) -> Sender:
+        """See `device.read_device`."""
+        return self._sender
+
     # -- the two streams
 
     async def run_download(self) -> None:

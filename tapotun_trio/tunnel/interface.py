@@ -55,7 +55,7 @@ async def run_server(config: ServerConfig, host: Host, door: FrontDoor, task_sta
 
             await nursery.start(programmer.run, server_plan(config))
             nursery.start_soon(writer.run)
-            nursery.start_soon(read_device, device, server.classify)
+            nursery.start_soon(read_device, device, server.classify, server.sole)
             nursery.start_soon(server.run_clock)
             await nursery.start(server.run_transport, writer, door)
             task_status.started()
@@ -77,7 +77,7 @@ async def run_client(config: ClientConfig, host: Host, task_status: trio.TaskSta
 
                 await inner.start(programmer.run, plan)
                 inner.start_soon(writer.run)
-                inner.start_soon(read_device, device, client.classify)
+                inner.start_soon(read_device, device, client.classify, client.sole)
                 inner.start_soon(client.run_upload)
                 inner.start_soon(client.run_clock)
                 client.attach(writer, programmer)

@@ -22,6 +22,9 @@ from .outbox import Outbox
 BASE_PING_AFTER_S: Final = 55.0  # PROTOCOL; a deployed client gives a stream up after 60 s without a byte
 SILENT_KEEPALIVES: Final = 3  # a stream on which so many keepalives were not seen is dead
 GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame boundary
+# So long a device is left alone while the socket is full (`read_device`); then the outbox takes over, which knows what
+# to drop. As long as CoDel's target.
+ROOM_S: Final = 0.005
 # Control frames that wait for a stream that takes nothing. A peer that sends PINGs and reads no PONG gets no more.
 MAX_CONTROLS: Final = 16
 
@@ -65,6 +68,7 @@ class Sender:
         "_counters",
         "_feed",
         "_pinged_at",
+        "_room",
         "_scope",
         "_touched",
         "_unwatched_bytes",
@@ -81,6 +85,7 @@ class Sender:
         self._writer: BodyWriter | None = None
         self._controls: deque[bytes] = deque()
         self._wake = trio.Event()
+        self._room = trio.Event()  # set, and a new one, whenever a full socket has taken everything
         self._touched = False  # sent something since the last tick; cheaper than asking the time per burst
         self._unwatched_bytes = 0
         self._feed: Feed  # the writer's, as long as there is one
@@ -105,6 +110,17 @@ class Sender:
         if self._unwatched_bytes > WATCH_BYTES:
             self._unwatched_bytes = 0
             self._feed.watch(trio.current_time())
+
+    @property
+    def stalled(self) -> bool:
+        """The socket is full, for a moment as far as we know: nothing is queued behind it, and its path is fast."""
+        writer = self._writer
+        return writer is not None and writer.pending and not self.outbox and not self._feed.paced
+
+    async def room(self) -> None:
+        """Wait until the stream takes more, for ROOM_S at most. Cancel-safe; a checkpoint."""
+        with trio.move_on_after(ROOM_S):
+            await self._room.wait()
 
     def send_control(self, frame: bytes) -> None:
         """Send a control frame ahead of what waits in the outbox. Without a stream it goes nowhere."""
@@ -162,6 +178,8 @@ class Sender:
         """One step: what is pending first, then control frames, then the backlog, else wait."""
         if writer.pending:
             await writer.drain()
+            self._room.set()
+            self._room = trio.Event()
         elif self._controls:
             self._commit(writer, self._controls.popleft(), 0)
         elif self.outbox:

@@ -70,6 +70,10 @@ class TunnelServer:
             return None
         return to
 
+    def sole(self) -> Sender | None:
+        """See `device.read_device`."""
+        return self._sessions[0].sender if len(self._sessions) == 1 else None
+
     # -- the network's side
 
     async def run_transport(

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.errors import HostError
+from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.tunnel.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
 from tapotun_trio.tunnel.device import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
-from tapotun_trio.tunnel.sender import Sender
+from tapotun_trio.tunnel.sender import ROOM_S, Sender
 from tapotun_trio.wire.frames import HEADER_BYTES, MAX_PACKET_BYTES
 
 from ..fakes import PLAIN_VNET, MemoryDevice
 from ..packets import frame, ipv4
+from ..streams import memory_pair
 
 settle = trio.testing.wait_all_tasks_blocked
 
@@ -47,13 +49,17 @@ class Clients:
         return self.senders[client - 1] if client else None
 
 
+def nobody() -> None:
+    """No sender is the only one."""
+
+
 def packet(client: int, number: int = 0, size: int = 40) -> bytes:
     return ipv4("10.0.0.1", f"10.0.0.{client}", number.to_bytes(4, "big") * ((size - 20) // 4))
 
 
 async def read_all(device: MemoryDevice, clients: Clients) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(read_device, device, clients.classify)
+        nursery.start_soon(read_device, device, clients.classify, nobody)
         while device.inbound:
             await settle()
         nursery.cancel_scope.cancel()
@@ -126,7 +132,7 @@ async def test_the_device_is_gone() -> None:
     device.send(packet(1))
     device.closed = True
     with pytest.raises(HostError):
-        await read_device(device, Clients(1).classify)
+        await read_device(device, Clients(1).classify, nobody)
 
 
 class EndlessDevice(MemoryDevice):
@@ -160,11 +166,69 @@ async def test_a_host_that_never_stops_sending_leaves_room_for_other_tasks(endle
     """DESIGN: every loop that could run forever yields after a bounded burst. A flood that nobody gets is enough."""
     device, clients = EndlessDevice(endless), Clients(1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(read_device, device, clients.classify)
+        nursery.start_soon(read_device, device, clients.classify, nobody)
         for _ in range(10):
             await trio.lowlevel.checkpoint()
             for sender in clients.senders:
                 sender.runs.clear()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_device_is_left_alone_while_the_only_stream_is_full(autojump_clock: trio.testing.MockClock) -> None:
+    """What the kernel keeps it holds its own TCPs back with. What was left there comes when there is room."""
+    device, sender = MemoryDevice("tun0"), Sender(Counters())
+    ours, theirs = memory_pair(1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.serve, BodyWriter(ours))
+        nursery.start_soon(read_device, device, lambda view, at: sender, lambda: sender)
+        await settle()
+        for _ in range(10):
+            device.send(packet(1, 0, 60_000))
+        await settle()
+        left = len(device.inbound)
+        assert left == 5  # one burst was read
+        await trio.sleep(0.9 * ROOM_S)
+        assert len(device.inbound) == left
+        assert not sender.outbox
+        ours.limit(1 << 20)
+        received = bytearray(1 << 20)
+        while len(device.inbound):
+            theirs.try_receive(memoryview(received))
+            await settle()
+        assert trio.current_time() < ROOM_S
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_that_stays_full_leaves_it_to_the_outbox(autojump_clock: trio.testing.MockClock) -> None:
+    """It knows what to drop, and how old it may get; and a packet for another stream may be among them."""
+    device, sender = MemoryDevice("tun0"), Sender(Counters())
+    ours, _ = memory_pair(1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.serve, BodyWriter(ours))
+        nursery.start_soon(read_device, device, lambda view, at: sender, lambda: sender)
+        await settle()
+        for _ in range(100):
+            device.send(packet(1, 0, 60_000))
+        await trio.sleep(1.5 * ROOM_S)
+        assert not device.inbound
+        assert sender.outbox
+        nursery.cancel_scope.cancel()
+
+
+async def test_with_several_streams_nobody_waits_for_a_full_one(autojump_clock: trio.testing.MockClock) -> None:
+    device, full, other = MemoryDevice("tun0"), Sender(Counters()), RecordingSender()
+    ours, _ = memory_pair(1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(full.serve, BodyWriter(ours))
+        nursery.start_soon(
+            read_device, device, lambda view, at: other if view[at + HEADER_BYTES + 19] == 2 else full, nobody
+        )
+        await settle()
+        for client in (1, 1, 1, 1, 1, 2):
+            device.send(packet(client, 0, 60_000))
+        await settle()
+        assert len(other.runs) == 1
+        assert trio.current_time() == 0
         nursery.cancel_scope.cancel()
 
 
