@@ -64,6 +64,9 @@ http {{
             proxy_buffering off;
             proxy_request_buffering off;
             client_max_body_size 0;
+            client_body_buffer_size 64k;
+            proxy_buffer_size 64k;
+            proxy_buffers 4 64k;
             proxy_read_timeout 5m;
             client_body_timeout 5m;
             proxy_send_timeout 5m;
@@ -217,7 +220,8 @@ class Tapotun(Way):
 
 
 class TapotunTls(Tapotun):
-    """The same through nginx, which ends TLS, on the server's machine. It has a large static file, too."""
+    """The same through nginx, which ends TLS, on the server's machine, with what conf/proxies/nginx has in its
+    location. It has a large static file, too."""
 
     name = "https"
     listen = "127.0.0.1"
