@@ -61,7 +61,7 @@ class TunnelClient:
         self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
-        self._sender = Sender(self.counters)
+        self.sender = Sender(self.counters)
         self._download_waits, self._upload_waits = Waits(), Waits()
         # What the server asks of the kernel, and what it shall be told to.
         self._plan: Plan | None = None
@@ -101,11 +101,7 @@ class TunnelClient:
         if view[at + HEADER_BYTES] >> 4 != 4:
             self.counters.drops[why.NOT_IPV4] += 1
             return None
-        return self._sender
-
-    def sole(self) -> Sender:
-        """See `device.read_device`."""
-        return self._sender
+        return self.sender
 
     # -- the two streams
 
@@ -130,7 +126,7 @@ class TunnelClient:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            self._sender.tick(now, TICK_S)
+            self.sender.tick(now, TICK_S)
             if self._download is not None:
                 self._download.incoming.tick(now, self._silence_s)
             self._change_carrier()
@@ -212,7 +208,7 @@ class TunnelClient:
             undo.pop_all()
         self._carrier.changed()
         self._extended = True
-        stream = WebSocketStream(answer.connection, answer.rest, self._sender, self._take, self.counters.ends)
+        stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends)
         self._download_begins(stream, "websocket", answer.conf)
         self._download_is_down()  # in so far as no upload is to begin beside this
         if self._upload is not None:
@@ -271,7 +267,7 @@ class TunnelClient:
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
         unseen, check = None if number is None else self._upload_unseen, partial(check_status, url=self._config.server)
-        return Upload(connection, self._sender, check, unseen, self.counters.ends, number)
+        return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
 
     def _upload_unseen(self) -> None:
         self._change_carrier()
@@ -331,7 +327,7 @@ class TunnelClient:
             self.counters.rx_bytes += sum([stop - start - HEADER_BYTES for start, stop in inward])
             self._writer.write_all(reader.view, inward, self.counters.drops)
         for echo in echoes:
-            self._sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
+            self.sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
         if reader.controls:
             controls, reader.controls = reader.controls, []
             ping: bytes | None = None
@@ -341,7 +337,7 @@ class TunnelClient:
                 else:
                     await self._take_control(kind, payload)
             if ping is not None:  # of several the last one is answered, see `serving`
-                self._sender.send_control(control.encode(control.PONG, ping))
+                self.sender.send_control(control.encode(control.PONG, ping))
                 self._carrier.blame_if_helpless(trio.current_time())
 
     def _sort(self, view: memoryview, frames: list[Frame], inward: list[Frame], echoes: list[bytes]) -> None:
@@ -363,7 +359,7 @@ class TunnelClient:
     async def _take_control(self, kind: int, payload: bytes) -> None:
         if kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
-            self._sender.answered()
+            self.sender.answered()
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
             told = params.decode(payload)
@@ -385,10 +381,10 @@ class TunnelClient:
     def _keep_alive(self, keepalive_s: float | None) -> None:
         """How both streams are kept alive and known to be dead; None: by the rules for a base server."""
         if keepalive_s is None:
-            self._sender.pinging = BASE_PINGING
+            self.sender.pinging = BASE_PINGING
             self._silence_s = BASE_SILENCE_S
         else:
-            self._sender.pinging = extended_pinging(keepalive_s)
+            self.sender.pinging = extended_pinging(keepalive_s)
             self._silence_s = SILENT_KEEPALIVES * keepalive_s
 
     def _take_bye(self, reason: str) -> None:

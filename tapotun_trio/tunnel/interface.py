@@ -77,7 +77,7 @@ async def run_client(config: ClientConfig, host: Host, task_status: trio.TaskSta
 
                 await inner.start(programmer.run, plan)
                 inner.start_soon(writer.run)
-                inner.start_soon(read_device, device, client.classify, client.sole)
+                inner.start_soon(read_device, device, client.classify, lambda: client.sender)
                 inner.start_soon(client.run_upload)
                 inner.start_soon(client.run_clock)
                 client.attach(writer, programmer)

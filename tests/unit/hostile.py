@@ -264,7 +264,7 @@ async def besieged(
             hub = await host.device("hub")
             connected = [s for s in servers[0]._sessions if s.client.name != "mallory"]
             await until(lambda: all(s.sender.streaming and s.uploads for s in connected), "the honest downloads")
-            await until(lambda: all(c._sender.streaming for c in clients), "the honest uploads")
+            await until(lambda: all(c.sender.streaming for c in clients), "the honest uploads")
             siege = Siege(port, servers[0], hub, devices, log, open_fds())
             await siege.check_honest()
             try:

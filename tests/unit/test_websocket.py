@@ -132,7 +132,7 @@ async def tunnel(
         patch.setattr(interface, "TunnelClient", Client)
         async with running(host, server_config(port, allowed("a", ME)), config):
             hub, a = await host.device("hub"), await host.device("a")
-            await until(lambda: clients[0]._sender.streaming, "the streams")
+            await until(lambda: clients[0].sender.streaming, "the streams")
             yield hub, a, clients[0]
     assert_quiet(log)
 
