@@ -7,18 +7,25 @@ slower per route than one of ten.
 
 from __future__ import annotations
 
-import posixpath
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
 from .findings import MASK, Findings, quote, show
-from .model import Endpoint, Mark, Secret, TokenHash, UnixEndpoint, Url
+from .model import Endpoint, Mark, Reception, Secret, TokenHash, UnixEndpoint, Url, endpoint_key
 
 Path: TypeAlias = str
 
 _WILDCARDS = ("0.0.0.0", "::")
-_SHARE = 'choose {}, or give each a "path" of its own'
+# Fields of Reception, and what the file calls them.
+_RECEPTION = {
+    "trusted": "trusted_proxies",
+    "trusts_unix": "trusted_proxies",
+    "proxy_protocol": "proxy_protocol",
+    "socket_mode": "listen_mode",
+}
+_SHARE = ', or give each a "path" of its own'
 
 
 class Claims:
@@ -35,6 +42,7 @@ class Claims:
         self._tables: dict[int, Path] = {}
         self._tcp: dict[tuple[bool, int], dict[str, Path]] = {}
         self._url_paths: dict[tuple[Endpoint, str | None], Path] = {}
+        self._receptions: dict[Endpoint, tuple[Reception, Path]] = {}
         self._clashing_ports: set[Path] = set()
 
     def name(self, path: Path, name: str) -> None:
@@ -101,23 +109,19 @@ class Claims:
         addresses. IPv6 sockets are V6ONLY, so the families never clash.
         Entries share an endpoint if they differ in ``url_path``."""
         if isinstance(endpoint, UnixEndpoint):
-            # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
-            key = posixpath.normpath("/" + endpoint.path.lstrip("/"))
-            earlier = self._url_paths.setdefault((UnixEndpoint(key), url_path), path)
+            earlier = self._url_paths.setdefault((endpoint_key(endpoint), url_path), path)
             if earlier != path:
                 self._findings.error(
                     path,
                     quote(f"unix:{endpoint.path}"),
                     f"is already used at {earlier}",
-                    _SHARE.format("another socket"),
+                    "choose another socket" + _or_share(path, earlier),
                 )
             return
         family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
-        same = self._url_paths.setdefault((replace(endpoint, optional=False), url_path), path)
+        same = self._url_paths.setdefault((endpoint_key(endpoint), url_path), path)
         clash = None if same == path else same
-        remedy = "choose another port or another address to listen on"
-        if clash is not None and clash.partition(".")[0] != path.partition(".")[0]:  # not an address given twice
-            remedy = _SHARE.format("another port or another address to listen on")
+        remedy = "choose another port or another address to listen on" + _or_share(path, same)
         if endpoint.address not in family:
             others = family if endpoint.address in _WILDCARDS else _WILDCARDS
             clash = next((family[other] for other in others if other in family), None)
@@ -132,6 +136,24 @@ class Claims:
                 show(endpoint.port) if by_port else quote(endpoint.address),
                 f"clashes with {clash} on port {endpoint.port}",
                 remedy,
+            )
+
+    def reception(self, path: Path, endpoints: Iterable[Endpoint], reception: Reception) -> None:
+        """How an entry wants connections received, which it must agree on with whom it shares an endpoint.
+        ``path`` is the entry's."""
+        differ: dict[str, Path] = {}
+        for endpoint in endpoints:
+            ours = reception.at(endpoint)
+            theirs, earlier = self._receptions.setdefault(endpoint_key(endpoint), (ours, path))
+            for field in fields(Reception):
+                if getattr(theirs, field.name) != getattr(ours, field.name):
+                    differ.setdefault(_RECEPTION[field.name], earlier)
+        for name, earlier in differ.items():
+            self._findings.error(
+                f"{path}.{name}",
+                "",
+                f"differs from {earlier}.{name}, and both listen on the same endpoint",
+                "write the same in both",
             )
 
     def finish(self) -> None:
@@ -149,6 +171,11 @@ class Claims:
                 f"overlaps the network {widest[0]} of {widest[1]}",
                 "give each server a network of its own",
             )
+
+
+def _or_share(path: Path, earlier: Path) -> str:
+    """What two entries can do beside: one alone has one ``path``."""
+    return "" if path.partition(".")[0] == earlier.partition(".")[0] else _SHARE
 
 
 class ServerClaims:

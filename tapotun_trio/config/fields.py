@@ -13,9 +13,11 @@ from ipaddress import (
     IPv4Interface,
     IPv4Network,
     IPv6Address,
+    IPv6Network,
     ip_address,
+    ip_network,
 )
-from typing import Final
+from typing import Final, Literal
 
 from .findings import MASK, quote
 from .model import Secret, TokenHash, UnixEndpoint
@@ -24,11 +26,13 @@ IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h
 UNIX_PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
 CLIENT_NAME_CHARS: Final = 64
 URL_PATH_CHARS: Final = 1024
+UNIX: Final = "unix"  # among trusted_proxies: whoever connects to a Unix socket
 TOKEN_CHARS: Final = 4096  # half of what nginx takes as one header line by default
 
 _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
+_SOCKET_MODE: Final = re.compile(r"0?[0-7]{3}")
 _PREFIX: Final = re.compile(r"[0-9]|[12][0-9]|3[0-2]")
 
 _NEW_HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha1sum or tapotun token prints"
@@ -299,6 +303,51 @@ def listener(text: str) -> str | UnixEndpoint:
     if found.is_multicast or str(found) == "255.255.255.255":
         raise Invalid("is no address of a single host", "write an address of this machine")
     return str(found)
+
+
+def socket_mode(text: str) -> int:
+    """``listen_mode``: permission bits as chmod(1) takes them, ``0660``."""
+    if not _SOCKET_MODE.fullmatch(text):
+        raise Invalid("is no mode", 'write three octal digits, as in "0660"')
+    mode = int(text, 8)
+    if not mode & 0o222:
+        raise Invalid("lets nobody connect, for which one has to write to a socket", 'write one such as "0660"')
+    return mode
+
+
+def trusted_proxy(text: str) -> IPv4Network | IPv6Network | Literal["unix"]:
+    """An element of ``trusted_proxies``: a network or a single address of either family, or ``unix``."""
+    _refuse_space(text)
+    if text.lower().startswith(UNIX):
+        if text == UNIX:
+            return "unix"
+        raise Invalid("names a socket", 'write "unix" for whoever connects to a Unix socket of "listen"')
+    literal, _, _ = text.partition("/")
+    if literal.startswith("["):
+        raise Invalid("has brackets", "write the address without them, and without a port")
+    try:
+        ip_address(literal)
+    except ValueError:
+        raise Invalid(
+            "is not an address or a network", 'write one such as "127.0.0.1" or "10.0.0.0/8", or "unix"'
+        ) from None
+    if "%" in literal:
+        raise Invalid("has a zone", "leave out what begins with %")
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
+        raise Invalid(
+            "has no prefix length that fits", f'write it as in "{literal}/{24 if "." in literal else 64}"'
+        ) from None
+    if isinstance(meant, IPv6Network) and meant.network_address.ipv4_mapped is not None and meant.prefixlen >= 96:
+        inner = IPv4Network((meant.network_address.ipv4_mapped, meant.prefixlen - 96))
+        raise Invalid("is IPv4 in IPv6's clothes", f'write "{inner}"')
+    if ip_address(literal) != meant.network_address:
+        raise Invalid(
+            f"has host bits set beyond /{meant.prefixlen}",
+            f'write "{meant}" for the network, or "{literal}" for this one address',
+        )
+    return meant
 
 
 def _not_an_address(text: str) -> Invalid:

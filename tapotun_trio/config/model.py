@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
@@ -78,6 +79,38 @@ class UnixEndpoint:
 Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint
 
 
+def endpoint_key(endpoint: Endpoint) -> Endpoint:
+    """The same for endpoints that are one to the kernel."""
+    if isinstance(endpoint, UnixEndpoint):
+        # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
+        return UnixEndpoint(posixpath.normpath("/" + endpoint.path.lstrip("/")))
+    return replace(endpoint, optional=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """How connections are received. Interfaces that share an endpoint have the same.
+
+    ``trusted``: proxies with these addresses are believed what they say of a client's; ``trusts_unix``: so is whoever
+    connects to a Unix socket. ``proxy_protocol``: every connection begins with a PROXY protocol header, and only
+    trusted ones are served. ``socket_mode``: the permissions of a Unix socket.
+    """
+
+    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusts_unix: bool = False
+    proxy_protocol: bool = False
+    socket_mode: int = 0o660
+
+    def at(self, endpoint: Endpoint) -> Reception:
+        """What of it matters at an endpoint."""
+        if isinstance(endpoint, UnixEndpoint):
+            return self
+        return Reception(trusted=self.trusted, proxy_protocol=self.proxy_protocol)
+
+    def trusts(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self.trusted)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """An interface definition with ``port`` or ``net``. ``mtu`` is in bytes and holds at both ends.
@@ -85,7 +118,7 @@ class ServerConfig:
     ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``push_dns``: name
     servers that they are told of. ``peers``: the generation that base clients are spoken to in. ``keepalive_s``:
     between pings with clients of ours. ``path``: the only one that is answered, None: every one that no other interface
-    on the endpoint has.
+    on the endpoint has. ``reception``: what else there is to its endpoints.
     """
 
     name: str
@@ -103,6 +136,7 @@ class ServerConfig:
     peers: Literal[1, 2] = 1
     keepalive_s: float = 10.0
     path: str | None = None
+    reception: Reception = field(default_factory=Reception)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ def _uint32(description: str, *examples: int, least: int = 0) -> Meta:
 Address = Annotated[str, _text("an IPv4 address", "10.10.0.2", format="ipv4")]
 Network = Annotated[str, _text("an IPv4 network", "10.60.0.0/24")]
 Listen = Annotated[str, _text("an address literal or unix:/path", "127.0.0.1", "unix:/run/t.sock")]
+Trusted = Annotated[str, _text('a network, an address or "unix"', "127.0.0.1", "::1", "unix")]
 Seconds = Annotated[float, Meta(ge=0.1, le=86400)]
 
 
@@ -92,7 +93,12 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
 
     port: Annotated[int, Meta(ge=1, le=65535, examples=[8080])] | UnsetType = UNSET
     listen: Listen | list[Listen] | UnsetType = UNSET
+    listen_mode: Annotated[str, _text("permissions of the Unix sockets", "0660")] = "0660"
     path: Annotated[str, _text("the only path that is answered", "/tun1")] | UnsetType = UNSET
+    trusted_proxies: Annotated[
+        list[Trusted], Meta(max_length=1000, description="whose X-Forwarded-For, Forwarded or PROXY header is believed")
+    ] = []
+    proxy_protocol: Annotated[bool, Meta(description="connections begin with a PROXY protocol header")] = False
     net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
     mtu: Annotated[int, Meta(ge=68, le=65535, examples=[1500])] = 1500
     ips: Annotated[list[Address], Meta(description="further addresses of the server")] = []

@@ -19,6 +19,7 @@ from .findings import quote, show
 from .model import (
     AllowedClient,
     Endpoint,
+    Reception,
     ServerConfig,
     SourceCheck,
     TcpEndpoint,
@@ -34,6 +35,7 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
     mark = reading.mark(node)
     url_path = reading.parse(node.at("path"), node.get("path", str), fields.url_path)
     listen = _listen(node, url_path, reading)
+    reception = _reception(node, listen, reading)
     net = _net(node, reading)
     ips = reading.each(node, "ips", fields.ipv4_address)
     own = ServerClaims(reading.findings)
@@ -72,6 +74,7 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
         peers=peers,
         keepalive_s=keepalive_s,
         path=url_path,
+        reception=reception,
     )
 
 
@@ -157,6 +160,43 @@ def _given_listen(node: Node, port: int | None, url_path: str | None, reading: R
     for path, endpoint in endpoints:
         reading.claims.listener(path, endpoint, url_path)
     return tuple(endpoint for _, endpoint in endpoints)
+
+
+def _reception(node: Node, listen: tuple[Endpoint, ...], reading: Reading) -> Reception:
+    """The defaults stand where errors were reported."""
+    trusted = reading.each(node, "trusted_proxies", fields.trusted_proxy)
+    networks = [(path, it) for path, it in trusted if it != "unix"]
+    unix = [path for path, it in trusted if it == "unix"]
+    protocol, path = bool(node.get("proxy_protocol", bool)), node.at("trusted_proxies")
+    for place, network in networks:
+        if network.prefixlen == 0:
+            reading.findings.warning(
+                place,
+                quote(str(network)),
+                "lets whoever connects say what its address is, in the log too",
+                "write the addresses of your proxies only",
+            )
+    if listen and not any(isinstance(it, UnixEndpoint) for it in listen):
+        for place, value in [(place, '"unix"') for place in unix] + (
+            [(node.at("listen_mode"), "")] if "listen_mode" in node.given else []
+        ):
+            reading.findings.warning(place, value, 'means nothing, for "listen" names no Unix socket', "remove it")
+    if protocol and not node.get("trusted_proxies", list):
+        reading.findings.error(
+            path,
+            "[]" if "trusted_proxies" in node.given else "",
+            'has nobody, and with "proxy_protocol" only trusted proxies are served',
+            'write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket',
+        )
+    mode = reading.parse(node.at("listen_mode"), node.get("listen_mode", str), fields.socket_mode)
+    reception = Reception(
+        trusted=tuple(sorted({network for _, network in networks}, key=lambda it: (it.version, it))),
+        trusts_unix=bool(unix),
+        proxy_protocol=protocol,
+        socket_mode=Reception().socket_mode if mode is None else mode,
+    )
+    reading.claims.reception(node.path, listen, reception)
+    return reception
 
 
 def _port_missing(path: str, reading: Reading) -> None:

@@ -21,11 +21,12 @@ BACKLOG: Final = 512
 class Listener:
     """One listening socket. `close` also removes a Unix socket's file."""
 
-    __slots__ = ("_path", "_sock", "name")
+    __slots__ = ("_file", "_sock", "is_unix", "name")
 
-    def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, name: str, file: _SocketFile | None = None) -> None:
         self._sock = sock
-        self._path = path
+        self._file = file
+        self.is_unix = file is not None
         self.name = name
 
     async def accept(self) -> Connection:
@@ -51,19 +52,40 @@ class Listener:
     def close(self) -> None:
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
+            if self._file is not None:
+                self._file.remove()  # while it is ours: a closed socket's is stale, and another process may replace it
             self._sock.close()
-            if self._path is not None:
-                with suppress(FileNotFoundError):
-                    os.unlink(self._path)
 
 
-def listen(endpoint: Endpoint) -> Listener | None:
-    """Bind and listen. None: the endpoint is optional and this machine has no such address family.
+class _SocketFile:
+    """The file of a bound Unix socket."""
+
+    __slots__ = ("_identity", "_path")
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError if it is gone already."""
+        self._path = path
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        status = os.lstat(self._path)
+        return status.st_dev, status.st_ino
+
+    def remove(self) -> None:
+        """Remove it, unless somebody has put another one in its place."""
+        with suppress(OSError):  # it is gone, or its directory is; nothing is left to undo
+            if self._look() == self._identity:
+                os.unlink(self._path)
+
+
+def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
+    """Bind and listen. None: the endpoint is optional and this machine has no such address family. ``socket_mode``: the
+    permissions of a Unix socket, whatever the umask.
 
     Raises HostError: the port is taken or needs a privilege, the address is not this machine's.
     """
     if isinstance(endpoint, UnixEndpoint):
-        return _listen_unix(endpoint.path)
+        return _listen_unix(endpoint.path, socket_mode)
     family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
     name = f"[{endpoint.address}]:{endpoint.port}" if ":" in endpoint.address else f"{endpoint.address}:{endpoint.port}"
     try:
@@ -86,16 +108,21 @@ def listen(endpoint: Endpoint) -> Listener | None:
     return Listener(sock, name)
 
 
-def _listen_unix(path: str) -> Listener:
+def _listen_unix(path: str, mode: int) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    file: _SocketFile | None = None
     try:
         _remove_stale_socket(path)
         sock.bind(path)
+        file = _SocketFile(path)
+        os.chmod(path, mode)  # nobody can connect before it listens
         sock.listen(BACKLOG)
     except OSError as exc:
+        if file is not None:
+            file.remove()
         sock.close()
-        raise HostError(f"cannot listen on unix:{path}: {exc.strerror}") from exc
-    return Listener(sock, f"unix:{path}", path)
+        raise HostError(f"cannot listen on unix:{path}: {_unix_remedy(exc, path)}") from exc
+    return Listener(sock, f"unix:{path}", file)
 
 
 def _remove_stale_socket(path: str) -> None:
@@ -113,6 +140,12 @@ def _remove_stale_socket(path: str) -> None:
             pass
         else:
             raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def _unix_remedy(exc: OSError, path: str) -> str:
+    if exc.errno == errno.ENOENT:
+        return f"there is no directory {os.path.dirname(path)}; make it, or choose another path"
+    return exc.strerror or str(exc)
 
 
 def _listen_remedy(exc: OSError, port: int) -> str:

@@ -169,6 +169,15 @@ class Connection:
             return None
         return str(address[0]) if isinstance(address, tuple) else None
 
+    @property
+    def remote_address(self) -> str | None:
+        """The far end's IP address; None for a Unix socket, and for a peer that is gone."""
+        try:
+            address = self._sock.getpeername()
+        except OSError:
+            return None
+        return str(address[0]) if isinstance(address, tuple) else None
+
     def shutdown_sending(self) -> None:
         """Tell the peer that nothing more comes; receiving goes on."""
         with suppress(OSError):  # it is gone already, which the next receive will say

@@ -31,10 +31,11 @@ class Exchange:
     connection serves a further request only if the handler also came to the clean end of this one and set `reusable`.
     """
 
-    __slots__ = ("connection", "head", "leftover", "reusable")
+    __slots__ = ("client", "connection", "head", "leftover", "reusable")
 
     def __init__(self, connection: Connection, head: RequestHead, leftover: bytes) -> None:
         self.connection = connection
+        self.client = connection.name  # who asks, for people: whoever knows better says so
         self.head = head
         self.leftover = leftover  # bytes that came behind the head and were not used yet
         self.reusable = False

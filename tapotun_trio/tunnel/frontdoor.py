@@ -14,35 +14,40 @@ starts belongs to the interface: that one's end is theirs, and the others on the
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import trio
 
-from ..config.model import Endpoint, UnixEndpoint
+from ..config.model import Endpoint, Reception, endpoint_key
 from ..errors import HostError, PeerError, leaves
 from ..host.listen import Listener, listen
 from ..host.sockets import Connection
 from ..http.lobby import Lobby
+from ..http.origin import Origin, origin_of
 from ..http.server import Exchange, serve_connection
 from ..log import Log, Sparingly
 
 ACCEPT_RETRY_S: Final = 0.1
 GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
+# Ends of connections that the operator shall hear of: what is wrong is in a config.
+_OPERATORS: Final = frozenset({"untrusted-proxy", "bad-proxy-header"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tenant:
-    """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has.
+    """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has. What of its
+    ``reception`` matters at an entrance is the same for all there.
 
     ``serve`` answers one request; it runs in ``nursery``, and what it raises ends the interface.
     """
 
     path: str | None
+    reception: Reception
     nursery: trio.Nursery
     serve: Callable[[Exchange, Entrance], Awaitable[None]]
     log: Log
@@ -51,14 +56,16 @@ class Tenant:
 class Entrance:
     """One listening socket, its lobby, and the tenants behind it."""
 
-    def __init__(self, listener: Listener, log: Log) -> None:
+    def __init__(self, listener: Listener, reception: Reception, log: Log) -> None:
         self.listener = listener
+        self.reception = reception
         self.lobby = Lobby()
         self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
         self.tenants: dict[str | None, Tenant] = {}
         self.scope = trio.CancelScope()
         self._log = log
         self._shortages = Sparingly()
+        self._strangers = Sparingly()
 
     async def run(self) -> None:
         """Accept and serve until cancelled. A bug in accepting ends the tenants, who start again."""
@@ -86,30 +93,38 @@ class Entrance:
     async def _serve(self, connection: Connection) -> None:
         """One connection, from accept to close. The boundary of a peer's failure between requests."""
         try:
-            await serve_connection(connection, self._hand_over)
+            origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
+            if origin is not None:
+                await serve_connection(connection, partial(self._hand_over, origin))
         except* PeerError as group:
             for exc in leaves(group):
-                self._log.debug("%s: %s", connection.name, exc)
+                if exc.reason in _OPERATORS:
+                    text = f"{self.listener.name}: {exc}"
+                    self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
+                else:
+                    self._log.debug("%s: %s", connection.name, exc)
                 # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
                 if self.lobby.leave(connection):
                     self.refusals[exc.reason] += 1
         except* Exception:  # noqa: BLE001 - no interface's: logged with its traceback, and the others go on
             self._log.exception("a bug ended the connection of %s", connection.name)
         finally:
+            connection.close()
             self.lobby.leave(connection)
 
-    async def _hand_over(self, exchange: Exchange) -> None:
+    async def _hand_over(self, origin: Origin, exchange: Exchange) -> None:
         """Have the request served by the interface that its path belongs to, and wait for its end.
 
         The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
         """
+        exchange.client = origin.client(exchange.head.headers)
         tenant = self.tenants.get(exchange.head.target.partition("?")[0]) or self.tenants.get(None)
         if tenant is None:
             self.refusals["unknown-path"] += 1
             try:
                 await exchange.refuse(404)
             except PeerError as exc:  # it did not wait for the answer
-                self._log.debug("%s: %s", exchange.connection.name, exc)
+                self._log.debug("%s: %s", exchange.client, exc)
             return
         failures: list[BaseExceptionGroup[PeerError]] = []
         ended = trio.Event()
@@ -144,34 +159,34 @@ async def _fail(exc: Exception) -> None:
     raise exc
 
 
-_Key: TypeAlias = Endpoint
-
-
 class FrontDoor:
     """The entrances of this process, by endpoint."""
 
     def __init__(self, nursery: trio.Nursery, log: Log) -> None:
         self._nursery = nursery
         self._log = log
-        self._entrances: dict[_Key, Entrance] = {}
+        self._entrances: dict[Endpoint, Entrance] = {}
 
     @contextmanager
     def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[list[Entrance]]:
         """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
 
-        Raises HostError if an endpoint cannot be had, or if another tenant has this path there.
+        Raises HostError if an endpoint cannot be had, or if another tenant has this path there, or another reception.
         """
-        admitted: dict[_Key, Entrance] = {}
+        admitted: dict[Endpoint, Entrance] = {}
         try:
             for endpoint in endpoints:
-                entrance = self._entrance(endpoint)
+                entrance = self._entrance(endpoint, tenant.reception)
                 if entrance is None:
                     continue
                 name = entrance.listener.name
                 if tenant.path in entrance.tenants:
                     raise HostError(f"another interface has the same path on {name}; give each a path of its own")
+                if tenant.reception.at(endpoint) != entrance.reception:
+                    fields = "trusted_proxies, proxy_protocol or listen_mode"
+                    raise HostError(f"another interface on {name} has other {fields}; write the same in both")
                 entrance.tenants[tenant.path] = tenant
-                admitted[_key(endpoint)] = entrance
+                admitted[endpoint_key(endpoint)] = entrance
                 tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
             if not admitted:
                 raise HostError("no address to listen on; set listen to an address that this machine has")
@@ -184,21 +199,15 @@ class FrontDoor:
                     entrance.listener.close()
                     entrance.scope.cancel()
 
-    def _entrance(self, endpoint: Endpoint) -> Entrance | None:
-        entrance = self._entrances.get(_key(endpoint))
+    def _entrance(self, endpoint: Endpoint, reception: Reception) -> Entrance | None:
+        entrance = self._entrances.get(endpoint_key(endpoint))
         if entrance is None:
-            listener = listen(endpoint)
+            listener = listen(endpoint, reception.socket_mode)
             if listener is None:
                 return None
-            entrance = self._entrances[_key(endpoint)] = Entrance(listener, self._log)
+            entrance = self._entrances[endpoint_key(endpoint)] = Entrance(listener, reception.at(endpoint), self._log)
             self._nursery.start_soon(entrance.run)
         return entrance
-
-
-def _key(endpoint: Endpoint) -> _Key:
-    if isinstance(endpoint, UnixEndpoint):
-        return UnixEndpoint(posixpath.normpath("/" + endpoint.path.lstrip("/")))
-    return replace(endpoint, optional=False)
 
 
 @asynccontextmanager

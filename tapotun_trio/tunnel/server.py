@@ -82,14 +82,14 @@ class TunnelServer:
         """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
         self._writer = writer
         async with trio.open_nursery() as nursery:
-            tenant = Tenant(self._config.path, nursery, self._serve, self._log)
+            tenant = Tenant(self._config.path, self._config.reception, nursery, self._serve, self._log)
             with door.admit(self._config.listen, tenant) as self.entrances:
                 task_status.started()
                 await trio.sleep_forever()
 
     async def _serve(self, exchange: Exchange, entrance: Entrance) -> None:
         """One request. Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
-        session, method, name = self._authenticate(exchange), exchange.head.method, exchange.connection.name
+        session, method, name = self._authenticate(exchange), exchange.head.method, exchange.client
         if session is None:
             text = f"{name} refused: unknown or missing token"
             self._refusals.log(self._log, logging.WARNING, trio.current_time(), text)
@@ -131,7 +131,7 @@ class TunnelServer:
         try:
             await exchange.refuse(status, headers=headers)
         except PeerError as exc:  # it did not wait for the answer
-            self._log.debug("%s: %s", exchange.connection.name, exc)
+            self._log.debug("%s: %s", exchange.client, exc)
 
     def _authenticate(self, exchange: Exchange) -> Session | None:
         # Only hashes are compared, so the time that a dict takes tells nothing about a token.

@@ -57,7 +57,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     writer = await exchange.start_download(headers)
     if visit.extended:
         writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(visit, exchange.connection.name, "http")
+    session.arrive(visit, exchange.client, "http")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(exchange.watch, writer)
         async with ending_cleanly(writer, lambda: control.bye(_SHUTDOWN) if visit.extended else b""):
@@ -115,7 +115,7 @@ async def serve_websocket(session: Session, exchange: Exchange, forward: Forward
     writer, body = accepted
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(visit, exchange.connection.name, "websocket")
+    session.arrive(visit, exchange.client, "websocket")
     conversation = Conversation(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:

@@ -30,8 +30,8 @@ def mark(value: object, table: object) -> Json:
 
 
 FIELDS: Final = (  # of a server
-    "name, mark, port, listen, path, net, mtu, ips, routes, push_routes, push_dns, clients, install_routes, "
-    "source_check, peers, keepalive"
+    "name, mark, port, listen, listen_mode, path, trusted_proxies, proxy_protocol, net, mtu, ips, routes, push_routes, "
+    "push_dns, clients, install_routes, source_check, peers, keepalive"
 )
 
 # Each is one file and the one line that is said of it.

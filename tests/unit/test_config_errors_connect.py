@@ -106,8 +106,58 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(listen=["127.0.0.1", "127.0.0.1"])], '[0].listen[1]: "127.0.0.1" clashes with [0].listen[0] on port '
      "8080; choose another port or another address to listen on"),
     ([server(port=..., listen="unix:/run/a"), other(port=..., listen="unix://run/./b/../a")],
-     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; '
-     'choose another socket, or give each a "path" of its own'),
+     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; choose another socket, or give each '
+     'a "path" of its own'),
+    ([server(port=..., listen=["unix:/a", "unix:/a"])], '[0].listen[1]: "unix:/a" is already used at [0].listen[0]; '
+     "choose another socket"),
+    # --- who is received how ---
+    *(
+        ([server(port=..., listen="unix:/a", listen_mode=mode)], f'[0].listen_mode: "{mode}" is no mode; write three '
+         'octal digits, as in "0660"')
+        for mode in ("", "660 ", "0o660", "678", "1660", "u=rw")
+    ),
+    ([server(port=..., listen="unix:/a", listen_mode=660)], '[0].listen_mode: 660 is a number, not text; write "0660"'),
+    ([server(port=..., listen="unix:/a", listen_mode="0444")], '[0].listen_mode: "0444" lets nobody connect, for which '
+     'one has to write to a socket; write one such as "0660"'),
+    ([server(listen_mode="0600")], 'warning: [0].listen_mode: means nothing, for "listen" names no Unix socket; remove it'),
+    ([server(trusted_proxies="127.0.0.1")], '[0].trusted_proxies: "127.0.0.1" is text, not a list; '
+     'write ["127.0.0.1"]'),
+    ([server(trusted_proxies=["nginx"])], '[0].trusted_proxies[0]: "nginx" is not an address or a network; write one '
+     'such as "127.0.0.1" or "10.0.0.0/8", or "unix"'),
+    ([server(trusted_proxies=["unix:/run/a"])], '[0].trusted_proxies[0]: "unix:/run/a" names a socket; write "unix" '
+     'for whoever connects to a Unix socket of "listen"'),
+    ([server(trusted_proxies=["unix"])], 'warning: [0].trusted_proxies[0]: "unix" means nothing, for "listen" names no Unix '
+     "socket; remove it"),
+    ([server(trusted_proxies=["[::1]"])], '[0].trusted_proxies[0]: "[::1]" has brackets; write the address without '
+     "them, and without a port"),
+    ([server(trusted_proxies=["10.0.0.1/8"])], '[0].trusted_proxies[0]: "10.0.0.1/8" has host bits set beyond /8; '
+     'write "10.0.0.0/8" for the network, or "10.0.0.1" for this one address'),
+    ([server(trusted_proxies=["10.0.0.0/33"])], '[0].trusted_proxies[0]: "10.0.0.0/33" has no prefix length that fits; '
+     'write it as in "10.0.0.0/24"'),
+    ([server(trusted_proxies=["fd00::/129"])], '[0].trusted_proxies[0]: "fd00::/129" has no prefix length that fits; '
+     'write it as in "fd00::/64"'),
+    ([server(trusted_proxies=["fe80::1%eth0"])], '[0].trusted_proxies[0]: "fe80::1%eth0" has a zone; leave out what '
+     "begins with %"),
+    ([server(trusted_proxies=["::ffff:10.0.0.0/104"])], '[0].trusted_proxies[0]: "::ffff:10.0.0.0/104" is IPv4 in '
+     'IPv6\'s clothes; write "10.0.0.0/8"'),
+    ([server(trusted_proxies=["::/0"])], 'warning: [0].trusted_proxies[0]: "::/0" lets whoever connects say what its address '
+     "is, in the log too; write the addresses of your proxies only"),
+    ([server(proxy_protocol=True)], '[0].trusted_proxies: has nobody, and with "proxy_protocol" only trusted proxies '
+     'are served; write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket'),
+    ([server(proxy_protocol=True, trusted_proxies=[])], '[0].trusted_proxies: [] has nobody, and with '
+     '"proxy_protocol" only trusted proxies are served; write their addresses, such as ["127.0.0.1", "::1"], or '
+     '"unix" for those on a Unix socket'),
+    ([server(proxy_protocol=1)], "[0].proxy_protocol: 1 is a number, not true or false; write true or false, without "
+     "quotes"),
+    ([server(path="/a", trusted_proxies=["127.0.0.1"]), other(port=8080, path="/b")], "[1].trusted_proxies: differs "
+     "from [0].trusted_proxies, and both listen on the same endpoint; write the same in both"),
+    ([server(path="/a", trusted_proxies=["::1"]), other(port=8080, path="/b", trusted_proxies=["::1"],
+                                                        proxy_protocol=True)],
+     "[1].proxy_protocol: differs from [0].proxy_protocol, and both listen on the same endpoint; write the same in "
+     "both"),
+    ([server(port=..., path="/a", listen="unix:/a", listen_mode="0666"),
+      other(port=..., path="/b", listen="unix://a")],
+     "[1].listen_mode: differs from [0].listen_mode, and both listen on the same endpoint; write the same in both"),
     # --- marks ---
     ([server(**mark(0, 100))], "[0].mark.value: 0 would match every packet; choose a mark from 1 on"),
     ([server(**mark(1, 0))], "[0].mark.table: 0 is the kernel's word for the main table, where a default route would "

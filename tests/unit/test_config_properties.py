@@ -66,6 +66,10 @@ def valid() -> list[Json]:
             push_routes=["10.60.0.0/24", "172.20.0.0/16"],
             peers=2,
             keepalive=2.5,
+            path="/tun0",
+            listen_mode="0666",
+            trusted_proxies=["127.0.0.1", "fd00::/8", "unix"],
+            proxy_protocol=True,
             clients=[allowed(), second],
         ),
         client(

@@ -138,9 +138,16 @@ async def test_a_path_is_had_once() -> None:
         ({"path": "/a", "listen": "0.0.0.0"}, {"path": "/b"}, "clashes with"),
         ({"path": "/a", "listen": "unix:/x"}, {"path": "/b", "listen": "unix:/x"}, None),
         ({"listen": "unix:/x"}, {"listen": "unix://x"}, 'or give each a "path" of its own'),
+        ({"path": "/a", "trusted_proxies": ["::1"]}, {"path": "/b"}, "differs from [0].trusted_proxies"),
+        (
+            {"path": "/a", "trusted_proxies": ["::1", "10.0.0.1"]},
+            {"path": "/b", "trusted_proxies": ["10.0.0.1/32", "::1"]},
+            None,
+        ),
+        ({"path": "/a", "listen": ["unix:/x", "::1"], "listen_mode": "0666"}, {"path": "/b"}, None),
     ],
 )
-def test_config(first: dict[str, str], second: dict[str, str], said: str | None) -> None:
+def test_config(first: dict[str, object], second: dict[str, object], said: str | None) -> None:
     entries = [
         {"name": f"tun{i}", "port": 8080, "net": f"10.10.{i}.1/24", **given} for i, given in enumerate((first, second))
     ]
