@@ -50,6 +50,10 @@ class MemoryConnection(Connection):
 
     # -- what Connection does with a socket
 
+    @property
+    def remote_address(self) -> None:
+        return None
+
     def try_receive(self, into: memoryview) -> int | None:
         pipe = self._incoming
         self._check(pipe)

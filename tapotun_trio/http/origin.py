@@ -47,7 +47,9 @@ async def origin_of(connection: Connection, reception: Reception, *, is_unix: bo
     is_trusted = reception.trusts_unix if is_unix else address is not None and reception.trusts(ip_address(address))
     if not reception.proxy_protocol:
         return Origin(connection.name, reception, is_trusted=is_trusted)
-    # Before the header it says nothing of worth, but to whom may speak it: section 2 of its specification wants both.
+    if address is None and not is_unix:
+        return None  # a check whether we listen, gone with a reset
+    # Who speaks it may claim any address, so its specification has it taken from known proxies only (section 2).
     if not is_trusted:
         raise PeerError(
             f"{connection.name} refused: not among trusted_proxies, and only those may speak the PROXY protocol",

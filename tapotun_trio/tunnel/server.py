@@ -21,7 +21,7 @@ from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
+from .session import ADDRESSES, CACHE_ENTRIES, LOG_BURST, Session, Visit
 
 TICK_S: Final = 1.0
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
@@ -47,7 +47,8 @@ class TunnelServer:
         }
         self._verdicts: dict[bytes, Sender | bool] = {}
         self.entrances: list[Entrance] = []
-        self._refusals = Sparingly()
+        # Not one line only: what locks addresses out by the log has to see each of them.
+        self._refusals = Sparingly(burst=LOG_BURST)
         self._writer: DeviceWriter
 
     # -- the device's side

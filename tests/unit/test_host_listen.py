@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,41 @@ async def test_a_stale_socket_is_replaced_and_removed_at_the_end(tmp_path: Path)
         listen(UnixEndpoint(str(path)))
     listener.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+async def test_the_mode_is_as_it_was_asked_for(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        listener = listen(UnixEndpoint(str(tmp_path / "x.sock")), 0o606)
+    finally:
+        os.umask(before)
+    assert listener is not None
+    assert stat.S_IMODE((tmp_path / "x.sock").stat().st_mode) == 0o606
+    listener.close()
+
+
+async def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    first = listen(UnixEndpoint(str(path)))
+    path.unlink()
+    second = listen(UnixEndpoint(str(path)))
+    assert first is not None
+    assert second is not None
+    first.close()
+    assert path.exists()
+    second.close()
+    assert not path.exists()
+
+
+async def test_a_socket_file_that_is_gone_already(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    listener = listen(UnixEndpoint(str(path)))
+    assert listener is not None
+    path.unlink()
+    listener.close()
+
+
+async def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"there is no directory .*/none; make it"):
+        listen(UnixEndpoint(str(tmp_path / "none" / "x.sock")))

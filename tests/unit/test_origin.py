@@ -1,0 +1,218 @@
+"""Who a request is from, in the log: what trusted proxies say, and nobody else; the PROXY protocol at the door."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tapotun_trio.config.model import Reception, ServerConfig, UnixEndpoint
+from tapotun_trio.errors import HostError, PeerError, leaves
+from tapotun_trio.http.origin import PROXY_HEADER_S, origin_of
+
+from ..fakes import MemoryHost
+from ..streams import memory_pair
+from .support import allowed, free_port, running, server_config
+from .test_frontdoor import ask, servers
+from .test_wire_proxyprotocol import INET, LOCAL, header
+
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """What was logged so far; it grows."""
+
+    class Lines(list[str]):
+        def __contains__(self, words: object) -> bool:
+            return any(str(words) in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level(logging.INFO, "tapotun"):
+        yield Lines()
+
+
+def config(port: int, **reception: object) -> ServerConfig:
+    return replace(server_config(port, allowed("laptop", "10.10.0.2")), reception=Reception(**reception))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def connected(port: int, first: bytes = b"") -> AsyncIterator[trio.SocketStream]:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(first)
+        yield stream
+
+
+async def get(stream: trio.abc.Stream, token: str, *headers: str) -> bytes:
+    """The answer's head to a GET with a token and these headers."""
+    lines = "".join(f"{it}\r\n" for it in headers)
+    await stream.send_all(f"GET /ip HTTP/1.1\r\nHost: x\r\nx-api-key: {token}\r\n{lines}\r\n".encode("latin-1"))
+    answer = b""
+    with trio.fail_after(5):
+        while b"\r\n\r\n" not in answer:
+            piece = await stream.receive_some()
+            if not piece:
+                break
+            answer += piece
+    return answer
+
+
+async def test_a_trusted_proxy_is_believed(lines: list[str]) -> None:
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK)):
+        async with connected(port) as stream:
+            assert b" 200 " in await get(stream, "laptop", "X-Forwarded-For: 6.6.6.6, 203.0.113.7")
+            assert "connected from 203.0.113.7 (through 127.0.0.1:" in lines
+        async with connected(port) as stream:
+            assert b" 403 " in await get(stream, "guess", 'Forwarded: for="[2001:db8::7]:4711"')
+            assert "[2001:db8::7]:4711 (through 127.0.0.1:" in lines
+            assert "refused: unknown or missing token" in lines
+    assert "6.6.6.6" not in lines
+
+
+@pytest.mark.parametrize("trusted", [(), (ip_network("192.0.2.0/24"), ip_network("::/0"))])
+async def test_nobody_else_is(trusted: tuple[object, ...], lines: list[str]) -> None:
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=trusted, trusts_unix=True)):
+        for token, status in (("laptop", b" 200 "), ("guess", b" 403 ")):
+            async with connected(port) as stream:
+                forged = ("X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6")
+                assert status in await get(stream, token, *forged)
+    assert "connected from 127.0.0.1:" in lines
+    assert "6.6.6.6" not in lines
+    assert "through" not in lines
+
+
+async def test_a_trusted_proxy_that_says_nothing(lines: list[str]) -> None:
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK)), connected(port) as stream:
+        assert b" 200 " in await get(stream, "laptop")
+    assert "connected from 127.0.0.1:" in lines
+    assert "through" not in lines
+
+
+async def test_each_request_of_a_kept_connection_has_its_own_client(lines: list[str]) -> None:
+    port = free_port()
+    entries = [replace(it, reception=Reception(trusted=LOOPBACK)) for it in servers(port, "/a", "/b")]
+    async with running(MemoryHost(), *entries), connected(port) as stream:
+        assert b" 200 " in await ask(stream, "PUT", "/a", "tun0")
+        request = "PUT /b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n"
+        await stream.send_all(request.encode())
+        with trio.fail_after(5):
+            assert b" 403 " in await stream.receive_some()
+    assert "203.0.113.7 (through 127.0.0.1:" in lines
+
+
+@pytest.mark.parametrize("believed", [True, False])
+async def test_unix(tmp_path: Path, believed: bool, lines: list[str]) -> None:
+    path = str(tmp_path / "x.sock")
+    reception = Reception(trusted=LOOPBACK, trusts_unix=believed)
+    entry = replace(config(1), listen=(UnixEndpoint(path),), reception=reception)
+    async with running(MemoryHost(), entry):
+        async with await trio.open_unix_socket(path) as stream:
+            assert b" 200 " in await get(stream, "laptop", "X-Forwarded-For: 203.0.113.7")
+    assert ("connected from 203.0.113.7 (through unix socket)" in lines) == believed
+    assert ("connected from unix socket" in lines) != believed
+
+
+async def test_refusals_of_several_clients_are_all_told(lines: list[str]) -> None:
+    """What reads the log to lock addresses out needs more than one in ten seconds."""
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK)):
+        for n in range(1, 9):
+            async with connected(port) as stream:
+                assert b" 403 " in await get(stream, "guess", f"X-Forwarded-For: 203.0.113.{n}")
+    for n in range(1, 9):
+        assert f"203.0.113.{n} (through" in lines
+
+
+# -- the PROXY protocol
+
+
+async def test_a_source_by_the_proxy_protocol(lines: list[str]) -> None:
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK, proxy_protocol=True)):
+        async with connected(port, INET) as stream:
+            # Of a source that is no proxy of ours the headers are not believed.
+            assert b" 200 " in await get(stream, "laptop", "X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6")
+        assert "connected from 203.0.113.7:4711 (through 127.0.0.1:" in lines
+        async with connected(port, header(0x21, 0x11, b"\x7f\0\0\1\x7f\0\0\1\0\1\0\2")) as stream:
+            assert b" 403 " in await get(stream, "guess", "X-Forwarded-For: 203.0.113.9")
+        assert "203.0.113.9 (through 127.0.0.1:1 (through 127.0.0.1:" in lines
+        for first in (LOCAL, header(0x21, 0, b"")):
+            async with connected(port, first) as stream:
+                assert b" 403 " in await get(stream, "guess", "X-Forwarded-For: 6.6.6.6")
+    assert "6.6.6.6" not in lines
+
+
+@pytest.mark.parametrize("first", [b"", b"PROXY TCP4 203.0.113.7 127.0.0.1 1 2\r\n"])
+async def test_no_proxy_header(first: bytes, lines: list[str]) -> None:
+    """Whoever comes without one is refused without an answer, even with a token."""
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK, proxy_protocol=True)):
+        async with connected(port, first) as stream:
+            with suppress(trio.BrokenResourceError):  # a reset: there were bytes that nobody has read
+                assert await get(stream, "laptop") == b""
+    assert "connected from" not in lines
+    assert "refused: no PROXY protocol header of version 2 came first; have the proxy send it" in lines
+
+
+async def test_an_untrusted_peer_may_not_speak_it(lines: list[str]) -> None:
+    port = free_port()
+    trusted = (ip_network("192.0.2.0/24"),)
+    async with running(MemoryHost(), config(port, trusted=trusted, proxy_protocol=True)):
+        async with connected(port, INET) as stream:
+            with suppress(trio.BrokenResourceError):
+                assert await get(stream, "laptop") == b""
+    assert "connected from" not in lines
+    assert "refused: not among trusted_proxies" in lines
+    assert "203.0.113.7" not in lines
+
+
+async def test_the_header_is_not_guessed() -> None:
+    port = free_port()
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK)), connected(port, INET) as stream:
+        assert b" 400 " in await get(stream, "laptop")
+
+
+@pytest.mark.parametrize("sent", [0, 1, 15, 16, 27])
+async def test_a_header_has_a_deadline(sent: int, autojump_clock: trio.testing.MockClock) -> None:
+    reception = Reception(trusts_unix=True, proxy_protocol=True)
+    ours, theirs = memory_pair()
+    await theirs.send_all(INET[:sent])
+    begun = trio.current_time()
+    if sent:
+        with pytest.raises(PeerError, match="no whole PROXY protocol header within 10 s"):
+            await origin_of(ours, reception, is_unix=True)
+    else:
+        assert await origin_of(ours, reception, is_unix=True) is None
+    assert trio.current_time() - begun == PROXY_HEADER_S
+
+
+@pytest.mark.parametrize("sent", [0, 1, 16, 27])
+async def test_closed_within_a_header(sent: int) -> None:
+    reception = Reception(trusts_unix=True, proxy_protocol=True)
+    ours, theirs = memory_pair()
+    await theirs.send_all(INET[:sent])
+    theirs.close()
+    if sent:
+        with pytest.raises(PeerError, match="closed within"):
+            await origin_of(ours, reception, is_unix=True)
+    else:
+        assert await origin_of(ours, reception, is_unix=True) is None
+
+
+async def test_interfaces_that_share_a_port_receive_alike() -> None:
+    """Those of one file are compared when it is read; these would come of two."""
+    port = free_port()
+    first, second = servers(port, "/a", "/b")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(MemoryHost(), first, replace(second, reception=Reception(trusted=LOOPBACK))):
+            pass
+    assert any(isinstance(exc, HostError) and "write the same in both" in str(exc) for exc in leaves(caught.value))
