@@ -261,6 +261,18 @@ def test_who_a_visitor_is(lab: Lab, kind: str) -> None:
     assert fields["x-api-key"] == "a"
 
 
+@EACH
+def test_the_server_logs_who_a_visitor_is(lab: Lab, kind: str) -> None:
+    """With `trusted_proxies` as docs/deploy.md has it; what a visitor says of itself is in no line."""
+    trusting: Config = {"trusted_proxies": ["127.0.0.1", "::1"]}
+    with behind(lab, kind, server_fields=trusting) as world:
+        world.server_daemon.wait_for_log(rf"connected from {CLIENT} \(through 127\.0\.0\.1:\d+\)")
+        forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6", "-H", "X-Api-Key: wrong"]
+        world.client.run(["curl", "-sS", "--cacert", world.proxy.ca_file, *forged, f"https://{NAME}/ip"])
+        world.server_daemon.wait_for_log(rf"{CLIENT} \(through 127\.0\.0\.1:\d+\) refused: unknown or missing token")
+        assert "6.6.6.6" not in world.server_daemon.log
+
+
 SITES: Final = {"nginx": "site.conf", "caddy": "site.Caddyfile", "haproxy": "site.cfg", "apache": "site.conf"}
 SOCKET: Final = "/run/tapotun/office.sock"
 
@@ -275,18 +287,25 @@ def test_a_site_with_pages_and_two_interfaces(lab: Lab, kind: str) -> None:
     server.run(["mount", "--bind", pages, "/var/www/html"])
     home = server_config(allowed("home"))
     del home["listen"]
-    office = server_config(allowed("office", "10.20.0.2"), name="tun1", listen=f"unix:{SOCKET}", net="10.20.0.1/24")
+    office = server_config(
+        allowed("office", "10.20.0.2"),
+        name="tun1",
+        listen=f"unix:{SOCKET}",
+        listen_mode="0666",
+        trusted_proxies=["unix"],
+        net="10.20.0.1/24",
+    )
     del office["port"]
     with RECIPES[kind](server, SITES[kind]) as proxy:
         server.run(["mkdir", "/run/tapotun"])
-        with running(server, [home, office]):
-            server.run(["chmod", "666", SOCKET])
+        with running(server, [home, office]) as server_daemon:
             entries = [
                 client_config(who, name=name, server=f"https://{NAME}/{who}", tls={"ca_file": str(proxy.ca_file)})
                 for who, name in (("home", "tun0"), ("office", "tun1"))
             ]
             with running(client, entries, until="tun0: upload to ") as daemon, Payload(20_000_000) as payload:
                 daemon.wait_for_log("tun1: upload to ")
+                server_daemon.wait_for_log(rf"office: connected from {CLIENT} \(through unix socket\)")
                 for address in (TUNNEL_SERVER, "10.20.0.1"):
                     for move in (upload, download):
                         move(client, server, address, payload)
