@@ -13,7 +13,20 @@ import sys
 from pathlib import Path
 from typing import Final
 
-TARGETS: Final = ("chunks", "frames", "request_head", "response_head", "tun_conf", "params", "config", "websocket")
+TARGETS: Final = (
+    "chunks",
+    "frames",
+    "request_head",
+    "response_head",
+    "tun_conf",
+    "params",
+    "config",
+    "websocket",
+    "forwarded",
+    "proxy_header",
+    "connect",
+    "proxy_url",
+)
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
 # Seconds that one input may take, and MiB that a target may: an input that costs more is a finding too.
 SLOW_INPUT_S: Final = 5

@@ -25,3 +25,9 @@ def check_text(failure: Exception) -> None:
     """What a failure says is for a log: short, and nothing in it moves a terminal."""
     assert len(str(failure)) <= MAX_TEXT
     assert str(failure).isprintable()
+
+
+def check_hidden(secret: str, *texts: object) -> None:
+    """A secret is in none of what is said."""
+    for text in texts:
+        assert secret not in str(text)

@@ -29,7 +29,10 @@ _REMEMBERED: Final = 8  # uploads, of which the server may still say that it has
 NO_WEBSOCKET: Final = frozenset({"no-websocket", "bad-response"})
 NO_WEBSOCKET_YET: Final = NO_WEBSOCKET | {"http-403", "http-502", "http-503", "http-504", "closed", "silent"}
 
-_REMEDY: Final = "nginx: proxy_http_version 1.1 and proxy_request_buffering off"
+_REMEDY: Final = (
+    "nginx: proxy_http_version 1.1 and proxy_request_buffering off; Apache: SetEnv proxy-prefetch-nonblocking 1; "
+    "`tapotun probe` finds out more"
+)
 
 
 class Carrier:
