@@ -22,6 +22,7 @@ TARGETS: Final = (
     "params",
     "config",
     "websocket",
+    "control",
     "forwarded",
     "proxy_header",
     "connect",

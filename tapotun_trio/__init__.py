@@ -1,3 +1,6 @@
 """tapotun-trio: IP packets between Linux machines over two long-lived HTTP streams."""
 
 __version__ = "0.1.0"
+
+AGENT = f"tapotun-trio/{__version__}"
+"""How this software calls itself to a peer of ours."""

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from socket import socket
 
 import trio
 
 from . import exits
 from .config.model import InterfaceConfig
+from .control.commands import Process, standard_commands
+from .control.place import REMEDY, listening, places
+from .control.server import serve_control
 from .errors import HostError, leaves
 from .host.ports import Host
 from .host.rights import raise_fd_limit, require_tun_rights
 from .host.system import RealHost
 from .log import process_logger
+from .tunnel.clocks import moment
+from .tunnel.registry import Registry
 from .tunnel.supervisor import run_interfaces
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_MOMENT_S = 0.01
 
 
-def run(configs: Sequence[InterfaceConfig]) -> int:
-    """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code."""
+def run(configs: Sequence[InterfaceConfig], *, name: str | None = None, config_file: str = "") -> int:
+    """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
+
+    ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
+    """
+    process = Process(str(os.getpid()) if name is None else name, config_file, moment())
     log = process_logger()
     try:
         require_tun_rights()
         raise_fd_limit()
-        trio.run(serve, configs, RealHost())
+        trio.run(serve, configs, RealHost(), process)
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
@@ -40,15 +51,33 @@ def run(configs: Sequence[InterfaceConfig]) -> int:
     return return_code
 
 
-async def serve(configs: Sequence[InterfaceConfig], host: Host) -> None:
+async def serve(configs: Sequence[InterfaceConfig], host: Host, process: Process) -> None:
     """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
     log = process_logger()
-    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+    registry = Registry()
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals, _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
-            await nursery.start(run_interfaces, configs, host)
+            if control is not None:
+                nursery.start_soon(serve_control, control, standard_commands(process, registry), log)
+            await nursery.start(run_interfaces, configs, host, registry)
             log.info("ready: %s", ", ".join(config.name for config in configs))
     log.info("stopped")
+
+
+@contextmanager
+def _control_socket(name: str) -> Iterator[socket | None]:
+    """None, with a warning, if this machine has no place for it: a tunnel that cannot be asked is still a tunnel."""
+    with ExitStack() as undo:
+        found: socket | None = None
+        try:
+            found = undo.enter_context(listening(name, places(os.environ)))
+        except OSError as exc:
+            text = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+            process_logger().warning(
+                "no control socket, so tapotun status will not see this process: %s; %s", text, REMEDY
+            )
+        yield found
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

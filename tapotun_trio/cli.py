@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from .errors import ConfigError
 from .log import LEVELS, process_logger, set_up_logging
 
 TOKEN_BYTES: Final = 32
+DEFAULT_PAUSE_S: Final = 2.0
 
 _DESCRIPTION: Final = """\
 Carries IP packets between Linux machines over two long-lived HTTP streams.
@@ -29,13 +32,14 @@ a first tunnel:
   tapotun token                      make a token, and the hash that the server keeps
   tapotun validate-config FILE       check a config before it runs
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
+  tapotun status                     see how it is, as wg show would tell
   tapotun probe URL --token-file F   test the way to a server, through whatever is on it
 
 exit codes:
   0  stopped on request, or the config is valid
   1  the config has errors, or the start failed: a restart will not help
   2  wrong usage
-  3  failed while running: restart it
+  3  failed while running: restart it; wait: not up in time
 
 Every field of the config file is in the README."""
 
@@ -64,7 +68,25 @@ def _run(arguments: argparse.Namespace) -> int:
         return exits.FAILED
     from .app import run  # only now: the other verbs need neither trio nor the host
 
-    return run(interfaces)
+    return run(interfaces, name=arguments.name, config_file=os.path.abspath(arguments.file))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from .control import verbs
+
+    return verbs.status(arguments)
+
+
+def _wait(arguments: argparse.Namespace) -> int:
+    from .control import verbs
+
+    return verbs.wait(arguments)
+
+
+def _disconnect(arguments: argparse.Namespace) -> int:
+    from .control import verbs
+
+    return verbs.disconnect(arguments)
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -123,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("file", metavar="FILE", help="the config, JSON")
         verb.add_argument("--log-level", choices=LEVELS, default="info", help="default: info")
         verb.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
+        verb.add_argument(
+            "--name",
+            type=_process_name,
+            metavar="NAME",
+            help="what status and others call this process. Default: its PID",
+        )
         verb.set_defaults(verb=_run, kinds=kinds, kind_name=kind_name)
 
     text = "check FILE and print all of its errors, one line each"
@@ -135,8 +163,70 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("token", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_token)
 
+    _add_asking_verbs(verbs)
     _add_probe(verbs)
     return parser
+
+
+def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Those that ask processes that run."""
+    whom = "only the process of that name (run --name; by default its PID). Default: all that run here"
+
+    text = "show how the interfaces of running processes are"
+    verb = verbs.add_parser("status", help=text, description=text, allow_abbrev=False)
+    verb.add_argument("interfaces", metavar="INTERFACE", nargs="*", help="only these. Default: all")
+    text = "again every so many seconds (default: 2), until interrupted"
+    verb.add_argument("--watch", type=_pause, nargs="?", const=DEFAULT_PAUSE_S, metavar="SECONDS", help=text)
+    verb.add_argument("--json", action="store_true", help="for programs; docs/status.md has the fields")
+    verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
+    verb.set_defaults(verb=_status)
+
+    text = "wait until interfaces are up: a server listens, a client's streams carry packets"
+    verb = verbs.add_parser(
+        "wait",
+        help=text,
+        description=f"{text}. Exit code 0: they are; 3: not in time; 1: that cannot be.",
+        allow_abbrev=False,
+    )
+    verb.add_argument("interfaces", metavar="INTERFACE", nargs="*", help="these. Default: all")
+    verb.add_argument("--timeout", type=_timeout, metavar="SECONDS", help="at most so long. Default: for ever")
+    verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
+    verb.set_defaults(verb=_wait)
+
+    text = "end the streams of a server's client, which may come back at once"
+    verb = verbs.add_parser("disconnect", help=text, description=text, allow_abbrev=False)
+    verb.add_argument(
+        "interface", metavar="INTERFACE", nargs="?", help="the server. Default: every one with such a client"
+    )
+    verb.add_argument("client", metavar="CLIENT", help="its name in the config, or its address if it has none there")
+    verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
+    verb.set_defaults(verb=_disconnect)
+
+
+def _process_name(text: str) -> str:
+    from .control.place import NAME, NAME_RULE
+
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name; write {NAME_RULE}")
+    return text
+
+
+def _pause(text: str) -> float:
+    return _seconds(text, 0.1, 86400)
+
+
+def _timeout(text: str) -> float:
+    return _seconds(text, 0, 1e9)
+
+
+def _seconds(text: str, least: float, most: float) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {least:g} to {most:g}")
+    return seconds
 
 
 _PROBE_EPILOG: Final = """\
@@ -182,19 +272,30 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.set_defaults(verb=_probe)
 
 
-_VERBS: Final = frozenset({"run", "server", "client", "validate-config", "token", "probe"})
+_VERBS: Final = frozenset(
+    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "probe"}
+)
+_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
 
 
 def _with_verb(argv: Sequence[str]) -> list[str]:
     """``tapotun [OPTION...] FILE`` means ``tapotun run [OPTION...] FILE``, as deployed users start it."""
     if not argv or _OWN_OPTIONS & set(argv[:1]) or argv[0] in _VERBS:
-        return list(argv)
+        return _with_pause(list(argv)) if argv and argv[0] == "status" else list(argv)
     # Options of `run` may stand before an explicit verb: put the verb first.
     for at, word in enumerate(argv):
-        takes_value = at > 0 and argv[at - 1] in ("--log-level", "--log-format")
+        takes_value = at > 0 and argv[at - 1] in _RUN_OPTIONS
         if not word.startswith("-") and not takes_value:
             if word in _VERBS:
                 return [word, *argv[:at], *argv[at + 1 :]]
             break
     return ["run", *argv]
+
+
+def _with_pause(argv: list[str]) -> list[str]:
+    """``--watch tun0`` means the interface; argparse would take it for the seconds."""
+    for at, word in enumerate(argv[:-1]):
+        if word == "--watch" and not argv[at + 1][:1].isdigit():
+            return [*argv[:at], f"--watch={DEFAULT_PAUSE_S}", *argv[at + 1 :]]
+    return argv

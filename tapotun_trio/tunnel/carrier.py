@@ -49,6 +49,7 @@ class Carrier:
         "_authority",
         "_begun",
         "_blamed",
+        "_follows",
         "_log",
         "_next_try",
         "_number",
@@ -71,6 +72,7 @@ class Carrier:
         self._number = 0
         self._begun: dict[int, float] = {}
         self._unseen_since: float | None = None
+        self._follows = False
         self._blamed: str | None = None  # with which consequence
         self._pause_s = RETRY_S
         self._next_try = -math.inf
@@ -82,9 +84,10 @@ class Carrier:
         self._number = self._number % 999_999_999 + 1
         return self._number
 
-    def upload_begins(self, number: int, now: float) -> None:
+    def upload_begins(self, number: int, now: float, *, follows: bool = False) -> None:
         """One that breaks before it was seen is followed by another, so all of them together have UPLOAD_SEEN_S: a
-        proxy may refuse in less what it holds back."""
+        proxy may refuse in less what it holds back. ``follows``: it replaces one that still runs."""
+        self._follows = follows
         if self._unseen_since is None:
             self._unseen_since = now
         self._begun[number] = now
@@ -105,6 +108,10 @@ class Carrier:
     def held_back(self, now: float) -> bool:
         """No upload has arrived for so long that something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
+
+    def passes(self, now: float) -> bool:
+        """Uploads arrive, as far as one knows: the newest one, or, while that has time, the one that it follows."""
+        return self._unseen_since is None or (self._follows and not self.held_back(now))
 
     # -- what follows from it
 

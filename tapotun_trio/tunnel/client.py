@@ -19,11 +19,11 @@ from ..host.ports import Host
 from ..host.sockets import Connection
 from ..http.client import check_status
 from ..log import Log, Sparingly
+from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, GSO_TYPE_AT, HEADER_BYTES, FrameReader
+from ..wire.frames import HEADER_BYTES, FrameReader
 from ..wire.merge import Frame
 from ..wire.tunconf import TunConf
-from ..wire.vnet import is_bounded
 from . import counters as why
 from .carrier import Carrier
 from .client_streams import Download, Upload, is_over, level_of, moved, shows_who_holds_back
@@ -33,11 +33,13 @@ from .complaints import Complaints
 from .counters import Counters, Transport
 from .device import DeviceWriter
 from .plans import client_plan, describe
+from .presence import Presence
 from .programmer import Programmer
-from .requests import Requests
+from .requests import Answer, Requests
 from .rotation import Failed, Open, Waits, keep_streaming
 from .rtt import RoundTrip
-from .sender import BASE_PINGING, MAX_CONTROLS, SILENT_KEEPALIVES, Sender, extended_pinging
+from .sender import BASE_PINGING, SILENT_KEEPALIVES, WHO_WE_ARE, Sender, extended_pinging
+from .sorting import sort_frames
 
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
@@ -61,10 +63,11 @@ class TunnelClient:
         self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
-        self.sender = Sender(self.counters)
+        self.presence = Presence()
+        self.sender = Sender(self.counters, WHO_WE_ARE)
         self._download_waits, self._upload_waits = Waits(), Waits()
         # What the server asks of the kernel, and what it shall be told to.
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
         self._planned = trio.Event()
         self._attached = trio.Event()
         self._writer: DeviceWriter
@@ -88,8 +91,8 @@ class TunnelClient:
     async def wait_for_plan(self) -> Plan:
         """What the server's first answer asks of the kernel."""
         await self._planned.wait()
-        assert self._plan is not None
-        return self._plan
+        assert self.plan is not None
+        return self.plan
 
     def attach(self, writer: DeviceWriter, programmer: Programmer) -> None:
         """The device is up: received frames go to ``writer``, changed parameters to ``programmer``."""
@@ -127,8 +130,8 @@ class TunnelClient:
             await trio.sleep(TICK_S)
             now = trio.current_time()
             self.sender.tick(now, TICK_S)
-            if self._download is not None:
-                self._download.incoming.tick(now, self._silence_s)
+            heard = self._download is not None and self._download.incoming.tick(now, self._silence_s)
+            self.presence.tick(now, self.counters, heard=heard)
             self._change_carrier()
             before_s, asleep_s = asleep_s, time_asleep_s()
             if asleep_s - before_s > SUSPENDED_S:
@@ -184,7 +187,7 @@ class TunnelClient:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
             # PARAMS follows, which says more than generation 1 can: no route shall go and come at every rotation.
-            if self._plan is None or not extended:
+            if self.plan is None or not extended:
                 await self._configure(answer.conf)
             await self._attached.wait()  # also if an earlier attempt was given up while it waited for this
             reader = FrameReader(answer.head.body(), control=extended)
@@ -193,7 +196,7 @@ class TunnelClient:
         self._carrier.offered = control.WS in answer.features
         self._extended = extended
         download = Download(answer.connection, reader, frames, self._take, self.counters.ends)
-        self._download_begins(download, "http", answer.conf)
+        self._download_begins(download, "http", answer)
         self._download_up.set()
         return download
 
@@ -202,25 +205,27 @@ class TunnelClient:
         answer = await self._requests.websocket(yields=self._yielding)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
-            if self._plan is None:
+            if self.plan is None:
                 await self._configure(answer.conf)
             await self._attached.wait()
             undo.pop_all()
         self._carrier.changed()
         self._extended = True
         stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends)
-        self._download_begins(stream, "websocket", answer.conf)
+        self._download_begins(stream, "websocket", answer)
         self._download_is_down()  # in so far as no upload is to begin beside this
         if self._upload is not None:
             self._upload.abandon(moved())
         self._upload = None
         return stream
 
-    def _download_begins(self, download: Download | WebSocketStream, transport: Transport, conf: TunConf) -> None:
+    def _download_begins(self, download: Download | WebSocketStream, transport: Transport, answer: Answer) -> None:
         stream = "WebSocket" if transport == "websocket" else "download"
         kind = "extended" if self._extended else "base"
         level = logging.DEBUG if self._replaces and transport == self.transport else logging.INFO
-        self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(conf))
+        self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(answer.conf))
+        agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
+        self.presence.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
         self._complaints.clear()
         self._yielding = False
         self._keep_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
@@ -260,7 +265,7 @@ class TunnelClient:
                 raise moved()
             upload = self._new_upload(connection, number)
             if number is not None:
-                self._carrier.upload_begins(number, trio.current_time())
+                self._carrier.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
         self._log.log(level_of(self._upload), "upload to %s", upload.connection.name)
         self._upload = upload
         return upload
@@ -281,8 +286,19 @@ class TunnelClient:
             self._at_rotation = False
             self._download_waits.cut()
 
+    @property
+    def state(self) -> PeerState:
+        """Connected: packets pass both ways, as far as the server has said."""
+        if self._yielding:
+            return "replaced"
+        upward = not is_over(self._upload) and self._carrier.passes(trio.current_time())
+        if is_over(self._download) or not (upward or self.transport == "websocket"):
+            return "connecting"
+        return "connected"
+
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         self._count_attempt(self._download, failure)
+        self.presence.leave()
         self._download_is_down()
         if self._yielding:
             return random.uniform(*YIELD_S)
@@ -309,19 +325,19 @@ class TunnelClient:
 
     async def _configure(self, conf: TunConf) -> None:
         plan = client_plan(conf, self._config.mark)
-        if self._plan is None:
-            self._plan = plan
+        if self.plan is None:
+            self.plan = plan
             self._planned.set()
         await self._attached.wait()
-        if plan != self._plan:
+        if plan != self.plan:
             self._log.info("the server changed this interface: %s", describe(conf))
             await self._programmer.apply(plan)
-            self._plan = plan  # not before: cancelled in between, the next answer applies it again
+            self.plan = plan  # not before: cancelled in between, the next answer applies it again
 
     async def _take(self, reader: FrameReader, frames: list[Frame]) -> None:
         echoes, inward = list[bytes](), list[Frame]()
         try:
-            self._sort(reader.view, frames, inward, echoes)
+            sort_frames(reader.view, frames, self.counters.drops, inward, echoes)
         finally:  # at a bad frame too: what stood before it is good
             self.counters.rx_packets += len(inward)
             self.counters.rx_bytes += sum([stop - start - HEADER_BYTES for start, stop in inward])
@@ -339,22 +355,6 @@ class TunnelClient:
             if ping is not None:  # of several the last one is answered, see `serving`
                 self.sender.send_control(control.encode(control.PONG, ping))
                 self._carrier.blame_if_helpless(trio.current_time())
-
-    def _sort(self, view: memoryview, frames: list[Frame], inward: list[Frame], echoes: list[bytes]) -> None:
-        for frame in frames:
-            start, stop = frame
-            if (first := view[start + HEADER_BYTES]) >> 4 != 4:
-                if first == ECHO_FIRST_BYTE and stop - start == HEADER_BYTES + ECHO_PACKET_BYTES:
-                    if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
-                        echoes.append(bytes(view[start:stop]))
-                elif first >> 4 == 6:
-                    self.counters.drops[why.NOT_IPV4] += 1
-                else:
-                    raise PeerError("frame without an IP packet", reason="bad-frame")
-                continue
-            if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
-                raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
-            inward.append(frame)
 
     async def _take_control(self, kind: int, payload: bytes) -> None:
         if kind == control.PONG:

@@ -36,13 +36,16 @@ class Incoming:
         self._seen = -1  # of these, at the last tick
         self.ended = trio.Event()  # set by the stream's own task when it has taken the last frame
 
-    def tick(self, now: float, silence_s: float) -> None:
-        """Once a second or so: end the stream if nothing came for so long."""
+    def tick(self, now: float, silence_s: float) -> bool:
+        """Once a second or so: end the stream if nothing came for so long. Returns whether something came since the
+        last time."""
         if self.arrivals != self._seen:
             self._seen = self.arrivals
             self._quiet_since = now
-        elif now - self._quiet_since >= silence_s:
+            return True
+        if now - self._quiet_since >= silence_s:
             self.end(PeerError(f"nothing came for {silence_s:.0f} s", reason="silent"))
+        return False
 
     def end(self, because: PeerError) -> None:
         """Cancel the stream; its own task will raise ``because``."""

@@ -24,6 +24,7 @@ from .device import DeviceWriter, read_device
 from .frontdoor import FrontDoor
 from .plans import server_plan
 from .programmer import Programmer
+from .registry import Record
 from .server import TunnelServer
 
 
@@ -31,25 +32,30 @@ async def run_interface(
     config: InterfaceConfig,
     host: Host,
     door: FrontDoor,
+    record: Record | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run one interface until cancelled; then nothing of it is left on the host.
 
     Reports started when it is usable (server) or on its way (client: its streams come up when they can).
+    ``record``: where it can be found while it runs.
     Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
     """
+    record = record or Record(config)
     if isinstance(config, ServerConfig):
-        await run_server(config, host, door, task_status)
+        await run_server(config, host, door, record, task_status)
     else:
-        await run_client(config, host, task_status)
+        await run_client(config, host, record, task_status)
 
 
-async def run_server(config: ServerConfig, host: Host, door: FrontDoor, task_status: trio.TaskStatus[None]) -> None:
+async def run_server(
+    config: ServerConfig, host: Host, door: FrontDoor, record: Record, task_status: trio.TaskStatus[None]
+) -> None:
     log = interface_logger(config.name)
     with host.open_device(config.name) as device:
         async with trio.open_nursery() as nursery:
-            server = TunnelServer(config, log)
+            server = record.tunnel = TunnelServer(config, log)
             writer = DeviceWriter(device, server.device_drops)
             programmer = Programmer(host, device.name, log)
 
@@ -61,9 +67,9 @@ async def run_server(config: ServerConfig, host: Host, door: FrontDoor, task_sta
             task_status.started()
 
 
-async def run_client(config: ClientConfig, host: Host, task_status: trio.TaskStatus[None]) -> None:
+async def run_client(config: ClientConfig, host: Host, record: Record, task_status: trio.TaskStatus[None]) -> None:
     log = interface_logger(config.name)
-    client = TunnelClient(config, log)
+    client = record.tunnel = TunnelClient(config, log)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)

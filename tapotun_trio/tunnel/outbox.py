@@ -45,6 +45,11 @@ class Outbox:
     def depth_bytes(self) -> int:
         return self._bytes
 
+    @property
+    def depth_packets(self) -> int:
+        """Counted when asked: putting and taking pay nothing for it."""
+        return sum([packets for _, packets, _ in self._runs]) - self._taken
+
     def put(self, frames: memoryview | bytes, packets: int, now: float) -> None:
         """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
         self.expire(now)

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from .. import AGENT
 from ..errors import PeerError
 from ..http.writer import BodyWriter
 from ..wire import control
@@ -27,6 +28,7 @@ GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame bounda
 ROOM_S: Final = 0.005
 # Control frames that wait for a stream that takes nothing. A peer that sends PINGs and reads no PONG gets no more.
 MAX_CONTROLS: Final = 16
+WHO_WE_ARE: Final = control.encode(control.AGENT, AGENT.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,16 @@ class Sender:
         "_touched",
         "_unwatched_bytes",
         "_wake",
+        "_words",
         "_writer",
         "outbox",
         "pinging",
     )
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, first_words: bytes = b"") -> None:
+        """``first_words``: a control frame with which every stream begins on which control frames were agreed."""
         self._counters = counters
+        self._words = first_words
         self.outbox = Outbox(counters.drops)
         self.pinging = BASE_PINGING
         self._writer: BodyWriter | None = None
@@ -161,6 +166,8 @@ class Sender:
             self._scope.cancel()  # it may be waiting for a peer that takes nothing
         self._answered_at = trio.current_time()
         if self.pinging.always:
+            if self._words:
+                self.send_control(self._words)
             self.ping()  # a first byte for whoever waits for one, and a first round trip
         try:
             with trio.CancelScope() as self._scope:
@@ -195,6 +202,11 @@ class Sender:
         else:
             self._wake = trio.Event()
             await self._wake.wait()
+
+    def release(self) -> None:
+        """Let go of the present stream: `serve` returns as it does when a newer one takes over."""
+        self._writer = None
+        self._scope.cancel()
 
     def answered(self) -> None:
         """A PONG came: what we send arrives."""

@@ -41,9 +41,9 @@ class TunnelServer:
             [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
             config.source_check,
         )
-        self._sessions = [Session(i, c, config, self._router) for i, c in enumerate(config.clients)]
+        self.sessions = [Session(i, c, config, self._router) for i, c in enumerate(config.clients)]
         self._by_token = {
-            (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self._sessions, strict=True)
+            (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self.sessions, strict=True)
         }
         self._verdicts: dict[bytes, Sender | bool] = {}
         self.entrances: list[Entrance] = []
@@ -62,7 +62,7 @@ class TunnelServer:
         to = self._verdicts.get(key)
         if to is None:
             verdict = self._router.from_device(key[:4], key[4:])
-            to = self._sessions[verdict].sender if verdict >= 0 else False
+            to = self.sessions[verdict].sender if verdict >= 0 else False
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
             self._verdicts[key] = to
@@ -73,7 +73,7 @@ class TunnelServer:
 
     def sole(self) -> Sender | None:
         """See `device.read_device`."""
-        return self._sessions[0].sender if len(self._sessions) == 1 else None
+        return self.sessions[0].sender if len(self.sessions) == 1 else None
 
     # -- the network's side
 
@@ -145,12 +145,12 @@ class TunnelServer:
         return None
 
     def _forward(self, session: Session, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
-        session.forward(reader.view, frames, self._writer, self._sessions)
+        session.forward(reader.view, frames, self._writer, self.sessions)
 
     async def run_clock(self) -> None:
         """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            for session in self._sessions:
+            for session in self.sessions:
                 session.tick(now, TICK_S)

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 import trio
 
+from .. import AGENT
 from ..errors import PeerError
 from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
@@ -53,7 +54,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     visit = Visit.of(exchange.head.headers)
     headers = [*_DOWNLOAD_HEADERS, ("x-tun-conf", session.tun_conf)]
     if visit.features:
-        headers.append((control.FEATURES_HEADER, control.offer(visit.features)))
+        headers += _extended_headers(visit)
     writer = await exchange.start_download(headers)
     if visit.extended:
         writer.send(control.encode(control.PARAMS, session.params))
@@ -67,6 +68,11 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     exchange.reusable = exchange.head.keeps_alive
 
 
+def _extended_headers(visit: Visit) -> list[tuple[str, str]]:
+    """What only a client of ours is answered."""
+    return [(control.FEATURES_HEADER, control.offer(visit.features)), (control.AGENT_HEADER, AGENT)]
+
+
 async def _download(session: Session, exchange: Exchange, visit: Visit, writer: BodyWriter) -> None:
     """Until the end of the body was sent."""
     await session.sender.serve(writer)
@@ -77,7 +83,9 @@ async def _download(session: Session, exchange: Exchange, visit: Visit, writer: 
 
 
 def _parting(session: Session, visit: Visit) -> bytes:
-    """What a download that a newer one replaces says last."""
+    """What a download says last that a newer one replaces, or that the operator ended."""
+    if session.dismissed is not None and not session.sender.streaming:
+        return control.bye(session.dismissed) if visit.extended else b""
     if not session.taken_by_another(visit):
         return b""
     text = "another machine uses this client's token; its newer session wins"
@@ -108,8 +116,7 @@ async def serve_websocket(session: Session, exchange: Exchange, forward: Forward
     """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
     a group."""
     visit = Visit.of(exchange.head.headers)
-    features = (control.FEATURES_HEADER, control.offer(visit.features))
-    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), features])
+    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(visit)])
     if accepted is None:
         raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")
     writer, body = accepted
@@ -180,6 +187,8 @@ def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:
         elif kind == control.PONG:
             session.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             session.sender.answered()
+        elif kind == control.AGENT:
+            session.presence.agent = control.agent_payload(payload)
         elif kind == control.BYE:
             text = f"the client says goodbye: {control.bye_reason(payload)}"
             session.goodbyes.log(session.log, logging.INFO, trio.current_time(), text)

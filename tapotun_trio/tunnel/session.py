@@ -17,6 +17,7 @@ from ..errors import PeerError
 from ..host.sockets import Connection
 from ..log import Sparingly, client_logger
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
+from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import (
     ECHO_FIRST_BYTE,
@@ -32,6 +33,7 @@ from .counters import Counters, Transport
 from .device import DeviceWriter
 from .incoming import Incoming
 from .plans import pushed_routes
+from .presence import Presence
 from .rtt import RoundTrip
 from .sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
 
@@ -52,9 +54,12 @@ BASE_UPLOAD_SILENCE_S: Final = 90.0
 class Visit:
     """What a request says of the client's session: who, and what it can. A base client says nothing."""
 
-    __slots__ = ("features", "session_id", "yields")
+    __slots__ = ("agent", "features", "session_id", "yields")
 
-    def __init__(self, session_id: str | None, features: frozenset[str], *, yields: bool) -> None:
+    def __init__(
+        self, session_id: str | None, features: frozenset[str], *, yields: bool, agent: str | None = None
+    ) -> None:
+        self.agent = agent
         self.session_id = session_id
         self.features = features
         self.yields = yields
@@ -66,6 +71,7 @@ class Visit:
             control.session_id(headers.get(control.SESSION_HEADER)),
             control.agree(headers.get(control.FEATURES_HEADER)),
             yields=control.YIELD_HEADER in headers,
+            agent=control.agent(headers.get("user-agent")),
         )
 
     @property
@@ -89,6 +95,8 @@ class Session:
         self.counters = Counters()
         self.sender = Sender(self.counters)
         self.rtt = RoundTrip()
+        self.presence = Presence()
+        self.dismissed: str | None = None  # why the operator ended the last streams
         self.goodbyes = Sparingly()
         self.takeovers = Sparingly()
         self.refusals = Sparingly()
@@ -146,6 +154,9 @@ class Session:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
         self._visit = visit
         self.transport = transport
+        self.dismissed = None
+        continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
+        self.presence.arrive(name, visit.agent, extended=visit.extended, continues=continues)
         if visit.extended:
             self.sender.pinging = extended_pinging(self._config.keepalive_s)
         else:
@@ -183,14 +194,36 @@ class Session:
         finally:
             if connection in self._downloads:
                 self._downloads.remove(connection)
+            if not self._downloads:
+                self.presence.leave()
+
+    @property
+    def state(self) -> PeerState:
+        if self.sender.streaming and self.uploads:
+            return "connected"
+        return "connecting" if self.sender.streaming or self.uploads else "offline"
+
+    def dismiss(self, reason: str) -> bool:
+        """End the client's streams with a goodbye. Returns whether it had any. It may come back."""
+        connected = self.state != "offline"
+        one_stream = self.sender.streaming and self.transport == "websocket"  # whose close the client answers
+        if self.sender.streaming:
+            self.dismissed = reason
+            self.sender.release()
+        if not one_stream:
+            for upload in self.uploads:
+                upload.end(PeerError(reason, reason="disconnected"))
+        if connected:
+            self.log.info("%s", reason)
+        return connected
 
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
         self.sender.tick(now, tick_s)
         extended = self._visit is not None and self._visit.extended
         silence_s = SILENT_KEEPALIVES * self._config.keepalive_s if extended else BASE_UPLOAD_SILENCE_S
-        for upload in self.uploads:
-            upload.tick(now, silence_s)
+        heard = [upload.tick(now, silence_s) for upload in self.uploads]
+        self.presence.tick(now, self.counters, heard=any(heard))
 
     def forward(
         self,

@@ -28,6 +28,7 @@ PING: Final = 2
 PONG: Final = 3
 UPLOAD_SEEN: Final = 4
 BYE: Final = 5
+AGENT: Final = 6  # ours; client to server, once a stream: name and version of its software
 # Ours: a kind that shall never mean anything, so that every peer skips it. A probe fills an upload with it.
 PADDING: Final = 255
 
@@ -35,6 +36,9 @@ FEATURES_HEADER: Final = "x-tun-features"
 SESSION_HEADER: Final = "x-tun-session"
 # Ours: a client that lost its token to another machine asks whether that one is gone, and takes nothing away.
 YIELD_HEADER: Final = "x-tun-yield"
+# Ours: name and version of the server's software, for status, where features were agreed. A client cannot know before
+# it is answered that they are, and a base server shall see no more of us: it says the same in an AGENT frame.
+AGENT_HEADER: Final = "x-tun-agent"
 
 # Ours: a number that a client gives each PUT, and that UPLOAD_SEEN brings back. A proxy that holds uploads back may
 # deliver one when it has ended, and the next one is none the better for it.
@@ -50,6 +54,8 @@ REPLACED: Final = "replaced: "
 _CLOCK: Final = Struct("<Q")
 _NUMBER: Final = Struct("<I")
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
+AGENT_CHARS: Final = 64
+
 _SESSION: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,6 +110,17 @@ def agree(offer: str | None) -> frozenset[str]:
 def offer(features: Iterable[str] = SUPPORTED) -> str:
     """The header's value for these features."""
     return ", ".join(sorted(features))
+
+
+def agent(value: str | None) -> str | None:
+    """What the peer calls its software, fit for a line, or None if it does not say. Untrusted input; never raises."""
+    text = one_line((value or "").strip()[: 2 * AGENT_CHARS])
+    return shorten(text, AGENT_CHARS) if text else None
+
+
+def agent_payload(payload: bytes) -> str | None:
+    """The same from an AGENT. Untrusted input; never raises."""
+    return agent(payload[:1000].decode("utf-8", "replace"))
 
 
 def session_id(value: str | None) -> str | None:

@@ -31,12 +31,14 @@ START_S: Final = 10.0
 _ALL: Final = namespaces.MOUNT | namespaces.PID | namespaces.NET
 _IPV6: Final = Path("/proc/sys/net/ipv6")
 
-# PID 1. Its own /proc and /sys show the host as it is; where a container forbids the mounts, the outer ones
-# do. SIGCHLD ignored, so that orphans are reaped without anyone's doing; `cat` inherits that.
+# PID 1. Its own /proc and /sys show the host as it is, and its own /run has its own daemons' sockets only; where a
+# container forbids the mounts, the outer ones do. SIGCHLD ignored, so that orphans are reaped without anyone's doing;
+# `cat` inherits that.
 _PID_1: Final = """
 mount --make-rprivate / || exit 1
 mount -t proc proc /proc 2>/dev/null
 mount -t sysfs sysfs /sys 2>/dev/null
+mount -t tmpfs -o mode=755 tmpfs /run 2>/dev/null
 trap '' CHLD
 echo ready
 exec cat

@@ -163,7 +163,7 @@ class Siege:
         return self.session("mallory")
 
     def session(self, name: str) -> Session:
-        return next(s for s in self.server._sessions if s.client.name == name)
+        return next(s for s in self.server.sessions if s.client.name == name)
 
     async def connect(self, *parts: bytes, receive_buffer_bytes: int | None = None) -> Raw:
         """A connection on which these bytes were sent. Closed at the end of the test."""
@@ -262,7 +262,7 @@ async def besieged(
         async with running(host, config, *(client_config(name, port) for name in names)):
             devices = {name: await host.device(name) for name in names}
             hub = await host.device("hub")
-            connected = [s for s in servers[0]._sessions if s.client.name != "mallory"]
+            connected = [s for s in servers[0].sessions if s.client.name != "mallory"]
             await until(lambda: all(s.sender.streaming and s.uploads for s in connected), "the honest downloads")
             await until(lambda: all(c.sender.streaming for c in clients), "the honest uploads")
             siege = Siege(port, servers[0], hub, devices, log, open_fds())

@@ -145,7 +145,7 @@ async def down(size: int, frames: int) -> Cost:
             pass
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tunnel._sessions[0].sender.serve, BodyWriter(connection))
+        nursery.start_soon(tunnel.sessions[0].sender.serve, BodyWriter(connection))
         await trio.testing.wait_all_tasks_blocked()
         calls, peak = counted(work)
         nursery.cancel_scope.cancel()
@@ -158,7 +158,7 @@ async def up(size: int, frames: int) -> Cost:
     data = b"%x\r\n%b\r\n" % (len(body), body)
     assert len(data) <= BUFFER_BYTES
     device, tunnel = CountingDevice(), tunnel_server()
-    session = tunnel._sessions[0]
+    session = tunnel.sessions[0]
     writer = DeviceWriter(device, tunnel.device_drops)
     reader = FrameReader(ChunkedBody())
 
@@ -167,7 +167,7 @@ async def up(size: int, frames: int) -> Cost:
         reader.space()[: len(data)] = data
         found = reader.feed(len(data))
         while True:
-            session.forward(reader.view, found, writer, tunnel._sessions)
+            session.forward(reader.view, found, writer, tunnel.sessions)
             if not reader.pending:
                 break
             found = reader.feed(0)

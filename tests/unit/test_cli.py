@@ -35,7 +35,7 @@ class Started(list[str]):
 
     called = False
 
-    def run(self, configs: Sequence[InterfaceConfig]) -> int:
+    def run(self, configs: Sequence[InterfaceConfig], *, name: str | None, config_file: str) -> int:
         self.called = True
         self += [config.name for config in configs]
         return RUN_EXIT

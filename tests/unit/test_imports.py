@@ -19,17 +19,18 @@ LAYERS: Final = (
     {"wire"},
     {"routing"},
     {"config"},
+    {"status"},
     {"host"},
     {"http"},
     {"tunnel"},
-    {"probe"},
+    {"control", "probe"},
     {"admin"},
     {"update"},
     {"app"},
     {"cli"},
     {"__main__"},
 )
-PURE: Final = ("wire", "routing", "config")
+PURE: Final = ("wire", "routing", "config", "status")
 # What waits, measures time or touches the network. config reads files; that needs no more than `os`.
 IMPURE: Final = {"trio", "socket", "ssl", "time", "asyncio", "threading", "select", "selectors", "subprocess", "signal"}
 REAL_ADAPTERS: Final = {"host.system", "host.tun", "host.netlink"}
@@ -117,6 +118,8 @@ PARSERS: Final = [
     ("wire/control.py", "echoed_clock"),
     ("wire/control.py", "bye_reason"),
     ("wire/control.py", "agree"),
+    ("wire/control.py", "agent"),
+    ("wire/control.py", "agent_payload"),
     ("wire/control.py", "session_id"),
     ("wire/control.py", "seen_number"),
     ("wire/control.py", "upload_number"),

@@ -60,6 +60,7 @@ async def get(stream: trio.abc.Stream, token: str, *headers: str) -> bytes:
             if not piece:
                 break
             answer += piece
+    await trio.testing.wait_all_tasks_blocked()  # the head is out before the session knows of its client
     return answer
 
 

@@ -549,5 +549,5 @@ async def test_a_server_that_goes_is_answered_and_asked_again() -> None:
     reader.prime(rest[0])
     assert reader.ended
     assert body.code == 1000
-    assert [kind for kind, _ in reader.controls] == [control.PING]
+    assert [kind for kind, _ in reader.controls] == [control.AGENT, control.PING]
     assert reader.leftover == b""

@@ -1,0 +1,57 @@
+"""Asks a running process. Blocking, on plain sockets: whoever asks is a short command and wants no event loop."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from msgspec import Struct
+
+from ..errors import HostError, PeerError
+from .protocol import MAX_ANSWER_BYTES, LineReader, decode_answer, encode_request
+
+ANSWER_S: Final = 10.0
+_READ_BYTES: Final = 256 * 1024
+
+T = TypeVar("T")
+
+
+class NobodyThereError(HostError):
+    """The socket is stale, or gone: the process has ended."""
+
+
+def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, timeout_s: float = ANSWER_S) -> T:
+    """The answer of the process at this socket, within ``timeout_s`` as a whole.
+
+    Raises NobodyThereError; HostError: it may not be asked, or does not answer; PeerError: it answers with an error
+    (reason "refused"), or with what nobody understands.
+    """
+    deadline = time.monotonic() + timeout_s
+    reader = LineReader(MAX_ANSWER_BYTES)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(path)
+            with suppress(BrokenPipeError):  # it may have answered without asking what we want
+                sock.sendall(encode_request(command, arguments))
+            while True:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                sock.settimeout(left_s)
+                if (line := reader.feed(sock.recv(_READ_BYTES))) is not None:
+                    return decode_answer(line, kind)
+        except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError) as exc:
+            raise NobodyThereError(f"{path}: nobody is there any more") from exc
+        except PermissionError as exc:
+            raise HostError(f"{path}: permission denied; ask as root, or as the user whose process it is") from exc
+        except (TimeoutError, BlockingIOError) as exc:
+            raise HostError(f"{path}: no answer within {timeout_s:.0f} s; is the process stopped?") from exc
+        except OSError as exc:
+            raise HostError(f"{path}: {exc.strerror or exc}") from exc
+        except PeerError as exc:
+            if exc.reason == "closed":
+                raise NobodyThereError(f"{path}: the process ended before it answered") from exc
+            raise

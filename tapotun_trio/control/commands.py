@@ -1,0 +1,68 @@
+"""What can be asked of every running process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from .. import __version__
+from ..status.model import ProcessStatus
+from ..tunnel.clocks import Moment, date_of
+from ..tunnel.registry import Registry
+from ..tunnel.status import snapshot, state_of
+from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
+from .server import Command
+
+POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """``name``: of its control socket."""
+
+    name: str
+    config_file: str
+    started: Moment
+
+
+def process_status(process: Process, registry: Registry, interfaces: list[str]) -> ProcessStatus:
+    """How this process is now; ``interfaces``: only these. Raises NoSuchPeerError."""
+    return ProcessStatus(
+        version=__version__,
+        pid=os.getpid(),
+        name=process.name,
+        config_file=process.config_file,
+        started_at=date_of(process.started),
+        interfaces=snapshot(registry.select(interfaces)),
+    )
+
+
+def standard_commands(process: Process, registry: Registry) -> dict[str, Command]:
+    """status, wait and disconnect, by name; whoever has more adds them."""
+
+    async def status(arguments: StatusArguments) -> ProcessStatus:
+        return process_status(process, registry, arguments.interfaces)
+
+    async def wait(arguments: WaitArguments) -> WaitResult:
+        waiting: dict[str, str] = {}
+        with trio.move_on_after(arguments.timeout_s):
+            while True:
+                # By name each time: a reload may have taken one away.
+                records = registry.select(arguments.interfaces)
+                waiting = {it.config.name: state_of(it) for it in records if state_of(it) != "up"}
+                if not waiting:
+                    break
+                await trio.sleep(POLL_S)
+        return WaitResult([record.config.name for record in records if record.config.name not in waiting], waiting)
+
+    async def disconnect(arguments: DisconnectArguments) -> DisconnectResult:
+        return DisconnectResult(registry.disconnect(arguments.interface, arguments.client))
+
+    return {
+        "status": Command(StatusArguments, status),
+        "wait": Command(WaitArguments, wait),
+        "disconnect": Command(DisconnectArguments, disconnect),
+    }

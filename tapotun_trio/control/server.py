@@ -1,0 +1,111 @@
+"""Answers at the control socket, for as long as the process runs. Nobody who asks can hold it up."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from socket import socket
+from typing import Any, Final, TypeAlias
+
+import trio
+from msgspec import Struct
+
+from ..errors import PeerError, TapotunError, leaves
+from ..log import Log
+from .protocol import (
+    MAX_REQUEST_BYTES,
+    LineReader,
+    decode_arguments,
+    decode_request,
+    encode_error,
+    encode_result,
+)
+
+MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
+REQUEST_S: Final = 5.0  # from accept to the request's end
+ANSWER_S: Final = 10.0  # from the answer's first byte to the last that the kernel took
+ACCEPT_RETRY_S: Final = 0.1
+_READ_BYTES: Final = 4096
+_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``run`` gets the arguments, decoded, and returns what msgspec can encode, or raises TapotunError with a line for
+    who asked. It bounds its own time, is cancelled with the process, and is not when the asker goes."""
+
+    arguments: type[Struct]
+    run: Callable[[Any], Awaitable[object]]
+
+
+Commands: TypeAlias = Mapping[str, Command]
+
+
+async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
+    """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
+    listener = trio.socket.from_stdlib_socket(sock)
+    served = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal served
+        served += 1
+        try:
+            async with stream:
+                await _serve(stream, commands, log, busy=served > MAX_CONNECTIONS)
+        except* (PeerError, trio.BrokenResourceError) as group:
+            for exc in leaves(group):
+                log.debug("control socket: %s", exc)
+        finally:
+            served -= 1
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                connection, _ = await listener.accept()
+            except OSError as exc:
+                if exc.errno not in _SHORT:
+                    raise
+                await trio.sleep(ACCEPT_RETRY_S)  # the front door says it, if it meets it too
+                continue
+            nursery.start_soon(serve, trio.SocketStream(connection))
+
+
+async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, *, busy: bool) -> None:
+    answer = encode_error("too many ask at the same time; try again")
+    if not busy:
+        with trio.move_on_after(REQUEST_S) as deadline:
+            line = await _read_line(stream)
+        if deadline.cancelled_caught:
+            raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason="slow-request")
+        answer = encode_error("the request is too long") if line is None else await _answer(line, commands, log)
+    with trio.move_on_after(ANSWER_S):
+        await stream.send_all(answer)
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes | None:
+    """None: it is too long."""
+    reader = LineReader(MAX_REQUEST_BYTES)
+    try:
+        while (line := reader.feed(await stream.receive_some(_READ_BYTES))) is None:
+            pass
+    except PeerError as exc:
+        if exc.reason != "too-long":
+            raise
+        return None
+    return line
+
+
+async def _answer(line: bytes, commands: Commands, log: Log) -> bytes:
+    """The boundary of a command's failure: whatever it is, the process goes on."""
+    try:
+        request = decode_request(line)
+        command = commands.get(request.command)
+        if command is None:
+            return encode_error(f"no such command; this process knows {', '.join(sorted(commands))}")
+        return encode_result(await command.run(decode_arguments(request.arguments, command.arguments)))
+    except TapotunError as exc:
+        return encode_error(str(exc))
+    except Exception:  # logged with its traceback
+        log.exception("a bug in a command of the control socket")
+        return encode_error("a bug; the log of the process has it")

@@ -1,0 +1,222 @@
+"""Status for people: what `wg show` would say, in lines that fit. Untrusted input: whatever a peer or another process
+calls itself, it is one line without controls, and no longer than its place. Nothing here looks at a clock."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Final
+
+from ..text import one_line
+from .model import InterfaceStatus, PeerStatus, ProcessStatus
+
+WIDTH: Final = 80
+MIN_WIDTH: Final = 40
+LIST_LIMIT: Final = 8  # of many routes so many are shown; --json has them all
+
+_LABEL: Final = 12  # columns, with its colon and the space behind it
+_RESET: Final = "\x1b[0m"
+_BOLD: Final = "\x1b[1m"
+_RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
+_STATE_COLOURS: Final = {"up": _GREEN, "connected": _GREEN, "offline": "", "failed": _RED, "replaced": _RED}
+
+
+def render(processes: Iterable[ProcessStatus], now: datetime, *, width: int = WIDTH, colour: bool = False) -> str:
+    """All of them, a block each. ``width``: columns of the terminal; ``colour``: with ANSI colours."""
+    page = _Page(max(width, MIN_WIDTH), colour)
+    for process in processes:
+        page.process(process, now)
+    return page.text
+
+
+class _Page:
+    def __init__(self, width: int, colour: bool) -> None:
+        self._width = width
+        self._colour = colour
+        self._lines: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self._lines)
+
+    def process(self, process: ProcessStatus, now: datetime) -> None:
+        if self._lines:
+            self._lines.append("")
+        name = "" if process.name == str(process.pid) else f" {process.name}"
+        head = f"tapotun {process.version}{name}, pid {process.pid}, up for {ago(process.started_at, now)}, "
+        self._lines.append(self._cut(head, keep=process.config_file))
+        for interface in process.interfaces:
+            self._interface(interface, now)
+
+    def _interface(self, it: InterfaceStatus, now: datetime) -> None:
+        self._head("", "interface", it.name, _GREEN)
+        verb = "up" if it.state == "up" else it.state
+        self._field(
+            "  ", "state", [f"{it.kind}, {verb} for {ago(it.since, now)}"], _STATE_COLOURS.get(it.state, _YELLOW)
+        )
+        if it.state == "failed":
+            self._field("  ", "why", [it.last_error or "not known"], _RED)
+        mtu = [] if it.mtu_bytes is None else [f"MTU {it.mtu_bytes}"]
+        self._field("  ", "addresses", [*it.addresses, *mtu])
+        path = "" if it.path is None else f" {it.path}"
+        self._field("  ", "listening", [f"{at.address}{path}" for at in it.listen])
+        self._field("  ", "dropped", _reasons(it.device_drops))
+        refused = dict(it.refusals)
+        for at in it.listen:
+            for reason, count in at.refusals.items():
+                refused[reason] = refused.get(reason, 0) + count
+        self._field("  ", "refused", _reasons(refused))
+        if it.restarts and it.state != "failed":
+            last = [] if it.last_error is None else [f"the last because of: {it.last_error}"]
+            self._field("  ", "restarts", [str(it.restarts), *last])
+        for peer in it.peers:
+            self._peer(peer, now)
+
+    def _peer(self, it: PeerStatus, now: datetime) -> None:
+        self._head("  ", "peer", it.name, _YELLOW)
+        since = "" if it.connected_since is None else f" for {ago(it.connected_since, now)}"
+        again = [f"reconnected {_times(it.reconnects)}"] if it.reconnects else []
+        self._field("    ", "state", [f"{it.state}{since}", *again], _STATE_COLOURS.get(it.state, _YELLOW))
+        self._field("    ", "endpoint", _endpoint(it))
+        self._field("    ", "addresses", it.addresses)
+        self._field("    ", "routes", it.routes)
+        self._field("    ", "sources", it.sources)
+        if it.endpoint is None and not it.stream_ends:
+            return  # it was never here
+        if it.last_frame_at is not None:
+            self._field("    ", "last heard", [f"{ago(it.last_frame_at, now)} ago"])
+        self._field("    ", "received", [_traffic(it.rx_bytes, it.rx_packets, it.rates.rx_bits_per_s)])
+        self._field("    ", "sent", [_traffic(it.tx_bytes, it.tx_packets, it.rates.tx_bits_per_s)])
+        rtt = it.rtt
+        if rtt.last_ms is not None and rtt.smoothed_ms is not None and rtt.min_ms is not None:
+            figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, least {_ms(rtt.min_ms)}"
+            self._field("    ", "round trip", [figures])
+        if it.outbox.packets:
+            self._field("    ", "waiting", [f"{size(it.outbox.bytes)} in {_count(it.outbox.packets, 'packet')}"])
+        self._field("    ", "dropped", _reasons(it.drops))
+        self._field("    ", "ended", _reasons(it.stream_ends))
+
+    def _head(self, indent: str, kind: str, name: str, colour: str) -> None:
+        self._lines.append("")
+        room = self._width - len(indent) - len(kind) - 2
+        shown = fit(one_line(name), room)
+        if self._colour:
+            self._lines.append(f"{indent}{_BOLD}{colour}{kind}{_RESET}: {colour}{shown}{_RESET}")
+        else:
+            self._lines.append(f"{indent}{kind}: {shown}")
+
+    def _field(self, indent: str, label: str, items: list[str], colour: str = "") -> None:
+        """``label: item, item, ...``, wrapped between items; nothing if there are none."""
+        if not items:
+            return
+        if len(items) > LIST_LIMIT + 1:
+            items = [*items[:LIST_LIMIT], f"and {len(items) - LIST_LIMIT} more"]
+        room = self._width - len(indent) - _LABEL
+        rows = [""]
+        for i, item in enumerate(items):
+            piece = fit(one_line(item), room - 1) + ("," if i < len(items) - 1 else "")
+            joined = f"{rows[-1]} {piece}" if rows[-1] else piece
+            if columns(joined) <= room:
+                rows[-1] = joined
+            else:
+                rows.append(piece)
+        for i, row in enumerate(rows):
+            named = f"{label}:" if i == 0 else ""
+            padding = " " * (_LABEL - len(named))
+            if self._colour:
+                named = f"{_BOLD}{named}{_RESET}" if named else ""
+                row = f"{colour}{row}{_RESET}" if colour else row
+            self._lines.append(f"{indent}{named}{padding}{row}")
+
+    def _cut(self, head: str, *, keep: str) -> str:
+        """One line of both; of what is too long the beginning goes, for a path says most at its end."""
+        head, tail = one_line(head), one_line(keep)
+        room = max(self._width - columns(head), 1)
+        while columns(tail) > room:
+            tail = f"…{tail[2:]}" if len(tail) > 1 else ""
+        return fit(head + tail, self._width)
+
+
+def _endpoint(it: PeerStatus) -> list[str]:
+    if it.endpoint is None:
+        return []
+    over = {"http": " over HTTP", "websocket": " over a WebSocket", None: ""}[it.transport]
+    software = it.agent or ("extended" if it.extended else "base protocol")
+    return [f"{it.endpoint}{over}", software]
+
+
+def _traffic(amount_bytes: int, packets: int, bits_per_s: float) -> str:
+    return f"{size(amount_bytes)} in {_count(packets, 'packet')}, now {rate(bits_per_s)}"
+
+
+def _reasons(counts: Mapping[str, int]) -> list[str]:
+    return [f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda it: (-it[1], it[0])) if count]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def size(amount_bytes: int) -> str:
+    """``1.23 MiB``: three digits and a binary prefix."""
+    return _scaled(float(amount_bytes), 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"), whole=True)
+
+
+def rate(bits_per_s: float) -> str:
+    """``93.1 Mbit/s``: three digits and a decimal prefix, as links are sold."""
+    return _scaled(bits_per_s, 1000, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"), whole=True)
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...], *, whole: bool) -> str:
+    """``whole``: the smallest unit has no fractions."""
+    at = 0
+    while value >= base - 0.5 and at < len(units) - 1:
+        value /= base
+        at += 1
+    if at == 0 and whole:
+        return f"{value:.0f} {units[0]}"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {units[at]}"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """The time between, in its two largest units: ``3 h 12 min``. A moment that has not come yet is ``0 s``: clocks
+    are set."""
+    seconds = max(int((now - then).total_seconds()), 0)
+    parts: list[str] = []
+    for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, seconds = divmod(seconds, length)
+        if parts and not number:
+            break
+        if number:
+            parts.append(f"{number} {name}")
+        if len(parts) == 2:
+            break
+    return " ".join(parts) or "0 s"
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal it takes (Unicode UAX #11; combining marks take none)."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1 for c in text
+    )
+
+
+def fit(text: str, limit: int) -> str:
+    """At most so many columns of it, the last an ellipsis if some were left out."""
+    if columns(text) <= limit:
+        return text
+    while text and columns(text) > limit - 1:
+        text = text[: max(limit - 1, 0)] if len(text) > 2 * limit else text[:-1]
+    return f"{text}…"

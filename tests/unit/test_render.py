@@ -1,0 +1,230 @@
+"""What people read of status: golden pages at 80 columns, and hostile words that stay in their place."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapotun_trio.status.model import (
+    InterfaceStatus,
+    ListenerStatus,
+    OutboxStatus,
+    PeerStatus,
+    ProcessStatus,
+    RateStatus,
+    RoundTripStatus,
+)
+from tapotun_trio.status.render import MIN_WIDTH, ago, columns, fit, rate, render, size
+
+from ..tables import table
+
+NOW: Final = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+ANSI: Final = re.compile(r"\x1b\[\d+m")
+
+
+def before(**units: int) -> datetime:
+    return NOW - timedelta(**units)
+
+
+HUB: Final = ProcessStatus(
+    version="0.1.0",
+    pid=4242,
+    name="hub",
+    config_file="/etc/tapotun/hub.json",
+    started_at=before(days=3, hours=4),
+    interfaces=[
+        InterfaceStatus(
+            name="corp0",
+            kind="server",
+            state="up",
+            since=before(days=3, hours=4),
+            addresses=["10.50.0.1/24", "10.50.0.254/24"],
+            mtu_bytes=1400,
+            listen=[
+                ListenerStatus(address="127.0.0.1:8080", refusals={"unknown-path": 3}),
+                ListenerStatus(address="[::1]:8080", refusals={"unknown-path": 1}),
+            ],
+            path="/tun1",
+            device_drops={"no-route": 12, "not-ipv4": 3},
+            refusals={"bad-token": 17},
+            restarts=1,
+            last_error="corp0 is gone",
+            peers=[
+                PeerStatus(
+                    name="branch-a",
+                    state="connected",
+                    endpoint="198.51.100.7:51234",
+                    transport="http",
+                    extended=True,
+                    agent="tapotun-trio/0.1.0",
+                    addresses=["10.50.0.2"],
+                    routes=[f"10.60.{i}.0/24" for i in range(12)],
+                    sources=["192.168.100.10"],
+                    connected_since=before(hours=2, minutes=5),
+                    last_frame_at=before(seconds=1),
+                    rx_packets=1_234_567,
+                    rx_bytes=1_299_000_000,
+                    tx_packets=1,
+                    tx_bytes=3_565_158,
+                    rates=RateStatus(rx_bits_per_s=93_100_000.0, tx_bits_per_s=1234.0),
+                    rtt=RoundTripStatus(last_ms=12.34, smoothed_ms=1300.5, min_ms=11.9),
+                    outbox=OutboxStatus(bytes=65_550, packets=45),
+                    drops={"queue-age": 2, "codel": 40},
+                    stream_ends={"broken": 3, "silent": 1},
+                    reconnects=4,
+                ),
+                PeerStatus(name="branch-b", state="offline", addresses=["10.50.0.3"], routes=["10.70.0.0/24"]),
+            ],
+        ),
+        InterfaceStatus(
+            name="tun0",
+            kind="client",
+            state="failed",
+            since=before(seconds=9),
+            restarts=2,
+            last_error="tun0: the name is taken",
+            peers=[],
+        ),
+    ],
+)
+
+PAGE: Final = """\
+tapotun 0.1.0 hub, pid 4242, up for 3 d 4 h, /etc/tapotun/hub.json
+
+interface: corp0
+  state:      server, up for 3 d 4 h
+  addresses:  10.50.0.1/24, 10.50.0.254/24, MTU 1400
+  listening:  127.0.0.1:8080 /tun1, [::1]:8080 /tun1
+  dropped:    12 no-route, 3 not-ipv4
+  refused:    17 bad-token, 4 unknown-path
+  restarts:   1, the last because of: corp0 is gone
+
+  peer: branch-a
+    state:      connected for 2 h 5 min, reconnected 4 times
+    endpoint:   198.51.100.7:51234 over HTTP, tapotun-trio/0.1.0
+    addresses:  10.50.0.2
+    routes:     10.60.0.0/24, 10.60.1.0/24, 10.60.2.0/24, 10.60.3.0/24,
+                10.60.4.0/24, 10.60.5.0/24, 10.60.6.0/24, 10.60.7.0/24,
+                and 4 more
+    sources:    192.168.100.10
+    last heard: 1 s ago
+    received:   1.21 GiB in 1234567 packets, now 93.1 Mbit/s
+    sent:       3.40 MiB in 1 packet, now 1.23 kbit/s
+    round trip: 12.3 ms, mean 1.3 s, least 11.9 ms
+    waiting:    64.0 KiB in 45 packets
+    dropped:    40 codel, 2 queue-age
+    ended:      3 broken, 1 silent
+
+  peer: branch-b
+    state:      offline
+    addresses:  10.50.0.3
+    routes:     10.70.0.0/24
+
+interface: tun0
+  state:      client, failed for 9 s
+  why:        tun0: the name is taken
+"""
+
+
+def test_the_page_at_80_columns() -> None:
+    assert render([HUB], NOW) == PAGE
+    assert max(map(len, PAGE.splitlines())) <= 80
+
+
+def test_colours_change_no_column() -> None:
+    coloured = render([HUB], NOW, colour=True)
+    assert ANSI.sub("", coloured) == PAGE
+    assert "\x1b[32mcorp0\x1b[0m" in coloured
+    assert "\x1b" not in PAGE
+
+
+def test_several_processes() -> None:
+    page = render([HUB, HUB], NOW)
+    assert page == f"{PAGE}\n{PAGE}"
+    assert render([], NOW) == ""
+
+
+HOSTILE: Final = "\x1b[2J\x1b]0;owned\x07\r\nroot@host:~# \u202e\ud800" + "漢" * 90
+
+
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_whatever_they_call_themselves(width: int) -> None:
+    peer = PeerStatus(
+        name=HOSTILE,
+        state="connected",
+        endpoint=HOSTILE,
+        agent=HOSTILE,
+        routes=[HOSTILE] * 20,
+        drops={HOSTILE: 1},
+        connected_since=NOW + timedelta(hours=1),
+    )
+    interface = InterfaceStatus(
+        name=HOSTILE, kind="client", state="failed", since=NOW, last_error=HOSTILE, addresses=[HOSTILE], peers=[peer]
+    )
+    process = ProcessStatus(
+        version=HOSTILE, pid=-1, name=HOSTILE, config_file=HOSTILE, started_at=NOW, interfaces=[interface]
+    )
+    lines = render([process], NOW, width=width).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert max(map(columns, lines)) <= max(width, MIN_WIDTH)
+    assert len(lines) < 60
+    render([process], NOW, width=width).encode()
+
+
+def test_a_long_path_keeps_its_end() -> None:
+    process = ProcessStatus(
+        version="0.1.0", pid=7, name="7", config_file="/very/long" * 20 + "/hub.json", started_at=NOW
+    )
+    (line,) = render([process], NOW).splitlines()
+    assert line.startswith("tapotun 0.1.0, pid 7, up for 0 s, …")
+    assert line.endswith("/hub.json")
+    assert len(line) == 80
+
+
+@table(
+    "seconds said",
+    ("now", 0, "0 s"),
+    ("the future", -5, "0 s"),
+    ("a minute", 60, "1 min"),
+    ("more", 61, "1 min 1 s"),
+    ("hours", 3 * 3600 + 59, "3 h"),
+    ("days", 86400 * 400 + 3600, "400 d 1 h"),
+)
+def test_ago(seconds: int, said: str) -> None:
+    assert ago(NOW - timedelta(seconds=seconds), NOW) == said
+
+
+@table(
+    "amount said",
+    ("none", 0, "0 B"),
+    ("just below", 1023, "1023 B"),
+    ("one", 1024, "1.00 KiB"),
+    ("rounded up", 1024 * 1024 - 1, "1.00 MiB"),
+    ("tens", 10 * 1024, "10.0 KiB"),
+    ("hundreds", 1000 * 1024, "1000 KiB"),
+    ("a uint64", 2**64 - 1, "16.0 EiB"),
+)
+def test_size(amount: int, said: str) -> None:
+    assert size(amount) == said
+
+
+def test_rate() -> None:
+    assert [rate(it) for it in (0, 999, 1000, 6.5e9, 1e16)] == [
+        "0 bit/s",
+        "999 bit/s",
+        "1.00 kbit/s",
+        "6.50 Gbit/s",
+        "10000 Tbit/s",
+    ]
+
+
+@given(st.text(max_size=60), st.integers(1, 50))
+def test_fit(text: str, limit: int) -> None:
+    fitted = fit(text, limit)
+    assert columns(fitted) <= limit
+    assert fitted == text or (fitted.endswith("…") and text.startswith(fitted[:-1]))

@@ -1,0 +1,276 @@
+"""status, wait and disconnect as a person calls them, and the document that --json prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+import trio
+
+from tapotun_trio import exits
+from tapotun_trio.cli import main
+from tapotun_trio.control import place
+from tapotun_trio.control.commands import Process, standard_commands
+from tapotun_trio.control.protocol import StatusReport
+from tapotun_trio.control.server import serve_control
+from tapotun_trio.log import process_logger
+from tapotun_trio.status import model
+from tapotun_trio.tunnel.clocks import moment
+
+from ..tables import table
+from .support import client_config, free_port
+from .test_status import World, pair, world
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where processes are looked for, instead of /run/tapotun."""
+    monkeypatch.setattr(place, "RUN", str(tmp_path / "run"))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return tmp_path / "run"
+
+
+@asynccontextmanager
+async def asked(it: World, name: str = "office") -> AsyncIterator[None]:
+    """A process of that name, whose interfaces are these."""
+    with place.listening(name, place.places({})) as sock:
+        async with trio.open_nursery() as nursery:
+            process = Process(name, "/etc/tapotun/office.json", moment())
+            nursery.start_soon(serve_control, sock, standard_commands(process, it.registry), process_logger())
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def call(*argv: str) -> int:
+    """Beside the processes that it asks."""
+    return await trio.to_thread.run_sync(main, argv)
+
+
+async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it):
+        await it.connected()
+        assert await call("status") == exits.OK
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "\x1b" not in out
+        assert out.startswith("tapotun 0.1.0 office, pid ")
+        assert re.findall(r"^interface: (.*)$", out, re.M) == ["hub", "a"]
+        assert len(re.findall(r"^    state:      connected for ", out, re.M)) == 2
+        assert max(map(len, out.splitlines())) <= 80
+
+        assert await call("status", "a", "--name", "office") == exits.OK
+        assert re.findall(r"^interface: (.*)$", capsys.readouterr().out, re.M) == ["a"]
+
+        assert await call("status", "--json", "hub") == exits.OK
+        report = msgspec.json.decode(capsys.readouterr().out, type=StatusReport, strict=True)
+        assert report.schema == model.SCHEMA
+        assert [interface.name for interface in report.processes[0].interfaces] == ["hub"]
+        assert report.processes[0].config_file == "/etc/tapotun/office.json"
+
+
+async def test_several_processes_and_one_that_is_none(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it, "one"), asked(it, "two"):
+        (run_directory / "text.sock").write_text("no socket")
+        assert await call("status") == exits.OK
+        assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["one", "two"]
+        assert await call("status", "--name", "two") == exits.OK
+        assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["two"]
+
+
+async def test_status_complains(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await call("status") == exits.FAILED
+    assert capsys.readouterr() == (
+        "",
+        f"tapotun: no tapotun is running (there is no socket of one in {run_directory})\n",
+    )
+    assert await call("status", "--json") == exits.FAILED
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "processes": []}
+    async with world(*pair()) as it, asked(it):
+        assert await call("status", "b") == exits.FAILED
+        assert capsys.readouterr() == ("", "tapotun: there is no interface b; there is a, hub\n")
+        assert await call("status", "--name", "other") == exits.FAILED
+        assert "no tapotun of the name other is running" in capsys.readouterr().err
+
+
+async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await call("wait", "--timeout", "0.1") == exits.RUNTIME
+    assert capsys.readouterr().err == "tapotun: not up within 0.1 s: no tapotun is running\n"
+    async with world(*pair()) as it, asked(it):
+        assert await call("wait", "--timeout", "30") == exits.OK
+        assert it.interface("a").state == it.interface("hub").state == "up"
+        assert await call("wait", "hub", "a") == exits.OK
+        assert await call("wait", "b") == exits.FAILED
+        assert capsys.readouterr().err == "tapotun: there is no interface b; there is a, hub\n"
+    async with world(client_config("a", free_port())) as it, asked(it):
+        assert await call("wait", "--timeout", "0.3") == exits.RUNTIME
+        assert capsys.readouterr().err == "tapotun: not up within 0.3 s: a is connecting\n"
+
+
+async def test_wait_for_a_process_that_starts_later() -> None:
+    codes: list[int] = []
+
+    async def wait() -> None:
+        codes.append(await call("wait", "a", "--timeout", "30"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        async with world(*pair()) as it, asked(it):
+            while not codes:  # noqa: ASYNC110 - a thread sets it
+                await trio.sleep(0.01)
+    assert codes == [exits.OK]
+
+
+async def test_disconnect(capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it):
+        await it.connected()
+        assert await call("disconnect", "hub", "a") == exits.OK
+        out = capsys.readouterr().out
+        assert out.startswith("disconnected a; it may come back at once")
+        await it.until(lambda: it.peer("hub").reconnects == 1)
+        assert await call("disconnect", "mallory") == exits.FAILED
+        assert capsys.readouterr().err == "tapotun: there is no client mallory here; the servers have a\n"
+
+
+@table(
+    "argv",
+    ("a name with a slash", ["status", "--name", "../x"]),
+    ("a name with a dot first", ["run", "--name", ".x", "f"]),
+    ("no pause", ["status", "--watch=0"]),
+    ("no number", ["wait", "--timeout", "soon"]),
+    ("not a number", ["wait", "--timeout", "nan"]),
+    ("no client", ["disconnect"]),
+)
+def test_usage(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == exits.USAGE
+
+
+class Enough(Exception):
+    pass
+
+
+@contextmanager
+def two_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """--watch sleeps twice at most; the pauses that it asked for."""
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tapotun_trio.control.verbs.time.sleep", sleep)
+        yield pauses
+
+
+async def test_watch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it):
+        await it.connected()
+        for argv, pause in ((("--watch", "a"), 2.0), (("--watch", "0.5", "a"), 0.5), (("--watch", "--json"), 2.0)):
+            with two_looks(monkeypatch) as pauses:
+                assert await call("status", *argv) == exits.OK
+            assert pauses == [pause, pause]
+            out = capsys.readouterr().out
+            if "--json" in argv:
+                assert [len(json.loads(line)["processes"]) for line in out.splitlines()] == [1, 1]
+            else:
+                assert re.findall(r"^interface: (.*)$", out, re.M) == ["a", "a"]
+                assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+async def test_on_a_terminal(
+    no_color: str, coloured: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "10")
+    async with world(*pair()) as it, asked(it):
+        await it.connected()
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert await call("status") == exits.OK
+        assert ("\x1b[" in capsys.readouterr().out) is coloured
+        with two_looks(monkeypatch):
+            assert await call("status", "--watch") == exits.OK
+        first, second = capsys.readouterr().out.split("\x1b[H")[1:]
+        assert len(first.splitlines()) == len(second.splitlines()) == 10  # the last one clears what is below
+        assert "more lines" in first
+
+
+def test_asking_needs_no_event_loop() -> None:
+    script = (
+        "import sys; from tapotun_trio.cli import main; code = main(['status']); print('trio' in sys.modules, code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split()[-2] == "False"
+
+
+# ------------------------------------------------------------------ docs/status.md
+
+STRUCTS: Final = {
+    "report": StatusReport,
+    "process": model.ProcessStatus,
+    "interface": model.InterfaceStatus,
+    "listener": model.ListenerStatus,
+    "peer": model.PeerStatus,
+    "rates": model.RateStatus,
+    "round trip": model.RoundTripStatus,
+    "outbox": model.OutboxStatus,
+}
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The tables of docs/status.md: heading, field, type."""
+    text = (ROOT / "docs" / "status.md").read_text()
+    sections = re.split(r"^### (.+)$", text.split("## The socket")[0], flags=re.M)[1:]
+    return {
+        heading: dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", body, re.M))
+        for heading, body in zip(sections[::2], sections[1::2], strict=True)
+    }
+
+
+def test_the_document_has_every_field_and_no_other() -> None:
+    assert {heading: list(fields) for heading, fields in documented().items()} == {
+        heading: list(struct.__struct_fields__) for heading, struct in STRUCTS.items()
+    }
+
+
+def words(hint: Any) -> str:
+    """A type as the document puts it."""
+    told = {str: "string", int: "integer", float: "number", bool: "boolean", datetime: "moment", NoneType: "null"}
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(words(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "string"
+    if get_origin(hint) is list:
+        return "array"
+    return told.get(hint, "object")
+
+
+@pytest.mark.parametrize("heading", STRUCTS)
+def test_the_document_has_the_types(heading: str) -> None:
+    hints = get_type_hints(STRUCTS[heading])
+    assert documented()[heading] == {field: words(hint) for field, hint in hints.items()}
+
+
+def test_the_states_are_documented() -> None:
+    text = (ROOT / "docs" / "status.md").read_text()
+    for alias in (model.InterfaceState, model.PeerState, model.InterfaceKind):
+        for word in get_args(alias):
+            assert f"`{word}`" in text
