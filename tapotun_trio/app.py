@@ -16,29 +16,42 @@ from .control.commands import Process, standard_commands
 from .control.place import REMEDY, listening, places
 from .control.server import serve_control
 from .errors import HostError, leaves
+from .host.notify import ServiceManager
 from .host.ports import Host
-from .host.rights import raise_fd_limit, require_tun_rights
+from .host.rights import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
 from .host.system import RealHost
 from .log import process_logger
+from .readiness import tell
 from .tunnel.clocks import moment
 from .tunnel.registry import Registry
 from .tunnel.supervisor import run_interfaces
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 _SAME_MOMENT_S = 0.01
 
 
-def run(configs: Sequence[InterfaceConfig], *, name: str | None = None, config_file: str = "") -> int:
+def run(
+    configs: Sequence[InterfaceConfig],
+    *,
+    name: str | None,
+    config_file: str,
+    notify_fd: int | None,
+    ready_timeout_s: float,
+) -> int:
     """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
 
     ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
+    ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.tell`.
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, moment())
     log = process_logger()
     try:
         require_tun_rights()
         raise_fd_limit()
-        trio.run(serve, configs, RealHost(), process)
+        drop_rights(needed_capabilities(configs))
+        with ServiceManager(os.environ, notify_fd, log) as manager:
+            trio.run(serve, configs, RealHost(), process, manager, ready_timeout_s)
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
@@ -51,17 +64,21 @@ def run(configs: Sequence[InterfaceConfig], *, name: str | None = None, config_f
     return return_code
 
 
-async def serve(configs: Sequence[InterfaceConfig], host: Host, process: Process) -> None:
+async def serve(
+    configs: Sequence[InterfaceConfig], host: Host, process: Process, manager: ServiceManager, ready_timeout_s: float
+) -> None:
     """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
     log = process_logger()
     registry = Registry()
-    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals, _control_socket(process.name) as control:
+    with trio.open_signal_receiver(*_SIGNALS) as signals, _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope, manager)
             if control is not None:
                 nursery.start_soon(serve_control, control, standard_commands(process, registry), log)
             await nursery.start(run_interfaces, configs, host, registry)
             log.info("ready: %s", ", ".join(config.name for config in configs))
+            if manager.listens:
+                nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
     log.info("stopped")
 
 
@@ -80,8 +97,12 @@ def _control_socket(name: str) -> Iterator[socket | None]:
         yield found
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, manager: ServiceManager) -> None:
     async for number in signals:
+        if number == signal.SIGHUP:
+            process_logger().warning("SIGHUP: the config cannot be read again while it runs; restart the process")
+            continue
+        manager.stopping()
         process_logger().info("%s: stopping; once more to stop at once", signal.Signals(number).name)
         for stop in _STOP_SIGNALS:
             signal.signal(stop, _stop_at_once)  # trio puts the former handlers back at the end

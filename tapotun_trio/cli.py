@@ -21,6 +21,7 @@ from .log import LEVELS, process_logger, set_up_logging
 
 TOKEN_BYTES: Final = 32
 DEFAULT_PAUSE_S: Final = 2.0
+READY_TIMEOUT_S: Final = 30.0
 
 _DESCRIPTION: Final = """\
 Carries IP packets between Linux machines over two long-lived HTTP streams.
@@ -40,6 +41,7 @@ exit codes:
   1  the config has errors, or the start failed: a restart will not help
   2  wrong usage
   3  failed while running: restart it; wait: not up in time
+(service managers: restart after anything but 0, 1 and 2)
 
 Every field of the config file is in the README."""
 
@@ -68,7 +70,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return exits.FAILED
     from .app import run  # only now: the other verbs need neither trio nor the host
 
-    return run(interfaces, name=arguments.name, config_file=os.path.abspath(arguments.file))
+    return run(
+        interfaces,
+        name=arguments.name,
+        config_file=os.path.abspath(arguments.file),
+        notify_fd=arguments.notify_fd,
+        ready_timeout_s=arguments.ready_timeout,
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -151,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="what status and others call this process. Default: its PID",
         )
+        text = "write a line to this open descriptor when every interface is up (s6)"
+        verb.add_argument("--notify-fd", type=_notify_fd, metavar="FD", help=text)
+        text = "be ready for the service manager after so long, up or not. Default: 30"
+        verb.add_argument("--ready-timeout", type=_timeout, default=READY_TIMEOUT_S, metavar="SECONDS", help=text)
         verb.set_defaults(verb=_run, kinds=kinds, kind_name=kind_name)
 
     text = "check FILE and print all of its errors, one line each"
@@ -201,6 +213,12 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     verb.add_argument("client", metavar="CLIENT", help="its name in the config, or its address if it has none there")
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_disconnect)
+
+
+def _notify_fd(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 3 <= int(text) < 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is no descriptor; write a number from 3 on")
+    return int(text)
 
 
 def _process_name(text: str) -> str:
@@ -275,7 +293,7 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 _VERBS: Final = frozenset(
     {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "probe"}
 )
-_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name")
+_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
+from collections.abc import Iterable
+from struct import Struct
 from typing import Final
 
+from ..config.model import InterfaceConfig, ServerConfig, UnixEndpoint
 from ..errors import HostError
 
 TUN_PATH: Final = "/dev/net/tun"
 
-CAP_NET_ADMIN: Final = 12  # linux/capability.h
+# linux/capability.h
+CAP_DAC_OVERRIDE: Final = 1
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_ADMIN: Final = 12
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAP_HEADER: Final = Struct("=Ii")
+_CAP_DATA: Final = Struct("=6I")  # effective, permitted, inheritable, of capabilities 0 to 31; and again, 32 to 63
+_PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
+_FIRST_FREE_PORT: Final = 1024  # net.ipv4.ip_unprivileged_port_start, by default
 
 NET_ADMIN_REMEDY: Final = (
     "run as root, or under systemd with AmbientCapabilities=CAP_NET_ADMIN, "
@@ -66,6 +78,43 @@ def require_tun_rights() -> None:
         return  # No /proc to ask: the first interface will say EPERM if it must.
     if not capabilities >> CAP_NET_ADMIN & 1:
         raise HostError(f"this process (uid {os.geteuid()}) lacks CAP_NET_ADMIN; {NET_ADMIN_REMEDY}")
+
+
+def needed_capabilities(configs: Iterable[InterfaceConfig]) -> int:
+    """What these interfaces may still need once the process has begun, as a bit mask."""
+    needed = 1 << CAP_NET_ADMIN
+    for config in configs:
+        if isinstance(config, ServerConfig):
+            for endpoint in config.listen:
+                if isinstance(endpoint, UnixEndpoint):
+                    needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
+                elif endpoint.port < _FIRST_FREE_PORT:
+                    needed |= 1 << CAP_NET_BIND_SERVICE
+        elif config.tls.cert_file or config.tls.ca_file:
+            needed |= 1 << CAP_DAC_OVERRIDE  # read again when the interface starts again; they may be anybody's
+    return needed
+
+
+def drop_rights(keep: int) -> None:
+    """Give up every capability but these (a bit mask), and what a set-user-ID program would bring; for good.
+
+    No capability that is not there is gained. Raises HostError if the kernel refuses, which it never should: a process
+    may always give up.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAP_HEADER.size)
+    data = ctypes.create_string_buffer(_CAP_DATA.size)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capget(header, data):
+        raise _not_dropped()
+    low, high = keep & 0xFFFFFFFF, keep >> 32
+    masks = (low, low, 0, high, high, 0)
+    kept = [has & mask for has, mask in zip(_CAP_DATA.unpack(data.raw), masks, strict=True)]
+    if libc.capset(header, ctypes.create_string_buffer(_CAP_DATA.pack(*kept), _CAP_DATA.size)):
+        raise _not_dropped()
+
+
+def _not_dropped() -> HostError:
+    return HostError(f"cannot give up capabilities that are not needed: {os.strerror(ctypes.get_errno())}")
 
 
 def raise_fd_limit() -> int:

@@ -35,7 +35,15 @@ class Started(list[str]):
 
     called = False
 
-    def run(self, configs: Sequence[InterfaceConfig], *, name: str | None, config_file: str) -> int:
+    def run(
+        self,
+        configs: Sequence[InterfaceConfig],
+        *,
+        name: str | None,
+        config_file: str,
+        notify_fd: int | None,
+        ready_timeout_s: float,
+    ) -> int:
         self.called = True
         self += [config.name for config in configs]
         return RUN_EXIT

@@ -5,12 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tapotun_trio.config.model import InterfaceConfig, TlsConfig, UnixEndpoint
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.rights import CAP_NET_ADMIN, effective_capabilities, open_tun_node, raise_fd_limit
+from tapotun_trio.host.rights import (
+    CAP_DAC_OVERRIDE,
+    CAP_NET_ADMIN,
+    CAP_NET_BIND_SERVICE,
+    effective_capabilities,
+    needed_capabilities,
+    open_tun_node,
+    raise_fd_limit,
+)
+
+from .support import client_config, server_config
 
 STATUS = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t{}\nCapBnd:\t0\n"
 
@@ -20,6 +32,23 @@ STATUS = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff
 )
 def test_effective_capabilities(mask: str, has: bool) -> None:
     assert bool(effective_capabilities(STATUS.format(mask)) >> CAP_NET_ADMIN & 1) is has
+
+
+SERVER = server_config(8080)
+
+
+@pytest.mark.parametrize(
+    ("configs", "more"),
+    [
+        ([SERVER, client_config("tun0", 443)], set()),
+        ([server_config(443)], {CAP_NET_BIND_SERVICE}),
+        ([replace(SERVER, listen=(UnixEndpoint("/run/x"),))], {CAP_DAC_OVERRIDE}),
+        ([SERVER, replace(client_config("tun0", 443), tls=TlsConfig(ca_file="/x"))], {CAP_DAC_OVERRIDE}),
+    ],
+)
+def test_what_is_kept(configs: list[InterfaceConfig], more: set[int]) -> None:
+    kept = needed_capabilities(configs)
+    assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN} | more
 
 
 def test_a_status_without_capabilities() -> None:

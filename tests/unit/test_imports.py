@@ -26,6 +26,7 @@ LAYERS: Final = (
     {"control", "probe"},
     {"admin"},
     {"update"},
+    {"readiness"},
     {"app"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,268 @@
+"""Under service managers: the service directories of conf/ as they are, in the real s6 and runit, and sd_notify."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.harness import Host, Lab, Process, command, ping, wait_until
+from tests.harness.daemon import ROOT
+
+from .worlds import CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+
+pytestmark = pytest.mark.netns
+
+PATIENCE_S: Final = 30.0
+NOBODY: Final = 65534
+NET_ADMIN: Final = 1 << 12
+
+
+class Service:
+    """A directory of conf/, copied, with the paths that a machine would have replaced by the test's own."""
+
+    def __init__(self, host: Host, manager: str, *entries: dict[str, Any]) -> None:
+        self.host = host
+        self.directory = host.tmp / "services" / "tapotun"
+        self.logs = host.tmp / "log"
+        self.config = host.tmp / "tapotun.json"
+        shutil.copytree(ROOT / "conf" / manager / "tapotun", self.directory)
+        for file in (self.directory / "run", self.directory / "log" / "run"):
+            text = file.read_text(encoding="utf-8")
+            changed = text.replace("/etc/tapotun/tapotun.json", str(self.config))
+            file.write_text(changed.replace("/var/log/tapotun", str(self.logs)), encoding="utf-8")
+        programs = host.tmp / "bin"
+        programs.mkdir()
+        (programs / "tapotun").write_text(f'#!/bin/sh\nexec {" ".join(command())} "$@"\n', encoding="utf-8")
+        (programs / "tapotun").chmod(0o755)
+        self.env = {"PATH": f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin", "PYTHONPATH": str(ROOT)}
+        self.write(*entries)
+
+    def write(self, *entries: dict[str, Any]) -> None:
+        self.config.touch(mode=0o600)
+        self.config.write_text(json.dumps(entries), encoding="utf-8")
+
+    def ask(self, *argv: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.host.run(argv, check=check, env=self.env, timeout=PATIENCE_S + 10)
+
+    def log(self) -> str:
+        """All that the logger has kept."""
+        files = [*sorted(self.logs.glob("@*")), self.logs / "current"]
+        return "\n".join(it.read_text(encoding="utf-8") for it in files if it.exists())
+
+    def wait_for_log(self, pattern: str, times: int = 1) -> None:
+        wait_until(lambda: len(re.findall(pattern, self.log())) >= times, PATIENCE_S, f"{times} of {pattern}", self.log)
+
+
+def until(holds: Callable[[], object], what: str, tell: Callable[[], str]) -> None:
+    wait_until(holds, PATIENCE_S, what, tell)
+
+
+def interfaces(host: Host) -> str:
+    return host.run(["ip", "-o", "link", "show"]).stdout
+
+
+def test_s6(lab: Lab) -> None:
+    server, client = cable(lab)
+    service = Service(server, "s6", server_config())
+    root = service.directory.parent
+    with server.start(["s6-svscan", root], env=service.env) as scan:
+        until(lambda: (service.directory / "supervise" / "status").exists(), "s6-supervise", scan.tail)
+        service.ask("s6-svwait", "-U", "-t", "30000", service.directory)  # ready, by the notification descriptor
+        assert "tun0" in interfaces(server)
+        with running(client, client_config(), until=UPLOADING):
+            assert ping(client, TUNNEL_SERVER).ok
+            # It is killed, and comes back by itself.
+            pid = service.ask("s6-svstat", "-o", "pid", service.directory).stdout.strip()
+            server.run(["kill", "-9", pid])
+            service.wait_for_log("ready: tun0", 2)
+            service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
+            until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+        # The log is rotated when it is told to, and goes on.
+        service.ask("s6-svc", "-a", service.directory / "log")
+        until(lambda: list(service.logs.glob("@*")), "a rotated log", service.log)
+        # A config with errors: it is left alone until somebody has mended it.
+        service.write(server_config(net="10.10.0.1"))
+        service.ask("s6-svc", "-r", service.directory)
+        service.wait_for_log(r"\[0\]\.net: ")
+        until(
+            lambda: (
+                service.ask("s6-svstat", "-o", "up,wantedup", service.directory).stdout.split() == ["false", "false"]
+            ),
+            "it to stay down",
+            lambda: service.ask("s6-svstat", service.directory).stdout,
+        )
+        assert len(re.findall(r"\[0\]\.net: ", service.log())) == 1
+        service.write(server_config())
+        service.ask("s6-svc", "-u", service.directory)
+        service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
+        # And down it leaves nothing.
+        service.ask("s6-svc", "-wD", "-T", "30000", "-d", service.directory)
+        assert "tun0" not in interfaces(server)
+        service.wait_for_log("stopped")
+        scan.stop(PATIENCE_S)
+
+
+def test_runit(lab: Lab) -> None:
+    server, client = cable(lab)
+    service = Service(server, "runit", server_config())
+    root = service.directory.parent
+    sv = ["sv", "-w", "30"]
+    with server.start(["runsvdir", "-P", root], env=service.env) as scan:
+        until(lambda: (service.directory / "supervise" / "ok").exists(), "runsv", scan.tail)
+        service.ask(*sv, "check", service.directory)  # its file `check`: every interface is up
+        assert "tun0" in interfaces(server)
+        with running(client, client_config(), until=UPLOADING):
+            assert ping(client, TUNNEL_SERVER).ok
+            pid = (service.directory / "supervise" / "pid").read_text(encoding="ascii").strip()
+            server.run(["kill", "-9", pid])
+            service.wait_for_log("ready: tun0", 2)
+            service.ask(*sv, "check", service.directory)
+            until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+        service.ask("sv", "alarm", service.directory / "log")  # svlogd rotates
+        until(lambda: list(service.logs.glob("@*")), "a rotated log", service.log)
+        service.write(server_config(net="10.10.0.1"))
+        service.ask("sv", "term", service.directory)
+        service.wait_for_log(r"\[0\]\.net: ")
+        until(
+            lambda: re.match("down: (?!.*want up)", service.ask("sv", "status", service.directory, check=False).stdout),
+            "it to stay down",
+            lambda: service.ask("sv", "status", service.directory, check=False).stdout,
+        )
+        assert len(re.findall(r"\[0\]\.net: ", service.log())) == 1
+        service.write(server_config())
+        service.ask(*sv, "start", service.directory)
+        service.ask(*sv, "stop", service.directory)
+        assert "tun0" not in interfaces(server)
+        scan.signal(signal.SIGHUP)  # which stops everything below it
+        assert scan.wait(PATIENCE_S) == 111
+
+
+class Systemd:
+    """The far end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        path.chmod(0o777)
+        self.sock.settimeout(PATIENCE_S)
+
+    def wait(self, pattern: str) -> list[str]:
+        """What is told, up to what matches. Raises TimeoutError."""
+        told: list[str] = []
+        while not told or not re.search(pattern, told[-1]):
+            told.append(self.sock.recv(4096).decode())
+        return told
+
+
+def started(
+    host: Host, systemd: Systemd, config: dict[str, Any], *options: str, without: tuple[str, ...] = ()
+) -> Process:
+    file = host.tmp / "notified.json"
+    file.write_text(json.dumps([config]), encoding="utf-8")
+    file.chmod(0o600)
+    env = {"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "400000"}
+    return host.start([*without, *command(), *options, file], name="tapotun", env=env, cwd=ROOT)
+
+
+def test_systemd_is_told(lab: Lab) -> None:
+    """A client is ready when its streams carry packets, not before; a reload that is not to be had does no harm."""
+    server, client = cable(lab)
+    systemd = Systemd(client.tmp / "notify")
+    with systemd.sock, started(client, systemd, client_config()) as daemon:
+        before = systemd.wait("STATUS=tun0 connecting")
+        before += systemd.wait("WATCHDOG=1")
+        assert "READY=1" not in before
+        with running(server, server_config()):
+            systemd.wait("READY=1")
+            systemd.wait("STATUS=tun0 up")
+            assert ping(client, TUNNEL_SERVER).ok
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for_log("SIGHUP: the config cannot be read again")
+            systemd.wait("WATCHDOG=1")
+            daemon.signal(signal.SIGTERM)
+            systemd.wait("STOPPING=1")
+            assert daemon.wait(PATIENCE_S) == 0
+
+
+def test_ready_with_a_warning_when_time_is_up(lab: Lab) -> None:
+    _, client = cable(lab)
+    systemd = Systemd(client.tmp / "notify")
+    with systemd.sock, started(client, systemd, client_config(), "--ready-timeout", "0.5") as daemon:
+        systemd.wait("READY=1")
+        daemon.wait_for_log("not up within 0 s|not up within 1 s")
+        daemon.stop(PATIENCE_S)
+
+
+def capabilities(pid: int) -> dict[str, int]:
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return {name: int(value, 16) for name, value in re.findall(r"(?m)^(Cap\w+|NoNewPrivs):\s+([0-9a-f]+)$", text)}
+
+
+def test_root_gives_up_what_it_does_not_need(lab: Lab) -> None:
+    server, client = cable(lab)
+    with running(server, server_config()) as daemon, running(client, client_config(), until=UPLOADING):
+        has = capabilities(daemon.pid)
+        assert has["CapEff"] == has["CapPrm"] == NET_ADMIN
+        assert has["CapInh"] == has["CapAmb"] == 0
+        assert has["NoNewPrivs"] == 1
+        assert ping(client, TUNNEL_SERVER).ok
+
+
+def test_a_user_with_cap_net_admin_and_nothing_else(lab: Lab) -> None:
+    """As systemd's User= and AmbientCapabilities= start it."""
+    server, client = cable(lab)
+    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    ours = [
+        *as_nobody,
+        "--inh-caps=-all,+net_admin",
+        "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin",
+    ]
+    config = server.tmp / "nobody.json"
+    config.write_text(json.dumps([server_config()]), encoding="utf-8")
+    config.chmod(0o600)
+    os.chown(config, NOBODY, NOBODY)
+    for directory in (config.parent, *config.parent.parents):  # which only root may enter
+        if directory.stat().st_uid == 0 and str(directory).startswith("/tmp/"):
+            directory.chmod(stat.S_IMODE(directory.stat().st_mode) | 0o055)
+    # By default everybody may open it; on some machines nobody but root.
+    server.run(["mknod", "-m", "666", server.tmp / "tun", "c", "10", "200"])
+    server.run(["mount", "--bind", server.tmp / "tun", "/dev/net/tun"])
+    plain = [command()[0], "-m", "tapotun_trio"]  # it may write no coverage
+    with server.start([*ours, *plain, config], name="tapotun", cwd=ROOT) as daemon:
+        daemon.wait_for_log("ready: ")
+        assert capabilities(daemon.pid)["CapEff"] == NET_ADMIN
+        with running(client, client_config(), until=UPLOADING):
+            assert ping(client, TUNNEL_SERVER).ok
+        assert daemon.stop(PATIENCE_S) == 0
+    assert "tun0" not in interfaces(server)
+    refused = server.run([*as_nobody, "--inh-caps=-all", "--ambient-caps=-all", *plain, str(config)], check=False)
+    assert refused.returncode == 1
+    assert "lacks CAP_NET_ADMIN; run as root, or under systemd with AmbientCapabilities=CAP_NET_ADMIN" in refused.stderr
+    assert CLIENT not in refused.stderr
+
+
+def test_the_unit_is_one_that_systemd_understands(lab: Lab) -> None:
+    """As far as can be told without it running; and how hardened it is (0 is safest, 10 is not at all)."""
+    host = lab.host("machine")
+    unit = host.tmp / "tapotun@office.service"
+    text = (ROOT / "conf" / "systemd" / "tapotun@.service").read_text(encoding="utf-8")
+    unit.write_text(text.replace("/usr/bin/tapotun", "/bin/true"), encoding="utf-8")
+    verified = host.run(["systemd-analyze", "verify", "--man=no", unit], timeout=PATIENCE_S)
+    assert "tapotun" not in verified.stdout + verified.stderr
+    judged = host.run(["systemd-analyze", "security", "--offline=true", unit], check=False, timeout=PATIENCE_S)
+    score = re.search(r"Overall exposure level for tapotun@office\.service: (\d+\.\d)", judged.stdout)
+    assert score is not None, judged.stdout + judged.stderr
+    assert float(score[1]) <= 2.5
