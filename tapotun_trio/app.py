@@ -22,6 +22,7 @@ from .host.rights import drop_rights, needed_capabilities, raise_fd_limit, requi
 from .host.system import RealHost
 from .log import process_logger
 from .readiness import tell
+from .reload import Read, Reloader
 from .tunnel.clocks import moment
 from .tunnel.registry import Registry
 from .tunnel.supervisor import run_interfaces
@@ -33,6 +34,7 @@ _SAME_MOMENT_S = 0.01
 
 def run(
     configs: Sequence[InterfaceConfig],
+    read: Read,
     *,
     name: str | None,
     config_file: str,
@@ -41,6 +43,7 @@ def run(
 ) -> int:
     """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
 
+    ``read``: reads the config again, for a reload; see `Reloader`.
     ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
     ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.tell`.
     """
@@ -51,7 +54,7 @@ def run(
         raise_fd_limit()
         drop_rights(needed_capabilities(configs))
         with ServiceManager(os.environ, notify_fd, log) as manager:
-            trio.run(serve, configs, RealHost(), process, manager, ready_timeout_s)
+            trio.run(serve, configs, read, RealHost(), process, manager, ready_timeout_s)
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
@@ -65,17 +68,24 @@ def run(
 
 
 async def serve(
-    configs: Sequence[InterfaceConfig], host: Host, process: Process, manager: ServiceManager, ready_timeout_s: float
+    configs: Sequence[InterfaceConfig],
+    read: Read,
+    host: Host,
+    process: Process,
+    manager: ServiceManager,
+    ready_timeout_s: float,
 ) -> None:
     """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
     log = process_logger()
     registry = Registry()
     with trio.open_signal_receiver(*_SIGNALS) as signals, _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope, manager)
+            reloader = Reloader(read, registry, manager, log)
+            nursery.start_soon(_take_signals, signals, nursery, manager, reloader)
             if control is not None:
-                nursery.start_soon(serve_control, control, standard_commands(process, registry), log)
-            await nursery.start(run_interfaces, configs, host, registry)
+                commands = {**standard_commands(process, registry), **reloader.commands()}
+                nursery.start_soon(serve_control, control, commands, log)
+            reloader.interfaces = await nursery.start(run_interfaces, configs, host, registry)
             log.info("ready: %s", ", ".join(config.name for config in configs))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
@@ -97,11 +107,15 @@ def _control_socket(name: str) -> Iterator[socket | None]:
         yield found
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, manager: ServiceManager) -> None:
+async def _take_signals(
+    signals: AsyncIterator[int], nursery: trio.Nursery, manager: ServiceManager, reloader: Reloader
+) -> None:
+    """SIGHUP: the config is read again, in a task of ``nursery``; the others: that is cancelled."""
     async for number in signals:
         if number == signal.SIGHUP:
-            process_logger().warning("SIGHUP: the config cannot be read again while it runs; restart the process")
+            nursery.start_soon(reloader.reload_for_a_signal)
             continue
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         manager.stopping()
         process_logger().info("%s: stopping; once more to stop at once", signal.Signals(number).name)
         for stop in _STOP_SIGNALS:
@@ -111,7 +125,7 @@ async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, 
         with trio.move_on_after(_SAME_MOMENT_S):
             async for _ in signals:
                 pass
-        scope.cancel()
+        nursery.cancel_scope.cancel()
         return
 
 

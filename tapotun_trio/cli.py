@@ -15,7 +15,7 @@ from typing import Final
 from . import __version__, exits
 from .config.findings import report_json, report_text
 from .config.load import check, load
-from .config.model import ClientConfig, ServerConfig, TlsConfig, TlsProblem
+from .config.model import ClientConfig, InterfaceConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
 from .log import LEVELS, process_logger, set_up_logging
 
@@ -34,6 +34,7 @@ a first tunnel:
   tapotun validate-config FILE       check a config before it runs
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
   tapotun status                     see how it is, as wg show would tell
+  tapotun reload                     have it read its config again
   tapotun probe URL --token-file F   test the way to a server, through whatever is on it
 
 exit codes:
@@ -56,24 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     set_up_logging(arguments.log_level, arguments.log_format)
     log = process_logger()
+    file = os.path.abspath(arguments.file)  # a reload may come when the working directory is another one
+
+    def read() -> list[InterfaceConfig]:
+        config = load(file, _judge_tls)
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        interfaces = [i for i in config.interfaces if isinstance(i, arguments.kinds)]
+        if not interfaces:
+            raise ConfigError(f"{file}: has no {arguments.kind_name} definition; run it with: tapotun run")
+        return interfaces
+
     try:
-        config = load(arguments.file, _judge_tls)
+        interfaces = read()
     except ConfigError as exc:
         for line in str(exc).splitlines():
             log.error("%s", line)
-        return exits.FAILED
-    for warning in config.warnings:
-        log.warning("%s", warning)
-    interfaces = [i for i in config.interfaces if isinstance(i, arguments.kinds)]
-    if not interfaces:
-        log.error("%s: has no %s definition; run it with: tapotun run", arguments.file, arguments.kind_name)
         return exits.FAILED
     from .app import run  # only now: the other verbs need neither trio nor the host
 
     return run(
         interfaces,
+        read,
         name=arguments.name,
-        config_file=os.path.abspath(arguments.file),
+        config_file=file,
         notify_fd=arguments.notify_fd,
         ready_timeout_s=arguments.ready_timeout,
     )
@@ -95,6 +102,12 @@ def _disconnect(arguments: argparse.Namespace) -> int:
     from .control import verbs
 
     return verbs.disconnect(arguments)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from .control import verbs
+
+    return verbs.reload(arguments)
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -205,6 +218,12 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_wait)
 
+    text = "have running processes read their config again: all of it, or, at any error, nothing"
+    verb = verbs.add_parser("reload", help=text, description=text, allow_abbrev=False)
+    verb.add_argument("--dry-run", action="store_true", help="only say what would change")
+    verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
+    verb.set_defaults(verb=_reload)
+
     text = "end the streams of a server's client, which may come back at once"
     verb = verbs.add_parser("disconnect", help=text, description=text, allow_abbrev=False)
     verb.add_argument(
@@ -291,7 +310,7 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 _VERBS: Final = frozenset(
-    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "probe"}
+    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe"}
 )
 _RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})

@@ -36,6 +36,7 @@ def process_status(process: Process, registry: Registry, interfaces: list[str]) 
         name=process.name,
         config_file=process.config_file,
         started_at=date_of(process.started),
+        last_reload=registry.last_reload,
         interfaces=snapshot(registry.select(interfaces)),
     )
 

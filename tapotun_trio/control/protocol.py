@@ -69,6 +69,18 @@ class DisconnectResult(Struct, frozen=True):
     sessions: int
 
 
+class ReloadArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """``dry_run``: say what would change, and change nothing."""
+
+    dry_run: bool = False
+
+
+class ReloadResult(Struct, frozen=True):
+    """What changed, a line each; none: the config is as it was."""
+
+    changes: list[str]
+
+
 class StatusReport(Struct, frozen=True, kw_only=True):
     """What ``tapotun status --json`` prints: every process that was asked and answered."""
 

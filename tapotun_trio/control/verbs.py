@@ -24,12 +24,15 @@ from .protocol import (
     LONGEST_WAIT_S,
     DisconnectArguments,
     DisconnectResult,
+    ReloadArguments,
+    ReloadResult,
     StatusArguments,
     StatusReport,
     WaitArguments,
     WaitResult,
 )
 
+RELOAD_S: Final = 60.0
 LOOK_S: Final = 0.2  # between two looks for a process that is not there yet
 
 _HOME: Final = "\x1b[H"
@@ -67,6 +70,21 @@ def disconnect(arguments: argparse.Namespace) -> int:
     else:
         print(f"{one_line(client)} is not connected")
     return exits.OK
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Have a process read its config again."""
+    request = ReloadArguments(arguments.dry_run)
+    try:
+        answers, refusals = _ask_all(arguments.name, "reload", request, ReloadResult, timeout_s=RELOAD_S)
+    except TapotunError as exc:
+        return _fail(str(exc))
+    for answer in answers:
+        for line in answer.changes:
+            print(one_line(line))
+    if answers and not any(answer.changes for answer in answers):
+        print("the config has not changed")
+    return _fail(*refusals) if refusals else exits.OK
 
 
 def _until_interrupted(run: Callable[[], int]) -> int:
@@ -191,12 +209,14 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
 # ------------------------------------------------------------------ whom to ask
 
 
-def _ask_all(name: str | None, command: str, request: msgspec.Struct, kind: type[T]) -> tuple[list[T], list[str]]:
+def _ask_all(
+    name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
+) -> tuple[list[T], list[str]]:
     """Every process's answer, and the complaints of those that gave none. Raises NobodyThereError: there is none."""
     answers: list[T] = []
     complaints: list[str] = []
     asked = 0
-    for _, answer in _each(name, command, request, kind, complaints):
+    for _, answer in _each(name, command, request, kind, complaints, timeout_s=timeout_s):
         asked += 1
         if answer is not None:
             answers.append(answer)
@@ -208,7 +228,13 @@ def _ask_all(name: str | None, command: str, request: msgspec.Struct, kind: type
 
 
 def _each(
-    name: str | None, command: str, request: msgspec.Struct, kind: type[T], complaints: list[str] | None = None
+    name: str | None,
+    command: str,
+    request: msgspec.Struct,
+    kind: type[T],
+    complaints: list[str] | None = None,
+    *,
+    timeout_s: float = ANSWER_S,
 ) -> list[tuple[str, T | None]]:
     """Each process that is there, and its answer; None with a complaint for one that gave none. Without a list of
     complaints, what it would be is raised."""
@@ -217,7 +243,7 @@ def _each(
         if name is not None and name_of(path) != name:
             continue
         try:
-            found.append((path, ask(path, command, request, kind)))
+            found.append((path, ask(path, command, request, kind, timeout_s=timeout_s)))
         except NobodyThereError:
             continue
         except (HostError, PeerError) as exc:

@@ -96,6 +96,14 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True):
     peers: list[PeerStatus] = []
 
 
+class ReloadStatus(Struct, frozen=True, kw_only=True):
+    """The last time that the config was read again. With an ``error`` nothing was changed."""
+
+    at: datetime
+    changes: list[str] = []
+    error: str | None = None
+
+
 class ProcessStatus(Struct, frozen=True, kw_only=True):
     """One process, whole."""
 
@@ -105,4 +113,5 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     name: str
     config_file: str
     started_at: datetime
+    last_reload: ReloadStatus | None = None
     interfaces: list[InterfaceStatus] = []

@@ -64,6 +64,12 @@ async def run_server(
             nursery.start_soon(read_device, device, server.classify, server.sole)
             nursery.start_soon(server.run_clock)
             await nursery.start(server.run_transport, writer, door)
+
+            async def reconfigure(newer: ServerConfig) -> None:
+                await programmer.apply(server_plan(newer))
+                server.reconfigure(newer)
+
+            record.reconfigure = reconfigure
             task_status.started()
 
 

@@ -15,6 +15,17 @@ COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
+class _Order:
+    """What the task is to do, and what came of it. ``plan``: None: put back what stands in our notes."""
+
+    __slots__ = ("done", "plan", "refusal")
+
+    def __init__(self, plan: Plan | None) -> None:
+        self.plan = plan
+        self.done = trio.Event()
+        self.refusal: HostError | None = None
+
+
 class Programmer:
     """Owns the addresses, routes and rules of one interface.
 
@@ -34,7 +45,7 @@ class Programmer:
         self._made: list[Item] = []
         self._missing: dict[Item, str] = {}  # pushed items that were refused, and why
         self._mtu: int | None = None
-        self._orders, self._inbox = trio.open_memory_channel[tuple[Plan | None, trio.Event]](0)
+        self._orders, self._inbox = trio.open_memory_channel[_Order](0)
 
     async def run(self, plan: Plan, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Apply ``plan``, report started, then apply what `apply` brings, and put back what went with the link; undo
@@ -48,12 +59,13 @@ class Programmer:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_link)
                     task_status.started()
-                    async for newer, done in self._inbox:
-                        if newer is None:
+                    async for order in self._inbox:
+                        if order.plan is None:
                             await self._put_back(network)
                         else:
-                            await self._change(network, newer)
-                        done.set()
+                            order.refusal = await self._try(network, plan, order.plan)
+                            plan = plan if order.refusal else order.plan
+                        order.done.set()
             finally:
                 with trio.move_on_after(UNDO_S, shield=True) as deadline:
                     await self._undo(network)
@@ -61,14 +73,19 @@ class Programmer:
                     self._log.warning("netlink did not answer; left behind: %s", self._made)
 
     async def apply(self, plan: Plan) -> None:
-        """Have the task make the difference between what stands and ``plan``. Returns when it is made."""
+        """Have the task make the difference between what stands and ``plan``. Returns when it is made.
+
+        Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again.
+        """
         await self._order(plan)
 
     async def _order(self, plan: Plan | None) -> None:
         """None: put back what stands in our notes."""
-        done = trio.Event()
-        await self._orders.send((plan, done))
-        await done.wait()
+        order = _Order(plan)
+        await self._orders.send(order)
+        await order.done.wait()
+        if order.refusal is not None:
+            raise order.refusal
 
     async def _watch_link(self) -> None:
         try:
@@ -98,6 +115,15 @@ class Programmer:
                 return
             # Somebody else's route may have taken the place meanwhile. It stays; we try again the next time only.
             self._log.warning("somebody set this interface up again, and not everything could be put back: %s", exc)
+
+    async def _try(self, network: Network, before: Plan, plan: Plan) -> HostError | None:
+        """Change to ``plan``, or back to the one before; returns why. Raises HostError if there is no way back."""
+        try:
+            await self._change(network, plan)
+        except HostError as exc:
+            await self._change(network, before)
+            return exc
+        return None
 
     async def _change(self, network: Network, plan: Plan) -> None:
         if plan.mtu != self._mtu:

@@ -5,11 +5,14 @@ What stands here is read, and told to do something; its life is the supervisor's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
-from ..config.model import InterfaceConfig
+import trio
+
+from ..config.model import InterfaceConfig, ServerConfig
 from ..errors import TapotunError
+from ..status.model import ReloadStatus
 from ..text import one_line, shorten
 from .client import TunnelClient
 from .clocks import Moment, moment
@@ -27,6 +30,8 @@ class Record:
         ready: a server listens; a client is on its way.
         since: of `ready`, or of its contrary.
         last_error: what ended it last, one line; None: nothing has.
+        reconfigure: changes a server that runs, see `run_server`; None: there is nothing that runs to be changed.
+        scope: all of its life, restarts and pauses between them included; `ended` is set when it is over.
     """
 
     def __init__(self, config: InterfaceConfig) -> None:
@@ -36,6 +41,9 @@ class Record:
         self.since: Moment = moment()
         self.restarts = 0
         self.last_error: str | None = None
+        self.reconfigure: Callable[[ServerConfig], Awaitable[None]] | None = None
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
 
     def started(self) -> None:
         """It is usable (server) or on its way (client)."""
@@ -43,7 +51,7 @@ class Record:
 
     def failed(self, why: str) -> None:
         """It has ended, and will be started again."""
-        self.tunnel = None
+        self.tunnel = self.reconfigure = None
         self.ready, self.since = False, moment()
         self.last_error = one_line(shorten(why, ERROR_CHARS))
         self.restarts += 1
@@ -58,6 +66,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
+        self.last_reload: ReloadStatus | None = None
 
     def add(self, config: InterfaceConfig) -> Record:
         """Take note of an interface that is about to start."""
@@ -67,6 +76,15 @@ class Registry:
     def remove(self, name: str) -> None:
         """It will not run any more."""
         self._records.pop(name, None)
+
+    def get(self, name: str) -> Record | None:
+        """The one of that name, if there is one."""
+        return self._records.get(name)
+
+    def sort(self, names: Iterable[str]) -> None:
+        """The order of the config is another one now."""
+        place = {name: number for number, name in enumerate(names)}
+        self._records = dict(sorted(self._records.items(), key=lambda it: place.get(it[0], len(place))))
 
     def __iter__(self) -> Iterator[Record]:
         return iter(tuple(self._records.values()))

@@ -31,25 +31,43 @@ class TunnelServer:
     """The sessions of one server interface and the HTTP in front of them."""
 
     def __init__(self, config: ServerConfig, log: Log) -> None:
-        self._config = config
         self._log = log
         self.device_drops: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
+        self._verdicts: dict[bytes, Sender | bool] = {}
+        self.sessions: list[Session] = []
+        self.reconfigure(config)
+        self.entrances: list[Entrance] = []
+        # Not one line only: what locks addresses out by the log has to see each of them.
+        self._refusals = Sparingly(burst=LOG_BURST)
+        self._writer: DeviceWriter
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
+        are what they were. A client is the same if it has its name and its token; others end."""
+        self._config = config
         self._router = Router(
             (config.net.ip, *config.ips),
             config.routes,
             [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
             config.source_check,
         )
-        self.sessions = [Session(i, c, config, self._router) for i, c in enumerate(config.clients)]
+        before = {(session.client.name, session.client.token): session for session in self.sessions}
+        self.sessions = []
+        for index, client in enumerate(config.clients):
+            session = before.pop((client.name, client.token), None)
+            if session is None:
+                session = Session(index, client, config, self._router)
+            else:
+                session.reconfigure(index, client, config, self._router)
+            self.sessions.append(session)
         self._by_token = {
             (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self.sessions, strict=True)
         }
-        self._verdicts: dict[bytes, Sender | bool] = {}
-        self.entrances: list[Entrance] = []
-        # Not one line only: what locks addresses out by the log has to see each of them.
-        self._refusals = Sparingly(burst=LOG_BURST)
-        self._writer: DeviceWriter
+        self._verdicts.clear()
+        for session in before.values():
+            session.gone = True
+            session.dismiss("its token is not in the config any more")
 
     # -- the device's side
 
@@ -145,7 +163,8 @@ class TunnelServer:
         return None
 
     def _forward(self, session: Session, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
-        session.forward(reader.view, frames, self._writer, self.sessions)
+        if not session.gone:
+            session.forward(reader.view, frames, self._writer, self.sessions)
 
     async def run_clock(self) -> None:
         """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""

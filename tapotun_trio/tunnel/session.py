@@ -97,6 +97,7 @@ class Session:
         self.rtt = RoundTrip()
         self.presence = Presence()
         self.dismissed: str | None = None  # why the operator ended the last streams
+        self.gone = False  # the config has it no longer: what still comes from its client is dropped
         self.goodbyes = Sparingly()
         self.takeovers = Sparingly()
         self.refusals = Sparingly()
@@ -161,6 +162,22 @@ class Session:
             self.sender.pinging = extended_pinging(self._config.keepalive_s)
         else:
             self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
+
+    def reconfigure(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+        """The config has changed; name and token of the client are what they were. The client is told what concerns it:
+        one of ours by PARAMS, a deployed one by having to connect again."""
+        told = self.params, self.tun_conf
+        self.index, self.client, self._config, self._router = index, client, config, router
+        self._pushed = pushed_routes(config, client)
+        self._verdicts.clear()
+        if self._visit is None or not self.sender.streaming:
+            return
+        if not self._visit.extended:
+            if self.tun_conf != told[1]:
+                self.dismiss("what a deployed client is told when it connects has changed")
+        elif self.params != told[0]:
+            self.sender.pinging = extended_pinging(config.keepalive_s)
+            self.sender.send_control(control.encode(control.PARAMS, self.params))
 
     def taken_by_another(self, visit: Visit) -> bool:
         """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""

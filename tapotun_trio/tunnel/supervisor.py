@@ -1,4 +1,4 @@
-"""Keeps the interfaces of one process running, each for itself."""
+"""Keeps the interfaces of one process running, each for itself, and changes them when the config does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Final
 
 import trio
 
-from ..config.model import InterfaceConfig
+from ..config.changes import Change
+from ..config.model import InterfaceConfig, ServerConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
 from ..log import interface_logger
@@ -19,12 +20,74 @@ RESTART_S: Final = (1.0, 30.0)  # the first pause, doubled up to the last
 HEALTHY_S: Final = 60.0  # an interface that lived so long starts again with the first pause
 
 
+class Interfaces:
+    """All that run. Made by `run_interfaces`."""
+
+    def __init__(self, nursery: trio.Nursery, host: Host, door: FrontDoor, registry: Registry) -> None:
+        self._nursery = nursery
+        self._host = host
+        self._door = door
+        self._registry = registry
+        self._lock = trio.Lock()
+
+    async def start(self, config: InterfaceConfig) -> None:
+        """Run one more. Raises what it raises before it has started; then it does not run."""
+        record = self._registry.add(config)
+        try:
+            await self._nursery.start(_supervise, record, self._host, self._door)
+        except BaseException:
+            self._registry.remove(config.name)
+            raise
+
+    async def change(self, changes: Sequence[Change]) -> None:
+        """Make all of these changes, one after the other, or none. Raises HostError if this machine refuses one; then
+        those before it were undone.
+
+        Cancelled, what was made stays. Whoever comes meanwhile waits, and so does who comes on the way back.
+        """
+        async with self._lock:
+            made: list[Change] = []
+            refusal: HostError | None = None
+            try:
+                for change in changes:
+                    made.append(change)
+                    await self._make(change)
+            except* HostError as group:
+                refusal = next(leaves(group))
+            if refusal is None:
+                return
+            try:
+                for change in reversed(made):
+                    await self._make(change.undone)
+            except* HostError as group:
+                refusal = HostError(f"{refusal}; and on the way back: {next(leaves(group))}")
+            raise refusal
+
+    async def _make(self, change: Change) -> None:
+        """Also where it was made already, or half: so `change` goes back."""
+        before, after = change.before, change.after
+        name = (before or after).name  # type: ignore[union-attr]
+        record = self._registry.get(name)
+        if record is not None and change.how == "live":
+            assert isinstance(after, ServerConfig), "of a client nothing can change while it runs"
+            record.config = after
+            if record.reconfigure is not None:
+                await record.reconfigure(after)
+            return
+        if record is not None:
+            record.scope.cancel()
+            await record.ended.wait()
+            self._registry.remove(name)
+        if after is not None:
+            await self.start(after)
+
+
 async def run_interfaces(
     configs: Sequence[InterfaceConfig],
     host: Host,
     registry: Registry | None = None,
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Interfaces] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run all of them until cancelled; report started when each has.
 
@@ -33,10 +96,13 @@ async def run_interfaces(
     """
     registry = registry or Registry()
     async with open_front_door() as door, trio.open_nursery() as nursery:
+        interfaces = Interfaces(nursery, host, door, registry)
         async with trio.open_nursery() as starting:
             for config in configs:
-                starting.start_soon(nursery.start, _supervise, registry.add(config), host, door)
-        task_status.started()
+                starting.start_soon(interfaces.start, config)
+        registry.sort(config.name for config in configs)
+        nursery.start_soon(trio.sleep_forever)  # a reload may leave none for a while
+        task_status.started(interfaces)
 
 
 class _Started:
@@ -55,18 +121,25 @@ class _Started:
 
 
 async def _supervise(record: Record, host: Host, door: FrontDoor, *, task_status: trio.TaskStatus[None]) -> None:
-    config = record.config
-    log = interface_logger(config.name)
+    try:
+        with record.scope:
+            await _keep_running(record, host, door, task_status)
+    finally:
+        record.ended.set()
+
+
+async def _keep_running(record: Record, host: Host, door: FrontDoor, task_status: trio.TaskStatus[None]) -> None:
+    log = interface_logger(record.config.name)
     status = _Started(record, task_status)
     pause_s = RESTART_S[0]
     while True:
         begun = trio.current_time()
         try:
-            await run_interface(config, host, door, record, task_status=status)
+            await run_interface(record.config, host, door, record, task_status=status)
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))
-                raise HostError(f"{config.name}: {first}") from first
+                raise HostError(f"{record.config.name}: {first}") from first
             for exc in leaves(group):
                 log.error("%s", exc)
             record.failed("; ".join(map(str, leaves(group))))

@@ -177,7 +177,7 @@ def started(
 
 
 def test_systemd_is_told(lab: Lab) -> None:
-    """A client is ready when its streams carry packets, not before; a reload that is not to be had does no harm."""
+    """A client is ready when its streams carry packets, not before; a reload begins and ends with a word."""
     server, client = cable(lab)
     systemd = Systemd(client.tmp / "notify")
     with systemd.sock, started(client, systemd, client_config()) as daemon:
@@ -189,8 +189,9 @@ def test_systemd_is_told(lab: Lab) -> None:
             systemd.wait("STATUS=tun0 up")
             assert ping(client, TUNNEL_SERVER).ok
             daemon.signal(signal.SIGHUP)
-            daemon.wait_for_log("SIGHUP: the config cannot be read again")
-            systemd.wait("WATCHDOG=1")
+            assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", systemd.wait("RELOADING=1")[-1])
+            systemd.wait("READY=1")
+            daemon.wait_for_log("reload: the config has not changed")
             daemon.signal(signal.SIGTERM)
             systemd.wait("STOPPING=1")
             assert daemon.wait(PATIENCE_S) == 0

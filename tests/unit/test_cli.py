@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Started(list[str]):
     def run(
         self,
         configs: Sequence[InterfaceConfig],
+        read: Callable[[], Sequence[InterfaceConfig]],
         *,
         name: str | None,
         config_file: str,

@@ -26,7 +26,7 @@ LAYERS: Final = (
     {"control", "probe"},
     {"admin"},
     {"update"},
-    {"readiness"},
+    {"readiness", "reload"},
     {"app"},
     {"cli"},
     {"__main__"},

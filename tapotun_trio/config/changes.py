@@ -1,0 +1,80 @@
+"""What is different between two configs, and how little has to be done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Literal, TypeAlias
+
+from .model import AllowedClient, InterfaceConfig, ServerConfig
+
+# live: on the running interface, whose sessions go on. restart: the interface goes and comes.
+How: TypeAlias = Literal["added", "removed", "restart", "live"]
+
+# What of a server cannot change while it runs, and what the file calls it.
+_FIXED: Final = {"listen": "listen, port", "path": "path", "reception": "trusted_proxies, proxy_protocol, listen_mode"}
+# What else the file calls differently.
+_NAMES: Final = {"keepalive_s": "keepalive"}
+# First what frees names, addresses and ports, last what needs them.
+_ORDER: Final[tuple[How, ...]] = ("removed", "restart", "live", "added")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Of one interface. ``before`` and ``after``: None where it is not. ``lines``: for people; no token is in them."""
+
+    how: How
+    before: InterfaceConfig | None
+    after: InterfaceConfig | None
+    lines: tuple[str, ...]
+
+    @property
+    def undone(self) -> Change:
+        """The way back."""
+        how: dict[How, How] = {"added": "removed", "removed": "added"}
+        return Change(how.get(self.how, self.how), self.after, self.before, self.lines)
+
+
+def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig]) -> list[Change]:
+    """In the order in which to make them. Interfaces are the same if they have the same name."""
+    old, new = ({config.name: config for config in configs} for configs in (before, after))
+    found = [Change("removed", it, None, (f"{it.name}: removed",)) for it in old.values() if it.name not in new]
+    found += [_change(old[it.name], it) for it in new.values() if it.name in old and it != old[it.name]]
+    found += [Change("added", None, it, (f"{it.name}: added",)) for it in new.values() if it.name not in old]
+    return sorted(found, key=lambda change: _ORDER.index(change.how))
+
+
+def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
+    if not isinstance(old, ServerConfig) or not isinstance(new, ServerConfig):
+        if type(old) is not type(new):
+            return Change("restart", old, new, (f"{new.name}: is a {_kind(new)} now, and starts again",))
+        return Change("restart", old, new, (f"{new.name}: {_named(_different(old, new))} changed, so it starts again",))
+    different = _different(old, new)
+    fixed = [name for name in different if name in _FIXED]
+    if fixed:
+        return Change("restart", old, new, (f"{new.name}: {_named(fixed)} changed, so it starts again",))
+    lines = [f"{new.name}: {_named([name])} changed" for name in different if name != "clients"]
+    return Change("live", old, new, (*lines, *_clients(new.name, old.clients, new.clients)))
+
+
+def _clients(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
+    before, after = ({client.name: client for client in clients} for clients in (old, new))
+    lines = [f"{interface} {name}: removed" for name in before if name not in after]
+    for name, client in after.items():
+        if name not in before:
+            lines.append(f"{interface} {name}: added")
+        elif client != before[name]:
+            lines.append(f"{interface} {name}: {_named(_different(before[name], client))} changed")
+    return lines or ([f"{interface}: the order of its clients changed"] if old != new else [])
+
+
+def _different(old: InterfaceConfig | AllowedClient, new: InterfaceConfig | AllowedClient) -> list[str]:
+    return [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(_FIXED.get(name, _NAMES.get(name, name)) for name in names)
+
+
+def _kind(config: InterfaceConfig) -> str:
+    return "server" if isinstance(config, ServerConfig) else "client"
