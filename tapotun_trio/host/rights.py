@@ -17,6 +17,7 @@ TUN_PATH: Final = "/dev/net/tun"
 
 # linux/capability.h
 CAP_DAC_OVERRIDE: Final = 1
+CAP_DAC_READ_SEARCH: Final = 2
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -81,8 +82,12 @@ def require_tun_rights() -> None:
 
 
 def needed_capabilities(configs: Iterable[InterfaceConfig]) -> int:
-    """What these interfaces may still need once the process has begun, as a bit mask."""
-    needed = 1 << CAP_NET_ADMIN
+    """What these interfaces may still need once the process has begun, as a bit mask.
+
+    To read what is another user's is needed for good: the config and certificates are read again, and modules of this
+    program when they are first used, wherever it is installed.
+    """
+    needed = 1 << CAP_NET_ADMIN | 1 << CAP_DAC_READ_SEARCH
     for config in configs:
         if isinstance(config, ServerConfig):
             for endpoint in config.listen:
@@ -90,8 +95,6 @@ def needed_capabilities(configs: Iterable[InterfaceConfig]) -> int:
                     needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
                 elif endpoint.port < _FIRST_FREE_PORT:
                     needed |= 1 << CAP_NET_BIND_SERVICE
-        elif config.tls.cert_file or config.tls.ca_file:
-            needed |= 1 << CAP_DAC_OVERRIDE  # read again when the interface starts again; they may be anybody's
     return needed
 
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.netns
 PATIENCE_S: Final = 30.0
 NOBODY: Final = 65534
 NET_ADMIN: Final = 1 << 12
+DAC_READ_SEARCH: Final = 1 << 2
 
 
 class Service:
@@ -215,7 +216,7 @@ def test_root_gives_up_what_it_does_not_need(lab: Lab) -> None:
     server, client = cable(lab)
     with running(server, server_config()) as daemon, running(client, client_config(), until=UPLOADING):
         has = capabilities(daemon.pid)
-        assert has["CapEff"] == has["CapPrm"] == NET_ADMIN
+        assert has["CapEff"] == has["CapPrm"] == NET_ADMIN | DAC_READ_SEARCH
         assert has["CapInh"] == has["CapAmb"] == 0
         assert has["NoNewPrivs"] == 1
         assert ping(client, TUNNEL_SERVER).ok

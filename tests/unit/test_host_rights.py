@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tapotun_trio.config.model import InterfaceConfig, TlsConfig, UnixEndpoint
+from tapotun_trio.config.model import InterfaceConfig, UnixEndpoint
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.rights import (
     CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
     CAP_NET_BIND_SERVICE,
     effective_capabilities,
@@ -43,12 +44,11 @@ SERVER = server_config(8080)
         ([SERVER, client_config("tun0", 443)], set()),
         ([server_config(443)], {CAP_NET_BIND_SERVICE}),
         ([replace(SERVER, listen=(UnixEndpoint("/run/x"),))], {CAP_DAC_OVERRIDE}),
-        ([SERVER, replace(client_config("tun0", 443), tls=TlsConfig(ca_file="/x"))], {CAP_DAC_OVERRIDE}),
     ],
 )
 def test_what_is_kept(configs: list[InterfaceConfig], more: set[int]) -> None:
     kept = needed_capabilities(configs)
-    assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN} | more
+    assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN, CAP_DAC_READ_SEARCH} | more
 
 
 def test_a_status_without_capabilities() -> None:

@@ -226,6 +226,7 @@ def test_asking_needs_no_event_loop() -> None:
 STRUCTS: Final = {
     "report": StatusReport,
     "process": model.ProcessStatus,
+    "reload": model.ReloadStatus,
     "interface": model.InterfaceStatus,
     "listener": model.ListenerStatus,
     "peer": model.PeerStatus,
