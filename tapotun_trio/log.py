@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import MutableMapping
@@ -16,6 +17,7 @@ Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
 _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
+_PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
 class _Adapter(logging.LoggerAdapter[logging.Logger]):
@@ -68,13 +70,31 @@ class TextFormatter(logging.Formatter):
     """``2026-11-22T15:04:05.123Z INFO  corp0 branch-a: connected from 192.0.2.7:51234``"""
 
     def format(self, record: logging.LogRecord) -> str:
-        where = " ".join(filter(None, (getattr(record, "interface", None), getattr(record, "client", None))))
-        line = f"{_timestamp(record)} {record.levelname:<7} {where + ': ' if where else ''}{record.getMessage()}"
+        line = f"{_timestamp(record)} {record.levelname:<7} {_placed(record)}"
         # One event is one line; a bug's traceback is the exception to that, and follows it.
         line = one_line(line)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+class JournalFormatter(logging.Formatter):
+    """For journald: each line with its priority before it (sd-daemon(3)), which is taken off there, and what the
+    journal has itself left out."""
+
+    def __init__(self, fmt: str) -> None:
+        super().__init__()
+        self._json = JsonFormatter() if fmt == "json" else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._json is not None:
+            text = self._json.format(record)
+        else:
+            text = one_line(_placed(record))
+            if record.exc_info:
+                text += "\n" + self.formatException(record.exc_info)
+        priority = _PRIORITIES.get(record.levelno, _PRIORITIES[logging.INFO])
+        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
@@ -91,14 +111,34 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
+def _placed(record: logging.LogRecord) -> str:
+    """The message, and before it what it is about."""
+    where = " ".join(filter(None, (getattr(record, "interface", None), getattr(record, "client", None))))
+    return f"{where}: {record.getMessage()}" if where else record.getMessage()
+
+
 def _timestamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
 
 
+def is_journal(stream: str) -> bool:
+    """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)); it may have been
+    turned elsewhere since."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # there is none, or it is no file
+        return False
+    return stream == f"{found.st_dev}:{found.st_ino}"
+
+
 def set_up_logging(level: str, fmt: str) -> None:
-    """Send the program's log to stderr. ``level``: one of LEVELS; ``fmt``: ``text`` or ``json``."""
+    """Send the program's log to stderr, as journald wants it if that is there. ``level``: one of LEVELS; ``fmt``:
+    ``text`` or ``json``."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
+    if is_journal(os.environ.get("JOURNAL_STREAM", "")):
+        handler.setFormatter(JournalFormatter(fmt))
+    else:
+        handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     _ROOT.handlers[:] = [handler]
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False

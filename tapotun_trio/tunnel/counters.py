@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 # What carries the frames: GET and PUT, or a WebSocket in place of both.
@@ -30,6 +30,21 @@ class Counters:
     tx_bytes: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)  # streams that ended uncleanly, by PeerError.reason
+
+    def copy(self) -> Counters:
+        """As they are now."""
+        return replace(self, drops=Counter(self.drops), ends=Counter(self.ends))
+
+    def since(self, before: Counters) -> Counters:
+        """What was added since that copy."""
+        return Counters(
+            self.rx_packets - before.rx_packets,
+            self.rx_bytes - before.rx_bytes,
+            self.tx_packets - before.tx_packets,
+            self.tx_bytes - before.tx_bytes,
+            self.drops - before.drops,
+            self.ends - before.ends,
+        )
 
     def summary(self) -> str:
         """One phrase for a log line."""

@@ -126,6 +126,7 @@ class TunnelServer:
             await self._refuse(exchange, 409, "other-session")
             return
         entrance.lobby.leave(exchange.connection)
+        why = "this server stops"  # if it is cancelled
         try:
             if websocket:
                 await serve_websocket(session, exchange, self._forward)
@@ -134,12 +135,14 @@ class TunnelServer:
             else:
                 await serve_upload(session, exchange, self._forward)
             session.log.debug("%s from %s ended cleanly", stream, name)
+            why = "the client ended it"
         except* PeerError as group:
             exc = next(leaves(group))  # its halves may have noticed the same end each in its way
             session.counters.ends[exc.reason] += 1
-            carried = f"{session.counters.summary()}; round trip {session.rtt}"
-            text = f"{stream} from {name} ended: {exc} ({carried})"
-            session.endings.log(session.log, logging.INFO, trio.current_time(), text)
+            why = str(exc)
+            session.endings.log(session.log, logging.INFO, trio.current_time(), f"{stream} from {name} ended: {why}")
+        finally:
+            session.depart(why)
         if exchange.reusable:
             entrance.enter_lobby(exchange.connection)  # until its next request
 

@@ -18,6 +18,7 @@ from ..host.sockets import Connection
 from ..log import Sparingly, client_logger
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
+from ..status.render import ago
 from ..wire import control, params
 from ..wire.frames import (
     ECHO_FIRST_BYTE,
@@ -29,6 +30,7 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
+from .clocks import Moment, date_of, moment
 from .counters import Counters, Transport
 from .device import DeviceWriter
 from .incoming import Incoming
@@ -103,6 +105,7 @@ class Session:
         self.refusals = Sparingly()
         self.endings = Sparingly(burst=LOG_BURST)
         self._arrivals = Sparingly(burst=LOG_BURST)
+        self._began: tuple[Moment, Counters] | None = None  # and what was counted then; None: it has no session
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
         self.transport: Transport | None = None  # of the newest download; None: none came yet
@@ -154,6 +157,7 @@ class Session:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
         self._visit = visit
+        self._began = self._began or (moment(), self.counters.copy())
         self.transport = transport
         self.dismissed = None
         continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
@@ -178,6 +182,16 @@ class Session:
         elif self.params != told[0]:
             self.sender.pinging = extended_pinging(config.keepalive_s)
             self.sender.send_control(control.encode(control.PARAMS, self.params))
+
+    def depart(self, why: str) -> None:
+        """A stream has ended. After the last one, one line says what the session was."""
+        if self._began is None or self._downloads or self.uploads:
+            return
+        (began, before), self._began = self._began, None
+        lasted = ago(date_of(began), date_of(moment()))
+        carried = f"{self.counters.since(before).summary()}; round trip {self.rtt}"
+        text = f"session ended after {lasted}: {self.dismissed or why}; {carried}"
+        self.endings.log(self.log, logging.INFO, trio.current_time(), text)
 
     def taken_by_another(self, visit: Visit) -> bool:
         """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""

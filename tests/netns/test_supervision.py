@@ -89,6 +89,8 @@ def test_s6(lab: Lab) -> None:
             service.wait_for_log("ready: tun0", 2)
             service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+        service.ask("s6-svc", "-h", service.directory)
+        service.wait_for_log("reload: the config has not changed")
         # The log is rotated when it is told to, and goes on.
         service.ask("s6-svc", "-a", service.directory / "log")
         until(lambda: list(service.logs.glob("@*")), "a rotated log", service.log)
@@ -130,6 +132,8 @@ def test_runit(lab: Lab) -> None:
             service.wait_for_log("ready: tun0", 2)
             service.ask(*sv, "check", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+        service.ask("sv", "hup", service.directory)
+        service.wait_for_log("reload: the config has not changed")
         service.ask("sv", "alarm", service.directory / "log")  # svlogd rotates
         until(lambda: list(service.logs.glob("@*")), "a rotated log", service.log)
         service.write(server_config(net="10.10.0.1"))
@@ -263,7 +267,9 @@ def test_the_unit_is_one_that_systemd_understands(lab: Lab) -> None:
     text = (ROOT / "conf" / "systemd" / "tapotun@.service").read_text(encoding="utf-8")
     unit.write_text(text.replace("/usr/bin/tapotun", "/bin/true"), encoding="utf-8")
     verified = host.run(["systemd-analyze", "verify", "--man=no", unit], timeout=PATIENCE_S)
-    assert "tapotun" not in verified.stdout + verified.stderr
+    said = [it for it in (verified.stdout + verified.stderr).splitlines() if "tapotun" in it]
+    # Before systemd 253 the second Type= is not known, and the first one holds.
+    assert all(it.endswith("Failed to parse service type, ignoring: notify-reload") for it in said), said
     judged = host.run(["systemd-analyze", "security", "--offline=true", unit], check=False, timeout=PATIENCE_S)
     score = re.search(r"Overall exposure level for tapotun@office\.service: (\d+\.\d)", judged.stdout)
     assert score is not None, judged.stdout + judged.stderr

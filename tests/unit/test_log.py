@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 from tapotun_trio.config.model import ClientConfig, Secret, Url
 from tapotun_trio.log import (
     LEVELS,
+    JournalFormatter,
     JsonFormatter,
     Sparingly,
     TextFormatter,
     client_logger,
     interface_logger,
+    is_journal,
     process_logger,
     set_up_logging,
 )
@@ -123,6 +128,42 @@ def test_set_up(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
             "WARNING tun0: interface",
             "ERROR   tun0 a: client 7",
         ]
+
+
+def test_to_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stderr is what JOURNAL_STREAM names, and only there."""
+    with (tmp_path / "stderr").open("w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        found = os.fstat(stderr.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        set_up_logging("debug", "text")
+        client_logger("tun0", "a").warning("line\none")
+        process_logger().debug("noise")
+        set_up_logging("info", "json")
+        process_logger().error("bad")
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino + 1}")
+        set_up_logging("info", "text")
+        process_logger().info("elsewhere")
+    first, second, third, last = (tmp_path / "stderr").read_text().splitlines()
+    assert first.startswith("<4>tun0 a: line")
+    assert second == "<7>noise"
+    assert json.loads(third.removeprefix("<3>"))["event"] == "bad"
+    assert last.endswith("INFO    elsewhere")
+    assert not last.startswith("<")
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_each_line_of_a_traceback_has_its_priority(fmt: str) -> None:
+    made = failed()
+    made.levelno = logging.ERROR
+    lines = JournalFormatter(fmt).format(made).splitlines()
+    assert all(line.startswith("<3>") for line in lines)
+    assert len(lines) == 1 or lines[-1] == "<3>ZeroDivisionError: why"
+
+
+def test_without_a_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not is_journal("1:1")
 
 
 @pytest.mark.parametrize("level", LEVELS)
