@@ -32,6 +32,7 @@ _EPILOG: Final = """\
 a first tunnel:
   tapotun token                      make a token, and the hash that the server keeps
   tapotun validate-config FILE       check a config before it runs
+  tapotun doctor FILE                see whether this machine is ready for it
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
   tapotun status                     see how it is, as wg show would tell
   tapotun reload                     have it read its config again
@@ -135,6 +136,12 @@ def _token(arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor.run import doctor
+
+    return doctor(arguments, _judge_tls)
+
+
 def _probe(arguments: argparse.Namespace) -> int:
     from .probe.run import probe  # the other verbs need none of it
 
@@ -187,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     text = "print a fresh 256-bit token for a client and its hash for the server"
     verb = verbs.add_parser("token", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_token)
+
+    text = "look for what of this machine stands in a tunnel's way, and say what to do"
+    verb = verbs.add_parser(
+        "doctor", help=text, description=f"{text}. Exit code 1: something does.", allow_abbrev=False
+    )
+    verb.add_argument("file", metavar="FILE", nargs="?", help="the config that is to run here. Default: none")
+    verb.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    verb.set_defaults(verb=_doctor)
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
@@ -310,7 +325,7 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 _VERBS: Final = frozenset(
-    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe"}
+    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe", "doctor"}
 )
 _RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})

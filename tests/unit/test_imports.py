@@ -23,7 +23,7 @@ LAYERS: Final = (
     {"host"},
     {"http"},
     {"tunnel"},
-    {"control", "probe"},
+    {"control", "doctor", "probe"},
     {"admin"},
     {"update"},
     {"readiness", "reload"},

@@ -1,0 +1,144 @@
+"""What there is to know of this machine. Reads files and asks the kernel; changes nothing. Blocking."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from typing import Final
+
+from ..errors import HostError
+from ..host.rights import effective_capabilities, open_tun_node
+
+_TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
+_TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
+_RTF_UP: Final = 0x1  # linux/route.h
+_SYSCTLS: Final = (
+    "net.ipv4.ip_forward",
+    "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.conf.default.rp_filter",
+    "net.ipv6.conf.all.disable_ipv6",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One of the main table."""
+
+    network: IPv4Network
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Attributes:
+    tun_error: why /dev/net/tun does not open, with its remedy; None: it does.
+    capabilities: the effective ones, a bit mask; None: not known.
+    kernel: release, such as ``6.1.0-18-amd64``.
+    sysctls: name to value; what is not there is not in it.
+    now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
+    interfaces: name to MTU in bytes.
+    max_files: how many a process may have open at most.
+    """
+
+    tun_error: str | None = None
+    capabilities: int | None = None
+    kernel: str = "6.18"
+    sysctls: Mapping[str, int] = field(default_factory=dict)
+    now: float = 0.0
+    clock_is_set: bool | None = None
+    routes: tuple[Route, ...] = ()
+    interfaces: Mapping[str, int] = field(default_factory=dict)
+    max_files: int = 1 << 20
+
+
+def look() -> Machine:
+    """This one, now. Never raises for what it does not find."""
+    return Machine(
+        tun_error=_tun_error(),
+        capabilities=_capabilities(),
+        kernel=platform.release(),
+        sysctls={name: value for name in _SYSCTLS if (value := _sysctl(name)) is not None},
+        now=time.time(),
+        clock_is_set=_clock_is_set(),
+        routes=parse_routes(_text("/proc/net/route")),
+        interfaces=_interfaces(),
+        max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+    )
+
+
+def parse_routes(text: str) -> tuple[Route, ...]:
+    """The routes in /proc/net/route, whose addresses are hexadecimal as the machine has them in memory. What is not a
+    route is passed over."""
+    found: list[Route] = []
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        try:
+            interface, destination, flags, mask = words[0], words[1], int(words[3], 16), words[7]
+            network = IPv4Network((_number(destination), _number(mask).bit_count()))
+        except (IndexError, ValueError):
+            continue
+        if flags & _RTF_UP:
+            found.append(Route(network, interface))
+    return tuple(found)
+
+
+def _number(word: str) -> int:
+    """Raises ValueError."""
+    if len(word) != 8:
+        raise ValueError(f"not an address: {word!r}")
+    return int.from_bytes(int(word, 16).to_bytes(4, sys.byteorder), "big")
+
+
+def _tun_error() -> str | None:
+    try:
+        os.close(open_tun_node())
+    except HostError as exc:
+        return str(exc)
+    return None
+
+
+def _capabilities() -> int | None:
+    try:
+        return effective_capabilities(_text("/proc/self/status"))
+    except ValueError:
+        return None
+
+
+def _sysctl(name: str) -> int | None:
+    try:
+        return int(_text("/proc/sys/" + name.replace(".", "/")))
+    except ValueError:
+        return None
+
+
+def _clock_is_set() -> bool | None:
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: only ask (adjtimex(2))
+    state = ctypes.CDLL(None).adjtimex(timex)
+    return None if state < 0 else state != _TIME_ERROR
+
+
+def _interfaces() -> dict[str, int]:
+    found: dict[str, int] = {}
+    for line in _text("/proc/net/dev").splitlines()[2:]:
+        name = line.partition(":")[0].strip()
+        try:
+            found[name] = int(_text(f"/sys/class/net/{name}/mtu"))
+        except ValueError:
+            found[name] = 0  # /sys is another namespace's: its name is all that is known
+    return found
+
+
+def _text(path: str) -> str:
+    """Empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

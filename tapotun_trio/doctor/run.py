@@ -1,0 +1,54 @@
+"""`tapotun doctor`, from the command line to its exit code."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Final
+
+from .. import exits
+from ..config.load import check
+from ..config.model import Config, InterfaceConfig, JudgeTls
+from ..text import one_line
+from .checks import Finding, judge
+from .machine import Machine, look
+
+# Of the JSON. It grows by one when a field goes, or changes what it means; not when one is added.
+VERSION: Final = 1
+
+_WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "FAILURE"}
+
+
+def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[], Machine] = look) -> int:
+    """Look, judge, print. Returns 0 unless there is a failure."""
+    interfaces: tuple[InterfaceConfig, ...] = ()
+    found: list[Finding] = []
+    if arguments.file is not None:
+        config, problems = check(arguments.file, judge_tls)
+        found += [
+            Finding("failure" if it.severity == "error" else "warning", "config", it.text(arguments.file))
+            for it in problems
+        ]
+        interfaces = _interfaces(config)
+        if not problems:
+            found.append(Finding("ok", "config", f"{arguments.file} is valid"))
+    found += judge(see(), interfaces)
+    print(report_json(found) if arguments.json else report_text(found))
+    return exits.FAILED if any(it.severity == "failure" for it in found) else exits.OK
+
+
+def _interfaces(config: Config | None) -> tuple[InterfaceConfig, ...]:
+    return () if config is None else config.interfaces
+
+
+def report_text(found: Iterable[Finding]) -> str:
+    """A line each."""
+    lines = [f"{_WORDS[it.severity]:<8}{it.check:<13}{it.text}{f'; {it.remedy}' if it.remedy else ''}" for it in found]
+    return "\n".join(map(one_line, lines))
+
+
+def report_json(found: Iterable[Finding]) -> str:
+    """One object."""
+    return json.dumps({"version": VERSION, "findings": [asdict(it) for it in found]}, indent=2)

@@ -1,0 +1,165 @@
+"""doctor: each thing that can be wrong with a machine is found, with its remedy, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapotun_trio import exits
+from tapotun_trio.config.model import InterfaceConfig, Mark, TcpEndpoint, Url
+from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
+from tapotun_trio.doctor.machine import Machine, Route, look, parse_routes
+from tapotun_trio.doctor.run import doctor
+
+from .support import allowed, client_config, server_config
+
+HEALTHY = Machine(
+    capabilities=(1 << 41) - 1,
+    sysctls={
+        "net.ipv4.ip_forward": 1,
+        "net.ipv4.conf.all.rp_filter": 2,
+        "net.ipv4.conf.default.rp_filter": 2,
+        "net.ipv6.conf.all.disable_ipv6": 0,
+    },
+    now=EARLIEST + 1,
+    clock_is_set=True,
+    routes=(Route(IPv4Network("0.0.0.0/0"), "eth0"), Route(IPv4Network("192.0.2.0/24"), "eth0")),
+    interfaces={"lo": 65536, "eth0": 1500},
+)
+SERVER = server_config(8080, allowed("a", "10.10.0.2"))
+ROUTER = server_config(8080, allowed("a", "10.10.0.2", ("10.60.0.0/24",)))
+PINNED = server_config(8080, allowed("a", "10.10.0.2", (), ("172.20.0.1",)))
+CLIENT = client_config("tun0", 443)
+SECURE = replace(CLIENT, server=Url("https", "vpn.example.com", 443, "/"))
+
+
+def sysctl(**values: int | None) -> Machine:
+    names = {"forward": "ipv4.ip_forward", "ipv6": "ipv6.conf.all.disable_ipv6"}
+    names |= {"rp_all": "ipv4.conf.all.rp_filter", "rp_default": "ipv4.conf.default.rp_filter"}
+    changed = {**HEALTHY.sysctls, **{f"net.{names[name]}": value for name, value in values.items()}}
+    return replace(HEALTHY, sysctls={name: value for name, value in changed.items() if value is not None})
+
+
+def routed(*networks: str, interface: str = "eth1") -> Machine:
+    return replace(HEALTHY, routes=tuple(Route(IPv4Network(it), interface) for it in networks))
+
+
+def test_a_healthy_machine() -> None:
+    found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
+    assert [it.severity for it in found] == ["ok"] * len(found)
+    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock", "routes", "mtu", "files"]
+    assert [it.check for it in found] == checks
+
+
+@pytest.mark.parametrize(
+    ("machine", "config", "severity", "check", "words"),
+    [
+        (replace(HEALTHY, tun_error="/dev/net/tun: No such file; load it"), None, "failure", "tun", "No such file"),
+        (replace(HEALTHY, capabilities=0), None, "failure", "capabilities", "AmbientCapabilities=CAP_NET_ADMIN"),
+        (replace(HEALTHY, capabilities=None), None, "note", "capabilities", "no /proc"),
+        (replace(HEALTHY, kernel="6.1.0-18-amd64"), None, "note", "offloads", "6.2"),
+        (replace(HEALTHY, kernel="4.4.0"), None, "warning", "offloads", "4.19"),
+        (replace(HEALTHY, kernel="strange"), None, "note", "offloads", "strange"),
+        (sysctl(ipv6=1), None, "note", "ipv6", "IPv6 is switched off"),
+        (sysctl(ipv6=None), None, "note", "ipv6", "no IPv6"),
+        (
+            sysctl(ipv6=1),
+            replace(SERVER, listen=(TcpEndpoint("::", 8080),)),
+            "failure",
+            "ipv6",
+            "disable_ipv6=0",
+        ),
+        (sysctl(ipv6=1), replace(SERVER, listen=(TcpEndpoint("::1", 8080, optional=True),)), "note", "ipv6", ""),
+        (sysctl(ipv6=None), replace(CLIENT, server=Url("http", "::1", 80, "/")), "failure", "ipv6", "an IPv4 address"),
+        (sysctl(forward=0), ROUTER, "failure", "forwarding", "sysctl -w net.ipv4.ip_forward=1"),
+        (sysctl(forward=0), SERVER, "note", "forwarding", "for itself alone"),
+        (sysctl(rp_all=1, rp_default=0), replace(SERVER, mark=Mark(1, 1)), "failure", "rp_filter", "all.rp_filter=2"),
+        (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
+        (sysctl(rp_all=1, rp_default=1), SERVER, "note", "rp_filter", "strict"),
+        (replace(HEALTHY, now=0.0), SECURE, "failure", "clock", "chrony"),
+        (replace(HEALTHY, now=0.0), CLIENT, "warning", "clock", "chrony"),
+        (replace(HEALTHY, clock_is_set=False), SECURE, "warning", "clock", "certificates"),
+        (replace(HEALTHY, clock_is_set=False), None, "note", "clock", "chrony"),
+        (routed("10.10.0.0/24"), SERVER, "failure", "routes", "routed elsewhere already: 10.10.0.0/24 on eth1"),
+        (routed("10.10.0.0/16"), SERVER, "warning", "routes", "the narrower of the two wins"),
+        (routed("10.60.0.0/25"), ROUTER, "warning", "routes", "the route of a to 10.60.0.0/24"),
+        (replace(HEALTHY, interfaces={"hub": 1500}), SERVER, "note", "routes", "ip link delete hub"),
+        (HEALTHY, replace(ROUTER, mtu=1400), "warning", "mtu", "clamp the MSS"),
+        (
+            replace(HEALTHY, max_files=100),
+            server_config(8080, *(allowed(str(n), f"10.10.0.{n}") for n in range(2, 9))),
+            "failure",
+            "files",
+            "LimitNOFILE=120",
+        ),
+    ],
+)
+def test_what_is_wrong(machine: Machine, config: InterfaceConfig | None, severity: str, check: str, words: str) -> None:
+    found = judge(machine, [] if config is None else [config])
+    [bad] = [it for it in found if it.severity != "ok"]
+    assert (bad.severity, bad.check) == (severity, check)
+    assert words in f"{bad.text}; {bad.remedy}"
+
+
+def test_its_own_routes_and_the_default_route_are_no_conflict() -> None:
+    machine = routed("10.10.0.0/24", interface="hub")
+    assert all(it.severity == "ok" for it in judge(machine, [SERVER]))
+    assert all(it.severity == "ok" for it in judge(routed("0.0.0.0/0"), [SERVER]))
+
+
+def test_without_installed_routes_only_the_network_counts() -> None:
+    machine = routed("10.60.0.0/24")
+    assert all(it.severity == "ok" for it in judge(machine, [replace(ROUTER, install_routes=False)]))
+
+
+def test_proc_net_route() -> None:
+    text = (
+        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+        "eth1\t000A0A0A\t00000000\t0000\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"  # not up
+        "nonsense\n"
+    )
+    assert parse_routes(text) == (
+        Route(IPv4Network("0.0.0.0/0"), "eth0"),
+        Route(IPv4Network("192.0.2.0/24"), "eth0"),
+    )
+
+
+@given(st.text())
+def test_any_text_is_some_routes(text: str) -> None:
+    assert isinstance(parse_routes(f"head\n{text}"), tuple)
+    assert kernel_version(text) is None or all(part >= 0 for part in kernel_version(text) or ())
+
+
+def test_this_machine() -> None:
+    machine = look()
+    assert machine.interfaces["lo"] > 0
+    assert machine.now > EARLIEST
+    assert kernel_version(machine.kernel) is not None
+    assert all(isinstance(it, Finding) for it in judge(machine, [SERVER]))
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    clients = f'[{{"token": "{"0" * 40}", "ip": "10.10.0.2"}}]'
+    file.write_text(f'[{{"name": "hub", "port": 8080, "net": "10.10.0.1/24", "clients": {clients}}}]')
+    asked = Namespace(file=str(file), json=False)
+    assert doctor(asked, lambda _: None, lambda: HEALTHY) == exits.OK
+    assert capsys.readouterr().out.splitlines()[0] == f"ok      config       {file} is valid"
+    assert doctor(asked, lambda _: None, lambda: replace(HEALTHY, capabilities=0)) == exits.FAILED
+    assert "FAILURE capabilities CAP_NET_ADMIN is not there; run as root" in capsys.readouterr().out
+    file.write_text('[{"name": "hub", "port": 8080, "net": "10.10.0.1"}]')
+    asked.json = True
+    assert doctor(asked, lambda _: None, lambda: HEALTHY) == exits.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert told["version"] == 1
+    assert any(it["check"] == "config" and "[0].net" in it["text"] for it in told["findings"])
+    assert doctor(Namespace(file=None, json=False), lambda _: None, lambda: HEALTHY) == exits.OK
