@@ -230,7 +230,7 @@ def _read_one(value: object, annotation: Any, spec: FieldSpec, path: str, into: 
         return _MISFIT if node is None else node
     try:
         got: object = msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair in place of a number
         problem, remedy = _misfit(value, annotation, spec)
         into.error(path, _shown(value, spec), problem, remedy)
         return _MISFIT
