@@ -11,6 +11,7 @@ import trio
 
 from ..errors import PeerError
 from ..host.ports import Device
+from ..wire.alike import BLOCK_FROM, count_alike
 from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Span
 from ..wire.merge import MERGED_FROM, Parts, block_runs, find_runs, merge
 from ..wire.vnet import VNET_BYTES, base_peer_accepts
@@ -66,37 +67,68 @@ async def _leave_alone(sender: Sender | None) -> None:
 
 def _read_burst(device: Device, classify: Classify, view: memoryview) -> bool:
     """Read until the device is dry or the burst is large enough, and send. Returns whether there may be more."""
-    read = device.read
+    lengths, more = device.read_burst(view, BURST_BYTES, _READS_PER_BURST)
     run_to: Sender | None = None
-    run_at = at = packets = 0
-    dry = False
-    for _ in range(_READS_PER_BURST):
-        body = at + LENGTH_BYTES
-        received = read(view[body : body + VNET_BYTES + 65535])
-        if received is None:
-            dry = True
-            break
-        length = received - VNET_BYTES
-        if length < MIN_PACKET_BYTES:
-            continue  # no IP packet, and the wire has no word for it
-        view[at] = length & 0xFF
-        view[at + 1] = length >> 8
-        # num_buffers: kernels before 6.15 leave the two bytes as they find them, with what the slab held before.
-        view[at + HEADER_BYTES - 2] = view[at + HEADER_BYTES - 1] = 0
-        to = classify(view, at)
+    run_at = run_end = packets = 0
+    for start, stop, count in _finish_frames(view, lengths):
+        to = classify(view, start)
         if to is None:
-            continue  # the next frame is read over it
-        if to is not run_to:
+            for _ in range(count - 1):  # it is counted by whoever says so
+                classify(view, start)
+            continue
+        if to is not run_to or start != run_end:
             if run_to is not None:
-                run_to.send(view[run_at:at], packets)
-            run_to, run_at, packets = to, at, 0
-        packets += 1
-        at = body + received
-        if at >= BURST_BYTES:
-            break
+                run_to.send(view[run_at:run_end], packets)
+            run_to, run_at, packets = to, start, 0
+        packets += count
+        run_end = stop
     if run_to is not None:
-        run_to.send(view[run_at:at], packets)
-    return not dry
+        run_to.send(view[run_at:run_end], packets)
+    return more
+
+
+def _finish_frames(view: memoryview, lengths: list[int]) -> list[Span]:
+    """Complete the headers of what `Device.read_burst` has read, and say where the frames are.
+
+    Many of one length are one block if they are alike, and judged as one: 0.4 us less for each.
+    """
+    spans: list[Span] = []
+    at = number = 0
+    frames = len(lengths)
+    while number < frames:
+        length = lengths[number]
+        begin = number
+        number += 1
+        while number < frames and lengths[number] == length:
+            number += 1
+        size = LENGTH_BYTES + length
+        packet_bytes = length - VNET_BYTES
+        end = at + (number - begin) * size
+        if packet_bytes < MIN_PACKET_BYTES:  # no IP packet, and the wire has no word for it
+            at = end
+            continue
+        if number - begin >= BLOCK_FROM:
+            at = _finish_blocks(view, at, end, size, spans)
+        for start in range(at, end, size):
+            view[start] = packet_bytes & 0xFF
+            view[start + 1] = packet_bytes >> 8
+            # num_buffers: kernels before 6.15 leave the two bytes as they find them, with what the slab held before.
+            view[start + HEADER_BYTES - 2] = view[start + HEADER_BYTES - 1] = 0
+            spans.append((start, start + size, 1))
+        at = end
+    return spans
+
+
+def _finish_blocks(view: memoryview, at: int, end: int, size: int, spans: list[Span]) -> int:
+    """Add the blocks with which many frames of one size begin. Returns where that leaves off."""
+    count, packet_bytes = (end - at) // size, size - HEADER_BYTES
+    view[at:end:size] = bytes((packet_bytes & 0xFF,)) * count
+    view[at + 1 : end : size] = bytes((packet_bytes >> 8,)) * count
+    view[at + HEADER_BYTES - 2 : end : size] = view[at + HEADER_BYTES - 1 : end : size] = bytes(count)
+    while alike := count_alike(view, at, size, (end - at) // size):
+        spans.append((at, at + alike * size, alike))
+        at += alike * size
+    return at
 
 
 class DeviceWriter:
