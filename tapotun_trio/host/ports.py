@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..wire.frames import Span
 from .plan import Item
 
 
@@ -38,6 +39,10 @@ class Device(Protocol):
 
         Raises HostError if the interface is gone or down for good.
         """
+
+    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+        """Write single frames, each from behind its length on, until the device is full. Returns how many were taken or
+        refused; the latter are added to ``refused``. Raises as `write`."""
 
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         """Write one frame that lies in several places (at most 1024); answers and raises as `write`."""

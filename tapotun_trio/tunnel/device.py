@@ -149,20 +149,6 @@ class DeviceWriter:
         self._merging = True
         self._wake = trio.Event()
 
-    def write(self, frame: memoryview) -> bool:
-        """Write one frame, from its vnet header on. False: the kernel refused it. Raises HostError: device gone."""
-        if not self._queue:
-            taken = self._device.write(frame)
-            if taken is not None:
-                return taken
-        if self._bytes + len(frame) > QUEUE_BYTES:
-            self._drops[DEVICE_FULL] += 1
-            return True
-        self._queue.append(bytes(frame))
-        self._bytes += len(frame)
-        self._wake.set()
-        return True
-
     def write_all(self, view: memoryview, spans: Sequence[Span], drops: Counter[str]) -> None:
         """Write the frames of one receive, runs of one UDP flow as one; count in ``drops`` what the kernel refuses.
 
@@ -229,12 +215,23 @@ class DeviceWriter:
         return False
 
     def _write_each(self, view: memoryview, spans: Sequence[Span], refused: list[Span]) -> None:
-        for start, stop, count in spans:
-            if count > 1:
-                size = (stop - start) // count
-                self._write_each(view, [(at, at + size, 1) for at in range(start, stop, size)], refused)
-            elif not self.write(view[start + LENGTH_BYTES : stop]):
-                refused.append((start, stop, 1))
+        if len(spans) == 1 and spans[0][2] > 1:
+            start, stop, count = spans[0]
+            size = (stop - start) // count
+            spans = [(at, at + size, 1) for at in range(start, stop, size)]
+        done = 0 if self._queue else self._device.write_burst(view, spans, refused)
+        if done < len(spans):
+            for start, stop, _ in spans[done:]:
+                self._put(view[start + LENGTH_BYTES : stop])
+
+    def _put(self, frame: memoryview) -> None:
+        """Queue a copy."""
+        if self._bytes + len(frame) > QUEUE_BYTES:
+            self._drops[DEVICE_FULL] += 1
+            return
+        self._queue.append(bytes(frame))
+        self._bytes += len(frame)
+        self._wake.set()
 
     async def run(self) -> None:
         """Write what was queued, in order, whenever the device can take it; for ever."""

@@ -11,12 +11,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.errors import HostError
+from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.tunnel.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
 from tapotun_trio.tunnel.device import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
 from tapotun_trio.tunnel.sender import ROOM_S, Sender
-from tapotun_trio.wire.frames import HEADER_BYTES, MAX_PACKET_BYTES
+from tapotun_trio.wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_PACKET_BYTES
 
 from ..fakes import PLAIN_VNET, MemoryDevice
 from ..packets import frame, ipv4
@@ -253,16 +253,28 @@ def numbered(number: int, size: int = 60) -> bytes:
     return PLAIN_VNET + packet(1, number, size)
 
 
+def write(writer: DeviceWriter, frame: bytes | bytearray) -> Counter[str]:
+    """Write one frame, from its vnet header on. Returns what was dropped at once."""
+    drops: Counter[str] = Counter()
+    slab = bytearray(bytes(LENGTH_BYTES) + frame)
+    writer.write_all(memoryview(slab), [(0, len(slab), 1)], drops)
+    slab[:] = bytes(len(slab))  # as the next receive will
+    return drops
+
+
 async def test_straight_into_the_device() -> None:
     device = MemoryDevice("tun0")
     writer = DeviceWriter(device, Counter())
-    assert writer.write(memoryview(numbered(1)))
+    assert not write(writer, numbered(1))
     assert list(device.outbound) == [numbered(1)]
 
 
 async def test_what_the_kernel_refuses_is_told() -> None:
     device = MemoryDevice("tun0")
-    assert not DeviceWriter(device, Counter()).write(memoryview(b"\xff" + numbered(1)[1:]))
+    with pytest.raises(PeerError):  # since no kernel takes that
+        write(DeviceWriter(device, Counter()), b"\xff" + numbered(1)[1:])
+    device.refuses = True
+    assert write(DeviceWriter(device, Counter()), numbered(1)) == {DEVICE_REFUSED: 1}
     assert not device.outbound
 
 
@@ -270,7 +282,6 @@ async def test_a_full_device_gets_all_of_it_later_and_in_order() -> None:
     device = MemoryDevice("tun0")
     drops: Counter[str] = Counter()
     writer = DeviceWriter(device, drops)
-    slab = bytearray(len(numbered(0)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         for number in range(30):
@@ -278,9 +289,7 @@ async def test_a_full_device_gets_all_of_it_later_and_in_order() -> None:
                 device.set_writable(False)
             if number % 10 == 7:
                 device.set_writable(True)  # what comes now must not overtake what waits
-            slab[:] = numbered(number)
-            assert writer.write(memoryview(slab))
-            slab[:] = bytes(len(slab))
+            assert not write(writer, numbered(number))
             if number % 10 == 8:
                 await settle()
         device.set_writable(True)
@@ -309,7 +318,7 @@ async def test_a_device_that_takes_one_frame_at_a_time() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         for number in range(20):
-            writer.write(memoryview(numbered(number)))
+            write(writer, numbered(number))
         while len(device.outbound) < 20:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
@@ -323,7 +332,7 @@ async def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted() -> None
     device.set_writable(False)
     fitting = QUEUE_BYTES // len(numbered(0, 60_000))
     for number in range(fitting + 5):
-        assert writer.write(memoryview(numbered(number, 60_000)))
+        assert not write(writer, numbered(number, 60_000))
     assert drops == {DEVICE_FULL: 5}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
@@ -333,19 +342,19 @@ async def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted() -> None
         # The room is free again.
         device.set_writable(False)
         for number in range(fitting):
-            writer.write(memoryview(numbered(number, 60_000)))
+            write(writer, numbered(number, 60_000))
         assert drops == {DEVICE_FULL: 5}
         nursery.cancel_scope.cancel()
 
 
 async def test_a_frame_that_is_refused_after_it_was_queued_is_counted() -> None:
-    """It is dropped like any other refused frame; in `write` its session counts it."""
+    """It is dropped like any other refused frame; in `write_all` its session counts it."""
     device = MemoryDevice("tun0")
     drops: Counter[str] = Counter()
     writer = DeviceWriter(device, drops)
     device.set_writable(False)
-    writer.write(memoryview(b"\xff" + numbered(1)[1:]))
-    writer.write(memoryview(numbered(2)))
+    write(writer, b"\xff" + numbered(1)[1:])
+    write(writer, numbered(2))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         device.set_writable(True)
@@ -359,7 +368,7 @@ async def test_the_device_goes_while_frames_wait() -> None:
     device = MemoryDevice("tun0")
     writer = DeviceWriter(device, Counter())
     device.set_writable(False)
-    writer.write(memoryview(numbered(1)))
+    write(writer, numbered(1))
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
