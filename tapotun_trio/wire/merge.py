@@ -50,7 +50,7 @@ BLOCK_MERGED_FROM: Final = 5
 # merged are so: IP length, fragment field, UDP length and checksum; and the ports, if it is a single flow.
 _UDP_SAME: Final = (16, 20, 38, 40)
 _PORTS: Final = (34, 36)
-_ID_AT, _IP_CHECK_AT = 18, 24
+_ID_AT, _FRAGMENT_AT, _IP_CHECK_AT = 18, 20, 24
 # Payloads longer than this are not copied: a view of each costs as much.
 _COPIED_BYTES: Final = 256
 
@@ -69,13 +69,18 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
     if not _is_whole(view, start, start + size) or not are_alike(frames, size, _UDP_SAME):
         yield [block], None
         return
-    if size & 1 or not view[start + 20] & 0x40 or not _have_right_checksums(frames, size):
+    is_simple = not size & 1 and view[start + _FRAGMENT_AT] & 0x40
+    flows = _flows(frames, size) if is_simple else []
+    if len(flows) * BLOCK_MERGED_FROM > count:  # before the dearest look
+        yield [block], None
+        return
+    if not is_simple or not _have_right_checksums(frames, size):
         for run in find_runs(view, [(at, at + size, 1) for at in range(start, stop, size)]):
             yield run, merge(view, run) if len(run) >= MERGED_FROM else None
         return
     payload_bytes = size - _PAYLOAD_AT
     room = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // payload_bytes)
-    if are_alike(frames, size, _PORTS):
+    if not flows:
         for at in range(start, stop, room * size):
             end = min(at + room * size, stop)
             some = (end - at) // size
@@ -84,16 +89,8 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
                 parts = [_head(view, at, payload_bytes, some * payload_bytes), *_payloads(view, at, size, some)]
             yield [(at, end, some)], parts
         return
-    words, step = frames.cast("H"), size >> 1
-    sources, destinations = (words[at >> 1 :: step].tolist() for at in _PORTS)
-    flows: dict[tuple[int, int], list[int]] = {}
-    for number, flow in enumerate(zip(sources, destinations, strict=True)):
-        flows.setdefault(flow, []).append(number)
-    if len(flows) * BLOCK_MERGED_FROM > count:
-        yield [block], None
-        return
     payloads = _payloads(view, start, size, count)
-    for numbers in flows.values():
+    for numbers in flows:
         for at in range(0, len(numbers), room):
             some_numbers = numbers[at : at + room]
             first = start + some_numbers[0] * size
@@ -102,6 +99,18 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
                 parts = [_head(view, first, payload_bytes, len(some_numbers) * payload_bytes)]
                 parts += [payloads[number] for number in some_numbers]
             yield [(start + number * size, start + (number + 1) * size, 1) for number in some_numbers], parts
+
+
+def _flows(frames: memoryview, size: int) -> list[list[int]]:
+    """Which frames are of which flow, by their numbers; none: all are of one."""
+    if are_alike(frames, size, _PORTS):
+        return []
+    words, step = frames.cast("H"), size >> 1
+    sources, destinations = (words[at >> 1 :: step].tolist() for at in _PORTS)
+    flows: dict[tuple[int, int], list[int]] = {}
+    for number, flow in enumerate(zip(sources, destinations, strict=True)):
+        flows.setdefault(flow, []).append(number)
+    return list(flows.values())
 
 
 def _have_right_checksums(frames: memoryview, size: int) -> bool:
