@@ -33,6 +33,7 @@ from ..text import one_line
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
+_END: Final = b"# EOF\n"  # of OpenMetrics
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
@@ -47,19 +48,40 @@ Labelled: TypeAlias = dict[tuple[str, ...], T]
 
 def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str]:
     """The page and its content type: OpenMetrics, or Prometheus' older text format for who asks for text/plain and
-    names no OpenMetrics. ``accept``: the request's header, untrusted input.
+    names no OpenMetrics. ``accept``: the request's header, untrusted input."""
+    parts, content_type = render_in_parts(status, accept)
+    return b"".join(parts), content_type
 
-    Looks at nothing but the snapshot and /proc/self, so it may run in a thread: a thousand clients take longer than
-    packets should wait.
-    """
-    registry = CollectorRegistry()
-    registry.register(_Snapshot(status))
-    ProcessCollector(registry=registry)
+
+def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
+    """The same, for who has other things to do between two parts: with a thousand clients the page takes longer than
+    packets should wait, and a part of it a tenth of that."""
     # No more than a yes or no of the header: the library would write the version that was asked for into the answer.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
     encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
-    return encode(registry), content_type
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(status))
+    ProcessCollector(registry=registry)
+    end = b"" if classic else _END
+
+    def parts() -> Iterator[bytes]:
+        for family in registry.collect():
+            yield encode(_Family(family)).removesuffix(end)
+        yield end
+
+    return parts(), content_type
+
+
+class _Family(CollectorRegistry):
+    """One alone."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
 
 
 class _Gauge(NamedTuple, Generic[T]):
