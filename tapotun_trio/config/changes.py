@@ -46,12 +46,12 @@ def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig])
 
 def process_lines(before: Config, after: Config) -> list[str]:
     """What differs beside the interfaces, for people; no token is in it."""
-    lines = [f"log: {_named(_different(before.log, after.log))} changed"] if before.log != after.log else []
+    lines = [f"log: {', '.join(_different(before.log, after.log))} changed"] if before.log != after.log else []
     if before.admin is None or after.admin is None:
         if before.admin != after.admin:
             lines.append(f"admin: {'added' if before.admin is None else 'removed'}")
     elif before.admin != after.admin:
-        lines.append(f"admin: {_named(_different(before.admin, after.admin))} changed")
+        lines.append(f"admin: {', '.join(_different(before.admin, after.admin))} changed")
     return lines
 
 
