@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -32,6 +33,7 @@ from tapotun_trio.status.model import (
     RoundTripStatus,
 )
 from tapotun_trio.text import one_line
+from tapotun_trio.tunnel import counters
 
 from ..tables import table
 from .test_render import HUB
@@ -65,6 +67,7 @@ def series(name: str, **labels: str) -> Series:
 
 # ------------------------------------------------------------------ a hub and a client, number by number
 
+PEER: Final = PeerStatus(name="a", state="offline")
 A: Final = {"interface": "corp0", "client": "branch-a"}
 B: Final = {"interface": "corp0", "client": "branch-b"}
 C: Final = {"interface": "tun0", "server": "hub.example:443"}
@@ -86,6 +89,14 @@ def of(name: str, **values: float) -> dict[Series, float]:
     return {series(f"tapotun_client_{name}", **{"a": A, "b": B, "c": C}[peer]): it for peer, it in values.items()}
 
 
+def none_of(name: str, reasons: Iterable[str], **labels: str) -> dict[Series, float]:
+    """Zeros, for what has not happened yet."""
+    return {series(name, reason=it, **labels): 0 for it in reasons}
+
+
+DROPS: Final = {"queue-age", "queue-full", "codel", "bad-source", "not-ipv4", "device-full", "device-refused"}
+
+
 def test_every_number() -> None:
     states = ("starting", "connecting", "up", "failed")
     assert page_of(hub()) == {
@@ -104,6 +115,7 @@ def test_every_number() -> None:
         series("tapotun_interface_dropped_packets_total", reason="no-route", **CORP): 12,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
+        **none_of("tapotun_interface_refused_requests_total", ("bad-method", "other-session"), **CORP),
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="127.0.0.1:8080"): 3,
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="[::1]:8080"): 1,
         series("tapotun_client_info", transport="http", protocol="extended", **A): 1,
@@ -123,9 +135,29 @@ def test_every_number() -> None:
         **of("reconnects_total", a=4, b=0, c=0),
         series("tapotun_client_dropped_packets_total", reason="queue-age", **A): 2,
         series("tapotun_client_dropped_packets_total", reason="codel", **A): 40,
+        **none_of("tapotun_client_dropped_packets_total", DROPS - {"queue-age", "codel"}, **A),
+        **none_of("tapotun_client_dropped_packets_total", DROPS, **B),
+        **none_of("tapotun_client_dropped_packets_total", DROPS, **C),
         series("tapotun_client_stream_ends_total", reason="broken", **A): 3,
         series("tapotun_client_stream_ends_total", reason="silent", **A): 1,
     }
+
+
+def test_what_can_happen_has_a_zero_before_it_does() -> None:
+    """Else rate() would not see the first time. Whoever adds a reason comes by here."""
+    server = InterfaceStatus(name="tun0", kind="server", state="up", since=HUB.started_at, peers=[PEER])
+    found = page_of(msgspec.structs.replace(HUB, interfaces=[server]))
+    reasons: dict[str, set[str]] = {}
+    for name, labels in found:
+        if "reason" in dict(labels):
+            reasons.setdefault(name, set()).add(dict(labels)["reason"])
+    code = (ROOT / "tapotun_trio" / "tunnel" / "server.py").read_text()
+    assert reasons == {
+        "tapotun_client_dropped_packets_total": DROPS,
+        "tapotun_interface_dropped_packets_total": {"no-route", "not-ipv4"},
+        "tapotun_interface_refused_requests_total": set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)),
+    }
+    assert DROPS | {"no-route"} == {it for name, it in vars(counters).items() if name.isupper()}
 
 
 def test_the_kernel_tells_of_this_process() -> None:
@@ -177,12 +209,24 @@ def test_any_accept_header_has_an_answer(accept: str) -> None:
     assert render(HUB, accept)[1] in (OPENMETRICS, CLASSIC)
 
 
-def test_in_parts() -> None:
-    parts, content_type = render_in_parts(HUB)
-    found = list(parts)
-    assert len(found) > 20
-    assert content_type == OPENMETRICS
-    assert numbers(families(b"".join(found))) == page_of(HUB)
+@pytest.mark.parametrize("accept", [None, "text/plain"])
+def test_in_parts_none_of_which_is_long(accept: str | None) -> None:
+    server = msgspec.structs.replace(
+        HUB.interfaces[0], peers=[PeerStatus(name=f"client-{number}", state="connected") for number in range(500)]
+    )
+    status = msgspec.structs.replace(HUB, interfaces=[server])
+    found, content_type = render_in_parts(status, accept)
+    parts = list(found)
+    assert max(part.count(b"\n") for part in parts) == 200
+    page, same = render(status, accept)
+    assert content_type == same
+    # But for what the kernel told, which comes last and may have changed.
+    assert b"".join(parts).partition(b"# HELP process")[0] == page.partition(b"# HELP process")[0]
+    if accept is None:
+        assert len(numbers(families(page))) > 500 * 15
+        assert page.endswith(b"# EOF\n")
+    lines = [line for line in page.splitlines() if line.startswith(b"# ")]
+    assert len(set(lines)) == len(lines)
 
 
 # ------------------------------------------------------------------ whatever the status says
