@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -288,6 +288,7 @@ processes = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # this machine may be busy
 @given(processes)
 def test_any_status_is_a_page_that_can_be_read(status: ProcessStatus) -> None:
     openmetrics, classic = (render(status, accept)[0] for accept in (None, "text/plain"))
