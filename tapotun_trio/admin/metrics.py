@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -27,13 +28,16 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Sample
 
 from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus
 from ..text import one_line
+from ..tunnel import counters as why
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
 _END: Final = b"# EOF\n"  # of OpenMetrics
+_PART: Final = 200  # samples, which take 2 ms
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
@@ -55,7 +59,7 @@ def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str
 
 def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
     """The same, for who has other things to do between two parts: with a thousand clients the page takes longer than
-    packets should wait, and a part of it a tenth of that."""
+    packets should wait."""
     # No more than a yes or no of the header: the library would write the version that was asked for into the answer.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
@@ -67,18 +71,23 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
 
     def parts() -> Iterator[bytes]:
         for family in registry.collect():
-            yield encode(_Family(family)).removesuffix(end)
+            head = encode(_Family(family, [])).removesuffix(end)
+            yield head
+            for at in range(0, len(family.samples), _PART):
+                part = encode(_Family(family, family.samples[at : at + _PART]))
+                yield part.removeprefix(head).removesuffix(end)
         yield end
 
     return parts(), content_type
 
 
 class _Family(CollectorRegistry):
-    """One alone."""
+    """One alone, with some of its samples."""
 
-    def __init__(self, family: Metric) -> None:
+    def __init__(self, family: Metric, samples: list[Sample]) -> None:
         super().__init__()
-        self._family = family
+        self._family = copy(family)
+        self._family.samples = samples
 
     def collect(self) -> Iterable[Metric]:
         return (self._family,)
@@ -101,11 +110,13 @@ class _Counter(NamedTuple, Generic[T]):
 
 
 class _Reasons(NamedTuple, Generic[T]):
-    """A counter with one more label, the reason."""
+    """A counter with one more label, the reason. ``expected``: has a sample before it happens, for rate() does not see
+    what came with a series' first sample."""
 
     name: str
     text: str
     read: Callable[[T], Mapping[str, int]]
+    expected: Callable[[T], Iterable[str]] = lambda _: ()
 
 
 _Row: TypeAlias = _Gauge[T] | _Counter[T] | _Reasons[T]
@@ -127,11 +138,13 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that nobody got, by reason.",
         lambda it: it.device_drops,
+        lambda it: (why.NO_ROUTE, why.NOT_IPV4) if it.kind == "server" else (),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
         "Requests to the interface that came to nothing, by reason.",
         lambda it: it.refusals,
+        lambda it: ("bad-method", "bad-token", "other-session") if it.kind == "server" else (),
     ),
 )
 
@@ -141,6 +154,16 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
         "Connections to the address that reached no interface, by reason.",
         lambda it: it.refusals,
     ),
+)
+
+_DROPS: Final = (
+    why.BAD_SOURCE,
+    why.CODEL,
+    why.DEVICE_FULL,
+    why.DEVICE_REFUSED,
+    why.NOT_IPV4,
+    why.QUEUE_AGE,
+    why.QUEUE_FULL,
 )
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
@@ -177,7 +200,7 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda it: _from_ms(it.rtt.min_ms)),
     _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda it: it.outbox.bytes),
     _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda it: it.outbox.packets),
-    _Reasons("tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda it: it.drops),
+    _Reasons("tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda it: it.drops, lambda _: _DROPS),
     _Reasons(
         "tapotun_client_stream_ends",
         "Streams, and attempts at one, that broke, by reason.",
@@ -261,10 +284,11 @@ def _families(rows: Iterable[_Row[T]], names: Sequence[str], things: Labelled[T]
                 for labels, it in things.items():
                     counter.add_metric(labels, count(it))
                 yield counter
-            case _Reasons(name, text, tell):
+            case _Reasons(name, text, tell, expected):
                 counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
                 for labels, it in things.items():
-                    for (reason,), number in _labelled(((reason,), n) for reason, n in tell(it).items()).items():
+                    numbers = {one_line(reason): number for reason, number in tell(it).items()}
+                    for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
                         counter.add_metric((*labels, reason), number)
                 yield counter
 
