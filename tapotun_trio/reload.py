@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeAlias
 
 import trio
 
-from .config.changes import changes
-from .config.model import InterfaceConfig
+from .admin.seat import AdminSeat
+from .config.changes import changes, process_lines
+from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
 from .errors import ConfigError, HostError, TapotunError
 from .host.notify import ServiceManager
-from .log import Log
+from .log import Log, set_up_logging
 from .status.model import ReloadStatus
 from .text import one_line, shorten
 from .tunnel.clocks import date_of, moment
@@ -23,7 +24,7 @@ from .tunnel.supervisor import Interfaces
 
 ERROR_CHARS: Final = 2000
 
-Read: TypeAlias = Callable[[], Sequence[InterfaceConfig]]
+Read: TypeAlias = Callable[[], Config]
 
 
 class RefusedError(TapotunError):
@@ -34,11 +35,17 @@ class Reloader:
     """Reads, compares, says what it will do, and does it. One at a time.
 
     Args:
+        config: what runs now.
         read: the config, checked. Blocking; raises ConfigError.
+        admin: the admin listener, or its absence.
     """
 
-    def __init__(self, read: Read, registry: Registry, manager: ServiceManager, log: Log) -> None:
+    def __init__(
+        self, config: Config, read: Read, registry: Registry, admin: AdminSeat, manager: ServiceManager, log: Log
+    ) -> None:
         self.interfaces: Interfaces | None = None  # as soon as they run
+        self._config = config
+        self._admin = admin
         self._read = read
         self._registry = registry
         self._manager = manager
@@ -80,17 +87,23 @@ class Reloader:
         if self.interfaces is None:
             raise HostError("the interfaces are still starting; try again")
         # In a thread: to read and check a hundred thousand routes takes a second.
-        configs = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
-        found = changes([record.config for record in self._registry], configs)
-        lines = [line for change in found for line in change.lines]
+        config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        for warning in config.warnings:
+            self._log.warning("%s", warning)
+        found = changes([record.config for record in self._registry], config.interfaces)
+        lines = [line for change in found for line in change.lines] + process_lines(self._config, config)
         if dry_run:
             return lines
         self._manager.reloading()
         try:
             for line in lines:
                 self._log.info("reload: %s", line)
-            await self.interfaces.change(found)
-            self._registry.sort(config.name for config in configs)
+            with self._admin.changing(config.admin):
+                await self.interfaces.change(found)
+            self._registry.sort(it.name for it in config.interfaces)
+            if config.log != self._config.log:
+                set_up_logging(config.log.level, config.log.format)
+            self._config = config
         finally:
             self._manager.ready()
         self._log.info("reload: done" if lines else "reload: the config has not changed")

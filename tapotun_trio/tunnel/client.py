@@ -82,7 +82,7 @@ class TunnelClient:
         self._extended = False
         self._silence_s = BASE_SILENCE_S
         self._yielding = False
-        self._complaints = Complaints(log)
+        self.complaints = Complaints(log)
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
         self._goodbyes = Sparingly()
 
@@ -226,7 +226,7 @@ class TunnelClient:
         self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(answer.conf))
         agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
         self.presence.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
-        self._complaints.clear()
+        self.complaints.clear()
         self._yielding = False
         self._keep_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
         self._download, self.transport = download, transport
@@ -302,7 +302,7 @@ class TunnelClient:
         self._download_is_down()
         if self._yielding:
             return random.uniform(*YIELD_S)
-        self._complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
+        self.complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
         return None
 
     def _download_is_down(self) -> None:
@@ -313,7 +313,7 @@ class TunnelClient:
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         self._count_attempt(self._upload, failure)
         if not self._yielding and self.transport != "websocket":  # else the download has said why
-            self._complaints.log("upload", failure, wait_s)
+            self.complaints.log("upload", failure, wait_s)
         return None
 
     def _count_attempt(self, stream: Download | WebSocketStream | Upload | None, failure: PeerError | None) -> None:

@@ -23,7 +23,13 @@ class Complaints:
         repeated = self._last.get(stream) == text
         level = logging.DEBUG if repeated else logging.INFO if failure is None else logging.WARNING
         self._log.log(level, "%s: %s; trying again in %.1f s", stream, text, wait_s)
+        self._last.pop(stream, None)  # it goes to the end
         self._last[stream] = text
+
+    @property
+    def latest(self) -> str | None:
+        """What failed last, and has not come right since."""
+        return next((f"{stream}: {text}" for stream, text in reversed(self._last.items())), None)
 
     def clear(self) -> None:
         """All is well again: whatever fails next is news."""
