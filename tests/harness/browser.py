@@ -89,6 +89,8 @@ class Browser:
         answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{answer['sessionId']}"
         self.devtools("Page.addScriptToEvaluateOnNewDocument", source=_WITNESS)
+        self.open("about:blank")
+        self._command("se/log", {"type": "performance"})  # what the browser's own first page asked for
 
     def quit(self) -> None:
         """End Chromium."""
@@ -102,6 +104,7 @@ class Browser:
 
     def click(self, css: str) -> None:
         """Click on what is there, in sight and not covered, as soon as it is so. Raises WaitError."""
+
         # The driver would scroll only until it is barely in sight, which may be below something that stays on top.
         def act(element: str) -> None:
             self.script("arguments[0].scrollIntoView({block: 'center'})", {_ELEMENT: element})
@@ -114,16 +117,28 @@ class Browser:
         self._patiently(css, lambda element: self._command(f"element/{element}/clear", {}))
         self._patiently(css, lambda element: self._command(f"element/{element}/value", {"text": text}))
 
+    def choose(self, css: str, text: str) -> None:
+        """Choose the option of a select with that text, as a click does."""
+        find = "return [...document.querySelector(arguments[0]).options].find((it) => it.text === arguments[1])"
+        option = wait_until(lambda: self.script(find, css, text), WAIT_S, f"{text!r} in {css}", self.page)
+        self._command(f"element/{option[_ELEMENT]}/click", {})
+
     def press(self, css: str, keys: str) -> None:
         """Press keys in an element (WebDriver 17.4.2: ``\\ue007`` is Enter)."""
         self._patiently(css, lambda element: self._command(f"element/{element}/value", {"text": keys}))
+
+    def keys(self, keys: str) -> None:
+        """Press and release keys, one after the other, wherever the focus is."""
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self._command("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
 
     # What an operator sees
 
     def text(self, css: str) -> str:
         """What is to be read there; nothing, if it is hidden or not there."""
         found = self.script(
-            "const it = document.querySelector(arguments[0]); return it && it.checkVisibility() ? it.innerText : ''", css
+            "const it = document.querySelector(arguments[0]); return it && it.checkVisibility() ? it.innerText : ''",
+            css,
         )
         assert isinstance(found, str)
         return found

@@ -16,7 +16,8 @@ export class Events {
   #level = byId("events-level");
 
   constructor() {
-    for (const control of [this.#search, this.#level]) control.addEventListener("input", () => this.#show());
+    this.#search.addEventListener("input", () => this.#show());
+    this.#level.addEventListener("change", () => this.#show());
     this.#show();
   }
 

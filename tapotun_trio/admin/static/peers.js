@@ -43,14 +43,10 @@ export class Peers {
     this.#rows = new Keyed(byId("peers-body"), () => new PeerRow(context, COLUMNS));
     for (const column of COLUMNS) this.#addHead(column);
     this.#sortSelect.addEventListener("change", () => this.#sortBy(this.#sortSelect.value, false));
-    for (const control of [this.#search, this.#which]) {
-      control.addEventListener("input", () => {
-        this.#limit = FIRST_ROWS;
-        this.#show();
-      });
-    }
-    byId("peers-more-button").addEventListener("click", () => this.#showMore(this.#limit + MORE_ROWS));
-    byId("peers-all-button").addEventListener("click", () => this.#showMore(Infinity));
+    this.#search.addEventListener("input", () => this.#showFirst(FIRST_ROWS));
+    this.#which.addEventListener("change", () => this.#showFirst(FIRST_ROWS));
+    byId("peers-more-button").addEventListener("click", () => this.#showFirst(this.#limit + MORE_ROWS));
+    byId("peers-all-button").addEventListener("click", () => this.#showFirst(Infinity));
     this.#markSort();
   }
 
@@ -89,7 +85,8 @@ export class Peers {
     this.#sortSelect.value = this.#sort.id;
   }
 
-  #showMore(limit) {
+  /** Show the first ones, up to so many. */
+  #showFirst(limit) {
     this.#limit = limit;
     this.#show();
   }
