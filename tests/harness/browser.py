@@ -162,10 +162,11 @@ class Browser:
         lines = [str(self.script("return document.body.innerText"))[:PAGE_CHARS], *map(str, self.messages())]
         return "\n".join(lines)
 
-    def look(self, *, width: int, height: int, dark: bool = False) -> None:
-        """Be a screen of that size in CSS pixels, and of that colour scheme."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.devtools("Emulation.setDeviceMetricsOverride", **size)
+    def look(self, size: tuple[int, int], *, dark: bool = False) -> None:
+        """Be a screen of that width and height in CSS pixels, and of that colour scheme."""
+        width, height = size
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.devtools("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
 

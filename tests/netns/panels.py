@@ -19,8 +19,8 @@ from .worlds import UPLOADING, Config, allowed, cable, client_config, running, s
 ADMIN: Final = "127.0.0.1:9100"
 ORIGIN: Final = f"http://{ADMIN}"
 PATIENCE_S: Final = 60.0
-DESKTOP: Final = {"width": 1280, "height": 900}
-PHONE: Final = {"width": 360, "height": 740}
+DESKTOP: Final = (1280, 900)
+PHONE: Final = (360, 740)
 
 # What the browser itself says of an answer that is no success, or of none. A panel cannot keep it from that.
 _OF_THE_NETWORK: Final = "network"
@@ -112,7 +112,7 @@ def station(lab: Lab, *clients: Config, **fields: Any) -> Iterator[Station]:
     daemon = tapotun(server, file, "--name", "hub")
     daemon.wait_for_log("ready: ")
     with running(client, client_config(), until=UPLOADING), browser(server) as window:
-        window.look(**DESKTOP)
+        window.look(DESKTOP)
         window.open(f"{ORIGIN}/")
         window.wait("!document.getElementById('login').hidden")
         it = Station(server, client, file, daemon, window)

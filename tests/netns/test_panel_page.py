@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
 
+from tapotun_trio.status.render import ago, rate, size
 from tests.harness import Lab, wait_until
 
 from .panels import DESKTOP, PATIENCE_S, PHONE, station
@@ -25,7 +27,8 @@ _FAINT: Final = """
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !node.checkVisibility() || node.closest(":disabled, noscript, option")) continue;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    if (node.closest(":disabled, noscript, option")) continue;
     let ground = node;
     while (ground && rgba(getComputedStyle(ground).backgroundColor)[3] < 1) ground = ground.parentElement;
     const back = light(rgba(getComputedStyle(ground ?? document.documentElement).backgroundColor));
@@ -95,22 +98,22 @@ def test_small_screens_and_both_schemes(lab: Lab) -> None:
     with station(lab, allowed("laptop", routes=["10.60.0.0/24"]), allowed("n" * 60, "10.10.0.3")) as it:
         window = it.window
         assert window.script(_FAINT) == []
-        window.look(**PHONE)
+        window.look(PHONE)
         assert window.script(_TOO_WIDE) == []
         it.log_in()
         window.wait("document.querySelectorAll('tr.peer').length === 2")
         window.click("tr.peer .toggle")
         window.wait_for_text("tr.detail", "10.60.0.0/24")
-        for size in (PHONE, {"width": 390, "height": 844}, {"width": 768, "height": 1024}, DESKTOP):
+        for size in (PHONE, (390, 844), (768, 1024), DESKTOP):
             for dark in (False, True):
-                window.look(**size, dark=dark)
-                assert window.script("return document.documentElement.scrollWidth") == size["width"]
+                window.look(size, dark=dark)
+                assert window.script("return document.documentElement.scrollWidth") == size[0]
                 assert window.script(_TOO_WIDE) == [], size
                 assert window.script(_FAINT) == [], (size, dark)
                 background = window.script("return getComputedStyle(document.documentElement).backgroundColor")
                 assert background == ("rgb(14, 18, 23)" if dark else "rgb(244, 246, 248)")
         # The dialogs, and what is shown only when something is wrong.
-        window.look(**PHONE)
+        window.look(PHONE)
         window.click("#reload-button")
         window.wait_for_text("#reload-text", "The config has not changed.")
         assert window.script(_TOO_WIDE) == []
@@ -118,10 +121,27 @@ def test_small_screens_and_both_schemes(lab: Lab) -> None:
         it.daemon.kill()
         window.wait_for_text("#lost-what", "Lost since ")
         for dark in (False, True):
-            window.look(**PHONE, dark=dark)
+            window.look(PHONE, dark=dark)
             assert window.script(_TOO_WIDE) == []
             assert window.script(_FAINT) == []
         it.check_clean(network=("ERR_",))
+
+
+def test_numbers_are_written_as_on_the_terminal(lab: Lab) -> None:
+    amounts = [0, 1, 9, 999, 999.6, 1000, 1023, 1024, 5555, 93_100_000, 1.21 * 2**30, 3.3e12, 7e15]
+    spans = [0, 1, 59, 60, 61, 3599, 3600, 7500, 86_399, 86_400, 273_600]
+    then = datetime(2026, 11, 28, tzinfo=UTC)
+    with station(lab) as it:
+        shown = it.window.script(
+            """const [amounts, spans] = arguments;
+            return import("/format.js").then(({ size, rate, span }) =>
+              [amounts.map((it) => size(Math.trunc(it))), amounts.map(rate), spans.map((it) => span(it * 1000))]);""",
+            amounts,
+            spans,
+        )
+        assert shown[0] == [size(int(it)) for it in amounts]
+        assert shown[1] == [rate(it) for it in amounts]
+        assert shown[2] == [ago(then, then + timedelta(seconds=it)) for it in spans]
 
 
 def test_without_a_mouse(lab: Lab) -> None:
