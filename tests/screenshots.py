@@ -73,10 +73,11 @@ def hub(lab: Lab) -> Iterator[Browser]:
     clients = [allowed(name, ip, routes=routes.get(name, [])) for name, _, _, ip in SITES]
     clients += [allowed("phone", "10.10.0.3"), allowed("tablet", "10.10.0.4")]
     listen = [ours for _, _, ours, _ in SITES]
-    file = server.tmp / "hub.json"
+    inside = "/run/hub.json"  # of the hub's own /run: pictures show no temporary name
+    file = Path(f"/proc/{server.pid}/root{inside}")
     write_config(file, server_config(*clients[:-1], name="corp0", listen=listen, keepalive=1))
     with ExitStack() as stack:
-        daemon = stack.enter_context(running(server, file, "--name", "hub"))
+        daemon = stack.enter_context(running(server, inside, "--name", "hub"))
         for name, _, ours, _ in SITES:
             entry = client_config(name, server=f"http://{ours}:8080/ip")
             stack.enter_context(running(hosts[name], entry, until=UPLOADING, name=f"tapotun-{name}"))

@@ -119,6 +119,7 @@ byId("refresh-button").addEventListener("click", () => location.reload());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   forgetColours();
   traffic.plot();
+  peers.repaint();
 });
 setInterval(tick, 1000);
 link.start();

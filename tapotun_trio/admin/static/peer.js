@@ -1,7 +1,7 @@
 // One peer: a row of the table, and below it, on request, everything that is known of it.
 
 import { el, setAttribute, setShown, setText } from "./dom.js";
-import { count, milliseconds, moment, NOTHING, plural, rate, reasons, since, size } from "./format.js";
+import { count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
 import { spark } from "./plot.js";
 
 const SPARK_MS = 120_000;
@@ -72,12 +72,14 @@ export class PeerRow {
     setAttribute(this.#row, "data-tone", TONES[peer.state] ?? "warn");
     setAttribute(this.#row, "data-state", peer.state);
     cell("name").set(peer.name, [several ? it.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
-    cell("state").set(peer.state, peer.connected_since === null ? "" : `for ${since(peer.connected_since, now)}`);
+    const heard = peer.last_frame_at === null ? "" : `heard ${since(peer.last_frame_at, now)} ago`;
+    const here = peer.connected_since !== null;
+    cell("state").set(peer.state, here ? `for ${since(peer.connected_since, now)}` : heard);
     cell("endpoint").set(peer.endpoint ?? NOTHING, peer.endpoint === null ? "" : software(peer));
     cell("rx").set(rate(peer.rates.rx_bits_per_s), size(peer.rx_bytes));
     cell("tx").set(rate(peer.rates.tx_bits_per_s), size(peer.tx_bytes));
-    cell("rtt").set(milliseconds(it.rtt), it.rtt === null ? "" : `least ${milliseconds(peer.rtt.min_ms)}`);
-    cell("drops").set(count(it.dropped), peer.last_frame_at === null ? "" : `heard ${since(peer.last_frame_at, now)} ago`);
+    cell("rtt").set(milliseconds(it.rtt), here ? heard : "");
+    cell("drops").set(count(it.dropped), ranked(peer.drops)[0]?.[0] ?? "");
     setShown(this.#disconnect, it.kind === "server" && peer.state !== "offline");
     setAttribute(this.#disconnect, "aria-label", `Disconnect ${peer.name}`);
     const end = this.#context.history.end;

@@ -56,6 +56,11 @@ export class Peers {
     this.#show();
   }
 
+  /** Paint again what is painted and not written. */
+  repaint() {
+    this.#show();
+  }
+
   #addHead(column) {
     const cell = el("th", { role: "columnheader", scope: "col", class: column.id });
     if (column.order === null) {
