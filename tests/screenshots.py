@@ -91,7 +91,7 @@ def hub(lab: Lab) -> Iterator[Browser]:
         stack.enter_context(tide(hosts["laptop"], TUNNEL_SERVER, mbit_s=30, period_s=41))
         stack.enter_context(tide(server, "10.10.0.2", mbit_s=12, period_s=67))
         stack.enter_context(tide(hosts["branch-lyon"], TUNNEL_SERVER, mbit_s=8, period_s=23))
-        stack.enter_context(tide(server, "10.10.0.10", mbit_s=17, period_s=53))
+        stack.enter_context(tide(server, "10.10.0.10", mbit_s=14, period_s=53))
         # Something for each part of the page.
         for _ in range(3):
             hosts["laptop"].run(["curl", "-s", "-H", "x-api-key: wrong", f"http://{SERVER}:8080/ip"])
@@ -105,17 +105,23 @@ def hub(lab: Lab) -> Iterator[Browser]:
         yield window
 
 
+def settle(window: Browser) -> None:
+    """Wait for another status."""
+    told = window.text("#process-about")
+    window.wait("document.querySelector('#process-about').textContent !== arguments[0]", told)
+
+
 def take(window: Browser, out: Path) -> None:
     """The pictures."""
     for name, size, dark in (("desktop", DESKTOP, False), ("desktop-dark", DESKTOP, True), ("phone", PHONE, False)):
         window.look(size, dark=dark)
-        told = window.text("#process-about")
-        window.wait("document.querySelector('#process-about').textContent !== arguments[0]", told)
+        settle(window)
         window.screenshot(out / f"panel-{name}.png")
     # The table with a peer opened, and the phone's.
     window.look(DESKTOP)
     window.click("tr.peer .toggle")
     window.script("document.querySelector('#peers').scrollIntoView()")
+    settle(window)
     window.screenshot(out / "panel-peers.png")
 
 

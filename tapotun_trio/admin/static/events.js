@@ -7,6 +7,12 @@ const KEPT = 1000;
 const SHOWN = 300;
 const LEVELS = ["info", "warning", "error"];
 
+/** What is not known is no less than what is. */
+function rank(level) {
+  const at = LEVELS.indexOf(level);
+  return at < 0 ? LEVELS.length : at;
+}
+
 export class Events {
   #events = []; // oldest first
   #known = new Set(); // numbers begin anew when the daemon does, so a key has the moment too
@@ -46,10 +52,10 @@ export class Events {
   }
 
   #show() {
-    const least = LEVELS.indexOf(this.#level.value);
+    const least = rank(this.#level.value);
     const words = this.#search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = this.#events.filter((event) => {
-      if (LEVELS.indexOf(event.level) < least) return false;
+      if (rank(event.level) < least) return false;
       const text = `${event.interface ?? ""} ${event.text}`.toLowerCase();
       return words.every((word) => text.includes(word));
     });
@@ -65,7 +71,8 @@ export class Events {
 
   #node(event) {
     if (!this.#nodes.has(event)) {
-      const time = el("time", { datetime: new Date(event.time).toISOString(), title: moment(event.time) }, clock(event.time));
+      const exact = { datetime: new Date(event.time).toISOString(), title: moment(event.time) };
+      const time = el("time", exact, clock(event.time));
       const level = el("span", { class: "level" }, event.level);
       const text = el("span", { class: "event-text" });
       const place = event.ours ? "this page" : event.interface;

@@ -1,4 +1,4 @@
-// What the plots show: a few numbers per second and series, for as long as the page is open. Nothing here knows the DOM.
+// What the plots show: a few numbers per second and series, of the last minutes. Nothing here knows the DOM.
 
 const FIELDS = ["rx", "tx", "rtt", "high"];
 
@@ -14,8 +14,15 @@ export class History {
     this.#times = new Float64Array(capacity);
   }
 
-  /** `at`: ms, rising; `samples`: Map of series and {rx, tx, rtt, high}. A series that stays away is forgotten in time. */
+  /**
+   * `at`: ms; if the clock was set back all begins anew. `samples`: Map of series and {rx, tx, rtt, high}. A series
+   * that stays away is forgotten in time.
+   */
   push(at, samples) {
+    if (this.end !== null && at < this.end) {
+      this.#pushed = 0;
+      this.#series.clear();
+    }
     const slot = this.#pushed % this.#capacity;
     this.#times[slot] = at;
     this.#pushed += 1;

@@ -11,6 +11,8 @@ const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
 // The session's cookie is hidden from scripts; this says whether to ask for one. It keeps a first visit quiet.
 const MARK = "tapotun-logged-in";
+const POLICY_VIOLATION = 1008; // how the daemon closes what belongs to a session that is over
+const NOT_LIVE = "it answers, but not on /api/live: a proxy must pass Host, Upgrade and Connection on";
 
 /** What the daemon, or the way to it, has refused; its message is for the operator. */
 export class Refused extends Error {
@@ -35,6 +37,7 @@ export class Link {
   #heard = 0; // performance.now()
   #pause = FIRST_PAUSE_MS;
   #timer = null;
+  #fresh = false; // just logged in
   #attempt = 0; // an older attempt that answers late is not listened to
 
   constructor(on) {
@@ -56,6 +59,7 @@ export class Link {
   async login(token) {
     await ask("POST", "api/login", { body: { token } });
     localStorage.setItem(MARK, "yes");
+    this.#fresh = true;
     this.#connect();
   }
 
@@ -91,6 +95,7 @@ export class Link {
       const session = await ask("GET", "api/session");
       if (attempt !== this.#attempt) return;
       this.session = session;
+      this.#fresh = false;
     } catch (error) {
       if (attempt !== this.#attempt) return;
       if (error.status === 401) this.#over();
@@ -102,11 +107,16 @@ export class Link {
     const socket = new WebSocket(url);
     this.#socket = socket;
     this.#heard = performance.now();
+    let talks = false;
     socket.addEventListener("message", (event) => {
-      if (attempt === this.#attempt) this.#receive(event.data);
+      if (attempt !== this.#attempt) return;
+      talks = true;
+      this.#receive(event.data);
     });
-    socket.addEventListener("close", () => {
-      if (attempt === this.#attempt) this.#lose("the connection ended");
+    socket.addEventListener("close", (event) => {
+      if (attempt !== this.#attempt) return;
+      if (talks && event.code === POLICY_VIOLATION) this.#connect();
+      else this.#lose(talks ? "the connection ended" : NOT_LIVE);
     });
   }
 
@@ -158,12 +168,14 @@ export class Link {
 
   #over() {
     this.#begin();
-    const known = this.session !== null;
+    let why = this.session === null ? "" : "The session is over, or the daemon was started again. Log in to go on.";
+    if (this.#fresh) why = "The token was right, but this browser has not kept the session's cookie.";
+    this.#fresh = false;
     localStorage.removeItem(MARK);
     this.session = null;
     this.lostAt = null;
     this.#pause = FIRST_PAUSE_MS;
-    this.#to("login", known ? "The session is over, or the daemon was started again. Log in to go on." : "");
+    this.#to("login", why);
   }
 
   #to(state, why) {
@@ -200,6 +212,7 @@ async function ask(method, path, { body = null, csrf = null, timeout = ANSWER_MS
   }
   if (answer.ok) return content;
   const pause = answer.status === 429 ? answer.headers.get("Retry-After") : null;
-  const said = typeof content?.error === "string" ? content.error : `the answer was ${answer.status} ${answer.statusText}`;
+  const told = typeof content?.error === "string";
+  const said = told ? content.error : `the answer was ${answer.status} ${answer.statusText}`.trim();
   throw new Refused(pause === null || said.includes(pause) ? said : `${said}; try again in ${pause} s`, answer.status);
 }

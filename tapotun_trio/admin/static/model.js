@@ -25,14 +25,15 @@ export function peersOf(status) {
 
 /** The sums over some peers, as `peersOf` returns them. */
 export function summed(peers) {
-  const sum = { rx: 0, tx: 0, rxBytes: 0, txBytes: 0, connected: 0, count: peers.length, dropped: 0, rtt: null, high: null };
+  const sum = { rx: 0, tx: 0, rxBytes: 0, txBytes: 0, dropped: 0, rtt: null, high: null };
+  sum.count = peers.length;
+  sum.connected = peers.filter(({ peer }) => peer.state === "connected").length;
   const trips = [];
   for (const { peer, rtt, dropped } of peers) {
     sum.rx += peer.rates.rx_bits_per_s;
     sum.tx += peer.rates.tx_bits_per_s;
     sum.rxBytes += peer.rx_bytes;
     sum.txBytes += peer.tx_bytes;
-    sum.connected += peer.state === "connected" ? 1 : 0;
     sum.dropped += dropped;
     if (rtt !== null) trips.push(rtt);
   }
@@ -76,7 +77,14 @@ function gather(entries) {
   return found;
 }
 
-/** Packets that were dropped, requests that came to nothing, streams that broke: each as Map of reason, see `gather`. */
+/** Counts by reason, added up. */
+export function added(...counts) {
+  const sum = {};
+  for (const [reason, number] of counts.flatMap(Object.entries)) sum[reason] = (sum[reason] ?? 0) + number;
+  return sum;
+}
+
+/** Packets that were dropped, requests that came to nothing, streams that broke: each as `gather` returns it. */
 export function troubles(status, peers) {
   const several = status.interfaces.length > 1;
   const placed = ({ interfaceName, peer }) => (several ? `${interfaceName} ${peer.name}` : peer.name);
@@ -103,9 +111,12 @@ export class Recently {
 
   /** Remember, and return how much each has grown since. A counter that fell began anew. */
   growth(at, counters) {
+    if (this.#kept.length && at < this.#kept.at(-1)[0]) this.#kept = []; // the clock was set back
     this.#kept.push([at, counters]);
     while (this.#kept[0][0] < at - 60_000) this.#kept.shift();
     const before = this.#kept[0][1];
-    return new Map([...counters].map(([name, number]) => [name, this.#kept.length === 1 ? 0 : Math.max(0, number - (before.get(name) ?? 0))]));
+    if (this.#kept.length === 1) return new Map([...counters.keys()].map((name) => [name, 0]));
+    const grown = ([name, number]) => [name, Math.max(0, number - (before.get(name) ?? 0))];
+    return new Map([...counters].map(grown));
   }
 }

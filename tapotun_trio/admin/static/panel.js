@@ -9,7 +9,7 @@ import { Interfaces } from "./interfaces.js";
 import { Link } from "./link.js";
 import { peersOf, samplesOf, troubles } from "./model.js";
 import { Peers } from "./peers.js";
-import { forgetColours } from "./plot.js";
+import { forgetColours, sparksShown } from "./plot.js";
 import { Traffic } from "./traffic.js";
 import { Troubles } from "./troubles.js";
 
@@ -21,7 +21,7 @@ const events = new Events();
 const traffic = new Traffic(history);
 const plot = (key) => traffic.select(key);
 const interfaces = new Interfaces(plot);
-const peers = new Peers({ history, plot, disconnect: (interfaceName, client) => disconnect.ask(interfaceName, client) });
+const peers = new Peers({ history, plot, disconnect: (...client) => disconnect.ask(...client) });
 const drops = new Troubles();
 let firstVersion = null;
 let wasLost = null; // ms
@@ -33,7 +33,9 @@ function showStatus({ at, status }) {
   setShown(byId("newer"), status.version !== firstVersion);
   name = status.name === String(status.pid) ? "tapotun" : status.name;
   setText(byId("process-name"), name);
-  setText(byId("process-about"), `tapotun ${status.version} · pid ${status.pid} · up for ${since(status.started_at, now)} · ${status.config_file}`);
+  const up = `up for ${since(status.started_at, now)}`;
+  const about = [`tapotun ${status.version}`, `pid ${status.pid}`, up, status.config_file];
+  setText(byId("process-about"), about.join(" · "));
   setShown(byId("main"), true);
   const all = peersOf(status);
   const found = troubles(status, all);
@@ -92,7 +94,8 @@ function tick() {
   if (!lost) return;
   const { state, lostAt, nextTryAt } = link;
   setText(byId("lost-what"), `Lost since ${clock(lostAt)}: ${link.why}.`);
-  const wait = nextTryAt === null || state !== "lost" ? "Trying…" : `Next try in ${span(nextTryAt - Date.now() + 999)}.`;
+  const waits = state === "lost" && nextTryAt !== null;
+  const wait = waits ? `Next try in ${span(nextTryAt - Date.now() + 999)}.` : "Trying…";
   const stale = byId("main").hidden ? "" : "Everything below is how it was then. ";
   setText(byId("lost-next"), `That was ${span(Date.now() - lostAt)} ago. ${stale}${wait}`);
 }
@@ -113,13 +116,17 @@ byId("login-form").addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
-byId("logout-button").addEventListener("click", () => link.logout().catch((error) => toast(`Not logged out: ${error.message}`)));
+byId("logout-button").addEventListener("click", () => {
+  link.logout().catch((error) => toast(`Not logged out: ${error.message}`));
+});
 byId("retry-button").addEventListener("click", () => link.retry());
 byId("refresh-button").addEventListener("click", () => location.reload());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  forgetColours();
-  traffic.plot();
-  peers.repaint();
-});
+for (const appearance of [matchMedia("(prefers-color-scheme: dark)"), sparksShown]) {
+  appearance.addEventListener("change", () => {
+    forgetColours();
+    traffic.plot();
+    peers.repaint();
+  });
+}
 setInterval(tick, 1000);
 link.start();

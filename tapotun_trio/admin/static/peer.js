@@ -130,7 +130,8 @@ class Detail {
     this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);
     this.#set("Sent", `${size(peer.tx_bytes)} in ${plural(peer.tx_packets, "packet")}`);
     const { last_ms, smoothed_ms, min_ms } = peer.rtt;
-    this.#set("Round trip", last_ms === null ? NOTHING : `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, least ${milliseconds(min_ms)}`);
+    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, least ${milliseconds(min_ms)}`;
+    this.#set("Round trip", last_ms === null ? NOTHING : trips);
     this.#set("Waiting to be sent", `${size(peer.outbox.bytes)} in ${plural(peer.outbox.packets, "packet")}`);
     this.#set("Dropped", reasons(peer.drops));
     this.#set("Streams that broke", reasons(peer.stream_ends));

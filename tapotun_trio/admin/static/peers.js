@@ -8,16 +8,21 @@ const FIRST_ROWS = 50;
 const MORE_ROWS = 100;
 const RESORT_MS = 5000; // rows that jump every second cannot be read
 
-const byName = (a, b) => a.interfaceName.localeCompare(b.interfaceName) || a.peer.name.localeCompare(b.peer.name, "en", { numeric: true });
+const { compare } = new Intl.Collator("en", { numeric: true });
+const byName = (a, b) => compare(a.interfaceName, b.interfaceName) || compare(a.peer.name, b.peer.name);
+// Those without one come last.
+const byEndpoint = (a, b) => compare(a.peer.endpoint ?? "\uffff", b.peer.endpoint ?? "\uffff");
+const byTraffic = (way) => ({ peer: a }, { peer: b }) =>
+  b.rates[`${way}_bits_per_s`] - a.rates[`${way}_bits_per_s`] || b[`${way}_bytes`] - a[`${way}_bytes`];
 const STATES = ["connected", "connecting", "replaced", "offline"];
 // `order`: as it is sorted at the first click; `descending` says that this is from the largest down.
 const COLUMNS = [
   { id: "name", label: "Peer", order: byName },
   { id: "state", label: "State", order: (a, b) => STATES.indexOf(a.peer.state) - STATES.indexOf(b.peer.state) },
-  { id: "endpoint", label: "Endpoint", order: (a, b) => (a.peer.endpoint ?? "\uffff").localeCompare(b.peer.endpoint ?? "\uffff", "en", { numeric: true }) },
+  { id: "endpoint", label: "Endpoint", order: byEndpoint },
   { id: "activity", label: "Last 2 min", order: null },
-  { id: "rx", descending: true, label: "Received", order: (a, b) => b.peer.rates.rx_bits_per_s - a.peer.rates.rx_bits_per_s || b.peer.rx_bytes - a.peer.rx_bytes },
-  { id: "tx", descending: true, label: "Sent", order: (a, b) => b.peer.rates.tx_bits_per_s - a.peer.rates.tx_bits_per_s || b.peer.tx_bytes - a.peer.tx_bytes },
+  { id: "rx", descending: true, label: "Received", order: byTraffic("rx") },
+  { id: "tx", descending: true, label: "Sent", order: byTraffic("tx") },
   { id: "rtt", descending: true, label: "Round trip", order: (a, b) => (b.rtt ?? -1) - (a.rtt ?? -1) },
   { id: "drops", descending: true, label: "Drops", order: (a, b) => b.dropped - a.dropped },
   { id: "actions", label: "", order: null },
@@ -66,8 +71,12 @@ export class Peers {
     if (column.order === null) {
       cell.append(column.label || el("span", { class: "visually-hidden" }, "Actions"));
     } else {
-      const button = el("button", { type: "button", class: "sort" }, column.label, el("span", { class: "arrow", "aria-hidden": "true" }));
-      button.addEventListener("click", () => this.#sortBy(column.id, this.#sort.id === column.id && !this.#sort.reversed));
+      const arrow = el("span", { class: "arrow", "aria-hidden": "true" });
+      const button = el("button", { type: "button", class: "sort" }, column.label, arrow);
+      button.addEventListener("click", () => {
+        const again = this.#sort.id === column.id;
+        this.#sortBy(column.id, again && !this.#sort.reversed);
+      });
       cell.append(button);
       this.#heads.set(column.id, cell);
       this.#sortSelect.append(el("option", { value: column.id }, column.label));
@@ -104,8 +113,9 @@ export class Peers {
       if (which === "not-connected" && it.peer.state === "connected") return false;
       if (which === "dropping" && it.dropped === 0) return false;
       if (!words.length) return true;
-      const { peer } = it;
-      const text = [peer.name, it.interfaceName, peer.state, peer.endpoint, peer.agent, peer.transport, ...peer.addresses, ...peer.routes, ...peer.sources].join(" ").toLowerCase();
+      const { name, state, endpoint, agent, transport, addresses, routes, sources } = it.peer;
+      const texts = [name, it.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
+      const text = texts.join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     });
   }

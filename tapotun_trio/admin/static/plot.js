@@ -126,7 +126,7 @@ export class Plot {
 
   paint() {
     const width = this.#canvas.parentElement.clientWidth;
-    if (this.#view === null || width === 0) return;
+    if (this.#view === null || width === 0 || document.hidden) return; // seen again, the next status paints
     const pen = prepared(this.#canvas, width, HEIGHT);
     pen.font = `11px ${getComputedStyle(this.#figure).fontFamily}`;
     const scale = this.#scale(pen);
@@ -140,7 +140,8 @@ export class Plot {
     pen.beginPath();
     pen.rect(box.left, 0, box.right - box.left + 6, HEIGHT);
     pen.clip();
-    for (const line of [...this.#lines].reverse()) this.#paintLine(pen, line, x, y, box.bottom); // the first one is on top
+    // The first one is on top.
+    for (const line of [...this.#lines].reverse()) this.#paintLine(pen, line, x, y, box.bottom);
     pen.restore();
     this.#paintCursor(pen, box, x, y);
   }
@@ -151,7 +152,9 @@ export class Plot {
     const step = niceStep(top / 4);
     const ticks = [];
     for (let value = 0; value < top + step * 0.999; value += step) ticks.push(value);
-    const labels = ticks.map((value) => (value === 0 ? "0" : this.#format(value).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " ")));
+    // `2.00 Mbit/s` is `2 Mbit/s` on an axis.
+    const short = (value) => this.#format(value).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " ");
+    const labels = ticks.map((value) => (value === 0 ? "0" : short(value)));
     const room = Math.ceil(Math.max(56, ...labels.map((label) => pen.measureText(label).width))) + 10;
     return { top: ticks.at(-1), ticks, labels, room };
   }
@@ -194,9 +197,10 @@ export class Plot {
     pen.lineWidth = 1.5;
     pen.lineJoin = "round";
     pen.strokeStyle = pen.fillStyle = colour(name);
+    const follows = (i) => !Number.isNaN(values[i]) && times[i] - times[i - 1] < GAP_MS;
     for (let start = 0; start < times.length; ) {
-      let end = start;
-      while (end < times.length && !Number.isNaN(values[end]) && (end === start || times[end] - times[end - 1] < GAP_MS)) end += 1;
+      let end = start + (Number.isNaN(values[start]) ? 0 : 1);
+      while (end > start && end < times.length && follows(end)) end += 1;
       if (end > start) {
         pen.beginPath();
         for (let i = start; i < end; i += 1) pen.lineTo(x(times[i]), y(values[i]));
@@ -276,11 +280,11 @@ export class Plot {
 }
 
 const SPARK = { width: 110, height: 28 }; // as panel.css has it: asking the page would cost a layout for each row
-const sparksShown = matchMedia("(min-width: 1181px)"); // likewise
+export const sparksShown = matchMedia("(min-width: 1181px)"); // likewise
 
 /** Both directions as one thin picture, for a row of a table. */
 export function spark(canvas, data, from, to) {
-  if (!sparksShown.matches) return;
+  if (!sparksShown.matches || document.hidden) return;
   const { width, height } = SPARK;
   const pen = prepared(canvas, width, height);
   let top = 1000;

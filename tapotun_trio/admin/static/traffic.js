@@ -51,10 +51,12 @@ export class Traffic {
     const up = status.interfaces.filter((it) => it.state === "up").length;
     setText(byId("total-peers-more"), `${up} of ${plural(status.interfaces.length, "interface")} up`);
     setText(byId("total-rtt"), milliseconds(sum.rtt));
-    setText(byId("total-rtt-more"), sum.rtt === null ? "no ping answered yet" : sum.count === 1 ? "last ping" : `median, slowest ${milliseconds(sum.high)}`);
+    const trips = sum.count === 1 ? "last ping" : `median, slowest ${milliseconds(sum.high)}`;
+    setText(byId("total-rtt-more"), sum.rtt === null ? "no ping answered yet" : trips);
     const dropped = sumOf(troubles.packets);
     setText(byId("total-drops"), count(dropped));
-    setText(byId("total-drops-more"), `${count(this.#recently.growth(at, new Map([["", dropped]])).get(""))} in the last minute`);
+    const grown = this.#recently.growth(at, new Map([["drops", dropped]])).get("drops");
+    setText(byId("total-drops-more"), `${count(grown)} in the last minute`);
     this.#peers = new Map(peers.map((it) => [it.key, it]));
     this.#offer(status, peers);
     this.plot();
@@ -88,7 +90,8 @@ export class Traffic {
     const groups = status.interfaces.map((it) => {
       const whole = el("option", { value: ofInterface(it.name) }, `${it.name}, whole`);
       const own = peers.filter((one) => one.interfaceName === it.name);
-      return el("optgroup", { label: it.name }, whole, ...own.map((one) => el("option", { value: one.key }, one.peer.name)));
+      const each = own.map((one) => el("option", { value: one.key }, one.peer.name));
+      return el("optgroup", { label: it.name }, whole, ...each);
     });
     this.#scope.replaceChildren(el("option", { value: ALL }, "everything"), ...groups);
     this.#scope.value = chosen;

@@ -39,6 +39,7 @@ const MEANINGS = {
     "address-gone": "the local address went away",
   },
 };
+const meaningOf = (kind, reason) => (Object.hasOwn(MEANINGS[kind], reason) ? MEANINGS[kind][reason] : "");
 const TITLES = { packets: "Packets dropped", requests: "Requests refused", streams: "Streams broken" };
 const PLACES = 3;
 
@@ -57,7 +58,7 @@ export class Troubles {
 class Group {
   #total = el("span", { class: "muted" });
   #list = el("ul", { class: "reasons" });
-  #rows = new Keyed(this.#list, (reason) => new Row(reason, MEANINGS[this.kind][reason] ?? ""));
+  #rows = new Keyed(this.#list, (reason) => new Row(reason, meaningOf(this.kind, reason)));
   #recently = new Recently();
 
   constructor(kind) {
@@ -69,7 +70,8 @@ class Group {
     const grown = this.#recently.growth(at, new Map([...trouble].map(([reason, { number }]) => [reason, number])));
     const sum = sumOf(trouble);
     setText(this.#total, sum ? count(sum) : "none");
-    const reasons = [...trouble.keys()].sort((a, b) => trouble.get(b).number - trouble.get(a).number || (a < b ? -1 : 1));
+    const order = (a, b) => trouble.get(b).number - trouble.get(a).number || (a < b ? -1 : 1);
+    const reasons = [...trouble.keys()].sort(order);
     const rows = this.#rows.update(reasons);
     reasons.forEach((reason, i) => rows[i].update(trouble.get(reason), grown.get(reason), sum));
     setShown(this.#list, sum > 0);
@@ -85,7 +87,8 @@ class Row {
   constructor(reason, meaning) {
     const name = el("span", { class: "reason" }, reason);
     const line = el("div", { class: "reason-line" }, name, this.#grown, this.#number);
-    const more = el("div", { class: "small" }, el("span", { class: "muted" }, meaning ? `${meaning} · ` : ""), this.#where);
+    const told = el("span", { class: "muted" }, meaning ? `${meaning} · ` : "");
+    const more = el("div", { class: "small" }, told, this.#where);
     this.nodes = [el("li", {}, line, this.#bar, more)];
   }
 
@@ -95,7 +98,8 @@ class Row {
     setShown(this.#grown, grown > 0);
     this.#bar.style.width = `${((100 * number) / sum).toFixed(1)}%`;
     const places = [...where].sort(([, a], [, b]) => b - a);
-    const named = places.slice(0, PLACES).map(([place, its]) => (places.length === 1 ? place : `${place} ${count(its)}`));
-    setText(this.#where, [...named, ...(places.length > PLACES ? [`${places.length - PLACES} more`] : [])].join(", "));
+    const named = places.slice(0, PLACES).map(([place, its]) => (places.length > 1 ? `${place} ${count(its)}` : place));
+    if (places.length > PLACES) named.push(`${places.length - PLACES} more`);
+    setText(this.#where, named.join(", "));
   }
 }
