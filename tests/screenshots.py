@@ -7,24 +7,19 @@ clients are away.
 from __future__ import annotations
 
 import argparse
-import math
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.harness import Host, Lab, wait_for_ping
+from tests.harness import Lab, wait_for_ping
 from tests.harness.browser import Browser, browser
-from tests.netns.panels import DESKTOP, ORIGIN, write_config
+from tests.netns.panels import DESKTOP, ORIGIN, tide, write_config
 from tests.netns.worlds import SERVER, TUNNEL_SERVER, UPLOADING, allowed, client_config, running, server_config, token
 
 MINUTES: Final = 3.0
 PHONE: Final = (390, 844)
-DATAGRAM_BYTES: Final = 1300
-STEP_S: Final = 0.02
 LINE: Final = "tbf rate 20mbit burst 16kb limit 128kb"
 
 # Name, its end of a cable, the hub's end, its address in the tunnel.
@@ -33,31 +28,6 @@ SITES: Final = (
     ("branch-berlin", "198.51.100.2", "198.51.100.1", "10.10.0.10"),
     ("branch-lyon", "203.0.113.2", "203.0.113.1", "10.10.0.11"),
 )
-
-
-@contextmanager
-def tide(host: Host, address: str, *, mbit_s: float, period_s: float) -> Iterator[None]:
-    """UDP datagrams to an address while the body runs, at a rate that comes and goes around a mean."""
-    ended = threading.Event()
-
-    def send() -> None:
-        owed = 0.0
-        with host.socket(kind=socket.SOCK_DGRAM) as sock:
-            while not ended.wait(STEP_S):
-                swell = 1 + 0.6 * math.sin(2 * math.pi * time.monotonic() / period_s)
-                owed += mbit_s * 1e6 / 8 * swell * STEP_S
-                while owed > 0:
-                    owed -= DATAGRAM_BYTES
-                    with suppress(OSError):  # the tunnel may be away for a moment
-                        sock.sendto(bytes(DATAGRAM_BYTES), (address, 9))
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +23,8 @@ from .worlds import UPLOADING, Config, allowed, cable, client_config, running, s
 ADMIN: Final = "127.0.0.1:9100"
 ORIGIN: Final = f"http://{ADMIN}"
 PATIENCE_S: Final = 60.0
+DATAGRAM_BYTES: Final = 1300
+STEP_S: Final = 0.02
 DESKTOP: Final = (1280, 900)
 PHONE: Final = (360, 740)
 
@@ -119,3 +125,28 @@ def station(lab: Lab, *clients: Config, **fields: Any) -> Iterator[Station]:
         yield it
         if it.daemon.running:
             assert it.daemon.stop() == 0, it.daemon.tail()
+
+
+@contextmanager
+def tide(host: Host, address: str, *, mbit_s: float, period_s: float) -> Iterator[None]:
+    """UDP datagrams to an address while the body runs, at a rate that comes and goes around a mean."""
+    ended = threading.Event()
+
+    def send() -> None:
+        owed = 0.0
+        with host.socket(kind=socket.SOCK_DGRAM) as sock:
+            while not ended.wait(STEP_S):
+                swell = 1 + 0.6 * math.sin(2 * math.pi * time.monotonic() / period_s)
+                owed += mbit_s * 1e6 / 8 * swell * STEP_S
+                while owed > 0:
+                    owed -= DATAGRAM_BYTES
+                    with suppress(OSError):  # the tunnel may be away for a moment
+                        sock.sendto(bytes(DATAGRAM_BYTES), (address, 9))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
