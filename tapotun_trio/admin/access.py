@@ -28,7 +28,6 @@ _NOT_LOGGED_IN: Final = "not logged in: show the admin token, or log in at /"
 _OTHER_ORIGIN: Final = (
     "the request's Origin is not this Host; a proxy must pass Host on (nginx: proxy_set_header Host $http_host)"
 )
-_WRONG_TOKEN: Final = "this is not the admin token"
 
 
 class Refused(Exception):
@@ -38,6 +37,13 @@ class Refused(Exception):
         super().__init__(text)
         self.status = status
         self.headers = headers
+
+
+class WrongToken(Refused):
+    """A token that is not the one. Somebody may be trying some."""
+
+    def __init__(self) -> None:
+        super().__init__(401, "this is not the admin token", ("WWW-Authenticate", "Bearer"))
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +142,7 @@ class Access:
             raise Refused(429, f"too many wrong tokens: wait {seconds} s", ("Retry-After", str(seconds)))
         if not any(self._is_token(it) for it in shown):
             self._limiter.failed(address, now)
-            raise Refused(401, _WRONG_TOKEN, ("WWW-Authenticate", "Bearer"))
+            raise WrongToken()
         self._limiter.succeeded(address)
 
     def _is_token(self, shown: str) -> bool:

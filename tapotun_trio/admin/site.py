@@ -5,6 +5,7 @@ docs/admin.md documents them. Untrusted input, whose failures are answers; `Peer
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -22,10 +23,10 @@ from ..control.protocol import DisconnectArguments, ReloadArguments
 from ..errors import PeerError, TapotunError
 from ..http.heads import BadRequest
 from ..http.server import Exchange
-from ..log import process_logger
+from ..log import Sparingly, process_logger
 from ..status.model import ProcessStatus
 from ..tunnel.registry import NoSuchPeerError, Registry
-from .access import NO_TOKEN, Access, Refused, Visitor, cookie
+from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
 from .answers import Answer, decode, document, error, text
 from .browser import limited_as
 from .events import Events
@@ -97,6 +98,7 @@ class Site:
         self._reload = reload
         self._greeted = greeted
         self._live = 0
+        self._strangers = Sparingly()
         self._status: tuple[float, str] | None = None
         self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
             "/healthz": {"GET": (Who.EVERYBODY, self._healthz)},
@@ -121,6 +123,9 @@ class Site:
         try:
             answer = await self._answer(exchange, path)
         except Refused as exc:
+            if isinstance(exc, WrongToken):
+                line = f"admin: {exchange.client} showed a wrong token"
+                self._strangers.log(process_logger(), logging.WARNING, trio.current_time(), line)
             answer = error(exc.status, str(exc), *exc.headers, plain=plain)
         except BadRequest as exc:
             answer, close = error(exc.status, str(exc), plain=plain), True

@@ -17,7 +17,7 @@ from .findings import MASK, quote
 from .model import AdminConfig, Endpoint, LogConfig, LogFormat, LogLevel, Secret, TcpEndpoint, TokenHash, UnixEndpoint
 
 LOOPBACK: Final = "127.0.0.1"
-_EXAMPLE: Final = '"127.0.0.1:9090"'
+_EXAMPLE: Final = '"127.0.0.1:9433"'
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
@@ -103,9 +103,9 @@ def _without_port(text: str) -> Invalid:
     try:
         address = ip_address(literal)
     except ValueError:
-        return Invalid("is no address with a port", f'write one such as {_EXAMPLE} or "[::1]:9090"')
+        return Invalid("is no address with a port", f'write one such as {_EXAMPLE} or "[::1]:9433"')
     shown = f"[{address}]" if address.version == 6 else str(address)
-    return Invalid("has no port", f'write it, as in "{shown}:9090"')
+    return Invalid("has no port", f'write it, as in "{shown}:9433"')
 
 
 def _address(text: str, port: str) -> str:

@@ -173,7 +173,7 @@ class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The admin listener: health, metrics, panel."""
 
     listen: (
-        Annotated[str, _text("ADDRESS:PORT, [IPV6]:PORT, PORT of loopback, or unix:/path", "127.0.0.1:9090")]
+        Annotated[str, _text("ADDRESS:PORT, [IPV6]:PORT, PORT of loopback, or unix:/path", "127.0.0.1:9433")]
         | Annotated[int, Meta(ge=1, le=65535, description="a port of 127.0.0.1")]
     )
     token: (

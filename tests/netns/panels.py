@@ -78,9 +78,10 @@ class Station:
 
         return wait_until(look, PATIENCE_S, "that status", lambda: json.dumps(self.status(), indent=1))
 
-    def check_clean(self, *, network: tuple[str, ...] = ()) -> None:
-        """Nothing went wrong in the browser, and it has talked to nobody else.
+    def check_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
+        """Nothing went wrong in the browser, and it has talked to nobody but the panel.
 
+        `place`: where it had the panel from, beside where the station opened it first.
         `network`: words of which one is in each line that the browser itself writes about an answer.
         """
         of_the_page = [it for it in self.window.messages() if not it.text.startswith(("chrome://", "about:"))]
@@ -90,8 +91,8 @@ class Station:
         assert unexpected == []
         assert self.window.violations() == []
         requests = self.window.requests()
-        assert f"ws://{ADMIN}/api/live" in requests
-        assert {urlsplit(it).netloc for it in requests} == {ADMIN}
+        assert f"ws://{place}/api/live" in requests
+        assert {urlsplit(it).netloc for it in requests} == {ADMIN, place}
 
 
 def peer_of(status: Config, number: int = 0) -> Config:

@@ -18,6 +18,7 @@ from tests.harness import Host, Lab, Process, command, ping, tapotun, wait_until
 from tests.harness.daemon import ROOT
 
 from .worlds import (
+    CLIENT,
     SERVER,
     STOP_S,
     TUNNEL_CLIENT,
@@ -93,10 +94,9 @@ class Session:
 
 
 @contextmanager
-def panel(host: Host, *headers: str, port: int = PORT) -> Iterator[Process]:
+def panel(host: Host, *headers: str, url: str = f"ws://127.0.0.1:{PORT}") -> Iterator[Process]:
     """Follows /api/live."""
-    url = f"ws://127.0.0.1:{port}/api/live"
-    argv = [sys.executable, "-m", "tests.netns.live_panel", url, *headers]
+    argv = [sys.executable, "-m", "tests.netns.live_panel", f"{url}/api/live", *headers]
     with host.start(argv, name="panel", cwd=ROOT) as process:
         yield process
 
@@ -209,6 +209,49 @@ def test_the_listener_changes_and_no_packet_is_lost(lab: Lab) -> None:
         udp.wait_for_flow()
         for way in udp.finish():
             assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
+
+
+# Around what docs/admin.md says: an nginx in the foreground, its files in a directory of ours.
+NGINX: Final = """
+user root root; daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr warn;
+events {{ worker_connections 64; }}
+http {{
+    access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    map $http_upgrade $upgrade {{ default upgrade; '' ''; }}
+    server {{
+        listen 8000;
+        {location}
+    }}
+}}
+"""
+
+
+def test_behind_the_proxy_of_the_docs(lab: Lab) -> None:
+    server, client = cable(lab)
+    location = re.search(r"```nginx\n(.*?)```", (ROOT / "docs" / "admin.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert location is not None
+    config = server.tmp / "nginx.conf"
+    config.write_text(NGINX.format(directory=server.tmp, location=location[1].replace(":9433", f":{PORT}")))
+    file = write(server, server_config(), admin=admin())
+    with (
+        running(server, file) as daemon,
+        server.start(["nginx", "-e", "stderr", "-p", server.tmp, "-c", config], name="nginx") as nginx,
+    ):
+        server.wait_for_listener(8000, PATIENCE_S, by=nginx)
+        url = f"http://{SERVER}:8000"
+        session = Session(client, url)
+        daemon.wait_for_log(rf"admin: {CLIENT} \(through 127.0.0.1:\d+\) logged in")
+        assert session.act("/api/reload", {"dry_run": True}).json == {"changes": []}
+        assert session.act("/api/reload", {"dry_run": True}, origin=f"Origin: {URL}").status == 403
+        with panel(client, session.cookie, session.origin, url=f"ws://{SERVER}:8000") as live:
+            wait_for_message(live, "status", lambda message: bool(message["status"]["interfaces"]))
+        # Who tries tokens from elsewhere holds up only itself.
+        for _ in range(5):
+            assert curl(client, f"{url}/metrics", "-H", "x-api-key: guess").status == 401
+        assert curl(client, f"{url}/metrics", "-H", BEARER).status == 429
+        assert curl(server, f"{URL}/metrics", "-H", BEARER).status == 200
+        assert session.get("/api/status").status == 200
 
 
 def test_a_client_is_ready_when_its_streams_are(lab: Lab) -> None:

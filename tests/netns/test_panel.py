@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness import Lab, wait_until
+from tests.harness import Lab, nginx_proxy, wait_until
 from tests.harness.browser import Browser
 
 from .panels import ADMIN, ORIGIN, PATIENCE_S, Station, peer_of, station, tide
@@ -234,3 +234,27 @@ def wait_until_lost(it: Station) -> None:
     it.window.wait("document.documentElement.dataset.link === 'lost'")
     it.window.wait_for_text("#lost-what", "Lost since ")
     it.window.wait_for_text("#link-text", "lost")
+
+
+def test_through_a_proxy(lab: Lab) -> None:
+    """One that passes no WebSocket is named as what is wrong; one that does, and the daemon's end behind it."""
+    port = 8088
+    with station(lab) as it:
+        window = it.window
+        with nginx_proxy(it.server, ADMIN, listen=port):
+            window.open(f"http://127.0.0.1:{port}/")
+            window.write("#token", token("admin"))
+            window.click("#login-button")
+            window.wait_for_text("#lost-what", "a proxy must pass Host, Upgrade and Connection on")
+            assert window.text("#main") == ""
+        with nginx_proxy(it.server, ADMIN, listen=port, websocket=True, log_level="crit"):
+            it.wait_until_live()
+            window.click("tr.peer .actions button")
+            window.click("#disconnect-confirm")
+            window.wait_for_text("#toast", "laptop was disconnected")
+            it.daemon.kill()
+            window.wait_for_text("#lost-what", "the answer was 502 Bad Gateway")
+            it.start()
+            window.wait_for_text("#login-why", "Log in to go on")
+            it.log_in()
+        it.check_clean(f"127.0.0.1:{port}", network=(REFUSED, GONE, *BROKEN, "status of 502"))

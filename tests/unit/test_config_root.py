@@ -17,7 +17,7 @@ from tapotun_trio.config.raw import RawAdmin, RawLog, RawRoot
 
 from .test_config_load import Json, client, server, sha1, sha256
 
-LOOPBACK: Final = TcpEndpoint("127.0.0.1", 9090)
+LOOPBACK: Final = TcpEndpoint("127.0.0.1", 9433)
 
 
 def root(**changes: Any) -> Json:
@@ -45,9 +45,9 @@ def test_an_object_holds_what_the_array_holds() -> None:
 @pytest.mark.parametrize(
     ("given", "endpoint"),
     [
-        ("127.0.0.1:9090", LOOPBACK),
-        ("9090", LOOPBACK),
-        (9090, LOOPBACK),
+        ("127.0.0.1:9433", LOOPBACK),
+        ("9433", LOOPBACK),
+        (9433, LOOPBACK),
         ("127.1.2.3:1", TcpEndpoint("127.1.2.3", 1)),
         ("[::1]:65535", TcpEndpoint("::1", 65535)),
         ("unix:/run/tapotun/admin.http", UnixEndpoint("/run/tapotun/admin.http")),
@@ -66,7 +66,7 @@ def test_where_it_listens(given: object, endpoint: object) -> None:
     ],
 )
 def test_the_token_is_a_hash_or_raw(given: str, token: TokenHash | Secret) -> None:
-    assert accept(root(admin={"listen": 9090, "token": given})).admin == AdminConfig(LOOPBACK, token)
+    assert accept(root(admin={"listen": 9433, "token": given})).admin == AdminConfig(LOOPBACK, token)
 
 
 def test_the_log() -> None:
@@ -93,49 +93,49 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     ),
     (root(interfaces=[server(mtu=1)]), "interfaces[0].mtu: 1 is out of range; write a whole number from 68 to 65535"),
     # --- admin ---
-    (root(admin=9090), 'admin: 9090 is a number, not an object; write {"listen": "127.0.0.1:9090", ...}'),
-    (root(admin="t0k3n"), 'admin: *** is text, not an object; write {"listen": "127.0.0.1:9090", ...}'),
-    (root(admin={"token": "t"}), 'admin.listen: is missing; add "listen": "127.0.0.1:9090"'),
+    (root(admin=9433), 'admin: 9433 is a number, not an object; write {"listen": "127.0.0.1:9433", ...}'),
+    (root(admin="t0k3n"), 'admin: *** is text, not an object; write {"listen": "127.0.0.1:9433", ...}'),
+    (root(admin={"token": "t"}), 'admin.listen: is missing; add "listen": "127.0.0.1:9433"'),
     (
-        root(admin={"listen": 9090, "port": 1}),
+        root(admin={"listen": 9433, "port": 1}),
         'admin.port: "port" is an unknown field in "admin"; remove it; the fields are listen, token',
     ),
     (
-        root(admin={"listen": 9090, "tokens": "t"}),
+        root(admin={"listen": 9433, "tokens": "t"}),
         'admin.tokens: "tokens" is an unknown field in "admin"; did you mean "token"?',
     ),
     (root(admin={"listen": 0}), "admin.listen: 0 is out of range; write a whole number from 1 to 65535"),
     (root(admin={"listen": 1.5}), "admin.listen: 1.5 is not a whole number; write a whole number from 1 to 65535"),
-    (root(admin={"listen": True}), 'admin.listen: true is not text or a number; write "127.0.0.1:9090"'),
-    (root(admin={"listen": None}), 'admin.listen: null is not text or a number; write "127.0.0.1:9090"'),
+    (root(admin={"listen": True}), 'admin.listen: true is not text or a number; write "127.0.0.1:9433"'),
+    (root(admin={"listen": None}), 'admin.listen: null is not text or a number; write "127.0.0.1:9433"'),
     (
-        root(admin={"listen": ["9090"]}),
-        'admin.listen: [...] is a list, not text or a number; write "127.0.0.1:9090"',
+        root(admin={"listen": ["9433"]}),
+        'admin.listen: [...] is a list, not text or a number; write "127.0.0.1:9433"',
     ),
     (
-        root(admin={"listen": 9090, "token": ""}),
+        root(admin={"listen": 9433, "token": ""}),
         'admin.token: *** is empty; write the "sha256:..." that tapotun token prints',
     ),
     (
-        root(admin={"listen": 9090, "token": 5}),
+        root(admin={"listen": 9433, "token": 5}),
         'admin.token: *** is a number, not text; write "<sha256: and the hash of a token>"',
     ),
     (
-        root(admin={"listen": 9090, "token": sha1("x").upper()}),
+        root(admin={"listen": 9433, "token": sha1("x").upper()}),
         "admin.token: *** is a hash in capital letters; write it in lower case",
     ),
     (
-        root(admin={"listen": 9090, "token": "sha256:12"}),
+        root(admin={"listen": 9433, "token": "sha256:12"}),
         "admin.token: *** is no SHA-256; write sha256: and 64 digits of lower-case hex",
     ),
-    (root(admin={"listen": 9090, "token": "t "}), "admin.token: *** starts or ends with a space; remove the space"),
+    (root(admin={"listen": 9433, "token": "t "}), "admin.token: *** starts or ends with a space; remove the space"),
     (
-        root(admin={"listen": "0.0.0.0:9090"}),
+        root(admin={"listen": "0.0.0.0:9433"}),
         'admin.token: is missing, and others can reach 0.0.0.0; add the "sha256:..." that tapotun token prints, or '
         "listen on 127.0.0.1",
     ),
     (
-        root(admin={"listen": "[::]:9090", "token": sha256("x")}),
+        root(admin={"listen": "[::]:9433", "token": sha256("x")}),
         'warning: admin.listen: "::" is not loopback, and plain HTTP shows the token to whoever is on the way; listen '
         "on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
     ),
@@ -175,31 +175,31 @@ def test_one_finding(value: Json, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", 'is no address with a port; write one such as "127.0.0.1:9090"'),
-        (":", 'is no address with a port; write one such as "127.0.0.1:9090"'),
-        ("127.0.0.1", 'has no port; write it, as in "127.0.0.1:9090"'),
-        ("::1", 'has no port; write it, as in "[::1]:9090"'),
-        ("[::1]", 'has no port; write it, as in "[::1]:9090"'),
-        ("2001:db8::1:9090", 'has no port; write it, as in "[2001:db8::1:9090]:9090"'),
-        ("tapotun", 'is no address with a port; write one such as "127.0.0.1:9090" or "[::1]:9090"'),
-        (" 9090", 'has white space at its ends; write "9090"'),
-        ("localhost:9090", 'has a name, not an address; write "127.0.0.1:9090" or "[::1]:9090"'),
-        (":9090", 'names no address; write "0.0.0.0:9090" for every address, or "9090" for loopback'),
-        ("*:9090", 'names no address; write "0.0.0.0:9090" for every address, or "9090" for loopback'),
-        ("127.0.0.1:", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9090"'),
-        ("127.0.0.1:http", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9090"'),
+        ("", 'is no address with a port; write one such as "127.0.0.1:9433"'),
+        (":", 'is no address with a port; write one such as "127.0.0.1:9433"'),
+        ("127.0.0.1", 'has no port; write it, as in "127.0.0.1:9433"'),
+        ("::1", 'has no port; write it, as in "[::1]:9433"'),
+        ("[::1]", 'has no port; write it, as in "[::1]:9433"'),
+        ("2001:db8::1:9433", 'has no port; write it, as in "[2001:db8::1:9433]:9433"'),
+        ("tapotun", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
+        (" 9433", 'has white space at its ends; write "9433"'),
+        ("localhost:9433", 'has a name, not an address; write "127.0.0.1:9433" or "[::1]:9433"'),
+        (":9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
+        ("*:9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
+        ("127.0.0.1:", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
+        ("127.0.0.1:http", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
         ("127.0.0.1:0", "has a port out of range; write one from 1 to 65535"),
         ("65536", "has a port out of range; write one from 1 to 65535"),
-        ("٩٠٩٠", 'is no address with a port; write one such as "127.0.0.1:9090" or "[::1]:9090"'),
+        ("٩٠٩٠", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
         ("/run/admin", 'is a path without unix:; write "unix:/run/admin"'),
         ("unix:admin", 'has no absolute path; write it as in "unix:/run/tapotun.sock"'),
-        ("[127.0.0.1]:9090", 'has brackets that hold no IPv6 address; write "[::1]:9090"'),
+        ("[127.0.0.1]:9433", 'has brackets that hold no IPv6 address; write "[::1]:9433"'),
         (
-            "[fe80::1]:9090",
+            "[fe80::1]:9433",
             "has an address that is link-local, for which an interface would have to be named; write "
-            'one such as "127.0.0.1:9090"',
+            'one such as "127.0.0.1:9433"',
         ),
-        ("host.example:9090", 'has an address that is not an address; write one such as "127.0.0.1:9090"'),
+        ("host.example:9433", 'has an address that is not an address; write one such as "127.0.0.1:9433"'),
     ],
 )
 def test_where_it_cannot_listen(text: str, problem: str) -> None:
@@ -213,14 +213,14 @@ def test_a_token_is_never_in_an_error() -> None:
         with pytest.raises(Invalid) as caught:
             admin_token(text)
         assert "s3cr3t" not in f"{caught.value}{caught.value.shown}"
-    assert "s3cr3t" not in repr(accept(root(admin={"listen": 9090, "token": "s3cr3t"})))
+    assert "s3cr3t" not in repr(accept(root(admin={"listen": 9433, "token": "s3cr3t"})))
 
 
 def test_all_errors_at_once_and_in_their_order() -> None:
     value = {
         "log": {"level": 5},
         "interfaces": [server(mtu=1), client(name="tun0")],
-        "admin": {"listen": "9090x", "token": ""},
+        "admin": {"listen": "9433x", "token": ""},
         "update": 1,
     }
     _, findings = check_content(json.dumps(value, indent=1).encode(), "F")
@@ -243,7 +243,7 @@ def test_a_field_that_stands_twice() -> None:
 def test_a_raw_token_in_a_public_file_is_warned_of(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     for token, warned in (("raw", ["admin.token"]), (sha256("raw"), []), (sha1("raw"), [])):
-        file.write_text(json.dumps(root(admin={"listen": 9090, "token": token})))
+        file.write_text(json.dumps(root(admin={"listen": 9433, "token": token})))
         file.chmod(0o644)
         assert [finding.path for finding in check(file)[1]] == warned
 
