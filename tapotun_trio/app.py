@@ -17,6 +17,7 @@ from .control.commands import Process, standard_commands
 from .control.place import REMEDY, listening, places
 from .control.server import serve_control
 from .errors import HostError, leaves
+from .host.memory import give_large_blocks_back
 from .host.notify import ServiceManager
 from .host.ports import Host
 from .host.rights import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
@@ -51,6 +52,7 @@ def run(
     process = Process(str(os.getpid()) if name is None else name, config_file, moment())
     log = process_logger()
     try:
+        give_large_blocks_back()
         require_tun_rights()
         raise_fd_limit()
         drop_rights(needed_capabilities(config))

@@ -12,6 +12,7 @@ import trio
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.plan import Item, ItemsRefused, Route
 from tapotun_trio.host.ports import Change
+from tapotun_trio.wire.frames import LENGTH_BYTES
 
 PLAIN_VNET: Final = bytes(12)
 
@@ -36,13 +37,22 @@ class MemoryDevice:
 
     # -- the program's side: host.ports.Device
 
-    def read(self, into: memoryview, /) -> int | None:
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         self._check()
-        if not self.inbound:
-            return None
-        frame = self.inbound.popleft()[: len(into)]
-        into[: len(frame)] = frame
-        return len(frame)
+        lengths: list[int] = []
+        at = LENGTH_BYTES
+        while len(lengths) < most and at < limit_bytes + LENGTH_BYTES:
+            frame = self._next()
+            if frame is None:
+                return lengths, False
+            frame = frame[: len(into) - at]
+            into[at : at + len(frame)] = frame
+            lengths.append(len(frame))
+            at += len(frame) + LENGTH_BYTES
+        return lengths, True
+
+    def _next(self) -> bytes | None:
+        return self.inbound.popleft() if self.inbound else None
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
         self._check()

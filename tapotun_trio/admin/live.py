@@ -6,7 +6,7 @@ has nothing to say but to close, and one that does not read is let go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -47,7 +47,7 @@ def handshake_of(head: RequestHead) -> bytes:
 
 
 async def serve_live(
-    exchange: Exchange, status: Callable[[], str], events: Events, is_over: Callable[[], bool]
+    exchange: Exchange, status: Callable[[], Awaitable[str]], events: Events, is_over: Callable[[], bool]
 ) -> None:
     """Talk until the client goes, does not read, or ``is_over``. ``status``: the message that says how the process is.
 
@@ -87,7 +87,7 @@ async def serve_live(
 async def _talk(
     socket: WebSocketConnection,
     exchange: Exchange,
-    status: Callable[[], str],
+    status: Callable[[], Awaitable[str]],
     events: Events,
     is_over: Callable[[], bool],
 ) -> None:
@@ -95,7 +95,7 @@ async def _talk(
     while not is_over():
         now = trio.current_time()
         if now >= due:
-            await _send(socket, exchange, status())
+            await _send(socket, exchange, await status())
             due = max(due + STATUS_S, now)
         fresh = events.since(number)
         if fresh or number < 0:

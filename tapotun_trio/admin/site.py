@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from enum import Enum
@@ -38,6 +39,9 @@ from .pages import Page
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LIVE: Final = 16  # WebSockets
 STATUS_AGE_S: Final = 0.5  # so old may a status be that several WebSockets share
+
+# A request's target may be a whole URL (RFC 9112 section 3.2.2).
+_ABSOLUTE: Final = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -100,6 +104,7 @@ class Site:
         self._live = 0
         self._strangers = Sparingly()
         self._status: tuple[float, str] | None = None
+        self._status_lock = trio.Lock()
         self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
             "/healthz": {"GET": (Who.EVERYBODY, self._healthz)},
             "/readyz": {"GET": (Who.EVERYBODY, self._readyz)},
@@ -117,7 +122,7 @@ class Site:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request. Raises PeerError; a bug is logged and answered with a 500."""
-        path = exchange.head.target.partition("?")[0]
+        path = _ABSOLUTE.sub("", exchange.head.target).partition("?")[0]
         plain = not path.startswith("/api/")
         close = self.retiring
         try:
@@ -174,7 +179,7 @@ class Site:
         return text(503, "\n".join(reasons)) if reasons else text(200, "ready")
 
     async def _metrics(self, request: Request) -> Answer:
-        parts, kind = render_in_parts(self._process_status(), request.exchange.head.headers.get("accept"))
+        parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
         body = bytearray()
         for part in parts:
             body += part
@@ -214,7 +219,7 @@ class Site:
         return document({"csrf": csrf, "name": self._process.name, "version": __version__, "pid": os.getpid()})
 
     async def _show_status(self, request: Request) -> Answer:
-        return document(self._process_status())
+        return document(await self._process_status())
 
     async def _show_events(self, request: Request) -> Answer:
         return document({"events": self._events.since(0)})
@@ -259,16 +264,17 @@ class Site:
     async def _read(self, request: Request, kind: type[T]) -> T:
         return decode(await request.exchange.read_body(MAX_BODY_BYTES), kind)
 
-    def _process_status(self) -> ProcessStatus:
-        return process_status(self._process, self._registry, [])
+    async def _process_status(self) -> ProcessStatus:
+        return await process_status(self._process, self._registry, [])
 
-    def _status_message(self) -> str:
-        now = trio.current_time()
-        if self._status is None or now - self._status[0] >= STATUS_AGE_S:
-            at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            message = {"type": "status", "at": at, "status": self._process_status()}
-            self._status = now, msgspec.json.encode(message).decode()
-        return self._status[1]
+    async def _status_message(self) -> str:
+        async with self._status_lock:
+            now = trio.current_time()
+            if self._status is None or now - self._status[0] >= STATUS_AGE_S:
+                at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                message = {"type": "status", "at": at, "status": await self._process_status()}
+                self._status = now, msgspec.json.encode(message).decode()
+            return self._status[1]
 
 
 def _is_secure(request: Request) -> bool:

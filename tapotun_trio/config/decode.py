@@ -11,7 +11,6 @@ import re
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -242,7 +241,7 @@ def _read_one(value: object, annotation: Any, spec: FieldSpec, path: str, into: 
         return value
     try:
         got: object = msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair in place of a number
         problem, remedy = _misfit(value, annotation, spec)
         into.error(path, _shown(value, spec), problem, remedy)
         return _MISFIT
@@ -351,6 +350,8 @@ def _shape(struct: type[Struct]) -> str:
 
 def _meant(key: str, struct: type[Struct], tolerated: Collection[str]) -> str:
     """What the author of an unknown field may have wanted."""
+    from difflib import get_close_matches  # only now: a config without such a field does without 0.5 MB
+
     fields = [*specs(struct), *tolerated]
     close = get_close_matches(key.casefold()[:_LONGEST_TYPO], fields, n=1)
     homes = [

@@ -21,8 +21,7 @@ from ..http.client import check_status
 from ..log import Log, Sparingly
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import HEADER_BYTES, FrameReader
-from ..wire.merge import Frame
+from ..wire.frames import HEADER_BYTES, FrameReader, Span
 from ..wire.tunconf import TunConf
 from . import counters as why
 from .carrier import Carrier
@@ -334,13 +333,14 @@ class TunnelClient:
             await self._programmer.apply(plan)
             self.plan = plan  # not before: cancelled in between, the next answer applies it again
 
-    async def _take(self, reader: FrameReader, frames: list[Frame]) -> None:
-        echoes, inward = list[bytes](), list[Frame]()
+    async def _take(self, reader: FrameReader, frames: list[Span]) -> None:
+        echoes, inward = list[bytes](), list[Span]()
         try:
             sort_frames(reader.view, frames, self.counters.drops, inward, echoes)
         finally:  # at a bad frame too: what stood before it is good
-            self.counters.rx_packets += len(inward)
-            self.counters.rx_bytes += sum([stop - start - HEADER_BYTES for start, stop in inward])
+            for start, stop, count in inward:
+                self.counters.rx_packets += count
+                self.counters.rx_bytes += stop - start - HEADER_BYTES * count
             self._writer.write_all(reader.view, inward, self.counters.drops)
         for echo in echoes:
             self.sender.send_control(echo)  # a generation 2 ping: the very same frame goes back

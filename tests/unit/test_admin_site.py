@@ -16,11 +16,14 @@ from tapotun_trio import __version__
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
 from tapotun_trio.config.model import Secret, TokenHash
+from tapotun_trio.control.commands import Process, process_status
 from tapotun_trio.errors import HostError
 from tapotun_trio.http.heads import RequestHead
 from tapotun_trio.log import client_logger, interface_logger, process_logger
 from tapotun_trio.reload import RefusedError
+from tapotun_trio.tunnel.clocks import moment
 from tapotun_trio.tunnel.registry import Registry
+from tapotun_trio.tunnel.status import PART
 from tapotun_trio.tunnel.supervisor import run_interfaces
 
 from ..fakes import MemoryHost
@@ -40,6 +43,7 @@ async def test_health() -> None:
         answer = await world.ask("GET", "/healthz?x=1")
         assert (answer.status, answer.body) == (200, b"ok\n")
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert (await world.ask("GET", "http://127.0.0.1:9433/healthz?x=/metrics")).body == b"ok\n"
         head = await world.ask("HEAD", "/healthz")
         assert (head.status, head.headers["content-length"], head.body) == (200, "3", b"")
 
@@ -302,6 +306,32 @@ async def test_status_and_metrics_of_running_interfaces() -> None:
         assert (answer.status, answer.json) == (200, {"sessions": 0})
         answer = await world.ask("POST", "/api/disconnect", BEARER, b'{"client": "laptop", "interface": "tun9"}')
         assert (answer.status, answer.json) == (404, {"error": "there is no interface tun9 here; it has hub"})
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
+    registry, host = Registry(), MemoryHost()
+    clients = [allowed(f"c{number}", f"10.10.0.{number + 2}") for number in range(200)]
+    async with opened(lambda: World(registry=registry)) as world, trio.open_nursery() as nursery:
+        await nursery.start(run_interfaces, [server_config(free_port(), *clients)], host, registry)
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as counting:
+                counting.start_soon(count_turns)
+                before = turns
+                status = await process_status(Process("hub", "/x", moment()), registry, [])
+                assert turns - before >= 200 // PART
+                scope.cancel()
+        [interface] = status.interfaces
+        assert [peer.name for peer in interface.peers] == [client.name for client in clients]
+        assert (await world.ask("GET", "/api/status", BEARER)).json["interfaces"][0]["peers"][199]["name"] == "c199"
         nursery.cancel_scope.cancel()
 
 

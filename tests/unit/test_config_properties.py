@@ -299,7 +299,7 @@ def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgs
         read_object(parse(json.dumps(candidate)), struct, "", findings)
         try:
             msgspec.convert(plain, struct, strict=True)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter is what it makes of half a surrogate pair
             assert findings.found
         else:
             assert [f for f in findings.found if "surrogate" not in f.problem] == []
