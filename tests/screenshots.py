@@ -61,7 +61,7 @@ def hub(lab: Lab) -> Iterator[Browser]:
         stack.enter_context(tide(hosts["laptop"], TUNNEL_SERVER, mbit_s=30, period_s=41))
         stack.enter_context(tide(server, "10.10.0.2", mbit_s=12, period_s=67))
         stack.enter_context(tide(hosts["branch-lyon"], TUNNEL_SERVER, mbit_s=8, period_s=23))
-        stack.enter_context(tide(server, "10.10.0.10", mbit_s=14, period_s=53))
+        stack.enter_context(tide(server, "10.10.0.10", mbit_s=12, period_s=53))
         # Something for each part of the page.
         for _ in range(3):
             hosts["laptop"].run(["curl", "-s", "-H", "x-api-key: wrong", f"http://{SERVER}:8080/ip"])
@@ -83,6 +83,8 @@ def settle(window: Browser) -> None:
 
 def take(window: Browser, out: Path) -> None:
     """The pictures."""
+    window.choose("#plot-span", "2 min")
+    window.script("document.activeElement.blur()")
     for name, size, dark in (("desktop", DESKTOP, False), ("desktop-dark", DESKTOP, True), ("phone", PHONE, False)):
         window.look(size, dark=dark)
         settle(window)
