@@ -21,12 +21,13 @@ help:  ## show this
 	@echo "make soak     200 random faults beside a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel beside a relay in C and beside no tunnel, in ten minutes; BENCH=quick: two"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones"
+	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make check    ruff, the format, mypy"
 	@echo "make format   put the code into its format"
 	@echo "make venv     .venv with the program and the developers' tools"
 	@echo "make clean    remove what these have made"
 	@echo
-	@echo "demo, test, soak and bench need root, for namespaces and TUN interfaces, and touch nothing outside their namespaces."
+	@echo "demo, test, soak, bench and screenshots need root, for namespaces and TUN interfaces, and touch nothing outside their namespaces."
 
 # .venv is renewed when pyproject.toml or the place of this checkout has changed. The stamp holds both, which
 # says more than its date: a date does not survive a copy or a clone.
@@ -102,6 +103,12 @@ bench-scaling:
 	@$(INSTALL_TOOLS) bench
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m tests.bench.scaling --out '$(BENCH_OUT)' $(ARGS)
+
+.PHONY: screenshots
+screenshots:
+	@$(INSTALL_TOOLS) test
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m tests.screenshots --out docs $(ARGS)
 
 .PHONY: check
 check: venv

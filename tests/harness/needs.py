@@ -24,6 +24,8 @@ TOOLS: Final = {
     "caddy": "caddy",
     "haproxy": "haproxy",
     "apache2": "apache2",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
 DEMO_TOOLS: Final = ("ip", "ss", "mount", "ping")
 

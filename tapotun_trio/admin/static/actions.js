@@ -1,0 +1,121 @@
+// What the operator has the daemon do: each after a look at what will happen, in a dialog.
+
+import { byId, setItems, setShown, setText } from "./dom.js";
+import { plural } from "./format.js";
+
+const UNCHANGED = "The config has not changed.";
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", () => dialog.close());
+}
+
+let toastTimer = null;
+
+/** Say it for a while at the page's foot. */
+export function toast(text) {
+  const node = byId("toast");
+  node.textContent = text;
+  setShown(node, true);
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => setShown(node, false), 6000);
+}
+
+export class Disconnect {
+  #link;
+  #dialog = byId("disconnect-dialog");
+  #confirm = byId("disconnect-confirm");
+  #error = byId("disconnect-error");
+  #target = null;
+
+  constructor(link) {
+    this.#link = link;
+    this.#confirm.addEventListener("click", () => this.#act());
+  }
+
+  ask(interfaceName, client) {
+    this.#target = { interface: interfaceName, client };
+    setText(byId("disconnect-title"), `Disconnect ${client}?`);
+    this.#error.textContent = "";
+    this.#confirm.disabled = false;
+    this.#dialog.showModal();
+  }
+
+  async #act() {
+    this.#confirm.disabled = true;
+    const { client } = this.#target;
+    try {
+      const { sessions } = await this.#link.act("api/disconnect", this.#target);
+      this.#dialog.close();
+      toast(sessions ? `${client} was disconnected` : `${client} was not connected`);
+    } catch (error) {
+      this.#error.textContent = `${client} was not disconnected: ${error.message}`;
+      this.#confirm.disabled = false;
+    }
+  }
+}
+
+export class Reload {
+  #link;
+  #dialog = byId("reload-dialog");
+  #text = byId("reload-text");
+  #changes = byId("reload-changes");
+  #error = byId("reload-error");
+  #apply = byId("reload-apply");
+  #close = byId("reload-close");
+  #round = 0; // an answer to a dialog that was closed meanwhile is not shown in the next
+
+  constructor(link) {
+    this.#link = link;
+    byId("reload-button").addEventListener("click", () => this.#plan());
+    this.#apply.addEventListener("click", () => this.#act());
+  }
+
+  async #plan() {
+    this.#say("Reading the config…", [], "");
+    this.#close.textContent = "Cancel";
+    this.#dialog.showModal();
+    const found = await this.#ask(true);
+    if (found === null) return;
+    if (found.length) {
+      this.#say(`This will change (${plural(found.length, "change")}):`, found, "");
+      setShown(this.#apply, true);
+      this.#apply.focus();
+    } else {
+      this.#say(UNCHANGED, [], "");
+      this.#close.textContent = "Close";
+    }
+  }
+
+  async #act() {
+    this.#apply.disabled = true;
+    setText(this.#text, "Applying…");
+    const done = await this.#ask(false);
+    if (done === null) return;
+    this.#say(done.length ? "Done:" : UNCHANGED, done, "");
+    this.#close.textContent = "Close";
+    this.#close.focus();
+  }
+
+  /** The changes, a line each; null if there is nothing to go on with. */
+  async #ask(dryRun) {
+    this.#round += 1;
+    const round = this.#round;
+    try {
+      const { changes } = await this.#link.act("api/reload", { dry_run: dryRun });
+      return round === this.#round && this.#dialog.open ? changes : null;
+    } catch (error) {
+      if (round !== this.#round) return null;
+      this.#say("", [], error.message);
+      this.#close.textContent = "Close";
+      return null;
+    }
+  }
+
+  #say(text, changes, error) {
+    setText(this.#text, text);
+    setItems(this.#changes, changes);
+    this.#error.textContent = error;
+    this.#apply.disabled = false;
+    setShown(this.#apply, false);
+  }
+}

@@ -1,0 +1,66 @@
+// What the plots show: a few numbers per second and series, of the last minutes. Nothing here knows the DOM.
+
+const FIELDS = ["rx", "tx", "rtt", "high"];
+
+/** A ring of moments, and beside it one ring of numbers for each field of each series. NaN: not known then. */
+export class History {
+  #capacity;
+  #times;
+  #series = new Map();
+  #pushed = 0;
+
+  constructor(capacity = 960) {
+    this.#capacity = capacity;
+    this.#times = new Float64Array(capacity);
+  }
+
+  /**
+   * `at`: ms; if the clock was set back all begins anew. `samples`: Map of series and {rx, tx, rtt, high}. A series
+   * that stays away is forgotten in time.
+   */
+  push(at, samples) {
+    if (this.end !== null && at < this.end) {
+      this.#pushed = 0;
+      this.#series.clear();
+    }
+    const slot = this.#pushed % this.#capacity;
+    this.#times[slot] = at;
+    this.#pushed += 1;
+    for (const [key, sample] of samples) {
+      let series = this.#series.get(key);
+      if (series === undefined) {
+        series = { last: 0 };
+        for (const field of FIELDS) series[field] = new Float32Array(this.#capacity).fill(NaN);
+        this.#series.set(key, series);
+      }
+      series.last = this.#pushed;
+      for (const field of FIELDS) series[field][slot] = sample[field] ?? NaN;
+    }
+    for (const [key, series] of this.#series) {
+      if (series.last === this.#pushed) continue;
+      for (const field of FIELDS) series[field][slot] = NaN;
+      if (this.#pushed - series.last >= this.#capacity) this.#series.delete(key);
+    }
+  }
+
+  /** When something was pushed last, ms; null: never. */
+  get end() {
+    return this.#pushed === 0 ? null : this.#times[(this.#pushed - 1) % this.#capacity];
+  }
+
+  /** Since `from` (ms), oldest first: {times, rx, tx, rtt, high}, arrays of one length. */
+  since(key, from) {
+    const series = this.#series.get(key);
+    const found = { times: [] };
+    for (const field of FIELDS) found[field] = [];
+    const oldest = Math.max(0, this.#pushed - this.#capacity);
+    let first = this.#pushed;
+    while (first > oldest && this.#times[(first - 1) % this.#capacity] >= from) first -= 1;
+    for (let at = first; at < this.#pushed; at += 1) {
+      const slot = at % this.#capacity;
+      found.times.push(this.#times[slot]);
+      for (const field of FIELDS) found[field].push(series === undefined ? NaN : series[field][slot]);
+    }
+    return found;
+  }
+}

@@ -1,0 +1,76 @@
+// A card for each interface.
+
+import { byId, el, Keyed, setAttribute, setShown, setText } from "./dom.js";
+import { count, moment, plural, rate, reasons, since, size, total } from "./format.js";
+import { added, ofInterface, summed } from "./model.js";
+
+const FACTS = ["Addresses", "MTU", "Listening", "Peers", "Received", "Sent", "Dropped", "Refused", "Restarts"];
+const TONES = { up: "good", connecting: "warn", starting: "warn", failed: "bad" };
+
+export class Interfaces {
+  #cards;
+
+  /** `plot(key)`: show it in the plots. */
+  constructor(plot) {
+    this.#cards = new Keyed(byId("interfaces"), (name) => new Card(name, plot));
+  }
+
+  update(status, peers, now) {
+    const cards = this.#cards.update(status.interfaces.map((it) => it.name));
+    status.interfaces.forEach((it, i) => {
+      const own = peers.filter((one) => one.interfaceName === it.name);
+      cards[i].update(it, own, now);
+    });
+  }
+}
+
+class Card {
+  #kind = el("span", { class: "badge" });
+  #state = el("span", {});
+  #pill = el("p", { class: "pill" }, el("span", { class: "dot", "aria-hidden": "true" }), this.#state);
+  #error = el("p", { class: "error" });
+  #rows = new Map();
+
+  constructor(name, plot) {
+    const button = el("button", { class: "button small", type: "button" }, "Plot");
+    button.setAttribute("aria-label", `Plot ${name}`);
+    button.addEventListener("click", () => plot(ofInterface(name)));
+    const list = el("dl", { class: "facts" });
+    for (const label of FACTS) {
+      const value = el("dd", {});
+      const row = el("div", {}, el("dt", {}, label), value);
+      this.#rows.set(label, [row, value]);
+      list.append(row);
+    }
+    const head = el("div", { class: "interface-head" }, el("h3", {}, name), this.#kind, this.#pill, button);
+    const named = { class: "card interface", "aria-label": `Interface ${name}` };
+    this.nodes = [el("article", named, head, this.#error, list)];
+  }
+
+  update(it, peers, now) {
+    setText(this.#kind, it.kind);
+    setAttribute(this.#pill, "data-tone", TONES[it.state] ?? "warn");
+    setAttribute(this.#pill, "title", `since ${moment(Date.parse(it.since))}`);
+    setText(this.#state, `${it.state} for ${since(it.since, now)}`);
+    const why = it.last_error ?? "";
+    setText(this.#error, it.state === "failed" || why === "" ? why : `Last failure: ${why}`);
+    const sum = summed(peers);
+    this.#fact("Addresses", it.addresses.join(", "));
+    this.#fact("MTU", it.mtu_bytes === null ? "" : String(it.mtu_bytes));
+    this.#fact("Listening", it.listen.map((at) => at.address + (it.path ?? "")).join(", "));
+    const clients = `${count(sum.connected)} of ${count(sum.count)} connected`;
+    this.#fact("Peers", it.kind === "server" ? clients : peers.map((one) => one.peer.name).join(", "));
+    this.#fact("Received", `${rate(sum.rx)}, ${size(sum.rxBytes)} in all`);
+    this.#fact("Sent", `${rate(sum.tx)}, ${size(sum.txBytes)} in all`);
+    this.#fact("Dropped", total(it.device_drops) ? reasons(it.device_drops) : "");
+    const refused = added(it.refusals, ...it.listen.map((at) => at.refusals));
+    this.#fact("Refused", total(refused) ? reasons(refused) : "");
+    this.#fact("Restarts", it.restarts ? plural(it.restarts, "time") : "");
+  }
+
+  #fact(label, text) {
+    const [row, value] = this.#rows.get(label);
+    setShown(row, text !== "");
+    setText(value, text);
+  }
+}

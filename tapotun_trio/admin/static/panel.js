@@ -1,0 +1,132 @@
+// The page: what the daemon tells goes to those who show it, and the state of the way to it is always in sight.
+
+import { Disconnect, Reload, toast } from "./actions.js";
+import { byId, setItems, setShown, setText } from "./dom.js";
+import { Events } from "./events.js";
+import { clock, moment, since, span } from "./format.js";
+import { History } from "./history.js";
+import { Interfaces } from "./interfaces.js";
+import { Link } from "./link.js";
+import { peersOf, samplesOf, troubles } from "./model.js";
+import { Peers } from "./peers.js";
+import { forgetColours, sparksShown } from "./plot.js";
+import { Traffic } from "./traffic.js";
+import { Troubles } from "./troubles.js";
+
+const history = new History();
+const link = new Link({ state: showLink, status: showStatus, events: (message) => events.add(message.events) });
+const disconnect = new Disconnect(link);
+new Reload(link);
+const events = new Events();
+const traffic = new Traffic(history);
+const plot = (key) => traffic.select(key);
+const interfaces = new Interfaces(plot);
+const peers = new Peers({ history, plot, disconnect: (...client) => disconnect.ask(...client) });
+const drops = new Troubles();
+let firstVersion = null;
+let wasLost = null; // ms
+let name = "tapotun";
+
+function showStatus({ at, status }) {
+  const now = Date.parse(at); // the daemon's clock: this machine's may be wrong
+  firstVersion ??= status.version;
+  setShown(byId("newer"), status.version !== firstVersion);
+  name = status.name === String(status.pid) ? "tapotun" : status.name;
+  setText(byId("process-name"), name);
+  const up = `up for ${since(status.started_at, now)}`;
+  const about = [`tapotun ${status.version}`, `pid ${status.pid}`, up, status.config_file];
+  setText(byId("process-about"), about.join(" · "));
+  setShown(byId("main"), true);
+  const all = peersOf(status);
+  const found = troubles(status, all);
+  history.push(now, samplesOf(status, all));
+  traffic.update(status, all, found, now);
+  interfaces.update(status, all, now);
+  peers.update(all, now);
+  drops.update(found, now);
+  showConfig(status, now);
+}
+
+function showConfig(status, now) {
+  const reload = status.last_reload;
+  setText(byId("config-file"), status.config_file);
+  setText(byId("reload-file"), status.config_file);
+  setItems(byId("config-changes"), reload?.changes ?? []);
+  setText(byId("config-error"), reload?.error ?? "");
+  const when = reload === null ? "" : `${moment(Date.parse(reload.at))}, ${since(reload.at, now)} ago`;
+  let text = "As it was read at the start; not read again since.";
+  if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config runs on:`;
+  else if (reload?.changes.length) text = `Changed by the last reload, ${when}:`;
+  else if (reload !== null) text = `Read again ${when}: nothing was different.`;
+  setText(byId("config-when"), text);
+}
+
+const LINK_TEXTS = { login: "not logged in", connecting: "connecting", live: "live", lost: "lost" };
+
+function showLink() {
+  const { state } = link;
+  setShown(byId("login"), state === "login");
+  setShown(byId("panel"), state !== "login");
+  document.documentElement.dataset.link = state;
+  byId("link-state").dataset.state = state;
+  setText(byId("link-text"), LINK_TEXTS[state]);
+  for (const button of document.querySelectorAll("[data-needs-link]")) button.disabled = state !== "live";
+  for (const dialog of document.querySelectorAll("dialog[open]")) if (state === "login") dialog.close();
+  if (state === "login") {
+    setText(byId("login-why"), link.why);
+    byId("token").focus();
+  }
+  if (state === "lost" && wasLost === null) {
+    wasLost = link.lostAt;
+    events.note("error", `lost the daemon: ${link.why}`);
+  } else if (state === "live" && wasLost !== null) {
+    events.note("info", `the daemon is back after ${span(Date.now() - wasLost)}`);
+    wasLost = null;
+  }
+  tick();
+}
+
+// What changes while nothing comes: how long it is lost, and when it is tried again.
+function tick() {
+  const lost = link.lostAt !== null && link.state !== "login";
+  setShown(byId("lost"), lost);
+  document.title = link.state === "login" ? "tapotun" : lost ? `Lost: ${name}` : name;
+  if (!lost) return;
+  const { state, lostAt, nextTryAt } = link;
+  setText(byId("lost-what"), `Lost since ${clock(lostAt)}: ${link.why}.`);
+  const waits = state === "lost" && nextTryAt !== null;
+  const wait = waits ? `Next try in ${span(nextTryAt - Date.now() + 999)}.` : "Trying…";
+  const stale = byId("main").hidden ? "" : "Everything below is how it was then. ";
+  setText(byId("lost-next"), `That was ${span(Date.now() - lostAt)} ago. ${stale}${wait}`);
+}
+
+byId("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const [field, button, error] = [byId("token"), byId("login-button"), byId("login-error")];
+  button.disabled = true;
+  error.textContent = "";
+  try {
+    await link.login(field.value);
+    field.value = "";
+  } catch (refusal) {
+    error.textContent = refusal.status === 401 ? "This token is wrong." : `No login: ${refusal.message}.`;
+    field.focus();
+    field.select();
+  } finally {
+    button.disabled = false;
+  }
+});
+byId("logout-button").addEventListener("click", () => {
+  link.logout().catch((error) => toast(`Not logged out: ${error.message}`));
+});
+byId("retry-button").addEventListener("click", () => link.retry());
+byId("refresh-button").addEventListener("click", () => location.reload());
+for (const appearance of [matchMedia("(prefers-color-scheme: dark)"), sparksShown]) {
+  appearance.addEventListener("change", () => {
+    forgetColours();
+    traffic.plot();
+    peers.repaint();
+  });
+}
+setInterval(tick, 1000);
+link.start();

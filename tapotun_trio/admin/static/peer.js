@@ -1,0 +1,154 @@
+// One peer: a row of the table, and below it, on request, everything that is known of it.
+
+import { el, setAttribute, setShown, setText } from "./dom.js";
+import { count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
+import { spark } from "./plot.js";
+
+const SPARK_MS = 120_000;
+const TONES = { connected: "good", connecting: "warn", replaced: "bad", offline: "off" };
+const TRANSPORTS = { http: "HTTP", websocket: "WebSocket" };
+let opened = 0; // so many details had an id
+
+/** A cell of two lines: what counts, and what is good to know beside it. */
+class Cell {
+  main = el("span", { class: "main" });
+  more = el("span", { class: "aside" });
+
+  constructor(column) {
+    this.node = el("td", { role: "cell", class: column.id, "data-label": column.label }, this.main, this.more);
+  }
+
+  set(main, more) {
+    setText(this.main, main);
+    setText(this.more, more);
+  }
+}
+
+export class PeerRow {
+  #context;
+  #cells = new Map();
+  #columns;
+  #row = el("tr", { role: "row", class: "peer" });
+  #toggle;
+  #canvas = el("canvas", { class: "spark", role: "img", "aria-label": "Traffic of the last two minutes" });
+  #disconnect = el("button", { type: "button", class: "button small quiet", "data-needs-link": "" }, "Disconnect");
+  #detail = null;
+  #it = null;
+  #now = 0;
+
+  constructor(context, columns) {
+    this.#context = context;
+    this.#columns = columns.length;
+    for (const column of columns) {
+      const cell = new Cell(column);
+      this.#cells.set(column.id, cell);
+      this.#row.append(cell.node);
+    }
+    const name = this.#cells.get("name");
+    const chevron = el("span", { class: "chevron", "aria-hidden": "true" });
+    this.#toggle = el("button", { type: "button", class: "toggle", "aria-expanded": "false" }, chevron, name.main);
+    name.node.prepend(this.#toggle);
+    const state = this.#cells.get("state");
+    state.node.prepend(el("span", { class: "dot", "aria-hidden": "true" }));
+    this.#cells.get("activity").node.replaceChildren(this.#canvas);
+    this.#cells.get("actions").node.replaceChildren(this.#disconnect);
+    this.#disconnect.addEventListener("click", () => context.disconnect(this.#it.interfaceName, this.#it.peer.name));
+    this.#row.addEventListener("click", (event) => {
+      // Not where something has a meaning of its own, and not at the end of a selection.
+      const button = event.target.closest("button");
+      if (button === this.#toggle || (button === null && getSelection().isCollapsed)) this.#open(this.#detail === null);
+    });
+  }
+
+  get nodes() {
+    return this.#detail === null ? [this.#row] : [this.#row, this.#detail.node];
+  }
+
+  update(it, now, several) {
+    this.#it = it;
+    this.#now = now;
+    const { peer } = it;
+    const cell = (id) => this.#cells.get(id);
+    setAttribute(this.#row, "data-tone", TONES[peer.state] ?? "warn");
+    setAttribute(this.#row, "data-state", peer.state);
+    cell("name").set(peer.name, [several ? it.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
+    const heard = peer.last_frame_at === null ? "" : `heard ${since(peer.last_frame_at, now)} ago`;
+    const here = peer.connected_since !== null;
+    cell("state").set(peer.state, here ? `for ${since(peer.connected_since, now)}` : heard);
+    cell("endpoint").set(peer.endpoint ?? NOTHING, peer.endpoint === null ? "" : software(peer));
+    cell("rx").set(rate(peer.rates.rx_bits_per_s), size(peer.rx_bytes));
+    cell("tx").set(rate(peer.rates.tx_bits_per_s), size(peer.tx_bytes));
+    cell("rtt").set(milliseconds(it.rtt), here ? heard : "");
+    cell("drops").set(count(it.dropped), ranked(peer.drops)[0]?.[0] ?? "");
+    setShown(this.#disconnect, it.kind === "server" && peer.state !== "offline");
+    setAttribute(this.#disconnect, "aria-label", `Disconnect ${peer.name}`);
+    const end = this.#context.history.end;
+    spark(this.#canvas, this.#context.history.since(it.key, end - SPARK_MS), end - SPARK_MS, end);
+    this.#detail?.update(it, now);
+  }
+
+  #open(open) {
+    if (open) {
+      this.#detail = new Detail(this.#columns, () => this.#context.plot(this.#it.key));
+      this.#detail.update(this.#it, this.#now);
+      this.#row.after(this.#detail.node);
+      this.#toggle.setAttribute("aria-controls", this.#detail.node.id);
+    } else {
+      this.#detail.node.remove();
+      this.#detail = null;
+      this.#toggle.removeAttribute("aria-controls");
+    }
+    this.#toggle.setAttribute("aria-expanded", String(open));
+    this.#row.classList.toggle("open", open);
+  }
+}
+
+class Detail {
+  #facts = new Map();
+  #list = el("dl", { class: "facts" });
+
+  constructor(columns, plot) {
+    opened += 1;
+    const button = el("button", { type: "button", class: "button small" }, "Plot this peer");
+    button.addEventListener("click", plot);
+    const cell = el("td", { role: "cell", colspan: String(columns) }, this.#list, el("p", {}, button));
+    this.node = el("tr", { role: "row", class: "detail", id: `peer-detail-${opened}` }, cell);
+  }
+
+  update({ peer, interfaceName }, now) {
+    const at = (it) => (it === null ? NOTHING : `${moment(Date.parse(it))}, ${since(it, now)} ago`);
+    const listed = (items) => items.join(", ") || "none";
+    this.#set("Interface", interfaceName);
+    this.#set("Addresses", listed(peer.addresses));
+    this.#set("Routes", listed(peer.routes));
+    this.#set("Sources", listed(peer.sources));
+    this.#set("Endpoint", peer.endpoint ?? NOTHING);
+    this.#set("Transport", TRANSPORTS[peer.transport] ?? NOTHING);
+    this.#set("Software", peer.agent ?? { true: "one of ours", false: "base protocol" }[peer.extended] ?? NOTHING);
+    this.#set("Connected since", at(peer.connected_since));
+    this.#set("Last heard", at(peer.last_frame_at));
+    this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);
+    this.#set("Sent", `${size(peer.tx_bytes)} in ${plural(peer.tx_packets, "packet")}`);
+    const { last_ms, smoothed_ms, min_ms } = peer.rtt;
+    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, least ${milliseconds(min_ms)}`;
+    this.#set("Round trip", last_ms === null ? NOTHING : trips);
+    this.#set("Waiting to be sent", `${size(peer.outbox.bytes)} in ${plural(peer.outbox.packets, "packet")}`);
+    this.#set("Dropped", reasons(peer.drops));
+    this.#set("Streams that broke", reasons(peer.stream_ends));
+    this.#set("Reconnects", count(peer.reconnects));
+  }
+
+  #set(label, text) {
+    if (!this.#facts.has(label)) {
+      const value = el("dd", {});
+      this.#facts.set(label, value);
+      this.#list.append(el("div", {}, el("dt", {}, label), value));
+    }
+    setText(this.#facts.get(label), text);
+  }
+}
+
+function software(peer) {
+  const named = peer.agent ?? (peer.extended === false ? "base protocol" : "");
+  return [TRANSPORTS[peer.transport] ?? "", named].filter(Boolean).join(" · ");
+}

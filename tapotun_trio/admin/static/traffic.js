@@ -1,0 +1,101 @@
+// The figures at the top, and the two plots of everything, an interface or a peer.
+
+import { byId, el, setShown, setText } from "./dom.js";
+import { count, milliseconds, NOTHING, plural, rate, size } from "./format.js";
+import { ALL, ofInterface, Recently, sumOf, summed } from "./model.js";
+import { Cursor, Plot } from "./plot.js";
+
+export class Traffic {
+  #history;
+  #scope = byId("plot-scope");
+  #span = byId("plot-span");
+  #scopes = "";
+  #rate;
+  #trips;
+  #recently = new Recently();
+  #peers = new Map();
+
+  constructor(history) {
+    this.#history = history;
+    const cursor = new Cursor();
+    this.#rate = new Plot(byId("plot-rate"), {
+      title: "Throughput",
+      lines: [
+        { field: "rx", label: "Received", colour: "--rx", fill: true },
+        { field: "tx", label: "Sent", colour: "--tx", fill: true },
+      ],
+      format: rate,
+      least: 1000,
+      cursor,
+    });
+    this.#trips = new Plot(byId("plot-rtt"), {
+      title: "Round trip",
+      lines: [
+        { field: "rtt", label: "Median", colour: "--rtt", fill: false },
+        { field: "high", label: "Slowest", colour: "--high", fill: false },
+      ],
+      format: milliseconds,
+      least: 1,
+      cursor,
+    });
+    for (const control of [this.#scope, this.#span]) control.addEventListener("change", () => this.plot());
+  }
+
+  update(status, peers, troubles, at) {
+    const sum = summed(peers);
+    setText(byId("total-rx"), rate(sum.rx));
+    setText(byId("total-tx"), rate(sum.tx));
+    setText(byId("total-rx-bytes"), `${size(sum.rxBytes)} in all`);
+    setText(byId("total-tx-bytes"), `${size(sum.txBytes)} in all`);
+    setText(byId("total-peers"), `${count(sum.connected)} of ${count(sum.count)}`);
+    const up = status.interfaces.filter((it) => it.state === "up").length;
+    setText(byId("total-peers-more"), `${up} of ${plural(status.interfaces.length, "interface")} up`);
+    setText(byId("total-rtt"), milliseconds(sum.rtt));
+    const trips = sum.count === 1 ? "last ping" : `median, slowest ${milliseconds(sum.high)}`;
+    setText(byId("total-rtt-more"), sum.rtt === null ? "no ping answered yet" : trips);
+    const dropped = sumOf(troubles.packets);
+    setText(byId("total-drops"), count(dropped));
+    const grown = this.#recently.growth(at, new Map([["drops", dropped]])).get("drops");
+    setText(byId("total-drops-more"), `${count(grown)} in the last minute`);
+    this.#peers = new Map(peers.map((it) => [it.key, it]));
+    this.#offer(status, peers);
+    this.plot();
+  }
+
+  /** Plot that peer or interface, and bring the plots into sight. */
+  select(key) {
+    this.#scope.value = key;
+    this.plot();
+    byId("plots").scrollIntoView({ block: "start" });
+    this.#scope.focus({ preventScroll: true });
+  }
+
+  plot() {
+    const end = this.#history.end;
+    if (end === null) return;
+    const from = end - Number(this.#span.value) * 1000;
+    const data = this.#history.since(this.#scope.value, from - 2000);
+    const name = this.#scope.selectedOptions[0]?.textContent ?? NOTHING;
+    this.#trips.label(this.#peers.has(this.#scope.value) ? ["Last ping", "Smoothed"] : ["Median", "Slowest"]);
+    this.#rate.show(data, from, end, name);
+    this.#trips.show(data, from, end, name);
+  }
+
+  // The list is made anew only when names come or go: an open list would close.
+  #offer(status, peers) {
+    const names = JSON.stringify([status.interfaces.map((it) => it.name), peers.map((it) => it.key)]);
+    if (names === this.#scopes) return;
+    this.#scopes = names;
+    const chosen = this.#scope.value || ALL;
+    const groups = status.interfaces.map((it) => {
+      const whole = el("option", { value: ofInterface(it.name) }, `${it.name}, whole`);
+      const own = peers.filter((one) => one.interfaceName === it.name);
+      const each = own.map((one) => el("option", { value: one.key }, one.peer.name));
+      return el("optgroup", { label: it.name }, whole, ...each);
+    });
+    this.#scope.replaceChildren(el("option", { value: ALL }, "everything"), ...groups);
+    this.#scope.value = chosen;
+    if (this.#scope.selectedIndex < 0) this.#scope.value = ALL;
+    setShown(this.#scope.parentElement, peers.length > 0);
+  }
+}
