@@ -1,15 +1,15 @@
 """The JSON file as it may be written: names, types, ranges and defaults of every field.
 
 This is the one place that knows them. `decode` judges values by these annotations and takes its
-wording (ranges, examples) from their metadata; ``msgspec.json.schema`` can make a JSON Schema of
-them. What a text must look like inside (an address, a URL) is for `fields` and `url`.
+wording (ranges, examples) from their metadata; `schema` makes a JSON Schema of them, and the man page
+tapotun.json(5) is made of that. What a text must look like inside (an address, a URL) is for `fields` and `url`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, TransportChoice
 
@@ -91,7 +91,7 @@ class RawInterface(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """An interface definition with ``port`` or ``net``."""
 
-    port: Annotated[int, Meta(ge=1, le=65535, examples=[8080])] | UnsetType = UNSET
+    port: Annotated[int, Meta(ge=1, le=65535, description="HTTP port", examples=[8080])] | UnsetType = UNSET
     listen: Listen | list[Listen] | UnsetType = UNSET
     listen_mode: Annotated[str, _text("permissions of the Unix sockets", "0660")] = "0660"
     path: Annotated[str, _text("the only path that is answered", "/tun1")] | UnsetType = UNSET
@@ -100,7 +100,7 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     ] = []
     proxy_protocol: Annotated[bool, Meta(description="connections begin with a PROXY protocol header")] = False
     net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
-    mtu: Annotated[int, Meta(ge=68, le=65535, examples=[1500])] = 1500
+    mtu: Annotated[int, Meta(ge=68, le=65535, description="of the interface at both ends", examples=[1500])] = 1500
     ips: Annotated[list[Address], Meta(description="further addresses of the server")] = []
     routes: Annotated[list[Network], Meta(description="networks treated as local")] = []
     push_routes: Annotated[
@@ -207,6 +207,10 @@ class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     admin: RawAdmin | UnsetType = UNSET
     log: RawLog | UnsetType = UNSET
     update: Annotated[dict[str, Any], Meta(description="for versions that update themselves")] | UnsetType = UNSET
+    schema: (
+        Annotated[str, _text("for editors: where tapotun.schema.json is", "/usr/share/tapotun/tapotun.schema.json")]
+        | UnsetType
+    ) = field(default=UNSET, name="$schema")
 
 
 NAMES: Final[dict[type[Struct], str]] = {

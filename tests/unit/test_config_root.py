@@ -250,7 +250,7 @@ def test_a_raw_token_in_a_public_file_is_warned_of(tmp_path: Path) -> None:
 
 def test_a_schema_can_be_made_of_the_structs() -> None:
     _, schema = msgspec.json.schema_components([RawRoot], ref_template="{name}")
-    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "update"}
+    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "update", "$schema"}
     assert schema["RawRoot"]["required"] == ["interfaces"]
     assert schema["RawAdmin"]["required"] == ["listen"]
     assert set(schema[RawLog.__name__]["properties"]) == {"level", "format"}

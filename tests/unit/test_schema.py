@@ -1,0 +1,177 @@
+"""The JSON Schema of the config: fresh, right about every example, and as strict as the program is about shapes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from tapotun_trio.cli import main
+from tapotun_trio.config.decode import read_object, specs
+from tapotun_trio.config.findings import Findings
+from tapotun_trio.config.jsontext import parse
+from tapotun_trio.config.load import check_content
+from tapotun_trio.config.raw import NAMES, RawClient, RawRoot, RawServer
+from tapotun_trio.config.schema import schema
+
+from .test_config_load import Json
+from .test_config_properties import JSON, valid, valid_root
+
+ROOT: Final = Path(__file__).parents[2]
+EXAMPLES: Final = sorted([*(ROOT / "conf" / "examples").glob("*.json"), *(ROOT / "conf" / "demo").glob("*.json")])
+VALIDATOR: Final = Draft202012Validator(schema())
+
+
+def misfits(content: object) -> list[str]:
+    return [error.message for error in VALIDATOR.iter_errors(content)]
+
+
+def shape_errors(content: object) -> list[str]:
+    """What `decode` says: of names, types, ranges and choices. What a text holds inside (an address, a token) and what
+    fits together is judged after that, and no schema can."""
+    findings = Findings()
+    root = parse(json.dumps(content))
+    entries: object = root
+    if isinstance(root, dict):
+        read_object(root, RawRoot, "", findings)
+        entries = root.get("interfaces")
+    if not isinstance(entries, list) or not entries:
+        return ["not a list of something"]
+    for entry in entries:
+        given = entry if isinstance(entry, dict) else {}
+        read_object(entry, RawServer if "port" in given or "net" in given else RawClient, "", findings)
+    return [it.text("F") for it in findings.found if it.severity == "error"]
+
+
+def errors(content: object) -> list[str]:
+    """What the program says of the whole."""
+    _, findings = check_content(json.dumps(content).encode(), "F")
+    return [it.text("F") for it in findings if it.severity == "error"]
+
+
+def test_it_is_a_schema() -> None:
+    Draft202012Validator.check_schema(schema())
+
+
+def test_the_file_in_conf_is_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert (ROOT / "conf" / "tapotun.schema.json").read_text(encoding="utf-8") == capsys.readouterr().out, (
+        "the config's structs have changed: make schema"
+    )
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda it: it.name)
+def test_every_example_fits(file: Path) -> None:
+    assert misfits(json.loads(file.read_text(encoding="utf-8"))) == []
+
+
+def test_what_has_every_field_fits() -> None:
+    assert misfits(valid()) == []
+    assert misfits(valid_root()) == []
+
+
+def test_a_schema_may_be_named_in_the_file() -> None:
+    content = {"$schema": "./tapotun.schema.json", **valid_root()}
+    assert misfits(content) == []
+    assert errors(content) == []
+
+
+def test_every_field_is_described() -> None:
+    """For whoever hovers over it, and for the man page."""
+    described = schema()["$defs"]
+    for struct in NAMES:
+        properties = described[struct.__name__.removeprefix("Raw")]["properties"]
+        assert set(properties) == set(specs(struct))
+        for name, value in properties.items():
+            inner = [value, value.get("items", {}), *value.get("anyOf", [])]
+            assert any("description" in it or "$ref" in it for it in inner if isinstance(it, dict)), name
+
+
+# ------------------------------------------------------------------ as strict as the program
+
+WRONG: Final[list[Any]] = [None, True, -1, 0, 2**40, 1.5, "", "text", [], [0], {}, {"x": 1}]
+
+
+def places(content: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of everything in it."""
+    inner: list[tuple[str | int, Any]] = []
+    if isinstance(content, dict):
+        inner = list(content.items())
+    elif isinstance(content, list):
+        inner = list(enumerate(content))
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
+    """A copy with another value there."""
+    made = copy.deepcopy(content)
+    at = made
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return made
+
+
+def agree(content: object) -> None:
+    """What the program takes fits, and what it refuses for its shape does not."""
+    found = misfits(content)
+    if not errors(content):
+        assert found == [], content
+    if shaped := shape_errors(content):
+        assert found, (content, shaped)
+
+
+def plain(value: Any) -> Any:
+    """Without what JSON cannot say (NaN), or says alike (1.0 is a whole number to a schema, and not to us), and without
+    halves of surrogate pairs, which are no text."""
+    if isinstance(value, dict):
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return 0.5 if not math.isfinite(value) or value.is_integer() else value
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+ROOTS: Final[list[Any]] = [valid(), valid_root()]
+PLACES: Final = [(root, path) for root in ROOTS for path in places(root)]
+
+
+def test_every_value_replaced_by_every_wrong_one() -> None:
+    assert len(PLACES) > 100
+    for root, path in PLACES:
+        for value in WRONG:
+            agree(changed(root, path, value))
+
+
+def test_every_field_left_out_and_an_unknown_one_beside_it() -> None:
+    for root, path in PLACES:
+        *parents, name = path
+        if isinstance(name, str):
+            made = copy.deepcopy(root)
+            at = made
+            for key in parents:
+                at = at[key]
+            del at[name]
+            agree(made)
+            agree(changed(root, (*parents, "unknown"), 1))
+
+
+@given(JSON)
+def test_whatever_it_is(content: object) -> None:
+    agree(plain(content))
+
+
+@given(st.sampled_from(PLACES), JSON)
+def test_whatever_stands_anywhere(place: tuple[Json, tuple[str | int, ...]], value: object) -> None:
+    agree(changed(*place, plain(value)))
