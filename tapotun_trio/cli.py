@@ -154,6 +154,19 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe(arguments)
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from .shell.verbs import completion
+
+    return completion(arguments.what, _parser())
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from .config.schema import schema
+
+    print(json.dumps(schema(), indent=2))
+    return exits.OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
@@ -211,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
+    _add_printing_verbs(verbs)
     return parser
 
 
@@ -330,8 +344,23 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.set_defaults(verb=_probe)
 
 
+def _add_printing_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "print the config's JSON Schema, for editors"
+    verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
+    verb.set_defaults(verb=_schema)
+
+    text = "print the completion script of a shell"
+    verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
+    what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
+    verb.add_argument(
+        "what", metavar="SHELL", choices=what, help="a shell; the rest is what its script asks for: names that run here"
+    )
+    verb.set_defaults(verb=_completion)
+
+
 _VERBS: Final = frozenset(
     {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe", "doctor"}
+    | {"schema", "completion"}
 )
 _RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})

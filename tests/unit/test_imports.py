@@ -26,7 +26,7 @@ LAYERS: Final = (
     {"control", "doctor", "probe"},
     {"admin"},
     {"update"},
-    {"readiness", "reload"},
+    {"readiness", "reload", "shell"},
     {"app"},
     {"cli"},
     {"__main__"},
@@ -173,3 +173,10 @@ def test_no_unit_test_sleeps_on_the_real_clock(path: Path) -> None:
     source = path.read_text()
     if not any(name in source for name in REAL_SOCKETS):
         assert list(sleepers(ast.parse(source))) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_module_asks_where_it_lies(path: Path) -> None:
+    """In tapotun.pyz it lies in no directory: what is data is read with importlib.resources."""
+    names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+    assert not names & {"__file__", "__path__"}

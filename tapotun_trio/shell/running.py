@@ -1,0 +1,37 @@
+"""Names that running processes know, for completions: quick, and silent about whoever does not answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from ..control.client import ask
+from ..control.place import find, name_of, places
+from ..control.protocol import StatusArguments
+from ..errors import HostError, PeerError
+from ..status.model import ProcessStatus
+from ..text import one_line
+
+KINDS: Final = ("interfaces", "clients", "processes")
+_ANSWER_S: Final = 1.0  # somebody waits at a prompt
+
+
+def names(kind: str) -> list[str]:
+    """What there is of a kind, sorted, each once."""
+    return sorted({one_line(name) for name in _names(kind) if name})
+
+
+def _names(kind: str) -> Iterator[str]:
+    for path in find(places(os.environ)):
+        with suppress(HostError, PeerError):  # at a prompt there is no place for complaints
+            process = ask(path, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S)
+            if kind == "processes":
+                yield name_of(path)
+                continue
+            for interface in process.interfaces:
+                if kind == "interfaces":
+                    yield interface.name
+                elif interface.kind == "server":
+                    yield from (peer.name for peer in interface.peers)

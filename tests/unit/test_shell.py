@@ -1,0 +1,73 @@
+"""What shells are told of the command line. The scripts in real shells: tests/packages/test_completion.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from tapotun_trio import cli
+from tapotun_trio.shell import bash, fish, zsh
+from tapotun_trio.shell.usage import own_options, verbs
+
+from .test_status import pair, world
+from .test_verbs import asked, call, run_directory
+
+__all__ = ["run_directory"]
+
+SCRIPTS = {"bash": bash.script, "zsh": zsh.script, "fish": fish.script}
+
+
+def parser() -> argparse.ArgumentParser:
+    return cli._parser()
+
+
+def test_every_verb_can_be_told_from_a_file_name() -> None:
+    """`tapotun FILE` is `tapotun run FILE`, so the program knows its verbs by name."""
+    assert {verb.name for verb in verbs(parser())} == cli._VERBS
+
+
+def test_what_a_value_is() -> None:
+    found = {verb.name: verb for verb in verbs(parser())}
+    kinds = {
+        (verb.name, *(it.flags[-1:] or (it.metavar,))): it.kind
+        for verb in found.values()
+        for it in (*verb.options, *verb.positionals)
+    }
+    assert kinds["run", "FILE"] == kinds["doctor", "FILE"] == kinds["probe", "--token-file"] == "file"
+    assert kinds["status", "INTERFACE"] == kinds["disconnect", "INTERFACE"] == "interfaces"
+    assert kinds["disconnect", "CLIENT"] == "clients"
+    assert kinds["wait", "--name"] == kinds["reload", "--name"] == "processes"
+    assert kinds["run", "--name"] == kinds["probe", "--server-name"] == kinds["probe", "URL"] == ""
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_a_script_has_every_verb_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert script == SCRIPTS[shell](verbs(parser()), own_options(parser()))
+    assert "@" not in script.replace('"$@"', "").replace("[@]", "").replace("${@", "")  # a place that was not filled
+    for verb in verbs(parser()):
+        assert verb.name in script
+        for option in verb.options:
+            for flag in option.flags:
+                assert (f"-l {flag[2:]} " if shell == "fish" and flag.startswith("--") else flag) in script, flag
+
+
+def test_an_unknown_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["completion", "tcsh"])
+    assert exit_.value.code == 2
+    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+async def test_names_that_run(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it, "one"), asked(it, "two"):
+        (run_directory / "text.sock").write_text("no socket")
+        for kind, names in {"processes": "one\ntwo\n", "interfaces": "a\nhub\n", "clients": "a\n"}.items():
+            assert await call("completion", kind) == 0
+            assert capsys.readouterr() == (names, "")
+    for kind in ("processes", "interfaces", "clients"):
+        assert await call("completion", kind) == 0
+        assert capsys.readouterr().err == ""
