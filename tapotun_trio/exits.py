@@ -6,5 +6,5 @@ from typing import Final
 
 OK: Final = 0  # stopped on request; validate-config: the file is valid
 FAILED: Final = 1  # the config has errors, or the start failed: starting it again will not help
-USAGE: Final = 2  # argparse's own
+USAGE: Final = 2  # wrong usage; argparse's own
 RUNTIME: Final = 3  # failed while running: worth a restart
