@@ -1,0 +1,47 @@
+"""Makes dist/tapotun.pyz: the program and all that it needs in one file. See pyz/_tapotun_pyz.py for how it runs.
+
+The same sources and wheels make the same bytes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from vendor import BUILD, ROOT, files, make_tree
+
+_SHEBANG: Final = b"#!/usr/bin/env python3\n"
+_FIRST_DATE: Final = (1980, 1, 1, 0, 0, 0)
+
+
+def main() -> None:
+    """Build it."""
+    tree = BUILD / "pyz"
+    make_tree(tree)
+    compiled = [str(file) for file in files(tree) if file.suffix == ".so"]
+    (tree / "compiled.txt").write_text("\n".join([*compiled, ""]), encoding="utf-8")
+    for source in sorted((ROOT / "packaging" / "pyz").glob("*.py")):
+        (tree / source.name).write_bytes(source.read_bytes())
+    made = ROOT / "dist" / "tapotun.pyz"
+    made.parent.mkdir(exist_ok=True)
+    part = made.with_suffix(".part")
+    with open(part, "wb") as out:
+        out.write(_SHEBANG)
+        _zip(tree, out)
+    part.chmod(0o755)
+    part.replace(made)
+    print(f"{made.relative_to(ROOT)}: {made.stat().st_size / 1e6:.1f} MB")
+
+
+def _zip(tree: Path, out: BinaryIO) -> None:
+    with zipfile.ZipFile(out, "w", compresslevel=9) as archive:
+        for file in files(tree):
+            info = zipfile.ZipInfo(str(file), _FIRST_DATE)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, (tree / file).read_bytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The first file that runs of tapotun.pyz. In words that old versions of Python understand too."""
+
+import sys
+
+if sys.version_info < (3, 11):
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.exit(
+        "tapotun: needs Python 3.11 or newer, and "
+        + str(sys.executable)
+        + " is "
+        + found
+        + ": start it with another, such as python3.13 "
+        + sys.argv[0]
+    )
+
+from _tapotun_pyz import main
+
+sys.exit(main())
