@@ -22,6 +22,8 @@ help:  ## show this
 	@echo "make bench    the tunnel beside a relay in C and beside no tunnel, in ten minutes; BENCH=quick: two"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
+	@echo "make packages wheel, sdist, tapotun.pyz and Debian package, in dist/; or one: make dist, make pyz, make deb"
+	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"
 	@echo "make check    ruff, the format, mypy"
 	@echo "make format   put the code into its format"
 	@echo "make venv     .venv with the program and the developers' tools"
@@ -110,11 +112,41 @@ screenshots:
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m tests.screenshots --out docs $(ARGS)
 
+# What is made is dated with the last commit, so that the same commit makes the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+DEB_ARCH ?= $(shell dpkg --print-architecture 2>/dev/null || echo amd64)
+
+.PHONY: packages
+packages: dist pyz deb
+
+.PHONY: dist
+dist: venv
+	@$(PY) -m build --outdir dist
+
+.PHONY: pyz
+pyz: venv
+	@$(PY) packaging/build_pyz.py
+
+.PHONY: deb
+deb: venv
+	@$(INSTALL_TOOLS) deb
+	@$(PY) packaging/build_deb.py --architecture '$(DEB_ARCH)'
+
+.PHONY: man
+man: venv
+	@$(PY) packaging/manpages.py
+
+.PHONY: schema
+schema: venv
+	@$(PY) -m tapotun_trio schema >conf/tapotun.schema.json
+
 .PHONY: check
 check: venv
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@MYPYPATH=packaging $(PY) -m mypy packaging/*.py
+	@$(PY) -m mypy packaging/pyz/*.py
 
 .PHONY: format
 format: venv
