@@ -26,6 +26,12 @@ TOOLS: Final = {
     "apache2": "apache2",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
+    "debootstrap": "debootstrap",
+    "lintian": "lintian",
+    "man": "man-db",
+    "mandoc": "mandoc",
+    "zsh": "zsh",
+    "fish": "fish",
 }
 DEMO_TOOLS: Final = ("ip", "ss", "mount", "ping")
 

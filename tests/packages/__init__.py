@@ -1,0 +1,1 @@
+"""What `make packages` makes, built and used as people would."""

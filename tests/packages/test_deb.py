@@ -1,0 +1,205 @@
+"""The Debian package: installed, run, upgraded, removed and purged in a Debian of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tapotun_trio import __version__
+from tests.harness import ROOT, Lab, upload, wait_for_ping
+from tests.netns.worlds import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
+
+from .chroot import Chroot
+from .conftest import machine, make
+
+pytestmark = pytest.mark.netns
+
+
+def installed(debian: Chroot, deb: Path) -> None:
+    """Bring it in, as `apt-get install ./tapotun.deb` does."""
+    shutil.copy(deb, debian.root / "tmp")
+    debian.run(["dpkg", "-i", f"/tmp/{deb.name}"])
+
+
+def newer(deb: Path, place: Path, version: str) -> Path:
+    """The same package with a higher version."""
+    tree = place / "tree"
+    subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    text = control.read_text(encoding="utf-8")
+    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", text), encoding="utf-8")
+    made = place / f"tapotun_{version}.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, made], check=True, stdout=subprocess.DEVNULL
+    )
+    return made
+
+
+def test_lintian_finds_nothing_but_what_is_overridden_with_its_reason(deb: Path) -> None:
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", deb],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == ""
+    overrides = (ROOT / "packaging" / "deb" / "lintian-overrides").read_text(encoding="utf-8").splitlines()
+    reasons = 0
+    for before, line in zip(["", *overrides], overrides, strict=False):
+        reasons += line.startswith("#")
+        assert line.startswith(("#", "tapotun: ")), line
+        assert line.startswith("#") or before, "an override without a reason above it"
+    assert reasons >= 4
+
+
+def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp_path: Path) -> None:
+    untouched = debian.content()
+    installed(debian, deb)
+    server, client = cable(lab)
+
+    # What is there.
+    assert debian.run(["tapotun", "--version"]) == f"tapotun {__version__}\n"
+    assert debian.run(["stat", "-c", "%a %U:%G", "/etc/tapotun"]) == "750 root:root\n"
+    unit = (debian.root / "usr/lib/systemd/system/tapotun@.service").read_text(encoding="utf-8")
+    assert unit == (ROOT / "conf" / "systemd" / "tapotun@.service").read_text(encoding="utf-8")
+    assert "ExecStart=/usr/bin/tapotun run" in unit
+    for path in (
+        "usr/share/man/man8/tapotun.8.gz",
+        "usr/share/man/man5/tapotun.json.5.gz",
+        "usr/share/bash-completion/completions/tapotun",
+        "usr/share/zsh/vendor-completions/_tapotun",
+        "usr/share/fish/vendor_completions.d/tapotun.fish",
+        "usr/share/tapotun/tapotun.schema.json",
+        "usr/share/doc/tapotun/copyright",
+        "usr/share/doc/tapotun/README.md.gz",
+        "usr/share/doc/tapotun/examples/configs/server-minimal.json",
+        "usr/share/doc/tapotun/examples/proxies/nginx/nginx.conf",
+    ):
+        assert (debian.root / path).exists(), path
+    for path in ("s6/tapotun/run", "s6/tapotun/finish", "runit/tapotun/run", "runit/tapotun/log/run"):
+        assert (debian.root / "usr/share/doc/tapotun/examples" / path).stat().st_mode & 0o777 == 0o755
+    schema = json.loads((debian.root / "usr/share/tapotun/tapotun.schema.json").read_text(encoding="utf-8"))
+    assert schema == json.loads((ROOT / "conf" / "tapotun.schema.json").read_text(encoding="utf-8"))
+    # Compiled at installation: nothing is written when it runs.
+    assert list((debian.root / "usr/lib/tapotun/tapotun_trio/__pycache__").glob("app.*.pyc"))
+
+    # A tunnel, both ends as the unit starts them.
+    debian.write("/etc/tapotun/hub.json", json.dumps([server_config()]))
+    debian.write("/etc/tapotun/laptop.json", json.dumps([client_config()]))
+    before = debian.content()
+
+    def start(which: str) -> list[str]:
+        return ["tapotun", "run", "--name", which, f"/etc/tapotun/{which}.json"]
+
+    with debian.start(server, start("hub")) as hub, debian.start(client, start("laptop")) as laptop:
+        hub.wait_for_log("ready: ")
+        laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
+        wait_for_ping(client, TUNNEL_SERVER)
+        assert upload(client, server, TUNNEL_SERVER, 20_000_000).size == 20_000_000
+        assert debian.on(server, ["tapotun", "wait", "--name", "hub", "--timeout", "5"]).returncode == 0
+        assert "laptop" in debian.on(server, ["tapotun", "status"]).stdout
+        assert debian.on(server, ["tapotun", "reload", "--name", "hub"]).stdout == "the config has not changed\n"
+        assert hub.stop(5) == 0
+        assert laptop.stop(5) == 0
+    assert debian.content() - before <= {"./run/tapotun"}  # for other processes; /run is gone with the next start
+
+    # An upgrade, and the same once more: the configs and what the operator did to their directory stay.
+    debian.run(["chmod", "0700", "/etc/tapotun"])
+    upgrade = newer(deb, tmp_path, f"{__version__}-2")
+    for _ in range(2):
+        installed(debian, upgrade)
+        assert f"Version: {__version__}-2" in debian.run(["dpkg", "-s", "tapotun"])
+        assert debian.run(["stat", "-c", "%a", "/etc/tapotun", "/etc/tapotun/hub.json"]) == "700\n600\n"
+        assert debian.run(["tapotun", "validate-config", "/etc/tapotun/hub.json"]).endswith(": valid: 1 server\n")
+
+    # Removed, the configs are still there; purged, nothing is.
+    debian.write("/etc/systemd/system/multi-user.target.wants/tapotun@hub.service", "as systemctl enable makes it")
+    debian.run(["dpkg", "-r", "tapotun"])
+    left = debian.content() - untouched
+    assert all(it.startswith(("./etc/tapotun", "./etc/systemd/system", "./run/tapotun")) for it in left), left
+    assert "./etc/tapotun/hub.json" in left
+    for _ in range(2):
+        debian.run(["dpkg", "-P", "tapotun"])
+        assert debian.content() - untouched <= {"./etc/systemd", "./etc/systemd/system", *_WANTS}
+        assert untouched <= debian.content()
+
+
+_WANTS = {"./etc/systemd/system/multi-user.target.wants"}  # systemd's
+
+
+# Stands for systemd's, which none runs here to answer: writes down what it is asked, and knows one service that runs.
+_SYSTEMCTL = """#!/bin/sh
+echo "$*" >>/tmp/asked
+case $1 in
+    list-units) echo 'tapotun@hub.service loaded active running tapotun hub' ;;
+    --version) echo 'systemd 252 (252)' ;;
+esac
+"""
+
+
+def test_an_upgrade_restarts_what_runs_and_a_removal_stops_it(deb: Path, debian: Chroot, tmp_path: Path) -> None:
+    """The scripts' part of it, with Debian's own deb-systemd-invoke."""
+    (debian.root / "usr/sbin/policy-rc.d").unlink()
+    debian.write("/usr/bin/systemctl", _SYSTEMCTL, mode=0o755)
+    (debian.root / "run/systemd/system").mkdir(parents=True)
+    asked = debian.root / "tmp" / "asked"
+
+    def answers(*argv: str) -> list[str]:
+        asked.unlink(missing_ok=True)
+        debian.run(argv)
+        return asked.read_text(encoding="utf-8").splitlines() if asked.exists() else []
+
+    shutil.copy(deb, debian.root / "tmp")
+    said = answers("dpkg", "-i", f"/tmp/{deb.name}")
+    assert "--system daemon-reload" in said
+    assert not [line for line in said if "tapotun@hub" in line], "a first installation starts nothing"
+    upgrade = newer(deb, tmp_path, f"{__version__}-2")
+    shutil.copy(upgrade, debian.root / "tmp")
+    said = answers("dpkg", "-i", f"/tmp/{upgrade.name}")
+    assert [line for line in said if "restart" in line and "tapotun@hub.service" in line], said
+    assert not [line for line in said if " stop " in f" {line} "], said
+    assert said.index("--system daemon-reload") < len(said) - 1
+    said = answers("dpkg", "-r", "tapotun")
+    assert [line for line in said if "stop" in line and "tapotun@hub.service" in line], said
+    assert said[-1] == "--system daemon-reload"
+
+
+def test_installed_again_after_a_removal_it_finds_its_configs(deb: Path, debian: Chroot) -> None:
+    installed(debian, deb)
+    debian.write("/etc/tapotun/hub.json", json.dumps([server_config()]))
+    debian.run(["dpkg", "-r", "tapotun"])
+    installed(debian, deb)
+    assert debian.run(["tapotun", "validate-config", "/etc/tapotun/hub.json"]).endswith(": valid: 1 server\n")
+
+
+def test_without_its_python_it_says_what_is_missing_and_apt_brings_it(deb: Path, minimal: Chroot) -> None:
+    shutil.copy(deb, minimal.root / "tmp")
+    said = minimal.run(["dpkg", "-i", f"/tmp/{deb.name}"], check=False)
+    assert "tapotun depends on python3 (>= 3.11)" in said
+    minimal.install("--fix-broken")
+    assert minimal.run(["tapotun", "--version"]) == f"tapotun {__version__}\n"
+
+
+def test_the_same_sources_make_the_same_bytes(deb: Path) -> None:
+    before = deb.read_bytes()
+    deb.unlink()
+    make("deb", "DEB_ARCH=amd64")
+    assert deb.read_bytes() == before
+
+
+def test_the_one_for_arm64_has_its_modules(deb: Path, tmp_path: Path) -> None:
+    other = make("deb", "DEB_ARCH=arm64") / deb.name.replace("amd64", "arm64")
+    subprocess.run(["dpkg-deb", "-R", other, tmp_path / "tree"], check=True)
+    assert "\nArchitecture: arm64\n" in (tmp_path / "tree" / "DEBIAN" / "control").read_text(encoding="utf-8")
+    compiled = sorted((tmp_path / "tree" / "usr/lib/tapotun").rglob("*.so"))
+    assert len(compiled) >= 4
+    for file in compiled:
+        assert file.name.endswith("-aarch64-linux-gnu.so")
+        assert machine(file.read_bytes()) == "aarch64"
+    other.unlink()

@@ -1,0 +1,258 @@
+"""tapotun.pyz: one file that runs wherever there is a Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tapotun_trio import __version__
+from tests.harness import EXAMPLES, ROOT, Lab, Process, ping, upload, wait_for_ping
+from tests.netns.worlds import (
+    RETRY_S,
+    TUNNEL_SERVER,
+    UPLOADING,
+    allowed,
+    cable,
+    client_config,
+    server_config,
+)
+
+from .conftest import machine, make
+
+pytestmark = pytest.mark.netns
+
+NOBODY: Final = 65534
+ADMIN: Final = {"listen": "127.0.0.1:9090", "token": "raw-token-of-admin"}
+SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+
+
+def run(argv: Sequence[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+    """With nothing of our environment, so without HOME too."""
+    options = {"cwd": "/", "env": {"PATH": SYSTEM_PATH}, **options}
+    done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]
+        argv, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **options
+    )
+    return done
+
+
+def pythons() -> Iterator[Path]:
+    """Every Python from 3.11 on that this machine has, one of each version."""
+    found: dict[str, Path] = {}
+    places = [Path(sys.executable).resolve().parent, Path("/usr/bin"), Path("/usr/local/bin")]
+    places += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    for place in places:
+        for minor in range(11, 15):
+            python = place / f"python3.{minor}"
+            if python.exists():
+                found.setdefault(python.name, python)
+    yield from found.values()
+
+
+@pytest.fixture
+def public(pyz: Path) -> Iterator[Path]:
+    """A copy in a directory that every user may enter, and nobody but root may write to."""
+    directory = Path(tempfile.mkdtemp(prefix="tapotun-", dir="/opt"))
+    try:
+        shutil.copy(pyz, directory)
+        (directory / "tapotun.pyz").chmod(0o555)
+        directory.chmod(0o555)
+        yield directory / "tapotun.pyz"
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_it_starts_by_itself_with_an_empty_environment(pyz: Path) -> None:
+    done = run([pyz, "--version"])
+    assert (done.stdout, done.stderr, done.returncode) == (f"tapotun {__version__}\n", "", 0)
+
+
+@pytest.mark.parametrize("python", list(pythons()), ids=lambda it: it.name)
+def test_it_runs_with_every_python_of_this_machine(pyz: Path, python: Path, tmp_path: Path) -> None:
+    assert run([python, pyz, "--version"]).stdout == f"tapotun {__version__}\n"
+    config = tmp_path / "hub.json"
+    config.write_text((EXAMPLES / "server-corp.json").read_text(encoding="utf-8"), encoding="utf-8")
+    done = run([python, "-W", "error", pyz, "validate-config", config])
+    assert (done.stdout, done.stderr, done.returncode) == (f"{config}: valid: 1 server\n", "", 0)
+    config.write_text('[{"name": "tun0", "port": "8080"}]', encoding="utf-8")
+    assert run([python, pyz, "validate-config", config]).returncode == 1
+    tokens = run([python, pyz, "token"])
+    assert tokens.stdout.startswith('client:  "token": ')
+    assert tokens.returncode == 0
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.10"])
+def test_an_old_python_is_told_so_in_one_line(pyz: Path, version: str) -> None:
+    """Also one that this machine does not have: what it would run is compiled, and asked."""
+    with zipfile.ZipFile(pyz) as archive:
+        source = archive.read("__main__.py").decode()
+    major, minor = map(int, version.split("."))
+    as_old = f"import sys\nsys.version_info = ({major}, {minor}, 0, 'final', 0)\nsys.argv[0] = 'tapotun.pyz'\n"
+    done = run([sys.executable, "-I", "-c", as_old + source])
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("tapotun: needs Python 3.11 or newer, and ")
+    assert f" is {version}.0: start it with another, such as python3.13 tapotun.pyz\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+    for word in ("f'", 'f"', " -> ", ":=", "import annotations"):  # what the oldest could not even read
+        assert word not in source
+
+
+def test_another_user_and_a_read_only_place_without_a_home(public: Path) -> None:
+    for user in (NOBODY, 4242):  # who has no entry in /etc/passwd
+        done = run([public, "--version"], user=user, group=user, extra_groups=[])
+        assert (done.stdout, done.stderr) == (f"tapotun {__version__}\n", "")
+    assert os.listdir(public.parent) == ["tapotun.pyz"]
+
+
+# The machine's files in a directory, as it may find them: $1. Then the command.
+_ELSEWHERE: Final = """
+set -e
+mount --make-rprivate /
+mount --bind / "$1"
+[ $2 = rw ] || mount -o remount,ro,bind "$1"
+[ $3 = none ] || mount -t proc proc "$1/proc"
+root=$1
+shift 3
+exec chroot "$root" env -i PATH=/usr/local/bin:/usr/bin:/bin "$@"
+"""
+
+
+@pytest.mark.parametrize(("disk", "proc"), [("ro", "proc"), ("rw", "none")])
+def test_nothing_can_be_written_or_there_is_no_proc(
+    public: Path, lab: Lab, tmp_path: Path, disk: str, proc: str
+) -> None:
+    """Each alone is enough to run in. Nothing is left where it could be written."""
+    before = set(os.listdir("/tmp"))
+    there: list[str | Path] = ["unshare", "--mount", "sh", "-c", _ELSEWHERE, "sh", tmp_path, disk, proc]
+    host = lab.host("machine")
+    if disk == "ro":
+        assert host.run([*there, "touch", "/tmp/x"], check=False).returncode != 0
+    done = host.run([*there, "/usr/bin/python3", public, "token"])
+    assert done.stdout.startswith('client:  "token": ')
+    assert done.stderr == ""
+    assert not [name for name in set(os.listdir("/tmp")) - before if name.endswith(".so")]
+
+
+def started(public: Path, first: str) -> str:
+    """A program for python -c: some lines, and then the pyz as if it had been started itself."""
+    argv = [str(public), "--version"]
+    return f"import os, runpy, sys\n{first}\nsys.argv = {argv!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def test_where_there_is_no_such_memory_a_temporary_file_does(public: Path, tmp_path: Path) -> None:
+    """As vm.memfd_noexec=2 has it, or a seccomp filter."""
+    refuse = "def refuse(*_): raise PermissionError(1, 'Operation not permitted')\nos.memfd_create = refuse"
+    environment = {"PATH": SYSTEM_PATH, "TMPDIR": str(tmp_path)}
+    done = run([sys.executable, "-I", "-c", started(public, refuse)], env=environment)
+    assert (done.stdout, done.stderr) == (f"tapotun {__version__}\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_for_which_it_has_nothing_is_told_so(public: Path) -> None:
+    other = "import importlib.machinery as it\nit.EXTENSION_SUFFIXES[:] = ['.cpython-313-riscv64-linux-gnu.so', '.so']"
+    done = run([sys.executable, "-I", "-c", started(public, other)])
+    assert done.returncode == 1
+    assert "has msgspec._core for other machines or versions of Python, not for this one" in done.stderr
+    assert "(cpython-313-riscv64-linux-gnu)" in done.stderr
+    assert "cpython-314-aarch64-linux-musl" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_starts_at_once(public: Path) -> None:
+    both = [
+        subprocess.Popen([public, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+        for _ in range(4)
+    ]
+    assert [it.communicate(timeout=60)[0] for it in both] == [f"tapotun {__version__}\n"] * 4
+
+
+def test_a_tunnel_out_of_the_zip_also_when_a_newer_one_takes_its_place(pyz: Path, lab: Lab, tmp_path: Path) -> None:
+    server, client = cable(lab)
+    mine = tmp_path / "tapotun.pyz"
+    shutil.copy(pyz, mine)
+
+    def start(host_name: str, config: dict[str, object]) -> Process:
+        host = server if host_name == "server" else client
+        file = host.tmp / "config.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({"interfaces": [config], "admin": ADMIN}), encoding="utf-8")
+        return host.start(
+            ["env", "-i", f"PATH={SYSTEM_PATH}", mine, "--name", host_name, file], name="tapotun", cwd="/"
+        )
+
+    def visit(path: str) -> str:
+        """The server's admin listener."""
+        bearer = f"Authorization: Bearer {ADMIN['token']}"
+        return server.run(["curl", "-sSf", "-H", bearer, f"http://127.0.0.1:9090{path}"]).stdout
+
+    config = server_config()
+    with start("server", config) as hub, start("client", client_config()) as laptop:
+        hub.wait_for_log("ready: ")
+        laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
+        wait_for_ping(client, TUNNEL_SERVER)
+        assert upload(client, server, TUNNEL_SERVER, 20_000_000).size == 20_000_000
+        assert visit("/healthz")
+        newer = tmp_path / "newer"
+        newer.write_bytes(b"not a zip at all")
+        newer.replace(mine)
+        # A reload needs modules that nothing has needed so far.
+        config["clients"].append(allowed("second", "10.10.0.3"))
+        content = json.dumps({"interfaces": [config], "admin": ADMIN})
+        (server.tmp / "config.json").write_text(content, encoding="utf-8")
+        done = server.run([sys.executable, pyz, "reload", "--name", "server"])
+        assert "second" in done.stdout
+        assert "tapotun_" in visit("/metrics")
+        panel = visit("/")
+        pieces = re.findall(r'(?:src|href)="(/?[\w./-]+\.(?:js|css))"', panel)
+        assert pieces
+        assert all(visit("/" + piece.removeprefix("/")) for piece in pieces)
+        done = server.run([sys.executable, pyz, "status", "--json", "--name", "server"])
+        assert json.loads(done.stdout)["processes"][0]["interfaces"][0]["peers"][1]["name"] == "second"
+        assert ping(client, TUNNEL_SERVER).ok
+        assert hub.stop(5) == 0
+        assert laptop.stop(5) == 0
+    assert "Traceback" not in hub.log + laptop.log
+
+
+def test_the_same_sources_make_the_same_bytes(pyz: Path) -> None:
+    before = hashlib.sha256(pyz.read_bytes()).hexdigest()
+    pyz.unlink()
+    assert hashlib.sha256((make("pyz") / "tapotun.pyz").read_bytes()).hexdigest() == before
+
+
+def test_compiled_modules_are_there_for_every_machine_that_is_promised(pyz: Path) -> None:
+    versions, processors, libraries = ("311", "312", "313", "314"), ("x86_64", "aarch64"), ("gnu", "musl")
+    promised = {f".cpython-{v}-{p}-linux-{it}.so" for v in versions for p in processors for it in libraries}
+    found: dict[str, set[str]] = {}
+    with zipfile.ZipFile(pyz) as archive:
+        for name in archive.namelist():
+            if name.endswith(".so"):
+                module, dot, suffix = name.partition(".")
+                found.setdefault(module, set()).add(dot + suffix)
+                assert f"-{machine(archive.read(name))}-" in suffix
+    assert "msgspec/_core" in found
+    assert all(suffixes == promised for suffixes in found.values())
+
+
+def test_it_has_every_licence_and_no_tests(pyz: Path) -> None:
+    with zipfile.ZipFile(pyz) as archive:
+        names = archive.namelist()
+    distributions = {name.split("/")[0] for name in names if ".dist-info/" in name}
+    assert len(distributions) > 5
+    for it in distributions:
+        assert any(name.startswith(it) and "licen" in name.removeprefix(it).lower() for name in names), it
+    assert not [name for name in names if name.startswith("tests/") or "/_tests/" in name]
+    ours = subprocess.run(["git", "ls-files", "tapotun_trio"], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert set(ours.stdout.splitlines()) <= set(names)  # the panel's pages too
