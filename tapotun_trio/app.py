@@ -85,7 +85,7 @@ async def serve(
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
-            reloader.interfaces = await nursery.start(run_interfaces, configs, host, registry)
+            reloader.start(await nursery.start(run_interfaces, configs, host, registry))
             log.info("ready: %s", ", ".join(config.name for config in configs))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)

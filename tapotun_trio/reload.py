@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, TypeAlias
 
 import trio
 
-from .config.changes import changes
+from .config.changes import Change, changes
 from .config.model import InterfaceConfig
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
@@ -38,12 +38,18 @@ class Reloader:
     """
 
     def __init__(self, read: Read, registry: Registry, manager: ServiceManager, log: Log) -> None:
-        self.interfaces: Interfaces | None = None  # as soon as they run
+        self._interfaces: Interfaces | None = None
+        self._started = trio.Event()
         self._read = read
         self._registry = registry
         self._manager = manager
         self._log = log
         self._lock = trio.Lock()
+
+    def start(self, interfaces: Interfaces) -> None:
+        """They run. Who came before waits for that: the file may have changed since it was read."""
+        self._interfaces = interfaces
+        self._started.set()
 
     def commands(self) -> dict[str, Command]:
         """For the control socket."""
@@ -66,36 +72,62 @@ class Reloader:
         Cancelled, a part of it may be done: the process ends then.
         """
         async with self._lock:
+            await self._started.wait()
             try:
-                return await self._reload(dry_run=dry_run)
+                if dry_run:
+                    return _lines((await self._plan())[1])
+                self._manager.reloading()
+                try:
+                    return await self._reload()
+                finally:
+                    self._manager.reloaded()
             except (ConfigError, HostError) as exc:
-                text = shorten("; ".join(map(one_line, str(exc).splitlines())), ERROR_CHARS)
-                for line in str(exc).splitlines():
-                    self._log.error("%s", line)
-                self._log.error("reload: nothing was changed, the old config runs on")
-                self._note([], text)
-                raise RefusedError(f"nothing was changed, the old config runs on: {text}") from exc
+                raise self._refused(_for_people(exc), dry_run=dry_run) from exc
+            except Exception as exc:
+                self._log.exception("a bug ended the reload")
+                raise self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
 
-    async def _reload(self, *, dry_run: bool) -> list[str]:
-        if self.interfaces is None:
-            raise HostError("the interfaces are still starting; try again")
+    async def _plan(self) -> tuple[Sequence[InterfaceConfig], list[Change]]:
         # In a thread: to read and check a hundred thousand routes takes a second.
         configs = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
-        found = changes([record.config for record in self._registry], configs)
-        lines = [line for change in found for line in change.lines]
-        if dry_run:
-            return lines
-        self._manager.reloading()
-        try:
-            for line in lines:
-                self._log.info("reload: %s", line)
-            await self.interfaces.change(found)
-            self._registry.sort(config.name for config in configs)
-        finally:
-            self._manager.ready()
+        return configs, changes([record.config for record in self._registry], configs)
+
+    async def _reload(self) -> list[str]:
+        assert self._interfaces is not None
+        configs, found = await self._plan()
+        lines = _lines(found)
+        for line in lines:
+            self._log.info("reload: %s", line)
+        await self._interfaces.change(found)
+        self._registry.sort(config.name for config in configs)
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines
 
+    def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
+        """``text``: a line for each reason. A dry run leaves no trace but its answer."""
+        reason = shorten("; ".join(map(one_line, text.splitlines())), ERROR_CHARS)
+        if dry_run:
+            return RefusedError(f"a reload would be refused: {reason}")
+        for line in text.splitlines():
+            self._log.error("%s", line)
+        self._log.error("reload: nothing was changed, the old config runs on")
+        self._note([], reason)
+        return RefusedError(f"nothing was changed, the old config runs on: {reason}")
+
     def _note(self, lines: list[str], error: str | None) -> None:
         self._registry.last_reload = ReloadStatus(at=date_of(moment()), changes=lines, error=error)
+
+
+def _lines(found: Iterable[Change]) -> list[str]:
+    return [line for change in found for line in change.lines]
+
+
+def _for_people(exc: ConfigError | HostError) -> str:
+    """What was wrong, a line each, and, where it may help, that rights which were given up come back with a restart."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, PermissionError):
+        cause = cause.__cause__
+    if isinstance(exc, ConfigError) or cause is None:
+        return str(exc)
+    return f"{exc}; this process gave up at its start what its config did not need then: restart it"

@@ -29,6 +29,11 @@ class Change:
     lines: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """Of the interface."""
+        return (self.before or self.after).name  # type: ignore[union-attr]
+
+    @property
     def undone(self) -> Change:
         """The way back."""
         how: dict[How, How] = {"added": "removed", "removed": "added"}

@@ -48,6 +48,7 @@ class ServiceManager:
         self._fd = notify_fd
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._failed = False
+        self._ready = False
         self._status = ""
         self.watchdog_s = watchdog_s(environ, os.getpid()) if self._address is not None else None
         if notify_fd is not None:
@@ -64,7 +65,8 @@ class ServiceManager:
         return self._address is not None or self._fd is not None
 
     def ready(self) -> None:
-        """Everything is up, for the first time or again after `reloading`."""
+        """Everything is up."""
+        self._ready = True
         self._send(encode(READY=1))
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -83,8 +85,15 @@ class ServiceManager:
             self._send(encode(STATUS=text))
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it."""
-        self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000))
+        """A reload begins; `reloaded` ends it. Before `ready` neither says anything: else one that is still starting
+        would be taken for ready."""
+        if self._ready:
+            self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000))
+
+    def reloaded(self) -> None:
+        """It is over, whatever came of it."""
+        if self._ready:
+            self._send(encode(READY=1))
 
     def stopping(self) -> None:
         """The end begins."""

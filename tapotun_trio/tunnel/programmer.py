@@ -12,6 +12,7 @@ from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
+_ENDED: Final = "this interface ended meanwhile"
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
@@ -24,6 +25,14 @@ class _Order:
         self.plan = plan
         self.done = trio.Event()
         self.refusal: HostError | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Whoever ordered it never waits for a task that is no more."""
+        if error is not None:
+            self.refusal = error if isinstance(error, HostError) else HostError(_ENDED)
+        self.done.set()
 
 
 class Programmer:
@@ -60,13 +69,14 @@ class Programmer:
                     nursery.start_soon(self._watch_link)
                     task_status.started()
                     async for order in self._inbox:
-                        if order.plan is None:
-                            await self._put_back(network)
-                        else:
-                            order.refusal = await self._try(network, plan, order.plan)
-                            plan = plan if order.refusal else order.plan
-                        order.done.set()
+                        with order:
+                            if order.plan is None:
+                                await self._put_back(network)
+                            else:
+                                order.refusal = await self._try(network, plan, order.plan)
+                                plan = plan if order.refusal else order.plan
             finally:
+                self._inbox.close()
                 with trio.move_on_after(UNDO_S, shield=True) as deadline:
                     await self._undo(network)
                 if deadline.cancelled_caught:
@@ -75,16 +85,21 @@ class Programmer:
     async def apply(self, plan: Plan) -> None:
         """Have the task make the difference between what stands and ``plan``. Returns when it is made.
 
-        Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again.
+        Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again. Or if
+        the task is over: because of this very order, or of something else.
         """
         await self._order(plan)
 
     async def _order(self, plan: Plan | None) -> None:
         """None: put back what stands in our notes."""
         order = _Order(plan)
-        await self._orders.send(order)
+        try:
+            await self._orders.send(order)
+        except trio.BrokenResourceError:
+            raise HostError(_ENDED) from None
         await order.done.wait()
         if order.refusal is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()  # who ends with the task has nothing to complain of
             raise order.refusal
 
     async def _watch_link(self) -> None:
