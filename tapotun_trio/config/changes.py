@@ -64,12 +64,16 @@ def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
 
 def _clients(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
     before, after = ({client.name: client for client in clients} for clients in (old, new))
-    lines = [f"{interface} {name}: removed" for name in before if name not in after]
+    # A client is who has its token. One without a name is called by its address, and so gets another name with it.
+    renamed = {client.token: client for name, client in before.items() if name not in after}
+    lines: list[str] = []
     for name, client in after.items():
-        if name not in before:
+        was = before.get(name) or renamed.pop(client.token, None)
+        if was is None:
             lines.append(f"{interface} {name}: added")
-        elif client != before[name]:
-            lines.append(f"{interface} {name}: {_named(_different(before[name], client))} changed")
+        elif client != was:
+            lines.append(f"{interface} {was.name}: {_named(_different(was, client))} changed")
+    lines = [*(f"{interface} {client.name}: removed" for client in renamed.values()), *lines]
     return lines or ([f"{interface}: the order of its clients changed"] if old != new else [])
 
 

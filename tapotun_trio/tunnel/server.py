@@ -44,7 +44,7 @@ class TunnelServer:
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
-        are what they were. A client is the same if it has its name and its token; others end."""
+        are what they were. A client is the same if it has its token, whatever its name and address; others end."""
         self._config = config
         self._router = Router(
             (config.net.ip, *config.ips),
@@ -52,10 +52,10 @@ class TunnelServer:
             [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
             config.source_check,
         )
-        before = {(session.client.name, session.client.token): session for session in self.sessions}
+        before = {session.client.token: session for session in self.sessions}
         self.sessions = []
         for index, client in enumerate(config.clients):
-            session = before.pop((client.name, client.token), None)
+            session = before.pop(client.token, None)
             if session is None:
                 session = Session(index, client, config, self._router)
             else:

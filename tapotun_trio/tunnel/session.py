@@ -168,9 +168,11 @@ class Session:
             self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
 
     def reconfigure(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
-        """The config has changed; name and token of the client are what they were. The client is told what concerns it:
-        one of ours by PARAMS, a deployed one by having to connect again."""
+        """The config has changed, and the client's token has not. It is told what concerns it: one of ours by PARAMS, a
+        deployed one by having to connect again."""
         told = self.params, self.tun_conf
+        if client.name != self.client.name:
+            self.log = client_logger(config.name, client.name)
         self.index, self.client, self._config, self._router = index, client, config, router
         self._pushed = pushed_routes(config, client)
         self._verdicts.clear()

@@ -49,7 +49,9 @@ def test_nothing() -> None:
         (replace(SERVER, clients=(A, B, allowed("c", "10.10.0.4"))), "hub c: added"),
         (replace(SERVER, clients=(B, A)), "hub: the order of its clients changed"),
         (replace(SERVER, clients=(A, allowed("b", "10.10.0.3", ("10.60.0.0/24",)))), "hub b: routes changed"),
-        (replace(SERVER, clients=(A, replace(B, token=A.token))), "hub b: token changed"),
+        (replace(SERVER, clients=(A, replace(B, token=allowed("x", "10.10.0.9").token))), "hub b: token changed"),
+        (replace(SERVER, clients=(A, replace(B, name="c"))), "hub b: name changed"),
+        (replace(SERVER, clients=(A, replace(B, name="c", ip=IPv4Address("10.10.0.4")))), "hub b: name, ip changed"),
     ],
 )
 def test_live(after: ServerConfig, line: str) -> None:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from tapotun_trio.host.plan import Item, ItemsRefused, Route
 from tapotun_trio.log import process_logger
 from tapotun_trio.reload import RefusedError, Reloader
 from tapotun_trio.tunnel.registry import Record, Registry
+from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.status import state_of
 from tapotun_trio.tunnel.supervisor import run_interfaces
 
@@ -313,3 +314,24 @@ async def test_rights_that_were_given_up_come_back_with_a_restart(tmp_path: Path
         it.file.__cause__ = PermissionError(errno.EACCES, "Permission denied")
         with pytest.raises(RefusedError, match=r"cannot be read$"):
             await it.reloader.reload()
+
+
+async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
+    """Its name is for people, and one without a name gets another one with its address."""
+    first, second = two()
+    async with world(tmp_path, first, second) as it:
+        server = next(iter(it.registry)).tunnel
+        assert isinstance(server, TunnelServer)
+        [session] = server.sessions
+        renamed = replace(first.clients[0], name="10.10.0.7", ip=IPv4Address("10.10.0.7"))
+        assert await it.reload(replace(first, clients=(renamed,)), second) == ["tun0 a: name, ip changed"]
+        assert server.sessions == [session]
+        assert (session.client, session.gone) == (renamed, False)
+        assert (session.log.extra or {})["client"] == "10.10.0.7"
+        stranger = replace(first.clients[0], token=second.clients[0].token)
+        assert await it.reload(replace(first, clients=(stranger,)), second) == [
+            "tun0 10.10.0.7: removed",
+            "tun0 a: added",
+        ]
+        assert server.sessions != [session]
+        assert [session.gone for session in (session, *server.sessions)] == [True, False]
