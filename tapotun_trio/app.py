@@ -78,7 +78,7 @@ async def serve(
     """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
     log = process_logger()
     registry = Registry()
-    with trio.open_signal_receiver(*_SIGNALS) as signals, _control_socket(process.name) as control:
+    with trio.open_signal_receiver(*_SIGNALS) as signals, _hangups_heard(), _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
             reloader = Reloader(read, registry, manager, log)
             nursery.start_soon(_take_signals, signals, nursery, manager, reloader)
@@ -90,6 +90,16 @@ async def serve(
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
     log.info("stopped")
+
+
+@contextmanager
+def _hangups_heard() -> Iterator[None]:
+    """One that came since the start, when nobody heard it, is heard now."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias
 
 from .text import one_line
 
@@ -64,6 +64,33 @@ class Sparingly:
         log.log(level, "%s%s", text, f" ({self._quiet} more since the last such line)" if self._quiet else "")
         self._left -= 1
         self._quiet = 0
+
+
+class LossyHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream that may fail: a full disk, a pipe without a reader. That ends nothing and fills nothing; after
+    the first line that can be written again one says what was missed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._missed = 0
+        self._why = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record))
+            if self._missed:
+                told = f"{self._missed} lines before this came late, or not at all: {self._why}"
+                self._write(self.format(logging.LogRecord(record.name, logging.WARNING, "", 0, told, None, None)))
+                self._missed = 0
+        except OSError as exc:
+            self._missed += 1
+            self._why = exc.strerror or type(exc).__name__
+        except Exception:  # noqa: BLE001 - a bug in what was to be logged: logging's own way to tell
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
+        self.stream.write(line + self.terminator)
+        self.stream.flush()
 
 
 class TextFormatter(logging.Formatter):
@@ -124,6 +151,8 @@ def _timestamp(record: logging.LogRecord) -> str:
 def is_journal(stream: str) -> bool:
     """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)); it may have been
     turned elsewhere since."""
+    if sys.stderr is None:
+        return False
     try:
         found = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):  # there is none, or it is no file
@@ -134,7 +163,7 @@ def is_journal(stream: str) -> bool:
 def set_up_logging(level: str, fmt: str) -> None:
     """Send the program's log to stderr, as journald wants it if that is there. ``level``: one of LEVELS; ``fmt``:
     ``text`` or ``json``."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.NullHandler() if sys.stderr is None else LossyHandler(sys.stderr)
     if is_journal(os.environ.get("JOURNAL_STREAM", "")):
         handler.setFormatter(JournalFormatter(fmt))
     else:
