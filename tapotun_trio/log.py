@@ -67,8 +67,8 @@ class Sparingly:
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream that may fail: a full disk, a pipe without a reader. That ends nothing and fills nothing; after
-    the first line that can be written again one says what was missed."""
+    """Writes to a stream that may fail: a full disk, a pipe without a reader. That ends nothing and fills nothing, and
+    after the first line that can be written again another one says what was missed."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
