@@ -17,6 +17,9 @@ Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
 _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
+# For what may go on for days, such as a client that comes and goes: so many lines of a kind in so many seconds.
+FLAPPING_S: Final = 600.0
+FLAPPING_BURST: Final = 20
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -42,7 +45,8 @@ def client_logger(interface: str, client: str) -> Log:
 
 
 class Sparingly:
-    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``."""
+    """For an event that anybody on the network can cause, or that may come again for hours: logged at once, at most
+    ``burst`` times in ``interval_s``, and else for who debugs."""
 
     __slots__ = ("_burst", "_interval_s", "_left", "_next", "_quiet")
 
@@ -53,17 +57,21 @@ class Sparingly:
         self._next = -math.inf
         self._quiet = 0
 
-    def log(self, log: Log, level: int, now: float, text: str) -> None:
-        """Log ``text``, with the number of events since the last line if there were others; or just count it."""
+    def log(self, log: Log, level: int, now: float, text: str, *, traceback: bool = False) -> bool:
+        """Log ``text``, with the number of events since the last line if there were others; or count it, and have only
+        debug show it. Returns whether it was logged. ``traceback``: with the present exception."""
         if now >= self._next:
             self._next = now + self._interval_s
             self._left = self._burst
         if not self._left:
             self._quiet += 1
-            return
-        log.log(level, "%s%s", text, f" ({self._quiet} more since the last such line)" if self._quiet else "")
+            log.debug("%s", text)
+            return False
+        more = f" ({self._quiet} more since the last such line)" if self._quiet else ""
+        log.log(level, "%s%s", text, more, exc_info=traceback)
         self._left -= 1
         self._quiet = 0
+        return True
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):

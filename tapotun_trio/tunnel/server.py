@@ -21,9 +21,10 @@ from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import ADDRESSES, CACHE_ENTRIES, LOG_BURST, Session, Visit
+from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
+LOG_BURST: Final = 10  # lines about strangers within ten seconds
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,7 +12,7 @@ from ..config.changes import Change
 from ..config.model import InterfaceConfig, ServerConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
-from ..log import interface_logger
+from ..log import FLAPPING_BURST, FLAPPING_S, Sparingly, interface_logger
 from .frontdoor import FrontDoor, open_front_door
 from .interface import run_interface
 from .registry import Record, Registry
@@ -164,25 +165,26 @@ async def _supervise(
 
 async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _Started) -> None:
     log = interface_logger(record.config.name)
+    sparingly = Sparingly(FLAPPING_S, burst=FLAPPING_BURST)
     pause_s = RESTART_S[0]
     while True:
-        begun = trio.current_time()
+        begun, told = trio.current_time(), True
         try:
             await run_interface(record.config, host, door, record, task_status=status)
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))
                 raise HostError(f"{record.config.name}: {first}") from first
-            for exc in leaves(group):
-                log.error("%s", exc)
+            told = sparingly.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:
             if not status.once:
                 raise
-            log.exception("a bug ended this interface")
+            now = trio.current_time()
+            told = sparingly.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
             record.failed(f"a bug: {next(leaves(group))!r}")
         if trio.current_time() - begun >= HEALTHY_S:
             pause_s = RESTART_S[0]
-        log.warning("starting again in %.0f s", pause_s)
+        log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, RESTART_S[1])
