@@ -22,6 +22,7 @@ from .tunnel.registry import Registry
 from .tunnel.supervisor import Interfaces
 
 ERROR_CHARS: Final = 2000
+READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
 
 Read: TypeAlias = Callable[[], Sequence[InterfaceConfig]]
 
@@ -89,7 +90,10 @@ class Reloader:
 
     async def _plan(self) -> tuple[Sequence[InterfaceConfig], list[Change]]:
         # In a thread: to read and check a hundred thousand routes takes a second.
-        configs = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        with trio.move_on_after(READ_S) as deadline:
+            configs = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        if deadline.cancelled_caught:
+            raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
         return configs, changes([record.config for record in self._registry], configs)
 
     async def _reload(self) -> list[str]:

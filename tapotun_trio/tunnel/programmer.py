@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Iterable
+from ipaddress import IPv4Network
 from typing import Final
 
 import trio
@@ -146,9 +148,8 @@ class Programmer:
             self._mtu = plan.mtu
         wanted = set(plan.items)
         gone = [item for item in self._made if item not in wanted]
-        if any(isinstance(item, Address) for item in gone):
-            # With an address the kernel takes secondary addresses and routes away: start afresh.
-            gone = list(self._made)
+        if _takes_others_along(self._made, wanted):
+            gone = list(self._made)  # start afresh
         if gone:
             await network.remove(self._name, gone[::-1])
             self._made = [item for item in self._made if item not in gone]
@@ -180,3 +181,17 @@ class Programmer:
             self._made = []
         except HostError as exc:
             self._log.warning("could not undo everything: %s", exc)
+
+
+def _takes_others_along(made: Iterable[Item], wanted: Container[Item]) -> bool:
+    """Whether the kernel, when what is not wanted goes, takes along what is: with the first address of a network those
+    after it, and with the last address of an interface its routes. Any other address goes alone, and whoever uses
+    the rest loses no packet."""
+    addresses = [item for item in made if isinstance(item, Address)]
+    kept = [address for address in addresses if address in wanted]
+    if len(kept) == len(addresses):
+        return False
+    first: dict[IPv4Network, Address] = {}
+    for address in addresses:
+        first.setdefault(address.interface.network, address)
+    return not kept or any(first[address.interface.network] not in wanted for address in kept)

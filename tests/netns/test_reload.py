@@ -107,13 +107,17 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         phone.wait_for_log("its token is not in the config any more")
         phone.wait_for_log("403")
         assert BEHIND not in routes(hub.server)
+        # A further address of the server's goes alone, and a shorter keepalive finds nobody late.
+        hub.write(hub.config(allowed("laptop"), keepalive=1))
+        assert hub.reload().stdout.splitlines() == ["tun0: ips changed", "tun0: keepalive changed"]
+        assert "10.10.0.99" not in hub.server.run(["ip", "address", "show", "tun0"]).stdout
         udp.wait_for_flow()
         for way in udp.finish():
             assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
         assert not re.search("download|upload", laptop.log[before:]), laptop.tail()
         last = hub.status()["last_reload"]
         assert last["error"] is None
-        assert last["changes"] == ["tun0 phone: removed", "tun0 tablet: removed"]
+        assert last["changes"] == ["tun0: ips changed", "tun0: keepalive changed"]
 
 
 def test_mtu_and_mark_change_at_both_ends(lab: Lab) -> None:

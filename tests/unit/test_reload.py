@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,10 @@ class StrictNetwork(MemoryNetwork):
                     raise ItemsRefused({item: f"{item}: {other} has it"})
         await super().add(name, items)
 
+    async def remove(self, name: str, items: Sequence[Item]) -> None:
+        self._strict.removed += map(str, items)
+        await super().remove(name, items)
+
 
 class StrictHost(MemoryHost):
     """Attributes:
@@ -65,6 +69,7 @@ class StrictHost(MemoryHost):
         super().__init__()
         self.mtu_faults: dict[int, Exception] = {}
         self.device_faults: dict[str, list[Exception]] = {}
+        self.removed: list[str] = []  # from the kernel, so far
 
     @contextmanager
     def open_device(self, name: str) -> Iterator[MemoryDevice]:
@@ -335,3 +340,48 @@ async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
         ]
         assert server.sessions != [session]
         assert [session.gone for session in (session, *server.sessions)] == [True, False]
+
+
+async def test_a_file_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO that nobody writes to."""
+    monkeypatch.setattr("tapotun_trio.reload.READ_S", 0.1)
+    first, second = two()
+    async with world(tmp_path, first, second) as it:
+        os.mkfifo(tmp_path / "config")
+        reads = iter(["config", None])
+
+        def read() -> Sequence[InterfaceConfig]:
+            if (name := next(reads)) is not None:
+                (tmp_path / name).read_text()
+            return [first, second]
+
+        it.reloader = Reloader(read, it.registry, it.manager, process_logger())
+        async with trio.open_nursery() as nursery:
+            it.reloader.start(await nursery.start(run_interfaces, [], it.host))
+            nursery.cancel_scope.cancel()
+        with pytest.raises(RefusedError, match="could not be read within"):
+            await it.reloader.reload()
+        assert await it.reloader.reload(dry_run=True) == []
+        (tmp_path / "config").write_text("so that the thread ends")
+
+
+@pytest.mark.parametrize(
+    ("ips", "less", "removed"),
+    [
+        (("10.10.0.9",), (), ["10.10.0.9/24"]),
+        (("10.10.0.9", "10.20.0.1"), ("10.10.0.9",), ["10.20.0.1/32"]),
+    ],
+)
+async def test_an_address_that_takes_nothing_along_goes_alone(
+    ips: tuple[str, ...], less: tuple[str, ...], removed: list[str], tmp_path: Path
+) -> None:
+    """While all are away and come again, packets are lost."""
+    first, second = two()
+    with_them = replace(first, ips=tuple(map(IPv4Address, ips)))
+    async with world(tmp_path, with_them, second) as it:
+        await it.reload(replace(first, ips=tuple(map(IPv4Address, less))), second)
+        assert len(it.host.removed) == 1
+        assert removed[0] in it.host.removed[0]
+        # The first of a network takes those after it along.
+        await it.reload(replace(first, net=IPv4Interface("10.10.0.3/24"), ips=()), second)
+        assert len(it.host.removed) > 1
