@@ -175,7 +175,9 @@ def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> i
         except NobodyThereError:
             waiting = None
         except TapotunError as exc:
-            return _fail(str(exc))
+            if not (isinstance(exc, PeerError) and exc.reason == "busy"):
+                return _fail(str(exc))
+            waiting, state = None, str(exc)
         if waiting is not None:
             if not waiting:
                 return exits.OK

@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from tapotun_trio.control import client as asking
 from tapotun_trio.control.client import NobodyThereError, ask
 from tapotun_trio.control.place import PATH_BYTES, Place, find, listening, name_of, places
 from tapotun_trio.control.protocol import (
+    BUSY,
     ERROR_CHARS,
     LONGEST_WAIT_S,
     MAX_REQUEST_BYTES,
@@ -37,7 +38,7 @@ from tapotun_trio.control.protocol import (
     encode_request,
     encode_result,
 )
-from tapotun_trio.control.server import MAX_CONNECTIONS, REQUEST_S, Command, serve_control
+from tapotun_trio.control.server import MAX_CONNECTIONS, MAX_WAITING, REQUEST_S, Command, serve_control
 from tapotun_trio.errors import HostError, PeerError, TapotunError
 from tapotun_trio.log import process_logger
 
@@ -262,11 +263,16 @@ async def much(arguments: StatusArguments) -> str:
     return "x" * 5_000_000
 
 
+async def linger(_: StatusArguments) -> None:
+    await trio.sleep_forever()
+
+
 COMMANDS: Final = {
     "echo": Command(StatusArguments, echo),
     "refuse": Command(StatusArguments, refuse),
     "break": Command(StatusArguments, break_down),
     "much": Command(StatusArguments, much),
+    "wait": Command(StatusArguments, linger, waits=True),
 }
 
 
@@ -296,7 +302,7 @@ async def exchange(path: str, data: bytes) -> bytes:
     (
         "unknown",
         encode_request("shutdown"),
-        b'{"error":"no such command; this process knows break, echo, much, refuse"}\n',
+        b'{"error":"no such command; this process knows break, echo, much, refuse, wait"}\n',
     ),
     (
         "unknown argument",
@@ -354,11 +360,26 @@ async def test_too_many(tmp_path: Path) -> None:
     async with served(tmp_path) as path:
         held = [await trio.open_unix_socket(path) for _ in range(MAX_CONNECTIONS)]
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert await exchange(path, b"") == b'{"error":"too many ask at the same time; try again"}\n'
+        assert await exchange(path, b"") == BUSY
+        with pytest.raises(PeerError, match="too many ask at the same time; try again") as caught:
+            decode_answer(BUSY, str)
+        assert caught.value.reason == "busy"
         for stream in held:
             await stream.aclose()
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+
+
+async def test_those_that_wait_keep_nobody_from_asking(tmp_path: Path) -> None:
+    """As when forty services wait for one tunnel. Their number has a limit of its own."""
+    async with served(tmp_path) as path:
+        async with AsyncExitStack() as stack:
+            for _ in range(MAX_WAITING):
+                waiting = await stack.enter_async_context(await trio.open_unix_socket(path))
+                await waiting.send_all(encode_request("wait"))
+                await trio.testing.wait_all_tasks_blocked()
+            assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+            assert await exchange(path, encode_request("wait")) == BUSY
 
 
 # ------------------------------------------------------------------ the client
