@@ -133,10 +133,11 @@ def _listen(directory: str, name: str) -> tuple[socket.socket, str]:
         sock.bind(fresh)
         try:
             sock.listen(BACKLOG)
-            os.rename(fresh, path)
-        except BaseException:
+            os.link(fresh, path)  # unlike rename(2) it takes nothing away from who has just come first
+        except FileExistsError as exc:
+            raise OSError(errno.EADDRINUSE, "another process of this name runs", path) from exc
+        finally:
             os.unlink(fresh)
-            raise
     except BaseException:
         sock.close()
         raise
