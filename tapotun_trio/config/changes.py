@@ -53,7 +53,10 @@ def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
     if not isinstance(old, ServerConfig) or not isinstance(new, ServerConfig):
         if type(old) is not type(new):
             return Change("restart", old, new, (f"{new.name}: is a {_kind(new)} now, and starts again",))
-        return Change("restart", old, new, (f"{new.name}: {_named(_different(old, new))} changed, so it starts again",))
+        different = _different(old, new)
+        if different == ["mark"]:
+            return Change("live", old, new, (f"{new.name}: mark changed",))
+        return Change("restart", old, new, (f"{new.name}: {_named(different)} changed, so it starts again",))
     different = _different(old, new)
     fixed = [name for name in different if name in _FIXED]
     if fixed:

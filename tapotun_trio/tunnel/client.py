@@ -69,6 +69,7 @@ class TunnelClient:
         self._download_waits, self._upload_waits = Waits(), Waits()
         # What the server asks of the kernel, and what it shall be told to.
         self.plan: Plan | None = None
+        self._conf: TunConf | None = None
         self._planned = trio.Event()
         self._attached = trio.Event()
         self._writer: DeviceWriter
@@ -98,6 +99,16 @@ class TunnelClient:
         """The device is up: received frames go to ``writer``, changed parameters to ``programmer``."""
         self._writer, self._programmer = writer, programmer
         self._attached.set()
+
+    async def reconfigure(self, config: ClientConfig) -> None:
+        """Once attached: have another mark. Raises HostError; then it has the one before."""
+        before, self._config = self._config, config
+        try:
+            if self._conf is not None:
+                await self._configure(self._conf)
+        except HostError:
+            self._config = before
+            raise
 
     def classify(self, view: memoryview, at: int) -> Sender | None:
         """All IPv4 goes to the server (see `device.Classify`)."""
@@ -155,13 +166,10 @@ class TunnelClient:
         ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
         """
         self._complaints.news("path", logging.INFO, f"{what}: renewing the streams")
-        gone = PeerError("its local address is gone", reason="address-gone")
         for stream in (self._download, self._upload):
-            if stream is not None and local_addresses is not None:
-                local = stream.connection.local_address
-                if local is not None and local not in local_addresses:
-                    stream.end(gone)
-                    self._carrier.forget()
+            if stream is not None and stream.connection.has_lost_its_address(local_addresses):
+                stream.end(PeerError("its local address is gone", reason="address-gone"))
+                self._carrier.forget()
         self._at_rotation = False
         self._download_waits.cut()
         self._upload_waits.cut()
@@ -324,13 +332,14 @@ class TunnelClient:
     # -- what comes down
 
     async def _configure(self, conf: TunConf) -> None:
-        plan = client_plan(conf, self._config.mark)
+        told, self._conf, plan = self._conf, conf, client_plan(conf, self._config.mark)
         if self.plan is None:
             self.plan = plan
             self._planned.set()
         await self._attached.wait()
         if plan != self.plan:
-            self._log.info("the server changed this interface: %s", describe(conf))
+            if conf != told:
+                self._log.info("the server changed this interface: %s", describe(conf))
             await self._programmer.apply(plan)
             self.plan = plan  # not before: cancelled in between, the next answer applies it again
 
@@ -379,13 +388,13 @@ class TunnelClient:
             self._take_bye(control.bye_reason(payload))
 
     def _take_bye(self, reason: str) -> None:
-        self._goodbye = f"the server said goodbye: {reason.removeprefix(control.REPLACED)}"
+        said = reason.removeprefix(control.REPLACED)
+        self._goodbye = f"the server said goodbye: {said}"
         if not reason.startswith(control.REPLACED):
             self._complaints.news("goodbye", logging.INFO, f"the server says goodbye: {reason}")
             return
         self._yielding = True
         self._download_is_down()  # no upload either, until a download is ours again
-        text = f"{reason.removeprefix(control.REPLACED)}; waiting until it is gone"
-        self._complaints.news("replaced", logging.WARNING, text)
+        self._complaints.news("replaced", logging.WARNING, f"{said}; waiting until it is gone")
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason="replaced"))

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from ..config.changes import Change
-from ..config.model import InterfaceConfig, ServerConfig
+from ..config.model import InterfaceConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
 from ..log import FLAPPING_BURST, FLAPPING_S, Sparingly, interface_logger
@@ -91,8 +91,7 @@ class Interfaces:
         record, after = self._registry.get(change.name), change.after
         if record is not None and record.config is after:
             return
-        if change.how == "live" and record is not None and record.reconfigure is not None:
-            assert isinstance(after, ServerConfig), "of a client nothing can change while it runs"
+        if change.how == "live" and after is not None and record is not None and record.reconfigure is not None:
             before, record.config = record.config, after  # should it fail and start again meanwhile
             try:
                 await record.reconfigure(after)

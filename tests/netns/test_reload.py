@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -134,6 +135,45 @@ def test_mtu_and_mark_change_at_both_ends(lab: Lab) -> None:
         assert mtu(hub.server) == 1500
         assert "fwmark 0x4d" not in hub.server.run(["ip", "rule"]).stdout
         assert ping(hub.first, TUNNEL_SERVER).ok
+        assert "trying again" not in laptop.log[before:]
+
+
+def test_a_client_gets_another_mark_and_loses_no_packet(lab: Lab) -> None:
+    hub = Hub(lab)
+    file = hub.first.tmp / "client.json"
+    file.touch(mode=0o600)
+
+    def reload(**fields: Any) -> subprocess.CompletedProcess[str]:
+        file.write_text(json.dumps([{**entry_of("laptop"), **fields}]), encoding="utf-8")
+        return hub.first.run([*command(), "reload"], check=False, timeout=PATIENCE_S)
+
+    def rules() -> list[tuple[str, str]]:
+        return re.findall(r"fwmark (\S+) lookup (\d+)", hub.first.run(["ip", "rule"]).stdout)
+
+    def pushed(wanted: bool) -> bool:
+        return ("10.99" in routes(hub.first)) is wanted
+
+    file.write_text(json.dumps([entry_of("laptop")]), encoding="utf-8")
+    with (
+        running(hub.server, hub.file),
+        running(hub.first, file, until=UPLOADING) as laptop,
+        CheckedUdp(hub.first, TUNNEL_CLIENT, hub.server, TUNNEL_SERVER, rate=500) as udp,
+    ):
+        udp.wait_for_flow()
+        before = laptop.log_end
+        for value in (77, 78):
+            answer = reload(mark={"value": value, "table": value})
+            assert (answer.stdout, answer.returncode) == ("tun0: mark changed\n", 0)
+            assert rules() == [(hex(value), str(value))]
+            # What the server changes later goes with it.
+            hub.write(hub.config(push_routes=["10.99.0.0/24"] if value == 77 else []))
+            hub.reload()
+            wait_until(partial(pushed, value == 77), PATIENCE_S, "the routes", laptop.tail)
+            assert rules() == [(hex(value), str(value))]
+        assert reload().stdout == "tun0: mark changed\n"
+        assert rules() == []
+        for way in udp.finish():
+            assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
         assert "trying again" not in laptop.log[before:]
 
 

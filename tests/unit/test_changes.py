@@ -79,6 +79,12 @@ def test_a_client_starts_again_and_no_line_has_its_token() -> None:
     assert (how, line) == ("restart", "tun0: token changed, so it starts again")
 
 
+def test_a_client_s_mark_is_changed_while_it_runs() -> None:
+    assert only(replace(CLIENT, mark=Mark(7, 7)), CLIENT) == ("live", ["tun0: mark changed"])
+    how, _ = only(replace(CLIENT, mark=Mark(7, 7), transport_mark=8), CLIENT)
+    assert how == "restart"
+
+
 def test_what_frees_comes_first() -> None:
     other = replace(SERVER, name="other")
     found = changes([SERVER, CLIENT], [replace(CLIENT, transport_mark=3), other])

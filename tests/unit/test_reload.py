@@ -16,12 +16,13 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import InterfaceConfig, ServerConfig, TcpEndpoint
+from tapotun_trio.config.model import InterfaceConfig, Mark, ServerConfig, TcpEndpoint
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.notify import ServiceManager
-from tapotun_trio.host.plan import Item, ItemsRefused, Route
+from tapotun_trio.host.plan import Item, ItemsRefused, Route, Rule
 from tapotun_trio.log import process_logger
 from tapotun_trio.reload import RefusedError, Reloader
+from tapotun_trio.tunnel.client import TunnelClient
 from tapotun_trio.tunnel.registry import Record, Registry
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.status import state_of
@@ -30,7 +31,7 @@ from tapotun_trio.tunnel.supervisor import run_interfaces
 from ..fakes import HANG_S, MemoryDevice, MemoryHost, MemoryNetwork
 from ..packets import ipv4
 from .hostile import until
-from .support import allowed, free_port, server_config
+from .support import allowed, client_config, free_port, server_config
 
 BEHIND = IPv4Network("10.60.0.0/24")
 
@@ -385,3 +386,39 @@ async def test_an_address_that_takes_nothing_along_goes_alone(
         # The first of a network takes those after it along.
         await it.reload(replace(first, net=IPv4Interface("10.10.0.3/24"), ips=()), second)
         assert len(it.host.removed) > 1
+
+
+async def test_a_client_gets_another_mark_on_its_streams(tmp_path: Path) -> None:
+    server = server_config(port := free_port(), allowed("tun0", "10.10.0.2"))
+    client = client_config("tun0", port)
+    async with world(tmp_path, server, client) as it:
+        await until(lambda: it.running == [server, client], "the tunnel")
+        tunnel = it.registry.select(["tun0"])[0].tunnel
+
+        def rules() -> list[Item]:
+            return [item for item in it.host.standing["tun0"] if isinstance(item, Rule)]
+
+        marked = replace(client, mark=Mark(7, 8))
+        assert await it.reload(server, marked) == ["tun0: mark changed"]
+        assert rules() == [Rule(7, 8)]
+        it.host.refused.add(Rule(9, 9))
+        assert "refused" in await it.refused(server, replace(client, mark=Mark(9, 9)))
+        assert rules() == [Rule(7, 8)]
+        assert it.running == [server, marked]
+        # What the server says later goes with the mark that holds.
+        await it.reload(replace(server, mtu=1400), marked)
+        await until(lambda: it.host.mtus["tun0"] == 1400, "the new MTU")
+        assert rules() == [Rule(7, 8)]
+        await it.reload(replace(server, mtu=1400), client)
+        assert rules() == []
+        assert it.registry.select(["tun0"])[0].tunnel is tunnel
+        assert isinstance(tunnel, TunnelClient)
+        assert tunnel.presence.reconnects == 0
+
+
+async def test_a_client_that_is_not_connected_has_its_new_mark_when_it_is(tmp_path: Path) -> None:
+    client = client_config("tun0", port := free_port())
+    async with world(tmp_path, client) as it:
+        await it.reload(replace(client, mark=Mark(7, 8)))
+        await it.reload(replace(client, mark=Mark(7, 8)), server_config(port, allowed("tun0", "10.10.0.2")))
+        await until(lambda: Rule(7, 8) in it.host.standing.get("tun0", []), "the rule")
