@@ -17,9 +17,8 @@ Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
 _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
-# For what may go on for days, such as a client that comes and goes: so many lines of a kind in so many seconds.
 FLAPPING_S: Final = 600.0
-FLAPPING_BURST: Final = 20
+FLAPPING_BURST: Final = 20  # lines of a kind within that
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -45,33 +44,42 @@ def client_logger(interface: str, client: str) -> Log:
 
 
 class Sparingly:
-    """For an event that anybody on the network can cause, or that may come again for hours: logged at once, at most
-    ``burst`` times in ``interval_s``, and else for who debugs."""
+    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``.
 
-    __slots__ = ("_burst", "_interval_s", "_left", "_next", "_quiet")
+    ``debug``: the others are shown to who debugs.
+    """
 
-    def __init__(self, interval_s: float = 10.0, *, burst: int = 1) -> None:
+    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_next", "_quiet")
+
+    def __init__(self, interval_s: float = 10.0, *, burst: int = 1, debug: bool = False) -> None:
         self._interval_s = interval_s
         self._burst = burst
+        self._debug = debug
         self._left = 0  # lines until _next
         self._next = -math.inf
         self._quiet = 0
 
     def log(self, log: Log, level: int, now: float, text: str, *, traceback: bool = False) -> bool:
-        """Log ``text``, with the number of events since the last line if there were others; or count it, and have only
-        debug show it. Returns whether it was logged. ``traceback``: with the present exception."""
+        """Log ``text``, with the number of events since the last line if there were others; or just count it. Returns
+        whether it was logged. ``traceback``: with that of the exception that is being handled."""
         if now >= self._next:
             self._next = now + self._interval_s
             self._left = self._burst
         if not self._left:
             self._quiet += 1
-            log.debug("%s", text)
+            if self._debug:
+                log.debug("%s", text)
             return False
         more = f" ({self._quiet} more since the last such line)" if self._quiet else ""
         log.log(level, "%s%s", text, more, exc_info=traceback)
         self._left -= 1
         self._quiet = 0
         return True
+
+
+def flapping() -> Sparingly:
+    """For what may come again for days, such as a client that comes and goes."""
+    return Sparingly(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):

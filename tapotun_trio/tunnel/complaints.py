@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from ..errors import PeerError
-from ..log import FLAPPING_BURST, FLAPPING_S, Log, Sparingly
+from ..log import Log, Sparingly, flapping
 
 _REMEMBERED: Final = 16  # texts; what fails in more ways at a time is told again
 
@@ -22,7 +22,7 @@ class Complaints:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._known: set[tuple[str, str]] = set()
-        self._sparingly: defaultdict[str, Sparingly] = defaultdict(lambda: Sparingly(FLAPPING_S, burst=FLAPPING_BURST))
+        self._sparingly: defaultdict[str, Sparingly] = defaultdict(flapping)
 
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
         """The stream failed (None: it was ended cleanly by the server), and is tried again in so many seconds."""

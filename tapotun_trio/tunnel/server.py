@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from typing import Final, Literal
 
@@ -37,6 +38,7 @@ class TunnelServer:
         self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
         self._verdicts: dict[bytes, Sender | bool] = {}
         self.sessions: list[Session] = []
+        self._config = config
         self.reconfigure(config)
         self.entrances: list[Entrance] = []
         # Not one line only: what locks addresses out by the log has to see each of them.
@@ -46,6 +48,7 @@ class TunnelServer:
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
         are what they were. A client is the same if it has its token, whatever its name and address; others end."""
+        differs = replace(self._config, clients=()) != replace(config, clients=())
         self._config = config
         self._router = Router(
             (config.net.ip, *config.ips),
@@ -60,7 +63,7 @@ class TunnelServer:
             if session is None:
                 session = Session(index, client, config, self._router)
             else:
-                session.reconfigure(index, client, config, self._router)
+                session.reconfigure(index, client, config, self._router, differs=differs)
             self.sessions.append(session)
         self._by_token = {
             (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self.sessions, strict=True)

@@ -15,7 +15,7 @@ import trio
 from ..config.model import AllowedClient, ServerConfig
 from ..errors import PeerError
 from ..host.sockets import Connection
-from ..log import FLAPPING_BURST, FLAPPING_S, Sparingly, client_logger
+from ..log import Sparingly, client_logger, flapping
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
@@ -100,8 +100,8 @@ class Session:
         self.goodbyes = Sparingly()
         self.takeovers = Sparingly()
         self.refusals = Sparingly()
-        self.endings = Sparingly(FLAPPING_S, burst=FLAPPING_BURST)
-        self._arrivals = Sparingly(FLAPPING_S, burst=FLAPPING_BURST)
+        self.endings = flapping()
+        self._arrivals = flapping()
         self._summary = Summary(self.counters, self.rtt)
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
@@ -164,15 +164,20 @@ class Session:
         else:
             self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
 
-    def reconfigure(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+    def reconfigure(
+        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, *, differs: bool
+    ) -> None:
         """The config has changed, and the client's token has not. It is told what concerns it: one of ours by PARAMS, a
-        deployed one by having to connect again."""
-        told = self.params, self.tun_conf
+        deployed one by having to connect again. ``differs``: something has that is not one client's."""
         if client.name != self.client.name:
             self.log = client_logger(config.name, client.name)
+        concerned = differs or client != self.client  # else it costs little: there may be thousands like it
+        told = (self.params, self.tun_conf) if concerned else None
         self.index, self.client, self._config, self._router = index, client, config, router
-        self._pushed = pushed_routes(config, client)
         self._verdicts.clear()
+        if told is None:
+            return
+        self._pushed = pushed_routes(config, client)
         if self._visit is None or not self.sender.streaming:
             return
         if not self._visit.extended:

@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from ..log import FLAPPING_BURST, FLAPPING_S, Log, Sparingly
+from ..log import Log, flapping
 from ..status.render import ago
 from .clocks import Moment, date_of, moment
 from .counters import Counters
@@ -22,7 +22,7 @@ class Summary:
         self._counters = counters
         self._rtt = rtt
         self._began: tuple[Moment, Counters] | None = None  # and what was counted then; None: there is no session
-        self._sparingly = Sparingly(FLAPPING_S, burst=FLAPPING_BURST)
+        self._sparingly = flapping()
 
     def begin(self) -> None:
         """A session begins, or goes on."""

@@ -12,7 +12,7 @@ from ..config.changes import Change
 from ..config.model import InterfaceConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
-from ..log import FLAPPING_BURST, FLAPPING_S, Sparingly, interface_logger
+from ..log import flapping, interface_logger
 from .frontdoor import FrontDoor, open_front_door
 from .interface import run_interface
 from .registry import Record, Registry
@@ -164,7 +164,7 @@ async def _supervise(
 
 async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _Started) -> None:
     log = interface_logger(record.config.name)
-    sparingly = Sparingly(FLAPPING_S, burst=FLAPPING_BURST)
+    sparingly = flapping()
     pause_s = RESTART_S[0]
     while True:
         begun, told = trio.current_time(), True

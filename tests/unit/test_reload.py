@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tapotun_trio.config.model import InterfaceConfig, Mark, ServerConfig, TcpEndpoint
+from tapotun_trio.config.model import AllowedClient, InterfaceConfig, Mark, ServerConfig, TcpEndpoint
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.notify import ServiceManager
 from tapotun_trio.host.plan import Item, ItemsRefused, Route, Rule
 from tapotun_trio.log import process_logger
 from tapotun_trio.reload import RefusedError, Reloader
 from tapotun_trio.tunnel.client import TunnelClient
+from tapotun_trio.tunnel.plans import pushed_routes
 from tapotun_trio.tunnel.registry import Record, Registry
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.status import state_of
@@ -33,6 +36,9 @@ from ..packets import ipv4
 from .hostile import until
 from .support import allowed, client_config, free_port, server_config
 
+NETWORKS = st.builds(
+    lambda bits, length: IPv4Network((bits << 24, length), strict=False), st.integers(0, 3), st.integers(0, 9)
+)
 BEHIND = IPv4Network("10.60.0.0/24")
 
 
@@ -422,3 +428,38 @@ async def test_a_client_that_is_not_connected_has_its_new_mark_when_it_is(tmp_pa
         await it.reload(replace(client, mark=Mark(7, 8)))
         await it.reload(replace(client, mark=Mark(7, 8)), server_config(port, allowed("tun0", "10.10.0.2")))
         await until(lambda: Rule(7, 8) in it.host.standing.get("tun0", []), "the rule")
+
+
+async def test_what_is_changed_costs_no_client_that_is_not_concerned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be ten thousand, and while their answers are made anew nobody's packets are carried."""
+    asked: list[str] = []
+
+    def pushed(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
+        asked.append(client.name)
+        return config.push_routes
+
+    monkeypatch.setattr("tapotun_trio.tunnel.session.pushed_routes", pushed)
+    clients = tuple(allowed(str(number), f"10.10.0.{number}") for number in range(2, 100))
+    server = server_config(free_port(), *clients)
+    async with world(tmp_path, server) as it:
+        asked.clear()
+        fewer = replace(server, clients=(replace(clients[0], routes=(BEHIND,)), *clients[1:-1]))
+        await it.reload(fewer)
+        assert asked == ["2"]
+        asked.clear()
+        await it.reload(replace(fewer, push_routes=(IPv4Network("10.99.0.0/16"),)))
+        assert len(asked) == len(fewer.clients)
+
+
+@given(
+    st.lists(NETWORKS),
+    st.lists(NETWORKS),
+    NETWORKS,
+)
+def test_pushed_routes_by_definition(pushed: list[IPv4Network], own: list[IPv4Network], net: IPv4Network) -> None:
+    config = replace(server_config(8080), net=IPv4Interface((net[1], net.prefixlen)), push_routes=tuple(pushed))
+    client = replace(allowed("a", "10.10.0.2"), routes=tuple(own))
+    wanted = tuple(it for it in pushed if not any(it.subnet_of(mine) for mine in (net, *own)))
+    assert pushed_routes(config, client) == wanted
