@@ -188,7 +188,7 @@ async def test_an_interface_that_dies_of_a_change_does_not_hold_the_reload_up(tm
         it.host.mtu_faults = {1400: HostError("tun0 is gone"), 1500: HostError("tun0 is gone for good")}
         assert "tun0 is gone" in await it.refused(replace(first, mtu=1400), second)
         await until(lambda: it.running == [first, second], "both")
-        assert await it.reload(replace(first, mtu=1400), second) == ["tun0: mtu changed"]
+        assert await it.reload(replace(first, mtu=1400), second) == ["tun0: mtu changed (1500 -> 1400)"]
         assert it.host.mtus["tun0"] == 1400
 
 
@@ -303,7 +303,7 @@ async def test_a_dry_run_leaves_no_trace(tmp_path: Path, caplog: pytest.LogCaptu
     async with world(tmp_path, first, second) as it:
         caplog.clear()
         it.file = [replace(first, mtu=1400)]
-        assert await it.reloader.reload(dry_run=True) == ["tun1: removed", "tun0: mtu changed"]
+        assert await it.reloader.reload(dry_run=True) == ["tun1: removed", "tun0: mtu changed (1500 -> 1400)"]
         it.file = ConfigError("[0].net: bad")
         with pytest.raises(RefusedError, match="a reload would be refused: "):
             await it.reloader.reload(dry_run=True)
@@ -336,7 +336,9 @@ async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
         assert isinstance(server, TunnelServer)
         [session] = server.sessions
         renamed = replace(first.clients[0], name="10.10.0.7", ip=IPv4Address("10.10.0.7"))
-        assert await it.reload(replace(first, clients=(renamed,)), second) == ["tun0 a: name, ip changed"]
+        assert await it.reload(replace(first, clients=(renamed,)), second) == [
+            "tun0 a: name, ip changed (name a -> 10.10.0.7, ip 10.10.0.2 -> 10.10.0.7)"
+        ]
         assert server.sessions == [session]
         assert (session.client, session.gone) == (renamed, False)
         assert (session.log.extra or {})["client"] == "10.10.0.7"
@@ -405,7 +407,7 @@ async def test_a_client_gets_another_mark_on_its_streams(tmp_path: Path) -> None
             return [item for item in it.host.standing["tun0"] if isinstance(item, Rule)]
 
         marked = replace(client, mark=Mark(7, 8))
-        assert await it.reload(server, marked) == ["tun0: mark changed"]
+        assert await it.reload(server, marked) == ["tun0: mark changed (none -> 7 in table 8)"]
         assert rules() == [Rule(7, 8)]
         it.host.refused.add(Rule(9, 9))
         assert "refused" in await it.refused(server, replace(client, mark=Mark(9, 9)))
