@@ -30,7 +30,7 @@ REQUEST_S: Final = 5.0  # from accept to the request's end
 ANSWER_S: Final = 10.0  # from the answer's first byte to the last that the kernel took
 ACCEPT_RETRY_S: Final = 0.1
 _READ_BYTES: Final = 4096
-_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK})  # accept(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,11 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
             try:
                 connection, _ = await listener.accept()
             except OSError as exc:
-                if exc.errno not in _SHORT:
+                if exc.errno in _BUGS:
                     raise
-                await trio.sleep(ACCEPT_RETRY_S)  # the front door says it, if it meets it too
+                # Too few descriptors (the front door says it, if it meets it too), or the one who came is gone. Neither
+                # ends a tunnel.
+                await trio.sleep(ACCEPT_RETRY_S)
                 continue
             nursery.start_soon(serve, trio.SocketStream(connection))
 

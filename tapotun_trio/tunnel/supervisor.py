@@ -101,8 +101,14 @@ class Interfaces:
                     record.config = before
                     raise
         await self._stop(change.name)  # also one that is just starting again, as it was told before
-        if after is not None:
-            await self.start(after, whatever_comes=back)
+        if after is None:
+            return
+        try:
+            await self.start(after)
+        except Exception:
+            if not back:
+                raise
+            await self.start(after, whatever_comes=True)
 
     async def _stop(self, name: str) -> None:
         record = self._registry.get(name)

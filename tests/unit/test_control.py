@@ -386,6 +386,24 @@ async def test_too_many(tmp_path: Path) -> None:
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.EPERM])
+async def test_an_accept_that_fails_is_no_end(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(number, os.strerror(number))]
+    with trio.socket.socket() as any_socket:
+        listening_socket = type(any_socket)
+
+    async def failing(self: trio.socket.SocketType) -> object:
+        if failures:
+            raise failures.pop()
+        return await whole(self)
+
+    whole = listening_socket.accept
+    monkeypatch.setattr(listening_socket, "accept", failing)
+    async with served(tmp_path) as path:
+        assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+    assert failures == []
+
+
 async def test_those_that_wait_keep_nobody_from_asking(tmp_path: Path) -> None:
     """As when forty services wait for one tunnel. Their number has a limit of its own."""
     async with served(tmp_path) as path:
