@@ -127,7 +127,7 @@ class ServiceManager:
     def _fail(self, where: str, exc: OSError) -> None:
         if not self._failed:
             self._failed = True
-            self._log.warning("the service manager cannot be told how we are: %s: %s", where, exc.strerror)
+            self._log.warning("the service manager cannot be told how we are: %s: %s", where, exc.strerror or exc)
 
     def __enter__(self) -> Self:
         return self
