@@ -18,7 +18,7 @@ from ..host.plan import Plan
 from ..host.ports import Host
 from ..host.sockets import Connection
 from ..http.client import check_status
-from ..log import Log
+from ..log import Log, Sparingly
 from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameReader
@@ -85,6 +85,7 @@ class TunnelClient:
         self._silence_s = BASE_SILENCE_S
         self._yielding = False
         self._complaints = Complaints(log)
+        self._goodbyes = Sparingly()
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
     # -- the device's side
@@ -391,10 +392,10 @@ class TunnelClient:
         said = reason.removeprefix(control.REPLACED)
         self._goodbye = f"the server said goodbye: {said}"
         if not reason.startswith(control.REPLACED):
-            self._complaints.news("goodbye", logging.INFO, f"the server says goodbye: {reason}")
+            self._goodbyes.log(self._log, logging.INFO, trio.current_time(), f"the server says goodbye: {reason}")
             return
         self._yielding = True
         self._download_is_down()  # no upload either, until a download is ours again
-        self._complaints.news("replaced", logging.WARNING, f"{said}; waiting until it is gone")
+        self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), f"{said}; waiting until it is gone")
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason="replaced"))
