@@ -27,6 +27,7 @@ TARGETS: Final = (
     "proxy_header",
     "connect",
     "proxy_url",
+    "admin",
 )
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
 # Seconds that one input may take, and MiB that a target may: an input that costs more is a finding too.

@@ -22,6 +22,10 @@ SEEDS: Final = [
     json.dumps([_SERVER, _CLIENT]).encode(),
     json.dumps([{**_SERVER, "source_check": "strict", "peers": 2, "mark": 1, "listen": ["127.0.0.1"]}]).encode(),
     json.dumps([{**_CLIENT, "transport_mark": 5, "tls": {"insecure": True}, "token": [_TOKEN]}]).encode(),
+    json.dumps(
+        {"interfaces": [_CLIENT], "admin": {"listen": 9090, "token": _TOKEN}, "log": {"level": "info"}}
+    ).encode(),
+    json.dumps({"interfaces": [_SERVER], "admin": {"listen": "[::]:9090", "token": _TOKEN}, "update": {}}).encode(),
     b'[{"token": ' + b"[" * 3000,
     b'// comment\n[{"a": 1, "a": 2,}]',
     b"\xff\xfe[\0]\0",

@@ -7,7 +7,7 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody, LengthBody, chunk_head
-from tapotun_trio.wire.frames import HEADER_BYTES, MIN_PACKET_BYTES, PING, FrameReader, echoed_clock, encode_echo
+from tapotun_trio.wire.frames import HEADER_BYTES, MIN_PACKET_BYTES, PING, FrameReader, each, echoed_clock, encode_echo
 from tapotun_trio.wire.vnet import base_peer_accepts
 
 from .feeding import arrivals
@@ -46,7 +46,7 @@ def _read(how: int, pieces: list[bytes]) -> object:
             reader.space()[: len(piece)] = piece
             received: int | None = len(piece)
             while received is not None:
-                for start, stop in reader.feed(received):
+                for start, stop in each(reader.feed(received)):
                     frame = bytes(reader.view[start:stop])
                     assert len(frame) - HEADER_BYTES == int.from_bytes(frame[:2], "little") >= MIN_PACKET_BYTES
                     base_peer_accepts(memoryview(frame))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from socket import socket
 
 import trio
 
 from . import exits
-from .config.model import InterfaceConfig
+from .admin.seat import AdminSeat
+from .config.model import Config
 from .control.commands import Process, standard_commands
 from .control.place import REMEDY, listening, places
 from .control.server import serve_control
 from .errors import HostError, leaves
+from .host.memory import give_large_blocks_back
 from .host.notify import ServiceManager
 from .host.ports import Host
 from .host.rights import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
@@ -33,7 +35,7 @@ _SAME_MOMENT_S = 0.01
 
 
 def run(
-    configs: Sequence[InterfaceConfig],
+    config: Config,
     read: Read,
     *,
     name: str | None,
@@ -50,11 +52,12 @@ def run(
     process = Process(str(os.getpid()) if name is None else name, config_file, moment())
     log = process_logger()
     try:
+        give_large_blocks_back()
         require_tun_rights()
         raise_fd_limit()
-        drop_rights(needed_capabilities(configs))
+        drop_rights(needed_capabilities(config))
         with ServiceManager(os.environ, notify_fd, log) as manager:
-            trio.run(serve, configs, read, RealHost(), process, manager, ready_timeout_s)
+            trio.run(serve, config, read, RealHost(), process, manager, ready_timeout_s)
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
@@ -68,25 +71,29 @@ def run(
 
 
 async def serve(
-    configs: Sequence[InterfaceConfig],
+    config: Config,
     read: Read,
     host: Host,
     process: Process,
     manager: ServiceManager,
     ready_timeout_s: float,
 ) -> None:
-    """Run the interfaces until a signal stops them. Raises HostError if one cannot start."""
+    """Run the interfaces until a signal stops them. Raises HostError if one cannot start, or the admin listener."""
     log = process_logger()
     registry = Registry()
     with trio.open_signal_receiver(*_SIGNALS) as signals, _hangups_heard(), _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
-            reloader = Reloader(read, registry, manager, log)
+            admin = AdminSeat(process, registry, nursery)
+            reloader = Reloader(config, read, registry, admin, manager, log)
+            admin.reload = reloader.reload
             nursery.start_soon(_take_signals, signals, nursery, manager, reloader)
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
-            reloader.start(await nursery.start(run_interfaces, configs, host, registry))
-            log.info("ready: %s", ", ".join(config.name for config in configs))
+            with admin.changing(config.admin):
+                pass
+            reloader.start(await nursery.start(run_interfaces, config.interfaces, host, registry))
+            log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
     log.info("stopped")

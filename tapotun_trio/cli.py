@@ -12,12 +12,13 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from . import __version__, exits
 from .config.findings import report_json, report_text
 from .config.load import check, load
-from .config.model import ClientConfig, InterfaceConfig, ServerConfig, TlsConfig, TlsProblem
+from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
 from .log import LEVELS, process_logger, set_up_logging
 
@@ -85,29 +86,34 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:
-    set_up_logging(arguments.log_level, arguments.log_format)
+    def said(log: LogConfig) -> LogConfig:
+        """The command line wins over the file."""
+        return LogConfig(arguments.log_level or log.level, arguments.log_format or log.format)
+
+    set_up_logging(said(LogConfig()).level, said(LogConfig()).format)
     log = process_logger()
     file = os.path.abspath(arguments.file)  # a reload may come when the working directory is another one
 
-    def read() -> list[InterfaceConfig]:
+    def read() -> Config:
         config = load(file, _judge_tls)
-        for warning in config.warnings:
-            log.warning("%s", warning)
-        interfaces = [i for i in config.interfaces if isinstance(i, arguments.kinds)]
+        interfaces = tuple(i for i in config.interfaces if isinstance(i, arguments.kinds))
         if not interfaces:
             raise ConfigError(f"{file}: has no {arguments.kind_name} definition; run it with: tapotun run")
-        return interfaces
+        return replace(config, interfaces=interfaces, log=said(config.log))
 
     try:
-        interfaces = read()
+        config = read()
     except ConfigError as exc:
         for line in str(exc).splitlines():
             log.error("%s", line)
         return exits.FAILED
+    set_up_logging(config.log.level, config.log.format)
+    for warning in config.warnings:
+        log.warning("%s", warning)
     from .app import run  # only now: the other verbs need neither trio nor the host
 
     return run(
-        interfaces,
+        config,
         read,
         name=arguments.name,
         config_file=file,
@@ -200,8 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         verb.add_argument("file", metavar="FILE", help="the config, JSON")
-        verb.add_argument("--log-level", choices=LEVELS, default="info", help="default: info")
-        verb.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
+        verb.add_argument("--log-level", choices=LEVELS, help="default: what FILE says, else info")
+        verb.add_argument("--log-format", choices=("text", "json"), help="default: what FILE says, else text")
         verb.add_argument(
             "--name",
             type=_process_name,

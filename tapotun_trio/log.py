@@ -43,6 +43,16 @@ def client_logger(interface: str, client: str) -> Log:
     return _Adapter(_ROOT, {"interface": interface, "client": client})
 
 
+def add_handler(handler: logging.Handler) -> None:
+    """Have somebody take the log beside stderr."""
+    _ROOT.addHandler(handler)
+
+
+def remove_handler(handler: logging.Handler) -> None:
+    """Undo `add_handler`. May be called again."""
+    _ROOT.removeHandler(handler)
+
+
 class Sparingly:
     """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``.
 
@@ -177,13 +187,14 @@ def is_journal(stream: str) -> bool:
 
 
 def set_up_logging(level: str, fmt: str) -> None:
-    """Send the program's log to stderr, as journald wants it if that is there. ``level``: one of LEVELS; ``fmt``:
-    ``text`` or ``json``."""
+    """Send the program's log to stderr, as journald wants it if that is there; or change how. ``level``: one of LEVELS;
+    ``fmt``: ``text`` or ``json``. Whoever else takes the log goes on."""
     handler = logging.NullHandler() if sys.stderr is None else LossyHandler(sys.stderr)
     if is_journal(os.environ.get("JOURNAL_STREAM", "")):
         handler.setFormatter(JournalFormatter(fmt))
     else:
         handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
-    _ROOT.handlers[:] = [handler]
+    others = [it for it in _ROOT.handlers if not isinstance(it, LossyHandler | logging.NullHandler)]
+    _ROOT.handlers[:] = [handler, *others]
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False

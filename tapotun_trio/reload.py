@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeAlias
 
 import trio
 
-from .config.changes import Change, changes
-from .config.model import InterfaceConfig
+from .admin.seat import AdminSeat
+from .config.changes import Change, changes, process_lines
+from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
 from .errors import ConfigError, HostError, TapotunError
 from .host.notify import ServiceManager
-from .log import Log
+from .log import Log, set_up_logging
 from .status.model import ReloadStatus
 from .text import one_line, shorten
 from .tunnel.clocks import date_of, moment
@@ -24,7 +25,7 @@ from .tunnel.supervisor import Interfaces
 ERROR_CHARS: Final = 2000
 READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
 
-Read: TypeAlias = Callable[[], Sequence[InterfaceConfig]]
+Read: TypeAlias = Callable[[], Config]
 
 
 class RefusedError(TapotunError):
@@ -35,12 +36,18 @@ class Reloader:
     """Reads, compares, says what it will do, and does it. One at a time.
 
     Args:
+        config: what runs now.
         read: the config, checked. Blocking; raises ConfigError.
+        admin: the admin listener, or its absence.
     """
 
-    def __init__(self, read: Read, registry: Registry, manager: ServiceManager, log: Log) -> None:
+    def __init__(
+        self, config: Config, read: Read, registry: Registry, admin: AdminSeat, manager: ServiceManager, log: Log
+    ) -> None:
         self._interfaces: Interfaces | None = None
         self._started = trio.Event()
+        self._config = config
+        self._admin = admin
         self._read = read
         self._registry = registry
         self._manager = manager
@@ -76,7 +83,7 @@ class Reloader:
             await self._started.wait()
             try:
                 if dry_run:
-                    return _lines((await self._plan())[1])
+                    return (await self._plan())[2]
                 self._manager.reloading()
                 try:
                     return await self._reload()
@@ -88,22 +95,29 @@ class Reloader:
                 self._log.exception("a bug ended the reload")
                 raise self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
 
-    async def _plan(self) -> tuple[Sequence[InterfaceConfig], list[Change]]:
+    async def _plan(self) -> tuple[Config, list[Change], list[str]]:
+        """What the file says, what of its interfaces differs, and all that differs, for people."""
         # In a thread: to read and check a hundred thousand routes takes a second.
         with trio.move_on_after(READ_S) as deadline:
-            configs = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if deadline.cancelled_caught:
             raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
-        return configs, changes([record.config for record in self._registry], configs)
+        for warning in config.warnings:
+            self._log.warning("%s", warning)
+        found = changes([record.config for record in self._registry], config.interfaces)
+        return config, found, [line for change in found for line in change.lines] + process_lines(self._config, config)
 
     async def _reload(self) -> list[str]:
         assert self._interfaces is not None
-        configs, found = await self._plan()
-        lines = _lines(found)
+        config, found, lines = await self._plan()
         for line in lines:
             self._log.info("reload: %s", line)
-        await self._interfaces.change(found)
-        self._registry.sort(config.name for config in configs)
+        with self._admin.changing(config.admin):
+            await self._interfaces.change(found)
+        self._registry.sort(it.name for it in config.interfaces)
+        if config.log != self._config.log:
+            set_up_logging(config.log.level, config.log.format)
+        self._config = config
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines
@@ -121,10 +135,6 @@ class Reloader:
 
     def _note(self, lines: list[str], error: str | None) -> None:
         self._registry.last_reload = ReloadStatus(at=date_of(moment()), changes=lines, error=error)
-
-
-def _lines(found: Iterable[Change]) -> list[str]:
-    return [line for change in found for line in change.lines]
 
 
 def _for_people(exc: ConfigError | HostError) -> str:

@@ -12,6 +12,7 @@ import trio
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.plan import Item, ItemsRefused, Route
 from tapotun_trio.host.ports import Change
+from tapotun_trio.wire.frames import LENGTH_BYTES, Span
 
 PLAIN_VNET: Final = bytes(12)
 
@@ -30,29 +31,48 @@ class MemoryDevice:
         self.inbound: deque[bytes] = deque()
         self.outbound: deque[bytes] = deque()
         self.writable = True
+        self.refuses = False  # as the kernel does while the link is down
         self.closed = False
         self.fault: Exception | None = None  # raised at the program's next wait for a frame
         self._changed = trio.Event()
 
     # -- the program's side: host.ports.Device
 
-    def read(self, into: memoryview, /) -> int | None:
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         self._check()
-        if not self.inbound:
-            return None
-        frame = self.inbound.popleft()[: len(into)]
-        into[: len(frame)] = frame
-        return len(frame)
+        lengths: list[int] = []
+        at = LENGTH_BYTES
+        while len(lengths) < most and at < limit_bytes + LENGTH_BYTES:
+            frame = self._next()
+            if frame is None:
+                return lengths, False
+            frame = frame[: len(into) - at]
+            into[at : at + len(frame)] = frame
+            lengths.append(len(frame))
+            at += len(frame) + LENGTH_BYTES
+        return lengths, True
+
+    def _next(self) -> bytes | None:
+        return self.inbound.popleft() if self.inbound else None
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
         self._check()
         if not self.writable:
             return None
-        if frame[0] & ~3:  # flags that virtio does not have: what the kernel says EINVAL to
+        if self.refuses or frame[0] & ~3:  # flags that virtio does not have: what the kernel says EINVAL to
             return False
         self.outbound.append(bytes(frame))
         self._notify()
         return True
+
+    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+        for number, span in enumerate(spans):
+            taken = self.write(view[span[0] + LENGTH_BYTES : span[1]])
+            if taken is None:
+                return number
+            if not taken:
+                refused.append(span)
+        return len(spans)
 
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         return self.write(b"".join(parts))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Literal, TypeAlias
 
-from .model import AllowedClient, InterfaceConfig, Mark, ServerConfig
+from .model import AdminConfig, AllowedClient, Config, InterfaceConfig, LogConfig, Mark, ServerConfig
 
 # live: on the running interface, whose sessions go on. restart: the interface goes and comes.
 How: TypeAlias = Literal["added", "removed", "restart", "live"]
@@ -67,6 +67,17 @@ def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig])
     return sorted(found, key=lambda change: _ORDER.index(change.how))
 
 
+def process_lines(before: Config, after: Config) -> list[str]:
+    """What differs beside the interfaces, for people; no token is in it."""
+    lines = [f"log: {', '.join(_different(before.log, after.log))} changed"] if before.log != after.log else []
+    if before.admin is None or after.admin is None:
+        if before.admin != after.admin:
+            lines.append(f"admin: {'added' if before.admin is None else 'removed'}")
+    elif before.admin != after.admin:
+        lines.append(f"admin: {', '.join(_different(before.admin, after.admin))} changed")
+    return lines
+
+
 def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
     if not isinstance(old, ServerConfig) or not isinstance(new, ServerConfig):
         if type(old) is not type(new):
@@ -106,7 +117,10 @@ def _clients(interface: str, old: Sequence[AllowedClient], new: Sequence[Allowed
     return lines or ([f"{interface}: the order of its clients changed"] if old != new else [])
 
 
-def _different(old: InterfaceConfig | AllowedClient, new: InterfaceConfig | AllowedClient) -> list[str]:
+_Part: TypeAlias = InterfaceConfig | AllowedClient | AdminConfig | LogConfig
+
+
+def _different(old: _Part, new: _Part) -> list[str]:
     return [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
 
 

@@ -138,6 +138,20 @@ class Claims:
                 remedy,
             )
 
+    def admin_listener(self, path: Path, endpoint: Endpoint) -> None:
+        """The process's own listening socket, which it shares with no interface; after all of theirs."""
+        if isinstance(endpoint, UnixEndpoint):
+            key = endpoint_key(endpoint)
+            clash = next((it for (taken, _), it in self._url_paths.items() if taken == key), None)
+            value, where = quote(f"unix:{endpoint.path}"), ""
+        else:
+            family = self._tcp.get((":" in endpoint.address, endpoint.port), {})
+            others = family if endpoint.address in _WILDCARDS else (endpoint.address, *_WILDCARDS)
+            clash = next((family[other] for other in others if other in family), None)
+            value, where = show(endpoint.port), f" on port {endpoint.port}"
+        if clash is not None:
+            self._findings.error(path, value, f"clashes with {clash}{where}", "choose another port or socket")
+
     def reception(self, path: Path, endpoints: Iterable[Endpoint], reception: Reception) -> None:
         """How an entry wants connections received, which it must agree on with whom it shares an endpoint.
         ``path`` is the entry's."""

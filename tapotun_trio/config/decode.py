@@ -11,7 +11,6 @@ import re
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -20,7 +19,7 @@ from msgspec import Struct, UnsetType, inspect
 
 from .findings import MASK, Findings, item, member, quote, show
 from .jsontext import JsonObject, NotANumber
-from .raw import NAMES
+from .raw import NAMES, PARTS_OF_PROCESS
 
 T = TypeVar("T")
 
@@ -68,7 +67,7 @@ def _spec(name: str, info: msgspec.structs.FieldInfo) -> FieldSpec:
             assert all(other is many for other in others), f"{name}: elements of several types"
             least = most = 1 + len(others)
         else:
-            one = alternative
+            one = alternative if one is None else one | alternative
     default = info.default
     if info.default_factory is not msgspec.NODEFAULT:
         default = info.default_factory()
@@ -139,6 +138,10 @@ class Node:
         if isinstance(value, tuple):
             value = [(item(self.at(name), index), e) for index, e in enumerate(value)]
         return [(path, e) for path, e in self._elements(value) if isinstance(e, float)]
+
+    def values(self, name: str) -> list[tuple[str, object]]:
+        """Path and value of each element of a list that may hold anything."""
+        return self._elements(self._value(name))
 
     def nodes(self, name: str) -> list[Node]:
         """The objects of a list that are objects."""
@@ -229,9 +232,16 @@ def _read_one(value: object, annotation: Any, spec: FieldSpec, path: str, into: 
     if isinstance(annotation, type) and issubclass(annotation, Struct):
         node = read_object(value, annotation, path, into)
         return _MISFIT if node is None else node
+    if annotation is Any:
+        return value
+    if get_origin(_bare(annotation)) is dict:
+        if not isinstance(value, JsonObject):
+            into.error(path, _shown(value, spec), _is_not(value, "an object"), "write {...}")
+            return _MISFIT
+        return value
     try:
         got: object = msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair in place of a number
         problem, remedy = _misfit(value, annotation, spec)
         into.error(path, _shown(value, spec), problem, remedy)
         return _MISFIT
@@ -284,6 +294,10 @@ def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
         if isinstance(value, str) and value in map(str, wanted.values):
             return _is_no_number(value, choice)
         return "is not one of the choices", f"write {choice}"
+    if isinstance(wanted, inspect.UnionType):  # of a text and a whole number; the text has the example
+        if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
+            return _misfit(value, next(it for it in get_args(annotation) if _bare(it) is int), spec)
+        return _is_not(value, "text or a number"), f"write {show(spec.example)}"
     return _is_not(value, "text"), f"write {show(spec.example)}"
 
 
@@ -319,6 +333,8 @@ def _sample(spec: FieldSpec) -> str:
         return f"[{_shape(spec.many)}]"
     if spec.many is None:
         return show(spec.example)
+    if spec.many is Any:
+        return "[{...}]"
     examples = spec.example if isinstance(spec.example, list) else [spec.example]
     return f"[{', '.join(map(show, examples))}]"
 
@@ -334,9 +350,15 @@ def _shape(struct: type[Struct]) -> str:
 
 def _meant(key: str, struct: type[Struct], tolerated: Collection[str]) -> str:
     """What the author of an unknown field may have wanted."""
+    from difflib import get_close_matches  # only now: a config without such a field does without 0.5 MB
+
     fields = [*specs(struct), *tolerated]
     close = get_close_matches(key.casefold()[:_LONGEST_TYPO], fields, n=1)
-    homes = [name for other, name in NAMES.items() if key in specs(other)]
+    homes = [
+        name
+        for other, name in NAMES.items()
+        if key in specs(other) and (other in PARTS_OF_PROCESS) == (struct in PARTS_OF_PROCESS)
+    ]
     if homes:
         also = f', or did you mean "{close[0]}"?' if close else ""
         return f"it belongs in {' or '.join(homes)}{also}"

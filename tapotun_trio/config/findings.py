@@ -46,9 +46,9 @@ def show(value: object) -> str:
 
 
 def member(path: str, key: str) -> str:
-    """The path of a field: ``[0].net``, or ``[0]["odd key"]``."""
+    """The path of a field: ``[0].net``, or ``[0]["odd key"]``; of the root object's ``log``."""
     if len(key) <= _SHOWN_KEY_CHARS and _PLAIN_KEY.fullmatch(key):
-        return f"{path}.{key}"
+        return f"{path}.{key}" if path else key
     return f"{path}[{quote(shorten(key, _SHOWN_KEY_CHARS))}]"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -16,9 +17,10 @@ from .client_entry import read_client
 from .common import Reading
 from .decode import read_object, specs
 from .findings import MASK, Finding, Findings, InvalidConfig, item, show
-from .jsontext import JsonProblem, parse, positions, to_text
+from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, JudgeTls
-from .raw import RawClient, RawInterface, RawServer
+from .process_entry import is_raw_token, read_admin, read_log, warn_update
+from .raw import RawClient, RawInterface, RawRoot, RawServer
 from .server_entry import read_server
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
@@ -59,26 +61,43 @@ def check_content(
     except JsonProblem as exc:
         return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
     findings = Findings()
-    interfaces = _read_root(root, Reading(file, findings, judge_tls), file, public_mode, findings)
+    config = _read_root(root, Reading(file, findings, judge_tls))
+    if public_mode is not None:
+        _warn_public(root, file, public_mode, findings)
     found = _placed(findings.found, text)
     if any(finding.severity == "error" for finding in found):
         return None, found
-    return Config(interfaces, tuple(finding.text(file) for finding in found)), found
+    return replace(config, warnings=tuple(finding.text(file) for finding in found)), found
 
 
-def _read_root(
-    root: object, reading: Reading, file: str, public_mode: int | None, findings: Findings
-) -> tuple[InterfaceConfig, ...]:
-    if not isinstance(root, list):
+def _read_root(root: object, reading: Reading) -> Config:
+    """Complete only if no errors were reported."""
+    if isinstance(root, list):
+        return Config(_read_entries("", [(item("", i), value) for i, value in enumerate(root)], reading))
+    if not isinstance(root, JsonObject) or _is_entry(root):
         shown = MASK if isinstance(root, str) else show(root)
-        findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
-        return ()
-    if not root:
-        findings.error("", "[]", "has nothing to run", "write at least one interface definition")
-    read = [_read_entry(value, item("", i), reading) for i, value in enumerate(root)]
+        reading.findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
+        return Config(())
+    node = read_object(root, RawRoot, "", reading.findings)
+    assert node is not None
+    interfaces: tuple[InterfaceConfig, ...] = ()
+    if isinstance(root.get("interfaces"), list):
+        interfaces = _read_entries(node.at("interfaces"), node.values("interfaces"), reading)
+    warn_update(node, reading)
+    return Config(interfaces, admin=read_admin(node, reading), log=read_log(node))
+
+
+def _is_entry(root: JsonObject) -> bool:
+    """Somebody wrote one interface definition without the list around it."""
+    of_entries = {**specs(RawServer), **specs(RawClient)}
+    return root.keys().isdisjoint(specs(RawRoot)) and not root.keys().isdisjoint(of_entries)
+
+
+def _read_entries(path: str, entries: list[tuple[str, object]], reading: Reading) -> tuple[InterfaceConfig, ...]:
+    if not entries:
+        reading.findings.error(path, "[]", "has nothing to run", "write at least one interface definition")
+    read = [_read_entry(value, place, reading) for place, value in entries]
     reading.claims.finish()
-    if public_mode is not None:
-        _warn_public(root, file, public_mode, findings)
     return tuple(interface for interface in read if interface is not None)
 
 
@@ -116,17 +135,27 @@ def _read_entry(value: object, path: str, reading: Reading) -> InterfaceConfig |
     return None
 
 
-def _warn_public(root: list[object], file: str, mode: int, findings: Findings) -> None:
+def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None:
     """One warning if the file holds a raw token. Other users may read hashes, not tokens."""
-    for i, value in enumerate(root):
+    path = next(_raw_tokens(root), None)
+    if path is not None:
+        findings.warning(
+            path,
+            MASK,
+            f"stands in a file that every user of this machine can read (mode {mode:04o})",
+            f"run chmod 600 {shlex.quote(file)}",
+        )
+
+
+def _raw_tokens(root: object) -> Iterator[str]:
+    """The paths of what is, or was meant to be, a raw token."""
+    entries, base = (root.get("interfaces"), "interfaces") if isinstance(root, dict) else (root, "")
+    for i, value in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(value, dict) and "server" in value and "token" in value:
-            findings.warning(
-                f"{item('', i)}.token",
-                MASK,
-                f"stands in a file that every user of this machine can read (mode {mode:04o})",
-                f"run chmod 600 {shlex.quote(file)}",
-            )
-            return
+            yield f"{item(base, i)}.token"
+    admin = root.get("admin") if isinstance(root, dict) else None
+    if isinstance(admin, dict) and is_raw_token(admin.get("token")):
+        yield "admin.token"
 
 
 def _placed(found: list[Finding], text: str) -> list[Finding]:

@@ -13,6 +13,8 @@ SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
 TlsVersion: TypeAlias = Literal["1.2", "1.3"]
 AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["text", "json"]
 
 
 class Secret(str):
@@ -234,8 +236,27 @@ InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
 
 
 @dataclass(frozen=True, slots=True)
+class AdminConfig:
+    """The admin listener. ``token``: whoever shows it may see and do everything, known by its hash or as it is; None:
+    nobody may, and what is open to all is all there is."""
+
+    listen: Endpoint
+    token: TokenHash | Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What the log has, and how, unless the command line says otherwise."""
+
+    level: LogLevel = "info"
+    format: LogFormat = "text"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole file. ``warnings`` are findings that do not stop a start, formatted as the errors are."""
 
     interfaces: tuple[InterfaceConfig, ...]
     warnings: tuple[str, ...] = ()
+    admin: AdminConfig | None = None
+    log: LogConfig = field(default_factory=LogConfig)

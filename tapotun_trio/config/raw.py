@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .model import AuthHeader, SourceCheck, TlsVersion, TransportChoice
+from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, TransportChoice
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value is never shown."""
@@ -169,11 +169,57 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     ) = UNSET
 
 
+class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The admin listener: health, metrics, panel."""
+
+    listen: (
+        Annotated[str, _text("ADDRESS:PORT, [IPV6]:PORT, PORT of loopback, or unix:/path", "127.0.0.1:9433")]
+        | Annotated[int, Meta(ge=1, le=65535, description="a port of 127.0.0.1")]
+    )
+    token: (
+        Annotated[
+            str,
+            Meta(
+                description="whoever shows it sees and does everything: sha256:<hex>, lowercase hex SHA-1, or itself",
+                examples=["<sha256: and the hash of a token>"],
+                extra=SECRET,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class RawLog(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The log, unless the command line says otherwise."""
+
+    level: Annotated[LogLevel, Meta(description="the least that is logged")] = "info"
+    format: Annotated[LogFormat, Meta(description="lines for people, or for programs")] = "text"
+
+
+class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The file, if its root is an object. It may as well be the array of interface definitions alone."""
+
+    interfaces: Annotated[
+        # Each is a RawServer or a RawClient; msgspec has no union of structs without a tag, so `load` decides.
+        list[Any],
+        Meta(description="the interface definitions", examples=[[{"name": "tun0"}]]),
+    ]
+    admin: RawAdmin | UnsetType = UNSET
+    log: RawLog | UnsetType = UNSET
+    update: Annotated[dict[str, Any], Meta(description="for versions that update themselves")] | UnsetType = UNSET
+
+
 NAMES: Final[dict[type[Struct], str]] = {
     RawServer: "a server",
     RawClient: "a client",
     RawAllowedClient: 'an entry of "clients"',
     RawMark: '"mark"',
     RawTls: '"tls"',
+    RawRoot: "the file's root object",
+    RawAdmin: '"admin"',
+    RawLog: '"log"',
 }
 """Every object that a file may hold, and what the operator calls it."""
+
+PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog)
+"""Those that are about the process; what they share with an interface's are names only."""

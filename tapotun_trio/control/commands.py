@@ -9,10 +9,10 @@ from typing import Final
 import trio
 
 from .. import __version__
-from ..status.model import ProcessStatus
+from ..status.model import InterfaceStatus, ProcessStatus
 from ..tunnel.clocks import Moment, date_of
 from ..tunnel.registry import Registry
-from ..tunnel.status import snapshot, state_of
+from ..tunnel.status import snapshot_in_parts, state_of
 from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
 from .server import Command
 
@@ -28,8 +28,13 @@ class Process:
     started: Moment
 
 
-def process_status(process: Process, registry: Registry, interfaces: list[str]) -> ProcessStatus:
-    """How this process is now; ``interfaces``: only these. Raises NoSuchPeerError."""
+async def process_status(process: Process, registry: Registry, interfaces: list[str]) -> ProcessStatus:
+    """How this process is now; ``interfaces``: only these. Raises NoSuchPeerError. Cancel-safe; a checkpoint."""
+    found: list[InterfaceStatus] = []
+    for status in snapshot_in_parts(registry.select(interfaces)):
+        if status is not None:
+            found.append(status)
+        await trio.lowlevel.checkpoint()
     return ProcessStatus(
         version=__version__,
         pid=os.getpid(),
@@ -37,7 +42,7 @@ def process_status(process: Process, registry: Registry, interfaces: list[str]) 
         config_file=process.config_file,
         started_at=date_of(process.started),
         last_reload=registry.last_reload,
-        interfaces=snapshot(registry.select(interfaces)),
+        interfaces=found,
     )
 
 
@@ -45,7 +50,7 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
     """status, wait and disconnect, by name; whoever has more adds them."""
 
     async def status(arguments: StatusArguments) -> ProcessStatus:
-        return process_status(process, registry, arguments.interfaces)
+        return await process_status(process, registry, arguments.interfaces)
 
     async def wait(arguments: WaitArguments) -> WaitResult:
         waiting: dict[str, str] = {}

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..wire.frames import Span
 from .plan import Item
 
 
@@ -24,11 +25,12 @@ class Device(Protocol):
     @property
     def name(self) -> str: ...
 
-    def read(self, into: memoryview, /) -> int | None:
-        """Read one frame. Returns its length in bytes (>= 12), or None if none is waiting.
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
+        """Read frames, one behind the other, each behind two bytes that are left as they are: room for its length.
+        Until none is waiting, or ``limit_bytes`` are filled, or it were ``most``.
 
-        A buffer shorter than the frame gets a truncated frame, so offer 12 + 65535 bytes.
-        Raises HostError if the interface is gone.
+        Returns the frames' lengths (>= 12 each), and whether there may be more. ``into`` has room for one largest frame
+        behind the limit: what does not fit is cut off. Raises HostError if the interface is gone.
         """
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
@@ -37,6 +39,10 @@ class Device(Protocol):
 
         Raises HostError if the interface is gone or down for good.
         """
+
+    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+        """Write single frames, each from behind its length on, until the device is full. Returns how many were taken or
+        refused; the latter are added to ``refused``. Raises as `write`."""
 
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         """Write one frame that lies in several places (at most 1024); answers and raises as `write`."""

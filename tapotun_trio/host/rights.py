@@ -6,11 +6,10 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
-from ..config.model import InterfaceConfig, ServerConfig, UnixEndpoint
+from ..config.model import Config, ServerConfig, UnixEndpoint
 from ..errors import HostError
 
 TUN_PATH: Final = "/dev/net/tun"
@@ -81,20 +80,21 @@ def require_tun_rights() -> None:
         raise HostError(f"this process (uid {os.geteuid()}) lacks CAP_NET_ADMIN; {NET_ADMIN_REMEDY}")
 
 
-def needed_capabilities(configs: Iterable[InterfaceConfig]) -> int:
-    """What these interfaces may still need once the process has begun, as a bit mask.
+def needed_capabilities(config: Config) -> int:
+    """What a process with this config may still need once the process has begun, as a bit mask.
 
     To read what is another user's is needed for good: the config and certificates are read again, and modules of this
     program when they are first used, wherever it is installed.
     """
     needed = 1 << CAP_NET_ADMIN | 1 << CAP_DAC_READ_SEARCH
-    for config in configs:
-        if isinstance(config, ServerConfig):
-            for endpoint in config.listen:
-                if isinstance(endpoint, UnixEndpoint):
-                    needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
-                elif endpoint.port < FIRST_FREE_PORT:
-                    needed |= 1 << CAP_NET_BIND_SERVICE
+    endpoints = [it for entry in config.interfaces if isinstance(entry, ServerConfig) for it in entry.listen]
+    if config.admin is not None:
+        endpoints.append(config.admin.listen)
+    for endpoint in endpoints:
+        if isinstance(endpoint, UnixEndpoint):
+            needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
+        elif endpoint.port < FIRST_FREE_PORT:
+            needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
 
 

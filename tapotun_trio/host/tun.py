@@ -20,6 +20,7 @@ from typing import Final
 import trio
 
 from ..errors import HostError
+from ..wire.frames import LENGTH_BYTES, Span
 from .rights import NET_ADMIN_REMEDY, open_tun_node
 
 VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
@@ -85,15 +86,26 @@ class TunDevice:
         """The descriptor, or -1 once closed. It stays ours."""
         return self._fd
 
-    # The two below run once for every frame. Either costs 50 ns more than the bound C method (measured: 775 ns
-    # for an empty read, 1,220 ns for a write of 40 bytes), for errors that say whose they are.
-
-    def read(self, into: memoryview, /) -> int | None:
-        """As `Device.read`. No checkpoint."""
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
+        """As `Device.read_burst`. No checkpoint."""
+        # Of what is read only lengths are taken note of here: this loop runs once for every frame, and each line of it
+        # costs a packet 50 ns. An empty read costs 775.
+        read, at = self._readinto, LENGTH_BYTES
+        lengths: list[int] = []
+        note = lengths.append
+        limit = limit_bytes + LENGTH_BYTES
         try:
-            return self._readinto(into)
+            for _ in range(most):
+                length = read(into[at:])
+                if length is None:
+                    return lengths, False
+                note(length)
+                at += length + LENGTH_BYTES
+                if at >= limit:
+                    break
         except (OSError, ValueError) as exc:
             raise self._failure("read", exc) from exc
+        return lengths, True
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
         """As `Device.write`. No checkpoint."""
@@ -103,6 +115,20 @@ class TunDevice:
             if isinstance(exc, OSError) and exc.errno in _REFUSED:
                 return False
             raise self._failure("write", exc) from exc
+
+    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+        """As `Device.write_burst`. No checkpoint."""
+        write, number = self._write, 0
+        for span in spans:
+            try:
+                if write(view[span[0] + LENGTH_BYTES : span[1]]) is None:
+                    break
+            except (OSError, ValueError) as exc:
+                if not isinstance(exc, OSError) or exc.errno not in _REFUSED:
+                    raise self._failure("write", exc) from exc
+                refused.append(span)
+            number += 1
+        return number
 
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         """As `Device.write_parts`. No checkpoint."""

@@ -20,21 +20,29 @@ _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 REASONS: Final = {
     100: "Continue",
     200: "OK",
+    204: "No Content",
+    304: "Not Modified",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
     409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
     426: "Upgrade Required",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
     501: "Not Implemented",
+    503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
 
 
 class BadRequest(PeerError):
-    """A request head that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
+    """A request that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text, reason="slow-request" if status == 408 else "bad-request")
@@ -72,6 +80,11 @@ class RequestHead:
         scheme, _, bearer = authorization.partition(" ")
         found = [] if key is None else [key]
         return [*found, bearer.strip(" ")] if scheme.lower() == "bearer" and bearer.strip(" ") else found
+
+    @property
+    def has_body(self) -> bool:
+        """Whether bytes of a body come behind the head."""
+        return "transfer-encoding" in self.headers or self.headers.get("content-length", "0").strip("0") != ""
 
     def body(self) -> Body:
         """How the body is framed (RFC 9112 section 6.3)."""

@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 
 HEAD_S: Final = 10.0  # from a head's first byte to its last; for a new connection, from accept
 IDLE_S: Final = 75.0  # between two requests: above the 60 s for which nginx keeps an upstream connection
+BODY_S: Final = 10.0  # for a body that is read whole
+ANSWER_S: Final = 30.0  # for an answer that is sent whole
 LINGER_S: Final = 1.0  # how long a refused client may go on sending before we close on it
 _LINGER_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 4096
+_FRAMING_BYTES: Final = 16 * 1024  # beside a whole body: the chunks' own lines
 
 
 class Exchange:
     """One request and what is answered to it.
 
-    Exactly one of `refuse`, `start_download`, `accept_upload` and `accept_websocket` is called by the handler. The
-    connection serves a further request only if the handler also came to the clean end of this one and set `reusable`.
+    Exactly one of `refuse`, `start_download`, `accept_upload`, `accept_websocket` and `respond` is called by the
+    handler, `respond` maybe after `read_body`. The connection serves a further request only if the handler also came to
+    the clean end of this one and set `reusable`.
     """
 
-    __slots__ = ("client", "connection", "head", "leftover", "reusable")
+    __slots__ = ("_body_read", "client", "connection", "head", "leftover", "reusable")
 
     def __init__(self, connection: Connection, head: RequestHead, leftover: bytes) -> None:
         self.connection = connection
@@ -39,6 +43,7 @@ class Exchange:
         self.head = head
         self.leftover = leftover  # bytes that came behind the head and were not used yet
         self.reusable = False
+        self._body_read = not head.has_body
 
     async def refuse(self, status: int, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
         """Answer with an error, in place of a 100 if one was expected, and end the connection."""
@@ -73,6 +78,62 @@ class Exchange:
             return None
         await self.connection.send_all(answer)
         return WebSocketWriter(self.connection, masks=False), WebSocketBody(masked=True)
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body, after a 100 if one is expected.
+
+        Raises BadRequest: more than ``limit_bytes`` (which a Content-Length says before any of it is read), malformed,
+        or not whole within BODY_S; PeerError: the client closed the connection within it.
+        """
+        too_long = BadRequest(413, f"a body of more than {limit_bytes} bytes")
+        if int(self.head.headers.get("content-length", "0")) > limit_bytes:
+            raise too_long
+        body = await self.accept_upload()
+        found, came = bytearray(), 0
+        data, pos = bytearray(self.leftover), 0
+        buffer = memoryview(bytearray(_READ_BYTES))
+        with trio.move_on_after(BODY_S):
+            while True:
+                while pos < len(data) and not body.ended:
+                    try:
+                        start, pos = body.span(data, pos, len(data))
+                    except PeerError as exc:
+                        raise BadRequest(400, f"malformed body: {exc}") from exc
+                    found += data[start:pos]
+                if len(found) > limit_bytes or came > limit_bytes + _FRAMING_BYTES:
+                    raise too_long
+                if body.ended:
+                    self.leftover, self._body_read = bytes(data[pos:]), True
+                    return bytes(found)
+                received = await self.connection.receive(buffer)
+                if received == 0:
+                    raise PeerError("the client closed the connection within a body", reason="closed")
+                came += received
+                data, pos = bytearray(buffer[:received]), 0
+        raise BadRequest(408, f"no complete body within {BODY_S:.0f} s")
+
+    async def respond(
+        self, status: int, headers: list[tuple[str, str]], body: bytes = b"", *, close: bool = False
+    ) -> None:
+        """Answer whole; the body's length is added, and to a HEAD goes the head alone.
+
+        Sets `reusable`, unless the connection is to ``close``, or some of the request was not read: then the client may
+        finish for a moment, as with `refuse`. Raises PeerError if it does not take the answer within ANSWER_S.
+        """
+        keep = self.head.keeps_alive and self._body_read and not close
+        fields = [*headers] if status in (204, 304) else [*headers, ("Content-Length", str(len(body)))]
+        if not keep:
+            fields.append(("Connection", "close"))
+        data = encode_response(status, fields)
+        with trio.move_on_after(ANSWER_S) as deadline:
+            await self.connection.send_all(data if self.head.method == "HEAD" else data + body)
+        if deadline.cancelled_caught:
+            self.connection.abort()
+            raise PeerError(f"did not take the answer within {ANSWER_S:.0f} s", reason="slow-reader")
+        if not keep:
+            with trio.move_on_after(LINGER_S):
+                await _let_finish(self.connection)
+        self.reusable = keep
 
     async def finish_upload(self, *, close: bool = False) -> None:
         """Answer 200 after the body's end. Sets `reusable`, unless the connection is to ``close``."""
@@ -169,11 +230,16 @@ async def refuse(connection: Connection, status: int, headers: tuple[tuple[str, 
     ]
     with trio.move_on_after(LINGER_S):
         await connection.send_all(encode_response(status, fields) + body)
-        connection.shutdown_sending()
-        buffer = memoryview(bytearray(_READ_BYTES))
-        drained = 0
-        while drained < _LINGER_BYTES:
-            received = await connection.receive(buffer)
-            if received == 0:
-                return
-            drained += received
+        await _let_finish(connection)
+
+
+async def _let_finish(connection: Connection) -> None:
+    """Read until the client closes, up to a limit. No deadline of its own."""
+    connection.shutdown_sending()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    drained = 0
+    while drained < _LINGER_BYTES:
+        received = await connection.receive(buffer)
+        if received == 0:
+            return
+        drained += received

@@ -18,7 +18,7 @@ from ..http.heads import ResponseHead, ResponseParser
 from ..http.writer import BodyWriter
 from ..tunnel.incoming import Incoming, receive_frames
 from ..wire import control, params
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 from ..wire.params import Params
 
 _READ_BYTES: Final = 4096
@@ -127,7 +127,7 @@ class Receiver:
         self.ended_at = trio.current_time()
         self._news.tell()
 
-    async def _take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+    async def _take(self, reader: FrameReader, frames: list[Span]) -> None:
         if not reader.ended:  # else it was the end that came
             self.last_at = trio.current_time()
         controls, reader.controls = reader.controls, []

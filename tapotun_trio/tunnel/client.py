@@ -21,8 +21,7 @@ from ..http.client import check_status
 from ..log import Log, Sparingly
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import HEADER_BYTES, FrameReader
-from ..wire.merge import Frame
+from ..wire.frames import HEADER_BYTES, FrameReader, Span
 from ..wire.tunconf import TunConf
 from . import counters as why
 from .carrier import Carrier
@@ -70,8 +69,7 @@ class TunnelClient:
         # What the server asks of the kernel, and what it shall be told to.
         self.plan: Plan | None = None
         self._conf: TunConf | None = None
-        self._planned = trio.Event()
-        self._attached = trio.Event()
+        self._planned, self._attached = trio.Event(), trio.Event()
         self._writer: DeviceWriter
         self._programmer: Programmer
         # The newest streams, and what was agreed on the newest download.
@@ -79,12 +77,10 @@ class TunnelClient:
         self._download_up = trio.Event()
         self._upload: Upload | None = None
         self._proven: Upload | None = None  # one that arrives and was not run yet
-        self._replaces = False
+        self._replaces = self._extended = self._yielding = False
         self._at_rotation = True  # the next download is opened because it is time, and not in a hurry
-        self._extended = False
         self._silence_s = BASE_SILENCE_S
-        self._yielding = False
-        self._complaints = Complaints(log)
+        self.complaints = Complaints(log)
         self._goodbyes = Sparingly()
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
@@ -166,7 +162,7 @@ class TunnelClient:
 
         ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
         """
-        self._complaints.news("path", logging.INFO, f"{what}: renewing the streams")
+        self.complaints.news("path", logging.INFO, f"{what}: renewing the streams")
         for stream in (self._download, self._upload):
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason="address-gone"))
@@ -235,11 +231,11 @@ class TunnelClient:
         kind = "extended" if self._extended else "base"
         level = logging.DEBUG if self._replaces and transport == self.transport else logging.INFO
         text = f"{stream} from {download.connection.name} ({kind}): {describe(answer.conf)}"
-        self._complaints.news("download", level, text)
+        self.complaints.news("download", level, text)
         agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
         self.presence.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
         self._summary.begin()
-        self._complaints.clear()
+        self.complaints.clear()
         self._yielding, self._goodbye = False, None
         self.sender.pinging, self._silence_s = keeping_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
         self._download, self.transport = download, transport
@@ -279,7 +275,7 @@ class TunnelClient:
             upload = self._new_upload(connection, number)
             if number is not None:
                 self._carrier.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
-        self._complaints.news("upload", level_of(self._upload), f"upload to {upload.connection.name}")
+        self.complaints.news("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload
 
@@ -316,7 +312,7 @@ class TunnelClient:
         self._summary.end(self._log, self._goodbye or str(failure or "the server ended it"))
         if self._yielding:
             return random.uniform(*YIELD_S)
-        self._complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
+        self.complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
         return None
 
     def _download_is_down(self) -> None:
@@ -327,7 +323,7 @@ class TunnelClient:
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         count_attempt(self.counters.ends, self._upload, failure)
         if not self._yielding and self.transport != "websocket":  # else the download has said why
-            self._complaints.log("upload", failure, wait_s)
+            self.complaints.log("upload", failure, wait_s)
         return None
 
     # -- what comes down
@@ -344,13 +340,14 @@ class TunnelClient:
             await self._programmer.apply(plan)
             self.plan = plan  # not before: cancelled in between, the next answer applies it again
 
-    async def _take(self, reader: FrameReader, frames: list[Frame]) -> None:
-        echoes, inward = list[bytes](), list[Frame]()
+    async def _take(self, reader: FrameReader, frames: list[Span]) -> None:
+        echoes, inward = list[bytes](), list[Span]()
         try:
             sort_frames(reader.view, frames, self.counters.drops, inward, echoes)
         finally:  # at a bad frame too: what stood before it is good
-            self.counters.rx_packets += len(inward)
-            self.counters.rx_bytes += sum([stop - start - HEADER_BYTES for start, stop in inward])
+            for start, stop, count in inward:
+                self.counters.rx_packets += count
+                self.counters.rx_bytes += stop - start - HEADER_BYTES * count
             self._writer.write_all(reader.view, inward, self.counters.drops)
         for echo in echoes:
             self.sender.send_control(echo)  # a generation 2 ping: the very same frame goes back

@@ -16,7 +16,7 @@ from ..http.client import read_response
 from ..http.heads import ResponseHead
 from ..http.writer import BodyWriter
 from ..wire import control
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 from .carrier import UPLOAD_SEEN_S
 from .incoming import Incoming, Take, receive_frames
 from .rotation import Stream
@@ -36,7 +36,7 @@ class Download:
         self,
         connection: Connection,
         reader: FrameReader,
-        first_frames: list[tuple[int, int]],
+        first_frames: list[Span],
         take: Take,
         ends: Counter[str],
     ) -> None:

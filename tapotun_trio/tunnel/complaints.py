@@ -21,7 +21,7 @@ class Complaints:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._known: set[tuple[str, str]] = set()
+        self._known: dict[tuple[str, str], None] = {}  # a set that keeps its order
         self._sparingly: defaultdict[str, Sparingly] = defaultdict(flapping)
 
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
@@ -30,9 +30,10 @@ class Complaints:
         level = logging.INFO if failure is None else logging.WARNING
         if (stream, text) in self._known:
             level = logging.DEBUG
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known.add((stream, text))
+            del self._known[stream, text]  # it goes to the end
+        elif len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[stream, text] = None
         self.news(f"{stream} fails", level, f"{stream}: {text}; trying again in {wait_s:.1f} s")
 
     def news(self, kind: str, level: int, text: str) -> None:
@@ -41,6 +42,11 @@ class Complaints:
             self._log.debug("%s", text)
         else:
             self._sparingly[kind].log(self._log, level, trio.current_time(), text)
+
+    @property
+    def latest(self) -> str | None:
+        """What failed last, and has not come right since."""
+        return next((f"{stream}: {text}" for stream, text in reversed(self._known)), None)
 
     def clear(self) -> None:
         """All is well again: whatever fails next is news."""

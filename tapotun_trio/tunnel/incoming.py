@@ -9,10 +9,10 @@ import trio
 
 from ..errors import PeerError
 from ..host.sockets import Connection
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 
 # Takes the frames that one step completed. May raise PeerError.
-Take: TypeAlias = Callable[[FrameReader, list[tuple[int, int]]], Awaitable[None]]
+Take: TypeAlias = Callable[[FrameReader, list[Span]], Awaitable[None]]
 
 
 class Incoming:
@@ -72,7 +72,7 @@ class Incoming:
 
 
 async def receive_frames(
-    connection: Connection, reader: FrameReader, first: list[tuple[int, int]], incoming: Incoming, take: Take
+    connection: Connection, reader: FrameReader, first: list[Span], incoming: Incoming, take: Take
 ) -> None:
     """Hand everything that comes to ``take``, step by step, until the body's end; others run between steps.
 

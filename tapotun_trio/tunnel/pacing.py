@@ -91,7 +91,9 @@ class Pacing:
             self._window = None
             return
         self._window = max(window, MIN_WINDOW_BYTES)
-        if queue_s <= 2 * SLACK_S:
+        # At its least the window may be more than a slow path holds, and the queue ours.
+        own_s = max(0.0, MIN_WINDOW_BYTES / max(state.rate_bytes_s, MIN_RATE_BYTES_S) - state.min_rtt_s)
+        if queue_s <= 2 * SLACK_S + own_s:
             self._foreign_since = None
         elif self._foreign_since is None:
             self._foreign_since = now

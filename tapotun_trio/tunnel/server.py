@@ -16,7 +16,7 @@ from ..errors import PeerError, leaves
 from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 from . import counters as why
 from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
@@ -169,7 +169,7 @@ class TunnelServer:
                 return session
         return None
 
-    def _forward(self, session: Session, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+    def _forward(self, session: Session, reader: FrameReader, frames: list[Span]) -> None:
         if not session.gone:
             session.forward(reader.view, frames, self._writer, self.sessions)
 

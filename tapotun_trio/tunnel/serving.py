@@ -15,7 +15,7 @@ from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
 from ..http.writer import BodyWriter
 from ..wire import control
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 from .incoming import Incoming, receive_frames
 from .sender import ending_cleanly
 from .session import Session, Visit
@@ -38,7 +38,7 @@ _DOWNLOAD_HEADERS: Final = (
 _SHUTDOWN: Final = "the server is shutting down"
 
 # Takes the frames that a receive completed: the buffer, and where they are in it.
-Forward: TypeAlias = Callable[[Session, FrameReader, list[tuple[int, int]]], None]
+Forward: TypeAlias = Callable[[Session, FrameReader, list[Span]], None]
 
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
@@ -161,7 +161,7 @@ class _Uploading:
         self._session.uploads.remove(self._upload)
         self._upload.ended.set()
 
-    async def take(self, reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+    async def take(self, reader: FrameReader, frames: list[Span]) -> None:
         """Forward what a receive completed."""
         session = self._session
         if self._seen is not None and (frames or reader.controls):

@@ -24,6 +24,7 @@ from ..wire.frames import (
     ECHO_PACKET_BYTES,
     GSO_TYPE_AT,
     HEADER_BYTES,
+    Span,
     echoed_clock,
 )
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
@@ -258,7 +259,7 @@ class Session:
     def forward(
         self,
         view: memoryview,
-        frames: Iterable[tuple[int, int]],
+        frames: Iterable[Span],
         device: DeviceWriter,
         sessions: list[Session],
     ) -> None:
@@ -267,36 +268,36 @@ class Session:
         Raises PeerError at a frame that no honest peer sends.
         """
         verdicts, counters = self._verdicts, self.counters
-        inward: list[tuple[int, int]] = []
+        inward: list[Span] = []
         run_to: Session | None = None
         run_at = run_end = packets = 0
         try:
             for frame in frames:
-                start, stop = frame
+                start, stop, count = frame
                 first, key = ADDRESSES.unpack_from(view, start)
                 if first >> 4 != 4:
                     self._take_other(view[start:stop], first)
                     continue
                 to = verdicts.get(key)
                 if to is None:
-                    to = self._decide(view[start:stop], key, sessions)
-                counters.rx_packets += 1
-                counters.rx_bytes += stop - start - HEADER_BYTES
+                    to = self._decide(view[start : start + (stop - start) // count], key, sessions)
+                counters.rx_packets += count
+                counters.rx_bytes += stop - start - HEADER_BYTES * count
                 if to is True:
                     if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
                         raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
                     inward.append(frame)
                 elif to is False:
-                    counters.drops[why.BAD_SOURCE] += 1
+                    counters.drops[why.BAD_SOURCE] += count
                 else:
-                    if not base_peer_accepts(view[start:stop]):
+                    if not base_peer_accepts(view[start:stop]):  # of a block, what it looks at is all the same
                         raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
                     if to is not run_to or start != run_end:
                         if run_to is not None:
                             run_to.sender.send(view[run_at:run_end], packets)
                         run_to, run_at, packets = to, start, 0
                     run_end = stop
-                    packets += 1
+                    packets += count
         finally:  # at a bad frame too: what stood before it is good
             if run_to is not None:
                 run_to.sender.send(view[run_at:run_end], packets)

@@ -15,7 +15,7 @@ import trio
 from ..errors import PeerError
 from ..host.sockets import Connection
 from ..http.websocket import WebSocketWriter
-from ..wire.frames import FrameReader
+from ..wire.frames import FrameReader, Span
 from ..wire.websocket import GOING_AWAY, NO_STATUS, NORMAL, PROTOCOL_ERROR, WebSocketBody
 from .incoming import Incoming, Take, receive_frames
 from .sender import GRACE_S, Sender, ending_cleanly
@@ -71,10 +71,10 @@ class Conversation:
         if self._failure is not None:
             raise self._failure
 
-    async def frames(self, reader: FrameReader, first: list[tuple[int, int]], incoming: Incoming, take: Take) -> None:
+    async def frames(self, reader: FrameReader, first: list[Span], incoming: Incoming, take: Take) -> None:
         """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
 
-        async def answer_and_take(reader: FrameReader, frames: list[tuple[int, int]]) -> None:
+        async def answer_and_take(reader: FrameReader, frames: list[Span]) -> None:
             if self._body.ping is not None:
                 self._writer.pong(self._body.ping)
                 self._body.ping = None

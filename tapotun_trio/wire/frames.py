@@ -16,14 +16,16 @@ Untrusted input; raises PeerError only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from mmap import mmap
 from struct import Struct
-from typing import Final
+from typing import Final, TypeAlias
 
 from ..errors import PeerError
+from .alike import BLOCK_FROM, count_alike
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
-from .vnet import VNET_BYTES
+from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
 HEADER_BYTES: Final = LENGTH_BYTES + VNET_BYTES
@@ -32,6 +34,20 @@ MIN_PACKET_BYTES: Final = 20  # an IPv4 header
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 PING: Final = b"\0\0"
+
+# Where frames are in a buffer, their length fields included: start, stop, and how many. One; or a *block* of many, side
+# by side, of one length, whose vnet headers, addresses, protocols, TTLs and types of service are the same, IPv4 and no
+# super-packets: where one of them goes, all go.
+Span: TypeAlias = tuple[int, int, int]
+
+
+def each(spans: Iterable[Span]) -> Iterator[tuple[int, int]]:
+    """Start and stop of every single frame."""
+    for start, stop, count in spans:
+        size = (stop - start) // count
+        for at in range(start, stop, size):
+            yield at, at + size
+
 
 # Generation 2: a packet of 48 bytes whose first byte says IP version 1, then a u64 timestamp.
 ECHO_PACKET_BYTES: Final = 48
@@ -57,6 +73,7 @@ BUFFER_BYTES: Final = 256 * 1024
 # these and 100 ms; this many are 2 or 3 ms with what is then done to the frames. An honest receive has fewer: of
 # packets of 64 bytes, each in a chunk of its own, it takes four steps for a full buffer.
 STEP_ITEMS: Final = 1024
+MAX_PASSED_OVER: Final = 255
 # And of control frames, which cost more and of which an honest peer sends one in seconds.
 STEP_CONTROLS: Final = 64
 
@@ -68,7 +85,7 @@ class FrameReader:
 
         while not reader.ended:
             n = 0 if reader.pending else recv_into(reader.space())
-            for start, stop in reader.feed(n):
+            for start, stop, count in reader.feed(n):
                 use(reader.view[start:stop])       # before the next space()
             let_others_run()
 
@@ -83,8 +100,10 @@ class FrameReader:
         "_body",
         "_end",
         "_failure",
+        "_futile",
         "_head",
         "_memory",
+        "_passed_over",
         "_pos",
         "_tail",
         "control",
@@ -107,6 +126,8 @@ class FrameReader:
         self._pos = self._end = 0
         self.pending = False  # `feed(0)` goes on with what was received, and must, before the next `space`
         self._failure: PeerError | None = None
+        # Frames that a look for blocks is not worth, after it has been futile so many times: see `_block`.
+        self._passed_over = self._futile = 0
         self.pings = 0
         self.control = control
         self.controls: list[tuple[int, bytes]] = []  # kind and payload of each that came; the reader's to clear
@@ -130,14 +151,14 @@ class FrameReader:
             self._head, self._tail = 0, straddling
         return self.view[self._tail :]
 
-    def prime(self, data: bytes) -> list[tuple[int, int]]:
+    def prime(self, data: bytes) -> list[Span]:
         """`feed` for the few bytes that came together with the head, before anything else was received."""
         self.space()[: len(data)] = data
         return self.feed(len(data))
 
-    def feed(self, received_bytes: int) -> list[tuple[int, int]]:
-        """Take note of bytes received into `space`; while `pending`, of none. Returns ``(start, stop)`` of each frame
-        now complete, its length field included, in order; pings are only counted.
+    def feed(self, received_bytes: int) -> list[Span]:
+        """Take note of bytes received into `space`; while `pending`, of none. Returns where the frames are that are
+        now complete, in order; pings are only counted.
 
         Raises PeerError at a malformed frame, and if the body ends within one; but what was found before it in this
         call is returned, and the next call raises.
@@ -147,7 +168,7 @@ class FrameReader:
         if not self.pending:
             self._pos = self._end = self._tail
         self._end += received_bytes
-        frames: list[tuple[int, int]] = []
+        frames: list[Span] = []
         try:
             self.pending = not self._find(frames)
         except PeerError as exc:
@@ -157,18 +178,27 @@ class FrameReader:
                 raise
         return frames
 
-    def _find(self, frames: list[tuple[int, int]]) -> bool:
+    def _find(self, frames: list[Span]) -> bool:
         """Add the next frames. Returns whether all that was received has been looked at."""
         body, view, add = self._body, self.view, frames.append
         head, tail, pos, end = self._head, self._tail, self._pos, self._end
         done = False
-        for _ in range(STEP_ITEMS):
+        items = before = 0
+        while items < STEP_ITEMS:
+            items += 1
             if tail - head >= LENGTH_BYTES:
                 length = view[head] | view[head + 1] << 8
                 if length >= MIN_PACKET_BYTES:
                     after = head + HEADER_BYTES + length
                     if after <= tail:
-                        add((head, after))
+                        count = 1
+                        # The second of one length in a row, and room for many more.
+                        if length == before and tail - head >= BLOCK_FROM * (after - head):
+                            count = self._block(head, after - head, tail, STEP_ITEMS - items + 1)
+                            after = head + count * (after - head)
+                            items += count - 1
+                        before = length
+                        add((head, after, count))
                         head = after
                         continue
                 elif length == 0:
@@ -204,6 +234,24 @@ class FrameReader:
             self.leftover = bytes(view[pos:end])
         self._head, self._tail, self._pos = head, tail, pos
         return done
+
+    def _block(self, start: int, size: int, tail: int, most: int) -> int:
+        """How many frames of this size the block has that begins at ``start``, at ``most``; 1: it is none.
+
+        To look for one in vain costs as much as many frames do. So after that one is not looked at, then three, seven,
+        and so on up to MAX_PASSED_OVER.
+        """
+        if self._passed_over:
+            self._passed_over -= 1
+            return 1
+        count = 0
+        if self.view[start + HEADER_BYTES] >> 4 == 4 and self.view[start + GSO_TYPE_AT] == GSO_NONE:
+            count = count_alike(self.view, start, size, min((tail - start) // size, most))
+        if count:
+            self._futile = 0
+            return count
+        self._futile = self._passed_over = min(2 * self._futile + 1, MAX_PASSED_OVER)
+        return 1
 
     def _take_control(self, length: int, head: int, tail: int) -> int:
         """Take the control frame at ``head`` if it is complete. Returns where it ends, or would end."""

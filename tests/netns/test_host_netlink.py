@@ -24,6 +24,7 @@ from tapotun_trio.host.plan import MAIN_TABLE, Address, Item, Route, Rule
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, open_tun
 
 from .fresh_namespace import Json, in_fresh_namespace, ip, python, sysctl
+from .test_host_tun import read_one
 
 pytestmark = pytest.mark.netns
 
@@ -106,7 +107,7 @@ async def test_the_kernel_says_nothing_of_its_own_into_the_tunnel() -> None:
             with trio.move_on_after(2.5):  # the first router solicitation would come within a second
                 await device.wait_readable()
                 frame = memoryview(bytearray(MAX_FRAME_BYTES))
-                length = device.read(frame)
+                length = read_one(device, frame)
                 pytest.fail(f"unasked: {frame[:length].hex()}")
             assert not ip("-6", "addr", "show", "dev", "tun0")
 
@@ -554,12 +555,12 @@ async def test_marked_packets_take_the_tunnel_and_their_replies_pass_a_strict_fi
             frame = memoryview(bytearray(MAX_FRAME_BYTES))
             sock.settimeout(2)
             sock.sendto(b"plain", ("198.51.100.1", 9))
-            assert device.read(frame) is None
+            assert read_one(device, frame) is None
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 100)
             sock.sendto(b"marked", ("198.51.100.1", 9))
             with trio.fail_after(2):
                 await device.wait_readable()
-            length = device.read(frame)
+            length = read_one(device, frame)
             packet = bytes(frame[12:length])
             assert packet.endswith(b"marked")
             assert packet[12:20] == socket.inet_aton("10.10.0.2") + socket.inet_aton("198.51.100.1")

@@ -13,6 +13,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from mmap import mmap
 from types import FrameType
 from typing import Any, Final
@@ -26,11 +27,12 @@ from tapotun_trio.log import interface_logger
 from tapotun_trio.tunnel.device import BURST_BYTES, DeviceWriter, _read_burst
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.wire.body import ChunkedBody
-from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, LENGTH_BYTES, FrameReader, Span
 
 from ..packets import frame, ipv4
 from ..streams import MemoryConnection, memory_pair
 from .support import allowed, free_port, server_config
+from .test_wire_merge import udp
 
 SERVER: Final = "10.10.0.1"
 CLIENT: Final = "10.10.0.2"
@@ -60,18 +62,22 @@ class CountingDevice:
         self.left = 0
         self.syscalls = 0
 
-    def read(self, into: memoryview, /) -> int | None:
-        self.syscalls += 1
-        if not self.left:
-            return None
-        self.left -= 1
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         size = len(self.frame)
-        into[:size] = self.frame
-        return size
+        number = min(self.left, most, -(-limit_bytes // (size + LENGTH_BYTES)))
+        for at in range(LENGTH_BYTES, LENGTH_BYTES + number * (size + LENGTH_BYTES), size + LENGTH_BYTES):
+            into[at : at + size] = self.frame
+        self.left -= number
+        self.syscalls += number + (self.left == 0)
+        return [size] * number, self.left > 0
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
         self.syscalls += 1
         return True
+
+    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+        self.syscalls += len(spans)
+        return len(spans)
 
     def write_parts(self, parts: Sequence[bytes | memoryview], /) -> bool | None:
         self.syscalls += 1
@@ -152,9 +158,16 @@ async def down(size: int, frames: int) -> Cost:
     return Cost(frames, device.syscalls + connection.syscalls, calls, peak)
 
 
-async def up(size: int, frames: int) -> Cost:
+async def up_udp(size: int, frames: int) -> Cost:
+    """The same with UDP packets of one flow, which are merged."""
+    return await up(
+        size, frames, udp(bytes(size - 28), addresses=ip_address(CLIENT).packed + ip_address(SERVER).packed)
+    )
+
+
+async def up(size: int, frames: int, one: bytes = b"") -> Cost:
     """From a client's stream into the device: one receive, all in one chunk."""
-    body = frame(packet(CLIENT, SERVER, size)) * frames
+    body = (one or frame(packet(CLIENT, SERVER, size))) * frames
     data = b"%x\r\n%b\r\n" % (len(body), body)
     assert len(data) <= BUFFER_BYTES
     device, tunnel = CountingDevice(), tunnel_server()
@@ -180,10 +193,11 @@ async def up(size: int, frames: int) -> Cost:
 # What goes which way, of what size, how many; and what that may cost: system calls and calls a frame, bytes at most. Of
 # these, 1,400 are what coverage needs while it watches.
 BUDGET = [
-    (down, 65_000, 4, 1.5, 8.6, 3_000),
-    (down, 64, 512, 1.01, 4.1, 3_000),
-    (up, 65_000, 4, 1.25, 10.6, 3_000),
-    (up, 64, 512, 1.01, 5.1, 64_000),  # where the frames of one receive are, and, now and then, its runs
+    (down, 65_000, 4, 1.5, 10.1, 3_000),
+    (down, 64, 512, 1.01, 0.2, 7_000),  # how long each frame is
+    (up, 65_000, 4, 1.25, 10.1, 3_000),
+    (up, 64, 512, 1.01, 0.2, 42_000),  # where the frames of one receive are
+    (up_udp, 64, 512, 0.02, 0.5, 64_000),  # and their payloads
 ]
 
 

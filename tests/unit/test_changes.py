@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.config.changes import changes
+from tapotun_trio.config.changes import changes, process_lines
 from tapotun_trio.config.model import (
+    AdminConfig,
     AllowedClient,
+    Config,
     InterfaceConfig,
+    LogConfig,
     Mark,
     Proxy,
     Reception,
@@ -110,6 +113,30 @@ def test_what_frees_comes_first() -> None:
     found = changes([SERVER, CLIENT], [replace(CLIENT, transport_mark=3), other])
     assert [change.how for change in found] == ["removed", "restart", "added"]
     assert [change.undone.how for change in found] == ["added", "restart", "removed"]
+
+
+ADMIN = AdminConfig(TcpEndpoint("127.0.0.1", 9090), Secret("the-admin-token"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        (Config((SERVER,)), Config((CLIENT,)), []),
+        (Config((), admin=ADMIN), Config((), admin=ADMIN), []),
+        (Config(()), Config((), admin=ADMIN), ["admin: added"]),
+        (Config((), admin=ADMIN), Config(()), ["admin: removed"]),
+        (Config((), admin=ADMIN), Config((), admin=replace(ADMIN, token=None)), ["admin: token changed"]),
+        (
+            Config((), admin=ADMIN),
+            Config((), admin=AdminConfig(UnixEndpoint("/x"), Secret("another"))),
+            ["admin: listen, token changed"],
+        ),
+        (Config(()), Config((), log=LogConfig("debug")), ["log: level changed"]),
+        (Config(()), Config((), log=LogConfig("debug", "json")), ["log: level, format changed"]),
+    ],
+)
+def test_the_process(before: Config, after: Config, lines: list[str]) -> None:
+    assert process_lines(before, after) == lines
 
 
 names = st.sampled_from(["tun0", "tun1", "tun2"])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ import trustme
 
 from tapotun_trio import __version__, exits
 from tapotun_trio.cli import main
-from tapotun_trio.config.model import InterfaceConfig
+from tapotun_trio.config.model import Config, LogConfig
+from tapotun_trio.log import process_logger
 
 from ..tables import table
 
@@ -36,11 +37,13 @@ class Started(list[str]):
     """The names of the interfaces that would have been run; None of `app.run` was called."""
 
     called = False
+    config: Config
+    read: Callable[[], Config]
 
     def run(
         self,
-        configs: Sequence[InterfaceConfig],
-        read: Callable[[], Sequence[InterfaceConfig]],
+        config: Config,
+        read: Callable[[], Config],
         *,
         name: str | None,
         config_file: str,
@@ -48,7 +51,8 @@ class Started(list[str]):
         ready_timeout_s: float,
     ) -> int:
         self.called = True
-        self += [config.name for config in configs]
+        self += [it.name for it in config.interfaces]
+        self.config, self.read = config, read
         return RUN_EXIT
 
 
@@ -91,6 +95,28 @@ def usage_error(*argv: str) -> int:
 def test_run(before: list[str], after: list[str], names: list[str], started: Started, tmp_path: Path) -> None:
     assert main([*before, config_file(tmp_path, SERVER, CLIENT), *after]) == RUN_EXIT
     assert started == names
+
+
+@table(
+    "options log",
+    ("the file", [], LogConfig("warning", "json")),
+    ("a level", ["--log-level", "debug"], LogConfig("debug", "json")),
+    ("a format", ["--log-format", "text"], LogConfig("warning", "text")),
+    ("both", ["--log-format", "text", "--log-level", "info"], LogConfig("info", "text")),
+)
+def test_the_command_line_wins_over_the_files_log(
+    options: list[str], log: LogConfig, started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = {"interfaces": [SERVER], "log": {"level": "warning", "format": "json"}, "update": {}}
+    assert main([*options, config_file(tmp_path, text=json.dumps(root))]) == RUN_EXIT
+    assert started.config.log == log
+    assert started.read() == started.config
+    process_logger().info("an info")
+    process_logger().error("an error")
+    warning, *rest = capsys.readouterr().err.splitlines()
+    assert "update" in warning
+    assert ("an info" in "".join(rest)) == (log.level in ("debug", "info"))
+    assert rest[-1].startswith("{") == (log.format == "json")
 
 
 @pytest.mark.parametrize(("verb", "entry"), [("server", CLIENT), ("client", SERVER)])

@@ -172,6 +172,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(listen=1)], '[0].listen: 1 is a number, not text; write "127.0.0.1"'),
     ([server(name="\ud800")], '[0].name: "\\ud800" holds half of a surrogate pair; write the character itself '
      "instead of its \\u escape"),
+    ([server(port="\ud800")], '[0].port: "\\ud800" is text, not a number; write a whole number from 1 to 65535'),
     # --- ranges ---
     ([server(port=0)], "[0].port: 0 is out of range; write a whole number from 1 to 65535"),
     ([server(port=65536)], "[0].port: 65536 is out of range; write a whole number from 1 to 65535"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.findings import Findings, report_json, report_text
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
-from tapotun_trio.config.raw import NAMES, RawClient, RawServer
+from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
+from tapotun_trio.config.process_entry import listen
+from tapotun_trio.config.raw import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
 from tapotun_trio.config.url import url
 
 from .test_config_load import Json, allowed, client, server, sha1
@@ -83,6 +86,18 @@ def valid() -> list[Json]:
     ]
 
 
+ADMIN_TOKEN = "4dm1n-T0k3n-that-nobody-may-see"
+
+
+def valid_root() -> Json:
+    """The same as an object."""
+    return {
+        "interfaces": valid(),
+        "admin": {"listen": "127.0.0.1:9090", "token": ADMIN_TOKEN},
+        "log": {"level": "debug", "format": "json"},
+    }
+
+
 def check_promises(data: bytes) -> None:
     """No exception, each finding one printable line, no token, and a config exactly if no error."""
     config, findings = check_content(data, "F", 0o644)
@@ -92,10 +107,13 @@ def check_promises(data: bytes) -> None:
         text = finding.text("F")
         assert text.isprintable()
         assert TOKEN not in text
+        assert ADMIN_TOKEN not in text
         assert finding.problem
         assert finding.remedy
     text, document = report_text("F", config, findings), report_json("F", findings)
     assert TOKEN not in text + document
+    assert ADMIN_TOKEN not in text + document
+    assert ADMIN_TOKEN not in repr(config)
     assert len(text.splitlines()) == len(findings) + 1
     report = json.loads(document)
     assert report["valid"] == (config is not None)
@@ -138,18 +156,21 @@ def parent(root: Any, path: tuple[Any, ...]) -> Any:
     return root
 
 
-def test_the_valid_file_is_valid() -> None:
-    config, findings = check_content(json.dumps(valid()).encode(), "F")
+@pytest.mark.parametrize("make", [valid, valid_root])
+def test_the_valid_file_is_valid(make: Callable[[], Any]) -> None:
+    config, findings = check_content(json.dumps(make()).encode(), "F")
     assert config is not None
     assert findings == []
 
 
 @patient
-@given(st.data())
-def test_mutated_files(data: st.DataObject) -> None:
-    root: list[Any] = valid()
+@given(st.data(), st.sampled_from([valid, valid_root]))
+def test_mutated_files(data: st.DataObject, make: Callable[[], Any]) -> None:
+    root: Any = make()
     for _ in range(data.draw(st.integers(1, 4))):
         path = data.draw(st.sampled_from(places(root) or [(0,)]))
+        if isinstance(root, dict) and not root:
+            root = []
         where, last = parent(root, path), path[-1]
         match data.draw(st.sampled_from(["remove", "replace", "repeat", "rename"])):
             case "remove" if root:
@@ -169,7 +190,7 @@ def test_mutated_files(data: st.DataObject) -> None:
 @given(st.data())
 def test_damaged_text(data: st.DataObject) -> None:
     """Cut, or with some characters changed: where a syntax error stands, the token may be next to it."""
-    text = json.dumps(valid(), indent=data.draw(st.sampled_from([None, 1])))
+    text = json.dumps(data.draw(st.sampled_from([valid(), valid_root()])), indent=data.draw(st.sampled_from([None, 1])))
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 8)))
     inserted = data.draw(st.text(alphabet="[]{},:\"\\\n\x00é'#/ 1t", max_size=4))
@@ -204,7 +225,50 @@ def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
     check_promises(json.dumps(root).encode())
 
 
-STRUCTS = st.sampled_from([RawServer, RawClient])
+@patient
+@given(st.data())
+def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
+    """As the object itself, in a list, as the address, under a name with a slip, in another object."""
+    token = ADMIN_TOKEN
+    wrong = data.draw(st.sampled_from([token, f"{token}\n", [token], {"token": token}, f"{token}é", f"sha256:{token}"]))
+    root: Any = valid_root()
+    match data.draw(st.integers(0, 5)):
+        case 0:
+            root["admin"] = wrong
+        case 1:
+            root["admin"]["token"] = wrong
+        case 2:
+            root["admin"]["tokn"] = wrong
+        case 3:
+            root["log"]["token"] = wrong
+        case 4:
+            root["token"] = wrong
+        case _:
+            root["interfaces"].append({"admin": {"token": wrong}})
+    check_promises(json.dumps(root).encode())
+
+
+@patient
+@given(
+    st.sampled_from(["127.0.0.1", "0.0.0.0", "::1", "[::1]", "[::]", "unix:/run/a", "localhost", ""])
+    | st.text(max_size=8),
+    st.sampled_from(["", ":", ":9090", ":0", ":65536", "9090", ":9090 "]) | st.text(max_size=4),
+)
+def test_an_accepted_listener_means_the_same_when_written_again(address: str, port: str) -> None:
+    try:
+        found = listen(address + port)
+    except Invalid:
+        return
+    if isinstance(found, UnixEndpoint):
+        assert listen(f"unix:{found.path}") == found
+        return
+    assert isinstance(found, TcpEndpoint)
+    assert 1 <= found.port <= 65535
+    host = f"[{found.address}]" if ":" in found.address else found.address
+    assert listen(f"{host}:{found.port}") == found
+
+
+STRUCTS = st.sampled_from([RawServer, RawClient, RawAdmin, RawLog, RawRoot])
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
@@ -235,7 +299,7 @@ def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgs
         read_object(parse(json.dumps(candidate)), struct, "", findings)
         try:
             msgspec.convert(plain, struct, strict=True)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter is what it makes of half a surrogate pair
             assert findings.found
         else:
             assert [f for f in findings.found if "surrogate" not in f.problem] == []

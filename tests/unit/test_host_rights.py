@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tapotun_trio.config.model import InterfaceConfig, UnixEndpoint
+from tapotun_trio.config.model import AdminConfig, Config, TcpEndpoint, UnixEndpoint
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.rights import (
     CAP_DAC_OVERRIDE,
@@ -39,15 +39,18 @@ SERVER = server_config(8080)
 
 
 @pytest.mark.parametrize(
-    ("configs", "more"),
+    ("config", "more"),
     [
-        ([SERVER, client_config("tun0", 443)], set()),
-        ([server_config(443)], {CAP_NET_BIND_SERVICE}),
-        ([replace(SERVER, listen=(UnixEndpoint("/run/x"),))], {CAP_DAC_OVERRIDE}),
+        (Config((SERVER, client_config("tun0", 443))), set()),
+        (Config((server_config(443),)), {CAP_NET_BIND_SERVICE}),
+        (Config((replace(SERVER, listen=(UnixEndpoint("/run/x"),)),)), {CAP_DAC_OVERRIDE}),
+        (Config((SERVER,), admin=AdminConfig(TcpEndpoint("127.0.0.1", 9090))), set()),
+        (Config((SERVER,), admin=AdminConfig(TcpEndpoint("127.0.0.1", 443))), {CAP_NET_BIND_SERVICE}),
+        (Config((SERVER,), admin=AdminConfig(UnixEndpoint("/run/x"))), {CAP_DAC_OVERRIDE}),
     ],
 )
-def test_what_is_kept(configs: list[InterfaceConfig], more: set[int]) -> None:
-    kept = needed_capabilities(configs)
+def test_what_is_kept(config: Config, more: set[int]) -> None:
+    kept = needed_capabilities(config)
     assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN, CAP_DAC_READ_SEARCH} | more
 
 

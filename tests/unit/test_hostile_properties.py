@@ -16,7 +16,7 @@ from tapotun_trio.tunnel.rtt import MAX_S, RoundTrip
 from tapotun_trio.tunnel.session import Visit
 from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
-from tapotun_trio.wire.frames import PING, FrameReader
+from tapotun_trio.wire.frames import PING, FrameReader, each
 
 from ..packets import frame
 from ..splits import cut, cuts, every_way
@@ -37,9 +37,9 @@ def read(data: list[bytes], *, agreed: bool = True) -> tuple[list[bytes], list[t
     frames: list[bytes] = []
     for part in data:
         reader.space()[: len(part)] = part
-        frames += [bytes(reader.view[start:stop]) for start, stop in reader.feed(len(part))]
+        frames += [bytes(reader.view[start:stop]) for start, stop in each(reader.feed(len(part)))]
         while reader.pending:
-            frames += [bytes(reader.view[start:stop]) for start, stop in reader.feed(0)]
+            frames += [bytes(reader.view[start:stop]) for start, stop in each(reader.feed(0))]
     reader.eof()
     return frames, reader.controls
 

@@ -17,7 +17,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.http.heads import MAX_HEAD_BYTES, BadRequest
 from tapotun_trio.http.server import HEAD_S, IDLE_S, LINGER_S, Exchange, serve_connection
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, chunk_head
-from tapotun_trio.wire.frames import FrameReader
+from tapotun_trio.wire.frames import FrameReader, each
 
 from ..packets import frame
 from ..splits import cut, cuts
@@ -77,7 +77,7 @@ class Tunnel:
         body = b""
         spans = reader.prime(exchange.leftover)
         while True:
-            body += b"".join(bytes(reader.view[start:stop]) for start, stop in spans)
+            body += b"".join(bytes(reader.view[start:stop]) for start, stop in each(spans))
             if reader.ended:
                 break
             received = await exchange.connection.receive(reader.space())

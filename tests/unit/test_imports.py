@@ -131,6 +131,11 @@ PARSERS: Final = [
     ("probe/path.py", "_describe"),
     ("config/proxy.py", None),
     ("config/load.py", None),
+    ("config/process_entry.py", None),
+    ("admin/browser.py", None),
+    ("admin/answers.py", "decode"),
+    ("admin/pages.py", "is_known"),
+    ("admin/site.py", None),
 ]
 
 

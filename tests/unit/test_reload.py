@@ -18,13 +18,16 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.config.model import AllowedClient, InterfaceConfig, Mark, ServerConfig, TcpEndpoint
+from tapotun_trio.admin.seat import AdminSeat
+from tapotun_trio.config.model import AllowedClient, Config, InterfaceConfig, Mark, ServerConfig, TcpEndpoint
+from tapotun_trio.control.commands import Process
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.notify import ServiceManager
 from tapotun_trio.host.plan import Item, ItemsRefused, Route, Rule
 from tapotun_trio.log import process_logger
-from tapotun_trio.reload import RefusedError, Reloader
+from tapotun_trio.reload import Read, RefusedError, Reloader
 from tapotun_trio.tunnel.client import TunnelClient
+from tapotun_trio.tunnel.clocks import moment
 from tapotun_trio.tunnel.plans import pushed_routes
 from tapotun_trio.tunnel.registry import Record, Registry
 from tapotun_trio.tunnel.server import TunnelServer
@@ -101,10 +104,10 @@ class World:
     systemd: socket.socket
     file: Sequence[InterfaceConfig] | Exception = field(default_factory=list)
 
-    def read(self) -> Sequence[InterfaceConfig]:
+    def read(self) -> Config:
         if isinstance(self.file, Exception):
             raise self.file
-        return self.file
+        return Config(tuple(self.file))
 
     async def reload(self, *configs: InterfaceConfig) -> list[str]:
         self.file = configs
@@ -140,9 +143,9 @@ async def world(tmp_path: Path, *configs: InterfaceConfig) -> AsyncIterator[Worl
         with ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify")}, None, process_logger()) as manager:
             registry = Registry()
             host = StrictHost()
-            reloader = Reloader(lambda: it.read(), registry, manager, process_logger())
-            it = World(host, registry, reloader, manager, systemd, configs)
             async with trio.open_nursery() as nursery:
+                reloader = reloading(lambda: it.read(), configs, registry, manager, nursery)
+                it = World(host, registry, reloader, manager, systemd, configs)
                 reloader.start(await nursery.start(run_interfaces, configs, host, registry))
                 manager.ready()
                 it.told()
@@ -150,6 +153,14 @@ async def world(tmp_path: Path, *configs: InterfaceConfig) -> AsyncIterator[Worl
                 nursery.cancel_scope.cancel()
             assert host.left_over == []
             assert host.devices == {}
+
+
+def reloading(
+    read: Read, configs: Sequence[InterfaceConfig], registry: Registry, manager: ServiceManager, nursery: trio.Nursery
+) -> Reloader:
+    """Without an admin listener."""
+    admin = AdminSeat(Process("test", "test.json", moment()), registry, nursery)
+    return Reloader(Config(tuple(configs)), read, registry, admin, manager, process_logger())
 
 
 def two() -> tuple[ServerConfig, ServerConfig]:
@@ -279,13 +290,13 @@ async def test_a_signal_that_comes_during_the_start_is_not_lost(tmp_path: Path) 
     registry, reads = Registry(), list[int]()
     first, _ = two()
 
-    def read() -> Sequence[InterfaceConfig]:
+    def read() -> Config:
         reads.append(1)
-        return [first]
+        return Config((first,))
 
     with ServiceManager({}, None, process_logger()) as manager:
-        reloader = Reloader(read, registry, manager, process_logger())
         async with trio.open_nursery() as nursery:
+            reloader = reloading(read, [first], registry, manager, nursery)
             nursery.start_soon(reloader.reload_for_a_signal)
             await trio.testing.wait_all_tasks_blocked()
             assert reads == []
@@ -359,13 +370,13 @@ async def test_a_file_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: p
         os.mkfifo(tmp_path / "config")
         reads = iter(["config", None])
 
-        def read() -> Sequence[InterfaceConfig]:
+        def read() -> Config:
             if (name := next(reads)) is not None:
                 (tmp_path / name).read_text()
-            return [first, second]
+            return Config((first, second))
 
-        it.reloader = Reloader(read, it.registry, it.manager, process_logger())
         async with trio.open_nursery() as nursery:
+            it.reloader = reloading(read, [first, second], it.registry, it.manager, nursery)
             it.reloader.start(await nursery.start(run_interfaces, [], it.host))
             nursery.cancel_scope.cancel()
         with pytest.raises(RefusedError, match="could not be read within"):

@@ -29,7 +29,7 @@ from tapotun_trio.tunnel.sender import (
 )
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import ChunkedBody
-from tapotun_trio.wire.frames import PING, FrameReader
+from tapotun_trio.wire.frames import PING, FrameReader, each
 
 from ..packets import frame, ipv4
 from ..streams import MemoryConnection, memory_pair
@@ -58,7 +58,7 @@ class Peer:
             if not received:
                 break
             limit_bytes -= received
-            self.frames += [bytes(self.reader.view[a:b]) for a, b in self.reader.feed(received)]
+            self.frames += [bytes(self.reader.view[a:b]) for a, b in each(self.reader.feed(received))]
         return self.frames
 
     @property

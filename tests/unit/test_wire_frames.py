@@ -21,6 +21,8 @@ from tapotun_trio.wire.frames import (
     MIN_PACKET_BYTES,
     PING,
     FrameReader,
+    Span,
+    each,
     echoed_clock,
     encode_echo,
 )
@@ -49,9 +51,9 @@ class Received:
             while self.reader.pending:
                 self.take(self.reader.feed(0))
 
-    def take(self, spans: Sequence[tuple[int, int]]) -> None:
+    def take(self, spans: Sequence[Span]) -> None:
         """A frame is good until the next `space`: so look at none before `feed` has returned all."""
-        self.frames += [bytes(self.reader.view[start:stop]) for start, stop in spans]
+        self.frames += [bytes(self.reader.view[start:stop]) for start, stop in each(spans)]
 
 
 def received(body: Body, pieces: Iterable[bytes], *, control: bool = False) -> Received:
@@ -168,7 +170,7 @@ def test_frames_stay_where_they_are_until_the_next_space() -> None:
     reader = FrameReader(ChunkedBody())
     data = chunked(payload, range(7, len(payload), 13))
     reader.space()[: len(data)] = data
-    views = [reader.view[start:stop] for start, stop in reader.feed(len(data))]
+    views = [reader.view[start:stop] for start, stop in each(reader.feed(len(data)))]
     assert [bytes(view) for view in views] == stream
 
 
@@ -179,7 +181,7 @@ def test_space_starts_over_when_nothing_is_left() -> None:
         space = reader.space()
         assert len(space) == BUFFER_BYTES
         space[: len(ping)] = ping
-        assert reader.feed(len(ping)) == [(0, len(ping))]
+        assert reader.feed(len(ping)) == [(0, len(ping), 1)]
 
 
 def test_prime_takes_what_came_with_the_head() -> None:
@@ -363,7 +365,7 @@ def test_any_bytes_raise_peer_error_at_most(data: bytes, chunk_places: list[int]
                 spans = reader.feed(len(piece))
                 while reader.pending:  # none of them moves what was returned
                     spans += reader.feed(0)
-                for start, stop in spans:
+                for start, stop in each(spans):
                     assert 0 <= start < stop <= BUFFER_BYTES
                     assert stop - start == HEADER_BYTES + int.from_bytes(reader.view[start : start + 2], "little")
                     assert stop - start >= HEADER_BYTES + MIN_PACKET_BYTES

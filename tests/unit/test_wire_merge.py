@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.tunnel.device import DeviceWriter
-from tapotun_trio.wire.merge import MAX_SEGMENTS, find_runs, merge
+from tapotun_trio.wire.alike import BLOCK_FROM
+from tapotun_trio.wire.body import LengthBody
+from tapotun_trio.wire.frames import BUFFER_BYTES, FrameReader, Span, each
+from tapotun_trio.wire.merge import MAX_SEGMENTS, block_runs, find_runs, merge
 from tests.fakes import MemoryDevice
 
 PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)
@@ -24,22 +27,40 @@ def fold(data: bytes) -> int:
     return total
 
 
-def udp(payload: bytes, *, port: int = 7, ident: int = 0, fragment: int = 0x4000, tos: int = 0) -> bytes:
+def udp(
+    payload: bytes,
+    *,
+    port: int = 7,
+    ident: int = 0,
+    fragment: int = 0x4000,
+    tos: int = 0,
+    addresses: bytes = bytes([10, 0, 0, 1, 10, 0, 0, 2]),
+) -> bytes:
     """A frame, its checksum partial."""
     length = 28 + len(payload)
-    addresses = bytes([10, 0, 0, 1, 10, 0, 0, 2])
     head = struct.pack("!BBHHHBBH", 0x45, tos, length, ident, fragment, 64, 17, 0) + addresses
     head = head[:10] + struct.pack("!H", fold(head) ^ 0xFFFF) + head[12:]
     pseudo = fold(addresses + struct.pack("!HH", 17, length - 20))
     return struct.pack("<H", length) + PARTIAL + head + struct.pack("!HHHH", port, 9, length - 20, pseudo) + payload
 
 
-def laid(frames: list[bytes]) -> tuple[memoryview, list[tuple[int, int]]]:
+def laid(frames: list[bytes]) -> tuple[memoryview, list[Span]]:
+    """Each as a single one."""
     at, spans = 0, []
     for frame in frames:
-        spans.append((at, at + len(frame)))
+        spans.append((at, at + len(frame), 1))
         at += len(frame)
     return memoryview(b"".join(frames)), spans
+
+
+def received(frames: list[bytes]) -> tuple[memoryview, list[Span]]:
+    """As the reader of a stream has them, blocks and all."""
+    data = b"".join(frames)
+    reader = FrameReader(LengthBody(len(data)))
+    spans = reader.prime(data)
+    while reader.pending:
+        spans += reader.feed(0)
+    return reader.view, spans
 
 
 def cut(merged: bytes) -> list[bytes]:
@@ -66,8 +87,21 @@ def written(frames: list[bytes]) -> tuple[list[bytes], int]:
     runs = find_runs(view, spans)
     for run in runs:
         parts = merge(view, run) if len(run) > 1 else None
-        out += [bytes(view[a:b]) for a, b in run] if parts is None else cut(b"".join(parts))
+        out += [bytes(view[a:b]) for a, b, _ in run] if parts is None else cut(b"".join(parts))
     return out, len(runs)
+
+
+def written_by_blocks(frames: list[bytes]) -> tuple[list[bytes], int]:
+    """The same, what is side by side and alike as a block."""
+    view, spans = received(frames)
+    out: list[bytes] = []
+    writes = 0
+    for start, stop, count in spans:
+        runs = [([(start, stop, 1)], None)] if count == 1 else block_runs(view, (start, stop, count))
+        for run, parts in runs:
+            out += [bytes(view[a:b]) for a, b in each(run)] if parts is None else cut(b"".join(parts))
+            writes += len(list(each(run))) if parts is None else 1
+    return out, writes
 
 
 packets = st.builds(
@@ -104,6 +138,91 @@ def test_a_damaged_frame_stays_as_it_is(frames: list[bytes], data: st.DataObject
     assert Counter(map(without_id, out)) == Counter(map(without_id, frames))
 
 
+class Crowd(NamedTuple):
+    """Many packets of a size."""
+
+    size: int
+    ports: list[int]
+    idents: list[int]
+    fragment: int
+    packets: int
+
+    def frames(self) -> list[bytes]:
+        return [
+            udp(
+                bytes([n % 251]) * self.size,
+                port=self.ports[n % len(self.ports)],
+                ident=self.idents[n % len(self.idents)],
+                fragment=self.fragment,
+            )
+            for n in range(self.packets)
+        ]
+
+
+crowds = st.builds(
+    Crowd,
+    st.sampled_from([1, 2, 9, 64, 255, 256, 258, 1472]),
+    st.lists(st.integers(1, 3), min_size=1, max_size=5),
+    st.lists(st.integers(0, 65535), min_size=1, max_size=7),
+    st.sampled_from([0x4000, 0x4000, 0, 0x2000]),
+    st.integers(1, 140),
+)
+# Which frame, where in its headers, and what is flipped there.
+damages = st.lists(st.tuples(st.integers(0, 10_000), st.integers(2, 41), st.integers(1, 255)), max_size=2)
+
+
+def crowded(parts: list[Crowd], damaged: list[tuple[int, int, int]]) -> list[bytes]:
+    frames = [frame for part in parts for frame in part.frames()]
+    frames = frames[: BUFFER_BYTES // max(map(len, frames))]  # what one receive may bring
+    for number, at, flip in damaged:
+        victim = bytearray(frames[number % len(frames)])
+        victim[at] ^= flip
+        frames[number % len(frames)] = bytes(victim)
+    return frames
+
+
+@settings(deadline=None)
+@given(st.lists(crowds, min_size=1, max_size=3), damages)
+def test_a_block_cut_again_is_what_it_was(parts: list[Crowd], damaged: list[tuple[int, int, int]]) -> None:
+    frames = crowded(parts, damaged)
+    out, _ = written_by_blocks(frames)
+    assert Counter(map(without_id, out)) == Counter(map(without_id, frames))
+    if not damaged:
+        for port in (1, 2, 3):
+            assert [without_id(f) for f in out if f[35] == port] == [without_id(f) for f in frames if f[35] == port]
+
+
+@settings(deadline=None)
+@given(st.lists(crowds, min_size=1, max_size=3), damages)
+def test_what_a_block_has_alike(parts: list[Crowd], damaged: list[tuple[int, int, int]]) -> None:
+    frames = crowded(parts, damaged)
+    view, spans = received(frames)
+    assert [bytes(view[start:stop]) for start, stop in each(spans)] == frames
+    for start, stop, count in spans:
+        inside = [bytes(view[a:b]) for a, b in each([(start, stop, count)])]
+        assert len({(it[:16], it[22:24], it[26:34]) for it in inside}) == 1
+        assert count == 1 or (count >= BLOCK_FROM and inside[0][3] == 0 and inside[0][14] >> 4 == 4)
+
+
+def test_blocks() -> None:
+    """Which frames become one, and how few writes that takes."""
+    assert [span[2] for span in received([udp(b"x" * 64, ident=n) for n in range(200)])[1]] == [1, 199]
+    assert written_by_blocks([udp(b"x" * 64, ident=n) for n in range(201)])[1] == 1 + 4
+    assert written_by_blocks([udp(b"x" * 1400)] * 93)[1] == 1 + 2
+    assert written_by_blocks([udp(b"x" * 64, port=n % 8) for n in range(1 + 128)])[1] == 1 + 8
+    assert written_by_blocks([udp(b"x" * 64, port=n) for n in range(1 + 64)])[1] == 1 + 64
+    assert written_by_blocks([udp(b"x" * 63)] * 65)[1] == 1 + 1
+    assert written_by_blocks([udp(b"x" * 64, ident=n, fragment=0) for n in range(65)])[1] == 1 + 1
+
+
+def test_a_damaged_checksum_keeps_a_whole_block_from_being_merged_as_one() -> None:
+    frames = [udp(b"x" * 64, ident=n) for n in range(60)]
+    frames[30] = frames[30][:24] + bytes([frames[30][24] ^ 1]) + frames[30][25:]
+    out, writes = written_by_blocks(frames)
+    assert Counter(map(without_id, out)) == Counter(map(without_id, frames))
+    assert writes == 1 + 1 + 1 + 1
+
+
 def test_what_is_merged() -> None:
     assert written([udp(b"x" * 64)] * 130)[1] == 3
     assert written([udp(b"x" * 64, port=n % 8) for n in range(64)])[1] == 8
@@ -136,11 +255,12 @@ class OldKernel(MemoryDevice):
         return False if frame[1] == 5 else super().write(frame)
 
 
-async def test_a_kernel_that_does_not_know_it_gets_each_alone() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_kernel_that_does_not_know_it_gets_each_alone(*, alone: bool) -> None:
     device, drops = OldKernel("tun0"), Counter[str]()
     writer = DeviceWriter(device, drops)
     frames = [udp(b"x" * 64, port=n % 2) for n in range(40)]
-    view, spans = laid(frames)
+    view, spans = laid(frames) if alone else received(frames)
     for _ in range(2):
         writer.write_all(view, spans, drops)
     assert sorted(device.outbound) == sorted(f[2:] for f in frames * 2)
@@ -175,7 +295,7 @@ async def test_a_full_device_gets_a_run_later() -> None:
     device, drops = MemoryDevice("tun0"), Counter[str]()
     writer = DeviceWriter(device, drops)
     device.set_writable(False)
-    view, spans = laid([udp(b"x" * 64)] * 15)
+    view, spans = received([udp(b"x" * 64)] * 15)
     writer.write_all(view, spans, drops)
     assert not device.outbound
     device.set_writable(True)

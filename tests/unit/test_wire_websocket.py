@@ -15,7 +15,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
 from fuzz.feeding import check_text
 from tapotun_trio.errors import PeerError
-from tapotun_trio.wire.frames import MAX_PACKET_BYTES, FrameReader
+from tapotun_trio.wire.frames import MAX_PACKET_BYTES, FrameReader, each
 from tapotun_trio.wire.websocket import (
     BINARY,
     CLOSE,
@@ -230,7 +230,7 @@ def test_a_frame_may_start_and_end_in_any_message(sizes: list[int], places: list
             taken = min(len(space), len(piece))
             space[:taken] = piece[:taken]
             piece = piece[taken:]
-            got += [bytes(reader.view[start:stop]) for start, stop in reader.feed(taken)]
+            got += [bytes(reader.view[start:stop]) for start, stop in each(reader.feed(taken))]
     assert got == frames
     assert reader.ended
 

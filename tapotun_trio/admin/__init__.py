@@ -1,0 +1,1 @@
+"""What an operator watches and does over HTTP: health, metrics, panel. Only where the config has an `admin`."""

@@ -1,0 +1,173 @@
+"""Who may see and do what: the token, and the sessions of browsers that have shown it.
+
+Nothing that is kept here is of use to who reads it: of the token and of a session's identifier only hashes are. They
+are compared in a time that does not depend on where they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..config.model import Secret, TokenHash
+from ..http.heads import RequestHead
+from .browser import COOKIE, is_same_origin, session_ids
+from .limits import Limiter
+
+SESSION_S: Final = 12 * 3600.0
+MAX_SESSIONS: Final = 64  # one more ends the oldest
+CSRF_HEADER: Final = "x-csrf-token"
+
+NO_TOKEN: Final = 'no token is configured: add "token" to "admin" in the config (tapotun token makes one) and reload'
+_NOT_LOGGED_IN: Final = "not logged in: show the admin token, or log in at /"
+_OTHER_ORIGIN: Final = (
+    "the request's Origin is not this Host; a proxy must pass Host on (nginx: proxy_set_header Host $http_host)"
+)
+
+
+class Refused(Exception):
+    """A request that gets an error. ``status``; ``headers``: further ones. The text is one line for a person."""
+
+    def __init__(self, status: int, text: str, *headers: tuple[str, str]) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers
+
+
+class WrongToken(Refused):
+    """A token that is not the one. Somebody may be trying some."""
+
+    def __init__(self) -> None:
+        super().__init__(401, "this is not the admin token", ("WWW-Authenticate", "Bearer"))
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A browser that has shown the token. ``until``: when it must show it again."""
+
+    csrf: str = field(repr=False)
+    until: float
+    ended: bool = False
+
+    def is_over(self, now: float) -> bool:
+        return self.ended or now >= self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who may see. ``session``: None for one that shows the token with each request."""
+
+    session: Session | None
+
+
+class Access:
+    """The guard of one token. ``now`` is trio's time everywhere, and ``address`` what `limited_as` says."""
+
+    def __init__(self, token: TokenHash | Secret | None) -> None:
+        if isinstance(token, Secret):
+            token = TokenHash("sha256", hashlib.sha256(token.reveal().encode()).hexdigest())
+        self._token = token
+        self._sessions: dict[bytes, Session] = {}  # in the order of their coming, which is that of their end
+        self._limiter = Limiter()
+
+    @property
+    def has_token(self) -> bool:
+        return self._token is not None
+
+    def see(self, head: RequestHead, address: str, now: float) -> Visitor:
+        """Whoever shows the token or has a session. Raises Refused."""
+        if self._token is None:
+            raise Refused(403, NO_TOKEN)
+        if head.tokens:
+            self._check(head.tokens, address, now)
+            return Visitor(None)
+        session = self._find(head.headers, now)
+        if session is None:
+            raise Refused(401, _NOT_LOGGED_IN, ("WWW-Authenticate", "Bearer"))
+        return Visitor(session)
+
+    def watch(self, head: RequestHead, address: str, now: float) -> Visitor:
+        """As `see`, for what another site's page could open in this browser's name: a WebSocket knows no CORS. Raises
+        Refused."""
+        visitor = self.see(head, address, now)
+        if visitor.session is not None:
+            self._check_origin(head.headers)
+        return visitor
+
+    def act(self, head: RequestHead, address: str, now: float) -> Visitor:
+        """As `watch`, and a browser shows that its page could read our answers too. Raises Refused."""
+        visitor = self.watch(head, address, now)
+        session, shown = visitor.session, head.headers.get(CSRF_HEADER, "")
+        if session is not None and not _same(shown, session.csrf):
+            raise Refused(403, "the X-CSRF-Token is missing or not this session's; load the page again")
+        return visitor
+
+    def log_in(self, token: str, head: RequestHead, address: str, now: float) -> str:
+        """Begin a session for who shows the token; returns its identifier, for the cookie. Raises Refused."""
+        if self._token is None:
+            raise Refused(403, NO_TOKEN)
+        if "origin" in head.headers:
+            self._check_origin(head.headers)
+        self._check([token], address, now)
+        for key in [key for key, session in self._sessions.items() if session.is_over(now)]:
+            del self._sessions[key]
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._end(next(iter(self._sessions)))
+        identifier = secrets.token_urlsafe(32)
+        self._sessions[_key(identifier)] = Session(secrets.token_urlsafe(32), now + SESSION_S)
+        return identifier
+
+    def log_out(self, session: Session) -> None:
+        """It is over, for everything that it has open too."""
+        for key, other in list(self._sessions.items()):
+            if other is session:
+                self._end(key)
+
+    def _end(self, key: bytes) -> None:
+        self._sessions.pop(key).ended = True
+
+    def _find(self, headers: Mapping[str, str], now: float) -> Session | None:
+        found = (self._sessions.get(_key(identifier)) for identifier in session_ids(headers))
+        return next((it for it in found if it is not None and not it.is_over(now)), None)
+
+    def _check(self, shown: list[str], address: str, now: float) -> None:
+        wait_s = self._limiter.wait_s(address, now)
+        if wait_s > 0:
+            seconds = math.ceil(wait_s)
+            raise Refused(429, f"too many wrong tokens: wait {seconds} s", ("Retry-After", str(seconds)))
+        if not any(self._is_token(it) for it in shown):
+            self._limiter.failed(address, now)
+            raise WrongToken()
+        self._limiter.succeeded(address)
+
+    def _is_token(self, shown: str) -> bool:
+        assert self._token is not None
+        # A header's bytes come as Latin-1, and a config's are ASCII; what JSON has may be anything, surrogates too.
+        found = hashlib.new(self._token.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
+        return _same(found.hexdigest(), self._token.digest)
+
+    @staticmethod
+    def _check_origin(headers: Mapping[str, str]) -> None:
+        if not is_same_origin(headers):
+            raise Refused(403, _OTHER_ORIGIN)
+
+
+def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
+    """The header that has a browser keep a session; with no identifier, that has it forget it."""
+    age_s = int(SESSION_S) if identifier else 0
+    value = f"{COOKIE}={identifier}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict"
+    return "Set-Cookie", f"{value}; Secure" if secure else value
+
+
+def _key(identifier: str) -> bytes:
+    """Looked up by this, a dict's timing tells nothing of the identifiers in it."""
+    return hashlib.sha256(identifier.encode()).digest()
+
+
+def _same(shown: str, known: str) -> bool:
+    return hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), known.encode())

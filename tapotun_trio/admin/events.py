@@ -1,0 +1,74 @@
+"""The newest lines of the log, for who watches."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import trio
+from msgspec import Struct
+
+from ..text import one_line, shorten
+
+KEPT: Final = 200
+TEXT_CHARS: Final = 1000
+
+
+class Event(Struct, frozen=True):
+    """One line. ``number`` rises by one; ``at``: UTC, RFC 3339, to the second."""
+
+    number: int
+    at: str
+    level: Literal["info", "warning", "error"]
+    interface: str | None
+    text: str
+
+
+class Events(logging.Handler):
+    """Takes notes of what is logged, from info upwards. Any thread may log."""
+
+    def __init__(self) -> None:
+        """Within trio."""
+        super().__init__(logging.INFO)
+        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._number = 0
+        self._news = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging, under this handler's lock."""
+        try:
+            self._note(record)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do: told on stderr, and who logs goes on
+            self.handleError(record)
+
+    def _note(self, record: logging.LogRecord) -> None:
+        client = getattr(record, "client", None)
+        text = f"{client}: {record.getMessage()}" if client else record.getMessage()
+        level: Literal["info", "warning", "error"] = "info"
+        if record.levelno >= logging.WARNING:
+            level = "error" if record.levelno >= logging.ERROR else "warning"
+        at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._number += 1
+        interface = getattr(record, "interface", None)
+        self._kept.append(Event(self._number, at, level, interface, one_line(shorten(text, TEXT_CHARS))))
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._tell, idempotent=True)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    def since(self, number: int) -> list[Event]:
+        """Those behind that number which are kept, oldest first; 0: all."""
+        with self.lock:  # type: ignore[union-attr]  # logging may be told to do without locks; it is not
+            return [event for event in self._kept if event.number > number]
+
+    async def wait(self, number: int) -> None:
+        """Until there is one behind that number. Cancel-safe."""
+        await trio.lowlevel.checkpoint()
+        while self._number <= number:
+            await self._news.wait()

@@ -1,0 +1,28 @@
+"""Whether this process does what its config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..text import one_line
+from ..tunnel.client import TunnelClient
+from ..tunnel.registry import Record
+from ..tunnel.status import state_of
+
+
+def not_ready(records: Iterable[Record]) -> list[str]:
+    """Why it is not ready, one line for each interface that is not up; nothing: it is."""
+    found = list(records)
+    if not found:
+        return ["no interface runs yet"]
+    return [_reason(record) for record in found if state_of(record) != "up"]
+
+
+def _reason(record: Record) -> str:
+    tunnel = record.tunnel
+    why = record.last_error
+    if isinstance(tunnel, TunnelClient):
+        replaced = "another machine uses this client's token"
+        why = replaced if tunnel.state == "replaced" else tunnel.complaints.latest or why
+    text = f"{record.config.name}: {state_of(record)}"
+    return one_line(f"{text}: {why}" if why else text)

@@ -1,0 +1,70 @@
+"""How often a wrong token may be shown. No clock of its own: whoever calls says what time it is, in seconds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+# So many at once, and after that one in so many seconds.
+ADDRESS_BURST: Final = 5
+ADDRESS_INTERVAL_S: Final = 12.0
+PROCESS_BURST: Final = 30
+PROCESS_INTERVAL_S: Final = 2.0
+MAX_ADDRESSES: Final = 1024
+
+
+class _Bucket:
+    """Failures that time has not forgiven yet, as the moment when it will have (the generic cell rate algorithm)."""
+
+    __slots__ = ("_burst", "_forgiven_at", "_interval_s")
+
+    def __init__(self, burst: int, interval_s: float) -> None:
+        self._burst = burst
+        self._interval_s = interval_s
+        self._forgiven_at = 0.0
+
+    def failed(self, now: float) -> None:
+        limit = now + self._burst * self._interval_s
+        self._forgiven_at = min(max(self._forgiven_at, now) + self._interval_s, limit)
+
+    def wait_s(self, now: float) -> float:
+        return max(0.0, self._forgiven_at - now - (self._burst - 1) * self._interval_s)
+
+    def is_clean(self, now: float) -> bool:
+        return self._forgiven_at <= now
+
+
+class Limiter:
+    """Counts wrong tokens, by address and together.
+
+    An address that has shown the right token is not held up by what others do: whoever tries tokens from everywhere
+    shall not keep the operator, or who reads the metrics, out.
+    """
+
+    def __init__(self) -> None:
+        self._process = _Bucket(PROCESS_BURST, PROCESS_INTERVAL_S)
+        self._addresses: OrderedDict[str, _Bucket] = OrderedDict()  # the one that failed last at the end
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def wait_s(self, address: str, now: float) -> float:
+        """For how long nothing that this address shows is looked at; 0: it is."""
+        bucket = self._addresses.get(address)
+        own_s = 0.0 if bucket is None else bucket.wait_s(now)
+        return own_s if address in self._known else max(own_s, self._process.wait_s(now))
+
+    def failed(self, address: str, now: float) -> None:
+        """It showed a wrong token."""
+        self._process.failed(now)
+        bucket = self._addresses.pop(address, None)
+        self._addresses[address] = bucket = bucket or _Bucket(ADDRESS_BURST, ADDRESS_INTERVAL_S)
+        bucket.failed(now)
+        oldest, least = next(iter(self._addresses.items()))
+        if len(self._addresses) > MAX_ADDRESSES or least.is_clean(now):
+            del self._addresses[oldest]
+
+    def succeeded(self, address: str) -> None:
+        """It showed the right one."""
+        self._known.pop(address, None)
+        self._known[address] = None
+        if len(self._known) > MAX_ADDRESSES:
+            self._known.popitem(last=False)

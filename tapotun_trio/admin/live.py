@@ -1,0 +1,127 @@
+"""The panel's WebSocket: how the process is, every second, and what it logs, as it comes.
+
+trio-websocket speaks the protocol, over our connection, from the handshake on. What it may take is bounded: a client
+has nothing to say but to close, and one that does not read is let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
+
+from ..errors import PeerError, leaves
+from ..http.heads import RequestHead, encode_request
+from ..http.server import Exchange
+from ..http.stream import ConnectionStream
+from ..http.websocket import KEY_HEADER, accept_head
+from ..log import process_logger
+from .access import Refused
+from .events import Event, Events
+
+STATUS_S: Final = 1.0
+HANDSHAKE_S: Final = 5.0
+SLOW_S: Final = 5.0  # for a message that the client does not take
+CLOSE_S: Final = 0.2  # for its answer to our close
+TOGETHER_S: Final = 0.05  # lines that come so soon after each other go as one message
+MAX_RECEIVED_BYTES: Final = 64 * 1024  # from it, ever, all of them for nothing
+MAX_MESSAGE_BYTES: Final = 4096
+GOING_AWAY: Final = 1001
+POLICY_VIOLATION: Final = 1008
+
+_UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13"))
+
+
+def handshake_of(head: RequestHead) -> bytes:
+    """The request again, as far as it is the handshake's: no token and no cookie is trio-websocket's business. Raises
+    Refused."""
+    if not head.asks_for_websocket or accept_head(head, []) is None:
+        raise Refused(426, "this is for a WebSocket; a proxy must pass Upgrade and Connection on", *_UPGRADE[::2])
+    fields = [("Host", "-"), *_UPGRADE, ("Sec-WebSocket-Key", head.headers[KEY_HEADER])]
+    return encode_request("GET", "/", fields)
+
+
+async def serve_live(
+    exchange: Exchange, status: Callable[[], Awaitable[str]], events: Events, is_over: Callable[[], bool]
+) -> None:
+    """Talk until the client goes, does not read, or ``is_over``. ``status``: the message that says how the process is.
+
+    Raises PeerError, and Refused before anything was sent.
+    """
+    first = handshake_of(exchange.head) + exchange.leftover
+    stream = ConnectionStream(exchange.connection, first, limit_bytes=MAX_RECEIVED_BYTES)
+    end: PeerError | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(HANDSHAKE_S):
+                # From here on it reads by itself, and ends with the nursery.
+                request = await wrap_server_stream(
+                    nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE_BYTES
+                )
+                socket = await request.accept()
+            nursery.start_soon(_ignore_messages, socket)
+            try:
+                await _talk(socket, exchange, status, events, is_over)
+            finally:
+                with trio.move_on_after(CLOSE_S, shield=True):
+                    await socket.aclose(POLICY_VIOLATION if is_over() else GOING_AWAY)
+            nursery.cancel_scope.cancel()
+    except* PeerError as group:
+        end = next(leaves(group))
+    except* (ConnectionClosed, LocalProtocolError) as group:
+        # It went; or it sent something after a close, to which trio-websocket may not answer.
+        end = PeerError(f"the WebSocket ended: {next(leaves(group))!r}", reason="closed")
+    except* trio.TooSlowError:
+        end = PeerError("did not take the WebSocket's handshake", reason="slow-reader")
+    except* Exception:  # noqa: BLE001 - a bug: logged with its traceback, too late for a 500
+        process_logger().exception("a bug in a WebSocket of the admin listener")
+    if end is not None:
+        raise end
+
+
+async def _talk(
+    socket: WebSocketConnection,
+    exchange: Exchange,
+    status: Callable[[], Awaitable[str]],
+    events: Events,
+    is_over: Callable[[], bool],
+) -> None:
+    number, due = -1, trio.current_time()
+    while not is_over():
+        now = trio.current_time()
+        if now >= due:
+            await _send(socket, exchange, await status())
+            due = max(due + STATUS_S, now)
+        fresh = events.since(number)
+        if fresh or number < 0:
+            await _send(socket, exchange, encode_events(fresh))
+            number = fresh[-1].number if fresh else 0
+        with trio.move_on_at(due) as deadline:
+            await events.wait(number)
+        if not deadline.cancelled_caught:
+            await trio.sleep(TOGETHER_S)
+
+
+def encode_events(events: list[Event]) -> str:
+    """The message that has these."""
+    return msgspec.json.encode({"type": "events", "events": events}).decode()
+
+
+async def _send(socket: WebSocketConnection, exchange: Exchange, message: str) -> None:
+    with trio.move_on_after(SLOW_S) as deadline:
+        await socket.send_message(message)
+    if deadline.cancelled_caught:
+        exchange.connection.abort()
+        raise PeerError(f"did not read from its WebSocket for {SLOW_S:.0f} s", reason="slow-reader")
+
+
+async def _ignore_messages(socket: WebSocketConnection) -> None:
+    """What is not taken would keep the close behind it from being seen."""
+    with suppress(ConnectionClosed):
+        while True:
+            await socket.get_message()

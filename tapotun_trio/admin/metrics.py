@@ -1,0 +1,310 @@
+"""Metrics for Prometheus, of one snapshot of the process. docs/metrics.md documents each; a test keeps it to this.
+
+Names follow Prometheus' rules: base units, counters end in ``_total``. What is not known has no sample, rather than a
+zero. Counters are those of the status: they begin again when their interface does, which rate() takes for what it is.
+
+Labels are what an operator named in the config, and reasons, of which the code knows a fixed set. What the other end
+chooses for itself (its address, what it calls its software) is no label: every value would be a series more.
+
+To import this costs 2 MB and 80 ms, since prometheus_client has no smaller part: only a process with an admin listener
+does.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from datetime import datetime
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
+
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Sample
+
+from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus
+from ..text import one_line
+from ..tunnel import counters as why
+
+_OPENMETRICS: Final = "application/openmetrics-text"
+_CLASSIC: Final = "text/plain"
+_END: Final = b"# EOF\n"  # of OpenMetrics
+_PART: Final = 200  # samples, which take 2 ms
+_UNITS: Final = ("bytes", "seconds")
+
+_INTERFACE_LABELS: Final = ("interface", "kind")
+_LISTENER_LABELS: Final = ("address",)
+# At a server one of its clients, and `server` is empty; at a client its server. An empty label is none.
+_PEER_LABELS: Final = ("interface", "client", "server")
+
+T = TypeVar("T")
+# Things with the values of their labels, each such combination once.
+Labelled: TypeAlias = dict[tuple[str, ...], T]
+
+
+def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str]:
+    """The page and its content type: OpenMetrics, or Prometheus' older text format for who asks for text/plain and
+    names no OpenMetrics. ``accept``: the request's header, untrusted input."""
+    parts, content_type = render_in_parts(status, accept)
+    return b"".join(parts), content_type
+
+
+def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
+    """The same, for who has other things to do between two parts: with a thousand clients the page takes longer than
+    packets should wait."""
+    # No more than a yes or no of the header: the library would write the version that was asked for into the answer.
+    asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
+    classic = _CLASSIC in asked and _OPENMETRICS not in asked
+    encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(status))
+    ProcessCollector(registry=registry)
+    end = b"" if classic else _END
+
+    def parts() -> Iterator[bytes]:
+        for family in registry.collect():
+            head = encode(_Family(family, [])).removesuffix(end)
+            yield head
+            for at in range(0, len(family.samples), _PART):
+                part = encode(_Family(family, family.samples[at : at + _PART]))
+                yield part.removeprefix(head).removesuffix(end)
+        yield end
+
+    return parts(), content_type
+
+
+class _Family(CollectorRegistry):
+    """One alone, with some of its samples."""
+
+    def __init__(self, family: Metric, samples: list[Sample]) -> None:
+        super().__init__()
+        self._family = copy(family)
+        self._family.samples = samples
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+class _Gauge(NamedTuple, Generic[T]):
+    """``read``: None if it is not known."""
+
+    name: str
+    text: str
+    read: Callable[[T], float | None]
+
+
+class _Counter(NamedTuple, Generic[T]):
+    """``name`` is without ``_total``."""
+
+    name: str
+    text: str
+    read: Callable[[T], int]
+
+
+class _Reasons(NamedTuple, Generic[T]):
+    """A counter with one more label, the reason. ``expected``: has a sample before it happens, for rate() does not see
+    what came with a series' first sample."""
+
+    name: str
+    text: str
+    read: Callable[[T], Mapping[str, int]]
+    expected: Callable[[T], Iterable[str]] = lambda _: ()
+
+
+_Row: TypeAlias = _Gauge[T] | _Counter[T] | _Reasons[T]
+
+_INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
+    _Gauge(
+        "tapotun_interface_up",
+        "1: a server listens, a client's streams carry packets.",
+        lambda it: it.state == "up",
+    ),
+    _Gauge(
+        "tapotun_interface_state_since_timestamp_seconds",
+        "Since when the interface is in its state.",
+        lambda it: _unix(it.since),
+    ),
+    _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda it: it.mtu_bytes),
+    _Counter("tapotun_interface_restarts", "How often it failed and was started again.", lambda it: it.restarts),
+    _Reasons(
+        "tapotun_interface_dropped_packets",
+        "Packets from the interface's device that nobody got, by reason.",
+        lambda it: it.device_drops,
+        lambda it: (why.NO_ROUTE, why.NOT_IPV4) if it.kind == "server" else (),
+    ),
+    _Reasons(
+        "tapotun_interface_refused_requests",
+        "Requests to the interface that came to nothing, by reason.",
+        lambda it: it.refusals,
+        lambda it: ("bad-method", "bad-token", "other-session") if it.kind == "server" else (),
+    ),
+)
+
+_LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
+    _Reasons(
+        "tapotun_listener_refused_connections",
+        "Connections to the address that reached no interface, by reason.",
+        lambda it: it.refusals,
+    ),
+)
+
+_DROPS: Final = (
+    why.BAD_SOURCE,
+    why.CODEL,
+    why.DEVICE_FULL,
+    why.DEVICE_REFUSED,
+    why.NOT_IPV4,
+    why.QUEUE_AGE,
+    why.QUEUE_FULL,
+)
+
+_PEER: Final[tuple[_Row[PeerStatus], ...]] = (
+    _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda it: it.state == "connected"),
+    _Gauge(
+        "tapotun_client_replaced",
+        "1: another machine uses this client's token.",
+        lambda it: it.state == "replaced",
+    ),
+    _Gauge(
+        "tapotun_client_connected_since_timestamp_seconds",
+        "Since when it is connected without a break.",
+        lambda it: _unix(it.connected_since),
+    ),
+    _Gauge(
+        "tapotun_client_last_frame_timestamp_seconds",
+        "When anything came from the other end last, a ping included.",
+        lambda it: _unix(it.last_frame_at),
+    ),
+    _Counter("tapotun_client_receive_bytes", "IP packets from the other end, without framing.", lambda it: it.rx_bytes),
+    _Counter("tapotun_client_transmit_bytes", "IP packets to the other end, without framing.", lambda it: it.tx_bytes),
+    _Counter("tapotun_client_receive_packets", "IP packets from the other end.", lambda it: it.rx_packets),
+    _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda it: it.tx_packets),
+    _Gauge(
+        "tapotun_client_rtt_last_seconds",
+        "The last round trip of a ping through the streams, with whatever waits there.",
+        lambda it: _from_ms(it.rtt.last_ms),
+    ),
+    _Gauge(
+        "tapotun_client_rtt_smoothed_seconds",
+        "The round trip, smoothed as in RFC 6298.",
+        lambda it: _from_ms(it.rtt.smoothed_ms),
+    ),
+    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda it: _from_ms(it.rtt.min_ms)),
+    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda it: it.outbox.bytes),
+    _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda it: it.outbox.packets),
+    _Reasons("tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda it: it.drops, lambda _: _DROPS),
+    _Reasons(
+        "tapotun_client_stream_ends",
+        "Streams, and attempts at one, that broke, by reason.",
+        lambda it: it.stream_ends,
+    ),
+    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda it: it.reconnects),
+)
+
+
+class _Snapshot(Collector):
+    def __init__(self, status: ProcessStatus) -> None:
+        self._status = status
+        self._interfaces = _labelled(((it.name, it.kind), it) for it in status.interfaces)
+        # Interfaces may share a listener.
+        self._listeners = _labelled(((each.address,), each) for it in status.interfaces for each in it.listen)
+        self._peers = _labelled(
+            ((it.name, each.name, "") if it.kind == "server" else (it.name, "", each.name), each)
+            for it in status.interfaces
+            for each in it.peers
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _of_process(self._status)
+        yield _states(self._interfaces)
+        yield from _families(_INTERFACE, _INTERFACE_LABELS, self._interfaces)
+        yield from _families(_LISTENER, _LISTENER_LABELS, self._listeners)
+        yield _transports(self._peers)
+        yield from _families(_PEER, _PEER_LABELS, self._peers)
+
+
+def _of_process(status: ProcessStatus) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        "tapotun_build",
+        "The program that runs.",
+        {"version": one_line(status.version), "python": platform.python_version()},
+    )
+    successful = GaugeMetricFamily(
+        "tapotun_config_last_reload_successful", "0: an error, so the config from before runs on.", labels=()
+    )
+    at = GaugeMetricFamily(
+        "tapotun_config_last_reload_timestamp_seconds",
+        "When the config was read again last.",
+        labels=(),
+        unit="seconds",
+    )
+    if status.last_reload is not None:
+        successful.add_metric((), status.last_reload.error is None)
+        at.add_metric((), status.last_reload.at.timestamp())
+    yield successful
+    yield at
+
+
+def _states(interfaces: Labelled[InterfaceStatus]) -> Metric:
+    family = StateSetMetricFamily("tapotun_interface_state", "1: it is in this state.", labels=_INTERFACE_LABELS)
+    for labels, it in interfaces.items():
+        family.add_metric(labels, {state: state == it.state for state in get_args(InterfaceState)})
+    return family
+
+
+def _transports(peers: Labelled[PeerStatus]) -> Metric:
+    family = InfoMetricFamily("tapotun_client", "What its newest stream is carried by.", labels=_PEER_LABELS)
+    for labels, it in peers.items():
+        if it.transport is not None and it.extended is not None:
+            protocol = "extended" if it.extended else "base"
+            family.add_metric(labels, {"transport": it.transport, "protocol": protocol})
+    return family
+
+
+def _families(rows: Iterable[_Row[T]], names: Sequence[str], things: Labelled[T]) -> Iterator[Metric]:
+    for row in rows:
+        unit = next((unit for unit in _UNITS if row.name.endswith(f"_{unit}")), "")
+        match row:
+            case _Gauge(name, text, read):
+                gauge = GaugeMetricFamily(name, text, labels=names, unit=unit)
+                for labels, it in things.items():
+                    if (value := read(it)) is not None:
+                        gauge.add_metric(labels, value)
+                yield gauge
+            case _Counter(name, text, count):
+                counter = CounterMetricFamily(name, text, labels=names, unit=unit)
+                for labels, it in things.items():
+                    counter.add_metric(labels, count(it))
+                yield counter
+            case _Reasons(name, text, tell, expected):
+                counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
+                for labels, it in things.items():
+                    numbers = {one_line(reason): number for reason, number in tell(it).items()}
+                    for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
+                        counter.add_metric((*labels, reason), number)
+                yield counter
+
+
+def _labelled(pairs: Iterable[tuple[tuple[str, ...], T]]) -> Labelled[T]:
+    """The first of each; the config and the code see to it that there is no second. Prometheus would not take a page
+    with two samples of one series."""
+    found: Labelled[T] = {}
+    for labels, thing in pairs:
+        found.setdefault(tuple(map(one_line, labels)), thing)
+    return found
+
+
+def _unix(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _from_ms(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3

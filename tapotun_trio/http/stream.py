@@ -1,0 +1,62 @@
+"""A `Connection` as other people's libraries want a stream."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import trio
+
+from ..errors import PeerError
+from ..host.sockets import Connection
+
+READ_BYTES: Final = 4096
+
+
+class ConnectionStream(trio.abc.Stream):
+    """trio.abc.Stream over a connection, after what was read of it already.
+
+    Args:
+        first: is received before everything else.
+        limit_bytes: how much may be received behind it; with more the stream breaks.
+    """
+
+    def __init__(self, connection: Connection, first: bytes = b"", *, limit_bytes: float = math.inf) -> None:
+        self._connection = connection
+        self._first = first
+        self._left_bytes = limit_bytes
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Raises trio.BrokenResourceError. Cancelled, it may have sent a part."""
+        try:
+            await self._connection.send_all(bytes(data))
+        except PeerError as exc:
+            raise trio.BrokenResourceError(str(exc)) from exc
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Raises trio.BrokenResourceError."""
+        try:
+            await self._connection.wait_writable()
+        except PeerError as exc:
+            raise trio.BrokenResourceError(str(exc)) from exc
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Raises trio.BrokenResourceError."""
+        limit = max_bytes or READ_BYTES
+        if self._first:
+            await trio.lowlevel.checkpoint()
+            received, self._first = self._first[:limit], self._first[limit:]
+            return received
+        buffer = memoryview(bytearray(limit))
+        try:
+            size = await self._connection.receive(buffer)
+        except PeerError as exc:
+            raise trio.BrokenResourceError(str(exc)) from exc
+        self._left_bytes -= size
+        if self._left_bytes < 0:
+            raise trio.BrokenResourceError("the other end has sent too much")
+        return bytes(buffer[:size])
+
+    async def aclose(self) -> None:
+        self._connection.close()
+        await trio.lowlevel.checkpoint()

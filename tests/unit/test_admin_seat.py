@@ -1,0 +1,250 @@
+"""The admin listener of a process, from one config to the next: over the kernel's sockets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tapotun_trio.admin.seat import AdminSeat
+from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, UnixEndpoint
+from tapotun_trio.control.commands import Process
+from tapotun_trio.errors import ConfigError, HostError
+from tapotun_trio.host.notify import ServiceManager
+from tapotun_trio.log import process_logger
+from tapotun_trio.reload import RefusedError, Reloader
+from tapotun_trio.tunnel.clocks import moment
+from tapotun_trio.tunnel.registry import Registry
+from tapotun_trio.tunnel.supervisor import run_interfaces
+
+from ..fakes import MemoryHost
+from .support import allowed, free_port, server_config
+
+pytestmark = pytest.mark.usefixtures("logging_as_before", "informed")
+
+TOKEN: Final = Secret("the-admin-token")
+
+
+@pytest.fixture
+def informed() -> None:
+    logging.getLogger("tapotun").setLevel(logging.INFO)
+
+
+def at(port: int, token: Secret | None = TOKEN, address: str = "127.0.0.1") -> AdminConfig:
+    return AdminConfig(TcpEndpoint(address, port), token)
+
+
+@asynccontextmanager
+async def seated(config: AdminConfig | None) -> AsyncIterator[tuple[AdminSeat, Registry]]:
+    registry = Registry()
+    async with trio.open_nursery() as nursery:
+        seat = AdminSeat(Process("hub", "/x", moment()), registry, nursery)
+        with seat.changing(config):
+            pass
+        yield seat, registry
+        nursery.cancel_scope.cancel()
+
+
+async def ask(place: int | Path, path: str = "/healthz", method: str = "GET", token: str = TOKEN.reveal()) -> bytes:
+    """The answer, whole; raises OSError."""
+    if isinstance(place, Path):
+        stream: trio.SocketStream = await trio.open_unix_socket(place)
+    else:
+        stream = await trio.open_tcp_stream("127.0.0.1", place)
+    async with stream:
+        head = f"{method} {path} HTTP/1.1\r\nHost: h\r\nx-api-key: {token}\r\nConnection: close\r\n\r\n"
+        await stream.send_all(head.encode())
+        return b"".join([piece async for piece in stream])
+
+
+def handlers() -> int:
+    return len(logging.getLogger("tapotun").handlers)
+
+
+async def test_it_comes_moves_and_goes() -> None:
+    first, second, before = free_port(), free_port(), handlers()
+    async with seated(None) as (seat, _):
+        with seat.changing(at(first)):
+            with pytest.raises(OSError):
+                await ask(second)
+        assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
+        assert handlers() == before + 1
+        with seat.changing(at(second)):
+            assert (await ask(first)).startswith(b"HTTP/1.1 200 ")  # until it is certain
+        assert (await ask(second)).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(OSError):
+            await ask(first)
+        assert b"listening on" in await ask(second, "/api/events")  # what was logged before, too
+        with seat.changing(None):
+            pass
+        with pytest.raises(OSError):
+            await ask(second)
+        assert handlers() == before
+
+
+async def test_a_new_token_ends_what_the_old_one_opened() -> None:
+    port = free_port()
+    async with seated(at(port)) as (seat, _):
+        kept = await trio.open_tcp_stream("127.0.0.1", port)
+        request = f"GET /api/session HTTP/1.1\r\nHost: h\r\nx-api-key: {TOKEN.reveal()}\r\n\r\n".encode()
+        await kept.send_all(request)
+        assert (await kept.receive_some()).startswith(b"HTTP/1.1 200 ")
+        with seat.changing(at(port, Secret("another"))):
+            pass
+        assert (await ask(port, "/api/session")).startswith(b"HTTP/1.1 401 ")
+        assert (await ask(port, "/api/session", token="another")).startswith(b"HTTP/1.1 200 ")
+        with trio.fail_after(30):
+            assert await kept.receive_some() == b""
+        await kept.aclose()
+
+
+async def test_where_it_cannot_listen_nothing_changes() -> None:
+    port, before = free_port(), handlers()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        other = taken.getsockname()[1]
+        async with seated(None) as (seat, _):
+            with (
+                pytest.raises(HostError, match=r"admin: cannot listen on .*the port is in use"),
+                seat.changing(at(other)),
+            ):
+                pytest.fail("it has not begun")
+            assert handlers() == before
+            with seat.changing(at(port)):
+                pass
+            with pytest.raises(HostError, match="in use"), seat.changing(at(other)):
+                pytest.fail("it has not begun")
+            assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_if_the_rest_fails_nothing_changes() -> None:
+    first, second = free_port(), free_port()
+    async with seated(at(first)) as (seat, _):
+        with pytest.raises(HostError, match="the rest"), seat.changing(at(second)):
+            raise HostError("the rest")
+        assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(OSError):
+            await ask(second)
+        with pytest.raises(HostError, match="the rest"), seat.changing(at(first, None)):
+            raise HostError("the rest")
+        assert (await ask(first, "/api/session")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_from_all_addresses_to_one_on_the_same_port_and_back() -> None:
+    port = free_port()
+    async with seated(at(port, address="0.0.0.0")) as (seat, _):
+        with seat.changing(at(port)):
+            pass
+        assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(HostError, match="the rest"), seat.changing(at(port, address="0.0.0.0")):
+            raise HostError("the rest")
+        assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_unix_socket_and_its_file(tmp_path: Path) -> None:
+    path, port = tmp_path / "admin.http", free_port()
+    async with seated(AdminConfig(UnixEndpoint(str(path)), TOKEN)) as (seat, _):
+        assert (await ask(path)).startswith(b"HTTP/1.1 200 ")
+        assert path.stat().st_mode & 0o777 == 0o660
+        with seat.changing(at(port)):
+            pass
+        assert not path.exists()
+        with seat.changing(AdminConfig(UnixEndpoint(str(path)), TOKEN)):
+            pass
+        assert (await ask(path)).startswith(b"HTTP/1.1 200 ")
+    assert not path.exists()
+
+
+# ------------------------------------------------------------------ with the reload around it
+
+
+class Rig:
+    """A server that runs with a host in memory, its admin listener, and a config to be changed."""
+
+    def __init__(self) -> None:
+        self.admin_port = free_port()
+        self.server = server_config(free_port(), allowed("laptop", "10.10.0.2"))
+        self.config = Config((self.server,), admin=at(self.admin_port))
+        self.failure: Exception | None = None
+        self.registry: Registry
+        self.reloader: Reloader
+
+    def read(self) -> Config:
+        if self.failure is not None:
+            raise self.failure
+        return self.config
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with seated(self.config.admin) as (seat, self.registry), trio.open_nursery() as nursery:
+            with ServiceManager({}, None, process_logger()) as manager:
+                self.reloader = Reloader(self.config, self.read, self.registry, seat, manager, process_logger())
+                seat.reload = self.reloader.reload
+                host = MemoryHost()
+                self.reloader.start(await nursery.start(run_interfaces, self.config.interfaces, host, self.registry))
+                yield
+                nursery.cancel_scope.cancel()
+
+
+async def test_a_reload_over_the_listener_that_it_moves() -> None:
+    rig = Rig()
+    async with rig.running():
+        old, rig.admin_port = rig.admin_port, free_port()
+        rig.config = replace(rig.config, admin=at(rig.admin_port))
+        answer = await ask(old, "/api/reload", "POST")
+        assert answer.endswith(b'{"changes":["admin: listen changed"]}')
+        assert (await ask(rig.admin_port)).startswith(b"HTTP/1.1 200 ")
+        assert rig.registry.last_reload is not None
+        assert rig.registry.last_reload.changes == ["admin: listen changed"]
+        assert b'{"changes":[]}' in await ask(rig.admin_port, "/api/reload", "POST")
+
+
+async def test_a_reload_that_is_refused() -> None:
+    rig = Rig()
+    async with rig.running():
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            rig.config = Config((replace(rig.server, mtu=1400),), admin=at(taken.getsockname()[1]))
+            with pytest.raises(RefusedError, match="admin: cannot listen"):
+                await rig.reloader.reload()
+            [record] = rig.registry
+            assert record.config == rig.server
+            assert (await ask(rig.admin_port)).startswith(b"HTTP/1.1 200 ")
+            rig.failure = ConfigError("F: [0].mtu: wrong")
+            answer = await ask(rig.admin_port, "/api/reload", "POST")
+            assert answer.startswith(b"HTTP/1.1 409 ")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].endswith("F: [0].mtu: wrong")
+
+
+async def test_a_bug_in_a_reload_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    async with rig.running():
+        rig.failure = ZeroDivisionError("a bug")
+        assert (await ask(rig.admin_port, "/api/reload", "POST")).startswith(b"HTTP/1.1 409 ")
+        assert "ZeroDivisionError" in caplog.text
+        rig.failure = None
+        assert (await ask(rig.admin_port, "/api/reload", "POST")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_logs_level_changes() -> None:
+    rig = Rig()
+    async with rig.running():
+        rig.config = replace(rig.config, log=LogConfig("error"))
+        assert await rig.reloader.reload(dry_run=True) == ["log: level changed"]
+        assert logging.getLogger("tapotun").level != logging.ERROR
+        assert await rig.reloader.reload() == ["log: level changed"]
+        assert logging.getLogger("tapotun").level == logging.ERROR
+        rig.config = replace(rig.config, log=LogConfig("info"))
+        await rig.reloader.reload()
+        process_logger().info("after it")
+        assert b"after it" in await ask(rig.admin_port, "/api/events")  # who watches goes on

@@ -1,0 +1,86 @@
+"""Frames that came as a block go where each of them would have gone, and are counted as so many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_address
+
+import pytest
+
+from tapotun_trio.log import interface_logger
+from tapotun_trio.tunnel.device import DeviceWriter
+from tapotun_trio.tunnel.server import TunnelServer
+from tapotun_trio.tunnel.sorting import sort_frames
+from tapotun_trio.wire.body import CloseBody
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader, Span, each
+from tests.fakes import MemoryDevice
+
+from ..packets import frame, ipv4
+from .support import allowed, free_port, server_config
+from .test_wire_merge import received, udp
+
+A, B, HUB, STRANGER = "10.10.0.2", "10.10.0.3", "10.10.0.1", "192.0.2.9"
+PACKETS = 100
+
+
+def datagrams(source: str, destination: str) -> list[bytes]:
+    addresses = ip_address(source).packed + ip_address(destination).packed
+    return [udp(b"%04d" % number * 16, ident=number, addresses=addresses) for number in range(PACKETS)]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "to_b", "to_device", "drops"),
+    [
+        (A, B, PACKETS, 0, {}),
+        (A, HUB, 0, PACKETS, {}),
+        (B, HUB, 0, 0, {"bad-source": PACKETS}),
+    ],
+)
+async def test_the_same_way_for_all(
+    source: str, destination: str, to_b: int, to_device: int, drops: dict[str, int]
+) -> None:
+    config = server_config(free_port(), allowed("a", A), allowed("b", B))
+    tunnel = TunnelServer(config, interface_logger(config.name))
+    a, b = tunnel.sessions
+    device = MemoryDevice("hub")
+    frames = datagrams(source, destination)
+    view, spans = received(frames)
+    assert len(spans) == 2
+    a.forward(view, spans, DeviceWriter(device, tunnel.device_drops), tunnel.sessions)
+    assert a.counters.rx_packets == PACKETS
+    assert a.counters.rx_bytes == sum(map(len, frames)) - PACKETS * HEADER_BYTES
+    assert dict(a.counters.drops) == drops
+    assert b.sender.outbox.depth_packets == to_b
+    if to_b:
+        assert b.sender.outbox.take(0.0, BUFFER_BYTES) == (PACKETS, b"".join(frames))
+    assert sum(len(it) - 40 for it in device.outbound) == to_device * 64
+
+
+def test_a_client_takes_a_block_for_what_it_is() -> None:
+    drops, inward, echoes = Counter[str](), list[Span](), list[bytes]()
+    view, spans = received(datagrams(HUB, A))
+    sort_frames(view, spans, drops, inward, echoes)
+    assert inward == spans
+    assert not drops
+    assert not echoes
+
+
+def test_what_is_not_ipv4_is_no_block() -> None:
+    echo, six = frame(bytes([0x10]) + bytes(47)), frame(bytes([0x60]) + bytes(47))
+    _, spans = received([echo] * 40 + [six] * 40)
+    assert [count for _, _, count in spans] == [1] * 80
+
+
+def test_many_of_a_size_that_differ_cost_few_looks() -> None:
+    """After looks in vain fewer are made; at the next block they begin anew."""
+    reader = FrameReader(CloseBody())
+    mixed = b"".join(frame(ipv4(f"10.0.{n}.1", HUB, bytes(40))) for n in range(200))
+    for _ in range(5):
+        spans = reader.prime(mixed)
+        assert len(spans) == 200
+    assert reader._futile > 100
+    alike = [frame(ipv4(A, HUB, bytes(40)))] * 300
+    while len(spans := reader.prime(b"".join(alike))) == 300:
+        pass
+    assert [bytes(reader.view[a:b]) for a, b in each(spans)] == alike
+    assert len(reader.prime(b"".join(alike))) == 2

@@ -1,0 +1,257 @@
+"""A root object: interfaces, admin, log, update; and the plain array beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.load import check, check_content
+from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, TokenHash, UnixEndpoint
+from tapotun_trio.config.process_entry import admin_token, listen
+from tapotun_trio.config.raw import RawAdmin, RawLog, RawRoot
+
+from .test_config_load import Json, client, server, sha1, sha256
+
+LOOPBACK: Final = TcpEndpoint("127.0.0.1", 9433)
+
+
+def root(**changes: Any) -> Json:
+    return {"interfaces": [server()], **changes}
+
+
+def accept(value: object) -> Config:
+    config, findings = check_content(json.dumps(value).encode(), "F")
+    assert [finding.text("F") for finding in findings] == []
+    assert config is not None
+    return config
+
+
+def lines(value: object) -> list[str]:
+    _, findings = check_content(json.dumps(value).encode(), "F")
+    return [finding.text("F").removeprefix("F: ").partition(" (line")[0] for finding in findings]
+
+
+def test_an_object_holds_what_the_array_holds() -> None:
+    assert accept(root()) == accept([server()])
+    assert accept([server()]).admin is None
+    assert accept([server()]).log == LogConfig("info", "text")
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoint"),
+    [
+        ("127.0.0.1:9433", LOOPBACK),
+        ("9433", LOOPBACK),
+        (9433, LOOPBACK),
+        ("127.1.2.3:1", TcpEndpoint("127.1.2.3", 1)),
+        ("[::1]:65535", TcpEndpoint("::1", 65535)),
+        ("unix:/run/tapotun/admin.http", UnixEndpoint("/run/tapotun/admin.http")),
+    ],
+)
+def test_where_it_listens(given: object, endpoint: object) -> None:
+    assert accept(root(admin={"listen": given})).admin == AdminConfig(endpoint, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [
+        (sha1("x"), TokenHash("sha1", sha1("x"))),
+        (sha256("x"), TokenHash("sha256", sha256("x").removeprefix("sha256:"))),
+        ("a raw one", Secret("a raw one")),
+    ],
+)
+def test_the_token_is_a_hash_or_raw(given: str, token: TokenHash | Secret) -> None:
+    assert accept(root(admin={"listen": 9433, "token": given})).admin == AdminConfig(LOOPBACK, token)
+
+
+def test_the_log() -> None:
+    assert accept(root(log={"level": "debug"})).log == LogConfig("debug", "text")
+    assert accept(root(log={"level": "error", "format": "json"})).log == LogConfig("error", "json")
+
+
+ONE_FINDING: Final[list[tuple[Json, str]]] = [
+    # --- the root ---
+    ({}, 'interfaces: is missing; add "interfaces": [{...}]'),
+    (root(interfaces=[]), "interfaces: [] has nothing to run; write at least one interface definition"),
+    (root(interfaces=server()), "interfaces: {...} is an object, not a list; write [{...}]"),
+    (root(interfaces=[5]), 'interfaces[0]: 5 is a number, not an object; write {"name": "tun0", ...}'),
+    (server(), "{...} is not a list; write a list of interface definitions, [{...}]"),
+    (root(amdin={}), 'amdin: "amdin" is an unknown field in the file\'s root object; did you mean "admin"?'),
+    (
+        root(name="x"),
+        'name: "name" is an unknown field in the file\'s root object; it belongs in a server or a client or an entry '
+        'of "clients"',
+    ),
+    (
+        root(interfaces=[server(admin={})]),
+        'interfaces[0].admin: "admin" is an unknown field in a server; it belongs in the file\'s root object',
+    ),
+    (root(interfaces=[server(mtu=1)]), "interfaces[0].mtu: 1 is out of range; write a whole number from 68 to 65535"),
+    # --- admin ---
+    (root(admin=9433), 'admin: 9433 is a number, not an object; write {"listen": "127.0.0.1:9433", ...}'),
+    (root(admin="t0k3n"), 'admin: *** is text, not an object; write {"listen": "127.0.0.1:9433", ...}'),
+    (root(admin={"token": "t"}), 'admin.listen: is missing; add "listen": "127.0.0.1:9433"'),
+    (
+        root(admin={"listen": 9433, "port": 1}),
+        'admin.port: "port" is an unknown field in "admin"; remove it; the fields are listen, token',
+    ),
+    (
+        root(admin={"listen": 9433, "tokens": "t"}),
+        'admin.tokens: "tokens" is an unknown field in "admin"; did you mean "token"?',
+    ),
+    (root(admin={"listen": 0}), "admin.listen: 0 is out of range; write a whole number from 1 to 65535"),
+    (root(admin={"listen": 1.5}), "admin.listen: 1.5 is not a whole number; write a whole number from 1 to 65535"),
+    (root(admin={"listen": True}), 'admin.listen: true is not text or a number; write "127.0.0.1:9433"'),
+    (root(admin={"listen": None}), 'admin.listen: null is not text or a number; write "127.0.0.1:9433"'),
+    (
+        root(admin={"listen": ["9433"]}),
+        'admin.listen: [...] is a list, not text or a number; write "127.0.0.1:9433"',
+    ),
+    (
+        root(admin={"listen": 9433, "token": ""}),
+        'admin.token: *** is empty; write the "sha256:..." that tapotun token prints',
+    ),
+    (
+        root(admin={"listen": 9433, "token": 5}),
+        'admin.token: *** is a number, not text; write "<sha256: and the hash of a token>"',
+    ),
+    (
+        root(admin={"listen": 9433, "token": sha1("x").upper()}),
+        "admin.token: *** is a hash in capital letters; write it in lower case",
+    ),
+    (
+        root(admin={"listen": 9433, "token": "sha256:12"}),
+        "admin.token: *** is no SHA-256; write sha256: and 64 digits of lower-case hex",
+    ),
+    (root(admin={"listen": 9433, "token": "t "}), "admin.token: *** starts or ends with a space; remove the space"),
+    (
+        root(admin={"listen": "0.0.0.0:9433"}),
+        'admin.token: is missing, and others can reach 0.0.0.0; add the "sha256:..." that tapotun token prints, or '
+        "listen on 127.0.0.1",
+    ),
+    (
+        root(admin={"listen": "[::]:9433", "token": sha256("x")}),
+        'warning: admin.listen: "::" is not loopback, and plain HTTP shows the token to whoever is on the way; listen '
+        "on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
+    ),
+    (
+        root(admin={"listen": "127.0.0.1:8080"}),
+        "admin.listen: 8080 clashes with interfaces[0].port on port 8080; choose another port or socket",
+    ),
+    (
+        root(interfaces=[server(listen="0.0.0.0", path="/x")], admin={"listen": 8080}),
+        "admin.listen: 8080 clashes with interfaces[0].listen on port 8080; choose another port or socket",
+    ),
+    (
+        root(interfaces=[server(listen="unix:/run/t", port=..., path="/x")], admin={"listen": "unix:/run//t"}),
+        'admin.listen: "unix:/run//t" clashes with interfaces[0].listen; choose another port or socket',
+    ),
+    # --- log ---
+    (root(log="debug"), 'log: *** is text, not an object; write {"level": "info", "format": "text"}'),
+    (
+        root(log={"level": "warn"}),
+        'log.level: "warn" is not one of the choices; write "debug", "error", "info" or "warning"',
+    ),
+    (root(log={"levle": "info"}), 'log.levle: "levle" is an unknown field in "log"; did you mean "level"?'),
+    # --- update ---
+    (
+        root(update={"url": "https://u/", "anything": [1, {"a": None}]}),
+        "warning: update: has no effect: this version does not update itself; remove it, or let it wait",
+    ),
+    (root(update=True), "update: true is not an object; write {...}"),
+]
+
+
+@pytest.mark.parametrize(("value", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
+def test_one_finding(value: Json, line: str) -> None:
+    assert lines(value) == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", 'is no address with a port; write one such as "127.0.0.1:9433"'),
+        (":", 'is no address with a port; write one such as "127.0.0.1:9433"'),
+        ("127.0.0.1", 'has no port; write it, as in "127.0.0.1:9433"'),
+        ("::1", 'has no port; write it, as in "[::1]:9433"'),
+        ("[::1]", 'has no port; write it, as in "[::1]:9433"'),
+        ("2001:db8::1:9433", 'has no port; write it, as in "[2001:db8::1:9433]:9433"'),
+        ("tapotun", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
+        (" 9433", 'has white space at its ends; write "9433"'),
+        ("localhost:9433", 'has a name, not an address; write "127.0.0.1:9433" or "[::1]:9433"'),
+        (":9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
+        ("*:9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
+        ("127.0.0.1:", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
+        ("127.0.0.1:http", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
+        ("127.0.0.1:0", "has a port out of range; write one from 1 to 65535"),
+        ("65536", "has a port out of range; write one from 1 to 65535"),
+        ("٩٠٩٠", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
+        ("/run/admin", 'is a path without unix:; write "unix:/run/admin"'),
+        ("unix:admin", 'has no absolute path; write it as in "unix:/run/tapotun.sock"'),
+        ("[127.0.0.1]:9433", 'has brackets that hold no IPv6 address; write "[::1]:9433"'),
+        (
+            "[fe80::1]:9433",
+            "has an address that is link-local, for which an interface would have to be named; write "
+            'one such as "127.0.0.1:9433"',
+        ),
+        ("host.example:9433", 'has an address that is not an address; write one such as "127.0.0.1:9433"'),
+    ],
+)
+def test_where_it_cannot_listen(text: str, problem: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        listen(text)
+    assert str(caught.value) == problem
+
+
+def test_a_token_is_never_in_an_error() -> None:
+    for text in ("s3cr3t\n", "s3cr3té", "s3cr3t" * 1000, "sha256:s3cr3t"):
+        with pytest.raises(Invalid) as caught:
+            admin_token(text)
+        assert "s3cr3t" not in f"{caught.value}{caught.value.shown}"
+    assert "s3cr3t" not in repr(accept(root(admin={"listen": 9433, "token": "s3cr3t"})))
+
+
+def test_all_errors_at_once_and_in_their_order() -> None:
+    value = {
+        "log": {"level": 5},
+        "interfaces": [server(mtu=1), client(name="tun0")],
+        "admin": {"listen": "9433x", "token": ""},
+        "update": 1,
+    }
+    _, findings = check_content(json.dumps(value, indent=1).encode(), "F")
+    assert [(it.path, it.line) for it in findings] == [
+        ("log.level", 3),
+        ("interfaces[0].mtu", 16),
+        ("interfaces[1].name", 19),
+        ("admin.listen", 25),
+        ("admin.token", 26),
+        ("update", 28),
+    ]
+
+
+def test_a_field_that_stands_twice() -> None:
+    data = b'{"interfaces": [], "log": {}, "log": {"level": "info", "level": "info"}}'
+    _, findings = check_content(data, "F")
+    assert [it.path for it in findings] == ["interfaces", "log", "log.level"]
+
+
+def test_a_raw_token_in_a_public_file_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    for token, warned in (("raw", ["admin.token"]), (sha256("raw"), []), (sha1("raw"), [])):
+        file.write_text(json.dumps(root(admin={"listen": 9433, "token": token})))
+        file.chmod(0o644)
+        assert [finding.path for finding in check(file)[1]] == warned
+
+
+def test_a_schema_can_be_made_of_the_structs() -> None:
+    _, schema = msgspec.json.schema_components([RawRoot], ref_template="{name}")
+    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "update"}
+    assert schema["RawRoot"]["required"] == ["interfaces"]
+    assert schema["RawAdmin"]["required"] == ["listen"]
+    assert set(schema[RawLog.__name__]["properties"]) == {"level", "format"}
+    assert set(schema[RawAdmin.__name__]["properties"]) == {"listen", "token"}
