@@ -372,7 +372,8 @@ class TunnelClient:
             told = params.decode(payload)
             if told.device != "tun":
                 raise PeerError(f"the server wants a {told.device} device, we have tun only", reason="bad-params")
-            self.sender.pinging, self._silence_s = keeping_alive(told.keepalive)
+            pinging, self._silence_s = keeping_alive(told.keepalive)
+            self.sender.go_on_with(pinging)
             if told.dns != self._dns and told.dns:
                 self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, told.dns)))
             self._dns = told.dns

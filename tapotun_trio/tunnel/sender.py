@@ -79,7 +79,6 @@ class Sender:
         "_counters",
         "_feed",
         "_pinged_at",
-        "_pinging",
         "_room",
         "_scope",
         "_touched",
@@ -88,6 +87,7 @@ class Sender:
         "_words",
         "_writer",
         "outbox",
+        "pinging",
     )
 
     def __init__(self, counters: Counters, first_words: bytes = b"") -> None:
@@ -95,7 +95,7 @@ class Sender:
         self._counters = counters
         self._words = first_words
         self.outbox = Outbox(counters.drops)
-        self._pinging = BASE_PINGING
+        self.pinging = BASE_PINGING
         self._writer: BodyWriter | None = None
         self._controls: deque[bytes] = deque()
         self._wake = trio.Event()
@@ -106,18 +106,6 @@ class Sender:
         self._pinged_at = 0.0
         self._answered_at = 0.0
         self._scope = trio.CancelScope()  # of the present stream
-
-    @property
-    def pinging(self) -> Pinging:
-        """What keeps the present stream alive, and those to come."""
-        return self._pinging
-
-    @pinging.setter
-    def pinging(self, pinging: Pinging) -> None:
-        before, self._pinging = self._pinging, pinging
-        if pinging.always and pinging.after_s != before.after_s and self._writer is not None:
-            self._answered_at = trio.current_time()  # a shorter keepalive is no reason to have missed answers
-            self.ping()
 
     @property
     def streaming(self) -> bool:
@@ -186,7 +174,7 @@ class Sender:
         if older is not None:
             self._scope.cancel()  # it may be waiting for a peer that takes nothing
         self._answered_at = trio.current_time()
-        if self._pinging.always:
+        if self.pinging.always:
             if self._words:
                 self.send_control(self._words)
             self.ping()  # a first byte for whoever waits for one, and a first round trip
@@ -229,6 +217,13 @@ class Sender:
         self._writer = None
         self._scope.cancel()
 
+    def go_on_with(self, pinging: Pinging) -> None:
+        """Another keepalive on the present stream, on which control frames were agreed: by that nobody is late yet."""
+        differs, self.pinging = pinging.after_s != self.pinging.after_s, pinging
+        if differs and self._writer is not None:
+            self._answered_at = trio.current_time()
+            self.ping()
+
     def answered(self) -> None:
         """A PONG came: what we send arrives."""
         self._answered_at = trio.current_time()
@@ -236,20 +231,20 @@ class Sender:
     def ping(self) -> None:
         """Ping now, whatever was sent when."""
         self._pinged_at = trio.current_time()
-        self.send_control(self._pinging.frame(time.monotonic_ns()))
+        self.send_control(self.pinging.frame(time.monotonic_ns()))
 
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: let old frames go, and ping a stream that would be silent for too long by the next."""
         self.outbox.expire(now)
         if self._writer is not None:
             self._feed.tick(now)
-        if self._touched and not self._pinging.always:
+        if self._touched and not self.pinging.always:
             self._touched = False
             self._pinged_at = now
-        elif now + tick_s - self._pinged_at > self._pinging.after_s:
+        elif now + tick_s - self._pinged_at > self.pinging.after_s:
             self.ping()
             self._touched = False
-        silent_s = self._pinging.unanswered_s
+        silent_s = self.pinging.unanswered_s
         if silent_s is not None and self._writer is not None and now - self._answered_at > silent_s:
             self._scope.cancel()
 

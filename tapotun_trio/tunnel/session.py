@@ -185,7 +185,7 @@ class Session:
             if self.tun_conf != told[1]:
                 self.dismiss("what a deployed client is told when it connects has changed")
         elif self.params != told[0]:
-            self.sender.pinging = extended_pinging(config.keepalive_s)
+            self.sender.go_on_with(extended_pinging(config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, self.params))
 
     def depart(self, why: str) -> None:

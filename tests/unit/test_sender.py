@@ -583,7 +583,7 @@ async def test_a_shorter_keepalive_finds_nobody_late(autojump_clock: Clock) -> N
         it = begin(writer)
         await ticking(sender, 40)
         pings = len(peer.controls)
-        sender.pinging = extended_pinging(2.0)
+        sender.go_on_with(extended_pinging(2.0))
         await settle()
         assert len(peer.controls) == pings + 1
         await ticking(sender, 5)
