@@ -124,7 +124,8 @@ def test_runit(lab: Lab) -> None:
     sv = ["sv", "-w", "30"]
     with server.start(["runsvdir", "-P", root], env=service.env) as scan:
         until(lambda: (service.directory / "supervise" / "ok").exists(), "runsv", scan.tail)
-        service.ask(*sv, "check", service.directory)  # its file `check`: every interface is up
+        # Not `sv check` yet, which is content with a service that has no process so far.
+        service.ask(*sv, "start", service.directory)  # its file `check`: every interface is up
         assert "tun0" in interfaces(server)
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
@@ -337,22 +338,26 @@ STARTED_AGAIN: Final = (0, 3, 75, 143)
 
 
 class Ending:
-    """In place of the program, one that notes that it was started, and ends with what it is told."""
+    """In place of the program, one that ends with the code that it finds, and else rests until it is told to end."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
-        self.code, self.starts = service.host.tmp / "code", service.host.tmp / "starts"
-        self.starts.touch()
-        script = f'read code <{self.code} || exec sleep 1000\necho >>{self.starts}\n: >{self.code}\nexit "$code"\n'
-        script = f"#!/bin/sh\n{script}"
-        (service.host.tmp / "bin" / "tapotun").write_text(script, encoding="utf-8")
+        tmp = service.host.tmp
+        self.code, self.ended, self.rested = tmp / "code", tmp / "ended", tmp / "rested"
+        for file in (self.code, self.ended, self.rested):
+            file.touch()
+        script = f'read code <{self.code} && : >{self.code} && echo >>{self.ended} && exit "$code"\n'
+        script += f"echo >>{self.rested}\nexec sleep 1000\n"
+        (tmp / "bin" / "tapotun").write_text(f"#!/bin/sh\n{script}", encoding="utf-8")
 
-    def has_started(self, times: int) -> bool:
-        return len(self.starts.read_text(encoding="ascii")) >= times
-
-    def end_with(self, code: int) -> None:
-        """The next start is one that ends so; those after it run on."""
+    def end_next_with(self, code: int) -> None:
+        """The next start."""
         self.code.write_text(f"{code}\n", encoding="ascii")
+
+    def has_ended(self, times: int) -> bool:
+        return len(self.ended.read_text(encoding="ascii")) >= times
+
+    def has_rested(self, times: int) -> bool:
+        return len(self.rested.read_text(encoding="ascii")) >= times
 
 
 @pytest.mark.parametrize("manager", ["s6", "runit"])
@@ -360,38 +365,28 @@ def test_what_each_exit_code_does(lab: Lab, manager: str) -> None:
     host = lab.host("machine")
     service = Service(host, manager)
     ending = Ending(service)
-    ending.end_with(75)
-    scan = ["s6-svscan"] if manager == "s6" else ["runsvdir", "-P"]
+    if manager == "s6":
+        scan, restart, start = ["s6-svscan"], ("s6-svc", "-r"), ("s6-svc", "-u")
+    else:
+        scan, restart, start = ["runsvdir", "-P"], ("sv", "term"), ("sv", "up")
 
-    def up() -> bool:
-        """It runs: the one that was started again."""
-        if manager == "s6":
-            return service.ask("s6-svstat", "-o", "up", service.directory, check=False).stdout.strip() == "true"
-        return service.ask("sv", "status", service.directory, check=False).stdout.startswith("run: ")
-
-    def down() -> bool:
+    def is_left_down() -> bool:
         if manager == "s6":
             said = service.ask("s6-svstat", "-o", "up,wantedup", service.directory, check=False).stdout
             return said.split() == ["false", "false"]
         return bool(re.match("down: (?!.*want up)", service.ask("sv", "status", service.directory, check=False).stdout))
 
-    def order(*words: str) -> None:
-        service.ask(*words, service.directory)
-
-    restart = ("s6-svc", "-r") if manager == "s6" else ("sv", "term")
-    start = ("s6-svc", "-u") if manager == "s6" else ("sv", "up")
     with host.start([*scan, service.directory.parent], env=service.env) as daemon:
         for number, code in enumerate((*STARTED_AGAIN, *LEFT_DOWN), 1):
-            ending.end_with(code)
-            if number > 1:
-                order(*restart)
-            wait_until(partial(ending.has_started, number), PATIENCE_S, f"the end with {code}", daemon.tail)
-            if code in STARTED_AGAIN:
-                until(up, f"a new start after {code}", daemon.tail)
-            else:
-                until(down, f"it to stay down after {code}", daemon.tail)
-                order(*start)
-                until(up, "it to be up", daemon.tail)
+            wait_until(partial(ending.has_rested, number), PATIENCE_S, f"it to run, before {code}", daemon.tail)
+            ending.end_next_with(code)
+            service.ask(*restart, service.directory)
+            wait_until(partial(ending.has_ended, number), PATIENCE_S, f"the end with {code}", daemon.tail)
+            if code in LEFT_DOWN:
+                until(is_left_down, f"it to stay down after {code}", daemon.tail)
+                assert not ending.has_rested(number + 1)
+                service.ask(*start, service.directory)
+        wait_until(partial(ending.has_rested, number + 1), PATIENCE_S, "it to run, in the end", daemon.tail)
         if manager == "runit":
             daemon.signal(signal.SIGHUP)
             assert daemon.wait(PATIENCE_S) == 111
