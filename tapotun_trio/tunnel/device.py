@@ -12,8 +12,8 @@ import trio
 from ..errors import PeerError
 from ..host.ports import Device
 from ..wire.alike import BLOCK_FROM, count_alike
-from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Span
-from ..wire.merge import MERGED_FROM, Parts, block_runs, find_runs, merge
+from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Parts, Span
+from ..wire.merge import MERGED_FROM, block_runs, find_runs, merge
 from ..wire.vnet import VNET_BYTES, base_peer_accepts
 from .counters import DEVICE_FULL, DEVICE_REFUSED
 from .sender import Sender

@@ -39,6 +39,8 @@ PING: Final = b"\0\0"
 # by side, of one length, whose vnet headers, addresses, protocols, TTLs and types of service are the same, IPv4 and no
 # super-packets: where one of them goes, all go.
 Span: TypeAlias = tuple[int, int, int]
+# What is written as one frame, from the vnet header on.
+Parts: TypeAlias = list[bytes | memoryview]
 
 
 def each(spans: Iterable[Span]) -> Iterator[tuple[int, int]]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from operator import add
 from struct import Struct
 from typing import Final, TypeAlias
 
 from .alike import are_alike
-from .frames import HEADER_BYTES, Span
+from .checksums import fold, have_right_checksums
+from .frames import HEADER_BYTES, Parts, Span
+from .merge_tcp import PROTOCOL_TCP, tcp_block_runs
 from .vnet import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM
 
 # UDP_MAX_SEGMENTS of linux/udp.h before 6.9.
@@ -50,12 +51,12 @@ BLOCK_MERGED_FROM: Final = 5
 # merged are so: IP length, fragment field, UDP length and checksum; and the ports, if it is a single flow.
 _UDP_SAME: Final = (16, 20, 38, 40)
 _PORTS: Final = (34, 36)
-_ID_AT, _FRAGMENT_AT, _IP_CHECK_AT = 18, 20, 24
+_FRAGMENT_AT: Final = 20
+_PROTOCOL_AT: Final = 23
 # Payloads longer than this are not copied: a view of each costs as much.
 _COPIED_BYTES: Final = 256
 
 Run: TypeAlias = list[Span]  # of single frames
-Parts: TypeAlias = list[bytes | memoryview]
 
 
 def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Parts | None]]:
@@ -66,6 +67,9 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
     """
     start, stop, count = block
     frames, size = view[start:stop], (stop - start) // count
+    if view[start + _PROTOCOL_AT] == PROTOCOL_TCP:
+        yield from tcp_block_runs(view, block)
+        return
     if not _is_whole(view, start, start + size) or not are_alike(frames, size, _UDP_SAME):
         yield [block], None
         return
@@ -74,7 +78,7 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
     if len(flows) * BLOCK_MERGED_FROM > count:  # before the dearest look
         yield [block], None
         return
-    if not is_simple or not _have_right_checksums(frames, size):
+    if not is_simple or not have_right_checksums(frames, size):
         for run in find_runs(view, [(at, at + size, 1) for at in range(start, stop, size)]):
             yield run, merge(view, run) if len(run) >= MERGED_FROM else None
         return
@@ -113,15 +117,6 @@ def _flows(frames: memoryview, size: int) -> list[list[int]]:
     return list(flows.values())
 
 
-def _have_right_checksums(frames: memoryview, size: int) -> bool:
-    """Whether every frame's IP header sums up as the first one's, all of it but ID and checksum being the same."""
-    words, step = frames.cast("H"), size >> 1
-    # In the machine's byte order, whichever that is: RFC 1071, section 2.
-    checks = words[_IP_CHECK_AT >> 1 :: step].tolist()
-    sums = set(map(add, words[_ID_AT >> 1 :: step].tolist(), checks))
-    return len({total % 0xFFFF for total in sums}) == 1 and 0xFFFF not in checks
-
-
 def _payloads(view: memoryview, start: int, size: int, count: int) -> Sequence[bytes | memoryview]:
     """Of so many UDP packets side by side."""
     if size - _PAYLOAD_AT > _COPIED_BYTES:
@@ -144,7 +139,7 @@ def find_runs(view: memoryview, frames: Sequence[Span]) -> list[Run]:
     unpack = _PARTS.unpack_from
     for frame in frames:
         start, stop, _ = frame
-        if stop - start <= _PAYLOAD_AT or view[start + 23] != _PROTOCOL_UDP or view[start + 3] != GSO_NONE:
+        if stop - start <= _PAYLOAD_AT or view[start + _PROTOCOL_AT] != _PROTOCOL_UDP or view[start + 3] != GSO_NONE:
             runs.append([frame])
             opened.clear()
             continue
@@ -211,10 +206,10 @@ def _head(view: memoryview, start: int, size: int, total: int) -> bytes:
     head[_LENGTH_AT : _LENGTH_AT + 2] = length.to_bytes(2, "big")
     head[_CHECK_AT : _CHECK_AT + 2] = b"\0\0"
     words = _WORDS.unpack_from(head, 12)
-    head[_CHECK_AT : _CHECK_AT + 2] = (_fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
+    head[_CHECK_AT : _CHECK_AT + 2] = (fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
     udp_length = length - 20
     head[_UDP_LENGTH_AT : _UDP_LENGTH_AT + 2] = udp_length.to_bytes(2, "big")
-    pseudo = _fold(sum(words[6:10]) + _PROTOCOL_UDP + udp_length)
+    pseudo = fold(sum(words[6:10]) + _PROTOCOL_UDP + udp_length)
     head[_UDP_LENGTH_AT + 2 : _UDP_LENGTH_AT + 4] = pseudo.to_bytes(2, "big")
     return bytes(head)
 
@@ -230,12 +225,6 @@ def _is_whole(view: memoryview, start: int, stop: int) -> bool:
     if not (length == ip_length == udp_length + 20 == stop - start - HEADER_BYTES and length > _HEADERS_BYTES):
         return False
     words = _WORDS.unpack_from(view, start + HEADER_BYTES)
-    if _fold(sum(words)) != 0xFFFF or words[5] == 0xFFFF:
+    if fold(sum(words)) != 0xFFFF or words[5] == 0xFFFF:
         return False
-    return bool(udp_check == _fold(sum(words[6:10]) + _PROTOCOL_UDP + udp_length))
-
-
-def _fold(total: int) -> int:
-    """RFC 1071's sum of 16-bit words, not inverted."""
-    total = (total & 0xFFFF) + (total >> 16)
-    return (total & 0xFFFF) + (total >> 16)
+    return bool(udp_check == fold(sum(words[6:10]) + _PROTOCOL_UDP + udp_length))
