@@ -81,7 +81,7 @@ async def serve(
     """Run the interfaces until a signal stops them. Raises HostError if one cannot start, or the admin listener."""
     log = process_logger()
     registry = Registry()
-    with trio.open_signal_receiver(*_SIGNALS) as signals, _control_socket(process.name) as control:
+    with trio.open_signal_receiver(*_SIGNALS) as signals, _hangups_heard(), _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
             admin = AdminSeat(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
@@ -92,11 +92,21 @@ async def serve(
                 nursery.start_soon(serve_control, control, commands, log)
             with admin.changing(config.admin):
                 pass
-            reloader.interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
+            reloader.start(await nursery.start(run_interfaces, config.interfaces, host, registry))
             log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
     log.info("stopped")
+
+
+@contextmanager
+def _hangups_heard() -> Iterator[None]:
+    """One that came since the start, when nobody heard it, is heard now."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

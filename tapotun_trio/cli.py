@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,7 +46,8 @@ exit codes:
   1  the config has errors, or the start failed: a restart will not help
   2  wrong usage
   3  failed while running: restart it; wait: not up in time
-(service managers: restart after anything but 0, 1 and 2)
+  75 replaced by an update: restart it (no updater is there yet)
+(service managers: restart after anything but 1 and 2; systemd also leaves 0 alone)
 
 Every field of the config file is in the README."""
 
@@ -53,10 +56,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code; a usage error ends the process with 2."""
     arguments = _parser().parse_args(_with_verb(sys.argv[1:] if argv is None else argv))
     verb: Callable[[argparse.Namespace], int] = arguments.verb
-    return verb(arguments)
+    try:
+        code = verb(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except OSError as exc:
+        if exc.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What is still in the buffer shall not be tried once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if exc.errno == errno.EPIPE:  # whoever read it has seen enough
+            return 128 + signal.SIGPIPE
+        print(f"tapotun: the output cannot be written: {exc.strerror}", file=sys.stderr)
+        return exits.FAILED
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # Whatever asks for a reload is not to end a process that is only starting. The app hears it as soon as it can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        return _run_interfaces(arguments)
+    except KeyboardInterrupt:  # nothing has begun yet
+        return exits.OK
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _run_interfaces(arguments: argparse.Namespace) -> int:
     def said(log: LogConfig) -> LogConfig:
         """The command line wins over the file."""
         return LogConfig(arguments.log_level or log.level, arguments.log_format or log.format)

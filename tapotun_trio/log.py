@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias
 
 from .text import one_line
 
@@ -17,6 +17,8 @@ Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
 _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
+FLAPPING_S: Final = 600.0
+FLAPPING_BURST: Final = 20  # lines of a kind within that
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -52,28 +54,69 @@ def remove_handler(handler: logging.Handler) -> None:
 
 
 class Sparingly:
-    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``."""
+    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``.
 
-    __slots__ = ("_burst", "_interval_s", "_left", "_next", "_quiet")
+    ``debug``: the others are shown to who debugs.
+    """
 
-    def __init__(self, interval_s: float = 10.0, *, burst: int = 1) -> None:
+    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_next", "_quiet")
+
+    def __init__(self, interval_s: float = 10.0, *, burst: int = 1, debug: bool = False) -> None:
         self._interval_s = interval_s
         self._burst = burst
+        self._debug = debug
         self._left = 0  # lines until _next
         self._next = -math.inf
         self._quiet = 0
 
-    def log(self, log: Log, level: int, now: float, text: str) -> None:
-        """Log ``text``, with the number of events since the last line if there were others; or just count it."""
+    def log(self, log: Log, level: int, now: float, text: str, *, traceback: bool = False) -> bool:
+        """Log ``text``, with the number of events since the last line if there were others; or just count it. Returns
+        whether it was logged. ``traceback``: with that of the exception that is being handled."""
         if now >= self._next:
             self._next = now + self._interval_s
             self._left = self._burst
         if not self._left:
             self._quiet += 1
-            return
-        log.log(level, "%s%s", text, f" ({self._quiet} more since the last such line)" if self._quiet else "")
+            if self._debug:
+                log.debug("%s", text)
+            return False
+        more = f" ({self._quiet} more since the last such line)" if self._quiet else ""
+        log.log(level, "%s%s", text, more, exc_info=traceback)
         self._left -= 1
         self._quiet = 0
+        return True
+
+
+def flapping() -> Sparingly:
+    """For what may come again for days, such as a client that comes and goes."""
+    return Sparingly(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
+
+
+class LossyHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream that may fail: a full disk, a pipe without a reader. That ends nothing and fills nothing, and
+    after the first line that can be written again another one says what was missed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._missed = 0
+        self._why = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record))
+            if self._missed:
+                told = f"{self._missed} lines before this came late, or not at all: {self._why}"
+                self._write(self.format(logging.LogRecord(record.name, logging.WARNING, "", 0, told, None, None)))
+                self._missed = 0
+        except OSError as exc:
+            self._missed += 1
+            self._why = exc.strerror or type(exc).__name__
+        except Exception:  # noqa: BLE001 - a bug in what was to be logged: logging's own way to tell
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
+        self.stream.write(line + self.terminator)
+        self.stream.flush()
 
 
 class TextFormatter(logging.Formatter):
@@ -134,6 +177,8 @@ def _timestamp(record: logging.LogRecord) -> str:
 def is_journal(stream: str) -> bool:
     """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)); it may have been
     turned elsewhere since."""
+    if sys.stderr is None:
+        return False
     try:
         found = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):  # there is none, or it is no file
@@ -144,11 +189,12 @@ def is_journal(stream: str) -> bool:
 def set_up_logging(level: str, fmt: str) -> None:
     """Send the program's log to stderr, as journald wants it if that is there; or change how. ``level``: one of LEVELS;
     ``fmt``: ``text`` or ``json``. Whoever else takes the log goes on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.NullHandler() if sys.stderr is None else LossyHandler(sys.stderr)
     if is_journal(os.environ.get("JOURNAL_STREAM", "")):
         handler.setFormatter(JournalFormatter(fmt))
     else:
         handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
-    _ROOT.handlers[:] = [handler, *(it for it in _ROOT.handlers if not isinstance(it, logging.StreamHandler))]
+    others = [it for it in _ROOT.handlers if not isinstance(it, LossyHandler | logging.NullHandler)]
+    _ROOT.handlers[:] = [handler, *others]
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False

@@ -32,10 +32,11 @@ async def tell(manager: ServiceManager, registry: Registry, ready_timeout_s: flo
         waiting = ", ".join(f"{name} is {state}" for name, state in states.items() if state != "up")
         if not ready and (not waiting or trio.current_time() >= deadline):
             if waiting:
-                log.warning("not up within %.0f s: %s; ready all the same, and still trying", ready_timeout_s, waiting)
+                log.warning("not up within %g s: %s; ready all the same, and still trying", ready_timeout_s, waiting)
             manager.ready()
             ready = True
-        manager.status(describe(registry))
+        refused = registry.last_reload is not None and registry.last_reload.error is not None
+        manager.status(describe(registry) + ("; the last reload was refused" if refused else ""))
         if manager.watchdog_s is not None:
             manager.watchdog()
         await trio.sleep(pause_s if ready else min(POLL_S, pause_s))

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import trio
 
 from .admin.seat import AdminSeat
-from .config.changes import changes, process_lines
+from .config.changes import Change, changes, process_lines
 from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
@@ -23,6 +23,7 @@ from .tunnel.registry import Registry
 from .tunnel.supervisor import Interfaces
 
 ERROR_CHARS: Final = 2000
+READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
 
 Read: TypeAlias = Callable[[], Config]
 
@@ -43,7 +44,8 @@ class Reloader:
     def __init__(
         self, config: Config, read: Read, registry: Registry, admin: AdminSeat, manager: ServiceManager, log: Log
     ) -> None:
-        self.interfaces: Interfaces | None = None  # as soon as they run
+        self._interfaces: Interfaces | None = None
+        self._started = trio.Event()
         self._config = config
         self._admin = admin
         self._read = read
@@ -51,6 +53,11 @@ class Reloader:
         self._manager = manager
         self._log = log
         self._lock = trio.Lock()
+
+    def start(self, interfaces: Interfaces) -> None:
+        """They run. Who came before waits for that: the file may have changed since it was read."""
+        self._interfaces = interfaces
+        self._started.set()
 
     def commands(self) -> dict[str, Command]:
         """For the control socket."""
@@ -73,42 +80,68 @@ class Reloader:
         Cancelled, a part of it may be done: the process ends then.
         """
         async with self._lock:
+            await self._started.wait()
             try:
-                return await self._reload(dry_run=dry_run)
+                if dry_run:
+                    return (await self._plan())[2]
+                self._manager.reloading()
+                try:
+                    return await self._reload()
+                finally:
+                    self._manager.reloaded()
             except (ConfigError, HostError) as exc:
-                text = shorten("; ".join(map(one_line, str(exc).splitlines())), ERROR_CHARS)
-                for line in str(exc).splitlines():
-                    self._log.error("%s", line)
-                self._log.error("reload: nothing was changed, the old config runs on")
-                self._note([], text)
-                raise RefusedError(f"nothing was changed, the old config runs on: {text}") from exc
+                raise self._refused(_for_people(exc), dry_run=dry_run) from exc
+            except Exception as exc:
+                self._log.exception("a bug ended the reload")
+                raise self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
 
-    async def _reload(self, *, dry_run: bool) -> list[str]:
-        if self.interfaces is None:
-            raise HostError("the interfaces are still starting; try again")
+    async def _plan(self) -> tuple[Config, list[Change], list[str]]:
+        """What the file says, what of its interfaces differs, and all that differs, for people."""
         # In a thread: to read and check a hundred thousand routes takes a second.
-        config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        with trio.move_on_after(READ_S) as deadline:
+            config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        if deadline.cancelled_caught:
+            raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
         for warning in config.warnings:
             self._log.warning("%s", warning)
         found = changes([record.config for record in self._registry], config.interfaces)
-        lines = [line for change in found for line in change.lines] + process_lines(self._config, config)
-        if dry_run:
-            return lines
-        self._manager.reloading()
-        try:
-            for line in lines:
-                self._log.info("reload: %s", line)
-            with self._admin.changing(config.admin):
-                await self.interfaces.change(found)
-            self._registry.sort(it.name for it in config.interfaces)
-            if config.log != self._config.log:
-                set_up_logging(config.log.level, config.log.format)
-            self._config = config
-        finally:
-            self._manager.ready()
+        return config, found, [line for change in found for line in change.lines] + process_lines(self._config, config)
+
+    async def _reload(self) -> list[str]:
+        assert self._interfaces is not None
+        config, found, lines = await self._plan()
+        for line in lines:
+            self._log.info("reload: %s", line)
+        with self._admin.changing(config.admin):
+            await self._interfaces.change(found)
+        self._registry.sort(it.name for it in config.interfaces)
+        if config.log != self._config.log:
+            set_up_logging(config.log.level, config.log.format)
+        self._config = config
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines
 
+    def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
+        """``text``: a line for each reason. A dry run leaves no trace but its answer."""
+        reason = shorten("; ".join(map(one_line, text.splitlines())), ERROR_CHARS)
+        if dry_run:
+            return RefusedError(f"a reload would be refused: {reason}")
+        for line in text.splitlines():
+            self._log.error("%s", line)
+        self._log.error("reload: nothing was changed, the old config runs on")
+        self._note([], reason)
+        return RefusedError(f"nothing was changed, the old config runs on: {reason}")
+
     def _note(self, lines: list[str], error: str | None) -> None:
         self._registry.last_reload = ReloadStatus(at=date_of(moment()), changes=lines, error=error)
+
+
+def _for_people(exc: ConfigError | HostError) -> str:
+    """What was wrong, a line each, and, where it may help, that rights which were given up come back with a restart."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, PermissionError):
+        cause = cause.__cause__
+    if isinstance(exc, ConfigError) or cause is None:
+        return str(exc)
+    return f"{exc}; this process gave up at its start what its config did not need then: restart it"

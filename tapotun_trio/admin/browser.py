@@ -69,7 +69,7 @@ def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
 
 def _address(text: str) -> Address | None:
     try:
-        address = ip_address(text)
+        address = ip_address(text.partition("%")[0])  # the zone of a link-local one may be any text
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

@@ -18,8 +18,9 @@ from .url import host_and_port
 _EXAMPLE: Final = '"http://proxy.example.com:3128"'
 _CHARS: Final = 4096
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# A host, and what can only be meant as its port.
-_NO_LOGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)?([^:@]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?/?")
+# A host, and what can only be meant as its port; behind a scheme that people give proxies, since user://password may be
+# what is left of a login.
+_NO_LOGIN: Final = re.compile(r"((?i:https?|socks[45]?[ah]?|ftp)://)?([^:@]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?/?")
 
 
 def proxy(text: str) -> Proxy | NoProxy:

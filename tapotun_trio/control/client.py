@@ -26,7 +26,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
     """The answer of the process at this socket, within ``timeout_s`` as a whole.
 
     Raises NobodyThereError; HostError: it may not be asked, or does not answer; PeerError: it answers with an error
-    (reason "refused"), or with what nobody understands.
+    (reason "refused", or "busy"), or with what nobody understands.
     """
     deadline = time.monotonic() + timeout_s
     reader = LineReader(MAX_ANSWER_BYTES)
@@ -34,7 +34,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
         try:
             sock.settimeout(timeout_s)
             sock.connect(path)
-            with suppress(BrokenPipeError):  # it may have answered without asking what we want
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered without asking what we want
                 sock.sendall(encode_request(command, arguments))
             while True:
                 left_s = deadline - time.monotonic()

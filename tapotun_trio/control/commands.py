@@ -69,6 +69,6 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
 
     return {
         "status": Command(StatusArguments, status),
-        "wait": Command(WaitArguments, wait),
+        "wait": Command(WaitArguments, wait, waits=True),
         "disconnect": Command(DisconnectArguments, disconnect),
     }

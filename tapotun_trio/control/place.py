@@ -23,7 +23,7 @@ SUFFIX: Final = ".sock"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,31}")
 NAME_RULE: Final = "1 to 32 of A-Z a-z 0-9 . _ @ -, the first a letter, a digit or _"
 PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
-BACKLOG: Final = 16
+BACKLOG: Final = 256  # connect(2) does not wait for room in it; forty services may ask in one moment
 REMEDY: Final = (
     "give it a --name of its own, and a directory: RuntimeDirectory=tapotun in a systemd unit, or XDG_RUNTIME_DIR"
 )
@@ -133,10 +133,11 @@ def _listen(directory: str, name: str) -> tuple[socket.socket, str]:
         sock.bind(fresh)
         try:
             sock.listen(BACKLOG)
-            os.rename(fresh, path)
-        except BaseException:
+            os.link(fresh, path)  # unlike rename(2) it takes nothing away from who has just come first
+        except FileExistsError as exc:
+            raise OSError(errno.EADDRINUSE, "another process of this name runs", path) from exc
+        finally:
             os.unlink(fresh)
-            raise
     except BaseException:
         sock.close()
         raise

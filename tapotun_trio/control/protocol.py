@@ -3,7 +3,7 @@
 ::
 
     {"command":"status","arguments":{"interfaces":["tun0"]}}\\n      arguments may be left out where all have a default
-    {"result":{...}}\\n    or    {"error":"one line for a person"}\\n
+    {"result":{...}}\\n    or    {"error":"one line for a person"}\\n    or    {"error":"...","busy":true}\\n
 
 Sans-IO. Untrusted input, from either end; raises PeerError only. docs/status.md documents it for other programs.
 """
@@ -91,6 +91,7 @@ class StatusReport(Struct, frozen=True, kw_only=True):
 class _Answer(Struct, frozen=True):
     result: Raw = Raw(b"")  # msgspec has no optional one
     error: str | None = None
+    busy: bool = False  # too many ask: the same may be asked again
 
 
 class LineReader:
@@ -141,14 +142,18 @@ def encode_error(text: str) -> bytes:
     return msgspec.json.encode({"error": one_line(shorten(text, ERROR_CHARS))}) + b"\n"
 
 
+BUSY: Final = encode_error("too many ask at the same time; try again")[:-2] + b',"busy":true}\n'
+
+
 def decode_answer(line: bytes, kind: type[T]) -> T:
-    """What a command answered. An error of the other end is a PeerError with its text and the reason "refused"; what
-    no control socket says, such as HTTP, has the reason "foreign"."""
+    """What a command answered. An error of the other end is a PeerError with its text, and reason "refused" or "busy";
+    what no control socket says, such as HTTP, has the reason "foreign"."""
     if not line.startswith(b"{"):
         raise PeerError("this is not tapotun's control socket", reason="foreign")
     answer = _decode(line, _Answer, "answer")
     if answer.error is not None:
-        raise PeerError(one_line(shorten(answer.error, ERROR_CHARS)), reason="refused")
+        reason = "busy" if answer.busy else "refused"
+        raise PeerError(one_line(shorten(answer.error, ERROR_CHARS)), reason=reason)
     if not bytes(answer.result):
         raise PeerError("neither a result nor an error", reason="bad-answer")
     return _decode(bytes(answer.result), kind, "answer")

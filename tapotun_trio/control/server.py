@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from socket import socket
 from typing import Any, Final, TypeAlias
@@ -14,6 +15,7 @@ from msgspec import Struct
 from ..errors import PeerError, TapotunError, leaves
 from ..log import Log
 from .protocol import (
+    BUSY,
     MAX_REQUEST_BYTES,
     LineReader,
     decode_arguments,
@@ -23,20 +25,23 @@ from .protocol import (
 )
 
 MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
+MAX_WAITING: Final = 256  # of those whose command waits for something, which are not among them meanwhile
 REQUEST_S: Final = 5.0  # from accept to the request's end
 ANSWER_S: Final = 10.0  # from the answer's first byte to the last that the kernel took
 ACCEPT_RETRY_S: Final = 0.1
 _READ_BYTES: Final = 4096
-_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK})  # accept(2)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """``run`` gets the arguments, decoded, and returns what msgspec can encode, or raises TapotunError with a line for
-    who asked. It bounds its own time, is cancelled with the process, and is not when the asker goes."""
+    who asked. It bounds its own time, is cancelled with the process, and is not when the asker goes. ``waits``: it does
+    little but wait, so that it shall keep nobody else from asking."""
 
     arguments: type[Struct]
     run: Callable[[Any], Awaitable[object]]
+    waits: bool = False
 
 
 Commands: TypeAlias = Mapping[str, Command]
@@ -45,40 +50,60 @@ Commands: TypeAlias = Mapping[str, Command]
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
     listener = trio.socket.from_stdlib_socket(sock)
-    served = 0
+    room = _Room()
 
     async def serve(stream: trio.SocketStream) -> None:
-        nonlocal served
-        served += 1
+        room.served += 1
         try:
             async with stream:
-                await _serve(stream, commands, log, busy=served > MAX_CONNECTIONS)
+                await _serve(stream, commands, log, room)
         except* (PeerError, trio.BrokenResourceError) as group:
             for exc in leaves(group):
                 log.debug("control socket: %s", exc)
         finally:
-            served -= 1
+            room.served -= 1
 
     async with trio.open_nursery() as nursery:
         while True:
             try:
                 connection, _ = await listener.accept()
             except OSError as exc:
-                if exc.errno not in _SHORT:
+                if exc.errno in _BUGS:
                     raise
-                await trio.sleep(ACCEPT_RETRY_S)  # the front door says it, if it meets it too
+                # Too few descriptors (the front door says it, if it meets it too), or the one who came is gone. Neither
+                # ends a tunnel.
+                await trio.sleep(ACCEPT_RETRY_S)
                 continue
             nursery.start_soon(serve, trio.SocketStream(connection))
 
 
-async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, *, busy: bool) -> None:
-    answer = encode_error("too many ask at the same time; try again")
-    if not busy:
+class _Room:
+    """How many are here: being served, and waiting."""
+
+    def __init__(self) -> None:
+        self.served = 0
+        self.waiting = 0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Wait where it keeps nobody from being served."""
+        self.served -= 1
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.served += 1
+
+
+async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: _Room) -> None:
+    answer = BUSY
+    if room.served <= MAX_CONNECTIONS:
         with trio.move_on_after(REQUEST_S) as deadline:
             line = await _read_line(stream)
         if deadline.cancelled_caught:
             raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason="slow-request")
-        answer = encode_error("the request is too long") if line is None else await _answer(line, commands, log)
+        answer = encode_error("the request is too long") if line is None else await _answer(line, commands, log, room)
     with trio.move_on_after(ANSWER_S):
         await stream.send_all(answer)
 
@@ -96,14 +121,18 @@ async def _read_line(stream: trio.SocketStream) -> bytes | None:
     return line
 
 
-async def _answer(line: bytes, commands: Commands, log: Log) -> bytes:
+async def _answer(line: bytes, commands: Commands, log: Log, room: _Room) -> bytes:
     """The boundary of a command's failure: whatever it is, the process goes on."""
     try:
         request = decode_request(line)
         command = commands.get(request.command)
         if command is None:
             return encode_error(f"no such command; this process knows {', '.join(sorted(commands))}")
-        return encode_result(await command.run(decode_arguments(request.arguments, command.arguments)))
+        arguments = decode_arguments(request.arguments, command.arguments)
+        if command.waits and room.waiting >= MAX_WAITING:
+            return BUSY
+        with room.aside() if command.waits else nullcontext():
+            return encode_result(await command.run(arguments))
     except TapotunError as exc:
         return encode_error(str(exc))
     except Exception:  # logged with its traceback

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import msgspec
 
@@ -44,12 +45,16 @@ T = TypeVar("T")
 
 def status(arguments: argparse.Namespace) -> int:
     """Print how the interfaces are; again and again with ``watch``. Returns the exit code."""
-    return _until_interrupted(lambda: _watch(arguments) if arguments.watch else _status(arguments))
+    try:
+        return _watch(arguments) if arguments.watch else _status(arguments)
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
 
 
 def wait(arguments: argparse.Namespace) -> int:
     """Return when the interfaces are up, or the time is over."""
-    return _until_interrupted(lambda: _wait(arguments.interfaces, arguments.name, arguments.timeout))
+    return _wait(arguments.interfaces, arguments.name, arguments.timeout)
 
 
 def disconnect(arguments: argparse.Namespace) -> int:
@@ -87,16 +92,6 @@ def reload(arguments: argparse.Namespace) -> int:
     return _fail(*refusals) if refusals else exits.OK
 
 
-def _until_interrupted(run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except KeyboardInterrupt:
-        return exits.OK
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.OK
-
-
 # ------------------------------------------------------------------ status
 
 
@@ -111,6 +106,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
+    with suppress(KeyboardInterrupt):  # this is how it ends
+        _watch_for_ever(arguments)
+    return exits.OK
+
+
+def _watch_for_ever(arguments: argparse.Namespace) -> NoReturn:
     on_terminal = sys.stdout.isatty() and not arguments.json
     again = False
     while True:
@@ -174,7 +175,9 @@ def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> i
         except NobodyThereError:
             waiting = None
         except TapotunError as exc:
-            return _fail(str(exc))
+            if not (isinstance(exc, PeerError) and exc.reason == "busy"):
+                return _fail(str(exc))
+            waiting, state = None, str(exc)
         if waiting is not None:
             if not waiting:
                 return exits.OK

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 from typing import Final, Literal, TypeAlias
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
-from ..host.rights import CAP_NET_ADMIN, NET_ADMIN_REMEDY
+from ..host.rights import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from .machine import Machine
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
@@ -36,7 +36,7 @@ class Finding:
 
 def judge(machine: Machine, configs: Sequence[InterfaceConfig]) -> list[Finding]:
     """Everything that was looked at, well or not, in a fixed order."""
-    found = [_tun(machine), _capabilities(machine), _offloads(machine), *_ipv6(machine, configs)]
+    found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_rp_filter(machine, configs), _clock(machine, configs)]
     found += [*_routes(machine, configs), *_mtu(machine, configs), _files(machine, configs)]
     return found
@@ -49,12 +49,24 @@ def _tun(machine: Machine) -> Finding:
     return Finding("failure", "tun", problem, remedy)
 
 
-def _capabilities(machine: Machine) -> Finding:
+def _capabilities(machine: Machine, configs: Iterable[InterfaceConfig]) -> Finding:
     if machine.capabilities is None:
         return Finding("note", "capabilities", "there is no /proc to ask for our capabilities")
-    if machine.capabilities >> CAP_NET_ADMIN & 1:
-        return Finding("ok", "capabilities", "CAP_NET_ADMIN is there")
-    return Finding("failure", "capabilities", "CAP_NET_ADMIN is not there", NET_ADMIN_REMEDY)
+    if not machine.capabilities >> CAP_NET_ADMIN & 1:
+        return Finding("failure", "capabilities", "CAP_NET_ADMIN is not there", NET_ADMIN_REMEDY)
+    first = machine.sysctls.get("net.ipv4.ip_unprivileged_port_start", FIRST_FREE_PORT)
+    low = [f"{config.name} is to listen on port {port}" for config, port in _ports(configs) if port < first]
+    if low and not machine.capabilities >> CAP_NET_BIND_SERVICE & 1:
+        text = f"CAP_NET_BIND_SERVICE is not there, and {low[0]}"
+        remedy = "run as root, or under systemd with it in AmbientCapabilities too, or choose a port from 1024 on"
+        return Finding("failure", "capabilities", text, remedy)
+    return Finding("ok", "capabilities", "CAP_NET_ADMIN is there")
+
+
+def _ports(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[ServerConfig, int]]:
+    for config in configs:
+        if isinstance(config, ServerConfig):
+            yield from ((config, it.port) for it in config.listen if isinstance(it, TcpEndpoint))
 
 
 def _offloads(machine: Machine) -> Finding:
@@ -124,7 +136,7 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
     if STRICT not in {machine.sysctls.get(name, 0) for name in names} or strictest > STRICT:
         yield Finding("ok", "rp_filter", "no strict reverse path filter")
     elif affected:
-        text = f"a strict reverse path filter drops what {', '.join(affected)} gets by mark or for sources"
+        text = f"a strict reverse path filter drops what clients of {', '.join(affected)} send from elsewhere"
         yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in names))
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"
@@ -132,9 +144,8 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
 
 
 def _is_asymmetric(config: InterfaceConfig) -> bool:
-    return config.mark is not None or (
-        isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
-    )
+    """Its device is to let in what is not routed there. With a mark the program loosens the filter there by itself."""
+    return config.mark is None and isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
 
 
 def _clock(machine: Machine, configs: Sequence[InterfaceConfig]) -> Finding:
@@ -172,7 +183,8 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
                     text = f"{what} {network} of {config.name} overlaps {where}: the narrower of the two wins"
                     yield Finding("warning", "routes", text, "choose another network, unless that is meant")
     if not clashes:
-        yield Finding("ok", "routes", "no route stands in the way" if configs else "not compared: no config was given")
+        text = "no route stands in the way" if configs else "not compared: there is no valid config to compare with"
+        yield Finding("ok", "routes", text)
 
 
 def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:

@@ -21,6 +21,7 @@ _TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
 _RTF_UP: Final = 0x1  # linux/route.h
 _SYSCTLS: Final = (
     "net.ipv4.ip_forward",
+    "net.ipv4.ip_unprivileged_port_start",
     "net.ipv4.conf.all.rp_filter",
     "net.ipv4.conf.default.rp_filter",
     "net.ipv6.conf.all.disable_ipv6",

@@ -1,6 +1,7 @@
 """What the service manager that started this process is told: sd_notify(3), and s6's notification descriptor.
 
-Sending never waits. A manager that does not listen is told to the operator once, and the tunnel goes on.
+Sending never waits. A manager that does not listen is told to the operator once, and the tunnel goes on. One that is
+busy gets what it waits for (that we are ready, or reload, or stop) as soon as it takes it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +19,7 @@ from ..log import Log
 from ..text import one_line, shorten
 
 STATUS_CHARS: Final = 200
+UNSENT: Final = 8  # of the last of these messages; systemd's queue has room for hundreds
 
 
 def encode(**assignments: str | int) -> bytes:
@@ -48,7 +51,9 @@ class ServiceManager:
         self._fd = notify_fd
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._failed = False
+        self._ready = False
         self._status = ""
+        self._unsent: deque[bytes] = deque(maxlen=UNSENT)
         self.watchdog_s = watchdog_s(environ, os.getpid()) if self._address is not None else None
         if notify_fd is not None:
             try:
@@ -64,8 +69,9 @@ class ServiceManager:
         return self._address is not None or self._fd is not None
 
     def ready(self) -> None:
-        """Everything is up, for the first time or again after `reloading`."""
-        self._send(encode(READY=1))
+        """Everything is up."""
+        self._ready = True
+        self._send(encode(READY=1), keep=True)
         fd, self._fd = self._fd, None
         if fd is not None:
             try:
@@ -76,36 +82,52 @@ class ServiceManager:
                 os.close(fd)
 
     def status(self, text: str) -> None:
-        """A line for ``systemctl status``; sent if it is not what was said last."""
+        """A line for ``systemctl status``; sent if it is not what was said last. Before it goes what could not be sent
+        yet, so this is to be called now and then."""
+        self._send()
         text = shorten(text, STATUS_CHARS)
         if text != self._status:
             self._status = text
             self._send(encode(STATUS=text))
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it."""
-        self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000))
+        """A reload begins; `reloaded` ends it. Before `ready` neither says anything: else one that is still starting
+        would be taken for ready."""
+        if self._ready:
+            self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000), keep=True)
+
+    def reloaded(self) -> None:
+        """It is over, whatever came of it."""
+        if self._ready:
+            self._send(encode(READY=1), keep=True)
 
     def stopping(self) -> None:
         """The end begins."""
-        self._send(encode(STOPPING=1))
+        self._send(encode(STOPPING=1), keep=True)
 
     def watchdog(self) -> None:
         """We are alive."""
         self._send(encode(WATCHDOG=1))
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes = b"", *, keep: bool = False) -> None:
+        """And first what could not be sent before. ``keep``: the same happens to this."""
         if self._address is None:
             return
         try:
-            self._sock.sendto(message, self._address)
+            while self._unsent:
+                self._sock.sendto(self._unsent[0], self._address)
+                self._unsent.popleft()
+            if message:
+                self._sock.sendto(message, self._address)
         except OSError as exc:
+            if keep and isinstance(exc, BlockingIOError):
+                self._unsent.append(message)
             self._fail(f"NOTIFY_SOCKET {self._address!r}", exc)
 
     def _fail(self, where: str, exc: OSError) -> None:
         if not self._failed:
             self._failed = True
-            self._log.warning("the service manager cannot be told how we are: %s: %s", where, exc.strerror)
+            self._log.warning("the service manager cannot be told how we are: %s: %s", where, exc.strerror or exc)
 
     def __enter__(self) -> Self:
         return self

@@ -23,7 +23,7 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAP_HEADER: Final = Struct("=Ii")
 _CAP_DATA: Final = Struct("=6I")  # effective, permitted, inheritable, of capabilities 0 to 31; and again, 32 to 63
 _PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
-_FIRST_FREE_PORT: Final = 1024  # net.ipv4.ip_unprivileged_port_start, by default
+FIRST_FREE_PORT: Final = 1024  # net.ipv4.ip_unprivileged_port_start, by default
 
 NET_ADMIN_REMEDY: Final = (
     "run as root, or under systemd with AmbientCapabilities=CAP_NET_ADMIN, "
@@ -93,7 +93,7 @@ def needed_capabilities(config: Config) -> int:
     for endpoint in endpoints:
         if isinstance(endpoint, UnixEndpoint):
             needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
-        elif endpoint.port < _FIRST_FREE_PORT:
+        elif endpoint.port < FIRST_FREE_PORT:
             needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
 

@@ -169,6 +169,11 @@ class Connection:
             return None
         return str(address[0]) if isinstance(address, tuple) else None
 
+    def has_lost_its_address(self, local_addresses: frozenset[str] | None) -> bool:
+        """Its local address is none of this machine's any more; None: they are not known."""
+        local = self.local_address
+        return local_addresses is not None and local is not None and local not in local_addresses
+
     @property
     def remote_address(self) -> str | None:
         """The far end's IP address; None for a Unix socket, and for a peer that is gone."""

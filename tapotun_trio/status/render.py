@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
-from ..text import one_line
+from ..text import one_line, shorten
 from .model import InterfaceStatus, PeerStatus, ProcessStatus
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
+TEXT_CHARS: Final = 800  # of a sentence
 LIST_LIMIT: Final = 8  # of many routes so many are shown; --json has them all
 
 _LABEL: Final = 12  # columns, with its colon and the space behind it
@@ -46,6 +47,10 @@ class _Page:
         name = "" if process.name == str(process.pid) else f" {process.name}"
         head = f"tapotun {process.version}{name}, pid {process.pid}, up for {ago(process.started_at, now)}, "
         self._lines.append(self._cut(head, keep=process.config_file))
+        reload = process.last_reload
+        if reload is not None and reload.error is not None:
+            text = f"refused {ago(reload.at, now)} ago, the old config runs on: {reload.error}"
+            self._text("", "reload", text, _RED)
         for interface in process.interfaces:
             self._interface(interface, now)
 
@@ -56,7 +61,7 @@ class _Page:
             "  ", "state", [f"{it.kind}, {verb} for {ago(it.since, now)}"], _STATE_COLOURS.get(it.state, _YELLOW)
         )
         if it.state == "failed":
-            self._field("  ", "why", [it.last_error or "not known"], _RED)
+            self._text("  ", "why", it.last_error or "not known", _RED)
         mtu = [] if it.mtu_bytes is None else [f"MTU {it.mtu_bytes}"]
         self._field("  ", "addresses", [*it.addresses, *mtu])
         path = "" if it.path is None else f" {it.path}"
@@ -68,8 +73,8 @@ class _Page:
                 refused[reason] = refused.get(reason, 0) + count
         self._field("  ", "refused", _reasons(refused))
         if it.restarts and it.state != "failed":
-            last = [] if it.last_error is None else [f"the last because of: {it.last_error}"]
-            self._field("  ", "restarts", [str(it.restarts), *last])
+            last = "" if it.last_error is None else f", the last because of: {it.last_error}"
+            self._text("  ", "restarts", f"{it.restarts}{last}")
         for peer in it.peers:
             self._peer(peer, now)
 
@@ -113,9 +118,20 @@ class _Page:
         if len(items) > LIST_LIMIT + 1:
             items = [*items[:LIST_LIMIT], f"and {len(items) - LIST_LIMIT} more"]
         room = self._width - len(indent) - _LABEL
+        pieces = [fit(one_line(item), room - 1) for item in items]
+        self._rows(indent, label, [*(f"{piece}," for piece in pieces[:-1]), pieces[-1]], colour)
+
+    def _text(self, indent: str, label: str, text: str, colour: str = "") -> None:
+        """A sentence, whole as far as that is reasonable: its end says what to do."""
+        room = self._width - len(indent) - _LABEL
+        words = shorten(one_line(text), TEXT_CHARS).split()
+        self._rows(indent, label, [part for word in words for part in _split(word, room)], colour)
+
+    def _rows(self, indent: str, label: str, pieces: list[str], colour: str) -> None:
+        """Wrapped between the pieces, none of which is wider than its place."""
+        room = self._width - len(indent) - _LABEL
         rows = [""]
-        for i, item in enumerate(items):
-            piece = fit(one_line(item), room - 1) + ("," if i < len(items) - 1 else "")
+        for piece in pieces:
             joined = f"{rows[-1]} {piece}" if rows[-1] else piece
             if columns(joined) <= room:
                 rows[-1] = joined
@@ -211,6 +227,16 @@ def columns(text: str) -> int:
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1 for c in text
     )
+
+
+def _split(word: str, limit: int) -> list[str]:
+    """In pieces of at most so many columns."""
+    pieces = [""]
+    for c in word:
+        if columns(pieces[-1] + c) > limit:
+            pieces.append("")
+        pieces[-1] += c
+    return pieces
 
 
 def fit(text: str, limit: int) -> str:

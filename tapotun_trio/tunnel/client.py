@@ -25,9 +25,9 @@ from ..wire.frames import HEADER_BYTES, FrameReader, Span
 from ..wire.tunconf import TunConf
 from . import counters as why
 from .carrier import Carrier
-from .client_streams import Download, Upload, is_over, level_of, moved, shows_who_holds_back
+from .client_streams import Download, Upload, count_attempt, is_over, level_of, moved, shows_who_holds_back
 from .client_websocket import WebSocketStream
-from .clocks import time_asleep_s
+from .clocks import Sleeps
 from .complaints import Complaints
 from .counters import Counters, Transport
 from .device import DeviceWriter
@@ -37,15 +37,14 @@ from .programmer import Programmer
 from .requests import Answer, Requests
 from .rotation import Failed, Open, Waits, keep_streaming
 from .rtt import RoundTrip
-from .sender import BASE_PINGING, SILENT_KEEPALIVES, WHO_WE_ARE, Sender, extended_pinging
+from .sender import BASE_SILENCE_S, WHO_WE_ARE, Sender, keeping_alive
 from .sorting import sort_frames
+from .summary import Summary
 
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
 HEARSAY_S: Final = 0.1
-SUSPENDED_S: Final = 2.0  # a jump of the boot clock against the monotonic one by this much is a suspend
 DEFAULT_KEEPALIVE_S: Final = 10.0  # PROTOCOL; until the server's PARAMS say otherwise
-BASE_SILENCE_S: Final = 60.0  # PROTOCOL: a base server pings after 55 s
 # Another machine took the token over. We ask now and then whether it is gone, and take nothing away from it.
 YIELD_S: Final = (20.0, 40.0)
 
@@ -64,11 +63,13 @@ class TunnelClient:
         self.rtt = RoundTrip()
         self.presence = Presence()
         self.sender = Sender(self.counters, WHO_WE_ARE)
+        self._summary = Summary(self.counters, self.rtt)
+        self._goodbye: str | None = None  # why the server ends the present session
         self._download_waits, self._upload_waits = Waits(), Waits()
         # What the server asks of the kernel, and what it shall be told to.
         self.plan: Plan | None = None
-        self._planned = trio.Event()
-        self._attached = trio.Event()
+        self._conf: TunConf | None = None
+        self._planned, self._attached = trio.Event(), trio.Event()
         self._writer: DeviceWriter
         self._programmer: Programmer
         # The newest streams, and what was agreed on the newest download.
@@ -76,14 +77,12 @@ class TunnelClient:
         self._download_up = trio.Event()
         self._upload: Upload | None = None
         self._proven: Upload | None = None  # one that arrives and was not run yet
-        self._replaces = False
+        self._replaces = self._extended = self._yielding = False
         self._at_rotation = True  # the next download is opened because it is time, and not in a hurry
-        self._extended = False
         self._silence_s = BASE_SILENCE_S
-        self._yielding = False
         self.complaints = Complaints(log)
-        self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
         self._goodbyes = Sparingly()
+        self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
     # -- the device's side
 
@@ -98,6 +97,16 @@ class TunnelClient:
         self._writer, self._programmer = writer, programmer
         self._attached.set()
 
+    async def reconfigure(self, config: ClientConfig) -> None:
+        """Once attached: have another mark. Raises HostError; then it has the one before."""
+        before, self._config = self._config, config
+        try:
+            if self._conf is not None:
+                await self._configure(self._conf)
+        except HostError:
+            self._config = before
+            raise
+
     def classify(self, view: memoryview, at: int) -> Sender | None:
         """All IPv4 goes to the server (see `device.Classify`)."""
         if view[at + HEADER_BYTES] >> 4 != 4:
@@ -109,7 +118,10 @@ class TunnelClient:
 
     async def run_download(self) -> None:
         """GET after GET, for ever. The first answer makes the plan; a later one that differs changes it."""
-        await self._keep(self._open_download, self._download_waits, self._download_failed)
+        try:
+            await self._keep(self._open_download, self._download_waits, self._download_failed)
+        finally:
+            self._summary.end(self._log, "this client stops")
 
     async def run_upload(self) -> None:
         """PUT after PUT, for ever, while a download shows that the server is there."""
@@ -124,7 +136,7 @@ class TunnelClient:
 
     async def run_clock(self) -> None:
         """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""
-        asleep_s = time_asleep_s()
+        sleeps = Sleeps()
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
@@ -132,9 +144,8 @@ class TunnelClient:
             heard = self._download is not None and self._download.incoming.tick(now, self._silence_s)
             self.presence.tick(now, self.counters, heard=heard)
             self._change_carrier()
-            before_s, asleep_s = asleep_s, time_asleep_s()
-            if asleep_s - before_s > SUSPENDED_S:
-                self.path_changed(f"this machine slept for {asleep_s - before_s:.0f} s", None)
+            if slept_s := sleeps.last_s():
+                self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams whenever this machine's addresses, links or default routes change; for ever, unless
@@ -151,14 +162,11 @@ class TunnelClient:
 
         ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
         """
-        self._log.info("%s: renewing the streams", what)
-        gone = PeerError("its local address is gone", reason="address-gone")
+        self.complaints.news("path", logging.INFO, f"{what}: renewing the streams")
         for stream in (self._download, self._upload):
-            if stream is not None and local_addresses is not None:
-                local = stream.connection.local_address
-                if local is not None and local not in local_addresses:
-                    stream.end(gone)
-                    self._carrier.forget()
+            if stream is not None and stream.connection.has_lost_its_address(local_addresses):
+                stream.end(PeerError("its local address is gone", reason="address-gone"))
+                self._carrier.forget()
         self._at_rotation = False
         self._download_waits.cut()
         self._upload_waits.cut()
@@ -222,12 +230,14 @@ class TunnelClient:
         stream = "WebSocket" if transport == "websocket" else "download"
         kind = "extended" if self._extended else "base"
         level = logging.DEBUG if self._replaces and transport == self.transport else logging.INFO
-        self._log.log(level, "%s from %s (%s): %s", stream, download.connection.name, kind, describe(answer.conf))
+        text = f"{stream} from {download.connection.name} ({kind}): {describe(answer.conf)}"
+        self.complaints.news("download", level, text)
         agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
         self.presence.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
+        self._summary.begin()
         self.complaints.clear()
-        self._yielding = False
-        self._keep_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
+        self._yielding, self._goodbye = False, None
+        self.sender.pinging, self._silence_s = keeping_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
         self._download, self.transport = download, transport
 
     async def _try_http(self) -> Download | None:
@@ -265,7 +275,7 @@ class TunnelClient:
             upload = self._new_upload(connection, number)
             if number is not None:
                 self._carrier.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
-        self._log.log(level_of(self._upload), "upload to %s", upload.connection.name)
+        self.complaints.news("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload
 
@@ -296,9 +306,10 @@ class TunnelClient:
         return "connected"
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        self._count_attempt(self._download, failure)
+        count_attempt(self.counters.ends, self._download, failure)
         self.presence.leave()
         self._download_is_down()
+        self._summary.end(self._log, self._goodbye or str(failure or "the server ended it"))
         if self._yielding:
             return random.uniform(*YIELD_S)
         self.complaints.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
@@ -310,26 +321,22 @@ class TunnelClient:
             self._download_up = trio.Event()
 
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        self._count_attempt(self._upload, failure)
+        count_attempt(self.counters.ends, self._upload, failure)
         if not self._yielding and self.transport != "websocket":  # else the download has said why
             self.complaints.log("upload", failure, wait_s)
         return None
 
-    def _count_attempt(self, stream: Download | WebSocketStream | Upload | None, failure: PeerError | None) -> None:
-        """Count a failure, unless it ended this stream, which has counted it."""
-        if failure is not None and (stream is None or stream.failure is not failure):
-            self.counters.ends[failure.reason] += 1
-
     # -- what comes down
 
     async def _configure(self, conf: TunConf) -> None:
-        plan = client_plan(conf, self._config.mark)
+        told, self._conf, plan = self._conf, conf, client_plan(conf, self._config.mark)
         if self.plan is None:
             self.plan = plan
             self._planned.set()
         await self._attached.wait()
         if plan != self.plan:
-            self._log.info("the server changed this interface: %s", describe(conf))
+            if conf != told:
+                self._log.info("the server changed this interface: %s", describe(conf))
             await self._programmer.apply(plan)
             self.plan = plan  # not before: cancelled in between, the next answer applies it again
 
@@ -365,7 +372,8 @@ class TunnelClient:
             told = params.decode(payload)
             if told.device != "tun":
                 raise PeerError(f"the server wants a {told.device} device, we have tun only", reason="bad-params")
-            self._keep_alive(told.keepalive)
+            pinging, self._silence_s = keeping_alive(told.keepalive)
+            self.sender.go_on_with(pinging)
             if told.dns != self._dns and told.dns:
                 self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, told.dns)))
             self._dns = told.dns
@@ -378,22 +386,14 @@ class TunnelClient:
         elif kind == control.BYE:
             self._take_bye(control.bye_reason(payload))
 
-    def _keep_alive(self, keepalive_s: float | None) -> None:
-        """How both streams are kept alive and known to be dead; None: by the rules for a base server."""
-        if keepalive_s is None:
-            self.sender.pinging = BASE_PINGING
-            self._silence_s = BASE_SILENCE_S
-        else:
-            self.sender.pinging = extended_pinging(keepalive_s)
-            self._silence_s = SILENT_KEEPALIVES * keepalive_s
-
     def _take_bye(self, reason: str) -> None:
+        said = reason.removeprefix(control.REPLACED)
+        self._goodbye = f"the server said goodbye: {said}"
         if not reason.startswith(control.REPLACED):
             self._goodbyes.log(self._log, logging.INFO, trio.current_time(), f"the server says goodbye: {reason}")
             return
         self._yielding = True
         self._download_is_down()  # no upload either, until a download is ours again
-        text = f"{reason.removeprefix(control.REPLACED)}; waiting until it is gone"
-        self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), text)
+        self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), f"{said}; waiting until it is gone")
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason="replaced"))

@@ -193,6 +193,12 @@ def is_over(stream: _Ending | None) -> bool:
     return stream is None or stream.over
 
 
+def count_attempt(ends: Counter[str], stream: Stream | None, failure: PeerError | None) -> None:
+    """Count a failure, unless it ended this stream, which has counted it."""
+    if failure is not None and (stream is None or stream.failure is not failure):
+        ends[failure.reason] += 1
+
+
 def level_of(present: _Ending | None) -> int:
     """The log level of a stream's beginning: it is news only if it does not replace one that still runs."""
     return logging.INFO if is_over(present) else logging.DEBUG

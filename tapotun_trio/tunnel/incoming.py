@@ -26,12 +26,13 @@ class Incoming:
         incoming.check()
     """
 
-    __slots__ = ("_because", "_quiet_since", "_scope", "_seen", "arrivals", "ended")
+    __slots__ = ("_because", "_quiet_since", "_scope", "_seen", "_silence_s", "arrivals", "ended")
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self._scope = scope
         self._because: PeerError | None = None
         self._quiet_since = trio.current_time()
+        self._silence_s = 0.0  # by which it was measured last
         self.arrivals = 0  # receives that brought something
         self._seen = -1  # of these, at the last tick
         self.ended = trio.Event()  # set by the stream's own task when it has taken the last frame
@@ -39,6 +40,9 @@ class Incoming:
     def tick(self, now: float, silence_s: float) -> bool:
         """Once a second or so: end the stream if nothing came for so long. Returns whether something came since the
         last time."""
+        if silence_s < self._silence_s:  # from now on: until now more was allowed
+            self._quiet_since = now
+        self._silence_s = silence_s
         if self.arrivals != self._seen:
             self._seen = self.arrivals
             self._quiet_since = now

@@ -39,7 +39,7 @@ async def run_interface(
     """Run one interface until cancelled; then nothing of it is left on the host.
 
     Reports started when it is usable (server) or on its way (client: its streams come up when they can).
-    ``record``: where it can be found while it runs.
+    ``record``: where it can be found while it runs, and changed in so far as `config.changes` calls that live.
     Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
     """
     record = record or Record(config)
@@ -65,7 +65,8 @@ async def run_server(
             nursery.start_soon(server.run_clock)
             await nursery.start(server.run_transport, writer, door)
 
-            async def reconfigure(newer: ServerConfig) -> None:
+            async def reconfigure(newer: InterfaceConfig) -> None:
+                assert isinstance(newer, ServerConfig), "another kind is another interface"
                 await programmer.apply(server_plan(newer))
                 server.reconfigure(newer)
 
@@ -93,3 +94,9 @@ async def run_client(config: ClientConfig, host: Host, record: Record, task_stat
                 inner.start_soon(client.run_upload)
                 inner.start_soon(client.run_clock)
                 client.attach(writer, programmer)
+
+                async def reconfigure(newer: InterfaceConfig) -> None:
+                    assert isinstance(newer, ClientConfig), "another kind is another interface"
+                    await client.reconfigure(newer)
+
+                record.reconfigure = reconfigure

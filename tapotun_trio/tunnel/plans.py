@@ -27,13 +27,15 @@ def server_plan(config: ServerConfig) -> Plan:
 def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
     """What this client is told to route into the tunnel: nothing that lies behind itself, and nothing that its
     address connects it to. Fast for a client with many routes."""
-    own = {config.net.network, *client.routes}
-    lengths = {net.prefixlen for net in own}
-    return tuple(
-        net
-        for net in config.push_routes
-        if not any(net.supernet(new_prefix=n) in own for n in lengths if n <= net.prefixlen)
-    )
+    own: dict[int, set[int]] = {}  # by prefix length, the bits of the prefix
+    for net in (config.net.network, *client.routes):
+        own.setdefault(net.prefixlen, set()).add(int(net.network_address) >> 32 - net.prefixlen)
+    return tuple(net for net in config.push_routes if not _is_within(net, own))
+
+
+def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
+    first, length = int(net.network_address), net.prefixlen
+    return any(n <= length and first >> 32 - n in bits for n, bits in prefixes.items())
 
 
 def client_plan(conf: TunConf, mark: Mark | None) -> Plan:

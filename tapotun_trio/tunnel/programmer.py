@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Iterable
+from ipaddress import IPv4Network
 from typing import Final
 
 import trio
@@ -12,6 +14,7 @@ from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
+_ENDED: Final = "this interface ended meanwhile"
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
@@ -24,6 +27,14 @@ class _Order:
         self.plan = plan
         self.done = trio.Event()
         self.refusal: HostError | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Whoever ordered it never waits for a task that is no more."""
+        if error is not None:
+            self.refusal = error if isinstance(error, HostError) else HostError(_ENDED)
+        self.done.set()
 
 
 class Programmer:
@@ -60,13 +71,14 @@ class Programmer:
                     nursery.start_soon(self._watch_link)
                     task_status.started()
                     async for order in self._inbox:
-                        if order.plan is None:
-                            await self._put_back(network)
-                        else:
-                            order.refusal = await self._try(network, plan, order.plan)
-                            plan = plan if order.refusal else order.plan
-                        order.done.set()
+                        with order:
+                            if order.plan is None:
+                                await self._put_back(network)
+                            else:
+                                order.refusal = await self._try(network, plan, order.plan)
+                                plan = plan if order.refusal else order.plan
             finally:
+                self._inbox.close()
                 with trio.move_on_after(UNDO_S, shield=True) as deadline:
                     await self._undo(network)
                 if deadline.cancelled_caught:
@@ -75,16 +87,21 @@ class Programmer:
     async def apply(self, plan: Plan) -> None:
         """Have the task make the difference between what stands and ``plan``. Returns when it is made.
 
-        Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again.
+        Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again. Or if
+        the task is over: because of this very order, or of something else.
         """
         await self._order(plan)
 
     async def _order(self, plan: Plan | None) -> None:
         """None: put back what stands in our notes."""
         order = _Order(plan)
-        await self._orders.send(order)
+        try:
+            await self._orders.send(order)
+        except trio.BrokenResourceError:
+            raise HostError(_ENDED) from None
         await order.done.wait()
         if order.refusal is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()  # who ends with the task has nothing to complain of
             raise order.refusal
 
     async def _watch_link(self) -> None:
@@ -131,9 +148,8 @@ class Programmer:
             self._mtu = plan.mtu
         wanted = set(plan.items)
         gone = [item for item in self._made if item not in wanted]
-        if any(isinstance(item, Address) for item in gone):
-            # With an address the kernel takes secondary addresses and routes away: start afresh.
-            gone = list(self._made)
+        if _takes_others_along(self._made, wanted):
+            gone = list(self._made)  # start afresh
         if gone:
             await network.remove(self._name, gone[::-1])
             self._made = [item for item in self._made if item not in gone]
@@ -165,3 +181,17 @@ class Programmer:
             self._made = []
         except HostError as exc:
             self._log.warning("could not undo everything: %s", exc)
+
+
+def _takes_others_along(made: Iterable[Item], wanted: Container[Item]) -> bool:
+    """Whether the kernel, when what is not wanted goes, takes along what is: with the first address of a network those
+    after it, and with the last address of an interface its routes. Any other address goes alone, and whoever uses
+    the rest loses no packet."""
+    addresses = [item for item in made if isinstance(item, Address)]
+    kept = [address for address in addresses if address in wanted]
+    if len(kept) == len(addresses):
+        return False
+    first: dict[IPv4Network, Address] = {}
+    for address in addresses:
+        first.setdefault(address.interface.network, address)
+    return not kept or any(first[address.interface.network] not in wanted for address in kept)

@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from ..config.model import InterfaceConfig, ServerConfig
+from ..config.model import InterfaceConfig
 from ..errors import TapotunError
 from ..status.model import ReloadStatus
 from ..text import one_line, shorten
@@ -30,7 +30,7 @@ class Record:
         ready: a server listens; a client is on its way.
         since: of `ready`, or of its contrary.
         last_error: what ended it last, one line; None: nothing has.
-        reconfigure: changes a server that runs, see `run_server`; None: there is nothing that runs to be changed.
+        reconfigure: changes one that runs, see `run_interface`; None: there is nothing that runs to be changed.
         scope: all of its life, restarts and pauses between them included; `ended` is set when it is over.
     """
 
@@ -41,7 +41,7 @@ class Record:
         self.since: Moment = moment()
         self.restarts = 0
         self.last_error: str | None = None
-        self.reconfigure: Callable[[ServerConfig], Awaitable[None]] | None = None
+        self.reconfigure: Callable[[InterfaceConfig], Awaitable[None]] | None = None
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 

@@ -21,6 +21,7 @@ from .feed import WATCH_BYTES, Feed
 from .outbox import Outbox
 
 BASE_PING_AFTER_S: Final = 55.0  # PROTOCOL; a deployed client gives a stream up after 60 s without a byte
+BASE_SILENCE_S: Final = 60.0  # PROTOCOL: a base server pings after 55 s
 SILENT_KEEPALIVES: Final = 3  # a stream on which so many keepalives were not seen is dead
 GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame boundary
 # So long a device is left alone while the socket is full (`read_device`); then the outbox takes over, which knows what
@@ -55,6 +56,14 @@ GENERATION_2_PINGING: Final = Pinging(BASE_PING_AFTER_S, encode_echo)
 def extended_pinging(keepalive_s: float) -> Pinging:
     """PINGs at the keepalive, under load too: they measure the round trip."""
     return Pinging(keepalive_s, control.ping, always=True, unanswered_s=SILENT_KEEPALIVES * keepalive_s)
+
+
+def keeping_alive(keepalive_s: float | None) -> tuple[Pinging, float]:
+    """How a client keeps its streams alive, and after which silence, in seconds, the server is dead to it; None: by the
+    rules for a base server."""
+    if keepalive_s is None:
+        return BASE_PINGING, BASE_SILENCE_S
+    return extended_pinging(keepalive_s), SILENT_KEEPALIVES * keepalive_s
 
 
 class Sender:
@@ -207,6 +216,13 @@ class Sender:
         """Let go of the present stream: `serve` returns as it does when a newer one takes over."""
         self._writer = None
         self._scope.cancel()
+
+    def go_on_with(self, pinging: Pinging) -> None:
+        """Another keepalive on the present stream, on which control frames were agreed: by that nobody is late yet."""
+        differs, self.pinging = pinging.after_s != self.pinging.after_s, pinging
+        if differs and self._writer is not None:
+            self._answered_at = trio.current_time()
+            self.ping()
 
     def answered(self) -> None:
         """A PONG came: what we send arrives."""

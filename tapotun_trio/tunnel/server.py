@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from typing import Final, Literal
 
@@ -21,9 +22,10 @@ from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import ADDRESSES, CACHE_ENTRIES, LOG_BURST, Session, Visit
+from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
+LOG_BURST: Final = 10  # lines about strangers within ten seconds
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
 
 
@@ -36,6 +38,7 @@ class TunnelServer:
         self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
         self._verdicts: dict[bytes, Sender | bool] = {}
         self.sessions: list[Session] = []
+        self._config = config
         self.reconfigure(config)
         self.entrances: list[Entrance] = []
         # Not one line only: what locks addresses out by the log has to see each of them.
@@ -44,7 +47,8 @@ class TunnelServer:
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
-        are what they were. A client is the same if it has its name and its token; others end."""
+        are what they were. A client is the same if it has its token, whatever its name and address; others end."""
+        differs = replace(self._config, clients=()) != replace(config, clients=())
         self._config = config
         self._router = Router(
             (config.net.ip, *config.ips),
@@ -52,14 +56,14 @@ class TunnelServer:
             [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
             config.source_check,
         )
-        before = {(session.client.name, session.client.token): session for session in self.sessions}
+        before = {session.client.token: session for session in self.sessions}
         self.sessions = []
         for index, client in enumerate(config.clients):
-            session = before.pop((client.name, client.token), None)
+            session = before.pop(client.token, None)
             if session is None:
                 session = Session(index, client, config, self._router)
             else:
-                session.reconfigure(index, client, config, self._router)
+                session.reconfigure(index, client, config, self._router, differs=differs)
             self.sessions.append(session)
         self._by_token = {
             (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self.sessions, strict=True)

@@ -15,10 +15,9 @@ import trio
 from ..config.model import AllowedClient, ServerConfig
 from ..errors import PeerError
 from ..host.sockets import Connection
-from ..log import Sparingly, client_logger
+from ..log import Sparingly, client_logger, flapping
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
-from ..status.render import ago
 from ..wire import control, params
 from ..wire.frames import (
     ECHO_FIRST_BYTE,
@@ -31,7 +30,6 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import base_peer_accepts, is_bounded
 from . import counters as why
-from .clocks import Moment, date_of, moment
 from .counters import Counters, Transport
 from .device import DeviceWriter
 from .incoming import Incoming
@@ -39,6 +37,7 @@ from .plans import pushed_routes
 from .presence import Presence
 from .rtt import RoundTrip
 from .sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
+from .summary import Summary
 
 # Of a frame with an IPv4 packet: the packet's first byte, and source and destination as one key.
 ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
@@ -48,8 +47,6 @@ CACHE_ENTRIES: Final = 4096
 MAX_UPLOADS: Final = 4
 # Likewise, each older one has some seconds to take its end.
 MAX_DOWNLOADS: Final = 4
-# Lines about one client's comings and goings within ten seconds; whoever has a token shall not fill the disk.
-LOG_BURST: Final = 10
 # A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
 
@@ -104,9 +101,9 @@ class Session:
         self.goodbyes = Sparingly()
         self.takeovers = Sparingly()
         self.refusals = Sparingly()
-        self.endings = Sparingly(burst=LOG_BURST)
-        self._arrivals = Sparingly(burst=LOG_BURST)
-        self._began: tuple[Moment, Counters] | None = None  # and what was counted then; None: it has no session
+        self.endings = flapping()
+        self._arrivals = flapping()
+        self._summary = Summary(self.counters, self.rtt)
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
         self.transport: Transport | None = None  # of the newest download; None: none came yet
@@ -158,7 +155,7 @@ class Session:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
         self._visit = visit
-        self._began = self._began or (moment(), self.counters.copy())
+        self._summary.begin()
         self.transport = transport
         self.dismissed = None
         continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
@@ -168,31 +165,33 @@ class Session:
         else:
             self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
 
-    def reconfigure(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
-        """The config has changed; name and token of the client are what they were. The client is told what concerns it:
-        one of ours by PARAMS, a deployed one by having to connect again."""
-        told = self.params, self.tun_conf
+    def reconfigure(
+        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, *, differs: bool
+    ) -> None:
+        """The config has changed, and the client's token has not. It is told what concerns it: one of ours by PARAMS, a
+        deployed one by having to connect again. ``differs``: something has that is not one client's."""
+        if client.name != self.client.name:
+            self.log = client_logger(config.name, client.name)
+        concerned = differs or client != self.client  # else it costs little: there may be thousands like it
+        told = (self.params, self.tun_conf) if concerned else None
         self.index, self.client, self._config, self._router = index, client, config, router
-        self._pushed = pushed_routes(config, client)
         self._verdicts.clear()
+        if told is None:
+            return
+        self._pushed = pushed_routes(config, client)
         if self._visit is None or not self.sender.streaming:
             return
         if not self._visit.extended:
             if self.tun_conf != told[1]:
                 self.dismiss("what a deployed client is told when it connects has changed")
         elif self.params != told[0]:
-            self.sender.pinging = extended_pinging(config.keepalive_s)
+            self.sender.go_on_with(extended_pinging(config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, self.params))
 
     def depart(self, why: str) -> None:
         """A stream has ended. After the last one, one line says what the session was."""
-        if self._began is None or self._downloads or self.uploads:
-            return
-        (began, before), self._began = self._began, None
-        lasted = ago(date_of(began), date_of(moment()))
-        carried = f"{self.counters.since(before).summary()}; round trip {self.rtt}"
-        text = f"session ended after {lasted}: {self.dismissed or why}; {carried}"
-        self.endings.log(self.log, logging.INFO, trio.current_time(), text)
+        if not self._downloads and not self.uploads:
+            self._summary.end(self.log, self.dismissed or why)
 
     def taken_by_another(self, visit: Visit) -> bool:
         """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""

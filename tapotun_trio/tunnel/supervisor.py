@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from ..config.changes import Change
-from ..config.model import InterfaceConfig, ServerConfig
+from ..config.model import InterfaceConfig
 from ..errors import HostError, leaves
 from ..host.ports import Host
-from ..log import interface_logger
+from ..log import flapping, interface_logger
 from .frontdoor import FrontDoor, open_front_door
 from .interface import run_interface
 from .registry import Record, Registry
@@ -30,56 +31,91 @@ class Interfaces:
         self._registry = registry
         self._lock = trio.Lock()
 
-    async def start(self, config: InterfaceConfig) -> None:
-        """Run one more. Raises what it raises before it has started; then it does not run."""
+    async def start(self, config: InterfaceConfig, *, whatever_comes: bool = False) -> None:
+        """Run one more. Raises what it raises before it has started; then it does not run.
+
+        ``whatever_comes``: that is tried again, as if it had run before.
+        """
         record = self._registry.add(config)
         try:
-            await self._nursery.start(_supervise, record, self._host, self._door)
+            await self._nursery.start(_supervise, record, self._host, self._door, whatever_comes)
         except BaseException:
             self._registry.remove(config.name)
             raise
 
     async def change(self, changes: Sequence[Change]) -> None:
-        """Make all of these changes, one after the other, or none. Raises HostError if this machine refuses one; then
-        those before it were undone.
+        """Make all of these changes, or none. Raises HostError if this machine refuses one, or a bug ends it; then
+        what was there before is there again, or is tried again until it is.
 
         Cancelled, what was made stays. Whoever comes meanwhile waits, and so does who comes on the way back.
         """
         async with self._lock:
-            made: list[Change] = []
-            refusal: HostError | None = None
-            try:
-                for change in changes:
-                    made.append(change)
-                    await self._make(change)
-            except* HostError as group:
-                refusal = next(leaves(group))
-            if refusal is None:
-                return
-            try:
-                for change in reversed(made):
-                    await self._make(change.undone)
-            except* HostError as group:
-                refusal = HostError(f"{refusal}; and on the way back: {next(leaves(group))}")
-            raise refusal
+            refusal = await self._make_all(changes, back=False)
+            if refusal is not None:
+                await self._make_all([change.undone for change in reversed(changes)], back=True)
+                raise refusal
 
-    async def _make(self, change: Change) -> None:
-        """Also where it was made already, or half: so `change` goes back."""
-        before, after = change.before, change.after
-        name = (before or after).name  # type: ignore[union-attr]
-        record = self._registry.get(name)
-        if record is not None and change.how == "live":
-            assert isinstance(after, ServerConfig), "of a client nothing can change while it runs"
-            record.config = after
-            if record.reconfigure is not None:
-                await record.reconfigure(after)
+    async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
+        """First what frees names, addresses and ports, last what needs them. Returns the first refusal.
+
+        ``back``: undo; what was not made yet is left as it is.
+        """
+        for change in changes:
+            if change.how in ("removed", "restart"):
+                await self._stop(change.name)
+        live = [change for change in changes if change.how == "live"]
+        while live:
+            refused = [(it, refusal) for it in live if (refusal := await self._make(it, back=back)) is not None]
+            if len(refused) == len(live):
+                return refused[0][1]
+            live = [change for change, _ in refused]  # what it wants may have been another interface's until now
+        for change in changes:
+            if change.how != "live" and (refusal := await self._make(change, back=back)) is not None:
+                return refusal
+        return None
+
+    async def _make(self, change: Change, *, back: bool) -> HostError | None:
+        """Returns why not."""
+        refusal: HostError | None = None
+        log = interface_logger(change.name)
+        try:
+            await self._try(change, back=back)
+        except* HostError as group:
+            refusal = next(leaves(group))
+        except* Exception as group:
+            log.exception("a bug ended this change")
+            refusal = HostError(f"{change.name}: a bug: {next(leaves(group))!r}")
+        return refusal
+
+    async def _try(self, change: Change, *, back: bool) -> None:
+        record, after = self._registry.get(change.name), change.after
+        if record is not None and record.config is after:
             return
+        if change.how == "live" and after is not None and record is not None and record.reconfigure is not None:
+            before, record.config = record.config, after  # should it fail and start again meanwhile
+            try:
+                await record.reconfigure(after)
+                return
+            except BaseException as exc:  # a bug too
+                if not (back and isinstance(exc, Exception)):
+                    record.config = before
+                    raise
+        await self._stop(change.name)  # also one that is just starting again, as it was told before
+        if after is None:
+            return
+        try:
+            await self.start(after)
+        except Exception:
+            if not back:
+                raise
+            await self.start(after, whatever_comes=True)
+
+    async def _stop(self, name: str) -> None:
+        record = self._registry.get(name)
         if record is not None:
             record.scope.cancel()
             await record.ended.wait()
             self._registry.remove(name)
-        if after is not None:
-            await self.start(after)
 
 
 async def run_interfaces(
@@ -108,10 +144,12 @@ async def run_interfaces(
 class _Started:
     """Passes the first `started` on, and remembers it: the later ones are restarts."""
 
-    def __init__(self, record: Record, task_status: trio.TaskStatus[None]) -> None:
+    def __init__(self, record: Record, task_status: trio.TaskStatus[None], *, once: bool) -> None:
         self._record = record
         self._task_status = task_status
-        self.once = False
+        self.once = once
+        if once:
+            task_status.started()
 
     def started(self, value: None = None) -> None:
         self._record.started()
@@ -120,36 +158,38 @@ class _Started:
             self._task_status.started()
 
 
-async def _supervise(record: Record, host: Host, door: FrontDoor, *, task_status: trio.TaskStatus[None]) -> None:
+async def _supervise(
+    record: Record, host: Host, door: FrontDoor, whatever_comes: bool, *, task_status: trio.TaskStatus[None]
+) -> None:
     try:
         with record.scope:
-            await _keep_running(record, host, door, task_status)
+            await _keep_running(record, host, door, _Started(record, task_status, once=whatever_comes))
     finally:
         record.ended.set()
 
 
-async def _keep_running(record: Record, host: Host, door: FrontDoor, task_status: trio.TaskStatus[None]) -> None:
+async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _Started) -> None:
     log = interface_logger(record.config.name)
-    status = _Started(record, task_status)
+    sparingly = flapping()
     pause_s = RESTART_S[0]
     while True:
-        begun = trio.current_time()
+        begun, told = trio.current_time(), True
         try:
             await run_interface(record.config, host, door, record, task_status=status)
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))
                 raise HostError(f"{record.config.name}: {first}") from first
-            for exc in leaves(group):
-                log.error("%s", exc)
+            told = sparingly.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:
             if not status.once:
                 raise
-            log.exception("a bug ended this interface")
+            now = trio.current_time()
+            told = sparingly.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
             record.failed(f"a bug: {next(leaves(group))!r}")
         if trio.current_time() - begun >= HEALTHY_S:
             pause_s = RESTART_S[0]
-        log.warning("starting again in %.0f s", pause_s)
+        log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, RESTART_S[1])

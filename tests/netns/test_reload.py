@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -92,7 +93,11 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         changed = hub.config(allowed("laptop"), phone_now, allowed("tablet", "10.10.0.4"), ips=["10.10.0.99"])
         hub.write(changed)
         planned = hub.reload("--dry-run").stdout.splitlines()
-        assert planned == ["tun0: ips changed", "tun0 phone: ip, routes changed", "tun0 tablet: added"]
+        assert planned == [
+            "tun0: ips changed (+10.10.0.99)",
+            "tun0 phone: ip, routes changed (ip 10.10.0.3 -> 10.10.0.30, routes +10.60.0.0/24)",
+            "tun0 tablet: added",
+        ]
         assert BEHIND not in routes(hub.server)
         assert hub.reload().stdout.splitlines() == planned
         daemon.wait_for_log("reload: done")
@@ -107,13 +112,18 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         phone.wait_for_log("its token is not in the config any more")
         phone.wait_for_log("403")
         assert BEHIND not in routes(hub.server)
+        # A further address of the server's goes alone, and a shorter keepalive finds nobody late.
+        hub.write(hub.config(allowed("laptop"), keepalive=1))
+        last_changes = ["tun0: ips changed (-10.10.0.99)", "tun0: keepalive changed (10 -> 1)"]
+        assert hub.reload().stdout.splitlines() == last_changes
+        assert "10.10.0.99" not in hub.server.run(["ip", "address", "show", "tun0"]).stdout
         udp.wait_for_flow()
         for way in udp.finish():
             assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
         assert not re.search("download|upload", laptop.log[before:]), laptop.tail()
         last = hub.status()["last_reload"]
         assert last["error"] is None
-        assert last["changes"] == ["tun0 phone: removed", "tun0 tablet: removed"]
+        assert last["changes"] == last_changes
 
 
 def test_mtu_and_mark_change_at_both_ends(lab: Lab) -> None:
@@ -130,6 +140,46 @@ def test_mtu_and_mark_change_at_both_ends(lab: Lab) -> None:
         assert mtu(hub.server) == 1500
         assert "fwmark 0x4d" not in hub.server.run(["ip", "rule"]).stdout
         assert ping(hub.first, TUNNEL_SERVER).ok
+        assert "trying again" not in laptop.log[before:]
+
+
+def test_a_client_gets_another_mark_and_loses_no_packet(lab: Lab) -> None:
+    hub = Hub(lab)
+    file = hub.first.tmp / "client.json"
+    file.touch(mode=0o600)
+
+    def reload(**fields: Any) -> subprocess.CompletedProcess[str]:
+        file.write_text(json.dumps([{**entry_of("laptop"), **fields}]), encoding="utf-8")
+        return hub.first.run([*command(), "reload"], check=False, timeout=PATIENCE_S)
+
+    def rules() -> list[tuple[str, str]]:
+        return re.findall(r"fwmark (\S+) lookup (\d+)", hub.first.run(["ip", "rule"]).stdout)
+
+    def pushed(wanted: bool) -> bool:
+        return ("10.99" in routes(hub.first)) is wanted
+
+    file.write_text(json.dumps([entry_of("laptop")]), encoding="utf-8")
+    with (
+        running(hub.server, hub.file),
+        running(hub.first, file, until=UPLOADING) as laptop,
+        CheckedUdp(hub.first, TUNNEL_CLIENT, hub.server, TUNNEL_SERVER, rate=500) as udp,
+    ):
+        udp.wait_for_flow()
+        before = laptop.log_end
+        for value in (77, 78):
+            answer = reload(mark={"value": value, "table": value})
+            assert answer.returncode == 0
+            assert re.fullmatch(rf"tun0: mark changed \(.* -> {value} in table {value}\)\n", answer.stdout)
+            assert rules() == [(hex(value), str(value))]
+            # What the server changes later goes with it.
+            hub.write(hub.config(push_routes=["10.99.0.0/24"] if value == 77 else []))
+            hub.reload()
+            wait_until(partial(pushed, value == 77), PATIENCE_S, "the routes", laptop.tail)
+            assert rules() == [(hex(value), str(value))]
+        assert reload().stdout == "tun0: mark changed (78 in table 78 -> none)\n"
+        assert rules() == []
+        for way in udp.finish():
+            assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
         assert "trying again" not in laptop.log[before:]
 
 

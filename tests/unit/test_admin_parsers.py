@@ -144,6 +144,8 @@ def test_the_same_host_is_the_same_origin(host: str, scheme: str) -> None:
     ("hidden by the proxy", None, {"forwarded": "for=_hidden"}, "unix"),
     ("nonsense", "127.0.0.1", {"x-forwarded-for": "'; drop table"}, "127.0.0.1"),
     ("gone", "", {}, "unknown"),
+    ("link-local", "fe80::1%eth0", {}, "fe80::/64"),
+    ("a zone of any text", "::%\0\n", {"x-forwarded-for": "::1"}, "::/64"),
 )
 def test_whose_failures(remote: str | None, headers: dict[str, str], name: str) -> None:
     assert limited_as(remote, headers) == name

@@ -190,9 +190,7 @@ class Rig:
                 self.reloader = Reloader(self.config, self.read, self.registry, seat, manager, process_logger())
                 seat.reload = self.reloader.reload
                 host = MemoryHost()
-                self.reloader.interfaces = await nursery.start(
-                    run_interfaces, self.config.interfaces, host, self.registry
-                )
+                self.reloader.start(await nursery.start(run_interfaces, self.config.interfaces, host, self.registry))
                 yield
                 nursery.cancel_scope.cancel()
 

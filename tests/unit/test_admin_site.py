@@ -329,7 +329,7 @@ async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
                     await trio.lowlevel.checkpoint()
                 before = turns
                 status = await process_status(Process("hub", "/x", moment()), registry, [])
-                assert turns - before >= 200 // PART
+                assert turns - before >= 200 // PART - 1  # who of two runs first in a turn is a matter of luck
                 scope.cancel()
         [interface] = status.interfaces
         assert [peer.name for peer in interface.peers] == [client.name for client in clients]

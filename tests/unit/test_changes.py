@@ -17,6 +17,7 @@ from tapotun_trio.config.model import (
     InterfaceConfig,
     LogConfig,
     Mark,
+    Proxy,
     Reception,
     Secret,
     ServerConfig,
@@ -44,15 +45,23 @@ def test_nothing() -> None:
 @pytest.mark.parametrize(
     ("after", "line"),
     [
-        (replace(SERVER, mtu=1400), "hub: mtu changed"),
-        (replace(SERVER, ips=(IPv4Address("10.10.0.9"),)), "hub: ips changed"),
-        (replace(SERVER, mark=Mark(7, 7)), "hub: mark changed"),
-        (replace(SERVER, keepalive_s=5.0), "hub: keepalive changed"),
+        (replace(SERVER, mtu=1400), "hub: mtu changed (1500 -> 1400)"),
+        (replace(SERVER, ips=(IPv4Address("10.10.0.9"),)), "hub: ips changed (+10.10.0.9)"),
+        (replace(SERVER, mark=Mark(7, 7)), "hub: mark changed (none -> 7 in table 7)"),
+        (replace(SERVER, keepalive_s=5.0), "hub: keepalive changed (10 -> 5)"),
         (replace(SERVER, clients=(A,)), "hub b: removed"),
         (replace(SERVER, clients=(A, B, allowed("c", "10.10.0.4"))), "hub c: added"),
         (replace(SERVER, clients=(B, A)), "hub: the order of its clients changed"),
-        (replace(SERVER, clients=(A, allowed("b", "10.10.0.3", ("10.60.0.0/24",)))), "hub b: routes changed"),
-        (replace(SERVER, clients=(A, replace(B, token=A.token))), "hub b: token changed"),
+        (
+            replace(SERVER, clients=(A, allowed("b", "10.10.0.3", ("10.60.0.0/24",)))),
+            "hub b: routes changed (+10.60.0.0/24)",
+        ),
+        (replace(SERVER, clients=(A, replace(B, token=allowed("x", "10.10.0.9").token))), "hub b: token changed"),
+        (replace(SERVER, clients=(A, replace(B, name="c"))), "hub b: name changed (b -> c)"),
+        (
+            replace(SERVER, clients=(A, replace(B, name="c", ip=IPv4Address("10.10.0.4")))),
+            "hub b: name, ip changed (name b -> c, ip 10.10.0.3 -> 10.10.0.4)",
+        ),
     ],
 )
 def test_live(after: ServerConfig, line: str) -> None:
@@ -63,7 +72,7 @@ def test_live(after: ServerConfig, line: str) -> None:
     ("after", "line"),
     [
         (replace(SERVER, listen=(TcpEndpoint("::1", 8080),)), "hub: listen, port changed, so it starts again"),
-        (replace(SERVER, path="/x", mtu=1400), "hub: path changed, so it starts again"),
+        (replace(SERVER, path="/x", mtu=1400), "hub: path changed, so it starts again (none -> /x)"),
         (
             replace(SERVER, listen=(UnixEndpoint("/x"),), reception=Reception(trusts_unix=True)),
             "hub: listen, port, trusted_proxies, proxy_protocol, listen_mode changed, so it starts again",
@@ -78,6 +87,25 @@ def test_restart(after: InterfaceConfig, line: str) -> None:
 def test_a_client_starts_again_and_no_line_has_its_token() -> None:
     how, [line] = only(replace(CLIENT, token=Secret("another")), CLIENT)
     assert (how, line) == ("restart", "tun0: token changed, so it starts again")
+    proxy = Proxy("proxy.example.com", 3128, Secret("user:pass"))
+    moved = replace(CLIENT, token=Secret("another"), proxy=proxy)
+    _, [line] = only(moved, CLIENT)
+    assert line == "tun0: token, proxy changed, so it starts again"
+
+
+def test_of_a_long_list_a_few_are_told() -> None:
+    nets = tuple(f"10.{number}.0.0/16" for number in range(60, 80))
+    _, lines = only(replace(SERVER, clients=(A, allowed("b", "10.10.0.3", nets))))
+    assert lines == ["hub b: routes changed (+10.60.0.0/16 +10.61.0.0/16 +10.62.0.0/16 +10.63.0.0/16 and 16 more)"]
+    two = replace(SERVER, ips=(IPv4Address("10.10.0.8"), IPv4Address("10.10.0.9")))
+    assert only(replace(two, ips=two.ips[::-1]), two)[1] == ["hub: ips changed (in another order)"]
+    assert only(replace(SERVER, install_routes=False))[1] == ["hub: install_routes changed (true -> false)"]
+
+
+def test_a_client_s_mark_is_changed_while_it_runs() -> None:
+    assert only(replace(CLIENT, mark=Mark(7, 7)), CLIENT) == ("live", ["tun0: mark changed (none -> 7 in table 7)"])
+    how, _ = only(replace(CLIENT, mark=Mark(7, 7), transport_mark=8), CLIENT)
+    assert how == "restart"
 
 
 def test_what_frees_comes_first() -> None:

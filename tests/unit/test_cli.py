@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -322,3 +324,70 @@ def test_files_of_tls_that_are_right(tmp_path: Path) -> None:
     tls = {"cert_file": "both.pem", "ca_file": "ca.pem"}
     file = config_file(tmp_path, {**CLIENT, "server": "https://192.0.2.1/ip", "tls": tls})
     assert main(["validate-config", file]) == exits.OK
+
+
+def test_a_hangup_waits_for_the_reload_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first moment on, and no longer than the process runs."""
+
+    def run(*_: object, **named: object) -> int:
+        # To this thread: those that other tests left idle would take it. The program has no others yet.
+        signal.pthread_kill(threading.get_ident(), signal.SIGHUP)  # which would end it
+        assert signal.SIGHUP in signal.sigpending()
+        signal.signal(signal.SIGHUP, lambda *_: heard.append(1))
+        return RUN_EXIT
+
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr("tapotun_trio.app.run", run)
+    try:
+        assert main(["run", config_file(tmp_path, SERVER)]) == RUN_EXIT
+        assert heard == [1]
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["wait"], 130),  # 0 would mean: they are up
+        (["status"], 130),
+        (["status", "--watch"], 0),
+        (["reload"], 130),
+        (["disconnect", "laptop"], 130),
+    ],
+)
+def test_interrupted(
+    argv: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tapotun_trio.control.verbs.find", find)
+    assert main(argv) == code
+    assert capsys.readouterr() == ("", "")
+
+
+def test_interrupted_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what was asked for."""
+
+    def run(*_: object, **named: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tapotun_trio.app.run", run)
+    assert main(["run", config_file(tmp_path, SERVER)]) == exits.OK
+
+
+@pytest.mark.parametrize("verb", ["token", "doctor", "validate-config", "status"])
+@pytest.mark.parametrize(
+    ("to", "codes", "said"),
+    [(">/dev/full", {1}, "No space left on device"), ("| exit 0", {0, 1, 128 + signal.SIGPIPE}, "")],
+)
+def test_output_that_nobody_takes(verb: str, to: str, codes: set[int], said: str, tmp_path: Path) -> None:
+    file = config_file(tmp_path, SERVER) if verb == "validate-config" else ""
+    script = f"set -o pipefail; {sys.executable} -m tapotun_trio {verb} {file} {to}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode in codes
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

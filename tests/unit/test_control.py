@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio.control import client as asking
+from tapotun_trio.control import place
 from tapotun_trio.control.client import NobodyThereError, ask
 from tapotun_trio.control.place import PATH_BYTES, Place, find, listening, name_of, places
 from tapotun_trio.control.protocol import (
+    BUSY,
     ERROR_CHARS,
     LONGEST_WAIT_S,
     MAX_REQUEST_BYTES,
@@ -37,7 +39,7 @@ from tapotun_trio.control.protocol import (
     encode_request,
     encode_result,
 )
-from tapotun_trio.control.server import MAX_CONNECTIONS, REQUEST_S, Command, serve_control
+from tapotun_trio.control.server import MAX_CONNECTIONS, MAX_WAITING, REQUEST_S, Command, serve_control
 from tapotun_trio.errors import HostError, PeerError, TapotunError
 from tapotun_trio.log import process_logger
 
@@ -207,6 +209,21 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
         assert len(find(here(tmp_path))) == 1
 
 
+def test_two_that_start_in_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both looked before either had the name: the first keeps it, and can be asked."""
+    with listening("office", here(tmp_path)) as first:
+        monkeypatch.setattr(place, "_answers", lambda path: False)
+        monkeypatch.setattr(place, "_remove_if_stale", lambda path: None)
+        with pytest.raises(OSError, match="another process of this name runs"), listening("office", here(tmp_path)):
+            pass
+        monkeypatch.undo()
+        [path] = find(here(tmp_path))
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(path)
+            first.accept()[0].close()
+        assert [it.name for it in Path(path).parent.iterdir()] == ["office.sock"]
+
+
 def test_the_next_place_if_one_is_closed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     long = tmp_path / ("x" * PATH_BYTES)
@@ -262,11 +279,16 @@ async def much(arguments: StatusArguments) -> str:
     return "x" * 5_000_000
 
 
+async def linger(_: StatusArguments) -> None:
+    await trio.sleep_forever()
+
+
 COMMANDS: Final = {
     "echo": Command(StatusArguments, echo),
     "refuse": Command(StatusArguments, refuse),
     "break": Command(StatusArguments, break_down),
     "much": Command(StatusArguments, much),
+    "wait": Command(StatusArguments, linger, waits=True),
 }
 
 
@@ -296,7 +318,7 @@ async def exchange(path: str, data: bytes) -> bytes:
     (
         "unknown",
         encode_request("shutdown"),
-        b'{"error":"no such command; this process knows break, echo, much, refuse"}\n',
+        b'{"error":"no such command; this process knows break, echo, much, refuse, wait"}\n',
     ),
     (
         "unknown argument",
@@ -354,11 +376,44 @@ async def test_too_many(tmp_path: Path) -> None:
     async with served(tmp_path) as path:
         held = [await trio.open_unix_socket(path) for _ in range(MAX_CONNECTIONS)]
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert await exchange(path, b"") == b'{"error":"too many ask at the same time; try again"}\n'
+        assert await exchange(path, b"") == BUSY
+        with pytest.raises(PeerError, match="too many ask at the same time; try again") as caught:
+            decode_answer(BUSY, str)
+        assert caught.value.reason == "busy"
         for stream in held:
             await stream.aclose()
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.EPERM])
+async def test_an_accept_that_fails_is_no_end(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(number, os.strerror(number))]
+    with trio.socket.socket() as any_socket:
+        listening_socket = type(any_socket)
+
+    async def failing(self: trio.socket.SocketType) -> object:
+        if failures:
+            raise failures.pop()
+        return await whole(self)
+
+    whole = listening_socket.accept
+    monkeypatch.setattr(listening_socket, "accept", failing)
+    async with served(tmp_path) as path:
+        assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+    assert failures == []
+
+
+async def test_those_that_wait_keep_nobody_from_asking(tmp_path: Path) -> None:
+    """As when forty services wait for one tunnel. Their number has a limit of its own."""
+    async with served(tmp_path) as path:
+        async with AsyncExitStack() as stack:
+            for _ in range(MAX_WAITING):
+                waiting = await stack.enter_async_context(await trio.open_unix_socket(path))
+                await waiting.send_all(encode_request("wait"))
+                await trio.testing.wait_all_tasks_blocked()
+            assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
+            assert await exchange(path, encode_request("wait")) == BUSY
 
 
 # ------------------------------------------------------------------ the client

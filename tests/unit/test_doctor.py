@@ -17,6 +17,7 @@ from tapotun_trio.config.model import InterfaceConfig, Mark, TcpEndpoint, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import Machine, Route, look, parse_routes
 from tapotun_trio.doctor.run import doctor
+from tapotun_trio.host.rights import CAP_NET_ADMIN
 
 from .support import allowed, client_config, server_config
 
@@ -41,7 +42,11 @@ SECURE = replace(CLIENT, server=Url("https", "vpn.example.com", 443, "/"))
 
 
 def sysctl(**values: int | None) -> Machine:
-    names = {"forward": "ipv4.ip_forward", "ipv6": "ipv6.conf.all.disable_ipv6"}
+    names = {
+        "free": "ipv4.ip_unprivileged_port_start",
+        "forward": "ipv4.ip_forward",
+        "ipv6": "ipv6.conf.all.disable_ipv6",
+    }
     names |= {"rp_all": "ipv4.conf.all.rp_filter", "rp_default": "ipv4.conf.default.rp_filter"}
     changed = {**HEALTHY.sysctls, **{f"net.{names[name]}": value for name, value in values.items()}}
     return replace(HEALTHY, sysctls={name: value for name, value in changed.items() if value is not None})
@@ -80,8 +85,16 @@ def test_a_healthy_machine() -> None:
         (sysctl(ipv6=None), replace(CLIENT, server=Url("http", "::1", 80, "/")), "failure", "ipv6", "an IPv4 address"),
         (sysctl(forward=0), ROUTER, "failure", "forwarding", "sysctl -w net.ipv4.ip_forward=1"),
         (sysctl(forward=0), SERVER, "note", "forwarding", "for itself alone"),
-        (sysctl(rp_all=1, rp_default=0), replace(SERVER, mark=Mark(1, 1)), "failure", "rp_filter", "all.rp_filter=2"),
+        (sysctl(rp_all=1, rp_default=0), PINNED, "failure", "rp_filter", "all.rp_filter=2"),
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
+        (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
+        (
+            replace(HEALTHY, capabilities=1 << CAP_NET_ADMIN),
+            server_config(80, allowed("a", "10.10.0.2")),
+            "failure",
+            "capabilities",
+            "CAP_NET_BIND_SERVICE is not there, and hub is to listen on port 80",
+        ),
         (sysctl(rp_all=1, rp_default=1), SERVER, "note", "rp_filter", "strict"),
         (replace(HEALTHY, now=0.0), SECURE, "failure", "clock", "chrony"),
         (replace(HEALTHY, now=0.0), CLIENT, "warning", "clock", "chrony"),
@@ -106,6 +119,11 @@ def test_what_is_wrong(machine: Machine, config: InterfaceConfig | None, severit
     [bad] = [it for it in found if it.severity != "ok"]
     assert (bad.severity, bad.check) == (severity, check)
     assert words in f"{bad.text}; {bad.remedy}"
+
+
+def test_a_low_port_may_be_anybody_s() -> None:
+    machine = replace(sysctl(free=80), capabilities=1 << CAP_NET_ADMIN)
+    assert all(it.severity == "ok" for it in judge(machine, [server_config(80, allowed("a", "10.10.0.2"))]))
 
 
 def test_its_own_routes_and_the_default_route_are_no_conflict() -> None:

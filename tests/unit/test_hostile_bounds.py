@@ -16,9 +16,10 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.host.tls import TlsConnection
 from tapotun_trio.host.tls_files import client_context
 from tapotun_trio.http.writer import BodyWriter
+from tapotun_trio.log import FLAPPING_BURST
 from tapotun_trio.tunnel import serving
 from tapotun_trio.tunnel.sender import Sender
-from tapotun_trio.tunnel.session import LOG_BURST, MAX_DOWNLOADS
+from tapotun_trio.tunnel.session import MAX_DOWNLOADS
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, PING, STEP_CONTROLS, STEP_ITEMS, FrameReader, Span, each, encode_echo
@@ -244,9 +245,10 @@ async def test_a_token_holder_s_log_lines_are_few() -> None:
             download.reset()
         await until(lambda: siege.mallory.counters.ends["bad-frame"] == count, "the ends")
         lines = [r.getMessage() for r in siege.log if r.levelno >= logging.INFO]
-        for words, limit in ((" refused: method", 1), ("upload from", LOG_BURST), ("connected from", LOG_BURST + 1)):
+        burst = FLAPPING_BURST
+        for words, limit in ((" refused: method", 1), ("upload from", burst), ("connected from", burst + 1)):
             assert 0 < sum(words in line for line in lines) <= limit, words
-        assert len(lines) <= 3 * LOG_BURST + 10
+        assert len(lines) <= 3 * burst + 10
 
 
 @table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -164,6 +165,40 @@ def test_each_line_of_a_traceback_has_its_priority(fmt: str) -> None:
 def test_without_a_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not is_journal("1:1")
+
+
+def test_with_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started with descriptor 2 closed."""
+    monkeypatch.setattr(sys, "stderr", None)
+    set_up_logging("info", "text")
+    process_logger().error("to nobody")
+
+
+class Disk(io.StringIO):
+    full = False
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_a_full_disk_ends_nothing_and_is_told_once_there_is_room(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk()
+    monkeypatch.setattr(sys, "stderr", disk)
+    set_up_logging("info", fmt)
+    disk.full = True
+    for number in range(100):
+        process_logger().info("lost %d", number)
+    assert disk.getvalue().count("\n") == 100  # as far as the buffer takes them, and no traceback of logging's own
+    disk.full = False
+    at = disk.tell()
+    process_logger().info("kept")
+    process_logger().info("and no more of it")
+    kept, told, last = disk.getvalue()[at:].splitlines()
+    assert "100 lines before this came late, or not at all: No space left on device" in told
+    assert "kept" in kept
+    assert "and no more of it" in last
 
 
 @pytest.mark.parametrize("level", LEVELS)

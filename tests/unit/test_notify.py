@@ -109,6 +109,20 @@ def test_a_manager_that_does_not_read_holds_nobody_up(systemd: Systemd) -> None:
     assert "WATCHDOG=1" in systemd.told()
 
 
+def test_a_busy_manager_hears_in_the_end_what_it_waits_for(systemd: Systemd) -> None:
+    with manager(systemd) as it:
+        for _ in range(5000):
+            it.watchdog()
+        it.ready()
+        it.reloading()
+        it.reloaded()
+        assert set(systemd.told()) == {"WATCHDOG=1"}
+        it.status("tun0 up")
+        ready, reloading, again, status = systemd.told()
+        assert (ready, again, status) == ("READY=1", "READY=1", "STATUS=tun0 up")
+        assert reloading.startswith("RELOADING=1")
+
+
 @pytest.mark.parametrize(
     ("usec", "pid", "seconds"),
     [

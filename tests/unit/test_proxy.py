@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tapotun_trio.config.fields import Invalid
@@ -85,6 +85,7 @@ def test_a_proxy_that_is_none(text: str, words: str) -> None:
     assert "s3cret" not in line
 
 
+@example("", "//", "")
 @given(
     st.sampled_from(["", "http://", "https://", "http:"]),
     st.text(alphabet="a1:/[]%?# \n", max_size=4),

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from tapotun_trio.status.model import (
     PeerStatus,
     ProcessStatus,
     RateStatus,
+    ReloadStatus,
     RoundTripStatus,
 )
 from tapotun_trio.status.render import MIN_WIDTH, ago, columns, fit, rate, render, size
@@ -167,13 +169,49 @@ def test_whatever_they_call_themselves(width: int) -> None:
         name=HOSTILE, kind="client", state="failed", since=NOW, last_error=HOSTILE, addresses=[HOSTILE], peers=[peer]
     )
     process = ProcessStatus(
-        version=HOSTILE, pid=-1, name=HOSTILE, config_file=HOSTILE, started_at=NOW, interfaces=[interface]
+        version=HOSTILE,
+        pid=-1,
+        name=HOSTILE,
+        config_file=HOSTILE,
+        started_at=NOW,
+        interfaces=[interface],
+        last_reload=ReloadStatus(at=NOW, error=HOSTILE),
     )
     lines = render([process], NOW, width=width).split("\n")
     assert all(line.isprintable() for line in lines)
     assert max(map(columns, lines)) <= max(width, MIN_WIDTH)
     assert len(lines) < 60
     render([process], NOW, width=width).encode()
+
+
+def test_an_error_is_told_to_its_end() -> None:
+    """Which says what to do. It may be longer than a line, and have longer words."""
+    why = "cannot create TUN interface tun0: the name is taken; stop that process, or choose another name"
+    errors = f"hub.json: [0].net: 10.10.0.1 is no network; write 10.10.0.1/24; [1].{'x' * 90}: is not known"
+    interface = InterfaceStatus(name="tun0", kind="client", state="failed", since=NOW, last_error=why)
+    process = ProcessStatus(
+        version="0.1.0",
+        pid=7,
+        name="hub",
+        config_file="/hub.json",
+        started_at=NOW,
+        last_reload=ReloadStatus(at=before(minutes=3), error=errors),
+        interfaces=[interface],
+    )
+    assert render([process], NOW).splitlines() == [
+        "tapotun 0.1.0 hub, pid 7, up for 0 s, /hub.json",
+        "reload:     refused 3 min ago, the old config runs on: hub.json: [0].net:",
+        "            10.10.0.1 is no network; write 10.10.0.1/24;",
+        "            [1].xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "            xxxxxxxxxxxxxxxxxxxxxxxxxx: is not known",
+        "",
+        "interface: tun0",
+        "  state:      client, failed for 0 s",
+        "  why:        cannot create TUN interface tun0: the name is taken; stop that",
+        "              process, or choose another name",
+    ]
+    good = msgspec.structs.replace(process, last_reload=ReloadStatus(at=before(minutes=3), changes=["tun0: added"]))
+    assert "reload" not in render([good], NOW)
 
 
 def test_a_long_path_keeps_its_end() -> None:

@@ -16,6 +16,7 @@ from tapotun_trio.host.ports import PathState
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.tunnel.counters import QUEUE_AGE, Counters
 from tapotun_trio.tunnel.feed import PIECE_BYTES, WATCH_S
+from tapotun_trio.tunnel.incoming import Incoming
 from tapotun_trio.tunnel.outbox import MAX_AGE_S, MAX_BYTES
 from tapotun_trio.tunnel.sender import (
     BASE_PINGING,
@@ -571,6 +572,37 @@ async def test_a_peer_that_does_not_answer_is_dead(autojump_clock: Clock) -> Non
         assert it.error is not None
         assert it.error.reason == "silent"
         assert not sender.streaming
+
+
+async def test_a_shorter_keepalive_finds_nobody_late(autojump_clock: Clock) -> None:
+    """A reload sets it while a stream runs whose last ping is older than three of the new ones."""
+    sender = Sender(Counters())
+    sender.pinging = extended_pinging(50.0)
+    writer, peer = stream()
+    async with serving(sender) as begin:
+        it = begin(writer)
+        await ticking(sender, 40)
+        pings = len(peer.controls)
+        sender.go_on_with(extended_pinging(2.0))
+        await settle()
+        assert len(peer.controls) == pings + 1
+        await ticking(sender, 5)
+        assert not it.ended.is_set()
+        await ticking(sender, 3)
+        assert it.error is not None
+        assert it.error.reason == "silent"
+
+
+async def test_a_shorter_silence_counts_from_now(autojump_clock: Clock) -> None:
+    incoming = Incoming(trio.CancelScope())
+    for allowed_s, until_s in ((150.0, 100), (6.0, 5)):
+        for _ in range(until_s):
+            await trio.sleep(1)
+            incoming.tick(trio.current_time(), allowed_s)
+        assert not incoming.told_to_end
+    await trio.sleep(2)
+    incoming.tick(trio.current_time(), 6.0)
+    assert incoming.told_to_end
 
 
 async def test_a_newer_stream_has_its_own_time_to_be_answered(autojump_clock: Clock) -> None:

@@ -7,11 +7,19 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trio.testing
+
+from tapotun_trio.errors import PeerError
+from tapotun_trio.log import FLAPPING_BURST, interface_logger
+from tapotun_trio.tunnel.complaints import Complaints
+from tapotun_trio.tunnel.counters import Counters
+from tapotun_trio.tunnel.rtt import RoundTrip
+from tapotun_trio.tunnel.summary import Summary
 
 from ..fakes import MemoryHost
 from ..packets import ipv4
 from .hostile import until
-from .support import allowed, free_port, running, server_config
+from .support import allowed, client_config, free_port, running, server_config
 
 
 def ends(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -50,6 +58,72 @@ async def test_each_session_is_summed_up_once(caplog: pytest.LogCaptureFixture) 
             assert f"; received 0 packets, 0 bytes; sent {number} packets, {30 * number} bytes; " in ends(caplog)[-1]
             assert ends(caplog)[-1].startswith("session ended after 0 s: ")
     assert len(ends(caplog)) == 2
+
+
+async def test_the_client_s_end_has_the_same_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Why as its server said it, what it carried, and once."""
+    caplog.set_level(logging.INFO, "tapotun")
+    server_host, client_host, port = MemoryHost(), MemoryHost(), free_port()
+    ours = client_config("tun0", port)
+    config = server_config(port, allowed("tun0", "10.10.0.2"))
+
+    def told() -> list[str]:
+        """The client's, not the server's own."""
+        return [line for line in ends(caplog) if "this server stops" not in line]
+
+    async with running(client_host, ours):
+        for number in (1, 2):
+            async with running(server_host, config):
+                await until(lambda number=number: caplog.text.count("upload to") == number, "the session")  # type: ignore[misc]
+                (await client_host.device("tun0")).send(ipv4("10.10.0.2", "10.10.0.1", b"x" * 10))
+                await (await server_host.device("hub")).receive_packet()
+            await until(lambda number=number: len(told()) == number, "the line")  # type: ignore[misc]
+        first, second = told()
+        for line in (first, second):  # each counts its own
+            assert line.startswith("session ended after 0 s: the server said goodbye: the server is shutting down; ")
+            assert "received 0 packets, 0 bytes; sent 1 packets, 30 bytes; round trip " in line
+        async with running(server_host, config):
+            await until(lambda: caplog.text.count("download from") == 3, "the session")
+    # While there was no session nothing ended.
+    assert len(told()) == 3
+
+
+async def test_a_client_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tapotun")
+    port = free_port()
+    async with running(MemoryHost(), server_config(port, allowed("tun0", "10.10.0.2"))):
+        async with running(MemoryHost(), client_config("tun0", port)):
+            await until(lambda: "upload to" in caplog.text, "the session")
+        assert [line for line in ends(caplog) if ": this client stops; " in line]
+
+
+async def test_a_client_that_comes_and_goes_for_hours_has_a_bounded_log(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whatever is at the other end: the failures differ, and each attempt seems to work for a moment."""
+    caplog.set_level(logging.INFO, "tapotun")
+    complaints = Complaints(interface_logger("tun0"))
+    summary = Summary(Counters(), RoundTrip())
+    for attempt in range(3600):
+        summary.begin()
+        complaints.clear()
+        complaints.news("download", logging.INFO, "download from 192.0.2.1:8080")
+        complaints.log("download", PeerError(f"connection {attempt} broke"), 1.0)
+        summary.end(interface_logger("tun0"), "it broke")
+        await trio.sleep(1)
+    assert len(caplog.records) <= 3 * 6 * FLAPPING_BURST
+    assert "more since the last such line)" in caplog.text
+
+
+async def test_a_server_that_is_down_for_an_hour_is_two_lines(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    caplog.set_level(logging.INFO, "tapotun")
+    complaints = Complaints(interface_logger("tun0"))
+    for attempt in range(720):  # its name has two addresses, which fail each in its way
+        complaints.log("download", PeerError(("refused", "no route to host")[attempt % 2]), 5.0)
+        await trio.sleep(5)
+    assert len(caplog.records) == 2
 
 
 async def test_a_server_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> None:

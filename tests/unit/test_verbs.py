@@ -133,6 +133,16 @@ async def test_wait_for_a_process_that_starts_later() -> None:
     assert codes == [exits.OK]
 
 
+async def test_wait_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where too many wait already; an error would say that it can never be."""
+    monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 0)
+    async with world(*pair()) as it, asked(it):
+        assert await call("wait", "--timeout", "0.5") == exits.RUNTIME
+        assert "not up within 0.5 s: too many ask at the same time" in capsys.readouterr().err
+        monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 1)
+        assert await call("wait", "--timeout", "30") == exits.OK
+
+
 async def test_disconnect(capsys: pytest.CaptureFixture[str]) -> None:
     async with world(*pair()) as it, asked(it):
         await it.connected()
