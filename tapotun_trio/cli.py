@@ -21,6 +21,7 @@ from .config.load import check, load
 from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
 from .log import LEVELS, process_logger, set_up_logging
+from .shell.arguments import add_printing_verbs
 
 TOKEN_BYTES: Final = 32
 DEFAULT_PAUSE_S: Final = 2.0
@@ -183,19 +184,6 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe(arguments)
 
 
-def _completion(arguments: argparse.Namespace) -> int:
-    from .shell.verbs import completion
-
-    return completion(arguments.what, _parser())
-
-
-def _schema(_: argparse.Namespace) -> int:
-    from .config.schema import schema
-
-    print(json.dumps(schema(), indent=2))
-    return exits.OK
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
@@ -253,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
-    _add_printing_verbs(verbs)
+    add_printing_verbs(verbs, _parser)
     return parser
 
 
@@ -371,20 +359,6 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="what carries the token. Default: x-api-key",
     )
     verb.set_defaults(verb=_probe)
-
-
-def _add_printing_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "print the config's JSON Schema, for editors"
-    verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
-    verb.set_defaults(verb=_schema)
-
-    text = "print the completion script of a shell"
-    verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
-    what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
-    verb.add_argument(
-        "what", metavar="SHELL", choices=what, help="a shell; the rest is what its script asks for: names that run here"
-    )
-    verb.set_defaults(verb=_completion)
 
 
 _VERBS: Final = frozenset(

@@ -1,4 +1,4 @@
-"""The verbs that print something for other programs: completions of shells, the config's schema."""
+"""What `tapotun completion` prints."""
 
 from __future__ import annotations
 

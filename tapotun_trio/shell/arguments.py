@@ -1,0 +1,38 @@
+"""The verbs that print something for other programs. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from .. import exits
+
+
+def add_printing_verbs(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], program: Callable[[], argparse.ArgumentParser]
+) -> None:
+    """``program`` makes the whole parser, of which the completions are made."""
+    text = "print the config's JSON Schema, for editors"
+    verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
+    verb.set_defaults(verb=_schema)
+
+    text = "print the completion script of a shell"
+    verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
+    what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
+    text = "a shell; the rest is what its script asks for: names that run here"
+    verb.add_argument("what", metavar="SHELL", choices=what, help=text)
+
+    def completion(arguments: argparse.Namespace) -> int:
+        from .verbs import completion
+
+        return completion(arguments.what, program())
+
+    verb.set_defaults(verb=completion)
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from ..config.schema import schema
+
+    print(json.dumps(schema(), indent=2))
+    return exits.OK
