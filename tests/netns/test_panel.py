@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any, Final
 
 import pytest
@@ -163,7 +164,7 @@ def test_reload(lab: Lab) -> None:
         window.wait_for_text("#config-when", "not read again since")
         phone = allowed("phone", "10.10.0.3")
         it.write(server_config(allowed("laptop"), phone, keepalive=1, ips=["10.10.0.99"]))
-        planned = ["tun0: ips changed", "tun0 phone: added"]
+        planned = ["tun0: ips changed (+10.10.0.99)", "tun0 phone: added"]
         # The plan first, which changes nothing.
         window.click("#reload-button")
         window.wait_for_text("#reload-text", "This will change")
@@ -190,6 +191,8 @@ def test_reload(lab: Lab) -> None:
         window.wait_for_text("#reload-error", "mtu")
         assert window.text("#reload-apply") == ""
         window.click("#reload-close")
+        window.wait_for_text("#config-when", "Changed by the last reload")  # that was the plan only
+        it.daemon.signal(signal.SIGHUP)
         window.wait_for_text("#config-when", "was refused, and the old config runs on")
         window.wait_for_text("#config-error", "mtu")
         assert len(it.status()["interfaces"][0]["peers"]) == 2
