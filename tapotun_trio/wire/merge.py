@@ -5,6 +5,7 @@ right: a damaged packet is never made to look whole. The kernel numbers the pack
 on, so either ids count up already, or DF says that nobody needs them (RFC 6864).
 
 A flow's packets keep their order. Flows may overtake each other, but no packet of any other kind, nor that them.
+Blocks of TCP go to `merge_tcp`.
 """
 
 from __future__ import annotations
