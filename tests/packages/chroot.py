@@ -131,17 +131,17 @@ _PASSED_OVER: Final = [
 ]
 
 
-def mirror() -> str:
-    """Where this machine's own apt gets Debian from; Debian's own where it is something else."""
+def mirror() -> list[str]:
+    """Where this machine's own apt gets this Debian from; nothing where it is another one: debootstrap knows."""
     wanted = ["Identifier: Packages", f"Codename: {SUITE}"]
     argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
     found = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
-    return found[0] if found else "http://deb.debian.org/debian"
+    return found[:1]
 
 
 def debootstrap(root: Path) -> None:
     """Make a minimal Debian there, which starts no service when something is installed. Raises CommandError."""
-    argv = ["debootstrap", "--variant=minbase", SUITE, str(root), mirror()]
+    argv = ["debootstrap", "--variant=minbase", SUITE, str(root), *mirror()]
     done = subprocess.run(
         argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, cwd="/"
     )
