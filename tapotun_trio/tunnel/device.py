@@ -150,7 +150,7 @@ class DeviceWriter:
         self._wake = trio.Event()
 
     def write_all(self, view: memoryview, spans: Sequence[Span], drops: Counter[str]) -> None:
-        """Write the frames of one receive, runs of one UDP flow as one; count in ``drops`` what the kernel refuses.
+        """Write the frames of one receive, runs of one flow (UDP, TCP) as one; count in ``drops`` what is refused.
 
         Raises HostError: device gone; PeerError, when all are written: a frame that no honest peer sends was refused.
         """

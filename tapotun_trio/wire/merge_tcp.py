@@ -16,11 +16,14 @@ from typing import Final, NamedTuple
 from .alike import are_alike
 from .checksums import fold, have_right_checksums
 from .frames import HEADER_BYTES, Parts, Span
-from .vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, NEEDS_CSUM
+from .vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, MIN_GSO_BYTES, NEEDS_CSUM
 
 PROTOCOL_TCP: Final = 6
 # Fewer are written one by one (measured as for UDP: `merge.BLOCK_MERGED_FROM`).
 _MERGED_FROM: Final = 5
+# Of 1,448 bytes 45 fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX: 1,024),
+# and a kernel that refuses one super-packet is given none any more.
+_MAX_SEGMENTS: Final = 64
 _MAX_PACKET_BYTES: Final = 65535
 _IP_BYTES: Final = 20
 _TCP_AT: Final = HEADER_BYTES + _IP_BYTES
@@ -74,7 +77,7 @@ def _judge(view: memoryview, start: int, size: int) -> _Segments | None:
     payload_bytes = size - HEADER_BYTES - header_bytes
     if not (first == 0x45 and protocol == PROTOCOL_TCP and fragment == 0x4000 and gso_type == GSO_NONE):
         return None
-    if not (length == ip_length == size - HEADER_BYTES and header_bytes >= 40 and payload_bytes > 0):
+    if not (length == ip_length == size - HEADER_BYTES and header_bytes >= 40 and payload_bytes >= MIN_GSO_BYTES):
         return None
     if flags == NEEDS_CSUM:
         addresses = _WORDS.unpack_from(view, start + HEADER_BYTES)[6:10]
@@ -89,7 +92,7 @@ def _judge(view: memoryview, start: int, size: int) -> _Segments | None:
 
 def _runs(view: memoryview, segments: _Segments, count: int) -> Iterator[list[int]]:
     """The numbers of the frames that may become one super-packet each."""
-    room = (_MAX_PACKET_BYTES - segments.header_bytes) // segments.payload_bytes
+    room = min(_MAX_SEGMENTS, (_MAX_PACKET_BYTES - segments.header_bytes) // segments.payload_bytes)
     payload_bytes, offset = segments.payload_bytes, (segments.header_bytes - _IP_BYTES) << 10
     unpack = _segment_struct(segments.size, segments.header_bytes).iter_unpack
     runs: list[list[int]] = []

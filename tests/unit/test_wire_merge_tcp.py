@@ -61,7 +61,8 @@ def cut(merged: bytes, *, partial: bool) -> list[bytes]:
     assert hdr_len == 20 + (bits >> 12) * 4
     assert urgent == 0
     pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
-    assert len(pieces) >= 2
+    assert 2 <= len(pieces) <= 64
+    assert size >= 8
     assert bits & 0xFFF in (ACK, ACK | PSH)
     return [
         tcp(
@@ -198,7 +199,9 @@ def stream(count: int, *, psh: int = 0, size: int = 1000, **fields: Any) -> list
 @pytest.mark.parametrize("partial", [True, False])
 def test_what_is_merged(partial: bool) -> None:
     """The first of a block is one by itself: no two of its size have come yet."""
-    assert written(stream(1 + 130, partial=partial), partial=partial)[1] == 1 + 2  # 65 fit into 64 KiB
+    assert written(stream(1 + 128, partial=partial), partial=partial)[1] == 1 + 2
+    assert written(stream(1 + 90, partial=partial, size=1440), partial=partial)[1] == 1 + 2  # 45 fit into 64 KiB
+    assert written(stream(1 + 1000, partial=partial, size=8), partial=partial)[1] == 1 + 16
     assert written(stream(1 + 100, psh=10, partial=partial), partial=partial)[1] == 1 + 11
     flows = [it for pair in zip(stream(41, port=1), stream(41, port=2), strict=True) for it in pair]
     assert written(flows)[1] == 1 + 2
@@ -208,6 +211,7 @@ def test_what_is_merged(partial: bool) -> None:
     "frames",
     [
         stream(40, size=0),
+        stream(40, size=6),
         stream(40, fragment=0),
         stream(40, fragment=0x6000),
         stream(40, psh=2),
@@ -219,7 +223,20 @@ def test_what_is_merged(partial: bool) -> None:
         [it[:2] + b"\0" + it[3:] for it in stream(40)],
         [it[:50] + b"\0\0" + it[52:] for it in stream(40)],
     ],
-    ids=["acks", "no DF", "fragments", "psh", "gaps", "acks differ", "fin", "odd", "options of IP", "unknown", "wrong"],
+    ids=[
+        "acks",
+        "tiny",
+        "no DF",
+        "fragments",
+        "psh",
+        "gaps",
+        "acks differ",
+        "fin",
+        "odd",
+        "options of IP",
+        "unknown",
+        "wrong",
+    ],
 )
 def test_what_is_not(frames: list[bytes]) -> None:
     assert written(frames) == (frames, 40)
