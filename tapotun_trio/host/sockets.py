@@ -101,11 +101,9 @@ class Connection:
     async def receive(self, into: memoryview) -> int:
         """Receive at least one byte, or 0 at the end of the stream. Cancelled, nothing is lost.
 
-        A checkpoint at least every TURNS calls; cancellation is looked for at each.
+        A checkpoint at least every TURNS calls.
         """
-        if self._busy and self._turns < TURNS:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
+        if not self._busy or self._turns >= TURNS:
             self._turns = 0
             await self.wait_readable()
         while (received := self.try_receive(into)) is None:

@@ -61,10 +61,10 @@ class WebSocketWriter(BodyWriter):
                 self.flush()
 
     def flush(self) -> None:
-        if self._rest:
+        if self.pending:
             super().flush()
-        if not self._rest and self._pong is not None and not self.finished:
-            self._rest = memoryview(frame(PONG, self._pong, self._key()))
+        if not self.pending and self._pong is not None and not self.finished:
+            self.pending = memoryview(frame(PONG, self._pong, self._key()))
             self._pong = None
             super().flush()
 

@@ -18,19 +18,14 @@ class BodyWriter:
     offers keeps pieces small and whole (frames), and stops offering while `pending`.
     """
 
-    __slots__ = ("_chunked", "_rest", "broken", "connection", "finished")
+    __slots__ = ("_chunked", "broken", "connection", "finished", "pending")
 
     def __init__(self, connection: Connection, *, chunked: bool = True) -> None:
         self.connection = connection
         self.finished = False  # the end was begun
         self.broken = False  # set by whoever met the connection's error and left it to the stream's own task
         self._chunked = chunked
-        self._rest = memoryview(b"")
-
-    @property
-    def pending(self) -> bool:
-        """Committed bytes wait for the socket."""
-        return bool(self._rest)
+        self.pending = memoryview(b"")  # committed bytes that wait for the socket
 
     def send(self, piece: bytes | memoryview) -> None:
         """Commit a piece (not empty) and send what the socket takes, in one system call without a copy.
@@ -40,7 +35,7 @@ class BodyWriter:
         parts = self._framed(piece)
         sent = self.connection.try_send(parts)
         if sent < sum(map(len, parts)):
-            self._rest = memoryview(_behind(parts, sent))
+            self.pending = memoryview(_behind(parts, sent))
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
@@ -50,11 +45,11 @@ class BodyWriter:
 
     def flush(self) -> None:
         """Send what the socket takes of what is pending."""
-        self._rest = self._rest[self.connection.try_send((self._rest,)) :]
+        self.pending = self.pending[self.connection.try_send((self.pending,)) :]
 
     async def drain(self) -> None:
         """Wait until nothing is pending. A checkpoint. Cancelled, the rest stays pending."""
-        while self._rest:
+        while self.pending:
             await self.connection.wait_writable()
             self.flush()
         await trio.lowlevel.checkpoint()
@@ -66,8 +61,8 @@ class BodyWriter:
         """
         if not self.finished:
             self.finished = True
-            parts = [self._rest, *(self._framed(last_piece) if last_piece else ())]
-            self._rest = memoryview(b"".join([*parts, *self._end()]))
+            parts = [self.pending, *(self._framed(last_piece) if last_piece else ())]
+            self.pending = memoryview(b"".join([*parts, *self._end()]))
         await self.drain()
 
     async def try_finish(self, last_piece: bytes = b"") -> None:

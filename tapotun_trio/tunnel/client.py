@@ -343,11 +343,8 @@ class TunnelClient:
     async def _take(self, reader: FrameReader, frames: list[Span]) -> None:
         echoes, inward = list[bytes](), list[Span]()
         try:
-            sort_frames(reader.view, frames, self.counters.drops, inward, echoes)
+            sort_frames(reader.view, frames, self.counters, inward, echoes)
         finally:  # at a bad frame too: what stood before it is good
-            for start, stop, count in inward:
-                self.counters.rx_packets += count
-                self.counters.rx_bytes += stop - start - HEADER_BYTES * count
             self._writer.write_all(reader.view, inward, self.counters.drops)
         for echo in echoes:
             self.sender.send_control(echo)  # a generation 2 ping: the very same frame goes back

@@ -24,22 +24,26 @@ class Outbox:
 
     Args:
         drops: where dropped packets are counted, by reason.
+
+    Attributes:
+        runs: what is queued, oldest first: when it was put, packets, frames. Others look whether it is empty, which
+            costs less than a call.
     """
 
-    __slots__ = ("_at", "_bytes", "_codel", "_drops", "_max_age_s", "_max_bytes", "_runs", "_taken")
+    __slots__ = ("_at", "_bytes", "_codel", "_drops", "_max_age_s", "_max_bytes", "_taken", "runs")
 
     def __init__(self, drops: Counter[str], *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
         self._drops = drops
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._codel = CoDel()
-        self._runs: deque[tuple[float, int, bytes]] = deque()  # (when put, packets, frames)
+        self.runs: deque[tuple[float, int, bytes]] = deque()
         self._at = 0  # of the oldest run so many bytes are gone already,
         self._taken = 0  # and so many packets
         self._bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self._runs)
+        return bool(self.runs)
 
     @property
     def depth_bytes(self) -> int:
@@ -48,14 +52,14 @@ class Outbox:
     @property
     def depth_packets(self) -> int:
         """Counted when asked: putting and taking pay nothing for it."""
-        return sum([packets for _, packets, _ in self._runs]) - self._taken
+        return sum([packets for _, packets, _ in self.runs]) - self._taken
 
     def put(self, frames: memoryview | bytes, packets: int, now: float) -> None:
         """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
         self.expire(now)
-        while self._runs and self._bytes + len(frames) > self._max_bytes:
+        while self.runs and self._bytes + len(frames) > self._max_bytes:
             self._drop_oldest(QUEUE_FULL)
-        self._runs.append((now, packets, bytes(frames)))
+        self.runs.append((now, packets, bytes(frames)))
         self._bytes += len(frames)
 
     def take(self, now: float, limit_bytes: int, *, cut: bool = True) -> tuple[int, bytes]:
@@ -67,11 +71,11 @@ class Outbox:
         self.expire(now)
         taken: list[memoryview | bytes] = []
         packets = size = 0
-        while self._runs and size < limit_bytes:
+        while self.runs and size < limit_bytes:
             # One verdict for a whole run: its packets have waited equally long, and CoDel's next drop lies ahead.
-            while self._runs and self._codel.drops(now - self._runs[0][0], self._bytes, now):
+            while self.runs and self._codel.drops(now - self.runs[0][0], self._bytes, now):
                 self._drop_frame(CODEL)
-            if not self._runs:
+            if not self.runs:
                 break
             count, frames = self._cut(limit_bytes - size, cut=cut, needed=not taken)
             if not count:
@@ -79,18 +83,18 @@ class Outbox:
             packets += count
             size += len(frames)
             taken.append(frames)
-        if not self._runs:
+        if not self.runs:
             self._codel.empty()
         return packets, b"".join(taken)
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
-        while self._runs and now - self._runs[0][0] > self._max_age_s:
+        while self.runs and now - self.runs[0][0] > self._max_age_s:
             self._drop_oldest(QUEUE_AGE)
 
     def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
         """Take off the oldest run what fits: all of it, or so many frames of it; if ``needed``, something."""
-        _, packets, frames = self._runs[0]
+        _, packets, frames = self.runs[0]
         start, stop, count = self._at, len(frames), packets - self._taken
         if stop - start > limit_bytes and (cut or not needed):
             stop, count = (_frame_end(frames, start), 1) if needed else (start, 0)
@@ -101,11 +105,11 @@ class Outbox:
         return count, frames if stop - start == len(frames) else memoryview(frames)[start:stop]
 
     def _drop_frame(self, reason: str) -> None:
-        self._remove(_frame_end(self._runs[0][2], self._at), 1)
+        self._remove(_frame_end(self.runs[0][2], self._at), 1)
         self._drops[reason] += 1
 
     def _drop_oldest(self, reason: str) -> None:
-        _, packets, frames = self._runs[0]
+        _, packets, frames = self.runs[0]
         self._drops[reason] += packets - self._taken
         self._remove(len(frames), 0)
 
@@ -114,8 +118,8 @@ class Outbox:
         self._bytes -= stop - self._at
         self._at = stop
         self._taken += packets
-        if stop == len(self._runs[0][2]):
-            self._runs.popleft()
+        if stop == len(self.runs[0][2]):
+            self.runs.popleft()
             self._at = self._taken = 0
 
 

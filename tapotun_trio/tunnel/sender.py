@@ -79,6 +79,7 @@ class Sender:
         "_counters",
         "_feed",
         "_pinged_at",
+        "_queued",
         "_room",
         "_scope",
         "_touched",
@@ -95,6 +96,7 @@ class Sender:
         self._counters = counters
         self._words = first_words
         self.outbox = Outbox(counters.drops)
+        self._queued = self.outbox.runs
         self.pinging = BASE_PINGING
         self._writer: BodyWriter | None = None
         self._controls: deque[bytes] = deque()
@@ -115,7 +117,7 @@ class Sender:
     def send(self, frames: memoryview | bytes, packets: int) -> None:
         """Send a run of whole frames, or queue a copy of what the socket does not take now."""
         writer = self._writer
-        if writer is None or writer.pending or self.outbox or self._feed.paced:
+        if writer is None or writer.pending or self._queued or self._feed.paced:
             self.outbox.put(frames, packets, trio.current_time())
             self._wake.set()
             return
@@ -129,7 +131,7 @@ class Sender:
     def stalled(self) -> bool:
         """The socket is full, for a moment as far as we know: nothing is queued behind it, and its path is fast."""
         writer = self._writer
-        return writer is not None and writer.pending and not self.outbox and not self._feed.paced
+        return writer is not None and bool(writer.pending) and not self._queued and not self._feed.paced
 
     async def room(self) -> None:
         """Wait until the stream takes more, for ROOM_S at most. Cancel-safe; a checkpoint."""

@@ -16,13 +16,13 @@ from ..errors import PeerError, leaves
 from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
-from ..wire.frames import FrameReader, Span
+from ..wire.frames import ADDRESSES, FrameReader, Span
 from . import counters as why
 from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import ADDRESSES, CACHE_ENTRIES, Session, Visit
+from .session import CACHE_ENTRIES, Session, Visit
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
-from struct import Struct
 from typing import Final
 
 import trio
@@ -22,8 +21,8 @@ from ..wire import control, params
 from ..wire.frames import (
     ECHO_FIRST_BYTE,
     ECHO_PACKET_BYTES,
-    GSO_TYPE_AT,
     HEADER_BYTES,
+    ROUTED_HEAD,
     Span,
     echoed_clock,
 )
@@ -39,8 +38,6 @@ from .rtt import RoundTrip
 from .sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
 from .summary import Summary
 
-# Of a frame with an IPv4 packet: the packet's first byte, and source and destination as one key.
-ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
 # Verdicts that are remembered for one sender. A client that scans the address space makes us forget, no more.
 CACHE_ENTRIES: Final = 4096
 # While a client replaces its upload there are two; a proxy may keep a dead one for a while.
@@ -267,28 +264,28 @@ class Session:
 
         Raises PeerError at a frame that no honest peer sends.
         """
-        verdicts, counters = self._verdicts, self.counters
+        verdicts, unpack = self._verdicts, ROUTED_HEAD.unpack_from
         inward: list[Span] = []
         run_to: Session | None = None
-        run_at = run_end = packets = 0
+        run_at = run_end = packets = rx_packets = rx_bytes = 0
         try:
             for frame in frames:
                 start, stop, count = frame
-                first, key = ADDRESSES.unpack_from(view, start)
+                length, gso_type, gso_size, first, key = unpack(view, start)
                 if first >> 4 != 4:
                     self._take_other(view[start:stop], first)
                     continue
                 to = verdicts.get(key)
                 if to is None:
                     to = self._decide(view[start : start + (stop - start) // count], key, sessions)
-                counters.rx_packets += count
-                counters.rx_bytes += stop - start - HEADER_BYTES * count
+                rx_packets += count
+                rx_bytes += count * length
                 if to is True:
-                    if view[start + GSO_TYPE_AT] and not is_bounded(view[start:stop]):
+                    if gso_type and not is_bounded(length, gso_size):
                         raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
                     inward.append(frame)
                 elif to is False:
-                    counters.drops[why.BAD_SOURCE] += count
+                    self.counters.drops[why.BAD_SOURCE] += count
                 else:
                     if not base_peer_accepts(view[start:stop]):  # of a block, what it looks at is all the same
                         raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
@@ -299,9 +296,11 @@ class Session:
                     run_end = stop
                     packets += count
         finally:  # at a bad frame too: what stood before it is good
+            self.counters.rx_packets += rx_packets
+            self.counters.rx_bytes += rx_bytes
             if run_to is not None:
                 run_to.sender.send(view[run_at:run_end], packets)
-            device.write_all(view, inward, counters.drops)
+            device.write_all(view, inward, self.counters.drops)
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
         source, destination = key[:4], key[4:]

@@ -35,6 +35,13 @@ MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 PING: Final = b"\0\0"
 
+# Of a frame: the packet's length, gso_type, gso_size, and the packet's first byte.
+HEAD: Final = Struct("<HxB2xH6xB")
+# Likewise, and of an IPv4 packet source and destination, as one key.
+ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")
+# The packet's first byte, and that key.
+ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
+
 # Where frames are in a buffer, their length fields included: start, stop, and how many. One; or a *block* of many, side
 # by side, of one length, whose vnet headers, addresses, protocols, TTLs and types of service are the same, IPv4 and no
 # super-packets: where one of them goes, all go.
@@ -110,6 +117,7 @@ class FrameReader:
         "_tail",
         "control",
         "controls",
+        "ended",
         "leftover",
         "pending",
         "pings",
@@ -122,6 +130,7 @@ class FrameReader:
         self._memory = mmap(-1, BUFFER_BYTES)
         self.view = memoryview(self._memory)
         self._body = body
+        self.ended = False  # the body did, on a frame boundary, and every frame was returned
         self._head = 0  # where the first incomplete frame begins
         self._tail = 0  # where the body bytes that we have of it end
         # While pending: what was received and not looked at, as it came from the socket.
@@ -133,13 +142,7 @@ class FrameReader:
         self.pings = 0
         self.control = control
         self.controls: list[tuple[int, bytes]] = []  # kind and payload of each that came; the reader's to clear
-        self.leftover = b""
-
-    @property
-    def ended(self) -> bool:
-        """The body ended, on a frame boundary, and every frame was returned. `leftover` has what came behind it on
-        the connection."""
-        return self._body.ended and not self.pending
+        self.leftover = b""  # once ended, what came behind the body on the connection
 
     def space(self) -> memoryview:
         """Where to receive next, at least one largest frame long. Ends the life of returned frames. Not while
@@ -214,6 +217,9 @@ class FrameReader:
                         if len(self.controls) >= STEP_CONTROLS:
                             break
                         continue
+            if pos == end:
+                done = True
+                break
             start, stop = body.span(self._memory, pos, end)
             pos = stop
             if start == stop:
@@ -234,6 +240,7 @@ class FrameReader:
             if head != tail:
                 raise PeerError("the stream ended within a frame", reason="bad-frame")
             self.leftover = bytes(view[pos:end])
+            self.ended = True
         self._head, self._tail, self._pos = head, tail, pos
         return done
 

@@ -38,14 +38,11 @@ _TCP_HEADER_BYTES: Final = 20
 
 # The length field, the header, and the first bytes of an IPv4 packet: version/IHL and protocol.
 _FRAME: Final = Struct("<HBBHHHH2xB8xB")
-_SIZES: Final = Struct("<H4xH")
 
 
-def is_bounded(frame: memoryview) -> bool:
-    """Whether a super-packet (its length field included) is cut into a number of packets that an honest kernel could
-    have meant. Untrusted input; never raises."""
-    length, gso_size = _SIZES.unpack_from(frame)
-    return bool(gso_size >= MIN_GSO_BYTES and length <= gso_size * MAX_SEGMENTS)
+def is_bounded(packet_bytes: int, gso_size: int) -> bool:
+    """Whether a super-packet is cut into a number of packets that an honest kernel could have meant."""
+    return gso_size >= MIN_GSO_BYTES and packet_bytes <= gso_size * MAX_SEGMENTS
 
 
 def base_peer_accepts(frame: memoryview) -> bool:
@@ -70,8 +67,8 @@ def base_peer_accepts(frame: memoryview) -> bool:
         return True
     return bool(
         gso_type & ~GSO_ECN == GSO_TCPV4
-        and MIN_GSO_BYTES <= gso_size < _GSO_BY_FRAGS
-        and length <= gso_size * MAX_SEGMENTS
+        and gso_size < _GSO_BY_FRAGS
+        and is_bounded(length, gso_size)
         and flags & NEEDS_CSUM
         and protocol == _IPPROTO_TCP
         and csum_start == ip_header

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from ipaddress import ip_address
 
 import pytest
 
 from tapotun_trio.log import interface_logger
+from tapotun_trio.tunnel.counters import Counters
 from tapotun_trio.tunnel.device import DeviceWriter
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.sorting import sort_frames
@@ -57,11 +57,14 @@ async def test_the_same_way_for_all(
 
 
 def test_a_client_takes_a_block_for_what_it_is() -> None:
-    drops, inward, echoes = Counter[str](), list[Span](), list[bytes]()
-    view, spans = received(datagrams(HUB, A))
-    sort_frames(view, spans, drops, inward, echoes)
+    counters, inward, echoes = Counters(), list[Span](), list[bytes]()
+    frames = datagrams(HUB, A)
+    view, spans = received(frames)
+    sort_frames(view, spans, counters, inward, echoes)
     assert inward == spans
-    assert not drops
+    assert counters.rx_packets == PACKETS
+    assert counters.rx_bytes == sum(map(len, frames)) - PACKETS * HEADER_BYTES
+    assert not counters.drops
     assert not echoes
 
 
