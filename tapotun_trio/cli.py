@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import math
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,10 +18,13 @@ from .config.findings import report_json, report_text
 from .config.load import check, load
 from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
+from .lazily import load_at_first_use
 from .log import LEVELS, process_logger, set_up_logging
 from .shell.arguments import add_printing_verbs
 
 TOKEN_BYTES: Final = 32
+# trio imports all but hashlib, and most processes use none of it. With each of the first three comes OpenSSL.
+NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
 DEFAULT_PAUSE_S: Final = 2.0
 READY_TIMEOUT_S: Final = 30.0
 
@@ -111,6 +112,8 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
     set_up_logging(config.log.level, config.log.format)
     for warning in config.warnings:
         log.warning("%s", warning)
+    for module in NEEDED_BY_FEW:
+        load_at_first_use(module)
     from .app import run  # only now: the other verbs need neither trio nor the host
 
     return run(
@@ -163,6 +166,9 @@ def _judge_tls(config: TlsConfig) -> TlsProblem | None:
 
 
 def _token(arguments: argparse.Namespace) -> int:
+    import hashlib
+    import secrets
+
     token = secrets.token_urlsafe(TOKEN_BYTES)
     sha256 = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
     sha1 = hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()

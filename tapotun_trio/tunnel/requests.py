@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -45,7 +44,7 @@ class Requests:
         self._carrier = carrier
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
-        self._session_id = secrets.token_hex(16)
+        self._session_id = os.urandom(16).hex()
 
     async def get(self, *, yields: bool) -> Answer:
         """Begin a download. ``yields``: not if another machine uses the token (`control.YIELD_HEADER`)."""

@@ -15,7 +15,7 @@ MODULES: Final = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A module imports from its own layer and from those below it.
 LAYERS: Final = (
-    {"errors", "exits", "log", "text", "__init__"},
+    {"errors", "exits", "lazily", "log", "text", "__init__"},
     {"wire"},
     {"routing"},
     {"config"},

@@ -1,0 +1,52 @@
+"""What most processes do not need is not loaded, and is there for those that do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+RUN: Final = """
+import sys
+from tapotun_trio.cli import NEEDED_BY_FEW
+from tapotun_trio.lazily import load_at_first_use
+for name in NEEDED_BY_FEW:
+    load_at_first_use(name)
+    assert name in sys.modules
+import tapotun_trio.app
+"""
+
+
+def run(code: str) -> str:
+    """In a process of its own, where nothing is loaded yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr
+    assert done.returncode == 0
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["_ssl", "_hashlib", "idna.core"])
+def test_it_is_not_loaded_to_run_a_tunnel(module: str) -> None:
+    assert run(f"{RUN}print({module!r} in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        ("import ssl; print(ssl.create_default_context().verify_mode.name)", "CERT_REQUIRED"),
+        ("from ssl import SSLError; print(issubclass(SSLError, OSError))", "True"),
+        ("import hashlib; print(hashlib.new('sha1', b'', usedforsecurity=False).hexdigest()[:8])", "da39a3ee"),
+        ("import hmac; print(hmac.compare_digest('a', 'a'))", "True"),
+        ("import idna; print(idna.encode('ü.example').decode())", "xn--tda.example"),
+        ("from trio import SSLStream; import ssl; print(SSLStream.__name__, ssl.__name__)", "SSLStream ssl"),
+    ],
+)
+def test_it_is_there_for_who_uses_it(use: str, says: str) -> None:
+    assert run(f"{RUN}{use}") == says
+
+
+def test_what_is_loaded_already_stays() -> None:
+    code = "import ssl, sys; from tapotun_trio.lazily import load_at_first_use; load_at_first_use('ssl')"
+    assert run(f"{code}; print(sys.modules['ssl'] is ssl, type(ssl).__name__)") == "True module"
