@@ -103,6 +103,7 @@ class Site:
         self._greeted = greeted
         self._live = 0
         self._strangers = Sparingly()
+        self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
         self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
@@ -179,11 +180,12 @@ class Site:
         return text(503, "\n".join(reasons)) if reasons else text(200, "ready")
 
     async def _metrics(self, request: Request) -> Answer:
-        parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
         body = bytearray()
-        for part in parts:
-            body += part
-            await trio.lowlevel.checkpoint()  # with many clients the whole is long
+        async with self._rendering:  # of many who ask at once none shall hold the packets up beside the others
+            parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
+            for part in parts:
+                body += part
+                await trio.lowlevel.checkpoint()  # with many clients the whole is long
         return Answer(200, bytes(body), kind)
 
     # ------------------------------------------------------------------ for the panel, and whoever else has a token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -21,6 +22,7 @@ from tapotun_trio.errors import HostError
 from tapotun_trio.http.heads import RequestHead
 from tapotun_trio.log import client_logger, interface_logger, process_logger
 from tapotun_trio.reload import RefusedError
+from tapotun_trio.status.model import ProcessStatus
 from tapotun_trio.tunnel.clocks import moment
 from tapotun_trio.tunnel.registry import Registry
 from tapotun_trio.tunnel.status import PART
@@ -335,6 +337,31 @@ async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
         assert [peer.name for peer in interface.peers] == [client.name for client in clients]
         assert (await world.ask("GET", "/api/status", BEARER)).json["interfaces"][0]["peers"][199]["name"] == "c199"
         nursery.cancel_scope.cancel()
+
+
+async def test_metrics_are_made_for_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a packet would wait for a part of each of them, and the memory hold all of them."""
+    begun, most = 0, 0
+
+    def render(status: ProcessStatus, accept: str | None) -> tuple[Iterator[bytes], str]:
+        def parts() -> Iterator[bytes]:
+            nonlocal begun, most
+            begun += 1
+            most = max(most, begun)
+            yield from (b"a", b"b", b"c")
+            begun -= 1
+
+        return parts(), "text/plain"
+
+    monkeypatch.setattr("tapotun_trio.admin.site.render_in_parts", render)
+    async with opened() as world, trio.open_nursery() as nursery:
+
+        async def scrape() -> None:
+            assert (await world.ask("GET", "/metrics", BEARER)).body == b"abc"
+
+        for _ in range(20):
+            nursery.start_soon(scrape)
+    assert (begun, most) == (0, 1)
 
 
 async def test_reload() -> None:
