@@ -166,6 +166,35 @@ def test_an_operator_watches_and_acts(lab: Lab) -> None:
             assert secret not in everything
 
 
+def examples(document: str) -> list[str]:
+    """The lines with curl that stand in a block of code there."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "docs" / document).read_text(encoding="utf-8"), re.M | re.S)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if "curl " in line]
+
+
+def test_the_examples_of_the_docs(lab: Lab) -> None:
+    server, _ = cable(lab)
+    path = server.tmp / "admin.http"
+    answers: list[str] = []
+
+    def ask(place: str, expected: list[str]) -> None:
+        with running(server, write(server, server_config(), admin=admin(listen=place))):
+            for line in expected:
+                line = line.replace("/run/tapotun/admin.http", str(path)).replace(" TOKEN'", f" {ADMIN}'")
+                done = server.run(["sh", "-ec", f"TOKEN={ADMIN}; {line} -sS -m 10 --fail-with-body"])
+                answers.append(done.stdout)
+
+    lines = [*examples("admin.md"), *examples("metrics.md")]
+    assert len(lines) == 4
+    ask("127.0.0.1:9433", [line for line in lines if "--unix-socket" not in line])
+    ask(f"unix:{path}", [line for line in lines if "--unix-socket" in line])
+    status, disconnected, metrics, ready = answers
+    assert json.loads(status)["interfaces"][0]["name"] == "tun0"
+    assert json.loads(disconnected) == {"sessions": 0}
+    assert metrics.endswith("# EOF\n")
+    assert ready == "ready\n"
+
+
 def test_the_listener_changes_and_no_packet_is_lost(lab: Lab) -> None:
     server, client = cable(lab)
     file = write(server, server_config(), admin=admin(), log={"level": "info"})
