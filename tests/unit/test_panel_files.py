@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tapotun_trio.admin.pages import read_pages
+from tapotun_trio.admin.site import MAX_LIVE
 from tapotun_trio.tunnel import counters
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
@@ -95,6 +96,10 @@ def test_a_form_never_puts_the_token_into_an_url() -> None:
     """If the script that sends it does not run, the browser does what the markup says; by default a GET."""
     forms = [it for tag, it in Page().elements if tag == "form"]
     assert [(it.get("method"), it.get("action")) for it in forms] == [("post", "api/login")]
+
+
+def test_it_knows_how_many_panels_there_may_be() -> None:
+    assert f"or {MAX_LIVE} panels are open already" in (STATIC / "link.js").read_text()
 
 
 def test_every_reason_has_its_meaning() -> None:
