@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from typing import Final
 
 import pytest
@@ -16,6 +17,7 @@ import trio.testing
 from tapotun_trio import __version__
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
+from tapotun_trio.admin.site import _joined
 from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.commands import Process, process_status
 from tapotun_trio.errors import HostError
@@ -339,6 +341,38 @@ async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
         nursery.cancel_scope.cancel()
 
 
+@table(
+    "others_ms turns",
+    ("nobody else has much to do", 0.01, [3] * 33),
+    ("they take as long", 2.0, [3, *[9] * 10]),
+    ("they are many", 50.0, [3, *[17] * 5]),
+)
+async def test_metrics_are_made_in_turns_with_the_others(
+    others_ms: float, turns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones while others have little to do, or packets would wait; longer ones while all is busy, or a scrape
+    would take a turn of all the others for every few lines."""
+    now_s, found, made = 0.0, list[int](), 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal now_s, made
+        for _ in range(100):
+            now_s += 2**-12  # a quarter of a millisecond
+            made += 1
+            yield b"x"
+
+    async def others() -> None:
+        nonlocal now_s, made
+        found.append(made)
+        made = 0
+        now_s += others_ms / 1e3
+
+    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", lambda: now_s)
+    monkeypatch.setattr("trio.lowlevel.checkpoint", others)
+    assert await _joined(parts()) == b"x" * 100
+    assert found == turns
+
+
 async def test_metrics_are_made_for_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a packet would wait for a part of each of them, and the memory hold all of them."""
     begun, most = 0, 0
@@ -354,6 +388,7 @@ async def test_metrics_are_made_for_one_at_a_time(monkeypatch: pytest.MonkeyPatc
         return parts(), "text/plain"
 
     monkeypatch.setattr("tapotun_trio.admin.site.render_in_parts", render)
+    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", count().__next__)  # a turn for each part
     async with opened() as world, trio.open_nursery() as nursery:
 
         async def scrape() -> None:
