@@ -117,7 +117,10 @@ class AdminSeat:
     def _sit(self, config: AdminConfig, desk: Desk) -> None:
         self._config, self._desk = config, desk
         self._nursery.start_soon(self._run, desk)
-        self._log.info("admin: listening on %s%s", desk.listener.name, "" if config.token else ", without a token")
+        waits = ", as soon as this machine has that address" if desk.listener.waits else ""
+        self._log.info(
+            "admin: listening on %s%s%s", desk.listener.name, waits, "" if config.token else ", without a token"
+        )
 
     def _leave(self, *, keep: Listener | None = None) -> None:
         """The present one stops. ``keep``: the listener that its successor has."""

@@ -306,6 +306,23 @@ def test_a_client_is_ready_when_its_streams_are(lab: Lab) -> None:
         assert curl(client, f"{URL}/metrics").status == 200
 
 
+def test_through_the_tunnel(lab: Lab) -> None:
+    """At an address of the process's own interface, which is not there yet when it begins to listen; at both ends."""
+    server, client = cable(lab)
+    files = [
+        write(server, server_config(), admin=admin(listen=f"{TUNNEL_SERVER}:{PORT}")),
+        write(client, client_config(), admin=admin(listen=f"{TUNNEL_CLIENT}:{PORT}")),
+    ]
+    with running(server, files[0]) as hub, running(client, files[1], until=UPLOADING) as laptop:
+        for host, daemon, address in ((client, hub, TUNNEL_SERVER), (server, laptop, TUNNEL_CLIENT)):
+            assert f"admin: listening on {address}:{PORT}, as soon as this machine has that address" in daemon.log
+            assert "is not loopback" not in hub.log
+            url = f"http://{address}:{PORT}"
+            assert curl(host, f"{url}/readyz").body == "ready\n"
+            assert curl(host, f"{url}/metrics").status == 401
+            assert curl(host, f"{url}/metrics", "-H", BEARER).status == 200
+
+
 def test_it_cannot_listen_at_the_start(lab: Lab) -> None:
     server, _ = cable(lab)
     file = write(server, server_config(), admin=admin())
