@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from typing import Final
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -311,6 +313,13 @@ async def test_status_and_metrics_of_running_interfaces() -> None:
         answer = await world.ask("POST", "/api/disconnect", BEARER, b'{"client": "laptop", "interface": "tun9"}')
         assert (answer.status, answer.json) == (404, {"error": "there is no interface tun9 here; it has hub"})
         nursery.cancel_scope.cancel()
+
+
+async def test_a_config_file_of_any_name() -> None:
+    """Some are older than UTF-8."""
+    process = Process("hub", os.fsdecode(b"/etc/b\xfcro.json"), moment())
+    status = await process_status(process, Registry(), [])
+    assert json.loads(msgspec.json.encode(status))["config_file"] == "/etc/b\\udcfcro.json"
 
 
 async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
