@@ -112,6 +112,7 @@ class Reloader:
         config, found, lines = await self._plan()
         for line in lines:
             self._log.info("reload: %s", line)
+        await self._admin.prepare(config.admin)
         with self._admin.changing(config.admin):
             await self._interfaces.change(found)
         self._registry.sort(it.name for it in config.interfaces)

@@ -53,9 +53,9 @@ def is_same_origin(headers: Mapping[str, str]) -> bool:
 def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
     """Under what name an address' failures are counted. ``remote``: the connection's; None: a Unix socket's.
 
-    A proxy on this machine is believed whom it speaks for; who else writes such headers on this machine only gets a
-    count of its own, and everybody's count together is limited too. Of IPv6 a whole /64 counts as one: so much has
-    every home.
+    A proxy on this machine is believed whom it speaks for; who else writes such headers on this machine gets a count of
+    its own, or spends another's, and everybody's count together is limited too. Of IPv6 a whole /64 counts as one: so
+    much has every home.
     """
     address = _address(remote) if remote is not None else None
     if remote is None or (address is not None and address.is_loopback):

@@ -56,7 +56,7 @@ class Desk:
                     async with trio.open_nursery() as nursery:
                         with self._accepting:
                             await self._accept(nursery)
-                except Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it
+                except* Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it, nor badly beside it
                     self._log.exception("a bug ended the admin listener")
                     if trio.current_time() - begun >= HEALTHY_S:
                         pause_s = RESTART_S[0]

@@ -16,6 +16,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from datetime import datetime
+from itertools import islice
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 from prometheus_client.exposition import choose_encoder
@@ -37,7 +38,8 @@ from ..tunnel import counters as why
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
 _END: Final = b"# EOF\n"  # of OpenMetrics
-_PART: Final = 200  # samples, which take 2 ms
+_SLICE: Final = 25  # interfaces, listeners or peers that are looked at in one go
+_PART: Final = 25  # samples that are written in one go; either takes about half a millisecond
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
@@ -70,9 +72,12 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
     end = b"" if classic else _END
 
     def parts() -> Iterator[bytes]:
+        name = ""
         for family in registry.collect():
             head = encode(_Family(family, [])).removesuffix(end)
-            yield head
+            if family.name != name:  # else more of the same
+                name = family.name
+                yield head
             for at in range(0, len(family.samples), _PART):
                 part = encode(_Family(family, family.samples[at : at + _PART]))
                 yield part.removeprefix(head).removesuffix(end)
@@ -223,11 +228,14 @@ class _Snapshot(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
+        """A family of many samples comes in several pieces, one behind the other."""
         yield from _of_process(self._status)
-        yield _states(self._interfaces)
+        for some in _slices(self._interfaces):
+            yield _states(some)
         yield from _families(_INTERFACE, _INTERFACE_LABELS, self._interfaces)
         yield from _families(_LISTENER, _LISTENER_LABELS, self._listeners)
-        yield _transports(self._peers)
+        for peers in _slices(self._peers):
+            yield _transports(peers)
         yield from _families(_PEER, _PEER_LABELS, self._peers)
 
 
@@ -271,26 +279,39 @@ def _transports(peers: Labelled[PeerStatus]) -> Metric:
 
 def _families(rows: Iterable[_Row[T]], names: Sequence[str], things: Labelled[T]) -> Iterator[Metric]:
     for row in rows:
-        unit = next((unit for unit in _UNITS if row.name.endswith(f"_{unit}")), "")
-        match row:
-            case _Gauge(name, text, read):
-                gauge = GaugeMetricFamily(name, text, labels=names, unit=unit)
-                for labels, it in things.items():
-                    if (value := read(it)) is not None:
-                        gauge.add_metric(labels, value)
-                yield gauge
-            case _Counter(name, text, count):
-                counter = CounterMetricFamily(name, text, labels=names, unit=unit)
-                for labels, it in things.items():
-                    counter.add_metric(labels, count(it))
-                yield counter
-            case _Reasons(name, text, tell, expected):
-                counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
-                for labels, it in things.items():
-                    numbers = {one_line(reason): number for reason, number in tell(it).items()}
-                    for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
-                        counter.add_metric((*labels, reason), number)
-                yield counter
+        for some in _slices(things):
+            yield _family(row, names, some)
+
+
+def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
+    unit = next((unit for unit in _UNITS if row.name.endswith(f"_{unit}")), "")
+    match row:
+        case _Gauge(name, text, read):
+            gauge = GaugeMetricFamily(name, text, labels=names, unit=unit)
+            for labels, it in things.items():
+                if (value := read(it)) is not None:
+                    gauge.add_metric(labels, value)
+            return gauge
+        case _Counter(name, text, count):
+            counter = CounterMetricFamily(name, text, labels=names, unit=unit)
+            for labels, it in things.items():
+                counter.add_metric(labels, count(it))
+            return counter
+        case _Reasons(name, text, tell, expected):
+            counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
+            for labels, it in things.items():
+                numbers = {one_line(reason): number for reason, number in tell(it).items()}
+                for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
+                    counter.add_metric((*labels, reason), number)
+            return counter
+
+
+def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
+    """A few at a time; of none one that is empty, for a family is told of by its head, too."""
+    items = iter(things.items())
+    yield dict(islice(items, _SLICE))
+    while some := dict(islice(items, _SLICE)):
+        yield some
 
 
 def _labelled(pairs: Iterable[tuple[tuple[str, ...], T]]) -> Labelled[T]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -43,6 +44,11 @@ class AdminSeat:
         self._config: AdminConfig | None = None
         self._desk: Desk | None = None
         self._events: Events | None = None
+
+    async def prepare(self, after: AdminConfig | None) -> None:
+        """Load in a thread what `changing` to that needs: it takes 0.1 s, for which packets would wait."""
+        if after is not None and self._desk is None:
+            await trio.to_thread.run_sync(_load)
 
     @contextmanager
     def changing(self, after: AdminConfig | None) -> Iterator[None]:
@@ -111,7 +117,10 @@ class AdminSeat:
     def _sit(self, config: AdminConfig, desk: Desk) -> None:
         self._config, self._desk = config, desk
         self._nursery.start_soon(self._run, desk)
-        self._log.info("admin: listening on %s%s", desk.listener.name, "" if config.token else ", without a token")
+        waits = ", as soon as this machine has that address" if desk.listener.waits else ""
+        self._log.info(
+            "admin: listening on %s%s%s", desk.listener.name, waits, "" if config.token else ", without a token"
+        )
 
     def _leave(self, *, keep: Listener | None = None) -> None:
         """The present one stops. ``keep``: the listener that its successor has."""
@@ -157,6 +166,15 @@ class AdminSeat:
         if failures:
             raise failures[0]
         return changes
+
+
+def _load() -> None:
+    """What `_desk_for` imports. Blocking."""
+    for name in ("access", "events", "listener", "site"):
+        import_module(f"{__package__}.{name}")
+    from .pages import read_pages
+
+    read_pages()  # for what is imported by that
 
 
 def _in_the_way(old: Endpoint, new: Endpoint) -> bool:

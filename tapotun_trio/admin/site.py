@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
+from time import perf_counter
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -38,6 +39,7 @@ from .pages import Page
 
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LIVE: Final = 16  # WebSockets
+TURN_S: Final = (0.0005, 0.004)  # of what is long, before the others go on: at least, at most
 STATUS_AGE_S: Final = 0.5  # so old may a status be that several WebSockets share
 
 # A request's target may be a whole URL (RFC 9112 section 3.2.2).
@@ -103,6 +105,7 @@ class Site:
         self._greeted = greeted
         self._live = 0
         self._strangers = Sparingly()
+        self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
         self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
@@ -179,12 +182,9 @@ class Site:
         return text(503, "\n".join(reasons)) if reasons else text(200, "ready")
 
     async def _metrics(self, request: Request) -> Answer:
-        parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
-        body = bytearray()
-        for part in parts:
-            body += part
-            await trio.lowlevel.checkpoint()  # with many clients the whole is long
-        return Answer(200, bytes(body), kind)
+        async with self._rendering:  # of many who ask at once none shall hold the packets up beside the others
+            parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
+            return Answer(200, await _joined(parts), kind)
 
     # ------------------------------------------------------------------ for the panel, and whoever else has a token
 
@@ -275,6 +275,20 @@ class Site:
                 message = {"type": "status", "at": at, "status": await self._process_status()}
                 self._status = now, msgspec.json.encode(message).decode()
             return self._status[1]
+
+
+async def _joined(parts: Iterable[bytes]) -> bytes:
+    """What takes long to be made, while packets go on. A turn of it is as long as that of the others, within limits:
+    where these have much to do a scrape of many short turns would not come to its end in time."""
+    joined, begun, others_s = bytearray(), perf_counter(), 0.0
+    for part in parts:
+        joined += part
+        paused = perf_counter()
+        if paused - begun >= min(max(others_s, TURN_S[0]), TURN_S[1]):
+            await trio.lowlevel.checkpoint()
+            begun = perf_counter()
+            others_s = begun - paused
+    return bytes(joined)
 
 
 def _is_secure(request: Request) -> bool:

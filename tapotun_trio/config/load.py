@@ -84,7 +84,7 @@ def _read_root(root: object, reading: Reading) -> Config:
     if isinstance(root.get("interfaces"), list):
         interfaces = _read_entries(node.at("interfaces"), node.values("interfaces"), reading)
     warn_update(node, reading)
-    return Config(interfaces, admin=read_admin(node, reading), log=read_log(node))
+    return Config(interfaces, admin=read_admin(node, interfaces, reading), log=read_log(node))
 
 
 def _is_entry(root: JsonObject) -> bool:

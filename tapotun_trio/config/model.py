@@ -66,11 +66,13 @@ class AllowedClient:
 @dataclass(frozen=True, slots=True)
 class TcpEndpoint:
     """An address literal of either family and a port. ``optional``: from the default, so a machine without
-    that family skips it."""
+    that family skips it. ``early``: an interface of ours brings the IPv4 address, or may bring it, so it is listened
+    on before it is there."""
 
     address: str
     port: int
     optional: bool = False
+    early: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ Untrusted input; raises `Invalid` only, whose words never show a token.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final, cast
 
@@ -14,7 +16,20 @@ from .common import Reading
 from .decode import Node
 from .fields import Invalid
 from .findings import MASK, quote
-from .model import AdminConfig, Endpoint, LogConfig, LogFormat, LogLevel, Secret, TcpEndpoint, TokenHash, UnixEndpoint
+from .model import (
+    AdminConfig,
+    ClientConfig,
+    Endpoint,
+    InterfaceConfig,
+    LogConfig,
+    LogFormat,
+    LogLevel,
+    Secret,
+    ServerConfig,
+    TcpEndpoint,
+    TokenHash,
+    UnixEndpoint,
+)
 
 LOOPBACK: Final = "127.0.0.1"
 _EXAMPLE: Final = '"127.0.0.1:9433"'
@@ -22,8 +37,8 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
 
-def read_admin(root: Node, reading: Reading) -> AdminConfig | None:
-    """None if there is none, or errors were reported. After all interfaces."""
+def read_admin(root: Node, interfaces: Iterable[InterfaceConfig], reading: Reading) -> AdminConfig | None:
+    """None if there is none, or errors were reported. After all ``interfaces``."""
     node = root.get("admin", Node)
     if node is None:
         return None
@@ -37,11 +52,17 @@ def read_admin(root: Node, reading: Reading) -> AdminConfig | None:
         return None
     reading.claims.admin_listener(path, endpoint)
     if isinstance(endpoint, TcpEndpoint) and not ip_address(endpoint.address).is_loopback:
-        _judge_exposed(node, endpoint, reading)
+        own = {
+            str(it) for server in interfaces if isinstance(server, ServerConfig) for it in (server.net.ip, *server.ips)
+        }
+        has_clients = any(isinstance(it, ClientConfig) for it in interfaces)  # whose address their server tells
+        if endpoint.address in own or (has_clients and ":" not in endpoint.address):
+            endpoint = replace(endpoint, early=True)
+        _judge_exposed(node, endpoint, reading, in_tunnel=endpoint.address in own)
     return AdminConfig(endpoint, token)
 
 
-def _judge_exposed(node: Node, endpoint: TcpEndpoint, reading: Reading) -> None:
+def _judge_exposed(node: Node, endpoint: TcpEndpoint, reading: Reading, *, in_tunnel: bool) -> None:
     if "token" not in node.given:
         reading.findings.error(
             node.at("token"),
@@ -49,7 +70,7 @@ def _judge_exposed(node: Node, endpoint: TcpEndpoint, reading: Reading) -> None:
             f"is missing, and others can reach {endpoint.address}",
             'add the "sha256:..." that tapotun token prints, or listen on 127.0.0.1',
         )
-    else:
+    elif not in_tunnel:
         reading.findings.warning(
             node.at("listen"),
             quote(endpoint.address),

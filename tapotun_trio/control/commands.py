@@ -10,6 +10,7 @@ import trio
 
 from .. import __version__
 from ..status.model import InterfaceStatus, ProcessStatus
+from ..text import one_line
 from ..tunnel.clocks import Moment, date_of
 from ..tunnel.registry import Registry
 from ..tunnel.status import snapshot_in_parts, state_of
@@ -39,7 +40,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         version=__version__,
         pid=os.getpid(),
         name=process.name,
-        config_file=process.config_file,
+        config_file=one_line(process.config_file),  # a name may be no UTF-8, which JSON has to be
         started_at=date_of(process.started),
         last_reload=registry.last_reload,
         interfaces=found,

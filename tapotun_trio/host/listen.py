@@ -11,22 +11,25 @@ from typing import Final
 
 import trio
 
-from ..config.model import Endpoint, UnixEndpoint
+from ..config.model import Endpoint, TcpEndpoint, UnixEndpoint
 from ..errors import HostError
 from .sockets import Connection, peer_name
 
 BACKLOG: Final = 512
+_IP_FREEBIND: Final = 15  # linux/in.h; socket has no name for it. Needs no right
 
 
 class Listener:
-    """One listening socket. `close` also removes a Unix socket's file."""
+    """One listening socket. `close` also removes a Unix socket's file. ``waits``: this machine did not have its address
+    yet."""
 
-    __slots__ = ("_file", "_sock", "is_unix", "name")
+    __slots__ = ("_file", "_sock", "is_unix", "name", "waits")
 
-    def __init__(self, sock: socket.socket, name: str, file: _SocketFile | None = None) -> None:
+    def __init__(self, sock: socket.socket, name: str, file: _SocketFile | None = None, *, waits: bool = False) -> None:
         self._sock = sock
         self._file = file
         self.is_unix = file is not None
+        self.waits = waits
         self.name = name
 
     async def accept(self) -> Connection:
@@ -98,14 +101,27 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((endpoint.address, endpoint.port))
+        waits = _bind(sock, endpoint)
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         if endpoint.optional and exc.errno == errno.EADDRNOTAVAIL:
             return None
         raise HostError(f"cannot listen on {name}: {_listen_remedy(exc, endpoint.port)}") from exc
-    return Listener(sock, name)
+    return Listener(sock, name, waits=waits)
+
+
+def _bind(sock: socket.socket, endpoint: TcpEndpoint) -> bool:
+    """Returns whether the machine does not have the address yet. Raises OSError."""
+    try:
+        sock.bind((endpoint.address, endpoint.port))
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EADDRNOTAVAIL or not endpoint.early:
+            raise
+    sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    sock.bind((endpoint.address, endpoint.port))
+    return True
 
 
 def _listen_unix(path: str, mode: int) -> Listener:

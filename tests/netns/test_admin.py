@@ -166,6 +166,35 @@ def test_an_operator_watches_and_acts(lab: Lab) -> None:
             assert secret not in everything
 
 
+def examples(document: str) -> list[str]:
+    """The lines with curl that stand in a block of code there."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "docs" / document).read_text(encoding="utf-8"), re.M | re.S)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if "curl " in line]
+
+
+def test_the_examples_of_the_docs(lab: Lab) -> None:
+    server, _ = cable(lab)
+    path = server.tmp / "admin.http"
+    answers: list[str] = []
+
+    def ask(place: str, expected: list[str]) -> None:
+        with running(server, write(server, server_config(), admin=admin(listen=place))):
+            for line in expected:
+                line = line.replace("/run/tapotun/admin.http", str(path)).replace(" TOKEN'", f" {ADMIN}'")
+                done = server.run(["sh", "-ec", f"TOKEN={ADMIN}; {line} -sS -m 10 --fail-with-body"])
+                answers.append(done.stdout)
+
+    lines = [*examples("admin.md"), *examples("metrics.md")]
+    assert len(lines) == 4
+    ask("127.0.0.1:9433", [line for line in lines if "--unix-socket" not in line])
+    ask(f"unix:{path}", [line for line in lines if "--unix-socket" in line])
+    status, disconnected, metrics, ready = answers
+    assert json.loads(status)["interfaces"][0]["name"] == "tun0"
+    assert json.loads(disconnected) == {"sessions": 0}
+    assert metrics.endswith("# EOF\n")
+    assert ready == "ready\n"
+
+
 def test_the_listener_changes_and_no_packet_is_lost(lab: Lab) -> None:
     server, client = cable(lab)
     file = write(server, server_config(), admin=admin(), log={"level": "info"})
@@ -275,6 +304,23 @@ def test_a_client_is_ready_when_its_streams_are(lab: Lab) -> None:
             answer = curl(client, URL + path)
             assert (answer.status, "no token is configured" in answer.body) == (403, True)
         assert curl(client, f"{URL}/metrics").status == 200
+
+
+def test_through_the_tunnel(lab: Lab) -> None:
+    """At an address of the process's own interface, which is not there yet when it begins to listen; at both ends."""
+    server, client = cable(lab)
+    files = [
+        write(server, server_config(), admin=admin(listen=f"{TUNNEL_SERVER}:{PORT}")),
+        write(client, client_config(), admin=admin(listen=f"{TUNNEL_CLIENT}:{PORT}")),
+    ]
+    with running(server, files[0]) as hub, running(client, files[1], until=UPLOADING) as laptop:
+        for host, daemon, address in ((client, hub, TUNNEL_SERVER), (server, laptop, TUNNEL_CLIENT)):
+            assert f"admin: listening on {address}:{PORT}, as soon as this machine has that address" in daemon.log
+            assert "is not loopback" not in hub.log
+            url = f"http://{address}:{PORT}"
+            assert curl(host, f"{url}/readyz").body == "ready\n"
+            assert curl(host, f"{url}/metrics").status == 401
+            assert curl(host, f"{url}/metrics", "-H", BEARER).status == 200
 
 
 def test_it_cannot_listen_at_the_start(lab: Lab) -> None:

@@ -199,6 +199,23 @@ def test_reload(lab: Lab) -> None:
         it.check_clean(network=("status of 409",))
 
 
+def test_who_is_plotted_may_be_away_for_a_while(lab: Lab) -> None:
+    chosen = "document.querySelector('#plot-scope').selectedOptions[0].textContent === arguments[0]"
+    phone = allowed("phone", "10.10.0.3")
+    with station(lab, allowed("laptop"), phone) as it:
+        window = it.window
+        it.log_in()
+        window.choose("#plot-scope", "phone")
+        for clients, name in (((), "everything"), ((phone,), "phone")):
+            it.write(server_config(allowed("laptop"), *clients, keepalive=1))
+            it.daemon.signal(signal.SIGHUP)
+            window.wait(chosen, name)
+            window.wait(
+                "document.querySelector('#plot-rate canvas').getAttribute('aria-label').includes(arguments[0])", name
+            )
+        it.check_clean()
+
+
 def test_a_lost_daemon_is_shown_as_lost_and_comes_back(lab: Lab) -> None:
     with station(lab) as it:
         window = it.window

@@ -144,6 +144,34 @@ def test_numbers_are_written_as_on_the_terminal(lab: Lab) -> None:
         assert shown[2] == [ago(then, then + timedelta(seconds=it)) for it in spans]
 
 
+def test_what_came_in_the_last_minute(lab: Lab) -> None:
+    """Of counters that begin anew, that a peer leaves, that come late, on a clock that is set, and after a silence."""
+    looks = [
+        (0, {"a": 1000}, {"a": 0}),  # what there was before nobody saw coming
+        (1, {"a": 1002}, {"a": 2}),
+        (2, {"a": 1002, "b": 5}, {"a": 2, "b": 5}),
+        (3, {"a": 4, "b": 5}, {"a": 2, "b": 5}),  # another daemon, or without that peer
+        (4, {"a": 10, "b": 6}, {"a": 8, "b": 6}),
+        (5, {"b": 7}, {"b": 7}),
+        (6, {"a": 3, "b": 7}, {"a": 11, "b": 7}),
+        (62, {"a": 4, "b": 7}, {"a": 10, "b": 2}),  # what came in the seconds 1 and 2 is a minute old
+        (10, {"a": 9, "b": 9}, {"a": 0, "b": 0}),
+        (11, {"a": 10, "b": 9}, {"a": 1, "b": 0}),
+        (99, {"a": 500, "b": 9}, {"a": 0, "b": 0}),
+        (100, {"a": 501, "b": 9}, {"a": 1, "b": 0}),
+    ]
+    with station(lab) as it:
+        shown = it.window.script(
+            """return import("/model.js").then(({ Recently }) => {
+              const recently = new Recently();
+              return arguments[0].map(([at, counters]) =>
+                Object.fromEntries(recently.growth(at * 1000, new Map(Object.entries(counters)))));
+            });""",
+            [(at, counters) for at, counters, _ in looks],
+        )
+        assert shown == [grown for _, _, grown in looks]
+
+
 def test_without_a_mouse(lab: Lab) -> None:
     """Everything can be reached with the Tab key, has a name, and works by Enter."""
     tab, enter, escape = "\ue004", "\ue007", "\ue00c"

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.admin.listener import MAX_GUESTS, MAX_STRANGERS, RESTART_S
+from tapotun_trio.admin.live import CLOSE_S
 from tapotun_trio.admin.site import MAX_BODY_BYTES
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.server import ANSWER_S, BODY_S, HEAD_S, IDLE_S
@@ -25,6 +26,11 @@ from .admin import BEARER, HOST, World, opened
 Clock = trio.testing.MockClock
 patient = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+WEBSOCKET: Final = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    "Sec-WebSocket-Version: 13\r\n"
+)
+SHOWN: Final = f"Host: {HOST}\r\nAuthorization: {BEARER['authorization']}\r\n"
 LOGIN: Final = f"POST /api/login HTTP/1.1\r\nHost: {HOST}\r\n"
 
 
@@ -238,9 +244,62 @@ async def test_a_bug_in_accepting_ends_it_for_a_while(autojump_clock: Clock, cap
     assert "ZeroDivisionError" in caplog.text
 
 
+async def test_a_bug_in_accepting_while_the_process_ends(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A WebSocket still says goodbye when the process is told to stop: then both ends of it come up together."""
+    async with opened() as world:
+        client = world.client()
+        await client.connection.send_all(f"GET /api/live HTTP/1.1\r\n{SHOWN}{WEBSOCKET}\r\n".encode())
+        await client.connection.read_until(b'"events"')
+        world.listener.fail(ZeroDivisionError("a bug"))
+        await trio.sleep(CLOSE_S / 2)
+    assert errors_in(caplog) == ["a bug ended the admin listener"]
+
+
 async def test_a_shortage_of_descriptors_passes(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as world:
         for _ in range(50):
             world.listener.fail(HostError("cannot accept: too many open files"))
         assert (await world.ask("GET", "/healthz")).status == 200
     assert sum("too many open files" in record.getMessage() for record in caplog.records) == 1
+
+
+@table(
+    "data",
+    ("a page", f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
+    ("metrics", f"GET /metrics HTTP/1.1\r\n{SHOWN}\r\n".encode()),
+    ("a login", LOGIN.encode() + b'Content-Length: 27\r\n\r\n{"token":"the-admin-token"}'),
+    ("a reload", f"POST /api/reload HTTP/1.1\r\n{SHOWN}Content-Length: 2\r\n\r\n{{}}".encode()),
+    (
+        "chunks",
+        f"POST /api/reload HTTP/1.1\r\n{SHOWN}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode(),
+    ),
+    ("a WebSocket", f"GET /api/live HTTP/1.1\r\n{SHOWN}{WEBSOCKET}\r\n".encode() + b"\x81\x81abcdx"),
+    ("a body that is refused", f"POST /api/reload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\n{{}}".encode()),
+)
+@pytest.mark.parametrize("reset", [False, True])
+async def test_who_goes_half_way_leaves_nothing(
+    reset: bool, data: bytes, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut at every byte: no task, no connection, no place."""
+    async with opened() as world:
+        site = world.desk._site
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for end in range(len(data) + 1):
+            client = world.client()
+            await client.connection.send_all(data[:end])
+            if end % 2:
+                await trio.testing.wait_all_tasks_blocked()
+            if reset:
+                client.connection.abort()
+            else:
+                client.connection.close()
+            await trio.sleep(IDLE_S + 2 * ANSWER_S)
+            assert trio.lowlevel.current_statistics().tasks_living == tasks, data[:end]
+            assert not world.desk._strangers._connections
+            assert not world.desk._guests._connections
+            assert site._live == 0
+        assert (await world.ask("GET", "/healthz")).status == 200
+    assert errors_in(caplog) == []

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +17,7 @@ from typing import Final
 import pytest
 import trio
 
+from tapotun_trio.admin import seat as seat_module
 from tapotun_trio.admin.seat import AdminSeat
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, UnixEndpoint
 from tapotun_trio.control.commands import Process
@@ -248,3 +252,51 @@ async def test_the_logs_level_changes() -> None:
         await rig.reloader.reload()
         process_logger().info("after it")
         assert b"after it" in await ask(rig.admin_port, "/api/events")  # who watches goes on
+
+
+async def test_a_reload_that_adds_it_loads_it_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 0.1 s, for which no packet shall wait."""
+    threads: list[int] = []
+    load = seat_module._load
+
+    def note() -> None:
+        threads.append(threading.get_ident())
+        load()
+
+    monkeypatch.setattr(seat_module, "_load", note)
+    rig = Rig()
+    rig.config = replace(rig.config, admin=None)
+    async with rig.running():
+        assert await rig.reloader.reload() == []
+        assert threads == []
+        rig.config = replace(rig.config, admin=at(rig.admin_port))
+        assert await rig.reloader.reload() == ["admin: added"]
+        assert (await ask(rig.admin_port)).startswith(b"HTTP/1.1 200 ")
+        [thread] = threads
+        assert thread != threading.get_ident()
+
+
+def test_what_is_loaded_is_all_that_it_needs() -> None:
+    script = f"""
+import sys, trio
+from tapotun_trio.admin import seat
+from tapotun_trio.config.model import AdminConfig, Secret, TcpEndpoint
+from tapotun_trio.control.commands import Process
+from tapotun_trio.tunnel.clocks import moment
+from tapotun_trio.tunnel.registry import Registry
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        it = seat.AdminSeat(Process("hub", "/x", moment()), Registry(), nursery)
+        config = AdminConfig(TcpEndpoint("127.0.0.1", {free_port()}), Secret("t"))
+        await it.prepare(config)
+        before = set(sys.modules)
+        with it.changing(config):
+            pass
+        print(sorted(set(sys.modules) - before))
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

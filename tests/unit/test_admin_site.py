@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from typing import Final
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -15,12 +19,14 @@ import trio.testing
 from tapotun_trio import __version__
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
+from tapotun_trio.admin.site import _joined
 from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.commands import Process, process_status
 from tapotun_trio.errors import HostError
 from tapotun_trio.http.heads import RequestHead
 from tapotun_trio.log import client_logger, interface_logger, process_logger
 from tapotun_trio.reload import RefusedError
+from tapotun_trio.status.model import ProcessStatus
 from tapotun_trio.tunnel.clocks import moment
 from tapotun_trio.tunnel.registry import Registry
 from tapotun_trio.tunnel.status import PART
@@ -309,6 +315,13 @@ async def test_status_and_metrics_of_running_interfaces() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_config_file_of_any_name() -> None:
+    """Some are older than UTF-8."""
+    process = Process("hub", os.fsdecode(b"/etc/b\xfcro.json"), moment())
+    status = await process_status(process, Registry(), [])
+    assert json.loads(msgspec.json.encode(status))["config_file"] == "/etc/b\\udcfcro.json"
+
+
 async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
     registry, host = Registry(), MemoryHost()
     clients = [allowed(f"c{number}", f"10.10.0.{number + 2}") for number in range(200)]
@@ -335,6 +348,64 @@ async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
         assert [peer.name for peer in interface.peers] == [client.name for client in clients]
         assert (await world.ask("GET", "/api/status", BEARER)).json["interfaces"][0]["peers"][199]["name"] == "c199"
         nursery.cancel_scope.cancel()
+
+
+@table(
+    "others_ms turns",
+    ("nobody else has much to do", 0.01, [3] * 33),
+    ("they take as long", 2.0, [3, *[9] * 10]),
+    ("they are many", 50.0, [3, *[17] * 5]),
+)
+async def test_metrics_are_made_in_turns_with_the_others(
+    others_ms: float, turns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones while others have little to do, or packets would wait; longer ones while all is busy, or a scrape
+    would take a turn of all the others for every few lines."""
+    now_s, found, made = 0.0, list[int](), 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal now_s, made
+        for _ in range(100):
+            now_s += 2**-12  # a quarter of a millisecond
+            made += 1
+            yield b"x"
+
+    async def others() -> None:
+        nonlocal now_s, made
+        found.append(made)
+        made = 0
+        now_s += others_ms / 1e3
+
+    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", lambda: now_s)
+    monkeypatch.setattr("trio.lowlevel.checkpoint", others)
+    assert await _joined(parts()) == b"x" * 100
+    assert found == turns
+
+
+async def test_metrics_are_made_for_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a packet would wait for a part of each of them, and the memory hold all of them."""
+    begun, most = 0, 0
+
+    def render(status: ProcessStatus, accept: str | None) -> tuple[Iterator[bytes], str]:
+        def parts() -> Iterator[bytes]:
+            nonlocal begun, most
+            begun += 1
+            most = max(most, begun)
+            yield from (b"a", b"b", b"c")
+            begun -= 1
+
+        return parts(), "text/plain"
+
+    monkeypatch.setattr("tapotun_trio.admin.site.render_in_parts", render)
+    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", count().__next__)  # a turn for each part
+    async with opened() as world, trio.open_nursery() as nursery:
+
+        async def scrape() -> None:
+            assert (await world.ask("GET", "/metrics", BEARER)).body == b"abc"
+
+        for _ in range(20):
+            nursery.start_soon(scrape)
+    assert (begun, most) == (0, 1)
 
 
 async def test_reload() -> None:

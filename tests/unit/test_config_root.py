@@ -58,6 +58,30 @@ def test_where_it_listens(given: object, endpoint: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "interfaces", "early", "warned"),
+    [
+        ("10.10.0.1", [server()], True, False),
+        ("10.10.0.9", [server(ips=["10.10.0.9"])], True, False),
+        ("10.10.0.2", [server()], False, True),  # a client's, at the other end
+        ("10.10.0.2", [client()], True, True),  # its server may tell it that address
+        ("fd00::1", [client()], False, True),
+        ("0.0.0.0", [server()], False, True),
+        ("127.0.0.1", [server(), client(name="tun1")], False, False),
+    ],
+)
+def test_an_address_that_an_interface_brings(address: str, interfaces: list[Json], early: bool, warned: bool) -> None:
+    place = f"[{address}]:9433" if ":" in address else f"{address}:9433"
+    value = root(interfaces=interfaces, admin={"listen": place, "token": sha256("x")})
+    config, findings = check_content(json.dumps(value).encode(), "F")
+    assert config is not None
+    assert config.admin is not None
+    assert isinstance(config.admin.listen, TcpEndpoint)
+    assert config.admin.listen == TcpEndpoint(address, 9433)
+    assert config.admin.listen.early is early
+    assert [finding.path for finding in findings] == ["admin.listen"] * warned
+
+
+@pytest.mark.parametrize(
     ("given", "token"),
     [
         (sha1("x"), TokenHash("sha1", sha1("x"))),

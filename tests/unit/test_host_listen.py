@@ -1,4 +1,4 @@
-"""host.listen: whose file a Unix socket may replace."""
+"""host.listen: whose file a Unix socket may replace, and which address may still be to come."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tapotun_trio.config.model import UnixEndpoint
+from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.listen import listen
+
+from .support import free_port
+
+ELSEWHERE = "192.0.2.77"  # of no machine (RFC 5737)
 
 
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
@@ -70,3 +74,19 @@ async def test_a_socket_file_that_is_gone_already(tmp_path: Path) -> None:
 async def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"there is no directory .*/none; make it"):
         listen(UnixEndpoint(str(tmp_path / "none" / "x.sock")))
+
+
+async def test_an_address_that_is_still_to_come() -> None:
+    port = free_port()
+    with pytest.raises(HostError, match="this machine does not have that address"):
+        listen(TcpEndpoint(ELSEWHERE, port))
+    listener = listen(TcpEndpoint(ELSEWHERE, port, early=True))
+    assert listener is not None
+    assert (listener.waits, listener.name) == (True, f"{ELSEWHERE}:{port}")
+    with pytest.raises(HostError, match="the port is in use"):
+        listen(TcpEndpoint(ELSEWHERE, port, early=True))
+    listener.close()
+    here = listen(TcpEndpoint("127.0.0.1", port, early=True))
+    assert here is not None
+    assert not here.waits
+    here.close()

@@ -23,7 +23,19 @@ ALERT_TESTS: Final = (ROOT / "tests" / "netns" / "alerts.test.yml").read_text()
 DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "conf" / "grafana" / "tapotun.json").read_text())
 
 SCRAPED: Final = {"job", "instance"}  # labels that Prometheus adds
-WORDS: Final = {"sum", "count", "rate", "increase", "vector", "by", "without", "on", "and", "or"}  # of PromQL, in use
+WORDS: Final = {
+    "sum",
+    "count",
+    "rate",
+    "increase",
+    "changes",
+    "vector",
+    "by",
+    "without",
+    "on",
+    "and",
+    "or",
+}  # of PromQL, in use
 
 
 def exported() -> dict[str, tuple[str, set[str]]]:

@@ -11,8 +11,11 @@ from typing import Final
 import pytest
 
 from tapotun_trio.admin.pages import read_pages
+from tapotun_trio.admin.site import MAX_LIVE
+from tapotun_trio.tunnel import counters
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
+TROUBLES: Final = (STATIC / "troubles.js").read_text()
 SCRIPTS: Final = sorted(STATIC.glob("*.js"))
 MAX_LINES: Final = 400
 MAX_COLUMNS: Final = 120
@@ -87,3 +90,33 @@ def test_the_styles_load_nothing() -> None:
     picture = (STATIC / "icon.svg").read_text()
     assert "script" not in picture
     assert re.findall(r"https?://[^\"]+", picture) == ["http://www.w3.org/2000/svg"]  # its namespace
+
+
+def test_a_form_never_puts_the_token_into_an_url() -> None:
+    """If the script that sends it does not run, the browser does what the markup says; by default a GET."""
+    forms = [it for tag, it in Page().elements if tag == "form"]
+    assert [(it.get("method"), it.get("action")) for it in forms] == [("post", "api/login")]
+
+
+def test_it_knows_how_many_panels_there_may_be() -> None:
+    assert f"or {MAX_LIVE} panels are open already" in (STATIC / "link.js").read_text()
+
+
+def test_every_reason_has_its_meaning() -> None:
+    """Whoever adds one comes by here."""
+    package = STATIC.parents[1]
+    code = "".join(
+        file.read_text() for name in ("tunnel", "http", "wire", "host") for file in (package / name).glob("*.py")
+    )
+    raised = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
+    of_streams = {it for both in raised for it in both if it} - {"slow-reader"}  # the admin listener's own
+    of_requests = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"|refusals\["([\w-]+)"\]', code))
+    _, packets, requests, streams = re.split(r"^  (?:packets|requests|streams): \{$", TROUBLES, flags=re.M)
+    told = {
+        name: set(re.findall(r'^    "?([\w-]+)"?: "', part.partition("\n  },")[0], re.M))
+        for name, part in (("packets", packets), ("requests", requests), ("streams", streams))
+    }
+    assert told["packets"] == {it for name, it in vars(counters).items() if name.isupper()}
+    assert {it for both in of_requests for it in both if it} <= told["requests"]
+    assert of_streams <= told["requests"] | told["streams"]
+    assert told["streams"] <= of_streams

@@ -12,7 +12,9 @@ const LONGEST_PAUSE_MS = 10_000;
 // The session's cookie is hidden from scripts; this says whether to ask for one. It keeps a first visit quiet.
 const MARK = "tapotun-logged-in";
 const POLICY_VIOLATION = 1008; // how the daemon closes what belongs to a session that is over
-const NOT_LIVE = "it answers, but not on /api/live: a proxy must pass Host, Upgrade and Connection on";
+// A browser does not tell scripts how a WebSocket was refused.
+const NOT_LIVE =
+  "it answers, but not on /api/live: a proxy must pass Host, Upgrade and Connection on; or 16 panels are open already";
 
 /** What the daemon, or the way to it, has refused; its message is for the operator. */
 export class Refused extends Error {

@@ -105,18 +105,38 @@ export function sumOf(trouble) {
   return [...trouble.values()].reduce((sum, { number }) => sum + number, 0);
 }
 
-/** How counters were up to a minute ago. */
-export class Recently {
-  #kept = []; // [at, Map of name and number]
+const RECENT_MS = 60_000;
 
-  /** Remember, and return how much each has grown since. A counter that fell began anew. */
+/** How much counters have grown in the last minute. */
+export class Recently {
+  #at = null; // of the last look
+  #last = new Map(); // name and number then
+  #steps = []; // [at, Map of name and growth] of the last minute, oldest first
+
+  /**
+   * Remember, and return how much each has grown. One that fell has begun anew with its interface or daemon, or is a
+   * sum that a peer has left: that is no growth, and from there on it counts again.
+   */
   growth(at, counters) {
-    if (this.#kept.length && at < this.#kept.at(-1)[0]) this.#kept = []; // the clock was set back
-    this.#kept.push([at, counters]);
-    while (this.#kept[0][0] < at - 60_000) this.#kept.shift();
-    const before = this.#kept[0][1];
-    if (this.#kept.length === 1) return new Map([...counters.keys()].map((name) => [name, 0]));
-    const grown = ([name, number]) => [name, Math.max(0, number - (before.get(name) ?? 0))];
-    return new Map([...counters].map(grown));
+    const passed = this.#at === null ? 0 : at - this.#at;
+    if (passed < 0 || passed > RECENT_MS) this.#steps = []; // the clock was set back, or nobody knows when it happened
+    else if (this.#at !== null) this.#steps.push([at, this.#grown(counters)]);
+    this.#at = at;
+    this.#last = counters;
+    while (this.#steps.length && this.#steps[0][0] <= at - RECENT_MS) this.#steps.shift();
+    const sums = new Map([...counters.keys()].map((name) => [name, 0]));
+    for (const [, grown] of this.#steps) {
+      for (const [name, number] of grown) if (sums.has(name)) sums.set(name, sums.get(name) + number);
+    }
+    return sums;
+  }
+
+  #grown(counters) {
+    const found = new Map();
+    for (const [name, number] of counters) {
+      const grown = number - (this.#last.get(name) ?? 0);
+      if (grown > 0) found.set(name, grown);
+    }
+    return found;
   }
 }

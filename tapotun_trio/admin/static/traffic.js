@@ -10,6 +10,7 @@ export class Traffic {
   #scope = byId("plot-scope");
   #span = byId("plot-span");
   #scopes = "";
+  #chosen = ALL; // it may be away for a while, as a failed interface's peers are
   #rate;
   #trips;
   #recently = new Recently();
@@ -38,6 +39,9 @@ export class Traffic {
       least: 1,
       cursor,
     });
+    this.#scope.addEventListener("change", () => {
+      this.#chosen = this.#scope.value;
+    });
     for (const control of [this.#scope, this.#span]) control.addEventListener("change", () => this.plot());
   }
 
@@ -64,7 +68,7 @@ export class Traffic {
 
   /** Plot that peer or interface, and bring the plots into sight. */
   select(key) {
-    this.#scope.value = key;
+    this.#scope.value = this.#chosen = key;
     this.plot();
     byId("plots").scrollIntoView({ block: "start" });
     this.#scope.focus({ preventScroll: true });
@@ -86,7 +90,6 @@ export class Traffic {
     const names = JSON.stringify([status.interfaces.map((it) => it.name), peers.map((it) => it.key)]);
     if (names === this.#scopes) return;
     this.#scopes = names;
-    const chosen = this.#scope.value || ALL;
     const groups = status.interfaces.map((it) => {
       const whole = el("option", { value: ofInterface(it.name) }, `${it.name}, whole`);
       const own = peers.filter((one) => one.interfaceName === it.name);
@@ -94,7 +97,7 @@ export class Traffic {
       return el("optgroup", { label: it.name }, whole, ...each);
     });
     this.#scope.replaceChildren(el("option", { value: ALL }, "everything"), ...groups);
-    this.#scope.value = chosen;
+    this.#scope.value = this.#chosen;
     if (this.#scope.selectedIndex < 0) this.#scope.value = ALL;
     setShown(this.#scope.parentElement, peers.length > 0);
   }

@@ -17,6 +17,8 @@ const MEANINGS = {
   },
   requests: {
     "bad-token": "a token that is not in the config, or none",
+    "bad-method": "neither GET nor PUT",
+    "other-session": "of a machine whose place another one with the same token has",
     "unknown-path": "a path that no interface has",
     "bad-request": "no proper HTTP request",
     "slow-request": "a request that did not come to its end",
@@ -24,22 +26,42 @@ const MEANINGS = {
     "bad-proxy-header": "no proper PROXY protocol header",
     "untrusted-proxy": "a PROXY header from where none is trusted",
     closed: "closed before its request was whole",
+    broken: "the connection broke before its request was whole",
   },
   streams: {
     broken: "the connection broke",
     silent: "nothing came, or no ping was answered",
     closed: "closed without its proper end",
+    ended: "the other end ended the upload early",
+    moved: "a WebSocket took its place",
+    dns: "the server's name does not resolve",
     connect: "no connection",
+    refused: "nobody listens there",
+    proxy: "the outgoing proxy makes no connection",
+    tls: "no TLS that both ends accept; the log has the reason",
     disconnected: "ended by the operator",
     replaced: "another machine uses the token",
     stalled: "the other end took nothing any more",
     "bad-frame": "malformed frames",
     "bad-chunk": "malformed chunks",
     "bad-vnet": "impossible packet headers",
+    "bad-conf": "the answer has no usable x-tun-conf",
+    "bad-params": "parameters from the server that cannot be used",
+    "bad-response": "no proper HTTP answer",
+    "bad-websocket": "a malformed WebSocket",
+    "ws-closed": "the other end closed the WebSocket with an error",
+    "no-websocket": "something on the way lets no WebSocket pass",
+    pipelining: "too much came behind an upload's end",
     "address-gone": "the local address went away",
   },
 };
-const meaningOf = (kind, reason) => (Object.hasOwn(MEANINGS[kind], reason) ? MEANINGS[kind][reason] : "");
+const ANSWERED = "an answer with that status, from the server or a proxy";
+
+function meaningOf(kind, reason) {
+  if (Object.hasOwn(MEANINGS[kind], reason)) return MEANINGS[kind][reason];
+  return reason.startsWith("http-") ? ANSWERED : "";
+}
+
 const TITLES = { packets: "Packets dropped", requests: "Requests refused", streams: "Streams broken" };
 const PLACES = 3;
 
