@@ -41,9 +41,9 @@ RENEW_S: Final = 4.0
 # During its pause BBR sends four segments a round trip: 100 Mbit/s on a path as short as this, hence no pause.
 SHORT_S: Final = 0.0005
 CALM_AFTER_S: Final = 0.5
-LOSS_SEGMENTS: Final = 2000  # judged at a time; the first time the losses are still BBR's own
-LOSSY: Final = 0.002  # of these; once more are lost, the rest need not be waited for,
-LOSS_S: Final = 1.0  # but for so long, since what is lost together is sent again one by one
+LOSS_SEGMENTS: Final = 2000  # judged at a time, less if enough are lost already; lossy is a path that is so twice running
+LOSSY: Final = 0.002  # of these
+LOSS_S: Final = 0.5  # in between, and at first: BBR's own losses, and what is lost together but sent again one by one
 
 
 class Path(Protocol):
@@ -73,8 +73,8 @@ class Feed:
         "_connection",
         "_fast_samples",
         "_held_at",
-        "_judged",
         "_judged_at",
+        "_lossy",
         "_narrow_samples",
         "_pacing",
         "_resent",
@@ -97,9 +97,9 @@ class Feed:
         self._sampled_at = self._held_at = self._since = 0.0
         self._restless = self._switches = connection.congestion_control == RESTLESS
         self._chosen_at = now  # when BBR began
-        self._calmed = self._judged = False
+        self._calmed = self._lossy = False
         self._judged_at = 0.0
-        self._sent = self._resent = 0  # segments, when losses were judged last
+        self._sent = self._resent = 0  # segments, since when losses are counted
 
     def allowance(self, now: float) -> tuple[float, int]:
         """For the next piece of a backlog: how many seconds it has to wait, and how many bytes it may be."""
@@ -162,14 +162,14 @@ class Feed:
         if not self._calmed:
             if now - self._since > CALM_AFTER_S:
                 self._connection.try_congestion_control(CALM)
-                self._calmed, self._judged = True, False
-                self._sent, self._resent, self._judged_at = sent, resent, now
-            return
-        sent_now, resent_now = sent - self._sent, resent - self._resent
-        lossy = resent_now > LOSSY * max(sent_now, LOSS_SEGMENTS)
-        if now - self._judged_at > LOSS_S and (lossy or sent_now >= LOSS_SEGMENTS):
-            if lossy and self._judged:
+                self._calmed, self._lossy, self._judged_at = True, False, now
+        elif now - self._judged_at <= LOSS_S:
+            self._sent, self._resent = sent, resent
+        else:
+            more, lost = sent - self._sent, resent - self._resent
+            lossy = lost > LOSSY * max(more, LOSS_SEGMENTS)
+            if lossy and self._lossy:
                 self._choose_restless(now)
                 self._switches = self._calmed = False
-            self._judged = True
-            self._sent, self._resent, self._judged_at = sent, resent, now
+            elif lossy or more >= LOSS_SEGMENTS:
+                self._lossy, self._judged_at = lossy, now
