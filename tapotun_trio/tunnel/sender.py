@@ -169,7 +169,7 @@ class Sender:
 
         Does not end the body. Raises PeerError when the stream breaks. Cancel-safe: what is pending stays so.
         """
-        feed = self._feed = Feed(writer.connection)
+        feed = self._feed = Feed(writer.connection, trio.current_time())
         self._writer, older = writer, self._writer
         self._controls.clear()  # they were for the older stream
         self._touched = True

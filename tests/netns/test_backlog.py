@@ -6,19 +6,23 @@ Run with ``-s`` for the table.
 
 from __future__ import annotations
 
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Lab
+from tests.harness import Lab, iperf3, wait_for_ping
 
 from .slow_link import PAYLOAD_SHARE, UnderLoad, plain_relay, slow_link, under_load
-from .worlds import UPLOADING, client_config, running, server_config
+from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 
 LINK_MBIT_S = 20
+AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text("ascii").split()
 
 
 def measure(lab: Lab, name: str, congestion: str, *, relay: bool = False) -> dict[str, UnderLoad]:
@@ -40,8 +44,7 @@ def measure(lab: Lab, name: str, congestion: str, *, relay: bool = False) -> dic
 def test_a_full_link_keeps_its_latency(lab: Lab) -> None:
     print(f"\n{LINK_MBIT_S} Mbit/s, 40 ms, 128 KiB queue: median, 95 %, max added to a ping; lost; one TCP stream")
     relay = measure(lab, "plain relay, cubic", "cubic", relay=True)
-    available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text("ascii").split()
-    for congestion in (it for it in ("cubic", "bbr") if it in available):
+    for congestion in (it for it in ("cubic", "bbr") if it in AVAILABLE):
         for way, row in measure(lab, f"tapotun, host has {congestion}", congestion).items():
             assert row.median_ms < 30, (congestion, way, row)
             assert row.p95_ms < 60, (congestion, way, row)
@@ -49,3 +52,32 @@ def test_a_full_link_keeps_its_latency(lab: Lab) -> None:
             assert row.mbit_s > 0.9 * PAYLOAD_SHARE * LINK_MBIT_S, (congestion, way, row)
             assert row.median_ms < relay[way].median_ms / 4, (congestion, way, row, relay[way])
             assert row.mbit_s > 0.9 * relay[way].mbit_s, (congestion, way, row, relay[way])
+
+
+def test_bbr_does_not_pause_a_flow_that_the_link_has_room_for(lab: Lab) -> None:
+    """BBR shows its pause, 200 ms and its first one after 10 s, as a window of one time what the path holds."""
+    if "bbr" not in AVAILABLE:
+        return  # and nobody's host prefers it
+    server, client = slow_link(lab, mbit_s=LINK_MBIT_S, congestion="bbr")
+    flow = ("-u", "-b", "6M", "-l", "1200")
+    gains: dict[str, list[float]] = {"up": [], "down": []}
+    with (
+        running(server, server_config()),
+        running(client, client_config(), until=UPLOADING),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        wait_for_ping(client, TUNNEL_SERVER)
+        flows = [
+            pool.submit(iperf3, client, server, TUNNEL_SERVER, *flow, seconds=14),
+            pool.submit(iperf3, client, server, TUNNEL_SERVER, *flow, "-R", seconds=14, port=5202),
+        ]
+        while not all(it.done() for it in flows):
+            for way, (sender, end) in {"up": (client, "dst"), "down": (server, "src")}.items():
+                told = sender.run(["ss", "-tinH", end, SERVER]).stdout
+                gains[way] += map(float, re.findall(r" bbr .*cwnd_gain:([\d.]+)", told))
+            time.sleep(0.05)
+    for way, it in zip(gains, flows, strict=True):
+        lost = it.result().lost_percent
+        print(f"{way:4} 6 Mbit/s for 14 s: {lost:.3f} % lost; BBR's window, of what the path holds: {set(gains[way])}")
+        assert len(gains[way]) > 10, way
+        assert 1.0 not in gains[way], way

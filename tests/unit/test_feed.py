@@ -14,6 +14,7 @@ from tapotun_trio.tunnel.feed import (
     LOSS_SEGMENTS,
     NARROW_SAMPLES,
     PIECE_BYTES,
+    RENEW_S,
     SAMPLE_S,
     WATCH_S,
     Feed,
@@ -22,6 +23,9 @@ from tapotun_trio.tunnel.feed import (
 NARROW: Final = PathState(0.05, 0.04, 2.5e6, 100_000, 0, 0, 0)
 CROWDED: Final = PathState(0.09, 0.04, 2.5e6, 200_000, 0, 0, 0)
 FAST: Final = PathState(0.002, 0.0001, 5e8, 100_000, 100_000, 0, 0)
+FAST_AND_FAR: Final = PathState(0.021, 0.02, 1e8, 100_000, 100_000, 0, 0)
+NEAR: Final = PathState(0.0004, 0.0003, 2.5e6, 1_000, 0, 0, 0)
+IDLE: Final = PathState(0.041, 0.04, 3e4, 0, 0, 0, 0)  # but for a ping now and then
 
 
 class FakeConnection:
@@ -30,6 +34,7 @@ class FakeConnection:
     def __init__(self, state: PathState | None, congestion_control: str = "cubic") -> None:
         self.state = state
         self.congestion_control = congestion_control
+        self.chosen: list[str] = []
         self.asked = 0
         self.unsent_bytes = NOTSENT_LOWAT_BYTES
 
@@ -39,13 +44,14 @@ class FakeConnection:
 
     def try_congestion_control(self, name: str) -> None:
         self.congestion_control = name
+        self.chosen.append(name)
 
     def limit_unsent(self, limit_bytes: int) -> None:
         self.unsent_bytes = limit_bytes
 
 
 def feed(connection: FakeConnection) -> Feed:
-    return Feed(connection)
+    return Feed(connection, 0.0)
 
 
 def is_paced(feed: Feed) -> bool:
@@ -117,6 +123,93 @@ def test_bbr_pauses_while_a_stream_is_paced() -> None:
     backlog(it, 2.5, 2.6)
     assert not is_paced(it)
     assert connection.congestion_control == "bbr"
+
+
+def watched(feed: Feed, start_s: float, stop_s: float) -> None:
+    """Everything is taken at once, and a second passes now and then."""
+    for n in range(round((stop_s - start_s) * 10)):
+        feed.watch(start_s + n / 10)
+        if n % 10 == 5:
+            feed.tick(start_s + n / 10)
+
+
+def test_bbr_begins_anew_before_it_pauses() -> None:
+    """It does 10 s after it began."""
+    for state in (NARROW, IDLE):
+        connection = FakeConnection(state, "bbr")
+        it = feed(connection)
+        watched(it, 0.0, RENEW_S)
+        assert connection.chosen == []
+        watched(it, RENEW_S, 60.0)
+        renewals = len(connection.chosen) // 2
+        assert 60 / 10 < renewals <= 60 / RENEW_S
+        assert connection.chosen == ["cubic", "bbr"] * renewals
+        assert not is_paced(it)
+
+
+def test_nor_does_it_where_nothing_is_sent_for_long() -> None:
+    connection = FakeConnection(IDLE, "bbr")
+    it = feed(connection)
+    for second in range(9):
+        it.tick(float(second))
+    assert connection.chosen == ["cubic", "bbr"]
+
+
+def test_a_fast_stream_keeps_its_bbr_as_it_is_and_so_does_one_on_a_short_path() -> None:
+    for state in (FAST, FAST_AND_FAR, NEAR):
+        connection = FakeConnection(state, "bbr")
+        it = feed(connection)
+        watched(it, 0.0, 60.0)
+        connection.state = NARROW if state is FAST_AND_FAR else state  # as odd samples are
+        watched(it, 60.0, 60.2)
+        assert connection.chosen == []
+
+
+def test_nothing_begins_anew_where_bbr_is_not_preferred() -> None:
+    for connection in (FakeConnection(NARROW, "cubic"), FakeConnection(None, "bbr")):
+        watched(feed(connection), 0.0, 60.0)
+        assert connection.chosen == []
+
+
+def test_on_a_full_link_nothing_begins_anew() -> None:
+    """There a beginning overshoots, and takes from others."""
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    backlog(it, 0.1, 30.0)
+    assert connection.chosen == ["cubic"]
+    connection.state = FAST
+    backlog(it, 30.0, 30.005)  # not paced any more
+    connection.state = NARROW
+    watched(it, 30.1, 30.1 + RENEW_S)
+    assert connection.chosen == ["cubic", "bbr"]
+    watched(it, 30.1 + RENEW_S, 30.5 + RENEW_S)
+    assert connection.chosen == ["cubic", "bbr"] * 2
+
+
+def test_a_few_losses_are_enough_to_see_that_a_path_loses_packets() -> None:
+    """At 1 % cubic is so slow that LOSS_SEGMENTS take long."""
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    backlog(it, 1.0, 2.0)
+    for n in range(40):
+        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, n * 40, n * 40 // 100)
+        backlog(it, 2.0 + n / 10, 2.1 + n / 10)
+    assert connection.chosen == ["cubic", "bbr"]
+    assert 40 * 40 < LOSS_SEGMENTS
+    assert is_paced(it)
+
+
+def test_what_one_moment_loses_is_no_habit_of_the_path() -> None:
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    backlog(it, 1.0, 10.0)
+    for n in range(100):  # sent again one by one
+        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 30 * n, min(n, 50))
+        it.allowance(10.0 + n / 100)
+    for n in range(100):
+        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3_000 + 1_000 * n, 50)
+        backlog(it, 11.0 + n, 12.0 + n)
+    assert connection.chosen == ["cubic"]
 
 
 def test_bbr_comes_back_for_a_path_that_loses_packets() -> None:
