@@ -34,9 +34,9 @@ QUEUE_BYTES: Final = 1024 * 1024
 # To look for runs costs 0.9 us a packet. After a receive that had none, the next one is not looked at, and so on, twice
 # as many each time, up to so many.
 _MAX_PASSED_OVER: Final = 63
-# Likewise for super-packets, as long as the kernel has refused all of them and taken them in pieces: before Linux 6.2 it
-# knows none of UDP. TCP's it always knew. Once it has taken one, what it refuses is that packet's fault, which a peer may
-# have looked for: the next one is tried.
+# Likewise for super-packets, as long as the kernel refuses each and takes its pieces: before Linux 6.2 it knows none of
+# UDP. TCP's it always knew. Once it has taken one, what it refuses is that packet's fault, which a peer may have looked
+# for, and the next one is tried.
 _MAX_NOT_MERGED: Final = 1023
 
 # Whose outbox the frame at this offset of the slab belongs into; None drops it, counted by whoever says so.

@@ -41,7 +41,8 @@ RENEW_S: Final = 4.0
 # During its pause BBR sends four segments a round trip: 100 Mbit/s on a path as short as this, hence no pause.
 SHORT_S: Final = 0.0005
 CALM_AFTER_S: Final = 0.5
-LOSS_SEGMENTS: Final = 2000  # judged at a time, less if enough are lost already; lossy is a path that is so twice running
+# A path is lossy that is so twice running. Each time so many segments are judged, or fewer, if that is plain before.
+LOSS_SEGMENTS: Final = 2000
 LOSSY: Final = 0.002  # of these
 LOSS_S: Final = 0.5  # in between, and at first: BBR's own losses, and what is lost together but sent again one by one
 
