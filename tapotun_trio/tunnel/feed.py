@@ -163,14 +163,20 @@ class Feed:
         if not self._calmed:
             if now - self._since > CALM_AFTER_S:
                 self._connection.try_congestion_control(CALM)
-                self._calmed, self._lossy, self._judged_at = True, False, now
-        elif now - self._judged_at <= LOSS_S:
+                self._calmed = True
+                self._judge(sent, resent, now, lossy=False)
+            return
+        if now - self._judged_at <= LOSS_S:
             self._sent, self._resent = sent, resent
-        else:
-            more, lost = sent - self._sent, resent - self._resent
-            lossy = lost > LOSSY * max(more, LOSS_SEGMENTS)
-            if lossy and self._lossy:
-                self._choose_restless(now)
-                self._switches = self._calmed = False
-            elif lossy or more >= LOSS_SEGMENTS:
-                self._lossy, self._judged_at = lossy, now
+            return
+        more, lost = sent - self._sent, resent - self._resent
+        lossy = lost > LOSSY * max(more, LOSS_SEGMENTS)
+        if lossy and self._lossy:
+            self._choose_restless(now)
+            self._switches = self._calmed = False
+        elif lossy or more >= LOSS_SEGMENTS:
+            self._judge(sent, resent, now, lossy=lossy)
+
+    def _judge(self, sent: int, resent: int, now: float, *, lossy: bool) -> None:
+        self._lossy, self._judged_at = lossy, now
+        self._sent, self._resent = sent, resent
