@@ -14,7 +14,8 @@ from ..host.ports import Device
 from ..wire.alike import BLOCK_FROM, count_alike
 from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Parts, Span
 from ..wire.merge import MERGED_FROM, block_runs, find_runs, merge
-from ..wire.vnet import VNET_BYTES, base_peer_accepts
+from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, base_peer_accepts
+from .attempts import Attempts
 from .counters import DEVICE_FULL, DEVICE_REFUSED
 from .sender import Sender
 
@@ -33,6 +34,10 @@ QUEUE_BYTES: Final = 1024 * 1024
 # To look for runs costs 0.9 us a packet. After a receive that had none, the next one is not looked at, and so on, twice
 # as many each time, up to so many.
 _MAX_PASSED_OVER: Final = 63
+# Likewise for super-packets, as long as the kernel refuses each and takes its pieces: before Linux 6.2 it knows none of
+# UDP. TCP's it always knew. Once it has taken one, what it refuses is that packet's fault, which a peer may have looked
+# for, and the next one is tried.
+_MAX_NOT_MERGED: Final = 1023
 
 # Whose outbox the frame at this offset of the slab belongs into; None drops it, counted by whoever says so.
 Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
@@ -134,15 +139,16 @@ class DeviceWriter:
         drops: where frames are counted that found the queue full, or were refused later on.
     """
 
-    __slots__ = ("_bytes", "_device", "_drops", "_futile", "_merging", "_pass_over", "_queue", "_wake")
+    __slots__ = ("_bytes", "_device", "_drops", "_looking", "_merging_tcp", "_merging_udp", "_queue", "_wake")
 
     def __init__(self, device: Device, drops: Counter[str]) -> None:
         self._device = device
         self._drops = drops
-        self._futile = self._pass_over = 0  # receives, see _MAX_PASSED_OVER
         self._queue: deque[bytes] = deque()
         self._bytes = 0
-        self._merging = True
+        self._looking = Attempts(_MAX_PASSED_OVER)
+        self._merging_udp = Attempts(_MAX_NOT_MERGED)
+        self._merging_tcp = Attempts(_MAX_NOT_MERGED)
         self._wake = trio.Event()
 
     def write_all(self, view: memoryview, spans: Sequence[Span], drops: Counter[str]) -> None:
@@ -177,15 +183,12 @@ class DeviceWriter:
         self._write_singles(view, spans[at:], refused)
 
     def _write_singles(self, view: memoryview, frames: Sequence[Span], refused: list[Span]) -> None:
-        if len(frames) < MERGED_FROM or not self._merging:
-            self._write_each(view, frames, refused)
-        elif self._pass_over:
-            self._pass_over -= 1
+        if len(frames) < MERGED_FROM or not self._merging_udp.due() or not self._looking.due():
             self._write_each(view, frames, refused)
         elif self._write_runs(view, frames, refused):
-            self._futile = 0
+            self._looking.worked()
         else:
-            self._futile = self._pass_over = min(2 * self._futile + 1, _MAX_PASSED_OVER)
+            self._looking.failed()
 
     def _write_runs(self, view: memoryview, frames: Sequence[Span], refused: list[Span]) -> bool:
         """Returns whether that was worth looking for runs."""
@@ -199,15 +202,17 @@ class DeviceWriter:
     def _write_run(self, view: memoryview, spans: Sequence[Span], parts: Parts | None, refused: list[Span]) -> bool:
         """Write them as one, which ``parts`` are, or each alone. Returns whether as one."""
         taken: bool | None = None
-        if parts is not None and self._merging and not self._queue:
-            taken = self._device.write_parts(parts)
+        if parts is not None and not self._queue:
+            merging = self._merging_udp if parts[0][1] == GSO_UDP_L4 else self._merging_tcp
+            taken = self._device.write_parts(parts) if merging.due() else None
             if taken:
+                merging.most = 0
                 return True
         before = len(refused)
         self._write_each(view, spans, refused)
-        # Before Linux 6.2 each alone is taken and all together are not. While the link is down, none is.
+        # The packets are good, each alone is taken, and all together are not. While the link is down, none is.
         if taken is False and len(refused) == before:
-            self._merging = False
+            merging.failed()
         return False
 
     def _write_each(self, view: memoryview, spans: Sequence[Span], refused: list[Span]) -> None:

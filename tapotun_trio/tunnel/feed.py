@@ -41,7 +41,8 @@ RENEW_S: Final = 4.0
 # During its pause BBR sends four segments a round trip: 100 Mbit/s on a path as short as this, hence no pause.
 SHORT_S: Final = 0.0005
 CALM_AFTER_S: Final = 0.5
-LOSS_SEGMENTS: Final = 2000  # judged at a time, less if enough are lost already; lossy is a path that is so twice running
+# A path is lossy that is so twice running. Each time so many segments are judged, or fewer, if that is plain before.
+LOSS_SEGMENTS: Final = 2000
 LOSSY: Final = 0.002  # of these
 LOSS_S: Final = 0.5  # in between, and at first: BBR's own losses, and what is lost together but sent again one by one
 
@@ -162,14 +163,20 @@ class Feed:
         if not self._calmed:
             if now - self._since > CALM_AFTER_S:
                 self._connection.try_congestion_control(CALM)
-                self._calmed, self._lossy, self._judged_at = True, False, now
-        elif now - self._judged_at <= LOSS_S:
+                self._calmed = True
+                self._judge(sent, resent, now, lossy=False)
+            return
+        if now - self._judged_at <= LOSS_S:
             self._sent, self._resent = sent, resent
-        else:
-            more, lost = sent - self._sent, resent - self._resent
-            lossy = lost > LOSSY * max(more, LOSS_SEGMENTS)
-            if lossy and self._lossy:
-                self._choose_restless(now)
-                self._switches = self._calmed = False
-            elif lossy or more >= LOSS_SEGMENTS:
-                self._lossy, self._judged_at = lossy, now
+            return
+        more, lost = sent - self._sent, resent - self._resent
+        lossy = lost > LOSSY * max(more, LOSS_SEGMENTS)
+        if lossy and self._lossy:
+            self._choose_restless(now)
+            self._switches = self._calmed = False
+        elif lossy or more >= LOSS_SEGMENTS:
+            self._judge(sent, resent, now, lossy=lossy)
+
+    def _judge(self, sent: int, resent: int, now: float, *, lossy: bool) -> None:
+        self._lossy, self._judged_at = lossy, now
+        self._sent, self._resent = sent, resent

@@ -21,8 +21,7 @@ from .vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, MIN_GSO_BYTES, NEEDS_CSUM
 PROTOCOL_TCP: Final = 6
 # Fewer are written one by one (measured as for UDP: `merge.BLOCK_MERGED_FROM`).
 _MERGED_FROM: Final = 5
-# Of 1,448 bytes 45 fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX: 1,024),
-# and a kernel that refuses one super-packet is given none any more.
+# Of 1,448 bytes 45 fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX: 1,024).
 _MAX_SEGMENTS: Final = 64
 _MAX_PACKET_BYTES: Final = 65535
 _IP_BYTES: Final = 20

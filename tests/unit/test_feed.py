@@ -195,8 +195,20 @@ def test_a_few_losses_are_enough_to_see_that_a_path_loses_packets() -> None:
         connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, n * 40, n * 40 // 100)
         backlog(it, 2.0 + n / 10, 2.1 + n / 10)
     assert connection.chosen == ["cubic", "bbr"]
-    assert 40 * 40 < LOSS_SEGMENTS
+    assert LOSS_SEGMENTS > 40 * 40
     assert is_paced(it)
+
+
+def test_what_bbr_lost_is_not_held_against_the_path() -> None:
+    connection = FakeConnection(NARROW, "bbr")
+    it = feed(connection)
+    connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3 * LOSS_SEGMENTS, 200)
+    backlog(it, 1.0, 1.0 + CALM_AFTER_S + 0.03)
+    assert connection.chosen == ["cubic"]
+    for n in range(10):  # nothing in the moments in between
+        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, (4 + n) * LOSS_SEGMENTS, 200)
+        it.allowance(3.0 + n)
+    assert connection.chosen == ["cubic"]
 
 
 def test_what_one_moment_loses_is_no_habit_of_the_path() -> None:
