@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from tapotun_trio.host.ports import PathState
 from tapotun_trio.host.sockets import NOTSENT_LOWAT_BYTES
+from tapotun_trio.tunnel.congestion import CALM_AFTER_S, LOSS_SEGMENTS, RENEW_S
 from tapotun_trio.tunnel.feed import (
-    CALM_AFTER_S,
     CALM_S,
     FAST_SAMPLES,
     FAST_UNSENT_BYTES,
-    LOSS_SEGMENTS,
     NARROW_SAMPLES,
     PIECE_BYTES,
-    RENEW_S,
     SAMPLE_S,
     WATCH_S,
     Feed,
@@ -119,7 +118,7 @@ def test_bbr_pauses_while_a_stream_is_paced() -> None:
     assert connection.congestion_control == "bbr"
     backlog(it, 1.0 + CALM_AFTER_S, 2.5)
     assert connection.congestion_control == "cubic"
-    connection.state = FAST
+    connection.state = FAST_AND_FAR
     backlog(it, 2.5, 2.6)
     assert not is_paced(it)
     assert connection.congestion_control == "bbr"
@@ -155,14 +154,38 @@ def test_nor_does_it_where_nothing_is_sent_for_long() -> None:
     assert connection.chosen == ["cubic", "bbr"]
 
 
-def test_a_fast_stream_keeps_its_bbr_as_it_is_and_so_does_one_on_a_short_path() -> None:
-    for state in (FAST, FAST_AND_FAR, NEAR):
+def test_a_fast_stream_far_away_keeps_its_bbr_as_it_is() -> None:
+    connection = FakeConnection(FAST_AND_FAR, "bbr")
+    it = feed(connection)
+    watched(it, 0.0, 60.0)
+    connection.state = NARROW  # as odd samples are
+    watched(it, 60.0, 60.2)
+    assert connection.chosen == []
+
+
+def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
+    for state in (FAST, NEAR):
         connection = FakeConnection(state, "bbr")
         it = feed(connection)
-        watched(it, 0.0, 60.0)
-        connection.state = NARROW if state is FAST_AND_FAR else state  # as odd samples are
-        watched(it, 60.0, 60.2)
+        watched(it, 0.0, CALM_AFTER_S)
         assert connection.chosen == []
+        watched(it, CALM_AFTER_S, 60.0)
+        assert connection.chosen == ["cubic"]
+        connection.state = FAST_AND_FAR  # the path is another one
+        watched(it, 60.0, 62.0)
+        assert connection.chosen == ["cubic", "bbr"]
+        assert not is_paced(it)
+
+
+def test_a_fast_stream_has_it_back_on_a_path_that_loses_packets() -> None:
+    connection = FakeConnection(FAST, "bbr")
+    it = feed(connection)
+    watched(it, 0.0, 2.0)
+    assert connection.chosen == ["cubic"]
+    for n in range(40):
+        connection.state = replace(FAST, sent_segments=n * LOSS_SEGMENTS, resent_segments=n * LOSS_SEGMENTS // 100)
+        watched(it, 2.0 + n, 3.0 + n)
+    assert connection.chosen == ["cubic", "bbr"]
 
 
 def test_nothing_begins_anew_where_bbr_is_not_preferred() -> None:
@@ -203,7 +226,7 @@ def test_what_bbr_lost_is_not_held_against_the_path() -> None:
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
     connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3 * LOSS_SEGMENTS, 200)
-    backlog(it, 1.0, 1.0 + CALM_AFTER_S + 0.03)
+    backlog(it, 1.0, 1.0 + CALM_AFTER_S + 0.05)
     assert connection.chosen == ["cubic"]
     for n in range(10):  # nothing in the moments in between
         connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, (4 + n) * LOSS_SEGMENTS, 200)
