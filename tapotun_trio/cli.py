@@ -26,6 +26,7 @@ from .shell.arguments import add_printing_verbs
 TOKEN_BYTES: Final = 32
 DEFAULT_PAUSE_S: Final = 2.0
 READY_TIMEOUT_S: Final = 30.0
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _DESCRIPTION: Final = """\
 Carries IP packets between Linux machines over two long-lived HTTP streams.
@@ -54,10 +55,13 @@ Every field of the config file is in the README."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code; a usage error ends the process with 2."""
+    """Run one verb. Returns the exit code; a usage error ends the process with 2. Signals that `__main__` held back
+    are let through."""
     arguments = _parser().parse_args(_with_verb(sys.argv[1:] if argv is None else argv))
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     try:
+        if verb is not _run:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
         code = verb(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -76,14 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Whatever asks for a reload is not to end a process that is only starting. The app hears it as soon as it can.
+    # Until the app hears them all: a hangup waits, since whoever asks for a reload does not mean to end a process that
+    # is only starting; a stop ends it at once, since nothing has begun, and an exception might be lost in an import.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = [(number, signal.signal(number, lambda *_: os._exit(exits.OK))) for number in _STOPS]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         return _run_interfaces(arguments)
-    except KeyboardInterrupt:  # nothing has begun yet
-        return exits.OK
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:

@@ -368,16 +368,6 @@ def test_interrupted(
     assert capsys.readouterr() == ("", "")
 
 
-def test_interrupted_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what was asked for."""
-
-    def run(*_: object, **named: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tapotun_trio.app.run", run)
-    assert main(["run", config_file(tmp_path, SERVER)]) == exits.OK
-
-
 @pytest.mark.parametrize("verb", ["token", "doctor", "validate-config", "status"])
 @pytest.mark.parametrize(
     ("to", "codes", "said"),
