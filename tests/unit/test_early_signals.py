@@ -27,6 +27,7 @@ class Hook:
 
 sys.meta_path.insert(0, Hook())
 """
+ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = {"name": "tun0", "server": "http://127.0.0.1:1/ip", "token": "raw-token-of-the-client"}
 STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 # In the order of a start; from "trio" on, the config has been read.
@@ -81,3 +82,17 @@ def test_the_moments_are_there(tmp_path: Path) -> None:
     code = f"{early}; assert 'trio' not in sys.modules; import tapotun_trio.app; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert set(done.stdout.split()) >= {*IMPORTS, *LATER_IMPORTS}
+
+
+@pytest.mark.parametrize("manager", ["s6", "runit"])
+def test_a_hangup_before_python_itself_has_started(tmp_path: Path, manager: str) -> None:
+    """The service's script lets it pass; what it starts is here another script in the program's place."""
+    program = tmp_path / "tapotun"
+    program.write_text("#!/bin/sh\nkill -HUP $$\necho lives on\n")
+    program.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    service = ROOT / "conf" / manager / "tapotun"
+    done = subprocess.run(
+        [service / "run"], env=env, cwd=service, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "lives on\n")
