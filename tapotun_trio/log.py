@@ -99,7 +99,8 @@ def flapping() -> Sparingly:
 class LossyHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream that may fail: a full disk, a pipe without a reader, or with one that hangs, a terminal that
     was stopped (Ctrl-S). That ends nothing, fills nothing and holds nobody up for longer than `PATIENCE_MS` once, and
-    after the first line that can be written again another one says what was missed."""
+    after the first line that can be written again another one says what was missed. Only a terminal that hangs without
+    having been stopped may still make a line wait: it does not tell how much it takes."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
