@@ -21,7 +21,8 @@ def main() -> int:
 def _mend_stdout() -> None:
     """What is printed has a place, if only /dev/null, and what its encoding lacks is no reason to fail."""
     if sys.stdout is None:  # started with descriptor 1 closed
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end of the process
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = open(nowhere, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

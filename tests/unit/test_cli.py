@@ -393,9 +393,10 @@ def test_a_mistyped_verb_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("verb", ["token", "status", "validate-config", "doctor", "schema", "--version"])
 def test_without_a_stdout(verb: str, tmp_path: Path) -> None:
     file = config_file(tmp_path, SERVER) if verb == "validate-config" else ""
-    script = f"{sys.executable} -m tapotun_trio {verb} {file} >&-"
+    script = f"{sys.executable} -X dev -W error -m tapotun_trio {verb} {file} >&-"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
     assert done.returncode == (exits.FAILED if verb == "status" and "no tapotun" in done.stderr else exits.OK)
 
 

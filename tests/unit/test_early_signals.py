@@ -26,6 +26,7 @@ class Hook:
         return None
 
 sys.meta_path.insert(0, Hook())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 """
 ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = {"name": "tun0", "server": "http://127.0.0.1:1/ip", "token": "raw-token-of-the-client"}
