@@ -21,12 +21,13 @@ from .errors import ConfigError
 from .lazily import load_at_first_use
 from .log import LEVELS, process_logger, set_up_logging
 from .shell.arguments import add_printing_verbs
+from .shell.typed import DEFAULT_PAUSE_S, with_verb
 
 TOKEN_BYTES: Final = 32
 # trio imports all but hashlib, and most processes use none of it. With each of the first three comes OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
-DEFAULT_PAUSE_S: Final = 2.0
 READY_TIMEOUT_S: Final = 30.0
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _DESCRIPTION: Final = """\
 Carries IP packets between Linux machines over two long-lived HTTP streams.
@@ -44,24 +45,22 @@ a first tunnel:
   tapotun probe URL --token-file F   test the way to a server, through whatever is on it
 
 exit codes:
-  0  stopped on request, or the config is valid
-  1  the config has errors, or the start failed: a restart will not help
-  2  wrong usage
-  3  failed while running: restart it; wait: not up in time
-  75 replaced by an update: restart it (no updater is there yet)
+  0    stopped on request, or the config is valid
+  1    the config has errors, or the start failed: a restart will not help
+  2    wrong usage
+  3    failed while running: restart it; wait: not up in time
+  75   replaced by an update: restart it (no updater is there yet)
+  130  interrupted, any verb that runs no interfaces
 (service managers: restart after anything but 1 and 2; systemd also leaves 0 alone)
 
 Every field of the config file is in the README."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code; a usage error ends the process with 2."""
-    arguments = _parser().parse_args(_with_verb(sys.argv[1:] if argv is None else argv))
-    verb: Callable[[argparse.Namespace], int] = arguments.verb
+    """Run one verb. Returns the exit code; a usage error ends the process with 2. Signals that `__main__` held back
+    are let through."""
     try:
-        code = verb(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        return _main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except OSError as exc:
@@ -73,18 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         print(f"tapotun: the output cannot be written: {exc.strerror}", file=sys.stderr)
         return exits.FAILED
-    return code
+
+
+def _main(argv: Sequence[str]) -> int:
+    try:
+        arguments = _parser().parse_args(with_verb(argv))
+        verb: Callable[[argparse.Namespace], int] = arguments.verb
+        if verb is not _run:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
+        return verb(arguments)
+    finally:  # of --help too, which raises SystemExit
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Whatever asks for a reload is not to end a process that is only starting. The app hears it as soon as it can.
+    # Until the app hears them all: a hangup waits, since whoever asks for a reload does not mean to end a process that
+    # is only starting; a stop ends it at once, since nothing has begun, and an exception might be lost in an import.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = [(number, signal.signal(number, lambda *_: os._exit(exits.OK))) for number in _STOPS]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         return _run_interfaces(arguments)
-    except KeyboardInterrupt:  # nothing has begun yet
-        return exits.OK
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:
@@ -94,7 +107,10 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
 
     set_up_logging(said(LogConfig()).level, said(LogConfig()).format)
     log = process_logger()
-    file = os.path.abspath(arguments.file)  # a reload may come when the working directory is another one
+    try:  # a reload may come when the working directory is another one
+        file = os.path.abspath(arguments.file)
+    except FileNotFoundError:  # it has been removed, and so has what was in it
+        file = arguments.file
 
     def read() -> Config:
         config = load(file, _judge_tls)
@@ -365,33 +381,3 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="what carries the token. Default: x-api-key",
     )
     verb.set_defaults(verb=_probe)
-
-
-_VERBS: Final = frozenset(
-    {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe", "doctor"}
-    | {"schema", "completion"}
-)
-_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
-_OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
-
-
-def _with_verb(argv: Sequence[str]) -> list[str]:
-    """``tapotun [OPTION...] FILE`` means ``tapotun run [OPTION...] FILE``, as deployed users start it."""
-    if not argv or _OWN_OPTIONS & set(argv[:1]) or argv[0] in _VERBS:
-        return _with_pause(list(argv)) if argv and argv[0] == "status" else list(argv)
-    # Options of `run` may stand before an explicit verb: put the verb first.
-    for at, word in enumerate(argv):
-        takes_value = at > 0 and argv[at - 1] in _RUN_OPTIONS
-        if not word.startswith("-") and not takes_value:
-            if word in _VERBS:
-                return [word, *argv[:at], *argv[at + 1 :]]
-            break
-    return ["run", *argv]
-
-
-def _with_pause(argv: list[str]) -> list[str]:
-    """``--watch tun0`` means the interface; argparse would take it for the seconds."""
-    for at, word in enumerate(argv[:-1]):
-        if word == "--watch" and not argv[at + 1][:1].isdigit():
-            return [*argv[:at], f"--watch={DEFAULT_PAUSE_S}", *argv[at + 1 :]]
-    return argv

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import select
 import sys
 import time
 from collections.abc import MutableMapping
@@ -19,6 +21,8 @@ _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLAPPING_S: Final = 600.0
 FLAPPING_BURST: Final = 20  # lines of a kind within that
+PATIENCE_MS: Final = 100  # with a reader that is only slow
+_PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes of UTF-8, which a pipe with room takes without waiting (pipe(7))
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -93,13 +97,17 @@ def flapping() -> Sparingly:
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream that may fail: a full disk, a pipe without a reader. That ends nothing and fills nothing, and
-    after the first line that can be written again another one says what was missed."""
+    """Writes to a stream that may fail: a full disk, a pipe without a reader, or with one that hangs, a terminal that
+    was stopped (Ctrl-S). That ends nothing, fills nothing and holds nobody up for longer than `PATIENCE_MS` once, and
+    after the first line that can be written again another one says what was missed. Only a terminal that hangs without
+    having been stopped may still make a line wait: it does not tell how much it takes."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._missed = 0
         self._why = ""
+        self._is_torn = False
+        self._room: Final = _poll_for_room(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -115,8 +123,26 @@ class LossyHandler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def _write(self, line: str) -> None:
-        self.stream.write(line + self.terminator)
-        self.stream.flush()
+        text = f"{self.terminator if self._is_torn else ''}{line}{self.terminator}"
+        for at in range(0, len(text), _PIECE_CHARS):
+            # It is patient once: lines that come while nobody reads do not each hold the tunnels up.
+            if self._room is not None and not self._room.poll(0 if self._missed else PATIENCE_MS):
+                raise BlockingIOError(errno.EAGAIN, "whoever reads the log took nothing")
+            self.stream.write(text[at : at + _PIECE_CHARS])
+            self._is_torn = at + _PIECE_CHARS < len(text)
+            self.stream.flush()
+
+
+def _poll_for_room(stream: TextIO) -> select.poll | None:
+    """Tells whether a write would have to wait. None if the stream is no file. The descriptor itself stays blocking:
+    what it names is shared with others, such as the shell of a terminal."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):
+        return None
+    room = select.poll()
+    room.register(number, select.POLLOUT)
+    return room
 
 
 class TextFormatter(logging.Formatter):

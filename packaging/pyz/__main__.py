@@ -13,6 +13,11 @@ if sys.version_info < (3, 11):
         + sys.argv[0]
     )
 
+import signal
+
+# As tapotun_trio/__main__.py does, which is not there yet: before imports, which take most of a start.
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+
 from _tapotun_pyz import main
 
 sys.exit(main())

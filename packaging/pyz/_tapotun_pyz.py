@@ -44,7 +44,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    from tapotun_trio.cli import main as program
+    from tapotun_trio.__main__ import main as program
 
     return program()
 

@@ -127,6 +127,8 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
         return at, "JSON has no comments", "remove the comment"
     if here == "'":
         return at, "JSON has no single quotes", 'write " instead'
+    if at and text[at - 1].isdigit() and (here.isalnum() or here in (".", "_")):
+        return at, "this goes on as no number does", "write a number as in 8080 or 0.5, or a text in double quotes"
     if exc.msg.startswith("Expecting ',' delimiter"):
         return at, "a comma or a closing bracket is missing before this", "add it"
     if exc.msg.startswith("Expecting ':' delimiter"):

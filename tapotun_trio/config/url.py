@@ -139,9 +139,14 @@ def host_and_port(text: str) -> tuple[str, int | None]:
 
 def host(text: str) -> str:
     """A host name or an address literal by itself, without brackets."""
-    if ":" in text:
-        return _ipv6(text.removeprefix("[").removesuffix("]"))
-    return _host(text)
+    try:
+        return _ipv6(text.removeprefix("[").removesuffix("]")) if ":" in text else _host(text)
+    except Invalid as exc:
+        if not text.isascii():  # of which it says how to write it in ASCII
+            raise
+        raise Invalid(
+            "is no host name or address", 'write one such as "vpn.example.com", without a scheme or a port'
+        ) from exc
 
 
 def _punycode(host: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.checked import CheckedUdp
 from tests.harness import ROOT, Host, Lab, Process, command, ping, wait_for_ping, wait_until
+from tests.unit.test_early_signals import IMPORTS, LATER_IMPORTS, SITE
 
 from .worlds import (
     CLIENT,
@@ -263,3 +264,18 @@ def test_a_base_client_is_told_by_connecting_again(lab: Lab) -> None:
         hub.reload()
         daemon.wait_for_log(r"laptop: connected from .* \(base\)", PATIENCE_S, after=before)
         peer.stop(PATIENCE_S)
+
+
+@pytest.mark.parametrize("moment", [*IMPORTS, *LATER_IMPORTS])
+def test_a_hangup_while_it_is_being_imported(lab: Lab, moment: str) -> None:
+    """Nothing ends. The file may have been read before, so it is read once more."""
+    host = lab.host("machine")
+    (host.tmp / "sitecustomize.py").write_text(SITE, encoding="utf-8")
+    file = host.tmp / "hub.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([server_config(listen="127.0.0.1")]), encoding="utf-8")
+    env = {"PYTHONPATH": str(host.tmp), "MOMENT": moment, "SIGNAL": str(int(signal.SIGHUP))}
+    with host.start([*command(), file], name="tapotun", env=env, cwd=ROOT) as daemon:
+        daemon.wait_for_log("ready: tun0", PATIENCE_S)
+        daemon.wait_for_log("reload: the config has not changed", PATIENCE_S)
+        assert daemon.stop() == 0

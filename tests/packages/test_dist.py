@@ -45,7 +45,7 @@ def test_the_wheel_has_the_program_and_nothing_else(dist: Path) -> None:
     required = [it for it in metadata.get_all("Requires-Dist", []) if "extra ==" not in it]
     assert {it.partition(">")[0] for it in required} >= {"trio", "h11", "pyroute2", "msgspec", "trio-websocket"}
     assert licence == (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "tapotun = tapotun_trio.cli:main" in entry_points
+    assert "tapotun = tapotun_trio.__main__:main" in entry_points
 
 
 def test_the_sdist_has_what_is_needed_to_build_and_to_test(dist: Path) -> None:

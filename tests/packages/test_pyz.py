@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from tests.netns.worlds import (
     client_config,
     server_config,
 )
+from tests.unit.test_early_signals import SITE
 
 from .conftest import machine, make
 
@@ -45,6 +47,18 @@ def run(argv: Sequence[str | Path], **options: object) -> subprocess.CompletedPr
         argv, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **options
     )
     return done
+
+
+@pytest.mark.parametrize("moment", ["_tapotun_pyz", "tapotun_trio.cli", "msgspec", "trio"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_it_is_being_imported(pyz: Path, tmp_path: Path, number: signal.Signals, moment: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE, encoding="utf-8")
+    config = tmp_path / "client.json"
+    config.touch(mode=0o600)
+    config.write_text(json.dumps([client_config(server="http://127.0.0.1:1/ip")]), encoding="utf-8")
+    env = {"PATH": SYSTEM_PATH, "PYTHONPATH": str(tmp_path), "MOMENT": moment, "SIGNAL": str(int(number))}
+    done = run([sys.executable, pyz, config], env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def pythons() -> Iterator[Path]:

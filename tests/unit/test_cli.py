@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -368,26 +369,50 @@ def test_interrupted(
     assert capsys.readouterr() == ("", "")
 
 
-def test_interrupted_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what was asked for."""
-
-    def run(*_: object, **named: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tapotun_trio.app.run", run)
-    assert main(["run", config_file(tmp_path, SERVER)]) == exits.OK
-
-
-@pytest.mark.parametrize("verb", ["token", "doctor", "validate-config", "status"])
+@pytest.mark.parametrize("verb", ["token", "doctor", "validate-config", "status --json", "--version", "--help"])
 @pytest.mark.parametrize(
     ("to", "codes", "said"),
     [(">/dev/full", {1}, "No space left on device"), ("| exit 0", {0, 1, 128 + signal.SIGPIPE}, "")],
 )
 def test_output_that_nobody_takes(verb: str, to: str, codes: set[int], said: str, tmp_path: Path) -> None:
     file = config_file(tmp_path, SERVER) if verb == "validate-config" else ""
-    script = f"set -o pipefail; {sys.executable} -m tapotun_trio {verb} {file} {to}"
+    # argparse keeps to itself what an unbuffered stream says.
+    script = f"set -o pipefail; unset PYTHONUNBUFFERED; {sys.executable} -m tapotun_trio {verb} {file} {to}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode in codes
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_mistyped_verb_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error("stauts") == exits.USAGE
+    assert "invalid choice: 'stauts' (choose from 'run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["token", "status", "validate-config", "doctor", "schema", "--version"])
+def test_without_a_stdout(verb: str, tmp_path: Path) -> None:
+    file = config_file(tmp_path, SERVER) if verb == "validate-config" else ""
+    script = f"{sys.executable} -X dev -W error -m tapotun_trio {verb} {file} >&-"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert done.returncode == (exits.FAILED if verb == "status" and "no tapotun" in done.stderr else exits.OK)
+
+
+def test_a_locale_without_the_letters(tmp_path: Path) -> None:
+    file = config_file(tmp_path, {**CLIENT, "server": "http://b\u00fccher.example/ip"})
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    argv = [sys.executable, "-m", "tapotun_trio", "validate-config", file]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, env=env)
+    assert r'"http://b\xfccher.example/ip" has letters beyond ASCII' in done.stdout
+    assert (done.returncode, done.stderr) == (exits.FAILED, "")
+
+
+def test_a_directory_that_was_removed(tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = f"{script} && exec {sys.executable} -m tapotun_trio hub.json"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30, env=env)
+    assert done.returncode == exits.FAILED
+    assert done.stderr.endswith("ERROR   hub.json: cannot be read: No such file or directory; name a config file\n")

@@ -119,8 +119,9 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'key in PEM; write the path of one as "key_file"'),
     ([client(server="https://h/", tls={"min_version": "1.1"})], '[0].tls.min_version: "1.1" is not one of the choices; '
      'write "1.2" or "1.3"'),
-    ([client(server="https://h/", tls={"server_name": "a b"})], '[0].tls.server_name: "a b" has no valid host name; '
-     'write a URL such as "https://vpn.example.com/ip"'),
+    *(([client(server="https://h/", tls={"server_name": name})], f'[0].tls.server_name: "{name}" is no host name or '
+       'address; write one such as "vpn.example.com", without a scheme or a port')
+      for name in ("", "a b", "https://h/", "h:443", "10.1")),
     ([client(server="https://h/", tls={"insecure": 1})], "[0].tls.insecure: 1 is a number, not true or false; "
      "write true or false, without quotes"),
     ([server(install_routes="yes")], '[0].install_routes: "yes" is text, not true or false; write true or false, '

@@ -43,6 +43,14 @@ BAD: Final[list[tuple[bytes, str]]] = [
     (b"['a']", 'line 1 column 2: JSON has no single quotes; write " instead'),
     (b"[{'a': 1}]", 'line 1 column 3: JSON has no single quotes; write " instead'),
     (b'[{"a": 1 "b": 2}]', "line 1 column 10: a comma or a closing bracket is missing before this; add it"),
+    *(
+        (
+            f'[{{"a": {number}}}]'.encode(),
+            f"line 1 column {8 + at}: this goes on as no number does; write a number as in 8080 or 0.5, "
+            "or a text in double quotes",
+        )
+        for number, at in (("08", 1), ("0x50", 1), ("8_080", 1), ("5.", 1), ("80ms", 2), ("10.10.0.1/24", 5))
+    ),
     (b'[{"a" 1}]', "line 1 column 7: a colon is missing after the field's name; add it"),
     (b"[{name: 1}]", 'line 1 column 3: a field\'s name belongs here; write it in double quotes, such as "name"'),
     (b'[{"a": True}]', "line 1 column 8: this word is Python, not JSON; write true, false or null"),

@@ -7,8 +7,15 @@ import io
 import json
 import logging
 import os
+import pty
+import re
+import select
+import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -199,6 +206,59 @@ def test_a_full_disk_ends_nothing_and_is_told_once_there_is_room(fmt: str, monke
     assert "100 lines before this came late, or not at all: No space left on device" in told
     assert "kept" in kept
     assert "and no more of it" in last
+
+
+LOGGING: Final = """\
+import logging, sys
+from tapotun_trio.log import process_logger, set_up_logging
+
+set_up_logging("info", sys.argv[1])
+for number in range(20):
+    process_logger().info("%d %s", number, "\u00e9" * 3000)
+print("goes on", flush=True)
+sys.stdin.readline()
+process_logger().info("kept")
+process_logger().info("last")
+"""
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_a_reader_that_hangs_holds_nothing_up(fmt: str, kind: str) -> None:
+    """What a full pipe cannot take is missed, and a line that was begun is ended before the next. Likewise a terminal
+    that was stopped, as Ctrl-S does it."""
+    reader, writer = os.pipe() if kind == "pipe" else pty.openpty()
+    if kind == "terminal":
+        termios.tcflow(writer, termios.TCOOFF)
+    argv = [sys.executable, "-c", LOGGING, fmt]
+    with (
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writer, bufsize=0) as process,
+        os.fdopen(reader, "rb", buffering=0) as log,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 60)[0], "it waits for the reader"
+        assert process.stdout.readline() == b"goes on\n"
+        if kind == "terminal":
+            termios.tcflow(writer, termios.TCOON)
+        os.close(writer)
+        pieces = []
+        while select.select([log], [], [], 0)[0]:
+            pieces.append(log.read(1 << 20))
+        process.stdin.write(b"\n")
+        with suppress(OSError):  # EIO: how a terminal ends
+            while piece := log.read(1 << 20):
+                pieces.append(piece)
+    assert process.returncode == 0
+    *begun, kept, told, last = b"".join(pieces).decode().splitlines()
+    missed = re.search("([0-9]+) lines before this came late, or not at all: whoever reads the log took nothing", told)
+    assert missed is not None
+    assert "kept" in kept
+    assert "last" in last
+    whole = [line for line in begun if line.rstrip('"}').endswith("\u00e9" * 3000)]
+    assert len(whole) == 20 - int(missed[1])
+    assert len(begun) <= len(whole) + 1
+    assert begun or kind == "terminal"
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -9,6 +9,7 @@ import pytest
 
 from tapotun_trio import cli
 from tapotun_trio.shell import bash, fish, zsh
+from tapotun_trio.shell.typed import VERBS, with_verb
 from tapotun_trio.shell.usage import own_options, verbs
 
 from .test_status import pair, world
@@ -25,7 +26,34 @@ def parser() -> argparse.ArgumentParser:
 
 def test_every_verb_can_be_told_from_a_file_name() -> None:
     """`tapotun FILE` is `tapotun run FILE`, so the program knows its verbs by name."""
-    assert {verb.name for verb in verbs(parser())} == cli._VERBS
+    assert {verb.name for verb in verbs(parser())} == VERBS
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("hub.json", "run hub.json"),
+        ("--log-level debug hub.json", "run --log-level debug hub.json"),
+        ("--name status hub.json", "run --name status hub.json"),
+        ("--name hub status", "status --name hub"),
+        ("status --watch tun0", "status --watch=2.0 tun0"),
+        ("--name hub status --watch tun0", "status --name hub --watch=2.0 tun0"),
+        ("status --watch 5 tun0", "status --watch 5 tun0"),
+        # Sooner a verb than a file:
+        ("stauts", "stauts"),
+        ("--name hub relaod", "relaod --name hub"),
+        ("validate hub.json", "validate hub.json"),
+        # Sooner a file than a verb:
+        ("conf/server", "run conf/server"),
+        ("server.json", "run server.json"),
+        ("hub", "run hub"),
+        ("servers", "run servers"),
+    ],
+)
+def test_what_was_typed(typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "servers").touch()
+    assert with_verb(typed.split()) == meant.split()
 
 
 def test_what_a_value_is() -> None:
