@@ -38,6 +38,10 @@ DEAD_S: Final = 30
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
+# See `tunnel.congestion`, which chooses between them where the host prefers the first.
+RESTLESS: Final = "bbr"
+CALM: Final = "cubic"
+
 # Errors that only a bug of ours can cause. All others the kernel passes on from the network, and there are many (see
 # icmp_err_convert in net/ipv4/icmp.c; a `prohibit` route gives EACCES, a `blackhole` route EINVAL).
 _BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.ENOTSOCK})
@@ -139,13 +143,15 @@ class Connection:
     @property
     def congestion_control(self) -> str | None:
         """What the kernel uses, e.g. ``cubic``; None: not TCP, or closed."""
+        return _congestion_control(self._sock) if self._tcp else None
+
+    @property
+    def preferred_congestion_control(self) -> str | None:
+        """What this machine gives a new connection; None: this one is not TCP."""
         if not self._tcp:
             return None
-        try:
-            name = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_BYTES)
-        except OSError:
-            return None
-        return name.rstrip(b"\0").decode()
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
+            return _congestion_control(fresh)
 
     def try_congestion_control(self, name: str) -> None:
         """Have the kernel use another one. Where it is not there, or not for us, everything stays as it is."""
@@ -220,6 +226,25 @@ class Connection:
         if exc.errno in _BUGS:
             return exc
         return PeerError(f"connection to {self.name} broke: {exc.strerror}", reason="broken")
+
+
+def begin_calmly(sock: socket.socket) -> None:
+    """Before it connects, or listens for those that do: where the host prefers RESTLESS, begin with CALM.
+
+    Later it would be too late: BBR has the kernel pace a connection's segments, one timer each, and that stays as it is
+    when another one takes over (sk_pacing_status, bbr_init in net/ipv4/tcp_bbr.c).
+    """
+    if _congestion_control(sock) == RESTLESS:
+        with suppress(OSError):  # it is not there; then RESTLESS it is
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CALM.encode())
+
+
+def _congestion_control(sock: socket.socket) -> str | None:
+    try:
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_BYTES)
+    except OSError:
+        return None
+    return name.rstrip(b"\0").decode()
 
 
 def _tune(sock: socket.socket) -> None:

@@ -22,9 +22,8 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..host.ports import PathState
+from ..host.sockets import CALM, RESTLESS
 
-RESTLESS: Final = "bbr"
-CALM: Final = "cubic"
 RENEW_S: Final = 4.0
 NEAR_S: Final = 0.005  # the round trip of a short path
 CALM_AFTER_S: Final = 0.5
@@ -40,14 +39,19 @@ class Chooser(Protocol):
     @property
     def congestion_control(self) -> str | None: ...
 
+    @property
+    def preferred_congestion_control(self) -> str | None: ...
+
     def try_congestion_control(self, name: str) -> None: ...
+
+    def path(self) -> PathState | None: ...
 
 
 class Congestion:
     """The choice for one stream.
 
     Args:
-        connection: of the stream, owned by others.
+        connection: of the stream, owned by others. It began with cubic (`host.sockets.begin_calmly`).
         now: when it was opened.
     """
 
@@ -66,12 +70,15 @@ class Congestion:
 
     def __init__(self, connection: Chooser, now: float) -> None:
         self._connection = connection
-        self._preferred = self._switches = connection.congestion_control == RESTLESS
+        self._preferred = self._switches = connection.preferred_congestion_control == RESTLESS
+        self._calmed = self._preferred and connection.congestion_control == CALM
         self._began_at = now  # BBR did
         self._wanted_at: float | None = None  # since when CALM is
-        self._calmed = self._lossy = False
-        self._judged_at = 0.0
+        self._lossy = False
+        self._judged_at = now
         self._sent = self._resent = 0  # segments, since when losses are counted
+        if self._calmed and (path := connection.path()) is not None:
+            self.sample(path, now, paced=False, fast=False)
 
     def is_due(self, now: float) -> bool:
         """Whether `sample` would have BBR begin anew, if that is wanted."""

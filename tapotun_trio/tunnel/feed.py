@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from ..host.ports import PathState
 from ..host.sockets import NOTSENT_LOWAT_BYTES
 from .congestion import Chooser, Congestion
 from .pacing import Pacing
@@ -28,8 +27,6 @@ CALM_S: Final = 3.0  # a paced stream that was not held back for so long is let 
 
 class Path(Chooser, Protocol):
     """What a `Connection` tells of its path, and what of it can be chosen."""
-
-    def path(self) -> PathState | None: ...
 
     def limit_unsent(self, limit_bytes: int) -> None: ...
 

@@ -28,11 +28,13 @@ IDLE: Final = PathState(0.041, 0.04, 3e4, 0, 0, 0, 0)  # but for a ping now and 
 
 
 class FakeConnection:
-    """A path as the test says."""
+    """A path as the test says, on a host that prefers ``congestion_control``."""
 
-    def __init__(self, state: PathState | None, congestion_control: str = "cubic") -> None:
+    def __init__(self, state: PathState | None, congestion_control: str = "cubic", *, has_cubic: bool = True) -> None:
         self.state = state
-        self.congestion_control = congestion_control
+        self.preferred_congestion_control = congestion_control
+        calm = congestion_control == "bbr" and has_cubic
+        self.congestion_control = "cubic" if calm else congestion_control  # `host.sockets.begin_calmly`
         self.chosen: list[str] = []
         self.asked = 0
         self.unsent_bytes = NOTSENT_LOWAT_BYTES
@@ -50,7 +52,10 @@ class FakeConnection:
 
 
 def feed(connection: FakeConnection) -> Feed:
-    return Feed(connection, 0.0)
+    """What was chosen at its beginning is forgotten."""
+    it = Feed(connection, 0.0)
+    connection.chosen.clear()
+    return it
 
 
 def is_paced(feed: Feed) -> bool:
@@ -163,29 +168,49 @@ def test_a_fast_stream_far_away_keeps_its_bbr_as_it_is() -> None:
     assert connection.chosen == []
 
 
+def test_what_the_host_prefers_begins_at_once_but_on_a_short_path() -> None:
+    for state in (NARROW, FAST_AND_FAR, IDLE):
+        connection = FakeConnection(state, "bbr")
+        Feed(connection, 0.0)
+        assert connection.chosen == ["bbr"]
+    for near in (FAST, NEAR, None):
+        connection = FakeConnection(near, "bbr")
+        Feed(connection, 0.0)
+        assert connection.chosen == []
+
+
 def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
     for state in (FAST, NEAR):
         connection = FakeConnection(state, "bbr")
         it = feed(connection)
-        watched(it, 0.0, CALM_AFTER_S)
+        watched(it, 0.0, 60.0)
         assert connection.chosen == []
-        watched(it, CALM_AFTER_S, 60.0)
-        assert connection.chosen == ["cubic"]
-        connection.state = FAST_AND_FAR  # the path is another one
+        connection.state = FAST_AND_FAR  # as it really is: the handshake was answered by something near
         watched(it, 60.0, 62.0)
-        assert connection.chosen == ["cubic", "bbr"]
+        assert connection.chosen == ["bbr"]
+        connection.state = state
+        watched(it, 62.0, 62.0 + CALM_AFTER_S)
+        assert connection.chosen == ["bbr"]
+        watched(it, 62.0 + CALM_AFTER_S, 64.0)
+        assert connection.chosen == ["bbr", "cubic"]
         assert not is_paced(it)
+
+
+def test_without_cubic_there_is_nothing_to_begin_with() -> None:
+    connection = FakeConnection(NARROW, "bbr", has_cubic=False)
+    Feed(connection, 0.0)
+    assert connection.chosen == []
 
 
 def test_a_fast_stream_has_it_back_on_a_path_that_loses_packets() -> None:
     connection = FakeConnection(FAST, "bbr")
     it = feed(connection)
     watched(it, 0.0, 2.0)
-    assert connection.chosen == ["cubic"]
+    assert connection.chosen == []
     for n in range(40):
         connection.state = replace(FAST, sent_segments=n * LOSS_SEGMENTS, resent_segments=n * LOSS_SEGMENTS // 100)
         watched(it, 2.0 + n, 3.0 + n)
-    assert connection.chosen == ["cubic", "bbr"]
+    assert connection.chosen == ["bbr"]
 
 
 def test_nothing_begins_anew_where_bbr_is_not_preferred() -> None:
