@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from ..errors import HostError, PeerError
-from .sockets import Connection, begin_calmly, peer_name
+from .sockets import Connection, leave_undecided, peer_name
 
 # RFC 8305 section 8: how long an attempt has before the next one starts beside it.
 ATTEMPT_DELAY_S: Final = 0.25
@@ -82,7 +82,7 @@ def interleave(addresses: Sequence[_Address]) -> list[_Address]:
 
 def _socket(family: int, mark: int | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    begin_calmly(sock)
+    leave_undecided(sock)
     try:
         if mark is not None:
             # As bytes: the kernel reads a u32, and Python takes an int for a signed one.

@@ -13,7 +13,7 @@ import trio
 
 from ..config.model import Endpoint, TcpEndpoint, UnixEndpoint
 from ..errors import HostError
-from .sockets import Connection, begin_calmly, peer_name
+from .sockets import Connection, leave_undecided, peer_name
 
 BACKLOG: Final = 512
 _IP_FREEBIND: Final = 15  # linux/in.h; socket has no name for it. Needs no right
@@ -101,7 +101,7 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        begin_calmly(sock)
+        leave_undecided(sock)
         waits = _bind(sock, endpoint)
         sock.listen(BACKLOG)
     except OSError as exc:

@@ -38,9 +38,10 @@ DEAD_S: Final = 30
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
-# See `tunnel.congestion`, which chooses between them where the host prefers the first.
+# See `tunnel.congestion`, which chooses one of the two where the host prefers the first.
 RESTLESS: Final = "bbr"
 CALM: Final = "cubic"
+UNDECIDED: Final = "reno"  # until then; every kernel has it
 
 # Errors that only a bug of ours can cause. All others the kernel passes on from the network, and there are many (see
 # icmp_err_convert in net/ipv4/icmp.c; a `prohibit` route gives EACCES, a `blackhole` route EINVAL).
@@ -147,9 +148,9 @@ class Connection:
 
     @property
     def preferred_congestion_control(self) -> str | None:
-        """What this machine gives a new connection; None: this one is not TCP."""
-        if not self._tcp:
-            return None
+        """What it would be if nobody chose: its route's (``ip route ... congctl``), or the machine's."""
+        if (present := self.congestion_control) != UNDECIDED:
+            return present
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
             return _congestion_control(fresh)
 
@@ -228,15 +229,14 @@ class Connection:
         return PeerError(f"connection to {self.name} broke: {exc.strerror}", reason="broken")
 
 
-def begin_calmly(sock: socket.socket) -> None:
-    """Before it connects, or listens for those that do: where the host prefers RESTLESS, begin with CALM.
+def leave_undecided(sock: socket.socket) -> None:
+    """Before it connects, or listens for those that do: where the host prefers RESTLESS, do not begin with that.
 
     Later it would be too late: BBR has the kernel pace a connection's segments, one timer each, and that stays as it is
     when another one takes over (sk_pacing_status, bbr_init in net/ipv4/tcp_bbr.c).
     """
     if _congestion_control(sock) == RESTLESS:
-        with suppress(OSError):  # it is not there; then RESTLESS it is
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CALM.encode())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
 
 
 def _congestion_control(sock: socket.socket) -> str | None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..host.ports import PathState
-from ..host.sockets import CALM, RESTLESS
+from ..host.sockets import CALM, RESTLESS, UNDECIDED
 
 RENEW_S: Final = 4.0
 NEAR_S: Final = 0.005  # the round trip of a short path
@@ -51,7 +51,7 @@ class Congestion:
     """The choice for one stream.
 
     Args:
-        connection: of the stream, owned by others. It began with cubic (`host.sockets.begin_calmly`).
+        connection: of the stream, owned by others. Its handshake has measured the path.
         now: when it was opened.
     """
 
@@ -71,14 +71,16 @@ class Congestion:
     def __init__(self, connection: Chooser, now: float) -> None:
         self._connection = connection
         self._preferred = self._switches = connection.preferred_congestion_control == RESTLESS
-        self._calmed = self._preferred and connection.congestion_control == CALM
+        self._calmed = False
         self._began_at = now  # BBR did
         self._wanted_at: float | None = None  # since when CALM is
         self._lossy = False
         self._judged_at = now
         self._sent = self._resent = 0  # segments, since when losses are counted
-        if self._calmed and (path := connection.path()) is not None:
-            self.sample(path, now, paced=False, fast=False)
+        if self._preferred and connection.congestion_control == UNDECIDED:
+            path = connection.path()
+            self._calmed = path is not None and path.min_rtt_s < NEAR_S
+            connection.try_congestion_control(CALM if self._calmed else RESTLESS)
 
     def is_due(self, now: float) -> bool:
         """Whether `sample` would have BBR begin anew, if that is wanted."""

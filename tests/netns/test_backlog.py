@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Lab, iperf3, wait_for_ping
+from tests.harness import Lab, iperf3, wait_for_ping, wait_until
 
 from .slow_link import PAYLOAD_SHARE, UnderLoad, plain_relay, slow_link, under_load
-from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
+from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 
 LINK_MBIT_S = 20
+DEFAULT = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text("ascii").strip()
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text("ascii").split()
 
 
@@ -81,3 +82,28 @@ def test_bbr_does_not_pause_a_flow_that_the_link_has_room_for(lab: Lab) -> None:
         print(f"{way:4} 6 Mbit/s for 14 s: {lost:.3f} % lost; BBR's window, of what the path holds: {set(gains[way])}")
         assert len(gains[way]) > 10, way
         assert 1.0 not in gains[way], way
+
+
+@pytest.mark.parametrize("by_route", [True, False])
+def test_on_a_short_path_bbr_is_left_for_cubic(lab: Lab, by_route: bool) -> None:
+    """By route it has begun before anybody is asked; else it never does."""
+    if "bbr" not in AVAILABLE or not (by_route or DEFAULT == "bbr"):
+        return  # not to be had here
+    server, client = cable(lab)
+    if by_route:
+        for host in (server, client):
+            host.ip("route replace 192.0.2.0/24 dev eth0 congctl bbr")
+    with running(server, server_config()), running(client, client_config(), until=UPLOADING):
+        wait_for_ping(client, TUNNEL_SERVER)
+
+        def chosen() -> dict[str, list[str]]:
+            told = {
+                it: it.run(["ss", "-tinH", "sport", "8080", "or", "dport", "8080"]).stdout for it in (server, client)
+            }
+            return {it.name: re.findall(r"^\s+(cubic|bbr|reno) ", text, re.MULTILINE) for it, text in told.items()}
+
+        if not by_route:
+            assert "bbr" not in [name for names in chosen().values() for name in names]
+        wait_until(lambda: all("cubic" in names for names in chosen().values()), 20, "cubic")
+        print(chosen())
+        assert all(len(names) == 2 for names in chosen().values())

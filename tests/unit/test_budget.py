@@ -193,9 +193,9 @@ async def up(size: int, frames: int, one: bytes = b"") -> Cost:
 # What goes which way, of what size, how many; and what that may cost: system calls and calls a frame, bytes at most. Of
 # these, 1,400 are what coverage needs while it watches.
 BUDGET = [
-    (down, 65_000, 4, 1.5, 10.1, 3_000),
+    (down, 65_000, 4, 1.5, 9.3, 3_000),
     (down, 64, 512, 1.01, 0.2, 7_000),  # how long each frame is
-    (up, 65_000, 4, 1.25, 10.1, 3_000),
+    (up, 65_000, 4, 1.25, 7.3, 3_000),
     (up, 64, 512, 1.01, 0.2, 42_000),  # where the frames of one receive are
     (up_udp, 64, 512, 0.02, 0.5, 64_000),  # and their payloads
 ]

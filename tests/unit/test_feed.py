@@ -28,13 +28,13 @@ IDLE: Final = PathState(0.041, 0.04, 3e4, 0, 0, 0, 0)  # but for a ping now and 
 
 
 class FakeConnection:
-    """A path as the test says, on a host that prefers ``congestion_control``."""
+    """A path as the test says, on a host that prefers ``congestion_control``, be it by its route."""
 
-    def __init__(self, state: PathState | None, congestion_control: str = "cubic", *, has_cubic: bool = True) -> None:
+    def __init__(self, state: PathState | None, congestion_control: str = "cubic", *, by_route: bool = False) -> None:
         self.state = state
         self.preferred_congestion_control = congestion_control
-        calm = congestion_control == "bbr" and has_cubic
-        self.congestion_control = "cubic" if calm else congestion_control  # `host.sockets.begin_calmly`
+        undecided = congestion_control == "bbr" and not by_route
+        self.congestion_control = "reno" if undecided else congestion_control  # `host.sockets.leave_undecided`
         self.chosen: list[str] = []
         self.asked = 0
         self.unsent_bytes = NOTSENT_LOWAT_BYTES
@@ -169,14 +169,14 @@ def test_a_fast_stream_far_away_keeps_its_bbr_as_it_is() -> None:
 
 
 def test_what_the_host_prefers_begins_at_once_but_on_a_short_path() -> None:
-    for state in (NARROW, FAST_AND_FAR, IDLE):
+    for state in (NARROW, FAST_AND_FAR, IDLE, None):
         connection = FakeConnection(state, "bbr")
         Feed(connection, 0.0)
         assert connection.chosen == ["bbr"]
-    for near in (FAST, NEAR, None):
+    for near in (FAST, NEAR):
         connection = FakeConnection(near, "bbr")
         Feed(connection, 0.0)
-        assert connection.chosen == []
+        assert connection.chosen == ["cubic"]
 
 
 def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
@@ -196,10 +196,12 @@ def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
         assert not is_paced(it)
 
 
-def test_without_cubic_there_is_nothing_to_begin_with() -> None:
-    connection = FakeConnection(NARROW, "bbr", has_cubic=False)
-    Feed(connection, 0.0)
+def test_where_the_route_prefers_bbr_it_has_begun_already() -> None:
+    connection = FakeConnection(NEAR, "bbr", by_route=True)
+    it = Feed(connection, 0.0)
     assert connection.chosen == []
+    watched(it, 0.0, 2.0)
+    assert connection.chosen == ["cubic"]
 
 
 def test_a_fast_stream_has_it_back_on_a_path_that_loses_packets() -> None:
