@@ -7,21 +7,27 @@ nor a client over http needs. `importlib.util.LazyLoader` does not help: there t
 from __future__ import annotations
 
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
+from typing import Final
 
 
 def load_at_first_use(name: str) -> None:
-    """Put a module in place that loads itself as soon as an attribute is asked for, the first time by one thread. If it
-    is loaded already, so be it."""
+    """Put a module in place that loads itself as soon as an attribute is asked for. Nothing if it is loaded already."""
     if name in sys.modules:
         return
     spec = find_spec(name)
     assert spec is not None, name
     module = module_from_spec(spec)
     module.__class__ = _Waiting
+    module.__dict__[_WAITS] = True
     sys.modules[name] = module
+
+
+_WAITS: Final = "__waits__"
+_loading: Final = threading.RLock()
 
 
 class _Waiting(ModuleType):
@@ -30,7 +36,9 @@ class _Waiting(ModuleType):
     __spec__: ModuleSpec
 
     def __getattr__(self, name: str) -> object:
-        self.__class__ = ModuleType  # type: ignore[assignment]  # what it is from now on
-        assert self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
+        with _loading:  # who else wants it waits, but for what it imports itself, which may want it half loaded
+            if self.__dict__.pop(_WAITS, False):
+                assert self.__spec__.loader is not None
+                self.__spec__.loader.exec_module(self)
+                self.__class__ = ModuleType  # type: ignore[assignment]  # what it is from now on
+        return ModuleType.__getattribute__(self, name)

@@ -25,11 +25,11 @@ MAX_TRAILER_BYTES: Final = 8 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _MAX_HEX_DIGITS: Final = 16  # 2**64; h11 takes 20
 
-# A field of the trailer (RFC 9112 section 5): what smuggles a request behind a missing end does not look like one.
 # A size line as nearly everybody sends it, at once: found, cut out and looked at piece by piece it costs three times as
 # much, and this is cold code whenever it runs.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n").match
 
+# A field of the trailer (RFC 9112 section 5): what smuggles a request behind a missing end does not look like one.
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 _SIZE, _PAYLOAD_END, _TRAILER = range(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -50,3 +51,25 @@ def test_it_is_there_for_who_uses_it(use: str, says: str) -> None:
 def test_what_is_loaded_already_stays() -> None:
     code = "import ssl, sys; from tapotun_trio.lazily import load_at_first_use; load_at_first_use('ssl')"
     assert run(f"{code}; print(sys.modules['ssl'] is ssl, type(ssl).__name__)") == "True module"
+
+
+def test_whoever_comes_while_it_is_being_loaded_gets_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time; time.sleep(0.2); import slow; VALUE = hasattr(slow, 'VALUE')")
+    code = f"""
+import sys, threading
+sys.path.insert(0, {str(tmp_path)!r})
+from tapotun_trio.lazily import load_at_first_use
+load_at_first_use("slow")
+import slow
+found = []
+threads = [threading.Thread(target=lambda: found.append(slow.VALUE)) for _ in range(4)]
+for it in threads: it.start()
+for it in threads: it.join()
+print(found, type(slow).__name__)
+"""
+    assert run(code) == "[False, False, False, False] module"
+
+
+def test_what_it_does_not_have_it_does_not_have() -> None:
+    use = "import ssl; print(hasattr(ssl, 'nothing'), hasattr(ssl, 'SSLError'))"
+    assert run(f"{RUN}{use}") == "False True"
