@@ -32,6 +32,8 @@ _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
 
+_SIOCSIFTXQLEN: Final = 0x8943  # linux/sockios.h
+
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -49,7 +51,12 @@ _TUN_F_USO6: Final = 0x40
 _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
+_QLEN_IFREQ: Final = struct.Struct("16si20x")  # and with ifr_qlen
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
+
+# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
+# has the CPU for longer is lost (docs/performance.md). Others may set another length: ip link set txqueuelen.
+_TX_QUEUE_PACKETS: Final = 2000
 
 # The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
 _GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
@@ -235,6 +242,8 @@ def _attach(fd: int, name: str, encoded: bytes) -> None:
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
         fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
         fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, _SIOCSIFTXQLEN, _QLEN_IFREQ.pack(encoded, _TX_QUEUE_PACKETS))
     except OSError as exc:
         raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
 
@@ -257,7 +266,7 @@ def _reason(exc: OSError, name: str, encoded: bytes) -> str:
             return exc.strerror or str(exc)
 
 
-_SIOCETHTOOL: Final = 0x8946  # linux/sockios.h
+_SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x00000003  # linux/ethtool.h: struct ethtool_drvinfo { u32 cmd; char driver[32]; ...
 _DRVINFO_BYTES: Final = 196
 

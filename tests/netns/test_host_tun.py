@@ -116,6 +116,7 @@ async def test_what_is_created_is_a_down_vnet_tun_and_it_is_gone_at_exit() -> No
         (link,) = ip("link", "show", "tun0")
         assert "UP" not in link["flags"]
         assert link["linkinfo"]["info_data"]["type"] == "tun"
+        assert link["txqlen"] == 2000
         assert not ip("addr", "show", "dev", "tun0")[0]["addr_info"]
 
         answer = fcntl.ioctl(device.fileno(), TUNGETIFF, bytes(40))
