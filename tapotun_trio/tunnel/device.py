@@ -206,7 +206,7 @@ class DeviceWriter:
             merging = self._merging_udp if parts[0][1] == GSO_UDP_L4 else self._merging_tcp
             taken = self._device.write_parts(parts) if merging.due() else None
             if taken:
-                merging.most = 0
+                merging.most = 0  # this kernel can: what it refuses from now on is that packet's own fault
                 return True
         before = len(refused)
         self._write_each(view, spans, refused)
