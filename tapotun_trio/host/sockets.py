@@ -148,11 +148,15 @@ class Connection:
 
     @property
     def preferred_congestion_control(self) -> str | None:
-        """What it would be if nobody chose: its route's (``ip route ... congctl``), or the machine's."""
+        """What it would be if nobody chose: its route's (``ip route ... congctl``), or the machine's, which is not
+        asked if no descriptor is left for that. None: not TCP, or closed."""
         if (present := self.congestion_control) != UNDECIDED:
             return present
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
-            return _congestion_control(fresh)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
+                return _congestion_control(fresh)
+        except OSError:
+            return present
 
     def try_congestion_control(self, name: str) -> None:
         """Have the kernel use another one. Where it is not there, or not for us, everything stays as it is."""
@@ -236,7 +240,8 @@ def leave_undecided(sock: socket.socket) -> None:
     when another one takes over (sk_pacing_status, bbr_init in net/ipv4/tcp_bbr.c).
     """
     if _congestion_control(sock) == RESTLESS:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
+        with suppress(OSError):  # then RESTLESS it is, which is slower and no failure
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
 
 
 def _congestion_control(sock: socket.socket) -> str | None:

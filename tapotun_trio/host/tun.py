@@ -266,7 +266,7 @@ def _reason(exc: OSError, name: str, encoded: bytes) -> str:
             return exc.strerror or str(exc)
 
 
-_SIOCETHTOOL: Final = 0x8946
+_SIOCETHTOOL: Final = 0x8946  # linux/sockios.h
 _ETHTOOL_GDRVINFO: Final = 0x00000003  # linux/ethtool.h: struct ethtool_drvinfo { u32 cmd; char driver[32]; ...
 _DRVINFO_BYTES: Final = 196
 

@@ -96,7 +96,7 @@ class Sender:
         self._counters = counters
         self._words = first_words
         self.outbox = Outbox(counters.drops)
-        self._queued = self.outbox.runs
+        self._queued = self.outbox.runs  # looked at for every burst
         self.pinging = BASE_PINGING
         self._writer: BodyWriter | None = None
         self._controls: deque[bytes] = deque()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -15,11 +17,12 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.sockets import Connection
+from tapotun_trio.host.sockets import RESTLESS, UNDECIDED, Connection, leave_undecided
 from tapotun_trio.host.tls import TlsConnection
 
 from ..tables import table
 
+DEFAULT_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text("ascii").strip()
 Pair: TypeAlias = tuple[Connection, Connection]
 
 
@@ -226,3 +229,36 @@ async def test_receiving_leaves_room_for_other_tasks() -> None:
                 await connection.receive(space())
             nursery.cancel_scope.cancel()
     assert turns >= 10
+
+
+# ------------------------------------------------------------------ congestion control
+
+
+def dialled() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    return near, far
+
+
+async def test_without_a_descriptor_left_what_a_connection_has_is_what_is_preferred() -> None:
+    """A stream that begins just then is none the worse for it."""
+    near, far = dialled()
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(Connection(near, "near")) as connection, closing(far):
+        assert connection.preferred_congestion_control == DEFAULT_CONGESTION_CONTROL
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            assert connection.preferred_congestion_control == UNDECIDED
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        connection.close()
+        assert connection.preferred_congestion_control is None
+
+
+async def test_a_socket_is_left_undecided_where_bbr_is_preferred_and_only_there() -> None:
+    with socket.socket() as sock:
+        leave_undecided(sock)
+        expected = UNDECIDED if DEFAULT_CONGESTION_CONTROL == RESTLESS else DEFAULT_CONGESTION_CONTROL
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode() == expected
