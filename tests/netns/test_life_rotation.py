@@ -12,6 +12,7 @@ from tests.checked import CheckedTcp, CheckedUdp, Way
 from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
 
 from .injection import injected
+from .telling import PORT, TELLING, dropped
 from .worlds import (
     SERVER,
     TUNNEL_CLIENT,
@@ -34,46 +35,10 @@ SOME_BYTES_S = 2e6
 # most a second; beyond that, order is worth less than time.
 EXTENT_S = 1.0
 
-# The checked stream's port. Beside it CoDel may drop what it likes.
-PORT = 7000
-
-TELLING = f"""\
-import atexit
-from tapotun_trio.tunnel.outbox import Outbox
-
-dropped = 0
-
-
-def watching(drop):
-    def dropping(outbox, *args):
-        global dropped
-        run, at = outbox._runs[0][2], outbox._at
-        while at < len(run):
-            dropped += run[at + 23] == 17 and run[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big")
-            at += 14 + int.from_bytes(run[at : at + 2], "little")
-            if drop is one:
-                break
-        drop(outbox, *args)
-    return dropping
-
-
-one = Outbox._drop_frame
-Outbox._drop_frame, Outbox._drop_oldest = watching(one), watching(Outbox._drop_oldest)
-atexit.register(lambda: print("dropped on purpose:", dropped))
-"""
-"""Daemons with this in them (see `injection`) are as they are, and say at their end how many packets of the checked
-stream they dropped from their outboxes."""
-
 
 def rotations(server_daemon: Process) -> int:
     """How many streams have ended and been followed by another, by the server's own account."""
     return server_daemon.log.count("ended cleanly")
-
-
-def dropped(daemon: Process) -> int:
-    """How many packets of the checked stream a daemon that is `TELLING` has dropped, once it has stopped."""
-    wait_until(lambda: "dropped on purpose: " in daemon.log, 10, "the daemon's last words", daemon.tail)
-    return int(daemon.log.rpartition("dropped on purpose: ")[2].split()[0])
 
 
 @pytest.mark.parametrize("load", ["full", "some"])

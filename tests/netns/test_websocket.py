@@ -15,7 +15,8 @@ from tests.checked import CheckedTcp, CheckedUdp
 from tests.harness import Host, Lab, Process, download, nginx_proxy, no_leaks, ping, upload, wait_for_ping, wait_until
 
 from .injection import injected
-from .test_life_rotation import EXTENT_S, PORT, ROTATE_S, TELLING, dropped, rotations
+from .telling import PORT, TELLING, dropped
+from .test_life_rotation import EXTENT_S, ROTATE_S, rotations
 from .worlds import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
