@@ -26,8 +26,9 @@ class MemoryDevice:
     """A TUN device. What the test puts into `inbound` the program reads; what the program writes, the
     test takes with `receive`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, queue_count: int = 1) -> None:
         self.name = name
+        self.queue_count = queue_count
         self.inbound: deque[bytes] = deque()
         self.outbound: deque[bytes] = deque()
         self.writable = True
@@ -37,6 +38,10 @@ class MemoryDevice:
         self._changed = trio.Event()
 
     # -- the program's side: host.ports.Device
+
+    @property
+    def queues(self) -> list[MemoryDevice]:
+        return [self] * self.queue_count
 
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         self._check()
@@ -165,8 +170,8 @@ class MemoryHost:
         self._watching_links: dict[str, list[trio.MemorySendChannel[bool]]] = {}
 
     @contextmanager
-    def open_device(self, name: str) -> Iterator[MemoryDevice]:
-        device = self.devices[name] = MemoryDevice(name)
+    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
+        device = self.devices[name] = MemoryDevice(name, queues)
         self._opened.set()
         self._opened = trio.Event()
         try:

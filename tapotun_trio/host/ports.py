@@ -15,23 +15,9 @@ from ..wire.frames import Span
 from .plan import Item
 
 
-class Device(Protocol):
-    """A TUN interface opened with IFF_VNET_HDR: each read or write is one frame,
-    a 12-byte ``virtio_net_hdr_v1`` (little-endian) and one IP packet of up to 65535 bytes.
-
-    Reading and writing never block and never await.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
-        """Read frames, one behind the other, each behind two bytes that are left as they are: room for its length.
-        Until none is waiting, or ``limit_bytes`` are filled, or it were ``most``.
-
-        Returns the frames' lengths (>= 12 each), and whether there may be more. ``into`` has room for one largest frame
-        behind the limit: what does not fit is cut off. Raises HostError if the interface is gone.
-        """
+class Queue(Protocol):
+    """Where frames are written to: a 12-byte ``virtio_net_hdr_v1`` (little-endian) and one IP packet of up to 65535
+    bytes each. Writing never blocks and never awaits."""
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
         """Write one frame. True: taken. None: the device is full, wait for writability and write it again.
@@ -47,10 +33,31 @@ class Device(Protocol):
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         """Write one frame that lies in several places (at most 1024); answers and raises as `write`."""
 
-    async def wait_readable(self) -> None:
+    async def wait_writable(self) -> None:
         """Cancel-safe; a checkpoint. One task at a time."""
 
-    async def wait_writable(self) -> None:
+
+class Device(Protocol):
+    """A TUN interface opened with IFF_VNET_HDR. Each read is one frame, as a `Queue` takes them, and never blocks and
+    never awaits."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def queues(self) -> Sequence[Queue]:
+        """At least one. What comes back of a flow that is written to one of them does not wait behind what comes back
+        of others."""
+
+    def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
+        """Read frames, one behind the other, each behind two bytes that are left as they are: room for its length.
+        Until none is waiting, or ``limit_bytes`` are filled, or it were ``most``.
+
+        Returns the frames' lengths (>= 12 each), and whether there may be more. ``into`` has room for one largest frame
+        behind the limit: what does not fit is cut off. Raises HostError if the interface is gone.
+        """
+
+    async def wait_readable(self) -> None:
         """Cancel-safe; a checkpoint. One task at a time."""
 
 
@@ -92,7 +99,7 @@ class Change:
 class Host(Protocol):
     """What `app` hands to the interfaces."""
 
-    def open_device(self, name: str) -> AbstractContextManager[Device]:
+    def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.
 
         Raises HostError: the name is taken, no /dev/net/tun, no CAP_NET_ADMIN.

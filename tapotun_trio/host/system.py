@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from .ports import Change, Device, Network
 from .rights import raise_fd_limit, require_tun_rights
 from .tun import open_tun
+from .tun_queues import open_tun_queues
 
 __all__ = ["RealHost", "raise_fd_limit", "require_tun_rights"]
 
@@ -19,9 +20,9 @@ class RealHost:
         # Every name ever opened: the kernel tells of an interface's end when it is gone already.
         self._own: set[str] = set()
 
-    def open_device(self, name: str) -> AbstractContextManager[Device]:
+    def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         self._own.add(name)
-        return open_tun(name)
+        return open_tun(name) if queues == 1 else open_tun_queues(name, queues)
 
     def open_network(self) -> AbstractAsyncContextManager[Network]:
         # Not before it is wanted: pyroute2's message classes cost memory and time, see `_pyroute2`.

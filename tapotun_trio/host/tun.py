@@ -1,7 +1,8 @@
 """A TUN interface: whole frames in and out of the kernel, through /dev/net/tun.
 
 Follows linux/if_tun.h; what each call answers when is from drivers/net/tun.c. The interface is born with its
-file descriptor and dies with it, however this process ends: nobody has to clean up after a kill -9.
+file descriptor and dies with it (of several queues, with the last), however this process ends: nobody has to clean up
+after a kill -9.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
+_TUNGETIFF: Final = 0x800454D2
 
 _SIOCSIFTXQLEN: Final = 0x8943  # linux/sockios.h
 
 _IFF_TUN: Final = 0x0001
+_IFF_MULTI_QUEUE: Final = 0x0100  # Linux 3.8
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 # An interface that exists is refused. Without this flag, TUNSETIFF would take over a persistent device that
 # somebody else made, with whatever addresses and routes it has.
 _IFF_TUN_EXCL: Final = 0x8000
+
+_FLAGS: Final = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
 
 # What the kernel may hand us unfinished: packets without checksum, and TCP segments not yet cut to the MTU.
 _TUN_F_CSUM: Final = 0x01
@@ -69,7 +74,7 @@ _REFUSED: Final = frozenset(
 
 
 class TunDevice:
-    """A `Device` on a TUN interface. Made by `open_tun`, which closes it.
+    """A `Device` on a TUN interface, or on one of its queues. Made by `open_tun` or `add_queue`, which close it.
 
     Once it is closed, every method raises trio.ClosedResourceError, also in a task that is waiting.
     """
@@ -88,6 +93,11 @@ class TunDevice:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def queues(self) -> Sequence[TunDevice]:
+        """What to write to: itself."""
+        return (self,)
 
     def fileno(self) -> int:
         """The descriptor, or -1 once closed. It stays ours."""
@@ -179,7 +189,10 @@ class TunDevice:
         return uso
 
     def close(self) -> None:
-        """Delete the interface. Idempotent. Tasks that wait for it get trio.ClosedResourceError."""
+        """Delete the interface; of several queues, take this one from it. Idempotent.
+
+        Tasks that wait for it get trio.ClosedResourceError.
+        """
         fd, self._fd = self._fd, -1
         if fd == -1:
             return
@@ -202,16 +215,40 @@ class TunDevice:
 
 
 @contextmanager
-def open_tun(name: str) -> Iterator[TunDevice]:
+def open_tun(name: str, *, multi_queue: bool = False) -> Iterator[TunDevice]:
     """Create the TUN interface ``name``, down and without addresses; it is gone at exit.
 
     Frames carry a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
+    ``multi_queue``: it may get more queues (`add_queue`).
     Raises HostError: the name is taken or invalid, no /dev/net/tun, no CAP_NET_ADMIN.
     """
     encoded = _check_name(name)
     fd = open_tun_node()
     try:
-        _attach(fd, name, encoded)
+        _attach(fd, name, encoded, _FLAGS | (_IFF_MULTI_QUEUE if multi_queue else 0))
+        device = TunDevice(name, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+@contextmanager
+def add_queue(first: TunDevice) -> Iterator[TunDevice]:
+    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`."""
+    name = first.name
+    fd = open_tun_node()
+    try:
+        try:
+            encoded = name.encode(errors="surrogateescape")
+            fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, _FLAGS | _IFF_MULTI_QUEUE))
+            # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
+            fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
+        except OSError as exc:
+            raise HostError(f"cannot add a queue to TUN interface {name}: {exc.strerror}") from exc
         device = TunDevice(name, fd)
     except BaseException:
         os.close(fd)
@@ -235,10 +272,9 @@ def _check_name(name: str) -> bytes:
     return encoded
 
 
-def _attach(fd: int, name: str, encoded: bytes) -> None:
-    flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
+def _attach(fd: int, name: str, encoded: bytes, flags: int) -> None:
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags))
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags | _IFF_TUN_EXCL))
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
         fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
         fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)

@@ -20,7 +20,7 @@ from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..host.ports import Host
 from ..log import interface_logger
 from .client import TunnelClient
-from .device import DeviceWriter, read_device
+from .device import MAX_QUEUES, DeviceWriter, read_device
 from .frontdoor import FrontDoor
 from .plans import server_plan
 from .programmer import Programmer
@@ -53,17 +53,18 @@ async def run_server(
     config: ServerConfig, host: Host, door: FrontDoor, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
     log = interface_logger(config.name)
-    with host.open_device(config.name) as device:
+    with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
         async with trio.open_nursery() as nursery:
             server = record.tunnel = TunnelServer(config, log)
-            writer = DeviceWriter(device, server.device_drops)
+            writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
             programmer = Programmer(host, device.name, log)
 
             await nursery.start(programmer.run, server_plan(config))
-            nursery.start_soon(writer.run)
+            for writer in writers:
+                nursery.start_soon(writer.run)
             nursery.start_soon(read_device, device, server.classify, server.sole)
             nursery.start_soon(server.run_clock)
-            await nursery.start(server.run_transport, writer, door)
+            await nursery.start(server.run_transport, writers, door)
 
             async def reconfigure(newer: InterfaceConfig) -> None:
                 assert isinstance(newer, ServerConfig), "another kind is another interface"
@@ -85,7 +86,8 @@ async def run_client(config: ClientConfig, host: Host, record: Record, task_stat
 
         with host.open_device(config.name) as device:
             async with trio.open_nursery() as inner:
-                writer = DeviceWriter(device, client.counters.drops)
+                (queue,) = device.queues
+                writer = DeviceWriter(queue, client.counters.drops)
                 programmer = Programmer(host, device.name, log)
 
                 await inner.start(programmer.run, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Final, Literal
@@ -43,7 +44,7 @@ class TunnelServer:
         self.entrances: list[Entrance] = []
         # Not one line only: what locks addresses out by the log has to see each of them.
         self._refusals = Sparingly(burst=LOG_BURST)
-        self._writer: DeviceWriter
+        self._writers: Sequence[DeviceWriter]
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
@@ -100,10 +101,17 @@ class TunnelServer:
     # -- the network's side
 
     async def run_transport(
-        self, writer: DeviceWriter, door: FrontDoor, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        writers: Sequence[DeviceWriter],
+        door: FrontDoor,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
-        self._writer = writer
+        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had.
+
+        ``writers``: of the device's queues. Each client has one, and shares it where there are more clients.
+        """
+        self._writers = writers
         async with trio.open_nursery() as nursery:
             tenant = Tenant(self._config.path, self._config.reception, nursery, self._serve, self._log)
             with door.admit(self._config.listen, tenant) as self.entrances:
@@ -171,7 +179,8 @@ class TunnelServer:
 
     def _forward(self, session: Session, reader: FrameReader, frames: list[Span]) -> None:
         if not session.gone:
-            session.forward(reader.view, frames, self._writer, self.sessions)
+            writer = self._writers[session.index % len(self._writers)]
+            session.forward(reader.view, frames, writer, self.sessions)
 
     async def run_clock(self) -> None:
         """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""

@@ -22,7 +22,7 @@ async def test_a_real_host_is_a_host() -> None:
             (link,) = ip("link", "show", "tun0")
             assert "UP" in link["flags"]
         with trio.fail_after(1):
-            await device.wait_writable()
+            await device.queues[0].wait_writable()
 
 
 @in_fresh_namespace

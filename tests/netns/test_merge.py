@@ -15,7 +15,7 @@ from typing import Final, cast
 import pytest
 import trio
 
-from tapotun_trio.host.ports import Device
+from tapotun_trio.host.ports import Queue
 from tapotun_trio.host.tun import TunDevice
 from tapotun_trio.tunnel.device import DeviceWriter
 from tests.unit.test_wire_merge import laid, received, udp
@@ -72,7 +72,7 @@ async def test_a_plain_receiver_gets_every_datagram_whole_and_in_order(*, blocks
         sock.bind(("10.0.0.2", 9))
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
         drops: Counter[str] = Counter()
-        writer = DeviceWriter(cast(Device, Unrefused(device)), drops)
+        writer = DeviceWriter(cast(Queue, Unrefused(device)), drops)
         wanted, got = defaultdict(list), defaultdict(list)
         for burst in bursts(1):
             writer.write_all(*(received(burst) if blocks else laid(burst)), drops)
@@ -105,7 +105,7 @@ async def test_forwarded_through_a_veth_without_udp_segmentation(*, blocks: bool
             sock.bind(("v1", 0x0800))
             sock.setblocking(False)
             drops: Counter[str] = Counter()
-            writer = DeviceWriter(cast(Device, Unrefused(device)), drops)
+            writer = DeviceWriter(cast(Queue, Unrefused(device)), drops)
             for burst in bursts(2):
                 writer.write_all(*(received(burst) if blocks else laid(burst)), drops)
                 wanted, got = defaultdict(list), defaultdict(list)

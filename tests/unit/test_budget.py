@@ -22,6 +22,7 @@ import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.host.ports import Queue
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.log import interface_logger
 from tapotun_trio.tunnel.device import BURST_BYTES, DeviceWriter, _read_burst
@@ -61,6 +62,10 @@ class CountingDevice:
         self.frame = bytes(12) + packet
         self.left = 0
         self.syscalls = 0
+
+    @property
+    def queues(self) -> Sequence[Queue]:
+        return (self,)
 
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         size = len(self.frame)

@@ -82,10 +82,10 @@ class StrictHost(MemoryHost):
         self.removed: list[str] = []  # from the kernel, so far
 
     @contextmanager
-    def open_device(self, name: str) -> Iterator[MemoryDevice]:
+    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
         if faults := self.device_faults.get(name):
             raise faults.pop(0)
-        with super().open_device(name) as device:
+        with super().open_device(name, queues) as device:
             yield device
 
     @asynccontextmanager

@@ -30,8 +30,8 @@ class FaultyHost(MemoryHost):
         self.opened = 0
 
     @contextmanager
-    def open_device(self, name: str) -> Iterator[MemoryDevice]:
-        with super().open_device(name) as device:
+    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
+        with super().open_device(name, queues) as device:
             if name == self.name:
                 self.opened += 1
                 if self.fault is not None:
