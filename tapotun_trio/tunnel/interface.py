@@ -4,7 +4,7 @@
 
     server                                        client
     ├─ device reader    TUN -> senders            ├─ upload      PUT after PUT
-    ├─ device writer    slow path of writes       ├─ clock
+    ├─ device writers   slow path of writes       ├─ clock
     ├─ programmer       addresses, routes, rules  ├─ path watch  what happens to this machine's addresses and routes
     ├─ transport        requests, from the door   └─ download    GET after GET; the first answer makes
     └─ clock            pings, ageing                  ├─ device reader
