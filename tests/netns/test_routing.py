@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -57,6 +59,14 @@ def _send_raw(host: Host, *packets: bytes) -> None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tun0")
         for packet in packets:
             raw.sendto(packet, (str(socket.inet_ntoa(packet[16:20])), 0))
+
+
+@contextmanager
+def _udp(host: Host, address: str, port: int) -> Iterator[socket.socket]:
+    with host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        sock.settimeout(10)
+        yield sock
 
 
 # Between the clients
@@ -192,3 +202,33 @@ def test_answers_to_marked_packets_pass_the_reverse_path_filter(lab: Lab, rp_fil
     ):
         assert ping(client, "198.51.100.7", mark=100).ok
         packets.wait_for(6)
+
+
+# One client's flood and another one's packets
+
+
+def test_a_flood_for_one_client_takes_nothing_from_another(lab: Lab) -> None:
+    """While the server does not read, more comes for one client than an interface keeps: what comes for the other one
+    then has a queue of its own."""
+    server, laptop, branch = _three(lab)
+    with (
+        running(server, server_config(LAPTOP, BRANCH)) as daemon,
+        running(laptop, client_config("laptop"), until=UPLOADING),
+        running(branch, client_config("branch"), until=UPLOADING),
+        _udp(server, TUNNEL_SERVER, 7000) as flooding,
+        _udp(server, TUNNEL_SERVER, 7001) as quiet,
+        _udp(laptop, "10.10.0.2", 7000) as flooded,
+        _udp(branch, "10.10.0.3", 7001) as other,
+    ):
+        for sock, back, address, port in ((flooded, flooding, "10.10.0.2", 7000), (other, quiet, "10.10.0.3", 7001)):
+            sock.sendto(b"hello", (TUNNEL_SERVER, port))  # the kernel now knows whose queue this flow's is
+            assert back.recv(10) == b"hello"
+            back.connect((address, port))
+        daemon.pause()
+        for _ in range(5000):
+            flooding.send(b"flood")
+        for number in range(10):
+            quiet.send(bytes([number]))
+        daemon.resume()
+        assert [other.recv(10) for _ in range(10)] == [bytes([number]) for number in range(10)]
+        assert flooded.recv(10) == b"flood"
