@@ -121,8 +121,8 @@ def _not_dropped() -> HostError:
 
 
 def raise_fd_limit() -> int:
-    """Raise the soft limit of open files to the hard one, as every client costs two sockets. Returns the
-    limit that holds; a refusal leaves the old one and is not an error."""
+    """Raise the soft limit of open files to the hard one, as every client costs two sockets, and each of the first 16 a
+    queue. Returns the limit that holds; a refusal leaves the old one and is not an error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

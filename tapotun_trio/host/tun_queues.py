@@ -1,7 +1,10 @@
 """A TUN interface with several queues: a packet comes through one of them, and each is read in its turn.
 
-Which one is up to the kernel: the one that the flow's packets the other way were last written to, within 3 s, else
-one that its addresses and ports choose (`tun_automq_select_queue`, `tun_flow_update` of drivers/net/tun.c).
+Which one is up to the kernel (`tun_automq_select_queue`, `tun_flow_update` of drivers/net/tun.c): the one that packets
+of the flow were last written to, if that is less than 3 s ago and the flow one of the 4,096 that it remembers, else
+one that the flow's hash chooses. So a flow may change its queue when it is first answered, or after a silence the other
+way, and then packets may overtake each other for once. Fragments are a flow of their own, as they are on a network card
+with several queues: their ports are not looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Final
 
 import trio
 
+from ..errors import HostError
 from .tun import TunDevice, add_queue, open_tun
 
 # A queue's turn is so many bursts, or the burst with which it came to so many packets: small ones are slow, and the
@@ -29,7 +33,7 @@ class TunQueues:
     __slots__ = ("_bursts", "_by_fd", "_epoll", "_fd", "_left", "_packets", "_ready", "name", "queues")
 
     def __init__(self, queues: Sequence[TunDevice]) -> None:
-        """Watches the queues, which stay their owner's."""
+        """Watches the queues, which stay their owner's. Raises OSError: no descriptor or no memory left."""
         self.name = queues[0].name
         self.queues = queues
         self._by_fd = {queue.fileno(): queue for queue in queues}
@@ -88,6 +92,10 @@ def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
     """As `open_tun`, with so many queues: 2 to 256."""
     with ExitStack() as stack:
         first = stack.enter_context(open_tun(name, multi_queue=True))
-        device = TunQueues([first, *(stack.enter_context(add_queue(first)) for _ in range(count - 1))])
+        queues = [first, *(stack.enter_context(add_queue(first)) for _ in range(count - 1))]
+        try:
+            device = TunQueues(queues)
+        except OSError as exc:
+            raise HostError(f"cannot watch the queues of TUN interface {name}: {exc.strerror}") from exc
         stack.callback(device.close)
         yield device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -76,6 +77,11 @@ def queues_of_tun0() -> int:
     (link,) = ip("link", "show", "tun0")
     info = link["linkinfo"]["info_data"]
     return int(info["numqueues"]) if info["multi_queue"] else 1
+
+
+def free_fds() -> Iterator[int]:
+    """In the order in which they are given away."""
+    return (fd for fd in itertools.count() if not os.path.lexists(f"/proc/self/fd/{fd}"))
 
 
 @in_fresh_namespace
@@ -201,15 +207,16 @@ async def test_closing_wakes_the_task_that_waits() -> None:
         list(bursts(device))
 
 
+@pytest.mark.parametrize("left", range(COUNT + 1))
 @in_fresh_namespace
-async def test_without_a_descriptor_left_nothing_stays() -> None:
+async def test_without_a_descriptor_left_nothing_stays(left: int) -> None:
+    """One for each queue, and one more to watch them."""
     before = open_fds()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        free = (fd for fd in itertools.count() if str(fd) not in before)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 5, None)), hard))
-        with pytest.raises(HostError, match="Too many open files"), open_tun_queues("tun0", 16):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free_fds(), left, None)), hard))
+        with pytest.raises(HostError, match="Too many open files"), open_tun_queues("tun0", COUNT):
             pass
     assert open_fds() == before
     assert [link["ifname"] for link in ip("link", "show")] == ["lo"]

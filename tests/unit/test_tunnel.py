@@ -138,6 +138,7 @@ async def test_a_rotation_leaves_pushed_routes_alone(monkeypatch: pytest.MonkeyP
         assert removed == []
 
 
+@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_a_burst_larger_than_the_socket_takes_arrives_whole_and_in_order() -> None:
     port = free_port()
     host = MemoryHost()
@@ -150,6 +151,7 @@ async def test_a_burst_larger_than_the_socket_takes_arrives_whole_and_in_order()
             assert await hub.receive_packet() == packet
 
 
+@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
     port = free_port()
     host = MemoryHost()

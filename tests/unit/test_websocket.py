@@ -19,8 +19,6 @@ from tapotun_trio.config.model import TransportChoice
 from tapotun_trio.tunnel import interface
 from tapotun_trio.tunnel.backoff import Backoff
 from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.codel import CoDel
-from tapotun_trio.tunnel.outbox import Outbox
 from tapotun_trio.wire import control
 from tapotun_trio.wire.frames import FrameReader
 from tapotun_trio.wire.tunconf import encode_generation_1
@@ -164,9 +162,8 @@ async def test_packets_cross_both_ways() -> None:
         assert client.transport == "websocket"
 
 
-async def test_a_burst_larger_than_the_socket_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Outbox, "expire", lambda *_: None)  # masking takes long enough on a busy machine
-    monkeypatch.setattr(CoDel, "drops", lambda *_: False)
+@pytest.mark.usefixtures("nothing_dropped_on_purpose")
+async def test_a_burst_larger_than_the_socket_takes() -> None:
     async with tunnel("websocket") as (hub, a, _):
         for source, sink, way in ((a, hub, (ME, HUB)), (hub, a, (HUB, ME))):
             packets = [ipv4(*way, os.urandom(32_000)) for _ in range(60)]
@@ -176,12 +173,14 @@ async def test_a_burst_larger_than_the_socket_takes(monkeypatch: pytest.MonkeyPa
                 assert await sink.receive_packet() == packet
 
 
+@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
     async with tunnel("websocket", (0.02, 0.05)) as (hub, a, client):
         await cross(hub, a, 1000)
         assert client.transport == "websocket"
 
 
+@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
     """Back to HTTP at each rotation, since uploads do arrive here; to a WebSocket when somebody says so."""
     seen: list[str | None] = []
