@@ -14,8 +14,8 @@ import io
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 import trio
@@ -214,8 +214,7 @@ class TunDevice:
         return HostError(f"cannot {verb} TUN interface {self._name}: {exc.strerror}")
 
 
-@contextmanager
-def open_tun(name: str, *, multi_queue: bool = False) -> Iterator[TunDevice]:
+def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[TunDevice]:
     """Create the TUN interface ``name``, down and without addresses; it is gone at exit.
 
     Frames carry a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
@@ -223,32 +222,20 @@ def open_tun(name: str, *, multi_queue: bool = False) -> Iterator[TunDevice]:
     Raises HostError: the name is taken or invalid, no /dev/net/tun, no CAP_NET_ADMIN.
     """
     encoded = _check_name(name)
-    fd = open_tun_node()
-    try:
-        _attach(fd, name, encoded, _FLAGS | (_IFF_MULTI_QUEUE if multi_queue else 0))
-        device = TunDevice(name, fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    try:
-        yield device
-    finally:
-        device.close()
+    flags = _FLAGS | (_IFF_MULTI_QUEUE if multi_queue else 0)
+    return _open(name, lambda fd: _create(fd, name, encoded, flags))
+
+
+def add_queue(first: TunDevice) -> AbstractContextManager[TunDevice]:
+    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`."""
+    return _open(first.name, lambda fd: _join(fd, first))
 
 
 @contextmanager
-def add_queue(first: TunDevice) -> Iterator[TunDevice]:
-    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`."""
-    name = first.name
+def _open(name: str, attach: Callable[[int], None]) -> Iterator[TunDevice]:
     fd = open_tun_node()
     try:
-        try:
-            encoded = name.encode(errors="surrogateescape")
-            fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, _FLAGS | _IFF_MULTI_QUEUE))
-            # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
-            fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
-        except OSError as exc:
-            raise HostError(f"cannot add a queue to TUN interface {name}: {exc.strerror}") from exc
+        attach(fd)
         device = TunDevice(name, fd)
     except BaseException:
         os.close(fd)
@@ -272,7 +259,7 @@ def _check_name(name: str) -> bytes:
     return encoded
 
 
-def _attach(fd: int, name: str, encoded: bytes, flags: int) -> None:
+def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags | _IFF_TUN_EXCL))
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
@@ -282,6 +269,16 @@ def _attach(fd: int, name: str, encoded: bytes, flags: int) -> None:
             fcntl.ioctl(sock, _SIOCSIFTXQLEN, _QLEN_IFREQ.pack(encoded, _TX_QUEUE_PACKETS))
     except OSError as exc:
         raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
+
+
+def _join(fd: int, first: TunDevice) -> None:
+    encoded = first.name.encode(errors="surrogateescape")
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, _FLAGS | _IFF_MULTI_QUEUE))
+        # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
+        fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
+    except OSError as exc:
+        raise HostError(f"cannot add a queue to TUN interface {first.name}: {exc.strerror}") from exc
 
 
 def _reason(exc: OSError, name: str, encoded: bytes) -> str:

@@ -32,14 +32,14 @@ class TunQueues:
 
     __slots__ = ("_bursts", "_by_fd", "_epoll", "_fd", "_left", "_packets", "_ready", "name", "queues")
 
-    def __init__(self, queues: Sequence[TunDevice]) -> None:
-        """Watches the queues, which stay their owner's. Raises OSError: no descriptor or no memory left."""
+    def __init__(self, queues: Sequence[TunDevice], epoll: select.epoll) -> None:
+        """Watches the queues, which stay their owner's, with ``epoll``, which it takes over. Raises OSError."""
         self.name = queues[0].name
         self.queues = queues
         self._by_fd = {queue.fileno(): queue for queue in queues}
         # An epoll within trio's: one wake-up for all that is ready. A task for each queue, each woken for itself, cost
         # a server with clients that get small packets in turn a fifth more.
-        self._epoll = select.epoll(len(queues))
+        self._epoll = epoll
         self._fd = self._epoll.fileno()
         for fd in self._by_fd:
             self._epoll.register(fd, select.EPOLLIN)
@@ -94,7 +94,7 @@ def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
         first = stack.enter_context(open_tun(name, multi_queue=True))
         queues = [first, *(stack.enter_context(add_queue(first)) for _ in range(count - 1))]
         try:
-            device = TunQueues(queues)
+            device = TunQueues(queues, stack.enter_context(select.epoll()))
         except OSError as exc:
             raise HostError(f"cannot watch the queues of TUN interface {name}: {exc.strerror}") from exc
         stack.callback(device.close)
