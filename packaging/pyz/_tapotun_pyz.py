@@ -128,4 +128,6 @@ def _in_temporary_file(data: bytes) -> Iterator[str]:
     with tempfile.NamedTemporaryFile(prefix="tapotun-", suffix=".so") as file:  # mode 0600
         file.write(data)
         file.flush()
-        yield file.name
+        # By its descriptor: where others may write to the directory, its name may lead to a file of theirs by now.
+        held = f"/proc/self/fd/{file.fileno()}"
+        yield held if os.path.exists(held) else file.name

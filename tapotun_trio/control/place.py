@@ -13,10 +13,11 @@ import errno
 import os
 import re
 import socket
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
+
+from ..host.socketfile import SocketDirectory, SocketFile
 
 RUN: Final = "/run/tapotun"
 SUFFIX: Final = ".sock"
@@ -62,24 +63,32 @@ def listening(name: str, where: Iterable[Place]) -> Iterator[socket.socket]:
         made = False
         try:
             made = place.mode is not None and _make(place.directory, place.mode)
-            sock, path = _listen(place.directory, name)
+            directory = SocketDirectory(place.directory)
         except OSError as exc:
             if made:
-                _unmake(place.directory)
+                with suppress(OSError):  # others have found it
+                    os.rmdir(place.directory)
             if exc.errno not in _CLOSED:
                 raise
             refusal = exc
             continue
-        inode = os.lstat(path).st_ino
-        try:
-            yield sock
-        finally:
-            with suppress(OSError):  # another process may have taken the name over, or somebody tidied up
-                if os.lstat(path).st_ino == inode:
-                    os.unlink(path)
-            sock.close()
-            if made:
-                _unmake(place.directory)
+        with directory:
+            try:
+                try:
+                    sock, file = _listen(directory, place.directory, name)
+                except OSError as exc:
+                    if exc.errno not in _CLOSED:
+                        raise
+                    refusal = exc
+                    continue
+                try:
+                    yield sock
+                finally:
+                    file.remove()
+                    sock.close()
+            finally:
+                if made:
+                    _unmake(directory, place.directory)
         return
     raise refusal
 
@@ -109,57 +118,31 @@ def _make(directory: str, mode: int) -> bool:
     return True
 
 
-def _unmake(directory: str) -> None:
+def _unmake(directory: SocketDirectory, path: str) -> None:
     with suppress(OSError):  # others are still in it
-        os.rmdir(directory)
+        if directory.is_at(path):
+            os.rmdir(path)
 
 
-def _listen(directory: str, name: str) -> tuple[socket.socket, str]:
-    path = os.path.join(directory, name + SUFFIX)
-    # Whoever finds a socket by its name finds it listening; so it gets the name last.
-    fresh = os.path.join(directory, f".{name}.{os.getpid()}")
-    if len(os.fsencode(fresh)) > PATH_BYTES or len(os.fsencode(path)) > PATH_BYTES:
+def _listen(directory: SocketDirectory, where: str, name: str) -> tuple[socket.socket, SocketFile]:
+    path = os.path.join(where, name + SUFFIX)
+    if len(os.fsencode(path)) > PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, "the path is too long for a socket", path)
-    for entry in _entries(directory):
-        if entry.name.endswith(SUFFIX):
-            _remove_if_stale(entry.path)
-    if _answers(path):
-        raise OSError(errno.EADDRINUSE, "another process of this name runs", path)
+    with suppress(OSError):  # nobody lets us look
+        for entry in directory.names():
+            if entry.endswith(SUFFIX) and entry != name + SUFFIX:
+                directory.remove_if_stale(entry)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        os.fchmod(sock.fileno(), 0o600)  # bind(2) makes the file with the mode of the descriptor, less the umask
-        with suppress(FileNotFoundError):
-            os.unlink(fresh)
-        sock.bind(fresh)
-        try:
-            sock.listen(BACKLOG)
-            os.link(fresh, path)  # unlike rename(2) it takes nothing away from who has just come first
-        except FileExistsError as exc:
+        return sock, directory.listen(sock, name + SUFFIX, 0o600, BACKLOG)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
             raise OSError(errno.EADDRINUSE, "another process of this name runs", path) from exc
-        finally:
-            os.unlink(fresh)
+        raise OSError(exc.errno, exc.strerror, path) from exc
     except BaseException:
         sock.close()
         raise
-    return sock, path
-
-
-def _remove_if_stale(path: str) -> None:
-    with suppress(OSError):  # not ours to touch, or gone
-        if stat.S_ISSOCK(os.lstat(path).st_mode) and not _answers(path):
-            os.unlink(path)
-
-
-def _answers(path: str) -> bool:
-    """Somebody listens there. Raises OSError if that cannot be known."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:  # its backlog is full
-            return True
-        return True
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:
@@ -171,4 +154,9 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
 
 
 def _directories(directory: str) -> list[str]:
-    return [entry.path for entry in _entries(directory) if entry.is_dir(follow_symlinks=False)]
+    """Those that may hold sockets. One with a dot is a process's that is just starting."""
+    return [
+        entry.path
+        for entry in _entries(directory)
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+    ]

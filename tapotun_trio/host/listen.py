@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
-from contextlib import suppress
 from typing import Final
 
 import trio
 
 from ..config.model import Endpoint, TcpEndpoint, UnixEndpoint
 from ..errors import HostError
+from .socketfile import SocketDirectory, SocketFile
 from .sockets import Connection, leave_undecided, peer_name
 
 BACKLOG: Final = 512
@@ -25,7 +24,7 @@ class Listener:
 
     __slots__ = ("_file", "_sock", "is_unix", "name", "waits")
 
-    def __init__(self, sock: socket.socket, name: str, file: _SocketFile | None = None, *, waits: bool = False) -> None:
+    def __init__(self, sock: socket.socket, name: str, file: SocketFile | None = None, *, waits: bool = False) -> None:
         self._sock = sock
         self._file = file
         self.is_unix = file is not None
@@ -58,27 +57,6 @@ class Listener:
             if self._file is not None:
                 self._file.remove()  # while it is ours: a closed socket's is stale, and another process may replace it
             self._sock.close()
-
-
-class _SocketFile:
-    """The file of a bound Unix socket."""
-
-    __slots__ = ("_identity", "_path")
-
-    def __init__(self, path: str) -> None:
-        """Raises OSError if it is gone already."""
-        self._path = path
-        self._identity = self._look()
-
-    def _look(self) -> tuple[int, int]:
-        status = os.lstat(self._path)
-        return status.st_dev, status.st_ino
-
-    def remove(self) -> None:
-        """Remove it, unless somebody has put another one in its place."""
-        with suppress(OSError):  # it is gone, or its directory is; nothing is left to undo
-            if self._look() == self._identity:
-                os.unlink(self._path)
 
 
 def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
@@ -127,36 +105,13 @@ def _bind(sock: socket.socket, endpoint: TcpEndpoint) -> bool:
 
 def _listen_unix(path: str, mode: int) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    file: _SocketFile | None = None
     try:
-        _remove_stale_socket(path)
-        sock.bind(path)
-        file = _SocketFile(path)
-        os.chmod(path, mode)  # nobody can connect before it listens
-        sock.listen(BACKLOG)
+        with SocketDirectory(os.path.dirname(path) or ".") as directory:
+            file = directory.listen(sock, os.path.basename(path), mode, BACKLOG)
     except OSError as exc:
-        if file is not None:
-            file.remove()
         sock.close()
         raise HostError(f"cannot listen on unix:{path}: {_unix_remedy(exc, path)}") from exc
     return Listener(sock, f"unix:{path}", file)
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket file nobody listens on, as a killed run leaves it. Raises OSError if somebody does."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    with probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            # Linux says the same of every other kind of file, which is somebody's.
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise OSError(errno.EEXIST, "there is a file that is no socket; choose another path") from None
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        else:
-            raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
 def _unix_remedy(exc: OSError, path: str) -> str:

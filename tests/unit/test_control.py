@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio.control import client as asking
-from tapotun_trio.control import place
 from tapotun_trio.control.client import NobodyThereError, ask
 from tapotun_trio.control.place import PATH_BYTES, Place, find, listening, name_of, places
 from tapotun_trio.control.protocol import (
@@ -207,21 +206,6 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="another process of this name runs"), listening("office", here(tmp_path)):
             pass
         assert len(find(here(tmp_path))) == 1
-
-
-def test_two_that_start_in_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both looked before either had the name: the first keeps it, and can be asked."""
-    with listening("office", here(tmp_path)) as first:
-        monkeypatch.setattr(place, "_answers", lambda path: False)
-        monkeypatch.setattr(place, "_remove_if_stale", lambda path: None)
-        with pytest.raises(OSError, match="another process of this name runs"), listening("office", here(tmp_path)):
-            pass
-        monkeypatch.undo()
-        [path] = find(here(tmp_path))
-        with socket.socket(socket.AF_UNIX) as caller:
-            caller.connect(path)
-            first.accept()[0].close()
-        assert [it.name for it in Path(path).parent.iterdir()] == ["office.sock"]
 
 
 def test_the_next_place_if_one_is_closed(tmp_path: Path) -> None:
