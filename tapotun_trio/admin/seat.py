@@ -15,7 +15,7 @@ import trio
 from ..config.model import AdminConfig, Endpoint, TcpEndpoint, endpoint_key
 from ..control.commands import Process
 from ..errors import HostError, TapotunError
-from ..host.listen import Listener, listen
+from ..host.listen import AbsentError, Listener, listen
 from ..log import add_handler, process_logger, remove_handler
 from ..tunnel.registry import Registry
 
@@ -64,7 +64,7 @@ class AdminSeat:
         if before is not None and after is not None and _in_the_way(before.listen, after.listen):
             self._leave()
         try:
-            desk = None if after is None else self._desk_for(after)
+            desk = None if after is None else self._desk_or_none(after)
             try:
                 yield
             except BaseException:
@@ -83,6 +83,17 @@ class AdminSeat:
             self._sit(after, desk)
         else:
             self._forget_events()
+
+    def _desk_or_none(self, config: AdminConfig) -> Desk | None:
+        """As `_desk_for`. None, with a warning, where there is no listener yet and this machine does not have what its
+        address needs: the tunnels start without it."""
+        try:
+            return self._desk_for(config)
+        except AbsentError as exc:
+            if self._config is not None:
+                raise
+            self._log.warning("%s; goes on without it until the next reload", exc)
+            return None
 
     def _desk_for(self, config: AdminConfig) -> Desk:
         """It listens, and does not accept yet; on the present one's listener if that is the same. Raises HostError."""
@@ -110,17 +121,23 @@ class AdminSeat:
         try:
             found = listen(endpoint)
         except HostError as exc:
-            raise HostError(f"admin: {exc}") from exc
+            raise type(exc)(f"admin: {exc}") from exc
         assert found is not None, "this endpoint is not optional"
         return found
 
     def _sit(self, config: AdminConfig, desk: Desk) -> None:
         self._config, self._desk = config, desk
         self._nursery.start_soon(self._run, desk)
-        waits = ", as soon as this machine has that address" if desk.listener.waits else ""
-        self._log.info(
-            "admin: listening on %s%s%s", desk.listener.name, waits, "" if config.token else ", without a token"
-        )
+        name = desk.listener.name
+        waits = desk.listener.waits
+        soon = ", as soon as this machine has that address" if waits else ""
+        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
+        if waits and not (isinstance(config.listen, TcpEndpoint) and config.listen.early):
+            self._log.warning(
+                "admin: %s: this machine does not have that address yet, and nobody can connect before it has; "
+                "if it is not to get it, correct admin.listen",
+                name,
+            )
 
     def _leave(self, *, keep: Listener | None = None) -> None:
         """The present one stops. ``keep``: the listener that its successor has."""

@@ -66,8 +66,8 @@ class AllowedClient:
 @dataclass(frozen=True, slots=True)
 class TcpEndpoint:
     """An address literal of either family and a port. ``optional``: from the default, so a machine without
-    that family skips it. ``early``: an interface of ours brings the IPv4 address, or may bring it, so it is listened
-    on before it is there."""
+    that family skips it. ``early``: an interface of ours brings the IPv4 address, or may bring it, so it is no surprise
+    that it is not there at the start."""
 
     address: str
     port: int

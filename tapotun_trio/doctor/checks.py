@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_address
 from typing import Final, Literal, TypeAlias
 
-from ..config.model import ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
+from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
 from ..host.rights import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from .machine import Machine
 
@@ -34,11 +34,16 @@ class Finding:
     remedy: str = ""
 
 
-def judge(machine: Machine, configs: Sequence[InterfaceConfig]) -> list[Finding]:
+def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConfig | None = None) -> list[Finding]:
     """Everything that was looked at, well or not, in a fixed order."""
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_rp_filter(machine, configs), _clock(machine, configs)]
-    found += [*_routes(machine, configs), *_mtu(machine, configs), _files(machine, configs)]
+    found += [
+        *_listen(machine, configs, admin),
+        *_routes(machine, configs),
+        *_mtu(machine, configs),
+        _files(machine, configs),
+    ]
     return found
 
 
@@ -96,20 +101,43 @@ def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Find
     why = "this kernel has no IPv6" if value is None else "IPv6 is switched off"
     remedy = "" if value is None else "sysctl -w net.ipv6.conf.all.disable_ipv6=0"
     needing = list(_needs_ipv6(configs))
-    for text in needing:
-        yield Finding("failure", "ipv6", f"{why}, and {text}", remedy or "choose an IPv4 address")
+    for severity, text in needing:
+        yield Finding(severity, "ipv6", f"{why}, and {text}", remedy or "choose an IPv4 address")
     if not needing:
         yield Finding("note", "ipv6", f"{why}: a server whose name has IPv6 addresses only cannot be reached")
 
 
-def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[str]:
+def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[Severity, str]]:
     for config in configs:
         if isinstance(config, ServerConfig):
-            for it in config.listen:
-                if isinstance(it, TcpEndpoint) and ":" in it.address and not it.optional:
-                    yield f"{config.name} is to listen on {it.address}"
+            needing = [it for it in config.listen if isinstance(it, TcpEndpoint) and ":" in it.address]
+            for it in needing:
+                if not it.optional:
+                    severity: Severity = "failure" if len(needing) == len(config.listen) else "warning"
+                    yield severity, f"{config.name} is to listen on {it.address}"
         elif ":" in config.server.host:
-            yield f"the server of {config.name} is {config.server.host}"
+            yield "failure", f"the server of {config.name} is {config.server.host}"
+
+
+def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConfig | None) -> Iterator[Finding]:
+    if not machine.addresses:
+        return
+    wanted = [(config.name, it) for config in configs if isinstance(config, ServerConfig) for it in config.listen]
+    if admin is not None:
+        wanted.append(("admin", admin.listen))
+    own = {str(it) for server in configs if isinstance(server, ServerConfig) for it in (server.net.ip, *server.ips)}
+    absent = 0
+    for name, endpoint in wanted:
+        if not isinstance(endpoint, TcpEndpoint) or endpoint.early or endpoint.address in machine.addresses | own:
+            continue
+        address = ip_address(endpoint.address)
+        if address.is_unspecified or address.is_loopback:
+            continue
+        absent += 1
+        text = f"{name} is to listen on {endpoint.address}, which this machine does not have: nobody can connect there"
+        yield Finding("warning", "listen", text, "correct listen, or give this machine the address")
+    if not absent:
+        yield Finding("ok", "listen", "this machine has every address that is to be listened on")
 
 
 def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address
 from typing import Final
 
 from ..errors import HostError
@@ -19,6 +20,8 @@ from ..host.rights import effective_capabilities, open_tun_node
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
 _TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
 _RTF_UP: Final = 0x1  # linux/route.h
+_LOCAL: Final = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n\s+/32 host LOCAL")
+_IFA_UNUSABLE: Final = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED of linux/if_addr.h
 _SYSCTLS: Final = (
     "net.ipv4.ip_forward",
     "net.ipv4.ip_unprivileged_port_start",
@@ -46,6 +49,7 @@ class Machine:
     now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
     interfaces: name to MTU in bytes.
     max_files: how many a process may have open at most.
+    addresses: those of its interfaces, of either family; empty: not known.
     """
 
     tun_error: str | None = None
@@ -57,6 +61,7 @@ class Machine:
     routes: tuple[Route, ...] = ()
     interfaces: Mapping[str, int] = field(default_factory=dict)
     max_files: int = 1 << 20
+    addresses: frozenset[str] = frozenset()
 
 
 def look() -> Machine:
@@ -71,7 +76,22 @@ def look() -> Machine:
         routes=parse_routes(_text("/proc/net/route")),
         interfaces=_interfaces(),
         max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        addresses=parse_addresses(_text("/proc/net/fib_trie"), _text("/proc/net/if_inet6")),
     )
+
+
+def parse_addresses(fib_trie: str, if_inet6: str) -> frozenset[str]:
+    """The addresses of this machine: local routes in /proc/net/fib_trie, and the lines of /proc/net/if_inet6 whose
+    address is usable (not tentative, nor a duplicate). What is malformed is passed over."""
+    found = set(_LOCAL.findall(fib_trie))
+    for line in if_inet6.splitlines():
+        words = line.split()
+        try:
+            if not int(words[4], 16) & _IFA_UNUSABLE:
+                found.add(str(IPv6Address(int(words[0], 16))))
+        except (IndexError, ValueError):
+            continue
+    return frozenset(found)
 
 
 def parse_routes(text: str) -> tuple[Route, ...]:

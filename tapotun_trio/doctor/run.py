@@ -10,7 +10,7 @@ from typing import Final
 
 from .. import exits
 from ..config.load import check
-from ..config.model import Config, InterfaceConfig, JudgeTls
+from ..config.model import AdminConfig, Config, InterfaceConfig, JudgeTls
 from ..text import one_line
 from .checks import Finding, judge
 from .machine import Machine, look
@@ -24,6 +24,7 @@ _WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "F
 def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[], Machine] = look) -> int:
     """Look, judge, print. Returns 0 unless there is a failure."""
     interfaces: tuple[InterfaceConfig, ...] = ()
+    admin: AdminConfig | None = None
     found: list[Finding] = []
     if arguments.file is not None:
         config, problems = check(arguments.file, judge_tls)
@@ -32,9 +33,10 @@ def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[], Machine]
             for it in problems
         ]
         interfaces = _interfaces(config)
+        admin = None if config is None else config.admin
         if not problems:
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
-    found += judge(see(), interfaces)
+    found += judge(see(), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
     return exits.FAILED if any(it.severity == "failure" for it in found) else exits.OK
 

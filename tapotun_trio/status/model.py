@@ -72,9 +72,11 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True):
-    """A socket that a server listens on, maybe together with other interfaces."""
+    """A socket that a server listens on, maybe together with other interfaces, or is to listen on. ``problem``: why
+    nobody can connect there."""
 
     address: str
+    problem: str | None = None
     refusals: dict[str, int] = {}
 
 

@@ -66,6 +66,9 @@ class _Page:
         self._field("  ", "addresses", [*it.addresses, *mtu])
         path = "" if it.path is None else f" {it.path}"
         self._field("  ", "listening", [f"{at.address}{path}" for at in it.listen])
+        for at in it.listen:
+            if at.problem is not None:
+                self._text("  ", "problem", f"{at.address}: {at.problem}", _RED)
         self._field("  ", "dropped", _reasons(it.device_drops))
         refused = dict(it.refusals)
         for at in it.listen:

@@ -23,9 +23,9 @@ from typing import Final
 
 import trio
 
-from ..config.model import Endpoint, Reception, endpoint_key
+from ..config.model import Endpoint, Reception, TcpEndpoint, endpoint_key
 from ..errors import HostError, PeerError, leaves
-from ..host.listen import Listener, listen
+from ..host.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.sockets import Connection
 from ..http.lobby import Lobby
 from ..http.origin import Origin, origin_of
@@ -33,6 +33,11 @@ from ..http.server import Exchange, serve_connection
 from ..log import Log, Sparingly
 
 ACCEPT_RETRY_S: Final = 0.1
+LISTEN_RETRY_S: Final = (1.0, 30.0)  # the first pause before an endpoint is tried again, doubled up to the last
+WAITS: Final = (
+    "this machine does not have that address yet, and nobody can connect before it has; "
+    "if it is not to get it, correct listen"
+)
 GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
 # Ends of connections that the operator shall hear of: what is wrong is in a config.
 _OPERATORS: Final = frozenset({"untrusted-proxy", "bad-proxy-header"})
@@ -56,7 +61,8 @@ class Tenant:
 class Entrance:
     """One listening socket, its lobby, and the tenants behind it."""
 
-    def __init__(self, listener: Listener, reception: Reception, log: Log) -> None:
+    def __init__(self, key: Endpoint, listener: Listener, reception: Reception, log: Log) -> None:
+        self.key = key
         self.listener = listener
         self.reception = reception
         self.lobby = Lobby()
@@ -159,6 +165,20 @@ async def _fail(exc: Exception) -> None:
     raise exc
 
 
+class Admission:
+    """Where a tenant is reached. It grows while endpoints that were refused at first are tried again.
+
+    Attributes:
+        entrances: those that are open.
+        refused: endpoints that could not be had so far, by name, and why.
+    """
+
+    def __init__(self) -> None:
+        self.entrances: list[Entrance] = []
+        self.refused: dict[str, str] = {}
+        self.over = False
+
+
 class FrontDoor:
     """The entrances of this process, by endpoint."""
 
@@ -168,36 +188,75 @@ class FrontDoor:
         self._entrances: dict[Endpoint, Entrance] = {}
 
     @contextmanager
-    def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[list[Entrance]]:
+    def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[Admission]:
         """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
 
-        Raises HostError if an endpoint cannot be had, or if another tenant has this path there, or another reception.
+        Of several endpoints one that is refused is told, and tried again in the tenant's nursery. So are all of them if
+        this machine only does not have what they name. Raises HostError if none can be had for another reason, if one
+        of the default's is refused (whose sockets stand for one address), or if another tenant has this path there, or
+        another reception.
         """
-        admitted: dict[Endpoint, Entrance] = {}
+        admission = Admission()
+        refusals: list[tuple[Endpoint, HostError]] = []
         try:
             for endpoint in endpoints:
-                entrance = self._entrance(endpoint, tenant.reception)
-                if entrance is None:
+                try:
+                    entrance = self._entrance(endpoint, tenant.reception)
+                except HostError as exc:
+                    if isinstance(endpoint, TcpEndpoint) and endpoint.optional:
+                        raise
+                    refusals.append((endpoint, exc))
                     continue
-                name = entrance.listener.name
-                if tenant.path in entrance.tenants:
-                    raise HostError(f"another interface has the same path on {name}; give each a path of its own")
-                if tenant.reception.at(endpoint) != entrance.reception:
-                    fields = "trusted_proxies, proxy_protocol or listen_mode"
-                    raise HostError(f"another interface on {name} has other {fields}; write the same in both")
-                entrance.tenants[tenant.path] = tenant
-                admitted[endpoint_key(endpoint)] = entrance
-                tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
-            if not admitted:
+                if entrance is not None:
+                    self._admit(endpoint, entrance, tenant, admission)
+            if not admission.entrances and not all(isinstance(it, AbsentError) for _, it in refusals):
+                raise HostError("; ".join(str(it) for _, it in refusals))
+            if not admission.entrances and not refusals:
                 raise HostError("no address to listen on; set listen to an address that this machine has")
-            yield list(admitted.values())
+            for endpoint, refusal in refusals:
+                tenant.log.warning("%s; goes on without it, and tries again", refusal)
+                tenant.nursery.start_soon(self._keep_trying, endpoint, tenant, admission, refusal)
+            yield admission
         finally:
-            for key, entrance in admitted.items():
+            admission.over = True
+            for entrance in admission.entrances:
                 del entrance.tenants[tenant.path]
                 if not entrance.tenants:
-                    del self._entrances[key]
+                    del self._entrances[entrance.key]
                     entrance.listener.close()
                     entrance.scope.cancel()
+
+    def _admit(self, endpoint: Endpoint, entrance: Entrance, tenant: Tenant, admission: Admission) -> None:
+        name = entrance.listener.name
+        if tenant.path in entrance.tenants:
+            raise HostError(f"another interface has the same path on {name}; give each a path of its own")
+        if tenant.reception.at(endpoint) != entrance.reception:
+            fields = "trusted_proxies, proxy_protocol or listen_mode"
+            raise HostError(f"another interface on {name} has other {fields}; write the same in both")
+        entrance.tenants[tenant.path] = tenant
+        admission.entrances.append(entrance)
+        tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
+        if entrance.listener.waits:
+            tenant.log.warning("%s: %s", name, WAITS)
+
+    async def _keep_trying(self, endpoint: Endpoint, tenant: Tenant, admission: Admission, refusal: HostError) -> None:
+        """Until the endpoint can be had."""
+        name, pause_s = endpoint_name(endpoint), LISTEN_RETRY_S[0]
+        while True:
+            admission.refused[name] = str(refusal)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LISTEN_RETRY_S[1])
+            if admission.over:
+                return
+            try:
+                entrance = self._entrance(endpoint, tenant.reception)
+                if entrance is not None:
+                    self._admit(endpoint, entrance, tenant, admission)
+            except HostError as exc:
+                refusal = exc
+                continue
+            del admission.refused[name]
+            return
 
     def _entrance(self, endpoint: Endpoint, reception: Reception) -> Entrance | None:
         entrance = self._entrances.get(endpoint_key(endpoint))
@@ -205,7 +264,8 @@ class FrontDoor:
             listener = listen(endpoint, reception.socket_mode)
             if listener is None:
                 return None
-            entrance = self._entrances[endpoint_key(endpoint)] = Entrance(listener, reception.at(endpoint), self._log)
+            key = endpoint_key(endpoint)
+            entrance = self._entrances[key] = Entrance(key, listener, reception.at(endpoint), self._log)
             self._nursery.start_soon(entrance.run)
         return entrance
 

@@ -20,7 +20,7 @@ from ..routing.router import ClientNetworks, Router
 from ..wire.frames import ADDRESSES, FrameReader, Span
 from . import counters as why
 from .device import DeviceWriter
-from .frontdoor import Entrance, FrontDoor, Tenant
+from .frontdoor import Admission, Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .session import CACHE_ENTRIES, Session, Visit
@@ -41,10 +41,15 @@ class TunnelServer:
         self.sessions: list[Session] = []
         self._config = config
         self.reconfigure(config)
-        self.entrances: list[Entrance] = []
+        self.admission = Admission()  # none, until it listens
         # Not one line only: what locks addresses out by the log has to see each of them.
         self._refusals = Sparingly(burst=LOG_BURST)
         self._writers: Sequence[DeviceWriter]
+
+    @property
+    def entrances(self) -> list[Entrance]:
+        """Where it is reached."""
+        return self.admission.entrances
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
@@ -114,7 +119,7 @@ class TunnelServer:
         self._writers = writers
         async with trio.open_nursery() as nursery:
             tenant = Tenant(self._config.path, self._config.reception, nursery, self._serve, self._log)
-            with door.admit(self._config.listen, tenant) as self.entrances:
+            with door.admit(self._config.listen, tenant) as self.admission:
                 task_status.started()
                 await trio.sleep_forever()
 

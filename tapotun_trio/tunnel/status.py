@@ -20,6 +20,7 @@ from ..status.model import (
 from .client import TunnelClient
 from .clocks import date_of
 from .counters import Counters, Transport
+from .frontdoor import Admission
 from .presence import Presence
 from .registry import Record
 from .rtt import RoundTrip
@@ -27,6 +28,7 @@ from .sender import Sender
 from .server import TunnelServer
 from .session import Session
 
+ABSENT: Final = "this machine does not have that address yet"
 PART: Final = 50  # peers, which take about a millisecond
 
 
@@ -64,7 +66,6 @@ def state_of(record: Record) -> InterfaceState:
 
 def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) -> InterfaceStatus:
     server = record.tunnel if isinstance(record.tunnel, TunnelServer) else None
-    entrances = [] if server is None else server.entrances
     return InterfaceStatus(
         name=config.name,
         kind="server",
@@ -72,7 +73,7 @@ def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) ->
         since=date_of(record.since),
         addresses=[str(config.net), *map(str, config.ips)],
         mtu_bytes=config.mtu,
-        listen=[ListenerStatus(address=it.listener.name, refusals=_counted(it.refusals)) for it in entrances],
+        listen=[] if server is None else _listeners(server.admission),
         path=config.path,
         device_drops={} if server is None else _counted(server.device_drops),
         refusals={} if server is None else _counted(server.refusals),
@@ -80,6 +81,18 @@ def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) ->
         last_error=record.last_error,
         peers=peers,
     )
+
+
+def _listeners(admission: Admission) -> list[ListenerStatus]:
+    open_ones = [
+        ListenerStatus(
+            address=it.listener.name,
+            problem=ABSENT if it.listener.waits else None,
+            refusals=_counted(it.refusals),
+        )
+        for it in admission.entrances
+    ]
+    return open_ones + [ListenerStatus(address=name, problem=why) for name, why in admission.refused.items()]
 
 
 def _of_client(record: Record, config: ClientConfig) -> InterfaceStatus:

@@ -130,6 +130,43 @@ async def test_where_it_cannot_listen_nothing_changes() -> None:
             assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_an_address_that_is_still_to_come(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    elsewhere = replace(at(port), listen=TcpEndpoint("192.0.2.77", port))
+    async with seated(elsewhere) as (seat, _):
+        [line] = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
+        assert line.startswith(f"admin: 192.0.2.77:{port}: this machine does not have that address yet")
+        with seat.changing(at(port)):
+            pass
+        assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_family_that_the_kernel_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process starts without the listener, and the next reload has it, though its config is the same."""
+    port, before = free_port(), handlers()
+    loopback = replace(at(port), listen=TcpEndpoint("::1", port))
+    async with seated(None) as (seat, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "AF_INET6", 99)  # no kernel has that
+            with seat.changing(loopback):
+                pass
+            assert handlers() == before
+            [line] = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
+            assert line.startswith(f"admin: cannot listen on [::1]:{port}: this machine has no IPv6")
+            with seat.changing(at(port)):
+                pass
+            assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+            with pytest.raises(HostError, match="no IPv6"), seat.changing(loopback):
+                pytest.fail("it has not begun")
+            assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+        with seat.changing(loopback):
+            pass
+        with pytest.raises(OSError):
+            await ask(port)
+
+
 async def test_if_the_rest_fails_nothing_changes() -> None:
     first, second = free_port(), free_port()
     async with seated(at(first)) as (seat, _):

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio import exits
-from tapotun_trio.config.model import InterfaceConfig, Mark, TcpEndpoint, Url
+from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpEndpoint, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
-from tapotun_trio.doctor.machine import Machine, Route, look, parse_routes
+from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.rights import CAP_NET_ADMIN
 
@@ -33,6 +33,7 @@ HEALTHY = Machine(
     clock_is_set=True,
     routes=(Route(IPv4Network("0.0.0.0/0"), "eth0"), Route(IPv4Network("192.0.2.0/24"), "eth0")),
     interfaces={"lo": 65536, "eth0": 1500},
+    addresses=frozenset({"192.0.2.1", "127.0.0.1"}),
 )
 SERVER = server_config(8080, allowed("a", "10.10.0.2"))
 ROUTER = server_config(8080, allowed("a", "10.10.0.2", ("10.60.0.0/24",)))
@@ -59,7 +60,8 @@ def routed(*networks: str, interface: str = "eth1") -> Machine:
 def test_a_healthy_machine() -> None:
     found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
     assert [it.severity for it in found] == ["ok"] * len(found)
-    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock", "routes", "mtu", "files"]
+    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock"]
+    checks += ["listen", "routes", "mtu", "files"]
     assert [it.check for it in found] == checks
 
 
@@ -82,6 +84,20 @@ def test_a_healthy_machine() -> None:
             "disable_ipv6=0",
         ),
         (sysctl(ipv6=1), replace(SERVER, listen=(TcpEndpoint("::1", 8080, optional=True),)), "note", "ipv6", ""),
+        (
+            sysctl(ipv6=1),
+            replace(SERVER, listen=(TcpEndpoint("::", 8080), TcpEndpoint("127.0.0.1", 8080))),
+            "warning",
+            "ipv6",
+            "hub is to listen on ::",
+        ),
+        (
+            replace(HEALTHY, addresses=frozenset({"192.0.2.1"})),
+            replace(SERVER, listen=(TcpEndpoint("192.0.2.1", 8080), TcpEndpoint("192.0.2.77", 8080))),
+            "warning",
+            "listen",
+            "hub is to listen on 192.0.2.77, which this machine does not have: nobody can connect there",
+        ),
         (sysctl(ipv6=None), replace(CLIENT, server=Url("http", "::1", 80, "/")), "failure", "ipv6", "an IPv4 address"),
         (sysctl(forward=0), ROUTER, "failure", "forwarding", "sysctl -w net.ipv4.ip_forward=1"),
         (sysctl(forward=0), SERVER, "note", "forwarding", "for itself alone"),
@@ -119,6 +135,35 @@ def test_what_is_wrong(machine: Machine, config: InterfaceConfig | None, severit
     [bad] = [it for it in found if it.severity != "ok"]
     assert (bad.severity, bad.check) == (severity, check)
     assert words in f"{bad.text}; {bad.remedy}"
+
+
+def test_addresses_that_are_there_or_come_with_a_tunnel() -> None:
+    machine = replace(HEALTHY, addresses=frozenset({"192.0.2.1"}))
+    there = ("192.0.2.1", "0.0.0.0", "::", "127.0.0.5", "::1", "10.10.0.1")
+    server = replace(SERVER, listen=tuple(TcpEndpoint(it, 8080) for it in there))
+    admin = AdminConfig(TcpEndpoint("10.9.9.9", 9433, early=True), None)
+    assert [it.severity for it in judge(machine, [server], admin) if it.check == "listen"] == ["ok"]
+    found = judge(machine, [server], replace(admin, listen=TcpEndpoint("192.0.2.9", 9433)))
+    [bad] = [it for it in found if it.severity != "ok"]
+    assert bad.text.startswith("admin is to listen on 192.0.2.9, which this machine does not have")
+
+
+def test_the_addresses_of_a_machine() -> None:
+    fib_trie = """Main:
+           |-- 192.0.2.0
+              /24 link UNICAST
+           |-- 192.0.2.2
+              /32 host LOCAL
+        |-- 192.0.2.255
+           /32 link BROADCAST
+"""
+    if_inet6 = """20010db8000000000000000000000001 02 40 00 80     eth0
+20010db8000000000000000000000002 02 40 00 c0     eth0
+20010db8000000000000000000000003 02 40 00 88     eth0
+malformed
+xyz 02 40 00 80 eth0
+"""
+    assert parse_addresses(fib_trie, if_inet6) == {"192.0.2.2", "2001:db8::1"}
 
 
 def test_a_low_port_may_be_anybody_s() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import socket
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 
 import pytest
@@ -11,10 +16,16 @@ import trio
 import trio.testing
 
 from tapotun_trio.config.load import check_content
-from tapotun_trio.config.model import ServerConfig
+from tapotun_trio.config.model import Endpoint, ServerConfig, TcpEndpoint
 from tapotun_trio.errors import HostError, leaves
+from tapotun_trio.status.model import InterfaceStatus, ProcessStatus
+from tapotun_trio.status.render import render
+from tapotun_trio.tunnel import frontdoor
 from tapotun_trio.tunnel.frontdoor import open_front_door
 from tapotun_trio.tunnel.interface import run_interface
+from tapotun_trio.tunnel.registry import Record
+from tapotun_trio.tunnel.server import TunnelServer
+from tapotun_trio.tunnel.status import snapshot
 
 from ..fakes import MemoryHost
 from .support import allowed, free_port, running, server_config
@@ -157,3 +168,146 @@ def test_config(first: dict[str, object], second: dict[str, object], said: str |
         assert config is not None, texts
     else:
         assert any(said in text for text in texts), texts
+
+
+def process_of(interface: InterfaceStatus) -> ProcessStatus:
+    now = datetime.now(UTC)
+    return ProcessStatus(version="1", pid=1, name="office", config_file="x", started_at=now, interfaces=[interface])
+
+
+def listening_at(port: int, *endpoints: Endpoint) -> ServerConfig:
+    return replace(servers(port, None)[0], listen=endpoints)
+
+
+@pytest.fixture
+def tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontdoor, "LISTEN_RETRY_S", (0.01, 0.02))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - what it looks at tells nobody
+            await trio.sleep(0.01)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
+
+
+@pytest.fixture
+def caplog_of_ours(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("tapotun"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.usefixtures("tries_again_at_once")
+async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_ours: pytest.LogCaptureFixture) -> None:
+    """It is told, and had as soon as it can be; at the end it goes with the other."""
+    taken, port = free_port(), free_port()
+    blocker = socket.create_server(("127.0.0.1", taken))
+    config = listening_at(port, TcpEndpoint("127.0.0.1", taken), TcpEndpoint("127.0.0.1", port))
+    record = Record(config)
+    async with open_front_door() as door, trio.open_nursery() as nursery:
+        with blocker:
+            await nursery.start(run_interface, config, MemoryHost(), door, record)
+            assert await status(port, "GET", "/", "tun0") == 200
+            [line] = told(caplog_of_ours)
+            assert line.startswith(f"cannot listen on 127.0.0.1:{taken}: the port is in use; stop the other program")
+            assert line.endswith("goes on without it, and tries again")
+            listed = {it.address: it.problem for it in snapshot([record])[0].listen}
+            assert listed[f"127.0.0.1:{port}"] is None
+            assert "the port is in use" in (listed[f"127.0.0.1:{taken}"] or "")
+        tunnel = record.tunnel
+        assert isinstance(tunnel, TunnelServer)
+        await until(lambda: len(tunnel.entrances) == 2)
+        assert await status(taken, "GET", "/", "tun0") == 200
+        assert [it.problem for it in snapshot([record])[0].listen] == [None, None]
+        nursery.cancel_scope.cancel()
+    for number in (taken, port):
+        socket.create_server(("127.0.0.1", number)).close()
+
+
+@pytest.mark.usefixtures("tries_again_at_once")
+async def test_all_endpoints_are_refused() -> None:
+    """Then it is the config's fault, and each is named."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [it.getsockname()[1] for it in (one, two)]
+        config = listening_at(1, *(TcpEndpoint("127.0.0.1", port) for port in ports))
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with running(MemoryHost(), config):
+                pass
+    [error] = leaves(caught.value)
+    assert isinstance(error, HostError)
+    assert all(f"cannot listen on 127.0.0.1:{port}: the port is in use" in str(error) for port in ports)
+
+
+async def test_one_of_the_default_s_sockets_is_refused() -> None:
+    """Nobody asked for a server that is there for one family only."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        endpoints = TcpEndpoint("127.0.0.1", port, optional=True), TcpEndpoint("::1", port, optional=True)
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with running(MemoryHost(), listening_at(port, *endpoints)):
+                pass
+    assert "the port is in use" in str(next(leaves(caught.value)))
+
+
+@pytest.mark.usefixtures("tries_again_at_once")
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_family_that_comes_later(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, caplog_of_ours: pytest.LogCaptureFixture
+) -> None:
+    """The kernel's module may be loaded after the start."""
+    port = free_port()
+    others = () if alone else (TcpEndpoint("127.0.0.1", port),)
+    config = listening_at(port, TcpEndpoint("::1", port), *others)
+    record = Record(config)
+    async with open_front_door() as door, trio.open_nursery() as nursery:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "AF_INET6", 99)  # no kernel has that
+            await nursery.start(run_interface, config, MemoryHost(), door, record)
+            [line] = told(caplog_of_ours)
+            assert line.startswith(f"cannot listen on [::1]:{port}: this machine has no IPv6")
+            if not alone:
+                assert await status(port, "GET", "/", "tun0") == 200
+        tunnel = record.tunnel
+        assert isinstance(tunnel, TunnelServer)
+        await until(lambda: f"[::1]:{port}" in [it.listener.name for it in tunnel.entrances])
+        assert tunnel.admission.refused == {}
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_address_that_is_not_there_is_told(caplog_of_ours: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    config = listening_at(port, TcpEndpoint("192.0.2.77", port), TcpEndpoint("127.0.0.1", port))
+    record = Record(config)
+    async with open_front_door() as door, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, config, MemoryHost(), door, record)
+        assert await status(port, "GET", "/", "tun0") == 200
+        [line] = told(caplog_of_ours)
+        assert line.startswith(f"192.0.2.77:{port}: this machine does not have that address yet")
+        shown = snapshot([record])[0]
+        assert [it.problem for it in shown.listen] == ["this machine does not have that address yet", None]
+        page = render([process_of(shown)], datetime.now(UTC), width=200)
+        assert re.search(rf"problem: +192\.0\.2\.77:{port}: this machine does not have that address yet\n", page)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interface_that_ends_while_an_endpoint_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the very step in which the endpoint would be had: nothing listens afterwards."""
+    taken, port = free_port(), free_port()
+    monkeypatch.setattr(frontdoor, "LISTEN_RETRY_S", (0.0, 0.0))
+    blocker = socket.create_server(("127.0.0.1", taken))
+    config = listening_at(port, TcpEndpoint("127.0.0.1", taken), TcpEndpoint("127.0.0.1", port))
+    for steps in range(8):
+        async with open_front_door() as door, trio.open_nursery() as nursery:
+            blocked = steps == 0 or blocker.fileno() >= 0
+            await nursery.start(run_interface, config, MemoryHost(), door)
+            if blocked:
+                blocker.close()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        blocker = socket.create_server(("127.0.0.1", taken))
+        socket.create_server(("127.0.0.1", port)).close()
+    blocker.close()

@@ -11,7 +11,7 @@ import pytest
 
 from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.listen import listen
+from tapotun_trio.host.listen import AbsentError, endpoint_name, listen
 
 from .support import free_port
 
@@ -76,17 +76,29 @@ async def test_no_directory(tmp_path: Path) -> None:
         listen(UnixEndpoint(str(tmp_path / "none" / "x.sock")))
 
 
-async def test_an_address_that_is_still_to_come() -> None:
+@pytest.mark.parametrize("address", [ELSEWHERE, "2001:db8::77"])
+@pytest.mark.parametrize("early", [False, True])
+async def test_an_address_that_is_still_to_come(address: str, early: bool) -> None:
     port = free_port()
-    with pytest.raises(HostError, match="this machine does not have that address"):
-        listen(TcpEndpoint(ELSEWHERE, port))
-    listener = listen(TcpEndpoint(ELSEWHERE, port, early=True))
+    listener = listen(TcpEndpoint(address, port, early=early))
     assert listener is not None
-    assert (listener.waits, listener.name) == (True, f"{ELSEWHERE}:{port}")
+    assert (listener.waits, listener.name) == (True, endpoint_name(TcpEndpoint(address, port)))
     with pytest.raises(HostError, match="the port is in use"):
-        listen(TcpEndpoint(ELSEWHERE, port, early=True))
+        listen(TcpEndpoint(address, port, early=early))
     listener.close()
-    here = listen(TcpEndpoint("127.0.0.1", port, early=True))
+    here = listen(TcpEndpoint("127.0.0.1", port, early=early))
     assert here is not None
     assert not here.waits
     here.close()
+
+
+async def test_a_default_that_this_machine_does_not_have_is_passed_over() -> None:
+    assert listen(TcpEndpoint(ELSEWHERE, free_port(), optional=True)) is None
+
+
+async def test_a_family_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As AF_INET6 is on some. Here it is another one that no kernel has."""
+    monkeypatch.setattr(socket, "AF_INET6", 99)
+    with pytest.raises(AbsentError, match=r"cannot listen on \[::1\]:1: this machine has no IPv6; switch it on"):
+        listen(TcpEndpoint("::1", 1))
+    assert listen(TcpEndpoint("::1", 1, optional=True)) is None
