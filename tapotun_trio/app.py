@@ -55,7 +55,8 @@ def run(
         give_large_blocks_back()
         require_tun_rights()
         raise_fd_limit()
-        drop_rights(needed_capabilities(config))
+        if (refused := drop_rights(needed_capabilities(config))) is not None:
+            log.warning("%s", refused)
         with ServiceManager(os.environ, notify_fd, log) as manager:
             trio.run(serve, config, read, RealHost(), process, manager, ready_timeout_s)
     except* HostError as group:

@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the file, default 1024")
+    parser.add_argument("--stop", type=float, default=STOP_S, metavar="S", help="time to stop in, default %(default)s")
     options = parser.parse_args(argv)
     _become_root_of_a_namespace()
     if lines := missing(DEMO_TOOLS):
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen = Screen()
     began = time.monotonic()
     try:
-        run(screen, _affordable(options.size, screen) * MIB)
+        run(screen, _affordable(options.size, screen) * MIB, options.stop)
     except KeyboardInterrupt:
         screen.say("\ninterrupted; both machines are gone, and everything on them")
         return 130
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(screen: Screen, size: int) -> None:
+def run(screen: Screen, size: int, stop_s: float = STOP_S) -> None:
     """Everything that there is to see. Raises HarnessError for whatever is not as it should be."""
     with ExitStack() as stack:
         screen.say(PICTURE)
@@ -167,7 +168,7 @@ def run(screen: Screen, size: int) -> None:
             _show_routes(screen, host)
         screen.say()
         with screen.step("both stop on SIGTERM") as result:
-            result += [_stop(client_daemon, "client"), _stop(server_daemon, "server")]
+            result += [_stop(client_daemon, "client", stop_s), _stop(server_daemon, "server", stop_s)]
         with screen.step("nothing is left") as result:
             _check_nothing_left(before)
             result.append("as before, both machines together:")
@@ -218,9 +219,9 @@ def _show_routes(screen: Screen, host: Host) -> None:
         screen.say(f"      {line.rstrip()}")
 
 
-def _stop(daemon: Process, name: str) -> str:
+def _stop(daemon: Process, name: str, stop_s: float) -> str:
     start = time.monotonic()
-    code = daemon.stop(STOP_S)
+    code = daemon.stop(stop_s)
     if code != 0:
         raise HarnessError(f"the {name} ended with exit code {code}\n{daemon.tail()}")
     return f"{name} in {time.monotonic() - start:.2f} s"

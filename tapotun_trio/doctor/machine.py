@@ -75,7 +75,7 @@ def look() -> Machine:
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")),
         interfaces=_interfaces(),
-        max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        max_files=_max_files(),
         addresses=parse_addresses(_text("/proc/net/fib_trie"), _text("/proc/net/if_inet6")),
     )
 
@@ -143,6 +143,14 @@ def _clock_is_set() -> bool | None:
     timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: only ask (adjtimex(2))
     state = ctypes.CDLL(None).adjtimex(timex)
     return None if state < 0 else state != _TIME_ERROR
+
+
+def _max_files() -> int:
+    """What the kernel has by default if it does not tell."""
+    try:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    except OSError:
+        return 4096  # INR_OPEN_MAX of linux/fs.h
 
 
 def _interfaces() -> dict[str, int]:

@@ -41,7 +41,7 @@ from ..errors import HostError
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
 from .plan import MAIN_TABLE, Address, Item, ItemsRefused, Route, Rule
-from .rights import NET_ADMIN_REMEDY
+from .rights import missing_net_admin
 from .rtnetlink import Refusal, Rtnetlink
 from .standing import Standing
 
@@ -59,7 +59,10 @@ _OBSTACLES: Final = 5
 _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
-_NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+
+# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
+# has the CPU for longer is lost (docs/performance.md).
+TX_QUEUE_PACKETS: Final = 2000
 
 
 class Netlink:
@@ -72,6 +75,7 @@ class Netlink:
         self._kernel = kernel
         self._standing = Standing(kernel)
         self._lock = trio.Lock()
+        self._lengthened: set[int] = set()  # links whose queue we have made longer
         # Both are written before the kernel is told, so that a cancelled `add` can be removed.
         self._slots: dict[tuple[str, int], int] = {}  # interface and table
         self._rules: dict[tuple[str, Rule], int] = {}  # interface and rule: its priority
@@ -86,11 +90,14 @@ class Netlink:
             link = await self._standing.link(name)
             silent = messages.set_ipv6_silent(link.index)
             up = messages.set_link_up(link.index, mtu)
-            promote = messages.set_promote_secondaries(link.index)
-            refusals = await self._kernel.transact([promote, silent, up, bytearray(silent)])
-            for index, refusal in sorted(refusals.items()):
-                if index in (1, 3) and refusal.errno in _NO_IPV6:
-                    continue
+            wishes = [messages.set_promote_secondaries(link.index), silent]
+            if link.index not in self._lengthened:
+                # Once: others may set another length later (ip link set txqueuelen).
+                wishes.append(messages.set_queue_length(link.index, TX_QUEUE_PACKETS))
+                self._lengthened.add(link.index)
+            refusals = await self._kernel.transact([*wishes, up, bytearray(silent)])
+            # It works without what else was asked for. A refusal of that is no reason to have no tunnel.
+            if (refusal := refusals.get(len(wishes))) is not None:
                 raise _refused(f"interface {name} with MTU {mtu}", name, refusal)
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
@@ -381,10 +388,9 @@ def _describe(item: Item, name: str) -> str:
 
 def _refused(what: str, name: str, refusal: Refusal) -> HostError:
     remedies = {
-        errno.EPERM: f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}",
         errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and nobody else should set it down",
         errno.EINVAL: "this kernel takes no such thing; take it out of the config that asks for it",
         errno.ENODEV: "the interface is gone: somebody else deleted it",
     }
-    remedy = remedies.get(refusal.errno)
+    remedy = missing_net_admin() if refusal.errno == errno.EPERM else remedies.get(refusal.errno)
     return HostError(f"{what}: {refusal.text}" + (f"; {remedy}" if remedy else ""))

@@ -62,7 +62,7 @@ class ServiceManager:
                 text = f"--notify-fd {notify_fd}: no such descriptor is open; under s6 the file notification-fd"
                 raise HostError(f"{text} of the service has to say {notify_fd}") from exc
             os.set_inheritable(notify_fd, False)
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._sock: socket.socket | None = None
 
     @property
     def listens(self) -> bool:
@@ -114,6 +114,10 @@ class ServiceManager:
         if self._address is None:
             return
         try:
+            if self._sock is None:
+                self._sock = socket.socket(
+                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+                )
             while self._unsent:
                 self._sock.sendto(self._unsent[0], self._address)
                 self._unsent.popleft()
@@ -138,7 +142,8 @@ class ServiceManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

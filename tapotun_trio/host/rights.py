@@ -63,6 +63,26 @@ def effective_capabilities(status: str) -> int:
     raise ValueError("no CapEff line")
 
 
+def _own_capabilities() -> int | None:
+    """This process's effective ones. None: there is no /proc to ask."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return effective_capabilities(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def missing_net_admin() -> str:
+    """Why the kernel says EPERM where CAP_NET_ADMIN is needed, and what to do."""
+    capabilities = _own_capabilities()
+    if capabilities is not None and capabilities >> CAP_NET_ADMIN & 1:
+        return (
+            "CAP_NET_ADMIN is there and does not count, as this network namespace belongs to another user namespace, "
+            "or a security module forbids it; make the two together (unshare -Urn)"
+        )
+    return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
+
+
 def require_tun_rights() -> None:
     """Check what every interface will need: /dev/net/tun opens, and CAP_NET_ADMIN is effective.
 
@@ -71,12 +91,9 @@ def require_tun_rights() -> None:
     namespace owns, which only the attempt itself can tell.
     """
     os.close(open_tun_node())
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            capabilities = effective_capabilities(file.read())
-    except (OSError, ValueError):
-        return  # No /proc to ask: the first interface will say EPERM if it must.
-    if not capabilities >> CAP_NET_ADMIN & 1:
+    capabilities = _own_capabilities()
+    # Without an answer, the first interface will say EPERM if it must.
+    if capabilities is not None and not capabilities >> CAP_NET_ADMIN & 1:
         raise HostError(f"this process (uid {os.geteuid()}) lacks CAP_NET_ADMIN; {NET_ADMIN_REMEDY}")
 
 
@@ -98,32 +115,41 @@ def needed_capabilities(config: Config) -> int:
     return needed
 
 
-def drop_rights(keep: int) -> None:
+def drop_rights(keep: int) -> str | None:
     """Give up every capability but these (a bit mask), and what a set-user-ID program would bring; for good.
 
-    No capability that is not there is gained. Raises HostError if the kernel refuses, which it never should: a process
-    may always give up.
+    No capability that is not there is gained. Returns None, or what the kernel refused, for a warning: a process may
+    always give up, but for a filter of system calls, and then it has what its operator gave it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAP_HEADER.size)
     data = ctypes.create_string_buffer(_CAP_DATA.size)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capget(header, data):
-        raise _not_dropped()
-    low, high = keep & 0xFFFFFFFF, keep >> 32
-    masks = (low, low, 0, high, high, 0)
-    kept = [has & mask for has, mask in zip(_CAP_DATA.unpack(data.raw), masks, strict=True)]
-    if libc.capset(header, ctypes.create_string_buffer(_CAP_DATA.pack(*kept), _CAP_DATA.size)):
-        raise _not_dropped()
+    refused: list[str] = []
+
+    def call(name: str, result: int) -> bool:
+        if result:
+            refused.append(f"{name}: {os.strerror(ctypes.get_errno())}")
+        return not result
+
+    call("prctl", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    if call("capget", libc.capget(header, data)):
+        low, high = keep & 0xFFFFFFFF, keep >> 32
+        masks = (low, low, 0, high, high, 0)
+        kept = [has & mask for has, mask in zip(_CAP_DATA.unpack(data.raw), masks, strict=True)]
+        call("capset", libc.capset(header, ctypes.create_string_buffer(_CAP_DATA.pack(*kept), _CAP_DATA.size)))
+    if not refused:
+        return None
+    return f"cannot give up what this process does not need ({', '.join(refused)}); allow these calls to it"
 
 
-def _not_dropped() -> HostError:
-    return HostError(f"cannot give up capabilities that are not needed: {os.strerror(ctypes.get_errno())}")
-
-
-def raise_fd_limit() -> int:
+def raise_fd_limit() -> int | None:
     """Raise the soft limit of open files to the hard one, as every client costs two sockets, and each of the first 16 a
-    queue. Returns the limit that holds; a refusal leaves the old one and is not an error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    queue. Returns the limit that holds, None if the kernel does not tell; a refusal leaves the old one and is not an
+    error."""
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:  # a filter of system calls
+        return None
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

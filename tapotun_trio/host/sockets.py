@@ -67,9 +67,7 @@ class Connection:
         self.name = name
         self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
         if self._tcp:
-            # A connection that was reset already takes no option; its first use will say what happened.
-            with suppress(OSError):
-                _tune(sock)
+            _tune(sock)
 
     def try_receive(self, into: memoryview) -> int | None:
         """Receive what is there: its length, 0 at the end of the stream, None if nothing is there yet."""
@@ -253,14 +251,20 @@ def _congestion_control(sock: socket.socket) -> str | None:
 
 
 def _tune(sock: socket.socket) -> None:
+    """Each option for itself: an emulated kernel may lack one, and a connection that was reset already takes none. Its
+    first use will say what happened."""
     tcp = socket.IPPROTO_TCP
-    sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
-    sock.setsockopt(tcp, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_S)
-    sock.setsockopt(tcp, socket.TCP_KEEPCNT, DEAD_S // KEEPALIVE_S)
+    for level, option, value in (
+        (tcp, socket.TCP_NODELAY, 1),
+        (tcp, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES),
+        (tcp, socket.TCP_USER_TIMEOUT, DEAD_S * 1000),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (tcp, socket.TCP_KEEPIDLE, KEEPALIVE_S),
+        (tcp, socket.TCP_KEEPINTVL, KEEPALIVE_S),
+        (tcp, socket.TCP_KEEPCNT, DEAD_S // KEEPALIVE_S),
+    ):
+        with suppress(OSError):
+            sock.setsockopt(level, option, value)
 
 
 def peer_name(sock: socket.socket) -> str:

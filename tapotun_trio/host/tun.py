@@ -14,15 +14,16 @@ import io
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import trio
 
 from ..errors import HostError
 from ..wire.frames import LENGTH_BYTES, Span
-from .rights import NET_ADMIN_REMEDY, open_tun_node
+from .rights import missing_net_admin, open_tun_node
 
 VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
 MAX_FRAME_BYTES: Final = VNET_HEADER_BYTES + 65535
@@ -33,8 +34,6 @@ _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
 _TUNGETIFF: Final = 0x800454D2
-
-_SIOCSIFTXQLEN: Final = 0x8943  # linux/sockios.h
 
 _IFF_TUN: Final = 0x0001
 _IFF_MULTI_QUEUE: Final = 0x0100  # Linux 3.8
@@ -56,12 +55,7 @@ _TUN_F_USO6: Final = 0x40
 _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
-_QLEN_IFREQ: Final = struct.Struct("16si20x")  # and with ifr_qlen
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
-
-# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance.md). Others may set another length: ip link set txqueuelen.
-_TX_QUEUE_PACKETS: Final = 2000
 
 # The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
 _GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
@@ -73,18 +67,27 @@ _REFUSED: Final = frozenset(
 )
 
 
+# No more queues are to be had, by the driver's limit or a security module's rule.
+_NO_QUEUE: Final = frozenset({errno.EPERM, errno.EACCES, errno.E2BIG, errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class QueueRefusedError(HostError):
+    """The kernel gives an interface no further queue, and those that it has work."""
+
+
 class TunDevice:
     """A `Device` on a TUN interface, or on one of its queues. Made by `open_tun` or `add_queue`, which close it.
 
     Once it is closed, every method raises trio.ClosedResourceError, also in a task that is waiting.
     """
 
-    __slots__ = ("_fd", "_file", "_name", "_readinto", "_write")
+    __slots__ = ("_fd", "_file", "_name", "_readinto", "_uso", "_write")
 
     def __init__(self, name: str, fd: int) -> None:
         """Takes over ``fd``, which is attached to the interface ``name`` and non-blocking."""
         self._name = name
         self._fd = fd
+        self._uso = False
         # FileIO answers None on EAGAIN, where os.readv would raise an exception for every empty read.
         self._file = io.FileIO(fd, "r+")
         self._readinto = self._file.readinto
@@ -176,16 +179,17 @@ class TunDevice:
     def set_offloads(self, *, uso: bool) -> bool:
         """Say whether the kernel may also hand out UDP super-packets (gso_type UDP_L4); TCP's it always may.
 
-        Returns what holds now: False if not asked for, or if this kernel cannot (before 6.2).
-        Raises HostError if the interface is gone.
+        Returns what holds now: False if not asked for, or if this kernel cannot (before 6.2) or will not.
+        Raises HostError if the interface is gone, or does not give up what it had.
         """
         wanted = _BASE_OFFLOADS | (_TUN_F_USO4 | _TUN_F_USO6 if uso else 0)
         try:
             fcntl.ioctl(self._open_fd(), _TUNSETOFFLOAD, wanted)
         except OSError as exc:
-            if uso and exc.errno == errno.EINVAL:
+            if exc.errno not in _GONE and not self._uso:
                 return False
             raise self._failure("set offloads of", exc) from exc
+        self._uso = uso
         return uso
 
     def close(self) -> None:
@@ -227,7 +231,8 @@ def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[
 
 
 def add_queue(first: TunDevice) -> AbstractContextManager[TunDevice]:
-    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`."""
+    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`, and
+    QueueRefusedError."""
     return _open(first.name, lambda fd: _join(fd, first))
 
 
@@ -260,15 +265,21 @@ def _check_name(name: str) -> bytes:
 
 
 def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
+    call = "TUNSETIFF"
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags | _IFF_TUN_EXCL))
+        call = "TUNSETVNETHDRSZ"
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
-        fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, _SIOCSIFTXQLEN, _QLEN_IFREQ.pack(encoded, _TX_QUEUE_PACKETS))
+        try:
+            fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
+        except OSError:
+            if sys.byteorder != "little":  # else it only says what is so already
+                call = "TUNSETVNETLE"
+                raise
+        with suppress(OSError):  # then the kernel hands out finished packets, one by one
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
     except OSError as exc:
-        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
+        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, call, name, encoded)}") from exc
 
 
 def _join(fd: int, first: TunDevice) -> None:
@@ -278,13 +289,14 @@ def _join(fd: int, first: TunDevice) -> None:
         # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
         fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as exc:
-        raise HostError(f"cannot add a queue to TUN interface {first.name}: {exc.strerror}") from exc
+        kind = QueueRefusedError if exc.errno in _NO_QUEUE else HostError
+        raise kind(f"cannot add a queue to TUN interface {first.name}: TUNSETIFF: {exc.strerror}") from exc
 
 
-def _reason(exc: OSError, name: str, encoded: bytes) -> str:
+def _reason(exc: OSError, call: str, name: str, encoded: bytes) -> str:
     match exc.errno:
         case errno.EPERM:
-            return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
+            return f"{call}: {exc.strerror}; {missing_net_admin()}"
         case errno.EBUSY:
             driver = _driver(encoded)
             if driver in ("tun", ""):
@@ -296,7 +308,7 @@ def _reason(exc: OSError, name: str, encoded: bytes) -> str:
         case errno.EINVAL:
             return "the kernel does not allow this name (or is too old for IFF_VNET_HDR); try another name"
         case _:
-            return exc.strerror or str(exc)
+            return f"{call}: {exc.strerror or exc}"
 
 
 _SIOCETHTOOL: Final = 0x8946  # linux/sockios.h

@@ -18,7 +18,8 @@ from typing import Final
 import trio
 
 from ..errors import HostError
-from .tun import TunDevice, add_queue, open_tun
+from ..log import interface_logger
+from .tun import QueueRefusedError, TunDevice, add_queue, open_tun
 
 # A queue's turn is so many bursts, or the burst with which it came to so many packets: small ones are slow, and the
 # others wait. With four bursts eight clients got 6.8 Gbit/s together, with eight 8, and were still equals (Jain's index
@@ -89,10 +90,15 @@ class TunQueues:
 
 @contextmanager
 def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
-    """As `open_tun`, with so many queues: 2 to 256."""
+    """As `open_tun`, with so many queues: 2 to 256. Fewer, with a warning, where the kernel gives no more."""
     with ExitStack() as stack:
         first = stack.enter_context(open_tun(name, multi_queue=True))
-        queues = [first, *(stack.enter_context(add_queue(first)) for _ in range(count - 1))]
+        queues = [first]
+        try:
+            while len(queues) < count:
+                queues.append(stack.enter_context(add_queue(first)))
+        except QueueRefusedError as exc:
+            interface_logger(name).warning("%s; goes on with %d of %d", exc, len(queues), count)
         try:
             device = TunQueues(queues, stack.enter_context(select.epoll()))
         except OSError as exc:
