@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from ..config.model import Endpoint, TcpEndpoint, UnixEndpoint
-from ..errors import HostError
+from ..errors import HostError, passing_shortages, shortage_of
 from .sockets import Connection, leave_undecided, peer_name
 
 BACKLOG: Final = 512
@@ -35,19 +35,19 @@ class Listener:
     async def accept(self) -> Connection:
         """The next connection. Cancel-safe; always a checkpoint.
 
-        Raises HostError if the process or the machine has no descriptors or memory left for it: wait a little
+        Raises ShortageError if the process or the machine has no descriptors or memory left for it: wait a little
         and try again.
         """
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
+                await trio.lowlevel.wait_readable(self._sock)
                 sock, _ = self._sock.accept()
                 return Connection(sock, peer_name(sock))
-            except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise HostError(
-                        f"cannot accept on {self.name}: {exc.strerror}; raise the open files limit"
-                    ) from exc
+            except (OSError, MemoryError) as exc:
+                if (shortage := shortage_of(exc, f"cannot accept on {self.name}")) is not None:
+                    raise shortage from exc
+                if isinstance(exc, MemoryError):
+                    raise
                 # accept(2): a pending network error of the new socket is passed on; that is its own affair.
                 if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
                     raise
@@ -96,7 +96,8 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
     except OSError as exc:
         if endpoint.optional and exc.errno == errno.EAFNOSUPPORT:
             return None
-        raise HostError(f"cannot listen on {name}: {exc.strerror}") from exc
+        doing = f"cannot listen on {name}"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -108,7 +109,8 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
         sock.close()
         if endpoint.optional and exc.errno == errno.EADDRNOTAVAIL:
             return None
-        raise HostError(f"cannot listen on {name}: {_listen_remedy(exc, endpoint.port)}") from exc
+        doing = f"cannot listen on {name}"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_listen_remedy(exc, endpoint.port)}") from exc
     return Listener(sock, name, waits=waits)
 
 
@@ -126,7 +128,9 @@ def _bind(sock: socket.socket, endpoint: TcpEndpoint) -> bool:
 
 
 def _listen_unix(path: str, mode: int) -> Listener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    doing = f"cannot listen on unix:{path}"
+    with passing_shortages(doing):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     file: _SocketFile | None = None
     try:
         _remove_stale_socket(path)
@@ -138,7 +142,7 @@ def _listen_unix(path: str, mode: int) -> Listener:
         if file is not None:
             file.remove()
         sock.close()
-        raise HostError(f"cannot listen on unix:{path}: {_unix_remedy(exc, path)}") from exc
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_unix_remedy(exc, path)}") from exc
     return Listener(sock, f"unix:{path}", file)
 
 

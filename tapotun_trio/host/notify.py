@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
 
-from ..errors import HostError
+from ..errors import HostError, passing_shortages
 from ..log import Log
 from ..text import one_line, shorten
 
@@ -62,7 +62,8 @@ class ServiceManager:
                 text = f"--notify-fd {notify_fd}: no such descriptor is open; under s6 the file notification-fd"
                 raise HostError(f"{text} of the service has to say {notify_fd}") from exc
             os.set_inheritable(notify_fd, False)
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        with passing_shortages("cannot tell the service manager how we are"):
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
     @property
     def listens(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 from ..wire.frames import LENGTH_BYTES, Span
 from .rights import NET_ADMIN_REMEDY, open_tun_node
 
@@ -164,14 +164,20 @@ class TunDevice:
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
-        await trio.lowlevel.wait_readable(self._open_fd())
+        try:
+            await trio.lowlevel.wait_readable(self._open_fd())
+        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+            raise self._failure("wait for", exc) from exc
 
     async def wait_writable(self) -> None:
         """Wait until `write` may take a frame; while the interface is down, until it is up again.
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
-        await trio.lowlevel.wait_writable(self._open_fd())
+        try:
+            await trio.lowlevel.wait_writable(self._open_fd())
+        except OSError as exc:
+            raise self._failure("wait for", exc) from exc
 
     def set_offloads(self, *, uso: bool) -> bool:
         """Say whether the kernel may also hand out UDP super-packets (gso_type UDP_L4); TCP's it always may.
@@ -211,7 +217,8 @@ class TunDevice:
             return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
         if exc.errno in _GONE:
             return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
-        return HostError(f"cannot {verb} TUN interface {self._name}: {exc.strerror}")
+        doing = f"cannot {verb} TUN interface {self._name}"
+        return shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}")
 
 
 def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[TunDevice]:
@@ -268,7 +275,8 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, _SIOCSIFTXQLEN, _QLEN_IFREQ.pack(encoded, _TX_QUEUE_PACKETS))
     except OSError as exc:
-        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
+        doing = f"cannot create TUN interface {name}"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, name, encoded)}") from exc
 
 
 def _join(fd: int, first: TunDevice) -> None:
@@ -278,7 +286,8 @@ def _join(fd: int, first: TunDevice) -> None:
         # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
         fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as exc:
-        raise HostError(f"cannot add a queue to TUN interface {first.name}: {exc.strerror}") from exc
+        doing = f"cannot add a queue to TUN interface {first.name}"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
 
 
 def _reason(exc: OSError, name: str, encoded: bytes) -> str:
