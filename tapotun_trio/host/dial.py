@@ -67,7 +67,11 @@ async def connect(host: str, port: int, mark: int | None = None) -> Connection:
         raise
     if winner is None:
         raise _nobody_answers(host, port, failures)
-    return Connection(winner, peer_name(winner))
+    try:
+        return Connection(winner, peer_name(winner))
+    except BaseException:
+        winner.close()
+        raise
 
 
 async def _resolve(host: str, port: int) -> list[_Address]:
