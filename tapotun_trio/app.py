@@ -16,7 +16,7 @@ from .config.model import Config
 from .control.commands import Process, standard_commands
 from .control.place import REMEDY, listening, places
 from .control.server import serve_control
-from .errors import HostError, leaves
+from .errors import HostError, ShortageError, leaves, shortage_of
 from .host.memory import give_large_blocks_back
 from .host.notify import ServiceManager
 from .host.ports import Host
@@ -62,9 +62,13 @@ def run(
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
-        return_code = exits.FAILED
-    except* Exception:
-        log.exception("a bug ended the program")
+        return_code = exits.RUNTIME if all(isinstance(it, ShortageError) for it in leaves(group)) else exits.FAILED
+    except* Exception as bugs:
+        for bug in leaves(bugs):
+            if (shortage := shortage_of(bug, "cannot run")) is not None:
+                log.error("%s", shortage)
+            else:
+                log.error("a bug ended the program", exc_info=bug)
         return_code = exits.RUNTIME
     else:
         return_code = exits.OK

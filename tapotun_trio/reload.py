@@ -13,7 +13,7 @@ from .config.changes import Change, changes, process_lines
 from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
-from .errors import ConfigError, HostError, TapotunError
+from .errors import ConfigError, HostError, TapotunError, passing_shortages, shortage_of
 from .host.notify import ServiceManager
 from .log import Log, set_up_logging
 from .status.model import ReloadStatus
@@ -92,13 +92,15 @@ class Reloader:
             except (ConfigError, HostError) as exc:
                 raise self._refused(_for_people(exc), dry_run=dry_run) from exc
             except Exception as exc:
+                if (shortage := shortage_of(exc, "cannot reload")) is not None:
+                    raise self._refused(str(shortage), dry_run=dry_run) from exc
                 self._log.exception("a bug ended the reload")
                 raise self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
 
     async def _plan(self) -> tuple[Config, list[Change], list[str]]:
         """What the file says, what of its interfaces differs, and all that differs, for people."""
         # In a thread: to read and check a hundred thousand routes takes a second.
-        with trio.move_on_after(READ_S) as deadline:
+        with trio.move_on_after(READ_S) as deadline, passing_shortages("the config cannot be read"):
             config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if deadline.cancelled_caught:
             raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")

@@ -166,6 +166,7 @@ _DROPS: Final = (
     why.CODEL,
     why.DEVICE_FULL,
     why.DEVICE_REFUSED,
+    why.NO_MEMORY,
     why.NOT_IPV4,
     why.QUEUE_AGE,
     why.QUEUE_FULL,

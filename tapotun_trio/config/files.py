@@ -6,6 +6,8 @@ import os
 import stat
 from dataclasses import dataclass
 
+from ..errors import shortage_of
+
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
@@ -16,7 +18,12 @@ class FileContent:
 
 
 class Unreadable(Exception):
-    """The file cannot be read. The text says why in a few words and ends no sentence."""
+    """The file cannot be read. The text says why in a few words and ends no sentence. ``remedy``: where only that is
+    known which has nothing to do with the file."""
+
+    def __init__(self, why: str, remedy: str | None = None) -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 def read(path: str | os.PathLike[str], limit_bytes: int) -> FileContent:
@@ -27,6 +34,8 @@ def read(path: str | os.PathLike[str], limit_bytes: int) -> FileContent:
             status = os.fstat(file.fileno())
             data = file.read(limit_bytes + 1)
     except OSError as exc:
+        if (shortage := shortage_of(exc, "")) is not None:
+            raise Unreadable(shortage.lack, shortage.remedy) from exc
         raise Unreadable(exc.strerror or type(exc).__name__) from exc
     except ValueError as exc:  # what open() raises for a NUL or a lone surrogate in the path
         raise Unreadable("no valid path") from exc

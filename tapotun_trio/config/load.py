@@ -44,7 +44,7 @@ def check(path: str | os.PathLike[str], judge_tls: JudgeTls | None = None) -> tu
     try:
         content = files.read(file, _FILE_BYTES)
     except files.Unreadable as exc:
-        return None, [Finding("error", "", "", f"cannot be read: {exc}", "name a config file")]
+        return None, [Finding("error", "", "", f"cannot be read: {exc}", exc.remedy or "name a config file")]
     return check_content(content.data, file, content.public_mode, judge_tls)
 
 

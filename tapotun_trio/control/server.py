@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any, Final, TypeAlias
 import trio
 from msgspec import Struct
 
-from ..errors import PeerError, TapotunError, leaves
-from ..log import Log
+from ..errors import PeerError, TapotunError, leaves, shortage_of
+from ..log import Log, Sparingly
 from .protocol import (
     BUSY,
     MAX_REQUEST_BYTES,
@@ -51,6 +52,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
     listener = trio.socket.from_stdlib_socket(sock)
     room = _Room()
+    shortages, bugs = Sparingly(), Sparingly()
 
     async def serve(stream: trio.SocketStream) -> None:
         room.served += 1
@@ -60,6 +62,13 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
         except* (PeerError, trio.BrokenResourceError) as group:
             for exc in leaves(group):
                 log.debug("control socket: %s", exc)
+        except* Exception as group:  # noqa: BLE001 - who asks ends no tunnel, whatever it is
+            now = trio.current_time()
+            for bug in leaves(group):
+                if (shortage := shortage_of(bug, "cannot answer at the control socket")) is not None:
+                    shortages.log(log, logging.WARNING, now, str(shortage))
+                else:
+                    bugs.log(log, logging.ERROR, now, "a bug ended a connection of the control socket", traceback=True)
         finally:
             room.served -= 1
 
@@ -70,8 +79,9 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
             except OSError as exc:
                 if exc.errno in _BUGS:
                     raise
-                # Too few descriptors (the front door says it, if it meets it too), or the one who came is gone. Neither
-                # ends a tunnel.
+                # Too few descriptors, or the one who came is gone. Neither ends a tunnel.
+                if (shortage := shortage_of(exc, "cannot accept at the control socket")) is not None:
+                    shortages.log(log, logging.WARNING, trio.current_time(), str(shortage))
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
             nursery.start_soon(serve, trio.SocketStream(connection))

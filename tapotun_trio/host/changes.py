@@ -17,7 +17,7 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 from .plan import MAIN_TABLE
 from .ports import Change
 from .rtnetlink import Rtnetlink, split
@@ -62,8 +62,8 @@ class _Notifications:
 
     def __init__(self, groups: int) -> None:
         """Raises HostError."""
-        self._buffer = memoryview(bytearray(_MESSAGE_BYTES))
         with _as_host_error():
+            self._buffer = memoryview(bytearray(_MESSAGE_BYTES))
             self._sock = _join(groups)
 
     def close(self) -> None:
@@ -226,5 +226,6 @@ def _attach_filter(sock: socket.socket) -> None:
 def _as_host_error() -> Iterator[None]:
     try:
         yield
-    except OSError as exc:
-        raise HostError(f"cannot watch for changes of addresses and routes: {exc.strerror}") from exc
+    except (OSError, MemoryError) as exc:
+        doing = "cannot watch for changes of addresses and routes"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {getattr(exc, 'strerror', exc)}") from exc

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from ..config.model import Endpoint, TcpEndpoint, UnixEndpoint
-from ..errors import HostError
+from ..errors import HostError, passing_shortages, shortage_of
 from .socketfile import SocketDirectory, SocketFile
 from .sockets import Connection, leave_undecided, peer_name
 
@@ -48,19 +48,19 @@ class Listener:
     async def accept(self) -> Connection:
         """The next connection. Cancel-safe; always a checkpoint.
 
-        Raises HostError if the process or the machine has no descriptors or memory left for it: wait a little
+        Raises ShortageError if the process or the machine has no descriptors or memory left for it: wait a little
         and try again.
         """
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
+                await trio.lowlevel.wait_readable(self._sock)
                 sock, _ = self._sock.accept()
                 return Connection(sock, peer_name(sock))
-            except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise HostError(
-                        f"cannot accept on {self.name}: {exc.strerror}; raise the open files limit"
-                    ) from exc
+            except (OSError, MemoryError) as exc:
+                if (shortage := shortage_of(exc, f"cannot accept on {self.name}")) is not None:
+                    raise shortage from exc
+                if isinstance(exc, MemoryError):
+                    raise
                 # accept(2): a pending network error of the new socket is passed on; that is its own affair.
                 if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
                     raise
@@ -97,12 +97,13 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as exc:
+        doing = f"cannot listen on {name}"
         if exc.errno != errno.EAFNOSUPPORT:
-            raise HostError(f"cannot listen on {name}: {exc.strerror}") from exc
+            raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
         if endpoint.optional:
             return None
         version = "IPv6" if family == socket.AF_INET6 else "IPv4"
-        text = f"cannot listen on {name}: this machine has no {version}; switch it on, or choose another address"
+        text = f"{doing}: this machine has no {version}; switch it on, or choose another address"
         raise AbsentError(text) from exc
     try:
         with suppress(OSError):  # only a port that was in use a moment ago needs it
@@ -118,8 +119,9 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
         absent = exc.errno == errno.EADDRNOTAVAIL
         if absent and endpoint.optional:
             return None
+        doing = f"cannot listen on {name}"
         kind = AbsentError if absent else HostError
-        raise kind(f"cannot listen on {name}: {_listen_remedy(exc, endpoint.port)}") from exc
+        raise shortage_of(exc, doing) or kind(f"{doing}: {_listen_remedy(exc, endpoint.port)}") from exc
     return Listener(sock, name, waits=waits)
 
 
@@ -158,13 +160,15 @@ def _is_local(sock: socket.socket) -> bool:
 
 
 def _listen_unix(path: str, mode: int) -> Listener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    doing = f"cannot listen on unix:{path}"
+    with passing_shortages(doing):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         with SocketDirectory(os.path.dirname(path) or ".") as directory:
             file = directory.listen(sock, os.path.basename(path), mode, BACKLOG)
     except OSError as exc:
         sock.close()
-        raise HostError(f"cannot listen on unix:{path}: {_unix_remedy(exc, path)}") from exc
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_unix_remedy(exc, path)}") from exc
     return Listener(sock, f"unix:{path}", file)
 
 

@@ -37,7 +37,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, ShortageError, shortage_of
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
 from .plan import MAIN_TABLE, Address, Item, ItemsRefused, Route, Rule
@@ -63,6 +63,8 @@ _ABSENT: Final = frozenset(
 # So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
 # has the CPU for longer is lost (docs/performance.md).
 TX_QUEUE_PACKETS: Final = 2000
+_NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+_PASSING: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # of the kernel's refusals; the same may pass later
 
 
 class Netlink:
@@ -76,6 +78,7 @@ class Netlink:
         self._standing = Standing(kernel)
         self._lock = trio.Lock()
         self._lengthened: set[int] = set()  # links whose queue we have made longer
+        self._shortage: ShortageError | None = None  # the first that the present `add` has met
         # Both are written before the kernel is told, so that a cancelled `add` can be removed.
         self._slots: dict[tuple[str, int], int] = {}  # interface and table
         self._rules: dict[tuple[str, Rule], int] = {}  # interface and rule: its priority
@@ -105,6 +108,7 @@ class Netlink:
         async with self._lock:
             link = await self._standing.link(name)
             failed: dict[Item, str] = {}
+            self._shortage = None
             for addresses, routes, rules in _runs(items):
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
@@ -123,7 +127,7 @@ class Netlink:
                     }
                     failed |= await self._add_rules(link, [rule for rule in rules if rule.table not in bare])
             if failed:
-                raise ItemsRefused(failed)
+                raise ItemsRefused(failed, self._shortage)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.remove`. Goes on after a failure, and raises the first one at the end."""
@@ -313,7 +317,10 @@ class Netlink:
         obstacles = 0
         for index, refusal in sorted(refusals.items()):
             item = items[index]
-            text = str(_refused(_describe(item, link.name), link.name, refusal))
+            refused = _refused(_describe(item, link.name), link.name, refusal)
+            if self._shortage is None and isinstance(refused, ShortageError):
+                self._shortage = refused
+            text = str(refused)
             if isinstance(item, Route) and refusal.errno == errno.EEXIST:
                 obstacles += 1
                 if obstacles <= _OBSTACLES:
@@ -328,7 +335,8 @@ async def open_netlink() -> AsyncIterator[Netlink]:
     try:
         kernel = Rtnetlink()
     except OSError as exc:
-        raise HostError(f"cannot open a netlink socket: {exc.strerror}") from exc
+        doing = "cannot open a netlink socket"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
     try:
         yield Netlink(kernel)
     finally:
@@ -392,5 +400,9 @@ def _refused(what: str, name: str, refusal: Refusal) -> HostError:
         errno.EINVAL: "this kernel takes no such thing; take it out of the config that asks for it",
         errno.ENODEV: "the interface is gone: somebody else deleted it",
     }
+    if refusal.errno in _PASSING:
+        shortage = shortage_of(OSError(refusal.errno, refusal.text), what)
+        assert shortage is not None
+        return shortage
     remedy = missing_net_admin() if refusal.errno == errno.EPERM else remedies.get(refusal.errno)
     return HostError(f"{what}: {refusal.text}" + (f"; {remedy}" if remedy else ""))

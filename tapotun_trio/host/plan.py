@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TypeAlias
 
-from ..errors import HostError
+from ..errors import HostError, ShortageError
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
 
@@ -63,8 +63,10 @@ class ItemsRefused(HostError):
 
     Attributes:
         refused: each of them, with the kernel's reason and what to do about it.
+        shortage: that of the first one that was refused for a shortage of this machine, which passes; None: none was.
     """
 
-    def __init__(self, refused: Mapping[Item, str]) -> None:
+    def __init__(self, refused: Mapping[Item, str], shortage: ShortageError | None = None) -> None:
         super().__init__(next(iter(refused.values())))
         self.refused = dict(refused)
+        self.shortage = shortage

@@ -113,7 +113,7 @@ class Host(Protocol):
         default routes; several things at once are one change. What belongs to interfaces of ours is left out.
 
         Closed at exit. Waiting for the next change is cancel-safe: none is lost.
-        Opening and iterating raise HostError; after that there is nothing more to come.
+        Opening and iterating raise HostError; after that there is nothing more to come, and it may be opened again.
         """
 
     def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:

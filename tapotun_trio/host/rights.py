@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Final
 
 from ..config.model import Config, ServerConfig, UnixEndpoint
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 
 TUN_PATH: Final = "/dev/net/tun"
 
@@ -47,6 +47,8 @@ def open_tun_node() -> int:
     try:
         return os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
+        if (shortage := shortage_of(exc, TUN_PATH)) is not None:
+            raise shortage from exc
         remedy = _TUN_REMEDIES.get(exc.errno or 0, "a tunnel cannot be made without it")
         raise HostError(f"{TUN_PATH}: {exc.strerror}; {remedy}") from exc
 

@@ -27,7 +27,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 
 # linux/netlink.h
 _NLMSG_ERROR: Final = 0x2
@@ -212,7 +212,8 @@ class Rtnetlink:
             raise HostError(f"the kernel's netlink gave no answer within {DEADLINE_S:g} s") from exc
         except OSError as exc:
             # ENOBUFS: answers did not fit into the receive buffer, and are lost.
-            raise HostError(f"the kernel's netlink failed: {exc.strerror}") from exc
+            doing = "the kernel's netlink failed"
+            raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
         self._disturbed = False
 
     async def _send(self, data: bytes | bytearray) -> None:

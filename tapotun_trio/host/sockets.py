@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError
+from ..errors import PeerError, shortage_of
 from .ports import PathState
 
 # What waits unsent beyond this waits in our outbox, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT).
@@ -46,6 +46,9 @@ UNDECIDED: Final = "reno"  # until then; every kernel has it
 # Errors that only a bug of ours can cause. All others the kernel passes on from the network, and there are many (see
 # icmp_err_convert in net/ipv4/icmp.c; a `prohibit` route gives EACCES, a `blackhole` route EINVAL).
 _BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.ENOTSOCK})
+# The far end is gone. Which of these says so, or whether an orderly end does, is a matter of moments.
+_GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN})
+GONE: Final = "gone"  # the `PeerError.key` of all of them
 
 
 class Connection:
@@ -93,6 +96,8 @@ class Connection:
             await trio.lowlevel.wait_readable(self._open_fd())
         except trio.ClosedResourceError as exc:
             raise self._closed() from exc
+        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+            raise self._failed(exc) from exc
 
     async def wait_writable(self) -> None:
         """Cancel-safe; always a checkpoint."""
@@ -100,6 +105,8 @@ class Connection:
             await trio.lowlevel.wait_writable(self._open_fd())
         except trio.ClosedResourceError as exc:
             raise self._closed() from exc
+        except OSError as exc:
+            raise self._failed(exc) from exc
 
     async def receive(self, into: memoryview) -> int:
         """Receive at least one byte, or 0 at the end of the stream. Cancelled, nothing is lost.
@@ -228,7 +235,10 @@ class Connection:
             return self._closed()
         if exc.errno in _BUGS:
             return exc
-        return PeerError(f"connection to {self.name} broke: {exc.strerror}", reason="broken")
+        text = f"connection to {self.name} broke"
+        if (shortage := shortage_of(exc, text)) is not None:
+            return shortage
+        return PeerError(f"{text}: {exc.strerror}", reason="broken", key=GONE if exc.errno in _GONE else None)
 
 
 def leave_undecided(sock: socket.socket) -> None:

@@ -10,9 +10,10 @@ from typing import Final
 import trio
 
 from ..config.model import TlsConfig
-from ..errors import PeerError
-from .sockets import TURNS, Connection
-from .tls_errors import broke, certificate_info, failed, not_accepted
+from ..errors import PeerError, shortage_of
+from .descriptors import no_descriptor_left
+from .sockets import GONE, TURNS, Connection
+from .tls_errors import broke, certificate_info, failed, is_unknown_authority, not_accepted
 from .tls_files import client_context
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: of plaintext
@@ -121,7 +122,7 @@ class TlsConnection(Connection):
         return exc
 
     def _failed(self, exc: OSError) -> Exception:
-        if self._fd >= 0 and isinstance(exc, ssl.SSLError):
+        if self._fd >= 0 and isinstance(exc, ssl.SSLError) and shortage_of(exc, "") is None:
             return broke(exc, self.name, TlsConfig() if self.client is None else self.client.config)
         return super()._failed(exc)
 
@@ -164,7 +165,11 @@ class TlsClient:
             tls = TlsConnection(wrapped, connection.name)
         except OSError as exc:
             sock.close()
-            raise PeerError(f"connection to {connection.name} broke: {exc.strerror}", reason="broken") from exc
+            doing = f"connection to {connection.name} broke"
+            raise shortage_of(exc, doing) or PeerError(f"{doing}: {exc.strerror}", reason="broken", key=GONE) from exc
+        except BaseException:
+            sock.close()
+            raise
         first = b""
         try:
             while True:
@@ -177,12 +182,15 @@ class TlsClient:
                 except ssl.SSLWantWriteError:
                     await tls.wait_writable()
         except ssl.SSLCertVerificationError as exc:
-            failure = not_accepted(exc, wrapped, name, self.config)
+            # Authorities are looked for in the system's directory of certificates only now.
+            lacks = no_descriptor_left(f"TLS handshake with {name} failed") if is_unknown_authority(exc) else None
+            failure = lacks or not_accepted(exc, wrapped, name, self.config)
             tls.close()
             raise failure from exc
         except OSError as exc:
             tls.close()
-            raise failed(exc, first, name, connection.name, self.config) from exc
+            shortage = shortage_of(exc, f"TLS handshake with {name} failed")
+            raise shortage or failed(exc, first, name, connection.name, self.config) from exc
         except BaseException:
             tls.close()
             raise

@@ -1,5 +1,7 @@
 """What went wrong in TLS, for a person: whose fault it is, and which line of the config may mend it.
 
+One cause has one text and one `PeerError.key`, whether the answer, the end of the connection or a reset is seen first.
+
 The texts of the far end (names in its certificate) are untrusted input; they are shortened, and fit for a log.
 """
 
@@ -59,32 +61,34 @@ def not_accepted(exc: ssl.SSLCertVerificationError, sock: ssl.SSLSocket, name: s
         text = f"{begin} is from an authority that {trusted} does not know ({exc.verify_message}); {remedy}"
     else:
         text = f"{begin} is not accepted: {exc.verify_message}"
-    return PeerError(text, reason="tls")
+    return PeerError(text, reason="tls", key=f"certificate {code} of {name}")
+
+
+def is_unknown_authority(exc: ssl.SSLCertVerificationError) -> bool:
+    """The certificate is refused because nothing that is trusted here has signed it."""
+    return exc.verify_code in _UNKNOWN_AUTHORITY
 
 
 def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfig) -> PeerError:
     """The handshake failed for another reason. ``first``: what the server's answer began with."""
-    begin, reason = f"TLS handshake with {name} ({address}) failed", getattr(exc, "reason", None)
-    if first and not first.startswith(tuple(record[: len(first)] for record in _HANDSHAKE_RECORDS)):
-        if first.startswith(b"HTTP/"):
-            text = f"{begin}: this port speaks plain HTTP; use http:// or the proxy's TLS port"
-        else:
-            text = f"{begin}: this port does not speak TLS; use the proxy's TLS port"
-    elif reason in _NO_TLS:  # it came between our look at the answer and OpenSSL's
-        text = f"{begin}: this port does not speak TLS; use the proxy's TLS port"
-    elif isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError):
-        text = f"{begin}: the server closed the connection; if it speaks plain HTTP there, use http://"
-    elif (said := _alert(exc, config)) is not None:
-        text = f"{begin}: {said}"
+    reason = getattr(exc, "reason", None)
+    is_gone = isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError)
+    in_tls = bool(first) and first.startswith(tuple(record[: len(first)] for record in _HANDSHAKE_RECORDS))
+    # A server of plain HTTP answers, and closes, and resets, as it takes our greeting for a request. Which of these we
+    # see first is a matter of moments.
+    if (first and not in_tls) or reason in _NO_TLS or (is_gone and not in_tls):
+        said = "this port does not speak TLS; use http:// if it speaks plain HTTP, else the proxy's TLS port"
+    elif is_gone:
+        said = "the server closed the connection"
     else:
-        text = f"{begin}: {reason or exc.strerror or exc}"
-    return PeerError(text, reason="tls")
+        said = _alert(exc, config) or str(reason or exc.strerror or exc)
+    return PeerError(f"TLS handshake with {name} ({address}) failed: {said}", reason="tls", key=f"tls: {said}")
 
 
 def broke(exc: ssl.SSLError, address: str, config: TlsConfig) -> PeerError:
     """The connection broke after its handshake: under TLS 1.3 a server judges the client's certificate then."""
-    text = _alert(exc, config) or exc.reason or str(exc)
-    return PeerError(f"TLS connection to {address} broke: {text}", reason="broken")
+    said = _alert(exc, config) or exc.reason or str(exc)
+    return PeerError(f"TLS connection to {address} broke: {said}", reason="broken", key=f"tls: {said}")
 
 
 def _alert(exc: OSError, config: TlsConfig) -> str | None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import ssl
 
 from ..config.model import TlsConfig, TlsOption, TlsProblem
-from ..errors import HostError
+from ..errors import HostError, ShortageError, passing_shortages, shortage_of
+from .descriptors import no_descriptor_left
 
 
 class UselessFile(HostError):
@@ -20,9 +21,13 @@ class UselessFile(HostError):
 def judge_files(config: TlsConfig) -> TlsProblem | None:
     """What makes the files that ``config`` names useless; None: nothing. Blocking: reads them."""
     try:
-        # What the system trusts is no matter of the config.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.ca_file is None else _trusting(config.ca_file)
-        _load_certificate(context, config)
+        with passing_shortages("cannot be judged now"):
+            # What the system trusts is no matter of the config.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.ca_file is None else _trusting(config.ca_file)
+            _load_certificate(context, config)
+    except ShortageError as exc:
+        option: TlsOption = "cert_file" if config.ca_file is None else "ca_file"
+        return TlsProblem(option, f"cannot be judged now: {exc.lack}", exc.remedy)
     except UselessFile as exc:
         return exc.found
     return None
@@ -31,8 +36,16 @@ def judge_files(config: TlsConfig) -> TlsProblem | None:
 def client_context(config: TlsConfig) -> ssl.SSLContext:
     """The system's trust, or ``ca_file`` instead of it, or none at all (``insecure``), and the client's certificate.
 
-    Raises UselessFile if a file cannot be read, or holds not what it should.
+    Raises UselessFile if a file cannot be read, or holds not what it should; ShortageError.
     """
+    with passing_shortages("cannot set TLS up"):
+        return _client_context(config)
+
+
+def _client_context(config: TlsConfig) -> ssl.SSLContext:
+    # OpenSSL says nothing of a file of the system's that it cannot open: it trusts nobody, for as long as this lives.
+    if config.ca_file is None and (shortage := no_descriptor_left("cannot read what this system trusts")) is not None:
+        raise shortage
     context = ssl.create_default_context() if config.ca_file is None else _trusting(config.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if config.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -93,6 +106,8 @@ def _readable(option: TlsOption, file: str) -> None:
         with open(file, "rb"):
             pass
     except OSError as exc:
+        if shortage_of(exc, "") is not None:
+            raise
         found = TlsProblem(option, f"cannot be read: {exc.strerror or exc}", "give a PEM file that can be read")
         raise UselessFile(file, found) from exc
 

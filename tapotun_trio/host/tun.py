@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 from ..wire.frames import LENGTH_BYTES, Span
 from .rights import missing_net_admin, open_tun_node
 
@@ -167,14 +167,20 @@ class TunDevice:
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
-        await trio.lowlevel.wait_readable(self._open_fd())
+        try:
+            await trio.lowlevel.wait_readable(self._open_fd())
+        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+            raise self._failure("wait for", exc) from exc
 
     async def wait_writable(self) -> None:
         """Wait until `write` may take a frame; while the interface is down, until it is up again.
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
-        await trio.lowlevel.wait_writable(self._open_fd())
+        try:
+            await trio.lowlevel.wait_writable(self._open_fd())
+        except OSError as exc:
+            raise self._failure("wait for", exc) from exc
 
     def set_offloads(self, *, uso: bool) -> bool:
         """Say whether the kernel may also hand out UDP super-packets (gso_type UDP_L4); TCP's it always may.
@@ -215,7 +221,8 @@ class TunDevice:
             return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
         if exc.errno in _GONE:
             return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
-        return HostError(f"cannot {verb} TUN interface {self._name}: {exc.strerror}")
+        doing = f"cannot {verb} TUN interface {self._name}"
+        return shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}")
 
 
 def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[TunDevice]:
@@ -279,7 +286,8 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         with suppress(OSError):  # then the kernel hands out finished packets, one by one
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
     except OSError as exc:
-        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, call, name, encoded)}") from exc
+        doing = f"cannot create TUN interface {name}"
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name, encoded)}") from exc
 
 
 def _join(fd: int, first: TunDevice) -> None:
@@ -289,8 +297,9 @@ def _join(fd: int, first: TunDevice) -> None:
         # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
         fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as exc:
+        doing = f"cannot add a queue to TUN interface {first.name}"
         kind = QueueRefusedError if exc.errno in _NO_QUEUE else HostError
-        raise kind(f"cannot add a queue to TUN interface {first.name}: TUNSETIFF: {exc.strerror}") from exc
+        raise shortage_of(exc, doing) or kind(f"{doing}: TUNSETIFF: {exc.strerror}") from exc
 
 
 def _reason(exc: OSError, call: str, name: str, encoded: bytes) -> str:

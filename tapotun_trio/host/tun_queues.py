@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 from ..log import interface_logger
 from .tun import QueueRefusedError, TunDevice, add_queue, open_tun
 
@@ -73,7 +73,11 @@ class TunQueues:
         """Wait until a queue has a frame, or an error to tell. As `TunDevice.wait_readable`."""
         if self._fd == -1:
             raise self._closed()
-        await trio.lowlevel.wait_readable(self._fd)
+        try:
+            await trio.lowlevel.wait_readable(self._fd)
+        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+            doing = f"cannot wait for TUN interface {self.name}"
+            raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
 
     def close(self) -> None:
         """Watch them no more. Idempotent. A task that waits gets trio.ClosedResourceError."""
@@ -102,6 +106,7 @@ def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
         try:
             device = TunQueues(queues, stack.enter_context(select.epoll()))
         except OSError as exc:
-            raise HostError(f"cannot watch the queues of TUN interface {name}: {exc.strerror}") from exc
+            doing = f"cannot watch the queues of TUN interface {name}"
+            raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
         stack.callback(device.close)
         yield device

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from ..config.model import Proxy, Url
-from ..errors import PeerError
+from ..errors import PeerError, ShortageError
 from ..host.dial import connect
 from ..host.sockets import Connection
 from ..host.tls import TlsClient
@@ -19,6 +20,7 @@ from .heads import ResponseHead, ResponseParser, encode_request
 # longer than that is found later than by the next attempt.
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
+REFUSAL_S: Final = 1.0
 _READ_BYTES: Final = 4096
 
 
@@ -46,8 +48,10 @@ async def _by_proxy(url: Url, proxy: Proxy, mark: int | None) -> Connection:
 
     try:
         connection = await connect(proxy.host, proxy.port, mark)
+    except ShortageError:
+        raise
     except PeerError as exc:
-        raise PeerError(f"{describe(url, proxy)}: {exc}", reason=exc.reason) from exc
+        raise PeerError(f"{describe(url, proxy)}: {exc}", reason=exc.reason, key=exc.key) from exc
     try:
         await open_tunnel(connection, url, proxy)
     except BaseException:
@@ -71,6 +75,19 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
         done = parser.feed(bytes(buffer[:received]))
         if done is not None:
             return done
+
+
+async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
+    """What a 400 has to say, whether it came together with its head or behind it; within REFUSAL_S. ``body``: what has
+    come. Of any other answer that is all. Cancelled, what came is lost."""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the answer is what it is, whatever ends it
+        while head.status == 400 and told_by_400(body) is None and len(body) < _READ_BYTES:
+            received = await connection.receive(buffer)
+            if received == 0:
+                break
+            body += buffer[:received]
+    return body
 
 
 # What servers write into their 400: nginx, Go's net/http (Caddy), Apache httpd.

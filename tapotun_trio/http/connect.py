@@ -10,7 +10,7 @@ import base64
 
 from ..config.model import Proxy, Url
 from ..errors import PeerError
-from ..host.sockets import Connection
+from ..host.sockets import GONE, Connection
 from ..text import one_line, shorten
 from .heads import ResponseHead, ResponseParser, encode_request
 
@@ -62,10 +62,10 @@ class ConnectParser:
         try:
             done = self._parser.feed(data)
         except PeerError as exc:
-            text = {
-                "closed": "it closed the connection without an answer",
-                "tls": "it speaks TLS; use its port for plain HTTP",
-            }.get(exc.reason, one_line(shorten(str(exc), 200)))
+            if exc.reason == "closed":
+                raise self.closed() from exc
+            text = "it speaks TLS; use its port for plain HTTP" if exc.reason == "tls" else one_line(str(exc))
+            text = shorten(text, 200)
             raise PeerError(f"{describe(self._url, self._proxy)}: {text}", reason="proxy") from exc
         if done is None:
             return None
@@ -73,6 +73,12 @@ class ConnectParser:
         if not 200 <= head.status < 300:
             raise self._refused(head)
         return rest
+
+    def closed(self) -> PeerError:
+        """It ended the connection, in whichever way."""
+        return PeerError(
+            f"{describe(self._url, self._proxy)}: it closed the connection without an answer", reason="proxy"
+        )
 
     def _refused(self, head: ResponseHead) -> PeerError:
         if head.status in (401, 407):  # tinyproxy says 401 of a wrong login
@@ -87,10 +93,15 @@ class ConnectParser:
 async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
     """Have the proxy at the other end connect to ``url``; from then on ``connection`` is one to there. The caller
     bounds the time, and closes. Raises PeerError."""
-    await connection.send_all(encode_connect(url, proxy))
     parser = ConnectParser(url, proxy)
-    # Byte by byte: what comes behind the head stays in the socket, where TLS looks for it. There are few.
-    buffer = memoryview(bytearray(1))
-    while parser.feed(bytes(buffer[: await connection.receive(buffer)])) is None:
-        pass
+    try:
+        await connection.send_all(encode_connect(url, proxy))
+        # Byte by byte: what comes behind the head stays in the socket, where TLS looks for it. There are few.
+        buffer = memoryview(bytearray(1))
+        while parser.feed(bytes(buffer[: await connection.receive(buffer)])) is None:
+            pass
+    except PeerError as exc:
+        if exc.key != GONE:
+            raise
+        raise parser.closed() from exc
     connection.name = f"{target_of(url)} through {connection.name}"

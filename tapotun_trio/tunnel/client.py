@@ -35,6 +35,7 @@ from .plans import client_plan, describe
 from .presence import Presence
 from .programmer import Programmer
 from .requests import Answer, Requests
+from .rewatch import Rewatch
 from .rotation import Failed, Open, Waits, keep_streaming
 from .rtt import RoundTrip
 from .sender import BASE_SILENCE_S, WHO_WE_ARE, Sender, keeping_alive
@@ -148,14 +149,19 @@ class TunnelClient:
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
 
     async def watch_path(self, host: Host) -> None:
-        """Renew the streams whenever this machine's addresses, links or default routes change; for ever, unless
-        the host cannot tell: then the streams are left to find out by themselves."""
-        try:
+        """Renew the streams whenever this machine's addresses, links or default routes change; for ever. While the
+        host cannot tell, the streams are left to find out by themselves."""
+
+        async def watch() -> None:
             async with host.open_changes() as changes:
+                if retry.lapsed:
+                    self.path_changed("this machine's addresses and routes may have changed unseen", None)
+                retry.worked()
                 async for change in changes:
                     self.path_changed(change.what, change.addresses)
-        except HostError as exc:
-            self._log.warning("%s; a lost path will be noticed later, by its silence", exc)
+
+        retry = Rewatch(self._log, "a lost path will be noticed later, by its silence")
+        await retry.keep(watch)
 
     def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now.
@@ -307,6 +313,9 @@ class TunnelClient:
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         count_attempt(self.counters.ends, self._download, failure)
+        if not is_over(self._download):  # an attempt to replace it: the present one goes on, and so do the uploads
+            self.complaints.log("download", failure, wait_s)
+            return None
         self.presence.leave()
         self._download_is_down()
         self._summary.end(self._log, self._goodbye or str(failure or "the server ended it"))

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import trio
 
-from ..errors import PeerError, leaves
+from ..errors import PeerError, failure_of
 from ..host.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
@@ -65,9 +65,9 @@ class Download:
                         await older.ended.wait()
                 await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
             self.incoming.check()
-        except PeerError as exc:
-            self.failure = exc
-            self._ends[exc.reason] += 1
+        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
+            self.failure = failure_of(exc, "cannot receive")
+            self._ends[self.failure.reason] += 1
         finally:
             self.connection.close()
             self.ended.set()
@@ -122,8 +122,8 @@ class Upload:
                 await self._send()
             if self._because is not None:
                 self.failure = self._because
-        except* PeerError as group:
-            self.failure = next(leaves(group))
+        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
+            self.failure = failure_of(exc, "cannot send")
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError, leaves
+from ..errors import PeerError, failure_of
 from ..host.sockets import Connection
 from ..http.websocket import WebSocketWriter
 from ..wire import control
@@ -46,8 +46,8 @@ class WebSocketStream:
                 shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
                 await self._conversation.run(lambda: self._receive(older), shutdown=shutdown)
             self.incoming.check()
-        except* PeerError as group:
-            self.failure = next(leaves(group))
+        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
+            self.failure = failure_of(exc, "cannot send or receive")
             self._ends[self.failure.reason] += 1
         finally:
             self.connection.close()

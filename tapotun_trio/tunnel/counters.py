@@ -17,6 +17,7 @@ QUEUE_FULL: Final = "queue-full"  # the outbox held its limit of bytes
 QUEUE_AGE: Final = "queue-age"  # it waited longer in the outbox than it is worth
 CODEL: Final = "codel"  # the outbox had been standing for too long: its senders are to slow down
 DEVICE_FULL: Final = "device-full"  # the TUN device took nothing for too long
+NO_MEMORY: Final = "no-memory"  # there was none for a copy of the packet
 DEVICE_REFUSED: Final = "device-refused"  # the kernel refused the packet
 
 

@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from ..config.model import Endpoint, Reception, TcpEndpoint, endpoint_key
-from ..errors import HostError, PeerError, leaves
+from ..errors import HostError, PeerError, ShortageError, leaves
 from ..host.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.sockets import Connection
 from ..http.lobby import Lobby
@@ -90,6 +90,8 @@ class Entrance:
             try:
                 connection = await self.listener.accept()
             except HostError as exc:
+                if isinstance(exc, ShortageError):
+                    self.refusals[exc.reason] += 1
                 self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
@@ -104,7 +106,7 @@ class Entrance:
                 await serve_connection(connection, partial(self._hand_over, origin))
         except* PeerError as group:
             for exc in leaves(group):
-                if exc.reason in _OPERATORS:
+                if exc.reason in _OPERATORS or isinstance(exc, ShortageError):
                     text = f"{self.listener.name}: {exc}"
                     self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:

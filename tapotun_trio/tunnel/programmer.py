@@ -9,12 +9,14 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, ShortageError
 from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
+from .rewatch import Rewatch
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
 _ENDED: Final = "this interface ended meanwhile"
+AGAIN_S: Final = (0.5, 10.0)  # the first pause before the way back is tried again, doubled up to the last
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
@@ -44,7 +46,8 @@ class Programmer:
     back: then we do, once each time. Nothing else that others do to the interface is undone, as they may mean it.
 
     A pushed item that the kernel refuses is told once and left out; the next plan, and the next time that the link
-    comes up, try it again. Any other refusal is the end of the interface.
+    comes up, try it again. A shortage of this machine is told to whoever gave the order, who may give it again; until
+    then what stood before stands. Any other refusal is the end of the interface.
 
     An item is written down before it is made: what is cancelled or fails in between is undone with the rest.
     """
@@ -105,15 +108,19 @@ class Programmer:
             raise order.refusal
 
     async def _watch_link(self) -> None:
-        try:
+        async def watch() -> None:
             async with self._host.open_link(self._name) as changes:
+                if retry.lapsed:  # the link may have been down and up unseen; nothing is done twice
+                    await self._order(None)
+                retry.worked()
                 async for up in changes:
                     if up:
                         await self._order(None)
                     else:
                         self._log.warning("somebody set this interface down: nothing passes until it is up again")
-        except HostError as exc:
-            self._log.warning("%s; if somebody sets this interface down, its routes will stay away", exc)
+
+        retry = Rewatch(self._log, "if somebody sets this interface down, its routes will stay away")
+        await retry.keep(watch)
 
     async def _put_back(self, network: Network) -> None:
         # What was missing is tried after the rest: it may have been refused because the link was down.
@@ -138,9 +145,24 @@ class Programmer:
         try:
             await self._change(network, plan)
         except HostError as exc:
-            await self._change(network, before)
+            await self._change_back(network, before, exc)
             return exc
         return None
+
+    async def _change_back(self, network: Network, before: Plan, why: HostError) -> None:
+        """Change back to ``before``; after a shortage try until it is done. Raises HostError for any other reason."""
+        pause_s, shortage = AGAIN_S[0], isinstance(why, ShortageError)
+        while True:
+            try:
+                await self._change(network, before)
+                if shortage:  # what was asked of the kernel may have been done or not, whatever our notes say
+                    await network.add(self._name, self._made)
+                return
+            except ShortageError as exc:
+                shortage = True
+                self._log.debug("%s; trying again in %.1f s", exc, pause_s)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, AGAIN_S[1])
 
     async def _change(self, network: Network, plan: Plan) -> None:
         if plan.mtu != self._mtu:
@@ -162,7 +184,7 @@ class Programmer:
                 await network.add(self._name, fresh)
             except ItemsRefused as exc:
                 if not exc.refused.keys() <= plan.pushed:
-                    raise
+                    raise exc.shortage or exc from exc.__cause__
                 self._leave_out(exc.refused, told)
 
     def _leave_out(self, refused: dict[Item, str], told: dict[Item, str]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import trio
 
 from ..config.model import NO_PROXY, ClientConfig, Proxy
 from ..errors import HostError, PeerError
-from ..host.sockets import Connection
+from ..host.sockets import GONE, Connection
 from ..host.tls import TlsClient
-from ..http.client import RESPONSE_S, check_status, open_connection, read_response, send_request
+from ..http.client import RESPONSE_S, check_status, open_connection, read_response, rest_of_refusal, send_request
 from ..http.heads import ResponseHead
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
@@ -70,16 +71,16 @@ class Requests:
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)
-            with trio.move_on_after(RESPONSE_S) as deadline:
+            with trio.move_on_after(RESPONSE_S) as deadline, _one_word_for_no_answer():
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
                     head, rest = await open_websocket(connection, url, headers)
-                    check_upgrade(head, url, rest)
+                    check_upgrade(head, url, await rest_of_refusal(connection, head, rest))
                 else:
                     await send_request(connection, "GET", url, headers)
                     head, rest = await read_response(connection, "GET")
-                    check_status(head, url, rest)
+                    check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
             conf = _tun_conf(head, url.authority)
@@ -91,6 +92,18 @@ class Requests:
 
     async def _connect(self) -> Connection:
         return await open_connection(self._config.server, self._tls, self._config.transport_mark, self._proxy)
+
+
+@contextmanager
+def _one_word_for_no_answer() -> Iterator[None]:
+    """A server that goes before it answers may end the connection or reset it: that is one failure, in one text."""
+    try:
+        yield
+    except PeerError as exc:
+        if exc.reason != "closed" and exc.key != GONE:
+            raise
+        text = "the server closed the connection without an answer"
+        raise PeerError(text, reason="closed", key="no answer") from exc
 
 
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:

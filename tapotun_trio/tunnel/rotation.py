@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias
 
 import trio
 
-from ..errors import PeerError
+from ..errors import PeerError, failure_of
 from .backoff import Backoff
 
 # A stream that the peer ended sooner than this gets a pause as if it had failed: two clients with one token at a
@@ -91,7 +91,8 @@ async def keep_streaming(
     """Run stream after stream, for ever.
 
     Args:
-        open_stream: opens the next one; raises PeerError.
+        open_stream: opens the next one; raises PeerError, or what a shortage of this machine raises. Either way the
+            present stream goes on.
         rotate_s: each is replaced after a random time between these two.
         waits: cut these, and a stream that runs is replaced now, a failed one tried again now, and an attempt that
             lasts too long begun anew.
@@ -107,8 +108,8 @@ async def keep_streaming(
             failure: PeerError | None
             try:
                 stream = await waits.attempt(open_stream)
-            except PeerError as exc:
-                failure = exc
+            except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
+                failure = failure_of(exc, "cannot open a stream")
             else:
                 if stream is None:
                     backoff.reset()

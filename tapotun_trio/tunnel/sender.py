@@ -13,10 +13,11 @@ import trio
 
 from .. import AGENT
 from ..errors import PeerError
+from ..host.sockets import GONE
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import HEADER_BYTES, PING, encode_echo
-from .counters import Counters
+from .counters import NO_MEMORY, Counters
 from .feed import WATCH_BYTES, Feed
 from .outbox import Outbox
 
@@ -119,7 +120,10 @@ class Sender:
         """Send a run of whole frames, or queue a copy of what the socket does not take now."""
         writer = self._writer
         if writer is None or writer.pending or self._queued or self._feed.paced:
-            self.outbox.put(frames, packets, trio.current_time())
+            try:
+                self.outbox.put(frames, packets, trio.current_time())
+            except MemoryError:  # whoever sends goes on, and so does everybody else's traffic
+                self._counters.drops[NO_MEMORY] += packets
             self._wake.set()
             return
         self._commit(writer, frames, packets)
@@ -157,9 +161,10 @@ class Sender:
             self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
         try:
             writer.send(frames)
-        except PeerError:
-            # The stream is broken. Its own task finds that out in a moment, and says so; a sender in the
-            # middle of another session's work is not the one to end.
+        except (PeerError, MemoryError):
+            # The stream is broken, also where there is no memory to keep the rest of a piece that was begun. Its own
+            # task finds that out in a moment, and says so; a sender in the middle of another session's work is not the
+            # one to end.
             self._writer = None
             writer.broken = True
         if writer.pending or writer.broken:
@@ -186,7 +191,7 @@ class Sender:
                 while self._writer is writer:
                     await self._work(writer, feed)
             if writer.broken:
-                raise PeerError(f"connection to {writer.connection.name} broke", reason="broken")
+                raise PeerError(f"connection to {writer.connection.name} broke", reason="broken", key=GONE)
             if self._writer is writer:
                 raise PeerError("the other end does not answer any more", reason="silent")
         finally:

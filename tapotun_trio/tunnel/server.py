@@ -13,7 +13,7 @@ from typing import Final, Literal
 import trio
 
 from ..config.model import ServerConfig
-from ..errors import PeerError, leaves
+from ..errors import PeerError, ShortageError, leaves
 from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
@@ -157,7 +157,8 @@ class TunnelServer:
             exc = next(leaves(group))  # its halves may have noticed the same end each in its way
             session.counters.ends[exc.reason] += 1
             why = str(exc)
-            session.endings.log(session.log, logging.INFO, trio.current_time(), f"{stream} from {name} ended: {why}")
+            level = logging.WARNING if isinstance(exc, ShortageError) else logging.INFO
+            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {why}")
         finally:
             session.depart(why)
         if exchange.reusable:

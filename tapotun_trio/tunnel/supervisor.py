@@ -10,7 +10,7 @@ import trio
 
 from ..config.changes import Change
 from ..config.model import InterfaceConfig
-from ..errors import HostError, leaves
+from ..errors import HostError, ShortageError, leaves
 from ..host.ports import Host
 from ..log import flapping, interface_logger
 from .frontdoor import FrontDoor, open_front_door
@@ -135,10 +135,20 @@ async def run_interfaces(
         interfaces = Interfaces(nursery, host, door, registry)
         async with trio.open_nursery() as starting:
             for config in configs:
-                starting.start_soon(interfaces.start, config)
+                starting.start_soon(_start_in_time, interfaces, config)
         registry.sort(config.name for config in configs)
         nursery.start_soon(trio.sleep_forever)  # a reload may leave none for a while
         task_status.started(interfaces)
+
+
+async def _start_in_time(interfaces: Interfaces, config: InterfaceConfig) -> None:
+    """As `Interfaces.start`, but for a shortage of this machine, which passes: then it is tried again until it runs."""
+    try:
+        await interfaces.start(config)
+        return
+    except* ShortageError as group:
+        interface_logger(config.name).warning("%s; trying again", next(leaves(group)))
+    await interfaces.start(config, whatever_comes=True)
 
 
 class _Started:
@@ -179,6 +189,8 @@ async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _St
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))
+                if isinstance(first, ShortageError):
+                    raise first from group
                 raise HostError(f"{record.config.name}: {first}") from first
             told = sparingly.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))

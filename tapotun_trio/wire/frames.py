@@ -21,7 +21,7 @@ from mmap import mmap
 from struct import Struct
 from typing import Final, TypeAlias
 
-from ..errors import PeerError
+from ..errors import PeerError, passing_shortages
 from .alike import BLOCK_FROM, count_alike
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
@@ -125,9 +125,12 @@ class FrameReader:
     )
 
     def __init__(self, body: Body, *, control: bool = False) -> None:
-        """``control``: control frames were agreed; without that one is malformed, as everything of length 1 is."""
+        """``control``: control frames were agreed; without that one is malformed, as everything of length 1 is.
+
+        Raises ShortageError if there is no memory for its buffer."""
         # mmap and not bytearray: pages that an idle stream never touches never become resident.
-        self._memory = mmap(-1, BUFFER_BYTES)
+        with passing_shortages("cannot get a buffer for a stream"):
+            self._memory = mmap(-1, BUFFER_BYTES)
         self.view = memoryview(self._memory)
         self._body = body
         self.ended = False  # the body did, on a frame boundary, and every frame was returned

@@ -67,7 +67,8 @@ def test_a_status_without_capabilities() -> None:
         (errno.ENODEV, "modprobe tun"),
         (errno.EACCES, "readable and writable"),
         (errno.EPERM, "DeviceAllow"),
-        (errno.EMFILE, "cannot be made"),
+        (errno.EMFILE, "LimitNOFILE="),
+        (errno.ENFILE, "fs.file-max"),
     ],
 )
 def test_a_missing_tun_node_has_a_remedy(monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:

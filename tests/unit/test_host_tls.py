@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.host.tls import TlsClient, TlsConnection
+from tapotun_trio.host.tls_errors import failed
 from tapotun_trio.host.tls_files import UselessFile, judge_files
 from tapotun_trio.http.client import CONNECT_S, check_status, open_connection, read_response, send_request
 from tapotun_trio.http.heads import ResponseHead
@@ -55,6 +57,12 @@ def server_context(
         clients.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def wrong_version() -> ssl.SSLError:
+    exc = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
+    exc.reason = "WRONG_VERSION_NUMBER"
+    return exc
 
 
 @asynccontextmanager
@@ -212,18 +220,61 @@ async def test_a_client_certificate_that_is_not_accepted(ca_file: str, tmp_path:
             await ask(Url("https", NAME, port, "/"), TlsClient(TlsConfig(ca_file, cert_file=both)))
 
 
+async def resets(stream: trio.SocketStream) -> None:
+    """As a server of plain HTTP does that has not read all of what it takes for a request."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await stream.wait_send_all_might_not_block()
+    await trio.lowlevel.wait_readable(stream.socket)
+
+
+async def answers_and_resets(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await resets(stream)
+
+
+NO_TLS: Final[dict[str, Serve]] = {
+    "an answer in plain HTTP": partial(says, b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+    "one that comes in pieces": partial(says, b"H"),
+    "another protocol": partial(says, b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "an end": partial(says, b""),
+    "a reset": resets,
+    "an answer and a reset": answers_and_resets,
+}
+
+
+@pytest.mark.parametrize("case", NO_TLS)
+async def test_a_port_without_tls(case: str) -> None:
+    """One cause has one text and one key, whichever part of the answer is seen first."""
+    said = "this port does not speak TLS; use http:// if it speaks plain HTTP, else the proxy's TLS port"
+    async with serving(NO_TLS[case]) as port:
+        with pytest.raises(PeerError) as caught:
+            await ask(Url("https", NAME, port, "/"), TlsClient(TlsConfig()))
+    assert str(caught.value) == f"TLS handshake with {NAME} (127.0.0.1:{port}) failed: {said}"
+    assert (caught.value.reason, caught.value.key) == ("tls", f"tls: {said}")
+
+
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("exc", "first"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks plain HTTP; use http:// or the proxy's TLS port"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak TLS"),
-        (b"", "closed the connection"),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), b""),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), b"HTTP/"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), b""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), b"HTTP/"),
+        (wrong_version(), b""),
+        (wrong_version(), b"HTTP/"),
+        (wrong_version(), b"SSH-2"),
     ],
 )
-async def test_a_port_without_tls(data: bytes, words: str) -> None:
-    async with serving(partial(says, data)) as port:
-        with pytest.raises(PeerError, match=words):
-            await ask(Url("https", NAME, port, "/"), TlsClient(TlsConfig()))
+def test_a_port_without_tls_is_one_failure_in_whatever_order_its_signs_come(exc: OSError, first: bytes) -> None:
+    failure = failed(exc, first, NAME, "127.0.0.1:1", TlsConfig())
+    assert "this port does not speak TLS; use http://" in str(failure)
+    assert failure.key == failed(ConnectionResetError(), b"", NAME, "[::1]:1", TlsConfig()).key
+
+
+def test_a_tls_server_that_goes_within_the_handshake_is_another_failure() -> None:
+    for exc in (ConnectionResetError(), ssl.SSLEOFError(8, "EOF")):
+        failure = failed(exc, b"\x16\x03\x03\0\x7a", NAME, "127.0.0.1:1", TlsConfig())
+        assert str(failure).endswith("failed: the server closed the connection")
 
 
 BODY: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<center>%b</center>"

@@ -94,7 +94,16 @@ def none_of(name: str, reasons: Iterable[str], **labels: str) -> dict[Series, fl
     return {series(name, reason=it, **labels): 0 for it in reasons}
 
 
-DROPS: Final = {"queue-age", "queue-full", "codel", "bad-source", "not-ipv4", "device-full", "device-refused"}
+DROPS: Final = {
+    "queue-age",
+    "queue-full",
+    "codel",
+    "bad-source",
+    "not-ipv4",
+    "device-full",
+    "device-refused",
+    "no-memory",
+}
 
 
 def test_every_number() -> None:

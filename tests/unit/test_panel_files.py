@@ -12,6 +12,7 @@ import pytest
 
 from tapotun_trio.admin.pages import read_pages
 from tapotun_trio.admin.site import MAX_LIVE
+from tapotun_trio.errors import SHORTAGES
 from tapotun_trio.tunnel import counters
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
@@ -110,6 +111,7 @@ def test_every_reason_has_its_meaning() -> None:
     )
     raised = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
     of_streams = {it for both in raised for it in both if it} - {"slow-reader"}  # the admin listener's own
+    of_streams |= SHORTAGES
     of_requests = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"|refusals\["([\w-]+)"\]', code))
     _, packets, requests, streams = re.split(r"^  (?:packets|requests|streams): \{$", TROUBLES, flags=re.M)
     told = {
@@ -117,6 +119,6 @@ def test_every_reason_has_its_meaning() -> None:
         for name, part in (("packets", packets), ("requests", requests), ("streams", streams))
     }
     assert told["packets"] == {it for name, it in vars(counters).items() if name.isupper()}
-    assert {it for both in of_requests for it in both if it} <= told["requests"]
+    assert {it for both in of_requests for it in both if it} | SHORTAGES <= told["requests"]
     assert of_streams <= told["requests"] | told["streams"]
     assert told["streams"] <= of_streams

@@ -14,6 +14,7 @@ const MEANINGS = {
     codel: "the queue stood too long; senders are to slow down",
     "device-full": "the TUN device took nothing for too long",
     "device-refused": "the kernel refused the packet",
+    "no-memory": "this machine had no memory for the packet",
   },
   requests: {
     "bad-token": "a token that is not in the config, or none",
@@ -27,6 +28,11 @@ const MEANINGS = {
     "untrusted-proxy": "a PROXY header from where none is trusted",
     closed: "closed before its request was whole",
     broken: "the connection broke before its request was whole",
+    "no-descriptors": "this machine had no file descriptor left; the log has the limit",
+    "no-memory": "this machine had no memory left",
+    "no-space": "this machine had no space left",
+    "no-thread": "this machine could start no thread",
+    "no-address-family": "this machine does not have that address family",
   },
   streams: {
     broken: "the connection broke",
@@ -53,6 +59,11 @@ const MEANINGS = {
     "no-websocket": "something on the way lets no WebSocket pass",
     pipelining: "too much came behind an upload's end",
     "address-gone": "the local address went away",
+    "no-descriptors": "this machine had no file descriptor left; the log has the limit",
+    "no-memory": "this machine had no memory left",
+    "no-space": "this machine had no space left",
+    "no-thread": "this machine could start no thread",
+    "no-address-family": "this machine does not have that address family",
   },
 };
 const ANSWERED = "an answer with that status, from the server or a proxy";
