@@ -8,12 +8,13 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Final
 
 from ..errors import HostError
+from ..host.ownership import Holder, holder_of
 from ..host.rights import effective_capabilities, open_tun_node
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
@@ -45,6 +46,7 @@ class Machine:
     sysctls: name to value; what is not there is not in it.
     now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
     interfaces: name to MTU in bytes.
+    holders: name to the process that has it, of those that were asked for; its interface need not be there yet.
     max_files: how many a process may have open at most.
     """
 
@@ -56,11 +58,12 @@ class Machine:
     clock_is_set: bool | None = None
     routes: tuple[Route, ...] = ()
     interfaces: Mapping[str, int] = field(default_factory=dict)
+    holders: Mapping[str, Holder] = field(default_factory=dict)
     max_files: int = 1 << 20
 
 
-def look() -> Machine:
-    """This one, now. Never raises for what it does not find."""
+def look(names: Iterable[str] = ()) -> Machine:
+    """This one, now. ``names``: of the interfaces that are to run here. Never raises for what it does not find."""
     return Machine(
         tun_error=_tun_error(),
         capabilities=_capabilities(),
@@ -70,6 +73,7 @@ def look() -> Machine:
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")),
         interfaces=_interfaces(),
+        holders={name: holder for name in names if (holder := holder_of(name)) is not None},
         max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
     )
 

@@ -268,7 +268,7 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, _SIOCSIFTXQLEN, _QLEN_IFREQ.pack(encoded, _TX_QUEUE_PACKETS))
     except OSError as exc:
-        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name, encoded)}") from exc
+        raise HostError(f"cannot create TUN interface {name}: {_reason(exc, name)}") from exc
 
 
 def _join(fd: int, first: TunDevice) -> None:
@@ -281,18 +281,23 @@ def _join(fd: int, first: TunDevice) -> None:
         raise HostError(f"cannot add a queue to TUN interface {first.name}: {exc.strerror}") from exc
 
 
-def _reason(exc: OSError, name: str, encoded: bytes) -> str:
+def taken_by(name: str) -> str:
+    """Why a name cannot be ours, and what to do: for an interface that is there and not ours."""
+    driver = _driver(name.encode(errors="surrogateescape"))
+    if driver in ("tun", ""):
+        return (
+            "the name is taken, by another process or by a persistent device; "
+            f"stop that process, `ip link delete {name}` if nobody needs it, or choose another name"
+        )
+    return f"the name is taken, by an interface of kind {driver}; choose another name"
+
+
+def _reason(exc: OSError, name: str) -> str:
     match exc.errno:
         case errno.EPERM:
             return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
         case errno.EBUSY:
-            driver = _driver(encoded)
-            if driver in ("tun", ""):
-                return (
-                    "the name is taken, by another process or by a persistent device; "
-                    f"stop that process, `ip link delete {name}` if nobody needs it, or choose another name"
-                )
-            return f"the name is taken, by an interface of kind {driver}; choose another name"
+            return taken_by(name)
         case errno.EINVAL:
             return "the kernel does not allow this name (or is too old for IFF_VNET_HDR); try another name"
         case _:
