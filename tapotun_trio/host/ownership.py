@@ -24,9 +24,10 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import msgspec
 import trio
@@ -40,9 +41,10 @@ from .tun import taken_by
 PATIENCE_S: Final = 2.0
 _LOOK_S: Final = 0.05
 ANSWER_S: Final = 0.5  # an owner that is suspended says nothing
-# Each look of a stranger costs us this much time and no more; those who ask wait for eight of them at most.
-_BACKLOG: Final = 8
-_PAUSE_S: Final = 0.01
+# Strangers may ask too: one is looked at, and then there is a pause. So the queue before somebody who should know is
+# shorter than the half second for which he waits.
+_BACKLOG: Final = 64
+_PAUSE_S: Final = 0.005
 
 _ANSWER_BYTES: Final = 8192
 _COMMAND_CHARS: Final = 200
@@ -163,49 +165,77 @@ async def _take(name: str, believed: Collection[int]) -> tuple[socket.socket | N
     """The listening socket that owns the name, for the caller to close; None where there can be none."""
     deadline = trio.current_time() + PATIENCE_S
     sock: socket.socket | None = None
-    try:
+    with ExitStack() as undo:
+        rival = undo.enter_context(_Rival(name, believed))
         while True:
             last = trio.current_time() >= deadline
             doubt = refusal = None
             if sock is None:
                 try:
-                    sock = _listen(name)
+                    sock = undo.enter_context(_listen(name))
                 except OSError as exc:
-                    doubt, refusal = await _unavailable(name, exc, believed, last=last)
+                    if exc.errno == errno.EADDRINUSE:
+                        doubt, refusal = await rival.look(last=last)
+                    else:
+                        doubt = f"the name {name} cannot be reserved: {exc.strerror or exc}"
             if refusal is None and has_link(name):
                 refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
-                if doubt is not None:
-                    refusal += f" ({doubt})"
+                refusal += "" if doubt is None else f" ({doubt})"
             if refusal is None:
+                if sock is not None:
+                    undo.pop_all()
+                    rival.close()
                 return sock, OwnedName(name, doubt)
             if last:
                 raise HostError(refusal)
             await trio.sleep(_LOOK_S)
-    except BaseException:
-        if sock is not None:
-            sock.close()
-        raise
 
 
-async def _unavailable(
-    name: str, exc: OSError, believed: Collection[int], *, last: bool
-) -> tuple[str | None, str | None]:
-    """The name could not be taken: why that is to be doubted, or why it is refused. ``last``: nobody looks again."""
-    if exc.errno != errno.EADDRINUSE:
-        return f"the name {name} cannot be reserved: {exc.strerror or exc}", None
-    found = _connect(name, believed)
-    if found is None:  # it has just gone, or does not listen yet; or a stranger hides
-        text = f"the name {name} is reserved by a process that does not answer"
-        return (text, None) if last else (None, text)
-    sock, holder = found
-    with sock:
-        if holder.believed and last:
+class _Rival:
+    """Who has the name that we want."""
+
+    def __init__(self, name: str, believed: Collection[int]) -> None:
+        self._name = name
+        self._believed = believed
+        self._first: tuple[socket.socket, Holder] | None = None
+
+    async def look(self, *, last: bool) -> tuple[str | None, str | None]:
+        """Why it is to be doubted that the name is ours, or why it is not; one of the two. ``last``: look closely."""
+        # Each connection is left in the queue of an owner that is suspended, so there are two and no more.
+        if self._first is None:
+            self._first = found = _connect(self._name, self._believed)
+        elif last and (found := _connect(self._name, self._believed)) is not None:
+            self.close()
+            self._first = found
+        else:
+            found = self._first
+            if last and not _is_open(found[0]):  # that one is gone, and whoever has the name now hides
+                found = None
+        if found is None:  # it has just gone, or does not listen yet
+            text = f"the name {self._name} is reserved by a process that does not answer"
+            return (text, None) if last else (None, text)
+        sock, holder = found
+        if not holder.believed:
+            who = _described(sock, holder)
+            return f"the name {self._name} is reserved by {who}, who is neither root nor our user", None
+        if last:
             with trio.move_on_after(ANSWER_S):
                 await trio.lowlevel.wait_readable(sock)
-        if not holder.believed:
-            return f"the name {name} is reserved by {_described(sock, holder)}, who is neither root nor our user", None
-        who = _described(sock, holder) if last else holder
-    return None, f"the name is taken: {who} runs an interface {name}; stop that process, or choose another name"
+            holder = _described(sock, holder)
+        text = f"the name is taken: {holder} runs an interface {self._name}; stop that process, or choose another name"
+        return None, text
+
+    def close(self) -> None:
+        if self._first is not None:
+            self._first[0].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _listen(name: str) -> socket.socket:
@@ -237,6 +267,16 @@ def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holde
         sock.close()
         raise
     return sock, Holder(pid, uid, uid in believed)
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """The other end is there and has said nothing, as one that is suspended."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _socket() -> socket.socket:
