@@ -27,7 +27,7 @@ from .readiness import tell
 from .reload import Read, Reloader
 from .tunnel.clocks import moment
 from .tunnel.registry import Registry
-from .tunnel.supervisor import run_interfaces
+from .tunnel.supervisor import require_names, run_interfaces
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
@@ -58,7 +58,7 @@ def run(
         if (refused := drop_rights(needed_capabilities(config))) is not None:
             log.warning("%s", refused)
         with ServiceManager(os.environ, notify_fd, log) as manager:
-            trio.run(serve, config, read, RealHost(), process, manager, ready_timeout_s)
+            trio.run(serve, config, read, RealHost(config_file), process, manager, ready_timeout_s)
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
@@ -95,6 +95,8 @@ async def serve(
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
+            # First: to a second process with this config every port is in use too, and only the names say by whom.
+            await require_names(host, [it.name for it in config.interfaces])
             with admin.changing(config.admin):
                 pass
             reloader.start(await nursery.start(run_interfaces, config.interfaces, host, registry))

@@ -156,6 +156,19 @@ class MemoryNetwork:
                 self._host.standing[name].remove(item)
 
 
+class MemoryName:
+    """host.ports.OwnedName of a `MemoryHost`."""
+
+    def __init__(self, host: MemoryHost, name: str) -> None:
+        self._host = host
+        self._name = name
+        self.doubt = host.doubt
+
+    def require_free(self) -> None:
+        if self._name in self._host.taken:
+            raise HostError(self._host.taken[self._name])
+
+
 class MemoryHost:
     """host.ports.Host. A test sees every device that was opened, and every item that stands."""
 
@@ -165,12 +178,30 @@ class MemoryHost:
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
         self.deaf = False  # to changes: watching is refused
+        self.owned: set[str] = set()  # names
+        self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused
+        self.doubt: str | None = None
         self._opened = trio.Event()
         self._watching: list[trio.MemorySendChannel[Change]] = []
         self._watching_links: dict[str, list[trio.MemorySendChannel[bool]]] = {}
 
+    @asynccontextmanager
+    async def own_name(self, name: str) -> AsyncIterator[MemoryName]:
+        await trio.lowlevel.checkpoint()
+        owned = MemoryName(self, name)
+        owned.require_free()
+        if name in self.owned:
+            raise HostError(f"the name is taken: process 1 runs an interface {name}")
+        self.owned.add(name)
+        try:
+            yield owned
+        finally:
+            assert name not in self.devices, "the name outlives the device"
+            self.owned.remove(name)
+
     @contextmanager
     def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
+        assert name in self.owned
         device = self.devices[name] = MemoryDevice(name, queues)
         self._opened.set()
         self._opened = trio.Event()

@@ -9,12 +9,13 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address
 from typing import Final
 
 from ..errors import HostError
+from ..host.ownership import Holder, holder_of
 from ..host.rights import effective_capabilities, open_tun_node
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
@@ -48,6 +49,7 @@ class Machine:
     sysctls: name to value; what is not there is not in it.
     now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
     interfaces: name to MTU in bytes.
+    holders: name to the process that has it, of those that were asked for; its interface need not be there yet.
     max_files: how many a process may have open at most.
     addresses: those of its interfaces, of either family; empty: not known.
     """
@@ -60,12 +62,13 @@ class Machine:
     clock_is_set: bool | None = None
     routes: tuple[Route, ...] = ()
     interfaces: Mapping[str, int] = field(default_factory=dict)
+    holders: Mapping[str, Holder] = field(default_factory=dict)
     max_files: int = 1 << 20
     addresses: frozenset[str] = frozenset()
 
 
-def look() -> Machine:
-    """This one, now. Never raises for what it does not find."""
+def look(names: Iterable[str] = ()) -> Machine:
+    """This one, now. ``names``: of the interfaces that are to run here. Never raises for what it does not find."""
     return Machine(
         tun_error=_tun_error(),
         capabilities=_capabilities(),
@@ -75,6 +78,7 @@ def look() -> Machine:
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")),
         interfaces=_interfaces(),
+        holders={name: holder for name in names if (holder := holder_of(name)) is not None},
         max_files=_max_files(),
         addresses=parse_addresses(_text("/proc/net/fib_trie"), _text("/proc/net/if_inet6")),
     )

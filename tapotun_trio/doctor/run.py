@@ -21,7 +21,7 @@ VERSION: Final = 1
 _WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "FAILURE"}
 
 
-def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[], Machine] = look) -> int:
+def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[Iterable[str]], Machine] = look) -> int:
     """Look, judge, print. Returns 0 unless there is a failure."""
     interfaces: tuple[InterfaceConfig, ...] = ()
     admin: AdminConfig | None = None
@@ -36,7 +36,7 @@ def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[], Machine]
         admin = None if config is None else config.admin
         if not problems:
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
-    found += judge(see(), interfaces, admin)
+    found += judge(see([it.name for it in interfaces]), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
     return exits.FAILED if any(it.severity == "failure" for it in found) else exits.OK
 

@@ -96,8 +96,26 @@ class Change:
     """All local addresses that this machine has now, IPv4 and IPv6, with neither prefix nor zone."""
 
 
+class OwnedName(Protocol):
+    """An interface's name that is this process's alone."""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why another start of this program might not see that; None: it will."""
+
+    def require_free(self) -> None:
+        """Before the device is opened. Raises HostError if somebody else has made an interface of that name."""
+
+
 class Host(Protocol):
     """What `app` hands to the interfaces."""
+
+    def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
+        """Have an interface's name in this network namespace until exit, before anything is done for that interface.
+        One that is just being given up is waited for.
+
+        Raises HostError: another process runs such an interface, or an interface of that name is there. Cancel-safe.
+        """
 
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-from .ports import Change, Device, Network
+from .ownership import own_name
+from .ports import Change, Device, Network, OwnedName
 from .rights import raise_fd_limit, require_tun_rights
 from .tun import open_tun
 from .tun_queues import open_tun_queues
@@ -16,9 +17,14 @@ __all__ = ["RealHost", "raise_fd_limit", "require_tun_rights"]
 class RealHost:
     """The `Host` that is the kernel below us, in the network namespace of the thread that calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, config_file: str = "") -> None:
+        """``config_file``: where our interfaces come from, for a second start that wants to have one of them."""
+        self._config_file = config_file
         # Every name ever opened: the kernel tells of an interface's end when it is gone already.
         self._own: set[str] = set()
+
+    def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
+        return own_name(name, self._config_file)
 
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         self._own.add(name)

@@ -287,7 +287,7 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
     except OSError as exc:
         doing = f"cannot create TUN interface {name}"
-        raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name, encoded)}") from exc
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name)}") from exc
 
 
 def _join(fd: int, first: TunDevice) -> None:
@@ -302,18 +302,23 @@ def _join(fd: int, first: TunDevice) -> None:
         raise shortage_of(exc, doing) or kind(f"{doing}: TUNSETIFF: {exc.strerror}") from exc
 
 
-def _reason(exc: OSError, call: str, name: str, encoded: bytes) -> str:
+def taken_by(name: str) -> str:
+    """Why a name cannot be ours, and what to do: for an interface that is there and not ours."""
+    driver = _driver(name.encode(errors="surrogateescape"))
+    if driver in ("tun", ""):
+        return (
+            "the name is taken, by another process or by a persistent device; "
+            f"stop that process, `ip link delete {name}` if nobody needs it, or choose another name"
+        )
+    return f"the name is taken, by an interface of kind {driver}; choose another name"
+
+
+def _reason(exc: OSError, call: str, name: str) -> str:
     match exc.errno:
         case errno.EPERM:
             return f"{call}: {exc.strerror}; {missing_net_admin()}"
         case errno.EBUSY:
-            driver = _driver(encoded)
-            if driver in ("tun", ""):
-                return (
-                    "the name is taken, by another process or by a persistent device; "
-                    f"stop that process, `ip link delete {name}` if nobody needs it, or choose another name"
-                )
-            return f"the name is taken, by an interface of kind {driver}; choose another name"
+            return taken_by(name)
         case errno.EINVAL:
             return "the kernel does not allow this name (or is too old for IFF_VNET_HDR); try another name"
         case _:

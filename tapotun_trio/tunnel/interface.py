@@ -1,4 +1,5 @@
 """One interface, whole: everything it has stands in one nursery. Cancel that, and the interface is gone.
+Around it, the name of the interface is owned: from before its first connection until its device is gone.
 
 ::
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import trio
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
-from ..host.ports import Host
+from ..host.ports import Host, OwnedName
 from ..log import interface_logger
 from .client import TunnelClient
 from .device import MAX_QUEUES, DeviceWriter, read_device
@@ -43,10 +44,21 @@ async def run_interface(
     Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
     """
     record = record or Record(config)
-    if isinstance(config, ServerConfig):
-        await run_server(config, host, door, record, task_status)
-    else:
-        await run_client(config, host, record, task_status)
+    # Before anything else: a client that connects takes the token, and the tunnel of one that runs already with it.
+    async with host.own_name(config.name) as owned:
+        _tell_of_doubt(owned, record)
+        if isinstance(config, ServerConfig):
+            await run_server(config, host, door, record, task_status)
+        else:
+            await run_client(config, host, owned, record, task_status)
+
+
+def _tell_of_doubt(owned: OwnedName, record: Record) -> None:
+    """Once, however often the interface starts again."""
+    if owned.doubt is not None and owned.doubt != record.doubt:
+        text = "%s; the interface runs all the same, but a second start of it is noticed only once it is up"
+        interface_logger(record.config.name).warning(text, owned.doubt)
+    record.doubt = owned.doubt
 
 
 async def run_server(
@@ -75,9 +87,11 @@ async def run_server(
             task_status.started()
 
 
-async def run_client(config: ClientConfig, host: Host, record: Record, task_status: trio.TaskStatus[None]) -> None:
+async def run_client(
+    config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
+) -> None:
     log = interface_logger(config.name)
-    client = record.tunnel = TunnelClient(config, log)
+    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)

@@ -30,6 +30,7 @@ class Record:
         ready: a server listens; a client is on its way.
         since: of `ready`, or of its contrary.
         last_error: what ended it last, one line; None: nothing has.
+        doubt: why its name may not be safe from another start, as it was logged; see `host.ports.OwnedName`.
         reconfigure: changes one that runs, see `run_interface`; None: there is nothing that runs to be changed.
         scope: all of its life, restarts and pauses between them included; `ended` is set when it is over.
     """
@@ -41,6 +42,7 @@ class Record:
         self.since: Moment = moment()
         self.restarts = 0
         self.last_error: str | None = None
+        self.doubt: str | None = None
         self.reconfigure: Callable[[InterfaceConfig], Awaitable[None]] | None = None
         self.scope = trio.CancelScope()
         self.ended = trio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import trio
@@ -50,6 +50,8 @@ class Interfaces:
         Cancelled, what was made stays. Whoever comes meanwhile waits, and so does who comes on the way back.
         """
         async with self._lock:
+            # Before anything is stopped for what cannot be had. No name that is added is one of ours now.
+            await require_names(self._host, [change.name for change in changes if change.how == "added"])
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
                 await self._make_all([change.undone for change in reversed(changes)], back=True)
@@ -116,6 +118,16 @@ class Interfaces:
             record.scope.cancel()
             await record.ended.wait()
             self._registry.remove(name)
+
+
+async def require_names(host: Host, names: Iterable[str]) -> None:
+    """Raises HostError if an interface of one of these names could not start, since somebody else has it."""
+    for name in names:
+        try:
+            async with host.own_name(name):
+                pass
+        except HostError as exc:
+            raise HostError(f"{name}: {exc}") from exc
 
 
 async def run_interfaces(

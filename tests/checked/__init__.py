@@ -197,6 +197,11 @@ class CheckedUdp(_Pair):
         """Whether something sent after that has come: from a to b, and back."""
         return self.b.live.newest_sent_ns > since_ns, self.a.live.newest_sent_ns > since_ns
 
+    def silent_s(self) -> float:
+        """How long nothing has come, in the direction where that is longer."""
+        newest_ns = min(live.newest_arrived_ns for live in (self.a.live, self.b.live))
+        return max(0.0, (time.monotonic_ns() - newest_ns) / 1e9)
+
     def finish(self) -> tuple[Way, Way]:
         """Stop sending, give the last packets time to come, and return the account of a to b, and back."""
         self._stop_sending()

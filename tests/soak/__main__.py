@@ -8,6 +8,7 @@ import sys
 from tests.harness import Lab
 
 from .run import soak
+from .world import FAULTS
 
 
 def main() -> int:
@@ -15,9 +16,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="seconds; no new fault after that")
+    parser.add_argument("--kind", action="append", choices=sorted(FAULTS), help="only these kinds. Default: all")
     args = parser.parse_args()
+    kinds = args.kind or sorted(FAULTS)
     with Lab() as lab:
-        report = soak(lab, args.seed, args.faults, args.limit, lambda text: print(text, flush=True))
+        report = soak(lab, args.seed, args.faults, args.limit, lambda text: print(text, flush=True), kinds)
     print(f"\n{report}")
     for line in report.faults:
         print(f"NOT AS IT SHOULD BE: {line}")

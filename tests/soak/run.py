@@ -5,22 +5,18 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.checked import CheckedUdp, Way
 from tests.harness import Lab, WaitError, no_leaks, wait_until
-from tests.netns.worlds import TUNNEL_CLIENT, TUNNEL_SERVER, cable, mtu
+from tests.netns.worlds import TUNNEL_CLIENT, TUNNEL_SERVER, mtu
 
 from . import BOUNDS_S
-from .world import FAULTS, HURRIED_PAUSE_S, PAUSE_S, SOON_S, World, world
+from .world import FAULTS, HURRIED_PAUSE_S, LATE_S, PAUSE_S, SOON_S, World, machines, recovery_s, world
 
 RATE: Final = 100.0
-# Traffic that goes away again within this time had not come back.
-STEADY_S: Final = 0.4
-FRESH_S: Final = 0.25  # what "flows" means: something that was sent so recently has come
-LATE_S: Final = 30.0  # waited for beyond a bound, so that the table shows how late it was
 BETWEEN_S: Final = (0.0, 0.5)
 ON_TIME: Final = 0.85  # of the time that a fault may take on average
 # What costs little time comes more often, so that 200 faults fit into ten minutes; and a client that is new has no
@@ -85,31 +81,38 @@ class Report:
         return "\n".join(lines)
 
 
-def schedule(rng: random.Random, count: int) -> list[str]:
+def schedule(rng: random.Random, count: int, kinds: Collection[str] = FAULTS) -> list[str]:
     """As many kinds: every kind once, then in rounds in which each comes as often as its weight says."""
     plan: list[str] = []
-    deck = sorted(FAULTS)
+    deck = sorted(kinds)
     while len(plan) < count:
         rng.shuffle(deck)
         plan += deck
-        deck = sorted(kind for kind in FAULTS for _ in range(WEIGHTS.get(kind, 1)))
+        deck = sorted(kind for kind in kinds for _ in range(WEIGHTS.get(kind, 1)))
     return plan[:count]
 
 
-def soak(lab: Lab, seed: int, count: int, limit_s: float, tell: Callable[[str], None] = lambda text: None) -> Report:
-    """Break `count` things, for at most `limit_s`. Nothing may remain on the hosts at the end.
+def soak(
+    lab: Lab,
+    seed: int,
+    count: int,
+    limit_s: float,
+    tell: Callable[[str], None] = lambda text: None,
+    kinds: Collection[str] = FAULTS,
+) -> Report:
+    """Break `count` things of these kinds, for at most `limit_s`. Nothing may remain on the hosts at the end.
 
     Raises what the harness raises if the soak itself could not go on, and LeakError.
     """
     rng = random.Random(seed)
     report = Report(seed, count)
     begun = time.monotonic()
-    server, client = cable(lab)
-    with no_leaks(server, client, settle_s=5.0):
-        with world(server, client) as it:
+    server, client, old = machines(lab)
+    with no_leaks(server, client, old, settle_s=5.0):
+        with world(server, client, old) as it:
             with CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=RATE, size=600) as udp:
                 udp.wait_for_flow(timeout=SOON_S)
-                for number, kind in enumerate(schedule(rng, count)):
+                for number, kind in enumerate(schedule(rng, count, kinds)):
                     spent_s = time.monotonic() - begun
                     if spent_s > limit_s:
                         break
@@ -119,8 +122,9 @@ def soak(lab: Lab, seed: int, count: int, limit_s: float, tell: Callable[[str], 
                     between_s = rng.uniform(*BETWEEN_S)
                     if not hurried:
                         time.sleep(between_s)
-                    since_ns, detail = FAULTS[kind](it, rng)
-                    recovery = Recovery(number, kind, detail, _recovery_s(udp, since_ns, BOUNDS_S[kind] + LATE_S))
+                    outcome = FAULTS[kind](it, rng, udp)
+                    seconds = recovery_s(udp, outcome.since_ns, BOUNDS_S[kind] + LATE_S)
+                    recovery = Recovery(number, kind, outcome.detail, max(seconds, outcome.measured_s))
                     report.recoveries.append(recovery)
                     tell(str(recovery))
                     if recovery.seconds == float("inf"):
@@ -131,22 +135,6 @@ def soak(lab: Lab, seed: int, count: int, limit_s: float, tell: Callable[[str], 
         assert "Traceback" not in process.log, process.tail(60)
     report.seconds = time.monotonic() - begun
     return report
-
-
-def _recovery_s(udp: CheckedUdp, since_ns: int, timeout: float) -> float:
-    """Seconds from then on until traffic flows in both directions and goes on flowing."""
-    end_ns = since_ns + int(timeout * 1e9)
-    start_ns = since_ns
-    while start_ns < end_ns:
-        try:
-            took = udp.wait_for_flow(start_ns, timeout=(end_ns - start_ns) / 1e9)
-        except WaitError:
-            break
-        time.sleep(STEADY_S)
-        if all(udp.flows(time.monotonic_ns() - int(FRESH_S * 1e9))):
-            return took + (start_ns - since_ns) / 1e9
-        start_ns = time.monotonic_ns()
-    return float("inf")
 
 
 def _check_mtu(it: World) -> None:

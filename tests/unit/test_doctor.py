@@ -17,6 +17,7 @@ from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpEnd
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
+from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.rights import CAP_NET_ADMIN
 
 from .support import allowed, client_config, server_config
@@ -120,6 +121,20 @@ def test_a_healthy_machine() -> None:
         (routed("10.10.0.0/16"), SERVER, "warning", "routes", "the narrower of the two wins"),
         (routed("10.60.0.0/25"), ROUTER, "warning", "routes", "the route of a to 10.60.0.0/24"),
         (replace(HEALTHY, interfaces={"hub": 1500}), SERVER, "note", "routes", "ip link delete hub"),
+        (
+            replace(HEALTHY, interfaces={"hub": 1500}, holders={"hub": Holder(7, 0, True, "tapotun", "/etc/hub.json")}),
+            SERVER,
+            "note",
+            "routes",
+            "process 7 (tapotun; config /etc/hub.json) runs an interface hub already",
+        ),
+        (
+            replace(HEALTHY, holders={"hub": Holder(7, 1001, False, "sh")}),
+            SERVER,
+            "warning",
+            "routes",
+            "process 7 of user 1001 (sh), who is neither root nor our user, has reserved the name hub",
+        ),
         (HEALTHY, replace(ROUTER, mtu=1400), "warning", "mtu", "clamp the MSS"),
         (
             replace(HEALTHY, max_files=120),  # streams alone would fit: each client has a queue too
@@ -215,14 +230,14 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clients = f'[{{"token": "{"0" * 40}", "ip": "10.10.0.2"}}]'
     file.write_text(f'[{{"name": "hub", "port": 8080, "net": "10.10.0.1/24", "clients": {clients}}}]')
     asked = Namespace(file=str(file), json=False)
-    assert doctor(asked, lambda _: None, lambda: HEALTHY) == exits.OK
+    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exits.OK
     assert capsys.readouterr().out.splitlines()[0] == f"ok      config       {file} is valid"
-    assert doctor(asked, lambda _: None, lambda: replace(HEALTHY, capabilities=0)) == exits.FAILED
+    assert doctor(asked, lambda _: None, lambda _: replace(HEALTHY, capabilities=0)) == exits.FAILED
     assert "FAILURE capabilities CAP_NET_ADMIN is not there; run as root" in capsys.readouterr().out
     file.write_text('[{"name": "hub", "port": 8080, "net": "10.10.0.1"}]')
     asked.json = True
-    assert doctor(asked, lambda _: None, lambda: HEALTHY) == exits.FAILED
+    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exits.FAILED
     told = json.loads(capsys.readouterr().out)
     assert told["version"] == 1
     assert any(it["check"] == "config" and "[0].net" in it["text"] for it in told["findings"])
-    assert doctor(Namespace(file=None, json=False), lambda _: None, lambda: HEALTHY) == exits.OK
+    assert doctor(Namespace(file=None, json=False), lambda _: None, lambda _: HEALTHY) == exits.OK

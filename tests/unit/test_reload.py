@@ -222,6 +222,28 @@ async def test_what_cannot_come_back_at_once_is_tried_again(tmp_path: Path) -> N
         await until(lambda: [state_of(record) for record in it.registry] == ["up", "up"], "both")
 
 
+async def test_a_name_that_another_process_has_stops_nothing(tmp_path: Path) -> None:
+    """The reload is refused before an interface is stopped for it."""
+    first, second = two()
+    async with world(tmp_path, first) as it:
+        device = it.host.devices["tun0"]
+        it.host.taken["tun1"] = "the name is taken: process 7 runs an interface tun1"
+        moved = replace(first, listen=(TcpEndpoint("127.0.0.1", free_port()),))
+        assert "tun1: the name is taken: process 7" in await it.refused(moved, second)
+        assert it.running == [first]
+        assert it.host.devices["tun0"] is device
+        assert not device.closed
+        it.host.taken.clear()
+        await it.reload(moved, second)
+        assert it.running == [moved, second]
+        renamed = replace(second, name="tun2")
+        it.host.taken["tun2"] = "taken"
+        assert "tun2: taken" in await it.refused(moved, renamed)
+        it.host.taken.clear()
+        await it.reload(moved, renamed)
+        assert it.host.owned == {"tun0", "tun2"}
+
+
 async def test_two_servers_change_their_ports(tmp_path: Path) -> None:
     first, second = two()
     async with world(tmp_path, first, second) as it:
