@@ -10,11 +10,17 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+import trio
+
+from ..control.verbs import running
 from ..errors import HostError
 from ..host.rights import effective_capabilities, open_tun_node
+from ..status.model import TransportConflictStatus
+
+_STATUS_S: Final = 3.0  # a process that hangs is not what the doctor waits for
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
 _TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
@@ -46,6 +52,9 @@ class Machine:
     now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
     interfaces: name to MTU in bytes.
     max_files: how many a process may have open at most.
+    addresses: IPv4 addresses that others may reach it by, each with its interface.
+    left_over: addresses that host routes of runs that were killed lead somewhere.
+    conflicts: what clients that run here say would lead them into their own tunnels, each with its interface.
     """
 
     tun_error: str | None = None
@@ -57,11 +66,23 @@ class Machine:
     routes: tuple[Route, ...] = ()
     interfaces: Mapping[str, int] = field(default_factory=dict)
     max_files: int = 1 << 20
+    addresses: tuple[tuple[IPv4Address, str], ...] = ()
+    left_over: tuple[str, ...] = ()
+    conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
 
 
 def look() -> Machine:
     """This one, now. Never raises for what it does not find."""
+    addresses, left_over = _ask_kernel()
     return Machine(
+        addresses=addresses,
+        left_over=left_over,
+        conflicts=tuple(
+            (interface.name, conflict)
+            for process in running(_STATUS_S)
+            for interface in process.interfaces
+            for conflict in interface.transport_conflicts
+        ),
         tun_error=_tun_error(),
         capabilities=_capabilities(),
         kernel=platform.release(),
@@ -110,6 +131,21 @@ def _capabilities() -> int | None:
         return effective_capabilities(_text("/proc/self/status"))
     except ValueError:
         return None
+
+
+def _ask_kernel() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
+    """Addresses and left over host routes."""
+    from ..host.netlink import open_netlink
+
+    async def ask() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
+        async with open_netlink() as network:
+            found = tuple(await network.addresses())
+            return found, tuple(await network.left_over())
+
+    try:
+        return trio.run(ask)
+    except HostError:
+        return (), ()
 
 
 def _sysctl(name: str) -> int | None:

@@ -159,6 +159,16 @@ class Netlink:
             link = await self._standing.link(name)
             return await self._ways.leads_into(link.index, address, mark or 0)
 
+    async def addresses(self) -> list[tuple[IPv4Address, str]]:
+        """The IPv4 addresses of this machine that others may reach it by, each with the name of its interface."""
+        async with self._lock:
+            return await self._standing.addresses()
+
+    async def left_over(self) -> list[str]:
+        """What `remove_left_over` would remove."""
+        async with self._lock:
+            return [str(route.network.network_address) for route in await left_over(self._standing)]
+
     async def remove_left_over(self) -> list[str]:
         """As `Network.remove_left_over`."""
         async with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from ..errors import HostError
@@ -13,7 +13,7 @@ from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
 from .plan import Route
 from .rtnetlink import Refusal, Rtnetlink, attributes
-from .surroundings import dump_links
+from .surroundings import dump_addresses, dump_links, read_address, read_link
 
 _IFINFOMSG_END: Final = 32  # struct nlmsghdr and struct ifinfomsg
 _INDEX_AT: Final = slice(20, 24)  # ifi_index
@@ -90,6 +90,13 @@ class Standing:
             return None
 
         return set(await self._kernel.dump(dump_links(), read))
+
+    async def addresses(self) -> list[tuple[IPv4Address, str]]:
+        """IPv4 addresses, but for loopback's and link-local ones, each with the name of its interface."""
+        names = {link.index: link.name for link in await self._kernel.dump(dump_links(), read_link)}
+        found = await self._kernel.dump(dump_addresses(), read_address)
+        addresses = [(IPv4Address(it.text), names.get(it.index, "")) for it in found if ":" not in it.text]
+        return [it for it in addresses if not (it[0].is_loopback or it[0].is_link_local)]
 
     async def rules(self) -> list[StandingRule]:
         return await self._kernel.dump(messages.get_rules(), messages.read_rule)

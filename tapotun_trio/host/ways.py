@@ -24,7 +24,7 @@ from typing import Final
 
 from .messages import PROTOCOL, StandingRoute
 from .plan import MAIN_TABLE, HostRoute, Way
-from .rtnetlink import Rtnetlink, attributes
+from .rtnetlink import Refusal, Rtnetlink, attributes
 from .standing import Standing
 from .surroundings import dump_links, read_link
 
@@ -75,6 +75,7 @@ class _Answer:
 
     network: IPv4Network
     table: int
+    protocol: int
     type: int
     metric: int
     index: int
@@ -82,6 +83,22 @@ class _Answer:
     source: IPv4Address | None
     metrics: bytes
     encapsulates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """A host route of ours that hides what is behind it. ``owner``: the number of the interface that it is for."""
+
+    owner: int
+    item: HostRoute
+
+
+def _front(address: IPv4Address, match: _Answer) -> _Front | None:
+    """None: this is not one."""
+    if match.protocol != PROTOCOL or match.network.prefixlen != 32 or match.metric & ~_INDEX_MASK != METRIC:
+        return None
+    item = HostRoute(address, match.index, match.gateway, match.source, match.metrics, match.table)
+    return _Front(match.metric & _INDEX_MASK, item)
 
 
 def host_route_metric(index: int) -> int:
@@ -167,7 +184,7 @@ def _u32(kind: int, number: int) -> bytes:
 
 
 def _read(message: bytes) -> _Answer:
-    *_, prefix, _, _, table, _, _, type_, _ = _ROUTE.unpack_from(message)
+    *_, prefix, _, _, table, protocol, _, type_, _ = _ROUTE.unpack_from(message)
     found = dict(attributes(memoryview(message)[_ROUTE.size :]))
     gateway: IPv4Address | IPv6Address | None = None
     if _RTA_GATEWAY in found:
@@ -179,6 +196,7 @@ def _read(message: bytes) -> _Answer:
     return _Answer(
         network=IPv4Network((network, prefix), strict=False),
         table=_number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
+        protocol=protocol,
         type=type_,
         metric=_number(found.get(_RTA_PRIORITY, b"")),
         index=_number(found.get(_RTA_OIF, b"")),
@@ -208,16 +226,24 @@ class Ways:
     async def way(self, own: int, address: IPv4Address, mark: int, hidden: Sequence[HostRoute]) -> Way | None:
         """How the address is reached without the interface ``own`` and without ``hidden``, host routes of its own that
         stand. None: not at all."""
-        mine = [item for item in hidden if item.address == address]
-        match, chosen = await self._behind(own, mine, [get_way(address, mark, match=it) for it in (True, False)])
-        if match is None or chosen is None:
-            return None
-        if chosen.index != own:
+        fronts = [_Front(own, item) for item in hidden if item.address == address]
+        while True:
+            match, chosen = await self._behind(fronts, [get_way(address, mark, match=it) for it in (True, False)])
+            if match is None or chosen is None:
+                return None
+            front = _front(address, match)
+            if front is None or front in fronts:
+                break
+            fronts.append(front)  # of another interface of ours: it says what that one found, perhaps a while ago
+        # Those whose host routes are in front have routes behind them that lead into themselves.
+        ours = {own & _INDEX_MASK, *(front.owner & _INDEX_MASK for front in fronts)}
+        if chosen.index & _INDEX_MASK not in ours:
             return await self._made_of(match, chosen, mark)
+        captured_by = (match.network, match.table) if chosen.index == own else None
         ways: list[tuple[tuple[int, int, int], int, _Answer]] = []
-        devices = iter(await self._devices(own))
+        devices = iter(await self._devices(ours))
         while some := list(islice(devices, _DEVICES)):
-            found = await self._behind(own, mine, [get_way(address, mark, index=it, match=True) for it in some])
+            found = await self._behind(fronts, [get_way(address, mark, index=it, match=True) for it in some])
             for index, answer in zip(some, found, strict=True):
                 if answer is not None and answer.type == _RTN_UNICAST:
                     order = await self._order(answer.table, mark)
@@ -225,23 +251,25 @@ class Ways:
         if not ways:
             return None
         _, index, best = min(ways, key=lambda it: it[:2])
-        (chosen,) = await self._behind(own, mine, [get_way(address, mark, index=index, match=False)])
+        (chosen,) = await self._behind(fronts, [get_way(address, mark, index=index, match=False)])
         if chosen is None:
             return None
         way = await self._made_of(best, chosen, mark)
-        return replace(way, captured_by=(match.network, match.table))
+        return replace(way, captured_by=captured_by)
 
-    async def _behind(
-        self, own: int, hidden: Sequence[HostRoute], questions: Sequence[bytearray]
-    ) -> list[_Answer | None]:
-        """The answers as they are without ``hidden``. None: no route."""
-        batch = [remove_host_route(own, item) for item in hidden]
-        before = len(batch)
+    async def _behind(self, fronts: Sequence[_Front], questions: Sequence[bytearray]) -> list[_Answer | None]:
+        """The answers as they are without ``fronts``. None: no route."""
+        batch = [remove_host_route(it.owner, it.item) for it in fronts]
         batch += questions
         # One that cannot be made again was of no use any more: its device is down, or has lost an address.
-        batch += [add_host_route(own, item) for item in hidden]
-        answers = (await self._kernel.ask_together(batch))[before : before + len(questions)]
-        return [_read(it) if isinstance(it, bytes) else None for it in answers]
+        batch += [add_host_route(it.owner, it.item) for it in fronts]
+        answers = await self._kernel.ask_together(batch)
+        # Its owner may have removed one before we did, and then it must not be there again.
+        gone = [it for it, answer in zip(fronts, answers, strict=False) if isinstance(answer, Refusal)]
+        if gone:
+            await self._kernel.transact([remove_host_route(it.owner, it.item) for it in gone])
+        found = answers[len(fronts) : len(fronts) + len(questions)]
+        return [_read(it) if isinstance(it, bytes) else None for it in found]
 
     async def _made_of(self, match: _Answer, chosen: _Answer, mark: int) -> Way:
         """``match`` is the route, and ``chosen`` the next hop of it, where it has several."""
@@ -261,9 +289,9 @@ class Ways:
             usable=usable,
         )
 
-    async def _devices(self, own: int) -> list[int]:
+    async def _devices(self, ours: set[int]) -> list[int]:
         links = await self._kernel.dump(dump_links(), read_link)
-        return [it.index for it in links if it.raised and it.index not in (own, _LOOPBACK)]
+        return [it.index for it in links if it.raised and it.index & _INDEX_MASK not in {*ours, _LOOPBACK}]
 
     async def _is_above_main(self, table: int, mark: int) -> bool:
         if table in (MAIN_TABLE, _RT_TABLE_DEFAULT, _RT_TABLE_LOCAL):

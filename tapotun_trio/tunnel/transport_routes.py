@@ -22,12 +22,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from ..host.plan import MAIN_TABLE, Address, HostRoute, Item, Route, Rule, Way
-
-Action: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
-"""``captured``: by a route that is not ours, and nothing can be done."""
+from ..status.model import TransportAction
 
 _HOST: Final = 32
 _NO_BROADCAST: Final = 31  # from this prefix length on (RFC 3021)
@@ -42,7 +40,7 @@ class Conflict:
 
     network: IPv4Network
     address: IPv4Address
-    action: Action
+    action: TransportAction
     item: Item | None
     way: Way | None
 
@@ -129,7 +127,7 @@ def takes(interface: IPv4Interface, address: IPv4Address) -> bool:
     return address == interface.ip or address in ends
 
 
-def _action(item: Item, address: IPv4Address, way: Way | None, *, withdrawn: bool) -> Action | None:
+def _action(item: Item, address: IPv4Address, way: Way | None, *, withdrawn: bool) -> TransportAction | None:
     """None: nothing can and needs to be done."""
     if withdrawn:
         return "withdrawn"
@@ -197,13 +195,18 @@ def describe(conflicts: Sequence[Conflict]) -> str:
     return f"{what}: {outcome(first)}"
 
 
+def host_route_text(conflict: Conflict) -> str | None:
+    """The host route of an excepted address, as `ip route` has it."""
+    if conflict.action != "excepted" or conflict.way is None:
+        return None
+    return str(_host_route(conflict.address, conflict.way, MAIN_TABLE))
+
+
 def outcome(conflict: Conflict) -> str:
     """What was done about it."""
-    way = conflict.way
     match conflict.action:
         case "excepted":
-            assert way is not None
-            return f"host route {_host_route(conflict.address, way, MAIN_TABLE)} keeps them out of the tunnel"
+            return f"host route {host_route_text(conflict)} keeps them out of the tunnel"
         case "left-out":
             return "it is left out; take it from the server's config"
         case "withdrawn":

@@ -31,6 +31,7 @@ from tapotun_trio.status.model import (
     RateStatus,
     ReloadStatus,
     RoundTripStatus,
+    TransportConflictStatus,
 )
 from tapotun_trio.text import one_line
 from tapotun_trio.tunnel import counters
@@ -411,6 +412,10 @@ NOT_EXPORTED: Final = {
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.last_error": "text for people, any number of them",
+    "TransportConflictStatus.route": "text for people, any number of them",
+    "TransportConflictStatus.address": "text for people, any number of them",
+    "TransportConflictStatus.action": "said by the log once, and by the doctor",
+    "TransportConflictStatus.host_route": "text for people, any number of them",
     "PeerStatus.endpoint": "another one with each connection: a series more each time",
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
     "PeerStatus.addresses": "text for people",
@@ -425,6 +430,7 @@ STRUCTS: Final = (
     ReloadStatus,
     InterfaceStatus,
     ListenerStatus,
+    TransportConflictStatus,
     PeerStatus,
     RateStatus,
     RoundTripStatus,
@@ -434,6 +440,7 @@ HOLDERS: Final = {
     "ProcessStatus.last_reload",
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
+    "InterfaceStatus.transport_conflicts",
     "InterfaceStatus.peers",
     "PeerStatus.rates",
     "PeerStatus.rtt",
