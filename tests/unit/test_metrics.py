@@ -350,6 +350,9 @@ WHOLE: Final = ProcessStatus(
             listen=[ListenerStatus(address="127.0.0.1:8080", refusals={"x": 1})],
             device_drops={"x": 1},
             refusals={"x": 1},
+            transport_conflicts=[
+                TransportConflictStatus(route="203.0.113.0/24", address="203.0.113.10", action="excepted")
+            ],
             peers=[
                 PeerStatus(
                     name="a",

@@ -254,5 +254,5 @@ def test_a_table_for_the_transport_alone_needs_no_help() -> None:
 
 
 def test_a_mark_of_zero_is_every_packet_without_one() -> None:
-    items = [Route(IPv4Network("0.0.0.0/0"), 9), Rule(0, 9)]
+    items: list[Item] = [Route(IPv4Network("0.0.0.0/0"), 9), Rule(0, 9)]
     assert decide(items, {SERVER: WAY}, None).exceptions == (replace(EXCEPTION, table=9),)
