@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 import trio
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.plan import Item, ItemsRefused, Route
+from tapotun_trio.host.plan import HostRoute, Item, ItemsRefused, Route, Way
 from tapotun_trio.host.ports import Change
 from tapotun_trio.wire.frames import LENGTH_BYTES, Span
 
@@ -144,6 +145,8 @@ class MemoryNetwork:
                 refused[item] = f"{item}: refused"
                 continue
             standing = self._host.standing.setdefault(name, [])
+            if isinstance(item, HostRoute):  # takes the place of the one before
+                standing[:] = [it for it in standing if not (isinstance(it, HostRoute) and _same_place(it, item))]
             if item not in standing:
                 standing.append(item)
         if refused:
@@ -154,6 +157,27 @@ class MemoryNetwork:
             await trio.lowlevel.checkpoint()
             if item in self._host.standing.get(name, []):
                 self._host.standing[name].remove(item)
+
+    async def way(
+        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+    ) -> Way | None:
+        await trio.lowlevel.checkpoint()
+        if self._host.ways_fail:
+            raise HostError("the kernel does not say")
+        return self._host.ways.get(address)
+
+    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+        """Not by what is made here: nothing is carried."""
+        await trio.lowlevel.checkpoint()
+        return address in self._host.led_into
+
+    async def remove_left_over(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+
+def _same_place(one: HostRoute, other: HostRoute) -> bool:
+    return (one.address, one.table) == (other.address, other.table)
 
 
 class MemoryName:
@@ -177,6 +201,9 @@ class MemoryHost:
         self.mtus: dict[str, int] = {}
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
+        self.ways: dict[IPv4Address, Way] = {}  # without our interfaces
+        self.ways_fail = False
+        self.led_into: set[IPv4Address] = set()
         self.deaf = False  # to changes: watching is refused
         self.owned: set[str] = set()  # names
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused

@@ -47,7 +47,11 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
         if net is not None:
             _further_address(path, ip, net.network, reading)
     routes = reading.each(node, "routes", fields.ipv4_network)
-    push_routes = _push_routes(node, net, reading)
+    own_addresses = {net.ip, *(ip for _, ip in ips)} if net is not None else set()
+    outside = [it for it in _listen_addresses(listen) if it not in own_addresses]
+    push_routes = _push_routes(node, net, outside, reading)
+    if net is not None and (covered := _covered(net.network, outside)) is not None:
+        _warn_of_covering(node.at("net"), net, covered, reading)
     clients = _clients(node, net, own, reading)
     mtu = node.get("mtu", int)
     install_routes = node.get("install_routes", bool)
@@ -99,8 +103,30 @@ def _further_address(path: str, ip: IPv4Address, net: IPv4Network, reading: Read
         )
 
 
-def _push_routes(node: Node, net: IPv4Interface | None, reading: Reading) -> tuple[IPv4Network, ...]:
-    """Each once: a client's kernel would refuse it the second time."""
+def _listen_addresses(listen: tuple[Endpoint, ...]) -> list[IPv4Address]:
+    """Where clients may reach this server, as far as the config says it."""
+    texts = [it.address for it in listen if isinstance(it, TcpEndpoint) and ":" not in it.address]
+    return [it for it in map(IPv4Address, texts) if not (it.is_unspecified or it.is_loopback)]
+
+
+def _covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Address | None:
+    return next((it for it in addresses if it in network), None)
+
+
+def _warn_of_covering(path: str, value: IPv4Interface | IPv4Network, covered: IPv4Address, reading: Reading) -> None:
+    reading.findings.warning(
+        path,
+        quote(str(value)),
+        f"covers {covered}, on which this server listens: it leads the clients' own streams into the tunnel",
+        "write only networks without it; clients of this program make a host route past it, deployed ones stay dead",
+    )
+
+
+def _push_routes(
+    node: Node, net: IPv4Interface | None, outside: list[IPv4Address], reading: Reading
+) -> tuple[IPv4Network, ...]:
+    """Each once: a client's kernel would refuse it the second time. ``outside``: where this server listens outside of
+    the tunnel."""
     good: dict[IPv4Network, str] = {}
     for path, route in reading.each(node, "push_routes", fields.ipv4_network):
         earlier = good.setdefault(route, path)
@@ -111,6 +137,9 @@ def _push_routes(node: Node, net: IPv4Interface | None, reading: Reading) -> tup
         elif route.prefixlen == 0:
             problem = "leads the clients' own streams to this server into the tunnel too"
             remedy = "write only the networks that are behind this server"
+        elif (covered := _covered(route, outside)) is not None:
+            _warn_of_covering(path, route, covered, reading)
+            continue
         else:
             continue
         reading.findings.warning(path, quote(str(route)), problem, remedy)

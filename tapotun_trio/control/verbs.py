@@ -92,6 +92,13 @@ def reload(arguments: argparse.Namespace) -> int:
     return _fail(*refusals) if refusals else exits.OK
 
 
+def running(timeout_s: float) -> list[ProcessStatus]:
+    """What the processes of this machine say that may be asked, and do answer."""
+    complaints: list[str] = []  # nobody reads them
+    answers = _each(None, "status", StatusArguments(), ProcessStatus, complaints, timeout_s=timeout_s)
+    return [answer for _, answer in answers if answer is not None]
+
+
 # ------------------------------------------------------------------ status
 
 

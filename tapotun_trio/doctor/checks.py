@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
 from ..host.rights import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
+from ..status.render import conflict_text
 from .machine import Machine
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
@@ -38,12 +39,8 @@ def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConf
     """Everything that was looked at, well or not, in a fixed order."""
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_rp_filter(machine, configs), _clock(machine, configs)]
-    found += [
-        *_listen(machine, configs, admin),
-        *_routes(machine, configs),
-        *_mtu(machine, configs),
-        _files(machine, configs),
-    ]
+    found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
+    found += [*_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
     return found
 
 
@@ -223,6 +220,42 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
     if not clashes:
         text = "no route stands in the way" if configs else "not compared: there is no valid config to compare with"
         yield Finding("ok", "routes", text)
+
+
+def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """Whether a tunnel is led into itself: what clients that run here say, and what servers push to theirs."""
+    names = {config.name for config in configs}
+    told = [(name, it) for name, it in machine.conflicts if not configs or name in names]
+    for name, conflict in told:
+        helped = conflict.action == "excepted"
+        remedy = "" if conflict.action == "captured" else "narrow the server's push_routes or net"
+        yield Finding("note" if helped else "warning", "covering", f"{name}: {conflict_text(conflict)}", remedy)
+    covered = 0
+    for config in configs:
+        if not isinstance(config, ServerConfig):
+            continue
+        inside = {config.net.ip, *config.ips}
+        outside = [(it, device) for it, device in machine.reachable if it not in inside and device not in names]
+        for network in (config.net.network, *config.push_routes):
+            for address, device in outside:
+                if address in network:
+                    covered += 1
+                    what = "its net" if network == config.net.network else "its push_routes"
+                    text = f"{config.name}: {what} {network} covers this machine's address {address} on {device}"
+                    remedy = "if clients reach the server there, write networks without it: deployed clients stay dead"
+                    yield Finding("warning", "covering", text, remedy)
+                    break
+    if not told and not covered:
+        yield Finding("ok", "covering", "no tunnel is led into itself")
+
+
+def _left_over(machine: Machine) -> Iterator[Finding]:
+    if machine.left_over:
+        text = f"host routes of a run that was killed are left over: {', '.join(machine.left_over)}"
+        remedy = "the next start of an interface removes them; by hand: ip route del ADDRESS proto 116"
+        yield Finding("warning", "left-over", text, remedy)
+    else:
+        yield Finding("ok", "left-over", "nothing is left over from a run that was killed")
 
 
 def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:

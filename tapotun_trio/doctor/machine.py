@@ -11,12 +11,18 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
 
+import trio
+
+from ..control.verbs import running
 from ..errors import HostError
 from ..host.ownership import Holder, holder_of
 from ..host.rights import effective_capabilities, open_tun_node
+from ..status.model import TransportConflictStatus
+
+_STATUS_S: Final = 3.0  # a process that hangs is not what the doctor waits for
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
 _TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
@@ -52,6 +58,9 @@ class Machine:
     holders: name to the process that has it, of those that were asked for; its interface need not be there yet.
     max_files: how many a process may have open at most.
     addresses: those of its interfaces, of either family; empty: not known.
+    reachable: IPv4 addresses that others may reach it by, each with its interface.
+    left_over: addresses that host routes of runs that were killed lead somewhere.
+    conflicts: what clients that run here say would lead them into their own tunnels, each with its interface.
     """
 
     tun_error: str | None = None
@@ -65,11 +74,23 @@ class Machine:
     holders: Mapping[str, Holder] = field(default_factory=dict)
     max_files: int = 1 << 20
     addresses: frozenset[str] = frozenset()
+    reachable: tuple[tuple[IPv4Address, str], ...] = ()
+    left_over: tuple[str, ...] = ()
+    conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
 
 
 def look(names: Iterable[str] = ()) -> Machine:
     """This one, now. ``names``: of the interfaces that are to run here. Never raises for what it does not find."""
+    reachable, left_over = _ask_kernel()
     return Machine(
+        reachable=reachable,
+        left_over=left_over,
+        conflicts=tuple(
+            (interface.name, conflict)
+            for process in running(_STATUS_S)
+            for interface in process.interfaces
+            for conflict in interface.transport_conflicts
+        ),
         tun_error=_tun_error(),
         capabilities=_capabilities(),
         kernel=platform.release(),
@@ -134,6 +155,21 @@ def _capabilities() -> int | None:
         return effective_capabilities(_text("/proc/self/status"))
     except ValueError:
         return None
+
+
+def _ask_kernel() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
+    """Addresses and left over host routes."""
+    from ..host.netlink import open_netlink
+
+    async def ask() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
+        async with open_netlink() as network:
+            found = tuple(await network.addresses())
+            return found, tuple(await network.left_over())
+
+    try:
+        return trio.run(ask)
+    except HostError:
+        return (), ()
 
 
 def _sysctl(name: str) -> int | None:

@@ -6,9 +6,9 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain, zip_longest
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -22,8 +22,11 @@ _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
 _Address = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
 
+Resolved: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
+"""Told of a name's addresses before the first of them is tried; it may make ready for them."""
 
-async def connect(host: str, port: int, mark: int | None = None) -> Connection:
+
+async def connect(host: str, port: int, mark: int | None = None, resolved: Resolved | None = None) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
     The name is resolved anew each time. ``mark`` is the fwmark of every socket tried (needs CAP_NET_ADMIN), so that
@@ -34,6 +37,8 @@ async def connect(host: str, port: int, mark: int | None = None) -> Connection:
     Raises HostError: the mark is not allowed.
     """
     addresses = interleave(await _resolve(host, port))
+    if resolved is not None:
+        await resolved([str(address[0]) for _, address in addresses])
     failures: dict[str, int] = {}
     winner: socket.socket | None = None
 

@@ -11,6 +11,7 @@ The rules of this file:
 - A route ends with its interface, a rule does not. So a rule of ours without a route of ours in the same slot
   is left over from a killed run, and whoever next adds a rule for its fwmark removes it. (Hence a rule is
   added after the route of its table, and removed before it.)
+- Nor does a host route past the interface: see `ways`, which knows them by their metric.
 
 What a fwmark rule needs besides, for packets of this machine itself:
 
@@ -31,7 +32,7 @@ import errno
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from itertools import chain, groupby
 from typing import Final
 
@@ -40,10 +41,11 @@ import trio
 from ..errors import HostError, ShortageError, shortage_of
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
-from .plan import MAIN_TABLE, Address, Item, ItemsRefused, Route, Rule
+from .plan import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, Route, Rule, Way
 from .rights import missing_net_admin
 from .rtnetlink import Refusal, Rtnetlink
 from .standing import Standing
+from .ways import Ways, add_host_route, left_over, remove_host_route, remove_standing
 
 # Priorities of our rules, and metrics of our routes outside the main table. A lower priority is asked first:
 # these come after Tailscale's (5210-5270) and before the main table's (32766).
@@ -76,6 +78,7 @@ class Netlink:
     def __init__(self, kernel: Rtnetlink) -> None:
         self._kernel = kernel
         self._standing = Standing(kernel)
+        self._ways = Ways(kernel, self._standing)
         self._lock = trio.Lock()
         self._lengthened: set[int] = set()  # links whose queue we have made longer
         self._shortage: ShortageError | None = None  # the first that the present `add` has met
@@ -109,15 +112,18 @@ class Netlink:
             link = await self._standing.link(name)
             failed: dict[Item, str] = {}
             self._shortage = None
-            for addresses, routes, rules in _runs(items):
+            for addresses, routes, rules, host_routes in _runs(items):
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
+                if host_routes:
+                    batch = [add_host_route(link.index, item) for item in host_routes]
+                    failed |= await self._reasons(link, host_routes, await self._kernel.transact(batch))
                 for table in dict.fromkeys(route.table for route in routes):
-                    batch = [route for route in routes if route.table == table]
+                    there = [route for route in routes if route.table == table]
                     if table == MAIN_TABLE:
-                        failed |= await self._add_to_main(link, batch)
+                        failed |= await self._add_to_main(link, there)
                     else:
-                        failed |= await self._add_to_shared(link, table, batch)
+                        failed |= await self._add_to_shared(link, table, there)
                 if rules:
                     bare = {item.table for item in failed if isinstance(item, Route)}
                     failed |= {
@@ -134,7 +140,8 @@ class Netlink:
         async with self._lock:
             link = await self._standing.find_link(name=name)
             failures: list[HostError] = []
-            for addresses, routes, rules in _runs(items):
+            for addresses, routes, rules, host_routes in _runs(items):
+                failures += await self._remove_host_routes(name, link, host_routes)
                 if link is not None:  # else they went with it
                     batch = (messages.remove_address(link.index, address) for address in addresses)
                     refusals = await self._kernel.transact(chain(batch, messages.remove_routes(link.index, routes)))
@@ -148,6 +155,37 @@ class Netlink:
                     failures += [_refused(_describe(rule, name), name, refusal) for refusal in refusals.values()]
             if failures:
                 raise failures[0]
+
+    async def way(
+        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+    ) -> Way | None:
+        """As `Network.way`."""
+        async with self._lock:
+            link = await self._standing.link(name)
+            return await self._ways.way(link.index, address, mark or 0, hidden)
+
+    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+        """As `Network.leads_into`."""
+        async with self._lock:
+            link = await self._standing.link(name)
+            return await self._ways.leads_into(link.index, address, mark or 0)
+
+    async def addresses(self) -> list[tuple[IPv4Address, str]]:
+        """The IPv4 addresses of this machine that others may reach it by, each with the name of its interface."""
+        async with self._lock:
+            return await self._standing.addresses()
+
+    async def left_over(self) -> list[str]:
+        """What `remove_left_over` would remove."""
+        async with self._lock:
+            return [str(route.network.network_address) for route in await left_over(self._standing)]
+
+    async def remove_left_over(self) -> list[str]:
+        """As `Network.remove_left_over`."""
+        async with self._lock:
+            found = await left_over(self._standing)
+            await self._kernel.transact([remove_standing(route) for route in found])
+            return [str(route.network.network_address) for route in found]
 
     # -- adding: each returns what was refused, and why
 
@@ -273,6 +311,19 @@ class Netlink:
 
     # -- removing
 
+    async def _remove_host_routes(
+        self, name: str, link: Link | None, host_routes: Sequence[HostRoute]
+    ) -> list[HostError]:
+        if link is None:
+            # They outlive it, and nothing tells its number any more. All those without an interface are dead.
+            if host_routes:
+                found = await left_over(self._standing)
+                await self._kernel.transact([remove_standing(route) for route in found])
+            return []
+        batch = [remove_host_route(link.index, item) for item in host_routes]
+        refusals = _without(await self._kernel.transact(batch), _ABSENT)
+        return [_refused(_describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
+
     async def _remove_rule(self, name: str, link: Link | None, rule: Rule) -> dict[int, Refusal]:
         priority = self._rules.get((name, rule))
         if priority is not None:
@@ -343,14 +394,15 @@ async def open_netlink() -> AsyncIterator[Netlink]:
         kernel.close()
 
 
-def _runs(items: Sequence[Item]) -> Iterator[tuple[list[Address], list[Route], list[Rule]]]:
-    """The items in their order, as runs of one kind: in each triple two lists are empty."""
+def _runs(items: Sequence[Item]) -> Iterator[tuple[list[Address], list[Route], list[Rule], list[HostRoute]]]:
+    """The items in their order, as runs of one kind: in each tuple all lists but one are empty."""
     for _, group in groupby(items, type):
         run = list(group)
         yield (
             [item for item in run if isinstance(item, Address)],
             [item for item in run if isinstance(item, Route)],
             [item for item in run if isinstance(item, Rule)],
+            [item for item in run if isinstance(item, HostRoute)],
         )
 
 
@@ -392,6 +444,8 @@ def _describe(item: Item, name: str) -> str:
             )
         case Rule(fwmark, table):
             return f"rule fwmark {fwmark} lookup table {table} of {name}"
+        case HostRoute(table=table):
+            return f"host route {item}" + (f" table {table}" if table != MAIN_TABLE else "") + f" past {name}"
 
 
 def _refused(what: str, name: str, refusal: Refusal) -> HostError:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from ..wire.frames import Span
-from .plan import Item
+from .plan import HostRoute, Item, Way
 
 
 class Queue(Protocol):
@@ -84,6 +85,20 @@ class Network(Protocol):
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """Remove the items. One that is not there, or whose interface is gone, is not an error."""
+
+    async def way(
+        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+    ) -> Way | None:
+        """How packets to the address, with this fwmark, leave this machine if the interface ``name`` does not count,
+        and neither do ``hidden``, host routes that were made for it and stand. None: not at all.
+
+        Raises HostError if the kernel does not say."""
+
+    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+        """Whether such packets leave through the interface ``name`` at present. Raises HostError likewise."""
+
+    async def remove_left_over(self) -> list[str]:
+        """Remove the host routes of runs that were killed: those whose interface is gone. Returns their addresses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,9 +122,15 @@ class Rtnetlink:
         refused, replies = await self._exchange([message])
         if refused:
             return refused[0]
-        if not replies:
+        if 0 not in replies:
             raise HostError("the kernel's netlink acknowledged a question and did not answer it")
         return replies[0]
+
+    async def ask_together(self, messages: Sequence[bytearray]) -> list[bytes | Refusal | None]:
+        """Up to GROUP requests in one send, which the kernel works off before this process runs on. Returns for each
+        its answer, why it was refused, or None: done, and there is nothing to say."""
+        refused, replies = await self._exchange(messages)
+        return [refused.get(index, replies.get(index)) for index in range(len(messages))]
 
     async def dump(self, message: bytearray, read: Callable[[memoryview], T | None]) -> list[T]:
         """A request with NLM_F_DUMP: what ``read`` makes of each message of the answer, which it gets with its
@@ -140,10 +146,10 @@ class Rtnetlink:
                 continue
         raise HostError("the kernel's routing state changes faster than it can be read; try again later")
 
-    async def _exchange(self, group: Sequence[bytearray]) -> tuple[dict[int, Refusal], list[bytes]]:
-        """Send requests together; collect the refusals, by index, and what else was answered."""
+    async def _exchange(self, group: Sequence[bytearray]) -> tuple[dict[int, Refusal], dict[int, bytes]]:
+        """Send requests together; collect the refusals, and what else was answered, by index."""
         refusals: dict[int, Refusal] = {}
-        replies: list[bytes] = []
+        replies: dict[int, bytes] = {}
         first = self._number(group)
         last = first + len(group) - 1
         # A refusal is always sent, a success only if it is asked for: the last one stands for all before it.
@@ -155,7 +161,7 @@ class Rtnetlink:
                     if not first <= sequence <= last:
                         continue
                     if kind != _NLMSG_ERROR:
-                        replies.append(bytes(message))
+                        replies[sequence - first] = bytes(message)
                         continue
                     refusal = _refusal(message, flags)
                     if refusal is not None:

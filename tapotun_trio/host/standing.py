@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Network
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from ..errors import HostError
 from . import messages
 from .messages import PROTOCOL, Link, StandingRoute, StandingRule
 from .plan import Route
-from .rtnetlink import Refusal, Rtnetlink
+from .rtnetlink import Refusal, Rtnetlink, attributes
+from .surroundings import dump_addresses, dump_links, read_address, read_link
+
+_IFINFOMSG_END: Final = 32  # struct nlmsghdr and struct ifinfomsg
+_INDEX_AT: Final = slice(20, 24)  # ifi_index
+_IFLA_LINKINFO: Final = 18
+_IFLA_INFO_KIND: Final = 1
 
 # rt_protos of iproute2: as `ip route` prints them.
 _PROTOCOL_NAMES: Final = {
@@ -59,6 +67,36 @@ class Standing:
             return route if fits else None
 
         return await self._kernel.dump(messages.get_routes(table, protocol), read)
+
+    async def ours(self, fits: Callable[[StandingRoute], bool]) -> list[StandingRoute]:
+        """The routes with our protocol number, of all tables, that ``fits`` says yes to."""
+
+        def read(data: memoryview) -> StandingRoute | None:
+            route = messages.read_route(data)
+            return route if route.protocol == PROTOCOL and fits(route) else None
+
+        return await self._kernel.dump(messages.get_routes(0, PROTOCOL), read)
+
+    async def tun_indexes(self) -> set[int]:
+        """The numbers of all TUN and TAP interfaces, whoever made them."""
+
+        def read(data: memoryview) -> int | None:
+            for kind, payload in attributes(data[_IFINFOMSG_END:]):
+                if (
+                    kind == _IFLA_LINKINFO
+                    and bytes(dict(attributes(payload)).get(_IFLA_INFO_KIND, b""))[:4] == b"tun\0"
+                ):
+                    return int.from_bytes(data[_INDEX_AT], sys.byteorder)
+            return None
+
+        return set(await self._kernel.dump(dump_links(), read))
+
+    async def addresses(self) -> list[tuple[IPv4Address, str]]:
+        """IPv4 addresses, but for loopback's and link-local ones, each with the name of its interface."""
+        names = {link.index: link.name for link in await self._kernel.dump(dump_links(), read_link)}
+        found = await self._kernel.dump(dump_addresses(), read_address)
+        addresses = [(IPv4Address(it.text), names.get(it.index, "")) for it in found if ":" not in it.text]
+        return [it for it in addresses if not (it[0].is_loopback or it[0].is_link_local)]
 
     async def rules(self) -> list[StandingRule]:
         return await self._kernel.dump(messages.get_rules(), messages.read_rule)

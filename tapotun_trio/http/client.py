@@ -9,7 +9,7 @@ import trio
 
 from ..config.model import Proxy, Url
 from ..errors import PeerError, ShortageError
-from ..host.dial import connect
+from ..host.dial import Resolved, connect
 from ..host.sockets import Connection
 from ..host.tls import TlsClient
 from ..host.tls_errors import NO_CERTIFICATE
@@ -25,29 +25,36 @@ _READ_BYTES: Final = 4096
 
 
 async def open_connection(
-    url: Url, tls: TlsClient | None, mark: int | None = None, proxy: Proxy | None = None
+    url: Url,
+    tls: TlsClient | None,
+    mark: int | None = None,
+    proxy: Proxy | None = None,
+    resolved: Resolved | None = None,
 ) -> Connection:
-    """Connect, through a proxy or not, with TLS if it is given, and with a fwmark. The caller closes. Cancelled,
-    nothing stays open.
+    """Connect, through a proxy or not, with TLS if it is given, and with a fwmark. ``resolved`` as in `connect`: of
+    the proxy, where there is one. The caller closes. Cancelled, nothing stays open.
 
     Raises PeerError: the name, every address, the handshake, or all of it within CONNECT_S failed.
     Raises HostError: the mark is not allowed.
     """
     try:
         with trio.fail_after(CONNECT_S):
-            connection = await (connect(url.host, url.port, mark) if proxy is None else _by_proxy(url, proxy, mark))
+            if proxy is None:
+                connection = await connect(url.host, url.port, mark, resolved)
+            else:
+                connection = await _by_proxy(url, proxy, mark, resolved)
             return connection if tls is None else await tls.handshake(connection, url.host)
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
         raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason="connect") from exc
 
 
-async def _by_proxy(url: Url, proxy: Proxy, mark: int | None) -> Connection:
+async def _by_proxy(url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None) -> Connection:
     """Both names are resolved: the proxy's here, the URL's by the proxy."""
     from .connect import describe, open_tunnel  # most clients need none
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark)
+        connection = await connect(proxy.host, proxy.port, mark, resolved)
     except ShortageError:
         raise
     except PeerError as exc:

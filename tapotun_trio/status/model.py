@@ -22,6 +22,10 @@ InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "failed"]
 # connected: both directions. connecting: one of them, or trying. replaced: another machine uses this client's token.
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 
+# excepted: a host route leads the connections past it. left-out: it was not made. withdrawn: not while there is no
+# session. captured: it is not ours, and has to be removed.
+TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
+
 
 class RoundTripStatus(Struct, frozen=True, kw_only=True):
     """Of pings through the tunnel's own streams; null until the first one was answered."""
@@ -80,6 +84,15 @@ class ListenerStatus(Struct, frozen=True, kw_only=True):
     refusals: dict[str, int] = {}
 
 
+class TransportConflictStatus(Struct, frozen=True, kw_only=True):
+    """A route that would lead a client's own connections into its tunnel."""
+
+    route: str
+    address: str
+    action: TransportAction
+    host_route: str | None = None
+
+
 class InterfaceStatus(Struct, frozen=True, kw_only=True):
     """One definition of the config."""
 
@@ -95,6 +108,7 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True):
     refusals: dict[str, int] = {}
     restarts: int = 0
     last_error: str | None = None
+    transport_conflicts: list[TransportConflictStatus] = []
     peers: list[PeerStatus] = []
 
 

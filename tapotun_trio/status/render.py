@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from ..text import one_line, shorten
-from .model import InterfaceStatus, PeerStatus, ProcessStatus
+from .model import InterfaceStatus, PeerStatus, ProcessStatus, TransportConflictStatus
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
@@ -78,6 +78,10 @@ class _Page:
         if it.restarts and it.state != "failed":
             last = "" if it.last_error is None else f", the last because of: {it.last_error}"
             self._text("  ", "restarts", f"{it.restarts}{last}")
+        for conflict in it.transport_conflicts[:LIST_LIMIT]:
+            self._text("  ", "transport", conflict_text(conflict), _YELLOW)
+        if len(it.transport_conflicts) > LIST_LIMIT:
+            self._text("  ", "", f"and {len(it.transport_conflicts) - LIST_LIMIT} more routes")
         for peer in it.peers:
             self._peer(peer, now)
 
@@ -155,6 +159,17 @@ class _Page:
         while columns(tail) > room:
             tail = f"…{tail[2:]}" if len(tail) > 1 else ""
         return fit(head + tail, self._width)
+
+
+def conflict_text(it: TransportConflictStatus) -> str:
+    """What the doctor says of it too."""
+    outcome = {
+        "excepted": f"its own connections go by host route {it.host_route}",
+        "left-out": "it is left out; take it from the server's config",
+        "withdrawn": "withdrawn until there is a session again",
+        "captured": "it leads the tunnel into itself; remove it",
+    }
+    return f"route {it.route} covers {it.address}: {outcome[it.action]}"
 
 
 def _endpoint(it: PeerStatus) -> list[str]:

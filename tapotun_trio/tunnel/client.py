@@ -42,6 +42,7 @@ from .rtt import RoundTrip
 from .sender import BASE_SILENCE_S, WHO_WE_ARE, Sender, keeping_alive
 from .sorting import sort_frames
 from .summary import Summary
+from .transport_guard import TransportGuard
 
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
@@ -64,7 +65,8 @@ class TunnelClient:
         self._require_free = require_free
         self._log = log
         self._carrier = Carrier(config.transport, config.server.authority, log)
-        self._requests = Requests(config, self._carrier)
+        self.guard = TransportGuard(config.transport_mark, log)
+        self._requests = Requests(config, self._carrier, self.guard)
         self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
@@ -150,6 +152,7 @@ class TunnelClient:
             self.sender.tick(now, TICK_S)
             heard = self._download is not None and self._download.incoming.tick(now, self._silence_s)
             self.presence.tick(now, self.counters, heard=heard)
+            self.guard.tick(now, connected=not is_over(self._download), heard=heard, silence_s=self._silence_s)
             self._change_carrier()
             if slept_s := sleeps.last_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
@@ -175,6 +178,7 @@ class TunnelClient:
         ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
         """
         self.complaints.news("path", logging.INFO, f"{what}: renewing the streams")
+        self.guard.stir()
         for stream in (self._download, self._upload):
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason="address-gone"))
@@ -250,6 +254,7 @@ class TunnelClient:
         agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
         self.presence.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
         self._summary.begin()
+        self.guard.session_begins()
         self.complaints.clear()
         self._yielding, self._goodbye = False, None
         self.sender.pinging, self._silence_s = keeping_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
@@ -347,6 +352,7 @@ class TunnelClient:
     # -- what comes down
 
     async def _configure(self, conf: TunConf) -> None:
+        self.guard.refuse_own(conf.addresses)
         told, self._conf, plan = self._conf, conf, client_plan(conf, self._config.mark)
         if self.plan is None:
             self.plan = plan

@@ -10,7 +10,8 @@ Around it, the name of the interface is owned: from before its first connection 
     ├─ transport        requests, from the door   └─ download    GET after GET; the first answer makes
     └─ clock            pings, ageing                  ├─ device reader
                                                        ├─ device writer
-                                                       └─ programmer
+                                                       ├─ programmer
+                                                       └─ transport guard   keeps our connections out of the tunnel
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from __future__ import annotations
 import trio
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
+from ..errors import HostError
 from ..host.ports import Host, OwnedName
-from ..log import interface_logger
+from ..log import Log, interface_logger
 from .client import TunnelClient
 from .device import MAX_QUEUES, DeviceWriter, read_device
 from .frontdoor import FrontDoor
@@ -47,6 +49,7 @@ async def run_interface(
     # Before anything else: a client that connects takes the token, and the tunnel of one that runs already with it.
     async with host.own_name(config.name) as owned:
         _tell_of_doubt(owned, record)
+        await _remove_left_over(host, interface_logger(config.name))
         if isinstance(config, ServerConfig):
             await run_server(config, host, door, record, task_status)
         else:
@@ -59,6 +62,16 @@ def _tell_of_doubt(owned: OwnedName, record: Record) -> None:
         text = "%s; the interface runs all the same, but a second start of it is noticed only once it is up"
         interface_logger(record.config.name).warning(text, owned.doubt)
     record.doubt = owned.doubt
+
+
+async def _remove_left_over(host: Host, log: Log) -> None:
+    """Before the first connection: a host route of a killed run may lead it to a gateway that is no more."""
+    try:
+        async with host.open_network() as network:
+            for address in await network.remove_left_over():
+                log.info("removed host route %s, left over from a run that was killed", address)
+    except HostError as exc:
+        log.warning("cannot look for host routes that a killed run left over: %s", exc)
 
 
 async def run_server(
@@ -102,9 +115,11 @@ async def run_client(
             async with trio.open_nursery() as inner:
                 (queue,) = device.queues
                 writer = DeviceWriter(queue, client.counters.drops)
-                programmer = Programmer(host, device.name, log)
+                programmer = Programmer(host, device.name, log, client.guard)
+                client.guard.look = programmer.look
 
                 await inner.start(programmer.run, plan)
+                inner.start_soon(client.guard.run)
                 inner.start_soon(writer.run)
                 inner.start_soon(read_device, device, client.classify, lambda: client.sender)
                 inner.start_soon(client.run_upload)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable
-from ipaddress import IPv4Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 import trio
 
 from ..errors import HostError, ShortageError
-from ..host.plan import Address, Item, ItemsRefused, Plan
+from ..host.plan import Address, HostRoute, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
 from .rewatch import Rewatch
+from .transport_guard import TransportGuard
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
 _ENDED: Final = "this interface ended meanwhile"
@@ -20,12 +22,19 @@ AGAIN_S: Final = (0.5, 10.0)  # the first pause before the way back is tried aga
 UNDO_S: Final = 0.8  # teardown is to be over within a second, even beside a netlink that does not answer
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Ask again how the transport gets to where it goes. ``thorough``: also if nothing seems amiss."""
+
+    thorough: bool
+
+
 class _Order:
     """What the task is to do, and what came of it. ``plan``: None: put back what stands in our notes."""
 
     __slots__ = ("done", "plan", "refusal")
 
-    def __init__(self, plan: Plan | None) -> None:
+    def __init__(self, plan: Plan | _Look | None) -> None:
         self.plan = plan
         self.done = trio.Event()
         self.refusal: HostError | None = None
@@ -50,12 +59,21 @@ class Programmer:
     then what stood before stands. Any other refusal is the end of the interface.
 
     An item is written down before it is made: what is cancelled or fails in between is undone with the rest.
+
+    A client's transport must not end up in its own tunnel: its guard decides what of a plan may stand.
     """
 
-    def __init__(self, host: Host, device_name: str, log: logging.LoggerAdapter[logging.Logger]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        device_name: str,
+        log: logging.LoggerAdapter[logging.Logger],
+        guard: TransportGuard | None = None,
+    ) -> None:
         self._host = host
         self._name = device_name
         self._log = log
+        self._guard = guard
         self._made: list[Item] = []
         self._missing: dict[Item, str] = {}  # pushed items that were refused, and why
         self._mtu: int | None = None
@@ -69,7 +87,7 @@ class Programmer:
         """
         async with self._host.open_network() as network:
             try:
-                await self._change(network, plan)
+                await self._install(network, plan)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_link)
                     task_status.started()
@@ -77,6 +95,9 @@ class Programmer:
                         with order:
                             if order.plan is None:
                                 await self._put_back(network)
+                            elif isinstance(order.plan, _Look):
+                                if order.plan.thorough or await self._is_amiss(network):
+                                    order.refusal = await self._try(network, plan, plan)
                             else:
                                 order.refusal = await self._try(network, plan, order.plan)
                                 plan = plan if order.refusal else order.plan
@@ -95,7 +116,12 @@ class Programmer:
         """
         await self._order(plan)
 
-    async def _order(self, plan: Plan | None) -> None:
+    async def look(self, thorough: bool) -> None:
+        """Have the task ask again how the transport gets to where it goes, and do what follows from that; or, unless
+        ``thorough``, only if something seems amiss. Raises as `apply`."""
+        await self._order(_Look(thorough))
+
+    async def _order(self, plan: Plan | _Look | None) -> None:
         """None: put back what stands in our notes."""
         order = _Order(plan)
         try:
@@ -143,7 +169,7 @@ class Programmer:
     async def _try(self, network: Network, before: Plan, plan: Plan) -> HostError | None:
         """Change to ``plan``, or back to the one before; returns why. Raises HostError if there is no way back."""
         try:
-            await self._change(network, plan)
+            await self._install(network, plan)
         except HostError as exc:
             await self._change_back(network, before, exc)
             return exc
@@ -154,7 +180,7 @@ class Programmer:
         pause_s, shortage = AGAIN_S[0], isinstance(why, ShortageError)
         while True:
             try:
-                await self._change(network, before)
+                await self._install(network, before)
                 if shortage:  # what was asked of the kernel may have been done or not, whatever our notes say
                     await network.add(self._name, self._made)
                 return
@@ -164,14 +190,39 @@ class Programmer:
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, AGAIN_S[1])
 
+    async def _is_amiss(self, network: Network) -> bool:
+        try:
+            return self._guard is not None and await self._guard.is_amiss(network, self._name)
+        except HostError:
+            return True  # whoever looks more closely says why
+
+    async def _install(self, network: Network, plan: Plan) -> None:
+        await self._change(network, plan if self._guard is None else await self._guarded(self._guard, network, plan))
+
+    async def _guarded(self, guard: TransportGuard, network: Network, plan: Plan) -> Plan:
+        """What of the plan may stand. The host routes that the rest of it needs are made when this returns."""
+        refused: set[IPv4Address] = set()
+        while True:  # Ends: each round but the last takes an address away from those that may have a host route.
+            decision = await guard.decide(network, self._name, plan, self._made, refused)
+            self._made += [item for item in decision.exceptions if item not in self._made]
+            try:
+                if decision.exceptions:  # also if they stand by our notes: the kernel takes them away with their device
+                    await network.add(self._name, decision.exceptions)
+            except ItemsRefused as exc:
+                self._log.warning("%s", exc)
+                self._made = [item for item in self._made if item not in exc.refused]
+                refused |= {item.address for item in exc.refused if isinstance(item, HostRoute)}
+            else:
+                return replace(plan, items=decision.items)
+
     async def _change(self, network: Network, plan: Plan) -> None:
         if plan.mtu != self._mtu:
             await network.link_up(self._name, plan.mtu)
             self._mtu = plan.mtu
         wanted = set(plan.items)
-        gone = [item for item in self._made if item not in wanted]
+        gone = [item for item in self._made if item not in wanted and not isinstance(item, HostRoute)]
         if _takes_others_along(self._made, wanted):
-            gone = list(self._made)  # start afresh
+            gone = [item for item in self._made if not isinstance(item, HostRoute)]  # start afresh
         if gone:
             await network.remove(self._name, gone[::-1])
             self._made = [item for item in self._made if item not in gone]
@@ -186,6 +237,16 @@ class Programmer:
                 if not exc.refused.keys() <= plan.pushed:
                     raise exc.shortage or exc from exc.__cause__
                 self._leave_out(exc.refused, told)
+        await self._remove_host_routes(network, wanted)
+
+    async def _remove_host_routes(self, network: Network, wanted: Container[Item]) -> None:
+        """Remove those that are not wanted any more: after the routes that they were exceptions to. One that another
+        to the same address has taken the place of is gone already."""
+        kept = {(item.address, item.table) for item in self._made if isinstance(item, HostRoute) and item in wanted}
+        gone = [item for item in self._made if isinstance(item, HostRoute) and item not in wanted]
+        if idle := [item for item in gone if (item.address, item.table) not in kept]:
+            await network.remove(self._name, idle)
+        self._made = [item for item in self._made if item not in gone]
 
     def _leave_out(self, refused: dict[Item, str], told: dict[Item, str]) -> None:
         """Go on without these, and say so unless that was ``told`` in the same words."""

@@ -18,6 +18,7 @@ from ..http.heads import ResponseHead
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
 from .carrier import Carrier
+from .transport_guard import TransportGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,13 @@ class Answer:
 class Requests:
     """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
 
-    def __init__(self, config: ClientConfig, carrier: Carrier) -> None:
-        """Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
+    def __init__(self, config: ClientConfig, carrier: Carrier, guard: TransportGuard) -> None:
+        """``guard`` is told where connections go.
+
+        Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
         self._config = config
         self._carrier = carrier
+        self._guard = guard
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
@@ -91,7 +95,18 @@ class Requests:
         return Answer(connection, head, rest, conf, features)
 
     async def _connect(self) -> Connection:
-        return await open_connection(self._config.server, self._tls, self._config.transport_mark, self._proxy)
+        config = self._config
+        with self._guard.attempt() as attempt:
+            try:
+                connection = await open_connection(
+                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved
+                )
+            except PeerError as exc:
+                if exc.reason == "dns":
+                    self._guard.unresolved()
+                raise
+            self._guard.opened(connection)
+            return connection
 
 
 @contextmanager

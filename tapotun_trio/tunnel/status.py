@@ -16,6 +16,7 @@ from ..status.model import (
     PeerStatus,
     RateStatus,
     RoundTripStatus,
+    TransportConflictStatus,
 )
 from .client import TunnelClient
 from .clocks import date_of
@@ -27,9 +28,11 @@ from .rtt import RoundTrip
 from .sender import Sender
 from .server import TunnelServer
 from .session import Session
+from .transport_routes import Conflict, host_route_text
 
 ABSENT: Final = "this machine does not have that address yet"
 PART: Final = 50  # peers, which take about a millisecond
+CONFLICTS: Final = 100  # a server may push any number of routes
 
 
 def snapshot(records: Iterable[Record]) -> list[InterfaceStatus]:
@@ -107,7 +110,14 @@ def _of_client(record: Record, config: ClientConfig) -> InterfaceStatus:
         mtu_bytes=None if plan is None else plan.mtu,
         restarts=record.restarts,
         last_error=record.last_error,
+        transport_conflicts=[] if client is None else [_conflict(it) for it in client.guard.conflicts[:CONFLICTS]],
         peers=[] if client is None else [_server(client, config.server.authority)],
+    )
+
+
+def _conflict(it: Conflict) -> TransportConflictStatus:
+    return TransportConflictStatus(
+        route=str(it.network), address=str(it.address), action=it.action, host_route=host_route_text(it)
     )
 
 

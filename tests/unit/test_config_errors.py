@@ -346,6 +346,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
          "have a route anyway; remove it")
         for net in ("10.10.0.0/24", "10.10.0.128/25")
     ),
+    ([server(listen=["127.0.0.1", "203.0.113.10"], push_routes=["10.60.0.0/24", "203.0.113.0/24"])],
+     'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it leads the '
+     "clients' own streams into the tunnel; write only networks without it; clients of this program make a host route "
+     "past it, deployed ones stay dead"),
+    ([server(listen="203.0.113.10", net="203.0.113.1/24", clients=[])], 'warning: [0].net: "203.0.113.1/24" covers '
+     "203.0.113.10, on which this server listens: it leads the clients' own streams into the tunnel; write only "
+     "networks without it; clients of this program make a host route past it, deployed ones stay dead"),
     ([server(push_routes=["0.0.0.0/0"])], 'warning: [0].push_routes[0]: "0.0.0.0/0" leads the clients\' own streams to '
      "this server into the tunnel too; write only the networks that are behind this server"),
     ([two(routes=["10.60.0.0/24", "10.60.0.0/24"])], 'warning: [0].clients[1].routes[1]: "10.60.0.0/24" is already '

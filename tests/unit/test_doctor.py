@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_struct
 
 from tapotun_trio import exits
 from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpEndpoint, Url
@@ -19,6 +20,7 @@ from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, p
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.rights import CAP_NET_ADMIN
+from tapotun_trio.status.model import TransportConflictStatus
 
 from .support import allowed, client_config, server_config
 
@@ -61,8 +63,8 @@ def routed(*networks: str, interface: str = "eth1") -> Machine:
 def test_a_healthy_machine() -> None:
     found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
     assert [it.severity for it in found] == ["ok"] * len(found)
-    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock"]
-    checks += ["listen", "routes", "mtu", "files"]
+    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock", "listen", "routes"]
+    checks += ["covering", "left-over", "mtu", "files"]
     assert [it.check for it in found] == checks
 
 
@@ -179,6 +181,44 @@ malformed
 xyz 02 40 00 80 eth0
 """
     assert parse_addresses(fib_trie, if_inet6) == {"192.0.2.2", "2001:db8::1"}
+
+
+def covering(machine: Machine, *configs: InterfaceConfig) -> list[tuple[str, str]]:
+    return [(it.severity, it.text) for it in judge(machine, configs) if it.check == "covering"]
+
+
+def test_a_push_that_covers_an_address_of_this_machine() -> None:
+    machine = replace(HEALTHY, reachable=((IPv4Address("203.0.113.10"), "eth0"), (IPv4Address("10.10.0.1"), "hub")))
+    pushes = tuple(map(IPv4Network, ("10.0.0.0/8", "203.0.113.0/24", "0.0.0.0/0")))
+    pushing = replace(SERVER, push_routes=pushes)
+    address = "covers this machine's address 203.0.113.10 on eth0"
+    assert covering(machine, pushing) == [
+        ("warning", f"hub: its push_routes 203.0.113.0/24 {address}"),
+        ("warning", f"hub: its push_routes 0.0.0.0/0 {address}"),
+    ]
+    inside = replace(SERVER, net=IPv4Interface("203.0.113.1/24"))
+    assert covering(machine, inside) == [("warning", f"hub: its net 203.0.113.0/24 {address}")]
+    assert covering(machine, SERVER) == [("ok", "no tunnel is led into itself")]
+
+
+def test_what_running_clients_say_of_their_transport() -> None:
+    conflict = TransportConflictStatus(
+        route="203.0.113.0/24", address="203.0.113.10", action="excepted", host_route="203.0.113.10 dev eth0"
+    )
+    machine = replace(HEALTHY, conflicts=(("tun0", conflict), ("tun1", replace_struct(conflict, action="withdrawn"))))
+    told = covering(machine)
+    assert [severity for severity, _ in told] == ["note", "warning"]
+    assert told[0][1] == "tun0: route 203.0.113.0/24 covers 203.0.113.10: its own connections go by host route " + (
+        "203.0.113.10 dev eth0"
+    )
+    assert covering(machine, CLIENT)[0] == told[0]
+    assert len(covering(machine, CLIENT)) == 1
+
+
+def test_host_routes_that_a_killed_run_left() -> None:
+    [found] = [it for it in judge(replace(HEALTHY, left_over=("203.0.113.10",)), []) if it.check == "left-over"]
+    assert found.severity == "warning"
+    assert "203.0.113.10" in found.text
 
 
 def test_a_low_port_may_be_anybody_s() -> None:

@@ -31,6 +31,7 @@ from tapotun_trio.status.model import (
     RateStatus,
     ReloadStatus,
     RoundTripStatus,
+    TransportConflictStatus,
 )
 from tapotun_trio.text import one_line
 from tapotun_trio.tunnel import counters
@@ -358,6 +359,9 @@ WHOLE: Final = ProcessStatus(
             listen=[ListenerStatus(address="127.0.0.1:8080", refusals={"x": 1})],
             device_drops={"x": 1},
             refusals={"x": 1},
+            transport_conflicts=[
+                TransportConflictStatus(route="203.0.113.0/24", address="203.0.113.10", action="excepted")
+            ],
             peers=[
                 PeerStatus(
                     name="a",
@@ -420,6 +424,10 @@ NOT_EXPORTED: Final = {
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.last_error": "text for people, any number of them",
+    "TransportConflictStatus.route": "text for people, any number of them",
+    "TransportConflictStatus.address": "text for people, any number of them",
+    "TransportConflictStatus.action": "said by the log once, and by the doctor",
+    "TransportConflictStatus.host_route": "text for people, any number of them",
     "PeerStatus.endpoint": "another one with each connection: a series more each time",
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
     "PeerStatus.addresses": "text for people",
@@ -434,6 +442,7 @@ STRUCTS: Final = (
     ReloadStatus,
     InterfaceStatus,
     ListenerStatus,
+    TransportConflictStatus,
     PeerStatus,
     RateStatus,
     RoundTripStatus,
@@ -443,6 +452,7 @@ HOLDERS: Final = {
     "ProcessStatus.last_reload",
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
+    "InterfaceStatus.transport_conflicts",
     "InterfaceStatus.peers",
     "PeerStatus.rates",
     "PeerStatus.rtt",

@@ -20,6 +20,7 @@ from tapotun_trio.status.model import (
     RateStatus,
     ReloadStatus,
     RoundTripStatus,
+    TransportConflictStatus,
 )
 from tapotun_trio.status.render import MIN_WIDTH, ago, columns, fit, rate, render, size
 
@@ -90,6 +91,14 @@ HUB: Final = ProcessStatus(
             since=before(seconds=9),
             restarts=2,
             last_error="tun0: the name is taken",
+            transport_conflicts=[
+                TransportConflictStatus(
+                    route="203.0.113.0/24",
+                    address="203.0.113.10",
+                    action="excepted",
+                    host_route="203.0.113.10 via 192.0.2.1 dev eth0",
+                )
+            ],
             peers=[],
         ),
     ],
