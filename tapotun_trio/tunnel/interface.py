@@ -22,10 +22,11 @@ from ..log import interface_logger
 from .client import TunnelClient
 from .device import MAX_QUEUES, DeviceWriter, read_device
 from .frontdoor import FrontDoor
-from .plans import server_plan
+from .plans import server_plan_in_steps
 from .programmer import Programmer
 from .registry import Record
 from .server import TunnelServer
+from .turns import in_turns
 
 
 async def run_interface(
@@ -55,11 +56,11 @@ async def run_server(
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
         async with trio.open_nursery() as nursery:
-            server = record.tunnel = TunnelServer(config, log)
+            server = record.tunnel = await in_turns(TunnelServer.in_steps(config, log))
             writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
             programmer = Programmer(host, device.name, log)
 
-            await nursery.start(programmer.run, server_plan(config))
+            await nursery.start(programmer.run, await in_turns(server_plan_in_steps(config)))
             for writer in writers:
                 nursery.start_soon(writer.run)
             nursery.start_soon(read_device, device, server.classify, server.sole)
@@ -68,8 +69,9 @@ async def run_server(
 
             async def reconfigure(newer: InterfaceConfig) -> None:
                 assert isinstance(newer, ServerConfig), "another kind is another interface"
-                await programmer.apply(server_plan(newer))
-                server.reconfigure(newer)
+                prepared = await in_turns(server.prepare(newer))
+                await programmer.apply(await in_turns(server_plan_in_steps(newer)))
+                await in_turns(server.adopt(prepared))
 
             record.reconfigure = reconfigure
             task_status.started()

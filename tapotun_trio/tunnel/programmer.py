@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -12,6 +12,7 @@ import trio
 from ..errors import HostError
 from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
+from .turns import PART, Steps, in_turns
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
 _ENDED: Final = "this interface ended meanwhile"
@@ -146,15 +147,10 @@ class Programmer:
         if plan.mtu != self._mtu:
             await network.link_up(self._name, plan.mtu)
             self._mtu = plan.mtu
-        wanted = set(plan.items)
-        gone = [item for item in self._made if item not in wanted]
-        if _takes_others_along(self._made, wanted):
-            gone = list(self._made)  # start afresh
+        gone, kept, fresh = await in_turns(_difference(self._made, plan.items))
         if gone:
             await network.remove(self._name, gone[::-1])
-            self._made = [item for item in self._made if item not in gone]
-        standing = set(self._made)
-        fresh = [item for item in plan.items if item not in standing]
+            self._made = kept
         self._made += fresh
         told, self._missing = self._missing, {}
         if fresh:
@@ -181,6 +177,40 @@ class Programmer:
             self._made = []
         except HostError as exc:
             self._log.warning("could not undo everything: %s", exc)
+
+
+def _difference(made: Collection[Item], plan: Collection[Item]) -> Steps[tuple[list[Item], list[Item], list[Item]]]:
+    """What of ``made`` has to go for ``plan``, what of it stays, and what is to be added, each in its order.
+
+    In steps, and with every item looked up in a set: there may be tens of thousands, and to hash one takes a
+    microsecond.
+    """
+    wanted: set[Item] = set()
+    for number, item in enumerate(plan, 1):
+        wanted.add(item)
+        if number % PART == 0:
+            yield
+    gone: list[Item] = []
+    kept: list[Item] = []
+    standing: set[Item] = set()
+    if not _takes_others_along(made, wanted):  # else start afresh
+        for number, item in enumerate(made, 1):
+            if item in wanted:
+                kept.append(item)
+                standing.add(item)
+            else:
+                gone.append(item)
+            if number % PART == 0:
+                yield
+    else:
+        gone = list(made)
+    fresh: list[Item] = []
+    for number, item in enumerate(plan, 1):
+        if item not in standing:
+            fresh.append(item)
+        if number % PART == 0:
+            yield
+    return gone, kept, fresh
 
 
 def _takes_others_along(made: Iterable[Item], wanted: Container[Item]) -> bool:
