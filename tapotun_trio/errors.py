@@ -21,7 +21,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 T = TypeVar("T", bound=BaseException)
 
@@ -53,6 +53,13 @@ class PeerError(TapotunError):
         super().__init__(text)
         self.reason = reason
         self.key = text if key is None else key
+
+    def without_traceback(self) -> Self:
+        """The same, for an attribute: an error that was raised holds frames, and with them whatever stores it. That
+        cycle would keep a stream's buffers until the garbage collector comes."""
+        same = type(self).__new__(type(self), *self.args)
+        same.__dict__.update(self.__dict__)
+        return same
 
 
 class ShortageError(HostError, PeerError):

@@ -6,9 +6,10 @@ all negative. That is what the data path caches and compares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from itertools import chain
 from typing import Final, Literal
 
 from .prefixes import PrefixTable, host_network
@@ -18,6 +19,7 @@ NO_ROUTE: Final = -2  # nobody has this destination: drop
 BAD_SOURCE: Final = -3  # the client may not use this source: drop
 
 _SERVER: Final = -1  # owner of the server's own addresses, among the client indexes
+_STEP: Final = 50  # clients, which take about half a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,43 @@ class Router:
         clients: Sequence[ClientNetworks],
         source_check: Literal["strict", "loose", "off"] = "loose",
     ) -> None:
-        owned = [(net, i) for i, c in enumerate(clients) for net in (host_network(c.ip), *c.routes)]
-        self._clients = PrefixTable(owned)
-        self._owners = PrefixTable([(host_network(a), _SERVER) for a in addresses] + owned)
+        for _ in self._fill(addresses, local, clients, source_check):
+            pass
+
+    @classmethod
+    def in_steps(
+        cls,
+        addresses: Sequence[IPv4Address],
+        local: Sequence[IPv4Network],
+        clients: Sequence[ClientNetworks],
+        source_check: Literal["strict", "loose", "off"] = "loose",
+    ) -> Generator[None, None, Router]:
+        """Makes one, for a caller that has other things to do in between."""
+        router = cls((), (), ())
+        yield from router._fill(addresses, local, clients, source_check)
+        return router
+
+    def _fill(
+        self,
+        addresses: Sequence[IPv4Address],
+        local: Sequence[IPv4Network],
+        clients: Sequence[ClientNetworks],
+        source_check: Literal["strict", "loose", "off"],
+    ) -> Generator[None, None, None]:
+        owned: list[tuple[IPv4Network, int]] = []
+        pinned: dict[int, int] = {}
+        for index, client in enumerate(clients):
+            owned.append((host_network(client.ip), index))
+            owned += [(net, index) for net in client.routes]
+            for source in client.sources:
+                pinned.setdefault(int(source), index)
+            if index % _STEP == 0:
+                yield
+        self._clients = yield from PrefixTable.in_steps(owned)
+        servers = [(host_network(address), _SERVER) for address in addresses]
+        self._owners = yield from PrefixTable.in_steps(chain(servers, owned))
         self._local = PrefixTable([(net, True) for net in (*map(host_network, addresses), *local)])
-        self._pinned = {int(s): i for i, c in reversed(list(enumerate(clients))) for s in c.sources}
+        self._pinned = pinned
         self._source_check = source_check
 
     def from_device(self, source: bytes, destination: bytes) -> int:

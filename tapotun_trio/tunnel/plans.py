@@ -9,18 +9,33 @@ from typing import Final
 from ..config.model import AllowedClient, Mark, ServerConfig
 from ..host.plan import Address, Item, Plan, Route, Rule
 from ..wire.tunconf import TunConf
+from .cooperative import PART, Steps, run_now
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
 def server_plan(config: ServerConfig) -> Plan:
     """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
+    return run_now(server_plan_in_steps(config))
+
+
+def server_plan_in_steps(config: ServerConfig) -> Steps[Plan]:
+    """The same, for a server with thousands of clients."""
     own = config.net.network
+    first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
     items: list[Item] = [Address(config.net)]
     items += (Address(IPv4Interface((ip, own.prefixlen if ip in own else 32))) for ip in config.ips)
     if config.install_routes:
-        behind = (net for client in config.clients for net in (IPv4Network(client.ip), *client.routes))
-        items += map(Route, dict.fromkeys(net for net in behind if not net.subnet_of(own)))
+        routes: dict[IPv4Network, Route] = {}
+        for number, client in enumerate(config.clients, 1):
+            if int(client.ip) & mask != first:
+                routes.setdefault(IPv4Network(client.ip), Route(IPv4Network(client.ip)))
+            for net in client.routes:
+                if (int(net.network_address) & mask != first or net.prefixlen < length) and net not in routes:
+                    routes[net] = Route(net)
+            if number % PART == 0:
+                yield
+        items += routes.values()
     return Plan(config.mtu, (*items, *_mark_items(config.mark)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -13,6 +13,7 @@ import trio
 from ..errors import HostError, ShortageError
 from ..host.plan import Address, HostRoute, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
+from .cooperative import PART, Steps, run_cooperatively
 from .rewatch import Rewatch
 from .transport_guard import TransportGuard
 
@@ -219,15 +220,10 @@ class Programmer:
         if plan.mtu != self._mtu:
             await network.link_up(self._name, plan.mtu)
             self._mtu = plan.mtu
-        wanted = set(plan.items)
-        gone = [item for item in self._made if item not in wanted and not isinstance(item, HostRoute)]
-        if _takes_others_along(self._made, wanted):
-            gone = [item for item in self._made if not isinstance(item, HostRoute)]  # start afresh
+        gone, kept, fresh = await run_cooperatively(_difference(self._made, plan.items))
         if gone:
             await network.remove(self._name, gone[::-1])
-            self._made = [item for item in self._made if item not in gone]
-        standing = set(self._made)
-        fresh = [item for item in plan.items if item not in standing]
+            self._made = kept
         self._made += fresh
         told, self._missing = self._missing, {}
         if fresh:
@@ -237,7 +233,7 @@ class Programmer:
                 if not exc.refused.keys() <= plan.pushed:
                     raise exc.shortage or exc from exc.__cause__
                 self._leave_out(exc.refused, told)
-        await self._remove_host_routes(network, wanted)
+        await self._remove_host_routes(network, {item for item in plan.items if isinstance(item, HostRoute)})
 
     async def _remove_host_routes(self, network: Network, wanted: Container[Item]) -> None:
         """Remove those that are not wanted any more: after the routes that they were exceptions to. One that another
@@ -264,6 +260,39 @@ class Programmer:
             self._made = []
         except HostError as exc:
             self._log.warning("could not undo everything: %s", exc)
+
+
+def _difference(made: Collection[Item], plan: Collection[Item]) -> Steps[tuple[list[Item], list[Item], list[Item]]]:
+    """What of ``made`` has to go for ``plan``, what of it stays, and what is to be added, each in its order. Host
+    routes stay: they go last (`_remove_host_routes`).
+
+    In steps, and with every item looked up in a set: there may be tens of thousands, and to hash one takes a
+    microsecond.
+    """
+    wanted: set[Item] = set()
+    for number, item in enumerate(plan, 1):
+        wanted.add(item)
+        if number % PART == 0:
+            yield
+    gone: list[Item] = []
+    kept: list[Item] = []
+    standing: set[Item] = set()
+    afresh = _takes_others_along(made, wanted)
+    for number, item in enumerate(made, 1):
+        if isinstance(item, HostRoute) or (item in wanted and not afresh):
+            kept.append(item)
+            standing.add(item)
+        else:
+            gone.append(item)
+        if number % PART == 0:
+            yield
+    fresh: list[Item] = []
+    for number, item in enumerate(plan, 1):
+        if item not in standing:
+            fresh.append(item)
+        if number % PART == 0:
+            yield
+    return gone, kept, fresh
 
 
 def _takes_others_along(made: Iterable[Item], wanted: Container[Item]) -> bool:

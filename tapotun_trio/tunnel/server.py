@@ -6,28 +6,53 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Final, Literal
 
 import trio
 
-from ..config.model import ServerConfig
+from ..config.model import AllowedClient, ServerConfig
 from ..errors import PeerError, ShortageError, leaves
 from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
 from ..wire.frames import ADDRESSES, FrameReader, Span
 from . import counters as why
+from .cooperative import PART, Steps, collect_in_steps, run_now
 from .device import DeviceWriter
 from .frontdoor import Admission, Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import CACHE_ENTRIES, Session, Visit
+from .session import CACHE_ENTRIES, Session, Telling, Told, Visit
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds
+_MAKING: Final = 10  # sessions that are made in one step, a millisecond
+_TICKED: Final = 50  # sessions whose clock ticks in one step
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A config that a server is to have, with all that it needs for it.
+
+    ``kept``: sessions that go on, the index and the client that they get, and what that is told, if it is news.
+    ``gone``: those whose client the config has no longer.
+    """
+
+    config: ServerConfig
+    router: Router
+    gone: dict[tuple[str, str], Session]
+    kept: list[tuple[Session, int, AllowedClient, Told | None]] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+    by_token: dict[tuple[str, str], Session] = field(default_factory=dict)
+
+
+def _told_by(group: BaseExceptionGroup[PeerError]) -> tuple[str, str, int]:
+    """Reason, text and log level of the first error."""
+    exc = next(leaves(group))
+    return exc.reason, str(exc), logging.WARNING if isinstance(exc, ShortageError) else logging.INFO
 
 
 class TunnelServer:
@@ -39,6 +64,7 @@ class TunnelServer:
         self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
         self._verdicts: dict[bytes, Sender | bool] = {}
         self.sessions: list[Session] = []
+        self._by_token: dict[tuple[str, str], Session] = {}
         self._config = config
         self.reconfigure(config)
         self.admission = Admission()  # none, until it listens
@@ -51,33 +77,66 @@ class TunnelServer:
         """Where it is reached."""
         return self.admission.entrances
 
+    @classmethod
+    def in_steps(cls, config: ServerConfig, log: Log) -> Steps[TunnelServer]:
+        """Makes one, in steps: each of thousands of sessions takes a tenth of a millisecond."""
+        server = cls(replace(config, clients=()), log)
+        yield from server.adopt((yield from server.prepare(config)))
+        return server
+
     def reconfigure(self, config: ServerConfig) -> None:
-        """Serve as this says from now on, in one step; but for ``name``, ``listen``, ``path`` and ``reception``, which
-        are what they were. A client is the same if it has its token, whatever its name and address; others end."""
+        """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``reception``, which are what they
+        were. A client is the same if it has its token, whatever its name and address; others end."""
+        run_now(self.adopt(run_now(self.prepare(config))))
+
+    def prepare(self, config: ServerConfig) -> Steps[Prepared]:
+        """The first half of `reconfigure`, which makes all that is new and changes nothing. Until `adopt` nobody else
+        may reconfigure this server."""
+        networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
+        router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
         differs = replace(self._config, clients=()) != replace(config, clients=())
-        self._config = config
-        self._router = Router(
-            (config.net.ip, *config.ips),
-            config.routes,
-            [ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients],
-            config.source_check,
-        )
-        before = {session.client.token: session for session in self.sessions}
-        self.sessions = []
+        it = Prepared(config, router, gone=self._by_token.copy())
         for index, client in enumerate(config.clients):
-            session = before.pop(client.token, None)
+            key = client.token.algorithm, client.token.digest
+            session = it.gone.pop(key, None)
             if session is None:
-                session = Session(index, client, config, self._router)
+                session = Session(index, client, config, router)
             else:
-                session.reconfigure(index, client, config, self._router, differs=differs)
-            self.sessions.append(session)
-        self._by_token = {
-            (c.token.algorithm, c.token.digest): s for c, s in zip(config.clients, self.sessions, strict=True)
-        }
+                concerned = differs or client != session.client
+                it.kept.append((session, index, client, Told(config, client) if concerned else None))
+            it.sessions.append(session)
+            it.by_token[key] = session
+            if index % _MAKING == 0:
+                yield
+        return it
+
+    def adopt(self, it: Prepared) -> Steps[None]:
+        """The second half. Its first step makes the change, whole; the others tell the clients that it concerns."""
+        self._config, self._router = it.config, it.router
+        self.sessions, self._by_token = it.sessions, it.by_token
         self._verdicts.clear()
-        for session in before.values():
-            session.gone = True
+        telling: list[tuple[Session, Telling]] = []
+        for session, index, client, told in it.kept:
+            before = session.reconfigure(index, client, it.config, it.router, told)
+            if before is not None:
+                telling.append((session, before))
+        for session in it.gone.values():
+            session.leave()
+        for session, before in telling:
+            yield
+            session.tell(before)
+        for number, session in enumerate(it.gone.values()):
+            if number % PART == 0 or session.state != "offline":
+                yield
             session.dismiss("its token is not in the config any more")
+
+    def close(self) -> None:
+        """The interface has ended. No cycle may be left: the garbage collector may never look at sessions."""
+        for session in self.sessions:
+            session.leave()
+        self.sessions, self._by_token = [], {}
+        self._verdicts.clear()
+        self._router = Router((), (), ())
 
     # -- the device's side
 
@@ -154,10 +213,10 @@ class TunnelServer:
             session.log.debug("%s from %s ended cleanly", stream, name)
             why = "the client ended it"
         except* PeerError as group:
-            exc = next(leaves(group))  # its halves may have noticed the same end each in its way
-            session.counters.ends[exc.reason] += 1
-            why = str(exc)
-            level = logging.WARNING if isinstance(exc, ShortageError) else logging.INFO
+            # Its halves may have noticed the same end each in its way. No variable here may hold the error: its
+            # traceback holds this frame, and the cycle would keep the stream's buffers until it is collected.
+            reason, why, level = _told_by(group)
+            session.counters.ends[reason] += 1
             session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {why}")
         finally:
             session.depart(why)
@@ -193,5 +252,7 @@ class TunnelServer:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            for session in self.sessions:
+            for number, session in enumerate(self.sessions, 1):  # a reload makes another list
                 session.tick(now, TICK_S)
+                if number % _TICKED == 0:
+                    await trio.lowlevel.checkpoint()

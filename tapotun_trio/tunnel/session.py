@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from ipaddress import IPv4Interface
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -82,6 +83,49 @@ class Visit:
         return control.CTL in self.features
 
 
+class Told:
+    """What one client is told by one config. Keeps neither of the two: a session outlives many configs."""
+
+    __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
+
+    def __init__(self, config: ServerConfig, client: AllowedClient) -> None:
+        self._mtu, self._peers = config.mtu, config.peers
+        self._dns, self._keepalive_s = config.push_dns, config.keepalive_s
+        self._ip, self._prefixlen = client.ip, config.net.network.prefixlen
+        self._pushed = pushed_routes(config, client)
+
+    @property
+    def tun_conf(self) -> str:
+        """The header's value for a download's answer."""
+        if self._peers == 1:
+            return encode_generation_1(self._mtu, self._address)
+        return encode_generation_2(TunConf(self._mtu, (self._address,), self._pushed))
+
+    @property
+    def params(self) -> bytes:
+        """The payload of PARAMS."""
+        return params.encode(
+            params.Params(
+                mtu=self._mtu,
+                addresses=(self._address,),
+                routes=self._pushed,
+                dns=self._dns,
+                keepalive=self._keepalive_s,
+            )
+        )
+
+    @property
+    def _address(self) -> IPv4Interface:
+        return IPv4Interface((self._ip, self._prefixlen))
+
+
+class Telling(NamedTuple):
+    """What a session's client was told before the config changed, and the visit that was told it."""
+
+    told: Told
+    visit: Visit
+
+
 class Session:
     """What a server keeps for one client for as long as the interface lives, connected or not."""
 
@@ -95,17 +139,12 @@ class Session:
         self.presence = Presence()
         self.dismissed: str | None = None  # why the operator ended the last streams
         self.gone = False  # the config has it no longer: what still comes from its client is dropped
-        self.goodbyes = Sparingly()
-        self.takeovers = Sparingly()
-        self.refusals = Sparingly()
-        self.endings = flapping()
-        self._arrivals = flapping()
         self._summary = Summary(self.counters, self.rtt)
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
         self.transport: Transport | None = None  # of the newest download; None: none came yet
         self._config = config
-        self._pushed = pushed_routes(config, client)
+        self._told = Told(config, client)
         self._visit: Visit | None = None  # of the newest download
         self._router = router
         # Key of source and destination -> the session that gets it, True for the device, False for nobody.
@@ -114,28 +153,34 @@ class Session:
     @property
     def tun_conf(self) -> str:
         """The header's value for a download's answer."""
-        config = self._config
-        if config.peers == 1:
-            return encode_generation_1(config.mtu, self._address)
-        return encode_generation_2(TunConf(config.mtu, (self._address,), self._pushed))
+        return self._told.tun_conf
 
     @property
     def params(self) -> bytes:
         """The payload of PARAMS."""
-        config = self._config
-        return params.encode(
-            params.Params(
-                mtu=config.mtu,
-                addresses=(self._address,),
-                routes=self._pushed,
-                dns=config.push_dns,
-                keepalive=config.keepalive_s,
-            )
-        )
+        return self._told.params
 
-    @property
-    def _address(self) -> IPv4Interface:
-        return IPv4Interface((self.client.ip, self._config.net.network.prefixlen))
+    # Made when the first line comes: most of thousands of clients never have one.
+
+    @cached_property
+    def goodbyes(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def takeovers(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def refusals(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def endings(self) -> Sparingly:
+        return flapping()
+
+    @cached_property
+    def _arrivals(self) -> Sparingly:
+        return flapping()
 
     def arrive(self, visit: Visit, name: str, transport: Transport) -> None:
         """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
@@ -163,27 +208,39 @@ class Session:
             self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
 
     def reconfigure(
-        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, *, differs: bool
-    ) -> None:
-        """The config has changed, and the client's token has not. It is told what concerns it: one of ours by PARAMS, a
-        deployed one by having to connect again. ``differs``: something has that is not one client's."""
-        if client.name != self.client.name:
-            self.log = client_logger(config.name, client.name)
-        concerned = differs or client != self.client  # else it costs little: there may be thousands like it
-        told = (self.params, self.tun_conf) if concerned else None
+        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, told: Told | None
+    ) -> Telling | None:
+        """The config has changed, and the client's token has not. This costs next to nothing, since thousands of
+        sessions change in one step. Returns what `tell` has to know, if there may be something to tell.
+
+        ``told``: what the client is told from now on; None: nothing has changed that is its own or everybody's.
+        """
+        name = self.client.name
         self.index, self.client, self._config, self._router = index, client, config, router
         self._verdicts.clear()
         if told is None:
+            return None
+        if client.name != name:
+            self.log = client_logger(config.name, client.name)
+        before, self._told = self._told, told
+        return None if self._visit is None or not self.sender.streaming else Telling(before, self._visit)
+
+    def leave(self) -> None:
+        """The config has this client no longer, or the interface ends: nothing of it is forwarded any more."""
+        self.gone = True
+        self._verdicts.clear()  # sessions that know each other would be a cycle
+
+    def tell(self, before: Telling) -> None:
+        """Tell the client what has changed for it: one of ours by PARAMS, a deployed one by having to connect again.
+        One that has connected since then knows."""
+        if self._visit is not before.visit or not self.sender.streaming:
             return
-        self._pushed = pushed_routes(config, client)
-        if self._visit is None or not self.sender.streaming:
-            return
-        if not self._visit.extended:
-            if self.tun_conf != told[1]:
+        if not before.visit.extended:
+            if self.tun_conf != before.told.tun_conf:
                 self.dismiss("what a deployed client is told when it connects has changed")
-        elif self.params != told[0]:
-            self.sender.go_on_with(extended_pinging(config.keepalive_s))
-            self.sender.send_control(control.encode(control.PARAMS, self.params))
+        elif (payload := self.params) != before.told.params:
+            self.sender.go_on_with(extended_pinging(self._config.keepalive_s))
+            self.sender.send_control(control.encode(control.PARAMS, payload))
 
     def depart(self, why: str) -> None:
         """A stream has ended. After the last one, one line says what the session was."""
