@@ -58,7 +58,7 @@ class PutStream(Stream):
         if head.status()[1] >= 200:
             return True
         for fault in checks.continue_faults(head, expected=self._may_continue):
-            self.odd(fault)
+            (self.state.journal.remark if self.state.proxied else self.odd)(fault)  # Caddy sends its own as well
         self._may_continue = False
         return False
 

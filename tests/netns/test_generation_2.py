@@ -81,14 +81,19 @@ def test_a_restart_is_no_clean_end(lab: Lab, proxy: str) -> None:
 
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_a_generation_2_client_is_back_soon(lab: Lab, proxy: str) -> None:
-    """After a restart of its server, and after the operator's `disconnect`. Where the proxy makes a clean end of it,
-    at its next rotation only."""
+    """After a restart of its server, and after the operator's `disconnect`: its download. Where the proxy makes a clean
+    end of it, at its next rotation only."""
     with behind(lab, proxy) as (server, client, running_proxy, config):
         tells = passes_breaks_on(server, PROXIES[proxy][0])
+        # Over HTTP/1.0 nginx keeps an upload until its end. Apache and Caddy do not tell a client that the other side
+        # of its upload is gone, so that comes back at its own rotation.
+        uploads = proxy in ("nginx", "haproxy")
         rotation = [] if tells else ["--rotate", "6", "7"]
         with running(server, config) as daemon:
             with generation_2(client, running_proxy, *rotation) as peer:
                 daemon.wait_for_log("laptop: connected from")
+                if uploads:
+                    wait_for_ping(client, TUNNEL_SERVER)
                 assert daemon.stop(STOP_S) == 0
                 with running(server, config) as again:
                     again.wait_for_log("laptop: connected from", BACK_S)
@@ -96,6 +101,6 @@ def test_a_generation_2_client_is_back_soon(lab: Lab, proxy: str) -> None:
                         before = again.log_end
                         server.run([*command(), "disconnect", "laptop"])
                         again.wait_for_log("laptop: connected from", BACK_S, after=before)
-                    if "1.0" not in proxy:  # which keeps uploads
-                        wait_for_ping(client, TUNNEL_SERVER)
+                    if uploads:
+                        wait_for_ping(client, TUNNEL_SERVER, BACK_S)
                 peer.check_running()
