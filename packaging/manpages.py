@@ -100,10 +100,11 @@ def _exits() -> str:
 
 
 def _reference(page: str) -> str:
-    """The page from its first section on: a section for each object, a tagged paragraph for each field."""
+    """The page from its first section to its examples: a section for each object, a tagged paragraph for each field."""
     lines: list[str] = []
     indented = False  # below a field
-    for block in page[page.index("\n## ") :].strip().split("\n\n"):
+    fields = page[page.index("\n## ") : page.index("\n## Example files\n")]
+    for block in fields.strip().split("\n\n"):
         for heading, text in re.findall(r"(?m)^(#{2,3}) (.+)$", block):
             indented = heading == "###"
             field = re.search(r"`(.+)`", text)
