@@ -13,6 +13,8 @@ import pytest
 
 from tapotun_trio import cli, exits
 from tapotun_trio.shell.usage import verbs
+from tapotun_trio.wire import control
+from tapotun_trio.wire.params import Params
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -28,10 +30,10 @@ FILES: Final = [
     if path.is_file() and "__pycache__" not in path.parts and path.suffix in _SUFFIXES and path != Path(__file__)
 ] + [ROOT / it for it in ("README.md", "CHANGELOG.md", "Makefile", "pyproject.toml")]
 
-# Documents in which this project was planned, which a clone does not have. A name of the code is not meant: in Python only
-# comments and strings are searched, and `messages.PROTOCOL` or {NAMES} are names there too.
+# Documents in which this project was planned, which a clone does not have. Names in the code are not meant: in Python
+# only comments and strings are searched, and `messages.PROTOCOL`, {NAMES} and @NAMES@ are names there too.
 FORBIDDEN: Final = re.compile(
-    r"(?<![\w.`{/])(?<!import )(?:PROTOCOL|DESIGN|STYLE|NAMES)(?![\w`(=])|\b(?:the|this|an) issue(?:s|'s)?\b"
+    r"(?<![\w.`{/@])(?<!import )(?:PROTOCOL|DESIGN|STYLE|NAMES)(?![\w`(=])|\b(?:the|this|an) issue(?:s|'s)?\b"
 )
 CITATION: Final = re.compile(r"(?<![\w/.-])(?:\.\./)?(docs/[\w-]+\.md)(?:#([\w-]+))?")
 LINK: Final = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -130,7 +132,8 @@ def test_every_verb_and_option_is_documented() -> None:
     for verb in verbs(cli._parser()):
         section = found[verb.name] + found[as_run.get(verb.name, verb.name)] + while_it_runs
         for option in verb.options:
-            assert "--help" in option.flags or any(f"`{it}" in section for it in option.flags), (verb.name, option.flags)
+            found_here = any(f"`{flag}" in section for flag in option.flags)
+            assert found_here or "--help" in option.flags, (verb.name, option.flags)
         for positional in verb.positionals:
             assert positional.metavar in section or positional.choices, (verb.name, positional.metavar)
 
@@ -138,6 +141,24 @@ def test_every_verb_and_option_is_documented() -> None:
 def test_every_exit_code_is_documented() -> None:
     codes = re.findall(r"(?m)^\| (\d+) \|", text_of(DOCS / "cli.md"))
     assert codes == [str(value) for key, value in vars(exits).items() if key.isupper()]
+
+
+# ------------------------------------------------------------------ docs/protocol.md
+
+
+def test_the_protocol_has_every_control_frame_and_header() -> None:
+    page = text_of(DOCS / "protocol.md")
+    kinds = re.findall(r"(?m)^\| (\d+) \| \[([A-Z_]+)\]", page)
+    assert {name: int(kind) for kind, name in kinds} == {
+        name: getattr(control, name) for name in ("PARAMS", "PING", "PONG", "UPLOAD_SEEN", "BYE", "AGENT", "PADDING")
+    }
+    for key, value in vars(control).items():
+        if key.endswith("_HEADER"):
+            assert f"| `{value}:" in page, value
+    features = dict(re.findall(r"(?m)^\| `(\w+)` \|.*\| ((?:not )?built) \|$", page))
+    assert {name for name, state in features.items() if state == "built"} == control.SUPPORTED
+    for field in Params.__struct_fields__:
+        assert f"| `{field.removesuffix('6')}` |" in page, field
 
 
 # ------------------------------------------------------------------ the README
