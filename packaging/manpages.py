@@ -1,8 +1,8 @@
 """Makes the man pages in build/man from the templates in packaging/man.
 
-Verbs and options come from the parser, exit codes from `exits`, and the fields of the config from docs/config.md, which a
-test compares with the schema. So nothing can be missing or out of date. Written in man(7), which groff and mandoc both
-know.
+Verbs and options come from the parser, exit codes from `exits`, and the fields of the config from docs/config.md, which
+a test compares with the schema. So nothing can be missing or out of date. The pages are written in man(7), which groff
+and mandoc both know.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _reference(page: str) -> str:
 
 
 def _paragraph(markdown: str) -> str:
-    """One paragraph without its marks. A link to an object of this page names its section; any other becomes its text."""
+    """One paragraph without its marks. A link within the page names its section, any other becomes its text."""
 
     def link(match: re.Match[str]) -> str:
         return f"{match[1]} (see {match[2].replace('-', ' ').upper()})" if match[2] else match[1]
