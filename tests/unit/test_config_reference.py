@@ -47,7 +47,7 @@ def facts(struct: str, field: str) -> str:
     elif "default" in value:
         sentences.append(f"**Default:** `{json.dumps(value['default'])}`.")
     described = [value, *alternatives, *(it.get("items", {}) for it in alternatives)]
-    examples = next((it["examples"] for it in described if isinstance(it, dict) and it.get("examples")), [])
+    examples: list[Any] = next((it["examples"] for it in described if it.get("examples")), [])
     if examples and examples[0] != value.get("default"):
         sentences.append(f"**Example:** {', '.join(f'`{json.dumps(it)}`' for it in examples)}.")
     return " ".join(sentences)
