@@ -60,7 +60,8 @@ _QLEN_IFREQ: Final = struct.Struct("16si20x")  # and with ifr_qlen
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
 
 # So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance.md). Others may set another length: ip link set txqueuelen.
+# has the CPU for longer is lost (docs/performance-notes.md#device-queue). An operator may set another length:
+# ip link set txqueuelen.
 _TX_QUEUE_PACKETS: Final = 2000
 
 # The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
