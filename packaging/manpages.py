@@ -1,7 +1,8 @@
-"""Makes the man pages in build/man: what does not change from packaging/man, the rest from the program itself.
+"""Makes the man pages in build/man from the templates in packaging/man.
 
-Verbs and options are the parser's, exit codes those of `exits`, fields those of the config's schema, so nothing can be
-missing or out of date. Written in man(7), which groff and mandoc both know.
+Verbs and options come from the parser, exit codes from `exits`, and the fields of the config from docs/config.md, which
+a test compares with the schema. So nothing can be missing or out of date. The pages are written in man(7), which groff
+and mandoc both know.
 """
 
 from __future__ import annotations
@@ -12,27 +13,16 @@ import re
 import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from tapotun_trio import exits
 from tapotun_trio.cli import _parser
-from tapotun_trio.config.schema import schema
 from tapotun_trio.shell.usage import Argument, Verb, verbs
 from vendor import BUILD, ROOT, source_date, version
 
 MAN: Final = ROOT / "packaging" / "man"
 _EXAMPLES: Final = ROOT / "conf" / "examples"
-# Every object of a file, in the order of a reader. What is not here would be missing: `_structs` refuses that.
-_STRUCTS: Final = {
-    "Root": "THE FILE'S ROOT, IF IT IS AN OBJECT",
-    "Server": "A SERVER",
-    "AllowedClient": "AN ENTRY OF A SERVER'S CLIENTS",
-    "Client": "A CLIENT",
-    "Tls": "THE TLS OF A CLIENT",
-    "Mark": "THE MARK OF A SERVER OR A CLIENT",
-    "Admin": "THE ADMIN LISTENER",
-    "Log": "THE LOG",
-}
+REFERENCE: Final = ROOT / "docs" / "config.md"
 
 
 def main() -> None:
@@ -41,7 +31,7 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     parts = {"@VERBS@": _verbs(), "@EXITS@": _exits()}
     (place / "tapotun.8").write_text(_page("tapotun", "8", parts), encoding="utf-8")
-    parts = {"@STRUCTS@": _structs(schema()["$defs"])}
+    parts = {"@STRUCTS@": _reference(REFERENCE.read_text(encoding="utf-8"))}
     for name in ("server", "client"):
         text = json.dumps(json.loads((_EXAMPLES / f"{name}-minimal.json").read_text(encoding="utf-8")), indent=2)
         parts[f"@{name.upper()}@"] = "\n".join(_text(line) for line in text.splitlines())
@@ -109,50 +99,37 @@ def _exits() -> str:
 # ------------------------------------------------------------------ tapotun.json(5)
 
 
-def _structs(found: dict[str, Any]) -> str:
-    if unknown := found.keys() - _STRUCTS.keys() - {"Interface"}:
-        raise SystemExit(f"packaging/manpages.py: give {', '.join(sorted(unknown))} a heading in _STRUCTS")
+def _reference(page: str) -> str:
+    """The page from its first section to its examples: a section for each object, a tagged paragraph for each field."""
     lines: list[str] = []
-    for name, heading in _STRUCTS.items():
-        struct = found[name]
-        lines += [f".SH {_text(heading)}", _sentence(struct["description"])]
-        for field, value in struct["properties"].items():
-            lines += [".TP", f".B {_text(field)}", *_field(value, field in struct["required"])]
+    indented = False  # below a field
+    fields = page[page.index("\n## ") : page.index("\n## Example files\n")]
+    for block in fields.strip().split("\n\n"):
+        for heading, text in re.findall(r"(?m)^(#{2,3}) (.+)$", block):
+            indented = heading == "###"
+            field = re.search(r"`(.+)`", text)
+            lines += [".TP", f".B {_text(field[1])}"] if field else [f".SH {_text(text.upper())}"]
+        text = re.sub(r"(?m)^#+ .+\n?", "", block)
+        if text.startswith("- "):
+            items = text[2:].split("\n- ")
+            lines += [".RS", *(line for item in items for line in (r".IP \(bu 2", _paragraph(item))), ".RE"]
+        elif text and block.startswith("#"):
+            lines.append(_paragraph(text))
+        elif text:
+            first = lines[-1].startswith(".SH")
+            lines += [*([".IP" if indented else ".PP"] if not first else []), _paragraph(text)]
     return "\n".join(lines)
 
 
-def _field(value: dict[str, Any], required: bool) -> Iterator[str]:
-    alternatives: list[dict[str, Any]] = value.get("anyOf", [value])
-    described = [it for it in (value, *alternatives, value.get("items", {})) if isinstance(it, dict)]
-    # Of a list what it is for, and else what its elements are.
-    if description := next((it["description"] for it in described if "description" in it), None):
-        yield _sentence(description)
-    yield _sentence(" or ".join(dict.fromkeys(map(_type, alternatives))))
-    if required:
-        yield "Required."
-    elif "default" in value:
-        yield _sentence(f"Default: {json.dumps(value['default'])}")
-    examples: list[Any] = next((it["examples"] for it in described if it.get("examples")), [])
-    if examples and examples[0] != value.get("default"):
-        yield _sentence("For example " + ", ".join(json.dumps(it) for it in examples))
+def _paragraph(markdown: str) -> str:
+    """One paragraph without its marks. A link within the page names its section, any other becomes its text."""
 
+    def link(match: re.Match[str]) -> str:
+        return f"{match[1]} (see {match[2].replace('-', ' ').upper()})" if match[2] else match[1]
 
-def _type(value: dict[str, Any]) -> str:
-    if "$ref" in value:
-        name = value["$ref"].rpartition("/")[2]
-        return "an interface definition" if name == "Interface" else f"an object, see {_STRUCTS[name]}"
-    if "enum" in value:
-        return "one of " + ", ".join(map(json.dumps, value["enum"]))
-    if value["type"] == "array":
-        if "prefixItems" in value:
-            return f"a list of {len(value['prefixItems'])}: " + _type(value["prefixItems"][0])
-        most = f", at most {value['maxItems']}" if "maxItems" in value else ""
-        return f"a list of: {_type(value['items'])}{most}"
-    bounds = f", {value['minimum']} to {value['maximum']}" if "minimum" in value else ""
-    if "maxLength" in value:
-        bounds = f", of {value['minLength']} to {value['maxLength']} bytes"
-    names = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
-    return names.get(value["type"], "an object") + bounds
+    text = re.sub(r"\[([^]]+)\]\((?:#([^)]+)|[^)]+)\)", link, markdown)
+    text = re.sub(r"\*\*(.+?)\*\*|`(.+?)`", lambda match: match[1] or match[2], text)
+    return "\n".join(map(_text, _wrapped(" ".join(text.split()))))
 
 
 # ------------------------------------------------------------------ man(7)

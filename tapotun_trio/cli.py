@@ -53,7 +53,7 @@ exit codes:
   130  interrupted, any verb that runs no interfaces
 (service managers: restart after anything but 1 and 2; systemd also leaves 0 alone)
 
-Every field of the config file is in the README."""
+tapotun.json(5) and docs/config.md explain every field of the config file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """A client's definition to a `ClientConfig`.
 
-Where the issue leaves room: a ``token`` that looks like a hash is an error, because nearly always it
+A choice of ours: a ``token`` that looks like a hash is an error, because nearly always it
 is the server's line copied to the wrong side. Who has such a raw token keeps it in a ``token_file``,
 where it is a warning.
 """

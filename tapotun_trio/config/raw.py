@@ -1,8 +1,9 @@
 """The JSON file as it may be written: names, types, ranges and defaults of every field.
 
 This is the one place that knows them. `decode` judges values by these annotations and takes its
-wording (ranges, examples) from their metadata; `schema` makes a JSON Schema of them, and the man page
-tapotun.json(5) is made of that. What a text must look like inside (an address, a URL) is for `fields` and `url`.
+wording (ranges, examples) from their metadata; `schema` makes a JSON Schema of them. docs/config.md explains each
+field, and a test compares it with this file. What a text must look like inside (an address, a URL) is for `fields`
+and `url`.
 """
 
 from __future__ import annotations

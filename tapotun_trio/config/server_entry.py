@@ -1,6 +1,6 @@
 """A server's definition to a `ServerConfig`.
 
-Where the issue leaves room: a client's ``ip`` must lie in ``net``, because a client is told the
+A choice of ours: a client's ``ip`` must lie in ``net``, because a client is told the
 prefix of ``net`` and its own address only, and could not reach its server otherwise. An address of
 ``ips`` may lie elsewhere, which is a warning: clients need a route to it that they are not given.
 """

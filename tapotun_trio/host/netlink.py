@@ -63,7 +63,8 @@ _ABSENT: Final = frozenset(
 )
 
 # So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance.md).
+# has the CPU for longer is lost (docs/performance-notes.md#device-queue). An operator may set another length:
+# ip link set txqueuelen.
 TX_QUEUE_PACKETS: Final = 2000
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 _PASSING: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # of the kernel's refusals; the same may pass later

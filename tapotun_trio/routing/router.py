@@ -1,4 +1,4 @@
-"""The base server's routing (PROTOCOL, "Routing on a base server") and the check of source addresses.
+"""The base server's routing (docs/protocol.md#routing) and the check of source addresses.
 
 A verdict is a small integer: the index of the client that gets the packet, or one of the constants below,
 all negative. That is what the data path caches and compares.
@@ -106,7 +106,7 @@ class Router:
         client = self._clients.lookup_other(to, sender)
         if client is not None:
             return client
-        # To the letter of PROTOCOL: unlike rule 1, this one does not except the sender.
+        # Rule 2 of docs/protocol.md#routing. Unlike rule 1, it does not except the sender.
         client = self._pinned.get(int.from_bytes(source, "big"))
         if client is not None and self._local.lookup(to) is None:
             return client

@@ -18,7 +18,7 @@ from ..errors import PeerError
 from ..log import Log
 from ..wire import control
 
-UPLOAD_SEEN_S: Final = 3.0  # PROTOCOL: after that something in between holds the upload back
+UPLOAD_SEEN_S: Final = 3.0  # docs/protocol.md#upload_seen: after that something buffers the upload
 # Where neither upload nor WebSocket passes, a WebSocket is tried again after this, then twice that, and so on.
 RETRY_S: Final = 60.0
 RETRY_LIMIT_S: Final = 3600.0

@@ -47,7 +47,7 @@ from .transport_guard import TransportGuard
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
 HEARSAY_S: Final = 0.1
-DEFAULT_KEEPALIVE_S: Final = 10.0  # PROTOCOL; until the server's PARAMS say otherwise
+DEFAULT_KEEPALIVE_S: Final = 10.0  # docs/protocol.md#timing; until the server's PARAMS say otherwise
 # Another machine took the token over. We ask now and then whether it is gone, and take nothing away from it.
 YIELD_S: Final = (20.0, 40.0)
 

@@ -7,7 +7,7 @@ choose it for are paths that lose packets, where cubic is slow, the more so the 
 
 - A stream that is *paced* has cubic (measured at 20 Mbit/s: 15.3 Mbit/s and pings up to 116 ms late with BBR, 18.0 and
   23 with cubic).
-- So has any other on a short path (docs/performance.md).
+- So has any other on a short path (docs/performance-notes.md#bbr-on-a-short-path).
 - Unless the path loses packets that no queue of ours explains: then it has BBR for good.
 - On any other stream BBR begins anew before its pause is due. It then starts as a new stream does, but with the window
   it had, and probes for more only when there is more to send. Then the stream is paced, which is why this is not done

@@ -22,8 +22,8 @@ from .counters import NO_MEMORY, Counters
 from .feed import WATCH_BYTES, Feed
 from .outbox import Outbox
 
-BASE_PING_AFTER_S: Final = 55.0  # PROTOCOL; a deployed client gives a stream up after 60 s without a byte
-BASE_SILENCE_S: Final = 60.0  # PROTOCOL: a base server pings after 55 s
+BASE_PING_AFTER_S: Final = 55.0  # docs/protocol.md#timing: a deployed client gives a silent stream up after 60 s
+BASE_SILENCE_S: Final = 60.0  # docs/protocol.md#timing: a base server pings after 55 s
 SILENT_KEEPALIVES: Final = 3  # a stream on which so many keepalives were not seen is dead
 GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame boundary
 # So long a device is left alone while the socket is full (`read_device`); then the outbox takes over, which knows what

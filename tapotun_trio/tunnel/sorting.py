@@ -25,7 +25,7 @@ def sort_frames(
             length, gso_type, gso_size, first = unpack(view, start)
             if first >> 4 != 4:
                 if first == ECHO_FIRST_BYTE and length == ECHO_PACKET_BYTES:
-                    if len(echoes) < MAX_CONTROLS:  # PROTOCOL wants each back; a flood is none of it
+                    if len(echoes) < MAX_CONTROLS:  # each goes back (docs/protocol.md#base-pings), but not a flood
                         echoes.append(bytes(view[start:stop]))
                 elif first >> 4 == 6:
                     counters.drops[why.NOT_IPV4] += 1

@@ -1,4 +1,4 @@
-"""Control frames, and what the two ends agree on before they send any (PROTOCOL, "Extended").
+"""Control frames, and what the two ends agree on before they send any (docs/protocol.md#extended).
 
 ::
 
@@ -23,32 +23,34 @@ CONTROL: Final = Struct("<HBI")
 # PARAMS with some two thousand routes; whatever claims to be longer is not a frame of ours.
 MAX_PAYLOAD_BYTES: Final = 48 * 1024
 
-PARAMS: Final = 1
-PING: Final = 2
-PONG: Final = 3
-UPLOAD_SEEN: Final = 4
-BYE: Final = 5
-AGENT: Final = 6  # ours; client to server, once a stream: name and version of its software
-# Ours: a kind that shall never mean anything, so that every peer skips it. A probe fills an upload with it.
-PADDING: Final = 255
+# Kinds. Each is documented with its payload and direction (docs/protocol.md#control-frames).
+PARAMS: Final = 1  # server -> client: JSON, see `params`; first frame of a download, and again after a change
+PING: Final = 2  # both ways: u64 clock of the sender, ns; first on every stream, then every keepalive
+PONG: Final = 3  # both ways: the PING's payload, on the sending stream of the end that was pinged
+UPLOAD_SEEN: Final = 4  # server -> client: u32 number of the PUT, or empty; once its first frame has come
+BYE: Final = 5  # both ways: UTF-8 reason; the sender goes away on purpose
+AGENT: Final = 6  # client -> server: UTF-8 name and version of the software; first frame of an upload
+PADDING: Final = 255  # both ways: anything; never means anything, so every peer skips it. Probes use it
 
-FEATURES_HEADER: Final = "x-tun-features"
-SESSION_HEADER: Final = "x-tun-session"
-# Ours: a client that lost its token to another machine asks whether that one is gone, and takes nothing away.
+# Headers, and which message has them (docs/protocol.md#headers).
+FEATURES_HEADER: Final = "x-tun-features"  # GET: comma list of features offered; answer: those that hold
+SESSION_HEADER: Final = "x-tun-session"  # GET, PUT: 32 hex digits, the same for all streams of a client
+# GET: "1". A client that lost its token to another machine asks without taking it back: 409 while that one is there.
 YIELD_HEADER: Final = "x-tun-yield"
-# Ours: name and version of the server's software, for status, where features were agreed. A client cannot know before
-# it is answered that they are, and a base server shall see no more of us: it says the same in an AGENT frame.
+# Answer to a GET that offered features: name and version of the server's software. The client says the same in an AGENT
+# frame, since it cannot know before the answer whether the server is a base server.
 AGENT_HEADER: Final = "x-tun-agent"
 
-# Ours: a number that a client gives each PUT, and that UPLOAD_SEEN brings back. A proxy that holds uploads back may
-# deliver one when it has ended, and the next one is none the better for it.
+# PUT: 1 to 9 digits, the upload's number, which UPLOAD_SEEN brings back. A proxy that buffers uploads may deliver one
+# after its end, and that proves nothing about the next one.
 UPLOAD_HEADER: Final = "x-tun-upload"
 
-CTL: Final = "ctl"
-WS: Final = "ws"  # the client may come with a WebSocket in place of GET and PUT
+# Features (docs/protocol.md#features).
+CTL: Final = "ctl"  # control frames
+WS: Final = "ws"  # the client may use one WebSocket instead of a GET and a PUT
 SUPPORTED: Final = frozenset({CTL, WS})
 
-# How a BYE begins that says: another machine has this token now.
+# The beginning of a BYE that means: another machine has this token now (docs/protocol.md#sessions).
 REPLACED: Final = "replaced: "
 
 _CLOCK: Final = Struct("<Q")

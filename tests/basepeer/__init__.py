@@ -1,6 +1,6 @@
 """A strict, independent base peer in both roles, for tests of the daemon's interoperability.
 
-Written from PROTOCOL.md alone; it shares no code with `tapotun_trio` and never will: where the two
+Written from docs/protocol.md alone; it shares no code with `tapotun_trio` and never will: where the two
 disagree, the daemon or the protocol text is wrong.
 
     with BaseServer([ClientSpec.of("test", "10.10.0.2")]) as server, BaseClient(server.url, "test") as client:

@@ -55,7 +55,7 @@ class BaseClient(ClientState):
 
     @property
     def violations(self) -> list[str]:
-        """What the server did that PROTOCOL forbids."""
+        """What the server did that the base protocol forbids."""
         return self.journal.violations
 
     @property

@@ -19,7 +19,7 @@ _REQUEST: Final = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])\Z")
 
 
 class HttpError(ValueError):
-    """Bytes that are not the HTTP that PROTOCOL tells of."""
+    """Bytes that are not the HTTP of docs/protocol.md#requests."""
 
 
 @dataclass(frozen=True)

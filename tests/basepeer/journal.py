@@ -1,6 +1,6 @@
 """What a base peer saw: violations of the wire protocol, remarks, and events to wait for.
 
-A *violation* is something that the base part of PROTOCOL.md forbids; a test asserts that there are none.
+A *violation* is something that the base part of docs/protocol.md forbids; a test asserts that there are none.
 A *remark* is odd but allowed. An *event* is a step of a stream's life that a test may wait for.
 """
 
@@ -16,9 +16,9 @@ class Exited(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Timers:
-    """Seconds a deployed peer waits; tests shorten them. Defaults are PROTOCOL's own numbers.
+    """Seconds a deployed peer waits; tests shorten them. Defaults are those of docs/protocol.md#deployed-peers.
 
-    `answer_s`, `handover_s` and `echo_s` are ours: PROTOCOL says "at once" and "cleanly" there, and a
+    `answer_s`, `handover_s` and `echo_s` are ours: docs/protocol.md says "at once" and "cleanly" there, and a
     strict peer needs a number beyond which it complains.
     """
 
@@ -54,7 +54,7 @@ class Journal:
             self.tell(f"{self.who}: {text}")
 
     def remark(self, text: str) -> None:
-        """Record something odd that PROTOCOL does not forbid."""
+        """Record something odd that the base protocol does not forbid."""
         with self._changed:
             self._remarks.append(f"{self.who}: {text}")
 

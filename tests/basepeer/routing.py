@@ -1,4 +1,4 @@
-"""Where a base server sends a packet: PROTOCOL's rules by linear scan, with nothing clever."""
+"""Where a base server sends a packet: the rules of docs/protocol.md#routing by linear scan, with nothing clever."""
 
 import ipaddress
 from collections.abc import Iterable

@@ -133,7 +133,7 @@ class BaseServer:
 
     @property
     def violations(self) -> list[str]:
-        """What clients did that PROTOCOL forbids."""
+        """What clients did that the base protocol forbids."""
         return self.journal.violations
 
     @property

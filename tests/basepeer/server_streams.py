@@ -55,7 +55,7 @@ class Answer:
         raise NotImplementedError
 
     def fault(self, text: str) -> None:
-        """The client did something that PROTOCOL forbids."""
+        """The client did something that the base protocol forbids."""
         self.server.journal.violation(f"{self.method} of {self.seat.spec.ip}: {text}")
 
     def drop(self) -> Broken:

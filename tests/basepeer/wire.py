@@ -1,4 +1,4 @@
-"""Frames, pings and `x-tun-conf` of the base protocol, written from PROTOCOL.md alone.
+"""Frames, pings and `x-tun-conf` of the base protocol, written from docs/protocol.md alone.
 
      0        2             14                14+L
      +--------+-------------+------------------+

@@ -1,4 +1,4 @@
-"""The four files of conf/examples, as they are shipped: each behaves as the README says."""
+"""The four files of conf/examples, as they are shipped: each behaves as docs/config.md says."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The daemon and deployed base peers, each way round, and what reaches such a peer byte by byte.
 
-`tests.basepeer` stands for the deployed peer: an independent program, written from PROTOCOL.md alone, that
+`tests.basepeer` stands for the deployed peer: an independent program, written from docs/protocol.md alone, that
 complains of every deviation. Here it runs as a process of its own with a TUN of its own.
 """
 

@@ -71,5 +71,6 @@ def test_every_field_of_the_config_is_there(pages: Path) -> None:
         assert names, struct
         for name in names:
             assert [it for it in sections if re.match(rf"       {re.escape(name)}\b(?![\w.])", it)], name
-    headings = re.findall(r"(?m)^(THE|A|AN) .+$", text)
+    headings = re.findall(r"(?m)^(?:THE|A|AN) .+$", text)
     assert len(headings) == len(NAMES)
+    assert not re.search(r"\]\(|\*\*|`", text), "Markdown is left over"

@@ -1,4 +1,4 @@
-"""Each role of the test peer catches the other when it misbehaves, and behaves as PROTOCOL says it would."""
+"""Each role of the test peer catches the other when it misbehaves, and behaves as docs/protocol.md says it would."""
 
 import socket
 import time

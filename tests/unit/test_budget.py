@@ -3,7 +3,7 @@
 A fixed workload goes through the real reader, sender, decoder and forwarder, between a device and a socket that do
 nothing but count. Counted are system calls (calls of the device and the socket), calls of functions, Python's and C's,
 the fakes' own left out, and the peak of what is allocated. The limits are what was counted when they were written;
-docs/performance.md has them as the budget. Lower them with whatever lowers the cost.
+docs/performance-notes.md#cost-of-a-frame has them as the budget. Lower them with whatever lowers the cost.
 """
 
 from __future__ import annotations

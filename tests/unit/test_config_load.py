@@ -359,7 +359,7 @@ def test_two_servers_may_have_the_same_route_if_one_installs_none() -> None:
 
 
 def test_examples() -> None:
-    """What the issue says of each, whoever wrote the files."""
+    """What docs/config.md#example-files says of each."""
     found: dict[str, ServerConfig | ClientConfig] = {}
     for name in ("server-minimal", "client-minimal", "server-corp", "client-marked"):
         config, findings = check(EXAMPLES / f"{name}.json")

@@ -177,7 +177,7 @@ class EndlessDevice(MemoryDevice):
     ],
 )
 async def test_a_host_that_never_stops_sending_leaves_room_for_other_tasks(endless: bytes) -> None:
-    """DESIGN: every loop that could run forever yields after a bounded burst. A flood that nobody gets is enough."""
+    """Every loop that could run forever yields after a bounded burst. A flood that nobody gets is enough."""
     device, clients = EndlessDevice(endless), Clients(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_device, device, clients.classify, nobody)

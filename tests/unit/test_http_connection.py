@@ -210,7 +210,7 @@ class EndlessSocket(ssl.SSLSocket):
 
 
 async def test_receiving_leaves_room_for_other_tasks() -> None:
-    """DESIGN: every loop that could run forever yields. Of TLS there is always more, decrypted already."""
+    """Every loop that could run forever yields. Of TLS there is always more, decrypted already."""
     ours, theirs = socket.socketpair()
     endless = EndlessSocket.__new__(EndlessSocket)
     socket.socket.__init__(endless, ours.family, ours.type, 0, ours.detach())

@@ -26,7 +26,7 @@ from tapotun_trio.wire.body import ChunkedBody, CloseBody, LengthBody
 from ..splits import cuts, every_way
 from ..tables import table
 
-# PROTOCOL, "What a deployed client sends, exactly".
+# What a deployed client sends, exactly (docs/protocol.md#deployed-peers).
 DEPLOYED_GET: Final = (
     b"GET /ip HTTP/1.1\r\nHost: 192.0.2.1:8080\r\nAccept: */*\r\n"
     b"Accept-Encoding: deflate, gzip, br, zstd\r\nx-api-key:test\r\n\r\n"
@@ -277,7 +277,7 @@ def test_the_limit_is_inclusive_and_what_is_behind_does_not_count() -> None:
     ("a bare LF elsewhere", request("GET / HTTP/1.1", "x-api-key: SECRET").replace(b"1.1\r", b"1.1")),
 )
 def test_the_text_of_a_refusal_does_not_hold_the_token(raw: bytes) -> None:
-    """It is logged. DESIGN: tokens never reach a log."""
+    """It is logged, and tokens never reach a log."""
     with pytest.raises(BadRequest) as caught:
         parse(raw)
     assert "SECRET" not in str(caught.value)

@@ -1,9 +1,11 @@
-"""DESIGN's rules about who may import whom, and STYLE's that can be read off the source."""
+"""Who may import whom, as docs/architecture.md#who-may-import-whom says, and rules that can be read off the source."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,27 +15,9 @@ ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = ROOT / "tapotun_trio"
 MODULES: Final = sorted(PACKAGE.rglob("*.py"))
 
-# From the bottom up. A module imports from its own layer and from those below it.
-LAYERS: Final = (
-    {"errors", "exits", "lazily", "log", "text", "__init__"},
-    {"wire"},
-    {"routing"},
-    {"config"},
-    {"status"},
-    {"host"},
-    {"http"},
-    {"tunnel"},
-    {"control", "doctor", "probe"},
-    {"admin"},
-    {"update"},
-    {"readiness", "reload", "shell"},
-    {"app"},
-    {"cli"},
-    {"__main__"},
-)
-PURE: Final = ("wire", "routing", "config", "status")
 # What waits, measures time or touches the network. config reads files; that needs no more than `os`.
 IMPURE: Final = {"trio", "socket", "ssl", "time", "asyncio", "threading", "select", "selectors", "subprocess", "signal"}
+# What `tests/fakes.py` stands in for. Only `app` may have the real ones, whatever the table says.
 REAL_ADAPTERS: Final = {"host.system", "host.tun", "host.netlink"}
 MAX_LINES: Final = 800
 
@@ -43,11 +27,46 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def layer(module: str) -> int:
-    top = module.partition(".")[0]
-    found = [number for number, names in enumerate(LAYERS) if top in names]
-    assert found, f"{module} has no layer: give it its place in DESIGN and here"
-    return found[0]
+@dataclass(frozen=True)
+class Row:
+    """One package, as the table of docs/architecture.md has it."""
+
+    number: int  # from the top: a package imports only those above it
+    allowed: tuple[str, ...]
+    pure: bool
+
+
+def read_table(text: str) -> dict[str, Row]:
+    """Every package of the table, of both columns what is written there. Anything else in a cell is an error."""
+    section = text.partition("\n## Who may import whom\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert lines[0].split("|")[1:-1] == [" package ", " what it is ", " may import ", " pure "], lines[0]
+    table: dict[str, Row] = {}
+    for number, line in enumerate(lines[2:]):
+        packages, _, allowed, pure = (cell.strip() for cell in line.split("|")[1:-1])
+        row = Row(number, tuple(_names(allowed)), {"yes": True, "": False}[pure])
+        for package in _names(packages):
+            assert package not in table, f"{package} has two rows"
+            table[package] = row
+    return table
+
+
+def _names(cell: str) -> list[str]:
+    names = [] if cell == "-" else [name.strip() for name in cell.split(",")]
+    assert all(re.fullmatch(r"`[\w.]+`", name) for name in names), cell
+    return [name.strip("`") for name in names]
+
+
+TABLE: Final = read_table((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+
+
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def covers(entry: str, module: str) -> bool:
+    """``host`` covers all of it, ``host.tls`` that module."""
+    return module == entry or module.startswith(f"{entry}.")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -77,27 +96,62 @@ def own_imports(path: Path) -> Iterator[str]:
 
 def violations(path: Path) -> Iterator[str]:
     module = module_name(path)
+    row = TABLE[package_of(module)]
     for name in own_imports(path):
-        if layer(name) > layer(module):
-            yield f"{module} imports {name}, which is above it"
-        if name in REAL_ADAPTERS and not module.startswith("host.") and module != "app":
+        if package_of(name) != package_of(module) and not any(covers(entry, name) for entry in row.allowed):
+            yield f"{module} imports {name}, which its row of docs/architecture.md does not name"
+        if name in REAL_ADAPTERS and package_of(module) not in ("host", "app"):
             yield f"{module} imports the real adapter {name}; only app does"
-    if module.startswith(PURE):
-        for name in imports(path):
-            if name.split(".")[0] in IMPURE:
-                yield f"{module} imports {name}; {', '.join(PURE)} are pure"
+    for name in imports(path) if row.pure else ():
+        if name.split(".")[0] in IMPURE:
+            yield f"{module} imports {name}, and docs/architecture.md says that it is pure"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_point_down(path: Path) -> None:
+def test_a_module_imports_what_its_row_names(path: Path) -> None:
     assert list(violations(path)) == []
 
 
+def test_the_table_has_every_package_and_no_other() -> None:
+    assert TABLE.keys() == {package_of(module_name(path)) for path in MODULES}
+
+
+@pytest.mark.parametrize("package", TABLE)
+def test_a_row_names_only_what_is_above_it(package: str) -> None:
+    """So there is no cycle, and nothing imports upwards."""
+    for entry in TABLE[package].allowed:
+        assert TABLE[package_of(entry)].number < TABLE[package].number, f"{package} may import {entry}"
+
+
+@pytest.mark.parametrize("package", TABLE)
+def test_a_row_names_nothing_that_is_not_imported(package: str) -> None:
+    """What stands in the table is true, and not merely permitted."""
+    rows = [it for it in TABLE if TABLE[it] is TABLE[package]]
+    used = {name for path in MODULES if package_of(module_name(path)) in rows for name in own_imports(path)}
+    unused = [entry for entry in TABLE[package].allowed if not any(covers(entry, name) for name in used)]
+    assert unused == []
+
+
+def test_both_columns_are_read() -> None:
+    """The tests above look at something: a wrong word in either column is found."""
+    assert len(TABLE) > 15
+    assert {"wire", "routing", "config", "status"} <= {package for package, row in TABLE.items() if row.pure}
+    header = "\n## Who may import whom\n\n| package | what it is | may import | pure |\n|---|---|---|---|\n"
+    table = read_table(header + "| `a`, `b` | x | - | yes |\n| `c` | x | `a`, `b.d` | |\n\n## Next\n")
+    assert table == {"a": Row(0, (), pure=True), "b": Row(0, (), pure=True), "c": Row(1, ("a", "b.d"), pure=False)}
+    assert covers("host", "host.tls")
+    assert not covers("host.tls", "host.tls_files")
+    for wrong in ("| `a` | x | all above | |\n", "| `a` | x | `b` | perhaps |\n"):
+        with pytest.raises((AssertionError, KeyError)):
+            read_table(header + wrong)
+
+
 def test_imports_are_found() -> None:
-    """The test above looks at something: what must be there is there."""
-    assert set(imports(PACKAGE / "tunnel" / "sender.py")) >= {"trio", ".http.writer", ".wire.control", ".tunnel.outbox"}
-    assert set(own_imports(PACKAGE / "cli.py")) >= {"__init__", "app", "config.load", "log"}
-    assert "host.system" in own_imports(PACKAGE / "app.py")
+    """The tests above look at something: what must be there is there."""
+    found = {module_name(path): set(imports(path)) for path in MODULES}
+    assert any("trio" in names for names in found.values())
+    assert {".config.load", ".log", ".__init__"} <= found["cli"]
+    assert any(name.startswith(".host.") for name in found["app"])
     assert len(MODULES) > 30
 
 

@@ -1,4 +1,4 @@
-"""routing.router against PROTOCOL's rules, written down as they stand there."""
+"""routing.router against the rules of docs/protocol.md#routing, written down as they stand there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pinned_to(world: World, source: IPv4Address) -> int | None:
 
 
 def route_from_client(world: World, sender: int, source: IPv4Address, destination: IPv4Address) -> int:
-    """PROTOCOL, "Routing on a base server", packet from client C, step by step."""
+    """docs/protocol.md#routing, a packet from client C, step by step."""
     others = [(i, networks_of(client)) for i, client in enumerate(world.clients) if i != sender]
     hit = longest_prefix(destination, others)
     if hit is not None:
@@ -60,7 +60,7 @@ def route_from_client(world: World, sender: int, source: IPv4Address, destinatio
 
 
 def route_from_device(world: World, source: IPv4Address, destination: IPv4Address) -> int:
-    """PROTOCOL: "Packet from the server's TUN: 1 over all clients, then 2 without the exception, else dropped." """
+    """docs/protocol.md#routing, rules 4 to 6: 1 over all clients, then 2 without the exception, else dropped."""
     hit = longest_prefix(destination, [(i, networks_of(client)) for i, client in enumerate(world.clients)])
     if hit is None:
         hit = pinned_to(world, source)
@@ -71,13 +71,13 @@ _SERVER = -1
 
 
 def owner_of(world: World, address: IPv4Address) -> int | None:
-    """DESIGN, "Trust": an address belongs to the client, or the server, with the longest network around it."""
+    """An address belongs to the client, or the server, with the longest network around it."""
     server = (_SERVER, [IPv4Network(it) for it in world.addresses])
     return longest_prefix(address, [server, *((i, networks_of(c)) for i, c in enumerate(world.clients))])
 
 
 def may_use(world: World, check: Check, sender: int, source: IPv4Address) -> bool:
-    """DESIGN: strict = only its `ip` and `routes`; loose = anything that nobody else owns; off."""
+    """docs/config.md#server-source_check: strict = only its own; loose = anything that nobody else owns; off."""
     owner = owner_of(world, source)
     return {"strict": owner == sender, "loose": owner in (sender, None), "off": True}[check]
 
@@ -125,7 +125,7 @@ def test_against_the_text(world: World, check: Check, packets: list[tuple[IPv4Ad
             assert router.from_client(sender, *key) == expected
 
 
-# Example 3 of the issue: two clients, one with a source pinned to it.
+# As conf/examples/server-corp.json: two clients, one with a source pinned to it.
 CORP = World(
     addresses=(IPv4Address("10.50.0.1"), IPv4Address("10.50.0.254")),
     local=(IPv4Network("172.20.0.0/16"),),

@@ -268,7 +268,7 @@ def test_the_connection_closed_before_the_body_s_end(body: Body, data: bytes) ->
 
 @given(st.integers(0, 2**64 - 1))
 def test_a_generation_2_ping(clock_ns: int) -> None:
-    """PROTOCOL: L = 48, a packet that starts with byte 0x10 and then a u64 timestamp."""
+    """docs/protocol.md#base-pings: L = 48, a packet that starts with byte 0x10 and then a u64 timestamp."""
     ping = encode_echo(clock_ns)
     assert ping[:14] == b"\x30" + bytes(13)
     assert ping[14:23] == b"\x10" + clock_ns.to_bytes(8, "little")
