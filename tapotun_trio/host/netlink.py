@@ -60,10 +60,6 @@ _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
 
-# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance.md).
-TX_QUEUE_PACKETS: Final = 2000
-
 
 class Netlink:
     """A `Network` on a netlink socket of its own. Made by `open_netlink`, which closes it.
@@ -75,7 +71,6 @@ class Netlink:
         self._kernel = kernel
         self._standing = Standing(kernel)
         self._lock = trio.Lock()
-        self._lengthened: set[int] = set()  # links whose queue we have made longer
         # Both are written before the kernel is told, so that a cancelled `add` can be removed.
         self._slots: dict[tuple[str, int], int] = {}  # interface and table
         self._rules: dict[tuple[str, Rule], int] = {}  # interface and rule: its priority
@@ -91,10 +86,6 @@ class Netlink:
             silent = messages.set_ipv6_silent(link.index)
             up = messages.set_link_up(link.index, mtu)
             wishes = [messages.set_promote_secondaries(link.index), silent]
-            if link.index not in self._lengthened:
-                # Once: others may set another length later (ip link set txqueuelen).
-                wishes.append(messages.set_queue_length(link.index, TX_QUEUE_PACKETS))
-                self._lengthened.add(link.index)
             refusals = await self._kernel.transact([*wishes, up, bytearray(silent)])
             # It works without what else was asked for. A refusal of that is no reason to have no tunnel.
             if (refusal := refusals.get(len(wishes))) is not None:

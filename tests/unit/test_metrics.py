@@ -411,6 +411,7 @@ NOT_EXPORTED: Final = {
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.last_error": "text for people, any number of them",
+    "ListenerStatus.problem": "text for people",
     "PeerStatus.endpoint": "another one with each connection: a series more each time",
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
     "PeerStatus.addresses": "text for people",
