@@ -141,12 +141,6 @@ def set_link_up(index: int, mtu: int) -> bytearray:
     return _encode(ifinfmsg, _RTM_NEWLINK, 0, fields, [("IFLA_MTU", mtu)])
 
 
-def set_queue_length(index: int, packets: int) -> bytearray:
-    """As SIOCSIFTXQLEN, which takes CAP_NET_ADMIN of the machine's own user namespace; this takes that of the network
-    namespace's."""
-    return _encode(ifinfmsg, _RTM_NEWLINK, 0, {"index": index}, [("IFLA_TXQLEN", packets)])
-
-
 def set_ipv6_silent(index: int) -> bytearray:
     """No automatic link-local address, hence no duplicate detection, router solicitations or group reports.
 

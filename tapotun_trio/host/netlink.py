@@ -62,11 +62,6 @@ _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
 
-# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance-notes.md#device-queue). An operator may set another length:
-# ip link set txqueuelen.
-TX_QUEUE_PACKETS: Final = 2000
-_NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 _PASSING: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # of the kernel's refusals; the same may pass later
 
 
@@ -81,7 +76,6 @@ class Netlink:
         self._standing = Standing(kernel)
         self._ways = Ways(kernel, self._standing)
         self._lock = trio.Lock()
-        self._lengthened: set[int] = set()  # links whose queue we have made longer
         self._shortage: ShortageError | None = None  # the first that the present `add` has met
         # Both are written before the kernel is told, so that a cancelled `add` can be removed.
         self._slots: dict[tuple[str, int], int] = {}  # interface and table
@@ -98,10 +92,6 @@ class Netlink:
             silent = messages.set_ipv6_silent(link.index)
             up = messages.set_link_up(link.index, mtu)
             wishes = [messages.set_promote_secondaries(link.index), silent]
-            if link.index not in self._lengthened:
-                # Once: others may set another length later (ip link set txqueuelen).
-                wishes.append(messages.set_queue_length(link.index, TX_QUEUE_PACKETS))
-                self._lengthened.add(link.index)
             refusals = await self._kernel.transact([*wishes, up, bytearray(silent)])
             # It works without what else was asked for. A refusal of that is no reason to have no tunnel.
             if (refusal := refusals.get(len(wishes))) is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import socket
 import stat
 from collections.abc import Iterator
@@ -156,7 +155,7 @@ class SocketDirectory:
     def _own_directory(self) -> Iterator[tuple[int, str]]:
         """A directory in this one that nobody else can look into, gone at the end. Its descriptor, and its path.
         Raises OSError."""
-        name = f".tapotun-{secrets.token_hex(8)}"
+        name = f".tapotun-{os.urandom(8).hex()}"
         os.mkdir(name, 0o700, dir_fd=self._fd)
         try:
             own = os.open(name, _HOLD | os.O_DIRECTORY, dir_fd=self._fd)

@@ -57,6 +57,17 @@ _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
 
+# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
+# has the CPU for longer is lost (docs/performance.md). Others may set another length: ip link set txqueuelen.
+_TX_QUEUE_PACKETS: Final = 2000
+
+# RTM_NEWLINK with IFLA_TXQLEN: struct nlmsghdr, struct ifinfomsg with ifi_index, one attribute (linux/netlink.h,
+# linux/rtnetlink.h, linux/if_link.h). By hand: a client without an interface yet does not load pyroute2.
+_SET_QUEUE_LENGTH: Final = struct.Struct("=IHHII BxHiII HHI")
+_RTM_NEWLINK: Final = 16
+_NLM_F_REQUEST: Final = 0x01
+_IFLA_TXQLEN: Final = 13
+
 # The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
 _GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
 
@@ -285,9 +296,26 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
                 raise
         with suppress(OSError):  # then the kernel hands out finished packets, one by one
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
+        with suppress(OSError):  # then it stays as long as the kernel makes it
+            _set_queue_length(name, _TX_QUEUE_PACKETS)
     except OSError as exc:
         doing = f"cannot create TUN interface {name}"
         raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name)}") from exc
+
+
+def _set_queue_length(name: str, packets: int) -> None:
+    """By netlink, for which CAP_NET_ADMIN of the network namespace is enough. SIOCSIFTXQLEN needs the machine's own,
+    which root of a user namespace does not have. The kernel has done it, or not, when the send returns. Raises
+    OSError."""
+    length = _SET_QUEUE_LENGTH.size
+    index = socket.if_nametoindex(name)
+    message = _SET_QUEUE_LENGTH.pack(
+        *(length, _RTM_NEWLINK, _NLM_F_REQUEST, 1, 0),
+        *(socket.AF_UNSPEC, 0, index, 0, 0),
+        *(8, _IFLA_TXQLEN, packets),
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        sock.sendto(message, (0, 0))
 
 
 def _join(fd: int, first: TunDevice) -> None:

@@ -21,6 +21,7 @@ from tapotun_trio.errors import HostError
 from tapotun_trio.host.messages import PROTOCOL
 from tapotun_trio.host.netlink import SLOTS, open_netlink
 from tapotun_trio.host.plan import MAIN_TABLE, Address, Item, Route, Rule
+from tapotun_trio.host.system import RealHost
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, open_tun
 
 from .fresh_namespace import Json, in_fresh_namespace, ip, python, sysctl
@@ -110,6 +111,23 @@ async def test_the_kernel_says_nothing_of_its_own_into_the_tunnel() -> None:
                 length = read_one(device, frame)
                 pytest.fail(f"unasked: {frame[:length].hex()}")
             assert not ip("-6", "addr", "show", "dev", "tun0")
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+@in_fresh_namespace
+async def test_a_link_holds_2000_packets_until_somebody_sets_another_number(queues: int) -> None:
+    def length() -> int:
+        (link,) = ip("link", "show", "dev", "tun0")
+        found: int = link["txqlen"]
+        return found
+
+    with RealHost().open_device("tun0", queues):
+        async with open_netlink() as network:
+            assert length() == 2000
+            ip("link", "set", "dev", "tun0", "txqueuelen", "777")
+            for mtu in (1500, 1400):
+                await network.link_up("tun0", mtu)
+                assert length() == 777
 
 
 @in_fresh_namespace

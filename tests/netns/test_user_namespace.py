@@ -80,6 +80,15 @@ def test_this_machine_s_own_network(machine: Host) -> None:
     assert "unshare -Urn" in line
 
 
+def test_the_queue_is_as_long_as_anywhere(machine: Host) -> None:
+    program = (
+        "import subprocess\nfrom tapotun_trio.host.tun import open_tun\n"
+        "with open_tun('tun0'):\n    subprocess.run(['ip', 'link', 'show', 'tun0'], check=True)"
+    )
+    done = run_as_nobody(machine, "unshare", "-Urn", sys.executable, "-c", program)
+    assert "qlen 2000" in done.stdout
+
+
 def test_marks_and_several_clients(machine: Host) -> None:
     """What else asks the kernel for something: tests of policy routing, and of a server with several clients, in
     there."""

@@ -428,6 +428,7 @@ NOT_EXPORTED: Final = {
     "TransportConflictStatus.address": "text for people, any number of them",
     "TransportConflictStatus.action": "said by the log once, and by the doctor",
     "TransportConflictStatus.host_route": "text for people, any number of them",
+    "ListenerStatus.problem": "text for people",
     "PeerStatus.endpoint": "another one with each connection: a series more each time",
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
     "PeerStatus.addresses": "text for people",
