@@ -1,5 +1,5 @@
 """Every call of a client to its machine fails for a while, as where something is short: at the first attempt, at a
-rotation, at a reconnect. The interface lives, what runs goes on, the next attempt works; it is counted and told once."""
+rotation, at a reconnect. The interface lives, what runs goes on, the next attempt works; it is counted, told once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ from tapotun_trio.tunnel.rewatch import RETRY_S
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.supervisor import run_interfaces
 from tapotun_trio.wire import frames
-from tapotun_trio.wire.frames import FrameReader
 
 from ..fakes import MemoryHost, MemoryNetwork
 from ..packets import ipv4
@@ -106,14 +105,18 @@ def at_thread(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 def at_buffer(patch: pytest.MonkeyPatch, fault: Fault) -> None:
     """The client's: the server of this process has some, too."""
-    real = client.FrameReader
+    patch.setattr(client, "receive_buffer", _short_of_pages(fault, client.receive_buffer))
 
-    def make(*args: Any, **kwargs: Any) -> FrameReader:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(frames, "mmap", fault.before(frames.mmap))
+
+def _short_of_pages(fault: Fault, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in which mmap fails."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames, "mmap", fault.before(frames.mmap))
             return real(*args, **kwargs)
 
-    patch.setattr(client, "FrameReader", make)
+    return call
 
 
 def at_response(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -605,7 +608,8 @@ async def test_a_server_that_cannot_accept(monkeypatch: pytest.MonkeyPatch) -> N
             await it.passes()
             (entrance,) = it.server.entrances
             fault.armed = True
-            async with await trio.open_tcp_stream(*entrance.listener.name.split(":")) as visitor:
+            port = int(entrance.listener.name.rpartition(":")[2])
+            async with await trio.open_tcp_stream("127.0.0.1", port) as visitor:
                 await until(lambda: fault.hits >= 3, "attempts")
                 await it.passes()
                 assert entrance.refusals["no-descriptors"] >= 3
@@ -625,14 +629,8 @@ async def test_a_server_without_memory_for_an_upload(
     monkeypatch: pytest.MonkeyPatch, transport: TransportChoice
 ) -> None:
     """It ends that upload, with its reason, at that client; everybody else's goes on."""
-    fault, real, before = Fault(lacking(errno.ENOMEM)), serving.FrameReader, open_fds()
-
-    def make(*args: Any, **kwargs: Any) -> FrameReader:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(frames, "mmap", fault.before(frames.mmap))
-            return real(*args, **kwargs)
-
-    monkeypatch.setattr(serving, "FrameReader", make)
+    fault, before = Fault(lacking(errno.ENOMEM)), open_fds()
+    monkeypatch.setattr(serving, "FrameReader", _short_of_pages(fault, serving.FrameReader))
     with logged() as log:
         async with world((300, 300), transport=transport) as it:
             await it.passes()
