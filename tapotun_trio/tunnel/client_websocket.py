@@ -35,8 +35,8 @@ class WebSocketStream:
         ends: Counter[str],
         memory: mmap | None = None,
     ) -> None:
-        """``rest``: what came behind the 101. ``memory``: see `FrameReader`. ``take`` gets the frames of every receive; it may raise PeerError.
-        A failure is counted in ``ends``. Closes ``connection`` at its end."""
+        """``rest``: what came behind the 101. ``take`` gets the frames of every receive; it may raise PeerError.
+        A failure is counted in ``ends``. ``memory``: see `FrameReader`. Closes ``connection`` at its end."""
         self._ends = ends
         self.ended = trio.Event()
         self.failure: PeerError | None = None

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface
-from pathlib import Path
+from mmap import mmap
 from types import SimpleNamespace
 from typing import Any, Final, NoReturn
 
@@ -29,6 +29,7 @@ from tapotun_trio.host.plan import Address, Item, ItemsRefused
 from tapotun_trio.host.ports import Change
 from tapotun_trio.host.sockets import Connection
 from tapotun_trio.host.tls import TlsClient
+from tapotun_trio.http.client import read_response, send_request
 from tapotun_trio.tunnel import client, requests, serving
 from tapotun_trio.tunnel.backoff import Backoff
 from tapotun_trio.tunnel.client import TunnelClient
@@ -39,6 +40,7 @@ from tapotun_trio.tunnel.rewatch import RETRY_S
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.supervisor import run_interfaces
 from tapotun_trio.wire import frames
+from tapotun_trio.wire.frames import FrameReader
 
 from ..fakes import MemoryHost, MemoryNetwork
 from ..packets import ipv4
@@ -105,7 +107,7 @@ def at_thread(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 def at_buffer(patch: pytest.MonkeyPatch, fault: Fault) -> None:
     """The client's: the server of this process has some, too."""
-    patch.setattr(client, "receive_buffer", _short_of_pages(fault, client.receive_buffer))
+    patch.setattr(client, "receive_buffer", _short_of_pages(fault, frames.receive_buffer))
 
 
 def _short_of_pages(fault: Fault, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,18 +115,18 @@ def _short_of_pages(fault: Fault, real: Callable[..., Any]) -> Callable[..., Any
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(frames, "mmap", fault.before(frames.mmap))
+            patch.setattr(frames, "mmap", fault.before(mmap))
             return real(*args, **kwargs)
 
     return call
 
 
 def at_response(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(requests, "read_response", fault.before(requests.read_response))
+    patch.setattr(requests, "read_response", fault.before(read_response))
 
 
 def at_connection(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(dial, "Connection", fault.before(dial.Connection))
+    patch.setattr(dial, "Connection", fault.before(Connection))
 
 
 def at_epoll(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -133,7 +135,7 @@ def at_epoll(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 def _waiting_first(fault: Fault) -> Callable[..., Any]:
     """A request before which the connection was waited for, with an epoll that takes nothing."""
-    real, wait = requests.send_request, trio.lowlevel.wait_writable
+    real, wait = send_request, trio.lowlevel.wait_writable
 
     async def send(connection: Connection, *args: Any) -> None:
         if fault.armed:
@@ -483,16 +485,15 @@ def test_what_the_system_trusts_is_not_lost_for_good(monkeypatch: pytest.MonkeyP
     TlsClient(TlsConfig())
 
 
-@pytest.mark.parametrize("option", ["ca_file", "cert_file"])
-def test_files_of_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str) -> None:
-    (tmp_path / "file.pem").write_text("")
+@pytest.mark.parametrize("config", [TlsConfig(ca_file="/dev/null"), TlsConfig(cert_file="/dev/null")])
+def test_files_of_tls(monkeypatch: pytest.MonkeyPatch, config: TlsConfig) -> None:
 
     def refuse(*_: Any) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(ShortageError, match="LimitNOFILE="):
-        TlsClient(TlsConfig(**{option: str(tmp_path / "file.pem")}))
+        TlsClient(config)
 
 
 # ------------------------------------------------------------------ the machine's own network
@@ -630,7 +631,7 @@ async def test_a_server_without_memory_for_an_upload(
 ) -> None:
     """It ends that upload, with its reason, at that client; everybody else's goes on."""
     fault, before = Fault(lacking(errno.ENOMEM)), open_fds()
-    monkeypatch.setattr(serving, "FrameReader", _short_of_pages(fault, serving.FrameReader))
+    monkeypatch.setattr(serving, "FrameReader", _short_of_pages(fault, FrameReader))
     with logged() as log:
         async with world((300, 300), transport=transport) as it:
             await it.passes()
