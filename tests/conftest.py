@@ -10,11 +10,13 @@ from typing import Final
 import pytest
 from hypothesis import settings
 
-from tests.harness import Lab, missing, no_leaks
+from tests.harness import Lab, missing, no_leaks, take_signals
 
 # Machines differ in speed and are shared: no example fails for taking long.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+take_signals()
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)

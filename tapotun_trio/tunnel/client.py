@@ -22,7 +22,7 @@ from ..http.client import check_status
 from ..log import Log, Sparingly
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import HEADER_BYTES, FrameReader, Span
+from ..wire.frames import HEADER_BYTES, FrameReader, Span, receive_buffer
 from ..wire.tunconf import TunConf
 from . import counters as why
 from .carrier import Carrier
@@ -208,6 +208,7 @@ class TunnelClient:
 
     async def _open_get(self) -> Download:
         """GET, and do what the answer asks for. Raises PeerError."""
+        memory = receive_buffer()  # before we ask: with its answer the server ends the present download
         answer = await self._requests.get(yields=self._yielding)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
@@ -216,7 +217,7 @@ class TunnelClient:
             if self.plan is None or not extended:
                 await self._configure(answer.conf)
             await self._attached.wait()  # also if an earlier attempt was given up while it waited for this
-            reader = FrameReader(answer.head.body(), control=extended)
+            reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
             undo.pop_all()
         self._carrier.offered = control.WS in answer.features
@@ -228,6 +229,7 @@ class TunnelClient:
 
     async def _open_websocket(self) -> WebSocketStream:
         """A WebSocket, in place of whatever there is. Raises PeerError."""
+        memory = receive_buffer()  # as for a GET
         answer = await self._requests.websocket(yields=self._yielding)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
@@ -237,7 +239,7 @@ class TunnelClient:
             undo.pop_all()
         self._carrier.changed()
         self._extended = True
-        stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends)
+        stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends, memory)
         self._download_begins(stream, "websocket", answer)
         self._download_is_down()  # in so far as no upload is to begin beside this
         if self._upload is not None:

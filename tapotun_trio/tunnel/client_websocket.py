@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from mmap import mmap
 from typing import Final
 
 import trio
@@ -25,9 +26,17 @@ _SHUTDOWN: Final = "the client is shutting down"
 class WebSocketStream:
     """Download and upload at once. A `rotation.Stream`."""
 
-    def __init__(self, connection: Connection, rest: bytes, sender: Sender, take: Take, ends: Counter[str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        rest: bytes,
+        sender: Sender,
+        take: Take,
+        ends: Counter[str],
+        memory: mmap | None = None,
+    ) -> None:
         """``rest``: what came behind the 101. ``take`` gets the frames of every receive; it may raise PeerError.
-        A failure is counted in ``ends``. Closes ``connection`` at its end."""
+        A failure is counted in ``ends``. ``memory``: see `FrameReader`. Closes ``connection`` at its end."""
         self._ends = ends
         self.ended = trio.Event()
         self.failure: PeerError | None = None
@@ -35,7 +44,7 @@ class WebSocketStream:
         self._rest = rest
         self._take = take
         body = WebSocketBody(masked=False)
-        self._reader = FrameReader(body, control=True)
+        self._reader = FrameReader(body, control=True, memory=memory)
         self._conversation = Conversation(connection, WebSocketWriter(connection, masks=True), body, sender)
         self._scope = trio.CancelScope()
         self.incoming = Incoming(self._scope)

@@ -87,6 +87,12 @@ MAX_PASSED_OVER: Final = 255
 STEP_CONTROLS: Final = 64
 
 
+def receive_buffer() -> mmap:
+    """The memory of a `FrameReader`. Raises ShortageError if there is none."""
+    with passing_shortages("cannot get a buffer for a stream"):
+        return mmap(-1, BUFFER_BYTES)
+
+
 class FrameReader:
     """The receive buffer of one stream, and the frames in it.
 
@@ -124,13 +130,11 @@ class FrameReader:
         "view",
     )
 
-    def __init__(self, body: Body, *, control: bool = False) -> None:
+    def __init__(self, body: Body, *, control: bool = False, memory: mmap | None = None) -> None:
         """``control``: control frames were agreed; without that one is malformed, as everything of length 1 is.
-
-        Raises ShortageError if there is no memory for its buffer."""
+        ``memory``: a `receive_buffer` that was got before; without one, raises ShortageError as that does."""
         # mmap and not bytearray: pages that an idle stream never touches never become resident.
-        with passing_shortages("cannot get a buffer for a stream"):
-            self._memory = mmap(-1, BUFFER_BYTES)
+        self._memory = receive_buffer() if memory is None else memory
         self.view = memoryview(self._memory)
         self._body = body
         self.ended = False  # the body did, on a frame boundary, and every frame was returned

@@ -24,6 +24,7 @@ What to know:
   that an event loop would make simpler, a test reads from top to bottom, and pdb works.
 - Nothing sleeps for a fixed time and nothing waits for ever: every wait polls, has a limit in seconds, and
   fails with the tail of the log in question.
+- What is started has no signal ignored or blocked, whoever started us (`nohup`, a shell's ``&``): see `take_signals`.
 - It needs root, or a user namespace where the kernel gives its users any: ``unshare -Urnm pytest``. There
   tcpdump needs more than one group ID: ``unshare -Urnm --map-auto pytest``, with Debian's uidmap.
 - Tools: iproute2, iputils-ping and mount; tcpdump, iperf3 and nginx for the helpers of those names, and
@@ -48,6 +49,7 @@ from .leaks import changes, no_leaks, snapshot
 from .needs import missing
 from .process import Process
 from .proxy import nginx_proxy
+from .signals import take_signals
 from .traffic import Iperf, PingResult, iperf3, ping, tcp_echo, udp_echo, udp_exchange, wait_for_ping
 from .transfer import Payload, Transfer, download, upload
 
@@ -81,6 +83,7 @@ __all__ = [
     "no_leaks",
     "ping",
     "snapshot",
+    "take_signals",
     "tapotun",
     "tcp_echo",
     "udp_echo",

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from . import namespaces
 from .errors import CommandError, HarnessError, wait_until
 from .process import STOP_S, Process
+from .signals import take_signals
 from .tools import TOOL_PATH, finish, list_listeners, run_ip
 
 START_S: Final = 10.0
@@ -349,6 +350,7 @@ class Lab:
         return [process for host in self.hosts for process in host.processes]
 
     def __enter__(self) -> Self:
+        take_signals()
         return self
 
     def __exit__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,6 @@ class Hook:
         return None
 
 sys.meta_path.insert(0, Hook())
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 """
 ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = {"name": "tun0", "server": "http://127.0.0.1:1/ip", "token": "raw-token-of-the-client"}
@@ -97,3 +97,30 @@ def test_a_hangup_before_python_itself_has_started(tmp_path: Path, manager: str)
         [service / "run"], env=env, cwd=service, capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "lives on\n")
+
+
+ANCESTOR: Final = """\
+import signal, subprocess, sys
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
+from tests.harness import take_signals
+
+take_signals()
+signal.raise_signal(signal.SIGHUP)  # whoever ignores it survives it
+look = "import re; print(*re.findall(r'Sig(?:Blk|Ign):.*', open('/proc/self/status').read()))"
+done = subprocess.run([sys.executable, "-S", "-c", look], capture_output=True, text=True, check=True)
+print(done.stdout)
+sys.exit(7)
+"""
+
+
+def test_what_the_tests_start_has_no_signal_ignored_nor_blocked() -> None:
+    """Whoever started them: nohup, a shell's `&`, a service manager."""
+    done = subprocess.run([sys.executable, "-c", ANCESTOR], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    blocked, ignored = (int(it, 16) for it in re.findall(r":\s*([0-9a-f]+)", done.stdout))
+    assert blocked == 0
+    of_python = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
+    assert ignored & ~of_python == 0

@@ -1,5 +1,5 @@
 """Every call of a client to its machine fails for a while, as where something is short: at the first attempt, at a
-rotation, at a reconnect. The interface lives, what runs goes on, the next attempt works; it is counted and told once."""
+rotation, at a reconnect. The interface lives, what runs goes on, the next attempt works; it is counted, told once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface
-from pathlib import Path
+from mmap import mmap
 from types import SimpleNamespace
 from typing import Any, Final, NoReturn
 
@@ -29,6 +29,7 @@ from tapotun_trio.host.plan import Address, Item, ItemsRefused
 from tapotun_trio.host.ports import Change
 from tapotun_trio.host.sockets import Connection
 from tapotun_trio.host.tls import TlsClient
+from tapotun_trio.http.client import read_response, send_request
 from tapotun_trio.tunnel import client, requests, serving
 from tapotun_trio.tunnel.backoff import Backoff
 from tapotun_trio.tunnel.client import TunnelClient
@@ -106,22 +107,26 @@ def at_thread(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 def at_buffer(patch: pytest.MonkeyPatch, fault: Fault) -> None:
     """The client's: the server of this process has some, too."""
-    real = client.FrameReader
+    patch.setattr(client, "receive_buffer", _short_of_pages(fault, frames.receive_buffer))
 
-    def make(*args: Any, **kwargs: Any) -> FrameReader:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(frames, "mmap", fault.before(frames.mmap))
+
+def _short_of_pages(fault: Fault, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in which mmap fails."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames, "mmap", fault.before(mmap))
             return real(*args, **kwargs)
 
-    patch.setattr(client, "FrameReader", make)
+    return call
 
 
 def at_response(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(requests, "read_response", fault.before(requests.read_response))
+    patch.setattr(requests, "read_response", fault.before(read_response))
 
 
 def at_connection(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(dial, "Connection", fault.before(dial.Connection))
+    patch.setattr(dial, "Connection", fault.before(Connection))
 
 
 def at_epoll(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -130,7 +135,7 @@ def at_epoll(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 def _waiting_first(fault: Fault) -> Callable[..., Any]:
     """A request before which the connection was waited for, with an epoll that takes nothing."""
-    real, wait = requests.send_request, trio.lowlevel.wait_writable
+    real, wait = send_request, trio.lowlevel.wait_writable
 
     async def send(connection: Connection, *args: Any) -> None:
         if fault.armed:
@@ -480,16 +485,15 @@ def test_what_the_system_trusts_is_not_lost_for_good(monkeypatch: pytest.MonkeyP
     TlsClient(TlsConfig())
 
 
-@pytest.mark.parametrize("option", ["ca_file", "cert_file"])
-def test_files_of_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str) -> None:
-    (tmp_path / "file.pem").write_text("")
+@pytest.mark.parametrize("config", [TlsConfig(ca_file="/dev/null"), TlsConfig(cert_file="/dev/null")])
+def test_files_of_tls(monkeypatch: pytest.MonkeyPatch, config: TlsConfig) -> None:
 
     def refuse(*_: Any) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(ShortageError, match="LimitNOFILE="):
-        TlsClient(TlsConfig(**{option: str(tmp_path / "file.pem")}))
+        TlsClient(config)
 
 
 # ------------------------------------------------------------------ the machine's own network
@@ -605,7 +609,8 @@ async def test_a_server_that_cannot_accept(monkeypatch: pytest.MonkeyPatch) -> N
             await it.passes()
             (entrance,) = it.server.entrances
             fault.armed = True
-            async with await trio.open_tcp_stream(*entrance.listener.name.split(":")) as visitor:
+            port = int(entrance.listener.name.rpartition(":")[2])
+            async with await trio.open_tcp_stream("127.0.0.1", port) as visitor:
                 await until(lambda: fault.hits >= 3, "attempts")
                 await it.passes()
                 assert entrance.refusals["no-descriptors"] >= 3
@@ -625,14 +630,8 @@ async def test_a_server_without_memory_for_an_upload(
     monkeypatch: pytest.MonkeyPatch, transport: TransportChoice
 ) -> None:
     """It ends that upload, with its reason, at that client; everybody else's goes on."""
-    fault, real, before = Fault(lacking(errno.ENOMEM)), serving.FrameReader, open_fds()
-
-    def make(*args: Any, **kwargs: Any) -> FrameReader:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(frames, "mmap", fault.before(frames.mmap))
-            return real(*args, **kwargs)
-
-    monkeypatch.setattr(serving, "FrameReader", make)
+    fault, before = Fault(lacking(errno.ENOMEM)), open_fds()
+    monkeypatch.setattr(serving, "FrameReader", _short_of_pages(fault, FrameReader))
     with logged() as log:
         async with world((300, 300), transport=transport) as it:
             await it.passes()
