@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
 
-import trio
-
 from ..control.verbs import running
 from ..errors import HostError
+from ..host.footprint import Footprint, look_at_kernel
 from ..host.ownership import Holder, holder_of
 from ..host.rights import effective_capabilities, open_tun_node
 from ..status.model import TransportConflictStatus
@@ -81,10 +80,10 @@ class Machine:
 
 def look(names: Iterable[str] = ()) -> Machine:
     """This one, now. ``names``: of the interfaces that are to run here. Never raises for what it does not find."""
-    reachable, left_over = _ask_kernel()
+    footprint = _footprint()
     return Machine(
-        reachable=reachable,
-        left_over=left_over,
+        reachable=footprint.addresses,
+        left_over=footprint.left_over,
         conflicts=tuple(
             (interface.name, conflict)
             for process in running(_STATUS_S)
@@ -157,19 +156,11 @@ def _capabilities() -> int | None:
         return None
 
 
-def _ask_kernel() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
-    """Addresses and left over host routes."""
-    from ..host.netlink import open_netlink
-
-    async def ask() -> tuple[tuple[tuple[IPv4Address, str], ...], tuple[str, ...]]:
-        async with open_netlink() as network:
-            found = tuple(await network.addresses())
-            return found, tuple(await network.left_over())
-
+def _footprint() -> Footprint:
     try:
-        return trio.run(ask)
+        return look_at_kernel()
     except HostError:
-        return (), ()
+        return Footprint()
 
 
 def _sysctl(name: str) -> int | None:

@@ -47,6 +47,7 @@ class TransportGuard:
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # of the newest attempt
         self._unresolved = False  # the newest attempt found no address
+        self._blind = False  # at the last decision: neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
         self._stirred = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
@@ -81,7 +82,9 @@ class TransportGuard:
 
     def unresolved(self) -> None:
         """The name does not resolve. Any route may stand between us and who would know."""
-        self._unresolved = True
+        if not self._unresolved:
+            self._unresolved = True
+            self.stir()
 
     def opened(self, connection: Connection) -> None:
         """A connection that an attempt has made. Whoever has it closes it."""
@@ -160,6 +163,11 @@ class TransportGuard:
             withdraws_all=self._unresolved,
             made=made,
         )
+        blind = self._withdraws and self._unresolved
+        if blind and not self._blind and plan.pushed:
+            what = "no session, and the server's name does not resolve: all pushed routes are withdrawn"
+            self._tell("blind", logging.WARNING, f"{what} until there is a session again")
+        self._blind = blind
         self._decided_for = addresses
         self.conflicts = decision.conflicts
         self._tell_of(decision.conflicts)

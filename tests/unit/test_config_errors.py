@@ -350,7 +350,8 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it leads the '
      "clients' own streams into the tunnel; write only networks without it; clients of this program make a host route "
      "past it, deployed ones stay dead"),
-    ([server(listen="203.0.113.10", net="203.0.113.1/24", clients=[])], 'warning: [0].net: "203.0.113.1/24" covers '
+    ([server(listen="203.0.113.10", net="203.0.113.1/24",
+             clients=[{"token": "0" * 40, "ip": "203.0.113.2"}])], 'warning: [0].net: "203.0.113.1/24" covers '
      "203.0.113.10, on which this server listens: it leads the clients' own streams into the tunnel; write only "
      "networks without it; clients of this program make a host route past it, deployed ones stay dead"),
     ([server(push_routes=["0.0.0.0/0"])], 'warning: [0].push_routes[0]: "0.0.0.0/0" leads the clients\' own streams to '

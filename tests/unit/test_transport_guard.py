@@ -13,7 +13,7 @@ import trio
 
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.plan import Address, HostRoute, Item, Route, Way
+from tapotun_trio.host.plan import Address, HostRoute, Item, Plan, Route, Way
 from tapotun_trio.log import interface_logger
 from tapotun_trio.tunnel.frontdoor import open_front_door
 from tapotun_trio.tunnel.interface import run_interface
@@ -206,3 +206,16 @@ async def test_a_network_s_ends_are_taken_away_too(address: str) -> None:
         await attempt.resolved([address])
     with pytest.raises(PeerError, match="takes away"):
         it.refuse_own([IPv4Interface("192.0.2.5/30")])
+
+
+async def test_where_the_name_does_not_resolve_any_pushed_route_may_stand_between() -> None:
+    it, host = guard(), MemoryHost()
+    plan = Plan(1500, (ADDRESS, ELSEWHERE), frozenset([ELSEWHERE]))
+    async with host.open_network() as network:
+        it.session_begins()
+        it.unresolved()
+        assert (await it.decide(network, "a", plan, ())).items == plan.items
+        it.tick(trio.current_time() + 31, connected=False, heard=False, silence_s=30)
+        assert (await it.decide(network, "a", plan, ())).items == (ADDRESS,)
+        it.session_begins()
+        assert (await it.decide(network, "a", plan, ())).items == plan.items

@@ -238,6 +238,7 @@ STRUCTS: Final = {
     "process": model.ProcessStatus,
     "reload": model.ReloadStatus,
     "interface": model.InterfaceStatus,
+    "transport conflict": model.TransportConflictStatus,
     "listener": model.ListenerStatus,
     "peer": model.PeerStatus,
     "rates": model.RateStatus,
