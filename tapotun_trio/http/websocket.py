@@ -10,13 +10,15 @@ import os
 import re
 from typing import Final
 
+import h11
+
 from ..config.model import Url
 from ..errors import PeerError
 from ..host.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status, told_by_400
-from .heads import MAX_HEAD_BYTES, REASONS, RequestHead, ResponseHead
+from .heads import MAX_HEAD_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
 from .writer import BodyWriter
 
 KEY_HEADER: Final = "sec-websocket-key"
@@ -95,7 +97,7 @@ async def open_websocket(
     from wsproto.connection import ConnectionType
     from wsproto.events import AcceptConnection, RejectConnection, Request
     from wsproto.handshake import H11Handshake
-    from wsproto.utilities import RemoteProtocolError
+    from wsproto.utilities import ProtocolError
 
     handshake = H11Handshake(ConnectionType.CLIENT)
     extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
@@ -120,7 +122,7 @@ async def open_websocket(
         data, total = rest, total + len(head)
         try:
             handshake.receive_data(head + end)
-        except (RemoteProtocolError, UnicodeDecodeError) as exc:
+        except (ProtocolError, h11.ProtocolError, UnicodeError) as exc:  # what they really raise: fuzz/handshake.py
             text = one_line(shorten(str(exc), 100))
             raise PeerError(f"the answer to a WebSocket's handshake is wrong: {text}", reason="bad-response") from None
         for event in handshake.events():
@@ -144,22 +146,29 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
 
 def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:
     """The head of the 101 that accepts this request; None if it is not a whole handshake (RFC 6455 section 4.2.1).
-    Untrusted input; never raises."""
+
+    Untrusted input; raises BadRequest only: a field of the handshake is malformed, as no proxy makes it.
+    """
     from wsproto.connection import ConnectionType
     from wsproto.events import AcceptConnection
     from wsproto.handshake import H11Handshake
-    from wsproto.utilities import RemoteProtocolError
+    from wsproto.utilities import ProtocolError, RemoteProtocolError
 
-    if head.version != "1.1" or not _KEY.fullmatch(head.headers[KEY_HEADER]):  # RFC 9110 section 7.8
+    if head.version != "1.1" or not _KEY.fullmatch(head.headers.get(KEY_HEADER, "")):  # RFC 9110 section 7.8
         return None
     handshake = H11Handshake(ConnectionType.SERVER)
     # Only what is the handshake's: wsproto would put a token into its exceptions.
     names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
-    own = [(name.encode(), head.headers[name].encode("latin-1")) for name in names if name in head.headers]
+    own = {name: head.headers[name] for name in names if name in head.headers}
+    if not all(value.isascii() for value in own.values()):
+        raise BadRequest(400, "malformed WebSocket handshake: a header field is not ASCII")
+    fields = [(name.encode(), value.encode("ascii")) for name, value in own.items()]
     try:
-        handshake.initiate_upgrade_connection([(b"host", b"-"), *own], "/")
+        handshake.initiate_upgrade_connection([(b"host", b"-"), *fields], "/")
     except RemoteProtocolError:
         return None
+    except (ProtocolError, h11.ProtocolError, UnicodeError):  # such as a field that ends in an empty list element
+        raise BadRequest(400, "malformed WebSocket handshake") from None
     extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return handshake.send(AcceptConnection(extra_headers=extra))
 
