@@ -101,11 +101,17 @@ class Entrance:
     async def _serve(self, connection: Connection) -> None:
         """One connection, from accept to close. The boundary of whatever goes wrong on it, a bug included: it ends this
         connection, and no interface."""
+        stranger = False
         try:
-            self.enter_lobby(connection)
-            origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
-            if origin is not None:
-                await serve_connection(connection, partial(self._hand_over, origin))
+            try:
+                self.enter_lobby(connection)
+                origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
+                if origin is not None:
+                    await serve_connection(connection, partial(self._hand_over, origin))
+            finally:
+                connection.close()
+                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
+                stranger = self.lobby.leave(connection)
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason in _OPERATORS:
@@ -113,14 +119,10 @@ class Entrance:
                     self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
                     self._log.debug("%s: %s", connection.name, exc)
-                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
-                if self.lobby.leave(connection):
-                    self.refusals[exc.reason] += 1
+            if stranger:
+                self.refusals[exc.reason] += 1
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
             self._count_fault(f"internal error, connection of {connection.name} closed", group)
-        finally:
-            connection.close()
-            self.lobby.leave(connection)
 
     def _count_fault(self, text: str, exc: Exception) -> None:
         self.refusals[self._faults.log(self._log, trio.current_time(), text, exc)] += 1

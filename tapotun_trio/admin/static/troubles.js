@@ -55,6 +55,7 @@ const MEANINGS = {
     "ws-closed": "the other end closed the WebSocket with an error",
     "no-websocket": "something on the way lets no WebSocket pass",
     "internal-error": "a bug in this program; the log has its traceback",
+    shortage: "this machine had no memory, descriptor or thread left",
     pipelining: "too much came behind an upload's end",
     "address-gone": "the local address went away",
   },

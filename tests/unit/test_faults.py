@@ -1,0 +1,366 @@
+"""A bug anywhere in one request or session ends that request or session: the others do not notice, and its own client
+can connect again.
+
+The steps of a session are read off the code: each is made to raise, before or after it did its work, in the tasks of
+mallory's connections only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from types import FunctionType, ModuleType
+from typing import Any, Final, Literal, TypeAlias
+from unittest.mock import patch
+
+import pytest
+import trio
+
+from tapotun_trio.host import sockets
+from tapotun_trio.http import heads, lobby, origin, writer
+from tapotun_trio.http import server as http_server
+from tapotun_trio.http import websocket as http_websocket
+from tapotun_trio.routing import router
+from tapotun_trio.tunnel import (
+    device,
+    feed,
+    frontdoor,
+    incoming,
+    outbox,
+    presence,
+    rtt,
+    sender,
+    server,
+    serving,
+    session,
+    summary,
+    websocket,
+)
+from tapotun_trio.wire import body, control, frames
+from tapotun_trio.wire import websocket as wire_websocket
+
+from ..packets import frame, ipv4
+from .hostile import CHUNKED, HUB, PATIENCE_S, Siege, besieged, chunk, extended, open_fds, request, until
+from .test_websocket import REST, UPGRADE, features, masked
+
+When: TypeAlias = Literal["before", "after"]
+Scenario: TypeAlias = Callable[[Siege], Awaitable[None]]
+
+ME: Final = "10.10.0.2"
+UP: Final = ipv4(ME, HUB, b"up")
+DOWN: Final = ipv4(HUB, ME, b"down")
+CONTROLS: Final = b"".join(
+    (
+        control.ping(1),
+        control.encode(control.PONG, bytes(8)),
+        control.encode(control.AGENT, b"mallory/1"),
+        control.encode(control.BYE, b"bye"),
+    )
+)
+
+# Whatever has a part in serving a request.
+STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
+    frontdoor.Entrance,
+    server.TunnelServer,
+    serving,
+    serving._Uploading,
+    session.Session,
+    session.Visit,
+    sender,
+    sender.Sender,
+    feed.Feed,
+    outbox.Outbox,
+    incoming,
+    incoming.Incoming,
+    websocket.Conversation,
+    presence.Presence,
+    summary.Summary,
+    rtt.RoundTrip,
+    http_server,
+    http_server.Exchange,
+    http_websocket,
+    http_websocket.WebSocketWriter,
+    writer.BodyWriter,
+    heads,
+    heads.RequestHead,
+    heads.RequestParser,
+    lobby.Lobby,
+    origin,
+    origin.Origin,
+    body.ChunkedBody,
+    wire_websocket.WebSocketBody,
+    frames.FrameReader,
+    control,
+    router.Router,
+    device.DeviceWriter,
+    sockets.Connection,
+)
+# The boundary itself, and what is not called for one request. A connection that is not closed is a leak by any code.
+NOT_STEPS: Final = {
+    "Entrance.__init__",
+    "Entrance.run",
+    "Entrance._accept",
+    "Entrance._serve",
+    "Entrance._count_fault",
+    "TunnelServer.__init__",
+    "TunnelServer._serve",
+    "TunnelServer._count_fault",
+    "Connection.__init__",
+    "Connection.close",
+}
+# Steps that some scenario has to come by, so that the list above is not empty without anybody noticing.
+REACHED: Final = {
+    "Entrance._hand_over",
+    "Entrance.enter_lobby",
+    "TunnelServer._answer",
+    "TunnelServer._authenticate",
+    "TunnelServer._forward",
+    "TunnelServer._refuse",
+    "Visit.of",
+    "Session.arrive",
+    "Session.add_upload",
+    "Session.depart",
+    "Session.downloading",
+    "Session.forward",
+    "Session.params",
+    "Session.tun_conf",
+    "serving.serve_download",
+    "serving.serve_upload",
+    "serving.serve_websocket",
+    "serving._take_controls",
+    "_Uploading.take",
+    "Sender.serve",
+    "Sender.send_control",
+    "Sender._work",
+    "Exchange.start_download",
+    "Exchange.watch",
+    "Exchange.accept_upload",
+    "Exchange.accept_websocket",
+    "Exchange.finish_upload",
+    "Exchange.refuse",
+    "Conversation.run",
+    "Conversation.frames",
+    "WebSocketWriter.pong",
+    "BodyWriter.finish",
+    "RequestParser.feed",
+    "FrameReader.feed",
+    "incoming.receive_frames",
+    "DeviceWriter.write_all",
+    "control.upload_seen",
+    "control.agent_payload",
+    "control.bye_reason",
+    "Presence.arrive",
+    "Presence.leave",
+    "Summary.begin",
+    "Summary.end",
+    "RoundTrip.sample",
+}
+
+_of_mallory: Final = ContextVar("of_mallory", default=False)
+
+
+class Step:
+    """One function, method or property, and every place that has a name for it."""
+
+    def __init__(self, owner: type | ModuleType, name: str) -> None:
+        self._owner, self._name = owner, name
+        self.title = f"{owner.__name__.rpartition('.')[2]}.{name}"
+        self._found = inspect.getattr_static(owner, name)
+
+    def _places(self) -> Iterator[Any]:
+        yield self._owner
+        if isinstance(self._owner, ModuleType):
+            for name, module in list(sys.modules.items()):
+                if name.startswith("tapotun_trio") and vars(module).get(self._name) is self._found:
+                    yield module
+
+    @contextmanager
+    def broken(self, when: When, exc: Exception | None = None) -> Iterator[list[str]]:
+        """Raise ``exc`` in mallory's tasks. Yields a list that is not empty once it did."""
+        hits: list[str] = []
+
+        def strike() -> None:
+            if _of_mallory.get():
+                hits.append(self.title)
+                raise exc or RuntimeError(f"injected {when} {self.title}")
+
+        found, instead = self._found, None
+        if isinstance(found, property):
+            assert found.fget is not None
+            instead = property(_striking(found.fget, when, strike))
+        elif isinstance(found, classmethod | staticmethod):
+            instead = type(found)(_striking(found.__func__, when, strike))
+        else:
+            instead = _striking(found, when, strike)
+        patches = [patch.object(place, self._name, instead) for place in dict.fromkeys(self._places())]
+        try:
+            for it in patches:
+                it.start()
+            yield hits
+        finally:
+            for it in patches:
+                it.stop()
+
+
+def _striking(function: Callable[..., Any], when: When, strike: Callable[[], None]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            if when == "before":
+                strike()
+            result = await function(*args, **kwargs)
+            strike()
+            return result
+
+        return later
+
+    @wraps(function)
+    def now(*args: Any, **kwargs: Any) -> Any:
+        if when == "before":
+            strike()
+        result = function(*args, **kwargs)
+        strike()
+        return result
+
+    return now
+
+
+def steps() -> list[Step]:
+    found: list[Step] = []
+    for owner in STEPS_OF:
+        for name, it in vars(owner).items():
+            called = isinstance(it, FunctionType | classmethod | staticmethod | property)
+            mine = not isinstance(owner, ModuleType) or getattr(it, "__module__", None) == owner.__name__
+            step = Step(owner, name) if called and mine else None
+            if step is not None and step.title not in NOT_STEPS and (name == "__init__" or not name.startswith("__")):
+                found.append(step)
+    return found
+
+
+# ------------------------------------------------------------------ what mallory does
+
+
+async def over_http(siege: Siege) -> None:
+    """A download, an upload with everything in it, and a download that replaces the first one."""
+    first = await siege.connect(request("GET", "mallory", *extended("mallory")))
+    await first.status()
+    up = await siege.connect(request("PUT", "mallory", CHUNKED, "Expect: 100-continue", *extended("mallory")))
+    await up.send(chunk(frame(UP) * 3), chunk(CONTROLS), b"0\r\n\r\n")
+    while await up.status() == 100:
+        pass
+    second = await siege.connect(request("GET", "mallory", *extended("mallory")))
+    await second.status()
+
+
+async def as_a_base_client(siege: Siege) -> None:
+    down = await siege.connect(request("GET", "mallory"))
+    await down.status()
+    up = await siege.connect(request("PUT", "mallory", CHUNKED), chunk(frame(UP)), b"0\r\n\r\n")
+    await up.status()
+
+
+async def over_a_websocket(siege: Siege) -> None:
+    both = await siege.connect(request("GET", "mallory", *UPGRADE, *REST, *features()))
+    await both.status()
+    await both.send(masked(frame(UP)), masked(b"?", 0x9), masked(CONTROLS), masked(b"", 0x8))
+    await both.rest()
+
+
+async def refused(siege: Siege) -> None:
+    for one in (
+        request("GET", "wrong"),
+        request("POST", "mallory", "Content-Length: 0"),
+        request("GET", "mallory", *REST, *features()),  # a handshake of which a proxy left half away
+        request("PUT", "mallory", CHUNKED, "x-tun-session: " + "0" * 32),
+        b"nonsense\r\n\r\n",
+    ):
+        raw = await siege.connect(one)
+        await raw.status()
+
+
+SCENARIOS: Final[tuple[Scenario, ...]] = (over_http, as_a_base_client, over_a_websocket, refused)
+
+
+def faults(siege: Siege, reason: str = "internal-error") -> int:
+    return siege.refusals[reason] + siege.mallory.counters.ends[reason]
+
+
+async def gone(siege: Siege, after: str) -> None:
+    """Mallory goes, and nothing is left of its streams."""
+    mallory = siege.mallory
+    siege.withdraw()
+    await until(lambda: mallory.state == "offline" and not mallory._downloads, f"no stream to be left after {after}")
+    await until(lambda: open_fds() <= siege.fds, f"{open_fds()} descriptors to be {siege.fds} again after {after}")
+    siege.hub.outbound.clear()
+
+
+async def well_again(siege: Siege, after: str) -> None:
+    """Nothing is left of what went wrong; mallory connects, and packets cross both ways."""
+    mallory = siege.mallory
+    assert mallory.presence.connected_since is None, after
+    down = await siege.download(*extended("mallory"))
+    up = await siege.upload(*extended("mallory"))
+    assert mallory.state == "connected", after
+    await up.send(chunk(frame(UP)))
+    assert await siege.hub.receive_packet() == UP, after
+    siege.hub.send(DOWN)
+    seen = b""
+    with trio.fail_after(PATIENCE_S):
+        while DOWN not in seen:
+            seen += await down.exactly(1)
+    await gone(siege, after)
+    await siege.check_honest()
+
+
+@contextmanager
+def marking() -> Iterator[None]:
+    """Every connection that comes from here on is mallory's."""
+    serve = frontdoor.Entrance._serve
+
+    async def marked(self: frontdoor.Entrance, connection: sockets.Connection) -> None:
+        _of_mallory.set(True)
+        await serve(self, connection)
+
+    with patch.object(frontdoor.Entrance, "_serve", marked):
+        yield
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_every_step(scenario: Scenario, when: When, reached: set[str]) -> None:
+    async with besieged(2) as siege:
+        with marking():
+            for step in steps():
+                before = faults(siege)
+                with step.broken(when) as hits:
+                    with trio.fail_after(PATIENCE_S):
+                        await scenario(siege)
+                    await gone(siege, step.title)
+                    await siege.check_honest()
+                if hits:
+                    reached.add(step.title)
+                    assert faults(siege) > before, f"{step.title} was not counted"
+                    await well_again(siege, step.title)
+                else:
+                    assert faults(siege) == before
+        told = [record for record in siege.log if record.levelno >= logging.ERROR]
+        assert told
+        assert all(record.exc_info for record in told)
+        assert all(record.getMessage().startswith("internal error, ") for record in told)
+        siege.log.clear()
+
+
+def test_the_steps_were_come_by(reached: set[str]) -> None:
+    """Runs behind the test above, of which it tells whether it tests anything."""
+    assert not REACHED - reached, sorted(REACHED - reached)
+
+
+@pytest.fixture(scope="module")
+def reached() -> set[str]:
+    return set()
