@@ -365,6 +365,34 @@ async def test_every_step(when: When) -> None:
         assert not REACHED - reached, sorted(REACHED - reached)
 
 
+# ------------------------------------------------------------------ what a stranger with a good token did
+
+HOSTILE: Final = table(
+    "fields",
+    ("not ASCII", ["Connection: \xff", "Upgrade: websocket"]),
+    ("not ASCII, among others", ["Connection: Upgrade, \xe4", "Upgrade: websocket"]),
+    ("not ASCII, twice", ["Connection: Upgrade", "Connection: \xff", "Upgrade: websocket"]),
+    ("an upgrade that is not ASCII", ["Connection: Upgrade", "Upgrade: \xffwebsocket"]),
+    ("an empty connection behind the right one", ["Connection: Upgrade", "Connection:", "Upgrade: websocket"]),
+    ("an empty upgrade", ["Connection: Upgrade", "Upgrade: websocket", "Upgrade:"]),
+    ("an empty version", ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version:"]),
+)
+
+
+@HOSTILE
+async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
+    async with besieged(2) as siege:
+        for n in range(3):
+            raw = await siege.connect(request("GET", "mallory", *REST, *fields, *features()))
+            assert await raw.status() == 400
+            raw.close()
+            await until(lambda: siege.refusals["bad-request"] > n, "it to be counted")  # noqa: B023 - awaited here
+        await siege.check_honest()
+        assert not siege.mallory.counters.ends
+        await gone(siege, "the handshakes")
+        await well_again(siege, "the handshakes")
+
+
 # ------------------------------------------------------------------ an answer where one still fits
 
 
