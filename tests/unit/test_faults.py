@@ -195,7 +195,7 @@ class Step:
                 hits.append(self.title)
                 raise exc or RuntimeError(f"injected {when} {self.title}")
 
-        found, instead = self._found, None
+        found, instead = self._found, object()
         if isinstance(found, property):
             assert found.fget is not None
             instead = property(_striking(found.fget, when, strike))
