@@ -23,7 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Self, TypeVar
 
+from .text import one_line, shorten
+
 T = TypeVar("T", bound=BaseException)
+
+INTERNAL_ERROR: Final = "internal-error"  # how a stream or a request is counted that a bug ended; the log has more
+_BUG_CHARS: Final = 100
 
 
 class TapotunError(Exception):
@@ -60,6 +65,10 @@ class PeerError(TapotunError):
         same = type(self).__new__(type(self), *self.args)
         same.__dict__.update(self.__dict__)
         return same
+
+
+class InternalError(PeerError):
+    """A bug of ours, where it ends one stream or one attempt. Its cause is the bug; the log has its traceback."""
 
 
 class ShortageError(HostError, PeerError):
@@ -124,20 +133,41 @@ def passing_shortages(doing: str) -> Iterator[None]:
         raise found from exc
 
 
-def failure_of(exc: Exception, doing: str) -> PeerError:
-    """What ended a stream or an attempt at one: a peer's failure or a shortage, of several the first.
+def shortage_in(exc: BaseException, doing: str) -> ShortageError | None:
+    """As `shortage_of`; a group is a shortage if all that is in it is, and then it is its first one."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return shortage_of(exc, doing)
+    found = [shortage_of(it, doing) for it in leaves(exc)]
+    return None if None in found else found[0]
 
-    Raises ``exc``, or that part of a group, which is neither: that is not for a stream to handle.
+
+def is_peers_fault(exc: BaseException) -> bool:
+    """It is a PeerError, or a group of nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(isinstance(it, PeerError) for it in leaves(exc))
+    return isinstance(exc, PeerError)
+
+
+def failure_of(exc: Exception, doing: str) -> PeerError:
+    """What ends a stream or an attempt at one: a peer's failure or a shortage, of several the first; InternalError if
+    there is a bug among them. ``doing``: what failed, for people.
+
+    Raises ``exc`` if it is a HostError, or holds one, that is no shortage: that ends more than a stream.
     """
-    if not isinstance(exc, ExceptionGroup):
-        found = exc if isinstance(exc, PeerError) else shortage_of(exc, doing)
-        if found is None:
+    first: PeerError | None = None
+    bug: BaseException | None = None
+    for it in leaves(exc) if isinstance(exc, ExceptionGroup) else (exc,):
+        found = it if isinstance(it, PeerError) else shortage_of(it, doing)
+        if isinstance(it, HostError) and found is None:
             raise exc
-        return found
-    _, rest = exc.split(lambda it: isinstance(it, PeerError) or shortage_of(it, doing) is not None)
-    if rest is not None:
-        raise rest
-    return failure_of(next(leaves(exc)), doing)
+        first = first or found
+        bug = bug or (it if found is None else None)
+    if bug is None:
+        assert first is not None
+        return first
+    failure = InternalError(f"internal error: {one_line(shorten(repr(bug), _BUG_CHARS))}", reason=INTERNAL_ERROR)
+    failure.__cause__ = bug
+    return failure
 
 
 def _descriptor_limit() -> str:

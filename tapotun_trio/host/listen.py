@@ -55,7 +55,11 @@ class Listener:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 sock, _ = self._sock.accept()
-                return Connection(sock, peer_name(sock))
+                try:
+                    return Connection(sock, peer_name(sock))
+                except BaseException:
+                    sock.close()
+                    raise
             except (OSError, MemoryError) as exc:
                 if (shortage := shortage_of(exc, f"cannot accept on {self.name}")) is not None:
                     raise shortage from exc

@@ -58,7 +58,8 @@ _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/i
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
 
 # So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance-notes.md#device-queue). Others may set another length: ip link set txqueuelen.
+# has the CPU for longer is lost (docs/performance-notes.md#device-queue). An operator may set another
+# length: ip link set txqueuelen.
 _TX_QUEUE_PACKETS: Final = 2000
 
 # RTM_NEWLINK with IFLA_TXQLEN: struct nlmsghdr, struct ifinfomsg with ifi_index, one attribute (linux/netlink.h,

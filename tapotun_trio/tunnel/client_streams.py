@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import trio
 
-from ..errors import PeerError, failure_of
+from ..errors import InternalError, PeerError, failure_of
 from ..host.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
@@ -65,10 +65,13 @@ class Download:
                         await older.ended.wait()
                 await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
             self.incoming.check()
-        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
-            self.failure = failure_of(exc, "cannot receive")
-            self._ends[self.failure.reason] += 1
+        except* Exception as group:  # a HostError goes on to whoever runs the stream
+            self.failure = failure_of(group, "cannot receive")
+            if isinstance(self.failure, InternalError):
+                raise
         finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
             self.connection.close()
             self.ended.set()
 
@@ -122,8 +125,10 @@ class Upload:
                 await self._send()
             if self._because is not None:
                 self.failure = self._because
-        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
-            self.failure = failure_of(exc, "cannot send")
+        except* Exception as group:  # a HostError goes on to whoever runs the stream
+            self.failure = failure_of(group, "cannot send")
+            if isinstance(self.failure, InternalError):
+                raise
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError, failure_of
+from ..errors import InternalError, PeerError, failure_of
 from ..host.sockets import Connection
 from ..http.websocket import WebSocketWriter
 from ..wire import control
@@ -55,10 +55,13 @@ class WebSocketStream:
                 shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
                 await self._conversation.run(lambda: self._receive(older), shutdown=shutdown)
             self.incoming.check()
-        except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
-            self.failure = failure_of(exc, "cannot send or receive")
-            self._ends[self.failure.reason] += 1
+        except* Exception as group:  # a HostError goes on to whoever runs the stream
+            self.failure = failure_of(group, "cannot send or receive")
+            if isinstance(self.failure, InternalError):
+                raise
         finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
             self.connection.close()
             self.ended.set()
 

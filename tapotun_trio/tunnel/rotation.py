@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias
 
 import trio
 
-from ..errors import PeerError, failure_of
+from ..errors import InternalError, PeerError, failure_of
 from .backoff import Backoff
 
 # A stream that the peer ended sooner than this gets a pause as if it had failed: two clients with one token at a
@@ -35,7 +35,8 @@ class Stream(Protocol):
         """Once ended: why, or None for a clean end."""
 
     async def run(self, older: Stream | None) -> None:
-        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces."""
+        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces. Raises
+        HostError; and what is not the peer's fault, after it was noted as the `failure`."""
 
 
 class Waits:
@@ -87,8 +88,10 @@ async def keep_streaming(
     rotate_s: tuple[float, float],
     waits: Waits,
     failed: Failed,
+    fault: Callable[[Exception], None] | None = None,
 ) -> None:
-    """Run stream after stream, for ever.
+    """Run stream after stream, for ever. What goes wrong in one of them, a bug included, ends that one; HostError is
+    raised.
 
     Args:
         open_stream: opens the next one; raises PeerError, or what a shortage of this machine raises. Either way the
@@ -98,7 +101,10 @@ async def keep_streaming(
             lasts too long begun anew.
         failed: told of every failure (None: a clean end) with the seconds until the next attempt; it may return
             another time to wait instead.
+        fault: told of every bug, where it is handled; None: it is raised.
     """
+    if fault is None:
+        fault = _raise
     backoff = Backoff()
     present: Stream | None = None
     healthy_since: float | None = None  # a stream that replaces a healthy one carries its health on
@@ -108,13 +114,15 @@ async def keep_streaming(
             failure: PeerError | None
             try:
                 stream = await waits.attempt(open_stream)
-            except Exception as exc:  # noqa: BLE001 - anything but a peer's failure and a shortage is raised again
-                failure = failure_of(exc, "cannot open a stream")
+            except* Exception as group:  # noqa: BLE001 - a bug is told with its traceback, a HostError is raised again
+                failure = failure_of(group, "cannot open a stream")
+                if isinstance(failure, InternalError):
+                    fault(group)
             else:
                 if stream is None:
                     backoff.reset()
                     continue
-                nursery.start_soon(stream.run, present)
+                nursery.start_soon(_run, stream, present, fault)
                 present = stream
                 if healthy_since is None:
                     healthy_since = began
@@ -133,3 +141,16 @@ async def keep_streaming(
             told_s = failed(failure, wait_s)
             if await waits.wait(wait_s if told_s is None else told_s, trio.Event()):
                 backoff.reset()
+
+
+async def _run(stream: Stream, older: Stream | None, fault: Callable[[Exception], None]) -> None:
+    try:
+        await stream.run(older)
+    except* Exception as group:  # a HostError, for which no failure was noted; or a bug, for which one was
+        if stream.failure is None:
+            raise
+        fault(group)
+
+
+def _raise(exc: Exception) -> None:
+    raise exc

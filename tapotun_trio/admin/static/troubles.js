@@ -15,6 +15,7 @@ const MEANINGS = {
     "device-full": "the TUN device took nothing for too long",
     "device-refused": "the kernel refused the packet",
     "no-memory": "this machine had no memory for the packet",
+    "internal-error": "a bug in this program; the log has its traceback",
   },
   requests: {
     "bad-token": "a token that is not in the config, or none",
@@ -26,6 +27,7 @@ const MEANINGS = {
     evicted: "too many connections that had shown no token",
     "bad-proxy-header": "no proper PROXY protocol header",
     "untrusted-proxy": "a PROXY header from where none is trusted",
+    "internal-error": "a bug in this program; the log has its traceback",
     closed: "closed before its request was whole",
     broken: "the connection broke before its request was whole",
     "no-descriptors": "this machine had no file descriptor left; the log has the limit",
@@ -57,6 +59,7 @@ const MEANINGS = {
     "bad-websocket": "a malformed WebSocket",
     "ws-closed": "the other end closed the WebSocket with an error",
     "no-websocket": "something on the way lets no WebSocket pass",
+    "internal-error": "a bug in this program; the log has its traceback",
     pipelining: "too much came behind an upload's end",
     "address-gone": "the local address went away",
     "no-descriptors": "this machine had no file descriptor left; the log has the limit",
