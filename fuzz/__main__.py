@@ -22,6 +22,7 @@ TARGETS: Final = (
     "params",
     "config",
     "websocket",
+    "handshake",
     "control",
     "forwarded",
     "proxy_header",
@@ -78,7 +79,7 @@ def run_one(name: str, arguments: list[str]) -> None:
     """Does not return: libFuzzer ends the process."""
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-    with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11"]):
+    with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11", "wsproto"]):
         target = importlib.import_module(f"fuzz.{name}")
     seeds = WORK / "seeds" / name
     seeds.mkdir(parents=True, exist_ok=True)

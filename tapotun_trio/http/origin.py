@@ -44,7 +44,9 @@ async def origin_of(connection: Connection, reception: Reception, *, is_unix: bo
     no header. Cancelled, what came of the header is lost.
     """
     address = connection.remote_address
-    is_trusted = reception.trusts_unix if is_unix else address is not None and reception.trusts(ip_address(address))
+    # The zone of a link-local address is the name of an interface, which may be nearly any text.
+    bare = None if address is None else address.partition("%")[0]
+    is_trusted = reception.trusts_unix if is_unix else bare is not None and reception.trusts(ip_address(bare))
     if not reception.proxy_protocol:
         return Origin(connection.name, reception, is_trusted=is_trusted)
     if address is None and not is_unix:

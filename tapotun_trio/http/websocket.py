@@ -10,13 +10,15 @@ import os
 import re
 from typing import Final
 
+import h11
+
 from ..config.model import Url
 from ..errors import PeerError
 from ..host.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status, told_by_400
-from .heads import MAX_HEAD_BYTES, REASONS, RequestHead, ResponseHead
+from .heads import MAX_HEAD_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
 from .writer import BodyWriter
 
 KEY_HEADER: Final = "sec-websocket-key"
@@ -85,6 +87,64 @@ class WebSocketWriter(BodyWriter):
         return key
 
 
+class AnswerParser:
+    """The client's side of a handshake, sans-IO: its request, and the bytes of the answer in until its head is whole.
+
+    Untrusted input; raises PeerError only.
+    """
+
+    __slots__ = ("_data", "_handshake", "_total", "request")
+
+    def __init__(self, url: Url, headers: list[tuple[str, str]]) -> None:
+        from wsproto.connection import ConnectionType
+        from wsproto.events import Request
+        from wsproto.handshake import H11Handshake
+
+        self._handshake = H11Handshake(ConnectionType.CLIENT)
+        extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        try:
+            self.request = self._handshake.send(Request(host=url.authority, target=url.target, extra_headers=extra))
+        except (
+            UnicodeError
+        ) as exc:  # wsproto takes a host and port for a name, whose last label may be too long for one
+            raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason="dns") from exc
+        self._data, self._total = b"", 0
+
+    def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """The final head, whatever it says, and what came behind it; None: it is not complete. No data means that the
+        server closed the connection."""
+        if not data:
+            raise PeerError("the server closed the connection without an answer", reason="closed")
+        self._data += data
+        # Head by head, since what comes behind the last one is not for wsproto.
+        while _HEAD_END in self._data:
+            head, end, self._data = self._data.partition(_HEAD_END)
+            self._total += len(head)
+            answer = self._take(head + end)
+            if answer is not None:
+                return answer, self._data
+        if self._total + len(self._data) > MAX_HEAD_BYTES + _READ_BYTES:
+            raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason="bad-response")
+        return None
+
+    def _take(self, head: bytes) -> ResponseHead | None:
+        from wsproto.events import AcceptConnection, RejectConnection
+        from wsproto.utilities import ProtocolError
+
+        try:
+            self._handshake.receive_data(head)
+        except (ProtocolError, h11.ProtocolError, UnicodeError) as exc:  # what fuzz/handshake.py has found
+            text = one_line(shorten(str(exc), 100))
+            raise PeerError(f"the answer to a WebSocket's handshake is wrong: {text}", reason="bad-response") from None
+        for event in self._handshake.events():
+            if isinstance(event, AcceptConnection):
+                return ResponseHead(101, "Switching Protocols", _fold(event.extra_headers))
+            if isinstance(event, RejectConnection) and event.status_code >= 200:
+                status = event.status_code
+                return ResponseHead(status, REASONS.get(status, ""), _fold(event.headers))
+        return None
+
+
 async def open_websocket(
     connection: Connection, url: Url, headers: list[tuple[str, str]]
 ) -> tuple[ResponseHead, bytes]:
@@ -92,43 +152,14 @@ async def open_websocket(
 
     No deadline of its own. Raises PeerError: closed, not HTTP, or a 101 that is no answer to this handshake.
     """
-    from wsproto.connection import ConnectionType
-    from wsproto.events import AcceptConnection, RejectConnection, Request
-    from wsproto.handshake import H11Handshake
-    from wsproto.utilities import RemoteProtocolError
-
-    handshake = H11Handshake(ConnectionType.CLIENT)
-    extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    try:
-        request = handshake.send(Request(host=url.authority, target=url.target, extra_headers=extra))
-    except UnicodeError as exc:  # wsproto takes a host and port for a name, whose last label may be too long for one
-        raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason="dns") from exc
-    await connection.send_all(request)
-    data, total = b"", 0
+    parser = AnswerParser(url, headers)
+    await connection.send_all(parser.request)
     buffer = memoryview(bytearray(_READ_BYTES))
     while True:
-        # Head by head, since what comes behind the last one is not for wsproto.
-        head, end, rest = data.partition(_HEAD_END)
-        if not end:
-            received = await connection.receive(buffer)
-            if not received:
-                raise PeerError("the server closed the connection without an answer", reason="closed")
-            data += buffer[:received]
-            if total + len(data) > MAX_HEAD_BYTES + _READ_BYTES:
-                raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason="bad-response")
-            continue
-        data, total = rest, total + len(head)
-        try:
-            handshake.receive_data(head + end)
-        except (RemoteProtocolError, UnicodeDecodeError) as exc:
-            text = one_line(shorten(str(exc), 100))
-            raise PeerError(f"the answer to a WebSocket's handshake is wrong: {text}", reason="bad-response") from None
-        for event in handshake.events():
-            if isinstance(event, AcceptConnection):
-                return ResponseHead(101, "Switching Protocols", _fold(event.extra_headers)), rest
-            if isinstance(event, RejectConnection) and event.status_code >= 200:
-                status = event.status_code
-                return ResponseHead(status, REASONS.get(status, ""), _fold(event.headers)), rest
+        received = await connection.receive(buffer)
+        answer = parser.feed(bytes(buffer[:received]))
+        if answer is not None:
+            return answer
 
 
 def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
@@ -144,22 +175,29 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
 
 def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:
     """The head of the 101 that accepts this request; None if it is not a whole handshake (RFC 6455 section 4.2.1).
-    Untrusted input; never raises."""
+
+    Untrusted input; raises BadRequest only: a field of the handshake is malformed, as no proxy makes it.
+    """
     from wsproto.connection import ConnectionType
     from wsproto.events import AcceptConnection
     from wsproto.handshake import H11Handshake
-    from wsproto.utilities import RemoteProtocolError
+    from wsproto.utilities import ProtocolError, RemoteProtocolError
 
-    if head.version != "1.1" or not _KEY.fullmatch(head.headers[KEY_HEADER]):  # RFC 9110 section 7.8
+    if head.version != "1.1" or not _KEY.fullmatch(head.headers.get(KEY_HEADER, "")):  # RFC 9110 section 7.8
         return None
     handshake = H11Handshake(ConnectionType.SERVER)
     # Only what is the handshake's: wsproto would put a token into its exceptions.
     names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
-    own = [(name.encode(), head.headers[name].encode("latin-1")) for name in names if name in head.headers]
+    own = {name: head.headers[name] for name in names if name in head.headers}
+    if not all(value.isascii() for value in own.values()):
+        raise BadRequest(400, "malformed WebSocket handshake: a header field is not ASCII")
+    fields = [(name.encode(), value.encode("ascii")) for name, value in own.items()]
     try:
-        handshake.initiate_upgrade_connection([(b"host", b"-"), *own], "/")
+        handshake.initiate_upgrade_connection([(b"host", b"-"), *fields], "/")
     except RemoteProtocolError:
         return None
+    except (ProtocolError, h11.ProtocolError, UnicodeError):  # such as a field that ends in an empty list element
+        raise BadRequest(400, "malformed WebSocket handshake") from None
     extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return handshake.send(AcceptConnection(extra_headers=extra))
 
