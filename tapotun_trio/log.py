@@ -13,7 +13,8 @@ import time
 from collections.abc import MutableMapping
 from typing import Any, Final, TextIO, TypeAlias
 
-from .text import one_line
+from .errors import INTERNAL_ERROR, SHORTAGE, shortage
+from .text import one_line, shorten
 
 Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
@@ -23,6 +24,8 @@ FLAPPING_S: Final = 600.0
 FLAPPING_BURST: Final = 20  # lines of a kind within that
 PATIENCE_MS: Final = 100  # with a reader that is only slow
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes of UTF-8, which a pipe with room takes without waiting (pipe(7))
+_TRACEBACK_LINES: Final = 200
+_TRACEBACK_CHARS: Final = 500  # of one line
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -96,6 +99,26 @@ def flapping() -> Sparingly:
     return Sparingly(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
 
 
+class Faults:
+    """Tells of what went wrong in one request or session by no fault of the peer: a bug, with its traceback, or a
+    shortage of this machine, in one line. A peer may be able to cause it again and again, so it is limited."""
+
+    __slots__ = ("_bugs", "_shortages")
+
+    def __init__(self) -> None:
+        self._bugs = flapping()
+        self._shortages = Sparingly()
+
+    def log(self, log: Log, now: float, text: str, exc: BaseException) -> str:
+        """Call this where ``exc`` is handled. ``text``: what ended. Returns the word to count it under."""
+        lacking = shortage(exc)
+        if lacking is not None:
+            self._shortages.log(log, logging.WARNING, now, f"{text}: {lacking}")
+            return SHORTAGE
+        self._bugs.log(log, logging.ERROR, now, text, traceback=True)
+        return INTERNAL_ERROR
+
+
 class LossyHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream that may fail: a full disk, a pipe without a reader, or with one that hangs, a terminal that
     was stopped (Ctrl-S). That ends nothing, fills nothing and holds nobody up for longer than `PATIENCE_MS` once, and
@@ -153,7 +176,7 @@ class TextFormatter(logging.Formatter):
         # One event is one line; a bug's traceback is the exception to that, and follows it.
         line = one_line(line)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + _traceback(self.formatException(record.exc_info))
         return line
 
 
@@ -171,7 +194,7 @@ class JournalFormatter(logging.Formatter):
         else:
             text = one_line(_placed(record))
             if record.exc_info:
-                text += "\n" + self.formatException(record.exc_info)
+                text += "\n" + _traceback(self.formatException(record.exc_info))
         priority = _PRIORITIES.get(record.levelno, _PRIORITIES[logging.INFO])
         return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
@@ -186,8 +209,19 @@ class JsonFormatter(logging.Formatter):
                 fields[name] = value
         fields["event"] = record.getMessage()
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = _traceback(self.formatException(record.exc_info))
         return json.dumps(fields, ensure_ascii=False)
+
+
+def _traceback(text: str) -> str:
+    """What an exception says may be a peer's words: each line is made fit for a terminal and shortened, and there is a
+    limit to the lines. The last ones say most."""
+    lines = text.split("\n")
+    if len(lines) > _TRACEBACK_LINES:
+        left_out = len(lines) - _TRACEBACK_LINES
+        half = _TRACEBACK_LINES // 2
+        lines = [*lines[:half], f"... {left_out} lines ...", *lines[-half:]]
+    return "\n".join(one_line(shorten(line, _TRACEBACK_CHARS)) for line in lines)
 
 
 def _placed(record: logging.LogRecord) -> str:

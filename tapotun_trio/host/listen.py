@@ -42,7 +42,11 @@ class Listener:
             await trio.lowlevel.wait_readable(self._sock)
             try:
                 sock, _ = self._sock.accept()
-                return Connection(sock, peer_name(sock))
+                try:
+                    return Connection(sock, peer_name(sock))
+                except BaseException:
+                    sock.close()
+                    raise
             except OSError as exc:
                 if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise HostError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from ..errors import PeerError
+from ..errors import PeerError, is_peers_fault
 from ..host.sockets import Connection
 from ..wire.body import Body
 from ..wire.websocket import WebSocketBody
@@ -33,9 +34,12 @@ class Exchange:
     Exactly one of `refuse`, `start_download`, `accept_upload`, `accept_websocket` and `respond` is called by the
     handler, `respond` maybe after `read_body`. The connection serves a further request only if the handler also came to
     the clean end of this one and set `reusable`.
+
+    Attributes:
+        answered: the head of the final answer was sent, or part of it: no other answer fits any more.
     """
 
-    __slots__ = ("_body_read", "client", "connection", "head", "leftover", "reusable")
+    __slots__ = ("_body_read", "answered", "client", "connection", "head", "leftover", "reusable")
 
     def __init__(self, connection: Connection, head: RequestHead, leftover: bytes) -> None:
         self.connection = connection
@@ -43,11 +47,21 @@ class Exchange:
         self.head = head
         self.leftover = leftover  # bytes that came behind the head and were not used yet
         self.reusable = False
+        self.answered = False
         self._body_read = not head.has_body
 
     async def refuse(self, status: int, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
         """Answer with an error, in place of a 100 if one was expected, and end the connection."""
+        self.answered = True
         await refuse(self.connection, status, headers)
+
+    async def fail(self, status: int = 500) -> None:
+        """Say that this end could not serve the request, where an answer still fits; the connection ends. A client that
+        does not wait for it is no news."""
+        self.reusable = False
+        if not self.answered:
+            with suppress(PeerError):
+                await self.refuse(status)
 
     async def start_download(self, headers: list[tuple[str, str]]) -> BodyWriter:
         """Send a 200 whose body is endless: chunked, or for HTTP/1.0 until the connection ends."""
@@ -55,7 +69,9 @@ class Exchange:
         framing = [("Transfer-Encoding", "chunked")] if chunked else []
         if not self.head.keeps_alive:
             framing.append(("Connection", "close"))
-        await self.connection.send_all(encode_response(200, [*headers, *framing]))
+        data = encode_response(200, [*headers, *framing])
+        self.answered = True
+        await self.connection.send_all(data)
         return BodyWriter(self.connection, chunked=chunked)
 
     async def accept_upload(self) -> Body:
@@ -67,15 +83,21 @@ class Exchange:
     async def accept_websocket(self, headers: list[tuple[str, str]]) -> tuple[WebSocketWriter, WebSocketBody] | None:
         """Send a 101, and return how to write and how to read from there on, of which nothing was read yet.
 
-        None: this is not a whole handshake (a proxy leaves half of it away); a refusal was sent in its place.
+        None: this is not a whole handshake (a proxy leaves half of it away); a refusal was sent instead. Raises
+        BadRequest, which was answered, for one that is malformed.
         """
         from .websocket import WebSocketWriter, accept_head
 
-        answer = accept_head(self.head, headers)
+        try:
+            answer = accept_head(self.head, headers)
+        except BadRequest as exc:
+            await self.refuse(exc.status)
+            raise
         if answer is None:
             fields = ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")  # RFC 9110 section 15.5.22
             await self.refuse(426, headers=fields)
             return None
+        self.answered = True
         await self.connection.send_all(answer)
         return WebSocketWriter(self.connection, masks=False), WebSocketBody(masked=True)
 
@@ -125,6 +147,7 @@ class Exchange:
         if not keep:
             fields.append(("Connection", "close"))
         data = encode_response(status, fields)
+        self.answered = True
         with trio.move_on_after(ANSWER_S) as deadline:
             await self.connection.send_all(data if self.head.method == "HEAD" else data + body)
         if deadline.cancelled_caught:
@@ -142,7 +165,9 @@ class Exchange:
         headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
         if not self.reusable:
             headers.append(("Connection", "close"))
-        await self.connection.send_all(encode_response(200, headers) + body)
+        data = encode_response(200, headers) + body
+        self.answered = True
+        await self.connection.send_all(data)
 
     async def watch(self, writer: BodyWriter) -> None:
         """Read what a client sends while it downloads: nothing, or early requests, kept up to the limit of a head.
@@ -172,7 +197,8 @@ Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 async def serve_connection(connection: Connection, handler: Handler) -> None:
     """Serve requests until either side ends the connection; closes it on the way out.
 
-    Raises PeerError for a request that is refused here, after answering it, and what the handler raises.
+    Raises PeerError for a request that is refused here, after answering it, and what the handler raises; if that is a
+    bug, a 500 was sent where no answer had begun.
     """
     try:
         leftover = b""
@@ -183,10 +209,21 @@ async def serve_connection(connection: Connection, handler: Handler) -> None:
             except BadRequest as exc:
                 await refuse(connection, exc.status)
                 raise
+            except PeerError:
+                raise
+            except Exception:
+                with suppress(PeerError):
+                    await refuse(connection, 500)
+                raise
             if read is None:
                 return
             exchange = Exchange(connection, *read)
-            await handler(exchange)
+            try:
+                await handler(exchange)
+            except Exception as exc:
+                if not is_peers_fault(exc):
+                    await exchange.fail()
+                raise
             if not exchange.reusable:
                 return
             leftover = exchange.leftover

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
+from .. import errors
+
 # What carries the frames: GET and PUT, or a WebSocket in place of both.
 Transport: TypeAlias = Literal["http", "websocket"]
 
@@ -18,6 +20,7 @@ QUEUE_AGE: Final = "queue-age"  # it waited longer in the outbox than it is wort
 CODEL: Final = "codel"  # the outbox had been standing for too long: its senders are to slow down
 DEVICE_FULL: Final = "device-full"  # the TUN device took nothing for too long
 DEVICE_REFUSED: Final = "device-refused"  # the kernel refused the packet
+INTERNAL_ERROR: Final = errors.INTERNAL_ERROR  # a bug; the log has its traceback
 
 
 @dataclass(slots=True)
@@ -29,7 +32,7 @@ class Counters:
     tx_packets: int = 0
     tx_bytes: int = 0
     drops: Counter[str] = field(default_factory=Counter)
-    ends: Counter[str] = field(default_factory=Counter)  # streams that ended uncleanly, by PeerError.reason
+    ends: Counter[str] = field(default_factory=Counter)  # streams that ended uncleanly: PeerError.reason, or a bug
 
     def copy(self) -> Counters:
         """As they are now."""

@@ -30,7 +30,7 @@ from ..host.sockets import Connection
 from ..http.lobby import Lobby
 from ..http.origin import Origin, origin_of
 from ..http.server import Exchange, serve_connection
-from ..log import Log, Sparingly
+from ..log import Faults, Log, Sparingly
 
 ACCEPT_RETRY_S: Final = 0.1
 GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
@@ -43,7 +43,8 @@ class Tenant:
     """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has. What of its
     ``reception`` matters at an entrance is the same for all there.
 
-    ``serve`` answers one request; it runs in ``nursery``, and what it raises ends the interface.
+    ``serve`` answers one request; it runs in ``nursery``. A HostError that it raises ends the interface; anything else
+    ends the connection.
     """
 
     path: str | None
@@ -66,9 +67,11 @@ class Entrance:
         self._log = log
         self._shortages = Sparingly()
         self._strangers = Sparingly()
+        self._faults = Faults()
 
     async def run(self) -> None:
-        """Accept and serve until cancelled. A bug in accepting ends the tenants, who start again."""
+        """Accept and serve until cancelled. If the listening socket is of no use any more, the tenants end, and start
+        again with another one."""
         with self.scope:
             async with trio.open_nursery() as nursery:
                 try:
@@ -87,15 +90,28 @@ class Entrance:
                 self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            self.enter_lobby(connection)
+            except (OSError, trio.ClosedResourceError):  # the listening socket's own: only another one helps
+                raise
+            except Exception as exc:  # noqa: BLE001 - that connection's: logged with its traceback
+                self._count_fault(f"internal error, connection on {self.listener.name} not accepted", exc)
+                await trio.sleep(ACCEPT_RETRY_S)
+                continue
             nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close. The boundary of a peer's failure between requests."""
+        """One connection, from accept to close. The boundary of whatever goes wrong on it, a bug included: it ends this
+        connection, and no interface."""
+        stranger = False
         try:
-            origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
-            if origin is not None:
-                await serve_connection(connection, partial(self._hand_over, origin))
+            try:
+                self.enter_lobby(connection)
+                origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
+                if origin is not None:
+                    await serve_connection(connection, partial(self._hand_over, origin))
+            finally:
+                connection.close()
+                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
+                stranger = self.lobby.leave(connection)
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason in _OPERATORS:
@@ -103,14 +119,13 @@ class Entrance:
                     self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
                     self._log.debug("%s: %s", connection.name, exc)
-                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
-                if self.lobby.leave(connection):
-                    self.refusals[exc.reason] += 1
-        except* Exception:  # noqa: BLE001 - no interface's: logged with its traceback, and the others go on
-            self._log.exception("a bug ended the connection of %s", connection.name)
-        finally:
-            connection.close()
-            self.lobby.leave(connection)
+            if stranger:
+                self.refusals[exc.reason] += 1
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
+            self._count_fault(f"internal error, connection of {connection.name} closed", group)
+
+    def _count_fault(self, text: str, exc: Exception) -> None:
+        self.refusals[self._faults.log(self._log, trio.current_time(), text, exc)] += 1
 
     async def _hand_over(self, origin: Origin, exchange: Exchange) -> None:
         """Have the request served by the interface that its path belongs to, and wait for its end.
@@ -126,13 +141,15 @@ class Entrance:
             except PeerError as exc:  # it did not wait for the answer
                 self._log.debug("%s: %s", exchange.client, exc)
             return
-        failures: list[BaseExceptionGroup[PeerError]] = []
+        failures: list[ExceptionGroup[Exception]] = []
         ended = trio.Event()
 
         async def serve() -> None:
             try:
                 await tenant.serve(exchange, self)
-            except* PeerError as group:
+            except* HostError:  # the interface's device, not the request
+                raise
+            except* Exception as group:  # noqa: BLE001 - raised below, in the connection's own task
                 failures.append(group)
             finally:
                 ended.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,6 +78,7 @@ class Sender:
         "_answered_at",
         "_controls",
         "_counters",
+        "_fault",
         "_feed",
         "_pinged_at",
         "_queued",
@@ -109,6 +110,7 @@ class Sender:
         self._pinged_at = 0.0
         self._answered_at = 0.0
         self._scope = trio.CancelScope()  # of the present stream
+        self._fault: Exception | None = None  # a bug in sending, for the stream's own task to raise
 
     @property
     def streaming(self) -> bool:
@@ -116,17 +118,24 @@ class Sender:
         return self._writer is not None
 
     def send(self, frames: memoryview | bytes, packets: int) -> None:
-        """Send a run of whole frames, or queue a copy of what the socket does not take now."""
-        writer = self._writer
-        if writer is None or writer.pending or self._queued or self._feed.paced:
-            self.outbox.put(frames, packets, trio.current_time())
-            self._wake.set()
-            return
-        self._commit(writer, frames, packets)
-        self._unwatched_bytes += len(frames)
-        if self._unwatched_bytes > WATCH_BYTES:
-            self._unwatched_bytes = 0
-            self._feed.watch(trio.current_time())
+        """Send a run of whole frames, or queue a copy of what the socket does not take now. Never raises: who sends is
+        the device's reader, or another session. What goes wrong here ends the stream, in its own task."""
+        try:
+            writer = self._writer
+            if writer is None or writer.pending or self._queued or self._feed.paced:
+                self.outbox.put(frames, packets, trio.current_time())
+                self._wake.set()
+                return
+            self._commit(writer, frames, packets)
+            self._unwatched_bytes += len(frames)
+            if self._unwatched_bytes > WATCH_BYTES:
+                self._unwatched_bytes = 0
+                self._feed.watch(trio.current_time())
+        except Exception as exc:  # noqa: BLE001 - raised by `serve`, or by `tick` if there is no stream
+            self._fault = exc
+            if self._writer is not None:
+                self._writer.broken = True
+                self.release()
 
     @property
     def stalled(self) -> bool:
@@ -172,19 +181,22 @@ class Sender:
         """
         feed = self._feed = Feed(writer.connection, trio.current_time())
         self._writer, older = writer, self._writer
-        self._controls.clear()  # they were for the older stream
-        self._touched = True
-        if older is not None:
-            self._scope.cancel()  # it may be waiting for a peer that takes nothing
-        self._answered_at = trio.current_time()
-        if self.pinging.always:
-            if self._words:
-                self.send_control(self._words)
-            self.ping()  # a first byte for whoever waits for one, and a first round trip
         try:
+            self._controls.clear()  # they were for the older stream
+            self._touched = True
+            if older is not None:
+                self._scope.cancel()  # it may be waiting for a peer that takes nothing
+            self._answered_at = trio.current_time()
+            if self.pinging.always:
+                if self._words:
+                    self.send_control(self._words)
+                self.ping()  # a first byte for whoever waits for one, and a first round trip
             with trio.CancelScope() as self._scope:
                 while self._writer is writer:
                     await self._work(writer, feed)
+            if writer.broken and self._fault is not None:
+                fault, self._fault = self._fault, None
+                raise fault
             if writer.broken:
                 raise PeerError(f"connection to {writer.connection.name} broke", reason="broken")
             if self._writer is writer:
@@ -237,7 +249,11 @@ class Sender:
         self.send_control(self.pinging.frame(time.monotonic_ns()))
 
     def tick(self, now: float, tick_s: float) -> None:
-        """Every ``tick_s``: let old frames go, and ping a stream that would be silent for too long by the next."""
+        """Every ``tick_s``: let old frames go, and ping a stream that would be silent for too long by the next. Raises
+        what went wrong in `send` and met no stream."""
+        if self._fault is not None and self._writer is None:
+            fault, self._fault = self._fault, None
+            raise fault
         self.outbox.expire(now)
         if self._writer is not None:
             self._feed.tick(now)
@@ -264,4 +280,11 @@ async def ending_cleanly(writer: BodyWriter, last_words: Callable[[], bytes] = b
     except trio.Cancelled:
         with trio.move_on_after(GRACE_S, shield=True):
             await writer.try_finish(last_words())
+        raise
+    except PeerError:
+        raise
+    except Exception:  # a bug: nothing is said, but a frame that has begun comes to its end
+        if not writer.broken:
+            with trio.move_on_after(GRACE_S, shield=True), suppress(PeerError):
+                await writer.drain()
         raise

@@ -13,9 +13,10 @@ from typing import Final, Literal
 import trio
 
 from ..config.model import ServerConfig
-from ..errors import PeerError, leaves
+from ..errors import SHORTAGE, HostError, PeerError, leaves
+from ..http.heads import BadRequest
 from ..http.server import Exchange
-from ..log import Log, Sparingly
+from ..log import Faults, Log, Sparingly
 from ..routing.router import ClientNetworks, Router
 from ..wire.frames import ADDRESSES, FrameReader, Span
 from . import counters as why
@@ -44,6 +45,7 @@ class TunnelServer:
         self.entrances: list[Entrance] = []
         # Not one line only: what locks addresses out by the log has to see each of them.
         self._refusals = Sparingly(burst=LOG_BURST)
+        self._faults = Faults()
         self._writers: Sequence[DeviceWriter]
 
     def reconfigure(self, config: ServerConfig) -> None:
@@ -84,13 +86,26 @@ class TunnelServer:
             return None
         to = self._verdicts.get(key)
         if to is None:
+            to = self._decide(key)
+            if to is None:
+                return None
+        if isinstance(to, bool):
+            self.device_drops[why.NO_ROUTE] += 1
+            return None
+        return to
+
+    def _decide(self, key: bytes) -> Sender | bool | None:
+        """Ask the router, and remember what it says. None: a bug, which costs this packet and not the interface."""
+        try:
             verdict = self._router.from_device(key[:4], key[4:])
             to = self.sessions[verdict].sender if verdict >= 0 else False
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
             self._verdicts[key] = to
-        if isinstance(to, bool):
-            self.device_drops[why.NO_ROUTE] += 1
+        except Exception as exc:  # noqa: BLE001 - logged with its traceback
+            text = "internal error, packet from the device dropped"
+            self._faults.log(self._log, trio.current_time(), text, exc)
+            self.device_drops[why.INTERNAL_ERROR] += 1
             return None
         return to
 
@@ -119,7 +134,24 @@ class TunnelServer:
                 await trio.sleep_forever()
 
     async def _serve(self, exchange: Exchange, entrance: Entrance) -> None:
-        """One request. Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
+        """One request. The boundary of whatever goes wrong in it, a bug included: it ends this request and nothing
+        else. Raises HostError, which is the interface's, and PeerError."""
+        try:
+            await self._answer(exchange, entrance)
+        except* (HostError, PeerError):
+            raise
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
+            text = f"internal error, request of {exchange.client} ended"
+            await exchange.fail(self._count_fault(self.refusals, self._log, text, group))
+
+    def _count_fault(self, counter: Counter[str], log: Log, text: str, exc: BaseException) -> int:
+        """Returns the status to answer with."""
+        reason = self._faults.log(log, trio.current_time(), text, exc)
+        counter[reason] += 1
+        return 503 if reason == SHORTAGE else 500
+
+    async def _answer(self, exchange: Exchange, entrance: Entrance) -> None:
+        """Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
         session, method, name = self._authenticate(exchange), exchange.head.method, exchange.client
         if session is None:
             text = f"{name} refused: unknown or missing token"
@@ -138,7 +170,7 @@ class TunnelServer:
             await self._refuse(exchange, 409, "other-session")
             return
         entrance.lobby.leave(exchange.connection)
-        why = "this server stops"  # if it is cancelled
+        why, failed = "this server stops", 0  # if it is cancelled
         try:
             if websocket:
                 await serve_websocket(session, exchange, self._forward)
@@ -150,12 +182,20 @@ class TunnelServer:
             why = "the client ended it"
         except* PeerError as group:
             exc = next(leaves(group))  # its halves may have noticed the same end each in its way
-            session.counters.ends[exc.reason] += 1
+            counter = self.refusals if isinstance(exc, BadRequest) else session.counters.ends
+            counter[exc.reason] += 1
             why = str(exc)
             session.endings.log(session.log, logging.INFO, trio.current_time(), f"{stream} from {name} ended: {why}")
+        except* HostError:
+            raise
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
+            why, text = "an internal error", f"internal error, {stream} from {name} ended"
+            failed = self._count_fault(session.counters.ends, session.log, text, group)
         finally:
             session.depart(why)
-        if exchange.reusable:
+        if failed:
+            await exchange.fail(failed)
+        elif exchange.reusable:
             entrance.enter_lobby(exchange.connection)  # until its next request
 
     async def _refuse(
@@ -188,4 +228,15 @@ class TunnelServer:
             await trio.sleep(TICK_S)
             now = trio.current_time()
             for session in self.sessions:
-                session.tick(now, TICK_S)
+                try:
+                    session.tick(now, TICK_S)
+                except Exception as exc:  # noqa: BLE001 - that session's, and none of the others
+                    self._end_session(session, exc)
+
+    def _end_session(self, session: Session, exc: Exception) -> None:
+        """A bug outside of its requests ends a session's streams. Its client connects again."""
+        self._count_fault(session.counters.ends, session.log, "internal error, session ended", exc)
+        try:
+            session.fail()
+        except Exception as further:  # noqa: BLE001 - as above
+            self._count_fault(session.counters.ends, session.log, "internal error, session not ended", further)

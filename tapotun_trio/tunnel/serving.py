@@ -151,15 +151,22 @@ class _Uploading:
         self._upload = upload
         self._forward = forward
         self._seen = seen
-        older = session.add_upload(upload)
-        self._older = older if waits else None
+        self._waits = waits
+        self._older: Incoming | None = None
 
     def __enter__(self) -> _Uploading:
+        try:
+            older = self._session.add_upload(self._upload)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._older = older if self._waits else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session.uploads.remove(self._upload)
         self._upload.ended.set()
+        if self._upload in self._session.uploads:
+            self._session.uploads.remove(self._upload)
 
     async def take(self, reader: FrameReader, frames: list[Span]) -> None:
         """Forward what a receive completed."""

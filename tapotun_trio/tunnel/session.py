@@ -187,6 +187,8 @@ class Session:
 
     def depart(self, why: str) -> None:
         """A stream has ended. After the last one, one line says what the session was."""
+        if not self._downloads:
+            self.presence.leave()  # a download may have ended before it had begun
         if not self._downloads and not self.uploads:
             self._summary.end(self.log, self.dismissed or why)
 
@@ -244,6 +246,13 @@ class Session:
         if connected:
             self.log.info("%s", reason)
         return connected
+
+    def fail(self) -> None:
+        """End the streams for a bug of ours."""
+        self.dismissed = "an internal error of the server"
+        self.sender.release()
+        for upload in self.uploads:
+            upload.end(PeerError("an internal error ended the session", reason="internal-error"))
 
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
