@@ -18,7 +18,7 @@ from ..host.plan import Plan
 from ..host.ports import Host
 from ..host.sockets import Connection
 from ..http.client import check_status
-from ..log import Log, Sparingly
+from ..log import Faults, Log, Sparingly
 from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameReader, Span
@@ -82,6 +82,7 @@ class TunnelClient:
         self._silence_s = BASE_SILENCE_S
         self.complaints = Complaints(log)
         self._goodbyes = Sparingly()
+        self._faults = Faults()
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
     # -- the device's side
@@ -129,10 +130,15 @@ class TunnelClient:
 
     async def _keep(self, open_stream: Open, waits: Waits, failed: Failed) -> None:
         try:
-            await keep_streaming(open_stream, rotate_s=self._config.rotate_s, waits=waits, failed=failed)
+            await keep_streaming(
+                open_stream, rotate_s=self._config.rotate_s, waits=waits, failed=failed, fault=self._fault
+            )
         finally:  # whichever of the two ends last closes what neither runs any more
             if self._proven is not None:
                 self._proven.connection.close()
+
+    def _fault(self, exc: Exception) -> None:
+        self._faults.log(self._log, trio.current_time(), "internal error, stream ended", exc)
 
     async def run_clock(self) -> None:
         """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""
@@ -199,12 +205,12 @@ class TunnelClient:
             await self._attached.wait()  # also if an earlier attempt was given up while it waited for this
             reader = FrameReader(answer.head.body(), control=extended)
             frames = reader.prime(answer.rest)
+            self._carrier.offered = control.WS in answer.features
+            self._extended = extended
+            download = Download(answer.connection, reader, frames, self._take, self.counters.ends)
+            self._download_begins(download, "http", answer)
+            self._download_up.set()
             undo.pop_all()
-        self._carrier.offered = control.WS in answer.features
-        self._extended = extended
-        download = Download(answer.connection, reader, frames, self._take, self.counters.ends)
-        self._download_begins(download, "http", answer)
-        self._download_up.set()
         return download
 
     async def _open_websocket(self) -> WebSocketStream:
@@ -215,15 +221,15 @@ class TunnelClient:
             if self.plan is None:
                 await self._configure(answer.conf)
             await self._attached.wait()
+            self._carrier.changed()
+            self._extended = True
+            stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends)
+            self._download_begins(stream, "websocket", answer)
+            self._download_is_down()  # in so far as no upload is to begin beside this
+            if self._upload is not None:
+                self._upload.abandon(moved())
+            self._upload = None
             undo.pop_all()
-        self._carrier.changed()
-        self._extended = True
-        stream = WebSocketStream(answer.connection, answer.rest, self.sender, self._take, self.counters.ends)
-        self._download_begins(stream, "websocket", answer)
-        self._download_is_down()  # in so far as no upload is to begin beside this
-        if self._upload is not None:
-            self._upload.abandon(moved())
-        self._upload = None
         return stream
 
     def _download_begins(self, download: Download | WebSocketStream, transport: Transport, answer: Answer) -> None:
@@ -268,13 +274,15 @@ class TunnelClient:
         if self._proven is not None:
             upload, self._proven = self._proven, None
         else:
-            connection = await self._requests.put(number := self._carrier.number() if self._extended else None)
-            if self.transport == "websocket":
-                connection.close()
-                raise moved()
-            upload = self._new_upload(connection, number)
-            if number is not None:
-                self._carrier.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
+            with ExitStack() as undo:
+                connection = await self._requests.put(number := self._carrier.number() if self._extended else None)
+                undo.callback(connection.close)
+                if self.transport == "websocket":
+                    raise moved()
+                upload = self._new_upload(connection, number)
+                if number is not None:
+                    self._carrier.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
+                undo.pop_all()
         self.complaints.news("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload

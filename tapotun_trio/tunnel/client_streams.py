@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import trio
 
-from ..errors import PeerError, leaves
+from ..errors import HostError, PeerError, leaves
 from ..host.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
@@ -19,7 +19,7 @@ from ..wire import control
 from ..wire.frames import FrameReader, Span
 from .carrier import UPLOAD_SEEN_S
 from .incoming import Incoming, Take, receive_frames
-from .rotation import Stream
+from .rotation import Stream, failure_of
 from .sender import Sender, ending_cleanly
 
 # For how long a newer download lets the older one end first, so that packets keep their order. What the server
@@ -67,8 +67,14 @@ class Download:
             self.incoming.check()
         except PeerError as exc:
             self.failure = exc
-            self._ends[exc.reason] += 1
+        except HostError:
+            raise
+        except Exception as exc:
+            self.failure = failure_of(exc)
+            raise
         finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
             self.connection.close()
             self.ended.set()
 
@@ -124,6 +130,11 @@ class Upload:
                 self.failure = self._because
         except* PeerError as group:
             self.failure = next(leaves(group))
+        except* HostError:
+            raise
+        except* Exception as group:
+            self.failure = failure_of(group)
+            raise
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError, leaves
+from ..errors import HostError, PeerError, leaves
 from ..host.sockets import Connection
 from ..http.websocket import WebSocketWriter
 from ..wire import control
@@ -15,7 +15,7 @@ from ..wire.frames import FrameReader
 from ..wire.websocket import WebSocketBody
 from .client_streams import HANDOVER_S
 from .incoming import Incoming, Take
-from .rotation import Stream
+from .rotation import Stream, failure_of
 from .sender import Sender
 from .websocket import Conversation
 
@@ -48,8 +48,14 @@ class WebSocketStream:
             self.incoming.check()
         except* PeerError as group:
             self.failure = next(leaves(group))
-            self._ends[self.failure.reason] += 1
+        except* HostError:
+            raise
+        except* Exception as group:
+            self.failure = failure_of(group)
+            raise
         finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
             self.connection.close()
             self.ended.set()
 

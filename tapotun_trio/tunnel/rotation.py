@@ -9,7 +9,8 @@ from typing import Final, Protocol, TypeAlias
 
 import trio
 
-from ..errors import PeerError
+from ..errors import HostError, PeerError, shortage
+from ..text import one_line, shorten
 from .backoff import Backoff
 
 # A stream that the peer ended sooner than this gets a pause as if it had failed: two clients with one token at a
@@ -35,7 +36,8 @@ class Stream(Protocol):
         """Once ended: why, or None for a clean end."""
 
     async def run(self, older: Stream | None) -> None:
-        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces."""
+        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces. Raises
+        HostError; and what is not the peer's fault, after it was noted as the `failure`."""
 
 
 class Waits:
@@ -77,6 +79,16 @@ class Waits:
         return was_cut
 
 
+def failure_of(exc: Exception) -> PeerError:
+    """A bug, or a shortage of this machine, as the end of one stream or attempt: what comes next is the same as after
+    a peer's failure. Its cause is ``exc``."""
+    failure = PeerError(f"internal error: {one_line(shorten(repr(exc), 100))}", reason="internal-error")
+    if (lacking := shortage(exc)) is not None:
+        failure = PeerError(lacking, reason="shortage")
+    failure.__cause__ = exc
+    return failure
+
+
 Open: TypeAlias = Callable[[], Awaitable[Stream]]
 Failed: TypeAlias = Callable[[PeerError | None, float], float | None]
 
@@ -87,8 +99,10 @@ async def keep_streaming(
     rotate_s: tuple[float, float],
     waits: Waits,
     failed: Failed,
+    fault: Callable[[Exception], None] | None = None,
 ) -> None:
-    """Run stream after stream, for ever.
+    """Run stream after stream, for ever. What goes wrong in one of them, a bug included, ends that one; HostError is
+    raised.
 
     Args:
         open_stream: opens the next one; raises PeerError.
@@ -97,7 +111,10 @@ async def keep_streaming(
             lasts too long begun anew.
         failed: told of every failure (None: a clean end) with the seconds until the next attempt; it may return
             another time to wait instead.
+        fault: told of every bug, where it is handled; None: it is raised.
     """
+    if fault is None:
+        fault = _raise
     backoff = Backoff()
     present: Stream | None = None
     healthy_since: float | None = None  # a stream that replaces a healthy one carries its health on
@@ -109,11 +126,16 @@ async def keep_streaming(
                 stream = await waits.attempt(open_stream)
             except PeerError as exc:
                 failure = exc
+            except HostError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - told with its traceback
+                fault(exc)
+                failure = failure_of(exc)
             else:
                 if stream is None:
                     backoff.reset()
                     continue
-                nursery.start_soon(stream.run, present)
+                nursery.start_soon(_run, stream, present, fault)
                 present = stream
                 if healthy_since is None:
                     healthy_since = began
@@ -132,3 +154,16 @@ async def keep_streaming(
             told_s = failed(failure, wait_s)
             if await waits.wait(wait_s if told_s is None else told_s, trio.Event()):
                 backoff.reset()
+
+
+async def _run(stream: Stream, older: Stream | None, fault: Callable[[Exception], None]) -> None:
+    try:
+        await stream.run(older)
+    except* HostError:
+        raise
+    except* Exception as group:  # noqa: BLE001 - told with its traceback
+        fault(group)
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
