@@ -17,7 +17,7 @@ from ..host.sockets import Connection
 from ..http.lobby import Lobby
 from ..http.origin import Origin, origin_of
 from ..http.server import Exchange, serve_connection
-from ..log import Log, Sparingly
+from ..log import Faults, Log, Sparingly
 from .site import Site
 
 MAX_STRANGERS: Final = 64  # connections that have shown neither a token nor a session; one more pushes the oldest out
@@ -42,6 +42,7 @@ class Desk:
         self._strangers = Lobby(MAX_STRANGERS)
         self._guests = Lobby(MAX_GUESTS)
         self._shortages = Sparingly()
+        self._faults = Faults()
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
 
@@ -78,20 +79,20 @@ class Desk:
                 self._shortages.log(self._log, logging.WARNING, trio.current_time(), f"admin: {exc}")
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            self._strangers.enter(connection)
             nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
         """One connection, from accept to close. The boundary of its failures, a bug included."""
         try:
+            self._strangers.enter(connection)
             origin = await origin_of(connection, _RECEPTION, is_unix=self.listener.is_unix)
             assert origin is not None, "it is None for the PROXY protocol only"
             await serve_connection(connection, partial(self._answer, origin))
         except* PeerError as group:
             for exc in leaves(group):
                 self._log.debug("admin: %s: %s", connection.name, exc)
-        except* Exception:  # noqa: BLE001 - logged with its traceback, and the others go on
-            self._log.exception("a bug ended an admin connection")
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
+            self._faults.log(self._log, trio.current_time(), "admin: internal error, connection closed", group)
         finally:
             connection.close()
             self._strangers.leave(connection)

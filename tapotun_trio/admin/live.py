@@ -20,7 +20,7 @@ from ..http.heads import RequestHead, encode_request
 from ..http.server import Exchange
 from ..http.stream import ConnectionStream
 from ..http.websocket import KEY_HEADER, accept_head
-from ..log import process_logger
+from ..log import Faults, process_logger
 from .access import Refused
 from .events import Event, Events
 
@@ -34,12 +34,13 @@ MAX_MESSAGE_BYTES: Final = 4096
 GOING_AWAY: Final = 1001
 POLICY_VIOLATION: Final = 1008
 
+_FAULTS: Final = Faults()
 _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13"))
 
 
 def handshake_of(head: RequestHead) -> bytes:
     """The request again, as far as it is the handshake's: no token and no cookie is trio-websocket's business. Raises
-    Refused."""
+    Refused, and BadRequest for one that is malformed."""
     if not head.asks_for_websocket or accept_head(head, []) is None:
         raise Refused(426, "this is for a WebSocket; a proxy must pass Upgrade and Connection on", *_UPGRADE[::2])
     fields = [("Host", "-"), *_UPGRADE, ("Sec-WebSocket-Key", head.headers[KEY_HEADER])]
@@ -51,7 +52,7 @@ async def serve_live(
 ) -> None:
     """Talk until the client goes, does not read, or ``is_over``. ``status``: the message that says how the process is.
 
-    Raises PeerError, and Refused before anything was sent.
+    Raises PeerError; Refused, BadRequest, or a bug before anything was sent.
     """
     first = handshake_of(exchange.head) + exchange.leftover
     stream = ConnectionStream(exchange.connection, first, limit_bytes=MAX_RECEIVED_BYTES)
@@ -63,6 +64,7 @@ async def serve_live(
                 request = await wrap_server_stream(
                     nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE_BYTES
                 )
+                exchange.answered = True
                 socket = await request.accept()
             nursery.start_soon(_ignore_messages, socket)
             try:
@@ -78,8 +80,11 @@ async def serve_live(
         end = PeerError(f"the WebSocket ended: {next(leaves(group))!r}", reason="closed")
     except* trio.TooSlowError:
         end = PeerError("did not take the WebSocket's handshake", reason="slow-reader")
-    except* Exception:  # noqa: BLE001 - a bug: logged with its traceback, too late for a 500
-        process_logger().exception("a bug in a WebSocket of the admin listener")
+    except* Exception as group:
+        if not exchange.answered:
+            raise
+        # Too late for a 500: logged with its traceback.
+        _FAULTS.log(process_logger(), trio.current_time(), "a bug in a WebSocket of the admin listener", group)
     if end is not None:
         raise end
 

@@ -22,10 +22,10 @@ from msgspec import Struct
 from .. import __version__
 from ..control.commands import Process, process_status
 from ..control.protocol import DisconnectArguments, ReloadArguments
-from ..errors import PeerError, TapotunError
+from ..errors import TapotunError, is_peers_fault
 from ..http.heads import BadRequest
 from ..http.server import Exchange
-from ..log import Sparingly, process_logger
+from ..log import Faults, Sparingly, process_logger
 from ..status.model import ProcessStatus
 from ..tunnel.registry import NoSuchPeerError, Registry
 from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
@@ -105,6 +105,7 @@ class Site:
         self._greeted = greeted
         self._live = 0
         self._strangers = Sparingly()
+        self._faults = Faults()
         self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
@@ -137,11 +138,12 @@ class Site:
             answer = error(exc.status, str(exc), *exc.headers, plain=plain)
         except BadRequest as exc:
             answer, close = error(exc.status, str(exc), plain=plain), True
-        except PeerError:
-            raise
-        except Exception:  # noqa: BLE001 - that request's, and of nobody else
-            process_logger().exception("a bug in the admin listener")
-            answer, close = error(500, "a bug; the log has it", plain=plain), True
+        except Exception as exc:
+            if is_peers_fault(exc):
+                raise
+            # That request's, and of nobody else. Where an answer has begun, the connection ends without another one.
+            self._faults.log(process_logger(), trio.current_time(), "a bug in the admin listener", exc)
+            answer, close = None if exchange.answered else error(500, "a bug; the log has it", plain=plain), True
         if answer is not None:
             await exchange.respond(answer.status, answer.fields(), answer.body, close=close or self.retiring)
 

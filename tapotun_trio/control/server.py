@@ -13,7 +13,7 @@ import trio
 from msgspec import Struct
 
 from ..errors import PeerError, TapotunError, leaves
-from ..log import Log
+from ..log import Faults, Log
 from .protocol import (
     BUSY,
     MAX_REQUEST_BYTES,
@@ -50,16 +50,19 @@ Commands: TypeAlias = Mapping[str, Command]
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
     listener = trio.socket.from_stdlib_socket(sock)
-    room = _Room()
+    room, faults = _Room(), Faults()
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(connection: trio.socket.SocketType) -> None:
+        """One connection. The boundary of whatever goes wrong on it, a bug included."""
         room.served += 1
         try:
-            async with stream:
-                await _serve(stream, commands, log, room)
+            with connection:
+                await _serve(trio.SocketStream(connection), commands, log, room, faults)
         except* (PeerError, trio.BrokenResourceError) as group:
             for exc in leaves(group):
                 log.debug("control socket: %s", exc)
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the process goes on
+            faults.log(log, trio.current_time(), "control socket: internal error, connection closed", group)
         finally:
             room.served -= 1
 
@@ -74,7 +77,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
                 # ends a tunnel.
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            nursery.start_soon(serve, trio.SocketStream(connection))
+            nursery.start_soon(serve, connection)
 
 
 class _Room:
@@ -96,14 +99,17 @@ class _Room:
             self.served += 1
 
 
-async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: _Room) -> None:
+async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: _Room, faults: Faults) -> None:
     answer = BUSY
     if room.served <= MAX_CONNECTIONS:
         with trio.move_on_after(REQUEST_S) as deadline:
             line = await _read_line(stream)
         if deadline.cancelled_caught:
             raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason="slow-request")
-        answer = encode_error("the request is too long") if line is None else await _answer(line, commands, log, room)
+        if line is None:
+            answer = encode_error("the request is too long")
+        else:
+            answer = await _answer(line, commands, log, room, faults)
     with trio.move_on_after(ANSWER_S):
         await stream.send_all(answer)
 
@@ -121,7 +127,7 @@ async def _read_line(stream: trio.SocketStream) -> bytes | None:
     return line
 
 
-async def _answer(line: bytes, commands: Commands, log: Log, room: _Room) -> bytes:
+async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults: Faults) -> bytes:
     """The boundary of a command's failure: whatever it is, the process goes on."""
     try:
         request = decode_request(line)
@@ -135,6 +141,6 @@ async def _answer(line: bytes, commands: Commands, log: Log, room: _Room) -> byt
             return encode_result(await command.run(arguments))
     except TapotunError as exc:
         return encode_error(str(exc))
-    except Exception:  # logged with its traceback
-        log.exception("a bug in a command of the control socket")
+    except Exception as exc:  # noqa: BLE001 - logged with its traceback
+        faults.log(log, trio.current_time(), "a bug in a command of the control socket", exc)
         return encode_error("a bug; the log of the process has it")
