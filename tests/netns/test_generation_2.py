@@ -69,8 +69,8 @@ def test_a_restart_is_no_clean_end(lab: Lab, proxy: str) -> None:
     """As any HTTP client sees it."""
     with behind(lab, proxy) as (server, client, running_proxy, config):
         with running(server, config) as daemon:
-            headers = ["-H", f"x-api-key: {token('laptop')}"]
-            argv = ["curl", "-sSN", "--http1.1", "--cacert", running_proxy.ca_file, *headers, f"https://{NAME}/ip"]
+            tls = ["--cacert", str(running_proxy.ca_file)]
+            argv = ["curl", "-sSN", "--http1.1", *tls, "-H", f"x-api-key: {token('laptop')}", f"https://{NAME}/ip"]
             with client.start(argv, name="curl") as curl:
                 daemon.wait_for_log("laptop: connected from")
                 ping(server, TUNNEL_CLIENT, count=3, wait=0.1)  # has something under way
