@@ -39,8 +39,8 @@ REFUSED_S: Final = 15.0  # it waits for two seconds, and a start takes some here
 NOBODY: Final = 65534
 DOUBT: Final = "a second start of it is noticed only once it is up"
 
-# Takes the name of an interface as the program does, and answers nobody. A mighty one has CAP_NET_ADMIN and has given up
-# gaining more, as the program has, but in a user namespace of its own: anybody may have that.
+# Takes the name of an interface as the program does, and answers nobody. A mighty one has CAP_NET_ADMIN and has given
+# up gaining more, as the program has, but in a user namespace of its own: anybody may have that.
 _SQUATTER: Final = f"""\
 import ctypes, socket, sys, time
 if sys.argv[2:] == ["mighty"]:
