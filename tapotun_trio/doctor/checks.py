@@ -195,7 +195,7 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             yield Finding("note", "routes", text, "that is well if it is this tunnel; else give one another name")
         elif holder is not None:
             clashes += 1
-            text = f"{holder}, who is neither root nor our user, has reserved the name {config.name}"
+            text = f"{holder}, which is none of ours, has reserved the name {config.name}"
             remedy = "stop that process: while it has the name, a second start is noticed only once the tunnel is up"
             yield Finding("warning", "routes", text, remedy)
         if config.name in machine.interfaces and not (holder is not None and holder.believed):

@@ -7,9 +7,9 @@ streams of a client that ran already. So the name is owned first, by a listening
 - Abstract names belong to a network namespace, as the names of interfaces do.
 - The kernel takes one back with its descriptor, however the process ends.
 - It needs no directory that can be written to, and no capability.
-- The kernel says who listens (SO_PEERCRED). Anybody may take such a name; only one of our own user or of root is
-  believed to run an interface. One of anybody else costs a warning, and what is left then is the look at the interface
-  itself, which no stranger can make.
+- The kernel says who listens (SO_PEERCRED). Anybody may take such a name. An owner is believed to run an interface if
+  it is of our own user or of root, or if it has CAP_NET_ADMIN and has given up gaining more. One of anybody else costs
+  a warning, and what is left then is the look at the interface itself, which no stranger can make.
 
 The owner tells those whom it believes what it is called and which config it has. Untrusted input all the same: it is
 bounded, and made fit for one line.
@@ -34,6 +34,7 @@ import trio
 
 from ..errors import HostError
 from ..text import one_line, shorten
+from .rights import CAP_NET_ADMIN
 from .tun import taken_by
 
 # A service manager may start the next process while the last one still takes its interface down: 0.3 s for its
@@ -45,6 +46,8 @@ ANSWER_S: Final = 0.5  # an owner that is suspended says nothing
 # shorter than the half second for which he waits.
 _BACKLOG: Final = 64
 _PAUSE_S: Final = 0.005
+
+_PROC: Final = "/proc/{pid}/{name}"
 
 _ANSWER_BYTES: Final = 8192
 _COMMAND_CHARS: Final = 200
@@ -76,7 +79,7 @@ class Holder:
 
     Attributes:
         pid: 0 if it is in a PID namespace that we do not see.
-        believed: it is of our own user or of root, so that it runs such an interface.
+        believed: it runs such an interface, as the top of this file says.
         command, config: for people, empty if they are not known.
     """
 
@@ -117,7 +120,7 @@ async def own_name(
 ) -> AsyncIterator[OwnedName]:
     """Have an interface's name to ourselves until exit: no process that runs this program starts with it.
 
-    ``config_file``: for those who ask; ``believed``: the users of whom an owner may be, by default root and our own.
+    ``config_file``: for those who ask; ``believed``: users whose processes are owners, by default root and our own.
     Raises HostError if another process has the name, or an interface of that name is there, for two seconds.
     Cancel-safe.
     """
@@ -209,7 +212,7 @@ class _Rival:
             self._first = found
         else:
             found = self._first
-            if last and not _is_open(found[0]):  # that one is gone, and whoever has the name now hides
+            if last and not _is_open(found[0]):  # it is gone, and the process that has the name now hides
                 found = None
         if found is None:  # it has just gone, or does not listen yet
             text = f"the name {self._name} is reserved by a process that does not answer"
@@ -217,7 +220,7 @@ class _Rival:
         sock, holder = found
         if not holder.believed:
             who = _described(sock, holder)
-            return f"the name {self._name} is reserved by {who}, who is neither root nor our user", None
+            return f"the name {self._name} is reserved by {who}, which is none of ours", None
         if last:
             with trio.move_on_after(ANSWER_S):
                 await trio.lowlevel.wait_readable(sock)
@@ -251,7 +254,7 @@ def _listen(name: str) -> socket.socket:
 
 
 def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holder] | None:
-    """A connection to whoever listens, for the caller to close. None: nobody does, or more wait than may."""
+    """A connection to the process that listens, for the caller to close. None: none does, or its queue is full."""
     try:
         sock = _socket()
     except OSError:
@@ -266,7 +269,29 @@ def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holde
     except BaseException:
         sock.close()
         raise
-    return sock, Holder(pid, uid, uid in believed)
+    return sock, Holder(pid, uid, uid in believed or _has_net_admin_for_good(pid, uid))
+
+
+def _has_net_admin_for_good(pid: int, uid: int) -> bool:
+    """It has CAP_NET_ADMIN in our user namespace, and has given up gaining any capability, as this program does at its
+    start (`rights.drop_rights`). False also where /proc does not tell.
+
+    No stranger gets there. The capabilities alone would prove nothing: he could start a set-user-ID program with the
+    socket in its hands; but it would have its own user, and none has this flag that makes those programs harmless.
+    And everybody has every capability in a user namespace of his own, whose map is not ours.
+    """
+    if pid <= 0:
+        return False
+    try:
+        with open(_PROC.format(pid=pid, name="status"), encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        with open(_PROC.format(pid=pid, name="uid_map"), "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
+            same_namespace = theirs.read(_ANSWER_BYTES) == ours.read(_ANSWER_BYTES)
+        has_it = bool(int(fields["CapEff"], 16) >> CAP_NET_ADMIN & 1)
+        users = {int(it) for it in fields["Uid"].split()}
+        return has_it and fields["NoNewPrivs"].strip() == "1" and users == {uid} and same_namespace
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _is_open(sock: socket.socket) -> bool:
@@ -303,7 +328,7 @@ def _command_of(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with open(_PROC.format(pid=pid, name="cmdline"), "rb") as file:
             return file.read(_ANSWER_BYTES).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""

@@ -39,9 +39,16 @@ REFUSED_S: Final = 15.0  # it waits for two seconds, and a start takes some here
 NOBODY: Final = 65534
 DOUBT: Final = "a second start of it is noticed only once it is up"
 
-# Takes the name of an interface as the program does, and answers nobody.
-_SQUATTER: Final = """\
-import socket, sys, time
+# Takes the name of an interface as the program does, and answers nobody. A mighty one has CAP_NET_ADMIN and has given
+# up gaining more, as the program has, but in a user namespace of its own: anybody may have that.
+_SQUATTER: Final = f"""\
+import ctypes, socket, sys, time
+if sys.argv[2:] == ["mighty"]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x10000000) == 0
+    with open("/proc/self/uid_map", "w") as file:
+        file.write("0 {NOBODY} 1")
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.bind("\\0tapotun-trio/interface/" + sys.argv[1])
 sock.listen()
@@ -199,12 +206,26 @@ def test_an_interface_that_comes_while_the_client_runs(lab: Lab) -> None:
             wait_for_ping(client, TUNNEL_SERVER, timeout=5)
 
 
-def test_a_stranger_has_the_name(lab: Lab) -> None:
+@pytest.mark.parametrize("mighty", [False, True])
+def test_a_stranger_has_the_name(lab: Lab, mighty: bool) -> None:
     """Any user may take it. That keeps nobody from starting, and a tunnel that is up is safe from a second start."""
     server, client = cable(lab)
-    as_nobody = ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
-    with running(server, server_config()), client.start([*as_nobody, sys.executable, "-c", _SQUATTER, "tun0"]) as thief:
+    argv = [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        "--clear-groups",
+        "--inh-caps=-all",
+        sys.executable,
+        "-c",
+        _SQUATTER,
+        "tun0",
+    ]
+    with running(server, server_config()), client.start([*argv, *(["mighty"] if mighty else [])]) as thief:
         thief.wait_for_log("^has it$")
+        status = Path(f"/proc/{thief.pid}/status").read_text("ascii")
+        effective = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
+        assert effective is not None
+        assert bool(int(effective[1], 16)) == mighty
         who = f"the name tun0 is reserved by process {pid_inside(thief)} of user {NOBODY}"
         with running(client, client_config(), until=UPLOADING) as first:
             assert who in first.log

@@ -254,6 +254,11 @@ def test_a_user_with_cap_net_admin_and_nothing_else(lab: Lab) -> None:
         assert capabilities(daemon.pid)["CapEff"] == NET_ADMIN
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
+        # Another user's, and believed: it has been given what an interface takes. Root starts it once more.
+        second = server.run([*plain, config], check=False, env={"PYTHONPATH": str(ROOT)})
+        assert second.returncode == 1
+        assert "tun0: the name is taken: process " in second.stderr
+        assert str(config) in second.stderr
         assert daemon.stop(PATIENCE_S) == 0
     assert "tun0" not in interfaces(server)
     refused = server.run([*as_nobody, "--inh-caps=-all", "--ambient-caps=-all", *plain, str(config)], check=False)

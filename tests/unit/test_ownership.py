@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
@@ -182,6 +183,41 @@ async def test_one_of_ours_that_is_suspended_is_named_by_proc(
         assert holder is not None
         assert holder.believed
         assert holder.command
+
+
+_STATUS: Final = {"Name": "x: y", "Uid": "{uid} {uid} {uid} {uid}", "CapEff": f"{1 << 12:016x}", "NoNewPrivs": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "uid_map", "believed"),
+    [
+        ({}, None, True),
+        ({"CapEff": f"{1 << 13:016x}"}, None, False),
+        ({"NoNewPrivs": "0"}, None, False),  # as of a set-user-ID program
+        ({"Uid": "{uid} 4711 4711 4711"}, None, False),  # likewise
+        ({"CapEff": "?"}, None, False),
+        ({"Uid": ""}, None, False),
+        ({}, "         0       1001          1\n", False),  # a user namespace of his own
+    ],
+)
+def test_another_user_s_is_believed_if_it_has_the_capability_for_good(
+    name: str,
+    changed: dict[str, str],
+    uid_map: str | None,
+    believed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = {**_STATUS, **changed}.items()
+    status = "".join(f"{key}:\t{value.format(uid=os.geteuid())}\n" for key, value in fields)
+    (tmp_path / "status").write_text(status, encoding="ascii")
+    (tmp_path / "uid_map").write_text(uid_map or Path("/proc/self/uid_map").read_text("ascii"), encoding="ascii")
+    monkeypatch.setattr(ownership, "_PROC", f"{tmp_path}/{{name}}")
+    with stranger(name):
+        found = ownership._connect(name, frozenset())
+        assert found is not None
+        found[0].close()
+        assert found[1].believed == believed
 
 
 async def test_a_stranger_who_asks_hears_nothing(name: str) -> None:
