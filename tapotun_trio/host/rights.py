@@ -144,14 +144,14 @@ def drop_rights(keep: int) -> str | None:
     return f"cannot give up what this process does not need ({', '.join(refused)}); allow these calls to it"
 
 
-def raise_fd_limit() -> int | None:
+def raise_fd_limit() -> int:
     """Raise the soft limit of open files to the hard one, as every client costs two sockets, and each of the first 16 a
-    queue. Returns the limit that holds, None if the kernel does not tell; a refusal leaves the old one and is not an
+    queue. Returns the limit that holds, 0 if the kernel does not tell; a refusal leaves the old one and is not an
     error."""
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     except OSError:  # a filter of system calls
-        return None
+        return 0
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
