@@ -115,7 +115,7 @@ class Faults:
         if shortage is not None:
             self._shortages.log(log, logging.WARNING, now, str(shortage))
             return shortage.reason
-        self._bugs.log(log, logging.ERROR, now, text, traceback=True)
+        self._bugs.log(log, logging.ERROR, now, f"internal error, {text}", traceback=True)
         return INTERNAL_ERROR
 
 

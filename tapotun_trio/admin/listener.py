@@ -92,7 +92,7 @@ class Desk:
             for exc in leaves(group):
                 self._log.debug("admin: %s: %s", connection.name, exc)
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
-            self._faults.log(self._log, trio.current_time(), "admin: internal error, connection closed", group)
+            self._faults.log(self._log, trio.current_time(), "admin: connection closed", group)
         finally:
             connection.close()
             self._strangers.leave(connection)

@@ -63,7 +63,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
             for exc in leaves(group):
                 log.debug("control socket: %s", exc)
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the process goes on
-            faults.log(log, trio.current_time(), "control socket: internal error, connection closed", group)
+            faults.log(log, trio.current_time(), "control socket: connection closed", group)
         finally:
             room.served -= 1
 

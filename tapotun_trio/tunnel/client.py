@@ -149,7 +149,7 @@ class TunnelClient:
                 self._proven.connection.close()
 
     def _fault(self, exc: Exception) -> None:
-        self._faults.log(self._log, trio.current_time(), "internal error, stream ended", exc)
+        self._faults.log(self._log, trio.current_time(), "stream ended", exc)
 
     async def run_clock(self) -> None:
         """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""

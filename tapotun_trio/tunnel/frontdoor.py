@@ -101,7 +101,7 @@ class Entrance:
             except (OSError, trio.ClosedResourceError):  # the listening socket's own: only another one helps
                 raise
             except Exception as exc:  # noqa: BLE001 - that connection's: logged with its traceback
-                self._count_fault(f"internal error, connection on {self.listener.name} not accepted", exc)
+                self._count_fault(f"connection on {self.listener.name} not accepted", exc)
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
             nursery.start_soon(self._serve, connection)
@@ -130,7 +130,7 @@ class Entrance:
             if stranger:
                 self.refusals[exc.reason] += 1
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
-            self._count_fault(f"internal error, connection of {connection.name} closed", group)
+            self._count_fault(f"connection of {connection.name} closed", group)
 
     def _count_fault(self, text: str, exc: Exception) -> None:
         self.refusals[self._faults.log(self._log, trio.current_time(), text, exc)] += 1

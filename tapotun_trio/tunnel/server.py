@@ -168,7 +168,7 @@ class TunnelServer:
                 self._verdicts.clear()
             self._verdicts[key] = to
         except Exception as exc:  # noqa: BLE001 - logged with its traceback
-            text = "internal error, packet from the device dropped"
+            text = "packet from the device dropped"
             self._faults.log(self._log, trio.current_time(), text, exc)
             self.device_drops[why.INTERNAL_ERROR] += 1
             return None
@@ -206,7 +206,7 @@ class TunnelServer:
         except* (HostError, PeerError):
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
-            text = f"internal error, request of {exchange.client} ended"
+            text = f"request of {exchange.client} ended"
             await exchange.fail(self._count_fault(self.refusals, self._log, text, group))
 
     def _count_fault(self, counter: Counter[str], log: Log, text: str, exc: BaseException) -> int:
@@ -255,7 +255,7 @@ class TunnelServer:
         except* HostError:
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
-            why, text = "an internal error", f"internal error, {stream} from {name} ended"
+            why, text = "an internal error", f"{stream} from {name} ended"
             failed = self._count_fault(session.counters.ends, session.log, text, group)
         finally:
             session.depart(why)
@@ -303,8 +303,8 @@ class TunnelServer:
 
     def _end_session(self, session: Session, exc: Exception) -> None:
         """A bug outside of its requests ends a session's streams. Its client connects again."""
-        self._count_fault(session.counters.ends, session.log, "internal error, session ended", exc)
+        self._count_fault(session.counters.ends, session.log, "session ended", exc)
         try:
             session.fail()
         except Exception as further:  # noqa: BLE001 - as above
-            self._count_fault(session.counters.ends, session.log, "internal error, session not ended", further)
+            self._count_fault(session.counters.ends, session.log, "session not ended", further)

@@ -246,8 +246,8 @@ async def besieged(
             super().__init__(config, log)
             servers.append(self)
 
-    def client(*args: object) -> TunnelClient:
-        clients.append(TunnelClient(*args))  # type: ignore[arg-type]
+    def client(*args: object, **options: object) -> TunnelClient:
+        clients.append(TunnelClient(*args, **options))  # type: ignore[arg-type]
         return clients[-1]
 
     gc.collect()

@@ -208,4 +208,4 @@ async def test_a_shortage_at_the_control_socket(tmp_path: Path, caplog: pytest.L
         assert hits
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
     assert errors_in(caplog) == []
-    assert "this machine has no memory left" in caplog.text
+    assert "control socket: connection closed: Cannot allocate memory; raise MemoryMax=" in caplog.text

@@ -116,8 +116,8 @@ async def facing(
     server.put_answer = put
     clients: list[TunnelClient] = []
 
-    def client(*args: object) -> TunnelClient:
-        clients.append(TunnelClient(*args))  # type: ignore[arg-type]
+    def client(*args: object, **options: object) -> TunnelClient:
+        clients.append(TunnelClient(*args, **options))  # type: ignore[arg-type]
         return clients[-1]
 
     with logged() as log, patch.object(interface, "TunnelClient", client):
