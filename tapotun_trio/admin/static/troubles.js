@@ -55,6 +55,7 @@ const MEANINGS = {
     "bad-vnet": "impossible packet headers",
     "bad-conf": "the answer has no usable x-tun-conf",
     "bad-params": "parameters from the server that cannot be used",
+    "own-address": "the address that the server gives would take away its own",
     "bad-response": "no proper HTTP answer",
     "bad-websocket": "a malformed WebSocket",
     "ws-closed": "the other end closed the WebSocket with an error",
