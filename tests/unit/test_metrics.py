@@ -162,12 +162,13 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
         if "reason" in dict(labels):
             reasons.setdefault(name, set()).add(dict(labels)["reason"])
     code = (ROOT / "tapotun_trio" / "tunnel" / "server.py").read_text()
+    refused = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)) | {counters.INTERNAL_ERROR}
     assert reasons == {
         "tapotun_client_dropped_packets_total": DROPS,
-        "tapotun_interface_dropped_packets_total": {"no-route", "not-ipv4"},
-        "tapotun_interface_refused_requests_total": set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)),
+        "tapotun_interface_dropped_packets_total": {"internal-error", "no-route", "not-ipv4"},
+        "tapotun_interface_refused_requests_total": refused,
     }
-    assert DROPS | {"no-route"} == {it for name, it in vars(counters).items() if name.isupper()}
+    assert DROPS | {"internal-error", "no-route"} == {it for name, it in vars(counters).items() if name.isupper()}
 
 
 def test_the_kernel_tells_of_this_process() -> None:
