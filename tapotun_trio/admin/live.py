@@ -84,7 +84,7 @@ async def serve_live(
         if not exchange.answered:
             raise
         # Too late for a 500: logged with its traceback.
-        _FAULTS.log(process_logger(), trio.current_time(), "a bug in a WebSocket of the admin listener", group)
+        _FAULTS.log(process_logger(), trio.current_time(), "admin: WebSocket ended", group)
     if end is not None:
         raise end
 

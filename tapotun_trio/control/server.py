@@ -144,5 +144,5 @@ async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults
     except TapotunError as exc:
         return encode_error(str(exc))
     except Exception as exc:  # noqa: BLE001 - logged with its traceback
-        faults.log(log, trio.current_time(), "a bug in a command of the control socket", exc)
+        faults.log(log, trio.current_time(), "control socket: command ended", exc)
         return encode_error("a bug; the log of the process has it")

@@ -211,7 +211,7 @@ async def test_a_bug_in_a_request_is_a_500_and_its_own(
         assert (answer.status, answer.body) == (500, b"a bug; the log has it\n")
         assert answer.headers["connection"] == "close"
         assert (await world.ask("GET", "/healthz")).status == 200
-    assert errors_in(caplog) == ["a bug in the admin listener"]
+    assert errors_in(caplog) == ["internal error, admin: request ended"]
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -228,7 +228,7 @@ async def test_a_bug_in_a_websocket_is_its_own(
         data = f"GET /api/live HTTP/1.1\r\nHost: h\r\n{handshake}{key}".encode()
         assert await status_of(world, data) in (0, 101)
         assert (await world.ask("GET", "/healthz")).status == 200
-    assert errors_in(caplog) == ["a bug in a WebSocket of the admin listener"]
+    assert errors_in(caplog) == ["internal error, admin: WebSocket ended"]
 
 
 async def test_a_bug_in_accepting_ends_it_for_a_while(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

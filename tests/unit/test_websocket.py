@@ -121,8 +121,8 @@ async def tunnel(
     port, host, clients = free_port(), MemoryHost(), []
 
     class Client(TunnelClient):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)  # type: ignore[arg-type]
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[arg-type]
             clients.append(self)
 
     config = replace(client_config("a", port), transport=transport, rotate_s=rotate_s)
