@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from .client import BaseClient
 from .journal import Timers
@@ -85,6 +86,7 @@ def _client(
         generation=args.generation,
         expect_continue=not args.no_expect,
         proxied=args.proxied,
+        ca_file=args.ca_file,
         timers=_timers(args),
         on_conf=configure if args.tun else None,
         on_packet=write if args.tun else None,
@@ -155,7 +157,11 @@ def _server(
 
 
 def _timers(args: argparse.Namespace) -> Timers:
-    return Timers(ping_s=args.ping, give_up_s=args.give_up, retry_s=(args.retry[0], args.retry[1]))
+    timers = Timers(ping_s=args.ping, give_up_s=args.give_up, rotate_2_s=(args.rotate[0], args.rotate[1]))
+    if args.retry is None:
+        return timers
+    retry_s = args.retry[0], args.retry[1]
+    return replace(timers, retry_s=retry_s, retry_2_s=retry_s)
 
 
 def _client_spec(text: str) -> ClientSpec:
@@ -176,12 +182,14 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--route", action="append", default=[], metavar="CIDR")
     both.add_argument("--ping", type=float, default=Timers.ping_s, metavar="S")
     both.add_argument("--give-up", type=float, default=Timers.give_up_s, metavar="S")
-    both.add_argument("--retry", type=float, nargs=2, default=Timers.retry_s, metavar="S")
+    both.add_argument("--retry", type=float, nargs=2, metavar="S")
+    both.add_argument("--rotate", type=float, nargs=2, default=Timers.rotate_2_s, metavar="S", help="generation 2 GETs")
     roles = parser.add_subparsers(required=True)
     client = roles.add_parser("client", parents=[both], help="routes: into the tunnel")
     client.add_argument("url")
     client.add_argument("token", help="raw")
     client.add_argument("--tun", metavar="NAME", help="without it, packets go nowhere")
+    client.add_argument("--ca-file", metavar="FILE", help="for an https:// URL")
     client.add_argument("--no-expect", action="store_true", help="PUT without Expect: 100-continue")
     client.set_defaults(run=_client)
     server = roles.add_parser("server", parents=[both], help="routes: treated as local")

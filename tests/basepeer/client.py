@@ -1,6 +1,7 @@
 """A deployed base client: two endless requests, renewed for ever, judged strictly."""
 
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ class BaseClient(ClientState):
 
     `violations` holds every deviation of the server from the base protocol. Options: see ClientState.
     Events to wait for with `wait`: get-open, get-end, get-broken, get-status, the same for put,
-    put-early, refused, ping, ping-sent, echo, swap, resume, deaf, exit, violation.
+    put-early, refused, ping, ping-sent, echo, swap, resume, deaf, away, exit, violation.
     """
 
     def __post_init__(self) -> None:
@@ -158,14 +159,32 @@ class BaseClient(ClientState):
         """Run stream after stream, until one is replaced or the client stops."""
         while True:
             outcome = stream.run()
-            if outcome is Outcome.STOP or self.stopping.wait(self._delay_s(outcome)):
+            if outcome is Outcome.STOP or self.stopping.wait(self._delay_s(stream, outcome)):
                 return
             with self._lock:
                 if self._current[stream.role] is not stream or self.stopping.is_set():
                     return
                 stream = self._new(stream.role)
 
-    def _delay_s(self, outcome: Outcome) -> float:
+    def rotation_due(self) -> None:
+        """A GET of generation 2 replaces itself."""
+        self.rotate_get()
+
+    def _delay_s(self, stream: Stream, outcome: Outcome) -> float:
+        if isinstance(stream, GetStream) and outcome is Outcome.CLEAN and self.generation == 2:
+            return self._away_s(stream)
         if outcome is Outcome.ERROR:
             return self.retry_delay_s()
         return self.timers.reput_s if outcome is Outcome.EARLY else 0.0
+
+    def _away_s(self, stream: GetStream) -> float:
+        """ "the clean end of a GET counts as success, and its next GET then comes only at its next rotation"."""
+        with self._lock:
+            if self._current["GET"] is not stream:
+                return 0.0
+        if self.stopping.is_set():
+            return 0.0
+        note = self.journal.remark if self.proxied else self.journal.violation
+        note("GET ended cleanly, and no newer one replaces it: a generation 2 client is away until its next rotation")
+        self.journal.event("away")
+        return max(0.0, stream.rotate_at - time.monotonic())

@@ -1,8 +1,10 @@
 """The download of a deployed client."""
 
+import math
 import time
 
 from . import checks
+from .client_state import ClientState
 from .client_streams import Outcome, Stopped, Stream
 from .http1 import Body, EndlessBody, body_of
 from .link import Broken, Link
@@ -13,6 +15,11 @@ class GetStream(Stream):
     """`GET <url>` and the frames of its endless body."""
 
     role = "GET"
+
+    def __init__(self, state: ClientState, before: Stream | None = None) -> None:
+        super().__init__(state, before)
+        self.rotate_at = math.inf  # generation 1 leaves that to the test
+        self._rotated = False
 
     def converse(self, link: Link) -> tuple[Outcome, bool]:
         """ "download: `GET <url>` ... `200`, header `x-tun-conf`, body = frames"."""
@@ -27,6 +34,8 @@ class GetStream(Stream):
         conf = state.configured(head.every("x-tun-conf"))
         body = body_of(head, version, self.odd)
         self.open(f"{link.name}, {','.join(conf.ips)}")
+        if state.generation == 2:
+            self.rotate_at = time.monotonic() + state.rotation_s()
         # "A deployed client carries a half-read frame over into its next GET and is then deaf."
         reader = FrameReader(state.carry)
         state.carry = b""
@@ -44,9 +53,9 @@ class GetStream(Stream):
         return Outcome.CLEAN, body.done and not body.rest and not head.has("connection", "close")
 
     def failure(self, why: str) -> Outcome:
-        """ "a GET that had its 200 is retried at once"."""
+        """Generation 1: "a GET that had its 200 is retried at once"; generation 2: "it is back in 5-10 s"."""
         super().failure(why)
-        return Outcome.REOPEN if self.opened else Outcome.ERROR
+        return Outcome.REOPEN if self.opened and self.state.generation == 1 else Outcome.ERROR
 
     def _download(self, link: Link, body: Body, reader: FrameReader) -> None:
         """Read until the body's clean end. Raises Broken."""
@@ -55,6 +64,9 @@ class GetStream(Stream):
         while not body.done:
             self.obey()
             self._check_handover()
+            if time.monotonic() >= self.rotate_at and not self._rotated:
+                self._rotated = True
+                self.state.rotation_due()
             if link.wait(self.bell, self._patience_s(last)):
                 payload = self.read_payload(link, body)
                 if payload is None:
@@ -72,6 +84,8 @@ class GetStream(Stream):
         until = last + self.state.timers.give_up_s
         if self.after_open_at is not None:
             until = min(until, self.after_open_at + self.state.timers.handover_s)
+        if not self._rotated:
+            until = min(until, self.rotate_at)
         return until - time.monotonic()
 
     def _check_handover(self) -> None:

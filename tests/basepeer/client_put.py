@@ -6,7 +6,7 @@ from . import checks
 from .client_state import ClientState
 from .client_streams import Outcome, Stopped, Stream
 from .http1 import END_OF_CHUNKS, Head
-from .link import Link
+from .link import Broken, Link
 from .wire import PING
 
 
@@ -58,7 +58,7 @@ class PutStream(Stream):
         if head.status()[1] >= 200:
             return True
         for fault in checks.continue_faults(head, expected=self._may_continue):
-            self.odd(fault)
+            (self.state.journal.remark if self.state.proxied else self.odd)(fault)  # Caddy sends its own as well
         self._may_continue = False
         return False
 
@@ -77,6 +77,7 @@ class PutStream(Stream):
         """Send frames until the stream is over; a final answer ahead of that is returned."""
         outbox = self.state.outbox
         ping_s = self.state.timers.ping_s
+        patience_s = ping_s if self.state.generation == 1 else self.state.timers.give_up_s
         last = time.monotonic()
         while self._wanted():
             if self.cut is not None:
@@ -85,12 +86,14 @@ class PutStream(Stream):
             if frames:
                 self._write(link, b"".join(frames))
                 last = time.monotonic()
+            elif self.state.generation == 2:
+                self._check_silence(last)
             elif time.monotonic() - last >= ping_s:
                 # "Each side sends a ping on its own sending stream after 55 s without a frame."
                 self._write(link, PING)
                 last = time.monotonic()
                 self.state.journal.event("ping-sent")
-            left = 0.0 if frames else last + ping_s - time.monotonic()
+            left = 0.0 if frames else last + patience_s - time.monotonic()
             if link.wait(self.bell, left):
                 head = self.await_head(link, self.state.timers.answer_s)
                 if head is not None and self._is_final(head):
@@ -98,6 +101,15 @@ class PutStream(Stream):
         for frame in outbox.take(self.bell):
             self._write(link, frame)
         return None
+
+    def _check_silence(self, last: float) -> None:
+        """ "A generation 2 client's PUT carries nothing but echoes while it has nothing to send, and it gives the
+        PUT up after 60 s without a byte". Raises Broken."""
+        give_up_s = self.state.timers.give_up_s
+        if time.monotonic() - last >= give_up_s:
+            text = f"PUT without a byte for {give_up_s} s: no ping came to be echoed"
+            self.odd(text)
+            raise Broken(text)
 
     def _wanted(self) -> bool:
         """False where the body ends, on a frame boundary. Raises Stopped for a break."""
@@ -148,7 +160,8 @@ class WholePutStream(PutStream):
     def run(self) -> Outcome:
         """Gather first: a buffering proxy connects when it has the whole body."""
         self.state.outbox.claim(self.bell)
-        deadline = time.monotonic() + self.state.timers.ping_s
+        # A generation 2 client pings nobody.
+        deadline = time.monotonic() + (self.state.timers.ping_s if self.state.generation == 1 else 3600.0)
         try:
             while not self._data and self._wanted():
                 self._data = b"".join(self.state.outbox.take(self.bell))

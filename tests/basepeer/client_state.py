@@ -4,6 +4,7 @@ import contextlib
 import queue
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -14,7 +15,7 @@ from .http1 import Chunking
 from .journal import Exited, Journal, Timers
 from .link import Broken, Link, Pool
 from .outbox import Outbox
-from .wire import Conf, Frame, WireError, decode_conf, frame_fault
+from .wire import Conf, Frame, WireError, decode_conf, frame_fault, parse_as
 
 _CONNECT_S: Final = 10.0
 
@@ -23,9 +24,12 @@ _CONNECT_S: Final = 10.0
 class ClientState:
     """Options of a deployed client, and its state. Give options by keyword.
 
-    url: http:// only; `unix:` and TLS are what a proxy in front is for.
+    url: http:// or https://; `unix:` is what a proxy in front is for.
+    ca_file: for https://, who may vouch for the server.
     token: raw.
-    generation: 1 or 2, of `x-tun-conf` and of the ping.
+    generation: 1 or 2. Of `x-tun-conf`: another one "makes a deployed client exit". Of the pings: a generation 2
+        client sends none of its own, and gives up a PUT without a byte. And of a GET's end: for generation 2 a
+        clean one "counts as success, and its next GET then comes only at its next rotation".
     expect_continue, accept: headers that a deployed client "may send".
     keepalive, swap_roles: reuse connections, and for the other role first.
     proxied: a proxy stands in between, so its own habits are not held against the server.
@@ -46,6 +50,7 @@ class ClientState:
     keepalive: bool = True
     swap_roles: bool = True
     proxied: bool = False
+    ca_file: str | None = None
     http10: bool = False
     put_whole: bool = False
     resume_tail: bool = False
@@ -69,11 +74,16 @@ class ClientState:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"{self.url!r}: a test peer speaks plain http://host[:port]/path")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{self.url!r}: not http[s]://host[:port]/path")
         if self.http10 and not self.put_whole:
             raise ValueError("http10 needs put_whole: HTTP/1.0 has no chunked body")
-        self._address = (parts.hostname, parts.port or 80)
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._tls = ssl.create_default_context(cafile=self.ca_file)
+            # In 1.3 tickets follow the handshake: bytes to read, and nothing to receive.
+            self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
+        self._address = (parts.hostname, parts.port or (443 if self._tls else 80))
         self._host = parts.netloc
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._random = random.Random(self.seed)
@@ -84,6 +94,8 @@ class ClientState:
         """A kept-alive connection's successor. Raises Broken."""
         try:
             sock = socket.create_connection(self._address, timeout=_CONNECT_S)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
         except OSError as exc:
             raise Broken(f"connect: {exc}") from exc
         return Link(sock, self.timers.give_up_s)
@@ -101,22 +113,29 @@ class ClientState:
         return "\r\n".join([*lines, "", ""]).encode()
 
     def retry_delay_s(self) -> float:
-        """ "After an error a base client waits 3-10 s (random) and tries again"."""
-        return self._random.uniform(*self.timers.retry_s)
+        """ "After an error a base client waits 3-10 s (random) and tries again"; generation 2: 5-10 s."""
+        return self._random.uniform(*(self.timers.retry_s if self.generation == 1 else self.timers.retry_2_s))
+
+    def rotation_s(self) -> float:
+        """After how long a generation 2 client replaces its GET: "every 7-15" minutes."""
+        return self._random.uniform(*self.timers.rotate_2_s)
+
+    def rotation_due(self) -> None:
+        """A GET is that old; there is nothing to replace it here."""
 
     def configured(self, values: list[str]) -> Conf:
-        """Take a 200's x-tun-conf; "A client accepts both" generations.
+        """Take a 200's x-tun-conf.
 
-        "Never send a deployed client a GET 200 without `x-tun-conf` (it exits)": raises Exited.
+        "Never send a deployed client a GET 200 without `x-tun-conf` (it exits)"; "`peers` set to the wrong generation
+        makes a deployed client exit": raises Exited.
         """
         try:
             if not values:
                 raise WireError("GET 200 without x-tun-conf")
-            generation, conf = decode_conf(values[0])
+            _, conf = decode_conf(values[0])
+            parse_as(self.generation, values[0])
         except WireError as exc:
             raise self.exit(str(exc)) from exc
-        if generation > self.generation:
-            self.journal.violation("generation 2 x-tun-conf for a generation 1 client")
         self.conf = conf
         if self.on_conf is not None:
             self.on_conf(conf)

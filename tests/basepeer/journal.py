@@ -27,6 +27,8 @@ class Timers:
     expect_s: float = 1.0  # "waits up to 1 s for the `100`"
     reput_s: float = 1.0  # "it would PUT again every second"
     retry_s: tuple[float, float] = (3.0, 10.0)  # "After an error a base client waits 3-10 s (random)"
+    retry_2_s: tuple[float, float] = (5.0, 10.0)  # generation 2: "it is back in 5-10 s"
+    rotate_2_s: tuple[float, float] = (420.0, 900.0)  # "its next rotation, 7-15 minutes later"
     answer_s: float = 10.0  # head of a GET's 200, a PUT's final 200, a refusal's close
     handover_s: float = 5.0  # the older GET's clean end after the newer one's 200
     echo_s: float = 5.0  # a generation 2 ping's echo

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from typing import Final
@@ -78,7 +79,7 @@ class Link:
 
     def wait(self, bell: Bell | None, timeout_s: float) -> bool:
         """Block until there is something to read, the bell rings or time is up; True for the first."""
-        if self._buffer:
+        if self._buffer or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
             return True
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)

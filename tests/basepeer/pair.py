@@ -11,7 +11,7 @@ from .routing import ClientSpec
 from .server import BaseServer
 from .wire import Frame
 
-FAST: Final = Timers(retry_s=(0.02, 0.05), reput_s=0.1, answer_s=5.0)
+FAST: Final = Timers(retry_s=(0.02, 0.05), retry_2_s=(0.02, 0.05), reput_s=0.1, answer_s=5.0)
 CLIENT: Final = ClientSpec.of("test", "10.10.0.2", pushed=["192.168.7.0/24"])
 
 

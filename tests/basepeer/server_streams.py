@@ -92,14 +92,17 @@ class GetAnswer(Answer):
         begun = last = time.monotonic()
         while not self._over(begun, chunked=chunked):
             frames = self.seat.outbox.take(self.bell)
-            if not frames and time.monotonic() - last >= timers.ping_s:
-                # "Each side sends a ping on its own sending stream after 55 s without a frame."
+            busy = bool(frames) and self.server.generation == 1
+            if not busy and time.monotonic() - last >= timers.ping_s:
+                # "Each side sends a ping on its own sending stream after 55 s without a frame"; generation 2: "a server
+                # pings such a client every 55 s also while the GET is busy".
                 self._check_echoes()
-                frames = [self.seat.new_ping()]
+                frames = [self.seat.new_ping(), *frames]
+                last = time.monotonic()
                 self.server.journal.event("ping-sent")
             if frames:
                 self._write(b"".join(frames), chunked=chunked)
-                last = time.monotonic()
+                last = time.monotonic() if self.server.generation == 1 else last
             until = min(last + timers.ping_s, begun + self.server.get_lifetime_s)
             if self.link.wait(self.bell, 0 if frames else until - time.monotonic()):
                 data = self.link.read()
@@ -204,6 +207,11 @@ class PutAnswer(Answer):
 
     def _arrived(self, frame: Frame) -> None:
         """A whole frame: to the TUN, unless it is a ping, or one on which a deployed server exits."""
+        if frame.is_ping and self.server.generation == 2:
+            # "L = 0 is a bad frame to it, and ends the PUT"
+            self.fault("bad frame: L = 0 at a generation 2 server")
+            self.dropped = True
+            raise Broken("a bad frame ends the PUT")
         if frame.is_ping:
             self.server.journal.event("ping")
             return

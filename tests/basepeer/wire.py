@@ -170,6 +170,16 @@ def decode_conf(value: str) -> tuple[int, Conf]:
     return 2, _checked(Conf(mtu, prefix, ips, routes))
 
 
+def parse_as(generation: int, value: str) -> None:
+    """What a deployed client's parser finds in an `x-tun-conf`: it knows its own generation only. Raises WireError
+    with its words."""
+    size = len(base64.b64decode(value, validate=False))
+    if generation == 1 and size > CONF_1_BYTES:
+        raise WireError(f"{size - CONF_1_BYTES} bytes were not parsed")
+    if generation == 2 and size == CONF_1_BYTES:
+        raise WireError("can't read uint variable")
+
+
 def _checked(conf: Conf) -> Conf:
     if conf.mtu < 68 or conf.prefix > 32:
         raise WireError(f"x-tun-conf with mtu {conf.mtu} and prefix /{conf.prefix}")

@@ -3,6 +3,7 @@
 import itertools
 import random
 import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -24,9 +25,15 @@ def test_frames_cross_both_ways(generation: int) -> None:
     assert client.conf == Conf(1500, 24, ("10.10.0.2",), routes)
 
 
-def test_a_generation_2_client_takes_generation_1() -> None:
-    with joined({"generation": 1}, generation=2) as (server, client):
-        exchange(server, client)
+@pytest.mark.parametrize(
+    ("served", "known", "words"), [(1, 2, "can't read uint variable"), (2, 1, "7 bytes were not parsed")]
+)
+def test_a_client_of_the_other_generation_exits(served: int, known: int, words: str) -> None:
+    with serve(generation=served) as server, connect(server, generation=known) as client:
+        client.wait("exit")
+        assert client.stopping.is_set()
+    assert client.exited == words  # one pushed route is five bytes more than the two of none
+    assert any("a deployed client exits" in text for text in client.violations)
 
 
 def test_requests_are_those_of_a_deployed_client() -> None:
@@ -118,13 +125,35 @@ def test_pings_both_ways(generation: int) -> None:
     options = {"generation": generation, "timers": timers}
     with joined(options, generation=generation, timers=timers) as (server, client):
         server.wait("ping-sent", 3)
-        server.wait("ping", 2)
         if generation == 1:
+            server.wait("ping", 2)
             client.wait("ping", 2)
         else:
             server["test"].ping()
             server.wait("echo", 3)
+            assert server.journal.count("ping") == 0
+            assert client.journal.count("ping-sent") == 0
     assert client.received.empty()
+
+
+def test_a_generation_2_server_pings_a_busy_client_too() -> None:
+    timers = replace(FAST, ping_s=0.2, give_up_s=5.0)
+    options = {"generation": 2, "timers": timers}
+    with joined(options, generation=2, timers=timers) as (server, client):
+        for number in range(40):
+            server["test"].send(down(number))
+            time.sleep(0.02)
+        assert server.journal.count("ping-sent") >= 2
+        server.wait("echo", 3)
+    assert client.received.qsize() == 40
+
+
+def test_a_generation_2_client_replaces_its_get_by_itself() -> None:
+    timers = replace(FAST, rotate_2_s=(0.1, 0.2))
+    with joined({"generation": 2}, generation=2, timers=timers) as (server, client):
+        client.wait("get-open", 4)
+        exchange(server, client)
+    assert client.journal.count("away") == 0
 
 
 def test_a_wrong_token_is_refused() -> None:

@@ -91,12 +91,62 @@ def test_frames_that_no_base_peer_may_get(data: bytes, why: str) -> None:
 
 
 def test_an_echo_must_be_the_very_same_frame() -> None:
-    with serve(generation=2) as server, connect(server, generation=1) as client:
+    with serve(generation=2) as server, connect(server, generation=2) as client:
         client.wait_connected()
         client.send(Frame(b"\x10" + bytes(47)))
         server.wait("echo")
     assert any("never sent" in text for text in server.violations)
-    assert any("generation 2 x-tun-conf" in text for text in client.violations)
+    assert client.violations == []
+
+
+def times(client: BaseClient, kind: str) -> list[float]:
+    """When such events were."""
+    return [at for at, seen, _ in client.journal.events if seen == kind]
+
+
+def test_a_clean_end_keeps_a_generation_2_client_away() -> None:
+    timers = replace(FAST, rotate_2_s=(1.5, 1.6))
+    with serve(generation=2) as server, connect(server, generation=2, timers=timers) as client:
+        client.wait_connected()
+        server["test"].end_get()
+        client.wait("get-open", 2)
+    first, second = times(client, "get-open")
+    assert second - first >= 1.4  # at its next rotation
+    assert client.journal.count("away") == 1
+    assert any("ended cleanly, and no newer one" in text for text in client.violations)
+
+
+def test_a_break_has_a_generation_2_client_back_after_an_error_s_pause() -> None:
+    timers = replace(FAST, retry_2_s=(0.5, 0.6))
+    with serve(generation=2) as server, connect(server, generation=2, timers=timers) as client:
+        client.wait_connected()
+        server["test"].drop_get()
+        client.wait("get-open", 2)
+    assert times(client, "get-open")[1] - times(client, "get-broken")[0] >= 0.4
+    assert client.violations == []
+
+
+def test_a_generation_2_client_gives_up_a_put_without_a_byte() -> None:
+    timers = replace(FAST, give_up_s=0.5)
+    with serve(generation=2) as server, connect(server, generation=2, timers=timers) as client:
+        client.wait_connected()
+        for number in range(50):  # its GET is busy
+            server["test"].send(down(number))
+            time.sleep(0.02)
+        client.wait("put-broken")
+        client.wait("put-open", 2)
+    assert any("PUT without a byte" in text for text in client.violations)
+
+
+def test_an_empty_frame_ends_a_put_at_a_generation_2_server() -> None:
+    with serve(generation=2) as server, connect(server, generation=2) as client:
+        client.wait_connected()
+        client.send(up(1), Frame(b""), up(2))
+        server.wait("put-broken")
+        assert server["test"].recv() == up(1)
+        client.wait("put-open", 2)
+    assert server.exited is None
+    assert any("L = 0" in text for text in server.violations)
 
 
 def test_extended_headers_and_sloppy_chunks_are_noticed() -> None:
