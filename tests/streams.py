@@ -94,6 +94,12 @@ class MemoryConnection(Connection):
     def path(self) -> PathState | None:
         return self.path_state
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """What the other end has not received: a reset destroys all of that here, so nothing less is safe."""
+        self._check(self._outgoing)
+        return len(self._outgoing.data)
+
     def shutdown_sending(self) -> None:
         self._outgoing.ended = True
         self._outgoing.changed()

@@ -7,8 +7,11 @@ trio.SocketStream checkpoints at every call, and trio.SSLStream moves each byte 
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -32,6 +35,13 @@ MORE_BYTES: Final = 32 * 1024
 # acknowledges on a stream whose other direction is a different connection.
 KEEPALIVE_S: Final = 10
 DEAD_S: Final = 30
+# For a deployed client, which waits 60 s before it gives a silent stream up. It would lose the streams that it still
+# has, and come back later than the path does.
+BASE_DEAD_S: Final = 90
+
+_SIOCOUTQ: Final = termios.TIOCOUTQ  # the same number, linux/sockios.h
+ACKNOWLEDGED_POLL_S: Final = 0.005
+UNLIMITED_BYTES: Final = 1 << 30
 
 # struct tcp_info, linux/tcp.h: tcpi_snd_mss, _unacked, _sacked, _lost, _retrans, _rtt, _total_retrans,
 # _notsent_bytes, _min_rtt, _data_segs_out, _delivery_rate.
@@ -169,6 +179,36 @@ class Connection:
             with suppress(OSError):  # reset or closed: its next use says so
                 self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, limit_bytes)
 
+    def presume_dead_after(self, dead_s: int) -> None:
+        """Have the kernel break the connection when nothing is acknowledged for this long (DEAD_S at the start).
+
+        A proxy may use one connection for one client after the other, so this is said for each request.
+        """
+        if self._tcp:
+            with suppress(OSError):  # reset or closed: its next use says so
+                _presume_dead_after(self._sock, dead_s)
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """What the peer's kernel has not acknowledged yet of what was sent (SIOCOUTQ, tcp(7)); 0 if nobody can tell,
+        as on a Unix socket. Raises PeerError."""
+        if not self._tcp:
+            return 0
+        fd = self._open_fd()
+        try:
+            return int.from_bytes(fcntl.ioctl(fd, _SIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def wait_acknowledged(self) -> None:
+        """Until the peer's kernel has everything that was sent. No deadline of its own. Cancel-safe.
+
+        Raises PeerError.
+        """
+        while self.unacknowledged_bytes:  # noqa: ASYNC110 - the kernel has no event for it
+            await trio.sleep(ACKNOWLEDGED_POLL_S)
+        await trio.lowlevel.checkpoint()
+
     @property
     def local_address(self) -> str | None:
         """This end's IP address; None for a Unix socket, and once closed."""
@@ -256,11 +296,16 @@ def _tune(sock: socket.socket) -> None:
     tcp = socket.IPPROTO_TCP
     sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
     sock.setsockopt(tcp, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, DEAD_S * 1000)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_S)
     sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_S)
-    sock.setsockopt(tcp, socket.TCP_KEEPCNT, DEAD_S // KEEPALIVE_S)
+    _presume_dead_after(sock, DEAD_S)
+
+
+def _presume_dead_after(sock: socket.socket, dead_s: int) -> None:
+    """Of the two the kernel goes by TCP_USER_TIMEOUT (tcp_keepalive_timer in net/ipv4/tcp_timer.c)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_s * 1000)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, dead_s // KEEPALIVE_S)
 
 
 def peer_name(sock: socket.socket) -> str:

@@ -55,7 +55,12 @@ class Exchange:
         framing = [("Transfer-Encoding", "chunked")] if chunked else []
         if not self.head.keeps_alive:
             framing.append(("Connection", "close"))
-        await self.connection.send_all(encode_response(200, [*headers, *framing]))
+        try:
+            await self.connection.send_all(encode_response(200, [*headers, *framing]))
+        except BaseException:
+            if not chunked:  # a plain close would be the end of an empty body
+                self.connection.abort()
+            raise
         return BodyWriter(self.connection, chunked=chunked)
 
     async def accept_upload(self) -> Body:

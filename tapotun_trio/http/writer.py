@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from ..errors import PeerError
-from ..host.sockets import Connection
+from ..host.sockets import UNLIMITED_BYTES, Connection
 from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
 
@@ -70,6 +70,30 @@ class BodyWriter:
         if not self.broken:
             with suppress(PeerError):
                 await self.finish(last_piece)
+
+    async def break_off(self) -> None:
+        """Send what is pending, and leave the body without its end: the peer is to see that the stream broke, and
+        behind which piece.
+
+        A chunked body lacks its last chunk, so the caller only has to close the connection. Another body ends with its
+        connection, and only a reset shows that it is not whole. A reset overtakes what is under way, so the peer has to
+        acknowledge everything first; then the connection is closed. A body whose end was begun is ended.
+
+        Cancelled, it may be called again to go on. Raises PeerError.
+        """
+        self.connection.limit_unsent(UNLIMITED_BYTES)  # what the kernel has it sends after the close, too
+        if self.pending:
+            self.flush()
+        await self.drain()
+        if not self._chunked and not self.finished:
+            await self.connection.wait_acknowledged()
+            self.connection.abort()
+
+    async def try_break_off(self) -> None:
+        """`break_off`, for a stream that is being given up anyway: a broken connection is no news."""
+        if not self.broken:
+            with suppress(PeerError):
+                await self.break_off()
 
 
 def _behind(parts: list[bytes | memoryview], sent: int) -> bytes:

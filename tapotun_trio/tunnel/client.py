@@ -237,7 +237,8 @@ class TunnelClient:
         self._summary.begin()
         self.complaints.clear()
         self._yielding, self._goodbye = False, None
-        self.sender.pinging, self._silence_s = keeping_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
+        keepalive_s = DEFAULT_KEEPALIVE_S if self._extended else None
+        self.sender.pinging, self._silence_s = keeping_alive(keepalive_s, answer.conf.generation)
         self._download, self.transport = download, transport
 
     async def _try_http(self) -> Download | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -41,29 +42,36 @@ class Pinging:
         after_s: how long a stream may be silent.
         frame: makes the ping, given the sender's clock in ns.
         always: also on a stream that is not idle.
+        at_once: also when a stream begins.
         unanswered_s: without an answer for so long the stream is dead; None: pings are not answered.
     """
 
     after_s: float
     frame: Callable[[int], bytes]
     always: bool = False
+    at_once: bool = False
     unanswered_s: float | None = None
 
 
 BASE_PINGING: Final = Pinging(BASE_PING_AFTER_S, lambda clock_ns: PING)
-GENERATION_2_PINGING: Final = Pinging(BASE_PING_AFTER_S, encode_echo)
+# Its echo keeps the client's upload alive, whatever the download carries: the client gives an upload up after 60 s
+# without a byte, and sends no ping of its own.
+GENERATION_2_PINGING: Final = Pinging(BASE_PING_AFTER_S, encode_echo, always=True)
+# To a generation 2 server our ping is a bad frame, which ends the upload. The echoes of its pings keep that alive.
+NO_PINGING: Final = Pinging(math.inf, lambda clock_ns: b"")
 
 
 def extended_pinging(keepalive_s: float) -> Pinging:
     """PINGs at the keepalive, under load too: they measure the round trip."""
-    return Pinging(keepalive_s, control.ping, always=True, unanswered_s=SILENT_KEEPALIVES * keepalive_s)
+    silent_s = SILENT_KEEPALIVES * keepalive_s
+    return Pinging(keepalive_s, control.ping, always=True, at_once=True, unanswered_s=silent_s)
 
 
-def keeping_alive(keepalive_s: float | None) -> tuple[Pinging, float]:
-    """How a client keeps its streams alive, and after which silence, in seconds, the server is dead to it; None: by the
-    rules for a base server."""
+def keeping_alive(keepalive_s: float | None, generation: int = 1) -> tuple[Pinging, float]:
+    """How a client keeps its streams alive, and after which silence of its download, in seconds, the server is dead to
+    it. None: by the rules for a base server, whose ``x-tun-conf`` is of that ``generation``."""
     if keepalive_s is None:
-        return BASE_PINGING, BASE_SILENCE_S
+        return BASE_PINGING if generation == 1 else NO_PINGING, BASE_SILENCE_S
     return extended_pinging(keepalive_s), SILENT_KEEPALIVES * keepalive_s
 
 
@@ -139,16 +147,18 @@ class Sender:
         with trio.move_on_after(ROOM_S):
             await self._room.wait()
 
-    def send_control(self, frame: bytes) -> None:
-        """Send a control frame ahead of what waits in the outbox. Without a stream it goes nowhere."""
+    def send_control(self, frame: bytes) -> bool:
+        """Send a control frame, or an echo, ahead of what waits in the outbox. Without a stream, or behind too many
+        others, it goes nowhere. Returns whether it goes."""
         writer = self._writer
         if writer is None or len(self._controls) >= MAX_CONTROLS:
-            return
+            return False
         if writer.pending or self._controls:
             self._controls.append(frame)
             self._wake.set()
         else:
             self._commit(writer, frame, 0)
+        return True
 
     def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int) -> None:
         self._touched = True
@@ -172,12 +182,14 @@ class Sender:
         """
         feed = self._feed = Feed(writer.connection, trio.current_time())
         self._writer, older = writer, self._writer
-        self._controls.clear()  # they were for the older stream
+        if self._controls:
+            self._controls.clear()  # they were for the older stream
+            self._pinged_at = -math.inf  # a ping may have been among them
         self._touched = True
         if older is not None:
             self._scope.cancel()  # it may be waiting for a peer that takes nothing
         self._answered_at = trio.current_time()
-        if self.pinging.always:
+        if self.pinging.at_once:
             if self._words:
                 self.send_control(self._words)
             self.ping()  # a first byte for whoever waits for one, and a first round trip
@@ -231,10 +243,14 @@ class Sender:
         """A PONG came: what we send arrives."""
         self._answered_at = trio.current_time()
 
+    def begin_pinging(self, *, due: bool) -> None:
+        """A stream is about to begin where there was none. ``due``: the peer has waited for a ping long enough."""
+        self._pinged_at = -math.inf if due else trio.current_time()
+
     def ping(self) -> None:
         """Ping now, whatever was sent when."""
-        self._pinged_at = trio.current_time()
-        self.send_control(self.pinging.frame(time.monotonic_ns()))
+        if self.send_control(self.pinging.frame(time.monotonic_ns())):
+            self._pinged_at = trio.current_time()
 
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: let old frames go, and ping a stream that would be silent for too long by the next."""
@@ -244,7 +260,7 @@ class Sender:
         if self._touched and not self.pinging.always:
             self._touched = False
             self._pinged_at = now
-        elif now + tick_s - self._pinged_at > self.pinging.after_s:
+        elif self._writer is not None and now + tick_s - self._pinged_at > self.pinging.after_s:
             self.ping()
             self._touched = False
         silent_s = self.pinging.unanswered_s
@@ -265,3 +281,29 @@ async def ending_cleanly(writer: BodyWriter, last_words: Callable[[], bytes] = b
         with trio.move_on_after(GRACE_S, shield=True):
             await writer.try_finish(last_words())
         raise
+
+
+@asynccontextmanager
+async def breaking_off(writer: BodyWriter) -> AsyncIterator[None]:
+    """Whatever cancels the body, or a bug in it, the stream stops on a frame boundary, as far as the peer takes what is
+    pending within GRACE_S, and lacks its end.
+
+    For the download of a deployed client. If that ends cleanly, a generation 2 client takes it for a success, and comes
+    back at its next rotation, 7 to 15 minutes later; after a failure, within 10 s.
+    """
+    try:
+        yield
+    except PeerError:
+        raise
+    except BaseException:
+        await break_off(writer, GRACE_S, shield=True)
+        raise
+
+
+async def break_off(writer: BodyWriter, limit_s: float, *, shield: bool = False) -> None:
+    """End a stream on a frame boundary and without its end; reset it if the peer does not take what is pending within
+    ``limit_s``. Leaves closing the connection to the caller. Cancelled, it may be called again."""
+    with trio.move_on_after(limit_s, shield=shield):
+        await writer.try_break_off()
+    if writer.pending and not writer.broken:
+        writer.connection.abort()

@@ -11,20 +11,24 @@ import trio
 
 from .. import AGENT
 from ..errors import PeerError
+from ..host.sockets import BASE_DEAD_S, DEAD_S
 from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import FrameReader, Span
 from .incoming import Incoming, receive_frames
-from .sender import ending_cleanly
+from .sender import break_off, breaking_off, ending_cleanly
 from .session import Session, Visit
 from .websocket import Conversation
 
-# What the older of two downloads may take to send what it has begun, and its end.
+# What a download that is replaced, or let go, may take to send what it has begun, and its end.
 FINISH_S: Final = 5.0
 # For how long a newer upload lets the older one of the same session end first, so that packets keep their order.
 HANDOVER_S: Final = 0.5
+
+# A deployed client that leaves so soon after its download's answer has most likely exited, because of that.
+HASTY_S: Final = 1.0
 
 # What a client may send behind a body before it is answered. Nobody we know sends anything; each further request
 # among it costs a pass over what is left of it.
@@ -50,22 +54,33 @@ def is_of_another_session(session: Session, exchange: Exchange) -> bool:
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
-    """Frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group."""
+    """Frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
+
+    A deployed client's download ends cleanly only when its newer one takes over (`breaking_off` says why).
+    """
     visit = Visit.of(exchange.head.headers)
+    exchange.connection.presume_dead_after(DEAD_S if visit.extended else BASE_DEAD_S)
     headers = [*_DOWNLOAD_HEADERS, ("x-tun-conf", session.tun_conf)]
     if visit.features:
         headers += _extended_headers(visit)
     writer = await exchange.start_download(headers)
-    if visit.extended:
-        writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(visit, exchange.client, "http")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(exchange.watch, writer)
-        async with ending_cleanly(writer, lambda: control.bye(_SHUTDOWN) if visit.extended else b""):
-            with session.downloading(exchange.connection):
-                await _download(session, exchange, visit, writer)
-        nursery.cancel_scope.cancel()
-    exchange.reusable = exchange.head.keeps_alive
+    began = trio.current_time()
+    ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if visit.extended else breaking_off(writer)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.watch, writer)
+            async with ending:
+                if visit.extended:
+                    writer.send(control.encode(control.PARAMS, session.params))
+                session.arrive(visit, exchange.client, "http")
+                with session.downloading(exchange.connection):
+                    await _download(session, visit, writer)
+            nursery.cancel_scope.cancel()
+    except* PeerError:
+        if not visit.extended and trio.current_time() - began < HASTY_S:
+            session.left_in_haste()
+        raise
+    exchange.reusable = exchange.head.keeps_alive and writer.finished
 
 
 def _extended_headers(visit: Visit) -> list[tuple[str, str]]:
@@ -73,9 +88,12 @@ def _extended_headers(visit: Visit) -> list[tuple[str, str]]:
     return [(control.FEATURES_HEADER, control.offer(visit.features)), (control.AGENT_HEADER, AGENT)]
 
 
-async def _download(session: Session, exchange: Exchange, visit: Visit, writer: BodyWriter) -> None:
-    """Until the end of the body was sent."""
+async def _download(session: Session, visit: Visit, writer: BodyWriter) -> None:
+    """Until the end of the body was sent, or all that is sent of it."""
     await session.sender.serve(writer)
+    if session.let_go and not visit.extended:
+        await break_off(writer, FINISH_S)
+        return
     with trio.move_on_after(FINISH_S) as deadline:
         await writer.finish(_parting(session, visit))
     if deadline.cancelled_caught:
@@ -84,8 +102,8 @@ async def _download(session: Session, exchange: Exchange, visit: Visit, writer: 
 
 def _parting(session: Session, visit: Visit) -> bytes:
     """What a download says last that a newer one replaces, or that the operator ended."""
-    if session.dismissed is not None and not session.sender.streaming:
-        return control.bye(session.dismissed) if visit.extended else b""
+    if session.let_go:
+        return control.bye(session.dismissed or "") if visit.extended else b""
     if not session.taken_by_another(visit):
         return b""
     text = "another machine uses this client's token; its newer session wins"
@@ -96,7 +114,9 @@ def _parting(session: Session, visit: Visit) -> bytes:
 async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
     """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
     an answer that comes before the end for the end."""
-    extended = session.is_from_present(Visit.of(exchange.head.headers))
+    visit = Visit.of(exchange.head.headers)
+    extended = session.is_from_present(visit)
+    exchange.connection.presume_dead_after(BASE_DEAD_S if visit.session_id is None else DEAD_S)
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
@@ -116,6 +136,7 @@ async def serve_websocket(session: Session, exchange: Exchange, forward: Forward
     """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
     a group."""
     visit = Visit.of(exchange.head.headers)
+    exchange.connection.presume_dead_after(DEAD_S)
     accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(visit)])
     if accepted is None:
         raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")

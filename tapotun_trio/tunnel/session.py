@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
@@ -14,7 +15,7 @@ import trio
 from ..config.model import AllowedClient, ServerConfig
 from ..errors import PeerError
 from ..host.sockets import Connection
-from ..log import Sparingly, client_logger, flapping
+from ..log import FLAPPING_S, Sparingly, client_logger, flapping
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
@@ -46,6 +47,10 @@ MAX_UPLOADS: Final = 4
 MAX_DOWNLOADS: Final = 4
 # A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
+# So many times in haste within so long, and the operator hears of `peers`: a service manager has the client back within
+# seconds.
+HASTY_TIMES: Final = 3
+HASTY_WITHIN_S: Final = 90.0
 
 
 class Visit:
@@ -99,6 +104,8 @@ class Session:
         self.takeovers = Sparingly()
         self.refusals = Sparingly()
         self.endings = flapping()
+        self._hasty: deque[float] = deque(maxlen=HASTY_TIMES)  # when a base client left in haste
+        self._hints = Sparingly(FLAPPING_S)
         self._arrivals = flapping()
         self._summary = Summary(self.counters, self.rtt)
         self.uploads: list[Incoming] = []
@@ -157,6 +164,9 @@ class Session:
         self.dismissed = None
         continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
         self.presence.arrive(name, visit.agent, extended=visit.extended, continues=continues)
+        if not self.sender.streaming:
+            # An upload that was left open may be about to be given up for want of an echo.
+            self.sender.begin_pinging(due=bool(self.uploads))
         if visit.extended:
             self.sender.pinging = extended_pinging(self._config.keepalive_s)
         else:
@@ -180,7 +190,8 @@ class Session:
             return
         if not self._visit.extended:
             if self.tun_conf != told[1]:
-                self.dismiss("what a deployed client is told when it connects has changed")
+                # It comes back for that at once; an upload that it loses only after an error's pause.
+                self.dismiss("what a deployed client is told when it connects has changed", uploads=False)
         elif self.params != told[0]:
             self.sender.go_on_with(extended_pinging(config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, self.params))
@@ -231,14 +242,32 @@ class Session:
             return "connected"
         return "connecting" if self.sender.streaming or self.uploads else "offline"
 
-    def dismiss(self, reason: str) -> bool:
-        """End the client's streams with a goodbye. Returns whether it had any. It may come back."""
+    @property
+    def let_go(self) -> bool:
+        """The last download was told to end, and no newer one has come."""
+        return self.dismissed is not None and not self.sender.streaming
+
+    def left_in_haste(self) -> None:
+        """A base client has left as soon as it had its download's answer. Again and again, that has a reason."""
+        now = trio.current_time()
+        self._hasty.append(now)
+        if len(self._hasty) == HASTY_TIMES and now - self._hasty[0] <= HASTY_WITHIN_S:
+            peers = self._config.peers
+            text = (
+                f"the client left within a second of its download's answer, {HASTY_TIMES} times: a deployed client"
+                f' exits if x-tun-conf is not of its generation; this interface has "peers": {peers}, try {3 - peers}'
+            )
+            self._hints.log(self.log, logging.WARNING, now, text)
+
+    def dismiss(self, reason: str, *, uploads: bool = True) -> bool:
+        """End the client's streams with a goodbye; not ``uploads``: the download alone. Returns whether it had any
+        streams. It may come back."""
         connected = self.state != "offline"
         one_stream = self.sender.streaming and self.transport == "websocket"  # whose close the client answers
         if self.sender.streaming:
             self.dismissed = reason
             self.sender.release()
-        if not one_stream:
+        if uploads and not one_stream:
             for upload in self.uploads:
                 upload.end(PeerError(reason, reason="disconnected"))
         if connected:

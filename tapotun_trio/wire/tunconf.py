@@ -13,10 +13,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from struct import Struct
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import PeerError
 
@@ -27,11 +27,15 @@ _MIN_MTU_BYTES: Final = 68  # RFC 791: every link carries this much
 
 @dataclass(frozen=True, slots=True)
 class TunConf:
-    """A client's interface: MTU in bytes, addresses (at least one, one prefix for all), pushed routes."""
+    """A client's interface: MTU in bytes, addresses (at least one, one prefix for all), pushed routes.
+
+    ``generation``: the layout it came in, which tells what its server understands.
+    """
 
     mtu: int
     addresses: tuple[IPv4Interface, ...]
     routes: tuple[IPv4Network, ...] = ()
+    generation: Literal[1, 2] = field(default=2, compare=False)
 
 
 def encode_generation_1(mtu: int, address: IPv4Interface) -> str:
@@ -71,7 +75,7 @@ def decode(value: str) -> TunConf:
         address = _address(packed[3:7], prefix)
         if not usable([address]):
             raise _bad(f"gives the address {address.ip}, which no interface can have")
-        return TunConf(mtu, (address,))
+        return TunConf(mtu, (address,), generation=1)
     count = packed[3]
     routes_at = 4 + 4 * count
     if not count or len(packed) <= routes_at or len(packed) != routes_at + 1 + 5 * packed[routes_at]:
