@@ -126,6 +126,8 @@ class _Reasons(NamedTuple, Generic[T]):
 
 _Row: TypeAlias = _Gauge[T] | _Counter[T] | _Reasons[T]
 
+_REFUSALS: Final = ("bad-method", "bad-token", why.INTERNAL_ERROR, "other-session")
+
 _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
         "tapotun_interface_up",
@@ -143,13 +145,13 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that nobody got, by reason.",
         lambda it: it.device_drops,
-        lambda it: (why.NO_ROUTE, why.NOT_IPV4) if it.kind == "server" else (),
+        lambda it: (why.INTERNAL_ERROR, why.NO_ROUTE, why.NOT_IPV4) if it.kind == "server" else (),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
         "Requests to the interface that came to nothing, by reason.",
         lambda it: it.refusals,
-        lambda it: ("bad-method", "bad-token", "other-session") if it.kind == "server" else (),
+        lambda it: _REFUSALS if it.kind == "server" else (),
     ),
 )
 

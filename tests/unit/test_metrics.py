@@ -115,7 +115,10 @@ def test_every_number() -> None:
         series("tapotun_interface_dropped_packets_total", reason="no-route", **CORP): 12,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
-        **none_of("tapotun_interface_refused_requests_total", ("bad-method", "other-session"), **CORP),
+        **none_of("tapotun_interface_dropped_packets_total", ("internal-error",), **CORP),
+        **none_of(
+            "tapotun_interface_refused_requests_total", ("bad-method", "internal-error", "other-session"), **CORP
+        ),
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="127.0.0.1:8080"): 3,
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="[::1]:8080"): 1,
         series("tapotun_client_info", transport="http", protocol="extended", **A): 1,
@@ -152,12 +155,13 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
         if "reason" in dict(labels):
             reasons.setdefault(name, set()).add(dict(labels)["reason"])
     code = (ROOT / "tapotun_trio" / "tunnel" / "server.py").read_text()
+    refused = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)) | {counters.INTERNAL_ERROR}
     assert reasons == {
         "tapotun_client_dropped_packets_total": DROPS,
-        "tapotun_interface_dropped_packets_total": {"no-route", "not-ipv4"},
-        "tapotun_interface_refused_requests_total": set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)),
+        "tapotun_interface_dropped_packets_total": {"internal-error", "no-route", "not-ipv4"},
+        "tapotun_interface_refused_requests_total": refused,
     }
-    assert DROPS | {"no-route"} == {it for name, it in vars(counters).items() if name.isupper()}
+    assert DROPS | {"internal-error", "no-route"} == {it for name, it in vars(counters).items() if name.isupper()}
 
 
 def test_the_kernel_tells_of_this_process() -> None:
