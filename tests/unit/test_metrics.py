@@ -125,7 +125,10 @@ def test_every_number() -> None:
         series("tapotun_interface_dropped_packets_total", reason="no-route", **CORP): 12,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
-        **none_of("tapotun_interface_refused_requests_total", ("bad-method", "other-session"), **CORP),
+        **none_of("tapotun_interface_dropped_packets_total", ("internal-error",), **CORP),
+        **none_of(
+            "tapotun_interface_refused_requests_total", ("bad-method", "internal-error", "other-session"), **CORP
+        ),
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="127.0.0.1:8080"): 3,
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="[::1]:8080"): 1,
         series("tapotun_client_info", transport="http", protocol="extended", **A): 1,
