@@ -229,7 +229,8 @@ class FrontDoor:
                 if entrance is not None:
                     self._admit(endpoint, entrance, tenant, admission)
             if not admission.entrances and not all(isinstance(it, AbsentError) for _, it in refusals):
-                raise HostError("; ".join(str(it) for _, it in refusals))
+                passing = next((it for _, it in refusals if isinstance(it, ShortageError)), None)
+                raise passing or HostError("; ".join(str(it) for _, it in refusals))
             if not admission.entrances and not refusals:
                 raise HostError("no address to listen on; set listen to an address that this machine has")
             for endpoint, refusal in refusals:

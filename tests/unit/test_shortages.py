@@ -736,10 +736,11 @@ def test_a_group_fails_as_its_first_member_unless_a_bug_is_in_it() -> None:
         assert isinstance(failure, InternalError)
         assert failure.__cause__ is bug
     gone = HostError("the device is gone")
-    for exc in (gone, ExceptionGroup("", [peer, bug, gone])):
-        with pytest.raises(type(exc)) as caught:
-            failure_of(exc, "x")
-        assert caught.value is exc
+    beyond: list[Exception] = [gone, ExceptionGroup("", [peer, bug, gone])]
+    for it in beyond:
+        with pytest.raises(type(it)) as caught:
+            failure_of(it, "x")
+        assert caught.value is it
 
 
 def test_refused_items_of_our_own_are_a_shortage_if_the_kernel_was_short() -> None:
