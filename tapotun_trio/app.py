@@ -17,6 +17,7 @@ from .control.commands import Process, standard_commands
 from .control.place import REMEDY, listening, places
 from .control.server import serve_control
 from .errors import HostError, leaves
+from .host.interpreter import settle
 from .host.memory import give_large_blocks_back
 from .host.notify import ServiceManager
 from .host.ports import Host
@@ -92,7 +93,9 @@ async def serve(
                 nursery.start_soon(serve_control, control, commands, log)
             with admin.changing(config.admin):
                 pass
-            reloader.start(await nursery.start(run_interfaces, config.interfaces, host, registry))
+            interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
+            settle()
+            reloader.start(interfaces)
             log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, TypeAlias
 
@@ -14,6 +15,7 @@ from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
 from .errors import ConfigError, HostError, TapotunError
+from .host.interpreter import collecting_later, switching_often
 from .host.notify import ServiceManager
 from .log import Log, set_up_logging
 from .status.model import ReloadStatus
@@ -23,6 +25,7 @@ from .tunnel.registry import Registry
 from .tunnel.supervisor import Interfaces
 
 ERROR_CHARS: Final = 2000
+LINES: Final = 20  # that are logged in one go, a millisecond
 READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
 
 Read: TypeAlias = Callable[[], Config]
@@ -90,28 +93,41 @@ class Reloader:
                 finally:
                     self._manager.reloaded()
             except (ConfigError, HostError) as exc:
-                raise self._refused(_for_people(exc), dry_run=dry_run) from exc
+                raise await self._refused(_for_people(exc), dry_run=dry_run) from exc
             except Exception as exc:
                 self._log.exception("a bug ended the reload")
-                raise self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
+                raise await self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
 
     async def _plan(self) -> tuple[Config, list[Change], list[str]]:
         """What the file says, what of its interfaces differs, and all that differs, for people."""
-        # In a thread: to read and check a hundred thousand routes takes a second.
-        with trio.move_on_after(READ_S) as deadline:
-            config = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        running, before = [record.config for record in self._registry], self._config
+
+        def look() -> tuple[Config, list[Change], list[str]]:
+            config = self._read()
+            found = changes(running, config.interfaces)
+            lines = [line for change in found for line in change.lines]
+            return config, found, lines + process_lines(before, config)
+
+        # In a thread: to read and check a hundred thousand routes takes a second. The event loop gets the interpreter
+        # soon whenever it wants it; held from here, so that a thread that is given up holds nothing.
+        with switching_often(), collecting_later(), trio.move_on_after(READ_S) as deadline:
+            plan = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
         if deadline.cancelled_caught:
             raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
-        for warning in config.warnings:
-            self._log.warning("%s", warning)
-        found = changes([record.config for record in self._registry], config.interfaces)
-        return config, found, [line for change in found for line in change.lines] + process_lines(self._config, config)
+        await self._say(logging.WARNING, plan[0].warnings)
+        return plan
+
+    async def _say(self, level: int, lines: Iterable[str]) -> None:
+        """Log them; there may be one for each of thousands of clients, and to write it takes a while."""
+        for number, line in enumerate(lines, 1):
+            self._log.log(level, "%s", line)
+            if number % LINES == 0:
+                await trio.lowlevel.checkpoint()
 
     async def _reload(self) -> list[str]:
         assert self._interfaces is not None
         config, found, lines = await self._plan()
-        for line in lines:
-            self._log.info("reload: %s", line)
+        await self._say(logging.INFO, (f"reload: {line}" for line in lines))
         await self._admin.prepare(config.admin)
         with self._admin.changing(config.admin):
             await self._interfaces.change(found)
@@ -123,13 +139,14 @@ class Reloader:
         self._note(lines, None)
         return lines
 
-    def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
+    async def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
         """``text``: a line for each reason. A dry run leaves no trace but its answer."""
-        reason = shorten("; ".join(map(one_line, text.splitlines())), ERROR_CHARS)
+        lines = text.splitlines()
+        # Each is longer than a character, so these are more than can be shown.
+        reason = shorten("; ".join(map(one_line, lines[:ERROR_CHARS])), ERROR_CHARS)
         if dry_run:
             return RefusedError(f"a reload would be refused: {reason}")
-        for line in text.splitlines():
-            self._log.error("%s", line)
+        await self._say(logging.ERROR, lines)
         self._log.error("reload: nothing was changed, the old config runs on")
         self._note([], reason)
         return RefusedError(f"nothing was changed, the old config runs on: {reason}")

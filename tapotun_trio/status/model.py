@@ -4,6 +4,9 @@ and metrics read them. docs/status.md documents every field, and a test keeps it
 Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``; moments (``..since``, ``.._at``) are
 UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface started last. No
 token, nor a hash of one, is in here.
+
+These are trees, so the garbage collector need not know them (``gc=False``): of thousands of clients they would have it
+search everything.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "failed"]
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 
 
-class RoundTripStatus(Struct, frozen=True, kw_only=True):
+class RoundTripStatus(Struct, frozen=True, kw_only=True, gc=False):
     """Of pings through the tunnel's own streams; null until the first one was answered."""
 
     last_ms: float | None = None
@@ -31,21 +34,21 @@ class RoundTripStatus(Struct, frozen=True, kw_only=True):
     min_ms: float | None = None
 
 
-class OutboxStatus(Struct, frozen=True, kw_only=True):
+class OutboxStatus(Struct, frozen=True, kw_only=True, gc=False):
     """What waits to be sent to a peer."""
 
     bytes: int = 0
     packets: int = 0
 
 
-class RateStatus(Struct, frozen=True, kw_only=True):
+class RateStatus(Struct, frozen=True, kw_only=True, gc=False):
     """Over the last five seconds."""
 
     rx_bits_per_s: float = 0.0
     tx_bits_per_s: float = 0.0
 
 
-class PeerStatus(Struct, frozen=True, kw_only=True):
+class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One client of a server, or the server of a client. rx is what this end received from it."""
 
     name: str
@@ -71,14 +74,14 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     reconnects: int = 0
 
 
-class ListenerStatus(Struct, frozen=True, kw_only=True):
+class ListenerStatus(Struct, frozen=True, kw_only=True, gc=False):
     """A socket that a server listens on, maybe together with other interfaces."""
 
     address: str
     refusals: dict[str, int] = {}
 
 
-class InterfaceStatus(Struct, frozen=True, kw_only=True):
+class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One definition of the config."""
 
     name: str
@@ -96,7 +99,7 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True):
     peers: list[PeerStatus] = []
 
 
-class ReloadStatus(Struct, frozen=True, kw_only=True):
+class ReloadStatus(Struct, frozen=True, kw_only=True, gc=False):
     """The last time that the config was read again. With an ``error`` nothing was changed."""
 
     at: datetime
@@ -104,7 +107,7 @@ class ReloadStatus(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class ProcessStatus(Struct, frozen=True, kw_only=True):
+class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One process, whole."""
 
     schema: int = SCHEMA

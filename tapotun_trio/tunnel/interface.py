@@ -17,6 +17,7 @@ from __future__ import annotations
 import trio
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
+from ..host.interpreter import collecting_later
 from ..host.ports import Host
 from ..log import interface_logger
 from .client import TunnelClient
@@ -69,8 +70,10 @@ async def run_server(
 
             async def reconfigure(newer: InterfaceConfig) -> None:
                 assert isinstance(newer, ServerConfig), "another kind is another interface"
-                prepared = await in_turns(server.prepare(newer))
-                await programmer.apply(await in_turns(server_plan_in_steps(newer)))
+                with collecting_later():
+                    prepared = await in_turns(server.prepare(newer))
+                    plan = await in_turns(server_plan_in_steps(newer))
+                await programmer.apply(plan)
                 await in_turns(server.adopt(prepared))
 
             record.reconfigure = reconfigure

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from ipaddress import IPv4Interface
 from typing import Final, NamedTuple
 
@@ -138,11 +139,6 @@ class Session:
         self.presence = Presence()
         self.dismissed: str | None = None  # why the operator ended the last streams
         self.gone = False  # the config has it no longer: what still comes from its client is dropped
-        self.goodbyes = Sparingly()
-        self.takeovers = Sparingly()
-        self.refusals = Sparingly()
-        self.endings = flapping()
-        self._arrivals = flapping()
         self._summary = Summary(self.counters, self.rtt)
         self.uploads: list[Incoming] = []
         self._downloads: list[Connection] = []
@@ -163,6 +159,28 @@ class Session:
     def params(self) -> bytes:
         """The payload of PARAMS."""
         return self._told.params
+
+    # Made when the first line comes: most of thousands of clients never have one.
+
+    @cached_property
+    def goodbyes(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def takeovers(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def refusals(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def endings(self) -> Sparingly:
+        return flapping()
+
+    @cached_property
+    def _arrivals(self) -> Sparingly:
+        return flapping()
 
     def arrive(self, visit: Visit, name: str, transport: Transport) -> None:
         """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
