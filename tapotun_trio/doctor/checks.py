@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -10,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
 from ..host.rights import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
-from .machine import Machine
+from .machine import Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
 """``failure``: a tunnel does not run, or not as its config wants; ``warning``: it may not; ``note``: to know."""
@@ -170,10 +171,9 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             )
         if not isinstance(config, ServerConfig):
             continue
+        others = _Routes(it for it in machine.routes if it.interface != config.name and it.network.prefixlen)
         for network, what in _networks(config):
-            for route in machine.routes:
-                if route.interface == config.name or not network.overlaps(route.network) or not route.network.prefixlen:
-                    continue
+            for route in others.overlapping(network):
                 clashes += 1
                 where = f"{route.network} on {route.interface}"
                 if network == route.network:
@@ -185,6 +185,33 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
     if not clashes:
         text = "no route stands in the way" if configs else "not compared: there is no valid config to compare with"
         yield Finding("ok", "routes", text)
+
+
+class _Routes:
+    """Finds those that overlap a network without looking at each: both may be tens of thousands."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes = list(routes)
+        self._by_prefix: dict[tuple[int, int], list[int]] = {}  # its length and its bits: positions in the list
+        for number, route in enumerate(self._routes):
+            self._by_prefix.setdefault(_prefix(route.network, route.network.prefixlen), []).append(number)
+        self._lengths = sorted({length for length, _ in self._by_prefix})
+        self._firsts = sorted((int(route.network.network_address), number) for number, route in enumerate(self._routes))
+
+    def overlapping(self, network: IPv4Network) -> list[Route]:
+        """In the order in which they were given."""
+        found: set[int] = set()
+        for length in self._lengths:  # those that hold it
+            if length <= network.prefixlen:
+                found.update(self._by_prefix.get(_prefix(network, length), ()))
+        first, last = int(network.network_address), int(network.broadcast_address)
+        begin, end = bisect_left(self._firsts, (first, 0)), bisect_left(self._firsts, (last + 1, 0))
+        found.update(number for _, number in self._firsts[begin:end])  # those within it
+        return [self._routes[number] for number in sorted(found)]
+
+
+def _prefix(network: IPv4Network, length: int) -> tuple[int, int]:
+    return length, int(network.network_address) >> 32 - length
 
 
 def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:

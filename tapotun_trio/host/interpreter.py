@@ -1,7 +1,6 @@
-"""What all threads share of the interpreter, while one of them has much to do.
+"""Settings of the interpreter that all threads share, changed while one of them has much to do.
 
-Both ways to be considerate may be nested, and held by several threads at a time: the first makes the change and the last
-one undoes it.
+Each may be held several times at once: the first holder makes the change, and the last one undoes it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SWITCH_S: Final = 0.0005
 
 
 class _Shared:
-    """A change that holds as long as somebody wants it."""
+    """A change that holds while anyone holds it."""
 
     def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
         self._change = change
@@ -56,17 +55,18 @@ def _collect_later() -> Callable[[], None]:
 
 
 switching_often: Final = _Shared(_switch_often)
-"""While a thread computes: the event loop gets its turn soon."""
+"""Hold it while a thread computes: then the event loop waits at most `SWITCH_S` for the interpreter."""
 
 collecting_later: Final = _Shared(_collect_later)
-"""While many objects are made: no search for cyclic garbage, which would look at all of them again and again, and holds
-every thread up for 100 ms where there are 300,000. Cyclic garbage stays until the end: it is for work that does end."""
+"""Hold it while many objects are made. The garbage collector would look at all of them again and again, and stops every
+thread for 100 ms where there are 300,000. Cyclic garbage stays in memory until the end, so hold it for bounded work."""
 
 
 def settle() -> None:
-    """What stands now (modules, config, sessions) is to stay: searches for cyclic garbage need not look at it any more.
+    """Have the garbage collector ignore every object that exists now: modules, config and sessions stay anyway.
 
-    For once, at the start. What of it becomes cyclic garbage later is never found, so it is not for what comes and goes.
+    Call it once, after the start. The collector never frees what becomes cyclic garbage of these objects, so call it
+    before there are streams, which come and go.
     """
     gc.collect()
     gc.freeze()
