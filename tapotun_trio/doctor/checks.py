@@ -171,7 +171,7 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             )
         if not isinstance(config, ServerConfig):
             continue
-        others = _Routes(it for it in machine.routes if it.interface != config.name and it.network.prefixlen)
+        others = Routes(it for it in machine.routes if it.interface != config.name and it.network.prefixlen)
         for network, what in _networks(config):
             for route in others.overlapping(network):
                 clashes += 1
@@ -187,7 +187,7 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
         yield Finding("ok", "routes", text)
 
 
-class _Routes:
+class Routes:
     """Finds those that overlap a network without looking at each: both may be tens of thousands."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
