@@ -44,6 +44,11 @@ class PeerError(TapotunError):
         super().__init__(text)
         self.reason = reason
 
+    def without_traceback(self) -> PeerError:
+        """The same, for an attribute: an error that was raised holds frames, and with them whatever stores it. That
+        cycle would keep a stream's buffers until the garbage collector comes."""
+        return PeerError(str(self), reason=self.reason)
+
 
 def leaves(group: BaseExceptionGroup[T]) -> Iterator[T]:
     """The exceptions in a group and in the groups within it: one event each for the log."""

@@ -68,7 +68,7 @@ class Incoming:
     def check(self) -> None:
         """Raise what `end` was given, if it was called."""
         if self._because is not None:
-            raise self._because
+            raise self._because.without_traceback()
 
 
 async def receive_frames(

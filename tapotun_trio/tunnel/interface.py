@@ -14,20 +14,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import Final
+
 import trio
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
-from ..host.interpreter import collecting_later
+from ..host.interpreter import collecting_later, settle
 from ..host.ports import Host
-from ..log import interface_logger
+from ..log import Log, interface_logger
 from .client import TunnelClient
+from .cooperative import run_cooperatively
 from .device import MAX_QUEUES, DeviceWriter, read_device
 from .frontdoor import FrontDoor
 from .plans import server_plan_in_steps
 from .programmer import Programmer
 from .registry import Record
 from .server import TunnelServer
-from .turns import in_turns
+
+MANY_CLIENTS: Final = 1000  # of a server: a look at all of their sessions takes 15 ms
 
 
 async def run_interface(
@@ -56,28 +61,43 @@ async def run_server(
 ) -> None:
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
-        async with trio.open_nursery() as nursery:
-            server = record.tunnel = await in_turns(TunnelServer.in_steps(config, log))
-            writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
-            programmer = Programmer(host, device.name, log)
+        server = record.tunnel = await _make_server(config, log)
+        with closing(server):
+            async with trio.open_nursery() as nursery:
+                writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
+                programmer = Programmer(host, device.name, log)
 
-            await nursery.start(programmer.run, await in_turns(server_plan_in_steps(config)))
-            for writer in writers:
-                nursery.start_soon(writer.run)
-            nursery.start_soon(read_device, device, server.classify, server.sole)
-            nursery.start_soon(server.run_clock)
-            await nursery.start(server.run_transport, writers, door)
+                await nursery.start(programmer.run, await run_cooperatively(server_plan_in_steps(config)))
+                for writer in writers:
+                    nursery.start_soon(writer.run)
+                nursery.start_soon(read_device, device, server.classify, server.sole)
+                nursery.start_soon(server.run_clock)
+                await nursery.start(server.run_transport, writers, door)
 
-            async def reconfigure(newer: InterfaceConfig) -> None:
-                assert isinstance(newer, ServerConfig), "another kind is another interface"
-                with collecting_later():
-                    prepared = await in_turns(server.prepare(newer))
-                    plan = await in_turns(server_plan_in_steps(newer))
-                await programmer.apply(plan)
-                await in_turns(server.adopt(prepared))
+                async def reconfigure(newer: InterfaceConfig) -> None:
+                    assert isinstance(newer, ServerConfig), "another kind is another interface"
+                    with collecting_later():
+                        prepared = await run_cooperatively(server.prepare(newer))
+                        plan = await run_cooperatively(server_plan_in_steps(newer))
+                        _settle_many(newer)
+                    await programmer.apply(plan)
+                    await run_cooperatively(server.adopt(prepared))
 
-            record.reconfigure = reconfigure
-            task_status.started()
+                record.reconfigure = reconfigure
+                task_status.started()
+
+
+async def _make_server(config: ServerConfig, log: Log) -> TunnelServer:
+    with collecting_later():
+        server = await run_cooperatively(TunnelServer.in_steps(config, log))
+        _settle_many(config)
+    return server
+
+
+def _settle_many(config: ServerConfig) -> None:
+    """Keep the garbage collector from stopping everything for a tenth of a second to look at thousands of sessions."""
+    if len(config.clients) >= MANY_CLIENTS:
+        settle()
 
 
 async def run_client(config: ClientConfig, host: Host, record: Record, task_status: trio.TaskStatus[None]) -> None:

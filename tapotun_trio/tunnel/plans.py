@@ -9,14 +9,14 @@ from typing import Final
 from ..config.model import AllowedClient, Mark, ServerConfig
 from ..host.plan import Address, Item, Plan, Route, Rule
 from ..wire.tunconf import TunConf
-from .turns import PART, Steps, at_once
+from .cooperative import PART, Steps, run_now
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
 def server_plan(config: ServerConfig) -> Plan:
     """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
-    return at_once(server_plan_in_steps(config))
+    return run_now(server_plan_in_steps(config))
 
 
 def server_plan_in_steps(config: ServerConfig) -> Steps[Plan]:

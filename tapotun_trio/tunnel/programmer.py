@@ -12,7 +12,7 @@ import trio
 from ..errors import HostError
 from ..host.plan import Address, Item, ItemsRefused, Plan
 from ..host.ports import Host, Network
-from .turns import PART, Steps, in_turns
+from .cooperative import PART, Steps, run_cooperatively
 
 COMPLAINTS: Final = 5  # lines about refused routes at a time; a server may push hundreds
 _ENDED: Final = "this interface ended meanwhile"
@@ -147,7 +147,7 @@ class Programmer:
         if plan.mtu != self._mtu:
             await network.link_up(self._name, plan.mtu)
             self._mtu = plan.mtu
-        gone, kept, fresh = await in_turns(_difference(self._made, plan.items))
+        gone, kept, fresh = await run_cooperatively(_difference(self._made, plan.items))
         if gone:
             await network.remove(self._name, gone[::-1])
             self._made = kept

@@ -19,12 +19,12 @@ from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
 from ..wire.frames import ADDRESSES, FrameReader, Span
 from . import counters as why
+from .cooperative import PART, Steps, collect_in_steps, run_now
 from .device import DeviceWriter
 from .frontdoor import Entrance, FrontDoor, Tenant
 from .sender import Sender
 from .serving import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .session import CACHE_ENTRIES, Session, Telling, Told, Visit
-from .turns import PART, Steps, at_once, parts
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds
@@ -47,6 +47,12 @@ class Prepared:
     kept: list[tuple[Session, int, AllowedClient, Told | None]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     by_token: dict[tuple[str, str], Session] = field(default_factory=dict)
+
+
+def _told_by(group: BaseExceptionGroup[PeerError]) -> tuple[str, str]:
+    """Reason and text of the first error."""
+    exc = next(leaves(group))
+    return exc.reason, str(exc)
 
 
 class TunnelServer:
@@ -76,12 +82,12 @@ class TunnelServer:
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``reception``, which are what they
         were. A client is the same if it has its token, whatever its name and address; others end."""
-        at_once(self.adopt(at_once(self.prepare(config))))
+        run_now(self.adopt(run_now(self.prepare(config))))
 
     def prepare(self, config: ServerConfig) -> Steps[Prepared]:
         """The first half of `reconfigure`, which makes all that is new and changes nothing. Until `adopt` nobody else
         may reconfigure this server."""
-        networks = yield from parts(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
+        networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
         router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
         differs = replace(self._config, clients=()) != replace(config, clients=())
         it = Prepared(config, router, gone=self._by_token.copy())
@@ -110,7 +116,7 @@ class TunnelServer:
             if before is not None:
                 telling.append((session, before))
         for session in it.gone.values():
-            session.gone = True
+            session.leave()
         for session, before in telling:
             yield
             session.tell(before)
@@ -118,6 +124,14 @@ class TunnelServer:
             if number % PART == 0 or session.state != "offline":
                 yield
             session.dismiss("its token is not in the config any more")
+
+    def close(self) -> None:
+        """The interface has ended. No cycle may be left: the garbage collector may never look at sessions."""
+        for session in self.sessions:
+            session.leave()
+        self.sessions, self._by_token = [], {}
+        self._verdicts.clear()
+        self._router = Router((), (), ())
 
     # -- the device's side
 
@@ -194,9 +208,10 @@ class TunnelServer:
             session.log.debug("%s from %s ended cleanly", stream, name)
             why = "the client ended it"
         except* PeerError as group:
-            exc = next(leaves(group))  # its halves may have noticed the same end each in its way
-            session.counters.ends[exc.reason] += 1
-            why = str(exc)
+            # Its halves may have noticed the same end each in its way. No variable here may hold the error: its
+            # traceback holds this frame, and the cycle would keep the stream's buffers until it is collected.
+            reason, why = _told_by(group)
+            session.counters.ends[reason] += 1
             session.endings.log(session.log, logging.INFO, trio.current_time(), f"{stream} from {name} ended: {why}")
         finally:
             session.depart(why)

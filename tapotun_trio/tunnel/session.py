@@ -225,6 +225,11 @@ class Session:
         before, self._told = self._told, told
         return None if self._visit is None or not self.sender.streaming else Telling(before, self._visit)
 
+    def leave(self) -> None:
+        """The config has this client no longer, or the interface ends: nothing of it is forwarded any more."""
+        self.gone = True
+        self._verdicts.clear()  # sessions that know each other would be a cycle
+
     def tell(self, before: Telling) -> None:
         """Tell the client what has changed for it: one of ours by PARAMS, a deployed one by having to connect again.
         One that has connected since then knows."""

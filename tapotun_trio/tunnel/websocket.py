@@ -69,7 +69,7 @@ class Conversation:
                 raise
             nursery.cancel_scope.cancel()
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.without_traceback()
 
     async def frames(self, reader: FrameReader, first: list[Span], incoming: Incoming, take: Take) -> None:
         """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
@@ -112,7 +112,7 @@ class Conversation:
         try:
             await receive()
         except PeerError as exc:
-            self._failure = exc
+            self._failure = exc.without_traceback()
             self._writer.broken |= exc.reason in _MUTE
         self._received.set()
         self._sending.cancel()

@@ -169,7 +169,7 @@ class FrameReader:
         call is returned, and the next call raises.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.without_traceback()
         if not self.pending:
             self._pos = self._end = self._tail
         self._end += received_bytes
@@ -178,7 +178,7 @@ class FrameReader:
             self.pending = not self._find(frames)
         except PeerError as exc:
             self.pending = True
-            self._failure = exc
+            self._failure = exc.without_traceback()
             if not frames and not self.controls:
                 raise
         return frames

@@ -24,7 +24,7 @@ from ..accounts import fine_cpu_s, memory_mb
 from ..ways import SERVER, installed
 
 TUNNEL: Final = "10.10.0.1"
-_PORT: Final = 8080
+PORT: Final = 8080
 _START_S: Final = 60.0
 
 # Of each client that sends or is sent to, so many addresses take part where it has networks: what differs between the
@@ -45,7 +45,7 @@ class Point:
 
     def client(self, number: int) -> dict[str, Any]:
         """An entry of the server's config."""
-        digest = hashlib.sha1(_token(number).encode()).hexdigest()
+        digest = hashlib.sha1(token_of(number).encode()).hexdigest()
         entry: dict[str, Any] = {"name": f"c{number}", "token": digest, "ip": _ip(number)}
         if self.routes:
             entry["routes"] = self.networks(number)
@@ -78,7 +78,7 @@ POINTS: Final = (
 )
 
 
-def _token(number: int) -> str:
+def token_of(number: int) -> str:
     return f"of-fake-client-{number}"
 
 
@@ -141,7 +141,7 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
     definition: dict[str, Any] = {
         "name": "tun0",
         "listen": SERVER,
-        "port": _PORT,
+        "port": PORT,
         "net": f"{TUNNEL}/16",
         "clients": [point.client(number) for number in clients],
     }
@@ -151,10 +151,10 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
     config.write_text(json.dumps([definition]), encoding="utf-8")
     told = {
         "server": SERVER,
-        "port": _PORT,
+        "port": PORT,
         "destination": TUNNEL,
         "keepalive_s": keepalive_s,
-        "clients": [{"token": _token(it), "sources": point.addresses(it)} for it in clients],
+        "clients": [{"token": token_of(it), "sources": point.addresses(it)} for it in clients],
     }
     crowd_config = host.tmp / "crowd.json"
     crowd_config.write_text(json.dumps(told), encoding="utf-8")

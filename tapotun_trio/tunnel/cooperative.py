@@ -19,7 +19,7 @@ T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]
 
 
-def at_once(steps: Steps[T]) -> T:
+def run_now(steps: Steps[T]) -> T:
     """The result, without a pause. For small work, and for callers without an event loop."""
     while True:
         try:
@@ -29,7 +29,7 @@ def at_once(steps: Steps[T]) -> T:
             return result
 
 
-async def in_turns(steps: Steps[T]) -> T:
+async def run_cooperatively(steps: Steps[T]) -> T:
     """The result; other tasks run between the steps. A checkpoint; cancelled, the steps that were not made are left."""
     with closing(steps):
         while True:
@@ -42,7 +42,7 @@ async def in_turns(steps: Steps[T]) -> T:
             await trio.lowlevel.checkpoint()
 
 
-def parts(items: Iterable[T], size: int = PART) -> Generator[None, None, list[T]]:
+def collect_in_steps(items: Iterable[T], size: int = PART) -> Generator[None, None, list[T]]:
     """Collects what ``items`` makes; a step is ``size`` of them."""
     found: list[T] = []
     for item in items:
