@@ -39,6 +39,7 @@ from .rotation import Failed, Open, Waits, keep_streaming
 from .rtt import RoundTrip
 from .sender import BASE_SILENCE_S, WHO_WE_ARE, Sender, keeping_alive
 from .sorting import sort_frames
+from .stall import Stall
 from .summary import Summary
 
 TICK_S: Final = 1.0
@@ -82,6 +83,7 @@ class TunnelClient:
         self._silence_s = BASE_SILENCE_S
         self.complaints = Complaints(log)
         self._goodbyes = Sparingly()
+        self._stall = Stall()
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
     # -- the device's side
@@ -144,8 +146,32 @@ class TunnelClient:
             heard = self._download is not None and self._download.incoming.tick(now, self._silence_s)
             self.presence.tick(now, self.counters, heard=heard)
             self._change_carrier()
+            if self._stall.tick(now, self.counters.tx_packets, self.counters.drops[why.QUEUE_AGE]):
+                self._tell_of_stall()
             if slept_s := sleeps.last_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
+
+    def _tell_of_stall(self) -> None:
+        """Only while there is a download: else its failures have been logged, and are the reason."""
+        stall = self._stall
+        if stall.over:
+            text = f"the upload goes on after {stall.lasted_s:.0f} s; {stall.dropped} packets had grown too old"
+            self.complaints.news("stall", logging.INFO, text)
+        elif not is_over(self._download):
+            text = f"nothing was sent for {stall.lasted_s:.0f} s, and {stall.dropped} packets grew too old: "
+            self.complaints.news("stall", logging.WARNING, text + self._what_holds_the_upload())
+
+    def _what_holds_the_upload(self) -> str:
+        stream = self._download if self.transport == "websocket" else self._upload
+        if stream is None or stream.over:
+            return f"there is no upload ({self.complaints.latest or 'it is being opened'})"
+        path = stream.connection.path()
+        if path is None:
+            return "the other end takes nothing"
+        return (
+            f"{path.flying_bytes} bytes are not acknowledged, {path.unsent_bytes} wait in the socket, "
+            f"round trip {path.rtt_s * 1e3:.0f} ms"
+        )
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams whenever this machine's addresses, links or default routes change; for ever, unless
@@ -239,6 +265,10 @@ class TunnelClient:
         self._yielding, self._goodbye = False, None
         self.sender.pinging, self._silence_s = keeping_alive(DEFAULT_KEEPALIVE_S if self._extended else None)
         self._download, self.transport = download, transport
+        if not self._replaces and is_over(self._upload):
+            # The server is there again. An upload may have failed several times before the download noticed, and would
+            # wait for up to ten seconds now, while everything for the server grows too old.
+            self._upload_waits.cut()
 
     async def _try_http(self) -> Download | None:
         """While a WebSocket carries on: begin an upload, and if it arrives, go back to HTTP. None if it does not."""
