@@ -20,7 +20,7 @@ help:  ## show this
 	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
 	@echo "make soak     200 random faults beside a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel beside a relay in C and beside no tunnel, in ten minutes; BENCH=quick: two"
-	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones"
+	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make packages wheel, sdist, tapotun.pyz and Debian package, in dist/; or one: make dist, make pyz, make deb"
 	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"

@@ -83,7 +83,7 @@ class TunnelClient:
         self._silence_s = BASE_SILENCE_S
         self.complaints = Complaints(log)
         self._goodbyes = Sparingly()
-        self._stall = Stall()
+        self._stall, self._stall_told = Stall(), False
         self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
 
     # -- the device's side
@@ -152,12 +152,16 @@ class TunnelClient:
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
 
     def _tell_of_stall(self) -> None:
-        """Only while there is a download: else its failures have been logged, and are the reason."""
+        """Only while there is a download: without one its failures are the reason, and have been logged."""
         stall = self._stall
         if stall.over:
+            if not self._stall_told:
+                return
+            self._stall_told = False
             text = f"the upload goes on after {stall.lasted_s:.0f} s; {stall.dropped} packets had grown too old"
             self.complaints.news("stall", logging.INFO, text)
         elif not is_over(self._download):
+            self._stall_told = True
             text = f"nothing was sent for {stall.lasted_s:.0f} s, and {stall.dropped} packets grew too old: "
             self.complaints.news("stall", logging.WARNING, text + self._what_holds_the_upload())
 

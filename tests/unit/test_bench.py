@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tapotun_trio.config.changes import changes
+from tapotun_trio.config.load import check_content
 from tests.bench.errors import BenchError
 from tests.bench.load import evp_name
 from tests.bench.metrics import METRICS
@@ -21,10 +23,12 @@ from tests.bench.report import as_json, columns, table, text, value
 from tests.bench.results import Results, measured_by
 from tests.bench.scaling.crowd import POINTS, Point
 from tests.bench.scaling.fakeclients import PER_CHUNK, packets_chunk
+from tests.bench.scaling.reloads import config_of, largest_gap_ms
 from tests.bench.search import LOSS, Probe, lossless_rate
 from tests.bench.stats import Spread, jain, paired, percentile
 from tests.bench.targets import Verdict, verdicts
 from tests.bench.ways import echo_request
+from tests.harness import CommandError
 
 # Statistics
 
@@ -328,3 +332,30 @@ def test_a_chunk_of_packets() -> None:
     assert {int.from_bytes(it[:2], "little") for it in frames} == {size - 14}
     assert {str(IPv4Address(it[26:30])) for it in frames} == {"10.0.0.1", "10.0.0.2"}
     assert {str(IPv4Address(it[30:34])) for it in frames} == {"10.0.0.9"}
+
+
+# Reloads
+
+
+def test_the_largest_gap_is_between_two_answers() -> None:
+    lines = [
+        f"[{at:.6f}] 64 bytes from 10.10.0.1: icmp_seq=1 ttl=64 time=0.4 ms" for at in (10.0, 10.005, 10.105, 10.11)
+    ]
+    output = "PING 10.10.0.1 (10.10.0.1) 56(84) bytes of data.\n" + "\n".join(lines)
+    assert largest_gap_ms(output) == pytest.approx(100)
+    with pytest.raises(CommandError, match="had 1 answers"):
+        largest_gap_ms(lines[0])
+
+
+def test_the_configs_of_the_reloads_are_valid_and_differ_as_they_say() -> None:
+    few, many, changed = (
+        check_content(content.encode(), "test.json")[0]
+        for content in (config_of(20), config_of(500), config_of(500, "192.168.77.0/24"))
+    )
+    assert few is not None
+    assert many is not None
+    assert changed is not None
+    [come] = changes(few.interfaces, many.interfaces)
+    assert len(come.lines) == 480
+    [one] = changes(many.interfaces, changed.interfaces)
+    assert one.lines == ("tun0 c0: routes changed (+192.168.77.0/24)",)

@@ -9,5 +9,7 @@
 - How equal the shares of 8 clients are, each a `tapotun` of its own on a machine of its own, and what a slow client
   beside them costs them.
 
+- How long a bystander's pings are held up by a reload of thousands of clients, and by a scrape of them.
+
 Up to a thousand clients are one process with plain sockets (fakeclients.py). As in the bench, ratios are what counts.
 """
