@@ -35,7 +35,7 @@ PURE: Final = ("wire", "routing", "config", "status")
 # What waits, measures time or touches the network. config reads files; that needs no more than `os`.
 IMPURE: Final = {"trio", "socket", "ssl", "time", "asyncio", "threading", "select", "selectors", "subprocess", "signal"}
 REAL_ADAPTERS: Final = {"host.system", "host.tun", "host.netlink"}
-MAX_LINES: Final = 400
+MAX_LINES: Final = 800
 
 
 def module_name(path: Path) -> str:
