@@ -133,6 +133,19 @@ def failure_of(exc: Exception, doing: str) -> PeerError:
     return failure_of(next(leaves(exc)), doing)
 
 
+@contextmanager
+def failing_alone(doing: str) -> Iterator[None]:
+    """Raise one PeerError in place of whatever failure of a peer, or shortage, the body ends with, in a group or not.
+    Anything else passes. ``doing``: what failed, for people."""
+    try:
+        yield
+    except Exception as exc:
+        found = failure_of(exc, doing)
+        if found is exc:
+            raise
+        raise found from exc
+
+
 def _descriptor_limit() -> str:
     import resource  # only when it is needed: this module is the first of all that are imported
 

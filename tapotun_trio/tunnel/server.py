@@ -13,7 +13,7 @@ from typing import Final, Literal
 import trio
 
 from ..config.model import ServerConfig
-from ..errors import PeerError, ShortageError, leaves
+from ..errors import PeerError, ShortageError, failing_alone, leaves
 from ..http.server import Exchange
 from ..log import Log, Sparingly
 from ..routing.router import ClientNetworks, Router
@@ -140,12 +140,13 @@ class TunnelServer:
         entrance.lobby.leave(exchange.connection)
         why = "this server stops"  # if it is cancelled
         try:
-            if websocket:
-                await serve_websocket(session, exchange, self._forward)
-            elif method == "GET":
-                await serve_download(session, exchange)
-            else:
-                await serve_upload(session, exchange, self._forward)
+            with failing_alone("cannot serve this request"):
+                if websocket:
+                    await serve_websocket(session, exchange, self._forward)
+                elif method == "GET":
+                    await serve_download(session, exchange)
+                else:
+                    await serve_upload(session, exchange, self._forward)
             session.log.debug("%s from %s ended cleanly", stream, name)
             why = "the client ended it"
         except* PeerError as group:
