@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from mmap import mmap
@@ -9,8 +10,9 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ..errors import PeerError, passing_shortages
+from ..errors import PeerError, ShortageError, passing_shortages, shortage_of
 from ..host.ports import Device, Queue
+from ..log import Log, Sparingly
 from ..wire.alike import BLOCK_FROM, count_alike
 from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Parts, Span
 from ..wire.merge import MERGED_FROM, block_runs, find_runs, merge
@@ -34,6 +36,10 @@ MAX_QUEUES: Final = 16
 # Nor may packets that nobody gets, or small ones, keep the reader at it for ever.
 _READS_PER_BURST: Final = 512
 
+# What this machine lacks may be there again in a moment; it is told so often.
+SHORTAGE_PAUSE_S: Final = 0.1
+SHORTAGE_S: Final = 60.0
+
 QUEUE_BYTES: Final = 1024 * 1024
 
 # To look for runs costs 0.9 us a packet. After a receive that had none, the next one is not looked at, and so on, twice
@@ -48,8 +54,11 @@ _MAX_NOT_MERGED: Final = 1023
 Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
 
 
-async def read_device(device: Device, classify: Classify, sole: Callable[[], Sender | None]) -> None:
-    """Move frames from the device to the senders, for ever. Raises HostError if the device is gone.
+async def read_device(
+    device: Device, classify: Classify, sole: Callable[[], Sender | None], log: Log | None = None
+) -> None:
+    """Move frames from the device to the senders, for ever. Raises HostError if the device is gone. Without memory for
+    a burst that burst is lost, and ``log`` is told, now and then.
 
     Frames are read into one slab behind room for their length, so that a burst is wire format as it stands; a
     run of adjacent frames to one sender is handed over as one slice of it.
@@ -61,14 +70,21 @@ async def read_device(device: Device, classify: Classify, sole: Callable[[], Sen
     """
     with passing_shortages("cannot get a buffer for the TUN interface"):
         view = memoryview(mmap(-1, _SLAB_BYTES))
-    more, turns = False, 0
+    more, turns, shortages = False, 0, Sparingly(SHORTAGE_S)
     while True:
         if (sender := sole()) is not None and sender.stalled:
             await sender.room()
-        if not more or turns == _BURSTS_PER_WAKE:
-            turns = 0
-            await device.wait_readable()
-        more = _read_burst(device, classify, view)
+        try:
+            if not more or turns == _BURSTS_PER_WAKE:
+                turns = 0
+                await device.wait_readable()
+            more = _read_burst(device, classify, view)
+        except (MemoryError, ShortageError) as exc:
+            more = False
+            if log is not None:
+                text = str(shortage_of(exc, f"cannot read TUN interface {device.name}"))
+                shortages.log(log, logging.WARNING, trio.current_time(), text)
+            await trio.sleep(SHORTAGE_PAUSE_S)
         turns += 1
 
 

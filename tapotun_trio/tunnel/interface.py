@@ -95,7 +95,7 @@ async def run_server(
                 await nursery.start(programmer.run, await run_cooperatively(server_plan_in_steps(config)))
                 for writer in writers:
                     nursery.start_soon(writer.run)
-                nursery.start_soon(read_device, device, server.classify, server.sole)
+                nursery.start_soon(read_device, device, server.classify, server.sole, log)
                 nursery.start_soon(server.run_clock)
                 await nursery.start(server.run_transport, writers, door)
 
@@ -146,7 +146,7 @@ async def run_client(
                 await inner.start(programmer.run, plan)
                 inner.start_soon(client.guard.run)
                 inner.start_soon(writer.run)
-                inner.start_soon(read_device, device, client.classify, lambda: client.sender)
+                inner.start_soon(read_device, device, client.classify, lambda: client.sender, log)
                 inner.start_soon(client.run_upload)
                 inner.start_soon(client.run_clock)
                 client.attach(writer, programmer)

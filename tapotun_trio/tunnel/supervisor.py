@@ -10,7 +10,7 @@ import trio
 
 from ..config.changes import Change
 from ..config.model import InterfaceConfig
-from ..errors import HostError, ShortageError, leaves
+from ..errors import HostError, ShortageError, leaves, shortage_of
 from ..host.ports import Host
 from ..log import flapping, interface_logger
 from .frontdoor import FrontDoor, open_front_door
@@ -207,11 +207,19 @@ async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _St
             told = sparingly.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:
+            found = [shortage_of(exc, "cannot go on") for exc in leaves(group)]
+            shortage = found[0] if None not in found else None
             if not status.once:
-                raise
+                if shortage is None:
+                    raise
+                raise shortage from group
             now = trio.current_time()
-            told = sparingly.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
-            record.failed(f"a bug: {next(leaves(group))!r}")
+            if shortage is not None:
+                told = sparingly.log(log, logging.ERROR, now, str(shortage))
+                record.failed(str(shortage))
+            else:
+                told = sparingly.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
+                record.failed(f"a bug: {next(leaves(group))!r}")
         if trio.current_time() - begun >= HEALTHY_S:
             pause_s = RESTART_S[0]
         log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)

@@ -38,20 +38,24 @@ from tapotun_trio.host.ports import Change
 from tapotun_trio.host.sockets import Connection
 from tapotun_trio.host.tls import TlsClient
 from tapotun_trio.http.client import read_response, send_request
-from tapotun_trio.tunnel import client, requests, serving
+from tapotun_trio.http.writer import BodyWriter
+from tapotun_trio.tunnel import client, device, requests, serving
 from tapotun_trio.tunnel.backoff import Backoff
 from tapotun_trio.tunnel.client import TunnelClient
+from tapotun_trio.tunnel.counters import Counters
 from tapotun_trio.tunnel.frontdoor import open_front_door
 from tapotun_trio.tunnel.interface import run_interface
+from tapotun_trio.tunnel.outbox import Outbox
 from tapotun_trio.tunnel.registry import Record
 from tapotun_trio.tunnel.rewatch import RETRY_S
+from tapotun_trio.tunnel.sender import Sender
 from tapotun_trio.tunnel.server import TunnelServer
 from tapotun_trio.tunnel.supervisor import run_interfaces
 from tapotun_trio.wire import frames
 from tapotun_trio.wire.frames import FrameReader
 
 from ..fakes import MemoryHost, MemoryNetwork
-from ..packets import ipv4
+from ..packets import frame, ipv4
 from ..tables import table
 from .hostile import assert_quiet, logged, open_fds, until
 from .support import allowed, client_config, free_port, server_config
@@ -274,22 +278,22 @@ async def test_at_a_rotation(case: str, monkeypatch: pytest.MonkeyPatch) -> None
     with logged() as log:
         async with world((0.3, 0.3)) as it:
             await it.passes()
-            device, standing, client = it.host.devices["a"], list(it.host.standing["a"]), it.client
+            tun, standing, peer = it.host.devices["a"], list(it.host.standing["a"]), it.client
             fault.armed = True
             await until(lambda: fault.hits >= 4, "attempts")
-            old = client._download
+            old = peer._download
             await it.passes()
-            assert client._download is old
-            assert client.state == "connected"
-            assert (it.host.devices["a"], it.host.standing["a"]) == (device, standing)
+            assert peer._download is old
+            assert peer.state == "connected"
+            assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
             hits = fault.hits
             await until(lambda: fault.hits > hits, "another attempt")
-            told(log, client, reason)
+            told(log, peer, reason)
             fault.armed = False
-            await until(lambda: client._download is not old, "the next download")
+            await until(lambda: peer._download is not old, "the next download")
             await it.passes()
-            assert (it.host.devices["a"], it.client) == (device, client)
-            assert client.presence.reconnects == 0
+            assert (it.host.devices["a"], it.client) == (tun, peer)
+            assert peer.presence.reconnects == 0
             assert not any("summary" in line for line in warnings(log, "a"))
     await until(lambda: open_fds() <= before, "the descriptors to be closed")
 
@@ -303,20 +307,20 @@ async def test_at_a_reconnect(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
     with logged() as log:
         async with world((300, 300)) as it:
             await it.passes()
-            device, standing, client = it.host.devices["a"], list(it.host.standing["a"]), it.client
+            tun, standing, peer = it.host.devices["a"], list(it.host.standing["a"]), it.client
             fault.armed = True
-            for stream in (client._download, client._upload):
+            for stream in (peer._download, peer._upload):
                 assert stream is not None
                 stream.end(PeerError("the test ends it", reason="closed", key="test"))
             log.clear()
             await until(lambda: fault.hits >= 3, "attempts")
-            assert (it.host.devices["a"], it.host.standing["a"]) == (device, standing)
+            assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
             of_shortage = [line for line in log if "the test ends it" not in line.getMessage()]
-            await until(lambda: client.counters.ends[reason] >= 2, "its count")
-            told(of_shortage, client, reason)
+            await until(lambda: peer.counters.ends[reason] >= 2, "its count")
+            told(of_shortage, peer, reason)
             fault.armed = False
             await it.passes()
-            assert (it.host.devices["a"], it.client) == (device, client)
+            assert (it.host.devices["a"], it.client) == (tun, peer)
     await until(lambda: open_fds() <= before, "the descriptors to be closed")
 
 
@@ -574,7 +578,7 @@ async def test_an_address_that_changes_while_the_kernel_is_short(monkeypatch: py
     monkeypatch.setattr("tapotun_trio.tunnel.programmer.AGAIN_S", (0.01, 0.02))
     fault = Fault(lacking(errno.ENOBUFS))
     host, port = ShortHost(fault), free_port()
-    config = replace(client_config("a", port), rotate_s=(0.1, 0.1))
+    config = replace(client_config("a", port), rotate_s=(300, 300))
     first = server_config(port, allowed("a", "10.10.0.2"))
     record = Record(config)
     with logged() as log:
@@ -682,6 +686,41 @@ async def test_a_server_that_cannot_listen_at_first_starts_in_time(
             await run_interfaces((other,), host)
     assert caught.group_contains(HostError)
     assert not caught.group_contains(ShortageError)
+
+
+# ------------------------------------------------------------------ packets
+
+
+@pytest.mark.parametrize("where", ["device", "writer"])
+async def test_packets_without_memory_are_lost_and_no_interface(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Those of the moment; the next ones pass again."""
+    fault = Fault(MemoryError)
+    if where == "device":
+        monkeypatch.setattr(device, "_read_burst", fault.before(device._read_burst))
+    else:
+        monkeypatch.setattr(BodyWriter, "send", fault.before(BodyWriter.send))
+    with logged() as log:
+        async with world((300, 300)) as it:
+            await it.passes()
+            before, devices = it.client, dict(it.host.devices)
+            fault.armed = True
+            for _ in range(3):
+                it.host.devices["a"].send(UP)
+                it.host.devices["hub"].send(DOWN)
+                await trio.sleep(0.05)
+            await until(lambda: fault.hits >= 2, "packets")
+            fault.armed = False
+            await it.passes()
+            assert (it.client, it.host.devices) == (before, devices)
+    assert_quiet(log)
+
+
+async def test_packets_that_cannot_be_queued_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, counters = Fault(MemoryError), Counters()
+    monkeypatch.setattr(Outbox, "put", fault.before(Outbox.put))
+    fault.armed = True
+    Sender(counters).send(frame(UP), 1)
+    assert counters.drops == {"no-memory": 1}
 
 
 # ------------------------------------------------------------------ the one place that knows
