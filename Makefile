@@ -61,7 +61,7 @@ venv-run:
 demo:
 	@$(INSTALL_TOOLS) demo
 	@$(MAKE) --no-print-directory venv-run
-	@$(PY) -m tests.demo $(ARGS)
+	@$(PY) -m tools.demo $(ARGS)
 
 # The daemons that the tests start are measured too (tests/harness/daemon.py); pytest-cov combines the files.
 .PHONY: test
@@ -84,7 +84,7 @@ FAULTS ?= 200
 soak:
 	@$(INSTALL_TOOLS) test
 	@$(MAKE) --no-print-directory venv
-	@$(PY) -m tests.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
+	@$(PY) -m tools.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
 # full or quick; where the C relay's source is (it is no part of this project); where the results go.
 BENCH ?= full
@@ -98,19 +98,19 @@ bench:
 	@$(INSTALL_TOOLS) bench
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
-	@$(PY) -m tests.bench --plan '$(BENCH)' --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+	@$(PY) -m bench --plan '$(BENCH)' --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: bench-scaling
 bench-scaling:
 	@$(INSTALL_TOOLS) bench
 	@$(MAKE) --no-print-directory venv
-	@$(PY) -m tests.bench.scaling --out '$(BENCH_OUT)' $(ARGS)
+	@$(PY) -m bench.scaling --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: screenshots
 screenshots:
 	@$(INSTALL_TOOLS) test
 	@$(MAKE) --no-print-directory venv
-	@$(PY) -m tests.screenshots --out docs $(ARGS)
+	@$(PY) -m tools.screenshots --out docs $(ARGS)
 
 # What is made is dated with the last commit, so that the same commit makes the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)

@@ -7,9 +7,9 @@ from typing import Final
 
 from tapotun_trio.admin.access import Refused
 from tapotun_trio.admin.answers import decode
+from tapotun_trio.admin.api import Login
 from tapotun_trio.admin.browser import is_same_origin, limited_as, session_ids
 from tapotun_trio.admin.pages import Page
-from tapotun_trio.admin.site import Login
 from tapotun_trio.control.protocol import DisconnectArguments, ReloadArguments
 
 _ID: Final = "A" * 43

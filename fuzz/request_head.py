@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapotun_trio.http.heads import REASONS, BadRequest, RequestHead, RequestParser
-from tapotun_trio.tunnel.session import Visit
+from tapotun_trio.server.session import Visit
 from tapotun_trio.wire import control
 from tests.basepeer.http1 import HttpError, parse_head
 

@@ -1,8 +1,8 @@
 """Makes the man pages in build/man from the templates in packaging/man.
 
-Verbs and options come from the parser, exit codes from `exits`, and the fields of the config from docs/config.md, which
-a test compares with the schema. So nothing can be missing or out of date. The pages are written in man(7), which groff
-and mandoc both know.
+Verbs and options come from the parser, exit codes from `exit_codes`, and the fields of the config from docs/config.md,
+which a test compares with the schema. So nothing can be missing or out of date. The pages are written in man(7), which
+groff and mandoc both know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from tapotun_trio import exits
+from tapotun_trio import exit_codes
 from tapotun_trio.cli import _parser
 from tapotun_trio.shell.usage import Argument, Verb, verbs
 from vendor import BUILD, ROOT, source_date, version
@@ -87,12 +87,12 @@ def _head(argument: Argument) -> str:
 def _exits() -> str:
     """From the comments beside the codes, which are the one place that says what each means."""
     lines = []
-    source = (ROOT / "tapotun_trio" / "exits.py").read_text(encoding="utf-8")
+    source = (ROOT / "tapotun_trio" / "exit_codes.py").read_text(encoding="utf-8")
     for name, text in re.findall(r"(?m)^([A-Z_]+): Final = \d+  # (.+)$", source):
-        lines += [".TP", f".B {getattr(exits, name)}", _sentence(text)]
+        lines += [".TP", f".B {getattr(exit_codes, name)}", _sentence(text)]
     assigned = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
     if len(assigned) * 3 != len(lines):
-        raise SystemExit("exits.py has a code without a comment that says what it means")
+        raise SystemExit("exit_codes.py has a code without a comment that says what it means")
     return "\n".join(lines)
 
 

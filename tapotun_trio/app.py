@@ -10,25 +10,25 @@ from socket import socket
 
 import trio
 
-from . import exits
-from .admin.seat import AdminSeat
+from . import exit_codes
+from .admin.manager import AdminSeat
 from .config.model import Config
-from .control.commands import Process, standard_commands
-from .control.place import REMEDY, listening, places
+from .control.handlers import Process, standard_commands
 from .control.server import serve_control
+from .control.socket_path import REMEDY, listening, places
 from .errors import HostError, ShortageError, leaves, shortage_of
-from .host.interpreter import settle
-from .host.memory import give_large_blocks_back
-from .host.notify import ServiceManager
-from .host.ports import Host
-from .host.rights import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
-from .host.system import RealHost
+from .host.interfaces import Host
+from .host.linux import RealHost
+from .host.process.interpreter import settle
+from .host.process.malloc import give_large_blocks_back
+from .host.process.privileges import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
+from .host.process.sd_notify import ServiceManager
+from .lifecycle.registry import Registry
+from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
+from .peer.boottime import moment
 from .readiness import tell
 from .reload import Read, Reloader
-from .tunnel.clocks import moment
-from .tunnel.registry import Registry
-from .tunnel.supervisor import require_names, run_interfaces
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
@@ -63,16 +63,18 @@ def run(
     except* HostError as group:
         for exc in leaves(group):
             log.error("%s", exc)
-        return_code = exits.RUNTIME if all(isinstance(it, ShortageError) for it in leaves(group)) else exits.FAILED
+        return_code = (
+            exit_codes.RUNTIME if all(isinstance(it, ShortageError) for it in leaves(group)) else exit_codes.FAILED
+        )
     except* Exception as bugs:
         for bug in leaves(bugs):
             if (shortage := shortage_of(bug, "cannot run")) is not None:
                 log.error("%s", shortage)
             else:
                 log.error("a bug ended the program", exc_info=bug)
-        return_code = exits.RUNTIME
+        return_code = exit_codes.RUNTIME
     else:
-        return_code = exits.OK
+        return_code = exit_codes.OK
     return return_code
 
 

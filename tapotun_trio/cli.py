@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from . import __version__, exits
-from .config.findings import report_json, report_text
+from . import __version__, exit_codes
+from .config.diagnostics import report_json, report_text
 from .config.load import check, load
 from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
-from .lazily import load_at_first_use
+from .lazy_import import load_at_first_use
 from .log import LEVELS, process_logger, set_up_logging
 from .shell.arguments import add_printing_verbs
 from .shell.typed import DEFAULT_PAUSE_S, with_verb
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        return exits.INTERRUPTED
+        return exit_codes.INTERRUPTED
     except OSError as exc:
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if exc.errno == errno.EPIPE:  # whoever read it has seen enough
             return 128 + signal.SIGPIPE
         print(f"tapotun: the output cannot be written: {exc.strerror}", file=sys.stderr)
-        return exits.FAILED
+        return exit_codes.FAILED
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Until the app hears them all: a hangup waits, since whoever asks for a reload does not mean to end a process that
     # is only starting; a stop ends it at once, since nothing has begun, and an exception might be lost in an import.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    before = [(number, signal.signal(number, lambda *_: os._exit(exits.OK))) for number in _STOPS]
+    before = [(number, signal.signal(number, lambda *_: os._exit(exit_codes.OK))) for number in _STOPS]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         return _run_interfaces(arguments)
@@ -124,7 +124,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
     except ConfigError as exc:
         for line in str(exc).splitlines():
             log.error("%s", line)
-        return exits.FAILED
+        return exit_codes.FAILED
     set_up_logging(config.log.level, config.log.format)
     for warning in config.warnings:
         log.warning("%s", warning)
@@ -143,25 +143,25 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from .control import verbs
+    from .control import subcommands as verbs
 
     return verbs.status(arguments)
 
 
 def _wait(arguments: argparse.Namespace) -> int:
-    from .control import verbs
+    from .control import subcommands as verbs
 
     return verbs.wait(arguments)
 
 
 def _disconnect(arguments: argparse.Namespace) -> int:
-    from .control import verbs
+    from .control import subcommands as verbs
 
     return verbs.disconnect(arguments)
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    from .control import verbs
+    from .control import subcommands as verbs
 
     return verbs.reload(arguments)
 
@@ -172,11 +172,11 @@ def _validate(arguments: argparse.Namespace) -> int:
         print(report_json(arguments.file, findings))
     else:
         print(report_text(arguments.file, config, findings))
-    return exits.FAILED if config is None else exits.OK
+    return exit_codes.FAILED if config is None else exit_codes.OK
 
 
 def _judge_tls(config: TlsConfig) -> TlsProblem | None:
-    from .host.tls_files import judge_files  # OpenSSL; most configs name no file
+    from .host.net.tls_files import judge_files  # OpenSSL; most configs name no file
 
     return judge_files(config)
 
@@ -191,7 +191,7 @@ def _token(arguments: argparse.Namespace) -> int:
     print(f'client:  "token": {json.dumps(token)}')
     print(f'server:  "token": {json.dumps(sha256)}')
     print(f'server:  "token": {json.dumps(sha1)}    (SHA-1: for servers that know no other)')
-    return exits.OK
+    return exit_codes.OK
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -315,7 +315,7 @@ def _notify_fd(text: str) -> int:
 
 
 def _process_name(text: str) -> str:
-    from .control.place import NAME, NAME_RULE
+    from .control.socket_path import NAME, NAME_RULE
 
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name; write {NAME_RULE}")

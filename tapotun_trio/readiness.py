@@ -7,11 +7,11 @@ from typing import Final
 
 import trio
 
-from .host.notify import ServiceManager
+from .host.process.sd_notify import ServiceManager
+from .lifecycle.registry import Record, Registry
+from .lifecycle.snapshot import state_of
 from .log import Log
-from .tunnel.registry import Record, Registry
-from .tunnel.server import TunnelServer
-from .tunnel.status import state_of
+from .server.server import TunnelServer
 
 POLL_S: Final = 0.1  # until ready
 STATUS_S: Final = 2.0  # afterwards

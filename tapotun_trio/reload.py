@@ -9,20 +9,20 @@ from typing import Final, TypeAlias
 
 import trio
 
-from .admin.seat import AdminSeat
-from .config.changes import Change, changes, process_lines
+from .admin.manager import AdminSeat
+from .config.diff import Change, changes, process_lines
 from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
 from .control.server import Command
 from .errors import ConfigError, HostError, TapotunError, passing_shortages, shortage_of
-from .host.interpreter import collecting_later, switching_often
-from .host.notify import ServiceManager
+from .host.process.interpreter import collecting_later, switching_often
+from .host.process.sd_notify import ServiceManager
+from .lifecycle.registry import Registry
+from .lifecycle.supervisor import Interfaces
 from .log import Log, set_up_logging
+from .peer.boottime import date_of, moment
 from .status.model import ReloadStatus
 from .text import one_line, shorten
-from .tunnel.clocks import date_of, moment
-from .tunnel.registry import Registry
-from .tunnel.supervisor import Interfaces
 
 ERROR_CHARS: Final = 2000
 LINES: Final = 20  # that are logged in one go, a millisecond

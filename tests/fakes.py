@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 import trio
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.plan import HostRoute, Item, ItemsRefused, Route, Way
-from tapotun_trio.host.ports import Change
+from tapotun_trio.host.interfaces import Change
+from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, Route, Way
 from tapotun_trio.wire.frames import LENGTH_BYTES, Span
 
 PLAIN_VNET: Final = bytes(12)

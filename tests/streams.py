@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import trio
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.ports import PathState
-from tapotun_trio.host.sockets import Connection
+from tapotun_trio.host.interfaces import PathState
+from tapotun_trio.host.net.sockets import Connection
 
 
 class _Pipe:

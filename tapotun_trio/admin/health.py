@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..client.client import TunnelClient
+from ..lifecycle.registry import Record
+from ..lifecycle.snapshot import state_of
 from ..text import one_line
-from ..tunnel.client import TunnelClient
-from ..tunnel.registry import Record
-from ..tunnel.status import state_of
 
 
 def not_ready(records: Iterable[Record]) -> list[str]:

@@ -31,9 +31,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
 
+from ..datapath import counters as why
 from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus
 from ..text import one_line
-from ..tunnel import counters as why
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"

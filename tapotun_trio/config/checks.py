@@ -12,7 +12,7 @@ from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
-from .findings import MASK, Findings, quote, show
+from .diagnostics import MASK, Findings, quote, show
 from .model import Endpoint, Mark, Reception, Secret, TokenHash, UnixEndpoint, Url, endpoint_key
 
 Path: TypeAlias = str

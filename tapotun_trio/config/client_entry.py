@@ -14,8 +14,8 @@ from typing import Final, cast
 from . import fields
 from .common import Reading
 from .decode import Node
+from .diagnostics import MASK, quote, show
 from .files import FileContent
-from .findings import MASK, quote, show
 from .model import AuthHeader, ClientConfig, Secret, TlsConfig, TlsVersion, TransportChoice, Url
 from .proxy import proxy as proxy_url
 from .url import host, url

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 from . import fields, files
 from .checks import Claims
 from .decode import Node
+from .diagnostics import Findings, quote, show
 from .fields import Invalid
-from .findings import Findings, quote, show
 from .model import JudgeTls, Mark
 
 T = TypeVar("T")

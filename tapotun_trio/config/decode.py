@@ -17,9 +17,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Struct, UnsetType, inspect
 
-from .findings import MASK, Findings, item, member, quote, show
+from .diagnostics import MASK, Findings, item, member, quote, show
 from .jsontext import JsonObject, NotANumber
-from .raw import NAMES, PARTS_OF_PROCESS
+from .structs import NAMES, PARTS_OF_PROCESS
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from ipaddress import (
 )
 from typing import Final, Literal
 
-from .findings import MASK, quote
+from .diagnostics import MASK, quote
 from .model import Secret, TokenHash, UnixEndpoint
 
 IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from .findings import item, member
+from .diagnostics import item, member
 
 _INT_DIGITS: Final = 100  # far below CPython's 4300, where int() refuses with a bare ValueError
 

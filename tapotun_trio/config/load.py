@@ -16,12 +16,12 @@ from . import files
 from .client_entry import read_client
 from .common import Reading
 from .decode import read_object, specs
-from .findings import MASK, Finding, Findings, InvalidConfig, item, show
+from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, JudgeTls
 from .process_entry import is_raw_token, read_admin, read_log, warn_update
-from .raw import RawClient, RawInterface, RawRoot, RawServer
 from .server_entry import read_server
+from .structs import RawClient, RawInterface, RawRoot, RawServer
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
 

@@ -14,8 +14,8 @@ from typing import Final, cast
 from . import fields
 from .common import Reading
 from .decode import Node
+from .diagnostics import MASK, quote
 from .fields import Invalid
-from .findings import MASK, quote
 from .model import (
     AdminConfig,
     ClientConfig,

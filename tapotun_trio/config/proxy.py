@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from .diagnostics import MASK, quote
 from .fields import Invalid
-from .findings import MASK, quote
 from .model import NO_PROXY, NoProxy, Proxy, Secret, Url
 from .url import host_and_port
 

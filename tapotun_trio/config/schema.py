@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from .raw import RawClient, RawRoot, RawServer
+from .structs import RawClient, RawRoot, RawServer
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _PREFIX: Final = "Raw"  # of the structs' names; nobody else's business

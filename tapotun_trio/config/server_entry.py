@@ -15,16 +15,8 @@ from . import fields
 from .checks import ServerClaims
 from .common import Reading
 from .decode import Node
-from .findings import quote, show
-from .model import (
-    AllowedClient,
-    Endpoint,
-    Reception,
-    ServerConfig,
-    SourceCheck,
-    TcpEndpoint,
-    UnixEndpoint,
-)
+from .diagnostics import quote, show
+from .model import AllowedClient, Endpoint, Reception, ServerConfig, SourceCheck, TcpEndpoint, UnixEndpoint
 
 DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 

@@ -10,8 +10,8 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, Literal
 
+from .diagnostics import MASK, quote
 from .fields import Invalid
-from .findings import MASK, quote
 from .model import Url
 
 _URL_CHARS: Final = 4096  # half of what nginx takes as one request line by default

@@ -15,15 +15,7 @@ from msgspec import Struct
 
 from ..errors import PeerError, TapotunError, leaves, shortage_of
 from ..log import Faults, Log, Sparingly
-from .protocol import (
-    BUSY,
-    MAX_REQUEST_BYTES,
-    LineReader,
-    decode_arguments,
-    decode_request,
-    encode_error,
-    encode_result,
-)
+from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
 
 MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
 MAX_WAITING: Final = 256  # of those whose command waits for something, which are not among them meanwhile

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, ip_address
 from typing import Final, Literal, TypeAlias
 
 from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
-from ..host.rights import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
+from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text
 from .machine import Machine, Route
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
 
-from ..control.verbs import running
+from ..control.subcommands import running
 from ..errors import HostError
-from ..host.footprint import Footprint, look_at_kernel
+from ..host.netlink.footprint import Footprint, look_at_kernel
 from ..host.ownership import Holder, holder_of
-from ..host.rights import effective_capabilities, open_tun_node
+from ..host.process.privileges import effective_capabilities, open_tun_node
 from ..status.model import TransportConflictStatus
 
 _STATUS_S: Final = 3.0  # a process that hangs is not what the doctor waits for

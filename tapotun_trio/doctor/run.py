@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Final
 
-from .. import exits
+from .. import exit_codes
 from ..config.load import check
 from ..config.model import AdminConfig, Config, InterfaceConfig, JudgeTls
 from ..text import one_line
@@ -38,7 +38,7 @@ def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[Iterable[st
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
     found += judge(see([it.name for it in interfaces]), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
-    return exits.FAILED if any(it.severity == "failure" for it in found) else exits.OK
+    return exit_codes.FAILED if any(it.severity == "failure" for it in found) else exit_codes.OK
 
 
 def _interfaces(config: Config | None) -> tuple[InterfaceConfig, ...]:

@@ -34,7 +34,7 @@ import trio
 
 from ..errors import HostError
 from ..text import one_line, shorten
-from .rights import CAP_NET_ADMIN
+from .process.privileges import CAP_NET_ADMIN
 from .tun import taken_by
 
 # A service manager may start the next process while the last one still takes its interface down: 0.3 s for its

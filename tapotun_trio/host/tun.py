@@ -23,7 +23,7 @@ import trio
 
 from ..errors import HostError, shortage_of
 from ..wire.frames import LENGTH_BYTES, Span
-from .rights import missing_net_admin, open_tun_node
+from .process.privileges import missing_net_admin, open_tun_node
 
 VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
 MAX_FRAME_BYTES: Final = VNET_HEADER_BYTES + 65535

@@ -9,10 +9,10 @@ import trio
 
 from ..config.model import Proxy, Url
 from ..errors import PeerError, ShortageError
-from ..host.dial import Resolved, connect
-from ..host.sockets import Connection
-from ..host.tls import TlsClient
-from ..host.tls_errors import NO_CERTIFICATE
+from ..host.net.dial import Resolved, connect
+from ..host.net.sockets import Connection
+from ..host.net.tls import TlsClient
+from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
 from .heads import ResponseHead, ResponseParser, encode_request
 

@@ -10,7 +10,7 @@ import base64
 
 from ..config.model import Proxy, Url
 from ..errors import PeerError
-from ..host.sockets import GONE, Connection
+from ..host.net.sockets import GONE, Connection
 from ..text import one_line, shorten
 from .heads import ResponseHead, ResponseParser, encode_request
 

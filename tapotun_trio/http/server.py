@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from ..errors import PeerError, is_peers_fault
-from ..host.sockets import Connection
+from ..host.net.sockets import Connection
 from ..wire.body import Body
 from ..wire.websocket import WebSocketBody
 from .heads import BadRequest, RequestHead, RequestParser, encode_response

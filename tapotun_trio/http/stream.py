@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from ..errors import PeerError
-from ..host.sockets import Connection
+from ..host.net.sockets import Connection
 
 READ_BYTES: Final = 4096
 

@@ -14,7 +14,7 @@ import h11
 
 from ..config.model import Url
 from ..errors import PeerError
-from ..host.sockets import Connection
+from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status, told_by_400

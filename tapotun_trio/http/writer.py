@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from ..errors import PeerError
-from ..host.sockets import UNLIMITED_BYTES, Connection
+from ..host.net.sockets import UNLIMITED_BYTES, Connection
 from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
 

@@ -14,14 +14,14 @@ from typing import Final
 
 import trio
 
+from ..client.requests import outgoing_proxy
 from ..config.model import ClientConfig
 from ..errors import PeerError
-from ..host.dial import connect
-from ..host.sockets import Connection
-from ..host.tls import TlsClient
+from ..host.net.dial import connect
+from ..host.net.sockets import Connection
+from ..host.net.tls import TlsClient
 from ..http.client import CONNECT_S, open_connection
 from ..text import one_line, shorten
-from ..tunnel.requests import outgoing_proxy
 from .measured import Dns, Measured, Tcp, Tls
 
 ADDRESS_S: Final = 4.0  # for each address, all at once
@@ -104,7 +104,7 @@ class Path:
         secured.close()
 
     async def _versions(self, tls: Tls) -> None:
-        from ..host.tls_versions import VERSIONS, certificate_by
+        from ..host.net.tls_versions import VERSIONS, certificate_by
 
         spoken: set[str] = set()
 

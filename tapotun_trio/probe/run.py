@@ -12,9 +12,9 @@ from typing import Final
 
 import trio
 
-from .. import exits
+from .. import exit_codes
 from ..config import fields, files
-from ..config.findings import quote
+from ..config.diagnostics import quote
 from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
 from ..config.proxy import proxy as parse_proxy
 from ..config.url import host as parse_host
@@ -70,7 +70,7 @@ def probe(arguments: Namespace) -> int:
 
 def _misused(text: str) -> int:
     print(f"tapotun probe: error: {one_line(text)}", file=sys.stderr)
-    return exits.USAGE
+    return exit_codes.USAGE
 
 
 async def _measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> int | None:

@@ -9,11 +9,11 @@ from typing import Final
 
 import trio
 
+from ..client.requests import download_fields, upload_fields
 from ..config.model import ClientConfig
 from ..errors import PeerError, leaves
-from ..host.sockets import Connection
+from ..host.net.sockets import Connection
 from ..http.client import check_status
-from ..tunnel.requests import download_fields, upload_fields
 from ..wire import control, tunconf
 from ..wire.frames import PING, FrameReader
 from .identify import identify

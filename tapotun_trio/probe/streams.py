@@ -11,12 +11,12 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
+from ..datapath.receiver import Incoming, receive_frames
 from ..errors import PeerError
-from ..host.sockets import Connection
+from ..host.net.sockets import Connection
 from ..http.client import send_request
 from ..http.heads import ResponseHead, ResponseParser
 from ..http.writer import BodyWriter
-from ..tunnel.incoming import Incoming, receive_frames
 from ..wire import control, params
 from ..wire.frames import FrameReader, Span
 from ..wire.params import Params

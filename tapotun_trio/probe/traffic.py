@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from ..tunnel.carrier import UPLOAD_SEEN_S
+from ..client.transport_choice import UPLOAD_SEEN_S
 from ..wire import control
 from .measured import Direction, Rtt, Throughput
 from .streams import News, Receiver, Uploader

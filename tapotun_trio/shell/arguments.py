@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 
-from .. import exits
+from .. import exit_codes
 
 
 def add_printing_verbs(
@@ -35,4 +35,4 @@ def _schema(_: argparse.Namespace) -> int:
     from ..config.schema import schema
 
     print(json.dumps(schema(), indent=2))
-    return exits.OK
+    return exit_codes.OK

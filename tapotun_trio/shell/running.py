@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Final
 
 from ..control.client import ask
-from ..control.place import find, name_of, places
 from ..control.protocol import StatusArguments
+from ..control.socket_path import find, name_of, places
 from ..errors import HostError, PeerError
 from ..status.model import ProcessStatus
 from ..text import one_line

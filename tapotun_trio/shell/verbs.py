@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from .. import exits
+from .. import exit_codes
 from . import bash, fish, zsh
 from .running import names
 from .usage import own_options, verbs
@@ -20,4 +20,4 @@ def completion(what: str, parser: argparse.ArgumentParser) -> int:
     else:
         for name in names(what):
             print(name)
-    return exits.OK
+    return exit_codes.OK

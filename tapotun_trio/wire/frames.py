@@ -22,9 +22,9 @@ from struct import Struct
 from typing import Final, TypeAlias
 
 from ..errors import PeerError, passing_shortages
-from .alike import BLOCK_FROM, count_alike
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
+from .uniform import BLOCK_FROM, count_alike
 from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2

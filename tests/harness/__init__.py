@@ -35,15 +35,7 @@ What to know:
 
 from .capture import Capture, Packet, capture
 from .daemon import EXAMPLES, ROOT, command, tapotun
-from .errors import (
-    CommandError,
-    HarnessError,
-    LeakError,
-    ProcessError,
-    TransferError,
-    WaitError,
-    wait_until,
-)
+from .errors import CommandError, HarnessError, LeakError, ProcessError, TransferError, WaitError, wait_until
 from .host import Host, Lab, Link, connect
 from .leaks import changes, no_leaks, snapshot
 from .needs import missing

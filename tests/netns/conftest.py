@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness import Lab
 
-from .worlds import SECRETS
+from .topologies import SECRETS
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tests.harness import ROOT, Host, Process, command
 
-from .worlds import Config
+from .topologies import Config
 
 
 def injected(host: Host, configs: Sequence[Config], source: str, *, name: str) -> Process:

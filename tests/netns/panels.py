@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tests.harness import Host, Lab, Process, command, tapotun, wait_until
 from tests.harness.browser import Browser, browser
 
-from .worlds import UPLOADING, Config, allowed, cable, client_config, running, server_config, token
+from .topologies import UPLOADING, Config, allowed, cable, client_config, running, server_config, token
 
 ADMIN: Final = "127.0.0.1:9100"
 ORIGIN: Final = f"http://{ADMIN}"

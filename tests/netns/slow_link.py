@@ -25,7 +25,7 @@ from typing import Final
 
 from tests.harness import Host, Lab, iperf3, wait_for_ping, wait_until
 
-from .worlds import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER
+from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER
 
 _HERE: Final = Path(__file__).parent
 # Slow start, and what it leaves behind, is not the load that is meant: its overshoot makes CoDel drop, and cubic was

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import Host, Lab, Process, command, ping, tapotun, wait_until
 
-from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, running, server_config, token
+from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, running, server_config, token
 
 pytestmark = pytest.mark.netns
 

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import Host, Lab, Process, command, ping, tapotun, wait_until
 from tests.harness.daemon import ROOT
+from tests.integrity import CheckedUdp
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     SERVER,
     STOP_S,

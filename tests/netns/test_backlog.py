@@ -18,7 +18,7 @@ import pytest
 from tests.harness import Lab, iperf3, wait_for_ping, wait_until
 
 from .slow_link import PAYLOAD_SHARE, UnderLoad, plain_relay, slow_link, under_load
-from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -13,7 +13,7 @@ from tapotun_trio.wire.proxyprotocol import SIGNATURE
 from tests.harness import Host, Lab, ping
 from tests.harness.recipes import NAME, RECIPES
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     SERVER,
     TUNNEL_SERVER,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import load, offload
-from tests.bench.native import UDPFLOOD, compiled
-from tests.bench.scaling.crowd import Point, world
-from tests.bench.scaling.fakeclients import PER_CHUNK
-from tests.bench.ways import Relay, Tapotun, TapotunTls, Way
+from bench import load, offload
+from bench.native import UDPFLOOD, compiled
+from bench.scaling.crowd import Point, world
+from bench.scaling.fakeclients import PER_CHUNK
+from bench.variants import Relay, Tapotun, TapotunTls, Way
 from tests.harness import Lab
 
 pytestmark = pytest.mark.netns

@@ -21,10 +21,20 @@ from typing import Any, Final
 
 import pytest
 
-from tapotun_trio.host.ways import METRIC
+from tapotun_trio.host.netlink.route_lookup import METRIC
 from tests.harness import Host, Lab, Process, command, no_leaks, ping, tapotun, wait_for_ping, wait_until
 
-from .worlds import PROTOCOL, TUNNEL_SERVER, UPLOADING, Config, allowed, client_config, routes, running, server_config
+from .topologies import (
+    PROTOCOL,
+    TUNNEL_SERVER,
+    UPLOADING,
+    Config,
+    allowed,
+    client_config,
+    routes,
+    running,
+    server_config,
+)
 
 pytestmark = pytest.mark.netns
 

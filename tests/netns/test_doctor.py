@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import Host, Lab, command
 
-from .worlds import allowed, cable, server_config
+from .topologies import allowed, cable, server_config
 
 pytestmark = pytest.mark.netns
 

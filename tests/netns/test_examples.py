@@ -24,7 +24,7 @@ from tests.harness import (
     wait_for_ping,
 )
 
-from .worlds import (
+from .topologies import (
     PROTOCOL,
     SERVER,
     TUNNEL_CLIENT,

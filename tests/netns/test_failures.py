@@ -14,7 +14,7 @@ import pytest
 from tests.basepeer.wire import decode_conf
 from tests.harness import Host, Lab, Process, capture, nginx_proxy, no_leaks, ping, wait_for_ping
 
-from .worlds import (
+from .topologies import (
     RETRY_S,
     SERVER,
     TUNNEL_CLIENT,

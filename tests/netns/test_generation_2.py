@@ -18,7 +18,7 @@ from tests.harness import ROOT, Host, Lab, Process, ping, wait_for_ping
 from tests.harness.daemon import command
 from tests.harness.recipes import NAME, RECIPES, Proxy
 
-from .worlds import STOP_S, TUNNEL_CLIENT, TUNNEL_SERVER, Config, cable, running, server_config, token
+from .topologies import STOP_S, TUNNEL_CLIENT, TUNNEL_SERVER, Config, cable, running, server_config, token
 
 pytestmark = pytest.mark.netns
 

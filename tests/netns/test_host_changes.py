@@ -21,11 +21,11 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host import changes as module
-from tapotun_trio.host.changes import SETTLE_LIMIT_S, SETTLE_S, open_changes, open_link
-from tapotun_trio.host.netlink import open_netlink
-from tapotun_trio.host.ports import Change
-from tapotun_trio.host.system import RealHost
+from tapotun_trio.host.interfaces import Change
+from tapotun_trio.host.linux import RealHost
+from tapotun_trio.host.netlink import monitor as module
+from tapotun_trio.host.netlink.monitor import SETTLE_LIMIT_S, SETTLE_S, open_changes, open_link
+from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import open_tun
 from tests.harness import Host, Lab, Process, ping, tapotun, wait_for_ping, wait_until
 

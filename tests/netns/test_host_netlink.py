@@ -18,10 +18,10 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.messages import PROTOCOL
-from tapotun_trio.host.netlink import SLOTS, open_netlink
-from tapotun_trio.host.plan import MAIN_TABLE, Address, Item, Route, Rule
-from tapotun_trio.host.system import RealHost
+from tapotun_trio.host.items import MAIN_TABLE, Address, Item, Route, Rule
+from tapotun_trio.host.linux import RealHost
+from tapotun_trio.host.netlink.codec import PROTOCOL
+from tapotun_trio.host.netlink.network import SLOTS, open_netlink
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, open_tun
 
 from .fresh_namespace import Json, in_fresh_namespace, ip, python, sysctl
@@ -420,8 +420,8 @@ async def test_a_mark_of_zero_is_not_every_mark() -> None:
 OWNER: Final = """
 import sys, trio
 from ipaddress import IPv4Network
-from tapotun_trio.host.system import RealHost
-from tapotun_trio.host.plan import Route, Rule
+from tapotun_trio.host.linux import RealHost
+from tapotun_trio.host.items import Route, Rule
 
 async def main(name, fwmark, table):
     host = RealHost()

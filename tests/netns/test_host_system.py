@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tapotun_trio.host.ports import Host
-from tapotun_trio.host.system import RealHost, raise_fd_limit, require_tun_rights
+from tapotun_trio.host.interfaces import Host
+from tapotun_trio.host.linux import RealHost, raise_fd_limit, require_tun_rights
 
 from .fresh_namespace import in_fresh_namespace, ip, python
 
@@ -30,8 +30,8 @@ async def test_root_has_the_rights() -> None:
     require_tun_rights()
 
 
-RIGHTS = "from tapotun_trio.host.system import require_tun_rights; require_tun_rights()"
-TUN = "from tapotun_trio.host.system import RealHost; RealHost().open_device('tun0').__enter__()"
+RIGHTS = "from tapotun_trio.host.linux import require_tun_rights; require_tun_rights()"
+TUN = "from tapotun_trio.host.linux import RealHost; RealHost().open_device('tun0').__enter__()"
 
 
 @in_fresh_namespace
@@ -48,7 +48,7 @@ async def test_a_missing_capability_is_named_with_its_remedies() -> None:
 async def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
     done = python(
         "import resource\n"
-        "from tapotun_trio.host.system import raise_fd_limit\n"
+        "from tapotun_trio.host.linux import raise_fd_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 2000))\n"
         "print(raise_fd_limit(), raise_fd_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )
@@ -61,7 +61,7 @@ async def test_a_started_network_has_not_imported_all_of_pyroute2() -> None:
     """`_pyroute2` tells why; and nothing of it before a network is opened."""
     done = python(
         "import sys, trio\n"
-        "from tapotun_trio.host.system import RealHost\n"
+        "from tapotun_trio.host.linux import RealHost\n"
         "def imported():\n"
         "    return sum(name.split('.')[0] == 'pyroute2' for name in sys.modules)\n"
         "async def main():\n"
@@ -78,7 +78,7 @@ async def test_a_started_network_has_not_imported_all_of_pyroute2() -> None:
 async def test_a_pyroute2_that_is_imported_already_is_used() -> None:
     done = python(
         "import pyroute2\n"
-        "from tapotun_trio.host.messages import PROTOCOL\n"
+        "from tapotun_trio.host.netlink.codec import PROTOCOL\n"
         "import sys\n"
         "assert sys.modules['pyroute2'] is pyroute2 and pyroute2.IPRoute\n"
     )

@@ -16,8 +16,8 @@ import trio.testing
 
 from tapotun_trio.errors import HostError
 from tapotun_trio.host import tun_queues
-from tapotun_trio.host.ports import Device
-from tapotun_trio.host.system import RealHost
+from tapotun_trio.host.interfaces import Device
+from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, VNET_HEADER_BYTES, add_queue, open_tun
 from tapotun_trio.host.tun_queues import TunQueues, open_tun_queues
 

@@ -8,10 +8,10 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.host.netlink import Netlink, open_netlink
-from tapotun_trio.host.plan import MAIN_TABLE, Address, HostRoute, ItemsRefused, Route, Way
+from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, ItemsRefused, Route, Way
+from tapotun_trio.host.netlink.network import Netlink, open_netlink
+from tapotun_trio.host.netlink.route_lookup import METRIC
 from tapotun_trio.host.tun import open_tun
-from tapotun_trio.host.ways import METRIC
 
 from .fresh_namespace import Json, in_fresh_namespace, ip
 

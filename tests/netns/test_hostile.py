@@ -21,7 +21,7 @@ from tests.harness import Host, Lab, Payload, Process, download, no_leaks, ping,
 
 from ..packets import frame, ipv4
 from .injection import injected
-from .worlds import (
+from .topologies import (
     SERVER,
     TUNNEL_CLIENT,
     TUNNEL_SERVER,
@@ -113,7 +113,7 @@ def siege(lab: Lab, *, counting: bool = False) -> Iterator[tuple[Host, Host, Pro
 
 ENDS = """\
 import atexit, json
-from tapotun_trio.tunnel import session
+from tapotun_trio.server import session
 
 made, counters = [], session.Counters
 

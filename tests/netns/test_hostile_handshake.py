@@ -15,7 +15,7 @@ import pytest
 from tests.harness import Host, Lab, no_leaks, ping, wait_until
 from tests.harness.recipes import NAME, RECIPES
 
-from .worlds import (
+from .topologies import (
     SERVER,
     TUNNEL_SERVER,
     UPLOADING,

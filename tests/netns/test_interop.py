@@ -36,7 +36,7 @@ from tests.harness import (
     wait_until,
 )
 
-from .worlds import (
+from .topologies import (
     RETRY_S,
     SERVER,
     STOP_S,

@@ -13,11 +13,11 @@ from typing import Final
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import Lab, no_leaks, wait_for_ping
+from tests.integrity import CheckedUdp
 
 from .injection import injected
-from .worlds import SERVER, STOP_S, UPLOADING, Config, cable, client_config, server_config
+from .topologies import SERVER, STOP_S, UPLOADING, Config, cable, client_config, server_config
 
 pytestmark = pytest.mark.netns
 
@@ -27,8 +27,8 @@ START_S: Final = 10.0
 
 _SICK: Final = f"""\
 import trio
-from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.server import TunnelServer
+from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.server.server import TunnelServer
 
 left = {BUGS}
 

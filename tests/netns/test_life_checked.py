@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from tests.checked import CheckedTcp, CheckedUdp
-from tests.checked.__main__ import packet
-from tests.checked.arrivals import Arrivals
 from tests.harness import Lab, WaitError
+from tests.integrity import CheckedTcp, CheckedUdp
+from tests.integrity.__main__ import packet
+from tests.integrity.arrivals import Arrivals
 
-from .worlds import CLIENT, SERVER, cable
+from .topologies import CLIENT, SERVER, cable
 
 
 def test_arrivals_against_the_definition() -> None:

@@ -10,19 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.checked import CheckedTcp, CheckedUdp
 from tests.harness import Host, Lab, Process, wait_until
+from tests.integrity import CheckedTcp, CheckedUdp
 
-from .worlds import (
-    CLIENT,
-    SERVER,
-    TUNNEL_CLIENT,
-    TUNNEL_SERVER,
-    UPLOADING,
-    client_config,
-    running,
-    server_config,
-)
+from .topologies import CLIENT, SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -11,10 +11,10 @@ from itertools import cycle
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import Host, Lab, Process, no_leaks, tapotun, wait_until
+from tests.integrity import CheckedUdp
 
-from .worlds import (
+from .topologies import (
     PROTOCOL,
     STOP_S,
     TUNNEL_CLIENT,

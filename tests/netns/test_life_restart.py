@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import Lab, Process, no_leaks, ping, tapotun, wait_until
 
-from .worlds import STOP_S, TUNNEL_SERVER, allowed, cable, client_config, server_config
+from .topologies import STOP_S, TUNNEL_SERVER, allowed, cable, client_config, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -8,21 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.checked import CheckedTcp, CheckedUdp, Way
 from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
+from tests.integrity import CheckedTcp, CheckedUdp, Way
 
+from .drop_counter import PORT, TELLING, dropped
 from .injection import injected
-from .telling import PORT, TELLING, dropped
-from .worlds import (
-    SERVER,
-    TUNNEL_CLIENT,
-    TUNNEL_SERVER,
-    UPLOADING,
-    cable,
-    client_config,
-    running,
-    server_config,
-)
+from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from tests.harness import Lab
-from tests.soak.run import soak
-from tests.soak.world import FAULTS
+from tools.soak.run import soak
+from tools.soak.topology import FAULTS
 
 pytestmark = pytest.mark.netns
 

@@ -13,11 +13,11 @@ from typing import Final
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import ROOT, Host, Lab, Process, no_leaks, wait_for_ping
+from tests.integrity import CheckedUdp
 
 from .injection import injected
-from .worlds import (
+from .topologies import (
     CLIENT,
     OTHER,
     RETRY_S,
@@ -42,7 +42,7 @@ TOLD: Final = "another machine uses this token; waiting until it is gone"
 TOLD_SERVER: Final = "another machine uses this client's token"
 
 _IMPATIENT: Final = f"""\
-from tapotun_trio.tunnel import client
+from tapotun_trio.client import client
 client.YIELD_S = {YIELD_S}
 """
 

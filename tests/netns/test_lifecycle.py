@@ -24,7 +24,7 @@ from tests.harness import (
     wait_until,
 )
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     PROTOCOL,
     RETRY_S,

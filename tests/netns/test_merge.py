@@ -15,9 +15,9 @@ from typing import Final, cast
 import pytest
 import trio
 
-from tapotun_trio.host.ports import Queue
+from tapotun_trio.datapath.tun_io import DeviceWriter
+from tapotun_trio.host.interfaces import Queue
 from tapotun_trio.host.tun import TunDevice
-from tapotun_trio.tunnel.device import DeviceWriter
 from tests.unit.test_wire_merge import laid, received, udp
 
 from .fresh_namespace import in_fresh_namespace, ip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.offload import switched
+from bench.offload import switched
 from tests.harness import Lab, Payload, capture, no_leaks, upload
 
-from .worlds import TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, running, server_config
+from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness import Host, Lab, Payload, command, download, no_leaks, ping, upload
 
-from .worlds import TUNNEL_SERVER, UPLOADING, client_config, running, server_config
+from .topologies import TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

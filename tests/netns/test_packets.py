@@ -28,7 +28,7 @@ from tests.harness import (
     wait_until,
 )
 
-from .worlds import TUNNEL_CLIENT, TUNNEL_SERVER, Tunnel, allowed, tunnel
+from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, Tunnel, allowed, tunnel
 
 pytestmark = pytest.mark.netns
 

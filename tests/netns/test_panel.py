@@ -12,7 +12,7 @@ from tests.harness import Lab, nginx_proxy, wait_until
 from tests.harness.browser import Browser
 
 from .panels import ADMIN, ORIGIN, PATIENCE_S, Station, peer_of, station, tide
-from .worlds import TUNNEL_SERVER, allowed, server_config, token
+from .topologies import TUNNEL_SERVER, allowed, server_config, token
 
 pytestmark = pytest.mark.netns
 

@@ -11,7 +11,7 @@ from tapotun_trio.status.render import ago, rate, size
 from tests.harness import Lab, wait_until
 
 from .panels import DESKTOP, PATIENCE_S, PHONE, station
-from .worlds import allowed
+from .topologies import allowed
 
 pytestmark = pytest.mark.netns
 

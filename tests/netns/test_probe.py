@@ -21,17 +21,7 @@ import trustme
 from tests.harness import Host, Lab, Process, command, ping
 from tests.harness.recipes import NAME, RECIPES, Proxy
 
-from .worlds import (
-    CLIENT,
-    SERVER,
-    TUNNEL_SERVER,
-    UPLOADING,
-    Config,
-    client_config,
-    running,
-    server_config,
-    token,
-)
+from .topologies import CLIENT, SERVER, TUNNEL_SERVER, UPLOADING, Config, client_config, running, server_config, token
 
 pytestmark = pytest.mark.netns
 

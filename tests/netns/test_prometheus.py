@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness import Host, Lab, ping, wait_until
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     SERVER,
     TUNNEL_SERVER,

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.checked import CheckedTcp, CheckedUdp
 from tests.harness import Host, Lab, Payload, Process, download, ping, upload
 from tests.harness.recipes import NAME, RECIPES, Proxy
+from tests.integrity import CheckedTcp, CheckedUdp
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     STOP_S,
     TUNNEL_CLIENT,

@@ -12,7 +12,7 @@ from tests.harness import Host, Lab, download, ping, upload
 from tests.harness.daemon import ROOT
 from tests.harness.recipes import NAME, PROXIES, RECIPES
 
-from .worlds import TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, running
+from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, running
 
 pytestmark = pytest.mark.netns
 

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import ROOT, Host, Lab, Process, command, ping, wait_for_ping, wait_until
+from tests.integrity import CheckedUdp
 from tests.unit.test_early_signals import IMPORTS, LATER_IMPORTS, SITE
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     SERVER,
     TUNNEL_CLIENT,

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import Host, Lab, capture, no_leaks, ping, udp_echo, udp_exchange, wait_until
 from tests.packets import ipv4
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     OTHER,
     PROTOCOL,

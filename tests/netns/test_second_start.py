@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.checked import CheckedUdp
 from tests.harness import Host, Lab, Process, command, no_leaks, ping, tapotun, wait_for_ping, wait_until
+from tests.integrity import CheckedUdp
 
 from .test_supervision import Service
-from .worlds import (
+from .topologies import (
     STOP_S,
     TUNNEL_CLIENT,
     TUNNEL_SERVER,

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import Host, Lab, Process, command, no_leaks, ping, wait_until
 
 from .injection import injected
-from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, index, routes, running, server_config
+from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, index, routes, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness import Host, Lab, Process, command, nginx_proxy, ping, wait_for_ping, wait_until
 
-from .worlds import (
+from .topologies import (
     CLIENT,
     SERVER,
     STOP_S,

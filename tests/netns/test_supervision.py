@@ -20,7 +20,7 @@ import pytest
 from tests.harness import Host, Lab, Process, command, ping, wait_until
 from tests.harness.daemon import ROOT
 
-from .worlds import CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

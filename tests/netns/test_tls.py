@@ -15,7 +15,7 @@ import trustme
 
 from tests.harness import Host, Lab, Payload, command, download, no_leaks, ping, upload
 
-from .worlds import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness import ROOT, Host, Lab, Payload, command, download, ping
 
-from .worlds import STOP_S, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
+from .topologies import STOP_S, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
 
 pytestmark = pytest.mark.netns
 
@@ -62,7 +62,7 @@ def run_as_nobody(host: Host, *argv: str, check: bool = True) -> subprocess.Comp
 
 def test_the_demo(machine: Host) -> None:
     """All of `make demo`, with a smaller file."""
-    done = run_as_nobody(machine, sys.executable, "-m", "tests.demo", "--size", "16", "--stop", "30", check=False)
+    done = run_as_nobody(machine, sys.executable, "-m", "tools.demo", "--size", "16", "--stop", "30", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything was as it should be" in done.stdout
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.checked import CheckedTcp, CheckedUdp
 from tests.harness import Host, Lab, Process, download, nginx_proxy, no_leaks, ping, upload, wait_for_ping, wait_until
+from tests.integrity import CheckedTcp, CheckedUdp
 
+from .drop_counter import PORT, TELLING, dropped
 from .injection import injected
-from .telling import PORT, TELLING, dropped
 from .test_life_rotation import EXTENT_S, ROTATE_S, rotations
-from .worlds import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 

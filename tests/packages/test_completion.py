@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from tests.harness import ROOT, Host, Lab, command
-from tests.netns.worlds import allowed, running, server_config
+from tests.netns.topologies import allowed, running, server_config
 
 pytestmark = pytest.mark.netns
 

@@ -16,7 +16,7 @@ import pytest
 
 from tapotun_trio import __version__
 from tests.harness import ROOT, Host, Lab, wait_for_ping
-from tests.netns.worlds import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
+from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
 
 from .containerfile import Image, Unknown, build, instructions
 

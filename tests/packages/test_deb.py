@@ -12,7 +12,7 @@ import pytest
 
 from tapotun_trio import __version__
 from tests.harness import ROOT, Lab, upload, wait_for_ping
-from tests.netns.worlds import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
+from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
 
 from .chroot import Chroot
 from .conftest import machine, make

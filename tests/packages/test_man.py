@@ -10,9 +10,9 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio import cli, exits
+from tapotun_trio import cli, exit_codes
 from tapotun_trio.config.decode import specs
-from tapotun_trio.config.raw import NAMES
+from tapotun_trio.config.structs import NAMES
 from tapotun_trio.shell.usage import verbs
 from tests.harness import ROOT
 
@@ -58,7 +58,7 @@ def test_every_verb_option_and_exit_code_is_there(pages: Path) -> None:
                 for word in (*argument.flags, argument.metavar):
                     assert word in section, f"{verb.name}: {word}"
     codes = text.partition("\nEXIT STATUS\n")[2].partition("\nSIGNALS\n")[0]
-    numbers = [value for name, value in vars(exits).items() if name.isupper()]
+    numbers = [value for name, value in vars(exit_codes).items() if name.isupper()]
     assert len(numbers) > 3
     assert re.findall(r"(?m)^       (\d+) ", codes) == [str(it) for it in numbers]
 

@@ -20,15 +20,7 @@ import pytest
 
 from tapotun_trio import __version__
 from tests.harness import EXAMPLES, ROOT, Lab, Process, ping, upload, wait_for_ping
-from tests.netns.worlds import (
-    RETRY_S,
-    TUNNEL_SERVER,
-    UPLOADING,
-    allowed,
-    cable,
-    client_config,
-    server_config,
-)
+from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
 from tests.unit.test_early_signals import SITE
 
 from .conftest import machine, make

@@ -13,17 +13,17 @@ import h11
 import trio
 
 from tapotun_trio.admin.access import Access
+from tapotun_trio.admin.api import Site
 from tapotun_trio.admin.events import Events
-from tapotun_trio.admin.listener import Desk
 from tapotun_trio.admin.pages import Page
-from tapotun_trio.admin.site import Site
+from tapotun_trio.admin.server import Desk
 from tapotun_trio.config.model import Secret, TokenHash
-from tapotun_trio.control.commands import Process
-from tapotun_trio.host.listen import Listener
-from tapotun_trio.host.sockets import Connection
+from tapotun_trio.control.handlers import Process
+from tapotun_trio.host.net.listen import Listener
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.log import add_handler, process_logger, remove_handler
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.registry import Registry
+from tapotun_trio.peer.boottime import moment
 
 from ..streams import MemoryConnection, memory_pair
 

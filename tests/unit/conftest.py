@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tapotun_trio.tunnel.codel import CoDel
-from tapotun_trio.tunnel.outbox import Outbox
+from tapotun_trio.datapath.codel import CoDel
+from tapotun_trio.datapath.tx_queue import Outbox
 
 
 @pytest.fixture

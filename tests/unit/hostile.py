@@ -20,12 +20,12 @@ from unittest.mock import patch
 
 import trio
 
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.log import Log
-from tapotun_trio.tunnel import interface
-from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.session import Session
+from tapotun_trio.server.server import TunnelServer
+from tapotun_trio.server.session import Session
 
 from ..fakes import MemoryDevice, MemoryHost
 from ..packets import ipv4

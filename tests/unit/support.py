@@ -20,8 +20,8 @@ from tapotun_trio.config.model import (
     TokenHash,
     Url,
 )
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
+from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.lifecycle.interface import run_interface
 
 from ..fakes import MemoryHost
 

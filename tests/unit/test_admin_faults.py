@@ -15,14 +15,14 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.admin import access, answers, browser, health, limits, listener, live, pages, site
-from tapotun_trio.control import commands as control_commands
+from tapotun_trio.admin import access, answers, api, browser, health, limits, live, pages, server
+from tapotun_trio.control import handlers as control_commands
 from tapotun_trio.control import protocol
 from tapotun_trio.control import server as control_server
 from tapotun_trio.control.protocol import StatusArguments, encode_request
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.sockets import Connection
-from tapotun_trio.http import heads, lobby, origin
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.http import client_address, heads, pending
 from tapotun_trio.http import server as http_server
 from tapotun_trio.http import stream as http_stream
 from tapotun_trio.http import websocket as http_websocket
@@ -33,9 +33,9 @@ from .test_control import exchange, served
 from .test_faults import HOSTILE, Step, When, _of_mallory, steps_of
 
 STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
-    listener.Desk,
-    site,
-    site.Site,
+    server.Desk,
+    api,
+    api.Site,
     access.Access,
     access.Session,
     answers,
@@ -45,9 +45,9 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     limits.Limiter,
     live,
     pages.Page,
-    lobby.Lobby,
-    origin,
-    origin.Origin,
+    pending.Lobby,
+    client_address,
+    client_address.Origin,
     heads,
     heads.RequestHead,
     heads.RequestParser,
@@ -121,13 +121,13 @@ async def everything(world: World) -> None:
 
 @contextmanager
 def marking() -> Iterator[None]:
-    serve = listener.Desk._serve
+    serve = server.Desk._serve
 
-    async def marked(self: listener.Desk, connection: Connection) -> None:
+    async def marked(self: server.Desk, connection: Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(listener.Desk, "_serve", marked):
+    with patch.object(server.Desk, "_serve", marked):
         yield
 
 

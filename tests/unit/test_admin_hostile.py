@@ -12,14 +12,14 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.admin.listener import MAX_GUESTS, MAX_STRANGERS, RESTART_S
+from tapotun_trio.admin.api import MAX_BODY_BYTES
 from tapotun_trio.admin.live import CLOSE_S
-from tapotun_trio.admin.site import MAX_BODY_BYTES
+from tapotun_trio.admin.server import MAX_GUESTS, MAX_STRANGERS, RESTART_S
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.server import ANSWER_S, BODY_S, HEAD_S, IDLE_S
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
-from ..splits import cut, cuts
+from ..chunkings import cut, cuts
 from ..tables import table
 from .admin import BEARER, HOST, World, opened
 
@@ -205,7 +205,7 @@ async def test_a_bug_in_a_request_is_a_500_and_its_own(
     def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tapotun_trio.admin.site.not_ready", bug)
+    monkeypatch.setattr("tapotun_trio.admin.api.not_ready", bug)
     async with opened() as world:
         answer = await world.ask("GET", "/readyz")
         assert (answer.status, answer.body) == (500, b"a bug; the log has it\n")

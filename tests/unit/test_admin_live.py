@@ -26,8 +26,8 @@ from wsproto.events import (
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from tapotun_trio.admin.access import SESSION_S
+from tapotun_trio.admin.api import MAX_LIVE
 from tapotun_trio.admin.live import MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, SLOW_S
-from tapotun_trio.admin.site import MAX_LIVE
 from tapotun_trio.errors import PeerError
 from tapotun_trio.log import interface_logger, process_logger
 from tapotun_trio.status.model import ProcessStatus

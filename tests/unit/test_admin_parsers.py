@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import Refused
 from tapotun_trio.admin.answers import decode
+from tapotun_trio.admin.api import Login
 from tapotun_trio.admin.browser import is_same_origin, limited_as, session_ids
 from tapotun_trio.admin.limits import MAX_ADDRESSES, Limiter
 from tapotun_trio.admin.pages import Page, read_pages
-from tapotun_trio.admin.site import Login
 from tapotun_trio.control.protocol import DisconnectArguments, ReloadArguments
 
 from ..tables import table

@@ -17,17 +17,17 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.admin import seat as seat_module
-from tapotun_trio.admin.seat import AdminSeat
+from tapotun_trio.admin import manager as seat_module
+from tapotun_trio.admin.manager import AdminSeat
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, UnixEndpoint
-from tapotun_trio.control.commands import Process
+from tapotun_trio.control.handlers import Process
 from tapotun_trio.errors import ConfigError, HostError
-from tapotun_trio.host.notify import ServiceManager
+from tapotun_trio.host.process.sd_notify import ServiceManager
+from tapotun_trio.lifecycle.registry import Registry
+from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import process_logger
+from tapotun_trio.peer.boottime import moment
 from tapotun_trio.reload import RefusedError, Reloader
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.registry import Registry
-from tapotun_trio.tunnel.supervisor import run_interfaces
 
 from ..fakes import MemoryHost
 from .support import allowed, free_port, server_config
@@ -316,11 +316,11 @@ async def test_a_reload_that_adds_it_loads_it_in_a_thread(monkeypatch: pytest.Mo
 def test_what_is_loaded_is_all_that_it_needs() -> None:
     script = f"""
 import sys, trio
-from tapotun_trio.admin import seat
+from tapotun_trio.admin import manager as seat
 from tapotun_trio.config.model import AdminConfig, Secret, TcpEndpoint
-from tapotun_trio.control.commands import Process
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.registry import Registry
+from tapotun_trio.control.handlers import Process
+from tapotun_trio.peer.boottime import moment
+from tapotun_trio.lifecycle.registry import Registry
 
 async def main():
     async with trio.open_nursery() as nursery:

@@ -19,18 +19,18 @@ import trio.testing
 from tapotun_trio import __version__
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
-from tapotun_trio.admin.site import _joined
+from tapotun_trio.admin.api import _joined
 from tapotun_trio.config.model import Secret, TokenHash
-from tapotun_trio.control.commands import Process, process_status
+from tapotun_trio.control.handlers import Process, process_status
 from tapotun_trio.errors import HostError
 from tapotun_trio.http.heads import RequestHead
+from tapotun_trio.lifecycle.registry import Registry
+from tapotun_trio.lifecycle.snapshot import PART
+from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import client_logger, interface_logger, process_logger
+from tapotun_trio.peer.boottime import moment
 from tapotun_trio.reload import RefusedError
 from tapotun_trio.status.model import ProcessStatus
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.registry import Registry
-from tapotun_trio.tunnel.status import PART
-from tapotun_trio.tunnel.supervisor import run_interfaces
 
 from ..fakes import MemoryHost
 from ..tables import table
@@ -376,7 +376,7 @@ async def test_metrics_are_made_in_turns_with_the_others(
         made = 0
         now_s += others_ms / 1e3
 
-    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", lambda: now_s)
+    monkeypatch.setattr("tapotun_trio.admin.api.perf_counter", lambda: now_s)
     monkeypatch.setattr("trio.lowlevel.checkpoint", others)
     assert await _joined(parts()) == b"x" * 100
     assert found == turns
@@ -396,8 +396,8 @@ async def test_metrics_are_made_for_one_at_a_time(monkeypatch: pytest.MonkeyPatc
 
         return parts(), "text/plain"
 
-    monkeypatch.setattr("tapotun_trio.admin.site.render_in_parts", render)
-    monkeypatch.setattr("tapotun_trio.admin.site.perf_counter", count().__next__)  # a turn for each part
+    monkeypatch.setattr("tapotun_trio.admin.api.render_in_parts", render)
+    monkeypatch.setattr("tapotun_trio.admin.api.perf_counter", count().__next__)  # a turn for each part
     async with opened() as world, trio.open_nursery() as nursery:
 
         async def scrape() -> None:

@@ -12,22 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.config.changes import changes
+from bench.errors import BenchError
+from bench.load import evp_name
+from bench.metrics import METRICS
+from bench.native import compiled
+from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, WAYS, Budget, Plan
+from bench.report import as_json, columns, table, text, value
+from bench.results import Results, measured_by
+from bench.scaling.crowd import POINTS, Point
+from bench.scaling.fakeclients import PER_CHUNK, packets_chunk
+from bench.scaling.reloads import config_of, largest_gap_ms
+from bench.search import LOSS, Probe, lossless_rate
+from bench.stats import Spread, jain, paired, percentile
+from bench.targets import Verdict, verdicts
+from bench.variants import echo_request
+from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check_content
-from tests.bench.errors import BenchError
-from tests.bench.load import evp_name
-from tests.bench.metrics import METRICS
-from tests.bench.native import compiled
-from tests.bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, WAYS, Budget, Plan
-from tests.bench.report import as_json, columns, table, text, value
-from tests.bench.results import Results, measured_by
-from tests.bench.scaling.crowd import POINTS, Point
-from tests.bench.scaling.fakeclients import PER_CHUNK, packets_chunk
-from tests.bench.scaling.reloads import config_of, largest_gap_ms
-from tests.bench.search import LOSS, Probe, lossless_rate
-from tests.bench.stats import Spread, jain, paired, percentile
-from tests.bench.targets import Verdict, verdicts
-from tests.bench.ways import echo_request
 from tests.harness import CommandError
 
 # Statistics

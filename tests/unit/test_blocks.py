@@ -6,11 +6,11 @@ from ipaddress import ip_address
 
 import pytest
 
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.datapath.sorting import sort_frames
+from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.log import interface_logger
-from tapotun_trio.tunnel.counters import Counters
-from tapotun_trio.tunnel.device import DeviceWriter
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.sorting import sort_frames
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader, Span, each
 from tests.fakes import MemoryDevice

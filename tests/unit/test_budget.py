@@ -22,11 +22,11 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.host.ports import Queue
+from tapotun_trio.datapath.tun_io import BURST_BYTES, DeviceWriter, _read_burst
+from tapotun_trio.host.interfaces import Queue
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.log import interface_logger
-from tapotun_trio.tunnel.device import BURST_BYTES, DeviceWriter, _read_burst
-from tapotun_trio.tunnel.server import TunnelServer
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import ChunkedBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, LENGTH_BYTES, FrameReader, Span
 

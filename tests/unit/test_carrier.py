@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
+from tapotun_trio.client.transport_choice import RETRY_LIMIT_S, RETRY_S, UPLOAD_SEEN_S, Carrier
 from tapotun_trio.errors import PeerError
 from tapotun_trio.log import interface_logger
-from tapotun_trio.tunnel.carrier import RETRY_LIMIT_S, RETRY_S, UPLOAD_SEEN_S, Carrier
 from tapotun_trio.wire import control
 
 NO_WEBSOCKET = PeerError("http://h/ip answered 426 to a WebSocket", reason="no-websocket")

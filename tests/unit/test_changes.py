@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.config.changes import changes, process_lines
+from tapotun_trio.config.diff import changes, process_lines
 from tapotun_trio.config.model import (
     AdminConfig,
     AllowedClient,

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import trustme
 
-from tapotun_trio import __version__, exits
+from tapotun_trio import __version__, exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.config.model import Config, LogConfig
 from tapotun_trio.log import process_logger
@@ -124,7 +124,7 @@ def test_the_command_line_wins_over_the_files_log(
 def test_nothing_of_that_kind(
     verb: str, entry: dict[str, Any], started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([verb, config_file(tmp_path, entry)]) == exits.FAILED
+    assert main([verb, config_file(tmp_path, entry)]) == exit_codes.FAILED
     assert not started.called
     assert f"has no {verb} definition" in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_run_reports_all_errors_and_starts_nothing(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config_file(tmp_path, {**SERVER, "net": "10.10.0.1/33", "mtu": 5}, {**CLIENT, "servr": 1})
-    assert main([path]) == exits.FAILED
+    assert main([path]) == exit_codes.FAILED
     assert not started.called
     out, err = capsys.readouterr()
     assert out == ""
@@ -153,14 +153,14 @@ def test_run_shows_warnings_and_starts(started: Started, tmp_path: Path, capsys:
 
 
 def test_log_format_json(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--log-format", "json", config_file(tmp_path, text="[")]) == exits.FAILED
+    assert main(["--log-format", "json", config_file(tmp_path, text="[")]) == exit_codes.FAILED
     [line] = capsys.readouterr().err.splitlines()
     assert json.loads(line)["level"] == "error"
     assert "line 1 column" in json.loads(line)["event"]
 
 
 def test_no_such_file(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "missing.json")]) == exits.FAILED
+    assert main([str(tmp_path / "missing.json")]) == exit_codes.FAILED
     assert "missing.json" in capsys.readouterr().err
     assert not started.called
 
@@ -170,7 +170,7 @@ def test_no_such_file(started: Started, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_are_valid(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate-config", str(example)]) == exits.OK
+    assert main(["validate-config", str(example)]) == exit_codes.OK
     out, err = capsys.readouterr()
     assert f"{example}: valid: " in out
     assert err == ""
@@ -182,7 +182,7 @@ def test_there_are_examples() -> None:
 
 def test_validate_config_names_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config_file(tmp_path, {**SERVER, "net": "10.10.0.0.1/24"}, {**CLIENT, "token": 7})
-    assert main(["validate-config", path]) == exits.FAILED
+    assert main(["validate-config", path]) == exit_codes.FAILED
     out, err = capsys.readouterr()
     assert err == ""
     *findings, summary = out.splitlines()
@@ -193,11 +193,11 @@ def test_validate_config_names_every_error(tmp_path: Path, capsys: pytest.Captur
 
 def test_validate_config_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config_file(tmp_path, {**SERVER, "mtu": 5})
-    assert main(["validate-config", "--json", path]) == exits.FAILED
+    assert main(["validate-config", "--json", path]) == exit_codes.FAILED
     report = json.loads(capsys.readouterr().out)
     assert report["valid"] is False
     assert [finding["path"] for finding in report["errors"]] == ["[0].mtu"]
-    assert main(["validate-config", config_file(tmp_path, SERVER), "--json"]) == exits.OK
+    assert main(["validate-config", config_file(tmp_path, SERVER), "--json"]) == exit_codes.OK
     assert json.loads(capsys.readouterr().out)["valid"] is True
 
 
@@ -208,7 +208,7 @@ def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """What it prints goes into two config files as it stands."""
     shown: list[str] = []
     for _ in range(2):
-        assert main(["token"]) == exits.OK
+        assert main(["token"]) == exit_codes.OK
         out, err = capsys.readouterr()
         assert err == ""
         raw, sha256, sha1 = (json.loads(line.split('"token": ')[1].split("    ")[0]) for line in out.splitlines())
@@ -218,9 +218,9 @@ def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert re.fullmatch(r"[A-Za-z0-9_-]+", raw)
         shown.append(raw)
         clients = [{"token": digest, "ip": f"10.10.0.{n}"} for n, digest in enumerate([sha256, sha1], 2)]
-        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[:1]})]) == exits.OK
-        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[1:]})]) == exits.OK
-        assert main(["validate-config", config_file(tmp_path, {**CLIENT, "token": raw})]) == exits.OK
+        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[:1]})]) == exit_codes.OK
+        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[1:]})]) == exit_codes.OK
+        assert main(["validate-config", config_file(tmp_path, {**CLIENT, "token": raw})]) == exit_codes.OK
         capsys.readouterr()
     assert shown[0] != shown[1]
 
@@ -241,18 +241,18 @@ def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ("token with a file", ["token", "a.json"]),
 )
 def test_wrong_usage(argv: list[str], started: Started, capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error(*argv) == exits.USAGE
+    assert usage_error(*argv) == exit_codes.USAGE
     assert capsys.readouterr().err.startswith("usage: tapotun")
     assert not started.called
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error("--version") == exits.OK
+    assert usage_error("--version") == exit_codes.OK
     assert capsys.readouterr().out == f"tapotun {__version__}\n"
 
 
 def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error("--help") == exits.OK
+    assert usage_error("--help") == exit_codes.OK
     out = capsys.readouterr().out
     for word in ("run", "server", "client", "validate-config", "token", "exit codes", "a first tunnel"):
         assert word in out
@@ -261,7 +261,7 @@ def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("verb", ["run", "server", "client", "validate-config", "token"])
 def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error(verb, "--help") == exits.OK
+    assert usage_error(verb, "--help") == exit_codes.OK
     assert verb in capsys.readouterr().out
 
 
@@ -274,8 +274,8 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_python_m() -> None:
     done = python("-m", "tapotun_trio", "--version")
-    assert (done.returncode, done.stdout) == (exits.OK, f"tapotun {__version__}\n")
-    assert python("-m", "tapotun_trio").returncode == exits.USAGE
+    assert (done.returncode, done.stdout) == (exit_codes.OK, f"tapotun {__version__}\n")
+    assert python("-m", "tapotun_trio").returncode == exit_codes.USAGE
 
 
 def test_verbs_that_run_nothing_start_quickly() -> None:
@@ -306,7 +306,7 @@ def test_files_of_tls_are_looked_into_with_all_the_rest(
         {**CLIENT, **https, "name": "b", "token": "raw2", "tls": {"ca_file": "ca.pem"}},
         {**CLIENT, "name": "c", "proxy": "none", "rotate_s": [2, 1]},
     )
-    assert main([verb, file]) == exits.FAILED
+    assert main([verb, file]) == exit_codes.FAILED
     out, err = capfd.readouterr()
     for words in (
         '[0].tls.key_file: "key.pem" holds a key that does not match the certificate of tls.cert_file',
@@ -324,7 +324,7 @@ def test_files_of_tls_that_are_right(tmp_path: Path) -> None:
     (tmp_path / "both.pem").chmod(0o600)
     tls = {"cert_file": "both.pem", "ca_file": "ca.pem"}
     file = config_file(tmp_path, {**CLIENT, "server": "https://192.0.2.1/ip", "tls": tls})
-    assert main(["validate-config", file]) == exits.OK
+    assert main(["validate-config", file]) == exit_codes.OK
 
 
 def test_a_hangup_waits_for_the_reload_that_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_interrupted(
     def find(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tapotun_trio.control.verbs.find", find)
+    monkeypatch.setattr("tapotun_trio.control.subcommands.find", find)
     assert main(argv) == code
     assert capsys.readouterr() == ("", "")
 
@@ -386,7 +386,7 @@ def test_output_that_nobody_takes(verb: str, to: str, codes: set[int], said: str
 
 
 def test_a_mistyped_verb_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error("stauts") == exits.USAGE
+    assert usage_error("stauts") == exit_codes.USAGE
     assert "invalid choice: 'stauts' (choose from 'run'" in capsys.readouterr().err
 
 
@@ -397,7 +397,7 @@ def test_without_a_stdout(verb: str, tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
-    assert done.returncode == (exits.FAILED if verb == "status" and "no tapotun" in done.stderr else exits.OK)
+    assert done.returncode == (exit_codes.FAILED if verb == "status" and "no tapotun" in done.stderr else exit_codes.OK)
 
 
 def test_a_locale_without_the_letters(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_locale_without_the_letters(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tapotun_trio", "validate-config", file]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, env=env)
     assert r'"http://b\xfccher.example/ip" has letters beyond ASCII' in done.stdout
-    assert (done.returncode, done.stderr) == (exits.FAILED, "")
+    assert (done.returncode, done.stderr) == (exit_codes.FAILED, "")
 
 
 def test_a_directory_that_was_removed(tmp_path: Path) -> None:
@@ -414,5 +414,5 @@ def test_a_directory_that_was_removed(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     script = f"{script} && exec {sys.executable} -m tapotun_trio hub.json"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=30, env=env)
-    assert done.returncode == exits.FAILED
+    assert done.returncode == exit_codes.FAILED
     assert done.stderr.endswith("ERROR   hub.json: cannot be read: No such file or directory; name a config file\n")

@@ -12,13 +12,14 @@ from unittest.mock import patch
 
 import pytest
 
+from tapotun_trio.client import requests, streams
+from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.transport_choice import Carrier
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.http import client as http_client
 from tapotun_trio.http.heads import ResponseParser
-from tapotun_trio.tunnel import client_streams, interface, requests
-from tapotun_trio.tunnel.carrier import Carrier
-from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.presence import Presence
+from tapotun_trio.lifecycle import interface
+from tapotun_trio.peer.info import Presence
 from tapotun_trio.wire import params, tunconf
 
 from ..fakes import MemoryHost
@@ -51,10 +52,10 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (params, "decode"),
     (Carrier, "upload_begins"),
     (Carrier, "upload_seen"),
-    (client_streams, "receive_frames"),
-    (client_streams.Upload, "_send"),
-    (client_streams.Upload, "_read_answer"),
-    (client_streams.Upload, "_watch_seen"),
+    (streams, "receive_frames"),
+    (streams.Upload, "_send"),
+    (streams.Upload, "_read_answer"),
+    (streams.Upload, "_watch_seen"),
 )
 
 
@@ -134,7 +135,7 @@ async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) ->
 
 @pytest.mark.parametrize("lacking", [MemoryError(), OSError(errno.EMFILE, "Too many open files")], ids=repr)
 async def test_a_shortage_is_no_bug(lacking: Exception) -> None:
-    client, log = await recovers(client_streams, "receive_frames", lacking, after=False)
+    client, log = await recovers(streams, "receive_frames", lacking, after=False)
     assert sum(client.counters.ends[reason] for reason in SHORTAGES) == 1
     assert not [record for record in log if record.levelno >= logging.ERROR or record.exc_info]
 

@@ -10,7 +10,7 @@ from math import sqrt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.tunnel.codel import INTERVAL_S, MTU_BYTES, TARGET_S, CoDel
+from tapotun_trio.datapath.codel import INTERVAL_S, MTU_BYTES, TARGET_S, CoDel
 
 FULL = 100 * MTU_BYTES
 

@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.client.failure_log import SHORTAGE_S, Complaints
 from tapotun_trio.errors import PeerError, ShortageError, shortage_of
-from tapotun_trio.host.sockets import GONE
+from tapotun_trio.host.net.sockets import GONE
 from tapotun_trio.log import interface_logger
-from tapotun_trio.tunnel.complaints import SHORTAGE_S, Complaints
 
 from .hostile import logged
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapotun_trio.config.findings import Finding, InvalidConfig, report_json, report_text
+from tapotun_trio.config.diagnostics import Finding, InvalidConfig, report_json, report_text
 from tapotun_trio.config.load import check, check_content, load
 from tapotun_trio.config.model import ClientConfig, Config
 from tapotun_trio.errors import ConfigError

@@ -26,7 +26,7 @@ from tapotun_trio.config.model import (
     UnixEndpoint,
     Url,
 )
-from tapotun_trio.config.raw import RawClient, RawServer
+from tapotun_trio.config.structs import RawClient, RawServer
 from tapotun_trio.wire import params
 from tapotun_trio.wire.tunconf import TunConf, decode, encode_generation_2
 

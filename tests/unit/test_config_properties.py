@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.config.decode import read_object, specs
+from tapotun_trio.config.diagnostics import Findings, report_json, report_text
 from tapotun_trio.config.fields import Invalid
-from tapotun_trio.config.findings import Findings, report_json, report_text
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
 from tapotun_trio.config.process_entry import listen
-from tapotun_trio.config.raw import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
+from tapotun_trio.config.structs import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
 from tapotun_trio.config.url import url
 
 from .test_config_load import Json, allowed, client, server, sha1

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 
-from tapotun_trio.config.raw import NAMES
 from tapotun_trio.config.schema import schema
+from tapotun_trio.config.structs import NAMES
 
 ROOT: Final = Path(__file__).parents[2]
 REFERENCE: Final = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")

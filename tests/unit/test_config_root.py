@@ -13,7 +13,7 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.load import check, check_content
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, TokenHash, UnixEndpoint
 from tapotun_trio.config.process_entry import admin_token, listen
-from tapotun_trio.config.raw import RawAdmin, RawLog, RawRoot
+from tapotun_trio.config.structs import RawAdmin, RawLog, RawRoot
 
 from .test_config_load import Json, client, server, sha1, sha256
 

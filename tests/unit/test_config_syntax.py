@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.config.findings import item, member
+from tapotun_trio.config.diagnostics import item, member
 from tapotun_trio.config.jsontext import parse, positions
 from tapotun_trio.config.load import check_content
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from tapotun_trio.control import client as asking
 from tapotun_trio.control.client import NobodyThereError, ask
-from tapotun_trio.control.place import PATH_BYTES, Place, find, listening, name_of, places
 from tapotun_trio.control.protocol import (
     BUSY,
     ERROR_CHARS,
@@ -39,10 +38,11 @@ from tapotun_trio.control.protocol import (
     encode_result,
 )
 from tapotun_trio.control.server import MAX_CONNECTIONS, MAX_WAITING, REQUEST_S, Command, serve_control
+from tapotun_trio.control.socket_path import PATH_BYTES, Place, find, listening, name_of, places
 from tapotun_trio.errors import HostError, PeerError, TapotunError
 from tapotun_trio.log import process_logger
 
-from ..splits import cuts, every_way
+from ..chunkings import cuts, every_way
 from ..tables import table
 
 # ------------------------------------------------------------------ protocol

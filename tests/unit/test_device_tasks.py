@@ -11,11 +11,11 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapotun_trio.datapath.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
+from tapotun_trio.datapath.sender import ROOM_S, Sender
+from tapotun_trio.datapath.tun_io import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.writer import BodyWriter
-from tapotun_trio.tunnel.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
-from tapotun_trio.tunnel.device import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
-from tapotun_trio.tunnel.sender import ROOM_S, Sender
 from tapotun_trio.wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_PACKET_BYTES
 
 from ..fakes import PLAIN_VNET, MemoryDevice

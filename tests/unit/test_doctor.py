@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 
-from tapotun_trio import exits
+from tapotun_trio import exit_codes
 from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpEndpoint, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.ownership import Holder
-from tapotun_trio.host.rights import CAP_NET_ADMIN
+from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
 from tapotun_trio.status.model import TransportConflictStatus
 
 from .support import allowed, client_config, server_config
@@ -270,14 +270,14 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clients = f'[{{"token": "{"0" * 40}", "ip": "10.10.0.2"}}]'
     file.write_text(f'[{{"name": "hub", "port": 8080, "net": "10.10.0.1/24", "clients": {clients}}}]')
     asked = Namespace(file=str(file), json=False)
-    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exits.OK
+    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exit_codes.OK
     assert capsys.readouterr().out.splitlines()[0] == f"ok      config       {file} is valid"
-    assert doctor(asked, lambda _: None, lambda _: replace(HEALTHY, capabilities=0)) == exits.FAILED
+    assert doctor(asked, lambda _: None, lambda _: replace(HEALTHY, capabilities=0)) == exit_codes.FAILED
     assert "FAILURE capabilities CAP_NET_ADMIN is not there; run as root" in capsys.readouterr().out
     file.write_text('[{"name": "hub", "port": 8080, "net": "10.10.0.1"}]')
     asked.json = True
-    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exits.FAILED
+    assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exit_codes.FAILED
     told = json.loads(capsys.readouterr().out)
     assert told["version"] == 1
     assert any(it["check"] == "config" and "[0].net" in it["text"] for it in told["findings"])
-    assert doctor(Namespace(file=None, json=False), lambda _: None, lambda _: HEALTHY) == exits.OK
+    assert doctor(Namespace(file=None, json=False), lambda _: None, lambda _: HEALTHY) == exit_codes.OK

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio import cli, exits
+from tapotun_trio import cli, exit_codes
 from tapotun_trio.shell.usage import verbs
 from tapotun_trio.wire import control
 from tapotun_trio.wire.params import Params
@@ -140,7 +140,7 @@ def test_every_verb_and_option_is_documented() -> None:
 
 def test_every_exit_code_is_documented() -> None:
     codes = re.findall(r"(?m)^\| (\d+) \|", text_of(DOCS / "cli.md"))
-    assert codes == [str(value) for key, value in vars(exits).items() if key.isupper()]
+    assert codes == [str(value) for key, value in vars(exit_codes).items() if key.isupper()]
 
 
 # ------------------------------------------------------------------ docs/protocol.md

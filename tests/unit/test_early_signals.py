@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio import exits
+from tapotun_trio import exit_codes
 
 # Python imports this first of all, by its name.
 SITE: Final = """\
@@ -33,7 +33,7 @@ CLIENT: Final = {"name": "tun0", "server": "http://127.0.0.1:1/ip", "token": "ra
 STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 # In the order of a start; from "trio" on, the config has been read.
 IMPORTS: Final = ("tapotun_trio.cli", "argparse", "msgspec", "tapotun_trio.config.load")
-LATER_IMPORTS: Final = ("tapotun_trio.app", "trio", "ssl", "tapotun_trio.tunnel.supervisor")
+LATER_IMPORTS: Final = ("tapotun_trio.app", "trio", "ssl", "tapotun_trio.lifecycle.supervisor")
 
 
 def signalled(tmp_path: Path, number: signal.Signals, moment: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -54,21 +54,21 @@ def config_file(tmp_path: Path, **changed: object) -> str:
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stop_is_obeyed_without_a_word(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     done = signalled(tmp_path, number, moment, config_file(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (exits.OK, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (exit_codes.OK, "", "")
 
 
 @pytest.mark.parametrize("moment", IMPORTS)
 def test_a_hangup_ends_nothing(tmp_path: Path, moment: str) -> None:
     """It goes on to what it has to say of its config."""
     done = signalled(tmp_path, signal.SIGHUP, moment, config_file(tmp_path, server=1))
-    assert done.returncode == exits.FAILED
+    assert done.returncode == exit_codes.FAILED
     assert "[0].server: 1 is a number, not text" in done.stderr
 
 
 @pytest.mark.parametrize("moment", IMPORTS)
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, exits.INTERRUPTED), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)],
+    [(signal.SIGINT, exit_codes.INTERRUPTED), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)],
 )
 def test_the_other_verbs_end_as_anything_in_a_terminal(
     tmp_path: Path, number: signal.Signals, code: int, moment: str

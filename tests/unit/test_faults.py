@@ -23,27 +23,15 @@ from unittest.mock import patch
 import pytest
 import trio
 
+from tapotun_trio.datapath import duplex, receiver, rtt, scheduler, sender, tun_io, tx_queue
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
-from tapotun_trio.host import sockets
-from tapotun_trio.http import heads, lobby, origin, writer
+from tapotun_trio.host.net import sockets
+from tapotun_trio.http import acceptor, client_address, heads, pending, writer
 from tapotun_trio.http import server as http_server
 from tapotun_trio.http import websocket as http_websocket
+from tapotun_trio.peer import info, session_log
 from tapotun_trio.routing import router
-from tapotun_trio.tunnel import (
-    device,
-    feed,
-    frontdoor,
-    incoming,
-    outbox,
-    presence,
-    rtt,
-    sender,
-    server,
-    serving,
-    session,
-    summary,
-    websocket,
-)
+from tapotun_trio.server import handlers, server, session
 from tapotun_trio.wire import body, control, frames
 from tapotun_trio.wire import websocket as wire_websocket
 
@@ -71,21 +59,21 @@ CONTROLS: Final = b"".join(
 
 # Whatever has a part in serving a request.
 STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
-    frontdoor.Entrance,
+    acceptor.Entrance,
     server.TunnelServer,
-    serving,
-    serving._Uploading,
+    handlers,
+    handlers._Uploading,
     session.Session,
     session.Visit,
     sender,
     sender.Sender,
-    feed.Feed,
-    outbox.Outbox,
-    incoming,
-    incoming.Incoming,
-    websocket.Conversation,
-    presence.Presence,
-    summary.Summary,
+    scheduler.Feed,
+    tx_queue.Outbox,
+    receiver,
+    receiver.Incoming,
+    duplex.Conversation,
+    info.Presence,
+    session_log.Summary,
     rtt.RoundTrip,
     http_server,
     http_server.Exchange,
@@ -95,15 +83,15 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     heads,
     heads.RequestHead,
     heads.RequestParser,
-    lobby.Lobby,
-    origin,
-    origin.Origin,
+    pending.Lobby,
+    client_address,
+    client_address.Origin,
     body.ChunkedBody,
     wire_websocket.WebSocketBody,
     frames.FrameReader,
     control,
     router.Router,
-    device.DeviceWriter,
+    tun_io.DeviceWriter,
     sockets.Connection,
 )
 # The boundary itself, and what is not called for one request. A connection that is not closed is a leak by any code.
@@ -329,13 +317,13 @@ async def well_again(siege: Siege, after: str) -> None:
 @contextmanager
 def marking() -> Iterator[None]:
     """Every connection that comes from here on is mallory's."""
-    serve = frontdoor.Entrance._serve
+    serve = acceptor.Entrance._serve
 
-    async def marked(self: frontdoor.Entrance, connection: sockets.Connection) -> None:
+    async def marked(self: acceptor.Entrance, connection: sockets.Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(frontdoor.Entrance, "_serve", marked):
+    with patch.object(acceptor.Entrance, "_serve", marked):
         yield
 
 
@@ -405,7 +393,7 @@ async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
         (session.Session, "tun_conf", 500),
         (http_server.Exchange, "start_download", 500),
         (heads.RequestParser, "feed", 500),
-        (origin.Origin, "client", 500),
+        (client_address.Origin, "client", 500),
         (session.Session, "arrive", 200),
         (sender.Sender, "serve", 200),
     ],
@@ -493,9 +481,9 @@ TICKS: Final = table(
     "owner name of",
     ("session", session.Session, "tick", lambda siege, it: it is siege.mallory),
     ("sender", sender.Sender, "tick", lambda siege, it: it is siege.mallory.sender),
-    ("outbox", outbox.Outbox, "expire", lambda siege, it: it is siege.mallory.sender.outbox),
-    ("upload", incoming.Incoming, "tick", lambda siege, it: it in siege.mallory.uploads),
-    ("presence", presence.Presence, "tick", lambda siege, it: it is siege.mallory.presence),
+    ("outbox", tx_queue.Outbox, "expire", lambda siege, it: it is siege.mallory.sender.outbox),
+    ("upload", receiver.Incoming, "tick", lambda siege, it: it in siege.mallory.uploads),
+    ("presence", info.Presence, "tick", lambda siege, it: it is siege.mallory.presence),
 )
 
 
@@ -538,7 +526,7 @@ async def test_a_bug_in_sending_ends_whose_stream_it_is(
 ) -> None:
     """Neither the device's reader, which sends for all, nor the client that the packet is from."""
     monkeypatch.setattr(server, "TICK_S", 0.02)
-    owner, name = (writer.BodyWriter, "send") if streaming else (outbox.Outbox, "put")
+    owner, name = (writer.BodyWriter, "send") if streaming else (tx_queue.Outbox, "put")
     async with besieged(2) as siege:
         mallory = siege.mallory
         if streaming:
@@ -573,7 +561,7 @@ async def test_a_bug_in_the_router_costs_a_packet() -> None:
 
 async def test_a_bug_in_accepting_is_that_connections() -> None:
     async with besieged() as siege:
-        with patch("tapotun_trio.host.listen.peer_name", side_effect=RuntimeError("injected")) as struck:
+        with patch("tapotun_trio.host.net.listen.peer_name", side_effect=RuntimeError("injected")) as struck:
             raw = await siege.connect(request("GET", "mallory"))
             assert await raw.status() == 0
             assert struck.call_count == 1

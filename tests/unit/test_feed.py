@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tapotun_trio.host.ports import PathState
-from tapotun_trio.host.sockets import NOTSENT_LOWAT_BYTES
-from tapotun_trio.tunnel.congestion import CALM_AFTER_S, LOSS_SEGMENTS, RENEW_S
-from tapotun_trio.tunnel.feed import (
+from tapotun_trio.datapath.congestion import CALM_AFTER_S, LOSS_SEGMENTS, RENEW_S
+from tapotun_trio.datapath.scheduler import (
     CALM_S,
     FAST_SAMPLES,
     FAST_UNSENT_BYTES,
@@ -18,6 +16,8 @@ from tapotun_trio.tunnel.feed import (
     WATCH_S,
     Feed,
 )
+from tapotun_trio.host.interfaces import PathState
+from tapotun_trio.host.net.sockets import NOTSENT_LOWAT_BYTES
 
 NARROW: Final = PathState(0.05, 0.04, 2.5e6, 100_000, 0, 0, 0)
 CROWDED: Final = PathState(0.09, 0.04, 2.5e6, 200_000, 0, 0, 0)

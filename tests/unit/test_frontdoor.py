@@ -18,14 +18,14 @@ import trio.testing
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import Endpoint, ServerConfig, TcpEndpoint
 from tapotun_trio.errors import HostError, leaves
+from tapotun_trio.http import acceptor
+from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.lifecycle.interface import run_interface
+from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.status.model import InterfaceStatus, ProcessStatus
 from tapotun_trio.status.render import render
-from tapotun_trio.tunnel import frontdoor
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
-from tapotun_trio.tunnel.registry import Record
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.status import snapshot
 
 from ..fakes import MemoryHost
 from .support import allowed, free_port, running, server_config
@@ -181,7 +181,7 @@ def listening_at(port: int, *endpoints: Endpoint) -> ServerConfig:
 
 @pytest.fixture
 def tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontdoor, "LISTEN_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(acceptor, "LISTEN_RETRY_S", (0.01, 0.02))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -296,7 +296,7 @@ async def test_an_address_that_is_not_there_is_told(caplog_of_ours: pytest.LogCa
 async def test_an_interface_that_ends_while_an_endpoint_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the very step in which the endpoint would be had: nothing listens afterwards."""
     taken, port = free_port(), free_port()
-    monkeypatch.setattr(frontdoor, "LISTEN_RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(acceptor, "LISTEN_RETRY_S", (0.0, 0.0))
     blocker = socket.create_server(("127.0.0.1", taken))
     config = listening_at(port, TcpEndpoint("127.0.0.1", taken), TcpEndpoint("127.0.0.1", port))
     for steps in range(8):

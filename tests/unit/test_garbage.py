@@ -19,8 +19,8 @@ import trio
 from tapotun_trio.config.model import ServerConfig, TransportChoice
 from tapotun_trio.errors import HostError
 from tapotun_trio.routing.prefixes import PrefixTable
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.session import Session
+from tapotun_trio.server.server import TunnelServer
+from tapotun_trio.server.session import Session
 
 from ..fakes import HANG_S, MemoryHost
 from ..packets import frame, ipv4

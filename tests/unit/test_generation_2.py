@@ -20,18 +20,18 @@ import trio
 import trio.testing
 
 from tapotun_trio.config.model import ServerConfig
-from tapotun_trio.host.sockets import BASE_DEAD_S, DEAD_S, Connection
+from tapotun_trio.datapath import sender as sender_module
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.datapath.sender import GENERATION_2_PINGING, GRACE_S, Sender, break_off, breaking_off
+from tapotun_trio.host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
+from tapotun_trio.http.acceptor import open_front_door
 from tapotun_trio.http.writer import BodyWriter
-from tapotun_trio.tunnel import sender as sender_module
-from tapotun_trio.tunnel import serving as serving_module
-from tapotun_trio.tunnel import session as session_module
-from tapotun_trio.tunnel.counters import Counters
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
-from tapotun_trio.tunnel.registry import DISCONNECTED, Record
-from tapotun_trio.tunnel.sender import GENERATION_2_PINGING, GRACE_S, Sender, break_off, breaking_off
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.session import Session
+from tapotun_trio.lifecycle.interface import run_interface
+from tapotun_trio.lifecycle.registry import DISCONNECTED, Record
+from tapotun_trio.server import handlers as serving_module
+from tapotun_trio.server import session as session_module
+from tapotun_trio.server.server import TunnelServer
+from tapotun_trio.server.session import Session
 from tapotun_trio.wire.body import LAST_CHUNK
 from tests.basepeer import BaseClient, BaseServer, ClientSpec
 from tests.basepeer.http1 import ChunkedBody

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host import dial
+from tapotun_trio.host.net import dial
 
 SO_MARK = 36
 

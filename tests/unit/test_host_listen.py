@@ -11,7 +11,7 @@ import pytest
 
 from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.listen import AbsentError, endpoint_name, listen
+from tapotun_trio.host.net.listen import AbsentError, endpoint_name, listen
 
 from .support import free_port
 

@@ -9,7 +9,7 @@ from typing import Final
 # A large block is freed; further ones then lie on the heap, each below a small one that stays.
 PROGRAM: Final = """
 import re, sys
-from tapotun_trio.host.memory import give_large_blocks_back
+from tapotun_trio.host.process.malloc import give_large_blocks_back
 
 def resident_kb():
     with open("/proc/self/status") as file:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.host import messages
-from tapotun_trio.host._pyroute2 import fibmsg, ifaddrmsg, ifinfmsg, rtmsg
-from tapotun_trio.host.messages import PROTOCOL, StandingRoute
-from tapotun_trio.host.plan import MAIN_TABLE, Address, Route, Rule
+from tapotun_trio.host.items import MAIN_TABLE, Address, Route, Rule
+from tapotun_trio.host.netlink import codec
+from tapotun_trio.host.netlink._pyroute2 import fibmsg, ifaddrmsg, ifinfmsg, rtmsg
+from tapotun_trio.host.netlink.codec import PROTOCOL, StandingRoute
 
 HEADER = struct.Struct("=IHHII")
 ROUTE = struct.Struct("BBBBBBBBI")
@@ -36,7 +36,7 @@ def decoded(kind: Any, message: bytes | bytearray) -> Any:
 
 @given(st.lists(ROUTES, max_size=5), st.integers(1, 0x7FFF_FFFF), U32)
 def test_routes_say_what_was_asked_whatever_came_before(routes: list[Route], index: int, metric: int) -> None:
-    for route, data in zip(routes, messages.add_routes(index, routes, metric), strict=True):
+    for route, data in zip(routes, codec.add_routes(index, routes, metric), strict=True):
         message = decoded(rtmsg, data)
         assert (message["header"]["type"], message["header"]["flags"]) == (24, 0x601)  # create, exclusive
         assert (message["family"], message["dst_len"]) == (socket.AF_INET, route.network.prefixlen)
@@ -47,7 +47,7 @@ def test_routes_say_what_was_asked_whatever_came_before(routes: list[Route], ind
         assert message.get_attr("RTA_OIF") == index
         assert (message.get_attr("RTA_PRIORITY") or 0) == metric
         assert message.get_attr("RTA_PREFSRC") == (None if route.source is None else str(route.source))
-    for route, data in zip(routes, messages.remove_routes(index, routes), strict=True):
+    for route, data in zip(routes, codec.remove_routes(index, routes), strict=True):
         message = decoded(rtmsg, data)
         assert (message["header"]["type"], message["header"]["flags"]) == (25, 1)
         assert (message["proto"], message["scope"]) == (PROTOCOL, 255)  # ours, of whatever scope
@@ -59,8 +59,8 @@ def test_routes_say_what_was_asked_whatever_came_before(routes: list[Route], ind
 
 @given(ROUTES, st.integers(1, 0x7FFF_FFFF), U32)
 def test_a_route_reads_back_as_it_was_written(route: Route, index: int, metric: int) -> None:
-    (data,) = messages.add_routes(index, [route], metric)
-    standing = messages.read_route(memoryview(data))
+    (data,) = codec.add_routes(index, [route], metric)
+    standing = codec.read_route(memoryview(data))
     assert standing == StandingRoute(route.network, route.table, PROTOCOL, metric, index, route.source, 0, plain=True)
     assert standing.serves(route, index)
     assert standing.serves(Route(route.network, route.table), index)
@@ -83,13 +83,13 @@ def test_a_default_route_with_a_gateway_as_the_kernel_dumps_it() -> None:
         attribute(5, socket.inet_aton("192.0.2.1")),
         attribute(4, struct.pack("=I", 7)),
     )
-    assert messages.read_route(data) == StandingRoute(
+    assert codec.read_route(data) == StandingRoute(
         IPv4Network("0.0.0.0/0"), MAIN_TABLE, 16, 100, 7, None, 0, plain=False
     )
 
 
 def test_a_multipath_route_without_a_table_attribute() -> None:
-    standing = messages.read_route(route_message(attribute(9, bytes(8)), table=200, scope=253))
+    standing = codec.read_route(route_message(attribute(9, bytes(8)), table=200, scope=253))
     assert (standing.table, standing.index, standing.plain) == (200, 0, False)
 
 
@@ -98,8 +98,8 @@ def test_a_multipath_route_without_a_table_attribute() -> None:
 def test_rules_name_all_that_makes_them_ours(fwmark: int, table: int) -> None:
     rule = Rule(fwmark, table)
     for data, kind, flags in (
-        (messages.add_rule(rule, 11_600), 32, 0x601),
-        (messages.remove_rule(rule, 11_600), 33, 1),
+        (codec.add_rule(rule, 11_600), 32, 0x601),
+        (codec.remove_rule(rule, 11_600), 33, 1),
     ):
         message = decoded(fibmsg, data)
         assert (message["header"]["type"], message["header"]["flags"]) == (kind, flags)
@@ -110,14 +110,14 @@ def test_rules_name_all_that_makes_them_ours(fwmark: int, table: int) -> None:
         assert message.get_attr("FRA_FWMARK") == fwmark
         assert message.get_attr("FRA_FWMASK") == 0xFFFF_FFFF
         assert message.get_attr("FRA_PROTOCOL") == PROTOCOL
-        assert messages.read_rule(memoryview(data)) == messages.StandingRule(11_600, table, PROTOCOL, fwmark)
+        assert codec.read_rule(memoryview(data)) == codec.StandingRule(11_600, table, PROTOCOL, fwmark)
 
 
 def test_addresses() -> None:
     item = Address(IPv4Interface("10.50.0.1/24"))
     for data, kind, flags in (
-        (messages.add_address(7, item), 20, 0x501),
-        (messages.remove_address(7, item), 21, 1),
+        (codec.add_address(7, item), 20, 0x501),
+        (codec.remove_address(7, item), 21, 1),
     ):
         message = decoded(ifaddrmsg, data)
         assert (message["header"]["type"], message["header"]["flags"]) == (kind, flags)
@@ -126,18 +126,18 @@ def test_addresses() -> None:
 
 
 def test_links() -> None:
-    message = decoded(ifinfmsg, messages.set_link_up(7, 1400))
+    message = decoded(ifinfmsg, codec.set_link_up(7, 1400))
     assert (message["header"]["type"], message["header"]["flags"]) == (16, 1)
     assert (message["index"], message["flags"], message["change"]) == (7, 1, 1)
     assert message.get_attr("IFLA_MTU") == 1400
-    assert decoded(ifinfmsg, messages.get_link(name="tun0")).get_attr("IFLA_IFNAME") == "tun0"
-    assert decoded(ifinfmsg, messages.get_link(index=7))["index"] == 7
+    assert decoded(ifinfmsg, codec.get_link(name="tun0")).get_attr("IFLA_IFNAME") == "tun0"
+    assert decoded(ifinfmsg, codec.get_link(index=7))["index"] == 7
 
 
 def test_link_options_are_nested_as_the_kernel_takes_them() -> None:
-    silent = messages.set_ipv6_silent(7)
+    silent = codec.set_ipv6_silent(7)
     assert bytes(silent[32:]) == attribute(26, attribute(socket.AF_INET6, attribute(8, b"\1")))
-    loose = messages.set_rp_filter(7, 2)
+    loose = codec.set_rp_filter(7, 2)
     assert bytes(loose[32:]) == attribute(
         26, attribute(socket.AF_INET, attribute(1, attribute(8, struct.pack("=I", 2))))
     )

@@ -12,7 +12,7 @@ import pytest
 
 from tapotun_trio.config.model import AdminConfig, Config, TcpEndpoint, UnixEndpoint
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.rights import (
+from tapotun_trio.host.process.privileges import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,

@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host import rtnetlink
-from tapotun_trio.host.rtnetlink import DEADLINE_S, GROUP, Refusal, Rtnetlink
+from tapotun_trio.host.netlink import socket
+from tapotun_trio.host.netlink.socket import DEADLINE_S, GROUP, Refusal, Rtnetlink
 
 HEADER = struct.Struct("=IHHII")
 ERROR, DONE, OTHER = 2, 3, 24
@@ -89,7 +89,7 @@ class FakeSocket:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], Rtnetlink]:
     def start(kernel: FakeKernel) -> Rtnetlink:
-        monkeypatch.setattr(rtnetlink, "_open", kernel.open)
+        monkeypatch.setattr(socket, "_open", kernel.open)
         return Rtnetlink()
 
     return start

@@ -22,10 +22,10 @@ from typing import Final
 import pytest
 
 from tapotun_trio.config.model import UnixEndpoint
-from tapotun_trio.control.place import Place, find, listening
+from tapotun_trio.control.socket_path import Place, find, listening
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.listen import Listener, listen
-from tapotun_trio.host.socketfile import SocketDirectory
+from tapotun_trio.host.net.listen import Listener, listen
+from tapotun_trio.host.net.socketfile import SocketDirectory
 
 from .test_control import leave_stale
 
@@ -316,7 +316,7 @@ def test_a_socket_is_found_only_when_it_listens(shared: Path) -> None:
 
 async def test_without_proc(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some containers have none."""
-    monkeypatch.setattr("tapotun_trio.host.socketfile._by_descriptor", lambda fd: None)
+    monkeypatch.setattr("tapotun_trio.host.net.socketfile._by_descriptor", lambda fd: None)
     path = shared / "x.sock"
     leave_stale(path)
     listener = opened(path, 0o606)

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import serialization
 
 from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
-from tapotun_trio.host.tls import TlsClient, TlsConnection
-from tapotun_trio.host.tls_errors import failed
-from tapotun_trio.host.tls_files import UselessFile, judge_files
+from tapotun_trio.host.net.tls import TlsClient, TlsConnection
+from tapotun_trio.host.net.tls_errors import failed
+from tapotun_trio.host.net.tls_files import UselessFile, judge_files
 from tapotun_trio.http.client import CONNECT_S, check_status, open_connection, read_response, send_request
 from tapotun_trio.http.heads import ResponseHead
 from tapotun_trio.http.websocket import check_upgrade

@@ -12,14 +12,14 @@ import pytest
 import trio
 
 from tapotun_trio.config.model import TlsConfig
+from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.tls import TlsConnection
-from tapotun_trio.host.tls_files import client_context
+from tapotun_trio.host.net.tls import TlsConnection
+from tapotun_trio.host.net.tls_files import client_context
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.log import FLAPPING_BURST
-from tapotun_trio.tunnel import serving
-from tapotun_trio.tunnel.sender import Sender
-from tapotun_trio.tunnel.session import MAX_DOWNLOADS
+from tapotun_trio.server import handlers
+from tapotun_trio.server.session import MAX_DOWNLOADS
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, PING, STEP_CONTROLS, STEP_ITEMS, FrameReader, Span, each, encode_echo
@@ -201,29 +201,29 @@ async def test_a_flood_of_generation_2_pings_gets_an_echo_a_step(monkeypatch: py
 async def test_pipelined_uploads_cost_a_bounded_sum(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """What is left behind a request is looked at anew for each; so little may be left."""
     left: list[int] = []
-    real = serving.serve_upload
+    real = handlers.serve_upload
 
     async def serve_upload(session, exchange, forward):  # type: ignore[no-untyped-def]
         if session.client.name == "mallory":
             left.append(len(exchange.leftover))
         await real(session, exchange, forward)
 
-    monkeypatch.setattr("tapotun_trio.tunnel.server.serve_upload", serve_upload)
+    monkeypatch.setattr("tapotun_trio.server.server.serve_upload", serve_upload)
     async with besieged() as siege:
         put = request("PUT", "mallory", "Content-Length: 0")
         upload = await siege.upload()
         await upload.send(LAST_CHUNK + put * count + put[:-2] + b"Connection: close\r\n\r\n")
         answer = await upload.rest()
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert max(left) <= serving.MAX_PIPELINED_BYTES
-        if count * len(put) <= serving.MAX_PIPELINED_BYTES:
+        assert max(left) <= handlers.MAX_PIPELINED_BYTES
+        if count * len(put) <= handlers.MAX_PIPELINED_BYTES:
             assert len(left) == count + 2
             assert not siege.mallory.counters.ends
         report(f"{len(left)} of {count + 2} requests served, {sum(left)} bytes looked at")
 
 
 async def test_what_is_left_behind_an_upload_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_PIPELINED_BYTES", 1000)
+    monkeypatch.setattr(handlers, "MAX_PIPELINED_BYTES", 1000)
     async with besieged() as siege:
         upload = await siege.upload()
         await upload.send(LAST_CHUNK + request("PUT", "mallory", "Content-Length: 0", f"a: {'x' * 1000}"))

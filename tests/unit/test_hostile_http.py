@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.sockets import Connection
-from tapotun_trio.http import lobby
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.http import pending
 from tapotun_trio.http import server as http_server
 from tapotun_trio.http.heads import MAX_HEAD_BYTES
 
@@ -215,7 +215,7 @@ async def test_a_crowd_without_a_token(hello: bytes, count: int) -> None:
                 await siege.check_honest()
                 peak = max(peak, open_fds() - siege.fds - ours)
         report(f"{count} strangers ({hello[:10]!r}): {peak} descriptors at the server's side")
-        assert peak <= lobby.MAX_CONNECTIONS + 32  # who was accepted a moment ago, or is on the way out
+        assert peak <= pending.MAX_CONNECTIONS + 32  # who was accepted a moment ago, or is on the way out
         upload = await siege.connect(put(CHUNKED, body=chunk(frame(packet := ipv4(ME, HUB, b"through"))) + LAST_CHUNK))
         assert await upload.status() == 200
         assert await siege.hub.receive_packet() == packet

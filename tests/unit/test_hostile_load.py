@@ -19,30 +19,18 @@ import trio
 import trio.testing
 
 from tapotun_trio.config.model import ServerConfig
+from tapotun_trio.datapath.sender import MAX_CONTROLS
+from tapotun_trio.datapath.tx_queue import MAX_BYTES
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.sockets import Connection
-from tapotun_trio.tunnel import server as tunnel_server
-from tapotun_trio.tunnel import serving
-from tapotun_trio.tunnel.outbox import MAX_BYTES
-from tapotun_trio.tunnel.sender import MAX_CONTROLS
-from tapotun_trio.tunnel.session import CACHE_ENTRIES, MAX_UPLOADS
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.server import handlers
+from tapotun_trio.server import server as tunnel_server
+from tapotun_trio.server.session import CACHE_ENTRIES, MAX_UPLOADS
 from tapotun_trio.wire import control
 
 from ..packets import frame, ipv4
 from ..tables import table
-from .hostile import (
-    HUB,
-    Raw,
-    Siege,
-    besieged,
-    chunk,
-    extended,
-    honest_ip,
-    memory_below,
-    open_fds,
-    report,
-    until,
-)
+from .hostile import HUB, Raw, Siege, besieged, chunk, extended, honest_ip, memory_below, open_fds, report, until
 
 ME: Final = "10.10.0.2"
 TICK_S: Final = 0.05
@@ -121,7 +109,7 @@ async def test_a_stalled_download_ends_soon_after_a_newer_one_came(
     monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
 ) -> None:
     """Whoever opens download after download and reads none must not keep them all."""
-    monkeypatch.setattr(serving, "FINISH_S", 0.2)
+    monkeypatch.setattr(handlers, "FINISH_S", 0.2)
     async with besieged() as siege:
         older = await stall(siege, *fields)
         await siege.download(*fields)
@@ -139,7 +127,7 @@ async def test_a_stalled_download_that_answers_no_ping_ends() -> None:
 @pytest.mark.usefixtures("_fast_clock")
 async def test_a_stalled_download_ends_though_a_newer_one_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The newer one's PONGs do not speak for the older one."""
-    monkeypatch.setattr(serving, "FINISH_S", 0.2)
+    monkeypatch.setattr(handlers, "FINISH_S", 0.2)
     async with besieged() as siege:
         for n in range(1, 6):
             await stall(siege, *extended("mallory"))
@@ -250,7 +238,7 @@ async def test_spoofed_sources_are_dropped_and_counted() -> None:
 
 
 async def test_many_uploads_and_many_downloads_of_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "FINISH_S", 0.2)
+    monkeypatch.setattr(handlers, "FINISH_S", 0.2)
     async with besieged() as siege:
         for n in range(40):
             await siege.upload() if n < MAX_UPLOADS else await siege.connect(

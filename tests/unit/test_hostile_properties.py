@@ -10,16 +10,16 @@ import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tapotun_trio.datapath.rtt import MAX_S, RoundTrip
 from tapotun_trio.errors import PeerError
 from tapotun_trio.http.heads import RequestParser
-from tapotun_trio.tunnel.rtt import MAX_S, RoundTrip
-from tapotun_trio.tunnel.session import Visit
+from tapotun_trio.server.session import Visit
 from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import PING, FrameReader, each
 
+from ..chunkings import cut, cuts, every_way
 from ..packets import frame
-from ..splits import cut, cuts, every_way
 
 FEW: Final = settings(max_examples=150, deadline=None)
 

@@ -16,9 +16,9 @@ from unittest.mock import patch
 import pytest
 import trio
 
-from tapotun_trio.tunnel import interface
-from tapotun_trio.tunnel.backoff import Backoff
-from tapotun_trio.tunnel.client import TunnelClient
+from tapotun_trio.client.backoff import Backoff
+from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import encode_generation_1
 from tests.basepeer.wire import Conf

@@ -17,8 +17,8 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.sockets import RESTLESS, UNDECIDED, Connection, leave_undecided
-from tapotun_trio.host.tls import TlsConnection
+from tapotun_trio.host.net.sockets import RESTLESS, UNDECIDED, Connection, leave_undecided
+from tapotun_trio.host.net.tls import TlsConnection
 
 from ..tables import table
 

@@ -23,7 +23,7 @@ from tapotun_trio.http.heads import (
 )
 from tapotun_trio.wire.body import ChunkedBody, CloseBody, LengthBody
 
-from ..splits import cuts, every_way
+from ..chunkings import cuts, every_way
 from ..tables import table
 
 # What a deployed client sends, exactly (docs/protocol.md#deployed-peers).

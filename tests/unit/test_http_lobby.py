@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapotun_trio.http.lobby import Lobby
+from tapotun_trio.http.pending import Lobby
 
 from ..streams import MemoryConnection, memory_pair
 

@@ -19,8 +19,8 @@ from tapotun_trio.http.server import HEAD_S, IDLE_S, LINGER_S, Exchange, serve_c
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 from tapotun_trio.wire.frames import FrameReader, each
 
+from ..chunkings import cut, cuts
 from ..packets import frame
-from ..splits import cut, cuts
 from ..streams import MemoryConnection, memory_pair
 from ..tables import table
 

@@ -18,12 +18,12 @@ MODULES: Final = sorted(PACKAGE.rglob("*.py"))
 # What waits, measures time or touches the network. config reads files; that needs no more than `os`.
 IMPURE: Final = {"trio", "socket", "ssl", "time", "asyncio", "threading", "select", "selectors", "subprocess", "signal"}
 # What `tests/fakes.py` stands in for. Only `app` may have the real ones, whatever the table says.
-REAL_ADAPTERS: Final = {"host.system", "host.tun", "host.netlink"}
+REAL_ADAPTERS: Final = {"host.linux", "host.tun", "host.netlink.network", "host.netlink.monitor"}
 MAX_LINES: Final = 800
 
 
 def module_name(path: Path) -> str:
-    """``tunnel.sender`` for tapotun_trio/tunnel/sender.py."""
+    """``tunnel.sender`` for tapotun_trio/datapath/sender.py."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
@@ -189,7 +189,7 @@ PARSERS: Final = [
     ("admin/browser.py", None),
     ("admin/answers.py", "decode"),
     ("admin/pages.py", "is_known"),
-    ("admin/site.py", None),
+    ("admin/api.py", None),
 ]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tapotun_trio.tunnel.attempts import Attempts
-from tapotun_trio.tunnel.counters import DEVICE_REFUSED
-from tapotun_trio.tunnel.device import DeviceWriter
+from tapotun_trio.datapath.adaptive_skip import Attempts
+from tapotun_trio.datapath.counters import DEVICE_REFUSED
+from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.wire.frames import Span
 from tests.fakes import MemoryDevice
 

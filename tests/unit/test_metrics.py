@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from tapotun_trio.admin.metrics import render, render_in_parts
+from tapotun_trio.datapath import counters
 from tapotun_trio.status import model
 from tapotun_trio.status.model import (
     InterfaceStatus,
@@ -34,7 +35,6 @@ from tapotun_trio.status.model import (
     TransportConflictStatus,
 )
 from tapotun_trio.text import one_line
-from tapotun_trio.tunnel import counters
 
 from ..tables import table
 from .test_render import HUB
@@ -164,7 +164,7 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
     for name, labels in found:
         if "reason" in dict(labels):
             reasons.setdefault(name, set()).add(dict(labels)["reason"])
-    code = (ROOT / "tapotun_trio" / "tunnel" / "server.py").read_text()
+    code = (ROOT / "tapotun_trio" / "server" / "server.py").read_text()
     refused = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"', code)) | {counters.INTERNAL_ERROR}
     assert reasons == {
         "tapotun_client_dropped_packets_total": DROPS,

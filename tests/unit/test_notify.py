@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.notify import ServiceManager, encode, watchdog_s
+from tapotun_trio.host.process.sd_notify import ServiceManager, encode, watchdog_s
+from tapotun_trio.lifecycle.registry import Record, Registry
 from tapotun_trio.log import process_logger
 from tapotun_trio.readiness import describe, tell
-from tapotun_trio.tunnel.registry import Record, Registry
 
 from .support import allowed, server_config
 

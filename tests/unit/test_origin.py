@@ -15,7 +15,7 @@ import trio.testing
 
 from tapotun_trio.config.model import Reception, ServerConfig, UnixEndpoint
 from tapotun_trio.errors import HostError, PeerError, leaves
-from tapotun_trio.http.origin import PROXY_HEADER_S, origin_of
+from tapotun_trio.http.client_address import PROXY_HEADER_S, origin_of
 
 from ..fakes import MemoryHost
 from ..streams import memory_pair

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.tunnel.counters import CODEL, QUEUE_AGE, QUEUE_FULL
-from tapotun_trio.tunnel.outbox import MAX_AGE_S, Outbox
+from tapotun_trio.datapath.counters import CODEL, QUEUE_AGE, QUEUE_FULL
+from tapotun_trio.datapath.tx_queue import MAX_AGE_S, Outbox
 from tapotun_trio.wire.frames import HEADER_BYTES
 
 

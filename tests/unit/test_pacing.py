@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tapotun_trio.host.ports import PathState
-from tapotun_trio.tunnel.pacing import COMPETE_S, NARROW_BYTES_S, SLACK_S, UNSENT_S, Pacing
+from tapotun_trio.datapath.pacing import COMPETE_S, NARROW_BYTES_S, SLACK_S, UNSENT_S, Pacing
+from tapotun_trio.host.interfaces import PathState
 
 STEP_S = 0.001
 

@@ -10,10 +10,10 @@ from typing import Final
 
 import pytest
 
+from tapotun_trio.admin.api import MAX_LIVE
 from tapotun_trio.admin.pages import read_pages
-from tapotun_trio.admin.site import MAX_LIVE
+from tapotun_trio.datapath import counters
 from tapotun_trio.errors import SHORTAGES
-from tapotun_trio.tunnel import counters
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
 TROUBLES: Final = (STATIC / "troubles.js").read_text()
@@ -107,7 +107,9 @@ def test_every_reason_has_its_meaning() -> None:
     """Whoever adds one comes by here."""
     package = STATIC.parents[1]
     code = "".join(
-        file.read_text() for name in ("tunnel", "http", "wire", "host") for file in (package / name).glob("*.py")
+        file.read_text()
+        for name in ("client", "datapath", "http", "netconf", "peer", "server", "wire", "host")
+        for file in (package / name).rglob("*.py")
     )
     raised = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
     of_streams = {it for both in raised for it in both if it} - {"slow-reader"}  # the admin listener's own

@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 import trio
 
-from tapotun_trio import exits
+from tapotun_trio import exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.config.model import Proxy
 from tapotun_trio.probe import steps, traffic
@@ -345,7 +345,7 @@ def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
 )
 def test_wrong_options(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(*argv, "--token-file", token_file(tmp_path), capsys=capsys)
-    assert (code, out) == (exits.USAGE, "")
+    assert (code, out) == (exit_codes.USAGE, "")
     assert words in err
     assert len(err.splitlines()) == 1
 
@@ -359,17 +359,17 @@ def test_wrong_options(argv: list[str], words: str, tmp_path: Path, capsys: pyte
 )
 def test_token_files(content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run("http://127.0.0.1/", "--token-file", token_file(tmp_path, content), capsys=capsys)
-    assert code == exits.USAGE
+    assert code == exit_codes.USAGE
     assert words in err
 
 
 def test_no_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run("http://127.0.0.1/", "--token-file", str(tmp_path / "none"), capsys=capsys)
-    assert code == exits.USAGE
+    assert code == exit_codes.USAGE
     assert "No such file" in err
     with pytest.raises(SystemExit) as caught:
         main(["probe", "http://127.0.0.1/"])
-    assert caught.value.code == exits.USAGE
+    assert caught.value.code == exit_codes.USAGE
 
 
 def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +377,7 @@ def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = token_file(tmp_path, b"a94a8fe5ccb19ba61c4c0873d391e987982fbbd3\n", 0o644)
     url = f"http://127.0.0.1:{free_port()}/ip?key=raw-token"
     code, out, err = run(url, "--token-file", file, "--json", capsys=capsys)
-    assert code == exits.FAILED
+    assert code == exit_codes.FAILED
     assert re.search(r"mode 0644.*chmod 600", err)
     assert "looks like a hash" in err
     report = json.loads(out)

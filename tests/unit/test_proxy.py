@@ -21,14 +21,14 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.model import NO_PROXY, Proxy, Secret, Url
 from tapotun_trio.config.proxy import bypassed, from_environment, proxy
 from tapotun_trio.errors import HostError, PeerError
+from tapotun_trio.http.acceptor import open_front_door
 from tapotun_trio.http.client import CONNECT_S, open_connection
 from tapotun_trio.http.connect import ConnectParser, encode_connect
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
+from tapotun_trio.lifecycle.interface import run_interface
 
+from ..chunkings import every_way
 from ..fakes import MemoryHost
 from ..packets import ipv4
-from ..splits import every_way
 from ..streams import memory_pair
 from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config

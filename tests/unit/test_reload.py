@@ -18,21 +18,21 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.admin.seat import AdminSeat
+from tapotun_trio.admin.manager import AdminSeat
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import AllowedClient, Config, InterfaceConfig, Mark, ServerConfig, TcpEndpoint
-from tapotun_trio.control.commands import Process
+from tapotun_trio.control.handlers import Process
 from tapotun_trio.errors import ConfigError, HostError
-from tapotun_trio.host.notify import ServiceManager
-from tapotun_trio.host.plan import Item, ItemsRefused, Route, Rule
+from tapotun_trio.host.items import Item, ItemsRefused, Route, Rule
+from tapotun_trio.host.process.sd_notify import ServiceManager
+from tapotun_trio.lifecycle.registry import Record, Registry
+from tapotun_trio.lifecycle.snapshot import state_of
+from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import process_logger
+from tapotun_trio.netconf.desired import pushed_routes
+from tapotun_trio.peer.boottime import moment
 from tapotun_trio.reload import Read, RefusedError, Reloader
-from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.plans import pushed_routes
-from tapotun_trio.tunnel.registry import Record, Registry
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.status import state_of
-from tapotun_trio.tunnel.supervisor import run_interfaces
+from tapotun_trio.server.server import TunnelServer
 
 from ..fakes import HANG_S, MemoryDevice, MemoryHost, MemoryNetwork
 from ..packets import ipv4
@@ -475,7 +475,7 @@ async def test_what_is_changed_costs_no_client_that_is_not_concerned(
         asked.append(client.name)
         return config.push_routes
 
-    monkeypatch.setattr("tapotun_trio.tunnel.session.pushed_routes", pushed)
+    monkeypatch.setattr("tapotun_trio.server.session.pushed_routes", pushed)
     clients = tuple(allowed(str(number), f"10.10.0.{number}") for number in range(2, 100))
     server = server_config(free_port(), *clients)
     async with world(tmp_path, server) as it:

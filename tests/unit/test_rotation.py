@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.client import rotation
+from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
+from tapotun_trio.client.rotation import Waits, keep_streaming
 from tapotun_trio.errors import PeerError
-from tapotun_trio.tunnel import rotation
-from tapotun_trio.tunnel.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
-from tapotun_trio.tunnel.rotation import Waits, keep_streaming
 
 Clock = trio.testing.MockClock
 

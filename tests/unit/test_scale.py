@@ -25,31 +25,31 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tapotun_trio.admin.manager import AdminSeat
 from tapotun_trio.admin.metrics import render_in_parts
-from tapotun_trio.admin.seat import AdminSeat
-from tapotun_trio.config.changes import changes
+from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import AllowedClient, Config, ServerConfig, TokenHash
-from tapotun_trio.control.commands import Process, process_status
+from tapotun_trio.control.handlers import Process, process_status
 from tapotun_trio.control.protocol import encode_result
 from tapotun_trio.doctor.checks import Routes, judge
 from tapotun_trio.doctor.machine import Machine
 from tapotun_trio.doctor.machine import Route as MachineRoute
 from tapotun_trio.errors import ConfigError
-from tapotun_trio.host.interpreter import collecting_later, switching_often
-from tapotun_trio.host.notify import ServiceManager
-from tapotun_trio.host.plan import Item
+from tapotun_trio.host.items import Item
+from tapotun_trio.host.process.interpreter import collecting_later, switching_often
+from tapotun_trio.host.process.sd_notify import ServiceManager
+from tapotun_trio.lifecycle.registry import Registry
+from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import interface_logger, process_logger
+from tapotun_trio.netconf.desired import server_plan
+from tapotun_trio.netconf.reconciler import Programmer
+from tapotun_trio.peer.boottime import moment
 from tapotun_trio.reload import RefusedError, Reloader
 from tapotun_trio.routing.router import ClientNetworks, Router
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.status.model import ProcessStatus
-from tapotun_trio.tunnel.clocks import moment
-from tapotun_trio.tunnel.plans import server_plan
-from tapotun_trio.tunnel.programmer import Programmer
-from tapotun_trio.tunnel.registry import Registry
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.status import snapshot
-from tapotun_trio.tunnel.supervisor import run_interfaces
 
 from ..fakes import MemoryHost, MemoryNetwork
 from .support import free_port, server_config

@@ -16,11 +16,11 @@ from jsonschema import Draft202012Validator
 
 from tapotun_trio.cli import main
 from tapotun_trio.config.decode import read_object, specs
-from tapotun_trio.config.findings import Findings
+from tapotun_trio.config.diagnostics import Findings
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
-from tapotun_trio.config.raw import NAMES, RawClient, RawRoot, RawServer
 from tapotun_trio.config.schema import schema
+from tapotun_trio.config.structs import NAMES, RawClient, RawRoot, RawServer
 
 from .test_config_load import Json
 from .test_config_properties import JSON, valid, valid_root

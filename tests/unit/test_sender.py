@@ -11,14 +11,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.errors import PeerError
-from tapotun_trio.host.ports import PathState
-from tapotun_trio.http.writer import BodyWriter
-from tapotun_trio.tunnel.counters import QUEUE_AGE, Counters
-from tapotun_trio.tunnel.feed import PIECE_BYTES, WATCH_S
-from tapotun_trio.tunnel.incoming import Incoming
-from tapotun_trio.tunnel.outbox import MAX_AGE_S, MAX_BYTES
-from tapotun_trio.tunnel.sender import (
+from tapotun_trio.datapath.counters import QUEUE_AGE, Counters
+from tapotun_trio.datapath.receiver import Incoming
+from tapotun_trio.datapath.scheduler import PIECE_BYTES, WATCH_S
+from tapotun_trio.datapath.sender import (
     BASE_PINGING,
     GENERATION_2_PINGING,
     GRACE_S,
@@ -27,6 +23,10 @@ from tapotun_trio.tunnel.sender import (
     ending_cleanly,
     extended_pinging,
 )
+from tapotun_trio.datapath.tx_queue import MAX_AGE_S, MAX_BYTES
+from tapotun_trio.errors import PeerError
+from tapotun_trio.host.interfaces import PathState
+from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import ChunkedBody
 from tapotun_trio.wire.frames import PING, FrameReader, each

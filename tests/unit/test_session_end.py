@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.client.failure_log import Complaints
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.datapath.rtt import RoundTrip
 from tapotun_trio.errors import PeerError
 from tapotun_trio.log import FLAPPING_BURST, interface_logger
-from tapotun_trio.tunnel.complaints import Complaints
-from tapotun_trio.tunnel.counters import Counters
-from tapotun_trio.tunnel.rtt import RoundTrip
-from tapotun_trio.tunnel.summary import Summary
+from tapotun_trio.peer.session_log import Summary
 
 from ..fakes import MemoryHost
 from ..packets import ipv4

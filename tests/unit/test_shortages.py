@@ -22,7 +22,14 @@ import trio
 import trio.testing
 
 from tapotun_trio import errors
+from tapotun_trio.client import client, requests
+from tapotun_trio.client.backoff import Backoff
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig, TcpEndpoint, TlsConfig, TransportChoice, Url
+from tapotun_trio.datapath import tun_io as device
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.datapath.sender import Sender
+from tapotun_trio.datapath.tx_queue import Outbox
 from tapotun_trio.errors import (
     HostError,
     InternalError,
@@ -32,25 +39,20 @@ from tapotun_trio.errors import (
     passing_shortages,
     shortage_of,
 )
-from tapotun_trio.host import dial, tls
-from tapotun_trio.host.plan import Address, Item, ItemsRefused
-from tapotun_trio.host.ports import Change
-from tapotun_trio.host.sockets import Connection
-from tapotun_trio.host.tls import TlsClient
+from tapotun_trio.host.interfaces import Change
+from tapotun_trio.host.items import Address, Item, ItemsRefused
+from tapotun_trio.host.net import dial, tls
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.host.net.tls import TlsClient
+from tapotun_trio.host.netlink.rewatch import RETRY_S
+from tapotun_trio.http.acceptor import open_front_door
 from tapotun_trio.http.client import read_response, send_request
 from tapotun_trio.http.writer import BodyWriter
-from tapotun_trio.tunnel import client, device, requests, serving
-from tapotun_trio.tunnel.backoff import Backoff
-from tapotun_trio.tunnel.client import TunnelClient
-from tapotun_trio.tunnel.counters import Counters
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
-from tapotun_trio.tunnel.outbox import Outbox
-from tapotun_trio.tunnel.registry import Record
-from tapotun_trio.tunnel.rewatch import RETRY_S
-from tapotun_trio.tunnel.sender import Sender
-from tapotun_trio.tunnel.server import TunnelServer
-from tapotun_trio.tunnel.supervisor import run_interfaces
+from tapotun_trio.lifecycle.interface import run_interface
+from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.lifecycle.supervisor import run_interfaces
+from tapotun_trio.server import handlers
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import frames
 from tapotun_trio.wire.frames import FrameReader
 
@@ -557,7 +559,7 @@ class ShortNetwork(MemoryNetwork):
 
 async def test_watches_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that cannot watch its machine's addresses and its own link, for a while."""
-    monkeypatch.setattr("tapotun_trio.tunnel.rewatch.RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr("tapotun_trio.host.netlink.rewatch.RETRY_S", (0.01, 0.02))
     assert RETRY_S[0] >= 1
     fault = Fault(lambda: HostError("cannot watch: refused"))
     host, port = ShortHost(fault), free_port()
@@ -575,7 +577,7 @@ async def test_watches_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_an_address_that_changes_while_the_kernel_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The new one is not to be had, nor is the way back at first. In the end one of them stands, whole."""
-    monkeypatch.setattr("tapotun_trio.tunnel.programmer.AGAIN_S", (0.01, 0.02))
+    monkeypatch.setattr("tapotun_trio.netconf.reconciler.AGAIN_S", (0.01, 0.02))
     fault = Fault(lacking(errno.ENOBUFS))
     host, port = ShortHost(fault), free_port()
     config = replace(client_config("a", port), rotate_s=(300, 300))
@@ -615,7 +617,7 @@ async def test_a_server_that_cannot_accept(monkeypatch: pytest.MonkeyPatch) -> N
             fault.check()
             return super().accept()
 
-    monkeypatch.setattr("tapotun_trio.host.listen.socket.socket", Short)
+    monkeypatch.setattr("tapotun_trio.host.net.listen.socket.socket", Short)
     with logged() as log:
         async with world((300, 300)) as it:
             await it.passes()
@@ -643,7 +645,7 @@ async def test_a_server_without_memory_for_an_upload(
 ) -> None:
     """It ends that upload, with its reason, at that client; everybody else's goes on."""
     fault, before = Fault(lacking(errno.ENOMEM)), open_fds()
-    monkeypatch.setattr(serving, "FrameReader", _short_of_pages(fault, FrameReader))
+    monkeypatch.setattr(handlers, "FrameReader", _short_of_pages(fault, FrameReader))
     with logged() as log:
         async with world((300, 300), transport=transport) as it:
             await it.passes()
@@ -668,7 +670,7 @@ async def test_a_server_that_cannot_listen_at_first_starts_in_time(
     """What passes is no reason to end the process; what does not pass is."""
     host, config = MemoryHost(), server_config(free_port(), allowed("a", "10.10.0.2"))
     fault = Fault(lacking(errno.ENFILE))
-    monkeypatch.setattr("tapotun_trio.host.listen.socket.socket", fault.before(socket.socket))
+    monkeypatch.setattr("tapotun_trio.host.net.listen.socket.socket", fault.before(socket.socket))
     fault.armed = True
     with logged() as log:
         async with trio.open_nursery() as nursery:

@@ -9,9 +9,9 @@ from ipaddress import IPv4Interface
 import pytest
 import trio
 
-from tapotun_trio.tunnel.backoff import Backoff
-from tapotun_trio.tunnel.outbox import MAX_AGE_S
-from tapotun_trio.tunnel.stall import STALLED_S, Stall
+from tapotun_trio.client.backoff import Backoff
+from tapotun_trio.client.stall import STALLED_S, Stall
+from tapotun_trio.datapath.tx_queue import MAX_AGE_S
 from tapotun_trio.wire.tunconf import encode_generation_1
 
 from ..fakes import MemoryHost

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from tapotun_trio import AGENT
 from tapotun_trio.config.model import ClientConfig, ServerConfig, TcpEndpoint, TransportChoice
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.lifecycle.registry import DISCONNECTED, NoSuchPeerError, Registry
+from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.lifecycle.supervisor import run_interfaces
+from tapotun_trio.peer.info import RATE_TICKS, Presence
 from tapotun_trio.status.model import InterfaceStatus, PeerStatus
-from tapotun_trio.tunnel.counters import Counters
-from tapotun_trio.tunnel.presence import RATE_TICKS, Presence
-from tapotun_trio.tunnel.registry import DISCONNECTED, NoSuchPeerError, Registry
-from tapotun_trio.tunnel.status import snapshot
-from tapotun_trio.tunnel.supervisor import run_interfaces
 from tapotun_trio.wire import control
 
 from ..fakes import HANG_S, MemoryHost

@@ -14,7 +14,7 @@ import trio.testing
 
 from tapotun_trio.config.model import ServerConfig, TcpEndpoint
 from tapotun_trio.errors import HostError, leaves
-from tapotun_trio.tunnel.supervisor import run_interfaces
+from tapotun_trio.lifecycle.supervisor import run_interfaces
 
 from ..fakes import MemoryDevice, MemoryHost
 from .support import allowed, free_port, server_config

@@ -17,9 +17,9 @@ import trio.testing
 import trustme
 
 from tapotun_trio.config.model import ClientConfig, InterfaceConfig, TlsConfig, Url
-from tapotun_trio.host.plan import Item
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
+from tapotun_trio.host.items import Item
+from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import TunConf, encode_generation_2
 from tests.basepeer.http1 import ChunkedBody
@@ -28,19 +28,7 @@ from tests.basepeer.wire import FrameReader as BaseFrameReader
 from ..fakes import MemoryHost, MemoryNetwork
 from ..packets import frame, ipv4
 from ..tables import table
-from .hostile import (
-    CHUNKED,
-    HUB,
-    Raw,
-    assert_quiet,
-    chunk,
-    extended,
-    logged,
-    open_fds,
-    report,
-    request,
-    until,
-)
+from .hostile import CHUNKED, HUB, Raw, assert_quiet, chunk, extended, logged, open_fds, report, request, until
 from .support import allowed, client_config, free_port, server_config
 
 PROMISED_S: Final = 1.0

@@ -13,12 +13,12 @@ import trio
 
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.plan import Address, HostRoute, Item, Plan, Route, Way
+from tapotun_trio.host.items import Address, HostRoute, Item, Plan, Route, Way
+from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.lifecycle.interface import run_interface
+from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.log import interface_logger
-from tapotun_trio.tunnel.frontdoor import open_front_door
-from tapotun_trio.tunnel.interface import run_interface
-from tapotun_trio.tunnel.registry import Record
-from tapotun_trio.tunnel.transport_guard import TransportGuard
+from tapotun_trio.netconf.transport_guard import TransportGuard
 
 from ..fakes import HANG_S, MemoryHost, MemoryNetwork
 from .support import allowed, client_config, free_port, running, server_config
@@ -118,7 +118,7 @@ async def test_where_no_host_route_can_be_had_the_covering_route_is_left_out(why
 
 
 async def test_a_route_of_somebody_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapotun_trio.tunnel.transport_guard.CHECK_S", 0.05)
+    monkeypatch.setattr("tapotun_trio.netconf.transport_guard.CHECK_S", 0.05)
     host, port = MemoryHost(), free_port()
     host.ways[SERVER] = WAY
     async with running(MemoryHost(), pushing(port)), running(host, client_config("a", port)):

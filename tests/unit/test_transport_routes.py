@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.host.plan import MAIN_TABLE, Address, HostRoute, Item, Route, Rule, Way
-from tapotun_trio.tunnel.transport_routes import Conflict, decide, describe, takes
+from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, Item, Route, Rule, Way
+from tapotun_trio.netconf.transport_routes import Conflict, decide, describe, takes
 
 OURS: Final = "tun"
 LOCAL: Final = "local"

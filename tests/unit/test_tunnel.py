@@ -12,10 +12,10 @@ import trio
 import trio.testing
 
 from tapotun_trio.config.model import AuthHeader, Mark, ServerConfig, TransportChoice
-from tapotun_trio.host.plan import Address, Item, Route, Rule
+from tapotun_trio.host.items import Address, Item, Route, Rule
+from tapotun_trio.netconf.desired import pushed_routes
 from tapotun_trio.routing.router import Router
-from tapotun_trio.tunnel.plans import pushed_routes
-from tapotun_trio.tunnel.session import Session
+from tapotun_trio.server.session import Session
 from tapotun_trio.wire import tunconf
 
 from ..fakes import MemoryDevice, MemoryHost, MemoryNetwork

@@ -17,15 +17,15 @@ import msgspec
 import pytest
 import trio
 
-from tapotun_trio import exits
+from tapotun_trio import exit_codes
 from tapotun_trio.cli import main
-from tapotun_trio.control import place
-from tapotun_trio.control.commands import Process, standard_commands
+from tapotun_trio.control import socket_path
+from tapotun_trio.control.handlers import Process, standard_commands
 from tapotun_trio.control.protocol import StatusReport
 from tapotun_trio.control.server import serve_control
 from tapotun_trio.log import process_logger
+from tapotun_trio.peer.boottime import moment
 from tapotun_trio.status import model
-from tapotun_trio.tunnel.clocks import moment
 
 from ..tables import table
 from .support import client_config, free_port
@@ -37,7 +37,7 @@ ROOT: Final = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where processes are looked for, instead of /run/tapotun."""
-    monkeypatch.setattr(place, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(socket_path, "RUN", str(tmp_path / "run"))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     return tmp_path / "run"
@@ -46,7 +46,7 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @asynccontextmanager
 async def asked(it: World, name: str = "office") -> AsyncIterator[None]:
     """A process of that name, whose interfaces are these."""
-    with place.listening(name, place.places({})) as sock:
+    with socket_path.listening(name, socket_path.places({})) as sock:
         async with trio.open_nursery() as nursery:
             process = Process(name, "/etc/tapotun/office.json", moment())
             nursery.start_soon(serve_control, sock, standard_commands(process, it.registry), process_logger())
@@ -62,7 +62,7 @@ async def call(*argv: str) -> int:
 async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
     async with world(*pair()) as it, asked(it):
         await it.connected()
-        assert await call("status") == exits.OK
+        assert await call("status") == exit_codes.OK
         out, err = capsys.readouterr()
         assert err == ""
         assert "\x1b" not in out
@@ -71,10 +71,10 @@ async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(re.findall(r"^    state:      connected for ", out, re.M)) == 2
         assert max(map(len, out.splitlines())) <= 80
 
-        assert await call("status", "a", "--name", "office") == exits.OK
+        assert await call("status", "a", "--name", "office") == exit_codes.OK
         assert re.findall(r"^interface: (.*)$", capsys.readouterr().out, re.M) == ["a"]
 
-        assert await call("status", "--json", "hub") == exits.OK
+        assert await call("status", "--json", "hub") == exit_codes.OK
         report = msgspec.json.decode(capsys.readouterr().out, type=StatusReport, strict=True)
         assert report.schema == model.SCHEMA
         assert [interface.name for interface in report.processes[0].interfaces] == ["hub"]
@@ -84,38 +84,38 @@ async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
 async def test_several_processes_and_one_that_is_none(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with world(*pair()) as it, asked(it, "one"), asked(it, "two"):
         (run_directory / "text.sock").write_text("no socket")
-        assert await call("status") == exits.OK
+        assert await call("status") == exit_codes.OK
         assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["one", "two"]
-        assert await call("status", "--name", "two") == exits.OK
+        assert await call("status", "--name", "two") == exit_codes.OK
         assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["two"]
 
 
 async def test_status_complains(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await call("status") == exits.FAILED
+    assert await call("status") == exit_codes.FAILED
     assert capsys.readouterr() == (
         "",
         f"tapotun: no tapotun is running (there is no socket of one in {run_directory})\n",
     )
-    assert await call("status", "--json") == exits.FAILED
+    assert await call("status", "--json") == exit_codes.FAILED
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "processes": []}
     async with world(*pair()) as it, asked(it):
-        assert await call("status", "b") == exits.FAILED
+        assert await call("status", "b") == exit_codes.FAILED
         assert capsys.readouterr() == ("", "tapotun: there is no interface b; there is a, hub\n")
-        assert await call("status", "--name", "other") == exits.FAILED
+        assert await call("status", "--name", "other") == exit_codes.FAILED
         assert "no tapotun of the name other is running" in capsys.readouterr().err
 
 
 async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    assert await call("wait", "--timeout", "0.1") == exits.RUNTIME
+    assert await call("wait", "--timeout", "0.1") == exit_codes.RUNTIME
     assert capsys.readouterr().err == "tapotun: not up within 0.1 s: no tapotun is running\n"
     async with world(*pair()) as it, asked(it):
-        assert await call("wait", "--timeout", "30") == exits.OK
+        assert await call("wait", "--timeout", "30") == exit_codes.OK
         assert it.interface("a").state == it.interface("hub").state == "up"
-        assert await call("wait", "hub", "a") == exits.OK
-        assert await call("wait", "b") == exits.FAILED
+        assert await call("wait", "hub", "a") == exit_codes.OK
+        assert await call("wait", "b") == exit_codes.FAILED
         assert capsys.readouterr().err == "tapotun: there is no interface b; there is a, hub\n"
     async with world(client_config("a", free_port())) as it, asked(it):
-        assert await call("wait", "--timeout", "0.3") == exits.RUNTIME
+        assert await call("wait", "--timeout", "0.3") == exit_codes.RUNTIME
         assert capsys.readouterr().err == "tapotun: not up within 0.3 s: a is connecting\n"
 
 
@@ -130,27 +130,27 @@ async def test_wait_for_a_process_that_starts_later() -> None:
         async with world(*pair()) as it, asked(it):
             while not codes:  # noqa: ASYNC110 - a thread sets it
                 await trio.sleep(0.01)
-    assert codes == [exits.OK]
+    assert codes == [exit_codes.OK]
 
 
 async def test_wait_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where too many wait already; an error would say that it can never be."""
     monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 0)
     async with world(*pair()) as it, asked(it):
-        assert await call("wait", "--timeout", "0.5") == exits.RUNTIME
+        assert await call("wait", "--timeout", "0.5") == exit_codes.RUNTIME
         assert "not up within 0.5 s: too many ask at the same time" in capsys.readouterr().err
         monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 1)
-        assert await call("wait", "--timeout", "30") == exits.OK
+        assert await call("wait", "--timeout", "30") == exit_codes.OK
 
 
 async def test_disconnect(capsys: pytest.CaptureFixture[str]) -> None:
     async with world(*pair()) as it, asked(it):
         await it.connected()
-        assert await call("disconnect", "hub", "a") == exits.OK
+        assert await call("disconnect", "hub", "a") == exit_codes.OK
         out = capsys.readouterr().out
         assert out.startswith("disconnected a; it may come back at once")
         await it.until(lambda: it.peer("hub").reconnects == 1)
-        assert await call("disconnect", "mallory") == exits.FAILED
+        assert await call("disconnect", "mallory") == exit_codes.FAILED
         assert capsys.readouterr().err == "tapotun: there is no client mallory here; the servers have a\n"
 
 
@@ -166,7 +166,7 @@ async def test_disconnect(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
-    assert caught.value.code == exits.USAGE
+    assert caught.value.code == exit_codes.USAGE
 
 
 class Enough(Exception):
@@ -184,7 +184,7 @@ def two_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tapotun_trio.control.verbs.time.sleep", sleep)
+        patch.setattr("tapotun_trio.control.subcommands.time.sleep", sleep)
         yield pauses
 
 
@@ -193,7 +193,7 @@ async def test_watch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         await it.connected()
         for argv, pause in ((("--watch", "a"), 2.0), (("--watch", "0.5", "a"), 0.5), (("--watch", "--json"), 2.0)):
             with two_looks(monkeypatch) as pauses:
-                assert await call("status", *argv) == exits.OK
+                assert await call("status", *argv) == exit_codes.OK
             assert pauses == [pause, pause]
             out = capsys.readouterr().out
             if "--json" in argv:
@@ -214,10 +214,10 @@ async def test_on_a_terminal(
     async with world(*pair()) as it, asked(it):
         await it.connected()
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        assert await call("status") == exits.OK
+        assert await call("status") == exit_codes.OK
         assert ("\x1b[" in capsys.readouterr().out) is coloured
         with two_looks(monkeypatch):
-            assert await call("status", "--watch") == exits.OK
+            assert await call("status", "--watch") == exit_codes.OK
         first, second = capsys.readouterr().out.split("\x1b[H")[1:]
         assert len(first.splitlines()) == len(second.splitlines()) == 10  # the last one clears what is below
         assert "more lines" in first

@@ -15,42 +15,20 @@ from typing import Final, TypeAlias
 import pytest
 import trio
 
+from tapotun_trio.client.backoff import Backoff
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import TransportChoice
-from tapotun_trio.tunnel import interface
-from tapotun_trio.tunnel.backoff import Backoff
-from tapotun_trio.tunnel.client import TunnelClient
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.frames import FrameReader
 from tapotun_trio.wire.tunconf import encode_generation_1
-from tapotun_trio.wire.websocket import (
-    BINARY,
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
-    WebSocketBody,
-    close_payload,
-    frame,
-    read_close,
-)
+from tapotun_trio.wire.websocket import BINARY, CLOSE, PING, PONG, TEXT, WebSocketBody, close_payload, frame, read_close
 
 from ..fakes import MemoryDevice, MemoryHost
 from ..packets import frame as packet_frame
 from ..packets import ipv4
 from ..tables import table
-from .hostile import (
-    HUB,
-    Raw,
-    Siege,
-    assert_quiet,
-    besieged,
-    extended,
-    logged,
-    memory_below,
-    open_fds,
-    request,
-    until,
-)
+from .hostile import HUB, Raw, Siege, assert_quiet, besieged, extended, logged, memory_below, open_fds, request, until
 from .support import allowed, client_config, free_port, running, server_config
 
 ME: Final = "10.10.0.2"

@@ -26,7 +26,7 @@ from tapotun_trio.wire.body import (
     chunk_head,
 )
 
-from ..splits import cuts, every_way
+from ..chunkings import cuts, every_way
 from ..tables import table
 
 

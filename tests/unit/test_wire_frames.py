@@ -27,8 +27,8 @@ from tapotun_trio.wire.frames import (
     encode_echo,
 )
 
+from ..chunkings import cut, cuts, every_way
 from ..packets import frame
-from ..splits import cut, cuts, every_way
 
 
 class Received:

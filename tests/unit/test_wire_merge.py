@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.tunnel.device import DeviceWriter
-from tapotun_trio.wire.alike import BLOCK_FROM
+from tapotun_trio.datapath.gro_udp import MAX_SEGMENTS, block_runs, find_runs, merge
+from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.wire.body import LengthBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, FrameReader, Span, each
-from tapotun_trio.wire.merge import MAX_SEGMENTS, block_runs, find_runs, merge
+from tapotun_trio.wire.uniform import BLOCK_FROM
 from tests.fakes import MemoryDevice
 
 PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)

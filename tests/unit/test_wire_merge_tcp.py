@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tapotun_trio.datapath.gro_udp import block_runs
 from tapotun_trio.wire.frames import BUFFER_BYTES, each
-from tapotun_trio.wire.merge import block_runs
 
 from .test_wire_merge import fold, received
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.proxyprotocol import HEADER_BYTES, MAX_REST_BYTES, SIGNATURE, ProxyHeaderParser, Source
 
-from ..splits import cut, cuts
+from ..chunkings import cut, cuts
 
 # Written by hand from the specification, not by a function of ours.
 INET: Final = bytes.fromhex("0d0a0d0a000d0a515549540a 21 11 000c cb007107 7f000001 1267 1f90")

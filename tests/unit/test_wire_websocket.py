@@ -30,7 +30,7 @@ from tapotun_trio.wire.websocket import (
     frame_head,
     mask,
 )
-from tests.splits import cut, cuts, every_way
+from tests.chunkings import cut, cuts, every_way
 
 from ..packets import frame as packet_frame
 from ..packets import ipv4

@@ -1,0 +1,298 @@
+"""What is answered to which request: the table of routes, who may use each, and what each does.
+
+docs/admin.md documents them. Untrusted input, whose failures are answers; `PeerError` goes to the connection's owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from enum import Enum
+from functools import partial
+from time import perf_counter
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from .. import __version__
+from ..control.handlers import Process, process_status
+from ..control.protocol import DisconnectArguments, ReloadArguments
+from ..errors import TapotunError, is_peers_fault
+from ..http.heads import BadRequest
+from ..http.server import Exchange
+from ..lifecycle.registry import NoSuchPeerError, Registry
+from ..log import Faults, Sparingly, process_logger
+from ..status.model import ProcessStatus
+from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
+from .answers import Answer, decode, document, error, text
+from .browser import limited_as
+from .events import Events
+from .health import not_ready
+from .live import serve_live
+from .metrics import render_in_parts
+from .pages import Page
+
+MAX_BODY_BYTES: Final = 16 * 1024
+MAX_LIVE: Final = 16  # WebSockets
+TURN_S: Final = (0.0005, 0.004)  # of what is long, before the others go on: at least, at most
+STATUS_AGE_S: Final = 0.5  # so old may a status be that several WebSockets share
+
+# A request's target may be a whole URL (RFC 9112 section 3.2.2).
+_ABSOLUTE: Final = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
+
+T = TypeVar("T")
+
+# Has the config read again; ``dry_run``: only looks. Returns the changes, a line each; raises TapotunError.
+Reload: TypeAlias = Callable[[bool], Awaitable[list[str]]]
+
+
+class Who(Enum):
+    """May use a route."""
+
+    EVERYBODY = "everybody"
+    EVERYBODY_WITHOUT_TOKEN = "everybody, if no token is configured"
+    WATCHERS = "who shows the token, or has a session"
+    WATCHERS_LIVE = "as above, from a page of ours"
+    ACTORS = "as above, with the session's CSRF token"
+
+
+class Request(NamedTuple):
+    """``address``: under what its failures are counted; ``visitor``: None where everybody may."""
+
+    exchange: Exchange
+    address: str
+    visitor: Visitor | None
+
+
+# None: it has answered by itself.
+Handler: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
+
+
+class Login(Struct, forbid_unknown_fields=True):
+    token: str
+
+
+class Site:
+    """Everything behind one admin listener.
+
+    Args:
+        reload: comes to its end even if whoever waits for it is cancelled.
+        greeted: called for a connection that has shown that it may be here.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        pages: dict[str, Page],
+        events: Events,
+        process: Process,
+        registry: Registry,
+        reload: Reload,
+        greeted: Callable[[Exchange], None],
+    ) -> None:
+        self.retiring = False  # another one takes over: connections end with their next answer
+        self._access = access
+        self._pages = pages
+        self._events = events
+        self._process = process
+        self._registry = registry
+        self._reload = reload
+        self._greeted = greeted
+        self._live = 0
+        self._strangers = Sparingly()
+        self._faults = Faults()
+        self._rendering = trio.Lock()
+        self._status: tuple[float, str] | None = None
+        self._status_lock = trio.Lock()
+        self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
+            "/healthz": {"GET": (Who.EVERYBODY, self._healthz)},
+            "/readyz": {"GET": (Who.EVERYBODY, self._readyz)},
+            "/metrics": {"GET": (Who.EVERYBODY_WITHOUT_TOKEN, self._metrics)},
+            "/api/login": {"POST": (Who.EVERYBODY, self._log_in)},
+            "/api/logout": {"POST": (Who.ACTORS, self._log_out)},
+            "/api/session": {"GET": (Who.WATCHERS, self._session)},
+            "/api/status": {"GET": (Who.WATCHERS, self._show_status)},
+            "/api/events": {"GET": (Who.WATCHERS, self._show_events)},
+            "/api/disconnect": {"POST": (Who.ACTORS, self._disconnect)},
+            "/api/reload": {"POST": (Who.ACTORS, self._reload_config)},
+            "/api/live": {"GET": (Who.WATCHERS_LIVE, self._watch)},
+            **{path: {"GET": (Who.EVERYBODY, partial(self._page, page))} for path, page in pages.items()},
+        }
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one request. Raises PeerError; a bug is logged and answered with a 500."""
+        path = _ABSOLUTE.sub("", exchange.head.target).partition("?")[0]
+        plain = not path.startswith("/api/")
+        close = self.retiring
+        try:
+            answer = await self._answer(exchange, path)
+        except Refused as exc:
+            if isinstance(exc, WrongToken):
+                line = f"admin: {exchange.client} showed a wrong token"
+                self._strangers.log(process_logger(), logging.WARNING, trio.current_time(), line)
+            answer = error(exc.status, str(exc), *exc.headers, plain=plain)
+        except BadRequest as exc:
+            answer, close = error(exc.status, str(exc), plain=plain), True
+        except Exception as exc:
+            if is_peers_fault(exc):
+                raise
+            # That request's, and of nobody else. Where an answer has begun, the connection ends without another one.
+            self._faults.log(process_logger(), trio.current_time(), "admin: request ended", exc)
+            answer, close = None if exchange.answered else error(500, "a bug; the log has it", plain=plain), True
+        if answer is not None:
+            await exchange.respond(answer.status, answer.fields(), answer.body, close=close or self.retiring)
+
+    async def _answer(self, exchange: Exchange, path: str) -> Answer | None:
+        head = exchange.head
+        methods = self._routes.get(path)
+        if methods is None:
+            raise Refused(404, "there is no such page")
+        method = "GET" if head.method == "HEAD" else head.method
+        if method not in methods:
+            allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
+            raise Refused(405, f"{path} takes {' and '.join(allowed)}", ("Allow", ", ".join(allowed)))
+        who, handler = methods[method]
+        address = limited_as(exchange.connection.remote_address, head.headers)
+        visitor = self._admit(who, exchange, address)
+        if visitor is not None:
+            self._greeted(exchange)
+        return await handler(Request(exchange, address, visitor))
+
+    def _admit(self, who: Who, exchange: Exchange, address: str) -> Visitor | None:
+        """Raises Refused."""
+        head, now = exchange.head, trio.current_time()
+        if who is Who.EVERYBODY or (who is Who.EVERYBODY_WITHOUT_TOKEN and not self._access.has_token):
+            return None
+        if who is Who.ACTORS:
+            return self._access.act(head, address, now)
+        if who is Who.WATCHERS_LIVE:
+            return self._access.watch(head, address, now)
+        return self._access.see(head, address, now)
+
+    # ------------------------------------------------------------------ for other programs
+
+    async def _healthz(self, request: Request) -> Answer:
+        return text(200, "ok")
+
+    async def _readyz(self, request: Request) -> Answer:
+        reasons = not_ready(self._registry)
+        return text(503, "\n".join(reasons)) if reasons else text(200, "ready")
+
+    async def _metrics(self, request: Request) -> Answer:
+        async with self._rendering:  # of many who ask at once none shall hold the packets up beside the others
+            parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
+            return Answer(200, await _joined(parts), kind)
+
+    # ------------------------------------------------------------------ for the panel, and whoever else has a token
+
+    async def _page(self, page: Page, request: Request) -> Answer:
+        if not self._access.has_token:
+            raise Refused(403, NO_TOKEN)
+        headers = ("ETag", page.tag), ("Cache-Control", "no-cache")
+        if page.is_known(request.exchange.head.headers.get("if-none-match", "")):
+            return Answer(304, headers=headers)
+        return Answer(200, page.body, page.kind, headers)
+
+    async def _log_in(self, request: Request) -> Answer:
+        head = request.exchange.head
+        shown = await self._read(request, Login)
+        identifier = self._access.log_in(shown.token, head, request.address, trio.current_time())
+        self._greeted(request.exchange)
+        process_logger().info("admin: %s logged in", request.exchange.client)
+        return Answer(204, headers=(cookie(identifier, secure=_is_secure(request)),))
+
+    async def _log_out(self, request: Request) -> Answer:
+        await request.exchange.read_body(MAX_BODY_BYTES)
+        assert request.visitor is not None
+        if request.visitor.session is None:
+            raise Refused(400, "there is no session to end: the token was shown with the request")
+        self._access.log_out(request.visitor.session)
+        return Answer(204, headers=(cookie("", secure=_is_secure(request)),))
+
+    async def _session(self, request: Request) -> Answer:
+        assert request.visitor is not None
+        session = request.visitor.session
+        csrf = None if session is None else session.csrf
+        return document({"csrf": csrf, "name": self._process.name, "version": __version__, "pid": os.getpid()})
+
+    async def _show_status(self, request: Request) -> Answer:
+        return document(await self._process_status())
+
+    async def _show_events(self, request: Request) -> Answer:
+        return document({"events": self._events.since(0)})
+
+    async def _disconnect(self, request: Request) -> Answer:
+        asked = await self._read(request, DisconnectArguments)
+        try:
+            sessions = self._registry.disconnect(asked.interface, asked.client)
+        except NoSuchPeerError as exc:
+            raise Refused(404, str(exc)) from exc
+        where = "" if asked.interface is None else f"{asked.interface} "
+        process_logger().info("admin: %s disconnected %s%s", request.exchange.client, where, asked.client)
+        return document({"sessions": sessions})
+
+    async def _reload_config(self, request: Request) -> Answer:
+        asked = await self._read(request, ReloadArguments)
+        if not asked.dry_run:
+            process_logger().info("admin: %s asks for a reload", request.exchange.client)
+        try:
+            return document({"changes": await self._reload(asked.dry_run)})
+        except TapotunError as exc:
+            raise Refused(409, str(exc)) from exc
+
+    async def _watch(self, request: Request) -> None:
+        assert request.visitor is not None
+        session = request.visitor.session
+        if self._live >= MAX_LIVE:
+            raise Refused(503, f"{MAX_LIVE} panels are open already; close one")
+        self._live += 1
+        try:
+            await serve_live(
+                request.exchange,
+                self._status_message,
+                self._events,
+                lambda: self.retiring or (session is not None and session.is_over(trio.current_time())),
+            )
+        finally:
+            self._live -= 1
+
+    # ------------------------------------------------------------------
+
+    async def _read(self, request: Request, kind: type[T]) -> T:
+        return decode(await request.exchange.read_body(MAX_BODY_BYTES), kind)
+
+    async def _process_status(self) -> ProcessStatus:
+        return await process_status(self._process, self._registry, [])
+
+    async def _status_message(self) -> str:
+        async with self._status_lock:
+            now = trio.current_time()
+            if self._status is None or now - self._status[0] >= STATUS_AGE_S:
+                at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                message = {"type": "status", "at": at, "status": await self._process_status()}
+                self._status = now, msgspec.json.encode(message).decode()
+            return self._status[1]
+
+
+async def _joined(parts: Iterable[bytes]) -> bytes:
+    """What takes long to be made, while packets go on. A turn of it is as long as that of the others, within limits:
+    where these have much to do a scrape of many short turns would not come to its end in time."""
+    joined, begun, others_s = bytearray(), perf_counter(), 0.0
+    for part in parts:
+        joined += part
+        paused = perf_counter()
+        if paused - begun >= min(max(others_s, TURN_S[0]), TURN_S[1]):
+            await trio.lowlevel.checkpoint()
+            begun = perf_counter()
+            others_s = begun - paused
+    return bytes(joined)
+
+
+def _is_secure(request: Request) -> bool:
+    """Whether the browser came by https, as its proxy says; if that lies, the browser only keeps the cookie back."""
+    return request.exchange.head.headers.get("x-forwarded-proto", "").strip().lower() == "https"

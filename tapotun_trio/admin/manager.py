@@ -1,0 +1,202 @@
+"""Where the admin listener of a process sits, if it has one; changed by a reload.
+
+What an admin listener needs is imported when the config has one: most processes never pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from ..config.model import AdminConfig, Endpoint, TcpEndpoint, endpoint_key
+from ..control.handlers import Process
+from ..errors import HostError, TapotunError
+from ..host.net.listen import AbsentError, Listener, listen
+from ..lifecycle.registry import Registry
+from ..log import add_handler, process_logger, remove_handler
+
+if TYPE_CHECKING:
+    from .events import Events
+    from .server import Desk
+
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+class Reload(Protocol):
+    """Has the config read again. Returns the changes, a line each. Raises TapotunError: nothing was changed."""
+
+    async def __call__(self, *, dry_run: bool = False) -> list[str]: ...
+
+
+class AdminSeat:
+    """The admin listener, or its absence. Its tasks are the process's."""
+
+    def __init__(self, process: Process, registry: Registry, nursery: trio.Nursery) -> None:
+        self.reload: Reload | None = None  # as soon as there is one
+        self._process = process
+        self._registry = registry
+        self._nursery = nursery
+        self._log = process_logger()
+        self._config: AdminConfig | None = None
+        self._desk: Desk | None = None
+        self._events: Events | None = None
+
+    async def prepare(self, after: AdminConfig | None) -> None:
+        """Load in a thread what `changing` to that needs: it takes 0.1 s, for which packets would wait."""
+        if after is not None and self._desk is None:
+            await trio.to_thread.run_sync(_load)
+
+    @contextmanager
+    def changing(self, after: AdminConfig | None) -> Iterator[None]:
+        """Have it as the config says when the block has come to its end. Raises HostError before the block: it cannot
+        listen there. Then, and if the block raises, all is as before.
+
+        The new one listens before the old one stops, but where the old one's own address is in its way.
+        """
+        before = self._config
+        if after == before:
+            yield
+            return
+        if before is not None and after is not None and _in_the_way(before.listen, after.listen):
+            self._leave()
+        try:
+            desk = None if after is None else self._desk_or_none(after)
+            try:
+                yield
+            except BaseException:
+                if desk is not None and (self._desk is None or desk.listener is not self._desk.listener):
+                    desk.listener.close()
+                raise
+        except BaseException:
+            if before is None:
+                self._forget_events()
+            elif self._desk is None:
+                self._sit(before, self._desk_for(before))
+            raise
+        if self._desk is not None:
+            self._leave(keep=None if desk is None else desk.listener)
+        if after is not None and desk is not None:
+            self._sit(after, desk)
+        else:
+            self._forget_events()
+
+    def _desk_or_none(self, config: AdminConfig) -> Desk | None:
+        """As `_desk_for`. None, with a warning, where there is no listener yet and this machine does not have what its
+        address needs: the tunnels start without it."""
+        try:
+            return self._desk_for(config)
+        except AbsentError as exc:
+            if self._config is not None:
+                raise
+            self._log.warning("%s; goes on without it until the next reload", exc)
+            return None
+
+    def _desk_for(self, config: AdminConfig) -> Desk:
+        """It listens, and does not accept yet; on the present one's listener if that is the same. Raises HostError."""
+        from .access import Access
+        from .api import Site
+        from .events import Events
+        from .pages import read_pages
+        from .server import Desk
+
+        events = self._events
+        if events is None:
+            events = self._events = Events()
+            add_handler(events)
+        pages, access = read_pages(), Access(config.token)
+        return Desk(
+            self._listener_for(config.listen),
+            lambda greet: Site(access, pages, events, self._process, self._registry, self._reload_to_its_end, greet),
+            self._log,
+        )
+
+    def _listener_for(self, endpoint: Endpoint) -> Listener:
+        desk, now = self._desk, self._config
+        if desk is not None and now is not None and endpoint_key(now.listen) == endpoint_key(endpoint):
+            return desk.listener
+        try:
+            found = listen(endpoint)
+        except HostError as exc:
+            raise type(exc)(f"admin: {exc}") from exc
+        assert found is not None, "this endpoint is not optional"
+        return found
+
+    def _sit(self, config: AdminConfig, desk: Desk) -> None:
+        self._config, self._desk = config, desk
+        self._nursery.start_soon(self._run, desk)
+        name = desk.listener.name
+        waits = desk.listener.waits
+        soon = ", as soon as this machine has that address" if waits else ""
+        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
+        if waits and not (isinstance(config.listen, TcpEndpoint) and config.listen.early):
+            self._log.warning(
+                "admin: %s: this machine does not have that address yet, and nobody can connect before it has; "
+                "if it is not to get it, correct admin.listen",
+                name,
+            )
+
+    def _leave(self, *, keep: Listener | None = None) -> None:
+        """The present one stops. ``keep``: the listener that its successor has."""
+        desk, self._desk, self._config = self._desk, None, None
+        assert desk is not None
+        desk.retire()
+        if desk.listener is not keep:
+            desk.listener.close()
+
+    def _forget_events(self) -> None:
+        if self._events is not None:
+            remove_handler(self._events)
+            self._events = None
+
+    async def _run(self, desk: Desk) -> None:
+        try:
+            await desk.run()
+        finally:
+            if self._desk is desk:  # the process ends
+                desk.listener.close()
+
+    async def _reload_to_its_end(self, dry_run: bool) -> list[str]:
+        """As `reload`, which may end the very connection over which it is asked for, and must not be cut off."""
+        done = trio.Event()
+        changes: list[str] = []
+        failures: list[TapotunError] = []
+
+        async def run() -> None:
+            try:
+                if self.reload is None:
+                    raise HostError("the interfaces are still starting; try again")
+                changes.extend(await self.reload(dry_run=dry_run))
+            except TapotunError as exc:
+                failures.append(exc)
+            except Exception:  # noqa: BLE001 - told to who asked, and the process goes on
+                self._log.exception("a bug in a reload")
+                failures.append(HostError("a bug; the log has it"))
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if failures:
+            raise failures[0]
+        return changes
+
+
+def _load() -> None:
+    """What `_desk_for` imports. Blocking."""
+    for name in ("access", "events", "server", "api"):
+        import_module(f"{__package__}.{name}")
+    from .pages import read_pages
+
+    read_pages()  # for what is imported by that
+
+
+def _in_the_way(old: Endpoint, new: Endpoint) -> bool:
+    """Whether the new one cannot be had while there is the old one, though they are not the same."""
+    if not isinstance(old, TcpEndpoint) or not isinstance(new, TcpEndpoint) or old.address == new.address:
+        return False
+    same_family = (":" in old.address) == (":" in new.address)
+    return same_family and old.port == new.port and (old.address in _WILDCARDS or new.address in _WILDCARDS)

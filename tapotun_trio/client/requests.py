@@ -1,0 +1,171 @@
+"""What a client sends to its server's URL, each on a connection of its own: GET, PUT, and a WebSocket's handshake."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from ..config.model import NO_PROXY, ClientConfig, Proxy
+from ..errors import HostError, PeerError
+from ..host.net.sockets import GONE, Connection
+from ..host.net.tls import TlsClient
+from ..http.client import RESPONSE_S, check_status, open_connection, read_response, rest_of_refusal, send_request
+from ..http.heads import ResponseHead
+from ..netconf.transport_guard import TransportGuard
+from ..wire import control, tunconf
+from ..wire.tunconf import TunConf
+from .transport_choice import Carrier
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A download that has begun. Whoever has it closes its connection.
+
+    Attributes:
+        rest: what came behind the head.
+        features: what was agreed.
+    """
+
+    connection: Connection
+    head: ResponseHead
+    rest: bytes
+    conf: TunConf
+    features: frozenset[str]
+
+
+class Requests:
+    """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
+
+    def __init__(self, config: ClientConfig, carrier: Carrier, guard: TransportGuard) -> None:
+        """``guard`` is told where connections go.
+
+        Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
+        self._config = config
+        self._carrier = carrier
+        self._guard = guard
+        self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
+        self._proxy = outgoing_proxy(config)
+        self._session_id = os.urandom(16).hex()
+
+    async def get(self, *, yields: bool) -> Answer:
+        """Begin a download. ``yields``: not if another machine uses the token (`control.YIELD_HEADER`)."""
+        return await self._download(yields=yields, websocket=False)
+
+    async def websocket(self, *, yields: bool) -> Answer:
+        """Begin a WebSocket."""
+        return await self._download(yields=yields, websocket=True)
+
+    async def put(self, number: int | None) -> Connection:
+        """Send the head of an upload. ``number``: of one that belongs to an extended download, else None."""
+        headers = upload_fields(self._config, self._session_id, number)
+        connection = await self._connect()
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            await send_request(connection, "PUT", self._config.server, headers)
+            undo.pop_all()
+        return connection
+
+    async def _download(self, *, yields: bool, websocket: bool) -> Answer:
+        url = self._config.server
+        headers = download_fields(self._config, self._session_id, self._carrier.features, yields=yields)
+        connection = await self._connect()
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            with trio.move_on_after(RESPONSE_S) as deadline, _one_word_for_no_answer():
+                if websocket:
+                    from ..http.websocket import check_upgrade, open_websocket
+
+                    head, rest = await open_websocket(connection, url, headers)
+                    check_upgrade(head, url, await rest_of_refusal(connection, head, rest))
+                else:
+                    await send_request(connection, "GET", url, headers)
+                    head, rest = await read_response(connection, "GET")
+                    check_status(head, url, await rest_of_refusal(connection, head, rest))
+            if deadline.cancelled_caught:
+                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
+            conf = _tun_conf(head, url.authority)
+            features = control.agree(head.headers.get(control.FEATURES_HEADER))
+            if websocket and not features >= {control.CTL, control.WS}:
+                raise PeerError(f"{url.authority} answered a WebSocket without agreeing to one", reason="no-websocket")
+            undo.pop_all()
+        return Answer(connection, head, rest, conf, features)
+
+    async def _connect(self) -> Connection:
+        config = self._config
+        with self._guard.attempt() as attempt:
+            try:
+                connection = await open_connection(
+                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved
+                )
+            except PeerError as exc:
+                if exc.reason == "dns":
+                    self._guard.unresolved()
+                raise
+            self._guard.opened(connection)
+            return connection
+
+
+@contextmanager
+def _one_word_for_no_answer() -> Iterator[None]:
+    """A server that goes before it answers may end the connection or reset it: that is one failure, in one text."""
+    try:
+        yield
+    except PeerError as exc:
+        if exc.reason != "closed" and exc.key != GONE:
+            raise
+        text = "the server closed the connection without an answer"
+        raise PeerError(text, reason="closed", key="no answer") from exc
+
+
+def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
+    value = head.headers.get("x-tun-conf")
+    if value is None:
+        raise PeerError(f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason="bad-conf")
+    return tunconf.decode(value)
+
+
+def token_fields(config: ClientConfig) -> list[tuple[str, str]]:
+    """The headers that carry the token."""
+    token, header = config.token.reveal(), config.auth_header
+    fields = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
+    return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
+
+
+def download_fields(
+    config: ClientConfig, session_id: str, features: frozenset[str], *, yields: bool
+) -> list[tuple[str, str]]:
+    """The headers of a GET or of a WebSocket's handshake, but Host."""
+    fields = [
+        *token_fields(config),
+        (control.FEATURES_HEADER, control.offer(features)),
+        (control.SESSION_HEADER, session_id),
+    ]
+    return [*fields, (control.YIELD_HEADER, "1")] if yields else fields
+
+
+def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
+    """The headers of a PUT, but Host. ``number``: of one that belongs to an extended download, else None."""
+    fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
+    if number is not None:
+        fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))
+    return fields
+
+
+def outgoing_proxy(config: ClientConfig) -> Proxy | None:
+    """The proxy of the config, or of the environment. Raises HostError if that has none that can be used."""
+    if isinstance(config.proxy, Proxy):
+        return config.proxy
+    if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    from ..config.fields import Invalid
+    from ..config.proxy import from_environment
+
+    try:
+        found = from_environment(config.server, os.environ)
+    except Invalid as exc:
+        raise HostError(f"{exc.problem}; {exc.remedy}") from exc
+    return None if found is None else found[1]

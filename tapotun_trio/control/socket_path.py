@@ -1,0 +1,162 @@
+"""Where control sockets are: one for each process, ``NAME.sock``, which only its user and root may open.
+
+A process takes the first of these that it may write to; whoever asks looks into all of them:
+
+/run/tapotun              root's, and what systemd makes with RuntimeDirectory=tapotun
+$RUNTIME_DIRECTORY        what systemd made for this unit, RuntimeDirectory=tapotun/office say
+$XDG_RUNTIME_DIR/tapotun  an ordinary user's
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+
+from ..host.net.socketfile import SocketDirectory, SocketFile
+
+RUN: Final = "/run/tapotun"
+SUFFIX: Final = ".sock"
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,31}")
+NAME_RULE: Final = "1 to 32 of A-Z a-z 0-9 . _ @ -, the first a letter, a digit or _"
+PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
+BACKLOG: Final = 256  # connect(2) does not wait for room in it; forty services may ask in one moment
+REMEDY: Final = (
+    "give it a --name of its own, and a directory: RuntimeDirectory=tapotun in a systemd unit, or XDG_RUNTIME_DIR"
+)
+
+# What makes one place useless, so that the next is tried.
+_CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+class Place(NamedTuple):
+    """A directory for sockets. ``mode``: with which it is made where it is missing; None: it is not ours to make."""
+
+    directory: str
+    mode: int | None
+
+
+def places(environ: Mapping[str, str]) -> list[Place]:
+    """In the order in which they are tried."""
+    # Everybody may see who is there; the sockets themselves are 0600.
+    found = [Place(RUN, 0o755)]
+    if given := environ.get("RUNTIME_DIRECTORY", ""):  # systemd.exec(5): several are separated by colons
+        found.append(Place(given.partition(":")[0], None))
+    if given := environ.get("XDG_RUNTIME_DIR", ""):
+        found.append(Place(os.path.join(given, "tapotun"), 0o700))
+    return [place for place in dict.fromkeys(found) if os.path.isabs(place.directory)]
+
+
+@contextmanager
+def listening(name: str, where: Iterable[Place]) -> Iterator[socket.socket]:
+    """A listening control socket of that name, non-blocking, in the first place that will have it; gone at the end.
+
+    Sockets there that nobody listens on, as killed processes leave them, are removed. Raises OSError: a process of
+    this name runs, or no place is open to us.
+    """
+    refusal = OSError(errno.EACCES, "no directory for it")
+    for place in where:
+        made = False
+        try:
+            made = place.mode is not None and _make(place.directory, place.mode)
+            directory = SocketDirectory(place.directory)
+        except OSError as exc:
+            if made:
+                with suppress(OSError):  # others have found it
+                    os.rmdir(place.directory)
+            if exc.errno not in _CLOSED:
+                raise
+            refusal = exc
+            continue
+        with directory:
+            try:
+                try:
+                    sock, file = _listen(directory, place.directory, name)
+                except OSError as exc:
+                    if exc.errno not in _CLOSED:
+                        raise
+                    refusal = exc
+                    continue
+                try:
+                    yield sock
+                finally:
+                    file.remove()
+                    sock.close()
+            finally:
+                if made:
+                    _unmake(directory, place.directory)
+        return
+    raise refusal
+
+
+def find(where: Iterable[Place]) -> list[str]:
+    """The paths of the sockets that are there, stale ones included, in the order of their names."""
+    found: dict[str, None] = {}
+    for place in where:
+        for directory in (place.directory, *_directories(place.directory)):
+            for entry in _entries(directory):
+                if entry.name.endswith(SUFFIX) and NAME.fullmatch(entry.name.removesuffix(SUFFIX)):
+                    found[os.path.realpath(entry.path)] = None
+    return sorted(found, key=name_of)
+
+
+def name_of(path: str) -> str:
+    """The process's name in a socket's path."""
+    return os.path.basename(path).removesuffix(SUFFIX)
+
+
+def _make(directory: str, mode: int) -> bool:
+    """Returns whether it was missing."""
+    try:
+        os.mkdir(directory, mode)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _unmake(directory: SocketDirectory, path: str) -> None:
+    with suppress(OSError):  # others are still in it
+        if directory.is_at(path):
+            os.rmdir(path)
+
+
+def _listen(directory: SocketDirectory, where: str, name: str) -> tuple[socket.socket, SocketFile]:
+    path = os.path.join(where, name + SUFFIX)
+    if len(os.fsencode(path)) > PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, "the path is too long for a socket", path)
+    with suppress(OSError):  # nobody lets us look
+        for entry in directory.names():
+            if entry.endswith(SUFFIX) and entry != name + SUFFIX:
+                directory.remove_if_stale(entry)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        return sock, directory.listen(sock, name + SUFFIX, 0o600, BACKLOG)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise OSError(errno.EADDRINUSE, "another process of this name runs", path) from exc
+        raise OSError(exc.errno, exc.strerror, path) from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _directories(directory: str) -> list[str]:
+    """Those that may hold sockets. One with a dot is a process's that is just starting."""
+    return [
+        entry.path
+        for entry in _entries(directory)
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+    ]

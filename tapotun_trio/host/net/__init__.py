@@ -1,0 +1,4 @@
+"""TCP and TLS: `dial` connects, `listen` accepts, `sockets` is one connection, `tls` encrypts it.
+
+Read `sockets` first: everything above sends and receives through its `Connection`.
+"""

@@ -1,0 +1,153 @@
+"""Connecting to a name: every address is tried, in the order and with the head starts of RFC 8305."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain, zip_longest
+from typing import Final, TypeAlias
+
+import trio
+
+from ...errors import HostError, PeerError, ShortageError, shortage_of
+from ..process.descriptors import no_descriptor_left
+from .sockets import Connection, leave_undecided, peer_name
+
+# RFC 8305 section 8: how long an attempt has before the next one starts beside it.
+ATTEMPT_DELAY_S: Final = 0.25
+_SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
+
+_Address = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
+
+Resolved: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
+"""Told of a name's addresses before the first of them is tried; it may make ready for them."""
+
+
+async def connect(host: str, port: int, mark: int | None = None, resolved: Resolved | None = None) -> Connection:
+    """Connect over TCP to the first of the host's addresses that answers.
+
+    The name is resolved anew each time. ``mark`` is the fwmark of every socket tried (needs CAP_NET_ADMIN), so that
+    policy routing can keep the transport out of the tunnel. The caller bounds the time; cancelled, nothing stays.
+
+    Raises PeerError: the name does not resolve, or nobody answers (with each address's own reason); ShortageError if
+    this machine lacks what it takes. An address of a family that this machine does not have is left out.
+    Raises HostError: the mark is not allowed.
+    """
+    addresses = interleave(await _resolve(host, port))
+    if resolved is not None:
+        await resolved([str(address[0]) for _, address in addresses])
+    failures: dict[str, int] = {}
+    winner: socket.socket | None = None
+
+    async def attempt(address: _Address, failed: trio.Event, nursery: trio.Nursery) -> None:
+        nonlocal winner
+        sock: socket.socket | None = None
+        try:
+            sock = _socket(address[0], mark)
+            await _connect_socket(sock, address[1])
+        except OSError as exc:
+            failures[str(address[1][0])] = exc.errno or errno.EIO
+            failed.set()
+        else:
+            if winner is None:
+                winner = sock
+                nursery.cancel_scope.cancel()
+        finally:
+            if sock is not None and sock is not winner:
+                sock.close()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed, nursery)
+                with trio.move_on_after(ATTEMPT_DELAY_S):
+                    await failed.wait()
+    except BaseException:
+        if winner is not None:
+            winner.close()
+        raise
+    if winner is None:
+        raise _nobody_answers(host, port, failures)
+    try:
+        return Connection(winner, peer_name(winner))
+    except BaseException:
+        winner.close()
+        raise
+
+
+async def _resolve(host: str, port: int) -> list[_Address]:
+    """All addresses of a name, in the resolver's order. Raises PeerError."""
+    doing = f"cannot resolve {host}"
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as exc:
+        # Of a resolver without a descriptor the C library says that the name is unknown, or that one may try again.
+        raise _shortage_of_resolver(exc, doing) or PeerError(
+            f"{host} does not resolve: {exc.strerror}", reason="dns"
+        ) from exc
+    except UnicodeError as exc:  # the idna codec, of a label that is too long
+        raise PeerError(f"{host} is not a host name: {exc}", reason="dns") from exc
+    except (OSError, MemoryError, RuntimeError) as exc:  # EAI_SYSTEM, and what takes a thread to ask in
+        shortage = shortage_of(exc, doing)
+        if shortage is None and not isinstance(exc, OSError):
+            raise
+        raise shortage or PeerError(f"{doing}: {exc}", reason="dns") from exc
+    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
+
+
+def _shortage_of_resolver(exc: socket.gaierror, doing: str) -> ShortageError | None:
+    return shortage_of(MemoryError(), doing) if exc.errno == socket.EAI_MEMORY else no_descriptor_left(doing)
+
+
+def interleave(addresses: Sequence[_Address]) -> list[_Address]:
+    """The resolver's order, but the families in turn (RFC 8305 section 4), beginning with its first one's."""
+    first = [a for a in addresses if a[0] == addresses[0][0]]
+    other = [a for a in addresses if a[0] != addresses[0][0]]
+    return [a for a in chain.from_iterable(zip_longest(first, other)) if a is not None]
+
+
+def _socket(family: int, mark: int | None) -> socket.socket:
+    """Raises OSError, and HostError if the mark is not allowed."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    leave_undecided(sock)
+    try:
+        if mark is not None:
+            # As bytes: the kernel reads a u32, and Python takes an int for a signed one.
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark.to_bytes(4, sys.byteorder))
+    except OSError as exc:
+        sock.close()
+        if shortage_of(exc, "") is not None:
+            raise
+        raise HostError(f"transport_mark {mark}: {exc.strerror}; it needs CAP_NET_ADMIN") from exc
+    return sock
+
+
+async def _connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
+    """connect(2) without blocking. Raises OSError. Cancelled, close the socket."""
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        await trio.lowlevel.wait_writable(sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _nobody_answers(host: str, port: int, failures: dict[str, int]) -> PeerError:
+    """One reason for all addresses is said once. The order in which they were tried, or failed, makes no difference;
+    nor does an address of a family that this machine does not have, if there are others."""
+    doing = f"cannot connect to {host} port {port}"
+    told = {it: error for it, error in failures.items() if error != errno.EAFNOSUPPORT} or failures
+    errors = sorted(set(told.values()))
+    for error in errors:
+        if (shortage := shortage_of(OSError(error, os.strerror(error)), doing)) is not None:
+            return shortage
+    if len(errors) == 1:
+        why = os.strerror(errors[0])
+    else:
+        why = ", ".join(f"{address}: {os.strerror(error)}" for address, error in sorted(told.items()))
+    refused = errno.ECONNREFUSED in errors
+    return PeerError(f"{doing}: {why}", reason="refused" if refused else "connect", key=f"connect: {errors}")

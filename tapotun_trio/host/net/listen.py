@@ -1,0 +1,192 @@
+"""Listening sockets, TCP of either family and Unix."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from ...config.model import Endpoint, TcpEndpoint, UnixEndpoint
+from ...errors import HostError, passing_shortages, shortage_of
+from .socketfile import SocketDirectory, SocketFile
+from .sockets import Connection, leave_undecided, peer_name
+
+BACKLOG: Final = 512
+# linux/in.h and linux/in6.h; socket has no names for them. Neither needs a right. The second is Linux 4.15's; before
+# that, the first did for both families.
+_IP_FREEBIND: Final = 15
+_IPV6_FREEBIND: Final = 78
+
+
+class AbsentError(HostError):
+    """This machine does not have what an endpoint names, and may have it later: an address, or a family of them."""
+
+
+class Listener:
+    """One listening socket. `close` also removes a Unix socket's file."""
+
+    __slots__ = ("_file", "_sock", "_waits", "is_unix", "name")
+
+    def __init__(self, sock: socket.socket, name: str, file: SocketFile | None = None, *, waits: bool = False) -> None:
+        self._sock = sock
+        self._file = file
+        self.is_unix = file is not None
+        self._waits = waits
+        self.name = name
+
+    @property
+    def waits(self) -> bool:
+        """This machine did not have its address when it was bound, and has not got it since."""
+        if self._waits and self._sock.fileno() >= 0:
+            self._waits = not _is_local(self._sock)
+        return self._waits
+
+    async def accept(self) -> Connection:
+        """The next connection. Cancel-safe; always a checkpoint.
+
+        Raises ShortageError if the process or the machine has no descriptors or memory left for it: wait a little
+        and try again.
+        """
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                sock, _ = self._sock.accept()
+                try:
+                    return Connection(sock, peer_name(sock))
+                except BaseException:
+                    sock.close()
+                    raise
+            except (OSError, MemoryError) as exc:
+                if (shortage := shortage_of(exc, f"cannot accept on {self.name}")) is not None:
+                    raise shortage from exc
+                if isinstance(exc, MemoryError):
+                    raise
+                # accept(2): a pending network error of the new socket is passed on; that is its own affair.
+                if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
+                    raise
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            if self._file is not None:
+                self._file.remove()  # while it is ours: a closed socket's is stale, and another process may replace it
+            self._sock.close()
+
+
+def endpoint_name(endpoint: Endpoint) -> str:
+    """As logs and the status show it: ``192.0.2.7:8080``, ``[2001:db8::7]:8080``, ``unix:/path``."""
+    if isinstance(endpoint, UnixEndpoint):
+        return f"unix:{endpoint.path}"
+    address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    return f"{address}:{endpoint.port}"
+
+
+def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
+    """Bind and listen. None: the endpoint is optional and this machine has no such address family. ``socket_mode``: the
+    permissions of a Unix socket, whatever the umask.
+
+    An address that this machine does not have is listened on all the same, and can be reached as soon as the machine
+    gets it (`Listener.waits`). So can one of IPv6 that is tentative, which duplicate address detection still checks.
+
+    Raises AbsentError: there is no such address family. HostError: the port is taken or needs a privilege.
+    """
+    if isinstance(endpoint, UnixEndpoint):
+        return _listen_unix(endpoint.path, socket_mode)
+    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
+    name = endpoint_name(endpoint)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as exc:
+        doing = f"cannot listen on {name}"
+        if exc.errno != errno.EAFNOSUPPORT:
+            raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
+        if endpoint.optional:
+            return None
+        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
+        text = f"{doing}: this machine has no {version}; switch it on, or choose another address"
+        raise AbsentError(text) from exc
+    try:
+        with suppress(OSError):  # only a port that was in use a moment ago needs it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            with suppress(OSError):  # without it, an IPv4 endpoint on this port may be refused
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        leave_undecided(sock)
+        waits = _bind(sock, endpoint)
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        absent = exc.errno == errno.EADDRNOTAVAIL
+        if absent and endpoint.optional:
+            return None
+        doing = f"cannot listen on {name}"
+        kind = AbsentError if absent else HostError
+        raise shortage_of(exc, doing) or kind(f"{doing}: {_listen_remedy(exc, endpoint.port)}") from exc
+    return Listener(sock, name, waits=waits)
+
+
+def _bind(sock: socket.socket, endpoint: TcpEndpoint) -> bool:
+    """Returns whether this machine does not have the address yet. Raises OSError."""
+    try:
+        sock.bind((endpoint.address, endpoint.port))
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EADDRNOTAVAIL or endpoint.optional or not _try_freebind(sock):
+            raise
+    sock.bind((endpoint.address, endpoint.port))
+    return True
+
+
+def _try_freebind(sock: socket.socket) -> bool:
+    """Let it bind to an address that this machine does not have. Returns whether the kernel can."""
+    levels = [(socket.IPPROTO_IP, _IP_FREEBIND)]
+    if sock.family == socket.AF_INET6:
+        levels.insert(0, (socket.IPPROTO_IPV6, _IPV6_FREEBIND))
+    for level, option in levels:
+        with suppress(OSError):
+            sock.setsockopt(level, option, 1)
+            return True
+    return False
+
+
+def _is_local(sock: socket.socket) -> bool:
+    """Whether this machine has the address that a socket is bound to."""
+    try:
+        with socket.socket(sock.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((sock.getsockname()[0], 0))
+    except OSError as exc:
+        return exc.errno != errno.EADDRNOTAVAIL
+    return True
+
+
+def _listen_unix(path: str, mode: int) -> Listener:
+    doing = f"cannot listen on unix:{path}"
+    with passing_shortages(doing):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with SocketDirectory(os.path.dirname(path) or ".") as directory:
+            file = directory.listen(sock, os.path.basename(path), mode, BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise shortage_of(exc, doing) or HostError(f"{doing}: {_unix_remedy(exc, path)}") from exc
+    return Listener(sock, f"unix:{path}", file)
+
+
+def _unix_remedy(exc: OSError, path: str) -> str:
+    if exc.errno == errno.ENOENT:
+        return f"there is no directory {os.path.dirname(path)}; make it, or choose another path"
+    return exc.strerror or str(exc)
+
+
+def _listen_remedy(exc: OSError, port: int) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return f"the port is in use; stop the other program (ss -ltnp 'sport = :{port}') or choose another port"
+    if exc.errno == errno.EACCES:
+        return "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address; choose one that it has"
+    return exc.strerror or str(exc)

@@ -1,0 +1,59 @@
+"""Watching the kernel for as long as an interface lives, also across moments in which the host cannot tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from ...errors import HostError, shortage_of
+from ...log import Log, flapping
+
+RETRY_S: Final = (1.0, 60.0)  # the first pause, doubled up to the last
+
+
+class Rewatch:
+    """Opens a watch again after it failed.
+
+    Attributes:
+        lapsed: it failed before, so something may have happened unseen.
+    """
+
+    def __init__(self, log: Log, consequence: str) -> None:
+        """``consequence``: what is worse while nothing is watched, for the log."""
+        self._log = log
+        self._consequence = consequence
+        self._sparingly = flapping()
+        self._told: str | None = None
+        self._pause_s = RETRY_S[0]
+        self.lapsed = False
+
+    def worked(self) -> None:
+        """It is open."""
+        self.lapsed = False
+        self._told = None
+        self._pause_s = RETRY_S[0]
+
+    async def keep(self, watch: Callable[[], Awaitable[None]]) -> None:
+        """Run ``watch``, for ever: again after a pause whenever it raises HostError, or meets a shortage."""
+        while True:
+            try:
+                await watch()
+            except Exception as exc:
+                failure = exc if isinstance(exc, HostError) else shortage_of(exc, "cannot watch this machine's network")
+                if failure is None:
+                    raise
+                self._tell(str(failure))
+            self.lapsed = True
+            await trio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, RETRY_S[1])
+
+    def _tell(self, why: str) -> None:
+        text = f"{why}; {self._consequence}"
+        if why == self._told:
+            self._log.debug("%s", text)
+        else:
+            self._told = why
+            self._sparingly.log(self._log, logging.WARNING, trio.current_time(), text)

@@ -1,0 +1,17 @@
+"""Whether this process can open one more file: some libraries do not say that this was their problem."""
+
+from __future__ import annotations
+
+import os
+
+from ...errors import ShortageError, shortage_of
+
+
+def no_descriptor_left(doing: str) -> ShortageError | None:
+    """The shortage, if no file can be opened now; else None. Ask right after the library has failed.
+    ``doing``: what failed, for people."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        return shortage_of(exc, doing)
+    return None

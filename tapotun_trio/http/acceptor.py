@@ -1,0 +1,298 @@
+"""The process's listening sockets, each open while an interface uses it, and which interface a request is for.
+
+::
+
+    supervisor
+    ├─ front door                 outlives every interface
+    │   └─ entrance, one an endpoint: accept, and connections from accept or the end of a request to the next head
+    └─ interface                  each request of it, from its head to its end, runs in this one's nursery
+
+A connection belongs to its entrance, for a proxy sends requests of several interfaces over one. What a request
+starts belongs to the interface: that one's end is theirs, and the others on the port do not notice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from ..config.model import Endpoint, Reception, TcpEndpoint, endpoint_key
+from ..errors import HostError, PeerError, ShortageError, leaves
+from ..host.net.listen import AbsentError, Listener, endpoint_name, listen
+from ..host.net.sockets import Connection
+from ..log import Faults, Log, Sparingly
+from .client_address import Origin, origin_of
+from .pending import Lobby
+from .server import Exchange, serve_connection
+
+ACCEPT_RETRY_S: Final = 0.1
+LISTEN_RETRY_S: Final = (1.0, 30.0)  # the first pause before an endpoint is tried again, doubled up to the last
+WAITS: Final = (
+    "this machine does not have that address yet, and nobody can connect before it has; "
+    "if it is not to get it, correct listen"
+)
+GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
+# Ends of connections that the operator shall hear of: what is wrong is in a config.
+_OPERATORS: Final = frozenset({"untrusted-proxy", "bad-proxy-header"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tenant:
+    """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has. What of its
+    ``reception`` matters at an entrance is the same for all there.
+
+    ``serve`` answers one request; it runs in ``nursery``. A HostError that it raises ends the interface; anything else
+    ends the connection.
+    """
+
+    path: str | None
+    reception: Reception
+    nursery: trio.Nursery
+    serve: Callable[[Exchange, Entrance], Awaitable[None]]
+    log: Log
+
+
+class Entrance:
+    """One listening socket, its lobby, and the tenants behind it."""
+
+    def __init__(self, key: Endpoint, listener: Listener, reception: Reception, log: Log) -> None:
+        self.key = key
+        self.listener = listener
+        self.reception = reception
+        self.lobby = Lobby()
+        self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
+        self.tenants: dict[str | None, Tenant] = {}
+        self.scope = trio.CancelScope()
+        self._log = log
+        self._shortages = Sparingly()
+        self._strangers = Sparingly()
+        self._faults = Faults()
+
+    async def run(self) -> None:
+        """Accept and serve until cancelled. If the listening socket is of no use any more, the tenants end, and start
+        again with another one."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._accept(nursery)
+                except Exception as exc:  # noqa: BLE001 - it is raised where it is handled, in the tenants
+                    for tenant in self.tenants.values():
+                        tenant.nursery.start_soon(_fail, exc)
+                finally:
+                    self.listener.close()  # at once, while streams still end: nobody shall come back to who goes
+
+    async def _accept(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                connection = await self.listener.accept()
+            except HostError as exc:
+                if isinstance(exc, ShortageError):
+                    self.refusals[exc.reason] += 1
+                self._shortages.log(self._log, logging.WARNING, trio.current_time(), str(exc))
+                await trio.sleep(ACCEPT_RETRY_S)
+                continue
+            except (OSError, trio.ClosedResourceError):  # the listening socket's own: only another one helps
+                raise
+            except Exception as exc:  # noqa: BLE001 - that connection's: logged with its traceback
+                self._count_fault(f"connection on {self.listener.name} not accepted", exc)
+                await trio.sleep(ACCEPT_RETRY_S)
+                continue
+            nursery.start_soon(self._serve, connection)
+
+    async def _serve(self, connection: Connection) -> None:
+        """One connection, from accept to close. The boundary of whatever goes wrong on it, a bug included: it ends this
+        connection, and no interface."""
+        stranger = False
+        try:
+            try:
+                self.enter_lobby(connection)
+                origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
+                if origin is not None:
+                    await serve_connection(connection, partial(self._hand_over, origin))
+            finally:
+                connection.close()
+                # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
+                stranger = self.lobby.leave(connection)
+        except* PeerError as group:
+            for exc in leaves(group):
+                if exc.reason in _OPERATORS or isinstance(exc, ShortageError):
+                    text = f"{self.listener.name}: {exc}"
+                    self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
+                else:
+                    self._log.debug("%s: %s", connection.name, exc)
+            if stranger:
+                self.refusals[exc.reason] += 1
+        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
+            self._count_fault(f"connection of {connection.name} closed", group)
+
+    def _count_fault(self, text: str, exc: Exception) -> None:
+        self.refusals[self._faults.log(self._log, trio.current_time(), text, exc)] += 1
+
+    async def _hand_over(self, origin: Origin, exchange: Exchange) -> None:
+        """Have the request served by the interface that its path belongs to, and wait for its end.
+
+        The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
+        """
+        exchange.client = origin.client(exchange.head.headers)
+        tenant = self.tenants.get(exchange.head.target.partition("?")[0]) or self.tenants.get(None)
+        if tenant is None:
+            self.refusals["unknown-path"] += 1
+            try:
+                await exchange.refuse(404)
+            except PeerError as exc:  # it did not wait for the answer
+                self._log.debug("%s: %s", exchange.client, exc)
+            return
+        failures: list[ExceptionGroup[Exception]] = []
+        ended = trio.Event()
+
+        async def serve() -> None:
+            try:
+                await tenant.serve(exchange, self)
+            except* HostError:  # the interface's device, not the request
+                raise
+            except* Exception as group:  # noqa: BLE001 - raised below, in the connection's own task
+                failures.append(group)
+            finally:
+                ended.set()
+
+        tenant.nursery.start_soon(serve)
+        try:
+            await ended.wait()
+        except trio.Cancelled:
+            # A door is cancelled only with its interfaces. To close now would cut off the request's goodbye.
+            with trio.move_on_after(GOODBYE_S, shield=True):
+                await ended.wait()
+            raise
+        if failures:
+            raise failures[0]
+
+    def enter_lobby(self, connection: Connection) -> None:
+        evicted = self.lobby.evicted
+        self.lobby.enter(connection)
+        if self.lobby.evicted != evicted:
+            self.refusals["evicted"] += 1
+
+
+async def _fail(exc: Exception) -> None:
+    raise exc
+
+
+class Admission:
+    """Where a tenant is reached. It grows while endpoints that were refused at first are tried again.
+
+    Attributes:
+        entrances: those that are open.
+        refused: endpoints that could not be had so far, by name, and why.
+    """
+
+    def __init__(self) -> None:
+        self.entrances: list[Entrance] = []
+        self.refused: dict[str, str] = {}
+        self.over = False
+
+
+class FrontDoor:
+    """The entrances of this process, by endpoint."""
+
+    def __init__(self, nursery: trio.Nursery, log: Log) -> None:
+        self._nursery = nursery
+        self._log = log
+        self._entrances: dict[Endpoint, Entrance] = {}
+
+    @contextmanager
+    def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[Admission]:
+        """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
+
+        Of several endpoints one that is refused is told, and tried again in the tenant's nursery. So are all of them if
+        this machine only does not have what they name. Raises HostError if none can be had for another reason, if one
+        of the default's is refused (whose sockets stand for one address), or if another tenant has this path there, or
+        another reception.
+        """
+        admission = Admission()
+        refusals: list[tuple[Endpoint, HostError]] = []
+        try:
+            for endpoint in endpoints:
+                try:
+                    entrance = self._entrance(endpoint, tenant.reception)
+                except HostError as exc:
+                    if isinstance(endpoint, TcpEndpoint) and endpoint.optional:
+                        raise
+                    refusals.append((endpoint, exc))
+                    continue
+                if entrance is not None:
+                    self._admit(endpoint, entrance, tenant, admission)
+            if not admission.entrances and not all(isinstance(it, AbsentError) for _, it in refusals):
+                passing = next((it for _, it in refusals if isinstance(it, ShortageError)), None)
+                raise passing or HostError("; ".join(str(it) for _, it in refusals))
+            if not admission.entrances and not refusals:
+                raise HostError("no address to listen on; set listen to an address that this machine has")
+            for endpoint, refusal in refusals:
+                tenant.log.warning("%s; goes on without it, and tries again", refusal)
+                tenant.nursery.start_soon(self._keep_trying, endpoint, tenant, admission, refusal)
+            yield admission
+        finally:
+            admission.over = True
+            for entrance in admission.entrances:
+                del entrance.tenants[tenant.path]
+                if not entrance.tenants:
+                    del self._entrances[entrance.key]
+                    entrance.listener.close()
+                    entrance.scope.cancel()
+
+    def _admit(self, endpoint: Endpoint, entrance: Entrance, tenant: Tenant, admission: Admission) -> None:
+        name = entrance.listener.name
+        if tenant.path in entrance.tenants:
+            raise HostError(f"another interface has the same path on {name}; give each a path of its own")
+        if tenant.reception.at(endpoint) != entrance.reception:
+            fields = "trusted_proxies, proxy_protocol or listen_mode"
+            raise HostError(f"another interface on {name} has other {fields}; write the same in both")
+        entrance.tenants[tenant.path] = tenant
+        admission.entrances.append(entrance)
+        tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
+        if entrance.listener.waits:
+            tenant.log.warning("%s: %s", name, WAITS)
+
+    async def _keep_trying(self, endpoint: Endpoint, tenant: Tenant, admission: Admission, refusal: HostError) -> None:
+        """Until the endpoint can be had."""
+        name, pause_s = endpoint_name(endpoint), LISTEN_RETRY_S[0]
+        while True:
+            admission.refused[name] = str(refusal)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LISTEN_RETRY_S[1])
+            if admission.over:
+                return
+            try:
+                entrance = self._entrance(endpoint, tenant.reception)
+                if entrance is not None:
+                    self._admit(endpoint, entrance, tenant, admission)
+            except HostError as exc:
+                refusal = exc
+                continue
+            del admission.refused[name]
+            return
+
+    def _entrance(self, endpoint: Endpoint, reception: Reception) -> Entrance | None:
+        entrance = self._entrances.get(endpoint_key(endpoint))
+        if entrance is None:
+            listener = listen(endpoint, reception.socket_mode)
+            if listener is None:
+                return None
+            key = endpoint_key(endpoint)
+            entrance = self._entrances[key] = Entrance(key, listener, reception.at(endpoint), self._log)
+            self._nursery.start_soon(entrance.run)
+        return entrance
+
+
+@asynccontextmanager
+async def open_front_door() -> AsyncIterator[FrontDoor]:
+    """The front door of the interfaces that run within the block."""
+    async with trio.open_nursery() as nursery:
+        yield FrontDoor(nursery, logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,90 @@
+"""Where a connection and its requests come from, as far as we believe what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Final
+
+import trio
+
+from ..config.model import Reception
+from ..errors import PeerError
+from ..host.net.sockets import Connection
+from ..wire.proxyprotocol import ProxyHeaderParser
+from .forwarded import Address, client_of, with_port
+
+# From accept to the end of the PROXY protocol header, which a proxy sends at once: as long as for a request's head.
+PROXY_HEADER_S: Final = 10.0
+
+
+class Origin:
+    """The far end of one connection: a client, or a proxy whose word we take."""
+
+    __slots__ = ("_is_trusted", "_reception", "name")
+
+    def __init__(self, name: str, reception: Reception, *, is_trusted: bool) -> None:
+        self.name = name
+        self._reception = reception
+        self._is_trusted = is_trusted
+
+    def client(self, headers: Mapping[str, str]) -> str:
+        """Who a request is from, for people and for what reads logs: ``203.0.113.7 (through 127.0.0.1:51234)``; of
+        what headers say only what trusted proxies wrote."""
+        if not self._is_trusted:
+            return self.name
+        client = client_of(headers, self._reception.trusts)
+        return self.name if client is None else f"{client} (through {self.name})"
+
+
+async def origin_of(connection: Connection, reception: Reception, *, is_unix: bool) -> Origin | None:
+    """Find out, and read the PROXY protocol header if the reception has one; the connection is named after its source.
+
+    None: the peer closed, or said nothing, before the header. Raises PeerError: ``untrusted-proxy``, or what came is
+    no header. Cancelled, what came of the header is lost.
+    """
+    address = connection.remote_address
+    # The zone of a link-local address is the name of an interface, which may be nearly any text.
+    bare = None if address is None else address.partition("%")[0]
+    is_trusted = reception.trusts_unix if is_unix else bare is not None and reception.trusts(ip_address(bare))
+    if not reception.proxy_protocol:
+        return Origin(connection.name, reception, is_trusted=is_trusted)
+    if address is None and not is_unix:
+        return None  # a check whether we listen, gone with a reset
+    # Who speaks it may claim any address, so its specification has it taken from known proxies only (section 2).
+    if not is_trusted:
+        raise PeerError(
+            f"{connection.name} refused: not among trusted_proxies, and only those may speak the PROXY protocol",
+            reason="untrusted-proxy",
+        )
+    parser = await _read_header(connection)
+    if parser is None:
+        return None
+    if parser.source is None:
+        # The proxy's own connection, or one whose source it does not know; then its headers may be anybody's.
+        return Origin(connection.name, reception, is_trusted=False)
+    source: Address = parser.source.address
+    connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"
+    return Origin(connection.name, reception, is_trusted=reception.trusts(source))
+
+
+async def _read_header(connection: Connection) -> ProxyHeaderParser | None:
+    parser = ProxyHeaderParser()
+    with trio.move_on_after(PROXY_HEADER_S) as deadline:
+        while parser.needed:
+            buffer = memoryview(bytearray(parser.needed))
+            received = await connection.receive(buffer)
+            if received == 0:
+                if parser.started:
+                    raise PeerError("closed within the PROXY protocol header", reason="closed")
+                return None
+            try:
+                parser.feed(buffer[:received])
+            except PeerError as exc:
+                text = f"{connection.name} refused: {exc}; have the proxy send it, or set proxy_protocol to false"
+                raise PeerError(text, reason=exc.reason) from exc
+    if deadline.cancelled_caught:
+        if parser.started:
+            raise PeerError(f"no whole PROXY protocol header within {PROXY_HEADER_S:.0f} s", reason="bad-proxy-header")
+        return None
+    return parser

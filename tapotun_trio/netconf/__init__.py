@@ -1,0 +1,5 @@
+"""The host's network as an interface wants it: computed, applied, watched and undone.
+
+Read `desired` first (pure: config and the server's parameters in, wanted addresses, routes and rules out), then
+`reconciler` (the task that makes the kernel agree, and undoes everything at its end).
+"""

@@ -1,0 +1,71 @@
+"""What each kind of interface wants of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Final
+
+from ..config.model import AllowedClient, Mark, ServerConfig
+from ..cooperative import PART, Steps, run_now
+from ..host.items import Address, Item, Plan, Route, Rule
+from ..wire.tunconf import TunConf
+
+_DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
+
+
+def server_plan(config: ServerConfig) -> Plan:
+    """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
+    return run_now(server_plan_in_steps(config))
+
+
+def server_plan_in_steps(config: ServerConfig) -> Steps[Plan]:
+    """The same, for a server with thousands of clients."""
+    own = config.net.network
+    first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
+    items: list[Item] = [Address(config.net)]
+    items += (Address(IPv4Interface((ip, own.prefixlen if ip in own else 32))) for ip in config.ips)
+    if config.install_routes:
+        routes: dict[IPv4Network, Route] = {}
+        for number, client in enumerate(config.clients, 1):
+            if int(client.ip) & mask != first:
+                routes.setdefault(IPv4Network(client.ip), Route(IPv4Network(client.ip)))
+            for net in client.routes:
+                if (int(net.network_address) & mask != first or net.prefixlen < length) and net not in routes:
+                    routes[net] = Route(net)
+            if number % PART == 0:
+                yield
+        items += routes.values()
+    return Plan(config.mtu, (*items, *_mark_items(config.mark)))
+
+
+def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
+    """What this client is told to route into the tunnel: nothing that lies behind itself, and nothing that its
+    address connects it to. Fast for a client with many routes."""
+    own: dict[int, set[int]] = {}  # by prefix length, the bits of the prefix
+    for net in (config.net.network, *client.routes):
+        own.setdefault(net.prefixlen, set()).add(int(net.network_address) >> 32 - net.prefixlen)
+    return tuple(net for net in config.push_routes if not _is_within(net, own))
+
+
+def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
+    first, length = int(net.network_address), net.prefixlen
+    return any(n <= length and first >> 32 - n in bits for n, bits in prefixes.items())
+
+
+def client_plan(conf: TunConf, mark: Mark | None) -> Plan:
+    """What the server said, and the mark. A route that this machine cannot have costs that route, not the tunnel."""
+    routes = tuple(map(Route, conf.routes))
+    return Plan(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
+
+
+def _mark_items(mark: Mark | None) -> Iterable[Item]:
+    """Policy routing: what carries the mark goes into the tunnel. The route first, so that the rule never points
+    to an empty table."""
+    return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table))
+
+
+def describe(conf: TunConf) -> str:
+    """One phrase for a log line."""
+    text = f"address {', '.join(map(str, conf.addresses))}, MTU {conf.mtu}"
+    return f"{text}, routes {', '.join(map(str, conf.routes))}" if conf.routes else text

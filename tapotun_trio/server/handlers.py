@@ -1,0 +1,224 @@
+"""One GET and one PUT of a client, or one WebSocket in place of both, as its server serves them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import trio
+
+from .. import AGENT
+from ..datapath.duplex import Conversation
+from ..datapath.receiver import Incoming, receive_frames
+from ..datapath.sender import break_off, breaking_off, ending_cleanly
+from ..errors import PeerError
+from ..host.net.sockets import BASE_DEAD_S, DEAD_S
+from ..http.heads import MAX_HEAD_BYTES
+from ..http.server import Exchange
+from ..http.writer import BodyWriter
+from ..wire import control
+from ..wire.frames import FrameReader, Span
+from .session import Session, Visit
+
+# What a download that is replaced, or let go, may take to send what it has begun, and its end.
+FINISH_S: Final = 5.0
+# For how long a newer upload lets the older one of the same session end first, so that packets keep their order.
+HANDOVER_S: Final = 0.5
+
+# A deployed client that leaves so soon after its download's answer has most likely exited, because of that.
+HASTY_S: Final = 1.0
+
+# What a client may send behind a body before it is answered. Nobody we know sends anything; each further request
+# among it costs a pass over what is left of it.
+MAX_PIPELINED_BYTES: Final = MAX_HEAD_BYTES
+
+_DOWNLOAD_HEADERS: Final = (
+    ("Content-Type", "application/octet-stream"),
+    ("Cache-Control", "no-store"),
+    ("X-Accel-Buffering", "no"),  # nginx: pass the body on as it comes
+)
+_SHUTDOWN: Final = "the server is shutting down"
+
+# Takes the frames that a receive completed: the buffer, and where they are in it.
+Forward: TypeAlias = Callable[[Session, FrameReader, list[Span]], None]
+
+
+def is_of_another_session(session: Session, exchange: Exchange) -> bool:
+    """The request belongs to a session that is over, or leaves the token to another machine that is there."""
+    visit = Visit.of(exchange.head.headers)
+    if exchange.head.method == "GET":
+        return visit.yields and session.taken_by_another(visit)
+    return visit.session_id is not None and not session.is_from_present(visit)  # its download tells the client more
+
+
+async def serve_download(session: Session, exchange: Exchange) -> None:
+    """Frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
+
+    A deployed client's download ends cleanly only when its newer one takes over (`breaking_off` says why).
+    """
+    visit = Visit.of(exchange.head.headers)
+    exchange.connection.presume_dead_after(DEAD_S if visit.extended else BASE_DEAD_S)
+    headers = [*_DOWNLOAD_HEADERS, ("x-tun-conf", session.tun_conf)]
+    if visit.features:
+        headers += _extended_headers(visit)
+    writer = await exchange.start_download(headers)
+    began = trio.current_time()
+    ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if visit.extended else breaking_off(writer)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.watch, writer)
+            async with ending:
+                if visit.extended:
+                    writer.send(control.encode(control.PARAMS, session.params))
+                session.arrive(visit, exchange.client, "http")
+                with session.downloading(exchange.connection):
+                    await _download(session, visit, writer)
+            nursery.cancel_scope.cancel()
+    except* PeerError:
+        if not visit.extended and trio.current_time() - began < HASTY_S:
+            session.left_in_haste()
+        raise
+    exchange.reusable = exchange.head.keeps_alive and writer.finished
+
+
+def _extended_headers(visit: Visit) -> list[tuple[str, str]]:
+    """What only a client of ours is answered."""
+    return [(control.FEATURES_HEADER, control.offer(visit.features)), (control.AGENT_HEADER, AGENT)]
+
+
+async def _download(session: Session, visit: Visit, writer: BodyWriter) -> None:
+    """Until the end of the body was sent, or all that is sent of it."""
+    await session.sender.serve(writer)
+    if session.let_go and not visit.extended:
+        await break_off(writer, FINISH_S)
+        return
+    with trio.move_on_after(FINISH_S) as deadline:
+        await writer.finish(_parting(session, visit))
+    if deadline.cancelled_caught:
+        raise PeerError("the client did not take the end of its older download", reason="stalled")
+
+
+def _parting(session: Session, visit: Visit) -> bytes:
+    """What a download says last that a newer one replaces, or that the operator ended."""
+    if session.let_go:
+        return control.bye(session.dismissed or "") if visit.extended else b""
+    if not session.taken_by_another(visit):
+        return b""
+    text = "another machine uses this client's token; its newer session wins"
+    session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
+    return control.bye(f"{control.REPLACED}another machine uses this token") if visit.extended else b""
+
+
+async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
+    """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
+    an answer that comes before the end for the end."""
+    visit = Visit.of(exchange.head.headers)
+    extended = session.is_from_present(visit)
+    exchange.connection.presume_dead_after(BASE_DEAD_S if visit.session_id is None else DEAD_S)
+    number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
+    seen = control.upload_seen(number) if extended else None
+    reader = FrameReader(await exchange.accept_upload(), control=extended)
+    with trio.CancelScope() as scope:
+        upload = Incoming(scope)
+        with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
+            await receive_frames(exchange.connection, reader, reader.prime(exchange.leftover), upload, uploading.take)
+    upload.check()
+    greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
+    await exchange.finish_upload(close=greedy)
+    if greedy:
+        raise PeerError(f"more than {MAX_PIPELINED_BYTES} bytes came behind an upload's end", reason="pipelining")
+    exchange.leftover = reader.leftover
+
+
+async def serve_websocket(session: Session, exchange: Exchange, forward: Forward) -> None:
+    """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
+    a group."""
+    visit = Visit.of(exchange.head.headers)
+    exchange.connection.presume_dead_after(DEAD_S)
+    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(visit)])
+    if accepted is None:
+        raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")
+    writer, body = accepted
+    reader = FrameReader(body, control=True)
+    writer.send(control.encode(control.PARAMS, session.params))
+    session.arrive(visit, exchange.client, "websocket")
+    conversation = Conversation(exchange.connection, writer, body, session.sender)
+
+    async def receive() -> None:
+        with trio.CancelScope() as scope:
+            upload = Incoming(scope)
+            with _Uploading(session, upload, forward, waits=True) as uploading:
+                await conversation.frames(reader, reader.prime(exchange.leftover), upload, uploading.take)
+        upload.check()
+
+    shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
+    with session.downloading(exchange.connection):
+        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, visit))
+
+
+class _Uploading:
+    """The frames of one upload, while the body of the ``with`` receives them.
+
+    ``waits``: for the older upload to end, before the first frame, so that packets keep their order. ``seen``: tells
+    the client that the first bytes came.
+    """
+
+    def __init__(
+        self, session: Session, upload: Incoming, forward: Forward, *, waits: bool, seen: bytes | None = None
+    ) -> None:
+        self._session = session
+        self._upload = upload
+        self._forward = forward
+        self._seen = seen
+        self._waits = waits
+        self._older: Incoming | None = None
+
+    def __enter__(self) -> _Uploading:
+        try:
+            older = self._session.add_upload(self._upload)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._older = older if self._waits else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._upload.ended.set()
+        if self._upload in self._session.uploads:
+            self._session.uploads.remove(self._upload)
+
+    async def take(self, reader: FrameReader, frames: list[Span]) -> None:
+        """Forward what a receive completed."""
+        session = self._session
+        if self._seen is not None and (frames or reader.controls):
+            session.sender.send_control(self._seen)
+            self._seen = None
+        if self._older is not None and frames:
+            with trio.move_on_after(HANDOVER_S):
+                await self._older.ended.wait()
+            self._older = None
+        self._forward(session, reader, frames)
+        if reader.controls:
+            _take_controls(session, reader.controls)
+            reader.controls.clear()
+
+
+def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:
+    """Of several PINGs at a time the last one is answered (as RFC 6455 section 5.5.3 has it): an answer costs more
+    than a PING."""
+    ping: bytes | None = None
+    for kind, payload in controls:
+        if kind == control.PING:
+            ping = payload
+        elif kind == control.PONG:
+            session.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
+            session.sender.answered()
+        elif kind == control.AGENT:
+            session.presence.agent = control.agent_payload(payload)
+        elif kind == control.BYE:
+            text = f"the client says goodbye: {control.bye_reason(payload)}"
+            session.goodbyes.log(session.log, logging.INFO, trio.current_time(), text)
+    if ping is not None:
+        session.sender.send_control(control.encode(control.PONG, ping))

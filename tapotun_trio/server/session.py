@@ -1,0 +1,423 @@
+"""One allowed client at a server: its streams, and where the packets it uploads go."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from ipaddress import IPv4Interface
+from typing import Final, NamedTuple
+
+import trio
+
+from ..config.model import AllowedClient, ServerConfig
+from ..datapath import counters as why
+from ..datapath.counters import Counters, Transport
+from ..datapath.receiver import Incoming
+from ..datapath.rtt import RoundTrip
+from ..datapath.sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
+from ..datapath.tun_io import DeviceWriter
+from ..errors import PeerError
+from ..host.net.sockets import Connection
+from ..log import FLAPPING_S, Sparingly, client_logger, flapping
+from ..netconf.desired import pushed_routes
+from ..peer.info import Presence
+from ..peer.session_log import Summary
+from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
+from ..status.model import PeerState
+from ..wire import control, params
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, ROUTED_HEAD, Span, echoed_clock
+from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
+from ..wire.vnet import base_peer_accepts, is_bounded
+
+# Verdicts that are remembered for one sender. A client that scans the address space makes us forget, no more.
+CACHE_ENTRIES: Final = 4096
+# While a client replaces its upload there are two; a proxy may keep a dead one for a while.
+MAX_UPLOADS: Final = 4
+# Likewise, each older one has some seconds to take its end.
+MAX_DOWNLOADS: Final = 4
+# A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
+BASE_UPLOAD_SILENCE_S: Final = 90.0
+# So many times in haste within so long, and the operator hears of `peers`: a service manager has the client back within
+# seconds.
+HASTY_TIMES: Final = 3
+HASTY_WITHIN_S: Final = 90.0
+
+
+class Visit:
+    """What a request says of the client's session: who, and what it can. A base client says nothing."""
+
+    __slots__ = ("agent", "features", "session_id", "yields")
+
+    def __init__(
+        self, session_id: str | None, features: frozenset[str], *, yields: bool, agent: str | None = None
+    ) -> None:
+        self.agent = agent
+        self.session_id = session_id
+        self.features = features
+        self.yields = yields
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Visit:
+        """Untrusted input; never raises."""
+        return cls(
+            control.session_id(headers.get(control.SESSION_HEADER)),
+            control.agree(headers.get(control.FEATURES_HEADER)),
+            yields=control.YIELD_HEADER in headers,
+            agent=control.agent(headers.get("user-agent")),
+        )
+
+    @property
+    def may_use_websocket(self) -> bool:
+        """It knows the frames over a WebSocket, and control frames, which always hold there."""
+        return self.features >= {control.CTL, control.WS}
+
+    @property
+    def extended(self) -> bool:
+        """Control frames may be sent."""
+        return control.CTL in self.features
+
+
+class Told:
+    """What one client is told by one config. Keeps neither of the two: a session outlives many configs."""
+
+    __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
+
+    def __init__(self, config: ServerConfig, client: AllowedClient) -> None:
+        self._mtu, self._peers = config.mtu, config.peers
+        self._dns, self._keepalive_s = config.push_dns, config.keepalive_s
+        self._ip, self._prefixlen = client.ip, config.net.network.prefixlen
+        self._pushed = pushed_routes(config, client)
+
+    @property
+    def tun_conf(self) -> str:
+        """The header's value for a download's answer."""
+        if self._peers == 1:
+            return encode_generation_1(self._mtu, self._address)
+        return encode_generation_2(TunConf(self._mtu, (self._address,), self._pushed))
+
+    @property
+    def params(self) -> bytes:
+        """The payload of PARAMS."""
+        return params.encode(
+            params.Params(
+                mtu=self._mtu,
+                addresses=(self._address,),
+                routes=self._pushed,
+                dns=self._dns,
+                keepalive=self._keepalive_s,
+            )
+        )
+
+    @property
+    def _address(self) -> IPv4Interface:
+        return IPv4Interface((self._ip, self._prefixlen))
+
+
+class Telling(NamedTuple):
+    """What a session's client was told before the config changed, and the visit that was told it."""
+
+    told: Told
+    visit: Visit
+
+
+class Session:
+    """What a server keeps for one client for as long as the interface lives, connected or not."""
+
+    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+        self.index = index
+        self.client = client
+        self.log = client_logger(config.name, client.name)
+        self.counters = Counters()
+        self.sender = Sender(self.counters)
+        self.rtt = RoundTrip()
+        self.presence = Presence()
+        self.dismissed: str | None = None  # why the operator ended the last streams
+        self.gone = False  # the config has it no longer: what still comes from its client is dropped
+        self._summary = Summary(self.counters, self.rtt)
+        self.uploads: list[Incoming] = []
+        self._downloads: list[Connection] = []
+        self.transport: Transport | None = None  # of the newest download; None: none came yet
+        self._config = config
+        self._told = Told(config, client)
+        self._visit: Visit | None = None  # of the newest download
+        self._router = router
+        # Key of source and destination -> the session that gets it, True for the device, False for nobody.
+        self._verdicts: dict[bytes, Session | bool] = {}
+
+    @property
+    def tun_conf(self) -> str:
+        """The header's value for a download's answer."""
+        return self._told.tun_conf
+
+    @property
+    def params(self) -> bytes:
+        """The payload of PARAMS."""
+        return self._told.params
+
+    # Made when the first line comes: most of thousands of clients never have one.
+
+    @cached_property
+    def goodbyes(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def takeovers(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def refusals(self) -> Sparingly:
+        return Sparingly()
+
+    @cached_property
+    def endings(self) -> Sparingly:
+        return flapping()
+
+    @cached_property
+    def _arrivals(self) -> Sparingly:
+        return flapping()
+
+    @cached_property
+    def _hasty(self) -> deque[float]:
+        """When a base client left in haste."""
+        return deque(maxlen=HASTY_TIMES)
+
+    @cached_property
+    def _hints(self) -> Sparingly:
+        return Sparingly(FLAPPING_S)
+
+    def arrive(self, visit: Visit, name: str, transport: Transport) -> None:
+        """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
+        before = self._visit
+        rotation = self.sender.streaming and before is not None and before.session_id == visit.session_id
+        rotation &= self.transport == transport
+        over = ", over a WebSocket" if transport == "websocket" else ""
+        text = f"connected from {name} ({'extended' if visit.extended else 'base'}{over})"
+        if rotation:
+            self.log.debug("%s", text)
+        else:
+            self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
+        if before is not None and before.session_id != visit.session_id:
+            for upload in self.uploads:
+                upload.end(PeerError("another machine uses this token", reason="replaced"))
+        self._visit = visit
+        self._summary.begin()
+        self.transport = transport
+        self.dismissed = None
+        continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
+        self.presence.arrive(name, visit.agent, extended=visit.extended, continues=continues)
+        if not self.sender.streaming:
+            # An upload that was left open may be about to be given up for want of an echo.
+            self.sender.begin_pinging(due=bool(self.uploads))
+        if visit.extended:
+            self.sender.pinging = extended_pinging(self._config.keepalive_s)
+        else:
+            self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
+
+    def reconfigure(
+        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, told: Told | None
+    ) -> Telling | None:
+        """The config has changed, and the client's token has not. This costs next to nothing, since thousands of
+        sessions change in one step. Returns what `tell` has to know, if there may be something to tell.
+
+        ``told``: what the client is told from now on; None: nothing has changed that is its own or everybody's.
+        """
+        name = self.client.name
+        self.index, self.client, self._config, self._router = index, client, config, router
+        self._verdicts.clear()
+        if told is None:
+            return None
+        if client.name != name:
+            self.log = client_logger(config.name, client.name)
+        before, self._told = self._told, told
+        return None if self._visit is None or not self.sender.streaming else Telling(before, self._visit)
+
+    def leave(self) -> None:
+        """The config has this client no longer, or the interface ends: nothing of it is forwarded any more."""
+        self.gone = True
+        self._verdicts.clear()  # sessions that know each other would be a cycle
+
+    def tell(self, before: Telling) -> None:
+        """Tell the client what has changed for it: one of ours by PARAMS, a deployed one by having to connect again.
+        One that has connected since then knows."""
+        if self._visit is not before.visit or not self.sender.streaming:
+            return
+        if not before.visit.extended:
+            if self.tun_conf != before.told.tun_conf:
+                # It comes back for that at once; an upload that it loses only after an error's pause.
+                self.dismiss("what a deployed client is told when it connects has changed", uploads=False)
+        elif (payload := self.params) != before.told.params:
+            self.sender.go_on_with(extended_pinging(self._config.keepalive_s))
+            self.sender.send_control(control.encode(control.PARAMS, payload))
+
+    def depart(self, why: str) -> None:
+        """A stream has ended. After the last one, one line says what the session was."""
+        if not self._downloads:
+            self.presence.leave()  # a download may have ended before it had begun
+        if not self._downloads and not self.uploads:
+            self._summary.end(self.log, self.dismissed or why)
+
+    def taken_by_another(self, visit: Visit) -> bool:
+        """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""
+        newest = self._visit if self.sender.streaming else None
+        return newest is not None and newest.session_id != visit.session_id
+
+    def is_from_present(self, visit: Visit) -> bool:
+        """This upload belongs to the newest download, and control frames were agreed on that."""
+        newest = self._visit
+        return newest is not None and newest.extended and newest.session_id == visit.session_id is not None
+
+    def add_upload(self, upload: Incoming) -> Incoming | None:
+        """Take note of a new upload. Returns the one before it, if that still runs.
+
+        Of too many uploads the oldest ends: most likely a proxy keeps a dead one open.
+        """
+        older = self.uploads[-1] if self.uploads else None
+        if len(self.uploads) >= MAX_UPLOADS:
+            self.uploads[0].end(PeerError("too many uploads at a time", reason="replaced"))
+        self.uploads.append(upload)
+        return older
+
+    @contextmanager
+    def downloading(self, connection: Connection) -> Iterator[None]:
+        """This connection is a download now. Of too many the oldest is closed; its task then ends with PeerError."""
+        if len(self._downloads) >= MAX_DOWNLOADS:
+            self._downloads.pop(0).abort()
+        self._downloads.append(connection)
+        try:
+            yield
+        finally:
+            if connection in self._downloads:
+                self._downloads.remove(connection)
+            if not self._downloads:
+                self.presence.leave()
+
+    @property
+    def state(self) -> PeerState:
+        if self.sender.streaming and self.uploads:
+            return "connected"
+        return "connecting" if self.sender.streaming or self.uploads else "offline"
+
+    @property
+    def let_go(self) -> bool:
+        """The last download was told to end, and no newer one has come."""
+        return self.dismissed is not None and not self.sender.streaming
+
+    def left_in_haste(self) -> None:
+        """A base client has left as soon as it had its download's answer. Again and again, that has a reason."""
+        now = trio.current_time()
+        self._hasty.append(now)
+        if len(self._hasty) == HASTY_TIMES and now - self._hasty[0] <= HASTY_WITHIN_S:
+            peers = self._config.peers
+            text = (
+                f"the client left within a second of its download's answer, {HASTY_TIMES} times: a deployed client"
+                f' exits if x-tun-conf is not of its generation; this interface has "peers": {peers}, try {3 - peers}'
+            )
+            self._hints.log(self.log, logging.WARNING, now, text)
+
+    def dismiss(self, reason: str, *, uploads: bool = True) -> bool:
+        """End the client's streams with a goodbye; not ``uploads``: the download alone. Returns whether it had any
+        streams. It may come back."""
+        connected = self.state != "offline"
+        one_stream = self.sender.streaming and self.transport == "websocket"  # whose close the client answers
+        if self.sender.streaming:
+            self.dismissed = reason
+            self.sender.release()
+        if uploads and not one_stream:
+            for upload in self.uploads:
+                upload.end(PeerError(reason, reason="disconnected"))
+        if connected:
+            self.log.info("%s", reason)
+        return connected
+
+    def fail(self) -> None:
+        """End the streams for a bug of ours."""
+        self.dismissed = "an internal error of the server"
+        self.sender.release()
+        for upload in self.uploads:
+            upload.end(PeerError("an internal error ended the session", reason="internal-error"))
+
+    def tick(self, now: float, tick_s: float) -> None:
+        """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
+        self.sender.tick(now, tick_s)
+        extended = self._visit is not None and self._visit.extended
+        silence_s = SILENT_KEEPALIVES * self._config.keepalive_s if extended else BASE_UPLOAD_SILENCE_S
+        heard = [upload.tick(now, silence_s) for upload in self.uploads]
+        self.presence.tick(now, self.counters, heard=any(heard))
+
+    def forward(
+        self,
+        view: memoryview,
+        frames: Iterable[Span],
+        device: DeviceWriter,
+        sessions: list[Session],
+    ) -> None:
+        """Send each frame on: into the device, or straight into another client's stream.
+
+        Raises PeerError at a frame that no honest peer sends.
+        """
+        verdicts, unpack = self._verdicts, ROUTED_HEAD.unpack_from
+        inward: list[Span] = []
+        run_to: Session | None = None
+        run_at = run_end = packets = rx_packets = rx_bytes = 0
+        try:
+            for frame in frames:
+                start, stop, count = frame
+                length, gso_type, gso_size, first, key = unpack(view, start)
+                if first >> 4 != 4:
+                    self._take_other(view[start:stop], first)
+                    continue
+                to = verdicts.get(key)
+                if to is None:
+                    to = self._decide(view[start : start + (stop - start) // count], key, sessions)
+                rx_packets += count
+                rx_bytes += count * length
+                if to is True:
+                    if gso_type and not is_bounded(length, gso_size):
+                        raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
+                    inward.append(frame)
+                elif to is False:
+                    self.counters.drops[why.BAD_SOURCE] += count
+                else:
+                    if not base_peer_accepts(view[start:stop]):  # of a block, what it looks at is all the same
+                        raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+                    if to is not run_to or start != run_end:
+                        if run_to is not None:
+                            run_to.sender.send(view[run_at:run_end], packets)
+                        run_to, run_at, packets = to, start, 0
+                    run_end = stop
+                    packets += count
+        finally:  # at a bad frame too: what stood before it is good
+            self.counters.rx_packets += rx_packets
+            self.counters.rx_bytes += rx_bytes
+            if run_to is not None:
+                run_to.sender.send(view[run_at:run_end], packets)
+            device.write_all(view, inward, self.counters.drops)
+
+    def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
+        source, destination = key[:4], key[4:]
+        if not self._router.owns(self.index, source):
+            # A deployed client's upload may resume in the middle of a frame after a break, and everything from
+            # there on is out of step. It shows here: a length that is not its packet's own.
+            length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
+            if length != len(frame) - HEADER_BYTES:
+                raise PeerError("frame whose length is not its packet's", reason="bad-frame")
+        verdict = self._router.from_client(self.index, source, destination)
+        if verdict == BAD_SOURCE:
+            self.log.debug("source %s is not its own", ".".join(map(str, source)))
+        to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
+        if len(self._verdicts) >= CACHE_ENTRIES:
+            self._verdicts.clear()
+        self._verdicts[key] = to
+        return to
+
+    def _take_other(self, frame: memoryview, first: int) -> None:
+        if first == ECHO_FIRST_BYTE and len(frame) == HEADER_BYTES + ECHO_PACKET_BYTES:
+            self.rtt.sample(echoed_clock(frame), time.monotonic_ns())
+        elif first >> 4 == 6:
+            self.counters.drops[why.NOT_IPV4] += 1
+        else:
+            raise PeerError("frame without an IP packet", reason="bad-frame")

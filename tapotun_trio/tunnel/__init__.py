@@ -1,1 +1,0 @@
-"""Interfaces: what runs in each one's nursery, and what supervises them. Start at `interface`."""

@@ -1,0 +1,352 @@
+"""The machines of a soak, and what can be done to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+from tests.harness import ROOT, Host, Lab, Process, WaitError, nginx_proxy, tapotun, wait_for_ping
+from tests.integrity import CheckedUdp
+from tests.netns.topologies import (
+    CLIENT,
+    SERVER,
+    TUNNEL_SERVER,
+    Config,
+    allowed,
+    cable,
+    client_config,
+    server_config,
+    token,
+)
+
+from .relay import ANSWERS
+
+MTUS: Final = (1500, 1400, 1300)
+ROTATE_S: Final = [3.0, 8.0]  # short enough to be in the way of faults, long enough for a silence to be noticed
+KEEPALIVE_S: Final = 1
+STOP_S: Final = 5.0
+SOON_S: Final = 15.0  # for what must happen some time, and is not what is measured
+PAUSE_S: Final = (0.5, 3.0)
+HURRIED_PAUSE_S: Final = (0.5, 0.9)  # where the faults so far took longer than they may
+SERVER_AT_OLD: Final = "198.51.100.1"  # the server's address on its cable to the deployed peer
+OLD: Final = "198.51.100.2"
+TUNNEL_OLD: Final = "10.10.0.3"
+# The server's own address is in it, and it is narrower than the network of the cable.
+COVERING: Final = "192.0.2.0/25"
+STEADY_S: Final = 0.4  # traffic that goes away again within this time had not come back
+FRESH_S: Final = 0.25  # what "flows" means: something that was sent so recently has come
+LATE_S: Final = 30.0  # waited for beyond a bound, so that the table shows how late it was
+
+
+class World:
+    """Server and client, the daemons on them, the proxies between, and a machine with a deployed peer that is started
+    where a fault wants it. See the package for a picture."""
+
+    def __init__(self, server: Host, client: Host, old: Host) -> None:
+        """Starts everything. Use `world`, which also ends it."""
+        self.server, self.client, self.old = server, client, old
+        self.mtu = MTUS[0]
+        self.pushed: tuple[str, ...] = ()
+        self.pause_s = PAUSE_S
+        self._address = CLIENT
+        self._nginx = ExitStack()
+        self._orders = server.tmp / "orders"
+        os.mkfifo(self._orders)
+        self._held = os.open(self._orders, os.O_RDWR)
+        self._server_file, self.client_file = (host.tmp / "tapotun.json" for host in (server, client))
+        argv = [sys.executable, "-m", "tools.soak.relay", f"{SERVER}:80", "127.0.0.1:8081", str(self._orders)]
+        self._relay = server.start(argv, name="relay", cwd=ROOT)
+        self._relay.wait_for_log("^ready$")
+        self.start_nginx()
+        self.server_daemon = self.start_server()
+        self.client_daemon = self.start_client()
+
+    def close(self) -> None:
+        """Stop everything; the daemons must end cleanly. The client gets its first address back."""
+        for daemon in (self.client_daemon, self.server_daemon):
+            assert daemon.stop(STOP_S) == 0, daemon.tail()
+        self._nginx.close()
+        self._relay.close()
+        os.close(self._held)
+        self.move_client(CLIENT)
+
+    def start_server(self) -> Process:
+        self._write_server()
+        return tapotun(self.server, self._server_file, "--log-level", "debug", name="tapotun-server")
+
+    def start_client(self, name: str = "tapotun-client") -> Process:
+        config = client_config(server=f"http://{SERVER}/ip", rotate_s=ROTATE_S)
+        _write(self.client_file, config)
+        return tapotun(self.client, self.client_file, "--log-level", "debug", name=name)
+
+    def push(self, *networks: str) -> None:
+        """Have the server push these networks, by a reload."""
+        self.pushed = networks
+        self._write_server()
+        mark = self.server_daemon.log_end
+        self.server_daemon.signal(signal.SIGHUP)
+        self.server_daemon.wait_for_log("reload: done", SOON_S, after=mark)
+
+    def _write_server(self) -> None:
+        listen = ["127.0.0.1", SERVER_AT_OLD]
+        clients = (allowed("laptop"), allowed("old", TUNNEL_OLD))
+        fields = {"mtu": self.mtu, "keepalive": KEEPALIVE_S, "peers": 2, "push_routes": list(self.pushed)}
+        _write(self._server_file, server_config(*clients, listen=listen, **fields))
+
+    @contextmanager
+    def old_client(self) -> Iterator[Process]:
+        """A generation 2 client with a cable of its own to the server, which is connected. It has nothing to complain
+        of at the end."""
+        arguments = ["client", f"http://{SERVER_AT_OLD}:8080/ip", token("old"), "--tun", "tun0", "--generation", "2"]
+        argv = [sys.executable, "-m", "tests.basepeer", *arguments]
+        with self.old.start(argv, name="generation-2", cwd=ROOT) as peer:
+            peer.wait_for_log("READY", SOON_S)
+            wait_for_ping(self.old, TUNNEL_SERVER, SOON_S)
+            yield peer
+            peer.stop(STOP_S)
+            assert "VIOLATION" not in peer.log, peer.tail()
+            assert "EXIT" not in peer.log, peer.tail()
+
+    def start_nginx(self) -> None:
+        self._nginx.enter_context(nginx_proxy(self.server, "127.0.0.1:8080", listen=8081, log_level="crit"))
+
+    def stop_nginx(self) -> None:
+        self._nginx.close()
+
+    def order(self, text: str) -> None:
+        """Tell the relay, and wait until it has understood."""
+        mark = self._relay.log_end
+        os.write(self._held, text.encode() + b"\n")
+        self._relay.wait_for_log(f"^ordered: {text}$", after=mark)
+
+    def wait_for_wrong(self, mark: int) -> None:
+        """Until the relay has answered wrongly."""
+        self._relay.wait_for_log("^answered ", SOON_S, after=mark)
+
+    @property
+    def relay_mark(self) -> int:
+        """Where the relay's log ends now."""
+        return self._relay.log_end
+
+    def move_client(self, address: str) -> None:
+        """The client's machine loses its address and gets another one, as when it changes networks."""
+        if address != self._address:
+            self.client.ip(f"address del {self._address}/24 dev eth0")
+            self.client.ip(f"address add {address}/24 dev eth0")
+            self._address = address
+
+
+def machines(lab: Lab) -> tuple[Host, Host, Host]:
+    """Server, client, and the machine of a deployed peer, with nothing but cables between them."""
+    server, client = cable(lab)
+    old = lab.host("old")
+    lab.link(server, f"{SERVER_AT_OLD}/24", old, f"{OLD}/24")
+    return server, client, old
+
+
+@contextmanager
+def world(server: Host, client: Host, old: Host) -> Iterator[World]:
+    """Everything on the machines, stopped at the end if nothing went wrong."""
+    it = World(server, client, old)
+    yield it
+    it.close()
+
+
+def _write(file: Path, *entries: Config) -> None:
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(entries, indent=2), encoding="utf-8")
+
+
+def recovery_s(udp: CheckedUdp, since_ns: int, timeout: float) -> float:
+    """Seconds from then on until traffic flows in both directions and goes on flowing; infinite if it never does."""
+    end_ns = since_ns + int(timeout * 1e9)
+    start_ns = since_ns
+    while start_ns < end_ns:
+        try:
+            took = udp.wait_for_flow(start_ns, timeout=(end_ns - start_ns) / 1e9)
+        except WaitError:
+            break
+        time.sleep(STEADY_S)
+        if all(udp.flows(time.monotonic_ns() - int(FRESH_S * 1e9))):
+            return took + (start_ns - since_ns) / 1e9
+        start_ns = time.monotonic_ns()
+    return float("inf")
+
+
+class Outcome(NamedTuple):
+    """Of a fault.
+
+    Attributes:
+        since_ns: from when on traffic could flow again, on the monotonic clock.
+        detail: what it did.
+        measured_s: what took time before that, and is to be within the bound too.
+    """
+
+    since_ns: int
+    detail: str
+    measured_s: float = 0.0
+
+
+Fault: TypeAlias = Callable[[World, random.Random, CheckedUdp], Outcome]
+
+
+def _now(detail: str, measured_s: float = 0.0) -> Outcome:
+    return Outcome(time.monotonic_ns(), detail, measured_s)
+
+
+def _kill_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    it.server_daemon.kill()
+    gap_s = _gap(rng)
+    it.server_daemon = it.start_server()
+    return _now(gap_s)
+
+
+def _kill_client(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    it.client_daemon.kill()
+    gap_s = _gap(rng)
+    it.client_daemon = it.start_client()
+    return _now(gap_s)
+
+
+def _gap(rng: random.Random) -> str:
+    seconds = rng.choice((0.0, rng.uniform(0, 1.0)))
+    time.sleep(seconds)
+    return f"gone for {seconds:.1f} s"
+
+
+def _restart_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    assert it.server_daemon.stop(STOP_S) == 0, it.server_daemon.tail()
+    it.mtu = rng.choice([mtu for mtu in MTUS if mtu != it.mtu])
+    it.server_daemon = it.start_server()
+    return _now(f"MTU {it.mtu}")
+
+
+def _pause_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    return _pause(it, it.server_daemon, rng)
+
+
+def _pause_client(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    return _pause(it, it.client_daemon, rng)
+
+
+def _pause(it: World, process: Process, rng: random.Random) -> Outcome:
+    seconds = rng.uniform(*it.pause_s)
+    process.pause()
+    time.sleep(seconds)
+    process.resume()
+    return _now(f"for {seconds:.1f} s")
+
+
+def _unplug(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    host, seconds = rng.choice((it.server, it.client)), rng.uniform(*it.pause_s)
+    host.ip("link set eth0 down")
+    time.sleep(seconds)
+    host.ip("link set eth0 up")
+    return _now(f"at the {host.name} for {seconds:.1f} s")
+
+
+def _change_address(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    address = f"192.0.2.{rng.randrange(10, 250)}"
+    it.move_client(address)
+    return _now(address)
+
+
+def _restart_nginx(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    it.stop_nginx()
+    gap_s = _gap(rng)
+    it.start_nginx()
+    return _now(gap_s)
+
+
+def _cut(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    it.order("cut")
+    return _now("by the relay")
+
+
+def _lie(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    method, kind, cut = rng.choice(("GET", "PUT")), rng.choice(sorted(ANSWERS)), rng.random() < 0.5
+    mark = it.relay_mark
+    it.order(f"wrong {method} {kind}")
+    begun_ns = time.monotonic_ns()
+    if cut:
+        it.order("cut")
+    else:  # a rotation runs into it, sooner or later, and the stream that is there goes on
+        it.wait_for_wrong(mark)
+        begun_ns = time.monotonic_ns()
+    return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
+
+
+def _rotate(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """No fault at all: what happens every few seconds, looked at."""
+    found = it.client_daemon.wait_for_log("tun0: (download|upload) (from|to)", SOON_S, after=it.client_daemon.log_end)
+    return _now(found[1])
+
+
+def _covering_push(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """A network that the server's own address is in. While it is pushed, and once it is taken back, traffic flows."""
+    seconds = rng.uniform(*it.pause_s)
+    it.push(COVERING)
+    pushed_ns = time.monotonic_ns()
+    took_s = recovery_s(udp, pushed_ns, LATE_S)
+    time.sleep(seconds)
+    # It did not come back only to go: the streams that were open then are replaced by now, or fall silent.
+    took_s = max(took_s, recovery_s(udp, time.monotonic_ns(), LATE_S))
+    it.push()
+    return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
+
+
+def _second_start(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """The same config once more: it says so and ends, and the first one's traffic does not stop meanwhile."""
+    mark = it.client_daemon.log_end
+    second = it.start_client("tapotun-second")
+    silent_s = 0.0
+    while second.running:
+        silent_s = max(silent_s, udp.silent_s())
+        time.sleep(0.02)
+    assert second.wait() == 1, second.tail()
+    second.close()
+    assert f"config {it.client_file}" in second.log, second.tail()
+    assert "another machine" not in it.client_daemon.log.encode()[mark:].decode(errors="replace"), (
+        it.client_daemon.tail()
+    )
+    return _now("refused", silent_s)
+
+
+def _restart_under_generation_2(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """The server restarts while a deployed client of generation 2 is connected, which is back as soon as it may be."""
+    with it.old_client():
+        assert it.server_daemon.stop(STOP_S) == 0, it.server_daemon.tail()
+        it.server_daemon = it.start_server()
+        begun_ns = time.monotonic_ns()
+        try:
+            wait_for_ping(it.old, TUNNEL_SERVER, LATE_S)
+        except WaitError:
+            return Outcome(begun_ns, "it never came back", float("inf"))
+        took_s = (time.monotonic_ns() - begun_ns) / 1e9
+    return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "kill -9 server": _kill_server,
+    "server restart, other MTU": _restart_server,
+    "kill -9 client": _kill_client,
+    "server paused": _pause_server,
+    "client paused": _pause_client,
+    "cable unplugged": _unplug,
+    "client address changed": _change_address,
+    "nginx restart": _restart_nginx,
+    "connections cut": _cut,
+    "wrong answer": _lie,
+    "rotation": _rotate,
+    "covering push": _covering_push,
+    "second start": _second_start,
+    "generation 2 restart": _restart_under_generation_2,
+}
