@@ -18,7 +18,7 @@ from tests.harness import CommandError, Host, WaitError
 
 from .accounts import Account
 from .search import Found, Probe, lossless_rate
-from .variants import NAME, SERVER, TapotunTls, Way
+from .variants import NAME, SERVER, NextHop, TapotunTls
 
 IPERF_PORT: Final = 5201
 _GRACE_S: Final = 8.0
@@ -31,7 +31,7 @@ _TIMES: Final = re.compile(r"time=([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Tcp:
-    """One run of iperf3. `cpu_s` is of the way's processes as in `Way.pids`; a GB is 10^9 bytes of payload."""
+    """One run of iperf3. `cpu_s` is of the way's processes as in `NextHop.pids`; a GB is 10^9 bytes of payload."""
 
     gbit_s: float
     gb: float
@@ -41,14 +41,14 @@ class Tcp:
 
 
 @contextmanager
-def iperf_server(way: Way) -> Iterator[None]:
+def iperf_server(way: NextHop) -> Iterator[None]:
     """iperf3 listening on the way's server, for all runs of the bench."""
     with way.server.start(["iperf3", "-s", "-p", str(IPERF_PORT)]) as daemon:
         way.server.wait_for_listener(IPERF_PORT, by=daemon)
         yield
 
 
-def tcp(way: Way, *options: str, seconds: int, source: Host | None = None) -> Tcp:
+def tcp(way: NextHop, *options: str, seconds: int, source: Host | None = None) -> Tcp:
     """iperf3 from the way's client (or another host) to its server. Raises CommandError, WaitError."""
     account = Account(way.pids)
     end = _iperf(source or way.client, way.address, *options, seconds=seconds)["end"]
@@ -91,7 +91,7 @@ class Udp:
     reordered: int
 
 
-def udp(flood: Path, way: Way, size: int, rate: float, seconds: float, flows: int = 1) -> Udp:
+def udp(flood: Path, way: NextHop, size: int, rate: float, seconds: float, flows: int = 1) -> Udp:
     """From client to server: `size` bytes of payload, `rate` packets a second, or as fast as they go if that is 0.
 
     Raises CommandError, WaitError.
@@ -122,7 +122,7 @@ def udp(flood: Path, way: Way, size: int, rate: float, seconds: float, flows: in
 
 
 def search(
-    flood: Path, way: Way, size: int, *, bounds: tuple[float, float], probes: int, seconds: float, flows: int = 1
+    flood: Path, way: NextHop, size: int, *, bounds: tuple[float, float], probes: int, seconds: float, flows: int = 1
 ) -> Found:
     """The highest rate at which less than 1 % is lost. Raises as `udp`."""
 
@@ -136,7 +136,7 @@ def search(
 # Pings
 
 
-def pings_us(way: Way, count: int, every_s: float) -> list[float]:
+def pings_us(way: NextHop, count: int, every_s: float) -> list[float]:
     """Round trips in microseconds, from the client to the server. Raises CommandError if fewer than half came back."""
     argv = ["ping", "-n", "-c", str(count), "-i", str(every_s), "-W", "1", way.address]
     done = way.client.run(argv, check=False, timeout=count * every_s * 4 + _GRACE_S, env={"LC_ALL": "C"})
@@ -146,20 +146,20 @@ def pings_us(way: Way, count: int, every_s: float) -> list[float]:
     return found
 
 
-def pings_under_load_us(way: Way, *options: str, seconds: int, every_s: float) -> list[float]:
+def pings_under_load_us(way: NextHop, *options: str, seconds: int, every_s: float) -> list[float]:
     """Round trips while one TCP stream runs, its first quarter of a second left out. Raises as `pings_us`."""
     argv = ["iperf3", "-c", way.address, "-p", str(IPERF_PORT), "-t", str(seconds + 1), *options]
     with way.client.start(argv, name="load") as load:
         way.client.run(["sleep", "0.25"])
         # `-w` ends it in time even where each round trip is longer than the pause.
-        pinging = ["ping", "-n", "-i", str(every_s), "-w", str(seconds), "-W", "1", way.address]
-        done = way.client.run(pinging, check=False, timeout=seconds + _GRACE_S, env={"LC_ALL": "C"})
+        keepalive = ["ping", "-n", "-i", str(every_s), "-w", str(seconds), "-W", "1", way.address]
+        done = way.client.run(keepalive, check=False, timeout=seconds + _GRACE_S, env={"LC_ALL": "C"})
         if not load.running:
             raise CommandError(f"the load ended before the pings did\n{load.tail()}")
         load.stop()
     found = [float(ms) * 1000 for ms in _TIMES.findall(done.stdout)]
     if len(found) < seconds / every_s / 10:
-        raise CommandError(f"`{' '.join(pinging)}`: only {len(found)} came back")
+        raise CommandError(f"`{' '.join(keepalive)}`: only {len(found)} came back")
     return found
 
 

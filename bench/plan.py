@@ -40,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DesiredState:
     """How long everything takes."""
 
     name: str
@@ -102,7 +102,7 @@ class Plan:
         return "\n".join(lines)
 
 
-FULL: Final = Plan(
+FULL: Final = DesiredState(
     name="full",
     budget_s=570.0,
     setup_s=20.0,
@@ -115,7 +115,7 @@ FULL: Final = Plan(
     ping_every_s=0.002,
     loaded_s=2,
 )
-QUICK: Final = Plan(
+QUICK: Final = DesiredState(
     name="quick",
     budget_s=100.0,
     setup_s=8.0,
@@ -134,7 +134,7 @@ PLANS: Final = {plan.name: plan for plan in (FULL, QUICK)}
 class Budget:
     """What is left of the time."""
 
-    def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
+    def __init__(self, plan: DesiredState, clock: Callable[[], float]) -> None:
         """`clock` returns seconds; its zero does not matter."""
         self._clock = clock
         self._begun = clock()

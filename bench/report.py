@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.harness import ROOT
 
 from .metrics import METRICS, Metric
-from .plan import WAYS, Plan
+from .plan import WAYS, DesiredState
 from .results import Results
 from .stats import Spread
 from .targets import verdicts
@@ -55,7 +55,7 @@ def _row(results: Results, metric: Metric) -> list[str]:
     return [metric.label, metric.unit, *cells, *ratios]
 
 
-def text(results: Results, plan: Plan) -> str:
+def text(results: Results, plan: DesiredState) -> str:
     """Everything that is printed at the end."""
     it = results.machine
     lines = [
@@ -75,12 +75,12 @@ def text(results: Results, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def as_json(results: Results, plan: Plan) -> dict[str, Any]:
+def as_json(results: Results, plan: DesiredState) -> dict[str, Any]:
     """The same for a program."""
     return {"plan": plan.name, **results.as_json(), "targets": [it.as_json() for it in verdicts(results)]}
 
 
-def write(results: Results, plan: Plan, directory: Path) -> str:
+def write(results: Results, plan: DesiredState, directory: Path) -> str:
     """``bench.txt`` and ``bench.json`` in that directory, which is made. Returns the text. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     printed = text(results, plan)

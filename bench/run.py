@@ -17,10 +17,10 @@ from tests.harness import HarnessError, Lab
 from . import load, offload
 from .accounts import memory_mb
 from .native import UDPFLOOD, compiled
-from .plan import SEARCH_HIGH, SEARCH_LOW, Budget, Plan, Step
+from .plan import SEARCH_HIGH, SEARCH_LOW, Budget, DesiredState, Step
 from .results import Results
 from .stats import percentile
-from .variants import Relay, Tapotun, TapotunTls, Way
+from .variants import NextHop, Relay, Tapotun, TapotunTls
 
 Tell = Callable[[str], None]
 
@@ -28,7 +28,7 @@ Tell = Callable[[str], None]
 class Bench:
     """Four ways and what is measured on them. `run` does everything."""
 
-    def __init__(self, lab: Lab, plan: Plan, directory: Path, crelay: Path, tell: Tell) -> None:
+    def __init__(self, lab: Lab, plan: DesiredState, directory: Path, crelay: Path, tell: Tell) -> None:
         """`directory` takes the compiled programs. Raises BenchError, HarnessError."""
         self._plan, self._tell = plan, tell
         self._budget = Budget(plan, time.monotonic)
@@ -36,8 +36,8 @@ class Bench:
         relay = compiled(crelay, directory)
         self._flood = compiled(UDPFLOOD, directory)
         self._tls = TapotunTls(lab)
-        ways = (Way(lab), Relay(lab, relay), Tapotun(lab), self._tls)
-        self._ways: dict[str, Way] = {way.name: way for way in ways}
+        ways = (NextHop(lab), Relay(lab, relay), Tapotun(lab), self._tls)
+        self._ways: dict[str, NextHop] = {way.name: way for way in ways}
 
     def run(self) -> Results:
         """Rounds, as long as there is time. Raises HarnessError only before the first of them."""
@@ -75,7 +75,7 @@ class Bench:
                 self.results.add(metric, name, number, value)
             self._tell(f"  {step.name:14} {name:6} " + "  ".join(f"{it} {values[it]:.4g}" for it in values))
 
-    def _measure(self, step: str, way: Way) -> dict[str, float]:
+    def _measure(self, step: str, way: NextHop) -> dict[str, float]:
         """The metrics of a step. Raises HarnessError."""
         plan = self._plan
         match step:
@@ -110,7 +110,7 @@ class Bench:
                 self.results.notes.append(note)
         return {step: found_rate.rate / 1000}
 
-    def _restart(self, way: Way) -> dict[str, float]:
+    def _restart(self, way: NextHop) -> dict[str, float]:
         """The client's end anew; and before it goes, what the ends' memory came to."""
         assert way.client_end is not None
         assert way.server_end is not None
@@ -119,7 +119,7 @@ class Bench:
         way.stop()
         return {**values, "start": way.start()}
 
-    def _tcp(self, step: str, way: Way) -> dict[str, float]:
+    def _tcp(self, step: str, way: NextHop) -> dict[str, float]:
         run = load.tcp(way, *(["-R"] if step == "tcp_down" else []), seconds=self._plan.tcp_s)
         cost = step.replace("tcp", "cpu")
         values = {step: run.gbit_s, f"{cost}_machine": run.machine_cpu_s / run.gb}
@@ -128,7 +128,7 @@ class Bench:
             values[f"{cost}_client"] = run.cpu_s[0] / run.gb
         return values
 
-    def _forward(self, way: Way, *, gro: bool) -> float:
+    def _forward(self, way: NextHop, *, gro: bool) -> float:
         """TCP from the machine behind, whose frames have 1500 bytes; the client's machine merges them, or not."""
         with (
             offload.switched(way.behind, "eth0", tso=False, gso=False),
@@ -158,7 +158,7 @@ def stay_on(cores: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
-def bench(plan: Plan, crelay: Path, tell: Tell) -> Results:
+def bench(plan: DesiredState, crelay: Path, tell: Tell) -> Results:
     """Everything, from namespaces to numbers. Raises BenchError, HarnessError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, Lab() as lab:
         return Bench(lab, plan, Path(directory), crelay, tell).run()

@@ -84,7 +84,7 @@ def installed() -> Path:
     return program
 
 
-class Way:
+class NextHop:
     """No tunnel, and what all ways have."""
 
     name = "veth"
@@ -134,7 +134,7 @@ class Way:
         return tuple(it.pid for it in (self.client_end, self.server_end, self.proxy) if it is not None)
 
 
-class Relay(Way):
+class Relay(NextHop):
     """crelay.c with its default options."""
 
     name = "relay"
@@ -174,7 +174,7 @@ class Relay(Way):
         self.client_end = self.server_end = None
 
 
-class Tapotun(Way):
+class Tapotun(NextHop):
     """The installed program at both ends, over http."""
 
     name = "http"

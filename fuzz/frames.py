@@ -8,7 +8,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody, LengthBody, chunk_head
 from tapotun_trio.wire.frames import HEADER_BYTES, MIN_PACKET_BYTES, PING, FrameReader, each, echoed_clock, encode_echo
-from tapotun_trio.wire.vnet import base_peer_accepts
+from tapotun_trio.wire.vnet import validate_vnet_header
 
 from .feeding import arrivals
 
@@ -49,7 +49,7 @@ def _read(how: int, pieces: list[bytes]) -> object:
                 for start, stop in each(reader.feed(received)):
                     frame = bytes(reader.view[start:stop])
                     assert len(frame) - HEADER_BYTES == int.from_bytes(frame[:2], "little") >= MIN_PACKET_BYTES
-                    base_peer_accepts(memoryview(frame))
+                    validate_vnet_header(memoryview(frame))
                     if len(frame) == HEADER_BYTES + 48:
                         echoed_clock(memoryview(frame))
                     frames.append(frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapotun_trio.http.heads import REASONS, BadRequest, RequestHead, RequestParser
-from tapotun_trio.server.session import Visit
+from tapotun_trio.server.session import ClientHello
 from tapotun_trio.wire import control
 from tests.basepeer.http1 import HttpError, parse_head
 
@@ -31,8 +31,8 @@ def check(data: bytes) -> None:
         assert reading in REASONS, "no words for this status"
     elif reading is not None:
         head, rest = reading
-        visit = Visit.of(head.headers)
-        assert visit.features <= control.SUPPORTED
+        hello = ClientHello.of(head.headers)
+        assert hello.features <= control.SUPPORTED
         head.body().span(bytearray(rest), 0, 0)
         _compare(head, data[: len(data) - len(rest)])
 

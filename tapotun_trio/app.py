@@ -11,22 +11,22 @@ from socket import socket
 import trio
 
 from . import exit_codes
-from .admin.manager import AdminSeat
+from .admin.manager import AdminManager
 from .config.model import Config
 from .control.handlers import Process, standard_commands
 from .control.server import serve_control
-from .control.socket_path import REMEDY, listening, places
+from .control.socket_path import REMEDY, control_directories, listening
 from .errors import HostError, ShortageError, leaves, shortage_of
 from .host.interfaces import Host
 from .host.linux import RealHost
 from .host.process.interpreter import settle
-from .host.process.malloc import give_large_blocks_back
-from .host.process.privileges import drop_rights, needed_capabilities, raise_fd_limit, require_tun_rights
+from .host.process.malloc import set_mmap_threshold
+from .host.process.privileges import drop_privileges, needed_capabilities, raise_fd_limit, require_tun_privileges
 from .host.process.sd_notify import ServiceManager
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
-from .peer.boottime import moment
+from .peer.boottime import boottime
 from .readiness import tell
 from .reload import Read, Reloader
 
@@ -50,13 +50,13 @@ def run(
     ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
     ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.tell`.
     """
-    process = Process(str(os.getpid()) if name is None else name, config_file, moment())
+    process = Process(str(os.getpid()) if name is None else name, config_file, boottime())
     log = process_logger()
     try:
-        give_large_blocks_back()
-        require_tun_rights()
+        set_mmap_threshold()
+        require_tun_privileges()
         raise_fd_limit()
-        if (refused := drop_rights(needed_capabilities(config))) is not None:
+        if (refused := drop_privileges(needed_capabilities(config))) is not None:
             log.warning("%s", refused)
         with ServiceManager(os.environ, notify_fd, log) as manager:
             trio.run(serve, config, read, RealHost(config_file), process, manager, ready_timeout_s)
@@ -91,7 +91,7 @@ async def serve(
     registry = Registry()
     with trio.open_signal_receiver(*_SIGNALS) as signals, _hangups_heard(), _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
-            admin = AdminSeat(process, registry, nursery)
+            admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
             admin.reload = reloader.reload
             nursery.start_soon(_take_signals, signals, nursery, manager, reloader)
@@ -127,7 +127,7 @@ def _control_socket(name: str) -> Iterator[socket | None]:
     with ExitStack() as undo:
         found: socket | None = None
         try:
-            found = undo.enter_context(listening(name, places(os.environ)))
+            found = undo.enter_context(listening(name, control_directories(os.environ)))
         except OSError as exc:
             text = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
             process_logger().warning(

@@ -18,7 +18,7 @@ from .config.diagnostics import report_json, report_text
 from .config.load import check, load
 from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
 from .errors import ConfigError
-from .lazy_import import load_at_first_use
+from .lazy_import import lazy_import
 from .log import LEVELS, process_logger, set_up_logging
 from .shell.arguments import add_printing_verbs
 from .shell.typed import DEFAULT_PAUSE_S, with_verb
@@ -113,7 +113,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
         file = arguments.file
 
     def read() -> Config:
-        config = load(file, _judge_tls)
+        config = load(file, _validate_tls)
         interfaces = tuple(i for i in config.interfaces if isinstance(i, arguments.kinds))
         if not interfaces:
             raise ConfigError(f"{file}: has no {arguments.kind_name} definition; run it with: tapotun run")
@@ -129,7 +129,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
     for warning in config.warnings:
         log.warning("%s", warning)
     for module in NEEDED_BY_FEW:
-        load_at_first_use(module)
+        lazy_import(module)
     from .app import run  # only now: the other verbs need neither trio nor the host
 
     return run(
@@ -167,7 +167,7 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    config, findings = check(arguments.file, _judge_tls)
+    config, findings = check(arguments.file, _validate_tls)
     if arguments.json:
         print(report_json(arguments.file, findings))
     else:
@@ -175,7 +175,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     return exit_codes.FAILED if config is None else exit_codes.OK
 
 
-def _judge_tls(config: TlsConfig) -> TlsProblem | None:
+def _validate_tls(config: TlsConfig) -> TlsProblem | None:
     from .host.net.tls_files import judge_files  # OpenSSL; most configs name no file
 
     return judge_files(config)
@@ -197,7 +197,7 @@ def _token(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from .doctor.run import doctor
 
-    return doctor(arguments, _judge_tls)
+    return doctor(arguments, _validate_tls)
 
 
 def _probe(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Final
 
 
-def load_at_first_use(name: str) -> None:
+def lazy_import(name: str) -> None:
     """Put a module in place that loads itself as soon as an attribute is asked for. Nothing if it is loaded already."""
     if name in sys.modules:
         return

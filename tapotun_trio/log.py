@@ -60,7 +60,7 @@ def remove_handler(handler: logging.Handler) -> None:
     _ROOT.removeHandler(handler)
 
 
-class Sparingly:
+class RateLimitedLog:
     """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``.
 
     ``debug``: the others are shown to who debugs.
@@ -94,9 +94,9 @@ class Sparingly:
         return True
 
 
-def flapping() -> Sparingly:
+def flap_damped() -> RateLimitedLog:
     """For what may come again for days, such as a client that comes and goes."""
-    return Sparingly(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
+    return RateLimitedLog(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
 
 
 class Faults:
@@ -106,8 +106,8 @@ class Faults:
     __slots__ = ("_bugs", "_shortages")
 
     def __init__(self) -> None:
-        self._bugs = flapping()
-        self._shortages = Sparingly()
+        self._bugs = flap_damped()
+        self._shortages = RateLimitedLog()
 
     def log(self, log: Log, now: float, text: str, exc: BaseException) -> str:
         """Call this where ``exc`` is handled. ``text``: what ended. Returns the word to count it under."""

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from .admin.manager import AdminSeat
+from .admin.manager import AdminManager
 from .config.diff import Change, changes, process_lines
 from .config.model import Config
 from .control.protocol import ReloadArguments, ReloadResult
@@ -20,7 +20,7 @@ from .host.process.sd_notify import ServiceManager
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import Interfaces
 from .log import Log, set_up_logging
-from .peer.boottime import date_of, moment
+from .peer.boottime import boottime, wall_time
 from .status.model import ReloadStatus
 from .text import one_line, shorten
 
@@ -45,7 +45,7 @@ class Reloader:
     """
 
     def __init__(
-        self, config: Config, read: Read, registry: Registry, admin: AdminSeat, manager: ServiceManager, log: Log
+        self, config: Config, read: Read, registry: Registry, admin: AdminManager, manager: ServiceManager, log: Log
     ) -> None:
         self._interfaces: Interfaces | None = None
         self._started = trio.Event()
@@ -155,7 +155,7 @@ class Reloader:
         return RefusedError(f"nothing was changed, the old config runs on: {reason}")
 
     def _note(self, lines: list[str], error: str | None) -> None:
-        self._registry.last_reload = ReloadStatus(at=date_of(moment()), changes=lines, error=error)
+        self._registry.last_reload = ReloadStatus(at=wall_time(boottime()), changes=lines, error=error)
 
 
 def _for_people(exc: ConfigError | HostError) -> str:

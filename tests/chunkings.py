@@ -1,4 +1,4 @@
-"""Ways to cut bytes into pieces: a stream arrives in any of them."""
+"""RouteLookup to cut bytes into pieces: a stream arrives in any of them."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import trio
 
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.interfaces import Change
-from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, Route, Way
-from tapotun_trio.wire.frames import LENGTH_BYTES, Span
+from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, NextHop, Route
+from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange
 
 PLAIN_VNET: Final = bytes(12)
 
@@ -71,7 +71,7 @@ class MemoryDevice:
         self._notify()
         return True
 
-    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+    def write_burst(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange], /) -> int:
         for number, span in enumerate(spans):
             taken = self.write(view[span[0] + LENGTH_BYTES : span[1]])
             if taken is None:
@@ -160,7 +160,7 @@ class MemoryNetwork:
 
     async def way(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
-    ) -> Way | None:
+    ) -> NextHop | None:
         await trio.lowlevel.checkpoint()
         if self._host.ways_fail:
             raise HostError("the kernel does not say")
@@ -201,7 +201,7 @@ class MemoryHost:
         self.mtus: dict[str, int] = {}
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
-        self.ways: dict[IPv4Address, Way] = {}  # without our interfaces
+        self.ways: dict[IPv4Address, NextHop] = {}  # without our interfaces
         self.ways_fail = False
         self.led_into: set[IPv4Address] = set()
         self.deaf = False  # to changes: watching is refused

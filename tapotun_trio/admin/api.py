@@ -26,7 +26,7 @@ from ..errors import TapotunError, is_peers_fault
 from ..http.heads import BadRequest
 from ..http.server import Exchange
 from ..lifecycle.registry import NoSuchPeerError, Registry
-from ..log import Faults, Sparingly, process_logger
+from ..log import Faults, RateLimitedLog, process_logger
 from ..status.model import ProcessStatus
 from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
 from .answers import Answer, decode, document, error, text
@@ -51,7 +51,7 @@ T = TypeVar("T")
 Reload: TypeAlias = Callable[[bool], Awaitable[list[str]]]
 
 
-class Who(Enum):
+class Permission(Enum):
     """May use a route."""
 
     EVERYBODY = "everybody"
@@ -77,7 +77,7 @@ class Login(Struct, forbid_unknown_fields=True):
     token: str
 
 
-class Site:
+class AdminApi:
     """Everything behind one admin listener.
 
     Args:
@@ -104,24 +104,24 @@ class Site:
         self._reload = reload
         self._greeted = greeted
         self._live = 0
-        self._strangers = Sparingly()
+        self._unauthenticated = RateLimitedLog()
         self._faults = Faults()
         self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
-        self._routes: dict[str, dict[str, tuple[Who, Handler]]] = {
-            "/healthz": {"GET": (Who.EVERYBODY, self._healthz)},
-            "/readyz": {"GET": (Who.EVERYBODY, self._readyz)},
-            "/metrics": {"GET": (Who.EVERYBODY_WITHOUT_TOKEN, self._metrics)},
-            "/api/login": {"POST": (Who.EVERYBODY, self._log_in)},
-            "/api/logout": {"POST": (Who.ACTORS, self._log_out)},
-            "/api/session": {"GET": (Who.WATCHERS, self._session)},
-            "/api/status": {"GET": (Who.WATCHERS, self._show_status)},
-            "/api/events": {"GET": (Who.WATCHERS, self._show_events)},
-            "/api/disconnect": {"POST": (Who.ACTORS, self._disconnect)},
-            "/api/reload": {"POST": (Who.ACTORS, self._reload_config)},
-            "/api/live": {"GET": (Who.WATCHERS_LIVE, self._watch)},
-            **{path: {"GET": (Who.EVERYBODY, partial(self._page, page))} for path, page in pages.items()},
+        self._routes: dict[str, dict[str, tuple[Permission, Handler]]] = {
+            "/healthz": {"GET": (Permission.EVERYBODY, self._healthz)},
+            "/readyz": {"GET": (Permission.EVERYBODY, self._readyz)},
+            "/metrics": {"GET": (Permission.EVERYBODY_WITHOUT_TOKEN, self._metrics)},
+            "/api/login": {"POST": (Permission.EVERYBODY, self._log_in)},
+            "/api/logout": {"POST": (Permission.ACTORS, self._log_out)},
+            "/api/session": {"GET": (Permission.WATCHERS, self._session)},
+            "/api/status": {"GET": (Permission.WATCHERS, self._show_status)},
+            "/api/events": {"GET": (Permission.WATCHERS, self._show_events)},
+            "/api/disconnect": {"POST": (Permission.ACTORS, self._disconnect)},
+            "/api/reload": {"POST": (Permission.ACTORS, self._reload_config)},
+            "/api/live": {"GET": (Permission.WATCHERS_LIVE, self._watch)},
+            **{path: {"GET": (Permission.EVERYBODY, partial(self._page, page))} for path, page in pages.items()},
         }
 
     async def serve(self, exchange: Exchange) -> None:
@@ -134,7 +134,7 @@ class Site:
         except Refused as exc:
             if isinstance(exc, WrongToken):
                 line = f"admin: {exchange.client} showed a wrong token"
-                self._strangers.log(process_logger(), logging.WARNING, trio.current_time(), line)
+                self._unauthenticated.log(process_logger(), logging.WARNING, trio.current_time(), line)
             answer = error(exc.status, str(exc), *exc.headers, plain=plain)
         except BadRequest as exc:
             answer, close = error(exc.status, str(exc), plain=plain), True
@@ -156,21 +156,23 @@ class Site:
         if method not in methods:
             allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
             raise Refused(405, f"{path} takes {' and '.join(allowed)}", ("Allow", ", ".join(allowed)))
-        who, handler = methods[method]
+        permission, handler = methods[method]
         address = limited_as(exchange.connection.remote_address, head.headers)
-        visitor = self._admit(who, exchange, address)
+        visitor = self._admit(permission, exchange, address)
         if visitor is not None:
             self._greeted(exchange)
         return await handler(Request(exchange, address, visitor))
 
-    def _admit(self, who: Who, exchange: Exchange, address: str) -> Visitor | None:
+    def _admit(self, permission: Permission, exchange: Exchange, address: str) -> Visitor | None:
         """Raises Refused."""
         head, now = exchange.head, trio.current_time()
-        if who is Who.EVERYBODY or (who is Who.EVERYBODY_WITHOUT_TOKEN and not self._access.has_token):
+        if permission is Permission.EVERYBODY or (
+            permission is Permission.EVERYBODY_WITHOUT_TOKEN and not self._access.has_token
+        ):
             return None
-        if who is Who.ACTORS:
+        if permission is Permission.ACTORS:
             return self._access.act(head, address, now)
-        if who is Who.WATCHERS_LIVE:
+        if permission is Permission.WATCHERS_LIVE:
             return self._access.watch(head, address, now)
         return self._access.see(head, address, now)
 

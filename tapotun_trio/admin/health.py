@@ -23,6 +23,6 @@ def _reason(record: Record) -> str:
     why = record.last_error
     if isinstance(tunnel, TunnelClient):
         replaced = "another machine uses this client's token"
-        why = replaced if tunnel.state == "replaced" else tunnel.complaints.latest or why
+        why = replaced if tunnel.state == "replaced" else tunnel.failure_log.latest or why
     text = f"{record.config.name}: {state_of(record)}"
     return one_line(f"{text}: {why}" if why else text)

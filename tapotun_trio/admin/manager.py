@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ..config.model import AdminConfig, Endpoint, TcpEndpoint, endpoint_key
+from ..config.model import AdminConfig, ListenAddress, TcpAddress, listen_key
 from ..control.handlers import Process
 from ..errors import HostError, TapotunError
 from ..host.net.listen import AbsentError, Listener, listen
@@ -21,7 +21,7 @@ from ..log import add_handler, process_logger, remove_handler
 
 if TYPE_CHECKING:
     from .events import Events
-    from .server import Desk
+    from .server import AdminServer
 
 _WILDCARDS = ("0.0.0.0", "::")
 
@@ -32,7 +32,7 @@ class Reload(Protocol):
     async def __call__(self, *, dry_run: bool = False) -> list[str]: ...
 
 
-class AdminSeat:
+class AdminManager:
     """The admin listener, or its absence. Its tasks are the process's."""
 
     def __init__(self, process: Process, registry: Registry, nursery: trio.Nursery) -> None:
@@ -42,12 +42,12 @@ class AdminSeat:
         self._nursery = nursery
         self._log = process_logger()
         self._config: AdminConfig | None = None
-        self._desk: Desk | None = None
+        self._server: AdminServer | None = None
         self._events: Events | None = None
 
     async def prepare(self, after: AdminConfig | None) -> None:
         """Load in a thread what `changing` to that needs: it takes 0.1 s, for which packets would wait."""
-        if after is not None and self._desk is None:
+        if after is not None and self._server is None:
             await trio.to_thread.run_sync(_load)
 
     @contextmanager
@@ -61,63 +61,65 @@ class AdminSeat:
         if after == before:
             yield
             return
-        if before is not None and after is not None and _in_the_way(before.listen, after.listen):
-            self._leave()
+        if before is not None and after is not None and _addresses_conflict(before.listen, after.listen):
+            self._stop()
         try:
-            desk = None if after is None else self._desk_or_none(after)
+            server = None if after is None else self._server_or_none(after)
             try:
                 yield
             except BaseException:
-                if desk is not None and (self._desk is None or desk.listener is not self._desk.listener):
-                    desk.listener.close()
+                if server is not None and (self._server is None or server.listener is not self._server.listener):
+                    server.listener.close()
                 raise
         except BaseException:
             if before is None:
                 self._forget_events()
-            elif self._desk is None:
-                self._sit(before, self._desk_for(before))
+            elif self._server is None:
+                self._start(before, self._server_for(before))
             raise
-        if self._desk is not None:
-            self._leave(keep=None if desk is None else desk.listener)
-        if after is not None and desk is not None:
-            self._sit(after, desk)
+        if self._server is not None:
+            self._stop(keep=None if server is None else server.listener)
+        if after is not None and server is not None:
+            self._start(after, server)
         else:
             self._forget_events()
 
-    def _desk_or_none(self, config: AdminConfig) -> Desk | None:
-        """As `_desk_for`. None, with a warning, where there is no listener yet and this machine does not have what its
-        address needs: the tunnels start without it."""
+    def _server_or_none(self, config: AdminConfig) -> AdminServer | None:
+        """As `_server_for`. None, with a warning, where there is no listener yet and this machine does not have what
+        its address needs: the tunnels start without it."""
         try:
-            return self._desk_for(config)
+            return self._server_for(config)
         except AbsentError as exc:
             if self._config is not None:
                 raise
             self._log.warning("%s; goes on without it until the next reload", exc)
             return None
 
-    def _desk_for(self, config: AdminConfig) -> Desk:
+    def _server_for(self, config: AdminConfig) -> AdminServer:
         """It listens, and does not accept yet; on the present one's listener if that is the same. Raises HostError."""
         from .access import Access
-        from .api import Site
+        from .api import AdminApi
         from .events import Events
         from .pages import read_pages
-        from .server import Desk
+        from .server import AdminServer
 
         events = self._events
         if events is None:
             events = self._events = Events()
             add_handler(events)
         pages, access = read_pages(), Access(config.token)
-        return Desk(
+        return AdminServer(
             self._listener_for(config.listen),
-            lambda greet: Site(access, pages, events, self._process, self._registry, self._reload_to_its_end, greet),
+            lambda on_authenticated: AdminApi(
+                access, pages, events, self._process, self._registry, self._reload_to_its_end, on_authenticated
+            ),
             self._log,
         )
 
-    def _listener_for(self, endpoint: Endpoint) -> Listener:
-        desk, now = self._desk, self._config
-        if desk is not None and now is not None and endpoint_key(now.listen) == endpoint_key(endpoint):
-            return desk.listener
+    def _listener_for(self, endpoint: ListenAddress) -> Listener:
+        server, now = self._server, self._config
+        if server is not None and now is not None and listen_key(now.listen) == listen_key(endpoint):
+            return server.listener
         try:
             found = listen(endpoint)
         except HostError as exc:
@@ -125,39 +127,39 @@ class AdminSeat:
         assert found is not None, "this endpoint is not optional"
         return found
 
-    def _sit(self, config: AdminConfig, desk: Desk) -> None:
-        self._config, self._desk = config, desk
-        self._nursery.start_soon(self._run, desk)
-        name = desk.listener.name
-        waits = desk.listener.waits
+    def _start(self, config: AdminConfig, server: AdminServer) -> None:
+        self._config, self._server = config, server
+        self._nursery.start_soon(self._run, server)
+        name = server.listener.name
+        waits = server.listener.waits
         soon = ", as soon as this machine has that address" if waits else ""
         self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
-        if waits and not (isinstance(config.listen, TcpEndpoint) and config.listen.early):
+        if waits and not (isinstance(config.listen, TcpAddress) and config.listen.early):
             self._log.warning(
                 "admin: %s: this machine does not have that address yet, and nobody can connect before it has; "
                 "if it is not to get it, correct admin.listen",
                 name,
             )
 
-    def _leave(self, *, keep: Listener | None = None) -> None:
+    def _stop(self, *, keep: Listener | None = None) -> None:
         """The present one stops. ``keep``: the listener that its successor has."""
-        desk, self._desk, self._config = self._desk, None, None
-        assert desk is not None
-        desk.retire()
-        if desk.listener is not keep:
-            desk.listener.close()
+        server, self._server, self._config = self._server, None, None
+        assert server is not None
+        server.retire()
+        if server.listener is not keep:
+            server.listener.close()
 
     def _forget_events(self) -> None:
         if self._events is not None:
             remove_handler(self._events)
             self._events = None
 
-    async def _run(self, desk: Desk) -> None:
+    async def _run(self, server: AdminServer) -> None:
         try:
-            await desk.run()
+            await server.run()
         finally:
-            if self._desk is desk:  # the process ends
-                desk.listener.close()
+            if self._server is server:  # the process ends
+                server.listener.close()
 
     async def _reload_to_its_end(self, dry_run: bool) -> list[str]:
         """As `reload`, which may end the very connection over which it is asked for, and must not be cut off."""
@@ -186,7 +188,7 @@ class AdminSeat:
 
 
 def _load() -> None:
-    """What `_desk_for` imports. Blocking."""
+    """What `_server_for` imports. Blocking."""
     for name in ("access", "events", "server", "api"):
         import_module(f"{__package__}.{name}")
     from .pages import read_pages
@@ -194,9 +196,9 @@ def _load() -> None:
     read_pages()  # for what is imported by that
 
 
-def _in_the_way(old: Endpoint, new: Endpoint) -> bool:
+def _addresses_conflict(old: ListenAddress, new: ListenAddress) -> bool:
     """Whether the new one cannot be had while there is the old one, though they are not the same."""
-    if not isinstance(old, TcpEndpoint) or not isinstance(new, TcpEndpoint) or old.address == new.address:
+    if not isinstance(old, TcpAddress) or not isinstance(new, TcpAddress) or old.address == new.address:
         return False
     same_family = (":" in old.address) == (":" in new.address)
     return same_family and old.port == new.port and (old.address in _WILDCARDS or new.address in _WILDCARDS)

@@ -10,38 +10,42 @@ from typing import Final
 
 import trio
 
-from ..config.model import Reception
+from ..config.model import IngressOptions
 from ..errors import HostError, PeerError, leaves
 from ..host.net.listen import Listener
 from ..host.net.sockets import Connection
-from ..http.client_address import Origin, origin_of
-from ..http.pending import Lobby
+from ..http.client_address import ClientAddress, find_client_address
+from ..http.pending import PendingConnections
 from ..http.server import Exchange, serve_connection
-from ..log import Faults, Log, Sparingly
-from .api import Site
+from ..log import Faults, Log, RateLimitedLog
+from .api import AdminApi
 
-MAX_STRANGERS: Final = 64  # connections that have shown neither a token nor a session; one more pushes the oldest out
-MAX_GUESTS: Final = 64  # those that have; likewise
+MAX_UNAUTHENTICATED: Final = (
+    64  # connections that have shown neither a token nor a session; one more pushes the oldest out
+)
+MAX_AUTHENTICATED: Final = 64  # those that have; likewise
 ACCEPT_RETRY_S: Final = 0.1
 GOODBYE_S: Final = 1.0  # for answers under way when another listener takes over
 RESTART_S: Final = (1.0, 30.0)  # the first pause after a bug, doubled up to the last
 HEALTHY_S: Final = 60.0
 
 # Who is on this machine, or comes through a proxy on it: believed who it speaks for, in the log.
-_RECEPTION: Final = Reception(trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")), trusts_unix=True)
+_INGRESS: Final = IngressOptions(trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")), trusts_unix=True)
 
 
-class Desk:
+class AdminServer:
     """Serves one listener, which its owner closes."""
 
-    def __init__(self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], Site], log: Log) -> None:
+    def __init__(
+        self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
+    ) -> None:
         """``make_site`` gets what it is to call for a connection that has shown that it may be here."""
         self.listener = listener
-        self._site = make_site(self._greet)
+        self._api = make_site(self._on_authenticated)
         self._log = log
-        self._strangers = Lobby(MAX_STRANGERS)
-        self._guests = Lobby(MAX_GUESTS)
-        self._shortages = Sparingly()
+        self._unauthenticated = PendingConnections(MAX_UNAUTHENTICATED)
+        self._authenticated = PendingConnections(MAX_AUTHENTICATED)
+        self._shortages = RateLimitedLog()
         self._faults = Faults()
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
@@ -50,7 +54,7 @@ class Desk:
         """Accept and answer until cancelled or retired. A bug is logged, and it goes on after a pause."""
         pause_s = RESTART_S[0]
         with self._serving:
-            while not self._site.retiring:
+            while not self._api.retiring:
                 begun = trio.current_time()
                 self._accepting = trio.CancelScope()
                 try:
@@ -67,7 +71,7 @@ class Desk:
 
     def retire(self) -> None:
         """Another one takes over: accept nothing more, and let what is under way end, for a moment."""
-        self._site.retiring = True
+        self._api.retiring = True
         self._accepting.cancel()
         self._serving.deadline = trio.current_time() + GOODBYE_S
 
@@ -84,8 +88,8 @@ class Desk:
     async def _serve(self, connection: Connection) -> None:
         """One connection, from accept to close. The boundary of its failures, a bug included."""
         try:
-            self._strangers.enter(connection)
-            origin = await origin_of(connection, _RECEPTION, is_unix=self.listener.is_unix)
+            self._unauthenticated.enter(connection)
+            origin = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)
             assert origin is not None, "it is None for the PROXY protocol only"
             await serve_connection(connection, partial(self._answer, origin))
         except* PeerError as group:
@@ -95,13 +99,13 @@ class Desk:
             self._faults.log(self._log, trio.current_time(), "admin: connection closed", group)
         finally:
             connection.close()
-            self._strangers.leave(connection)
-            self._guests.leave(connection)
+            self._unauthenticated.leave(connection)
+            self._authenticated.leave(connection)
 
-    async def _answer(self, origin: Origin, exchange: Exchange) -> None:
+    async def _answer(self, origin: ClientAddress, exchange: Exchange) -> None:
         exchange.client = origin.client(exchange.head.headers)
-        await self._site.serve(exchange)
+        await self._api.serve(exchange)
 
-    def _greet(self, exchange: Exchange) -> None:
-        if self._strangers.leave(exchange.connection):
-            self._guests.enter(exchange.connection)
+    def _on_authenticated(self, exchange: Exchange) -> None:
+        if self._unauthenticated.leave(exchange.connection):
+            self._authenticated.enter(exchange.connection)

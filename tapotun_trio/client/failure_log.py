@@ -10,26 +10,26 @@ import trio
 
 from ..errors import PeerError, ShortageError
 from ..host.net.sockets import GONE
-from ..log import Log, Sparingly, flapping
+from ..log import Log, RateLimitedLog, flap_damped
 
 _REMEMBERED: Final = 16  # causes; what fails in more ways at a time is told again
 SHORTAGE_S: Final = 60.0  # a shortage may come and go by the second
 
 
-class Complaints:
+class FailureLog:
     """The failures of each stream since all was well; one that is known is logged quietly.
 
     A failure is known by its cause (`PeerError.key`) and not by its text, which may depend on timing. A shortage of
     this machine is one failure, however many streams it hits.
     """
 
-    __slots__ = ("_known", "_log", "_shortages", "_sparingly")
+    __slots__ = ("_known", "_log", "_rate_limited", "_shortages")
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._known: dict[tuple[str, str], str] = {}  # stream and cause -> the text, oldest first
-        self._shortages: defaultdict[str, Sparingly] = defaultdict(lambda: Sparingly(SHORTAGE_S, debug=True))
-        self._sparingly: defaultdict[str, Sparingly] = defaultdict(flapping)
+        self._shortages: defaultdict[str, RateLimitedLog] = defaultdict(lambda: RateLimitedLog(SHORTAGE_S, debug=True))
+        self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(flap_damped)
 
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
         """The stream failed (None: it was ended cleanly by the server), and is tried again in so many seconds."""
@@ -47,14 +47,14 @@ class Complaints:
         if shortage and level != logging.DEBUG:
             self._shortages[_key(failure)].log(self._log, level, trio.current_time(), line)
         else:
-            self.news(f"{stream} fails", level, line)
+            self.note(f"{stream} fails", level, line)
 
-    def news(self, kind: str, level: int, text: str) -> None:
+    def note(self, kind: str, level: int, text: str) -> None:
         """Something else that may come again and again. ``kind``: a fixed word, of what is counted together."""
         if level == logging.DEBUG:
             self._log.debug("%s", text)
         else:
-            self._sparingly[kind].log(self._log, level, trio.current_time(), text)
+            self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
     @property
     def latest(self) -> str | None:

@@ -18,7 +18,7 @@ from ..http.heads import ResponseHead
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
-from .transport_choice import Carrier
+from .transport_choice import TransportSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Answer:
 class Requests:
     """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
 
-    def __init__(self, config: ClientConfig, carrier: Carrier, guard: TransportGuard) -> None:
+    def __init__(self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard) -> None:
         """``guard`` is told where connections go.
 
         Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
         self._config = config
-        self._carrier = carrier
+        self._selector = selector
         self._guard = guard
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
@@ -71,7 +71,7 @@ class Requests:
 
     async def _download(self, *, yields: bool, websocket: bool) -> Answer:
         url = self._config.server
-        headers = download_fields(self._config, self._session_id, self._carrier.features, yields=yields)
+        headers = download_fields(self._config, self._session_id, self._selector.features, yields=yields)
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)

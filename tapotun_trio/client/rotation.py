@@ -39,18 +39,18 @@ class Stream(Protocol):
         HostError; and what is not the peer's fault, after it was noted as the `failure`."""
 
 
-class Waits:
+class RetryGate:
     """The waits and the attempts of `keep_streaming`, to be cut short when something outside changed."""
 
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
-        self._cut: set[trio.CancelScope] = set()
+        self._woken: set[trio.CancelScope] = set()
         self._attempts: dict[trio.CancelScope, float] = {}  # and when each began
 
-    def cut(self) -> None:
+    def wake(self) -> None:
         """End the present waits, if there are any, and the present attempts as soon as they are ATTEMPT_S old."""
         for scope in self._scopes:
-            self._cut.add(scope)
+            self._woken.add(scope)
             scope.cancel()
         for scope, began in self._attempts.items():
             scope.deadline = began + ATTEMPT_S
@@ -73,9 +73,9 @@ class Waits:
                 await event.wait()
             finally:
                 self._scopes.discard(scope)
-        was_cut = scope in self._cut
-        self._cut.discard(scope)
-        return was_cut
+        was_woken = scope in self._woken
+        self._woken.discard(scope)
+        return was_woken
 
 
 Open: TypeAlias = Callable[[], Awaitable[Stream]]
@@ -86,7 +86,7 @@ async def keep_streaming(
     open_stream: Open,
     *,
     rotate_s: tuple[float, float],
-    waits: Waits,
+    gate: RetryGate,
     failed: Failed,
     fault: Callable[[Exception], None] | None = None,
 ) -> None:
@@ -113,7 +113,7 @@ async def keep_streaming(
             began = trio.current_time()
             failure: PeerError | None
             try:
-                stream = await waits.attempt(open_stream)
+                stream = await gate.attempt(open_stream)
             except* Exception as group:  # noqa: BLE001 - a bug is told with its traceback, a HostError is raised again
                 failure = failure_of(group, "cannot open a stream")
                 if isinstance(failure, InternalError):
@@ -126,7 +126,7 @@ async def keep_streaming(
                 present = stream
                 if healthy_since is None:
                     healthy_since = began
-                await waits.wait(random.uniform(*rotate_s), stream.ended)
+                await gate.wait(random.uniform(*rotate_s), stream.ended)
                 if not stream.ended.is_set():
                     continue  # in its time: the next one opens while this one goes on
                 failure = stream.failure
@@ -139,7 +139,7 @@ async def keep_streaming(
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason in _NEAR)
             healthy_since = None  # paid back once, also if an older stream still runs
             told_s = failed(failure, wait_s)
-            if await waits.wait(wait_s if told_s is None else told_s, trio.Event()):
+            if await gate.wait(wait_s if told_s is None else told_s, trio.Event()):
                 backoff.reset()
 
 

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import trio
 
-from ..datapath.receiver import Incoming, Take, receive_frames
+from ..datapath.receiver import InboundStream, Take, receive_frames
 from ..datapath.sender import Sender, ending_cleanly
 from ..errors import InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
@@ -18,7 +18,7 @@ from ..http.client import read_response
 from ..http.heads import ResponseHead
 from ..http.writer import BodyWriter
 from ..wire import control
-from ..wire.frames import FrameReader, Span
+from ..wire.frames import FrameRange, FrameReader
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
@@ -36,7 +36,7 @@ class Download:
         self,
         connection: Connection,
         reader: FrameReader,
-        first_frames: list[Span],
+        first_frames: list[FrameRange],
         take: Take,
         ends: Counter[str],
     ) -> None:
@@ -50,7 +50,7 @@ class Download:
         self._first_frames = first_frames
         self._take = take
         self._scope = trio.CancelScope()
-        self.incoming = Incoming(self._scope)
+        self.incoming = InboundStream(self._scope)
         self._began = trio.current_time()
 
     def heard_since(self, moment: float) -> bool:
@@ -140,7 +140,7 @@ class Upload:
             nursery.start_soon(self._read_answer, nursery.cancel_scope)
             if self._unseen is not None:
                 nursery.start_soon(self._watch_seen, self._unseen)
-            async with ending_cleanly(self._writer, self._last_words):
+            async with ending_cleanly(self._writer, self._farewell_frame):
                 await self._sender.serve(self._writer)
                 with trio.move_on_after(FINISH_S):
                     await self._writer.finish()
@@ -176,7 +176,7 @@ class Upload:
             return
         unseen()
 
-    def _last_words(self) -> bytes:
+    def _farewell_frame(self) -> bytes:
         return control.bye("the client is shutting down") if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:

@@ -35,7 +35,7 @@ _REMEDY: Final = (
 )
 
 
-class Carrier:
+class TransportSelector:
     """Which of them the next stream is to be.
 
     Attributes:
@@ -48,13 +48,13 @@ class Carrier:
     __slots__ = (
         "_authority",
         "_begun",
-        "_blamed",
         "_follows",
         "_log",
         "_next_try",
         "_number",
         "_pause_s",
         "_unseen_since",
+        "_warned",
         "automatic",
         "features",
         "offered",
@@ -73,7 +73,7 @@ class Carrier:
         self._begun: dict[int, float] = {}
         self._unseen_since: float | None = None
         self._follows = False
-        self._blamed: str | None = None  # with which consequence
+        self._warned: str | None = None  # with which consequence
         self._pause_s = RETRY_S
         self._next_try = -math.inf
 
@@ -99,7 +99,7 @@ class Carrier:
         begun = self._begun.get(self._number if number is None else number, -math.inf)
         if now - begun < UPLOAD_SEEN_S:
             self._unseen_since = None
-            self._blamed = None
+            self._warned = None
 
     def download_ends(self) -> None:
         """Nobody is there who could say that an upload came."""
@@ -116,13 +116,13 @@ class Carrier:
     # -- what follows from it
 
     @property
-    def helpless(self) -> bool:
+    def no_fallback(self) -> bool:
         """Nothing but HTTP is left to us."""
         return not (self.automatic and self.offered)
 
     def change(self, now: float) -> bool:
         """Whether a WebSocket is to be tried now. If so, the next stream is to be one."""
-        if self.helpless or self.websocket or now < self._next_try or not self.held_back(now):
+        if self.no_fallback or self.websocket or now < self._next_try or not self.held_back(now):
             return False
         self.websocket = True
         return True
@@ -130,7 +130,7 @@ class Carrier:
     def changed(self) -> None:
         """A WebSocket carries the frames. Whether it may the next time too, is seen then."""
         if self._unseen_since is not None:
-            self.blame("using a WebSocket instead")
+            self.warn_held_back("using a WebSocket instead")
         self._unseen_since = None
         self._pause_s = RETRY_S
         self._next_try = -math.inf
@@ -142,7 +142,7 @@ class Carrier:
         sign that none passes.
         """
         if self.automatic and failure.reason in (NO_WEBSOCKET if established else NO_WEBSOCKET_YET):
-            self.blame(f"a WebSocket does not pass either ({failure}); staying with HTTP")
+            self.warn_held_back(f"a WebSocket does not pass either ({failure}); staying with HTTP")
             self._next_try = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
             self.back_to_http()
@@ -162,14 +162,14 @@ class Carrier:
         self._next_try = -math.inf
         self.back_to_http()
 
-    def blame_if_helpless(self, now: float) -> None:
+    def warn_no_fallback(self, now: float) -> None:
         """That, where nothing can be done about it, and the server has shown that it is there."""
-        if self.helpless and self.held_back(now):
-            self.blame()
+        if self.no_fallback and self.held_back(now):
+            self.warn_held_back()
 
-    def blame(self, consequence: str = "") -> None:
+    def warn_held_back(self, consequence: str = "") -> None:
         """Say that uploads are held back, what we do about that, and what a person can. Once, until one arrives."""
-        again, self._blamed = self._blamed == consequence, consequence
+        again, self._warned = self._warned == consequence, consequence
         self._log.log(
             logging.DEBUG if again else logging.WARNING,
             "something between here and %s holds the upload back: no byte of it arrived within %.0f s; "

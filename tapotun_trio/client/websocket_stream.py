@@ -8,8 +8,8 @@ from typing import Final
 
 import trio
 
-from ..datapath.duplex import Conversation
-from ..datapath.receiver import Incoming, Take
+from ..datapath.duplex import DuplexStream
+from ..datapath.receiver import InboundStream, Take
 from ..datapath.sender import Sender
 from ..errors import InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
@@ -45,9 +45,9 @@ class WebSocketStream:
         self._take = take
         body = WebSocketBody(masked=False)
         self._reader = FrameReader(body, control=True, memory=memory)
-        self._conversation = Conversation(connection, WebSocketWriter(connection, masks=True), body, sender)
+        self._conversation = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
         self._scope = trio.CancelScope()
-        self.incoming = Incoming(self._scope)
+        self.incoming = InboundStream(self._scope)
 
     async def run(self, older: Stream | None) -> None:
         try:

@@ -1,6 +1,6 @@
 """What may stand only once: names, addresses, tokens, routes, marks, listeners.
 
-Entries are told to `Claims` in the order of the file, and the later of two that clash is reported,
+Entries are told to `ConflictChecker` in the order of the file, and the later of two that clash is reported,
 with the path of the earlier. Every check is a look-up, so a file of ten thousand routes is no
 slower per route than one of ten.
 """
@@ -13,13 +13,13 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
 from .diagnostics import MASK, Findings, quote, show
-from .model import Endpoint, Mark, Reception, Secret, TokenHash, UnixEndpoint, Url, endpoint_key
+from .model import IngressOptions, ListenAddress, Mark, Secret, TokenHash, UnixAddress, Url, listen_key
 
 Path: TypeAlias = str
 
 _WILDCARDS = ("0.0.0.0", "::")
 # Fields of Reception, and what the file calls them.
-_RECEPTION = {
+_INGRESS = {
     "trusted": "trusted_proxies",
     "trusts_unix": "trusted_proxies",
     "proxy_protocol": "proxy_protocol",
@@ -28,7 +28,7 @@ _RECEPTION = {
 _SHARE = ', or give each a "path" of its own'
 
 
-class Claims:
+class ConflictChecker:
     """What all entries of one file take for themselves."""
 
     def __init__(self, findings: Findings) -> None:
@@ -41,8 +41,8 @@ class Claims:
         self._marks: dict[int, tuple[int, Path]] = {}
         self._tables: dict[int, Path] = {}
         self._tcp: dict[tuple[bool, int], dict[str, Path]] = {}
-        self._url_paths: dict[tuple[Endpoint, str | None], Path] = {}
-        self._receptions: dict[Endpoint, tuple[Reception, Path]] = {}
+        self._url_paths: dict[tuple[ListenAddress, str | None], Path] = {}
+        self._receptions: dict[ListenAddress, tuple[IngressOptions, Path]] = {}
         self._clashing_ports: set[Path] = set()
 
     def name(self, path: Path, name: str) -> None:
@@ -104,12 +104,12 @@ class Claims:
                 "give each interface a table of its own",
             )
 
-    def listener(self, path: Path, endpoint: Endpoint, url_path: str | None) -> None:
+    def listener(self, path: Path, endpoint: ListenAddress, url_path: str | None) -> None:
         """A listening socket. ``path`` is an element of ``listen``, or ``port`` for the default
         addresses. IPv6 sockets are V6ONLY, so the families never clash.
         Entries share an endpoint if they differ in ``url_path``."""
-        if isinstance(endpoint, UnixEndpoint):
-            earlier = self._url_paths.setdefault((endpoint_key(endpoint), url_path), path)
+        if isinstance(endpoint, UnixAddress):
+            earlier = self._url_paths.setdefault((listen_key(endpoint), url_path), path)
             if earlier != path:
                 self._findings.error(
                     path,
@@ -119,7 +119,7 @@ class Claims:
                 )
             return
         family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
-        same = self._url_paths.setdefault((endpoint_key(endpoint), url_path), path)
+        same = self._url_paths.setdefault((listen_key(endpoint), url_path), path)
         clash = None if same == path else same
         remedy = "choose another port or another address to listen on" + _or_share(path, same)
         if endpoint.address not in family:
@@ -138,10 +138,10 @@ class Claims:
                 remedy,
             )
 
-    def admin_listener(self, path: Path, endpoint: Endpoint) -> None:
+    def admin_listener(self, path: Path, endpoint: ListenAddress) -> None:
         """The process's own listening socket, which it shares with no interface; after all of theirs."""
-        if isinstance(endpoint, UnixEndpoint):
-            key = endpoint_key(endpoint)
+        if isinstance(endpoint, UnixAddress):
+            key = listen_key(endpoint)
             clash = next((it for (taken, _), it in self._url_paths.items() if taken == key), None)
             value, where = quote(f"unix:{endpoint.path}"), ""
         else:
@@ -152,16 +152,16 @@ class Claims:
         if clash is not None:
             self._findings.error(path, value, f"clashes with {clash}{where}", "choose another port or socket")
 
-    def reception(self, path: Path, endpoints: Iterable[Endpoint], reception: Reception) -> None:
+    def ingress(self, path: Path, endpoints: Iterable[ListenAddress], ingress: IngressOptions) -> None:
         """How an entry wants connections received, which it must agree on with whom it shares an endpoint.
         ``path`` is the entry's."""
         differ: dict[str, Path] = {}
         for endpoint in endpoints:
-            ours = reception.at(endpoint)
-            theirs, earlier = self._receptions.setdefault(endpoint_key(endpoint), (ours, path))
-            for field in fields(Reception):
+            ours = ingress.at(endpoint)
+            theirs, earlier = self._receptions.setdefault(listen_key(endpoint), (ours, path))
+            for field in fields(IngressOptions):
                 if getattr(theirs, field.name) != getattr(ours, field.name):
-                    differ.setdefault(_RECEPTION[field.name], earlier)
+                    differ.setdefault(_INGRESS[field.name], earlier)
         for name, earlier in differ.items():
             self._findings.error(
                 f"{path}.{name}",
@@ -192,7 +192,7 @@ def _or_share(path: Path, earlier: Path) -> str:
     return "" if path.partition(".")[0] == earlier.partition(".")[0] else _SHARE
 
 
-class ServerClaims:
+class ServerConflictChecker:
     """What the clients of one server take for themselves. ``owner`` is the path of a client."""
 
     def __init__(self, findings: Findings) -> None:
@@ -225,7 +225,7 @@ class ServerClaims:
 
     def address(self, path: Path, address: IPv4Address, owner: Path) -> None:
         """An address as the /32 that routing makes of it; before any route. That it is used once
-        is for `Claims.address`."""
+        is for `ConflictChecker.address`."""
         self._prefixes.setdefault(IPv4Network(address), (path, owner))
 
     def route(self, path: Path, network: IPv4Network, owner: Path) -> bool:

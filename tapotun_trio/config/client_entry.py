@@ -12,7 +12,7 @@ import shlex
 from typing import Final, cast
 
 from . import fields
-from .common import Reading
+from .common import LoadContext
 from .decode import Node
 from .diagnostics import MASK, quote, show
 from .files import FileContent
@@ -27,7 +27,7 @@ _PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULT
 _ENCRYPTED: Final = re.compile(rb"^(-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4,ENCRYPTED)", re.MULTILINE)
 
 
-def read_client(node: Node, reading: Reading) -> ClientConfig | None:
+def read_client(node: Node, reading: LoadContext) -> ClientConfig | None:
     """None only if errors were reported."""
     name = reading.name(node)
     mark = reading.mark(node)
@@ -59,7 +59,7 @@ def read_client(node: Node, reading: Reading) -> ClientConfig | None:
     )
 
 
-def _token(node: Node, reading: Reading) -> tuple[str, Secret | None]:
+def _token(node: Node, reading: LoadContext) -> tuple[str, Secret | None]:
     """Where the token stands, and the token."""
     path, file_path = node.at("token"), node.at("token_file")
     if "token" in node.given and "token_file" in node.given:
@@ -83,7 +83,7 @@ def _token(node: Node, reading: Reading) -> tuple[str, Secret | None]:
     return path, None
 
 
-def _token_from(path: str, name: str, reading: Reading) -> Secret | None:
+def _token_from(path: str, name: str, reading: LoadContext) -> Secret | None:
     content = reading.file(path, name, _TOKEN_FILE_BYTES)
     if content is None:
         return None
@@ -111,7 +111,7 @@ def _token_from(path: str, name: str, reading: Reading) -> Secret | None:
     return token
 
 
-def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
+def _tls(node: Node, server: Url | None, reading: LoadContext) -> TlsConfig:
     inner = node.get("tls", Node)
     if inner is None:
         return TlsConfig()
@@ -141,19 +141,19 @@ def _tls(node: Node, server: Url | None, reading: Reading) -> TlsConfig:
     return tls
 
 
-def _judge(inner: Node, tls: TlsConfig, reading: Reading) -> None:
+def _judge(inner: Node, tls: TlsConfig, reading: LoadContext) -> None:
     """What only a TLS library can say of the files, unless it is said already that one is wrong."""
-    if reading.judge_tls is None or (tls.ca_file is None and tls.cert_file is None):
+    if reading.tls_validator is None or (tls.ca_file is None and tls.cert_file is None):
         return
     if any(f.severity == "error" and f.path.startswith(f"{inner.path}.") for f in reading.findings.found):
         return
-    found = reading.judge_tls(tls)
+    found = reading.tls_validator(tls)
     if found is not None:
         name = inner.get(found.option, str) or ""
         reading.findings.error(inner.at(found.option), quote(name), found.problem, found.remedy)
 
 
-def _certificate(tls: Node, reading: Reading) -> tuple[str | None, str | None]:
+def _certificate(tls: Node, reading: LoadContext) -> tuple[str | None, str | None]:
     """The files of the client's certificate and of its key. What only OpenSSL can say of them says `_judge`."""
     cert_path, cert_file = tls.at("cert_file"), tls.get("cert_file", str)
     key_path, key_file = tls.at("key_file"), tls.get("key_file", str)
@@ -171,7 +171,7 @@ def _certificate(tls: Node, reading: Reading) -> tuple[str | None, str | None]:
     return reading.beside(cert_file), None if key_file is None else reading.beside(key_file)
 
 
-def _key(path: str, name: str, content: FileContent, reading: Reading) -> None:
+def _key(path: str, name: str, content: FileContent, reading: LoadContext) -> None:
     if not _PEM_KEY.search(content.data):
         problem, remedy = "holds no private key in PEM", 'write the path of one as "key_file"'
         reading.findings.error(path, quote(name), problem, remedy)
@@ -187,7 +187,7 @@ def _key(path: str, name: str, content: FileContent, reading: Reading) -> None:
         )
 
 
-def _rotate_s(node: Node, reading: Reading) -> tuple[float, float] | None:
+def _rotate_s(node: Node, reading: LoadContext) -> tuple[float, float] | None:
     """None only if errors were reported."""
     numbers = node.numbers("rotate_s")
     if len(numbers) != 2:
@@ -201,7 +201,7 @@ def _rotate_s(node: Node, reading: Reading) -> tuple[float, float] | None:
     return least, most
 
 
-def _transport_mark(node: Node, reading: Reading) -> int | None:
+def _transport_mark(node: Node, reading: LoadContext) -> int | None:
     """None also if there is none."""
     value = node.get("transport_mark", int)
     inner = node.get("mark", Node)

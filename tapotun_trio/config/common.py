@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from . import fields, files
-from .checks import Claims
+from .checks import ConflictChecker
 from .decode import Node
 from .diagnostics import Findings, quote, show
 from .fields import Invalid
-from .model import JudgeTls, Mark
+from .model import Mark, TlsValidator
 
 T = TypeVar("T")
 
@@ -25,17 +25,17 @@ _RESERVED_TABLES: Final = {
 }
 
 
-class Reading:
+class LoadContext:
     """One reading of one file: where its findings go and what its entries have claimed so far.
 
     A definition with errors still claims its names, addresses and ports, so that a clash with it
     is reported in the same run.
     """
 
-    def __init__(self, file: str, findings: Findings, judge_tls: JudgeTls | None = None) -> None:
+    def __init__(self, file: str, findings: Findings, tls_validator: TlsValidator | None = None) -> None:
         self.findings = findings
-        self.claims = Claims(findings)
-        self.judge_tls = judge_tls
+        self.claims = ConflictChecker(findings)
+        self.tls_validator = tls_validator
         self._directory = os.path.dirname(os.path.abspath(file))
 
     def parse(self, path: str, text: str | None, parser: Callable[[str], T]) -> T | None:

@@ -9,10 +9,10 @@ from typing import Final, Literal, TypeAlias
 from .model import AdminConfig, AllowedClient, Config, InterfaceConfig, LogConfig, Mark, ServerConfig
 
 # live: on the running interface, whose sessions go on. restart: the interface goes and comes.
-How: TypeAlias = Literal["added", "removed", "restart", "live"]
+ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 
 # What of a server cannot change while it runs, and what the file calls it.
-_FIXED: Final = {"listen": "listen, port", "path": "path", "reception": "trusted_proxies, proxy_protocol, listen_mode"}
+_FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
 # What else the file calls differently.
 _NAMES: Final = {"keepalive_s": "keepalive"}
 # What is told with its values. Not tokens, nor what may hold one: a URL, a proxy.
@@ -34,14 +34,14 @@ _TOLD: Final = frozenset(
 )
 _LISTED: Final = 4  # of what comes or goes in a list
 # First what frees names, addresses and ports, last what needs them.
-_ORDER: Final[tuple[How, ...]] = ("removed", "restart", "live", "added")
+_ORDER: Final[tuple[ChangeKind, ...]] = ("removed", "restart", "live", "added")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """Of one interface. ``before`` and ``after``: None where it is not. ``lines``: for people; no token is in them."""
 
-    how: How
+    kind: ChangeKind
     before: InterfaceConfig | None
     after: InterfaceConfig | None
     lines: tuple[str, ...]
@@ -52,10 +52,10 @@ class Change:
         return (self.before or self.after).name  # type: ignore[union-attr]
 
     @property
-    def undone(self) -> Change:
+    def inverse(self) -> Change:
         """The way back."""
-        how: dict[How, How] = {"added": "removed", "removed": "added"}
-        return Change(how.get(self.how, self.how), self.after, self.before, self.lines)
+        kind: dict[ChangeKind, ChangeKind] = {"added": "removed", "removed": "added"}
+        return Change(kind.get(self.kind, self.kind), self.after, self.before, self.lines)
 
 
 def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig]) -> list[Change]:
@@ -64,7 +64,7 @@ def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig])
     found = [Change("removed", it, None, (f"{it.name}: removed",)) for it in old.values() if it.name not in new]
     found += [_change(old[it.name], it) for it in new.values() if it.name in old and it != old[it.name]]
     found += [Change("added", None, it, (f"{it.name}: added",)) for it in new.values() if it.name not in old]
-    return sorted(found, key=lambda change: _ORDER.index(change.how))
+    return sorted(found, key=lambda change: _ORDER.index(change.kind))
 
 
 def process_lines(before: Config, after: Config) -> list[str]:
@@ -81,7 +81,7 @@ def process_lines(before: Config, after: Config) -> list[str]:
 def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
     if not isinstance(old, ServerConfig) or not isinstance(new, ServerConfig):
         if type(old) is not type(new):
-            return Change("restart", old, new, (f"{new.name}: is a {_kind(new)} now, and starts again",))
+            return Change("restart", old, new, (f"{new.name}: is a {_value_kind(new)} now, and starts again",))
         different = _different(old, new)
         if different == ["mark"]:
             return Change("live", old, new, (f"{new.name}: mark changed{_values(old, new, different)}",))
@@ -159,5 +159,5 @@ def _value(it: object) -> str:
     return "none" if it is None else f"{it:g}" if isinstance(it, float) else str(it)
 
 
-def _kind(config: InterfaceConfig) -> str:
+def _value_kind(config: InterfaceConfig) -> str:
     return "server" if isinstance(config, ServerConfig) else "client"

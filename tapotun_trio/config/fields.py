@@ -20,7 +20,7 @@ from ipaddress import (
 from typing import Final, Literal
 
 from .diagnostics import MASK, quote
-from .model import Secret, TokenHash, UnixEndpoint
+from .model import Secret, TokenHash, UnixAddress
 
 IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h
 UNIX_PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
@@ -278,7 +278,7 @@ def url_path(text: str) -> str:
     return text
 
 
-def listener(text: str) -> str | UnixEndpoint:
+def listener(text: str) -> str | UnixAddress:
     """An element of ``listen``: an address literal of either family, or ``unix:/path``."""
     _refuse_space(text)
     if text[:5].lower() == "unix:":
@@ -362,7 +362,7 @@ def _not_an_address(text: str) -> Invalid:
     return Invalid("is not an address", 'write an address literal such as "127.0.0.1", or "unix:/path"')
 
 
-def _unix(text: str) -> UnixEndpoint:
+def _unix(text: str) -> UnixAddress:
     path = text[5:]
     example = '"unix:/run/tapotun.sock"'
     if not text.startswith("unix:"):
@@ -376,4 +376,4 @@ def _unix(text: str) -> UnixEndpoint:
     size = len(path.encode())
     if size > UNIX_PATH_BYTES:
         raise Invalid(f"has a path of {size} bytes", f"choose one of at most {UNIX_PATH_BYTES} bytes")
-    return UnixEndpoint(path)
+    return UnixAddress(path)

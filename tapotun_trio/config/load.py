@@ -14,11 +14,11 @@ from typing import Final
 
 from . import files
 from .client_entry import read_client
-from .common import Reading
+from .common import LoadContext
 from .decode import read_object, specs
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
-from .model import Config, InterfaceConfig, JudgeTls
+from .model import Config, InterfaceConfig, TlsValidator
 from .process_entry import is_raw_token, read_admin, read_log, warn_update
 from .server_entry import read_server
 from .structs import RawClient, RawInterface, RawRoot, RawServer
@@ -26,30 +26,32 @@ from .structs import RawClient, RawInterface, RawRoot, RawServer
 _FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
 
 
-def load(path: str | os.PathLike[str], judge_tls: JudgeTls | None = None) -> Config:
+def load(path: str | os.PathLike[str], tls_validator: TlsValidator | None = None) -> Config:
     """The config, with its warnings. Raises InvalidConfig, which carries every finding."""
-    config, findings = check(path, judge_tls)
+    config, findings = check(path, tls_validator)
     if config is None:
         raise InvalidConfig(os.fspath(path), findings)
     return config
 
 
-def check(path: str | os.PathLike[str], judge_tls: JudgeTls | None = None) -> tuple[Config | None, list[Finding]]:
+def check(
+    path: str | os.PathLike[str], tls_validator: TlsValidator | None = None
+) -> tuple[Config | None, list[Finding]]:
     """The config, or None if there are errors, and all findings in the order of the file.
 
-    ``judge_tls`` looks into the files of a client's TLS options (`host.tls_files.judge_files`); without it they only
-    have to be there. Never raises for what is in the file or in its way.
+    ``tls_validator`` looks into the files of a client's TLS options (`host.tls_files.judge_files`); without it they
+    only have to be there. Never raises for what is in the file or in its way.
     """
     file = os.fspath(path)
     try:
         content = files.read(file, _FILE_BYTES)
     except files.Unreadable as exc:
         return None, [Finding("error", "", "", f"cannot be read: {exc}", exc.remedy or "name a config file")]
-    return check_content(content.data, file, content.public_mode, judge_tls)
+    return check_content(content.data, file, content.public_mode, tls_validator)
 
 
 def check_content(
-    data: bytes, file: str, public_mode: int | None = None, judge_tls: JudgeTls | None = None
+    data: bytes, file: str, public_mode: int | None = None, tls_validator: TlsValidator | None = None
 ) -> tuple[Config | None, list[Finding]]:
     """`check` for what a file holds or will hold. ``public_mode`` is its permission bits if every user may read
     it; files that the config names are looked for beside ``file``."""
@@ -61,7 +63,7 @@ def check_content(
     except JsonProblem as exc:
         return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
     findings = Findings()
-    config = _read_root(root, Reading(file, findings, judge_tls))
+    config = _read_root(root, LoadContext(file, findings, tls_validator))
     if public_mode is not None:
         _warn_public(root, file, public_mode, findings)
     found = _placed(findings.found, text)
@@ -70,7 +72,7 @@ def check_content(
     return replace(config, warnings=tuple(finding.text(file) for finding in found)), found
 
 
-def _read_root(root: object, reading: Reading) -> Config:
+def _read_root(root: object, reading: LoadContext) -> Config:
     """Complete only if no errors were reported."""
     if isinstance(root, list):
         return Config(_read_entries("", [(item("", i), value) for i, value in enumerate(root)], reading))
@@ -93,7 +95,7 @@ def _is_entry(root: JsonObject) -> bool:
     return root.keys().isdisjoint(specs(RawRoot)) and not root.keys().isdisjoint(of_entries)
 
 
-def _read_entries(path: str, entries: list[tuple[str, object]], reading: Reading) -> tuple[InterfaceConfig, ...]:
+def _read_entries(path: str, entries: list[tuple[str, object]], reading: LoadContext) -> tuple[InterfaceConfig, ...]:
     if not entries:
         reading.findings.error(path, "[]", "has nothing to run", "write at least one interface definition")
     read = [_read_entry(value, place, reading) for place, value in entries]
@@ -101,7 +103,7 @@ def _read_entries(path: str, entries: list[tuple[str, object]], reading: Reading
     return tuple(interface for interface in read if interface is not None)
 
 
-def _read_entry(value: object, path: str, reading: Reading) -> InterfaceConfig | None:
+def _read_entry(value: object, path: str, reading: LoadContext) -> InterfaceConfig | None:
     """None only if errors were reported."""
     given = value if isinstance(value, dict) else {}
     is_server = "port" in given or "net" in given

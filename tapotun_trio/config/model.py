@@ -64,7 +64,7 @@ class AllowedClient:
 
 
 @dataclass(frozen=True, slots=True)
-class TcpEndpoint:
+class TcpAddress:
     """An address literal of either family and a port. ``optional``: from the default, so a machine without
     that family skips it. ``early``: an interface of ours brings the IPv4 address, or may bring it, so it is no surprise
     that it is not there at the start."""
@@ -76,23 +76,23 @@ class TcpEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class UnixEndpoint:
+class UnixAddress:
     path: str
 
 
-Endpoint: TypeAlias = TcpEndpoint | UnixEndpoint
+ListenAddress: TypeAlias = TcpAddress | UnixAddress
 
 
-def endpoint_key(endpoint: Endpoint) -> Endpoint:
+def listen_key(endpoint: ListenAddress) -> ListenAddress:
     """The same for endpoints that are one to the kernel."""
-    if isinstance(endpoint, UnixEndpoint):
+    if isinstance(endpoint, UnixAddress):
         # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
-        return UnixEndpoint(posixpath.normpath("/" + endpoint.path.lstrip("/")))
+        return UnixAddress(posixpath.normpath("/" + endpoint.path.lstrip("/")))
     return replace(endpoint, optional=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Reception:
+class IngressOptions:
     """How connections are received. Interfaces that share an endpoint have the same.
 
     ``trusted``: proxies with these addresses are believed what they say of a client's; ``trusts_unix``: so is whoever
@@ -105,11 +105,11 @@ class Reception:
     proxy_protocol: bool = False
     socket_mode: int = 0o660
 
-    def at(self, endpoint: Endpoint) -> Reception:
+    def at(self, endpoint: ListenAddress) -> IngressOptions:
         """What of it matters at an endpoint."""
-        if isinstance(endpoint, UnixEndpoint):
+        if isinstance(endpoint, UnixAddress):
             return self
-        return Reception(trusted=self.trusted, proxy_protocol=self.proxy_protocol)
+        return IngressOptions(trusted=self.trusted, proxy_protocol=self.proxy_protocol)
 
     def trusts(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self.trusted)
@@ -122,12 +122,12 @@ class ServerConfig:
     ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``push_dns``: name
     servers that they are told of. ``peers``: the generation that base clients are spoken to in. ``keepalive_s``:
     between pings with clients of ours. ``path``: the only one that is answered, None: every one that no other interface
-    on the endpoint has. ``reception``: what else there is to its endpoints.
+    on the endpoint has. ``ingress``: what else there is to its endpoints.
     """
 
     name: str
     net: IPv4Interface
-    listen: tuple[Endpoint, ...]
+    listen: tuple[ListenAddress, ...]
     mtu: int = 1500
     ips: tuple[IPv4Address, ...] = ()
     routes: tuple[IPv4Network, ...] = ()
@@ -140,7 +140,7 @@ class ServerConfig:
     peers: Literal[1, 2] = 1
     keepalive_s: float = 10.0
     path: str | None = None
-    reception: Reception = field(default_factory=Reception)
+    ingress: IngressOptions = field(default_factory=IngressOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class TlsProblem:
     remedy: str
 
 
-JudgeTls: TypeAlias = Callable[[TlsConfig], TlsProblem | None]
+TlsValidator: TypeAlias = Callable[[TlsConfig], TlsProblem | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ class AdminConfig:
     """The admin listener. ``token``: whoever shows it may see and do everything, known by its hash or as it is; None:
     nobody may, and what is open to all is all there is."""
 
-    listen: Endpoint
+    listen: ListenAddress
     token: TokenHash | Secret | None = None
 
 

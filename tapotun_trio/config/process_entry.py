@@ -12,23 +12,23 @@ from ipaddress import ip_address
 from typing import Final, cast
 
 from . import fields
-from .common import Reading
+from .common import LoadContext
 from .decode import Node
 from .diagnostics import MASK, quote
 from .fields import Invalid
 from .model import (
     AdminConfig,
     ClientConfig,
-    Endpoint,
     InterfaceConfig,
+    ListenAddress,
     LogConfig,
     LogFormat,
     LogLevel,
     Secret,
     ServerConfig,
-    TcpEndpoint,
+    TcpAddress,
     TokenHash,
-    UnixEndpoint,
+    UnixAddress,
 )
 
 LOOPBACK: Final = "127.0.0.1"
@@ -37,13 +37,13 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
 
-def read_admin(root: Node, interfaces: Iterable[InterfaceConfig], reading: Reading) -> AdminConfig | None:
+def read_admin(root: Node, interfaces: Iterable[InterfaceConfig], reading: LoadContext) -> AdminConfig | None:
     """None if there is none, or errors were reported. After all ``interfaces``."""
     node = root.get("admin", Node)
     if node is None:
         return None
     path, port = node.at("listen"), node.get("listen", int)
-    endpoint: Endpoint | None = None if port is None else TcpEndpoint(LOOPBACK, port)
+    endpoint: ListenAddress | None = None if port is None else TcpAddress(LOOPBACK, port)
     if endpoint is None:
         endpoint = reading.parse(path, node.get("listen", str), listen)
     text = node.get("token", str)
@@ -51,7 +51,7 @@ def read_admin(root: Node, interfaces: Iterable[InterfaceConfig], reading: Readi
     if endpoint is None:
         return None
     reading.claims.admin_listener(path, endpoint)
-    if isinstance(endpoint, TcpEndpoint) and not ip_address(endpoint.address).is_loopback:
+    if isinstance(endpoint, TcpAddress) and not ip_address(endpoint.address).is_loopback:
         own = {
             str(it) for server in interfaces if isinstance(server, ServerConfig) for it in (server.net.ip, *server.ips)
         }
@@ -62,7 +62,7 @@ def read_admin(root: Node, interfaces: Iterable[InterfaceConfig], reading: Readi
     return AdminConfig(endpoint, token)
 
 
-def _judge_exposed(node: Node, endpoint: TcpEndpoint, reading: Reading, *, in_tunnel: bool) -> None:
+def _judge_exposed(node: Node, endpoint: TcpAddress, reading: LoadContext, *, in_tunnel: bool) -> None:
     if "token" not in node.given:
         reading.findings.error(
             node.at("token"),
@@ -89,7 +89,7 @@ def read_log(root: Node) -> LogConfig:
     return LogConfig(level or "info", form or "text")
 
 
-def warn_update(root: Node, reading: Reading) -> None:
+def warn_update(root: Node, reading: LoadContext) -> None:
     """This version does not update itself; a file that is also for one that does is no error."""
     if root.get("update", dict) is not None:
         reading.findings.warning(
@@ -97,16 +97,16 @@ def warn_update(root: Node, reading: Reading) -> None:
         )
 
 
-def listen(text: str) -> Endpoint:
+def listen(text: str) -> ListenAddress:
     """``ADDRESS:PORT``, ``[IPV6]:PORT``, ``PORT`` (of 127.0.0.1) or ``unix:/path``."""
     if text[:5].lower() == "unix:":
         endpoint = fields.listener(text)
-        assert isinstance(endpoint, UnixEndpoint)
+        assert isinstance(endpoint, UnixAddress)
         return endpoint
     if text != text.strip():
         raise Invalid("has white space at its ends", f"write {quote(text.strip())}")
     if _PORT.fullmatch(text):
-        return TcpEndpoint(LOOPBACK, _port(text))
+        return TcpAddress(LOOPBACK, _port(text))
     if text.startswith(("/", ".")):
         raise Invalid("is a path without unix:", f"write {quote('unix:' + text)}")
     address, colon, port = text.rpartition(":")
@@ -116,7 +116,7 @@ def listen(text: str) -> Endpoint:
         raise _without_port(text)
     if not _PORT.fullmatch(port):
         raise Invalid("has no port from 1 to 65535 behind its last colon", f"write it as in {_EXAMPLE}")
-    return TcpEndpoint(_address(address, port), _port(port))
+    return TcpAddress(_address(address, port), _port(port))
 
 
 def _without_port(text: str) -> Invalid:

@@ -12,25 +12,25 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, Literal, cast
 
 from . import fields
-from .checks import ServerClaims
-from .common import Reading
+from .checks import ServerConflictChecker
+from .common import LoadContext
 from .decode import Node
 from .diagnostics import quote, show
-from .model import AllowedClient, Endpoint, Reception, ServerConfig, SourceCheck, TcpEndpoint, UnixEndpoint
+from .model import AllowedClient, IngressOptions, ListenAddress, ServerConfig, SourceCheck, TcpAddress, UnixAddress
 
 DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 
 
-def read_server(node: Node, reading: Reading) -> ServerConfig | None:
+def read_server(node: Node, reading: LoadContext) -> ServerConfig | None:
     """None only if errors were reported."""
     name = reading.name(node)
     mark = reading.mark(node)
     url_path = reading.parse(node.at("path"), node.get("path", str), fields.url_path)
     listen = _listen(node, url_path, reading)
-    reception = _reception(node, listen, reading)
+    ingress = _ingress(node, listen, reading)
     net = _net(node, reading)
     ips = reading.each(node, "ips", fields.ipv4_address)
-    own = ServerClaims(reading.findings)
+    own = ServerConflictChecker(reading.findings)
     if net is not None:
         own.address(node.at("net"), net.ip, node.path)
     for path, ip in ips:
@@ -70,11 +70,11 @@ def read_server(node: Node, reading: Reading) -> ServerConfig | None:
         peers=peers,
         keepalive_s=keepalive_s,
         path=url_path,
-        reception=reception,
+        ingress=ingress,
     )
 
 
-def _net(node: Node, reading: Reading) -> IPv4Interface | None:
+def _net(node: Node, reading: LoadContext) -> IPv4Interface | None:
     path = node.at("net")
     net = reading.parse(path, node.get("net", str), fields.server_net)
     if net is not None and reading.claims.address(path, net.ip):
@@ -82,7 +82,7 @@ def _net(node: Node, reading: Reading) -> IPv4Interface | None:
     return net
 
 
-def _further_address(path: str, ip: IPv4Address, net: IPv4Network, reading: Reading) -> None:
+def _further_address(path: str, ip: IPv4Address, net: IPv4Network, reading: LoadContext) -> None:
     edge = fields.edge_of(ip, net)
     if edge is not None:
         reading.findings.error(path, quote(str(ip)), f"is the {edge} address of {net}", "choose another address")
@@ -95,9 +95,9 @@ def _further_address(path: str, ip: IPv4Address, net: IPv4Network, reading: Read
         )
 
 
-def _listen_addresses(listen: tuple[Endpoint, ...]) -> list[IPv4Address]:
+def _listen_addresses(listen: tuple[ListenAddress, ...]) -> list[IPv4Address]:
     """Where clients may reach this server, as far as the config says it."""
-    texts = [it.address for it in listen if isinstance(it, TcpEndpoint) and ":" not in it.address]
+    texts = [it.address for it in listen if isinstance(it, TcpAddress) and ":" not in it.address]
     return [it for it in map(IPv4Address, texts) if not (it.is_unspecified or it.is_loopback)]
 
 
@@ -105,7 +105,9 @@ def _covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Address 
     return next((it for it in addresses if it in network), None)
 
 
-def _warn_of_covering(path: str, value: IPv4Interface | IPv4Network, covered: IPv4Address, reading: Reading) -> None:
+def _warn_of_covering(
+    path: str, value: IPv4Interface | IPv4Network, covered: IPv4Address, reading: LoadContext
+) -> None:
     reading.findings.warning(
         path,
         quote(str(value)),
@@ -115,7 +117,7 @@ def _warn_of_covering(path: str, value: IPv4Interface | IPv4Network, covered: IP
 
 
 def _push_routes(
-    node: Node, net: IPv4Interface | None, outside: list[IPv4Address], reading: Reading
+    node: Node, net: IPv4Interface | None, outside: list[IPv4Address], reading: LoadContext
 ) -> tuple[IPv4Network, ...]:
     """Each once: a client's kernel would refuse it the second time. ``outside``: where this server listens outside of
     the tunnel."""
@@ -141,7 +143,7 @@ def _push_routes(
 # --- listening ---
 
 
-def _listen(node: Node, url_path: str | None, reading: Reading) -> tuple[Endpoint, ...]:
+def _listen(node: Node, url_path: str | None, reading: LoadContext) -> tuple[ListenAddress, ...]:
     """What to listen on; incomplete or empty only if errors were reported."""
     path, port = node.at("port"), node.get("port", int)
     if "listen" not in node.given:
@@ -149,26 +151,28 @@ def _listen(node: Node, url_path: str | None, reading: Reading) -> tuple[Endpoin
             _port_missing(path, reading)
         if port is None:
             return ()
-        default = [TcpEndpoint(address, port, optional=True) for address in DEFAULT_LISTEN]
+        default = [TcpAddress(address, port, optional=True) for address in DEFAULT_LISTEN]
         for endpoint in default:
             reading.claims.listener(path, endpoint, url_path)
         return tuple(default)
     return _given_listen(node, port, url_path, reading)
 
 
-def _given_listen(node: Node, port: int | None, url_path: str | None, reading: Reading) -> tuple[Endpoint, ...]:
+def _given_listen(
+    node: Node, port: int | None, url_path: str | None, reading: LoadContext
+) -> tuple[ListenAddress, ...]:
     listeners = reading.each(node, "listen", fields.listener)
     if node.get("listen", list) == []:
         reading.findings.error(node.at("listen"), "[]", "names no address", 'leave it out, or write "127.0.0.1"')
-    endpoints: list[tuple[str, Endpoint]] = []
+    endpoints: list[tuple[str, ListenAddress]] = []
     wants_port = False
     for path, listener in listeners:
-        if isinstance(listener, UnixEndpoint):
+        if isinstance(listener, UnixAddress):
             endpoints.append((path, listener))
             continue
         wants_port = True
         if port is not None:
-            endpoints.append((path, TcpEndpoint(listener, port)))
+            endpoints.append((path, TcpAddress(listener, port)))
     if wants_port and "port" not in node.given:
         _port_missing(node.at("port"), reading)
     if port is not None and endpoints and not wants_port:
@@ -183,7 +187,7 @@ def _given_listen(node: Node, port: int | None, url_path: str | None, reading: R
     return tuple(endpoint for _, endpoint in endpoints)
 
 
-def _reception(node: Node, listen: tuple[Endpoint, ...], reading: Reading) -> Reception:
+def _ingress(node: Node, listen: tuple[ListenAddress, ...], reading: LoadContext) -> IngressOptions:
     """The defaults stand where errors were reported."""
     trusted = reading.each(node, "trusted_proxies", fields.trusted_proxy)
     networks = [(path, it) for path, it in trusted if it != "unix"]
@@ -197,7 +201,7 @@ def _reception(node: Node, listen: tuple[Endpoint, ...], reading: Reading) -> Re
                 "lets whoever connects say what its address is, in the log too",
                 "write the addresses of your proxies only",
             )
-    if listen and not any(isinstance(it, UnixEndpoint) for it in listen):
+    if listen and not any(isinstance(it, UnixAddress) for it in listen):
         for place, value in [(place, '"unix"') for place in unix] + (
             [(node.at("listen_mode"), "")] if "listen_mode" in node.given else []
         ):
@@ -210,17 +214,17 @@ def _reception(node: Node, listen: tuple[Endpoint, ...], reading: Reading) -> Re
             'write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket',
         )
     mode = reading.parse(node.at("listen_mode"), node.get("listen_mode", str), fields.socket_mode)
-    reception = Reception(
+    ingress = IngressOptions(
         trusted=tuple(sorted({network for _, network in networks}, key=lambda it: (it.version, it))),
         trusts_unix=bool(unix),
         proxy_protocol=protocol,
-        socket_mode=Reception().socket_mode if mode is None else mode,
+        socket_mode=IngressOptions().socket_mode if mode is None else mode,
     )
-    reading.claims.reception(node.path, listen, reception)
-    return reception
+    reading.claims.ingress(node.path, listen, ingress)
+    return ingress
 
 
-def _port_missing(path: str, reading: Reading) -> None:
+def _port_missing(path: str, reading: LoadContext) -> None:
     reading.findings.error(path, "", "is missing", 'add "port": 8080, or let "listen" name Unix sockets only')
 
 
@@ -235,7 +239,9 @@ class _Client:
     ip: IPv4Address | None
 
 
-def _clients(node: Node, net: IPv4Interface | None, own: ServerClaims, reading: Reading) -> tuple[AllowedClient, ...]:
+def _clients(
+    node: Node, net: IPv4Interface | None, own: ServerConflictChecker, reading: LoadContext
+) -> tuple[AllowedClient, ...]:
     """The clients without errors. All addresses are known before the first name or route, which
     may clash with one further down."""
     if node.get("clients", list) == []:
@@ -246,7 +252,9 @@ def _clients(node: Node, net: IPv4Interface | None, own: ServerClaims, reading: 
     return tuple(client for client in whole if client is not None)
 
 
-def _ip(client: Node, net: IPv4Interface | None, own: ServerClaims, reading: Reading) -> IPv4Address | None:
+def _ip(
+    client: Node, net: IPv4Interface | None, own: ServerConflictChecker, reading: LoadContext
+) -> IPv4Address | None:
     path = client.at("ip")
     ip = reading.parse(path, client.get("ip", str), fields.ipv4_address)
     if ip is None:
@@ -260,7 +268,7 @@ def _ip(client: Node, net: IPv4Interface | None, own: ServerClaims, reading: Rea
     return ip
 
 
-def _in_net(path: str, ip: IPv4Address, net: IPv4Network, reading: Reading) -> None:
+def _in_net(path: str, ip: IPv4Address, net: IPv4Network, reading: LoadContext) -> None:
     edge = fields.edge_of(ip, net)
     if ip not in net:
         reading.findings.error(path, quote(str(ip)), f"is outside net {net}", "choose an address in it")
@@ -274,7 +282,7 @@ def _in_net(path: str, ip: IPv4Address, net: IPv4Network, reading: Reading) -> N
 
 
 def _client(
-    client: _Client, net: IPv4Interface | None, server: Node, own: ServerClaims, reading: Reading
+    client: _Client, net: IPv4Interface | None, server: Node, own: ServerConflictChecker, reading: LoadContext
 ) -> AllowedClient | None:
     node = client.node
     token = reading.parse(node.at("token"), node.get("token", str), fields.token_hash)
@@ -297,7 +305,7 @@ def _client(
 
 
 def _routes(
-    node: Node, net: IPv4Interface | None, server: Node, own: ServerClaims, reading: Reading
+    node: Node, net: IPv4Interface | None, server: Node, own: ServerConflictChecker, reading: LoadContext
 ) -> tuple[IPv4Network, ...]:
     installs = server.get("install_routes", bool)
     good: list[IPv4Network] = []
@@ -323,7 +331,7 @@ def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
     return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
 
 
-def _sources(client: _Client, own: ServerClaims, reading: Reading) -> tuple[IPv4Address, ...]:
+def _sources(client: _Client, own: ServerConflictChecker, reading: LoadContext) -> tuple[IPv4Address, ...]:
     good: list[IPv4Address] = []
     for path, source in reading.each(client.node, "sources", fields.ipv4_address):
         good.append(source)

@@ -11,7 +11,7 @@ import trio
 from .. import __version__
 from ..lifecycle.registry import Registry
 from ..lifecycle.snapshot import snapshot_in_parts, state_of
-from ..peer.boottime import Moment, date_of
+from ..peer.boottime import BootTime, wall_time
 from ..status.model import InterfaceStatus, ProcessStatus
 from ..text import one_line
 from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
@@ -26,7 +26,7 @@ class Process:
 
     name: str
     config_file: str
-    started: Moment
+    started: BootTime
 
 
 async def process_status(process: Process, registry: Registry, interfaces: list[str]) -> ProcessStatus:
@@ -41,7 +41,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         pid=os.getpid(),
         name=process.name,
         config_file=one_line(process.config_file),  # a name may be no UTF-8, which JSON has to be
-        started_at=date_of(process.started),
+        started_at=wall_time(process.started),
         last_reload=registry.last_reload,
         interfaces=found,
     )

@@ -14,7 +14,7 @@ import trio
 from msgspec import Struct
 
 from ..errors import PeerError, TapotunError, leaves, shortage_of
-from ..log import Faults, Log, Sparingly
+from ..log import Faults, Log, RateLimitedLog
 from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
 
 MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
@@ -43,7 +43,7 @@ Commands: TypeAlias = Mapping[str, Command]
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
     listener = trio.socket.from_stdlib_socket(sock)
-    room, faults, shortages = _Room(), Faults(), Sparingly()
+    room, faults, shortages = _Room(), Faults(), RateLimitedLog()
 
     async def serve(connection: trio.socket.SocketType) -> None:
         """One connection. The boundary of whatever goes wrong on it, a bug included."""

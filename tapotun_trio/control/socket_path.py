@@ -33,26 +33,26 @@ REMEDY: Final = (
 _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
-class Place(NamedTuple):
+class ControlDirectory(NamedTuple):
     """A directory for sockets. ``mode``: with which it is made where it is missing; None: it is not ours to make."""
 
     directory: str
     mode: int | None
 
 
-def places(environ: Mapping[str, str]) -> list[Place]:
+def control_directories(environ: Mapping[str, str]) -> list[ControlDirectory]:
     """In the order in which they are tried."""
     # Everybody may see who is there; the sockets themselves are 0600.
-    found = [Place(RUN, 0o755)]
+    found = [ControlDirectory(RUN, 0o755)]
     if given := environ.get("RUNTIME_DIRECTORY", ""):  # systemd.exec(5): several are separated by colons
-        found.append(Place(given.partition(":")[0], None))
+        found.append(ControlDirectory(given.partition(":")[0], None))
     if given := environ.get("XDG_RUNTIME_DIR", ""):
-        found.append(Place(os.path.join(given, "tapotun"), 0o700))
+        found.append(ControlDirectory(os.path.join(given, "tapotun"), 0o700))
     return [place for place in dict.fromkeys(found) if os.path.isabs(place.directory)]
 
 
 @contextmanager
-def listening(name: str, where: Iterable[Place]) -> Iterator[socket.socket]:
+def listening(name: str, where: Iterable[ControlDirectory]) -> Iterator[socket.socket]:
     """A listening control socket of that name, non-blocking, in the first place that will have it; gone at the end.
 
     Sockets there that nobody listens on, as killed processes leave them, are removed. Raises OSError: a process of
@@ -93,7 +93,7 @@ def listening(name: str, where: Iterable[Place]) -> Iterator[socket.socket]:
     raise refusal
 
 
-def find(where: Iterable[Place]) -> list[str]:
+def find(where: Iterable[ControlDirectory]) -> list[str]:
     """The paths of the sockets that are there, stale ones included, in the order of their names."""
     found: dict[str, None] = {}
     for place in where:

@@ -31,7 +31,7 @@ from .protocol import (
     WaitArguments,
     WaitResult,
 )
-from .socket_path import find, name_of, places
+from .socket_path import control_directories, find, name_of
 
 RELOAD_S: Final = 60.0
 LOOK_S: Final = 0.2  # between two looks for a process that is not there yet
@@ -94,8 +94,8 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def running(timeout_s: float) -> list[ProcessStatus]:
     """What the processes of this machine say that may be asked, and do answer."""
-    complaints: list[str] = []  # nobody reads them
-    answers = _each(None, "status", StatusArguments(), ProcessStatus, complaints, timeout_s=timeout_s)
+    failure_log: list[str] = []  # nobody reads them
+    answers = _each(None, "status", StatusArguments(), ProcessStatus, failure_log, timeout_s=timeout_s)
     return [answer for _, answer in answers if answer is not None]
 
 
@@ -103,12 +103,12 @@ def running(timeout_s: float) -> list[ProcessStatus]:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    processes, complaints = _look(arguments.interfaces, arguments.name)
+    processes, failure_log = _look(arguments.interfaces, arguments.name)
     if arguments.json:
         _write(msgspec.json.format(msgspec.json.encode(StatusReport(processes=processes)), indent=2).decode() + "\n")
     else:
         _write(_page(processes))
-    _complain(complaints)
+    _complain(failure_log)
     return exit_codes.OK if processes else exit_codes.FAILED
 
 
@@ -122,15 +122,15 @@ def _watch_for_ever(arguments: argparse.Namespace) -> NoReturn:
     on_terminal = sys.stdout.isatty() and not arguments.json
     again = False
     while True:
-        processes, complaints = _look(arguments.interfaces, arguments.name)
+        processes, failure_log = _look(arguments.interfaces, arguments.name)
         if arguments.json:
             _write(msgspec.json.encode(StatusReport(processes=processes)).decode() + "\n")
-            _complain(complaints)
+            _complain(failure_log)
         elif on_terminal:
-            _write(_screen([*_page(processes).splitlines(), *complaints]))
+            _write(_screen([*_page(processes).splitlines(), *failure_log]))
         else:
             _write(("\n" if again else "") + _page(processes))
-            _complain(complaints)
+            _complain(failure_log)
         again = True
         time.sleep(arguments.watch)
 
@@ -153,20 +153,20 @@ def _screen(lines: list[str]) -> str:
 def _look(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStatus], list[str]]:
     """What the processes answered that run one of these interfaces (none: any), and what there is to complain of."""
     try:
-        processes, complaints = _ask_all(name, "status", StatusArguments(), ProcessStatus)
+        processes, failure_log = _ask_all(name, "status", StatusArguments(), ProcessStatus)
     except TapotunError as exc:
         return [], [str(exc)]
     if not interfaces:
-        return processes, complaints
+        return processes, failure_log
     there = {it.name for process in processes for it in process.interfaces}
     for missing in dict.fromkeys(interfaces):
         if missing not in there:
-            complaints.append(f"there is no interface {missing}; there is {', '.join(sorted(there)) or 'none'}")
+            failure_log.append(f"there is no interface {missing}; there is {', '.join(sorted(there)) or 'none'}")
     shown = [
         msgspec.structs.replace(process, interfaces=[it for it in process.interfaces if it.name in interfaces])
         for process in processes
     ]
-    return [process for process in shown if process.interfaces], complaints
+    return [process for process in shown if process.interfaces], failure_log
 
 
 # ------------------------------------------------------------------ wait
@@ -224,17 +224,17 @@ def _ask_all(
 ) -> tuple[list[T], list[str]]:
     """Every process's answer, and the complaints of those that gave none. Raises NobodyThereError: there is none."""
     answers: list[T] = []
-    complaints: list[str] = []
+    failure_log: list[str] = []
     asked = 0
-    for _, answer in _each(name, command, request, kind, complaints, timeout_s=timeout_s):
+    for _, answer in _each(name, command, request, kind, failure_log, timeout_s=timeout_s):
         asked += 1
         if answer is not None:
             answers.append(answer)
     if not asked:
-        where = ", ".join(place.directory for place in places(os.environ))
+        where = ", ".join(place.directory for place in control_directories(os.environ))
         called = "" if name is None else f" of the name {name}"
         raise NobodyThereError(f"no tapotun{called} is running (there is no socket of one in {where})")
-    return answers, complaints
+    return answers, failure_log
 
 
 def _each(
@@ -242,14 +242,14 @@ def _each(
     command: str,
     request: msgspec.Struct,
     kind: type[T],
-    complaints: list[str] | None = None,
+    failure_log: list[str] | None = None,
     *,
     timeout_s: float = ANSWER_S,
 ) -> list[tuple[str, T | None]]:
     """Each process that is there, and its answer; None with a complaint for one that gave none. Without a list of
     complaints, what it would be is raised."""
     found: list[tuple[str, T | None]] = []
-    for path in find(places(os.environ)):
+    for path in find(control_directories(os.environ)):
         if name is not None and name_of(path) != name:
             continue
         try:
@@ -259,9 +259,9 @@ def _each(
         except (HostError, PeerError) as exc:
             if isinstance(exc, PeerError) and exc.reason == "foreign":
                 continue  # a socket of something else: a server may listen for its proxy here
-            if complaints is None:
+            if failure_log is None:
                 raise
-            complaints.append(one_line(str(exc)))
+            failure_log.append(one_line(str(exc)))
             found.append((path, None))
     return found
 
@@ -271,11 +271,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _complain(complaints: list[str]) -> None:
-    for complaint in complaints:
+def _complain(failure_log: list[str]) -> None:
+    for complaint in failure_log:
         print(f"tapotun: {one_line(complaint)}", file=sys.stderr)
 
 
-def _fail(*complaints: str) -> int:
-    _complain(list(complaints))
+def _fail(*failure_log: str) -> int:
+    _complain(list(failure_log))
     return exit_codes.FAILED

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 
-class Attempts:
+class AdaptiveSkip:
     """Asked at each occasion, and told how it went. What works is tried every time.
 
     Attributes:
         most: as many occasions are passed over at most, so that what begins to work is found out some time.
     """
 
-    __slots__ = ("_futile", "_left", "most")
+    __slots__ = ("_failures", "_left", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._futile = 0  # as many occasions were passed over since the last time in vain; 0: it was not in vain
+        self._failures = 0  # as many occasions were passed over since the last time in vain; 0: it was not in vain
         self._left = 0  # of these
 
-    def due(self) -> bool:
+    def should_try(self) -> bool:
         """Whether to try now. If not, this occasion counts as passed over."""
         if self._left:
             self._left -= 1
             return False
         return True
 
-    def worked(self) -> None:
+    def succeeded(self) -> None:
         """It was worth it."""
-        self._futile = 0
+        self._failures = 0
 
     def failed(self) -> None:
         """It was not."""
-        self._futile = self._left = min(2 * self._futile + 1, self.most)
+        self._failures = self._left = min(2 * self._failures + 1, self.most)

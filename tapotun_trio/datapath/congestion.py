@@ -33,7 +33,7 @@ LOSSY: Final = 0.002  # of these
 LOSS_S: Final = 0.5  # in between, and at first: BBR's own losses, and what is lost together but sent again one by one
 
 
-class Chooser(Protocol):
+class CongestionSocket(Protocol):
     """Where the choice is made."""
 
     @property
@@ -68,7 +68,7 @@ class Congestion:
         "_wanted_at",
     )
 
-    def __init__(self, connection: Chooser, now: float) -> None:
+    def __init__(self, connection: CongestionSocket, now: float) -> None:
         self._connection = connection
         self._preferred = self._switches = connection.preferred_congestion_control == RESTLESS
         self._calmed = False

@@ -15,9 +15,9 @@ import trio
 from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..http.websocket import WebSocketWriter
-from ..wire.frames import FrameReader, Span
+from ..wire.frames import FrameRange, FrameReader
 from ..wire.websocket import GOING_AWAY, NO_STATUS, NORMAL, PROTOCOL_ERROR, WebSocketBody
-from .receiver import Incoming, Take, receive_frames
+from .receiver import InboundStream, Take, receive_frames
 from .sender import GRACE_S, Sender, ending_cleanly
 
 # What the end may take: to send what was begun, and for the other end to do the same.
@@ -28,7 +28,7 @@ _DISCARD_BYTES: Final = 64 * 1024
 _MUTE: Final = frozenset({"broken", "closed"})
 
 
-class Conversation:
+class DuplexStream:
     """Both halves of one WebSocket, from its handshake on."""
 
     def __init__(self, connection: Connection, writer: WebSocketWriter, body: WebSocketBody, sender: Sender) -> None:
@@ -71,10 +71,10 @@ class Conversation:
         if self._failure is not None:
             raise self._failure.without_traceback()
 
-    async def frames(self, reader: FrameReader, first: list[Span], incoming: Incoming, take: Take) -> None:
+    async def frames(self, reader: FrameReader, first: list[FrameRange], incoming: InboundStream, take: Take) -> None:
         """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
 
-        async def answer_and_take(reader: FrameReader, frames: list[Span]) -> None:
+        async def answer_and_take(reader: FrameReader, frames: list[FrameRange]) -> None:
             if self._body.ping is not None:
                 self._writer.pong(self._body.ping)
                 self._body.ping = None

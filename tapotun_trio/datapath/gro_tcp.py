@@ -13,13 +13,13 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final, NamedTuple
 
-from ..wire.frames import HEADER_BYTES, Parts, Span
-from ..wire.uniform import are_alike
+from ..wire.frames import HEADER_BYTES, FrameRange, Parts
+from ..wire.uniform import are_uniform
 from ..wire.vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, MIN_GSO_BYTES, NEEDS_CSUM
 from .checksums import fold, have_right_checksums
 
 PROTOCOL_TCP: Final = 6
-# Fewer are written one by one (measured as for UDP: `merge.BLOCK_MERGED_FROM`).
+# Fewer are written one by one (measured as for UDP: `coalesce.BLOCK_MERGED_FROM`).
 _MERGED_FROM: Final = 5
 # Of 1,448 bytes 45 fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX: 1,024).
 _MAX_SEGMENTS: Final = 64
@@ -50,7 +50,7 @@ class _Segments(NamedTuple):
     payload_bytes: int
 
 
-def tcp_block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Parts | None]]:
+def tcp_block_runs(view: memoryview, block: FrameRange) -> Iterator[tuple[list[FrameRange], Parts | None]]:
     """A block's frames in the order to write them, and what to write for them as one; None: each alone. A flow's
     segments keep their order. Untrusted input; never raises."""
     start, stop, count = block
@@ -58,12 +58,12 @@ def tcp_block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], 
     segments = _judge(view, start, size)
     frames = view[start:stop]
     same = (*_SAME, _CHECK_AT) if view[start + 2] == NEEDS_CSUM else _SAME
-    if segments is None or not are_alike(frames, size, same) or not have_right_checksums(frames, size):
+    if segments is None or not are_uniform(frames, size, same) or not have_right_checksums(frames, size):
         yield [block], None
         return
     for numbers in _runs(view, segments, count):
         spans = [(start + number * size, start + (number + 1) * size, 1) for number in numbers]
-        yield spans, _merge(view, segments, spans) if len(spans) >= _MERGED_FROM else None
+        yield spans, _coalesce(view, segments, spans) if len(spans) >= _MERGED_FROM else None
 
 
 def _judge(view: memoryview, start: int, size: int) -> _Segments | None:
@@ -124,7 +124,7 @@ def _segment_struct(size: int, header_bytes: int) -> Struct:
     return Struct(f">{_TCP_AT}xIIIHH2xH{options}s{size - _TCP_AT - 20 - options}x")
 
 
-def _merge(view: memoryview, segments: _Segments, spans: list[Span]) -> Parts:
+def _coalesce(view: memoryview, segments: _Segments, spans: list[FrameRange]) -> Parts:
     first, last = spans[0][0], spans[-1][0]
     payload_at = HEADER_BYTES + segments.header_bytes
     length = segments.header_bytes + len(spans) * segments.payload_bytes

@@ -15,8 +15,8 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final, TypeAlias
 
-from ..wire.frames import HEADER_BYTES, Parts, Span
-from ..wire.uniform import are_alike
+from ..wire.frames import HEADER_BYTES, FrameRange, Parts
+from ..wire.uniform import are_uniform
 from ..wire.vnet import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM
 from .checksums import fold, have_right_checksums
 from .gro_tcp import PROTOCOL_TCP, tcp_block_runs
@@ -57,13 +57,13 @@ _PROTOCOL_AT: Final = 23
 # Payloads longer than this are not copied: a view of each costs as much.
 _COPIED_BYTES: Final = 256
 
-Run: TypeAlias = list[Span]  # of single frames
+FrameRun: TypeAlias = list[FrameRange]  # of single frames
 
 
-def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Parts | None]]:
+def block_runs(view: memoryview, block: FrameRange) -> Iterator[tuple[list[FrameRange], Parts | None]]:
     """A block's frames in the order to write them, and what to write for them as one; None: each alone.
 
-    Does for them what `find_runs` and `merge` do, for all at once. Measured, us a packet: 0.1 for one flow, 0.4 for
+    Does for them what `find_runs` and `coalesce` do, for all at once. Measured, us a packet: 0.1 for one flow, 0.4 for
     eight. Untrusted input; never raises.
     """
     start, stop, count = block
@@ -71,7 +71,7 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
     if view[start + _PROTOCOL_AT] == PROTOCOL_TCP:
         yield from tcp_block_runs(view, block)
         return
-    if not _is_whole(view, start, start + size) or not are_alike(frames, size, _UDP_SAME):
+    if not _is_whole(view, start, start + size) or not are_uniform(frames, size, _UDP_SAME):
         yield [block], None
         return
     is_simple = not size & 1 and view[start + _FRAGMENT_AT] & 0x40
@@ -81,7 +81,7 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
         return
     if not is_simple or not have_right_checksums(frames, size):
         for run in find_runs(view, [(at, at + size, 1) for at in range(start, stop, size)]):
-            yield run, merge(view, run) if len(run) >= MERGED_FROM else None
+            yield run, coalesce(view, run) if len(run) >= MERGED_FROM else None
         return
     payload_bytes = size - _PAYLOAD_AT
     room = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // payload_bytes)
@@ -108,7 +108,7 @@ def block_runs(view: memoryview, block: Span) -> Iterator[tuple[list[Span], Part
 
 def _flows(frames: memoryview, size: int) -> list[list[int]]:
     """Which frames are of which flow, by their numbers; none: all are of one."""
-    if are_alike(frames, size, _PORTS):
+    if are_uniform(frames, size, _PORTS):
         return []
     words, step = frames.cast("H"), size >> 1
     sources, destinations = (words[at >> 1 :: step].tolist() for at in _PORTS)
@@ -131,12 +131,12 @@ def _payload_struct(size: int, count: int) -> Struct:
     return Struct(f"{_PAYLOAD_AT}x{size - _PAYLOAD_AT}s" * count)
 
 
-def find_runs(view: memoryview, frames: Sequence[Span]) -> list[Run]:
-    """Single frames of one receive, in ``view``, in the order to write them: runs that `merge` may take,
+def find_runs(view: memoryview, frames: Sequence[FrameRange]) -> list[FrameRun]:
+    """Single frames of one receive, in ``view``, in the order to write them: runs that `coalesce` may take,
     and single ones. Measured: 0.9 us a UDP packet, 0.2 another. Untrusted input; never raises."""
-    runs: list[Run] = []
+    runs: list[FrameRun] = []
     # Flow -> its newest run, and what its next frame must look like; cleared by whatever must not be overtaken.
-    opened: dict[bytes, tuple[Run, bytes, bytes, bytes, int, int, int]] = {}
+    opened: dict[bytes, tuple[FrameRun, bytes, bytes, bytes, int, int, int]] = {}
     unpack = _PARTS.unpack_from
     for frame in frames:
         start, stop, _ = frame
@@ -184,7 +184,7 @@ def find_runs(view: memoryview, frames: Sequence[Span]) -> list[Run]:
     return runs
 
 
-def merge(view: memoryview, run: Run) -> Parts | None:
+def coalesce(view: memoryview, run: FrameRun) -> Parts | None:
     """What to write as one for a run of at least two of `find_runs`, from the vnet header on; None: each alone.
 
     Untrusted input; never raises.

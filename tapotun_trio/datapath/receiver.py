@@ -9,13 +9,13 @@ import trio
 
 from ..errors import PeerError
 from ..host.net.sockets import Connection
-from ..wire.frames import FrameReader, Span
+from ..wire.frames import FrameRange, FrameReader
 
 # Takes the frames that one step completed. May raise PeerError.
-Take: TypeAlias = Callable[[FrameReader, list[Span]], Awaitable[None]]
+Take: TypeAlias = Callable[[FrameReader, list[FrameRange]], Awaitable[None]]
 
 
-class Incoming:
+class InboundStream:
     """A stream that we receive: whether it still brings something, and how to end it when it does not.
 
     ::
@@ -72,7 +72,7 @@ class Incoming:
 
 
 async def receive_frames(
-    connection: Connection, reader: FrameReader, first: list[Span], incoming: Incoming, take: Take
+    connection: Connection, reader: FrameReader, first: list[FrameRange], incoming: InboundStream, take: Take
 ) -> None:
     """Hand everything that comes to ``take``, step by step, until the body's end; others run between steps.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..host.net.sockets import NOTSENT_LOWAT_BYTES
-from .congestion import Chooser, Congestion
+from .congestion import Congestion, CongestionSocket
 from .pacing import Pacing
 
 # One piece of a backlog on a stream that is not paced. What is committed can no longer be dropped, so this is small;
@@ -25,13 +25,13 @@ FAST_UNSENT_BYTES: Final = 1024 * 1024
 CALM_S: Final = 3.0  # a paced stream that was not held back for so long is let go
 
 
-class Path(Chooser, Protocol):
+class Path(CongestionSocket, Protocol):
     """What a `Connection` tells of its path, and what of it can be chosen."""
 
     def limit_unsent(self, limit_bytes: int) -> None: ...
 
 
-class Feed:
+class SendScheduler:
     """Asked by the sender what to send next, and when.
 
     Args:
@@ -43,10 +43,10 @@ class Feed:
         "_congestion",
         "_connection",
         "_fast_samples",
+        "_has_room",
         "_held_at",
         "_narrow_samples",
         "_pacing",
-        "_roomy",
         "_sampled_at",
         "paced",
     )
@@ -57,7 +57,7 @@ class Feed:
         self._pacing = Pacing()
         self._narrow_samples = 0  # in a row
         self._fast_samples = 0  # likewise
-        self._roomy = False  # FAST_UNSENT_BYTES are allowed
+        self._has_room = False  # FAST_UNSENT_BYTES are allowed
         self._sampled_at = self._held_at = 0.0
         self._congestion = Congestion(connection, now)
 
@@ -92,16 +92,16 @@ class Feed:
             return False
         self._pacing.sample(path, now)
         self._fast_samples = 0 if self._pacing.narrow else self._fast_samples + 1
-        if self._fast_samples >= FAST_SAMPLES and not self._roomy:
+        if self._fast_samples >= FAST_SAMPLES and not self._has_room:
             self._connection.limit_unsent(FAST_UNSENT_BYTES)
-            self._roomy = True
-        self._congestion.sample(path, now, paced=self.paced, fast=self._roomy)
+            self._has_room = True
+        self._congestion.sample(path, now, paced=self.paced, fast=self._has_room)
         return True
 
     def _pace(self, paced: bool, now: float) -> None:
         if paced and not self.paced:
             self._held_at = now
-            if self._roomy:
+            if self._has_room:
                 self._connection.limit_unsent(NOTSENT_LOWAT_BYTES)
-                self._roomy = False
+                self._has_room = False
         self.paced = paced

@@ -19,8 +19,8 @@ from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import HEADER_BYTES, PING, encode_echo
 from .counters import NO_MEMORY, Counters
-from .scheduler import WATCH_BYTES, Feed
-from .tx_queue import Outbox
+from .scheduler import WATCH_BYTES, SendScheduler
+from .tx_queue import TxQueue
 
 BASE_PING_AFTER_S: Final = 55.0  # docs/protocol.md#timing: a deployed client gives a silent stream up after 60 s
 BASE_SILENCE_S: Final = 60.0  # docs/protocol.md#timing: a base server pings after 55 s
@@ -29,14 +29,14 @@ GRACE_S: Final = 0.3  # what a cancelled stream may take to reach a frame bounda
 # So long a device is left alone while the socket is full (`read_device`); then the outbox takes over, which knows what
 # to drop. What is queued there costs a copy, and who is late already does not catch up: with 5 ms one blast of eight
 # (1,400 bytes) fell to a third of what the others delivered, and the process grew by 12 MB; with 20 none of 8 did.
-ROOM_S: Final = 0.02
+SOCKET_FULL_WAIT_S: Final = 0.02
 # Control frames that wait for a stream that takes nothing. A peer that sends PINGs and reads no PONG gets no more.
 MAX_CONTROLS: Final = 16
-WHO_WE_ARE: Final = control.encode(control.AGENT, AGENT.encode())
+AGENT_FRAME: Final = control.encode(control.AGENT, AGENT.encode())
 
 
 @dataclass(frozen=True, slots=True)
-class Pinging:
+class KeepalivePolicy:
     """What keeps a stream from falling silent.
 
     Attributes:
@@ -54,26 +54,26 @@ class Pinging:
     unanswered_s: float | None = None
 
 
-BASE_PINGING: Final = Pinging(BASE_PING_AFTER_S, lambda clock_ns: PING)
+BASE_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, lambda clock_ns: PING)
 # Its echo keeps the client's upload alive, whatever the download carries: the client gives an upload up after 60 s
 # without a byte, and sends no ping of its own.
-GENERATION_2_PINGING: Final = Pinging(BASE_PING_AFTER_S, encode_echo, always=True)
+GENERATION_2_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, encode_echo, always=True)
 # To a generation 2 server our ping is a bad frame, which ends the upload. The echoes of its pings keep that alive.
-NO_PINGING: Final = Pinging(math.inf, lambda clock_ns: b"")
+NO_PINGING: Final = KeepalivePolicy(math.inf, lambda clock_ns: b"")
 
 
-def extended_pinging(keepalive_s: float) -> Pinging:
+def extended_keepalive(keepalive_s: float) -> KeepalivePolicy:
     """PINGs at the keepalive, under load too: they measure the round trip."""
     silent_s = SILENT_KEEPALIVES * keepalive_s
-    return Pinging(keepalive_s, control.ping, always=True, at_once=True, unanswered_s=silent_s)
+    return KeepalivePolicy(keepalive_s, control.ping, always=True, at_once=True, unanswered_s=silent_s)
 
 
-def keeping_alive(keepalive_s: float | None, generation: int = 1) -> tuple[Pinging, float]:
+def keepalive_policy(keepalive_s: float | None, generation: int = 1) -> tuple[KeepalivePolicy, float]:
     """How a client keeps its streams alive, and after which silence of its download, in seconds, the server is dead to
     it. None: by the rules for a base server, whose ``x-tun-conf`` is of that ``generation``."""
     if keepalive_s is None:
-        return BASE_PINGING if generation == 1 else NO_PINGING, BASE_SILENCE_S
-    return extended_pinging(keepalive_s), SILENT_KEEPALIVES * keepalive_s
+        return BASE_KEEPALIVE if generation == 1 else NO_PINGING, BASE_SILENCE_S
+    return extended_keepalive(keepalive_s), SILENT_KEEPALIVES * keepalive_s
 
 
 class Sender:
@@ -88,34 +88,34 @@ class Sender:
         "_controls",
         "_counters",
         "_fault",
-        "_feed",
+        "_has_room",
         "_pinged_at",
+        "_preamble",
         "_queued",
-        "_room",
+        "_scheduler",
         "_scope",
         "_touched",
         "_unwatched_bytes",
         "_wake",
-        "_words",
         "_writer",
-        "outbox",
-        "pinging",
+        "keepalive",
+        "tx_queue",
     )
 
-    def __init__(self, counters: Counters, first_words: bytes = b"") -> None:
-        """``first_words``: a control frame with which every stream begins on which control frames were agreed."""
+    def __init__(self, counters: Counters, preamble: bytes = b"") -> None:
+        """``preamble``: a control frame with which every stream begins on which control frames were agreed."""
         self._counters = counters
-        self._words = first_words
-        self.outbox = Outbox(counters.drops)
-        self._queued = self.outbox.runs  # looked at for every burst
-        self.pinging = BASE_PINGING
+        self._preamble = preamble
+        self.tx_queue = TxQueue(counters.drops)
+        self._queued = self.tx_queue.batches  # looked at for every burst
+        self.keepalive = BASE_KEEPALIVE
         self._writer: BodyWriter | None = None
         self._controls: deque[bytes] = deque()
         self._wake = trio.Event()
-        self._room = trio.Event()  # set, and a new one, whenever a full socket has taken everything
+        self._has_room = trio.Event()  # set, and a new one, whenever a full socket has taken everything
         self._touched = False  # sent something since the last tick; cheaper than asking the time per burst
         self._unwatched_bytes = 0
-        self._feed: Feed  # the writer's, as long as there is one
+        self._scheduler: SendScheduler  # the writer's, as long as there is one
         self._pinged_at = 0.0
         self._answered_at = 0.0
         self._scope = trio.CancelScope()  # of the present stream
@@ -131,15 +131,15 @@ class Sender:
         the device's reader, or another session. What goes wrong here ends the stream, in its own task."""
         try:
             writer = self._writer
-            if writer is None or writer.pending or self._queued or self._feed.paced:
-                self.outbox.put(frames, packets, trio.current_time())
+            if writer is None or writer.pending or self._queued or self._scheduler.paced:
+                self.tx_queue.put(frames, packets, trio.current_time())
                 self._wake.set()
                 return
             self._commit(writer, frames, packets)
             self._unwatched_bytes += len(frames)
             if self._unwatched_bytes > WATCH_BYTES:
                 self._unwatched_bytes = 0
-                self._feed.watch(trio.current_time())
+                self._scheduler.watch(trio.current_time())
         except MemoryError:  # these packets are lost, and all else goes on
             self._counters.drops[NO_MEMORY] += packets
             self._wake.set()
@@ -153,12 +153,12 @@ class Sender:
     def stalled(self) -> bool:
         """The socket is full, for a moment as far as we know: nothing is queued behind it, and its path is fast."""
         writer = self._writer
-        return writer is not None and bool(writer.pending) and not self._queued and not self._feed.paced
+        return writer is not None and bool(writer.pending) and not self._queued and not self._scheduler.paced
 
-    async def room(self) -> None:
-        """Wait until the stream takes more, for ROOM_S at most. Cancel-safe; a checkpoint."""
-        with trio.move_on_after(ROOM_S):
-            await self._room.wait()
+    async def wait_for_room(self) -> None:
+        """Wait until the stream takes more, for SOCKET_FULL_WAIT_S at most. Cancel-safe; a checkpoint."""
+        with trio.move_on_after(SOCKET_FULL_WAIT_S):
+            await self._has_room.wait()
 
     def send_control(self, frame: bytes) -> bool:
         """Send a control frame, or an echo, ahead of what waits in the outbox. Without a stream, or behind too many
@@ -194,7 +194,7 @@ class Sender:
 
         Does not end the body. Raises PeerError when the stream breaks. Cancel-safe: what is pending stays so.
         """
-        feed = self._feed = Feed(writer.connection, trio.current_time())
+        feed = self._scheduler = SendScheduler(writer.connection, trio.current_time())
         self._writer, older = writer, self._writer
         try:
             if self._controls:
@@ -204,9 +204,9 @@ class Sender:
             if older is not None:
                 self._scope.cancel()  # it may be waiting for a peer that takes nothing
             self._answered_at = trio.current_time()
-            if self.pinging.at_once:
-                if self._words:
-                    self.send_control(self._words)
+            if self.keepalive.at_once:
+                if self._preamble:
+                    self.send_control(self._preamble)
                 self.ping()  # a first byte for whoever waits for one, and a first round trip
             with trio.CancelScope() as self._scope:
                 while self._writer is writer:
@@ -222,21 +222,21 @@ class Sender:
             if self._writer is writer:
                 self._writer = None
 
-    async def _work(self, writer: BodyWriter, feed: Feed) -> None:
+    async def _work(self, writer: BodyWriter, feed: SendScheduler) -> None:
         """One step: what is pending first, then control frames, then the backlog, else wait."""
         if writer.pending:
             await writer.drain()
-            self._room.set()
-            self._room = trio.Event()
+            self._has_room.set()
+            self._has_room = trio.Event()
         elif self._controls:
             self._commit(writer, self._controls.popleft(), 0)
-        elif self.outbox:
+        elif self.tx_queue:
             now = trio.current_time()
             wait_s, limit_bytes = feed.allowance(now)
             if wait_s:
                 await trio.sleep(wait_s)
                 return
-            packets, frames = self.outbox.take(now, limit_bytes, cut=feed.paced)
+            packets, frames = self.tx_queue.take(now, limit_bytes, cut=feed.paced)
             if packets:
                 self._commit(writer, frames, packets)
             await trio.lowlevel.checkpoint()
@@ -249,9 +249,9 @@ class Sender:
         self._writer = None
         self._scope.cancel()
 
-    def go_on_with(self, pinging: Pinging) -> None:
+    def set_keepalive(self, keepalive: KeepalivePolicy) -> None:
         """Another keepalive on the present stream, on which control frames were agreed: by that nobody is late yet."""
-        differs, self.pinging = pinging.after_s != self.pinging.after_s, pinging
+        differs, self.keepalive = keepalive.after_s != self.keepalive.after_s, keepalive
         if differs and self._writer is not None:
             self._answered_at = trio.current_time()
             self.ping()
@@ -266,7 +266,7 @@ class Sender:
 
     def ping(self) -> None:
         """Ping now, whatever was sent when."""
-        if self.send_control(self.pinging.frame(time.monotonic_ns())):
+        if self.send_control(self.keepalive.frame(time.monotonic_ns())):
             self._pinged_at = trio.current_time()
 
     def tick(self, now: float, tick_s: float) -> None:
@@ -275,32 +275,32 @@ class Sender:
         if self._fault is not None and self._writer is None:
             fault, self._fault = self._fault, None
             raise fault
-        self.outbox.expire(now)
+        self.tx_queue.expire(now)
         if self._writer is not None:
-            self._feed.tick(now)
-        if self._touched and not self.pinging.always:
+            self._scheduler.tick(now)
+        if self._touched and not self.keepalive.always:
             self._touched = False
             self._pinged_at = now
-        elif self._writer is not None and now + tick_s - self._pinged_at > self.pinging.after_s:
+        elif self._writer is not None and now + tick_s - self._pinged_at > self.keepalive.after_s:
             self.ping()
             self._touched = False
-        silent_s = self.pinging.unanswered_s
+        silent_s = self.keepalive.unanswered_s
         if silent_s is not None and self._writer is not None and now - self._answered_at > silent_s:
             self._scope.cancel()
 
 
 @asynccontextmanager
-async def ending_cleanly(writer: BodyWriter, last_words: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
+async def ending_cleanly(writer: BodyWriter, farewell_frame: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
     """Whatever cancels the body, the stream still ends on a frame boundary if the peer lets it, within GRACE_S:
     a deployed client carries half a frame over into its next stream, and is then deaf.
 
-    ``last_words``: a control frame to send before the end, or nothing.
+    ``farewell_frame``: a control frame to send before the end, or nothing.
     """
     try:
         yield
     except trio.Cancelled:
         with trio.move_on_after(GRACE_S, shield=True):
-            await writer.try_finish(last_words())
+            await writer.try_finish(farewell_frame())
         raise
     except PeerError:
         raise

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ..errors import PeerError
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, Span
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, FrameRange
 from ..wire.vnet import is_bounded
 from . import counters as why
 from .counters import Counters
 from .sender import MAX_CONTROLS
 
 
-def sort_frames(
-    view: memoryview, frames: list[Span], counters: Counters, inward: list[Span], echoes: list[bytes]
+def deliver(
+    view: memoryview, frames: list[FrameRange], counters: Counters, inward: list[FrameRange], echoes: list[bytes]
 ) -> None:
     """Append the packets for the device to ``inward``, and what the server wants back to ``echoes``; count all.
 

@@ -12,13 +12,13 @@ import trio
 
 from ..errors import PeerError, ShortageError, passing_shortages, shortage_of
 from ..host.interfaces import Device, Queue
-from ..log import Log, Sparingly
-from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, Parts, Span
-from ..wire.uniform import BLOCK_FROM, count_alike
-from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, base_peer_accepts
-from .adaptive_skip import Attempts
+from ..log import Log, RateLimitedLog
+from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, FrameRange, Parts
+from ..wire.uniform import BLOCK_FROM, count_uniform
+from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, validate_vnet_header
+from .adaptive_skip import AdaptiveSkip
 from .counters import DEVICE_FULL, DEVICE_REFUSED, NO_MEMORY
-from .gro_udp import MERGED_FROM, block_runs, find_runs, merge
+from .gro_udp import MERGED_FROM, block_runs, coalesce, find_runs
 from .sender import Sender
 
 # A burst is sent when it has grown to four super-packets. With two the far end had work earlier, but both ends paid
@@ -55,7 +55,7 @@ Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
 
 
 async def read_device(
-    device: Device, classify: Classify, sole: Callable[[], Sender | None], log: Log | None = None
+    device: Device, classify: Classify, only_sender: Callable[[], Sender | None], log: Log | None = None
 ) -> None:
     """Move frames from the device to the senders, for ever. Raises HostError if the device is gone. Without memory for
     a burst that burst is lost, and ``log`` is told, now and then.
@@ -63,17 +63,17 @@ async def read_device(
     Frames are read into one slab behind room for their length, so that a burst is wire format as it stands; a
     run of adjacent frames to one sender is handed over as one slice of it.
 
-    ``sole``: the sender that everything goes to, if there is but one. While its socket is full the kernel keeps the
-    packets, which costs nothing, and holds a local TCP back before any is lost. With several senders nobody waits for
-    another one's socket, and what it does not take is copied. Measured, one TCP stream: 5 % less CPU per byte, 26 %
+    ``only_sender``: the sender that everything goes to, if there is but one. While its socket is full the kernel keeps
+    the packets, which costs nothing, and holds a local TCP back before any is lost. With several senders nobody waits
+    for another one's socket, and what it does not take is copied. Measured, one TCP stream: 5 % less CPU per byte, 26 %
     fewer wake-ups of the sender; a blast of UDP delivers 10 % more at 64 bytes, 30 % more at 1,400.
     """
     with passing_shortages("cannot get a buffer for the TUN interface"):
         view = memoryview(mmap(-1, _SLAB_BYTES))
-    more, turns, shortages = False, 0, Sparingly(SHORTAGE_S)
+    more, turns, shortages = False, 0, RateLimitedLog(SHORTAGE_S)
     while True:
-        if (sender := sole()) is not None and sender.stalled:
-            await sender.room()
+        if (sender := only_sender()) is not None and sender.stalled:
+            await sender.wait_for_room()
         try:
             if not more or turns == _BURSTS_PER_WAKE:
                 turns = 0
@@ -110,12 +110,12 @@ def _read_burst(device: Device, classify: Classify, view: memoryview) -> bool:
     return more
 
 
-def _finish_frames(view: memoryview, lengths: list[int]) -> list[Span]:
+def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
     """Complete the headers of what `Device.read_burst` has read, and say where the frames are.
 
     Many of one length are one block if they are alike, and judged as one: 0.4 us less for each.
     """
-    spans: list[Span] = []
+    spans: list[FrameRange] = []
     at = number = 0
     frames = len(lengths)
     while number < frames:
@@ -142,13 +142,13 @@ def _finish_frames(view: memoryview, lengths: list[int]) -> list[Span]:
     return spans
 
 
-def _finish_blocks(view: memoryview, at: int, end: int, size: int, spans: list[Span]) -> int:
+def _finish_blocks(view: memoryview, at: int, end: int, size: int, spans: list[FrameRange]) -> int:
     """Add the blocks with which many frames of one size begin. Returns where that leaves off."""
     count, packet_bytes = (end - at) // size, size - HEADER_BYTES
     view[at:end:size] = bytes((packet_bytes & 0xFF,)) * count
     view[at + 1 : end : size] = bytes((packet_bytes >> 8,)) * count
     view[at + HEADER_BYTES - 2 : end : size] = view[at + HEADER_BYTES - 1 : end : size] = bytes(count)
-    while alike := count_alike(view, at, size, (end - at) // size):
+    while alike := count_uniform(view, at, size, (end - at) // size):
         spans.append((at, at + alike * size, alike))
         at += alike * size
     return at
@@ -168,17 +168,17 @@ class DeviceWriter:
         self._drops = drops
         self._queue: deque[bytes] = deque()
         self._bytes = 0
-        self._looking = Attempts(_MAX_PASSED_OVER)
-        self._merging_udp = Attempts(_MAX_NOT_MERGED)
-        self._merging_tcp = Attempts(_MAX_NOT_MERGED)
+        self._looking = AdaptiveSkip(_MAX_PASSED_OVER)
+        self._merging_udp = AdaptiveSkip(_MAX_NOT_MERGED)
+        self._merging_tcp = AdaptiveSkip(_MAX_NOT_MERGED)
         self._wake = trio.Event()
 
-    def write_all(self, view: memoryview, spans: Sequence[Span], drops: Counter[str]) -> None:
+    def write_all(self, view: memoryview, spans: Sequence[FrameRange], drops: Counter[str]) -> None:
         """Write the frames of one receive, runs of one flow (UDP, TCP) as one; count in ``drops`` what is refused.
 
         Raises HostError: device gone; PeerError, when all are written: a frame that no honest peer sends was refused.
         """
-        refused: list[Span] = []
+        refused: list[FrameRange] = []
         for _, _, count in spans:
             if count > 1:
                 self._write_blocks(view, spans, refused)
@@ -189,11 +189,11 @@ class DeviceWriter:
             else:
                 self._write_singles(view, spans, refused)
         for start, stop, _ in refused:
-            if not base_peer_accepts(view[start:stop]):
+            if not validate_vnet_header(view[start:stop]):
                 raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
             drops[DEVICE_REFUSED] += 1
 
-    def _write_blocks(self, view: memoryview, spans: Sequence[Span], refused: list[Span]) -> None:
+    def _write_blocks(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange]) -> None:
         """Write blocks, and single frames between them."""
         at = 0
         for number, span in enumerate(spans):
@@ -204,29 +204,31 @@ class DeviceWriter:
                 at = number + 1
         self._write_singles(view, spans[at:], refused)
 
-    def _write_singles(self, view: memoryview, frames: Sequence[Span], refused: list[Span]) -> None:
-        if len(frames) < MERGED_FROM or not self._merging_udp.due() or not self._looking.due():
+    def _write_singles(self, view: memoryview, frames: Sequence[FrameRange], refused: list[FrameRange]) -> None:
+        if len(frames) < MERGED_FROM or not self._merging_udp.should_try() or not self._looking.should_try():
             self._write_each(view, frames, refused)
         elif self._write_runs(view, frames, refused):
-            self._looking.worked()
+            self._looking.succeeded()
         else:
             self._looking.failed()
 
-    def _write_runs(self, view: memoryview, frames: Sequence[Span], refused: list[Span]) -> bool:
+    def _write_runs(self, view: memoryview, frames: Sequence[FrameRange], refused: list[FrameRange]) -> bool:
         """Returns whether that was worth looking for runs."""
         merged = 0
         for run in find_runs(view, frames):
-            parts = merge(view, run) if len(run) >= MERGED_FROM else None
+            parts = coalesce(view, run) if len(run) >= MERGED_FROM else None
             if self._write_run(view, run, parts, refused):
                 merged += len(run)
         return 2 * merged >= len(frames)
 
-    def _write_run(self, view: memoryview, spans: Sequence[Span], parts: Parts | None, refused: list[Span]) -> bool:
+    def _write_run(
+        self, view: memoryview, spans: Sequence[FrameRange], parts: Parts | None, refused: list[FrameRange]
+    ) -> bool:
         """Write them as one, which ``parts`` are, or each alone. Returns whether as one."""
         taken: bool | None = None
         if parts is not None and not self._queue:
             merging = self._merging_udp if parts[0][1] == GSO_UDP_L4 else self._merging_tcp
-            taken = self._device.write_parts(parts) if merging.due() else None
+            taken = self._device.write_parts(parts) if merging.should_try() else None
             if taken:
                 merging.most = 0  # this kernel can: what it refuses from now on is that packet's own fault
                 return True
@@ -237,7 +239,7 @@ class DeviceWriter:
             merging.failed()
         return False
 
-    def _write_each(self, view: memoryview, spans: Sequence[Span], refused: list[Span]) -> None:
+    def _write_each(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange]) -> None:
         if len(spans) == 1 and spans[0][2] > 1:
             start, stop, count = spans[0]
             size = (stop - start) // count

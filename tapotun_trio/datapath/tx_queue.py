@@ -19,7 +19,7 @@ MAX_BYTES: Final = 12 * 1024 * 1024  # as deployed servers keep
 MAX_AGE_S: Final = 0.1  # likewise; an interactive packet older than this is better sent again by its sender
 
 
-class Outbox:
+class TxQueue:
     """A queue of runs, taken from and dropped from frame by frame. A run is one or more whole frames, put together.
 
     Args:
@@ -30,20 +30,20 @@ class Outbox:
             costs less than a call.
     """
 
-    __slots__ = ("_at", "_bytes", "_codel", "_drops", "_max_age_s", "_max_bytes", "_taken", "runs")
+    __slots__ = ("_bytes", "_codel", "_drops", "_head_offset", "_head_packets", "_max_age_s", "_max_bytes", "batches")
 
     def __init__(self, drops: Counter[str], *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
         self._drops = drops
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._codel = CoDel()
-        self.runs: deque[tuple[float, int, bytes]] = deque()
-        self._at = 0  # of the oldest run so many bytes are gone already,
-        self._taken = 0  # and so many packets
+        self.batches: deque[tuple[float, int, bytes]] = deque()
+        self._head_offset = 0  # of the oldest run so many bytes are gone already,
+        self._head_packets = 0  # and so many packets
         self._bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self.runs)
+        return bool(self.batches)
 
     @property
     def depth_bytes(self) -> int:
@@ -52,14 +52,14 @@ class Outbox:
     @property
     def depth_packets(self) -> int:
         """Counted when asked: putting and taking pay nothing for it."""
-        return sum([packets for _, packets, _ in self.runs]) - self._taken
+        return sum([packets for _, packets, _ in self.batches]) - self._head_packets
 
     def put(self, frames: memoryview | bytes, packets: int, now: float) -> None:
         """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
         self.expire(now)
-        while self.runs and self._bytes + len(frames) > self._max_bytes:
+        while self.batches and self._bytes + len(frames) > self._max_bytes:
             self._drop_oldest(QUEUE_FULL)
-        self.runs.append((now, packets, bytes(frames)))
+        self.batches.append((now, packets, bytes(frames)))
         self._bytes += len(frames)
 
     def take(self, now: float, limit_bytes: int, *, cut: bool = True) -> tuple[int, bytes]:
@@ -71,11 +71,11 @@ class Outbox:
         self.expire(now)
         taken: list[memoryview | bytes] = []
         packets = size = 0
-        while self.runs and size < limit_bytes:
+        while self.batches and size < limit_bytes:
             # One verdict for a whole run: its packets have waited equally long, and CoDel's next drop lies ahead.
-            while self.runs and self._codel.drops(now - self.runs[0][0], self._bytes, now):
+            while self.batches and self._codel.drops(now - self.batches[0][0], self._bytes, now):
                 self._drop_frame(CODEL)
-            if not self.runs:
+            if not self.batches:
                 break
             count, frames = self._cut(limit_bytes - size, cut=cut, needed=not taken)
             if not count:
@@ -83,19 +83,19 @@ class Outbox:
             packets += count
             size += len(frames)
             taken.append(frames)
-        if not self.runs:
+        if not self.batches:
             self._codel.empty()
         return packets, b"".join(taken)
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
-        while self.runs and now - self.runs[0][0] > self._max_age_s:
+        while self.batches and now - self.batches[0][0] > self._max_age_s:
             self._drop_oldest(QUEUE_AGE)
 
     def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
         """Take off the oldest run what fits: all of it, or so many frames of it; if ``needed``, something."""
-        _, packets, frames = self.runs[0]
-        start, stop, count = self._at, len(frames), packets - self._taken
+        _, packets, frames = self.batches[0]
+        start, stop, count = self._head_offset, len(frames), packets - self._head_packets
         if stop - start > limit_bytes and (cut or not needed):
             stop, count = (_frame_end(frames, start), 1) if needed else (start, 0)
             while cut and stop < len(frames) and (end := _frame_end(frames, stop)) - start <= limit_bytes:
@@ -105,22 +105,22 @@ class Outbox:
         return count, frames if stop - start == len(frames) else memoryview(frames)[start:stop]
 
     def _drop_frame(self, reason: str) -> None:
-        self._remove(_frame_end(self.runs[0][2], self._at), 1)
+        self._remove(_frame_end(self.batches[0][2], self._head_offset), 1)
         self._drops[reason] += 1
 
     def _drop_oldest(self, reason: str) -> None:
-        _, packets, frames = self.runs[0]
-        self._drops[reason] += packets - self._taken
+        _, packets, frames = self.batches[0]
+        self._drops[reason] += packets - self._head_packets
         self._remove(len(frames), 0)
 
     def _remove(self, stop: int, packets: int) -> None:
         """Forget the oldest run up to this offset, or, at its end, altogether."""
-        self._bytes -= stop - self._at
-        self._at = stop
-        self._taken += packets
-        if stop == len(self.runs[0][2]):
-            self.runs.popleft()
-            self._at = self._taken = 0
+        self._bytes -= stop - self._head_offset
+        self._head_offset = stop
+        self._head_packets += packets
+        if stop == len(self.batches[0][2]):
+            self.batches.popleft()
+            self._head_offset = self._head_packets = 0
 
 
 def _frame_end(frames: bytes, at: int) -> int:

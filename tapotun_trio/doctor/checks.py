@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 from typing import Final, Literal, TypeAlias
 
-from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpEndpoint
+from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpAddress
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text
 from .machine import Machine, Route
@@ -69,7 +69,7 @@ def _capabilities(machine: Machine, configs: Iterable[InterfaceConfig]) -> Findi
 def _ports(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[ServerConfig, int]]:
     for config in configs:
         if isinstance(config, ServerConfig):
-            yield from ((config, it.port) for it in config.listen if isinstance(it, TcpEndpoint))
+            yield from ((config, it.port) for it in config.listen if isinstance(it, TcpAddress))
 
 
 def _offloads(machine: Machine) -> Finding:
@@ -108,7 +108,7 @@ def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Find
 def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[Severity, str]]:
     for config in configs:
         if isinstance(config, ServerConfig):
-            needing = [it for it in config.listen if isinstance(it, TcpEndpoint) and ":" in it.address]
+            needing = [it for it in config.listen if isinstance(it, TcpAddress) and ":" in it.address]
             for it in needing:
                 if not it.optional:
                     severity: Severity = "failure" if len(needing) == len(config.listen) else "warning"
@@ -126,7 +126,7 @@ def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminCo
     own = {str(it) for server in configs if isinstance(server, ServerConfig) for it in (server.net.ip, *server.ips)}
     absent = 0
     for name, endpoint in wanted:
-        if not isinstance(endpoint, TcpEndpoint) or endpoint.early or endpoint.address in machine.addresses | own:
+        if not isinstance(endpoint, TcpAddress) or endpoint.early or endpoint.address in machine.addresses | own:
             continue
         address = ip_address(endpoint.address)
         if address.is_unspecified or address.is_loopback:

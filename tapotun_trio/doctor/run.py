@@ -10,7 +10,7 @@ from typing import Final
 
 from .. import exit_codes
 from ..config.load import check
-from ..config.model import AdminConfig, Config, InterfaceConfig, JudgeTls
+from ..config.model import AdminConfig, Config, InterfaceConfig, TlsValidator
 from ..text import one_line
 from .checks import Finding, judge
 from .machine import Machine, look
@@ -21,13 +21,13 @@ VERSION: Final = 1
 _WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "FAILURE"}
 
 
-def doctor(arguments: Namespace, judge_tls: JudgeTls, see: Callable[[Iterable[str]], Machine] = look) -> int:
+def doctor(arguments: Namespace, tls_validator: TlsValidator, see: Callable[[Iterable[str]], Machine] = look) -> int:
     """Look, judge, print. Returns 0 unless there is a failure."""
     interfaces: tuple[InterfaceConfig, ...] = ()
     admin: AdminConfig | None = None
     found: list[Finding] = []
     if arguments.file is not None:
-        config, problems = check(arguments.file, judge_tls)
+        config, problems = check(arguments.file, tls_validator)
         found += [
             Finding("failure" if it.severity == "error" else "warning", "config", it.text(arguments.file))
             for it in problems

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from ..wire.frames import Span
-from .items import HostRoute, Item, Way
+from ..wire.frames import FrameRange
+from .items import HostRoute, Item, NextHop
 
 
 class Queue(Protocol):
@@ -27,7 +27,7 @@ class Queue(Protocol):
         Raises HostError if the interface is gone or down for good.
         """
 
-    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+    def write_burst(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange], /) -> int:
         """Write single frames, each from behind its length on, until the device is full. Returns how many were taken or
         refused; the latter are added to ``refused``. Raises as `write`."""
 
@@ -88,7 +88,7 @@ class Network(Protocol):
 
     async def way(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
-    ) -> Way | None:
+    ) -> NextHop | None:
         """How packets to the address, with this fwmark, leave this machine if the interface ``name`` does not count,
         and neither do ``hidden``, host routes that were made for it and stand. None: not at all.
 

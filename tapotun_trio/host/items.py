@@ -71,7 +71,7 @@ Item: TypeAlias = Address | Route | Rule | HostRoute
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class NextHop:
     """How the kernel reaches an address if one interface of ours and its host routes are left out.
 
     Attributes:
@@ -97,7 +97,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DesiredState:
     """Everything one interface wants: its MTU in bytes, and the items in the order in which they are made.
 
     ``pushed``: those of the items that the other end asked for, and without which the interface works all the same.

@@ -7,11 +7,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 from .interfaces import Change, Device, Network, OwnedName
 from .ownership import own_name
-from .process.privileges import raise_fd_limit, require_tun_rights
+from .process.privileges import raise_fd_limit, require_tun_privileges
 from .tun import open_tun
 from .tun_queues import open_tun_queues
 
-__all__ = ["RealHost", "raise_fd_limit", "require_tun_rights"]
+__all__ = ["RealHost", "raise_fd_limit", "require_tun_privileges"]
 
 
 class RealHost:

@@ -274,7 +274,7 @@ def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holde
 
 def _has_net_admin_for_good(pid: int, uid: int) -> bool:
     """It has CAP_NET_ADMIN in our user namespace, and has given up gaining any capability, as this program does at its
-    start (`rights.drop_rights`). False also where /proc does not tell.
+    start (`rights.drop_privileges`). False also where /proc does not tell.
 
     No stranger gets there. The capabilities alone would prove nothing: he could start a set-user-ID program with the
     socket in its hands; but it would have its own user, and none has this flag that makes those programs harmless.

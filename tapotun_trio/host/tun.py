@@ -22,7 +22,7 @@ from typing import Final
 import trio
 
 from ..errors import HostError, shortage_of
-from ..wire.frames import LENGTH_BYTES, Span
+from ..wire.frames import LENGTH_BYTES, FrameRange
 from .process.privileges import missing_net_admin, open_tun_node
 
 VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
@@ -148,7 +148,7 @@ class TunDevice:
                 return False
             raise self._failure("write", exc) from exc
 
-    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+    def write_burst(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange], /) -> int:
         """As `Device.write_burst`. No checkpoint."""
         write, number = self._write, 0
         for span in spans:

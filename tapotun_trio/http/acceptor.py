@@ -23,13 +23,13 @@ from typing import Final
 
 import trio
 
-from ..config.model import Endpoint, Reception, TcpEndpoint, endpoint_key
+from ..config.model import IngressOptions, ListenAddress, TcpAddress, listen_key
 from ..errors import HostError, PeerError, ShortageError, leaves
 from ..host.net.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.net.sockets import Connection
-from ..log import Faults, Log, Sparingly
-from .client_address import Origin, origin_of
-from .pending import Lobby
+from ..log import Faults, Log, RateLimitedLog
+from .client_address import ClientAddress, find_client_address
+from .pending import PendingConnections
 from .server import Exchange, serve_connection
 
 ACCEPT_RETRY_S: Final = 0.1
@@ -44,35 +44,35 @@ _OPERATORS: Final = frozenset({"untrusted-proxy", "bad-proxy-header"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tenant:
+class VirtualHost:
     """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has. What of its
-    ``reception`` matters at an entrance is the same for all there.
+    ``ingress`` matters at an entrance is the same for all there.
 
     ``serve`` answers one request; it runs in ``nursery``. A HostError that it raises ends the interface; anything else
     ends the connection.
     """
 
     path: str | None
-    reception: Reception
+    ingress: IngressOptions
     nursery: trio.Nursery
-    serve: Callable[[Exchange, Entrance], Awaitable[None]]
+    serve: Callable[[Exchange, Endpoint], Awaitable[None]]
     log: Log
 
 
-class Entrance:
+class Endpoint:
     """One listening socket, its lobby, and the tenants behind it."""
 
-    def __init__(self, key: Endpoint, listener: Listener, reception: Reception, log: Log) -> None:
+    def __init__(self, key: ListenAddress, listener: Listener, ingress: IngressOptions, log: Log) -> None:
         self.key = key
         self.listener = listener
-        self.reception = reception
-        self.lobby = Lobby()
+        self.ingress = ingress
+        self.pending = PendingConnections()
         self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
-        self.tenants: dict[str | None, Tenant] = {}
+        self.virtual_hosts: dict[str | None, VirtualHost] = {}
         self.scope = trio.CancelScope()
         self._log = log
-        self._shortages = Sparingly()
-        self._strangers = Sparingly()
+        self._shortages = RateLimitedLog()
+        self._strangers = RateLimitedLog()
         self._faults = Faults()
 
     async def run(self) -> None:
@@ -83,8 +83,8 @@ class Entrance:
                 try:
                     await self._accept(nursery)
                 except Exception as exc:  # noqa: BLE001 - it is raised where it is handled, in the tenants
-                    for tenant in self.tenants.values():
-                        tenant.nursery.start_soon(_fail, exc)
+                    for virtual_host in self.virtual_hosts.values():
+                        virtual_host.nursery.start_soon(_fail, exc)
                 finally:
                     self.listener.close()  # at once, while streams still end: nobody shall come back to who goes
 
@@ -112,14 +112,14 @@ class Entrance:
         stranger = False
         try:
             try:
-                self.enter_lobby(connection)
-                origin = await origin_of(connection, self.reception, is_unix=self.listener.is_unix)
+                self.add_pending(connection)
+                origin = await find_client_address(connection, self.ingress, is_unix=self.listener.is_unix)
                 if origin is not None:
                     await serve_connection(connection, partial(self._hand_over, origin))
             finally:
                 connection.close()
                 # One that was pushed out of the lobby was counted then; one that had a stream or was refused, too.
-                stranger = self.lobby.leave(connection)
+                stranger = self.pending.leave(connection)
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason in _OPERATORS or isinstance(exc, ShortageError):
@@ -135,14 +135,14 @@ class Entrance:
     def _count_fault(self, text: str, exc: Exception) -> None:
         self.refusals[self._faults.log(self._log, trio.current_time(), text, exc)] += 1
 
-    async def _hand_over(self, origin: Origin, exchange: Exchange) -> None:
+    async def _hand_over(self, origin: ClientAddress, exchange: Exchange) -> None:
         """Have the request served by the interface that its path belongs to, and wait for its end.
 
         The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
         """
         exchange.client = origin.client(exchange.head.headers)
-        tenant = self.tenants.get(exchange.head.target.partition("?")[0]) or self.tenants.get(None)
-        if tenant is None:
+        virtual_host = self.virtual_hosts.get(exchange.head.target.partition("?")[0]) or self.virtual_hosts.get(None)
+        if virtual_host is None:
             self.refusals["unknown-path"] += 1
             try:
                 await exchange.refuse(404)
@@ -154,7 +154,7 @@ class Entrance:
 
         async def serve() -> None:
             try:
-                await tenant.serve(exchange, self)
+                await virtual_host.serve(exchange, self)
             except* HostError:  # the interface's device, not the request
                 raise
             except* Exception as group:  # noqa: BLE001 - raised below, in the connection's own task
@@ -162,7 +162,7 @@ class Entrance:
             finally:
                 ended.set()
 
-        tenant.nursery.start_soon(serve)
+        virtual_host.nursery.start_soon(serve)
         try:
             await ended.wait()
         except trio.Cancelled:
@@ -173,10 +173,10 @@ class Entrance:
         if failures:
             raise failures[0]
 
-    def enter_lobby(self, connection: Connection) -> None:
-        evicted = self.lobby.evicted
-        self.lobby.enter(connection)
-        if self.lobby.evicted != evicted:
+    def add_pending(self, connection: Connection) -> None:
+        evicted = self.pending.evicted
+        self.pending.enter(connection)
+        if self.pending.evicted != evicted:
             self.refusals["evicted"] += 1
 
 
@@ -193,21 +193,21 @@ class Admission:
     """
 
     def __init__(self) -> None:
-        self.entrances: list[Entrance] = []
+        self.endpoints: list[Endpoint] = []
         self.refused: dict[str, str] = {}
         self.over = False
 
 
-class FrontDoor:
+class ListenerManager:
     """The entrances of this process, by endpoint."""
 
     def __init__(self, nursery: trio.Nursery, log: Log) -> None:
         self._nursery = nursery
         self._log = log
-        self._entrances: dict[Endpoint, Entrance] = {}
+        self._endpoints: dict[ListenAddress, Endpoint] = {}
 
     @contextmanager
-    def admit(self, endpoints: tuple[Endpoint, ...], tenant: Tenant) -> Iterator[Admission]:
+    def register(self, addresses: tuple[ListenAddress, ...], virtual_host: VirtualHost) -> Iterator[Admission]:
         """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
 
         Of several endpoints one that is refused is told, and tried again in the tenant's nursery. So are all of them if
@@ -216,52 +216,58 @@ class FrontDoor:
         another reception.
         """
         admission = Admission()
-        refusals: list[tuple[Endpoint, HostError]] = []
+        refusals: list[tuple[ListenAddress, HostError]] = []
         try:
-            for endpoint in endpoints:
+            for address in addresses:
                 try:
-                    entrance = self._entrance(endpoint, tenant.reception)
+                    endpoint = self._endpoint(address, virtual_host.ingress)
                 except HostError as exc:
-                    if isinstance(endpoint, TcpEndpoint) and endpoint.optional:
+                    if isinstance(address, TcpAddress) and address.optional:
                         raise
-                    refusals.append((endpoint, exc))
+                    refusals.append((address, exc))
                     continue
-                if entrance is not None:
-                    self._admit(endpoint, entrance, tenant, admission)
-            if not admission.entrances and not all(isinstance(it, AbsentError) for _, it in refusals):
+                if endpoint is not None:
+                    self._admit(address, endpoint, virtual_host, admission)
+            if not admission.endpoints and not all(isinstance(it, AbsentError) for _, it in refusals):
                 passing = next((it for _, it in refusals if isinstance(it, ShortageError)), None)
                 raise passing or HostError("; ".join(str(it) for _, it in refusals))
-            if not admission.entrances and not refusals:
+            if not admission.endpoints and not refusals:
                 raise HostError("no address to listen on; set listen to an address that this machine has")
-            for endpoint, refusal in refusals:
-                tenant.log.warning("%s; goes on without it, and tries again", refusal)
-                tenant.nursery.start_soon(self._keep_trying, endpoint, tenant, admission, refusal)
+            for address, refusal in refusals:
+                virtual_host.log.warning("%s; goes on without it, and tries again", refusal)
+                virtual_host.nursery.start_soon(self._keep_trying, address, virtual_host, admission, refusal)
             yield admission
         finally:
             admission.over = True
-            for entrance in admission.entrances:
-                del entrance.tenants[tenant.path]
-                if not entrance.tenants:
-                    del self._entrances[entrance.key]
-                    entrance.listener.close()
-                    entrance.scope.cancel()
+            for endpoint in admission.endpoints:
+                del endpoint.virtual_hosts[virtual_host.path]
+                if not endpoint.virtual_hosts:
+                    del self._endpoints[endpoint.key]
+                    endpoint.listener.close()
+                    endpoint.scope.cancel()
 
-    def _admit(self, endpoint: Endpoint, entrance: Entrance, tenant: Tenant, admission: Admission) -> None:
-        name = entrance.listener.name
-        if tenant.path in entrance.tenants:
+    def _admit(
+        self, address: ListenAddress, endpoint: Endpoint, virtual_host: VirtualHost, admission: Admission
+    ) -> None:
+        name = endpoint.listener.name
+        if virtual_host.path in endpoint.virtual_hosts:
             raise HostError(f"another interface has the same path on {name}; give each a path of its own")
-        if tenant.reception.at(endpoint) != entrance.reception:
+        if virtual_host.ingress.at(address) != endpoint.ingress:
             fields = "trusted_proxies, proxy_protocol or listen_mode"
             raise HostError(f"another interface on {name} has other {fields}; write the same in both")
-        entrance.tenants[tenant.path] = tenant
-        admission.entrances.append(entrance)
-        tenant.log.info("listening on %s%s", name, "" if tenant.path is None else f", path {tenant.path}")
-        if entrance.listener.waits:
-            tenant.log.warning("%s: %s", name, WAITS)
+        endpoint.virtual_hosts[virtual_host.path] = virtual_host
+        admission.endpoints.append(endpoint)
+        virtual_host.log.info(
+            "listening on %s%s", name, "" if virtual_host.path is None else f", path {virtual_host.path}"
+        )
+        if endpoint.listener.waits:
+            virtual_host.log.warning("%s: %s", name, WAITS)
 
-    async def _keep_trying(self, endpoint: Endpoint, tenant: Tenant, admission: Admission, refusal: HostError) -> None:
+    async def _keep_trying(
+        self, address: ListenAddress, virtual_host: VirtualHost, admission: Admission, refusal: HostError
+    ) -> None:
         """Until the endpoint can be had."""
-        name, pause_s = endpoint_name(endpoint), LISTEN_RETRY_S[0]
+        name, pause_s = endpoint_name(address), LISTEN_RETRY_S[0]
         while True:
             admission.refused[name] = str(refusal)
             await trio.sleep(pause_s)
@@ -269,30 +275,30 @@ class FrontDoor:
             if admission.over:
                 return
             try:
-                entrance = self._entrance(endpoint, tenant.reception)
-                if entrance is not None:
-                    self._admit(endpoint, entrance, tenant, admission)
+                endpoint = self._endpoint(address, virtual_host.ingress)
+                if endpoint is not None:
+                    self._admit(address, endpoint, virtual_host, admission)
             except HostError as exc:
                 refusal = exc
                 continue
             del admission.refused[name]
             return
 
-    def _entrance(self, endpoint: Endpoint, reception: Reception) -> Entrance | None:
-        entrance = self._entrances.get(endpoint_key(endpoint))
-        if entrance is None:
-            listener = listen(endpoint, reception.socket_mode)
+    def _endpoint(self, address: ListenAddress, ingress: IngressOptions) -> Endpoint | None:
+        endpoint = self._endpoints.get(listen_key(address))
+        if endpoint is None:
+            listener = listen(address, ingress.socket_mode)
             if listener is None:
                 return None
-            key = endpoint_key(endpoint)
-            entrance = self._entrances[key] = Entrance(key, listener, reception.at(endpoint), self._log)
-            self._nursery.start_soon(entrance.run)
-        return entrance
+            key = listen_key(address)
+            endpoint = self._endpoints[key] = Endpoint(key, listener, ingress.at(address), self._log)
+            self._nursery.start_soon(endpoint.run)
+        return endpoint
 
 
 @asynccontextmanager
-async def open_front_door() -> AsyncIterator[FrontDoor]:
+async def open_listeners() -> AsyncIterator[ListenerManager]:
     """The front door of the interfaces that run within the block."""
     async with trio.open_nursery() as nursery:
-        yield FrontDoor(nursery, logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
+        yield ListenerManager(nursery, logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
         nursery.cancel_scope.cancel()

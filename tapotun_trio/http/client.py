@@ -89,7 +89,7 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     come. Of any other answer that is all. Cancelled, what came is lost."""
     buffer = memoryview(bytearray(_READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the answer is what it is, whatever ends it
-        while head.status == 400 and told_by_400(body) is None and len(body) < _READ_BYTES:
+        while head.status == 400 and explain_400(body) is None and len(body) < _READ_BYTES:
             received = await connection.receive(buffer)
             if received == 0:
                 break
@@ -120,7 +120,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         504: "the proxy waited too long for the tapotun server behind it",
     }
     hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
-    if head.status == 400 and (told := told_by_400(body)) is not None:
+    if head.status == 400 and (told := explain_400(body)) is not None:
         hint = told
     if 300 <= head.status < 400 and "location" in head.headers:
         hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
@@ -128,7 +128,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=f"http-{head.status}")
 
 
-def told_by_400(body: bytes) -> str | None:
+def explain_400(body: bytes) -> str | None:
     """What a 400 of a web server means for a client of ours; None: nothing of its own."""
     if any(words in body for words in _HTTPS_PORT):
         return "this port speaks TLS; write https:// into the config"

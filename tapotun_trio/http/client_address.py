@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from ..config.model import Reception
+from ..config.model import IngressOptions
 from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
@@ -18,14 +18,14 @@ from .forwarded import Address, client_of, with_port
 PROXY_HEADER_S: Final = 10.0
 
 
-class Origin:
+class ClientAddress:
     """The far end of one connection: a client, or a proxy whose word we take."""
 
-    __slots__ = ("_is_trusted", "_reception", "name")
+    __slots__ = ("_ingress", "_is_trusted", "name")
 
-    def __init__(self, name: str, reception: Reception, *, is_trusted: bool) -> None:
+    def __init__(self, name: str, ingress: IngressOptions, *, is_trusted: bool) -> None:
         self.name = name
-        self._reception = reception
+        self._ingress = ingress
         self._is_trusted = is_trusted
 
     def client(self, headers: Mapping[str, str]) -> str:
@@ -33,11 +33,13 @@ class Origin:
         what headers say only what trusted proxies wrote."""
         if not self._is_trusted:
             return self.name
-        client = client_of(headers, self._reception.trusts)
+        client = client_of(headers, self._ingress.trusts)
         return self.name if client is None else f"{client} (through {self.name})"
 
 
-async def origin_of(connection: Connection, reception: Reception, *, is_unix: bool) -> Origin | None:
+async def find_client_address(
+    connection: Connection, ingress: IngressOptions, *, is_unix: bool
+) -> ClientAddress | None:
     """Find out, and read the PROXY protocol header if the reception has one; the connection is named after its source.
 
     None: the peer closed, or said nothing, before the header. Raises PeerError: ``untrusted-proxy``, or what came is
@@ -46,9 +48,9 @@ async def origin_of(connection: Connection, reception: Reception, *, is_unix: bo
     address = connection.remote_address
     # The zone of a link-local address is the name of an interface, which may be nearly any text.
     bare = None if address is None else address.partition("%")[0]
-    is_trusted = reception.trusts_unix if is_unix else bare is not None and reception.trusts(ip_address(bare))
-    if not reception.proxy_protocol:
-        return Origin(connection.name, reception, is_trusted=is_trusted)
+    is_trusted = ingress.trusts_unix if is_unix else bare is not None and ingress.trusts(ip_address(bare))
+    if not ingress.proxy_protocol:
+        return ClientAddress(connection.name, ingress, is_trusted=is_trusted)
     if address is None and not is_unix:
         return None  # a check whether we listen, gone with a reset
     # Who speaks it may claim any address, so its specification has it taken from known proxies only (section 2).
@@ -62,10 +64,10 @@ async def origin_of(connection: Connection, reception: Reception, *, is_unix: bo
         return None
     if parser.source is None:
         # The proxy's own connection, or one whose source it does not know; then its headers may be anybody's.
-        return Origin(connection.name, reception, is_trusted=False)
+        return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"
-    return Origin(connection.name, reception, is_trusted=reception.trusts(source))
+    return ClientAddress(connection.name, ingress, is_trusted=ingress.trusts(source))
 
 
 async def _read_header(connection: Connection) -> ProxyHeaderParser | None:

@@ -9,7 +9,7 @@ from ..host.net.sockets import Connection
 MAX_CONNECTIONS: Final = 256
 
 
-class Lobby:
+class PendingConnections:
     """Whoever holds connections open without a token costs a bounded number of descriptors, and cannot keep an
     honest client out: that one's head comes at once, and the oldest silent connection goes for it."""
 

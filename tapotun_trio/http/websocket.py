@@ -17,7 +17,7 @@ from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
-from .client import check_status, told_by_400
+from .client import check_status, explain_400
 from .heads import MAX_HEAD_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
 from .writer import BodyWriter
 
@@ -166,7 +166,7 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     """Raise PeerError unless the answer is a 101, saying what a person can do about it. ``body``: its beginning."""
     if head.status == 101:
         return
-    if head.status in _PLAIN or (head.status == 400 and told_by_400(body) is not None):
+    if head.status in _PLAIN or (head.status == 400 and explain_400(body) is not None):
         check_status(head, url, body)
     place = f"{url.scheme}://{url.authority}{url.target}"
     text = f"{place} answered {head.status} to a WebSocket: something before the server does not let it pass, or the"

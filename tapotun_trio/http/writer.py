@@ -35,7 +35,7 @@ class BodyWriter:
         parts = self._framed(piece)
         sent = self.connection.try_send(parts)
         if sent < sum(map(len, parts)):
-            self.pending = memoryview(_behind(parts, sent))
+            self.pending = memoryview(unsent_tail(parts, sent))
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
@@ -96,7 +96,7 @@ class BodyWriter:
                 await self.break_off()
 
 
-def _behind(parts: list[bytes | memoryview], sent: int) -> bytes:
+def unsent_tail(parts: list[bytes | memoryview], sent: int) -> bytes:
     """What of the parts lies behind the first ``sent`` bytes: only that is copied."""
     rest: list[bytes | memoryview] = []
     for part in parts:

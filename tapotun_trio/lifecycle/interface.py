@@ -28,10 +28,10 @@ from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
 from ..errors import HostError
 from ..host.interfaces import Host, OwnedName
 from ..host.process.interpreter import collecting_later, settle
-from ..http.acceptor import FrontDoor
+from ..http.acceptor import ListenerManager
 from ..log import Log, interface_logger
 from ..netconf.desired import server_plan_in_steps
-from ..netconf.reconciler import Programmer
+from ..netconf.reconciler import Reconciler
 from ..server.server import TunnelServer
 from .registry import Record
 
@@ -41,7 +41,7 @@ MANY_CLIENTS: Final = 1000  # of a server: a look at all of their sessions takes
 async def run_interface(
     config: InterfaceConfig,
     host: Host,
-    door: FrontDoor,
+    listeners: ListenerManager,
     record: Record | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -58,7 +58,7 @@ async def run_interface(
         _tell_of_doubt(owned, record)
         await _remove_left_over(host, interface_logger(config.name))
         if isinstance(config, ServerConfig):
-            await run_server(config, host, door, record, task_status)
+            await run_server(config, host, listeners, record, task_status)
         else:
             await run_client(config, host, owned, record, task_status)
 
@@ -82,7 +82,7 @@ async def _remove_left_over(host: Host, log: Log) -> None:
 
 
 async def run_server(
-    config: ServerConfig, host: Host, door: FrontDoor, record: Record, task_status: trio.TaskStatus[None]
+    config: ServerConfig, host: Host, listeners: ListenerManager, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
@@ -90,22 +90,22 @@ async def run_server(
         with closing(server):
             async with trio.open_nursery() as nursery:
                 writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
-                programmer = Programmer(host, device.name, log)
+                reconciler = Reconciler(host, device.name, log)
 
-                await nursery.start(programmer.run, await run_cooperatively(server_plan_in_steps(config)))
+                await nursery.start(reconciler.run, await run_cooperatively(server_plan_in_steps(config)))
                 for writer in writers:
                     nursery.start_soon(writer.run)
-                nursery.start_soon(read_device, device, server.classify, server.sole, log)
+                nursery.start_soon(read_device, device, server.classify, server.only_sender, log)
                 nursery.start_soon(server.run_clock)
-                await nursery.start(server.run_transport, writers, door)
+                await nursery.start(server.run_transport, writers, listeners)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
                     assert isinstance(newer, ServerConfig), "another kind is another interface"
                     with collecting_later():
                         prepared = await run_cooperatively(server.prepare(newer))
-                        plan = await run_cooperatively(server_plan_in_steps(newer))
+                        desired = await run_cooperatively(server_plan_in_steps(newer))
                         _settle_many(newer)
-                    await programmer.apply(plan)
+                    await reconciler.apply(desired)
                     await run_cooperatively(server.adopt(prepared))
 
                 record.reconfigure = reconfigure
@@ -134,22 +134,22 @@ async def run_client(
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)
         task_status.started()
-        plan = await client.wait_for_plan()  # the server's first answer: only now an interface makes sense
+        desired = await client.wait_for_parameters()  # the server's first answer: only now an interface makes sense
 
         with host.open_device(config.name) as device:
             async with trio.open_nursery() as inner:
                 (queue,) = device.queues
                 writer = DeviceWriter(queue, client.counters.drops)
-                programmer = Programmer(host, device.name, log, client.guard)
-                client.guard.look = programmer.look
+                reconciler = Reconciler(host, device.name, log, client.guard)
+                client.guard.look = reconciler.look
 
-                await inner.start(programmer.run, plan)
+                await inner.start(reconciler.run, desired)
                 inner.start_soon(client.guard.run)
                 inner.start_soon(writer.run)
                 inner.start_soon(read_device, device, client.classify, lambda: client.sender, log)
                 inner.start_soon(client.run_upload)
                 inner.start_soon(client.run_clock)
-                client.attach(writer, programmer)
+                client.attach(writer, reconciler)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
                     assert isinstance(newer, ClientConfig), "another kind is another interface"

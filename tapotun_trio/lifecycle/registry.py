@@ -13,7 +13,7 @@ import trio
 from ..client.client import TunnelClient
 from ..config.model import InterfaceConfig
 from ..errors import TapotunError
-from ..peer.boottime import Moment, moment
+from ..peer.boottime import BootTime, boottime
 from ..server.server import TunnelServer
 from ..status.model import ReloadStatus
 from ..text import one_line, shorten
@@ -39,7 +39,7 @@ class Record:
         self.config = config
         self.tunnel: TunnelServer | TunnelClient | None = None
         self.ready = False
-        self.since: Moment = moment()
+        self.since: BootTime = boottime()
         self.restarts = 0
         self.last_error: str | None = None
         self.doubt: str | None = None
@@ -49,12 +49,12 @@ class Record:
 
     def started(self) -> None:
         """It is usable (server) or on its way (client)."""
-        self.ready, self.since = True, moment()
+        self.ready, self.since = True, boottime()
 
     def failed(self, why: str) -> None:
         """It has ended, and will be started again."""
         self.tunnel = self.reconfigure = None
-        self.ready, self.since = False, moment()
+        self.ready, self.since = False, boottime()
         self.last_error = one_line(shorten(why, ERROR_CHARS))
         self.restarts += 1
 

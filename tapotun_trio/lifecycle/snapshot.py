@@ -10,11 +10,11 @@ from ..config.model import ClientConfig, ServerConfig
 from ..datapath.counters import Counters, Transport
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import Sender
-from ..host.items import Address, Plan, Route
+from ..host.items import Address, DesiredState, Route
 from ..http.acceptor import Admission
 from ..netconf.transport_routes import Conflict, host_route_text
-from ..peer.boottime import date_of
-from ..peer.info import Presence
+from ..peer.boottime import wall_time
+from ..peer.info import PeerInfo
 from ..server.server import TunnelServer
 from ..server.session import Session
 from ..status.model import (
@@ -73,7 +73,7 @@ def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) ->
         name=config.name,
         kind="server",
         state=state_of(record),
-        since=date_of(record.since),
+        since=wall_time(record.since),
         addresses=[str(config.net), *map(str, config.ips)],
         mtu_bytes=config.mtu,
         listen=[] if server is None else _listeners(server.admission),
@@ -93,21 +93,21 @@ def _listeners(admission: Admission) -> list[ListenerStatus]:
             problem=ABSENT if it.listener.waits else None,
             refusals=_counted(it.refusals),
         )
-        for it in admission.entrances
+        for it in admission.endpoints
     ]
     return open_ones + [ListenerStatus(address=name, problem=why) for name, why in admission.refused.items()]
 
 
 def _of_client(record: Record, config: ClientConfig) -> InterfaceStatus:
     client = record.tunnel if isinstance(record.tunnel, TunnelClient) else None
-    plan = None if client is None else client.plan
+    desired = None if client is None else client.desired
     return InterfaceStatus(
         name=config.name,
         kind="client",
         state=state_of(record),
-        since=date_of(record.since if client is None else client.presence.since),
-        addresses=[] if plan is None else [str(it.interface) for it in plan.items if isinstance(it, Address)],
-        mtu_bytes=None if plan is None else plan.mtu,
+        since=wall_time(record.since if client is None else client.peer_info.since),
+        addresses=[] if desired is None else [str(it.interface) for it in desired.items if isinstance(it, Address)],
+        mtu_bytes=None if desired is None else desired.mtu,
         restarts=record.restarts,
         last_error=record.last_error,
         transport_conflicts=[] if client is None else [_conflict(it) for it in client.guard.conflicts[:CONFLICTS]],
@@ -127,7 +127,7 @@ def _client(session: Session) -> PeerStatus:
         client.name,
         session.state,
         session.transport,
-        session.presence,
+        session.peer_info,
         session.counters,
         session.rtt,
         session.sender,
@@ -142,26 +142,26 @@ def _server(tunnel: TunnelClient, name: str) -> PeerStatus:
         name,
         tunnel.state,
         tunnel.transport,
-        tunnel.presence,
+        tunnel.peer_info,
         tunnel.counters,
         tunnel.rtt,
         tunnel.sender,
         addresses=[],
-        routes=_routes(tunnel.plan),
+        routes=_routes(tunnel.desired),
         sources=[],
     )
 
 
-def _routes(plan: Plan | None) -> list[str]:
+def _routes(desired: DesiredState | None) -> list[str]:
     """What leads to the server: what it pushed, and all of what carries the mark."""
-    return [] if plan is None else [str(item.network) for item in plan.items if isinstance(item, Route)]
+    return [] if desired is None else [str(item.network) for item in desired.items if isinstance(item, Route)]
 
 
 def _peer(
     name: str,
     state: PeerState,
     transport: Transport | None,
-    presence: Presence,
+    peer_info: PeerInfo,
     counters: Counters,
     rtt: RoundTrip,
     sender: Sender,
@@ -170,29 +170,29 @@ def _peer(
     routes: list[str],
     sources: list[str],
 ) -> PeerStatus:
-    rx_bits_per_s, tx_bits_per_s = presence.rates
+    rx_bits_per_s, tx_bits_per_s = peer_info.rates
     return PeerStatus(
         name=name,
         state=state,
-        endpoint=presence.endpoint,
+        endpoint=peer_info.endpoint,
         transport=transport,
-        extended=presence.extended,
-        agent=presence.agent,
+        extended=peer_info.extended,
+        agent=peer_info.agent,
         addresses=addresses,
         routes=routes,
         sources=sources,
-        connected_since=None if presence.connected_since is None else date_of(presence.connected_since),
-        last_frame_at=None if presence.heard is None else date_of(presence.heard),
+        connected_since=None if peer_info.connected_since is None else wall_time(peer_info.connected_since),
+        last_frame_at=None if peer_info.heard is None else wall_time(peer_info.heard),
         rx_packets=counters.rx_packets,
         rx_bytes=counters.rx_bytes,
         tx_packets=counters.tx_packets,
         tx_bytes=counters.tx_bytes,
         rates=RateStatus(rx_bits_per_s=round(rx_bits_per_s, 1), tx_bits_per_s=round(tx_bits_per_s, 1)),
         rtt=RoundTripStatus(last_ms=_ms(rtt.last_s), smoothed_ms=_ms(rtt.smoothed_s), min_ms=_ms(rtt.minimum_s)),
-        outbox=OutboxStatus(bytes=sender.outbox.depth_bytes, packets=sender.outbox.depth_packets),
+        outbox=OutboxStatus(bytes=sender.tx_queue.depth_bytes, packets=sender.tx_queue.depth_packets),
         drops=_counted(counters.drops),
         stream_ends=_counted(counters.ends),
-        reconnects=presence.reconnects,
+        reconnects=peer_info.reconnects,
     )
 
 

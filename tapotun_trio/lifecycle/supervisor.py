@@ -12,8 +12,8 @@ from ..config.diff import Change
 from ..config.model import InterfaceConfig
 from ..errors import HostError, ShortageError, leaves, shortage_of
 from ..host.interfaces import Host
-from ..http.acceptor import FrontDoor, open_front_door
-from ..log import flapping, interface_logger
+from ..http.acceptor import ListenerManager, open_listeners
+from ..log import flap_damped, interface_logger
 from .interface import run_interface
 from .registry import Record, Registry
 
@@ -24,10 +24,10 @@ HEALTHY_S: Final = 60.0  # an interface that lived so long starts again with the
 class Interfaces:
     """All that run. Made by `run_interfaces`."""
 
-    def __init__(self, nursery: trio.Nursery, host: Host, door: FrontDoor, registry: Registry) -> None:
+    def __init__(self, nursery: trio.Nursery, host: Host, listeners: ListenerManager, registry: Registry) -> None:
         self._nursery = nursery
         self._host = host
-        self._door = door
+        self._listeners = listeners
         self._registry = registry
         self._lock = trio.Lock()
 
@@ -38,7 +38,7 @@ class Interfaces:
         """
         record = self._registry.add(config)
         try:
-            await self._nursery.start(_supervise, record, self._host, self._door, whatever_comes)
+            await self._nursery.start(_supervise, record, self._host, self._listeners, whatever_comes)
         except BaseException:
             self._registry.remove(config.name)
             raise
@@ -51,10 +51,10 @@ class Interfaces:
         """
         async with self._lock:
             # Before anything is stopped for what cannot be had. No name that is added is one of ours now.
-            await require_names(self._host, [change.name for change in changes if change.how == "added"])
+            await require_names(self._host, [change.name for change in changes if change.kind == "added"])
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
-                await self._make_all([change.undone for change in reversed(changes)], back=True)
+                await self._make_all([change.inverse for change in reversed(changes)], back=True)
                 raise refusal
 
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
@@ -63,16 +63,16 @@ class Interfaces:
         ``back``: undo; what was not made yet is left as it is.
         """
         for change in changes:
-            if change.how in ("removed", "restart"):
+            if change.kind in ("removed", "restart"):
                 await self._stop(change.name)
-        live = [change for change in changes if change.how == "live"]
+        live = [change for change in changes if change.kind == "live"]
         while live:
             refused = [(it, refusal) for it in live if (refusal := await self._make(it, back=back)) is not None]
             if len(refused) == len(live):
                 return refused[0][1]
             live = [change for change, _ in refused]  # what it wants may have been another interface's until now
         for change in changes:
-            if change.how != "live" and (refusal := await self._make(change, back=back)) is not None:
+            if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
                 return refusal
         return None
 
@@ -93,7 +93,7 @@ class Interfaces:
         record, after = self._registry.get(change.name), change.after
         if record is not None and record.config is after:
             return
-        if change.how == "live" and after is not None and record is not None and record.reconfigure is not None:
+        if change.kind == "live" and after is not None and record is not None and record.reconfigure is not None:
             before, record.config = record.config, after  # should it fail and start again meanwhile
             try:
                 await record.reconfigure(after)
@@ -143,8 +143,8 @@ async def run_interfaces(
     the others do not notice. ``registry``: where they can be found while they run.
     """
     registry = registry or Registry()
-    async with open_front_door() as door, trio.open_nursery() as nursery:
-        interfaces = Interfaces(nursery, host, door, registry)
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+        interfaces = Interfaces(nursery, host, listeners, registry)
         async with trio.open_nursery() as starting:
             for config in configs:
                 starting.start_soon(_start_in_time, interfaces, config)
@@ -181,30 +181,30 @@ class _Started:
 
 
 async def _supervise(
-    record: Record, host: Host, door: FrontDoor, whatever_comes: bool, *, task_status: trio.TaskStatus[None]
+    record: Record, host: Host, listeners: ListenerManager, whatever_comes: bool, *, task_status: trio.TaskStatus[None]
 ) -> None:
     try:
         with record.scope:
-            await _keep_running(record, host, door, _Started(record, task_status, once=whatever_comes))
+            await _keep_running(record, host, listeners, _Started(record, task_status, once=whatever_comes))
     finally:
         record.ended.set()
 
 
-async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _Started) -> None:
+async def _keep_running(record: Record, host: Host, listeners: ListenerManager, status: _Started) -> None:
     log = interface_logger(record.config.name)
-    sparingly = flapping()
+    rate_limited = flap_damped()
     pause_s = RESTART_S[0]
     while True:
         begun, told = trio.current_time(), True
         try:
-            await run_interface(record.config, host, door, record, task_status=status)
+            await run_interface(record.config, host, listeners, record, task_status=status)
         except* HostError as group:
             if not status.once:
                 first = next(leaves(group))
                 if isinstance(first, ShortageError):
                     raise first from group
                 raise HostError(f"{record.config.name}: {first}") from first
-            told = sparingly.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
+            told = rate_limited.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:
             found = [shortage_of(exc, "cannot go on") for exc in leaves(group)]
@@ -215,10 +215,10 @@ async def _keep_running(record: Record, host: Host, door: FrontDoor, status: _St
                 raise shortage from group
             now = trio.current_time()
             if shortage is not None:
-                told = sparingly.log(log, logging.ERROR, now, str(shortage))
+                told = rate_limited.log(log, logging.ERROR, now, str(shortage))
                 record.failed(str(shortage))
             else:
-                told = sparingly.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
+                told = rate_limited.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
                 record.failed(f"a bug: {next(leaves(group))!r}")
         if trio.current_time() - begun >= HEALTHY_S:
             pause_s = RESTART_S[0]

@@ -8,18 +8,18 @@ from typing import Final
 
 from ..config.model import AllowedClient, Mark, ServerConfig
 from ..cooperative import PART, Steps, run_now
-from ..host.items import Address, Item, Plan, Route, Rule
+from ..host.items import Address, DesiredState, Item, Route, Rule
 from ..wire.tunconf import TunConf
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
-def server_plan(config: ServerConfig) -> Plan:
+def desired_for_server(config: ServerConfig) -> DesiredState:
     """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
     return run_now(server_plan_in_steps(config))
 
 
-def server_plan_in_steps(config: ServerConfig) -> Steps[Plan]:
+def server_plan_in_steps(config: ServerConfig) -> Steps[DesiredState]:
     """The same, for a server with thousands of clients."""
     own = config.net.network
     first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
@@ -36,7 +36,7 @@ def server_plan_in_steps(config: ServerConfig) -> Steps[Plan]:
             if number % PART == 0:
                 yield
         items += routes.values()
-    return Plan(config.mtu, (*items, *_mark_items(config.mark)))
+    return DesiredState(config.mtu, (*items, *_mark_items(config.mark)))
 
 
 def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
@@ -53,10 +53,10 @@ def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
     return any(n <= length and first >> 32 - n in bits for n, bits in prefixes.items())
 
 
-def client_plan(conf: TunConf, mark: Mark | None) -> Plan:
+def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
     """What the server said, and the mark. A route that this machine cannot have costs that route, not the tunnel."""
     routes = tuple(map(Route, conf.routes))
-    return Plan(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
+    return DesiredState(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
 
 
 def _mark_items(mark: Mark | None) -> Iterable[Item]:

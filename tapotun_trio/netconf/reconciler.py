@@ -13,7 +13,7 @@ import trio
 from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError, ShortageError
 from ..host.interfaces import Host, Network
-from ..host.items import Address, HostRoute, Item, ItemsRefused, Plan
+from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused
 from ..host.netlink.rewatch import Rewatch
 from .transport_guard import TransportGuard
 
@@ -31,12 +31,12 @@ class _Look:
 
 
 class _Order:
-    """What the task is to do, and what came of it. ``plan``: None: put back what stands in our notes."""
+    """What the task is to do, and what came of it. ``desired``: None: put back what stands in our notes."""
 
-    __slots__ = ("done", "plan", "refusal")
+    __slots__ = ("desired", "done", "refusal")
 
-    def __init__(self, plan: Plan | _Look | None) -> None:
-        self.plan = plan
+    def __init__(self, desired: DesiredState | _Look | None) -> None:
+        self.desired = desired
         self.done = trio.Event()
         self.refusal: HostError | None = None
 
@@ -49,7 +49,7 @@ class _Order:
         self.done.set()
 
 
-class Programmer:
+class Reconciler:
     """Owns the addresses, routes and rules of one interface.
 
     Where somebody sets the interface down, the kernel takes the routes away, and up again does not bring them
@@ -80,28 +80,30 @@ class Programmer:
         self._mtu: int | None = None
         self._orders, self._inbox = trio.open_memory_channel[_Order](0)
 
-    async def run(self, plan: Plan, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Apply ``plan``, report started, then apply what `apply` brings, and put back what went with the link; undo
+    async def run(
+        self, desired: DesiredState, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Apply ``desired``, report started, then apply what `apply` brings, and put back what went with the link; undo
         everything when cancelled.
 
         Raises HostError if the kernel refuses an item that was not pushed.
         """
         async with self._host.open_network() as network:
             try:
-                await self._install(network, plan)
+                await self._install(network, desired)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_link)
                     task_status.started()
                     async for order in self._inbox:
                         with order:
-                            if order.plan is None:
+                            if order.desired is None:
                                 await self._put_back(network)
-                            elif isinstance(order.plan, _Look):
-                                if order.plan.thorough or await self._is_amiss(network):
-                                    order.refusal = await self._try(network, plan, plan)
+                            elif isinstance(order.desired, _Look):
+                                if order.desired.thorough or await self._is_amiss(network):
+                                    order.refusal = await self._try(network, desired, desired)
                             else:
-                                order.refusal = await self._try(network, plan, order.plan)
-                                plan = plan if order.refusal else order.plan
+                                order.refusal = await self._try(network, desired, order.desired)
+                                desired = desired if order.refusal else order.desired
             finally:
                 self._inbox.close()
                 with trio.move_on_after(UNDO_S, shield=True) as deadline:
@@ -109,22 +111,22 @@ class Programmer:
                 if deadline.cancelled_caught:
                     self._log.warning("netlink did not answer; left behind: %s", self._made)
 
-    async def apply(self, plan: Plan) -> None:
-        """Have the task make the difference between what stands and ``plan``. Returns when it is made.
+    async def apply(self, desired: DesiredState) -> None:
+        """Have the task make the difference between what stands and ``desired``. Returns when it is made.
 
         Raises HostError if the kernel refuses an item that was not pushed; then what stood before stands again. Or if
         the task is over: because of this very order, or of something else.
         """
-        await self._order(plan)
+        await self._order(desired)
 
     async def look(self, thorough: bool) -> None:
         """Have the task ask again how the transport gets to where it goes, and do what follows from that; or, unless
         ``thorough``, only if something seems amiss. Raises as `apply`."""
         await self._order(_Look(thorough))
 
-    async def _order(self, plan: Plan | _Look | None) -> None:
+    async def _order(self, desired: DesiredState | _Look | None) -> None:
         """None: put back what stands in our notes."""
-        order = _Order(plan)
+        order = _Order(desired)
         try:
             await self._orders.send(order)
         except trio.BrokenResourceError:
@@ -167,16 +169,16 @@ class Programmer:
             # Somebody else's route may have taken the place meanwhile. It stays; we try again the next time only.
             self._log.warning("somebody set this interface up again, and not everything could be put back: %s", exc)
 
-    async def _try(self, network: Network, before: Plan, plan: Plan) -> HostError | None:
-        """Change to ``plan``, or back to the one before; returns why. Raises HostError if there is no way back."""
+    async def _try(self, network: Network, before: DesiredState, desired: DesiredState) -> HostError | None:
+        """Change to ``desired``, or back to the one before; returns why. Raises HostError if there is no way back."""
         try:
-            await self._install(network, plan)
+            await self._install(network, desired)
         except HostError as exc:
             await self._change_back(network, before, exc)
             return exc
         return None
 
-    async def _change_back(self, network: Network, before: Plan, why: HostError) -> None:
+    async def _change_back(self, network: Network, before: DesiredState, why: HostError) -> None:
         """Change back to ``before``; after a shortage try until it is done. Raises HostError for any other reason."""
         pause_s, shortage = AGAIN_S[0], isinstance(why, ShortageError)
         while True:
@@ -197,14 +199,16 @@ class Programmer:
         except HostError:
             return True  # whoever looks more closely says why
 
-    async def _install(self, network: Network, plan: Plan) -> None:
-        await self._change(network, plan if self._guard is None else await self._guarded(self._guard, network, plan))
+    async def _install(self, network: Network, desired: DesiredState) -> None:
+        await self._change(
+            network, desired if self._guard is None else await self._guarded(self._guard, network, desired)
+        )
 
-    async def _guarded(self, guard: TransportGuard, network: Network, plan: Plan) -> Plan:
+    async def _guarded(self, guard: TransportGuard, network: Network, desired: DesiredState) -> DesiredState:
         """What of the plan may stand. The host routes that the rest of it needs are made when this returns."""
         refused: set[IPv4Address] = set()
         while True:  # Ends: each round but the last takes an address away from those that may have a host route.
-            decision = await guard.decide(network, self._name, plan, self._made, refused)
+            decision = await guard.decide(network, self._name, desired, self._made, refused)
             self._made += [item for item in decision.exceptions if item not in self._made]
             try:
                 if decision.exceptions:  # also if they stand by our notes: the kernel takes them away with their device
@@ -214,13 +218,13 @@ class Programmer:
                 self._made = [item for item in self._made if item not in exc.refused]
                 refused |= {item.address for item in exc.refused if isinstance(item, HostRoute)}
             else:
-                return replace(plan, items=decision.items)
+                return replace(desired, items=decision.items)
 
-    async def _change(self, network: Network, plan: Plan) -> None:
-        if plan.mtu != self._mtu:
-            await network.link_up(self._name, plan.mtu)
-            self._mtu = plan.mtu
-        gone, kept, fresh = await run_cooperatively(_difference(self._made, plan.items))
+    async def _change(self, network: Network, desired: DesiredState) -> None:
+        if desired.mtu != self._mtu:
+            await network.link_up(self._name, desired.mtu)
+            self._mtu = desired.mtu
+        gone, kept, fresh = await run_cooperatively(_difference(self._made, desired.items))
         if gone:
             await network.remove(self._name, gone[::-1])
             self._made = kept
@@ -230,10 +234,10 @@ class Programmer:
             try:
                 await network.add(self._name, fresh)
             except ItemsRefused as exc:
-                if not exc.refused.keys() <= plan.pushed:
+                if not exc.refused.keys() <= desired.pushed:
                     raise exc.shortage or exc from exc.__cause__
                 self._leave_out(exc.refused, told)
-        await self._remove_host_routes(network, {item for item in plan.items if isinstance(item, HostRoute)})
+        await self._remove_host_routes(network, {item for item in desired.items if isinstance(item, HostRoute)})
 
     async def _remove_host_routes(self, network: Network, wanted: Container[Item]) -> None:
         """Remove those that are not wanted any more: after the routes that they were exceptions to. One that another
@@ -262,15 +266,15 @@ class Programmer:
             self._log.warning("could not undo everything: %s", exc)
 
 
-def _difference(made: Collection[Item], plan: Collection[Item]) -> Steps[tuple[list[Item], list[Item], list[Item]]]:
-    """What of ``made`` has to go for ``plan``, what of it stays, and what is to be added, each in its order. Host
+def _difference(made: Collection[Item], desired: Collection[Item]) -> Steps[tuple[list[Item], list[Item], list[Item]]]:
+    """What of ``made`` has to go for ``desired``, what of it stays, and what is to be added, each in its order. Host
     routes stay: they go last (`_remove_host_routes`).
 
     In steps, and with every item looked up in a set: there may be tens of thousands, and to hash one takes a
     microsecond.
     """
     wanted: set[Item] = set()
-    for number, item in enumerate(plan, 1):
+    for number, item in enumerate(desired, 1):
         wanted.add(item)
         if number % PART == 0:
             yield
@@ -287,7 +291,7 @@ def _difference(made: Collection[Item], plan: Collection[Item]) -> Steps[tuple[l
         if number % PART == 0:
             yield
     fresh: list[Item] = []
-    for number, item in enumerate(plan, 1):
+    for number, item in enumerate(desired, 1):
         if item not in standing:
             fresh.append(item)
         if number % PART == 0:

@@ -1,6 +1,6 @@
 """Keeps a client's own connections out of its tunnel: knows where they go, and asks how they get there.
 
-`transport_routes` decides and `programmer` makes it so. This asks again whenever the answer may have changed: before a
+`transport_routes` decides and `reconciler` makes it so. This asks again whenever the answer may have changed: before a
 connection is made to an address, when the plan changes, when this machine's ways into the network do, and every
 CHECK_S whether somebody's route leads the transport into the tunnel.
 """
@@ -19,14 +19,14 @@ import trio
 
 from ..errors import HostError, PeerError
 from ..host.interfaces import Network
-from ..host.items import HostRoute, Item, Plan, Way
+from ..host.items import DesiredState, HostRoute, Item, NextHop
 from ..host.net.sockets import Connection
-from ..log import Log, Sparingly, flapping
+from ..log import Log, RateLimitedLog, flap_damped
 from .transport_routes import Conflict, Decision, decide, describe, takes
 
 CHECK_S: Final = 2.0
 _LINES: Final = 5  # at a time
-_UNKNOWN: Final = Way(IPv4Network("0.0.0.0/0"), usable=False)
+_UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
 
 class TransportGuard:
@@ -53,7 +53,7 @@ class TransportGuard:
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
         self._withdraws = False
         self._told: set[tuple[IPv4Network, IPv4Address, str]] = set()
-        self._sparingly: defaultdict[str, Sparingly] = defaultdict(flapping)
+        self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(flap_damped)
 
     # -- where the transport goes
 
@@ -144,27 +144,32 @@ class TransportGuard:
         return False
 
     async def decide(
-        self, network: Network, name: str, plan: Plan, made: Sequence[Item], refused: Collection[IPv4Address] = ()
+        self,
+        network: Network,
+        name: str,
+        desired: DesiredState,
+        made: Sequence[Item],
+        refused: Collection[IPv4Address] = (),
     ) -> Decision:
         """What of the plan may stand. ``made``: what stands; ``refused``: addresses that cannot have a host route."""
         hidden = [item for item in made if isinstance(item, HostRoute)]
         addresses = self.addresses
-        ways: dict[IPv4Address, Way | None] = {}
+        ways: dict[IPv4Address, NextHop | None] = {}
         for address in sorted(addresses):
             ways[address] = await self._way(network, name, address, hidden)
             if address in refused:
                 ways[address] = replace(ways[address] or _UNKNOWN, usable=False)
         decision = decide(
-            plan.items,
+            desired.items,
             ways,
             self._mark,
-            pushed=plan.pushed,
+            pushed=desired.pushed,
             withdraws=self._withdraws,
             withdraws_all=self._unresolved,
             made=made,
         )
         blind = self._withdraws and self._unresolved
-        if blind and not self._blind and plan.pushed:
+        if blind and not self._blind and desired.pushed:
             what = "no session, and the server's name does not resolve: all pushed routes are withdrawn"
             self._tell("blind", logging.WARNING, f"{what} until there is a session again")
         self._blind = blind
@@ -173,7 +178,9 @@ class TransportGuard:
         self._tell_of(decision.conflicts)
         return decision
 
-    async def _way(self, network: Network, name: str, address: IPv4Address, hidden: Sequence[HostRoute]) -> Way | None:
+    async def _way(
+        self, network: Network, name: str, address: IPv4Address, hidden: Sequence[HostRoute]
+    ) -> NextHop | None:
         try:
             return await network.way(name, address, self._mark, hidden)
         except HostError as exc:
@@ -208,7 +215,7 @@ class TransportGuard:
             self._tell("well", logging.INFO, "nothing covers the addresses of the tunnel's own connections any more")
 
     def _tell(self, kind: str, level: int, text: str) -> None:
-        self._sparingly[kind].log(self._log, level, trio.current_time(), text)
+        self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
 
 class Attempt:

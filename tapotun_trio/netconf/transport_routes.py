@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
-from ..host.items import MAIN_TABLE, Address, HostRoute, Item, Route, Rule, Way
+from ..host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
 from ..status.model import TransportAction
 
 _HOST: Final = 32
@@ -42,7 +42,7 @@ class Conflict:
     address: IPv4Address
     action: TransportAction
     item: Item | None
-    way: Way | None
+    way: NextHop | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Decision:
 
 def decide(
     items: Sequence[Item],
-    ways: Mapping[IPv4Address, Way | None],
+    ways: Mapping[IPv4Address, NextHop | None],
     mark: int | None,
     *,
     pushed: Collection[Item] = frozenset(),
@@ -127,7 +127,7 @@ def takes(interface: IPv4Interface, address: IPv4Address) -> bool:
     return address == interface.ip or address in ends
 
 
-def _action(item: Item, address: IPv4Address, way: Way | None, *, withdrawn: bool) -> TransportAction | None:
+def _action(item: Item, address: IPv4Address, way: NextHop | None, *, withdrawn: bool) -> TransportAction | None:
     """None: nothing can and needs to be done."""
     if withdrawn:
         return "withdrawn"
@@ -140,12 +140,12 @@ def _action(item: Item, address: IPv4Address, way: Way | None, *, withdrawn: boo
     return "excepted"
 
 
-def _capturing(items: Iterable[Item], address: IPv4Address, way: Way | None, tables: Set[int]) -> list[Item]:
+def _capturing(items: Iterable[Item], address: IPv4Address, way: NextHop | None, tables: Set[int]) -> list[Item]:
     """Those of the items that the kernel would follow to the address in place of ``way``."""
     return [item for item in items if _captures(item, address, way, tables)]
 
 
-def _captures(item: Item, address: IPv4Address, way: Way | None, tables: Set[int]) -> bool:
+def _captures(item: Item, address: IPv4Address, way: NextHop | None, tables: Set[int]) -> bool:
     place = _place(item)
     if place is None:
         return False
@@ -182,7 +182,7 @@ def _place_of(item: Item) -> tuple[IPv4Network, int]:
     return place
 
 
-def _host_route(address: IPv4Address, way: Way, table: int) -> HostRoute:
+def _host_route(address: IPv4Address, way: NextHop, table: int) -> HostRoute:
     return HostRoute(address, way.index, way.gateway, way.source, way.metrics, table, way.device)
 
 

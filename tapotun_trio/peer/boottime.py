@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NewType
 
 # Seconds on a clock that neither stops while the machine sleeps nor jumps when its time is set (clock_gettime(2)).
-Moment = NewType("Moment", float)
+BootTime = NewType("BootTime", float)
 
 SUSPENDED_S: Final = 2.0  # a jump of the boot clock against the monotonic one by this much is a suspend
 
@@ -30,11 +30,11 @@ class Sleeps:
         return slept_s if slept_s > SUSPENDED_S else 0.0
 
 
-def moment() -> Moment:
+def boottime() -> BootTime:
     """Now, to be told to people later on."""
-    return Moment(time.clock_gettime(time.CLOCK_BOOTTIME))
+    return BootTime(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
-def date_of(past: Moment) -> datetime:
+def wall_time(past: BootTime) -> datetime:
     """When that was, UTC, to the second, by what the machine takes for the time now: it may have been set since."""
-    return datetime.fromtimestamp(round(time.time() - (moment() - past)), UTC)
+    return datetime.fromtimestamp(round(time.time() - (boottime() - past)), UTC)

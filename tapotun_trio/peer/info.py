@@ -6,12 +6,12 @@ from collections import deque
 from typing import Final
 
 from ..datapath.counters import Counters
-from .boottime import Moment, moment
+from .boottime import BootTime, boottime
 
 RATE_TICKS: Final = 5  # a rate is told over so many ticks
 
 
-class Presence:
+class PeerInfo:
     """One peer, from the interface's start on.
 
     Attributes:
@@ -40,16 +40,16 @@ class Presence:
         self.endpoint: str | None = None
         self.agent: str | None = None
         self.extended: bool | None = None
-        self.connected_since: Moment | None = None
-        self.heard: Moment | None = None
+        self.connected_since: BootTime | None = None
+        self.heard: BootTime | None = None
         self.reconnects = 0
-        self.since = moment()
+        self.since = boottime()
         self._arrivals = 0
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=RATE_TICKS + 1)
 
     def arrive(self, endpoint: str, agent: str | None, *, extended: bool, continues: bool) -> None:
         """A download begins. ``continues``: in place of one that still ran, of the same session."""
-        now = moment()
+        now = boottime()
         if not continues or self.connected_since is None:
             self.reconnects += self._arrivals > 0
             self._arrivals += 1
@@ -62,12 +62,12 @@ class Presence:
     def leave(self) -> None:
         """Its last download is over."""
         if self.connected_since is not None:
-            self.connected_since, self.since = None, moment()
+            self.connected_since, self.since = None, boottime()
 
     def tick(self, now: float, counters: Counters, *, heard: bool) -> None:
         """Once a second or so. ``heard``: something came since the last time. ``now``: any monotonic clock."""
         if heard:
-            self.heard = moment()
+            self.heard = boottime()
         self._samples.append((now, counters.rx_bytes, counters.tx_bytes))
 
     @property

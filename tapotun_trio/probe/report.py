@@ -23,7 +23,7 @@ def report_json(measured: Measured, verdict: Verdict) -> str:
     report = {
         "version": VERSION,
         "usable": verdict.usable,
-        "carrier": verdict.carrier,
+        "carrier": verdict.selector,
         "verdict": verdict.text,
         "findings": [asdict(finding) for finding in verdict.findings],
         **asdict(measured),

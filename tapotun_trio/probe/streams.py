@@ -11,14 +11,14 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
-from ..datapath.receiver import Incoming, receive_frames
+from ..datapath.receiver import InboundStream, receive_frames
 from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..http.client import send_request
 from ..http.heads import ResponseHead, ResponseParser
 from ..http.writer import BodyWriter
 from ..wire import control, params
-from ..wire.frames import FrameReader, Span
+from ..wire.frames import FrameRange, FrameReader
 from ..wire.params import Params
 
 _READ_BYTES: Final = 4096
@@ -120,14 +120,14 @@ class Receiver:
         try:
             with trio.CancelScope() as scope:
                 frames = self._reader.prime(first)
-                await receive_frames(self._connection, self._reader, frames, Incoming(scope), self._take)
+                await receive_frames(self._connection, self._reader, frames, InboundStream(scope), self._take)
                 self.clean = True
         except PeerError as exc:
             self.failure = exc
         self.ended_at = trio.current_time()
         self._news.tell()
 
-    async def _take(self, reader: FrameReader, frames: list[Span]) -> None:
+    async def _take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
         if not reader.ended:  # else it was the end that came
             self.last_at = trio.current_time()
         controls, reader.controls = reader.controls, []
@@ -215,11 +215,11 @@ class Uploader:
         except PeerError as exc:
             self._fail(exc)
 
-    async def finish(self, timeout_s: float, last_words: bytes = b"") -> bool:
+    async def finish(self, timeout_s: float, farewell_frame: bytes = b"") -> bool:
         """End the body. Returns whether the answer came in time."""
         with trio.move_on_after(timeout_s):
             try:
-                await self.writer.finish(last_words)
+                await self.writer.finish(farewell_frame)
             except PeerError as exc:
                 self._fail(exc)
             await self._news.until(lambda: self.ended, timeout_s)

@@ -39,10 +39,10 @@ class Finding:
 
 @dataclass(slots=True)
 class Verdict:
-    """``carrier``: over what the daemon would run; None: it would not. ``text``: the same in a line."""
+    """``selector``: over what the daemon would run; None: it would not. ``text``: the same in a line."""
 
     usable: bool = False
-    carrier: Literal["http", "websocket"] | None = None
+    selector: Literal["http", "websocket"] | None = None
     text: str = ""
     findings: list[Finding] = field(default_factory=list)
 
@@ -58,13 +58,13 @@ def judge(measured: Measured) -> Verdict:
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:
         verdict.usable = not faults
-        verdict.carrier = "http" if verdict.usable else None
+        verdict.selector = "http" if verdict.usable else None
     elif measured.transport != "websocket" and reached and not faults:
-        verdict.usable, verdict.carrier = True, "http"
+        verdict.usable, verdict.selector = True, "http"
     elif (measured.transport == "websocket" or (measured.transport == "auto" and http_only == {"upload-held"})) and (
         reached or measured.transport == "websocket"
     ):
-        verdict.usable, verdict.carrier = websocket, "websocket" if websocket else None
+        verdict.usable, verdict.selector = websocket, "websocket" if websocket else None
     if websocket and not verdict.usable and measured.transport == "auto" and http_only and not faults & _SILENCE:
         _add_way_out(verdict)
     verdict.text = _text(measured, verdict)
@@ -84,7 +84,7 @@ def _text(measured: Measured, verdict: Verdict) -> str:
         if verdict.usable:
             return "usable as far as could be tested: this token is in use by a running client"
         return f"not usable: {faults[0].text}"
-    if verdict.carrier == "websocket":
+    if verdict.selector == "websocket":
         because = f"; GET and PUT are not ({faults[0].text})" if faults else ""
         return f"usable, over a WebSocket{because}"
     if verdict.usable:

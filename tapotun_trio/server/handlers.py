@@ -10,8 +10,8 @@ from typing import Final, TypeAlias
 import trio
 
 from .. import AGENT
-from ..datapath.duplex import Conversation
-from ..datapath.receiver import Incoming, receive_frames
+from ..datapath.duplex import DuplexStream
+from ..datapath.receiver import InboundStream, receive_frames
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
 from ..errors import PeerError
 from ..host.net.sockets import BASE_DEAD_S, DEAD_S
@@ -19,8 +19,8 @@ from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
 from ..http.writer import BodyWriter
 from ..wire import control
-from ..wire.frames import FrameReader, Span
-from .session import Session, Visit
+from ..wire.frames import FrameRange, FrameReader
+from .session import ClientHello, Session
 
 # What a download that is replaced, or let go, may take to send what it has begun, and its end.
 FINISH_S: Final = 5.0
@@ -42,15 +42,15 @@ _DOWNLOAD_HEADERS: Final = (
 _SHUTDOWN: Final = "the server is shutting down"
 
 # Takes the frames that a receive completed: the buffer, and where they are in it.
-Forward: TypeAlias = Callable[[Session, FrameReader, list[Span]], None]
+Forward: TypeAlias = Callable[[Session, FrameReader, list[FrameRange]], None]
 
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
     """The request belongs to a session that is over, or leaves the token to another machine that is there."""
-    visit = Visit.of(exchange.head.headers)
+    hello = ClientHello.of(exchange.head.headers)
     if exchange.head.method == "GET":
-        return visit.yields and session.taken_by_another(visit)
-    return visit.session_id is not None and not session.is_from_present(visit)  # its download tells the client more
+        return hello.yields and session.taken_by_another(hello)
+    return hello.session_id is not None and not session.is_from_present(hello)  # its download tells the client more
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
@@ -58,70 +58,70 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
 
     A deployed client's download ends cleanly only when its newer one takes over (`breaking_off` says why).
     """
-    visit = Visit.of(exchange.head.headers)
-    exchange.connection.presume_dead_after(DEAD_S if visit.extended else BASE_DEAD_S)
+    hello = ClientHello.of(exchange.head.headers)
+    exchange.connection.presume_dead_after(DEAD_S if hello.extended else BASE_DEAD_S)
     headers = [*_DOWNLOAD_HEADERS, ("x-tun-conf", session.tun_conf)]
-    if visit.features:
-        headers += _extended_headers(visit)
+    if hello.features:
+        headers += _extended_headers(hello)
     writer = await exchange.start_download(headers)
     began = trio.current_time()
-    ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if visit.extended else breaking_off(writer)
+    ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if hello.extended else breaking_off(writer)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.watch, writer)
             async with ending:
-                if visit.extended:
+                if hello.extended:
                     writer.send(control.encode(control.PARAMS, session.params))
-                session.arrive(visit, exchange.client, "http")
+                session.arrive(hello, exchange.client, "http")
                 with session.downloading(exchange.connection):
-                    await _download(session, visit, writer)
+                    await _download(session, hello, writer)
             nursery.cancel_scope.cancel()
     except* PeerError:
-        if not visit.extended and trio.current_time() - began < HASTY_S:
+        if not hello.extended and trio.current_time() - began < HASTY_S:
             session.left_in_haste()
         raise
     exchange.reusable = exchange.head.keeps_alive and writer.finished
 
 
-def _extended_headers(visit: Visit) -> list[tuple[str, str]]:
+def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
     """What only a client of ours is answered."""
-    return [(control.FEATURES_HEADER, control.offer(visit.features)), (control.AGENT_HEADER, AGENT)]
+    return [(control.FEATURES_HEADER, control.offer(hello.features)), (control.AGENT_HEADER, AGENT)]
 
 
-async def _download(session: Session, visit: Visit, writer: BodyWriter) -> None:
+async def _download(session: Session, hello: ClientHello, writer: BodyWriter) -> None:
     """Until the end of the body was sent, or all that is sent of it."""
     await session.sender.serve(writer)
-    if session.let_go and not visit.extended:
+    if session.let_go and not hello.extended:
         await break_off(writer, FINISH_S)
         return
     with trio.move_on_after(FINISH_S) as deadline:
-        await writer.finish(_parting(session, visit))
+        await writer.finish(_parting(session, hello))
     if deadline.cancelled_caught:
         raise PeerError("the client did not take the end of its older download", reason="stalled")
 
 
-def _parting(session: Session, visit: Visit) -> bytes:
+def _parting(session: Session, hello: ClientHello) -> bytes:
     """What a download says last that a newer one replaces, or that the operator ended."""
     if session.let_go:
-        return control.bye(session.dismissed or "") if visit.extended else b""
-    if not session.taken_by_another(visit):
+        return control.bye(session.dismissed or "") if hello.extended else b""
+    if not session.taken_by_another(hello):
         return b""
     text = "another machine uses this client's token; its newer session wins"
     session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
-    return control.bye(f"{control.REPLACED}another machine uses this token") if visit.extended else b""
+    return control.bye(f"{control.REPLACED}another machine uses this token") if hello.extended else b""
 
 
 async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
     """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
     an answer that comes before the end for the end."""
-    visit = Visit.of(exchange.head.headers)
-    extended = session.is_from_present(visit)
-    exchange.connection.presume_dead_after(BASE_DEAD_S if visit.session_id is None else DEAD_S)
+    hello = ClientHello.of(exchange.head.headers)
+    extended = session.is_from_present(hello)
+    exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
     with trio.CancelScope() as scope:
-        upload = Incoming(scope)
+        upload = InboundStream(scope)
         with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
             await receive_frames(exchange.connection, reader, reader.prime(exchange.leftover), upload, uploading.take)
     upload.check()
@@ -135,27 +135,27 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
 async def serve_websocket(session: Session, exchange: Exchange, forward: Forward) -> None:
     """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
     a group."""
-    visit = Visit.of(exchange.head.headers)
+    hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S)
-    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(visit)])
+    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
     if accepted is None:
         raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")
     writer, body = accepted
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(visit, exchange.client, "websocket")
-    conversation = Conversation(exchange.connection, writer, body, session.sender)
+    session.arrive(hello, exchange.client, "websocket")
+    conversation = DuplexStream(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:
         with trio.CancelScope() as scope:
-            upload = Incoming(scope)
+            upload = InboundStream(scope)
             with _Uploading(session, upload, forward, waits=True) as uploading:
                 await conversation.frames(reader, reader.prime(exchange.leftover), upload, uploading.take)
         upload.check()
 
     shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
     with session.downloading(exchange.connection):
-        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, visit))
+        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, hello))
 
 
 class _Uploading:
@@ -166,14 +166,14 @@ class _Uploading:
     """
 
     def __init__(
-        self, session: Session, upload: Incoming, forward: Forward, *, waits: bool, seen: bytes | None = None
+        self, session: Session, upload: InboundStream, forward: Forward, *, waits: bool, seen: bytes | None = None
     ) -> None:
         self._session = session
         self._upload = upload
         self._forward = forward
         self._seen = seen
         self._waits = waits
-        self._older: Incoming | None = None
+        self._older: InboundStream | None = None
 
     def __enter__(self) -> _Uploading:
         try:
@@ -189,7 +189,7 @@ class _Uploading:
         if self._upload in self._session.uploads:
             self._session.uploads.remove(self._upload)
 
-    async def take(self, reader: FrameReader, frames: list[Span]) -> None:
+    async def take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
         """Forward what a receive completed."""
         session = self._session
         if self._seen is not None and (frames or reader.controls):
@@ -216,7 +216,7 @@ def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:
             session.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             session.sender.answered()
         elif kind == control.AGENT:
-            session.presence.agent = control.agent_payload(payload)
+            session.peer_info.agent = control.agent_payload(payload)
         elif kind == control.BYE:
             text = f"the client says goodbye: {control.bye_reason(payload)}"
             session.goodbyes.log(session.log, logging.INFO, trio.current_time(), text)

@@ -18,14 +18,14 @@ from ..datapath import counters as why
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..errors import SHORTAGES, HostError, PeerError, ShortageError, leaves
-from ..http.acceptor import Admission, Entrance, FrontDoor, Tenant
+from ..http.acceptor import Admission, Endpoint, ListenerManager, VirtualHost
 from ..http.heads import BadRequest
 from ..http.server import Exchange
-from ..log import Faults, Log, Sparingly
+from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
-from ..wire.frames import ADDRESSES, FrameReader, Span
+from ..wire.frames import ADDRESSES, FrameRange, FrameReader
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import CACHE_ENTRIES, Session, Telling, Told, Visit
+from .session import CACHE_ENTRIES, ClientHello, Session, Telling, Told
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds
@@ -71,14 +71,14 @@ class TunnelServer:
         self.reconfigure(config)
         self.admission = Admission()  # none, until it listens
         # Not one line only: what locks addresses out by the log has to see each of them.
-        self._refusals = Sparingly(burst=LOG_BURST)
+        self._refusals = RateLimitedLog(burst=LOG_BURST)
         self._faults = Faults()
         self._writers: Sequence[DeviceWriter]
 
     @property
-    def entrances(self) -> list[Entrance]:
+    def endpoints(self) -> list[Endpoint]:
         """Where it is reached."""
-        return self.admission.entrances
+        return self.admission.endpoints
 
     @classmethod
     def in_steps(cls, config: ServerConfig, log: Log) -> Steps[TunnelServer]:
@@ -88,7 +88,7 @@ class TunnelServer:
         return server
 
     def reconfigure(self, config: ServerConfig) -> None:
-        """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``reception``, which are what they
+        """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``ingress``, which are what they
         were. A client is the same if it has its token, whatever its name and address; others end."""
         run_now(self.adopt(run_now(self.prepare(config))))
 
@@ -174,7 +174,7 @@ class TunnelServer:
             return None
         return to
 
-    def sole(self) -> Sender | None:
+    def only_sender(self) -> Sender | None:
         """See `device.read_device`."""
         return self.sessions[0].sender if len(self.sessions) == 1 else None
 
@@ -183,7 +183,7 @@ class TunnelServer:
     async def run_transport(
         self,
         writers: Sequence[DeviceWriter],
-        door: FrontDoor,
+        listeners: ListenerManager,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -193,16 +193,16 @@ class TunnelServer:
         """
         self._writers = writers
         async with trio.open_nursery() as nursery:
-            tenant = Tenant(self._config.path, self._config.reception, nursery, self._serve, self._log)
-            with door.admit(self._config.listen, tenant) as self.admission:
+            virtual_host = VirtualHost(self._config.path, self._config.ingress, nursery, self._serve, self._log)
+            with listeners.register(self._config.listen, virtual_host) as self.admission:
                 task_status.started()
                 await trio.sleep_forever()
 
-    async def _serve(self, exchange: Exchange, entrance: Entrance) -> None:
+    async def _serve(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """One request. The boundary of whatever goes wrong in it, a bug included: it ends this request and nothing
         else. Raises HostError, which is the interface's, and PeerError."""
         try:
-            await self._answer(exchange, entrance)
+            await self._answer(exchange, endpoint)
         except* (HostError, PeerError):
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
@@ -215,7 +215,7 @@ class TunnelServer:
         counter[reason] += 1
         return 503 if reason in SHORTAGES else 500
 
-    async def _answer(self, exchange: Exchange, entrance: Entrance) -> None:
+    async def _answer(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
         session, method, name = self._authenticate(exchange), exchange.head.method, exchange.client
         if session is None:
@@ -228,13 +228,13 @@ class TunnelServer:
             session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
             await self._refuse(exchange, 405, "bad-method", (("Allow", "GET, PUT"),))
             return
-        websocket = exchange.head.asks_for_websocket and Visit.of(exchange.head.headers).may_use_websocket
+        websocket = exchange.head.asks_for_websocket and ClientHello.of(exchange.head.headers).may_use_websocket
         stream = "WebSocket" if websocket else "download" if method == "GET" else "upload"
         session.log.debug("%s from %s begins", stream, name)
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, "other-session")
             return
-        entrance.lobby.leave(exchange.connection)
+        endpoint.pending.leave(exchange.connection)
         why, failed = "this server stops", 0  # if it is cancelled
         try:
             if websocket:
@@ -262,7 +262,7 @@ class TunnelServer:
         if failed:
             await exchange.fail(failed)
         elif exchange.reusable:
-            entrance.enter_lobby(exchange.connection)  # until its next request
+            endpoint.add_pending(exchange.connection)  # until its next request
 
     async def _refuse(
         self, exchange: Exchange, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()
@@ -283,7 +283,7 @@ class TunnelServer:
                 return session
         return None
 
-    def _forward(self, session: Session, reader: FrameReader, frames: list[Span]) -> None:
+    def _forward(self, session: Session, reader: FrameReader, frames: list[FrameRange]) -> None:
         if not session.gone:
             writer = self._writers[session.index % len(self._writers)]
             session.forward(reader.view, frames, writer, self.sessions)

@@ -16,22 +16,22 @@ import trio
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath import counters as why
 from ..datapath.counters import Counters, Transport
-from ..datapath.receiver import Incoming
+from ..datapath.receiver import InboundStream
 from ..datapath.rtt import RoundTrip
-from ..datapath.sender import BASE_PINGING, GENERATION_2_PINGING, SILENT_KEEPALIVES, Sender, extended_pinging
+from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
 from ..datapath.tun_io import DeviceWriter
 from ..errors import PeerError
 from ..host.net.sockets import Connection
-from ..log import FLAPPING_S, Sparingly, client_logger, flapping
+from ..log import FLAPPING_S, RateLimitedLog, client_logger, flap_damped
 from ..netconf.desired import pushed_routes
-from ..peer.info import Presence
-from ..peer.session_log import Summary
+from ..peer.info import PeerInfo
+from ..peer.session_log import SessionLog
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, ROUTED_HEAD, Span, echoed_clock
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, ROUTED_HEAD, FrameRange, echoed_clock
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
-from ..wire.vnet import base_peer_accepts, is_bounded
+from ..wire.vnet import is_bounded, validate_vnet_header
 
 # Verdicts that are remembered for one sender. A client that scans the address space makes us forget, no more.
 CACHE_ENTRIES: Final = 4096
@@ -47,7 +47,7 @@ HASTY_TIMES: Final = 3
 HASTY_WITHIN_S: Final = 90.0
 
 
-class Visit:
+class ClientHello:
     """What a request says of the client's session: who, and what it can. A base client says nothing."""
 
     __slots__ = ("agent", "features", "session_id", "yields")
@@ -61,7 +61,7 @@ class Visit:
         self.yields = yields
 
     @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Visit:
+    def of(cls, headers: Mapping[str, str]) -> ClientHello:
         """Untrusted input; never raises."""
         return cls(
             control.session_id(headers.get(control.SESSION_HEADER)),
@@ -121,7 +121,7 @@ class Telling(NamedTuple):
     """What a session's client was told before the config changed, and the visit that was told it."""
 
     told: Told
-    visit: Visit
+    hello: ClientHello
 
 
 class Session:
@@ -134,16 +134,16 @@ class Session:
         self.counters = Counters()
         self.sender = Sender(self.counters)
         self.rtt = RoundTrip()
-        self.presence = Presence()
+        self.peer_info = PeerInfo()
         self.dismissed: str | None = None  # why the operator ended the last streams
         self.gone = False  # the config has it no longer: what still comes from its client is dropped
-        self._summary = Summary(self.counters, self.rtt)
-        self.uploads: list[Incoming] = []
+        self._session_log = SessionLog(self.counters, self.rtt)
+        self.uploads: list[InboundStream] = []
         self._downloads: list[Connection] = []
         self.transport: Transport | None = None  # of the newest download; None: none came yet
         self._config = config
         self._told = Told(config, client)
-        self._visit: Visit | None = None  # of the newest download
+        self._hello: ClientHello | None = None  # of the newest download
         self._router = router
         # Key of source and destination -> the session that gets it, True for the device, False for nobody.
         self._verdicts: dict[bytes, Session | bool] = {}
@@ -161,24 +161,24 @@ class Session:
     # Made when the first line comes: most of thousands of clients never have one.
 
     @cached_property
-    def goodbyes(self) -> Sparingly:
-        return Sparingly()
+    def goodbyes(self) -> RateLimitedLog:
+        return RateLimitedLog()
 
     @cached_property
-    def takeovers(self) -> Sparingly:
-        return Sparingly()
+    def takeovers(self) -> RateLimitedLog:
+        return RateLimitedLog()
 
     @cached_property
-    def refusals(self) -> Sparingly:
-        return Sparingly()
+    def refusals(self) -> RateLimitedLog:
+        return RateLimitedLog()
 
     @cached_property
-    def endings(self) -> Sparingly:
-        return flapping()
+    def endings(self) -> RateLimitedLog:
+        return flap_damped()
 
     @cached_property
-    def _arrivals(self) -> Sparingly:
-        return flapping()
+    def _arrivals(self) -> RateLimitedLog:
+        return flap_damped()
 
     @cached_property
     def _hasty(self) -> deque[float]:
@@ -186,36 +186,36 @@ class Session:
         return deque(maxlen=HASTY_TIMES)
 
     @cached_property
-    def _hints(self) -> Sparingly:
-        return Sparingly(FLAPPING_S)
+    def _hints(self) -> RateLimitedLog:
+        return RateLimitedLog(FLAPPING_S)
 
-    def arrive(self, visit: Visit, name: str, transport: Transport) -> None:
+    def arrive(self, hello: ClientHello, name: str, transport: Transport) -> None:
         """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
-        before = self._visit
-        rotation = self.sender.streaming and before is not None and before.session_id == visit.session_id
+        before = self._hello
+        rotation = self.sender.streaming and before is not None and before.session_id == hello.session_id
         rotation &= self.transport == transport
         over = ", over a WebSocket" if transport == "websocket" else ""
-        text = f"connected from {name} ({'extended' if visit.extended else 'base'}{over})"
+        text = f"connected from {name} ({'extended' if hello.extended else 'base'}{over})"
         if rotation:
             self.log.debug("%s", text)
         else:
             self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
-        if before is not None and before.session_id != visit.session_id:
+        if before is not None and before.session_id != hello.session_id:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason="replaced"))
-        self._visit = visit
-        self._summary.begin()
+        self._hello = hello
+        self._session_log.begin()
         self.transport = transport
         self.dismissed = None
-        continues = before is not None and before.session_id == visit.session_id and self.sender.streaming
-        self.presence.arrive(name, visit.agent, extended=visit.extended, continues=continues)
+        continues = before is not None and before.session_id == hello.session_id and self.sender.streaming
+        self.peer_info.arrive(name, hello.agent, extended=hello.extended, continues=continues)
         if not self.sender.streaming:
             # An upload that was left open may be about to be given up for want of an echo.
             self.sender.begin_pinging(due=bool(self.uploads))
-        if visit.extended:
-            self.sender.pinging = extended_pinging(self._config.keepalive_s)
+        if hello.extended:
+            self.sender.keepalive = extended_keepalive(self._config.keepalive_s)
         else:
-            self.sender.pinging = BASE_PINGING if self._config.peers == 1 else GENERATION_2_PINGING
+            self.sender.keepalive = BASE_KEEPALIVE if self._config.peers == 1 else GENERATION_2_KEEPALIVE
 
     def reconfigure(
         self, index: int, client: AllowedClient, config: ServerConfig, router: Router, told: Told | None
@@ -233,7 +233,7 @@ class Session:
         if client.name != name:
             self.log = client_logger(config.name, client.name)
         before, self._told = self._told, told
-        return None if self._visit is None or not self.sender.streaming else Telling(before, self._visit)
+        return None if self._hello is None or not self.sender.streaming else Telling(before, self._hello)
 
     def leave(self) -> None:
         """The config has this client no longer, or the interface ends: nothing of it is forwarded any more."""
@@ -243,34 +243,34 @@ class Session:
     def tell(self, before: Telling) -> None:
         """Tell the client what has changed for it: one of ours by PARAMS, a deployed one by having to connect again.
         One that has connected since then knows."""
-        if self._visit is not before.visit or not self.sender.streaming:
+        if self._hello is not before.hello or not self.sender.streaming:
             return
-        if not before.visit.extended:
+        if not before.hello.extended:
             if self.tun_conf != before.told.tun_conf:
                 # It comes back for that at once; an upload that it loses only after an error's pause.
                 self.dismiss("what a deployed client is told when it connects has changed", uploads=False)
         elif (payload := self.params) != before.told.params:
-            self.sender.go_on_with(extended_pinging(self._config.keepalive_s))
+            self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, payload))
 
     def depart(self, why: str) -> None:
         """A stream has ended. After the last one, one line says what the session was."""
         if not self._downloads:
-            self.presence.leave()  # a download may have ended before it had begun
+            self.peer_info.leave()  # a download may have ended before it had begun
         if not self._downloads and not self.uploads:
-            self._summary.end(self.log, self.dismissed or why)
+            self._session_log.end(self.log, self.dismissed or why)
 
-    def taken_by_another(self, visit: Visit) -> bool:
+    def taken_by_another(self, hello: ClientHello) -> bool:
         """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""
-        newest = self._visit if self.sender.streaming else None
-        return newest is not None and newest.session_id != visit.session_id
+        newest = self._hello if self.sender.streaming else None
+        return newest is not None and newest.session_id != hello.session_id
 
-    def is_from_present(self, visit: Visit) -> bool:
+    def is_from_present(self, hello: ClientHello) -> bool:
         """This upload belongs to the newest download, and control frames were agreed on that."""
-        newest = self._visit
-        return newest is not None and newest.extended and newest.session_id == visit.session_id is not None
+        newest = self._hello
+        return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
-    def add_upload(self, upload: Incoming) -> Incoming | None:
+    def add_upload(self, upload: InboundStream) -> InboundStream | None:
         """Take note of a new upload. Returns the one before it, if that still runs.
 
         Of too many uploads the oldest ends: most likely a proxy keeps a dead one open.
@@ -293,7 +293,7 @@ class Session:
             if connection in self._downloads:
                 self._downloads.remove(connection)
             if not self._downloads:
-                self.presence.leave()
+                self.peer_info.leave()
 
     @property
     def state(self) -> PeerState:
@@ -343,15 +343,15 @@ class Session:
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
         self.sender.tick(now, tick_s)
-        extended = self._visit is not None and self._visit.extended
+        extended = self._hello is not None and self._hello.extended
         silence_s = SILENT_KEEPALIVES * self._config.keepalive_s if extended else BASE_UPLOAD_SILENCE_S
         heard = [upload.tick(now, silence_s) for upload in self.uploads]
-        self.presence.tick(now, self.counters, heard=any(heard))
+        self.peer_info.tick(now, self.counters, heard=any(heard))
 
     def forward(
         self,
         view: memoryview,
-        frames: Iterable[Span],
+        frames: Iterable[FrameRange],
         device: DeviceWriter,
         sessions: list[Session],
     ) -> None:
@@ -360,7 +360,7 @@ class Session:
         Raises PeerError at a frame that no honest peer sends.
         """
         verdicts, unpack = self._verdicts, ROUTED_HEAD.unpack_from
-        inward: list[Span] = []
+        inward: list[FrameRange] = []
         run_to: Session | None = None
         run_at = run_end = packets = rx_packets = rx_bytes = 0
         try:
@@ -382,7 +382,7 @@ class Session:
                 elif to is False:
                     self.counters.drops[why.BAD_SOURCE] += count
                 else:
-                    if not base_peer_accepts(view[start:stop]):  # of a block, what it looks at is all the same
+                    if not validate_vnet_header(view[start:stop]):  # of a block, what it looks at is all the same
                         raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
                     if to is not run_to or start != run_end:
                         if run_to is not None:

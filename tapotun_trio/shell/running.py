@@ -9,7 +9,7 @@ from typing import Final
 
 from ..control.client import ask
 from ..control.protocol import StatusArguments
-from ..control.socket_path import find, name_of, places
+from ..control.socket_path import control_directories, find, name_of
 from ..errors import HostError, PeerError
 from ..status.model import ProcessStatus
 from ..text import one_line
@@ -24,7 +24,7 @@ def names(kind: str) -> list[str]:
 
 
 def _names(kind: str) -> Iterator[str]:
-    for path in find(places(os.environ)):
+    for path in find(control_directories(os.environ)):
         with suppress(HostError, PeerError):  # at a prompt there is no place for complaints
             process = ask(path, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S)
             if kind == "processes":

@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 from ..errors import PeerError, passing_shortages
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
-from .uniform import BLOCK_FROM, count_alike
+from .uniform import BLOCK_FROM, count_uniform
 from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
@@ -45,12 +45,12 @@ ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
 # Where frames are in a buffer, their length fields included: start, stop, and how many. One; or a *block* of many, side
 # by side, of one length, whose vnet headers, addresses, protocols, TTLs and types of service are the same, IPv4 and no
 # super-packets: where one of them goes, all go.
-Span: TypeAlias = tuple[int, int, int]
+FrameRange: TypeAlias = tuple[int, int, int]
 # What is written as one frame, from the vnet header on.
 Parts: TypeAlias = list[bytes | memoryview]
 
 
-def each(spans: Iterable[Span]) -> Iterator[tuple[int, int]]:
+def each(spans: Iterable[FrameRange]) -> Iterator[tuple[int, int]]:
     """Start and stop of every single frame."""
     for start, stop, count in spans:
         size = (stop - start) // count
@@ -115,7 +115,7 @@ class FrameReader:
         "_body",
         "_end",
         "_failure",
-        "_futile",
+        "_failures",
         "_head",
         "_memory",
         "_passed_over",
@@ -145,7 +145,7 @@ class FrameReader:
         self.pending = False  # `feed(0)` goes on with what was received, and must, before the next `space`
         self._failure: PeerError | None = None
         # Frames that a look for blocks is not worth, after it has been futile so many times: see `_block`.
-        self._passed_over = self._futile = 0
+        self._passed_over = self._failures = 0
         self.pings = 0
         self.control = control
         self.controls: list[tuple[int, bytes]] = []  # kind and payload of each that came; the reader's to clear
@@ -163,12 +163,12 @@ class FrameReader:
             self._head, self._tail = 0, straddling
         return self.view[self._tail :]
 
-    def prime(self, data: bytes) -> list[Span]:
+    def prime(self, data: bytes) -> list[FrameRange]:
         """`feed` for the few bytes that came together with the head, before anything else was received."""
         self.space()[: len(data)] = data
         return self.feed(len(data))
 
-    def feed(self, received_bytes: int) -> list[Span]:
+    def feed(self, received_bytes: int) -> list[FrameRange]:
         """Take note of bytes received into `space`; while `pending`, of none. Returns where the frames are that are
         now complete, in order; pings are only counted.
 
@@ -180,7 +180,7 @@ class FrameReader:
         if not self.pending:
             self._pos = self._end = self._tail
         self._end += received_bytes
-        frames: list[Span] = []
+        frames: list[FrameRange] = []
         try:
             self.pending = not self._find(frames)
         except PeerError as exc:
@@ -190,7 +190,7 @@ class FrameReader:
                 raise
         return frames
 
-    def _find(self, frames: list[Span]) -> bool:
+    def _find(self, frames: list[FrameRange]) -> bool:
         """Add the next frames. Returns whether all that was received has been looked at."""
         body, view, add = self._body, self.view, frames.append
         head, tail, pos, end = self._head, self._tail, self._pos, self._end
@@ -262,11 +262,11 @@ class FrameReader:
             return 1
         count = 0
         if self.view[start + HEADER_BYTES] >> 4 == 4 and self.view[start + GSO_TYPE_AT] == GSO_NONE:
-            count = count_alike(self.view, start, size, min((tail - start) // size, most))
+            count = count_uniform(self.view, start, size, min((tail - start) // size, most))
         if count:
-            self._futile = 0
+            self._failures = 0
             return count
-        self._futile = self._passed_over = min(2 * self._futile + 1, MAX_PASSED_OVER)
+        self._failures = self._passed_over = min(2 * self._failures + 1, MAX_PASSED_OVER)
         return 1
 
     def _take_control(self, length: int, head: int, tail: int) -> int:

@@ -19,7 +19,7 @@ BLOCK_FROM: Final = 8
 _SAME: Final = (0, *range(2, _PACKET_AT, 2), _PACKET_AT, *(_PACKET_AT + at for at in (8, 12, 14, 16, 18)))
 
 
-def are_alike(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = _SAME) -> bool:
+def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = _SAME) -> bool:
     """Whether frames of ``size_bytes`` each have the same 16 bits at each of these offsets (even).
 
     ``frames``: all of them, and nothing else. Untrusted input; never raises.
@@ -40,11 +40,11 @@ def are_alike(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = _S
     return True
 
 
-def count_alike(view: memoryview, start: int, size_bytes: int, most: int) -> int:
+def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> int:
     """How many frames from ``start`` on are certainly alike, of at most ``most`` that have that size: a half, a
     quarter and so on of these; 0 if it is fewer than BLOCK_FROM. Untrusted input; never raises."""
     while most >= BLOCK_FROM:
-        if are_alike(view[start : start + most * size_bytes], size_bytes):
+        if are_uniform(view[start : start + most * size_bytes], size_bytes):
             return most
         most >>= 1
     return 0

@@ -45,7 +45,7 @@ def is_bounded(packet_bytes: int, gso_size: int) -> bool:
     return gso_size >= MIN_GSO_BYTES and packet_bytes <= gso_size * MAX_SEGMENTS
 
 
-def base_peer_accepts(frame: memoryview) -> bool:
+def validate_vnet_header(frame: memoryview) -> bool:
     """Whether a deployed peer's kernel takes this frame (its length field included, IPv4, >= 34 bytes).
 
     Untrusted input; never raises.

@@ -105,9 +105,9 @@ class Capture:
             found = [packet for packet in self.packets if wanted(packet)]
             return found if len(found) >= number else None
 
-        return wait_until(probe, timeout, f"{number} packets in {self._process.name}", self._summary)
+        return wait_until(probe, timeout, f"{number} packets in {self._process.name}", self._session_log)
 
-    def _summary(self) -> str:
+    def _session_log(self) -> str:
         packets = self.packets
         return "\n".join([f"{len(packets)} packets were captured:", *(f"  {it}" for it in packets[:25])])
 

@@ -36,7 +36,7 @@ SETTLE_S: Final = 3.0  # how long the last packets may take once nothing new is 
 
 
 @dataclass(frozen=True)
-class Way:
+class NextHop:
     """What became of the packets of one direction."""
 
     name: str
@@ -202,7 +202,7 @@ class CheckedUdp(_Pair):
         newest_ns = min(live.newest_arrived_ns for live in (self.a.live, self.b.live))
         return max(0.0, (time.monotonic_ns() - newest_ns) / 1e9)
 
-    def finish(self) -> tuple[Way, Way]:
+    def finish(self) -> tuple[NextHop, NextHop]:
         """Stop sending, give the last packets time to come, and return the account of a to b, and back."""
         self._stop_sending()
 
@@ -216,9 +216,9 @@ class CheckedUdp(_Pair):
         return self._way(self.a, self.b, accounts[1]), self._way(self.b, self.a, accounts[0])
 
     @staticmethod
-    def _way(sender: _End, receiver: _End, account: dict[str, int]) -> Way:
+    def _way(sender: _End, receiver: _End, account: dict[str, int]) -> NextHop:
         sent_ns, arrived_ns = sender.numbers("sent"), receiver.numbers("arrived")
-        return Way(
+        return NextHop(
             f"{sender.name} -> {receiver.name}",
             sent=len(sent_ns),
             received=account["received"],

@@ -11,29 +11,29 @@ PORT: Final = 7000
 
 TELLING: Final = f"""\
 import atexit
-from tapotun_trio.datapath.tx_queue import Outbox
+from tapotun_trio.datapath.tx_queue import TxQueue
 
 dropped = 0
 
 
 def watching(drop):
-    def dropping(outbox, *args):
+    def dropping(queue, *args):
         global dropped
-        run, at = outbox.runs[0][2], outbox._at
-        while at < len(run):
-            dropped += run[at + 23] == 17 and run[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big")
-            at += 14 + int.from_bytes(run[at : at + 2], "little")
+        batch, at = queue.batches[0][2], queue._head_offset
+        while at < len(batch):
+            dropped += batch[at + 23] == 17 and batch[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big")
+            at += 14 + int.from_bytes(batch[at : at + 2], "little")
             if drop is one:
                 break
-        drop(outbox, *args)
+        drop(queue, *args)
     return dropping
 
 
-one = Outbox._drop_frame
-Outbox._drop_frame, Outbox._drop_oldest = watching(one), watching(Outbox._drop_oldest)
+one = TxQueue._drop_frame
+TxQueue._drop_frame, TxQueue._drop_oldest = watching(one), watching(TxQueue._drop_oldest)
 atexit.register(lambda: print("dropped on purpose:", dropped))
 """
-"""For `injection`. A quick machine drops nothing for days: whether this still fits the outbox is for
+"""For `injection`. A quick machine drops nothing for days: whether this still fits the queue is for
 `tests/unit/test_drop_counter.py` to say."""
 
 

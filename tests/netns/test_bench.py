@@ -10,7 +10,7 @@ from bench import load, offload
 from bench.native import UDPFLOOD, compiled
 from bench.scaling.crowd import Point, world
 from bench.scaling.fakeclients import PER_CHUNK
-from bench.variants import Relay, Tapotun, TapotunTls, Way
+from bench.variants import NextHop, Relay, Tapotun, TapotunTls
 from tests.harness import Lab
 
 pytestmark = pytest.mark.netns
@@ -25,7 +25,7 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("flows", [1, 8])
 def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int) -> None:
-    way = Way(lab)
+    way = NextHop(lab)
     way.prepare()
     way.start()
     run = load.udp(flood, way, 64, 2000, 0.5, flows)
@@ -36,7 +36,7 @@ def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int) -> No
 
 def test_what_is_lost_on_the_way_is_counted_as_lost(lab: Lab, flood: Path) -> None:
     """A cable that carries 1 Mbit/s is offered 20: what its queue does not hold is gone."""
-    way = Way(lab)
+    way = NextHop(lab)
     way.prepare()
     shaper = "tbf rate 1mbit burst 4kb limit 8kb"
     way.client.run(["tc", "qdisc", "add", "dev", "eth0", "root", *shaper.split()])
@@ -49,7 +49,7 @@ def test_what_is_lost_on_the_way_is_counted_as_lost(lab: Lab, flood: Path) -> No
 
 
 def test_offloads_are_switched_and_put_back(lab: Lab) -> None:
-    way = Way(lab)
+    way = NextHop(lab)
     before = offload.get(way.behind, "eth0", "tso")
     with offload.switched(way.behind, "eth0", tso=False, gso=False):
         assert not offload.get(way.behind, "eth0", "tso")
@@ -59,7 +59,7 @@ def test_offloads_are_switched_and_put_back(lab: Lab) -> None:
 
 @pytest.mark.parametrize("kind", ["veth", "relay", "http", "https"])
 def test_each_way_comes_up_again_and_carries_everything(lab: Lab, tmp_path: Path, flood: Path, kind: str) -> None:
-    makers = {"veth": Way, "http": Tapotun, "https": TapotunTls}
+    makers = {"veth": NextHop, "http": Tapotun, "https": TapotunTls}
     way = Relay(lab, compiled(CRELAY, tmp_path)) if kind == "relay" else makers[kind](lab)
     assert way.name == kind
     try:

@@ -86,9 +86,9 @@ def test_curl_streams_a_download(ends: tuple[Host, Host], daemon: Process) -> No
     """An endless one: curl gives up after its two seconds, with a 200 and what was sent until then."""
     server, client = ends
     file = client.tmp / "body"
-    with server.start(["ping", "-i", "0.1", TUNNEL_CLIENT]) as pinging:
+    with server.start(["ping", "-i", "0.1", TUNNEL_CLIENT]) as keepalive:
         status, seen = _curl(client, "-H", KEY.strip(), body=file)
-        pinging.stop()
+        keepalive.stop()
     assert status == 200
     conf = re.search(r"^< x-tun-conf: (\S+)", seen, re.MULTILINE | re.IGNORECASE)
     assert conf is not None, seen

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tapotun_trio.host.interfaces import Host
-from tapotun_trio.host.linux import RealHost, raise_fd_limit, require_tun_rights
+from tapotun_trio.host.linux import RealHost, raise_fd_limit, require_tun_privileges
 
 from .fresh_namespace import in_fresh_namespace, ip, python
 
@@ -27,10 +27,10 @@ async def test_a_real_host_is_a_host() -> None:
 
 @in_fresh_namespace
 async def test_root_has_the_rights() -> None:
-    require_tun_rights()
+    require_tun_privileges()
 
 
-RIGHTS = "from tapotun_trio.host.linux import require_tun_rights; require_tun_rights()"
+RIGHTS = "from tapotun_trio.host.linux import require_tun_privileges; require_tun_privileges()"
 TUN = "from tapotun_trio.host.linux import RealHost; RealHost().open_device('tun0').__enter__()"
 
 

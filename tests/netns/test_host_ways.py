@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, ItemsRefused, Route, Way
+from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, ItemsRefused, NextHop, Route
 from tapotun_trio.host.netlink.network import Netlink, open_netlink
 from tapotun_trio.host.netlink.route_lookup import METRIC
 from tapotun_trio.host.tun import open_tun
@@ -28,7 +28,7 @@ def cable(name: str, address: str) -> None:
         ip("link", "set", end, "up")
 
 
-def exception(way: Way | None) -> HostRoute:
+def exception(way: NextHop | None) -> HostRoute:
     assert way is not None
     return HostRoute(SERVER, way.index, way.gateway, way.source, way.metrics, device=way.device)
 
@@ -38,7 +38,7 @@ def host_routes() -> list[Json]:
     return [it for it in found if it.get("metric", 0) >= METRIC]
 
 
-async def look(network: Netlink, *hidden: HostRoute, mark: int | None = None) -> Way | None:
+async def look(network: Netlink, *hidden: HostRoute, mark: int | None = None) -> NextHop | None:
     return await network.way("tun0", SERVER, mark, hidden)
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
-from tests.integrity import CheckedTcp, CheckedUdp, Way
+from tests.integrity import CheckedTcp, CheckedUdp, NextHop
 
 from .drop_counter import PORT, TELLING, dropped
 from .injection import injected
@@ -83,7 +83,7 @@ def test_rotations_under_load(lab: Lab, way: str, load: str) -> None:
         assert " WARNING " not in daemon.log
 
 
-def _when(way: Way, daemon: Process) -> str:
+def _when(way: NextHop, daemon: Process) -> str:
     """Losses beside what the daemon logged, in seconds of the monotonic clock."""
     offset_ns = time.time_ns() - time.monotonic_ns()
     lines = []

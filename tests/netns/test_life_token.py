@@ -1,7 +1,7 @@
 """One token, two machines: the newest wins, the other one waits, and nobody fights.
 
 A client of ours that was told to wait asks again after 20 to 40 s. No config changes that, and no test wants to wait
-for it: the daemons here run with a sitecustomize module (see `injection`) that makes it `YIELD_S`.
+for it: the daemons here run with a sitecustomize module (see `injection`) that makes it `TAKEOVER_RETRY_S`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from .topologies import (
 pytestmark = pytest.mark.netns
 
 QUIET_S: Final = 15.0
-YIELD_S: Final = (3.0, 5.0)
+TAKEOVER_RETRY_S: Final = (3.0, 5.0)
 # One wait, one attempt, and the rest for a slow machine.
-BACK_S: Final = YIELD_S[1] + 5.0
+BACK_S: Final = TAKEOVER_RETRY_S[1] + 5.0
 TOLD: Final = "another machine uses this token; waiting until it is gone"
 TOLD_SERVER: Final = "another machine uses this client's token"
 
 _IMPATIENT: Final = f"""\
 from tapotun_trio.client import client
-client.YIELD_S = {YIELD_S}
+client.TAKEOVER_RETRY_S = {TAKEOVER_RETRY_S}
 """
 
 
@@ -97,7 +97,7 @@ def test_the_newest_machine_wins(lab: Lab) -> None:
                 time.sleep(QUIET_S)  # the absence of a fight has no end to wait for
                 ways = udp.finish()
             asked = _requests(server_daemon, CLIENT, mark)
-            assert 1 <= asked <= QUIET_S / YIELD_S[0] + 1
+            assert 1 <= asked <= QUIET_S / TAKEOVER_RETRY_S[0] + 1
             assert _requests(server_daemon, OTHER, mark) == 0
             assert old_daemon.log.count(TOLD) == 1
             assert server_daemon.log.count(TOLD_SERVER) == 1
@@ -133,7 +133,7 @@ def test_a_base_client_with_the_same_token(lab: Lab, first: str) -> None:
                 name: _requests(server_daemon, address, mark) for name, address in (("ours", CLIENT), ("base", OTHER))
             }
             wait_for_ping(two, TUNNEL_SERVER)
-            assert asked["ours"] <= watch_s / YIELD_S[0] + 1
+            assert asked["ours"] <= watch_s / TAKEOVER_RETRY_S[0] + 1
             assert asked["base"] <= 2
             mark = ours.log_end
             base.stop()

@@ -198,7 +198,7 @@ def test_a_tunnel_out_of_the_zip_also_when_a_newer_one_takes_its_place(pyz: Path
             ["env", "-i", f"PATH={SYSTEM_PATH}", mine, "--name", host_name, file], name="tapotun", cwd="/"
         )
 
-    def visit(path: str) -> str:
+    def hello(path: str) -> str:
         """The server's admin listener."""
         bearer = f"Authorization: Bearer {ADMIN['token']}"
         return server.run(["curl", "-sSf", "-H", bearer, f"http://127.0.0.1:9090{path}"]).stdout
@@ -209,7 +209,7 @@ def test_a_tunnel_out_of_the_zip_also_when_a_newer_one_takes_its_place(pyz: Path
         laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
         wait_for_ping(client, TUNNEL_SERVER)
         assert upload(client, server, TUNNEL_SERVER, 20_000_000).size == 20_000_000
-        assert visit("/healthz")
+        assert hello("/healthz")
         newer = tmp_path / "newer"
         newer.write_bytes(b"not a zip at all")
         newer.replace(mine)
@@ -219,11 +219,11 @@ def test_a_tunnel_out_of_the_zip_also_when_a_newer_one_takes_its_place(pyz: Path
         (server.tmp / "config.json").write_text(content, encoding="utf-8")
         done = server.run([sys.executable, pyz, "reload", "--name", "server"])
         assert "second" in done.stdout
-        assert "tapotun_" in visit("/metrics")
-        panel = visit("/")
+        assert "tapotun_" in hello("/metrics")
+        panel = hello("/")
         pieces = re.findall(r'(?:src|href)="(/?[\w./-]+\.(?:js|css))"', panel)
         assert pieces
-        assert all(visit("/" + piece.removeprefix("/")) for piece in pieces)
+        assert all(hello("/" + piece.removeprefix("/")) for piece in pieces)
         done = server.run([sys.executable, pyz, "status", "--json", "--name", "server"])
         assert json.loads(done.stdout)["processes"][0]["interfaces"][0]["peers"][1]["name"] == "second"
         assert ping(client, TUNNEL_SERVER).ok

@@ -13,17 +13,17 @@ import h11
 import trio
 
 from tapotun_trio.admin.access import Access
-from tapotun_trio.admin.api import Site
+from tapotun_trio.admin.api import AdminApi
 from tapotun_trio.admin.events import Events
 from tapotun_trio.admin.pages import Page
-from tapotun_trio.admin.server import Desk
+from tapotun_trio.admin.server import AdminServer
 from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.host.net.listen import Listener
 from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.log import add_handler, process_logger, remove_handler
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 
 from ..streams import MemoryConnection, memory_pair
 
@@ -82,12 +82,14 @@ class World:
         self.registry = registry or Registry()
         self.reloads: list[bool] = []
         self.reload_fails: Exception | None = None
-        process = Process("hub", "/etc/tapotun/hub.json", moment())
+        process = Process("hub", "/etc/tapotun/hub.json", boottime())
         self.access = Access(token)
         pages = {"/": PAGE, "/panel.js": Page(b"'use strict'", "text/javascript; charset=utf-8", '"2"')}
-        self.desk = Desk(
+        self.server = AdminServer(
             self.listener,
-            lambda greet: Site(self.access, pages, self.events, process, self.registry, self._reload, greet),
+            lambda on_authenticated: AdminApi(
+                self.access, pages, self.events, process, self.registry, self._reload, on_authenticated
+            ),
             process_logger(),
         )
 
@@ -176,7 +178,7 @@ async def opened(make: Callable[[], World] = World) -> AsyncIterator[World]:
     add_handler(world.events)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.desk.run)
+            nursery.start_soon(world.server.run)
             yield world
             nursery.cancel_scope.cancel()
     finally:

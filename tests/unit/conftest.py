@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tapotun_trio.datapath.codel import CoDel
-from tapotun_trio.datapath.tx_queue import Outbox
+from tapotun_trio.datapath.tx_queue import TxQueue
 
 
 @pytest.fixture
@@ -33,5 +33,5 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_dropped_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine packets wait for longer than an outbox keeps them: what is missing then is lost by a bug."""
-    monkeypatch.setattr(Outbox, "expire", lambda *_: None)
+    monkeypatch.setattr(TxQueue, "expire", lambda *_: None)
     monkeypatch.setattr(CoDel, "drops", lambda *_: False)

@@ -156,7 +156,7 @@ class Siege:
     @property
     def refusals(self) -> Counter[str]:
         """At the interface and in front of it."""
-        return self.server.refusals + self.server.entrances[0].refusals
+        return self.server.refusals + self.server.endpoints[0].refusals
 
     @property
     def mallory(self) -> Session:

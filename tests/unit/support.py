@@ -16,11 +16,11 @@ from tapotun_trio.config.model import (
     Mark,
     Secret,
     ServerConfig,
-    TcpEndpoint,
+    TcpAddress,
     TokenHash,
     Url,
 )
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 
 from ..fakes import MemoryHost
@@ -48,7 +48,7 @@ def server_config(port: int, *clients: AllowedClient, mtu: int = 1500, mark: Mar
     return ServerConfig(
         name="hub",
         net=IPv4Interface("10.10.0.1/24"),
-        listen=(TcpEndpoint("127.0.0.1", port),),
+        listen=(TcpAddress("127.0.0.1", port),),
         mtu=mtu,
         clients=clients,
         mark=mark,
@@ -62,9 +62,9 @@ def client_config(name: str, port: int, mark: Mark | None = None) -> ClientConfi
 @asynccontextmanager
 async def running(host: MemoryHost, *configs: ServerConfig | ClientConfig) -> AsyncIterator[trio.Nursery]:
     """Run the interfaces; at the end cancel them, and see that nothing stands any more."""
-    async with open_front_door() as door, trio.open_nursery() as nursery:
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
         for config in configs:
-            await nursery.start(run_interface, config, host, door)
+            await nursery.start(run_interface, config, host, listeners)
         yield nursery
         nursery.cancel_scope.cancel()
     assert host.left_over == []

@@ -33,9 +33,9 @@ from .test_control import exchange, served
 from .test_faults import HOSTILE, Step, When, _of_mallory, steps_of
 
 STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
-    server.Desk,
+    server.AdminServer,
     api,
-    api.Site,
+    api.AdminApi,
     access.Access,
     access.Session,
     answers,
@@ -45,9 +45,9 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     limits.Limiter,
     live,
     pages.Page,
-    pending.Lobby,
+    pending.PendingConnections,
     client_address,
-    client_address.Origin,
+    client_address.ClientAddress,
     heads,
     heads.RequestHead,
     heads.RequestParser,
@@ -121,13 +121,13 @@ async def everything(world: World) -> None:
 
 @contextmanager
 def marking() -> Iterator[None]:
-    serve = server.Desk._serve
+    serve = server.AdminServer._serve
 
-    async def marked(self: server.Desk, connection: Connection) -> None:
+    async def marked(self: server.AdminServer, connection: Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(server.Desk, "_serve", marked):
+    with patch.object(server.AdminServer, "_serve", marked):
         yield
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tapotun_trio.admin.api import MAX_BODY_BYTES
 from tapotun_trio.admin.live import CLOSE_S
-from tapotun_trio.admin.server import MAX_GUESTS, MAX_STRANGERS, RESTART_S
+from tapotun_trio.admin.server import MAX_AUTHENTICATED, MAX_UNAUTHENTICATED, RESTART_S
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.server import ANSWER_S, BODY_S, HEAD_S, IDLE_S
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, chunk_head
@@ -182,15 +182,15 @@ async def test_strangers_push_out_strangers_and_nobody_else(autojump_clock: Cloc
     async with opened() as world:
         guest = world.client()
         assert (await guest.ask("GET", "/metrics", BEARER)).status == 200
-        strangers = []
-        for _ in range(MAX_STRANGERS + 1):
-            strangers.append(world.client())
-            assert (await strangers[-1].ask("GET", "/healthz")).status == 200
+        unauthenticated = []
+        for _ in range(MAX_UNAUTHENTICATED + 1):
+            unauthenticated.append(world.client())
+            assert (await unauthenticated[-1].ask("GET", "/healthz")).status == 200
         with pytest.raises(PeerError):
-            await strangers[0].ask("GET", "/healthz")
-        assert (await strangers[-1].ask("GET", "/healthz")).status == 200
+            await unauthenticated[0].ask("GET", "/healthz")
+        assert (await unauthenticated[-1].ask("GET", "/healthz")).status == 200
         assert (await guest.ask("GET", "/metrics", BEARER)).status == 200
-        for _ in range(MAX_GUESTS):
+        for _ in range(MAX_AUTHENTICATED):
             assert (await world.client().ask("GET", "/api/session", BEARER)).status == 200
         with pytest.raises(PeerError):
             await guest.ask("GET", "/metrics", BEARER)
@@ -284,7 +284,7 @@ async def test_who_goes_half_way_leaves_nothing(
 ) -> None:
     """Cut at every byte: no task, no connection, no place."""
     async with opened() as world:
-        site = world.desk._site
+        api = world.server._api
         await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
         for end in range(len(data) + 1):
@@ -298,8 +298,8 @@ async def test_who_goes_half_way_leaves_nothing(
                 client.connection.close()
             await trio.sleep(IDLE_S + 2 * ANSWER_S)
             assert trio.lowlevel.current_statistics().tasks_living == tasks, data[:end]
-            assert not world.desk._strangers._connections
-            assert not world.desk._guests._connections
-            assert site._live == 0
+            assert not world.server._unauthenticated._connections
+            assert not world.server._authenticated._connections
+            assert api._live == 0
         assert (await world.ask("GET", "/healthz")).status == 200
     assert errors_in(caplog) == []

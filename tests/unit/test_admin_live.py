@@ -259,6 +259,6 @@ async def test_at_the_end_it_is_told(autojump_clock: Clock) -> None:
     async with opened() as world:
         async with panel(world) as it:
             await it.message_of("events")
-            world.desk.retire()
+            world.server.retire()
             assert await it.closed() in (1001, 1008)
             assert await it.connection.read_all() == b""

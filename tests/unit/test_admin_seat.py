@@ -18,15 +18,15 @@ import pytest
 import trio
 
 from tapotun_trio.admin import manager as seat_module
-from tapotun_trio.admin.manager import AdminSeat
-from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, UnixEndpoint
+from tapotun_trio.admin.manager import AdminManager
+from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpAddress, UnixAddress
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.process.sd_notify import ServiceManager
 from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import process_logger
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.reload import RefusedError, Reloader
 
 from ..fakes import MemoryHost
@@ -43,17 +43,17 @@ def informed() -> None:
 
 
 def at(port: int, token: Secret | None = TOKEN, address: str = "127.0.0.1") -> AdminConfig:
-    return AdminConfig(TcpEndpoint(address, port), token)
+    return AdminConfig(TcpAddress(address, port), token)
 
 
 @asynccontextmanager
-async def seated(config: AdminConfig | None) -> AsyncIterator[tuple[AdminSeat, Registry]]:
+async def seated(config: AdminConfig | None) -> AsyncIterator[tuple[AdminManager, Registry]]:
     registry = Registry()
     async with trio.open_nursery() as nursery:
-        seat = AdminSeat(Process("hub", "/x", moment()), registry, nursery)
-        with seat.changing(config):
+        admin_manager = AdminManager(Process("hub", "/x", boottime()), registry, nursery)
+        with admin_manager.changing(config):
             pass
-        yield seat, registry
+        yield admin_manager, registry
         nursery.cancel_scope.cancel()
 
 
@@ -75,19 +75,19 @@ def handlers() -> int:
 
 async def test_it_comes_moves_and_goes() -> None:
     first, second, before = free_port(), free_port(), handlers()
-    async with seated(None) as (seat, _):
-        with seat.changing(at(first)):
+    async with seated(None) as (admin_manager, _):
+        with admin_manager.changing(at(first)):
             with pytest.raises(OSError):
                 await ask(second)
         assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
         assert handlers() == before + 1
-        with seat.changing(at(second)):
+        with admin_manager.changing(at(second)):
             assert (await ask(first)).startswith(b"HTTP/1.1 200 ")  # until it is certain
         assert (await ask(second)).startswith(b"HTTP/1.1 200 ")
         with pytest.raises(OSError):
             await ask(first)
         assert b"listening on" in await ask(second, "/api/events")  # what was logged before, too
-        with seat.changing(None):
+        with admin_manager.changing(None):
             pass
         with pytest.raises(OSError):
             await ask(second)
@@ -96,12 +96,12 @@ async def test_it_comes_moves_and_goes() -> None:
 
 async def test_a_new_token_ends_what_the_old_one_opened() -> None:
     port = free_port()
-    async with seated(at(port)) as (seat, _):
+    async with seated(at(port)) as (admin_manager, _):
         kept = await trio.open_tcp_stream("127.0.0.1", port)
         request = f"GET /api/session HTTP/1.1\r\nHost: h\r\nx-api-key: {TOKEN.reveal()}\r\n\r\n".encode()
         await kept.send_all(request)
         assert (await kept.receive_some()).startswith(b"HTTP/1.1 200 ")
-        with seat.changing(at(port, Secret("another"))):
+        with admin_manager.changing(at(port, Secret("another"))):
             pass
         assert (await ask(port, "/api/session")).startswith(b"HTTP/1.1 401 ")
         assert (await ask(port, "/api/session", token="another")).startswith(b"HTTP/1.1 200 ")
@@ -116,27 +116,27 @@ async def test_where_it_cannot_listen_nothing_changes() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         other = taken.getsockname()[1]
-        async with seated(None) as (seat, _):
+        async with seated(None) as (admin_manager, _):
             with (
                 pytest.raises(HostError, match=r"admin: cannot listen on .*the port is in use"),
-                seat.changing(at(other)),
+                admin_manager.changing(at(other)),
             ):
                 pytest.fail("it has not begun")
             assert handlers() == before
-            with seat.changing(at(port)):
+            with admin_manager.changing(at(port)):
                 pass
-            with pytest.raises(HostError, match="in use"), seat.changing(at(other)):
+            with pytest.raises(HostError, match="in use"), admin_manager.changing(at(other)):
                 pytest.fail("it has not begun")
             assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_an_address_that_is_still_to_come(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
-    elsewhere = replace(at(port), listen=TcpEndpoint("192.0.2.77", port))
-    async with seated(elsewhere) as (seat, _):
+    elsewhere = replace(at(port), listen=TcpAddress("192.0.2.77", port))
+    async with seated(elsewhere) as (admin_manager, _):
         [line] = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
         assert line.startswith(f"admin: 192.0.2.77:{port}: this machine does not have that address yet")
-        with seat.changing(at(port)):
+        with admin_manager.changing(at(port)):
             pass
         assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
 
@@ -146,22 +146,22 @@ async def test_a_family_that_the_kernel_does_not_have(
 ) -> None:
     """The process starts without the listener, and the next reload has it, though its config is the same."""
     port, before = free_port(), handlers()
-    loopback = replace(at(port), listen=TcpEndpoint("::1", port))
-    async with seated(None) as (seat, _):
+    loopback = replace(at(port), listen=TcpAddress("::1", port))
+    async with seated(None) as (admin_manager, _):
         with monkeypatch.context() as patch:
             patch.setattr(socket, "AF_INET6", 99)  # no kernel has that
-            with seat.changing(loopback):
+            with admin_manager.changing(loopback):
                 pass
             assert handlers() == before
             [line] = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
             assert line.startswith(f"admin: cannot listen on [::1]:{port}: this machine has no IPv6")
-            with seat.changing(at(port)):
+            with admin_manager.changing(at(port)):
                 pass
             assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
-            with pytest.raises(HostError, match="no IPv6"), seat.changing(loopback):
+            with pytest.raises(HostError, match="no IPv6"), admin_manager.changing(loopback):
                 pytest.fail("it has not begun")
             assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
-        with seat.changing(loopback):
+        with admin_manager.changing(loopback):
             pass
         with pytest.raises(OSError):
             await ask(port)
@@ -169,37 +169,37 @@ async def test_a_family_that_the_kernel_does_not_have(
 
 async def test_if_the_rest_fails_nothing_changes() -> None:
     first, second = free_port(), free_port()
-    async with seated(at(first)) as (seat, _):
-        with pytest.raises(HostError, match="the rest"), seat.changing(at(second)):
+    async with seated(at(first)) as (admin_manager, _):
+        with pytest.raises(HostError, match="the rest"), admin_manager.changing(at(second)):
             raise HostError("the rest")
         assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
         with pytest.raises(OSError):
             await ask(second)
-        with pytest.raises(HostError, match="the rest"), seat.changing(at(first, None)):
+        with pytest.raises(HostError, match="the rest"), admin_manager.changing(at(first, None)):
             raise HostError("the rest")
         assert (await ask(first, "/api/session")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_from_all_addresses_to_one_on_the_same_port_and_back() -> None:
     port = free_port()
-    async with seated(at(port, address="0.0.0.0")) as (seat, _):
-        with seat.changing(at(port)):
+    async with seated(at(port, address="0.0.0.0")) as (admin_manager, _):
+        with admin_manager.changing(at(port)):
             pass
         assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
-        with pytest.raises(HostError, match="the rest"), seat.changing(at(port, address="0.0.0.0")):
+        with pytest.raises(HostError, match="the rest"), admin_manager.changing(at(port, address="0.0.0.0")):
             raise HostError("the rest")
         assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_unix_socket_and_its_file(tmp_path: Path) -> None:
     path, port = tmp_path / "admin.http", free_port()
-    async with seated(AdminConfig(UnixEndpoint(str(path)), TOKEN)) as (seat, _):
+    async with seated(AdminConfig(UnixAddress(str(path)), TOKEN)) as (admin_manager, _):
         assert (await ask(path)).startswith(b"HTTP/1.1 200 ")
         assert path.stat().st_mode & 0o777 == 0o660
-        with seat.changing(at(port)):
+        with admin_manager.changing(at(port)):
             pass
         assert not path.exists()
-        with seat.changing(AdminConfig(UnixEndpoint(str(path)), TOKEN)):
+        with admin_manager.changing(AdminConfig(UnixAddress(str(path)), TOKEN)):
             pass
         assert (await ask(path)).startswith(b"HTTP/1.1 200 ")
     assert not path.exists()
@@ -226,10 +226,12 @@ class Rig:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with seated(self.config.admin) as (seat, self.registry), trio.open_nursery() as nursery:
+        async with seated(self.config.admin) as (admin_manager, self.registry), trio.open_nursery() as nursery:
             with ServiceManager({}, None, process_logger()) as manager:
-                self.reloader = Reloader(self.config, self.read, self.registry, seat, manager, process_logger())
-                seat.reload = self.reloader.reload
+                self.reloader = Reloader(
+                    self.config, self.read, self.registry, admin_manager, manager, process_logger()
+                )
+                admin_manager.reload = self.reloader.reload
                 host = MemoryHost()
                 self.reloader.start(await nursery.start(run_interfaces, self.config.interfaces, host, self.registry))
                 yield
@@ -317,15 +319,15 @@ def test_what_is_loaded_is_all_that_it_needs() -> None:
     script = f"""
 import sys, trio
 from tapotun_trio.admin import manager as seat
-from tapotun_trio.config.model import AdminConfig, Secret, TcpEndpoint
+from tapotun_trio.config.model import AdminConfig, Secret, TcpAddress
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.peer.boottime import moment
 from tapotun_trio.lifecycle.registry import Registry
 
 async def main():
     async with trio.open_nursery() as nursery:
-        it = seat.AdminSeat(Process("hub", "/x", moment()), Registry(), nursery)
-        config = AdminConfig(TcpEndpoint("127.0.0.1", {free_port()}), Secret("t"))
+        it = seat.AdminManager(Process("hub", "/x", moment()), Registry(), nursery)
+        config = AdminConfig(TcpAddress("127.0.0.1", {free_port()}), Secret("t"))
         await it.prepare(config)
         before = set(sys.modules)
         with it.changing(config):

@@ -28,7 +28,7 @@ from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.lifecycle.snapshot import PART
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import client_logger, interface_logger, process_logger
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.reload import RefusedError
 from tapotun_trio.status.model import ProcessStatus
 
@@ -317,7 +317,7 @@ async def test_status_and_metrics_of_running_interfaces() -> None:
 
 async def test_a_config_file_of_any_name() -> None:
     """Some are older than UTF-8."""
-    process = Process("hub", os.fsdecode(b"/etc/b\xfcro.json"), moment())
+    process = Process("hub", os.fsdecode(b"/etc/b\xfcro.json"), boottime())
     status = await process_status(process, Registry(), [])
     assert json.loads(msgspec.json.encode(status))["config_file"] == "/etc/b\\udcfcro.json"
 
@@ -341,7 +341,7 @@ async def test_a_status_of_many_peers_lets_others_run_meanwhile() -> None:
                 while not turns:
                     await trio.lowlevel.checkpoint()
                 before = turns
-                status = await process_status(Process("hub", "/x", moment()), registry, [])
+                status = await process_status(Process("hub", "/x", boottime()), registry, [])
                 assert turns - before >= 200 // PART - 1  # who of two runs first in a turn is a matter of luck
                 scope.cancel()
         [interface] = status.interfaces

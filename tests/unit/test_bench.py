@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.load import evp_name
 from bench.metrics import METRICS
 from bench.native import compiled
-from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, WAYS, Budget, Plan
+from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, WAYS, Budget, DesiredState
 from bench.report import as_json, columns, table, text, value
 from bench.results import Results, measured_by
 from bench.scaling.crowd import POINTS, Point
@@ -122,7 +122,7 @@ def test_a_slow_sender_counts_at_what_it_reached() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=str)
-def test_a_plan_fits_at_least_one_round_into_its_time(plan: Plan) -> None:
+def test_a_plan_fits_at_least_one_round_into_its_time(plan: DesiredState) -> None:
     assert plan.rounds >= 1
     assert plan.setup_s + plan.round_s <= plan.budget_s
     assert f"{plan.budget_s:.0f} s" in str(plan)

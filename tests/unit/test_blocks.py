@@ -7,12 +7,12 @@ from ipaddress import ip_address
 import pytest
 
 from tapotun_trio.datapath.counters import Counters
-from tapotun_trio.datapath.sorting import sort_frames
+from tapotun_trio.datapath.sorting import deliver
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.log import interface_logger
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import CloseBody
-from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader, Span, each
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameRange, FrameReader, each
 from tests.fakes import MemoryDevice
 
 from ..packets import frame, ipv4
@@ -50,17 +50,17 @@ async def test_the_same_way_for_all(
     assert a.counters.rx_packets == PACKETS
     assert a.counters.rx_bytes == sum(map(len, frames)) - PACKETS * HEADER_BYTES
     assert dict(a.counters.drops) == drops
-    assert b.sender.outbox.depth_packets == to_b
+    assert b.sender.tx_queue.depth_packets == to_b
     if to_b:
-        assert b.sender.outbox.take(0.0, BUFFER_BYTES) == (PACKETS, b"".join(frames))
+        assert b.sender.tx_queue.take(0.0, BUFFER_BYTES) == (PACKETS, b"".join(frames))
     assert sum(len(it) - 40 for it in device.outbound) == to_device * 64
 
 
 def test_a_client_takes_a_block_for_what_it_is() -> None:
-    counters, inward, echoes = Counters(), list[Span](), list[bytes]()
+    counters, inward, echoes = Counters(), list[FrameRange](), list[bytes]()
     frames = datagrams(HUB, A)
     view, spans = received(frames)
-    sort_frames(view, spans, counters, inward, echoes)
+    deliver(view, spans, counters, inward, echoes)
     assert inward == spans
     assert counters.rx_packets == PACKETS
     assert counters.rx_bytes == sum(map(len, frames)) - PACKETS * HEADER_BYTES
@@ -81,7 +81,7 @@ def test_many_of_a_size_that_differ_cost_few_looks() -> None:
     for _ in range(5):
         spans = reader.prime(mixed)
         assert len(spans) == 200
-    assert reader._futile > 100
+    assert reader._failures > 100
     alike = [frame(ipv4(A, HUB, bytes(40)))] * 300
     while len(spans := reader.prime(b"".join(alike))) == 300:
         pass

@@ -28,7 +28,7 @@ from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.log import interface_logger
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import ChunkedBody
-from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, LENGTH_BYTES, FrameReader, Span
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, LENGTH_BYTES, FrameRange, FrameReader
 
 from ..packets import frame, ipv4
 from ..streams import MemoryConnection, memory_pair
@@ -80,7 +80,7 @@ class CountingDevice:
         self.syscalls += 1
         return True
 
-    def write_burst(self, view: memoryview, spans: Sequence[Span], refused: list[Span], /) -> int:
+    def write_burst(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange], /) -> int:
         self.syscalls += len(spans)
         return len(spans)
 

@@ -14,15 +14,15 @@ from tapotun_trio.config.model import (
     AdminConfig,
     AllowedClient,
     Config,
+    IngressOptions,
     InterfaceConfig,
     LogConfig,
     Mark,
     Proxy,
-    Reception,
     Secret,
     ServerConfig,
-    TcpEndpoint,
-    UnixEndpoint,
+    TcpAddress,
+    UnixAddress,
 )
 
 from .support import allowed, client_config, server_config
@@ -35,7 +35,7 @@ CLIENT = client_config("tun0", 8080)
 def only(after: InterfaceConfig, before: InterfaceConfig = SERVER) -> tuple[str, list[str]]:
     [change] = changes([before], [after])
     assert (change.before, change.after) == (before, after)
-    return change.how, list(change.lines)
+    return change.kind, list(change.lines)
 
 
 def test_nothing() -> None:
@@ -71,10 +71,10 @@ def test_live(after: ServerConfig, line: str) -> None:
 @pytest.mark.parametrize(
     ("after", "line"),
     [
-        (replace(SERVER, listen=(TcpEndpoint("::1", 8080),)), "hub: listen, port changed, so it starts again"),
+        (replace(SERVER, listen=(TcpAddress("::1", 8080),)), "hub: listen, port changed, so it starts again"),
         (replace(SERVER, path="/x", mtu=1400), "hub: path changed, so it starts again (none -> /x)"),
         (
-            replace(SERVER, listen=(UnixEndpoint("/x"),), reception=Reception(trusts_unix=True)),
+            replace(SERVER, listen=(UnixAddress("/x"),), ingress=IngressOptions(trusts_unix=True)),
             "hub: listen, port, trusted_proxies, proxy_protocol, listen_mode changed, so it starts again",
         ),
         (replace(CLIENT, name="hub"), "hub: is a client now, and starts again"),
@@ -85,8 +85,8 @@ def test_restart(after: InterfaceConfig, line: str) -> None:
 
 
 def test_a_client_starts_again_and_no_line_has_its_token() -> None:
-    how, [line] = only(replace(CLIENT, token=Secret("another")), CLIENT)
-    assert (how, line) == ("restart", "tun0: token changed, so it starts again")
+    kind, [line] = only(replace(CLIENT, token=Secret("another")), CLIENT)
+    assert (kind, line) == ("restart", "tun0: token changed, so it starts again")
     proxy = Proxy("proxy.example.com", 3128, Secret("user:pass"))
     moved = replace(CLIENT, token=Secret("another"), proxy=proxy)
     _, [line] = only(moved, CLIENT)
@@ -104,18 +104,18 @@ def test_of_a_long_list_a_few_are_told() -> None:
 
 def test_a_client_s_mark_is_changed_while_it_runs() -> None:
     assert only(replace(CLIENT, mark=Mark(7, 7)), CLIENT) == ("live", ["tun0: mark changed (none -> 7 in table 7)"])
-    how, _ = only(replace(CLIENT, mark=Mark(7, 7), transport_mark=8), CLIENT)
-    assert how == "restart"
+    kind, _ = only(replace(CLIENT, mark=Mark(7, 7), transport_mark=8), CLIENT)
+    assert kind == "restart"
 
 
 def test_what_frees_comes_first() -> None:
     other = replace(SERVER, name="other")
     found = changes([SERVER, CLIENT], [replace(CLIENT, transport_mark=3), other])
-    assert [change.how for change in found] == ["removed", "restart", "added"]
-    assert [change.undone.how for change in found] == ["added", "restart", "removed"]
+    assert [change.kind for change in found] == ["removed", "restart", "added"]
+    assert [change.inverse.kind for change in found] == ["added", "restart", "removed"]
 
 
-ADMIN = AdminConfig(TcpEndpoint("127.0.0.1", 9090), Secret("the-admin-token"))
+ADMIN = AdminConfig(TcpAddress("127.0.0.1", 9090), Secret("the-admin-token"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ ADMIN = AdminConfig(TcpEndpoint("127.0.0.1", 9090), Secret("the-admin-token"))
         (Config((), admin=ADMIN), Config((), admin=replace(ADMIN, token=None)), ["admin: token changed"]),
         (
             Config((), admin=ADMIN),
-            Config((), admin=AdminConfig(UnixEndpoint("/x"), Secret("another"))),
+            Config((), admin=AdminConfig(UnixAddress("/x"), Secret("another"))),
             ["admin: listen, token changed"],
         ),
         (Config(()), Config((), log=LogConfig("debug")), ["log: level changed"]),
@@ -164,7 +164,7 @@ files = st.lists(entries, unique_by=lambda config: config.name, max_size=3)
 def test_made_they_are_the_new_config_and_undone_the_old(before: list[ServerConfig], after: list[ServerConfig]) -> None:
     running: dict[str, InterfaceConfig] = {config.name: config for config in before}
     found = changes(before, after)
-    for steps, goal in ((found, after), ([it.undone for it in reversed(found)], before)):
+    for steps, goal in ((found, after), ([it.inverse for it in reversed(found)], before)):
         for step in steps:
             assert step.lines
             if step.before is not None:

@@ -14,12 +14,12 @@ import pytest
 
 from tapotun_trio.client import requests, streams
 from tapotun_trio.client.client import TunnelClient
-from tapotun_trio.client.transport_choice import Carrier
+from tapotun_trio.client.transport_choice import TransportSelector
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.http import client as http_client
 from tapotun_trio.http.heads import ResponseParser
 from tapotun_trio.lifecycle import interface
-from tapotun_trio.peer.info import Presence
+from tapotun_trio.peer.info import PeerInfo
 from tapotun_trio.wire import params, tunconf
 
 from ..fakes import MemoryHost
@@ -50,8 +50,8 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (ResponseParser, "feed"),
     (tunconf, "decode"),
     (params, "decode"),
-    (Carrier, "upload_begins"),
-    (Carrier, "upload_seen"),
+    (TransportSelector, "upload_begins"),
+    (TransportSelector, "upload_seen"),
     (streams, "receive_frames"),
     (streams.Upload, "_send"),
     (streams.Upload, "_read_answer"),
@@ -127,7 +127,7 @@ async def test_a_bug_ends_one_stream(owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TunnelClient, "_download_begins"), (Carrier, "upload_begins"), (Presence, "arrive")],
+    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_begins"), (PeerInfo, "arrive")],
 )
 async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) -> None:
     await recovers(owner, name, RuntimeError("injected"), after=True)

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.client.failure_log import SHORTAGE_S, Complaints
+from tapotun_trio.client.failure_log import SHORTAGE_S, FailureLog
 from tapotun_trio.errors import PeerError, ShortageError, shortage_of
 from tapotun_trio.host.net.sockets import GONE
 from tapotun_trio.log import interface_logger
@@ -35,11 +35,11 @@ def short() -> ShortageError:
 
 
 async def test_one_cause_with_several_texts_is_one_line(log: list[logging.LogRecord]) -> None:
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for text in ("refused by 192.0.2.1, 192.0.2.2", "refused by 192.0.2.2, 192.0.2.1", "refused by 192.0.2.3"):
-        complaints.log("download", PeerError(text, reason="refused", key="refused"), 1.0)
+        failure_log.log("download", PeerError(text, reason="refused", key="refused"), 1.0)
     assert lines(log) == ["download: refused by 192.0.2.1, 192.0.2.2; trying again in 1.0 s"]
-    assert complaints.latest == "download: refused by 192.0.2.3"
+    assert failure_log.latest == "download: refused by 192.0.2.3"
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
@@ -50,38 +50,38 @@ async def test_a_server_that_goes_is_one_failure(log: list[logging.LogRecord], f
         PeerError("the connection closed within a frame", reason="closed"),
         PeerError("connection closed inside a chunked body", reason="closed"),
     ]
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for failure in signs[first:] + signs[:first]:
-        complaints.log("download", failure, 0.0)
+        failure_log.log("download", failure, 0.0)
     assert len(lines(log)) == 1
-    complaints.log("download", PeerError("connection broke: No route to host", reason="broken"), 0.0)
+    failure_log.log("download", PeerError("connection broke: No route to host", reason="broken"), 0.0)
     assert len(lines(log)) == 2
 
 
 async def test_a_shortage_is_one_failure_of_all_streams(log: list[logging.LogRecord]) -> None:
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for _ in range(3):
         for stream in ("download", "upload", "WebSocket"):
-            complaints.log(stream, short(), 1.0)
+            failure_log.log(stream, short(), 1.0)
     assert len(lines(log)) == 1
 
 
 async def test_a_shortage_that_comes_and_goes_is_told_now_and_then(
     log: list[logging.LogRecord], autojump_clock: trio.testing.MockClock
 ) -> None:
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for _ in range(int(2.5 * SHORTAGE_S)):
-        complaints.log("download", short(), 1.0)
-        complaints.clear()  # one attempt in between was good
+        failure_log.log("download", short(), 1.0)
+        failure_log.clear()  # one attempt in between was good
         await trio.sleep(1)
     assert len(lines(log)) == 3
     assert "more since the last such line" in lines(log)[1]
 
 
 async def test_what_fails_after_all_was_well_is_news(log: list[logging.LogRecord]) -> None:
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for _ in range(2):
-        complaints.log("upload", PeerError("x", reason="silent"), 0.0)
-        complaints.clear()
-        assert complaints.latest is None
+        failure_log.log("upload", PeerError("x", reason="silent"), 0.0)
+        failure_log.clear()
+        assert failure_log.latest is None
     assert len(lines(log)) == 2

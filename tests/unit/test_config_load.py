@@ -20,10 +20,10 @@ from tapotun_trio.config.model import (
     Mark,
     Secret,
     ServerConfig,
-    TcpEndpoint,
+    TcpAddress,
     TlsConfig,
     TokenHash,
-    UnixEndpoint,
+    UnixAddress,
     Url,
 )
 from tapotun_trio.config.structs import RawClient, RawServer
@@ -97,7 +97,7 @@ def test_minimal_server_gets_the_defaults() -> None:
     assert accept(server()) == ServerConfig(
         name="tun0",
         net=IPv4Interface("10.10.0.1/24"),
-        listen=(TcpEndpoint("127.0.0.1", 8080, optional=True), TcpEndpoint("::1", 8080, optional=True)),
+        listen=(TcpAddress("127.0.0.1", 8080, optional=True), TcpAddress("::1", 8080, optional=True)),
         mtu=1500,
         ips=(),
         routes=(),
@@ -141,9 +141,9 @@ def test_server_with_every_field() -> None:
         name="corp0",
         net=IPv4Interface("10.50.0.1/24"),
         listen=(
-            TcpEndpoint("0.0.0.0", 80),
-            TcpEndpoint("2001:db8::1", 80),
-            UnixEndpoint("/run/tapotun.sock"),
+            TcpAddress("0.0.0.0", 80),
+            TcpAddress("2001:db8::1", 80),
+            UnixAddress("/run/tapotun.sock"),
         ),
         mtu=1400,
         ips=(IPv4Address("10.50.0.254"),),
@@ -231,7 +231,7 @@ def test_mtu(mtu: int) -> None:
 
 @pytest.mark.parametrize("port", [1, 65535])
 def test_port(port: int) -> None:
-    assert {e.port for e in accept_server(port=port).listen if isinstance(e, TcpEndpoint)} == {port}
+    assert {e.port for e in accept_server(port=port).listen if isinstance(e, TcpAddress)} == {port}
 
 
 @pytest.mark.parametrize("keepalive", [1, 1.5, 50])
@@ -299,21 +299,21 @@ def test_raw_tokens(token: str) -> None:
 
 
 def test_a_unix_socket_needs_no_port() -> None:
-    assert accept_server(port=..., listen="unix:/run/t.sock").listen == (UnixEndpoint("/run/t.sock"),)
-    assert accept_server(port=..., listen=["unix:/a", "unix:/b"]).listen == (UnixEndpoint("/a"), UnixEndpoint("/b"))
+    assert accept_server(port=..., listen="unix:/run/t.sock").listen == (UnixAddress("/run/t.sock"),)
+    assert accept_server(port=..., listen=["unix:/a", "unix:/b"]).listen == (UnixAddress("/a"), UnixAddress("/b"))
     longest = "unix:/" + "a" * 106
-    assert accept_server(port=..., listen=longest).listen == (UnixEndpoint(longest[5:]),)
+    assert accept_server(port=..., listen=longest).listen == (UnixAddress(longest[5:]),)
 
 
 def test_one_listen_address_may_stand_without_a_list() -> None:
-    assert accept_server(listen="::").listen == (TcpEndpoint("::", 8080),)
+    assert accept_server(listen="::").listen == (TcpAddress("::", 8080),)
 
 
 # --- what may stand twice ---
 
 
 def test_the_families_do_not_clash() -> None:
-    assert accept_server(listen=["0.0.0.0", "::"]).listen == (TcpEndpoint("0.0.0.0", 8080), TcpEndpoint("::", 8080))
+    assert accept_server(listen=["0.0.0.0", "::"]).listen == (TcpAddress("0.0.0.0", 8080), TcpAddress("::", 8080))
 
 
 def test_a_port_may_be_used_on_two_addresses() -> None:
@@ -370,7 +370,7 @@ def test_examples() -> None:
     assert isinstance(minimal, ServerConfig)
     assert (minimal.name, minimal.net) == ("tun0", IPv4Interface("10.10.0.1/24"))
     assert [(c.token.digest, str(c.ip)) for c in minimal.clients] == [(sha1("test"), "10.10.0.2")]
-    assert {e.port for e in minimal.listen if isinstance(e, TcpEndpoint)} == {8080}
+    assert {e.port for e in minimal.listen if isinstance(e, TcpAddress)} == {8080}
     assert isinstance(corp, ServerConfig)
     assert (corp.name, corp.net, corp.mtu) == ("corp0", IPv4Interface("10.50.0.1/24"), 1400)
     assert corp.ips == (IPv4Address("10.50.0.254"),)

@@ -18,7 +18,7 @@ from tapotun_trio.config.diagnostics import Findings, report_json, report_text
 from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
-from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
+from tapotun_trio.config.model import TcpAddress, UnixAddress
 from tapotun_trio.config.process_entry import listen
 from tapotun_trio.config.structs import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
 from tapotun_trio.config.url import url
@@ -259,10 +259,10 @@ def test_an_accepted_listener_means_the_same_when_written_again(address: str, po
         found = listen(address + port)
     except Invalid:
         return
-    if isinstance(found, UnixEndpoint):
+    if isinstance(found, UnixAddress):
         assert listen(f"unix:{found.path}") == found
         return
-    assert isinstance(found, TcpEndpoint)
+    assert isinstance(found, TcpAddress)
     assert 1 <= found.port <= 65535
     host = f"[{found.address}]" if ":" in found.address else found.address
     assert listen(f"{host}:{found.port}") == found

@@ -11,13 +11,13 @@ import pytest
 
 from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.load import check, check_content
-from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpEndpoint, TokenHash, UnixEndpoint
+from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpAddress, TokenHash, UnixAddress
 from tapotun_trio.config.process_entry import admin_token, listen
 from tapotun_trio.config.structs import RawAdmin, RawLog, RawRoot
 
 from .test_config_load import Json, client, server, sha1, sha256
 
-LOOPBACK: Final = TcpEndpoint("127.0.0.1", 9433)
+LOOPBACK: Final = TcpAddress("127.0.0.1", 9433)
 
 
 def root(**changes: Any) -> Json:
@@ -48,9 +48,9 @@ def test_an_object_holds_what_the_array_holds() -> None:
         ("127.0.0.1:9433", LOOPBACK),
         ("9433", LOOPBACK),
         (9433, LOOPBACK),
-        ("127.1.2.3:1", TcpEndpoint("127.1.2.3", 1)),
-        ("[::1]:65535", TcpEndpoint("::1", 65535)),
-        ("unix:/run/tapotun/admin.http", UnixEndpoint("/run/tapotun/admin.http")),
+        ("127.1.2.3:1", TcpAddress("127.1.2.3", 1)),
+        ("[::1]:65535", TcpAddress("::1", 65535)),
+        ("unix:/run/tapotun/admin.http", UnixAddress("/run/tapotun/admin.http")),
     ],
 )
 def test_where_it_listens(given: object, endpoint: object) -> None:
@@ -75,8 +75,8 @@ def test_an_address_that_an_interface_brings(address: str, interfaces: list[Json
     config, findings = check_content(json.dumps(value).encode(), "F")
     assert config is not None
     assert config.admin is not None
-    assert isinstance(config.admin.listen, TcpEndpoint)
-    assert config.admin.listen == TcpEndpoint(address, 9433)
+    assert isinstance(config.admin.listen, TcpAddress)
+    assert config.admin.listen == TcpAddress(address, 9433)
     assert config.admin.listen.early is early
     assert [finding.path for finding in findings] == ["admin.listen"] * warned
 

@@ -38,7 +38,7 @@ from tapotun_trio.control.protocol import (
     encode_result,
 )
 from tapotun_trio.control.server import MAX_CONNECTIONS, MAX_WAITING, REQUEST_S, Command, serve_control
-from tapotun_trio.control.socket_path import PATH_BYTES, Place, find, listening, name_of, places
+from tapotun_trio.control.socket_path import PATH_BYTES, ControlDirectory, control_directories, find, listening, name_of
 from tapotun_trio.errors import HostError, PeerError, TapotunError
 from tapotun_trio.log import process_logger
 
@@ -64,12 +64,12 @@ def read(pieces: list[bytes]) -> bytes | str | None:
 
 
 @given(st.binary(max_size=150) | st.binary(max_size=70).map(lambda it: it + b"\n" + it), cuts)
-def test_a_line_in_every_split(stream: bytes, places: list[int]) -> None:
+def test_a_line_in_every_split(stream: bytes, control_directories: list[int]) -> None:
     whole = read([stream])
     if isinstance(whole, bytes):
         assert whole == stream.partition(b"\n")[0]
         assert len(whole) <= LIMIT_BYTES
-    for pieces in every_way(stream, places):
+    for pieces in every_way(stream, control_directories):
         assert read(pieces) == whole
 
 
@@ -143,18 +143,20 @@ def test_another_server_at_the_socket() -> None:
 
 
 def test_the_places(tmp_path: Path) -> None:
-    assert places({}) == [Place("/run/tapotun", 0o755)]
+    assert control_directories({}) == [ControlDirectory("/run/tapotun", 0o755)]
     environ = {"RUNTIME_DIRECTORY": "/run/tapotun/office:/run/other", "XDG_RUNTIME_DIR": "/run/user/1000"}
-    assert [place.directory for place in places(environ)] == [
+    assert [place.directory for place in control_directories(environ)] == [
         "/run/tapotun",
         "/run/tapotun/office",
         "/run/user/1000/tapotun",
     ]
-    assert places({"RUNTIME_DIRECTORY": "relative", "XDG_RUNTIME_DIR": ""}) == [Place("/run/tapotun", 0o755)]
+    assert control_directories({"RUNTIME_DIRECTORY": "relative", "XDG_RUNTIME_DIR": ""}) == [
+        ControlDirectory("/run/tapotun", 0o755)
+    ]
 
 
-def here(directory: Path) -> list[Place]:
-    return [Place(str(directory / "run"), 0o755)]
+def here(directory: Path) -> list[ControlDirectory]:
+    return [ControlDirectory(str(directory / "run"), 0o755)]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o177])
@@ -212,9 +214,9 @@ def test_the_next_place_if_one_is_closed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     long = tmp_path / ("x" * PATH_BYTES)
     where = [
-        Place(str(tmp_path / "file" / "run"), 0o755),
-        Place(str(tmp_path / "missing"), None),
-        Place(str(long), 0o755),
+        ControlDirectory(str(tmp_path / "file" / "run"), 0o755),
+        ControlDirectory(str(tmp_path / "missing"), None),
+        ControlDirectory(str(long), 0o755),
     ]
     with listening("office", [*where, *here(tmp_path)]):
         assert find([*where, *here(tmp_path)]) == [str(tmp_path / "run" / "office.sock")]
@@ -233,9 +235,9 @@ def test_an_interface_of_another_owner_at_the_end(tmp_path: Path) -> None:
 
 
 def test_those_one_directory_deeper_are_found(tmp_path: Path) -> None:
-    with listening("b", [Place(str(tmp_path / "run"), 0o755)]):
+    with listening("b", [ControlDirectory(str(tmp_path / "run"), 0o755)]):
         (tmp_path / "run" / "unit").mkdir()
-        with listening("a", [Place(str(tmp_path / "run" / "unit"), None)]):
+        with listening("a", [ControlDirectory(str(tmp_path / "run" / "unit"), None)]):
             assert [name_of(path) for path in find(here(tmp_path))] == ["a", "b"]
         (tmp_path / "run" / "unit").rmdir()
 

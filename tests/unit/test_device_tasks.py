@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.datapath.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
-from tapotun_trio.datapath.sender import ROOM_S, Sender
+from tapotun_trio.datapath.sender import SOCKET_FULL_WAIT_S, Sender
 from tapotun_trio.datapath.tun_io import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.writer import BodyWriter
@@ -201,15 +201,15 @@ async def test_a_device_is_left_alone_while_the_only_stream_is_full(autojump_clo
         await settle()
         left = len(device.inbound)
         assert left == 5  # one burst was read
-        await trio.sleep(0.9 * ROOM_S)
+        await trio.sleep(0.9 * SOCKET_FULL_WAIT_S)
         assert len(device.inbound) == left
-        assert not sender.outbox
+        assert not sender.tx_queue
         ours.limit(1 << 20)
         received = bytearray(1 << 20)
         while len(device.inbound):
             theirs.try_receive(memoryview(received))
             await settle()
-        assert trio.current_time() < ROOM_S
+        assert trio.current_time() < SOCKET_FULL_WAIT_S
         nursery.cancel_scope.cancel()
 
 
@@ -223,9 +223,9 @@ async def test_a_stream_that_stays_full_leaves_it_to_the_outbox(autojump_clock: 
         await settle()
         for _ in range(100):
             device.send(packet(1, 0, 60_000))
-        await trio.sleep(1.5 * ROOM_S)
+        await trio.sleep(1.5 * SOCKET_FULL_WAIT_S)
         assert not device.inbound
-        assert sender.outbox
+        assert sender.tx_queue
         nursery.cancel_scope.cancel()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 
 from tapotun_trio import exit_codes
-from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpEndpoint, Url
+from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpAddress, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
@@ -81,22 +81,22 @@ def test_a_healthy_machine() -> None:
         (sysctl(ipv6=None), None, "note", "ipv6", "no IPv6"),
         (
             sysctl(ipv6=1),
-            replace(SERVER, listen=(TcpEndpoint("::", 8080),)),
+            replace(SERVER, listen=(TcpAddress("::", 8080),)),
             "failure",
             "ipv6",
             "disable_ipv6=0",
         ),
-        (sysctl(ipv6=1), replace(SERVER, listen=(TcpEndpoint("::1", 8080, optional=True),)), "note", "ipv6", ""),
+        (sysctl(ipv6=1), replace(SERVER, listen=(TcpAddress("::1", 8080, optional=True),)), "note", "ipv6", ""),
         (
             sysctl(ipv6=1),
-            replace(SERVER, listen=(TcpEndpoint("::", 8080), TcpEndpoint("127.0.0.1", 8080))),
+            replace(SERVER, listen=(TcpAddress("::", 8080), TcpAddress("127.0.0.1", 8080))),
             "warning",
             "ipv6",
             "hub is to listen on ::",
         ),
         (
             replace(HEALTHY, addresses=frozenset({"192.0.2.1"})),
-            replace(SERVER, listen=(TcpEndpoint("192.0.2.1", 8080), TcpEndpoint("192.0.2.77", 8080))),
+            replace(SERVER, listen=(TcpAddress("192.0.2.1", 8080), TcpAddress("192.0.2.77", 8080))),
             "warning",
             "listen",
             "hub is to listen on 192.0.2.77, which this machine does not have: nobody can connect there",
@@ -157,10 +157,10 @@ def test_what_is_wrong(machine: Machine, config: InterfaceConfig | None, severit
 def test_addresses_that_are_there_or_come_with_a_tunnel() -> None:
     machine = replace(HEALTHY, addresses=frozenset({"192.0.2.1"}))
     there = ("192.0.2.1", "0.0.0.0", "::", "127.0.0.5", "::1", "10.10.0.1")
-    server = replace(SERVER, listen=tuple(TcpEndpoint(it, 8080) for it in there))
-    admin = AdminConfig(TcpEndpoint("10.9.9.9", 9433, early=True), None)
+    server = replace(SERVER, listen=tuple(TcpAddress(it, 8080) for it in there))
+    admin = AdminConfig(TcpAddress("10.9.9.9", 9433, early=True), None)
     assert [it.severity for it in judge(machine, [server], admin) if it.check == "listen"] == ["ok"]
-    found = judge(machine, [server], replace(admin, listen=TcpEndpoint("192.0.2.9", 9433)))
+    found = judge(machine, [server], replace(admin, listen=TcpAddress("192.0.2.9", 9433)))
     [bad] = [it for it in found if it.severity != "ok"]
     assert bad.text.startswith("admin is to listen on 192.0.2.9, which this machine does not have")
 

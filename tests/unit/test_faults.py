@@ -59,21 +59,21 @@ CONTROLS: Final = b"".join(
 
 # Whatever has a part in serving a request.
 STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
-    acceptor.Entrance,
+    acceptor.Endpoint,
     server.TunnelServer,
     handlers,
     handlers._Uploading,
     session.Session,
-    session.Visit,
+    session.ClientHello,
     sender,
     sender.Sender,
-    scheduler.Feed,
-    tx_queue.Outbox,
+    scheduler.SendScheduler,
+    tx_queue.TxQueue,
     receiver,
-    receiver.Incoming,
-    duplex.Conversation,
-    info.Presence,
-    session_log.Summary,
+    receiver.InboundStream,
+    duplex.DuplexStream,
+    info.PeerInfo,
+    session_log.SessionLog,
     rtt.RoundTrip,
     http_server,
     http_server.Exchange,
@@ -83,9 +83,9 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     heads,
     heads.RequestHead,
     heads.RequestParser,
-    pending.Lobby,
+    pending.PendingConnections,
     client_address,
-    client_address.Origin,
+    client_address.ClientAddress,
     body.ChunkedBody,
     wire_websocket.WebSocketBody,
     frames.FrameReader,
@@ -110,7 +110,7 @@ NOT_STEPS: Final = {
 # Steps that some scenario has to come by, so that the list above is not empty without anybody noticing.
 REACHED: Final = {
     "Entrance._hand_over",
-    "Entrance.enter_lobby",
+    "Entrance.add_pending",
     "TunnelServer._answer",
     "TunnelServer._authenticate",
     "TunnelServer._forward",
@@ -299,7 +299,7 @@ async def well_again(siege: Siege, after: str) -> None:
     """Nothing is left of what went wrong; mallory connects, and packets cross both ways."""
     mallory = siege.mallory
     if after != "Presence.leave":  # which is what did not happen
-        assert mallory.presence.connected_since is None, after
+        assert mallory.peer_info.connected_since is None, after
     down = await siege.download(*extended("mallory"))
     up = await siege.upload(*extended("mallory"))
     assert mallory.state == "connected", after
@@ -317,13 +317,13 @@ async def well_again(siege: Siege, after: str) -> None:
 @contextmanager
 def marking() -> Iterator[None]:
     """Every connection that comes from here on is mallory's."""
-    serve = acceptor.Entrance._serve
+    serve = acceptor.Endpoint._serve
 
-    async def marked(self: acceptor.Entrance, connection: sockets.Connection) -> None:
+    async def marked(self: acceptor.Endpoint, connection: sockets.Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(acceptor.Entrance, "_serve", marked):
+    with patch.object(acceptor.Endpoint, "_serve", marked):
         yield
 
 
@@ -389,11 +389,11 @@ async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
     ("owner", "name", "said"),
     [
         (server.TunnelServer, "_authenticate", 500),
-        (session.Visit, "of", 500),
+        (session.ClientHello, "of", 500),
         (session.Session, "tun_conf", 500),
         (http_server.Exchange, "start_download", 500),
         (heads.RequestParser, "feed", 500),
-        (client_address.Origin, "client", 500),
+        (client_address.ClientAddress, "client", 500),
         (session.Session, "arrive", 200),
         (sender.Sender, "serve", 200),
     ],
@@ -426,7 +426,7 @@ async def test_an_upload_that_a_bug_ends_is_answered_500() -> None:
 
 async def test_a_bug_that_comes_again_and_again_is_told_now_and_then() -> None:
     async with besieged() as siege:
-        with marking(), Step(session.Visit, "of").broken("before"):
+        with marking(), Step(session.ClientHello, "of").broken("before"):
             for _ in range(100):
                 raw = await siege.connect(request("GET", "mallory"))
                 assert await raw.status() == 500
@@ -481,9 +481,9 @@ TICKS: Final = table(
     "owner name of",
     ("session", session.Session, "tick", lambda siege, it: it is siege.mallory),
     ("sender", sender.Sender, "tick", lambda siege, it: it is siege.mallory.sender),
-    ("outbox", tx_queue.Outbox, "expire", lambda siege, it: it is siege.mallory.sender.outbox),
-    ("upload", receiver.Incoming, "tick", lambda siege, it: it in siege.mallory.uploads),
-    ("presence", info.Presence, "tick", lambda siege, it: it is siege.mallory.presence),
+    ("outbox", tx_queue.TxQueue, "expire", lambda siege, it: it is siege.mallory.sender.tx_queue),
+    ("upload", receiver.InboundStream, "tick", lambda siege, it: it in siege.mallory.uploads),
+    ("presence", info.PeerInfo, "tick", lambda siege, it: it is siege.mallory.peer_info),
 )
 
 
@@ -526,14 +526,14 @@ async def test_a_bug_in_sending_ends_whose_stream_it_is(
 ) -> None:
     """Neither the device's reader, which sends for all, nor the client that the packet is from."""
     monkeypatch.setattr(server, "TICK_S", 0.02)
-    owner, name = (writer.BodyWriter, "send") if streaming else (tx_queue.Outbox, "put")
+    owner, name = (writer.BodyWriter, "send") if streaming else (tx_queue.TxQueue, "put")
     async with besieged(2) as siege:
         mallory = siege.mallory
         if streaming:
             down = await siege.download(*extended("mallory"))
         else:  # as at first: it was never there, and packets for it wait in its outbox
             assert mallory.state == "offline"
-        own = {id(mallory.sender._writer), id(mallory.sender.outbox)}
+        own = {id(mallory.sender._writer), id(mallory.sender.tx_queue)}
         with breaking(owner, name, lambda it: id(it) in own) as hits:
             if who == "the device":
                 siege.hub.send(DOWN)

@@ -14,7 +14,7 @@ from tapotun_trio.datapath.scheduler import (
     PIECE_BYTES,
     SAMPLE_S,
     WATCH_S,
-    Feed,
+    SendScheduler,
 )
 from tapotun_trio.host.interfaces import PathState
 from tapotun_trio.host.net.sockets import NOTSENT_LOWAT_BYTES
@@ -51,18 +51,18 @@ class FakeConnection:
         self.unsent_bytes = limit_bytes
 
 
-def feed(connection: FakeConnection) -> Feed:
+def feed(connection: FakeConnection) -> SendScheduler:
     """What was chosen at its beginning is forgotten."""
-    it = Feed(connection, 0.0)
+    it = SendScheduler(connection, 0.0)
     connection.chosen.clear()
     return it
 
 
-def is_paced(feed: Feed) -> bool:
+def is_paced(feed: SendScheduler) -> bool:
     return feed.paced
 
 
-def backlog(feed: Feed, start_s: float, stop_s: float, step_s: float = 0.005) -> None:
+def backlog(feed: SendScheduler, start_s: float, stop_s: float, step_s: float = 0.005) -> None:
     """There is one all the time."""
     for n in range(round((stop_s - start_s) / step_s)):
         feed.allowance(start_s + n * step_s)
@@ -129,7 +129,7 @@ def test_bbr_pauses_while_a_stream_is_paced() -> None:
     assert connection.congestion_control == "bbr"
 
 
-def watched(feed: Feed, start_s: float, stop_s: float) -> None:
+def watched(feed: SendScheduler, start_s: float, stop_s: float) -> None:
     """Everything is taken at once, and a second passes now and then."""
     for n in range(round((stop_s - start_s) * 10)):
         feed.watch(start_s + n / 10)
@@ -171,11 +171,11 @@ def test_a_fast_stream_far_away_keeps_its_bbr_as_it_is() -> None:
 def test_what_the_host_prefers_begins_at_once_but_on_a_short_path() -> None:
     for state in (NARROW, FAST_AND_FAR, IDLE, None):
         connection = FakeConnection(state, "bbr")
-        Feed(connection, 0.0)
+        SendScheduler(connection, 0.0)
         assert connection.chosen == ["bbr"]
     for near in (FAST, NEAR):
         connection = FakeConnection(near, "bbr")
-        Feed(connection, 0.0)
+        SendScheduler(connection, 0.0)
         assert connection.chosen == ["cubic"]
 
 
@@ -198,7 +198,7 @@ def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
 
 def test_where_the_route_prefers_bbr_it_has_begun_already() -> None:
     connection = FakeConnection(NEAR, "bbr", by_route=True)
-    it = Feed(connection, 0.0)
+    it = SendScheduler(connection, 0.0)
     assert connection.chosen == []
     watched(it, 0.0, 2.0)
     assert connection.chosen == ["cubic"]

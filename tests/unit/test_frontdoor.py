@@ -16,10 +16,10 @@ import trio
 import trio.testing
 
 from tapotun_trio.config.load import check_content
-from tapotun_trio.config.model import Endpoint, ServerConfig, TcpEndpoint
+from tapotun_trio.config.model import ListenAddress, ServerConfig, TcpAddress
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.http import acceptor
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.lifecycle.snapshot import snapshot
@@ -99,10 +99,10 @@ async def test_the_end_of_one_is_not_the_others_and_the_last_closes_the_port() -
     async def run(config: ServerConfig, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                await nursery.start(run_interface, config, host, door)
+                await nursery.start(run_interface, config, host, listeners)
                 task_status.started(scope)
 
-    async with open_front_door() as door, trio.open_nursery() as outer:
+    async with open_listeners() as listeners, trio.open_nursery() as outer:
         one = await outer.start(run, first)
         two = await outer.start(run, second)
         a = await trio.open_tcp_stream("127.0.0.1", port)
@@ -175,7 +175,7 @@ def process_of(interface: InterfaceStatus) -> ProcessStatus:
     return ProcessStatus(version="1", pid=1, name="office", config_file="x", started_at=now, interfaces=[interface])
 
 
-def listening_at(port: int, *endpoints: Endpoint) -> ServerConfig:
+def listening_at(port: int, *endpoints: ListenAddress) -> ServerConfig:
     return replace(servers(port, None)[0], listen=endpoints)
 
 
@@ -205,11 +205,11 @@ async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_our
     """It is told, and had as soon as it can be; at the end it goes with the other."""
     taken, port = free_port(), free_port()
     blocker = socket.create_server(("127.0.0.1", taken))
-    config = listening_at(port, TcpEndpoint("127.0.0.1", taken), TcpEndpoint("127.0.0.1", port))
+    config = listening_at(port, TcpAddress("127.0.0.1", taken), TcpAddress("127.0.0.1", port))
     record = Record(config)
-    async with open_front_door() as door, trio.open_nursery() as nursery:
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
         with blocker:
-            await nursery.start(run_interface, config, MemoryHost(), door, record)
+            await nursery.start(run_interface, config, MemoryHost(), listeners, record)
             assert await status(port, "GET", "/", "tun0") == 200
             [line] = told(caplog_of_ours)
             assert line.startswith(f"cannot listen on 127.0.0.1:{taken}: the port is in use; stop the other program")
@@ -219,7 +219,7 @@ async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_our
             assert "the port is in use" in (listed[f"127.0.0.1:{taken}"] or "")
         tunnel = record.tunnel
         assert isinstance(tunnel, TunnelServer)
-        await until(lambda: len(tunnel.entrances) == 2)
+        await until(lambda: len(tunnel.endpoints) == 2)
         assert await status(taken, "GET", "/", "tun0") == 200
         assert [it.problem for it in snapshot([record])[0].listen] == [None, None]
         nursery.cancel_scope.cancel()
@@ -232,7 +232,7 @@ async def test_all_endpoints_are_refused() -> None:
     """Then it is the config's fault, and each is named."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         ports = [it.getsockname()[1] for it in (one, two)]
-        config = listening_at(1, *(TcpEndpoint("127.0.0.1", port) for port in ports))
+        config = listening_at(1, *(TcpAddress("127.0.0.1", port) for port in ports))
         with pytest.raises(BaseExceptionGroup) as caught:
             async with running(MemoryHost(), config):
                 pass
@@ -245,7 +245,7 @@ async def test_one_of_the_default_s_sockets_is_refused() -> None:
     """Nobody asked for a server that is there for one family only."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        endpoints = TcpEndpoint("127.0.0.1", port, optional=True), TcpEndpoint("::1", port, optional=True)
+        endpoints = TcpAddress("127.0.0.1", port, optional=True), TcpAddress("::1", port, optional=True)
         with pytest.raises(BaseExceptionGroup) as caught:
             async with running(MemoryHost(), listening_at(port, *endpoints)):
                 pass
@@ -259,30 +259,30 @@ async def test_a_family_that_comes_later(
 ) -> None:
     """The kernel's module may be loaded after the start."""
     port = free_port()
-    others = () if alone else (TcpEndpoint("127.0.0.1", port),)
-    config = listening_at(port, TcpEndpoint("::1", port), *others)
+    others = () if alone else (TcpAddress("127.0.0.1", port),)
+    config = listening_at(port, TcpAddress("::1", port), *others)
     record = Record(config)
-    async with open_front_door() as door, trio.open_nursery() as nursery:
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "AF_INET6", 99)  # no kernel has that
-            await nursery.start(run_interface, config, MemoryHost(), door, record)
+            await nursery.start(run_interface, config, MemoryHost(), listeners, record)
             [line] = told(caplog_of_ours)
             assert line.startswith(f"cannot listen on [::1]:{port}: this machine has no IPv6")
             if not alone:
                 assert await status(port, "GET", "/", "tun0") == 200
         tunnel = record.tunnel
         assert isinstance(tunnel, TunnelServer)
-        await until(lambda: f"[::1]:{port}" in [it.listener.name for it in tunnel.entrances])
+        await until(lambda: f"[::1]:{port}" in [it.listener.name for it in tunnel.endpoints])
         assert tunnel.admission.refused == {}
         nursery.cancel_scope.cancel()
 
 
 async def test_an_address_that_is_not_there_is_told(caplog_of_ours: pytest.LogCaptureFixture) -> None:
     port = free_port()
-    config = listening_at(port, TcpEndpoint("192.0.2.77", port), TcpEndpoint("127.0.0.1", port))
+    config = listening_at(port, TcpAddress("192.0.2.77", port), TcpAddress("127.0.0.1", port))
     record = Record(config)
-    async with open_front_door() as door, trio.open_nursery() as nursery:
-        await nursery.start(run_interface, config, MemoryHost(), door, record)
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, config, MemoryHost(), listeners, record)
         assert await status(port, "GET", "/", "tun0") == 200
         [line] = told(caplog_of_ours)
         assert line.startswith(f"192.0.2.77:{port}: this machine does not have that address yet")
@@ -298,11 +298,11 @@ async def test_an_interface_that_ends_while_an_endpoint_is_tried_again(monkeypat
     taken, port = free_port(), free_port()
     monkeypatch.setattr(acceptor, "LISTEN_RETRY_S", (0.0, 0.0))
     blocker = socket.create_server(("127.0.0.1", taken))
-    config = listening_at(port, TcpEndpoint("127.0.0.1", taken), TcpEndpoint("127.0.0.1", port))
+    config = listening_at(port, TcpAddress("127.0.0.1", taken), TcpAddress("127.0.0.1", port))
     for steps in range(8):
-        async with open_front_door() as door, trio.open_nursery() as nursery:
+        async with open_listeners() as listeners, trio.open_nursery() as nursery:
             blocked = steps == 0 or blocker.fileno() >= 0
-            await nursery.start(run_interface, config, MemoryHost(), door)
+            await nursery.start(run_interface, config, MemoryHost(), listeners)
             if blocked:
                 blocker.close()
             for _ in range(steps):

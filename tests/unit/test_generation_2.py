@@ -22,9 +22,9 @@ import trio.testing
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.datapath import sender as sender_module
 from tapotun_trio.datapath.counters import Counters
-from tapotun_trio.datapath.sender import GENERATION_2_PINGING, GRACE_S, Sender, break_off, breaking_off
+from tapotun_trio.datapath.sender import GENERATION_2_KEEPALIVE, GRACE_S, Sender, break_off, breaking_off
 from tapotun_trio.host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import DISCONNECTED, Record
@@ -84,8 +84,8 @@ async def serving(generation: Literal[1, 2] = 2) -> AsyncIterator[Server]:
     async def serve(task_status: trio.TaskStatus[None]) -> None:
         try:
             with server.scope:
-                async with open_front_door() as door:
-                    await run_interface(config, host, door, server.record, task_status=task_status)
+                async with open_listeners() as listeners:
+                    await run_interface(config, host, listeners, server.record, task_status=task_status)
         except* ZeroDivisionError:  # a test's bug
             pass
 
@@ -377,7 +377,7 @@ def numbered() -> bytes:
 async def test_a_busy_generation_2_download_is_pinged(autojump_clock: Clock) -> None:
     """The echoes are all that a client's idle upload carries, and it gives that up after 60 s without a byte."""
     sender, peer = Sender(Counters()), Peer()
-    sender.pinging = GENERATION_2_PINGING
+    sender.keepalive = GENERATION_2_KEEPALIVE
     sender.begin_pinging(due=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender.serve, peer.writer)
@@ -397,7 +397,7 @@ async def test_a_busy_generation_2_download_is_pinged(autojump_clock: Clock) -> 
 
 async def test_a_ping_comes_before_a_backlog(autojump_clock: Clock) -> None:
     sender, peer = Sender(Counters()), Peer(capacity_bytes=100)
-    sender.pinging = GENERATION_2_PINGING
+    sender.keepalive = GENERATION_2_KEEPALIVE
     sender.begin_pinging(due=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender.serve, peer.writer)
@@ -416,7 +416,7 @@ async def test_a_ping_comes_before_a_backlog(autojump_clock: Clock) -> None:
 async def test_a_ping_that_went_nowhere_is_sent_on_the_next_stream(autojump_clock: Clock) -> None:
     """Due while there is no download, or stuck on one that is replaced: the upload waits for its echo."""
     sender, stuck, peer = Sender(Counters()), Peer(capacity_bytes=10), Peer()
-    sender.pinging = GENERATION_2_PINGING
+    sender.keepalive = GENERATION_2_KEEPALIVE
     sender.begin_pinging(due=False)
     await ticks(sender, 60)()  # nothing there
     async with trio.open_nursery() as nursery:
@@ -450,7 +450,7 @@ async def test_our_client_pings_a_generation_1_server_only(
     generation: Literal[1, 2], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a generation 2 server an empty frame ends the upload; the echoes keep it alive. (The pause is shortened.)"""
-    monkeypatch.setattr(sender_module, "BASE_PINGING", replace(sender_module.BASE_PINGING, after_s=0.5))
+    monkeypatch.setattr(sender_module, "BASE_KEEPALIVE", replace(sender_module.BASE_KEEPALIVE, after_s=0.5))
     timers = replace(FAST, ping_s=2.5)
     spec = ClientSpec.of("a", "10.10.0.2")
     server = BaseServer([spec], port=0, generation=generation, timers=timers, max_age_s=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tapotun_trio.config.model import TcpEndpoint, UnixEndpoint
+from tapotun_trio.config.model import TcpAddress, UnixAddress
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.net.listen import AbsentError, endpoint_name, listen
 
@@ -22,7 +22,7 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("kept")
     with pytest.raises(HostError, match="no socket"):
-        listen(UnixEndpoint(str(path)))
+        listen(UnixAddress(str(path)))
     assert path.read_text() == "kept"
 
 
@@ -30,10 +30,10 @@ async def test_a_stale_socket_is_replaced_and_removed_at_the_end(tmp_path: Path)
     path = tmp_path / "x.sock"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
-    listener = listen(UnixEndpoint(str(path)))
+    listener = listen(UnixAddress(str(path)))
     assert listener is not None
     with pytest.raises(HostError, match="another process listens there"):
-        listen(UnixEndpoint(str(path)))
+        listen(UnixAddress(str(path)))
     listener.close()
     assert not path.exists()
 
@@ -42,7 +42,7 @@ async def test_a_stale_socket_is_replaced_and_removed_at_the_end(tmp_path: Path)
 async def test_the_mode_is_as_it_was_asked_for(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        listener = listen(UnixEndpoint(str(tmp_path / "x.sock")), 0o606)
+        listener = listen(UnixAddress(str(tmp_path / "x.sock")), 0o606)
     finally:
         os.umask(before)
     assert listener is not None
@@ -52,9 +52,9 @@ async def test_the_mode_is_as_it_was_asked_for(tmp_path: Path, umask: int) -> No
 
 async def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
-    first = listen(UnixEndpoint(str(path)))
+    first = listen(UnixAddress(str(path)))
     path.unlink()
-    second = listen(UnixEndpoint(str(path)))
+    second = listen(UnixAddress(str(path)))
     assert first is not None
     assert second is not None
     first.close()
@@ -65,7 +65,7 @@ async def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> Non
 
 async def test_a_socket_file_that_is_gone_already(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
-    listener = listen(UnixEndpoint(str(path)))
+    listener = listen(UnixAddress(str(path)))
     assert listener is not None
     path.unlink()
     listener.close()
@@ -73,32 +73,32 @@ async def test_a_socket_file_that_is_gone_already(tmp_path: Path) -> None:
 
 async def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"there is no directory .*/none; make it"):
-        listen(UnixEndpoint(str(tmp_path / "none" / "x.sock")))
+        listen(UnixAddress(str(tmp_path / "none" / "x.sock")))
 
 
 @pytest.mark.parametrize("address", [ELSEWHERE, "2001:db8::77"])
 @pytest.mark.parametrize("early", [False, True])
 async def test_an_address_that_is_still_to_come(address: str, early: bool) -> None:
     port = free_port()
-    listener = listen(TcpEndpoint(address, port, early=early))
+    listener = listen(TcpAddress(address, port, early=early))
     assert listener is not None
-    assert (listener.waits, listener.name) == (True, endpoint_name(TcpEndpoint(address, port)))
+    assert (listener.waits, listener.name) == (True, endpoint_name(TcpAddress(address, port)))
     with pytest.raises(HostError, match="the port is in use"):
-        listen(TcpEndpoint(address, port, early=early))
+        listen(TcpAddress(address, port, early=early))
     listener.close()
-    here = listen(TcpEndpoint("127.0.0.1", port, early=early))
+    here = listen(TcpAddress("127.0.0.1", port, early=early))
     assert here is not None
     assert not here.waits
     here.close()
 
 
 async def test_a_default_that_this_machine_does_not_have_is_passed_over() -> None:
-    assert listen(TcpEndpoint(ELSEWHERE, free_port(), optional=True)) is None
+    assert listen(TcpAddress(ELSEWHERE, free_port(), optional=True)) is None
 
 
 async def test_a_family_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """As AF_INET6 is on some. Here it is another one that no kernel has."""
     monkeypatch.setattr(socket, "AF_INET6", 99)
     with pytest.raises(AbsentError, match=r"cannot listen on \[::1\]:1: this machine has no IPv6; switch it on"):
-        listen(TcpEndpoint("::1", 1))
-    assert listen(TcpEndpoint("::1", 1, optional=True)) is None
+        listen(TcpAddress("::1", 1))
+    assert listen(TcpAddress("::1", 1, optional=True)) is None

@@ -9,14 +9,14 @@ from typing import Final
 # A large block is freed; further ones then lie on the heap, each below a small one that stays.
 PROGRAM: Final = """
 import re, sys
-from tapotun_trio.host.process.malloc import give_large_blocks_back
+from tapotun_trio.host.process.malloc import set_mmap_threshold
 
 def resident_kb():
     with open("/proc/self/status") as file:
         return int(re.search(r"VmRSS:\\s+(\\d+)", file.read())[1])
 
 if sys.argv[1] == "ours":
-    give_large_blocks_back()
+    set_mmap_threshold()
 bytearray(b"x" * 1_000_000)
 stay, before = [], resident_kb()
 blocks = []

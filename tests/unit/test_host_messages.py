@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tapotun_trio.host.items import MAIN_TABLE, Address, Route, Rule
 from tapotun_trio.host.netlink import codec
 from tapotun_trio.host.netlink._pyroute2 import fibmsg, ifaddrmsg, ifinfmsg, rtmsg
-from tapotun_trio.host.netlink.codec import PROTOCOL, StandingRoute
+from tapotun_trio.host.netlink.codec import PROTOCOL, KernelRoute
 
 HEADER = struct.Struct("=IHHII")
 ROUTE = struct.Struct("BBBBBBBBI")
@@ -61,7 +61,7 @@ def test_routes_say_what_was_asked_whatever_came_before(routes: list[Route], ind
 def test_a_route_reads_back_as_it_was_written(route: Route, index: int, metric: int) -> None:
     (data,) = codec.add_routes(index, [route], metric)
     standing = codec.read_route(memoryview(data))
-    assert standing == StandingRoute(route.network, route.table, PROTOCOL, metric, index, route.source, 0, plain=True)
+    assert standing == KernelRoute(route.network, route.table, PROTOCOL, metric, index, route.source, 0, plain=True)
     assert standing.serves(route, index)
     assert standing.serves(Route(route.network, route.table), index)
     assert not standing.serves(route, index + 1)
@@ -83,9 +83,7 @@ def test_a_default_route_with_a_gateway_as_the_kernel_dumps_it() -> None:
         attribute(5, socket.inet_aton("192.0.2.1")),
         attribute(4, struct.pack("=I", 7)),
     )
-    assert codec.read_route(data) == StandingRoute(
-        IPv4Network("0.0.0.0/0"), MAIN_TABLE, 16, 100, 7, None, 0, plain=False
-    )
+    assert codec.read_route(data) == KernelRoute(IPv4Network("0.0.0.0/0"), MAIN_TABLE, 16, 100, 7, None, 0, plain=False)
 
 
 def test_a_multipath_route_without_a_table_attribute() -> None:
@@ -110,7 +108,7 @@ def test_rules_name_all_that_makes_them_ours(fwmark: int, table: int) -> None:
         assert message.get_attr("FRA_FWMARK") == fwmark
         assert message.get_attr("FRA_FWMASK") == 0xFFFF_FFFF
         assert message.get_attr("FRA_PROTOCOL") == PROTOCOL
-        assert codec.read_rule(memoryview(data)) == codec.StandingRule(11_600, table, PROTOCOL, fwmark)
+        assert codec.read_rule(memoryview(data)) == codec.KernelRule(11_600, table, PROTOCOL, fwmark)
 
 
 def test_addresses() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tapotun_trio.config.model import AdminConfig, Config, TcpEndpoint, UnixEndpoint
+from tapotun_trio.config.model import AdminConfig, Config, TcpAddress, UnixAddress
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.process.privileges import (
     CAP_DAC_OVERRIDE,
@@ -43,10 +43,10 @@ SERVER = server_config(8080)
     [
         (Config((SERVER, client_config("tun0", 443))), set()),
         (Config((server_config(443),)), {CAP_NET_BIND_SERVICE}),
-        (Config((replace(SERVER, listen=(UnixEndpoint("/run/x"),)),)), {CAP_DAC_OVERRIDE}),
-        (Config((SERVER,), admin=AdminConfig(TcpEndpoint("127.0.0.1", 9090))), set()),
-        (Config((SERVER,), admin=AdminConfig(TcpEndpoint("127.0.0.1", 443))), {CAP_NET_BIND_SERVICE}),
-        (Config((SERVER,), admin=AdminConfig(UnixEndpoint("/run/x"))), {CAP_DAC_OVERRIDE}),
+        (Config((replace(SERVER, listen=(UnixAddress("/run/x"),)),)), {CAP_DAC_OVERRIDE}),
+        (Config((SERVER,), admin=AdminConfig(TcpAddress("127.0.0.1", 9090))), set()),
+        (Config((SERVER,), admin=AdminConfig(TcpAddress("127.0.0.1", 443))), {CAP_NET_BIND_SERVICE}),
+        (Config((SERVER,), admin=AdminConfig(UnixAddress("/run/x"))), {CAP_DAC_OVERRIDE}),
     ],
 )
 def test_what_is_kept(config: Config, more: set[int]) -> None:

@@ -21,8 +21,8 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio.config.model import UnixEndpoint
-from tapotun_trio.control.socket_path import Place, find, listening
+from tapotun_trio.config.model import UnixAddress
+from tapotun_trio.control.socket_path import ControlDirectory, find, listening
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.net.listen import Listener, listen
 from tapotun_trio.host.net.socketfile import SocketDirectory
@@ -90,7 +90,7 @@ def secret() -> Iterator[Path]:
 
 
 def opened(path: Path, mode: int = 0o666) -> Listener:
-    listener = listen(UnixEndpoint(str(path)), mode)
+    listener = listen(UnixAddress(str(path)), mode)
     assert listener is not None
     return listener
 
@@ -234,7 +234,7 @@ def test_a_part_of_the_path_is_replaced_before_a_stale_socket_is_removed(shared:
                 run.rename(shared / "moved")  # noqa: B023
                 run.symlink_to(other)  # noqa: B023
 
-        with spying(swap), suppress(OSError), listening("new", [Place(str(run), None)]):
+        with spying(swap), suppress(OSError), listening("new", [ControlDirectory(str(run), None)]):
             pass
         assert attacked
         assert (other / "office.sock").read_text() == "somebody's"
@@ -301,7 +301,7 @@ def test_somebody_comes_first(shared: Path) -> None:
 
 def test_a_socket_is_found_only_when_it_listens(shared: Path) -> None:
     """At no moment before that do those who look see it, nor one of its names twice."""
-    where = [Place(str(shared), None)]
+    where = [ControlDirectory(str(shared), None)]
     seen: list[int] = []
 
     def look(event: str, arguments: tuple[object, ...]) -> None:

@@ -54,7 +54,7 @@ async def stall(siege: Siege, *fields: str) -> Raw:
     for _ in range(200):
         siege.hub.send(LARGE)
         await until(lambda: not siege.hub.inbound, "the device to be read")
-        if sender.outbox:
+        if sender.tx_queue:
             return raw
     raise AssertionError("the socket takes everything")
 
@@ -64,7 +64,7 @@ async def test_one_that_never_reads_and_nineteen_that_do() -> None:
     async with besieged(honest=19) as siege:
         with memory_below(MAX_BYTES + 16 * 2**20, "a download that nobody reads, beside 19"):
             await stall(siege)
-            drops, outbox = siege.mallory.counters.drops, siege.mallory.sender.outbox
+            drops, outbox = siege.mallory.counters.drops, siege.mallory.sender.tx_queue
             rounds, deepest, came = 60, 0, dict.fromkeys(siege.honest, 0)
             packets = {name: ipv4(HUB, honest_ip(n), bytes(8000)) for n, name in enumerate(siege.honest)}
             for _ in range(rounds):
@@ -89,7 +89,7 @@ async def test_one_that_never_reads_and_nineteen_that_do() -> None:
 async def test_a_burst_fills_the_outbox_to_its_limit_and_no_further() -> None:
     async with besieged() as siege:
         await stall(siege)
-        outbox, drops = siege.mallory.sender.outbox, siege.mallory.counters.drops
+        outbox, drops = siege.mallory.sender.tx_queue, siege.mallory.counters.drops
         count = 2 * MAX_BYTES // len(LARGE)
         before, deepest = drops.total(), 0
         for _ in range(count):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapotun_trio.datapath.rtt import MAX_S, RoundTrip
 from tapotun_trio.errors import PeerError
 from tapotun_trio.http.heads import RequestParser
-from tapotun_trio.server.session import Visit
+from tapotun_trio.server.session import ClientHello
 from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import PING, FrameReader, each
@@ -192,7 +192,7 @@ def test_any_headers_make_a_visit(features: str, session: str, yields: str, plac
     except PeerError:
         return
     assert read_head is not None
-    visit = Visit.of(read_head[0].headers)
-    assert visit.features <= control.SUPPORTED
-    assert visit.yields
-    assert visit.session_id in (None, session.strip(" \t"))
+    hello = ClientHello.of(read_head[0].headers)
+    assert hello.features <= control.SUPPORTED
+    assert hello.yields
+    assert hello.session_id in (None, session.strip(" \t"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapotun_trio.http.pending import Lobby
+from tapotun_trio.http.pending import PendingConnections
 
 from ..streams import MemoryConnection, memory_pair
 
@@ -12,37 +12,37 @@ def connection() -> MemoryConnection:
 
 
 async def test_the_oldest_goes_for_the_newest() -> None:
-    lobby = Lobby(limit=2)
+    pending = PendingConnections(limit=2)
     first, second, third, fourth = (connection() for _ in range(4))
-    lobby.enter(first)
-    lobby.enter(second)
-    assert (first.closed, lobby.evicted) == (False, 0)
-    lobby.enter(third)
+    pending.enter(first)
+    pending.enter(second)
+    assert (first.closed, pending.evicted) == (False, 0)
+    pending.enter(third)
     assert [it.closed for it in (first, second, third)] == [True, False, False]
-    lobby.enter(fourth)
+    pending.enter(fourth)
     assert [it.closed for it in (second, third, fourth)] == [True, False, False]
-    assert lobby.evicted == 2
+    assert pending.evicted == 2
 
 
 async def test_who_showed_a_token_is_not_counted_and_not_thrown_out() -> None:
-    lobby = Lobby(limit=1)
+    pending = PendingConnections(limit=1)
     known, *strangers = (connection() for _ in range(4))
-    lobby.enter(known)
-    lobby.leave(known)
-    lobby.leave(known)
+    pending.enter(known)
+    pending.leave(known)
+    pending.leave(known)
     for stranger in strangers:
-        lobby.enter(stranger)
+        pending.enter(stranger)
     assert not known.closed
     assert [it.closed for it in strangers] == [True, True, False]
 
 
 async def test_who_left_makes_room() -> None:
-    lobby = Lobby(limit=2)
+    pending = PendingConnections(limit=2)
     first, second, third = (connection() for _ in range(3))
-    lobby.enter(first)
-    lobby.enter(second)
-    lobby.leave(second)
-    lobby.enter(third)
+    pending.enter(first)
+    pending.enter(second)
+    pending.leave(second)
+    pending.enter(third)
     assert not first.closed
-    lobby.leave(third)  # one that was evicted, or never entered, may leave too
-    lobby.leave(third)
+    pending.leave(third)  # one that was evicted, or never entered, may leave too
+    pending.leave(third)

@@ -169,7 +169,7 @@ PARSERS: Final = [
     ("wire/websocket.py", None),
     ("wire/tunconf.py", "decode"),
     ("wire/params.py", "decode"),
-    ("wire/vnet.py", "base_peer_accepts"),
+    ("wire/vnet.py", "validate_vnet_header"),
     ("wire/control.py", "echoed_clock"),
     ("wire/control.py", "bye_reason"),
     ("wire/control.py", "agree"),

@@ -12,9 +12,9 @@ import pytest
 RUN: Final = """
 import sys
 from tapotun_trio.cli import NEEDED_BY_FEW
-from tapotun_trio.lazy_import import load_at_first_use
+from tapotun_trio.lazy_import import lazy_import
 for name in NEEDED_BY_FEW:
-    load_at_first_use(name)
+    lazy_import(name)
     assert name in sys.modules
 import tapotun_trio.app
 """
@@ -49,7 +49,7 @@ def test_it_is_there_for_who_uses_it(use: str, says: str) -> None:
 
 
 def test_what_is_loaded_already_stays() -> None:
-    code = "import ssl, sys; from tapotun_trio.lazy_import import load_at_first_use; load_at_first_use('ssl')"
+    code = "import ssl, sys; from tapotun_trio.lazy_import import lazy_import; lazy_import('ssl')"
     assert run(f"{code}; print(sys.modules['ssl'] is ssl, type(ssl).__name__)") == "True module"
 
 
@@ -58,8 +58,8 @@ def test_whoever_comes_while_it_is_being_loaded_gets_all_of_it(tmp_path: Path) -
     code = f"""
 import sys, threading
 sys.path.insert(0, {str(tmp_path)!r})
-from tapotun_trio.lazy_import import load_at_first_use
-load_at_first_use("slow")
+from tapotun_trio.lazy_import import lazy_import
+lazy_import("slow")
 import slow
 found = []
 threads = [threading.Thread(target=lambda: found.append(slow.VALUE)) for _ in range(4)]

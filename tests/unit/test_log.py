@@ -26,7 +26,7 @@ from tapotun_trio.log import (
     LEVELS,
     JournalFormatter,
     JsonFormatter,
-    Sparingly,
+    RateLimitedLog,
     TextFormatter,
     client_logger,
     interface_logger,
@@ -273,9 +273,9 @@ def test_levels(level: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_event_that_anybody_can_cause_is_logged_sparingly(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "text")
-    sparingly = Sparingly(interval_s=10.0)
+    rate_limited = RateLimitedLog(interval_s=10.0)
     for now in (0.0, 1.0, 9.9, 10.0, 30.0, 30.0):
-        sparingly.log(process_logger(), logging.WARNING, now, f"refused at {now}")
+        rate_limited.log(process_logger(), logging.WARNING, now, f"refused at {now}")
     shown = [line.split("WARNING ", 1)[1] for line in capsys.readouterr().err.splitlines()]
     assert shown == ["refused at 0.0", "refused at 10.0 (2 more since the last such line)", "refused at 30.0"]
 

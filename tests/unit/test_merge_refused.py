@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tapotun_trio.datapath.adaptive_skip import Attempts
+from tapotun_trio.datapath.adaptive_skip import AdaptiveSkip
 from tapotun_trio.datapath.counters import DEVICE_REFUSED
 from tapotun_trio.datapath.tun_io import DeviceWriter
-from tapotun_trio.wire.frames import Span
+from tapotun_trio.wire.frames import FrameRange
 from tests.fakes import MemoryDevice
 
 from .test_wire_merge import laid, received, udp
 from .test_wire_merge_tcp import tcp
 
-Laid = Callable[[list[bytes]], tuple[memoryview, list[Span]]]
+Laid = Callable[[list[bytes]], tuple[memoryview, list[FrameRange]]]
 
 PACKETS = 20
 UDP = [udp(b"good" * 20)] * PACKETS
@@ -59,18 +59,18 @@ class Writing:
 
 
 def test_what_is_in_vain_is_tried_ever_less_often() -> None:
-    attempts = Attempts(7)
+    attempts = AdaptiveSkip(7)
     tried = []
     for occasion in range(40):
-        if attempts.due():
+        if attempts.should_try():
             tried.append(occasion)
             attempts.failed()
     assert tried == [0, 2, 6, 14, 22, 30, 38]
-    attempts = Attempts(7)
-    attempts.worked()
-    assert [attempts.due() for _ in range(9)] == [True] * 9
+    attempts = AdaptiveSkip(7)
+    attempts.succeeded()
+    assert [attempts.should_try() for _ in range(9)] == [True] * 9
     attempts.failed()
-    assert [attempts.due() for _ in range(3)] == [False, True, True]
+    assert [attempts.should_try() for _ in range(3)] == [False, True, True]
 
 
 @as_blocks_and_single

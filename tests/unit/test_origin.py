@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import Reception, ServerConfig, UnixEndpoint
+from tapotun_trio.config.model import IngressOptions, ServerConfig, UnixAddress
 from tapotun_trio.errors import HostError, PeerError, leaves
-from tapotun_trio.http.client_address import PROXY_HEADER_S, origin_of
+from tapotun_trio.http.client_address import PROXY_HEADER_S, find_client_address
 
 from ..fakes import MemoryHost
 from ..streams import memory_pair
@@ -38,8 +38,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
         yield Lines()
 
 
-def config(port: int, **reception: object) -> ServerConfig:
-    return replace(server_config(port, allowed("laptop", "10.10.0.2")), reception=Reception(**reception))  # type: ignore[arg-type]
+def config(port: int, **ingress: object) -> ServerConfig:
+    return replace(server_config(port, allowed("laptop", "10.10.0.2")), ingress=IngressOptions(**ingress))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -100,7 +100,7 @@ async def test_a_trusted_proxy_that_says_nothing(lines: list[str]) -> None:
 
 async def test_each_request_of_a_kept_connection_has_its_own_client(lines: list[str]) -> None:
     port = free_port()
-    entries = [replace(it, reception=Reception(trusted=LOOPBACK)) for it in servers(port, "/a", "/b")]
+    entries = [replace(it, ingress=IngressOptions(trusted=LOOPBACK)) for it in servers(port, "/a", "/b")]
     async with running(MemoryHost(), *entries), connected(port) as stream:
         assert b" 200 " in await ask(stream, "PUT", "/a", "tun0")
         request = "PUT /b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n"
@@ -113,8 +113,8 @@ async def test_each_request_of_a_kept_connection_has_its_own_client(lines: list[
 @pytest.mark.parametrize("believed", [True, False])
 async def test_unix(tmp_path: Path, believed: bool, lines: list[str]) -> None:
     path = str(tmp_path / "x.sock")
-    reception = Reception(trusted=LOOPBACK, trusts_unix=believed)
-    entry = replace(config(1), listen=(UnixEndpoint(path),), reception=reception)
+    ingress = IngressOptions(trusted=LOOPBACK, trusts_unix=believed)
+    entry = replace(config(1), listen=(UnixAddress(path),), ingress=ingress)
     async with running(MemoryHost(), entry):
         async with await trio.open_unix_socket(path) as stream:
             assert b" 200 " in await get(stream, "laptop", "X-Forwarded-For: 203.0.113.7")
@@ -184,29 +184,29 @@ async def test_the_header_is_not_guessed() -> None:
 
 @pytest.mark.parametrize("sent", [0, 1, 15, 16, 27])
 async def test_a_header_has_a_deadline(sent: int, autojump_clock: trio.testing.MockClock) -> None:
-    reception = Reception(trusts_unix=True, proxy_protocol=True)
+    ingress = IngressOptions(trusts_unix=True, proxy_protocol=True)
     ours, theirs = memory_pair()
     await theirs.send_all(INET[:sent])
     begun = trio.current_time()
     if sent:
         with pytest.raises(PeerError, match="no whole PROXY protocol header within 10 s"):
-            await origin_of(ours, reception, is_unix=True)
+            await find_client_address(ours, ingress, is_unix=True)
     else:
-        assert await origin_of(ours, reception, is_unix=True) is None
+        assert await find_client_address(ours, ingress, is_unix=True) is None
     assert trio.current_time() - begun == PROXY_HEADER_S
 
 
 @pytest.mark.parametrize("sent", [0, 1, 16, 27])
 async def test_closed_within_a_header(sent: int) -> None:
-    reception = Reception(trusts_unix=True, proxy_protocol=True)
+    ingress = IngressOptions(trusts_unix=True, proxy_protocol=True)
     ours, theirs = memory_pair()
     await theirs.send_all(INET[:sent])
     theirs.close()
     if sent:
         with pytest.raises(PeerError, match="closed within"):
-            await origin_of(ours, reception, is_unix=True)
+            await find_client_address(ours, ingress, is_unix=True)
     else:
-        assert await origin_of(ours, reception, is_unix=True) is None
+        assert await find_client_address(ours, ingress, is_unix=True) is None
 
 
 async def test_interfaces_that_share_a_port_receive_alike() -> None:
@@ -214,6 +214,6 @@ async def test_interfaces_that_share_a_port_receive_alike() -> None:
     port = free_port()
     first, second = servers(port, "/a", "/b")
     with pytest.raises(ExceptionGroup) as caught:
-        async with running(MemoryHost(), first, replace(second, reception=Reception(trusted=LOOPBACK))):
+        async with running(MemoryHost(), first, replace(second, ingress=IngressOptions(trusted=LOOPBACK))):
             pass
     assert any(isinstance(exc, HostError) and "write the same in both" in str(exc) for exc in leaves(caught.value))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio.datapath.counters import CODEL, QUEUE_AGE, QUEUE_FULL
-from tapotun_trio.datapath.tx_queue import MAX_AGE_S, Outbox
+from tapotun_trio.datapath.tx_queue import MAX_AGE_S, TxQueue
 from tapotun_trio.wire.frames import HEADER_BYTES
 
 
@@ -28,9 +28,9 @@ def numbers(frames: bytes) -> list[int]:
     return found
 
 
-def outbox(**limits: float) -> tuple[Outbox, Counter[str]]:
+def outbox(**limits: float) -> tuple[TxQueue, Counter[str]]:
     drops: Counter[str] = Counter()
-    return Outbox(drops, **limits), drops  # type: ignore[arg-type]
+    return TxQueue(drops, **limits), drops  # type: ignore[arg-type]
 
 
 def test_a_run_is_cut_between_frames() -> None:
@@ -57,11 +57,11 @@ def test_a_frame_larger_than_the_limit_goes_alone() -> None:
 
 def test_whole_runs_are_not_copied() -> None:
     box, _ = outbox()
-    run = b"".join(map(frame, range(100)))
-    box.put(run, 100, now=0.0)
-    box.put(run, 100, now=0.0)
-    assert box.take(0.0, 1000, cut=False) == (100, run)
-    assert box.take(0.0, 10**6, cut=False) == (100, run)
+    batch = b"".join(map(frame, range(100)))
+    box.put(batch, 100, now=0.0)
+    box.put(batch, 100, now=0.0)
+    assert box.take(0.0, 1000, cut=False) == (100, batch)
+    assert box.take(0.0, 10**6, cut=False) == (100, batch)
     assert box.take(0.0, 1000, cut=False) == (0, b"")
 
 
@@ -113,9 +113,9 @@ def test_everything_comes_out_in_order_or_is_counted(steps: list[tuple[str, int 
     now = 0.0
     for step, value in steps:
         if isinstance(value, list):
-            run = b"".join(frame(put + n, size) for n, size in enumerate(value))
+            batch = b"".join(frame(put + n, size) for n, size in enumerate(value))
             born.update(dict.fromkeys(range(put, put + len(value)), now))
-            box.put(run, len(value), now)
+            box.put(batch, len(value), now)
             put += len(value)
         elif step == "wait":
             now += value / 1000

@@ -20,7 +20,7 @@ import trio.testing
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.host import ownership
 from tapotun_trio.host.ownership import PATIENCE_S, Holder, has_link, holder_of, own_name
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.supervisor import RESTART_S, require_names, run_interfaces
 
@@ -94,7 +94,7 @@ async def test_of_two_at_once_one_has_it(name: str, autojump_clock: trio.testing
 
 @pytest.mark.parametrize("ending", ["left", "cancelled", "raised"])
 async def test_nothing_is_left(name: str, ending: str) -> None:
-    before, raised = set(os.listdir("/proc/self/fd")), False
+    before, admin_up = set(os.listdir("/proc/self/fd")), False
     with trio.CancelScope() as scope:
         try:
             async with own_name(name):
@@ -104,8 +104,8 @@ async def test_nothing_is_left(name: str, ending: str) -> None:
                 if ending == "raised":
                     raise HostError("the device is gone")
         except* HostError:
-            raised = True
-    assert (scope.cancelled_caught, raised) == (ending == "cancelled", ending == "raised")
+            admin_up = True
+    assert (scope.cancelled_caught, admin_up) == (ending == "cancelled", ending == "raised")
     assert set(os.listdir("/proc/self/fd")) == before
     assert holder_of(name) is None
 
@@ -304,11 +304,11 @@ async def test_two_interfaces_on_one_host() -> None:
     """The second does not start, and the first does not notice."""
     host, port = MemoryHost(), free_port()
     config = server_config(port, allowed("a", "10.10.0.2"))
-    async with open_front_door() as door, trio.open_nursery() as nursery:
-        await nursery.start(run_interface, config, host, door)
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, config, host, listeners)
         device = host.devices["hub"]
         with pytest.raises(HostError, match="the name is taken"):
-            await run_interface(config, host, door)
+            await run_interface(config, host, listeners)
         assert host.devices["hub"] is device
         assert not device.closed
         nursery.cancel_scope.cancel()

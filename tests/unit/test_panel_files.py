@@ -21,7 +21,7 @@ SCRIPTS: Final = sorted(STATIC.glob("*.js"))
 MAX_LINES: Final = 400
 MAX_COLUMNS: Final = 120
 
-# Ways of a text to become markup or code, dialogs that hold the page up, and what leaves the origin.
+# RouteLookup of a text to become markup or code, dialogs that hold the page up, and what leaves the origin.
 FORBIDDEN: Final = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|setHTMLUnsafe|document\.write|createContextualFragment|DOMParser|srcdoc"
     r"|\beval\b|new Function|setTimeout\(\s*[\"'`]|\b(?:alert|confirm|prompt)\(|sendBeacon|XMLHttpRequest|https?://"
@@ -111,8 +111,8 @@ def test_every_reason_has_its_meaning() -> None:
         for name in ("client", "datapath", "http", "netconf", "peer", "server", "wire", "host")
         for file in (package / name).rglob("*.py")
     )
-    raised = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
-    of_streams = {it for both in raised for it in both if it} - {"slow-reader"}  # the admin listener's own
+    admin_up = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
+    of_streams = {it for both in admin_up for it in both if it} - {"slow-reader"}  # the admin listener's own
     of_streams |= SHORTAGES
     of_requests = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"|refusals\["([\w-]+)"\]', code))
     _, packets, requests, streams = re.split(r"^  (?:packets|requests|streams): \{$", TROUBLES, flags=re.M)

@@ -53,7 +53,7 @@ async def test_our_server() -> None:
     async with running(host, server_config(port, allowed("a", "10.10.0.2"))):
         hub = await host.device("hub")
         it, verdict = await measured(port, idle_s=1.0)
-        assert (verdict.usable, verdict.carrier, verdict.findings) == (True, "http", [])
+        assert (verdict.usable, verdict.selector, verdict.findings) == (True, "http", [])
         assert it.http is not None
         assert (it.http.server, it.http.proxy, it.http.keepalive_s) == ("extended", "none", 10.0)
         assert (it.download.state, it.upload.state, it.websocket.ok) == ("streams", "streams", True)

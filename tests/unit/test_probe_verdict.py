@@ -53,7 +53,7 @@ def changes(verdict: Verdict) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_good(kind: Kind) -> None:
     verdict, it = judged(lambda it: None, kind)
-    assert (verdict.usable, verdict.carrier, verdict.findings) == (True, "http", [])
+    assert (verdict.usable, verdict.selector, verdict.findings) == (True, "http", [])
     assert report_text(it, verdict).endswith("\nverdict: usable")
 
 
@@ -134,7 +134,7 @@ def _http(status: int | None, **named: object) -> Callable[[Measured], object]:
 )
 def test_not_usable(change: Callable[[Measured], object], code: str, words: str) -> None:
     verdict, it = judged(change)
-    assert (verdict.usable, verdict.carrier) == (False, None)
+    assert (verdict.usable, verdict.selector) == (False, None)
     assert [finding.code for finding in verdict.findings if finding.severity == "fault"] == [code]
     assert words in changes(verdict)
     assert verdict.text.startswith("not usable: ")
@@ -156,7 +156,7 @@ def test_not_usable(change: Callable[[Measured], object], code: str, words: str)
 )
 def test_usable_with_a_warning(change: Callable[[Measured], object], code: str, words: str) -> None:
     verdict, _ = judged(change)
-    assert (verdict.usable, verdict.carrier, verdict.text) == (True, "http", "usable, with warnings")
+    assert (verdict.usable, verdict.selector, verdict.text) == (True, "http", "usable, with warnings")
     assert [(it.severity, it.code) for it in verdict.findings] == [("warning", code)]
     assert words in changes(verdict)
 
@@ -209,7 +209,7 @@ def test_an_upload_that_is_held_back(transport: str, passes: bool | None) -> Non
     # HTTP/1.0 to the upstream is the other cause, and lets no WebSocket pass.
     assert ("proxy_http_version 1.1;" in changes(verdict)) is (passes is not True)
     usable = passes is True and transport != "http"
-    assert (verdict.usable, verdict.carrier) == (usable, "websocket" if usable else None)
+    assert (verdict.usable, verdict.selector) == (usable, "websocket" if usable else None)
     assert verdict.text.startswith("usable, over a WebSocket" if usable else "not usable: ")
 
 
@@ -218,7 +218,7 @@ def test_nothing_but_a_websocket(ok: bool) -> None:
     it = good()
     it.transport, it.websocket = "websocket", WebSocket(ok, error=None if ok else "426")
     verdict = judge(it)
-    assert (verdict.usable, verdict.carrier) == (ok, "websocket" if ok else None)
+    assert (verdict.usable, verdict.selector) == (ok, "websocket" if ok else None)
 
 
 def test_a_websocket_as_a_way_out() -> None:

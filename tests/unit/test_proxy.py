@@ -21,7 +21,7 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.model import NO_PROXY, Proxy, Secret, Url
 from tapotun_trio.config.proxy import bypassed, from_environment, proxy
 from tapotun_trio.errors import HostError, PeerError
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import CONNECT_S, open_connection
 from tapotun_trio.http.connect import ConnectParser, encode_connect
 from tapotun_trio.lifecycle.interface import run_interface
@@ -339,9 +339,9 @@ async def test_a_proxy_that_says_nothing(autojump_clock: trio.testing.MockClock)
 
 async def test_a_wrong_environment_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "socks5://u:s3cret@h:1")
-    async with open_front_door() as door:
+    async with open_listeners() as listeners:
         with pytest.raises(HostError, match="the environment's http_proxy has the scheme socks5"):
-            await run_interface(client_config("a", 1), MemoryHost(), door)
+            await run_interface(client_config("a", 1), MemoryHost(), listeners)
 
 
 async def test_the_environment_is_used_and_overruled(monkeypatch: pytest.MonkeyPatch) -> None:

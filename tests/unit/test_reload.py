@@ -18,9 +18,9 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.admin.manager import AdminSeat
+from tapotun_trio.admin.manager import AdminManager
 from tapotun_trio.client.client import TunnelClient
-from tapotun_trio.config.model import AllowedClient, Config, InterfaceConfig, Mark, ServerConfig, TcpEndpoint
+from tapotun_trio.config.model import AllowedClient, Config, InterfaceConfig, Mark, ServerConfig, TcpAddress
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.items import Item, ItemsRefused, Route, Rule
@@ -30,7 +30,7 @@ from tapotun_trio.lifecycle.snapshot import state_of
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import process_logger
 from tapotun_trio.netconf.desired import pushed_routes
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.reload import Read, RefusedError, Reloader
 from tapotun_trio.server.server import TunnelServer
 
@@ -159,7 +159,7 @@ def reloading(
     read: Read, configs: Sequence[InterfaceConfig], registry: Registry, manager: ServiceManager, nursery: trio.Nursery
 ) -> Reloader:
     """Without an admin listener."""
-    admin = AdminSeat(Process("test", "test.json", moment()), registry, nursery)
+    admin = AdminManager(Process("test", "test.json", boottime()), registry, nursery)
     return Reloader(Config(tuple(configs)), read, registry, admin, manager, process_logger())
 
 
@@ -185,7 +185,7 @@ async def test_a_bug_on_the_way_is_undone(tmp_path: Path, caplog: pytest.LogCapt
     first, second = two()
     async with world(tmp_path, first, second) as it:
         it.host.device_faults["tun1"] = [RuntimeError("boom")]
-        moved = replace(second, listen=(TcpEndpoint("127.0.0.1", free_port()),))
+        moved = replace(second, listen=(TcpAddress("127.0.0.1", free_port()),))
         assert "a bug" in await it.refused(replace(first, mtu=1400), moved)
         assert "boom" in caplog.text
         assert it.running == [first, second]  # at once: who is told that nothing was changed may look
@@ -216,7 +216,7 @@ async def test_what_cannot_come_back_at_once_is_tried_again(tmp_path: Path) -> N
     first, second = two()
     async with world(tmp_path, first, second) as it:
         it.host.device_faults["tun1"] = [HostError("taken"), HostError("still taken")]
-        text = await it.refused(first, replace(second, listen=(TcpEndpoint("127.0.0.1", free_port()),)))
+        text = await it.refused(first, replace(second, listen=(TcpAddress("127.0.0.1", free_port()),)))
         assert "taken" in text
         assert [record.config for record in it.registry] == [first, second]
         await until(lambda: [state_of(record) for record in it.registry] == ["up", "up"], "both")
@@ -228,7 +228,7 @@ async def test_a_name_that_another_process_has_stops_nothing(tmp_path: Path) -> 
     async with world(tmp_path, first) as it:
         device = it.host.devices["tun0"]
         it.host.taken["tun1"] = "the name is taken: process 7 runs an interface tun1"
-        moved = replace(first, listen=(TcpEndpoint("127.0.0.1", free_port()),))
+        moved = replace(first, listen=(TcpAddress("127.0.0.1", free_port()),))
         assert "tun1: the name is taken: process 7" in await it.refused(moved, second)
         assert it.running == [first]
         assert it.host.devices["tun0"] is device
@@ -351,7 +351,7 @@ async def test_rights_that_were_given_up_come_back_with_a_restart(tmp_path: Path
         denied = HostError("cannot listen on 0.0.0.0:80: permission denied")
         denied.__cause__ = PermissionError(errno.EACCES, "Permission denied")
         it.host.device_faults["tun2"] = [denied]
-        third = replace(second, name="tun2", listen=(TcpEndpoint("127.0.0.1", free_port()),))
+        third = replace(second, name="tun2", listen=(TcpAddress("127.0.0.1", free_port()),))
         assert (await it.refused(first, second, third)).endswith(
             "permission denied; this process gave up at its start what its config did not need then: restart it"
         )
@@ -454,7 +454,7 @@ async def test_a_client_gets_another_mark_on_its_streams(tmp_path: Path) -> None
         assert rules() == []
         assert it.registry.select(["tun0"])[0].tunnel is tunnel
         assert isinstance(tunnel, TunnelClient)
-        assert tunnel.presence.reconnects == 0
+        assert tunnel.peer_info.reconnects == 0
 
 
 async def test_a_client_that_is_not_connected_has_its_new_mark_when_it_is(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import trio.testing
 
 from tapotun_trio.client import rotation
 from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
-from tapotun_trio.client.rotation import Waits, keep_streaming
+from tapotun_trio.client.rotation import RetryGate, keep_streaming
 from tapotun_trio.errors import PeerError
 
 Clock = trio.testing.MockClock
@@ -59,9 +59,9 @@ def hardest_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random.Random, "uniform", lambda self, low, high: high)
 
 
-async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, float], waits: Waits) -> None:
+async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, float], gate: RetryGate) -> None:
     async def run() -> None:
-        await keep_streaming(script.open, rotate_s=rotate_s, waits=waits, failed=script.failed)
+        await keep_streaming(script.open, rotate_s=rotate_s, gate=gate, failed=script.failed)
 
     nursery.start_soon(run)
 
@@ -69,7 +69,7 @@ async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, fl
 async def test_each_stream_is_replaced_in_its_time_and_the_older_one_ends(autojump_clock: Clock) -> None:
     script = Script()
     async with trio.open_nursery() as nursery:
-        await start(nursery, script, (10, 10), Waits())
+        await start(nursery, script, (10, 10), RetryGate())
         await trio.sleep(35)
         assert script.attempts == [0, 10, 20, 30]
         assert [stream.ended.is_set() for stream in script.streams] == [True, True, True, False]
@@ -81,7 +81,7 @@ async def test_a_failed_rotation_leaves_the_older_stream_and_backs_off(autojump_
     """However long all was well before: a server that refuses is not asked again and again without a pause."""
     script = Script()
     async with trio.open_nursery() as nursery:
-        await start(nursery, script, (100, 100), Waits())
+        await start(nursery, script, (100, 100), RetryGate())
         await trio.sleep(1)
         script.refusing = True
         await trio.sleep(130)
@@ -96,7 +96,7 @@ async def test_health_is_carried_over_rotations(autojump_clock: Clock) -> None:
     script = Script()
     async with trio.open_nursery() as nursery:
         script.refusing = True
-        await start(nursery, script, (20, 20), Waits())
+        await start(nursery, script, (20, 20), RetryGate())
         await trio.sleep(30)  # a long history of failures
         script.refusing = False
         await trio.sleep(15 + 90)  # then a minute and a half of health, of streams that live 20 s each
@@ -109,13 +109,13 @@ async def test_health_is_carried_over_rotations(autojump_clock: Clock) -> None:
 
 @pytest.mark.usefixtures("hardest_backoff")
 async def test_a_cut_wait_is_an_attempt_at_once(autojump_clock: Clock) -> None:
-    script, waits = Script(), Waits()
+    script, gate = Script(), RetryGate()
     script.refusing = True
     async with trio.open_nursery() as nursery:
-        await start(nursery, script, (20, 20), waits)
+        await start(nursery, script, (20, 20), gate)
         await trio.sleep(10)  # in the pause of 8 s
         count = len(script.attempts)
-        waits.cut()
+        gate.wake()
         await trio.sleep(0.1)
         assert len(script.attempts) >= count + 1
         nursery.cancel_scope.cancel()

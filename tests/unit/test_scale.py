@@ -25,7 +25,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.admin.manager import AdminSeat
+from tapotun_trio.admin.manager import AdminManager
 from tapotun_trio.admin.metrics import render_in_parts
 from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check_content
@@ -43,9 +43,9 @@ from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.lifecycle.snapshot import snapshot
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import interface_logger, process_logger
-from tapotun_trio.netconf.desired import server_plan
-from tapotun_trio.netconf.reconciler import Programmer
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.netconf.desired import desired_for_server
+from tapotun_trio.netconf.reconciler import Reconciler
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.reload import RefusedError, Reloader
 from tapotun_trio.routing.router import ClientNetworks, Router
 from tapotun_trio.server.server import TunnelServer
@@ -208,7 +208,7 @@ def routing_one_network(count: int) -> Callable[[], object]:
 
 def planning(count: int) -> Callable[[], object]:
     config = server(count)
-    return lambda: server_plan(config)
+    return lambda: desired_for_server(config)
 
 
 def reconfiguring(count: int) -> Callable[[], object]:
@@ -233,15 +233,15 @@ def ticking(count: int) -> Callable[[], object]:
 
 def programming(count: int) -> Callable[[], object]:
     """What a reload makes of it: most go, come again, and one comes alone."""
-    plans = [server_plan(it) for it in (server(count), few(count), server(count), one_changed(server(count)))]
+    plans = [desired_for_server(it) for it in (server(count), few(count), server(count), one_changed(server(count)))]
 
     async def main() -> None:
         host = SetHost()
-        programmer = Programmer(host, "hub", interface_logger("hub"))
+        reconciler = Reconciler(host, "hub", interface_logger("hub"))
         async with trio.open_nursery() as nursery:
-            await nursery.start(programmer.run, plans[0])
+            await nursery.start(reconciler.run, plans[0])
             for plan in plans[1:]:
-                await programmer.apply(plan)
+                await reconciler.apply(plan)
                 assert list(host.items) == list(dict.fromkeys((*host.items, *plan.items)))
                 assert host.items.keys() == set(plan.items)
             nursery.cancel_scope.cancel()
@@ -264,7 +264,7 @@ def taking_a_snapshot(count: int) -> Callable[[], object]:
 
 
 def whole_status(registry: Registry) -> ProcessStatus:
-    return trio.run(process_status, Process("test", "test.json", moment()), registry, [])
+    return trio.run(process_status, Process("test", "test.json", boottime()), registry, [])
 
 
 def answering_with_a_status(count: int) -> Callable[[], object]:
@@ -374,7 +374,7 @@ async def world(config: ServerConfig) -> AsyncIterator[World]:
     it = World(config)
     with ServiceManager({}, None, process_logger()) as manager:
         async with trio.open_nursery() as nursery:
-            admin = AdminSeat(Process("test", "test.json", moment()), it.registry, nursery)
+            admin = AdminManager(Process("test", "test.json", boottime()), it.registry, nursery)
             it.reloader = Reloader(Config((config,)), it.read, it.registry, admin, manager, process_logger())
             it.reloader.start(await nursery.start(run_interfaces, [config], it.host, it.registry))
             yield it
@@ -401,7 +401,7 @@ async def largest_steps(count: int) -> dict[str, int]:
             async with counted_steps() as steps:
                 lines = await it.reloader.reload()
             assert lines
-            assert it.host.items.keys() == set(server_plan(config).items)
+            assert it.host.items.keys() == set(desired_for_server(config).items)
             [record] = it.registry
             assert isinstance(record.tunnel, TunnelServer)
             assert [session.client for session in record.tunnel.sessions] == list(config.clients)

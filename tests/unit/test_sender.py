@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.datapath.counters import QUEUE_AGE, Counters
-from tapotun_trio.datapath.receiver import Incoming
+from tapotun_trio.datapath.receiver import InboundStream
 from tapotun_trio.datapath.scheduler import PIECE_BYTES, WATCH_S
 from tapotun_trio.datapath.sender import (
-    BASE_PINGING,
-    GENERATION_2_PINGING,
+    BASE_KEEPALIVE,
+    GENERATION_2_KEEPALIVE,
     GRACE_S,
     MAX_CONTROLS,
     Sender,
     ending_cleanly,
-    extended_pinging,
+    extended_keepalive,
 )
 from tapotun_trio.datapath.tx_queue import MAX_AGE_S, MAX_BYTES
 from tapotun_trio.errors import PeerError
@@ -190,10 +190,10 @@ async def test_a_peer_that_stalls_costs_age_and_not_memory(autojump_clock: Clock
         for _ in range(200):
             sender.send(burst, 2)
             await trio.sleep(MAX_AGE_S / 100)
-            assert sender.outbox.depth_bytes <= min(MAX_BYTES, 101 * len(burst))
+            assert sender.tx_queue.depth_bytes <= min(MAX_BYTES, 101 * len(burst))
         await trio.sleep(1)
         sender.tick(trio.current_time(), TICK_S)
-        assert sender.outbox.depth_bytes == 0
+        assert sender.tx_queue.depth_bytes == 0
         sender.send(numbered(2), 1)
         while numbered(2) not in peer.take():
             await settle()
@@ -216,7 +216,7 @@ async def test_a_backlog_goes_out_in_pieces(autojump_clock: Clock) -> None:
         peer.connection.limit(0)
         peer.ours.limit(PIECE_BYTES // 2)
         await settle()
-        assert sender.outbox.depth_bytes >= sum(map(len, frames)) - committed - PIECE_BYTES
+        assert sender.tx_queue.depth_bytes >= sum(map(len, frames)) - committed - PIECE_BYTES
         while len(peer.take()) < len(frames):
             await settle()
         assert peer.frames == frames
@@ -235,7 +235,7 @@ async def begin_narrow(sender: Sender, begin: Callable[[BodyWriter], Serving]) -
     await settle()
     peer.ours.path_state = CROWDED
     await trio.sleep(2 * WATCH_S)
-    sender._feed.watch(trio.current_time())
+    sender._scheduler.watch(trio.current_time())
     return peer
 
 
@@ -245,7 +245,7 @@ async def test_on_a_narrow_path_frames_wait_in_the_outbox(autojump_clock: Clock)
         peer = await begin_narrow(sender, begin)
         sender.send(numbered(1), 1)
         assert peer.take() == []  # not in the same step
-        assert sender.outbox
+        assert sender.tx_queue
         await settle()
         assert peer.take() == []  # nor while the path is full
 
@@ -386,7 +386,7 @@ async def test_a_stream_that_breaks_while_it_is_pending() -> None:
         assert broken.error is not None
         assert not sender.streaming
         sender.send(numbered(2), 1)
-        assert sender.outbox
+        assert sender.tx_queue
 
 
 async def test_a_stream_that_was_closed_under_it() -> None:
@@ -530,7 +530,7 @@ async def test_without_a_stream_no_ping_waits_for_one(autojump_clock: Clock) -> 
 
 async def test_a_generation_2_ping(autojump_clock: Clock) -> None:
     sender = Sender(Counters())
-    sender.pinging = GENERATION_2_PINGING
+    sender.keepalive = GENERATION_2_KEEPALIVE
     writer, peer = stream()
     async with serving(sender) as begin:
         begin(writer)
@@ -544,7 +544,7 @@ async def test_a_generation_2_ping(autojump_clock: Clock) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 async def test_extended_pings_come_at_once_and_at_the_keepalive(busy: bool, autojump_clock: Clock) -> None:
     sender = Sender(Counters())
-    sender.pinging = extended_pinging(10.0)
+    sender.keepalive = extended_keepalive(10.0)
     writer, peer = stream()
     async with serving(sender) as begin:
         begin(writer)
@@ -561,7 +561,7 @@ async def test_extended_pings_come_at_once_and_at_the_keepalive(busy: bool, auto
 
 async def test_a_peer_that_does_not_answer_is_dead(autojump_clock: Clock) -> None:
     sender = Sender(Counters())
-    sender.pinging = extended_pinging(10.0)
+    sender.keepalive = extended_keepalive(10.0)
     writer, _ = stream()
     async with serving(sender) as begin:
         it = begin(writer)
@@ -577,13 +577,13 @@ async def test_a_peer_that_does_not_answer_is_dead(autojump_clock: Clock) -> Non
 async def test_a_shorter_keepalive_finds_nobody_late(autojump_clock: Clock) -> None:
     """A reload sets it while a stream runs whose last ping is older than three of the new ones."""
     sender = Sender(Counters())
-    sender.pinging = extended_pinging(50.0)
+    sender.keepalive = extended_keepalive(50.0)
     writer, peer = stream()
     async with serving(sender) as begin:
         it = begin(writer)
         await ticking(sender, 40)
         pings = len(peer.controls)
-        sender.go_on_with(extended_pinging(2.0))
+        sender.set_keepalive(extended_keepalive(2.0))
         await settle()
         assert len(peer.controls) == pings + 1
         await ticking(sender, 5)
@@ -594,7 +594,7 @@ async def test_a_shorter_keepalive_finds_nobody_late(autojump_clock: Clock) -> N
 
 
 async def test_a_shorter_silence_counts_from_now(autojump_clock: Clock) -> None:
-    incoming = Incoming(trio.CancelScope())
+    incoming = InboundStream(trio.CancelScope())
     for allowed_s, until_s in ((150.0, 100), (6.0, 5)):
         for _ in range(until_s):
             await trio.sleep(1)
@@ -607,7 +607,7 @@ async def test_a_shorter_silence_counts_from_now(autojump_clock: Clock) -> None:
 
 async def test_a_newer_stream_has_its_own_time_to_be_answered(autojump_clock: Clock) -> None:
     sender = Sender(Counters())
-    sender.pinging = extended_pinging(10.0)
+    sender.keepalive = extended_keepalive(10.0)
     (first, _), (second, _) = stream(), stream()
     async with serving(sender) as begin:
         begin(first)
@@ -723,5 +723,5 @@ def test_every_frame_once_and_in_order(happening: Sequence[tuple[str, int]], cap
 
 
 def test_what_pings_are() -> None:
-    assert BASE_PINGING.frame(5) == PING
-    assert extended_pinging(10.0).frame(5) == control.ping(5)
+    assert BASE_KEEPALIVE.frame(5) == PING
+    assert extended_keepalive(10.0).frame(5) == control.ping(5)

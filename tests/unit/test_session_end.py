@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.client.failure_log import Complaints
+from tapotun_trio.client.failure_log import FailureLog
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.rtt import RoundTrip
 from tapotun_trio.errors import PeerError
 from tapotun_trio.log import FLAPPING_BURST, interface_logger
-from tapotun_trio.peer.session_log import Summary
+from tapotun_trio.peer.session_log import SessionLog
 
 from ..fakes import MemoryHost
 from ..packets import ipv4
@@ -104,13 +104,13 @@ async def test_a_client_that_comes_and_goes_for_hours_has_a_bounded_log(
 ) -> None:
     """Whatever is at the other end: the failures differ, and each attempt seems to work for a moment."""
     caplog.set_level(logging.INFO, "tapotun")
-    complaints = Complaints(interface_logger("tun0"))
-    summary = Summary(Counters(), RoundTrip())
+    failure_log = FailureLog(interface_logger("tun0"))
+    summary = SessionLog(Counters(), RoundTrip())
     for attempt in range(3600):
         summary.begin()
-        complaints.clear()
-        complaints.news("download", logging.INFO, "download from 192.0.2.1:8080")
-        complaints.log("download", PeerError(f"connection {attempt} broke"), 1.0)
+        failure_log.clear()
+        failure_log.note("download", logging.INFO, "download from 192.0.2.1:8080")
+        failure_log.log("download", PeerError(f"connection {attempt} broke"), 1.0)
         summary.end(interface_logger("tun0"), "it broke")
         await trio.sleep(1)
     assert len(caplog.records) <= 3 * 6 * FLAPPING_BURST
@@ -121,9 +121,9 @@ async def test_a_server_that_is_down_for_an_hour_is_two_lines(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     caplog.set_level(logging.INFO, "tapotun")
-    complaints = Complaints(interface_logger("tun0"))
+    failure_log = FailureLog(interface_logger("tun0"))
     for attempt in range(720):  # its name has two addresses, which fail each in its way
-        complaints.log("download", PeerError(("refused", "no route to host")[attempt % 2]), 5.0)
+        failure_log.log("download", PeerError(("refused", "no route to host")[attempt % 2]), 5.0)
         await trio.sleep(5)
     assert len(caplog.records) == 2
 

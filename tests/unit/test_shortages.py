@@ -25,11 +25,11 @@ from tapotun_trio import errors
 from tapotun_trio.client import client, requests
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
-from tapotun_trio.config.model import ServerConfig, TcpEndpoint, TlsConfig, TransportChoice, Url
+from tapotun_trio.config.model import ServerConfig, TcpAddress, TlsConfig, TransportChoice, Url
 from tapotun_trio.datapath import tun_io as device
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
-from tapotun_trio.datapath.tx_queue import Outbox
+from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import (
     HostError,
     InternalError,
@@ -45,7 +45,7 @@ from tapotun_trio.host.net import dial, tls
 from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.host.net.tls import TlsClient
 from tapotun_trio.host.netlink.rewatch import RETRY_S
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import read_response, send_request
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
@@ -223,9 +223,9 @@ async def world(rotate_s: tuple[float, float], transport: TransportChoice = "htt
     url = Url("http", "localhost", port, "/ip")
     config = replace(client_config("a", port), rotate_s=rotate_s, server=url, transport=transport)
     record, server_record = Record(config), Record(server)
-    async with open_front_door() as door, trio.open_nursery() as nursery:
-        await nursery.start(run_interface, server, host, door, server_record)
-        await nursery.start(run_interface, config, host, door, record)
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, server, host, listeners, server_record)
+        await nursery.start(run_interface, config, host, listeners, record)
         yield World(host, record, server_record)
         nursery.cancel_scope.cancel()
     assert host.left_over == []
@@ -295,7 +295,7 @@ async def test_at_a_rotation(case: str, monkeypatch: pytest.MonkeyPatch) -> None
             await until(lambda: peer._download is not old, "the next download")
             await it.passes()
             assert (it.host.devices["a"], it.client) == (tun, peer)
-            assert peer.presence.reconnects == 0
+            assert peer.peer_info.reconnects == 0
             assert not any("summary" in line for line in warnings(log, "a"))
     await until(lambda: open_fds() <= before, "the descriptors to be closed")
 
@@ -565,8 +565,8 @@ async def test_watches_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None
     host, port = ShortHost(fault), free_port()
     fault.armed = True
     with logged() as log:
-        async with open_front_door() as door, trio.open_nursery() as nursery:
-            await nursery.start(run_interface, client_config("a", port), host, door)
+        async with open_listeners() as listeners, trio.open_nursery() as nursery:
+            await nursery.start(run_interface, client_config("a", port), host, listeners)
             await until(lambda: fault.hits >= 3, "attempts")
             fault.armed = False
             await until(lambda: host.opened["changes"] == 1, "a watch")
@@ -584,10 +584,10 @@ async def test_an_address_that_changes_while_the_kernel_is_short(monkeypatch: py
     first = server_config(port, allowed("a", "10.10.0.2"))
     record = Record(config)
     with logged() as log:
-        async with open_front_door() as door, trio.open_nursery() as nursery:
+        async with open_listeners() as listeners, trio.open_nursery() as nursery:
             server = Record(first)
-            await nursery.start(run_interface, first, host, door, server)
-            await nursery.start(run_interface, config, host, door, record)
+            await nursery.start(run_interface, first, host, listeners, server)
+            await nursery.start(run_interface, config, host, listeners, record)
             it = World(host, record, server)
             await it.passes()
             device = host.devices["a"]
@@ -621,13 +621,13 @@ async def test_a_server_that_cannot_accept(monkeypatch: pytest.MonkeyPatch) -> N
     with logged() as log:
         async with world((300, 300)) as it:
             await it.passes()
-            (entrance,) = it.server.entrances
+            (endpoint,) = it.server.endpoints
             fault.armed = True
-            port = int(entrance.listener.name.rpartition(":")[2])
+            port = int(endpoint.listener.name.rpartition(":")[2])
             async with await trio.open_tcp_stream("127.0.0.1", port) as visitor:
                 await until(lambda: fault.hits >= 3, "attempts")
                 await it.passes()
-                assert entrance.refusals["no-descriptors"] >= 3
+                assert endpoint.refusals["no-descriptors"] >= 3
                 fault.armed = False
                 await visitor.send_all(b"GET /ip HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert (await visitor.receive_some()).startswith(b"HTTP/1.1 403 ")
@@ -683,7 +683,7 @@ async def test_a_server_that_cannot_listen_at_first_starts_in_time(
             nursery.cancel_scope.cancel()
     assert not any(record.exc_info for record in log)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        other: ServerConfig = replace(config, listen=(TcpEndpoint("127.0.0.1", taken.getsockname()[1]),))
+        other: ServerConfig = replace(config, listen=(TcpAddress("127.0.0.1", taken.getsockname()[1]),))
         with pytest.raises(ExceptionGroup) as caught:
             await run_interfaces((other,), host)
     assert caught.group_contains(HostError)
@@ -719,7 +719,7 @@ async def test_packets_without_memory_are_lost_and_no_interface(monkeypatch: pyt
 
 async def test_packets_that_cannot_be_queued_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     fault, counters = Fault(MemoryError), Counters()
-    monkeypatch.setattr(Outbox, "put", fault.before(Outbox.put))
+    monkeypatch.setattr(TxQueue, "put", fault.before(TxQueue.put))
     fault.armed = True
     Sender(counters).send(frame(UP), 1)
     assert counters.drops == {"no-memory": 1}

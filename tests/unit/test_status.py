@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio import AGENT
-from tapotun_trio.config.model import ClientConfig, ServerConfig, TcpEndpoint, TransportChoice
+from tapotun_trio.config.model import ClientConfig, ServerConfig, TcpAddress, TransportChoice
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.lifecycle.registry import DISCONNECTED, NoSuchPeerError, Registry
 from tapotun_trio.lifecycle.snapshot import snapshot
 from tapotun_trio.lifecycle.supervisor import run_interfaces
-from tapotun_trio.peer.info import RATE_TICKS, Presence
+from tapotun_trio.peer.info import RATE_TICKS, PeerInfo
 from tapotun_trio.status.model import InterfaceStatus, PeerStatus
 from tapotun_trio.wire import control
 
@@ -132,7 +132,7 @@ async def test_a_base_client(agent: str) -> None:
     """It gets nothing that it does not know; what it calls itself is cut to one short line."""
     hub, _ = pair()
     (endpoint,) = hub.listen
-    assert isinstance(endpoint, TcpEndpoint)
+    assert isinstance(endpoint, TcpAddress)
     fields = f"User-Agent: {agent}\r\n" if agent else ""
     async with world(hub) as it, await trio.open_tcp_stream("127.0.0.1", endpoint.port) as stream:
         await stream.send_all(f"GET /ip HTTP/1.1\r\nHost: x\r\nx-api-key:a\r\n{fields}\r\n".encode("latin-1"))
@@ -222,33 +222,38 @@ async def test_nobody_to_disconnect() -> None:
 
 
 def test_rates_are_of_the_last_ticks() -> None:
-    presence, counters = Presence(), Counters()
-    presence.tick(0.0, counters, heard=False)
-    assert presence.rates == (0.0, 0.0)
+    peer_info, counters = PeerInfo(), Counters()
+    peer_info.tick(0.0, counters, heard=False)
+    assert peer_info.rates == (0.0, 0.0)
     for second in range(1, 21):
         if second <= 10:
             counters.rx_bytes += 1000
             counters.tx_bytes += 250
-        presence.tick(float(second), counters, heard=True)
+        peer_info.tick(float(second), counters, heard=True)
         if RATE_TICKS <= second <= 10:
-            assert presence.rates == (8000.0, 2000.0)
-    assert presence.rates == (0.0, 0.0)
+            assert peer_info.rates == (8000.0, 2000.0)
+    assert peer_info.rates == (0.0, 0.0)
 
 
 def test_a_rotation_is_no_reconnect() -> None:
-    presence = Presence()
-    presence.arrive("x:1", None, extended=True, continues=False)
-    since = presence.connected_since
-    presence.arrive("x:2", "v2", extended=True, continues=True)
-    assert (presence.connected_since, presence.reconnects, presence.endpoint, presence.agent) == (since, 0, "x:2", "v2")
-    presence.leave()
-    assert presence.connected_since is None
+    peer_info = PeerInfo()
+    peer_info.arrive("x:1", None, extended=True, continues=False)
+    since = peer_info.connected_since
+    peer_info.arrive("x:2", "v2", extended=True, continues=True)
+    assert (peer_info.connected_since, peer_info.reconnects, peer_info.endpoint, peer_info.agent) == (
+        since,
+        0,
+        "x:2",
+        "v2",
+    )
+    peer_info.leave()
+    assert peer_info.connected_since is None
     assert since is not None
-    assert presence.since >= since
-    presence.arrive("x:3", None, extended=False, continues=True)
-    assert presence.reconnects == 1
-    presence.arrive("y:1", None, extended=False, continues=False)
-    assert presence.reconnects == 2
+    assert peer_info.since >= since
+    peer_info.arrive("x:3", None, extended=False, continues=True)
+    assert peer_info.reconnects == 1
+    peer_info.arrive("y:1", None, extended=False, continues=False)
+    assert peer_info.reconnects == 2
 
 
 @given(st.text())

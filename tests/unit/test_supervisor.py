@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import ServerConfig, TcpEndpoint
+from tapotun_trio.config.model import ServerConfig, TcpAddress
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 
@@ -79,7 +79,7 @@ async def test_what_cannot_start_ends_the_start(autojump_clock: trio.testing.Moc
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        clash = replace(bad, listen=(TcpEndpoint("127.0.0.1", other.getsockname()[1]),))
+        clash = replace(bad, listen=(TcpAddress("127.0.0.1", other.getsockname()[1]),))
         with pytest.raises(ExceptionGroup) as caught:
             async with trio.open_nursery() as nursery:
                 await nursery.start(run_interfaces, (good, clash), host)

@@ -18,7 +18,7 @@ import trustme
 
 from tapotun_trio.config.model import ClientConfig, InterfaceConfig, TlsConfig, Url
 from tapotun_trio.host.items import Item
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import TunConf, encode_generation_2
@@ -41,8 +41,8 @@ LARGE: Final = bytes(60_000)
 async def cancelled(config: InterfaceConfig, host: MemoryHost, reach: Callable[[], Awaitable[None]]) -> None:
     """Run the interface until ``reach`` returns, cancel it, and see how long that takes and what is left."""
     with logged() as log:
-        async with open_front_door() as door, trio.open_nursery() as nursery:
-            nursery.start_soon(run_interface, config, host, door)
+        async with open_listeners() as listeners, trio.open_nursery() as nursery:
+            nursery.start_soon(run_interface, config, host, listeners)
             await reach()
             begun = trio.current_time()
             nursery.cancel_scope.cancel()

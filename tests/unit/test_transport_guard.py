@@ -13,8 +13,8 @@ import trio
 
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.items import Address, HostRoute, Item, Plan, Route, Way
-from tapotun_trio.http.acceptor import open_front_door
+from tapotun_trio.host.items import Address, DesiredState, HostRoute, Item, NextHop, Route
+from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.log import interface_logger
@@ -24,7 +24,7 @@ from ..fakes import HANG_S, MemoryHost, MemoryNetwork
 from .support import allowed, client_config, free_port, running, server_config
 
 SERVER: Final = IPv4Address("127.0.0.1")
-WAY: Final = Way(IPv4Network("0.0.0.0/0"), index=3, device="eth0", gateway=IPv4Address("192.0.2.1"), metric=100)
+WAY: Final = NextHop(IPv4Network("0.0.0.0/0"), index=3, device="eth0", gateway=IPv4Address("192.0.2.1"), metric=100)
 EXCEPTION: Final = HostRoute(SERVER, 3, IPv4Address("192.0.2.1"))
 COVER: Final = Route(IPv4Network("127.0.0.0/16"))
 ELSEWHERE: Final = Route(IPv4Network("10.60.0.0/24"))
@@ -66,8 +66,8 @@ async def test_a_host_route_comes_before_what_covers_the_server_and_goes_after_i
     host, hub, port = MemoryHost(), MemoryHost(), free_port()
     host.ways[SERVER] = WAY
     record = Record(config := pushing(port, COVER, ELSEWHERE))
-    async with open_front_door() as door, trio.open_nursery() as nursery:
-        await nursery.start(run_interface, config, hub, door, record)
+    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+        await nursery.start(run_interface, config, hub, listeners, record)
         async with running(host, client_config("a", port)):
             await until(lambda: COVER in standing(host))
             assert set(standing(host)) == {EXCEPTION, ADDRESS, COVER, ELSEWHERE}
@@ -210,7 +210,7 @@ async def test_a_network_s_ends_are_taken_away_too(address: str) -> None:
 
 async def test_where_the_name_does_not_resolve_any_pushed_route_may_stand_between() -> None:
     it, host = guard(), MemoryHost()
-    plan = Plan(1500, (ADDRESS, ELSEWHERE), frozenset([ELSEWHERE]))
+    plan = DesiredState(1500, (ADDRESS, ELSEWHERE), frozenset([ELSEWHERE]))
     async with host.open_network() as network:
         it.session_begins()
         it.unresolved()

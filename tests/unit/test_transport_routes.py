@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, Item, Route, Rule, Way
+from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
 from tapotun_trio.netconf.transport_routes import Conflict, decide, describe, takes
 
 OURS: Final = "tun"
@@ -46,14 +46,14 @@ def look_up(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules
     return None
 
 
-def way_to(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules) -> Way | None:
+def way_to(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules) -> NextHop | None:
     """As the host's netlink finds it while nothing of ours stands."""
     found = look_up(address, mark, tables, rules)
     if found is None:
         return None
     entry, number, priority = found
     index = next(index for index, name in DEVICES.items() if name == entry.target)
-    return Way(entry.network, number, entry.metric, index, entry.target, above_main=priority < 32766)
+    return NextHop(entry.network, number, entry.metric, index, entry.target, above_main=priority < 32766)
 
 
 def make(items: Iterable[Item], tables: Tables, rules: Rules) -> tuple[Tables, Rules]:
@@ -197,12 +197,12 @@ def test_without_a_session_no_pushed_route_stands_between(
 
 
 SERVER: Final = IPv4Address("203.0.113.10")
-WAY: Final = Way(IPv4Network("0.0.0.0/0"), index=3, device="eth0", gateway=IPv4Address("192.0.2.1"), metric=100)
+WAY: Final = NextHop(IPv4Network("0.0.0.0/0"), index=3, device="eth0", gateway=IPv4Address("192.0.2.1"), metric=100)
 PUSH: Final = Route(IPv4Network("203.0.113.0/24"))
 EXCEPTION: Final = HostRoute(SERVER, 3, IPv4Address("192.0.2.1"), device="eth0")
 
 
-def conflicts(*items: Item, way: Way | None = WAY, withdraws: bool = False) -> list[Conflict]:
+def conflicts(*items: Item, way: NextHop | None = WAY, withdraws: bool = False) -> list[Conflict]:
     return list(decide(items, {SERVER: way}, None, pushed=items, withdraws=withdraws).conflicts)
 
 

@@ -24,7 +24,7 @@ from tapotun_trio.control.handlers import Process, standard_commands
 from tapotun_trio.control.protocol import StatusReport
 from tapotun_trio.control.server import serve_control
 from tapotun_trio.log import process_logger
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.status import model
 
 from ..tables import table
@@ -46,9 +46,9 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @asynccontextmanager
 async def asked(it: World, name: str = "office") -> AsyncIterator[None]:
     """A process of that name, whose interfaces are these."""
-    with socket_path.listening(name, socket_path.places({})) as sock:
+    with socket_path.listening(name, socket_path.control_directories({})) as sock:
         async with trio.open_nursery() as nursery:
-            process = Process(name, "/etc/tapotun/office.json", moment())
+            process = Process(name, "/etc/tapotun/office.json", boottime())
             nursery.start_soon(serve_control, sock, standard_commands(process, it.registry), process_logger())
             yield
             nursery.cancel_scope.cancel()

@@ -72,7 +72,7 @@ async def message(raw: Raw) -> tuple[int, bytes] | None:
     return first & 0x0F, await raw.exactly(size)
 
 
-async def last_words(raw: Raw) -> tuple[list[str], tuple[int, str]]:
+async def farewell_frame(raw: Raw) -> tuple[list[str], tuple[int, str]]:
     """The BYEs and the close that the server sends before it ends the connection."""
     closes: list[tuple[int, str]] = []
     reader = FrameReader(WebSocketBody(masked=False), control=True)
@@ -168,8 +168,8 @@ async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
             await until(lambda: client.transport == "http" and client._upload is not None, "HTTP")
             await trio.sleep(0.05)
             seen.append(client.transport)
-            client._carrier.websocket = True
-            client._download_waits.cut()
+            client._selector.websocket = True
+            client._download_gate.wake()
             await until(lambda: client.transport == "websocket", "a WebSocket")
             seen.append(client.transport)
 
@@ -197,7 +197,7 @@ async def test_accepted_and_both_ways() -> None:
             got.append(await message(raw))
         assert (PONG, b"") in got
         await raw.send(masked(close_payload(1000), CLOSE))
-        assert await last_words(raw) == ([], (1000, ""))
+        assert await farewell_frame(raw) == ([], (1000, ""))
         assert not siege.mallory.counters.ends
 
 
@@ -266,7 +266,7 @@ async def test_garbage_ends_it_with_a_reason(data: bytes, reason: str, words: st
         await raw.send(masked(packet_frame(TO_HUB)))
         assert await siege.hub.receive_packet() == TO_HUB
         await raw.send(data)
-        byes, (code, why) = await last_words(raw)
+        byes, (code, why) = await farewell_frame(raw)
         assert (byes, code) == ([], 1002)
         assert words in why
         await siege.ends(**{reason.replace("-", "_"): 1})
@@ -309,7 +309,7 @@ async def test_another_machine_takes_over() -> None:
     async with besieged() as siege:
         first = await websocket(siege, "one")
         second = await websocket(siege, "two")
-        byes, close = await last_words(first)
+        byes, close = await farewell_frame(first)
         assert byes == ["replaced: another machine uses this token"]
         assert close[0] == 1000
         await second.send(masked(packet_frame(TO_HUB)))
@@ -329,7 +329,7 @@ async def test_a_newer_one_of_the_same_machine_replaces_it_in_order() -> None:
         await trio.sleep(0.05)
         await first.send(masked(packet_frame(early)), masked(b"", CLOSE))
         assert [await siege.hub.receive_packet() for _ in range(2)] == [early, late]
-        assert await last_words(first) == ([], (1000, ""))
+        assert await farewell_frame(first) == ([], (1000, ""))
 
 
 async def test_a_server_that_stops_says_so() -> None:
@@ -342,7 +342,7 @@ async def test_a_server_that_stops_says_so() -> None:
             await message(raw)
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
-                byes, close = await last_words(raw)
+                byes, close = await farewell_frame(raw)
     assert byes == ["the server is shutting down"]
     assert close == (1001, "the server is shutting down")
 
@@ -354,7 +354,7 @@ async def test_a_client_that_reads_nothing_stops_nobody() -> None:
         for _ in range(300):
             siege.hub.send(ipv4(HUB, ME, bytes(60_000)))
         await siege.check_honest()
-        assert siege.mallory.sender.outbox.depth_bytes <= 12 * 2**20
+        assert siege.mallory.sender.tx_queue.depth_bytes <= 12 * 2**20
 
 
 # ------------------------------------------------------------------ what a server may do to a client

@@ -20,8 +20,8 @@ from tapotun_trio.wire.frames import (
     MAX_PACKET_BYTES,
     MIN_PACKET_BYTES,
     PING,
+    FrameRange,
     FrameReader,
-    Span,
     each,
     echoed_clock,
     encode_echo,
@@ -51,7 +51,7 @@ class Received:
             while self.reader.pending:
                 self.take(self.reader.feed(0))
 
-    def take(self, spans: Sequence[Span]) -> None:
+    def take(self, spans: Sequence[FrameRange]) -> None:
         """A frame is good until the next `space`: so look at none before `feed` has returned all."""
         self.frames += [bytes(self.reader.view[start:stop]) for start, stop in each(spans)]
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.gro_udp import MAX_SEGMENTS, block_runs, find_runs, merge
+from tapotun_trio.datapath.gro_udp import MAX_SEGMENTS, block_runs, coalesce, find_runs
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.wire.body import LengthBody
-from tapotun_trio.wire.frames import BUFFER_BYTES, FrameReader, Span, each
+from tapotun_trio.wire.frames import BUFFER_BYTES, FrameRange, FrameReader, each
 from tapotun_trio.wire.uniform import BLOCK_FROM
 from tests.fakes import MemoryDevice
 
@@ -44,7 +44,7 @@ def udp(
     return struct.pack("<H", length) + PARTIAL + head + struct.pack("!HHHH", port, 9, length - 20, pseudo) + payload
 
 
-def laid(frames: list[bytes]) -> tuple[memoryview, list[Span]]:
+def laid(frames: list[bytes]) -> tuple[memoryview, list[FrameRange]]:
     """Each as a single one."""
     at, spans = 0, []
     for frame in frames:
@@ -53,7 +53,7 @@ def laid(frames: list[bytes]) -> tuple[memoryview, list[Span]]:
     return memoryview(b"".join(frames)), spans
 
 
-def received(frames: list[bytes]) -> tuple[memoryview, list[Span]]:
+def received(frames: list[bytes]) -> tuple[memoryview, list[FrameRange]]:
     """As the reader of a stream has them, blocks and all."""
     data = b"".join(frames)
     reader = FrameReader(LengthBody(len(data)))
@@ -86,7 +86,7 @@ def written(frames: list[bytes]) -> tuple[list[bytes], int]:
     out: list[bytes] = []
     runs = find_runs(view, spans)
     for run in runs:
-        parts = merge(view, run) if len(run) > 1 else None
+        parts = coalesce(view, run) if len(run) > 1 else None
         out += [bytes(view[a:b]) for a, b, _ in run] if parts is None else cut(b"".join(parts))
     return out, len(runs)
 

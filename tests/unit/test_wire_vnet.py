@@ -18,7 +18,7 @@ from tapotun_trio.wire.vnet import (
     GSO_UDP_L4,
     NEEDS_CSUM,
     VNET_BYTES,
-    base_peer_accepts,
+    validate_vnet_header,
 )
 
 from ..packets import frame, ipv4
@@ -51,7 +51,7 @@ SMALL: Final = packet(100)
 
 
 def accepts(header: bytes, whole: bytes) -> bool:
-    return base_peer_accepts(memoryview(frame(whole, header)))
+    return validate_vnet_header(memoryview(frame(whole, header)))
 
 
 def test_the_layout_is_the_kernels() -> None:
@@ -144,4 +144,4 @@ def test_any_frame_has_an_answer_and_an_accepted_one_keeps_to_its_packet(header:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(min_size=HEADER_BYTES + MIN_PACKET_BYTES, max_size=100))
 def test_any_bytes_have_an_answer(data: bytes) -> None:
-    assert base_peer_accepts(memoryview(data)) in (True, False)
+    assert validate_vnet_header(memoryview(data)) in (True, False)

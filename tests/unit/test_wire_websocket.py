@@ -45,7 +45,7 @@ def raw(first: int, payload: bytes, *, key: bytes = b"") -> bytes:
     return bytes((first,)) + frame(BINARY, payload, key)[1:]
 
 
-class Reading:
+class LoadContext:
     """What a body decoder made of bytes that came in pieces."""
 
     def __init__(self, pieces: list[bytes], *, masked: bool, memory: type[bytearray | mmap] = bytearray) -> None:
@@ -98,7 +98,7 @@ def wsprotos(data: bytes, *, client: bool = False) -> tuple[bytes, int | None] |
 
 def ours(pieces: list[bytes], *, masked: bool = True) -> tuple[bytes, int | None] | None:
     try:
-        reading = Reading(pieces, masked=masked)
+        reading = LoadContext(pieces, masked=masked)
     except PeerError as exc:
         check_text(exc)
         return None
@@ -179,7 +179,7 @@ def test_every_split_gives_what_wsproto_gives(conversation: tuple[bytes, bytes, 
     assert wsprotos(data) == (payload, code)
     for pieces in every_way(data, places):
         assert ours(pieces) == (payload, code)
-        assert Reading(pieces, masked=True, memory=mmap).payload == payload
+        assert LoadContext(pieces, masked=True, memory=mmap).payload == payload
 
 
 @settings(max_examples=50, deadline=None)
@@ -198,7 +198,7 @@ def test_a_close_by_a_gateway() -> None:
 @given(st.binary(max_size=30))
 def test_what_follows_the_close_is_left_alone(rest: bytes) -> None:
     data = frame(BINARY, b"payload", KEY) + frame(CLOSE, close_payload(1001, "bye\n"), KEY) + rest
-    reading = Reading([data], masked=True)
+    reading = LoadContext([data], masked=True)
     assert (reading.body.code, reading.body.reason, reading.rest) == (1001, "bye\\u000a", rest)
     reading.body.eof()
 
@@ -275,25 +275,25 @@ def test_a_close_within_a_frame_is_an_error() -> None:
 def test_refused(data: bytes, words: str) -> None:
     for pieces in every_way(data, ()):
         with pytest.raises(PeerError, match=words) as caught:
-            Reading(pieces, masked=True)
+            LoadContext(pieces, masked=True)
         assert caught.value.reason == "bad-websocket"
 
 
 def test_a_server_that_masks_is_refused() -> None:
     with pytest.raises(PeerError, match="is masked"):
-        Reading([frame(BINARY, b"x", KEY)], masked=False)
+        LoadContext([frame(BINARY, b"x", KEY)], masked=False)
 
 
 def test_a_refusal_does_not_wait_for_more() -> None:
     """Two bytes are enough to see it."""
     with pytest.raises(PeerError, match="not masked"):
-        Reading([b"\x82\x7f"], masked=True)
+        LoadContext([b"\x82\x7f"], masked=True)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x82", frame(BINARY, b"x", KEY), frame(BINARY, b"x", KEY)[:-1]])
 def test_a_connection_must_not_end_without_a_close(data: bytes) -> None:
     with pytest.raises(PeerError, match="without the end"):
-        Reading([data], masked=True).body.eof()
+        LoadContext([data], masked=True).body.eof()
 
 
 # Bytes that mostly are frames of some kind.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.harness import Lab, WaitError, no_leaks, wait_until
-from tests.integrity import CheckedUdp, Way
+from tests.integrity import CheckedUdp, NextHop
 from tests.netns.topologies import TUNNEL_CLIENT, TUNNEL_SERVER, mtu
 
 from . import BOUNDS_S
@@ -56,7 +56,7 @@ class Report:
     seed: int
     planned: int
     recoveries: list[Recovery] = field(default_factory=list)
-    ways: list[Way] = field(default_factory=list)
+    ways: list[NextHop] = field(default_factory=list)
     seconds: float = 0.0
 
     @property

@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from ...config.model import Endpoint, TcpEndpoint, UnixEndpoint
+from ...config.model import ListenAddress, TcpAddress, UnixAddress
 from ...errors import HostError, passing_shortages, shortage_of
 from .socketfile import SocketDirectory, SocketFile
 from .sockets import Connection, leave_undecided, peer_name
@@ -77,15 +77,15 @@ class Listener:
             self._sock.close()
 
 
-def endpoint_name(endpoint: Endpoint) -> str:
+def endpoint_name(endpoint: ListenAddress) -> str:
     """As logs and the status show it: ``192.0.2.7:8080``, ``[2001:db8::7]:8080``, ``unix:/path``."""
-    if isinstance(endpoint, UnixEndpoint):
+    if isinstance(endpoint, UnixAddress):
         return f"unix:{endpoint.path}"
     address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     return f"{address}:{endpoint.port}"
 
 
-def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
+def listen(endpoint: ListenAddress, socket_mode: int = 0o660) -> Listener | None:
     """Bind and listen. None: the endpoint is optional and this machine has no such address family. ``socket_mode``: the
     permissions of a Unix socket, whatever the umask.
 
@@ -94,7 +94,7 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
 
     Raises AbsentError: there is no such address family. HostError: the port is taken or needs a privilege.
     """
-    if isinstance(endpoint, UnixEndpoint):
+    if isinstance(endpoint, UnixAddress):
         return _listen_unix(endpoint.path, socket_mode)
     family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
     name = endpoint_name(endpoint)
@@ -129,7 +129,7 @@ def listen(endpoint: Endpoint, socket_mode: int = 0o660) -> Listener | None:
     return Listener(sock, name, waits=waits)
 
 
-def _bind(sock: socket.socket, endpoint: TcpEndpoint) -> bool:
+def _bind(sock: socket.socket, endpoint: TcpAddress) -> bool:
     """Returns whether this machine does not have the address yet. Raises OSError."""
     try:
         sock.bind((endpoint.address, endpoint.port))

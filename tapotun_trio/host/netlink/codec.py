@@ -86,7 +86,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingRoute:
+class KernelRoute:
     """A route in the kernel. ``index`` is its interface's, 0 if it has none or several (multipath)."""
 
     network: IPv4Network
@@ -109,7 +109,7 @@ class StandingRoute:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingRule:
+class KernelRule:
     """A rule in the kernel. ``fwmark`` is None where the rule looks at no mark, or at a part of it."""
 
     priority: int
@@ -185,7 +185,7 @@ def get_routes(table: int, protocol: int = 0) -> bytearray:
     return _encode(rtmsg, _RTM_GETROUTE, _DUMP, fields, [("RTA_TABLE", table)])
 
 
-def read_route(data: memoryview) -> StandingRoute:
+def read_route(data: memoryview) -> KernelRoute:
     """By hand: 4 us instead of pyroute2's 80, as a table may have a million routes.
 
     ::
@@ -197,7 +197,7 @@ def read_route(data: memoryview) -> StandingRoute:
     prefix, tos, table, protocol, scope, type_ = _RTMSG.unpack_from(data, _DST_LENGTH_OFFSET)
     found = dict(attributes(data[_RTMSG_END:]))
     source = found.get(_RTA_PREFSRC)
-    return StandingRoute(
+    return KernelRoute(
         network=IPv4Network((_number(found.get(_RTA_DST), "big"), prefix)),
         table=_number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         protocol=protocol,
@@ -227,10 +227,10 @@ def get_rules() -> bytearray:
     return _encode(fibmsg, _RTM_GETRULE, _DUMP, {"family": socket.AF_INET}, [])
 
 
-def read_rule(data: memoryview) -> StandingRule:
+def read_rule(data: memoryview) -> KernelRule:
     message = _decode(fibmsg, bytes(data))
     mask = message.get_attr("FRA_FWMASK") or 0
-    return StandingRule(
+    return KernelRule(
         priority=message.get_attr("FRA_PRIORITY") or 0,
         table=_table(message, "FRA_TABLE"),
         protocol=message.get_attr("FRA_PROTOCOL") or 0,

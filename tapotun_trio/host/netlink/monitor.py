@@ -27,8 +27,8 @@ from .tracker import (
     RTM_NEWROUTE,
     Address,
     Link,
-    OneLink,
-    Surroundings,
+    LinkTracker,
+    NetworkTracker,
     dump_addresses,
     dump_links,
     read_address,
@@ -87,15 +87,15 @@ class _Notifications:
                     return ((kind, flags, message) for kind, flags, _, message in split(self._buffer[:length]))
 
 
-class _Picture(Protocol[T_co]):
-    """What is known, and what is new of it: `surroundings.Surroundings` or `OneLink`."""
+class _Tracker(Protocol[T_co]):
+    """What is known, and what is new of it: `surroundings.NetworkTracker` or `LinkTracker`."""
 
     @property
-    def stirred(self) -> bool: ...
-    def hear(self, kind: int, flags: int, message: memoryview) -> bool: ...
+    def dirty(self) -> bool: ...
+    def handle_message(self, kind: int, flags: int, message: memoryview) -> bool: ...
     def lose(self) -> None: ...
     def load(self, links: Iterable[Link], addresses: Iterable[Address]) -> None: ...
-    def news(self) -> T_co | None: ...
+    def drain(self) -> T_co | None: ...
 
 
 class _Watch(Generic[T_co]):
@@ -104,7 +104,7 @@ class _Watch(Generic[T_co]):
     What was heard is in the picture, so that a cancelled `__anext__` loses nothing.
     """
 
-    def __init__(self, notifications: _Notifications, picture: _Picture[T_co]) -> None:
+    def __init__(self, notifications: _Notifications, picture: _Tracker[T_co]) -> None:
         self._notifications = notifications
         self._picture = picture
         self._stale = False
@@ -114,14 +114,14 @@ class _Watch(Generic[T_co]):
 
     async def __anext__(self) -> T_co:
         while True:
-            while not self._picture.stirred:
-                await self._hear()
+            while not self._picture.dirty:
+                await self._handle_messages()
             await self._settle()
             if self._stale:
                 await self.load()
-            news = self._picture.news()
-            if news is not None:
-                return news
+            drain = self._picture.drain()
+            if drain is not None:
+                return drain
 
     async def load(self) -> None:
         """Read the state from the kernel. Raises HostError."""
@@ -139,43 +139,43 @@ class _Watch(Generic[T_co]):
         limit = trio.current_time() + SETTLE_LIMIT_S
         with trio.move_on_after(SETTLE_S) as quiet:
             while True:
-                if await self._hear():
+                if await self._handle_messages():
                     quiet.deadline = min(trio.current_time() + SETTLE_S, limit)
 
-    async def _hear(self) -> bool:
+    async def _handle_messages(self) -> bool:
         """Wait for a datagram and take it in. Returns whether it says that something has happened."""
         messages = await self._notifications.receive()
         if messages is None:
             self._picture.lose()
             self._stale = True
             return True
-        stirred = False
+        dirty = False
         for kind, flags, message in messages:
-            stirred |= self._picture.hear(kind, flags, message)
-        return stirred
+            dirty |= self._picture.handle_message(kind, flags, message)
+        return dirty
 
 
 @asynccontextmanager
 async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Change]]:
     """As `Host.open_changes`. ``own``: the names of this process's interfaces, asked whenever something happens."""
-    surroundings = Surroundings(own)
+    surroundings = NetworkTracker(own)
     groups = _LINK | _IPV4_IFADDR | _IPV4_ROUTE | _IPV6_IFADDR | _IPV6_ROUTE
     async with _watching(groups, surroundings) as watch:
         # After joining, so that nothing is missed in between; what is heard twice changes nothing.
         await watch.load()
-        surroundings.news()
+        surroundings.drain()
         yield watch
 
 
 @asynccontextmanager
 async def open_link(name: str) -> AsyncIterator[AsyncIterator[bool]]:
     """As `Host.open_link`."""
-    async with _watching(_LINK, OneLink(name)) as watch:
+    async with _watching(_LINK, LinkTracker(name)) as watch:
         yield watch
 
 
 @asynccontextmanager
-async def _watching(groups: int, picture: _Picture[T_co]) -> AsyncIterator[_Watch[T_co]]:
+async def _watching(groups: int, picture: _Tracker[T_co]) -> AsyncIterator[_Watch[T_co]]:
     with closing(_Notifications(groups)) as notifications:
         yield _Watch(notifications, picture)
 

@@ -39,12 +39,12 @@ from typing import Final
 import trio
 
 from ...errors import HostError, ShortageError, shortage_of
-from ..items import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, Route, Rule, Way
+from ..items import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, NextHop, Route, Rule
 from ..process.privileges import missing_net_admin
 from . import codec
-from .codec import PROTOCOL, Link, StandingRoute, StandingRule
-from .reader import Standing
-from .route_lookup import Ways, add_host_route, left_over, remove_host_route, remove_standing
+from .codec import PROTOCOL, KernelRoute, KernelRule, Link
+from .reader import NetworkReader
+from .route_lookup import RouteLookup, add_host_route, left_over, remove_host_route, remove_standing
 from .socket import Refusal, Rtnetlink
 
 # Priorities of our rules, and metrics of our routes outside the main table. A lower priority is asked first:
@@ -73,8 +73,8 @@ class Netlink:
 
     def __init__(self, kernel: Rtnetlink) -> None:
         self._kernel = kernel
-        self._standing = Standing(kernel)
-        self._ways = Ways(kernel, self._standing)
+        self._standing = NetworkReader(kernel)
+        self._ways = RouteLookup(kernel, self._standing)
         self._lock = trio.Lock()
         self._shortage: ShortageError | None = None  # the first that the present `add` has met
         # Both are written before the kernel is told, so that a cancelled `add` can be removed.
@@ -149,7 +149,7 @@ class Netlink:
 
     async def way(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
-    ) -> Way | None:
+    ) -> NextHop | None:
         """As `Network.way`."""
         async with self._lock:
             link = await self._standing.link(name)
@@ -221,7 +221,7 @@ class Netlink:
         routes: Sequence[Route],
         metric: int,
         refusals: Mapping[int, Refusal],
-        ours: Mapping[IPv4Network, StandingRoute],
+        ours: Mapping[IPv4Network, KernelRoute],
     ) -> dict[int, Refusal]:
         """Try again with the routes that were refused for something that stands. Returns the refusals left.
 
@@ -405,12 +405,12 @@ def _without(refusals: Mapping[int, Refusal], errnos: AbstractSet[int]) -> dict[
     return {index: refusal for index, refusal in refusals.items() if refusal.errno not in errnos}
 
 
-def _by_network(routes: Sequence[StandingRoute], metric: int) -> dict[IPv4Network, StandingRoute]:
+def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPv4Network, KernelRoute]:
     """The routes that ours with that metric would collide with."""
     return {route.network: route for route in routes if (route.metric, route.tos) == (metric, 0)}
 
 
-def _is_ours(rule: StandingRule, fwmarks: set[int]) -> bool:
+def _is_ours(rule: KernelRule, fwmarks: set[int]) -> bool:
     return rule.protocol == PROTOCOL and rule.fwmark in fwmarks
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from ...errors import HostError
 from ..items import Route
 from . import codec
-from .codec import PROTOCOL, Link, StandingRoute, StandingRule
+from .codec import PROTOCOL, KernelRoute, KernelRule, Link
 from .socket import Refusal, Rtnetlink, attributes
 from .tracker import dump_addresses, dump_links, read_address, read_link
 
@@ -32,7 +32,7 @@ _PROTOCOL_NAMES: Final = {
 }
 
 
-class Standing:
+class NetworkReader:
     """Questions to the kernel. All are checkpoints, cancel-safe, and raise HostError as `Rtnetlink` does."""
 
     def __init__(self, kernel: Rtnetlink) -> None:
@@ -54,10 +54,10 @@ class Standing:
             raise HostError(f"interface {name} does not exist (any more)")
         return link
 
-    async def routes(self, table: int, *, protocol: int = 0, network: IPv4Network | None = None) -> list[StandingRoute]:
+    async def routes(self, table: int, *, protocol: int = 0, network: IPv4Network | None = None) -> list[KernelRoute]:
         """The routes of a table; only those of one protocol unless it is 0, only those to ``network`` if given."""
 
-        def read(data: memoryview) -> StandingRoute | None:
+        def read(data: memoryview) -> KernelRoute | None:
             route = codec.read_route(data)
             fits = (
                 route.table == table
@@ -68,10 +68,10 @@ class Standing:
 
         return await self._kernel.dump(codec.get_routes(table, protocol), read)
 
-    async def ours(self, fits: Callable[[StandingRoute], bool]) -> list[StandingRoute]:
+    async def ours(self, fits: Callable[[KernelRoute], bool]) -> list[KernelRoute]:
         """The routes with our protocol number, of all tables, that ``fits`` says yes to."""
 
-        def read(data: memoryview) -> StandingRoute | None:
+        def read(data: memoryview) -> KernelRoute | None:
             route = codec.read_route(data)
             return route if route.protocol == PROTOCOL and fits(route) else None
 
@@ -98,7 +98,7 @@ class Standing:
         addresses = [(IPv4Address(it.text), names.get(it.index, "")) for it in found if ":" not in it.text]
         return [it for it in addresses if not (it[0].is_loopback or it[0].is_link_local)]
 
-    async def rules(self) -> list[StandingRule]:
+    async def rules(self) -> list[KernelRule]:
         return await self._kernel.dump(codec.get_rules(), codec.read_rule)
 
     async def slot_owners(self, tables: set[int]) -> dict[tuple[int, int], int]:

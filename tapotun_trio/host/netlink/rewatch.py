@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from ...errors import HostError, shortage_of
-from ...log import Log, flapping
+from ...log import Log, flap_damped
 
 RETRY_S: Final = (1.0, 60.0)  # the first pause, doubled up to the last
 
@@ -25,7 +25,7 @@ class Rewatch:
         """``consequence``: what is worse while nothing is watched, for the log."""
         self._log = log
         self._consequence = consequence
-        self._sparingly = flapping()
+        self._rate_limited = flap_damped()
         self._told: str | None = None
         self._pause_s = RETRY_S[0]
         self.lapsed = False
@@ -56,4 +56,4 @@ class Rewatch:
             self._log.debug("%s", text)
         else:
             self._told = why
-            self._sparingly.log(self._log, logging.WARNING, trio.current_time(), text)
+            self._rate_limited.log(self._log, logging.WARNING, trio.current_time(), text)

@@ -22,9 +22,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from itertools import islice
 from typing import Final
 
-from ..items import MAIN_TABLE, HostRoute, Way
-from .codec import PROTOCOL, StandingRoute
-from .reader import Standing
+from ..items import MAIN_TABLE, HostRoute, NextHop
+from .codec import PROTOCOL, KernelRoute
+from .reader import NetworkReader
 from .socket import Refusal, Rtnetlink, attributes
 from .tracker import dump_links, read_link
 
@@ -106,7 +106,7 @@ def host_route_metric(index: int) -> int:
     return METRIC | index & _INDEX_MASK
 
 
-def host_route_owner(route: StandingRoute) -> int | None:
+def host_route_owner(route: KernelRoute) -> int | None:
     """The number (its lower 24 bits) of the interface that it was made for; None: it is no host route of ours."""
     if route.protocol != PROTOCOL or route.network.prefixlen != 32 or route.metric & ~_INDEX_MASK != METRIC:
         return None
@@ -133,7 +133,7 @@ def remove_host_route(owner: int, item: HostRoute) -> bytearray:
     return _message(_RTM_DELROUTE, 0, item.table, _RT_SCOPE_NOWHERE, 0, _host_route(owner, item))
 
 
-def remove_standing(route: StandingRoute) -> bytearray:
+def remove_standing(route: KernelRoute) -> bytearray:
     """A host route of ours, as it was found."""
     attrs = _attribute(_RTA_DST, route.network.network_address.packed)
     attrs += _u32(_RTA_PRIORITY, route.metric) + _u32(_RTA_TABLE, route.table)
@@ -211,10 +211,10 @@ def _number(payload: memoryview | bytes) -> int:
     return struct.unpack("=I", payload)[0] if len(payload) == 4 else 0
 
 
-class Ways:
+class RouteLookup:
     """Questions to the kernel. Checkpoints, cancel-safe, and raise HostError as `Rtnetlink` does."""
 
-    def __init__(self, kernel: Rtnetlink, standing: Standing) -> None:
+    def __init__(self, kernel: Rtnetlink, standing: NetworkReader) -> None:
         self._kernel = kernel
         self._standing = standing
 
@@ -223,7 +223,7 @@ class Ways:
         (answer,) = await self._kernel.ask_together([get_way(address, mark, match=False)])
         return isinstance(answer, bytes) and _read(answer).index == own
 
-    async def way(self, own: int, address: IPv4Address, mark: int, hidden: Sequence[HostRoute]) -> Way | None:
+    async def way(self, own: int, address: IPv4Address, mark: int, hidden: Sequence[HostRoute]) -> NextHop | None:
         """How the address is reached without the interface ``own`` and without ``hidden``, host routes of its own that
         stand. None: not at all."""
         fronts = [_Front(own, item) for item in hidden if item.address == address]
@@ -271,11 +271,11 @@ class Ways:
         found = answers[len(fronts) : len(fronts) + len(questions)]
         return [_read(it) if isinstance(it, bytes) else None for it in found]
 
-    async def _made_of(self, match: _Answer, chosen: _Answer, mark: int) -> Way:
+    async def _made_of(self, match: _Answer, chosen: _Answer, mark: int) -> NextHop:
         """``match`` is the route, and ``chosen`` the next hop of it, where it has several."""
         link = await self._standing.find_link(index=chosen.index)
         usable = chosen.type == _RTN_UNICAST and link is not None and not match.encapsulates
-        return Way(
+        return NextHop(
             network=match.network,
             table=match.table,
             metric=match.metric,
@@ -291,7 +291,7 @@ class Ways:
 
     async def _devices(self, ours: set[int]) -> list[int]:
         links = await self._kernel.dump(dump_links(), read_link)
-        return [it.index for it in links if it.raised and it.index & _INDEX_MASK not in {*ours, _LOOPBACK}]
+        return [it.index for it in links if it.admin_up and it.index & _INDEX_MASK not in {*ours, _LOOPBACK}]
 
     async def _is_above_main(self, table: int, mark: int) -> bool:
         if table in (MAIN_TABLE, _RT_TABLE_DEFAULT, _RT_TABLE_LOCAL):
@@ -308,7 +308,7 @@ class Ways:
         return min(priorities, default=1 << 32)
 
 
-async def left_over(standing: Standing) -> list[StandingRoute]:
+async def left_over(standing: NetworkReader) -> list[KernelRoute]:
     """Host routes of ours whose interface is gone: those of a killed run."""
     found = await standing.ours(lambda route: host_route_owner(route) is not None)
     living = {index & _INDEX_MASK for index in await standing.tun_indexes()} if found else set()

@@ -79,7 +79,7 @@ _PHRASES: Final = 4  # in one log line
 class Link:
     index: int
     name: str
-    raised: bool
+    admin_up: bool
     """Somebody set it up (IFF_UP)."""
     up: bool
     """And it works: there is a carrier (IFF_RUNNING)."""
@@ -119,7 +119,7 @@ def read_link(message: memoryview) -> Link | None:
             name = bytes(payload).rstrip(b"\0").decode(errors="surrogateescape")
             break
     working = _IFF_UP | _IFF_RUNNING
-    return Link(index, name, raised=bool(flags & _IFF_UP), up=flags & working == working)
+    return Link(index, name, admin_up=bool(flags & _IFF_UP), up=flags & working == working)
 
 
 def read_address(message: memoryview) -> Address | None:
@@ -165,7 +165,7 @@ class _Route:
         return self.family, self.prefix, self.tos, frozenset(it for it in self.identity if it[0] in kinds)
 
 
-class Surroundings:
+class NetworkTracker:
     """The machine's links, addresses and default routes, as far as they have been told, and what is new of them."""
 
     def __init__(self, own: Container[str]) -> None:
@@ -176,7 +176,7 @@ class Surroundings:
         # Not all of them: a table may have a million routes, so nobody reads it first. Hence a route that was
         # there before us is news once, when it is renewed for the first time.
         self._routes: set[_Route] = set()
-        # As they were at the last `news`, and what has changed since; maybe there and back, hence not a comparison.
+        # As they were at the last `drain`, and what has changed since; maybe there and back, hence not a comparison.
         self._old_links: dict[int, Link] = {}
         self._old_addresses: dict[_Key, Address] = {}
         self._touched_links: dict[int, None] = {}  # a set that keeps its order
@@ -185,8 +185,8 @@ class Surroundings:
         self._lost = False
 
     @property
-    def stirred(self) -> bool:
-        """Whether something has happened since the last `news`. It may have been nothing that counts."""
+    def dirty(self) -> bool:
+        """Whether something has happened since the last `drain`. It may have been nothing that counts."""
         return bool(self._touched_links or self._touched_addresses or self._touched_families or self._lost)
 
     def load(self, links: Iterable[Link], addresses: Iterable[Address]) -> None:
@@ -203,7 +203,7 @@ class Surroundings:
         """Notifications were lost. That alone is news: what was lost may be a route, which `load` does not see."""
         self._lost = True
 
-    def hear(self, kind: int, flags: int, message: memoryview) -> bool:
+    def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
         """Take in one notification: its type, its flags, and all of it with its header. Returns whether it says
         that something has happened."""
         if kind in (RTM_NEWROUTE, RTM_DELROUTE):
@@ -216,7 +216,7 @@ class Surroundings:
             return link is not None and self._set_link(link.index, link if kind == RTM_NEWLINK else None)
         return False
 
-    def news(self) -> Change | None:
+    def drain(self) -> Change | None:
         """What has happened since the last call; None if nothing that counts."""
         phrases = [*self._link_news(), *self._address_news(), *self._route_news()]
         if self._lost and not phrases:
@@ -242,7 +242,7 @@ class Surroundings:
         else:
             for key in [key for key in self._addresses if key[0] == index]:
                 self._set_address(key, None)
-        if link is None or not link.raised:
+        if link is None or not link.admin_up:
             self._forget_routes(index)
         if _works(before) == _works(link):
             return False
@@ -324,37 +324,37 @@ class Surroundings:
         return f"interface {index}" if link is None else one_line(link.name)
 
 
-class OneLink:
+class LinkTracker:
     """Whether one interface is set up, and whether somebody has changed that."""
 
     def __init__(self, name: str) -> None:
         """It is up, as far as we know."""
         self._name = name
         self._raised = True
-        self.stirred = False
+        self.dirty = False
 
     def load(self, links: Iterable[Link], addresses: Iterable[Address]) -> None:
-        """As `Surroundings.load`."""
+        """As `NetworkTracker.load`."""
         for link in links:
             if link.name == self._name:
-                self._raised = link.raised
+                self._raised = link.admin_up
 
     def lose(self) -> None:
-        """As `Surroundings.lose`: it may have been down and up again."""
-        self.stirred = True
+        """As `NetworkTracker.lose`: it may have been down and up again."""
+        self.dirty = True
 
-    def hear(self, kind: int, flags: int, message: memoryview) -> bool:
-        """As `Surroundings.hear`."""
+    def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
+        """As `NetworkTracker.handle_message`."""
         link = read_link(message) if kind == RTM_NEWLINK else None
-        if link is None or link.name != self._name or link.raised == self._raised:
+        if link is None or link.name != self._name or link.admin_up == self._raised:
             return False
-        self._raised = link.raised
-        self.stirred = True
+        self._raised = link.admin_up
+        self.dirty = True
         return True
 
-    def news(self) -> bool:
+    def drain(self) -> bool:
         """Whether it is up now."""
-        self.stirred = False
+        self.dirty = False
         return self._raised
 
 

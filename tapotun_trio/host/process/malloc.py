@@ -9,7 +9,7 @@ _M_MMAP_THRESHOLD: Final = -3  # malloc.h
 _LARGE_BYTES: Final = 128 * 1024  # glibc's own threshold, before it begins to raise it
 
 
-def give_large_blocks_back() -> None:
+def set_mmap_threshold() -> None:
     """Have glibc give every block of 128 KiB and more back to the kernel as soon as it is free.
 
     By default it learns from the first such block that these come and go, and puts the next ones on the heap, where a

@@ -9,7 +9,7 @@ import resource
 from struct import Struct
 from typing import Final
 
-from ...config.model import Config, ServerConfig, UnixEndpoint
+from ...config.model import Config, ServerConfig, UnixAddress
 from ...errors import HostError, shortage_of
 
 TUN_PATH: Final = "/dev/net/tun"
@@ -85,7 +85,7 @@ def missing_net_admin() -> str:
     return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
 
 
-def require_tun_rights() -> None:
+def require_tun_privileges() -> None:
     """Check what every interface will need: /dev/net/tun opens, and CAP_NET_ADMIN is effective.
 
     Reads files only; call it before the first interface starts. Raises HostError that says what is missing
@@ -110,14 +110,14 @@ def needed_capabilities(config: Config) -> int:
     if config.admin is not None:
         endpoints.append(config.admin.listen)
     for endpoint in endpoints:
-        if isinstance(endpoint, UnixEndpoint):
+        if isinstance(endpoint, UnixAddress):
             needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
         elif endpoint.port < FIRST_FREE_PORT:
             needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
 
 
-def drop_rights(keep: int) -> str | None:
+def drop_privileges(keep: int) -> str | None:
     """Give up every capability but these (a bit mask), and what a set-user-ID program would bring; for good.
 
     No capability that is not there is gained. Returns None, or what the kernel refused, for a warning: a process may
