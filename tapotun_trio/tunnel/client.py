@@ -53,17 +53,14 @@ YIELD_S: Final = (20.0, 40.0)
 class TunnelClient:
     """The two streams of one client interface. The device comes later, when the server has told its address."""
 
-    def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
-        """Raises HostError if the TLS options name a file that is of no use.
-
-        ``require_free``: called before each connection while the device does not exist; raises HostError if it could
-        not be made.
-        """
+    def __init__(self, config: ClientConfig, log: Log) -> None:
+        """Raises HostError if the TLS options name a file that is of no use."""
         self._config = config
-        self._require_free = require_free
         self._log = log
         self._carrier = Carrier(config.transport, config.server.authority, log)
         self._requests = Requests(config, self._carrier)
+        # Called before each connection while there is no device: raises HostError if it could not be made.
+        self.require_free: Callable[[], None] = lambda: None
         self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
@@ -181,7 +178,7 @@ class TunnelClient:
         """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError; HostError if the name of
         the device is somebody else's meanwhile: then nobody's streams are to be taken over."""
         if self.plan is None:
-            self._require_free()
+            self.require_free()
         at_rotation, self._at_rotation = self._at_rotation, True
         self._replaces = not is_over(self._download)  # asked now: with the answer the server ends the older one
         established = self.transport == "websocket"

@@ -91,7 +91,8 @@ async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
     log = interface_logger(config.name)
-    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free)
+    client = record.tunnel = TunnelClient(config, log)
+    client.require_free = owned.require_free
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)
