@@ -19,16 +19,131 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Final, Self, TypeVar
 
 from .text import one_line, shorten
 
 T = TypeVar("T", bound=BaseException)
 
-INTERNAL_ERROR: Final = "internal-error"  # how a stream or a request is counted that a bug ended; the log has more
 _BUG_CHARS: Final = 100
+
+
+class EndReason(StrEnum):
+    """Why a stream, a connection or an attempt at one ended. The values are labels in logs, status and metrics.
+
+    An HTTP error status is a reason of its own, ``http-503``; `http` makes it. Nothing here holds a peer's words.
+    """
+
+    # -- the path, or whoever is at its end
+    ADDRESS_GONE = "address-gone"  # this machine no longer has the local address
+    BROKEN = "broken"  # the connection was reset, or the kernel gave it up
+    CLOSED = "closed"  # the other end closed it before the end
+    CONNECT = "connect"  # no connection
+    DNS = "dns"  # the name does not resolve
+    ENDED = "ended"  # the other end ended the upload early
+    NO_WEBSOCKET = "no-websocket"  # something on the path passes no WebSocket
+    PROXY = "proxy"  # the outgoing proxy makes no connection
+    REFUSED = "refused"  # nobody listens there
+    SILENT = "silent"  # nothing came, or no ping was answered
+    SLOW_READER = "slow-reader"  # it does not take what it is sent
+    SLOW_REQUEST = "slow-request"  # a request that did not come to its end
+    STALLED = "stalled"  # the other end took nothing any more
+    TLS = "tls"  # no TLS that both ends accept
+    WS_CLOSED = "ws-closed"  # the other end closed the WebSocket with an error
+    # -- on purpose
+    DISCONNECTED = "disconnected"  # by the operator
+    MOVED = "moved"  # another transport replaces it
+    REPLACED = "replaced"  # another machine uses the token, or a newer stream came
+    # -- the protocol
+    BAD_ANSWER = "bad-answer"
+    BAD_CHUNK = "bad-chunk"
+    BAD_CONF = "bad-conf"
+    BAD_FRAME = "bad-frame"
+    BAD_PARAMS = "bad-params"
+    BAD_PROXY_HEADER = "bad-proxy-header"
+    BAD_REQUEST = "bad-request"
+    BAD_RESPONSE = "bad-response"
+    BAD_VNET = "bad-vnet"
+    BAD_WEBSOCKET = "bad-websocket"
+    PIPELINING = "pipelining"  # too much came behind an upload's end
+    PROTOCOL = "protocol"
+    TOO_LONG = "too-long"  # a line of the control socket
+    # -- the config of one end, or of a proxy
+    OWN_ADDRESS = "own-address"  # the address that the server gives would cut the client off
+    UNTRUSTED_PROXY = "untrusted-proxy"  # the PROXY protocol from an address that is not trusted
+    # -- the control socket
+    BUSY = "busy"
+    FOREIGN = "foreign"  # it speaks another version of the protocol
+    # -- this machine and this program
+    INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
+    NO_ADDRESS_FAMILY = "no-address-family"
+    NO_DESCRIPTORS = "no-descriptors"
+    NO_MEMORY = "no-memory"
+    NO_SPACE = "no-space"
+    NO_THREAD = "no-thread"
+
+    @classmethod
+    def http(cls, status: int) -> EndReason:
+        """An answer with that status (100 to 599) in place of the one that was wanted."""
+        return cls(f"http-{status}")
+
+    @classmethod
+    def _missing_(cls, value: object) -> EndReason | None:
+        """``http-NNN``, which has no member of its own until it is met."""
+        if not (isinstance(value, str) and re.fullmatch(r"http-[1-5][0-9]{2}", value)):
+            return None
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = value.upper().replace("-", "_"), value
+        found: EndReason = cls._value2member_map_.setdefault(value, member)  # type: ignore[assignment]
+        return found
+
+    @property
+    def is_answer(self) -> bool:
+        """Something at the other end answered: the path to the server works."""
+        return self is EndReason.REFUSED or self in ("http-502", "http-503", "http-504")
+
+    @property
+    def is_protocol_error(self) -> bool:
+        """The other end broke the protocol."""
+        return self.startswith("bad-")
+
+    @property
+    def is_for_operator(self) -> bool:
+        """A config is wrong, so it is logged as a warning, although a stranger can cause it."""
+        return self in (EndReason.UNTRUSTED_PROXY, EndReason.BAD_PROXY_HEADER)
+
+    @property
+    def is_one_way(self) -> bool:
+        """Nothing can be sent any more, or nobody would read it."""
+        return self in (EndReason.BROKEN, EndReason.CLOSED)
+
+    @property
+    def rules_out_websocket(self) -> bool:
+        """No WebSocket passes on this path."""
+        return self in (EndReason.NO_WEBSOCKET, EndReason.BAD_RESPONSE)
+
+    @property
+    def suggests_no_websocket(self) -> bool:
+        """No WebSocket passes, if none ever has: a proxy whose server restarts says the same."""
+        return self.rules_out_websocket or self in (
+            *(EndReason.CLOSED, EndReason.SILENT),
+            *("http-403", "http-502", "http-503", "http-504"),
+        )
+
+
+class RefusalReason(StrEnum):
+    """Why a request or a connection came to nothing before it was a stream. Labels in status and metrics; what ends a
+    connection for another reason is counted by its `EndReason`."""
+
+    BAD_METHOD = "bad-method"
+    BAD_TOKEN = "bad-token"
+    EVICTED = "evicted"  # too many connections without a token
+    OTHER_SESSION = "other-session"  # another machine has the token
+    UNKNOWN_PATH = "unknown-path"
 
 
 class TapotunError(Exception):
@@ -49,12 +164,12 @@ class PeerError(TapotunError):
     The only exception that may leave a parser of network bytes.
 
     Attributes:
-        reason: a short fixed word for counters ("bad-frame", "closed", ...); never contains input.
+        reason: how it is counted.
         key: what a log recognises a repeated failure by. One cause has one key, also where its text depends on
             timing or on the address that was tried. The text itself, if nothing else is given.
     """
 
-    def __init__(self, text: str, *, reason: str = "protocol", key: str | None = None) -> None:
+    def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
         super().__init__(text)
         self.reason = reason
         self.key = text if key is None else key
@@ -82,7 +197,7 @@ class ShortageError(HostError, PeerError):
         remedy: and what to do about it.
     """
 
-    def __init__(self, doing: str, reason: str, lack: str, remedy: str) -> None:
+    def __init__(self, doing: str, reason: EndReason, lack: str, remedy: str) -> None:
         super().__init__(f"{doing}: {lack}; {remedy}", reason=reason, key=reason)
         self.lack = lack
         self.remedy = remedy
@@ -91,14 +206,20 @@ class ShortageError(HostError, PeerError):
 # What a shortage is counted by, and what people can do about it. The fact itself is told in the system's own words.
 _MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
 _SHORTAGES: Final = {
-    errno.EMFILE: ("no-descriptors", "RLIMIT_NOFILE is {limit}: raise LimitNOFILE= of the service, or ulimit -n"),
-    errno.ENFILE: ("no-descriptors", "raise the sysctl fs.file-max"),
-    errno.ENOMEM: ("no-memory", _MORE_MEMORY),
-    errno.ENOBUFS: ("no-memory", _MORE_MEMORY),
-    errno.ENOSPC: ("no-space", "see df, and the sysctl fs.epoll.max_user_watches"),
-    errno.EAFNOSUPPORT: ("no-address-family", "switch IPv6 on at this machine, or use an address of the other family"),
+    errno.EMFILE: (
+        EndReason.NO_DESCRIPTORS,
+        "RLIMIT_NOFILE is {limit}: raise LimitNOFILE= of the service, or ulimit -n",
+    ),
+    errno.ENFILE: (EndReason.NO_DESCRIPTORS, "raise the sysctl fs.file-max"),
+    errno.ENOMEM: (EndReason.NO_MEMORY, _MORE_MEMORY),
+    errno.ENOBUFS: (EndReason.NO_MEMORY, _MORE_MEMORY),
+    errno.ENOSPC: (EndReason.NO_SPACE, "see df, and the sysctl fs.epoll.max_user_watches"),
+    errno.EAFNOSUPPORT: (
+        EndReason.NO_ADDRESS_FAMILY,
+        "switch IPv6 on at this machine, or use an address of the other family",
+    ),
 }
-_NO_THREAD: Final = ("no-thread", "raise TasksMax= of the service, or ulimit -u")
+_NO_THREAD: Final = (EndReason.NO_THREAD, "raise TasksMax= of the service, or ulimit -u")
 SHORTAGES: Final = frozenset(reason for reason, _ in (*_SHORTAGES.values(), _NO_THREAD))
 _NO_THREAD_TEXT: Final = "can't start new thread"  # Modules/_threadmodule.c: a RuntimeError without a class of its own
 
@@ -165,7 +286,9 @@ def failure_of(exc: Exception, doing: str) -> PeerError:
     if bug is None:
         assert first is not None
         return first
-    failure = InternalError(f"internal error: {one_line(shorten(repr(bug), _BUG_CHARS))}", reason=INTERNAL_ERROR)
+    failure = InternalError(
+        f"internal error: {one_line(shorten(repr(bug), _BUG_CHARS))}", reason=EndReason.INTERNAL_ERROR
+    )
     failure.__cause__ = bug
     return failure
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Any, Final, TextIO, TypeAlias
 
-from .errors import INTERNAL_ERROR, shortage_in
+from .errors import EndReason, shortage_in
 from .text import one_line, shorten
 
 Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
@@ -109,14 +109,14 @@ class Faults:
         self._bugs = flap_damped()
         self._shortages = RateLimitedLog()
 
-    def log(self, log: Log, now: float, text: str, exc: BaseException) -> str:
+    def log(self, log: Log, now: float, text: str, exc: BaseException) -> EndReason:
         """Call this where ``exc`` is handled. ``text``: what ended. Returns the word to count it under."""
         shortage = shortage_in(exc, text)
         if shortage is not None:
             self._shortages.log(log, logging.WARNING, now, str(shortage))
             return shortage.reason
         self._bugs.log(log, logging.ERROR, now, f"internal error, {text}", traceback=True)
-        return INTERNAL_ERROR
+        return EndReason.INTERNAL_ERROR
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from tapotun_trio.errors import PeerError
+from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.host.interfaces import PathState
 from tapotun_trio.host.net.sockets import Connection
 
@@ -133,7 +133,7 @@ class MemoryConnection(Connection):
         if pipe.reset:
             if pipe is self._outgoing:
                 self._reset()
-            raise PeerError(f"connection to {self.name} broke: reset", reason="broken")
+            raise PeerError(f"connection to {self.name} broke: reset", reason=EndReason.BROKEN)
 
     # -- for the test
 

@@ -15,7 +15,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from ..errors import PeerError, leaves
+from ..errors import EndReason, PeerError, leaves
 from ..http.heads import RequestHead, encode_request
 from ..http.server import Exchange
 from ..http.stream import ConnectionStream
@@ -77,9 +77,9 @@ async def serve_live(
         end = next(leaves(group))
     except* (ConnectionClosed, LocalProtocolError) as group:
         # It went; or it sent something after a close, to which trio-websocket may not answer.
-        end = PeerError(f"the WebSocket ended: {next(leaves(group))!r}", reason="closed")
+        end = PeerError(f"the WebSocket ended: {next(leaves(group))!r}", reason=EndReason.CLOSED)
     except* trio.TooSlowError:
-        end = PeerError("did not take the WebSocket's handshake", reason="slow-reader")
+        end = PeerError("did not take the WebSocket's handshake", reason=EndReason.SLOW_READER)
     except* Exception as group:
         if not exchange.answered:
             raise
@@ -122,7 +122,7 @@ async def _send(socket: WebSocketConnection, exchange: Exchange, message: str) -
         await socket.send_message(message)
     if deadline.cancelled_caught:
         exchange.connection.abort()
-        raise PeerError(f"did not read from its WebSocket for {SLOW_S:.0f} s", reason="slow-reader")
+        raise PeerError(f"did not read from its WebSocket for {SLOW_S:.0f} s", reason=EndReason.SLOW_READER)
 
 
 async def _ignore_messages(socket: WebSocketConnection) -> None:

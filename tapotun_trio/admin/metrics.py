@@ -31,7 +31,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
 
-from ..datapath import counters as why
+from ..datapath.counters import DropReason
+from ..errors import EndReason, RefusalReason
 from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus
 from ..text import one_line
 
@@ -126,7 +127,12 @@ class _Reasons(NamedTuple, Generic[T]):
 
 _Row: TypeAlias = _Gauge[T] | _Counter[T] | _Reasons[T]
 
-_REFUSALS: Final = ("bad-method", "bad-token", why.INTERNAL_ERROR, "other-session")
+_REFUSALS: Final = (
+    RefusalReason.BAD_METHOD,
+    RefusalReason.BAD_TOKEN,
+    EndReason.INTERNAL_ERROR,
+    RefusalReason.OTHER_SESSION,
+)
 
 _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
@@ -145,7 +151,7 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that nobody got, by reason.",
         lambda it: it.device_drops,
-        lambda it: (why.INTERNAL_ERROR, why.NO_ROUTE, why.NOT_IPV4) if it.kind == "server" else (),
+        lambda it: (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if it.kind == "server" else (),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
@@ -163,16 +169,7 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     ),
 )
 
-_DROPS: Final = (
-    why.BAD_SOURCE,
-    why.CODEL,
-    why.DEVICE_FULL,
-    why.DEVICE_REFUSED,
-    why.NO_MEMORY,
-    why.NOT_IPV4,
-    why.QUEUE_AGE,
-    why.QUEUE_FULL,
-)
+_DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.INTERNAL_ERROR}))
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda it: it.state == "connected"),

@@ -14,13 +14,12 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
-from ..datapath import counters as why
-from ..datapath.counters import Counters, Transport
+from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, BASE_SILENCE_S, Sender, keepalive_policy
 from ..datapath.sorting import deliver
 from ..datapath.tun_io import DeviceWriter
-from ..errors import HostError, PeerError
+from ..errors import EndReason, HostError, PeerError
 from ..host.interfaces import Host
 from ..host.items import DesiredState
 from ..host.net.sockets import Connection
@@ -122,7 +121,7 @@ class TunnelClient:
     def classify(self, view: memoryview, at: int) -> Sender | None:
         """All IPv4 goes to the server (see `device.Classify`)."""
         if view[at + HEADER_BYTES] >> 4 != 4:
-            self.counters.drops[why.NOT_IPV4] += 1
+            self.counters.drops[DropReason.NOT_IPV4] += 1
             return None
         return self.sender
 
@@ -162,7 +161,7 @@ class TunnelClient:
             self.peer_info.tick(now, self.counters, heard=heard)
             self.guard.tick(now, connected=not is_over(self._download), heard=heard, silence_s=self._silence_s)
             self._select_transport()
-            if self._stall.tick(now, self.counters.tx_packets, self.counters.drops[why.QUEUE_AGE]):
+            if self._stall.tick(now, self.counters.tx_packets, self.counters.drops[DropReason.QUEUE_AGE]):
                 self._tell_of_stall()
             if slept_s := sleeps.last_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
@@ -217,7 +216,7 @@ class TunnelClient:
         self.guard.stir()
         for stream in (self._download, self._upload):
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
-                stream.end(PeerError("its local address is gone", reason="address-gone"))
+                stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
                 self._selector.forget()
         self._at_rotation = False
         self._download_gate.wake()
@@ -439,7 +438,9 @@ class TunnelClient:
         elif kind == control.PARAMS:
             told = params.decode(payload)
             if told.device != "tun":
-                raise PeerError(f"the server wants a {told.device} device, we have tun only", reason="bad-params")
+                raise PeerError(
+                    f"the server wants a {told.device} device, we have tun only", reason=EndReason.BAD_PARAMS
+                )
             keepalive, self._silence_s = keepalive_policy(told.keepalive)
             self.sender.set_keepalive(keepalive)
             if told.dns != self._dns and told.dns:
@@ -464,4 +465,4 @@ class TunnelClient:
         self._download_is_down()  # no upload either, until a download is ours again
         self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), f"{said}; waiting until it is gone")
         if self._upload is not None:
-            self._upload.end(PeerError("another machine uses this token", reason="replaced"))
+            self._upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError, ShortageError
+from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.sockets import GONE
 from ..log import Log, RateLimitedLog, flap_damped
 
@@ -70,4 +70,4 @@ def _key(failure: PeerError | None) -> str:
     """By what a failure is known. A stream whose server goes may see a reset, or an end at any place of its framing."""
     if failure is None:
         return "ended"
-    return GONE if failure.reason == "closed" and failure.key == str(failure) else failure.key
+    return GONE if failure.reason == EndReason.CLOSED and failure.key == str(failure) else failure.key

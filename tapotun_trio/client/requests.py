@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from ..config.model import NO_PROXY, ClientConfig, Proxy
-from ..errors import HostError, PeerError
+from ..errors import EndReason, HostError, PeerError
 from ..host.net.sockets import GONE, Connection
 from ..host.net.tls import TlsClient
 from ..http.client import RESPONSE_S, check_status, open_connection, read_response, rest_of_refusal, send_request
@@ -86,11 +86,13 @@ class Requests:
                     head, rest = await read_response(connection, "GET")
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
-                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason="silent")
+                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason=EndReason.SILENT)
             conf = _tun_conf(head, url.authority)
             features = control.agree(head.headers.get(control.FEATURES_HEADER))
             if websocket and not features >= {control.CTL, control.WS}:
-                raise PeerError(f"{url.authority} answered a WebSocket without agreeing to one", reason="no-websocket")
+                raise PeerError(
+                    f"{url.authority} answered a WebSocket without agreeing to one", reason=EndReason.NO_WEBSOCKET
+                )
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
 
@@ -102,7 +104,7 @@ class Requests:
                     config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved
                 )
             except PeerError as exc:
-                if exc.reason == "dns":
+                if exc.reason == EndReason.DNS:
                     self._guard.unresolved()
                 raise
             self._guard.opened(connection)
@@ -115,16 +117,18 @@ def _one_word_for_no_answer() -> Iterator[None]:
     try:
         yield
     except PeerError as exc:
-        if exc.reason != "closed" and exc.key != GONE:
+        if exc.reason != EndReason.CLOSED and exc.key != GONE:
             raise
         text = "the server closed the connection without an answer"
-        raise PeerError(text, reason="closed", key="no answer") from exc
+        raise PeerError(text, reason=EndReason.CLOSED, key="no answer") from exc
 
 
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     value = head.headers.get("x-tun-conf")
     if value is None:
-        raise PeerError(f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason="bad-conf")
+        raise PeerError(
+            f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason=EndReason.BAD_CONF
+        )
     return tunconf.decode(value)
 
 

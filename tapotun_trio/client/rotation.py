@@ -21,9 +21,6 @@ SETTLED_S: Final = 5.0
 # close, keeps all attempts from ending.
 ATTEMPT_S: Final = 3.0
 
-# Failures that are answers: the way to the server works.
-_NEAR: Final = frozenset({"refused", "http-502", "http-503", "http-504"})
-
 
 class Stream(Protocol):
     """One download or upload that is open."""
@@ -136,7 +133,7 @@ async def keep_streaming(
                 wait_s = 0.0
             else:
                 lived_s = 0.0 if healthy_since is None else now - healthy_since
-                wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason in _NEAR)
+                wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
             healthy_since = None  # paid back once, also if an older stream still runs
             told_s = failed(failure, wait_s)
             if await gate.wait(wait_s if told_s is None else told_s, trio.Event()):

@@ -12,7 +12,7 @@ import trio
 
 from ..datapath.receiver import InboundStream, Take, receive_frames
 from ..datapath.sender import Sender, ending_cleanly
-from ..errors import InternalError, PeerError, failure_of
+from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
@@ -184,7 +184,7 @@ class Upload:
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
         if not self._finished:
-            raise PeerError("the server ended the upload", reason="ended")
+            raise PeerError("the server ended the upload", reason=EndReason.ENDED)
         scope.cancel()
 
 
@@ -211,7 +211,7 @@ def level_of(present: _Ending | None) -> int:
 
 def moved() -> PeerError:
     """How an upload ends that is not wanted any more."""
-    return PeerError("a WebSocket takes the upload's place", reason="moved")
+    return PeerError("a WebSocket takes the upload's place", reason=EndReason.MOVED)
 
 
 def shows_who_holds_back(download: object, upload: Upload | None) -> bool:

@@ -25,10 +25,6 @@ RETRY_LIMIT_S: Final = 3600.0
 
 _REMEMBERED: Final = 8  # uploads, of which the server may still say that it has seen them
 
-# Failures that say that no WebSocket passes here; and those that say so where none ever passed.
-NO_WEBSOCKET: Final = frozenset({"no-websocket", "bad-response"})
-NO_WEBSOCKET_YET: Final = NO_WEBSOCKET | {"http-403", "http-502", "http-503", "http-504", "closed", "silent"}
-
 _REMEDY: Final = (
     "nginx: proxy_http_version 1.1 and proxy_request_buffering off; Apache: SetEnv proxy-prefetch-nonblocking 1; "
     "`tapotun probe` finds out more"
@@ -141,7 +137,9 @@ class TransportSelector:
         ``established``: the newest stream is or was a WebSocket. Then what a proxy says whose server restarts is no
         sign that none passes.
         """
-        if self.automatic and failure.reason in (NO_WEBSOCKET if established else NO_WEBSOCKET_YET):
+        if self.automatic and (
+            failure.reason.rules_out_websocket if established else failure.reason.suggests_no_websocket
+        ):
             self.warn_held_back(f"a WebSocket does not pass either ({failure}); staying with HTTP")
             self._next_try = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)

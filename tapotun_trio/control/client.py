@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from ..errors import HostError, PeerError
+from ..errors import EndReason, HostError, PeerError
 from .protocol import MAX_ANSWER_BYTES, LineReader, decode_answer, encode_request
 
 ANSWER_S: Final = 10.0
@@ -52,6 +52,6 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
         except OSError as exc:
             raise HostError(f"{path}: {exc.strerror or exc}") from exc
         except PeerError as exc:
-            if exc.reason == "closed":
+            if exc.reason == EndReason.CLOSED:
                 raise NobodyThereError(f"{path}: the process ended before it answered") from exc
             raise

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..status.model import SCHEMA, ProcessStatus
 from ..text import one_line, shorten
 
@@ -107,11 +107,11 @@ class LineReader:
     def feed(self, data: bytes) -> bytes | None:
         """The line, without its end, or None if it is not complete. No data means that the other end closed."""
         if not data:
-            raise PeerError("closed within a line", reason="closed")
+            raise PeerError("closed within a line", reason=EndReason.CLOSED)
         line, end, _ = data.partition(b"\n")
         self._size += len(line)
         if self._size > self._limit_bytes:
-            raise PeerError(f"a line of more than {self._limit_bytes} bytes", reason="too-long")
+            raise PeerError(f"a line of more than {self._limit_bytes} bytes", reason=EndReason.TOO_LONG)
         self._parts.append(line)
         return b"".join(self._parts) if end else None
 
@@ -149,13 +149,13 @@ def decode_answer(line: bytes, kind: type[T]) -> T:
     """What a command answered. An error of the other end is a PeerError with its text, and reason "refused" or "busy";
     what no control socket says, such as HTTP, has the reason "foreign"."""
     if not line.startswith(b"{"):
-        raise PeerError("this is not tapotun's control socket", reason="foreign")
+        raise PeerError("this is not tapotun's control socket", reason=EndReason.FOREIGN)
     answer = _decode(line, _Answer, "answer")
     if answer.error is not None:
-        reason = "busy" if answer.busy else "refused"
+        reason = EndReason.BUSY if answer.busy else EndReason.REFUSED
         raise PeerError(one_line(shorten(answer.error, ERROR_CHARS)), reason=reason)
     if not bytes(answer.result):
-        raise PeerError("neither a result nor an error", reason="bad-answer")
+        raise PeerError("neither a result nor an error", reason=EndReason.BAD_ANSWER)
     return _decode(bytes(answer.result), kind, "answer")
 
 
@@ -164,4 +164,5 @@ def _decode(data: bytes, kind: type[T], what: str) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         text = one_line(shorten(str(exc), 200))
-        raise PeerError(f"not understood: {what}: {text}", reason=f"bad-{what}") from None
+        reason = EndReason.BAD_ANSWER if what == "answer" else EndReason.BAD_REQUEST
+        raise PeerError(f"not understood: {what}: {text}", reason=reason) from None

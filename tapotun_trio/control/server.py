@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import trio
 from msgspec import Struct
 
-from ..errors import PeerError, TapotunError, leaves, shortage_of
+from ..errors import EndReason, PeerError, TapotunError, leaves, shortage_of
 from ..log import Faults, Log, RateLimitedLog
 from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
 
@@ -99,7 +99,7 @@ async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: 
         with trio.move_on_after(REQUEST_S) as deadline:
             line = await _read_line(stream)
         if deadline.cancelled_caught:
-            raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason="slow-request")
+            raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason=EndReason.SLOW_REQUEST)
         if line is None:
             answer = encode_error("the request is too long")
         else:
@@ -115,7 +115,7 @@ async def _read_line(stream: trio.SocketStream) -> bytes | None:
         while (line := reader.feed(await stream.receive_some(_READ_BYTES))) is None:
             pass
     except PeerError as exc:
-        if exc.reason != "too-long":
+        if exc.reason != EndReason.TOO_LONG:
             raise
         return None
     return line

@@ -15,7 +15,7 @@ from typing import Final, NoReturn, TypeVar
 import msgspec
 
 from .. import exit_codes
-from ..errors import HostError, PeerError, TapotunError
+from ..errors import EndReason, HostError, PeerError, TapotunError
 from ..status.model import ProcessStatus
 from ..status.render import WIDTH, render
 from ..text import one_line
@@ -182,7 +182,7 @@ def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> i
         except NobodyThereError:
             waiting = None
         except TapotunError as exc:
-            if not (isinstance(exc, PeerError) and exc.reason == "busy"):
+            if not (isinstance(exc, PeerError) and exc.reason == EndReason.BUSY):
                 return _fail(str(exc))
             waiting, state = None, str(exc)
         if waiting is not None:
@@ -257,7 +257,7 @@ def _each(
         except NobodyThereError:
             continue
         except (HostError, PeerError) as exc:
-            if isinstance(exc, PeerError) and exc.reason == "foreign":
+            if isinstance(exc, PeerError) and exc.reason == EndReason.FOREIGN:
                 continue  # a socket of something else: a server may listen for its proxy here
             if failure_log is None:
                 raise

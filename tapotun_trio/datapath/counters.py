@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeAlias
-
-from .. import errors
+from enum import StrEnum
+from typing import Literal, TypeAlias
 
 # What carries the frames: GET and PUT, or a WebSocket in place of both.
 Transport: TypeAlias = Literal["http", "websocket"]
 
-# Why a packet was dropped. Each is one label in the log's summary line.
-NOT_IPV4: Final = "not-ipv4"
-NO_ROUTE: Final = "no-route"
-BAD_SOURCE: Final = "bad-source"  # the client may not use this source address
-QUEUE_FULL: Final = "queue-full"  # the outbox held its limit of bytes
-QUEUE_AGE: Final = "queue-age"  # it waited longer in the outbox than it is worth
-CODEL: Final = "codel"  # the outbox had been standing for too long: its senders are to slow down
-DEVICE_FULL: Final = "device-full"  # the TUN device took nothing for too long
-NO_MEMORY: Final = "no-memory"  # there was none for a copy of the packet
-DEVICE_REFUSED: Final = "device-refused"  # the kernel refused the packet
-INTERNAL_ERROR: Final = errors.INTERNAL_ERROR  # a bug; the log has its traceback
+
+class DropReason(StrEnum):
+    """Why a packet was dropped. The values are labels in logs, status and metrics."""
+
+    BAD_SOURCE = "bad-source"  # the client may not use this source address
+    CODEL = "codel"  # the queue stood for too long: its senders are to slow down
+    DEVICE_FULL = "device-full"  # the TUN device took nothing for too long
+    DEVICE_REFUSED = "device-refused"  # the kernel refused the packet
+    INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
+    NO_MEMORY = "no-memory"  # there was none for a copy of the packet
+    NO_ROUTE = "no-route"  # no client has the destination
+    NOT_IPV4 = "not-ipv4"
+    QUEUE_AGE = "queue-age"  # it waited longer in the queue than it is worth
+    QUEUE_FULL = "queue-full"  # the queue held its limit of bytes
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..http.websocket import WebSocketWriter
 from ..wire.frames import FrameRange, FrameReader
@@ -23,9 +23,6 @@ from .sender import GRACE_S, Sender, ending_cleanly
 # What the end may take: to send what was begun, and for the other end to do the same.
 FINISH_S: Final = 5.0
 _DISCARD_BYTES: Final = 64 * 1024
-
-# Failures after which nothing can be sent, or nobody would read it.
-_MUTE: Final = frozenset({"broken", "closed"})
 
 
 class DuplexStream:
@@ -83,7 +80,7 @@ class DuplexStream:
         await receive_frames(self._connection, reader, first, incoming, answer_and_take)
         if self._body.code not in (NORMAL, GOING_AWAY, NO_STATUS):
             text = f"the other end closed the WebSocket: {self._body.code} {self._body.reason}".rstrip()
-            raise PeerError(text, reason="ws-closed")
+            raise PeerError(text, reason=EndReason.WS_CLOSED)
 
     async def _send(self, parting: Callable[[], bytes]) -> None:
         writer = self._writer
@@ -95,7 +92,7 @@ class DuplexStream:
                 await writer.finish(parting())
                 await self._received.wait()
             if deadline.cancelled_caught and self._failure is None:
-                raise PeerError("the other end did not end its WebSocket", reason="stalled")
+                raise PeerError("the other end did not end its WebSocket", reason=EndReason.STALLED)
 
     async def _hear_out(self) -> None:
         """Let the other end read our close: a TCP connection that is closed with unread bytes is reset, which may
@@ -113,13 +110,14 @@ class DuplexStream:
             await receive()
         except PeerError as exc:
             self._failure = exc.without_traceback()
-            self._writer.broken |= exc.reason in _MUTE
+            if exc.reason.is_one_way:
+                self._writer.broken = True
         self._received.set()
         self._sending.cancel()
 
     def _verdict(self) -> tuple[int, str]:
         """The code and the reason of our close."""
         failure = self._failure
-        if failure is None or failure.reason == "replaced":
+        if failure is None or failure.reason == EndReason.REPLACED:
             return NORMAL, ""
-        return PROTOCOL_ERROR if failure.reason.startswith("bad-") else GOING_AWAY, str(failure)
+        return PROTOCOL_ERROR if failure.reason.is_protocol_error else GOING_AWAY, str(failure)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import trio
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..wire.frames import FrameRange, FrameReader
 
@@ -48,7 +48,7 @@ class InboundStream:
             self._quiet_since = now
             return True
         if now - self._quiet_since >= silence_s:
-            self.end(PeerError(f"nothing came for {silence_s:.0f} s", reason="silent"))
+            self.end(PeerError(f"nothing came for {silence_s:.0f} s", reason=EndReason.SILENT))
         return False
 
     def end(self, because: PeerError) -> None:

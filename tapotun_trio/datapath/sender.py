@@ -13,12 +13,12 @@ from typing import Final
 import trio
 
 from .. import AGENT
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import GONE
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import HEADER_BYTES, PING, encode_echo
-from .counters import NO_MEMORY, Counters
+from .counters import Counters, DropReason
 from .scheduler import WATCH_BYTES, SendScheduler
 from .tx_queue import TxQueue
 
@@ -141,7 +141,7 @@ class Sender:
                 self._unwatched_bytes = 0
                 self._scheduler.watch(trio.current_time())
         except MemoryError:  # these packets are lost, and all else goes on
-            self._counters.drops[NO_MEMORY] += packets
+            self._counters.drops[DropReason.NO_MEMORY] += packets
             self._wake.set()
         except Exception as exc:  # noqa: BLE001 - raised by `serve`, or by `tick` if there is no stream
             self._fault = exc
@@ -215,9 +215,9 @@ class Sender:
                 fault, self._fault = self._fault, None
                 raise fault
             if writer.broken:
-                raise PeerError(f"connection to {writer.connection.name} broke", reason="broken", key=GONE)
+                raise PeerError(f"connection to {writer.connection.name} broke", reason=EndReason.BROKEN, key=GONE)
             if self._writer is writer:
-                raise PeerError("the other end does not answer any more", reason="silent")
+                raise PeerError("the other end does not answer any more", reason=EndReason.SILENT)
         finally:
             if self._writer is writer:
                 self._writer = None

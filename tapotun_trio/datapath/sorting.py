@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, FrameRange
 from ..wire.vnet import is_bounded
-from . import counters as why
-from .counters import Counters
+from .counters import Counters, DropReason
 from .sender import MAX_CONTROLS
 
 
@@ -28,12 +27,12 @@ def deliver(
                     if len(echoes) < MAX_CONTROLS:  # each goes back (docs/protocol.md#base-pings), but not a flood
                         echoes.append(bytes(view[start:stop]))
                 elif first >> 4 == 6:
-                    counters.drops[why.NOT_IPV4] += 1
+                    counters.drops[DropReason.NOT_IPV4] += 1
                 else:
-                    raise PeerError("frame without an IP packet", reason="bad-frame")
+                    raise PeerError("frame without an IP packet", reason=EndReason.BAD_FRAME)
                 continue
             if gso_type and not is_bounded(length, gso_size):
-                raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
+                raise PeerError("super-packet of absurdly small packets", reason=EndReason.BAD_VNET)
             packets += count
             packets_bytes += count * length
             inward.append(frame)

@@ -10,14 +10,14 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ..errors import PeerError, ShortageError, passing_shortages, shortage_of
+from ..errors import EndReason, PeerError, ShortageError, passing_shortages, shortage_of
 from ..host.interfaces import Device, Queue
 from ..log import Log, RateLimitedLog
 from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, FrameRange, Parts
 from ..wire.uniform import BLOCK_FROM, count_uniform
 from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, validate_vnet_header
 from .adaptive_skip import AdaptiveSkip
-from .counters import DEVICE_FULL, DEVICE_REFUSED, NO_MEMORY
+from .counters import DropReason
 from .gro_udp import MERGED_FROM, block_runs, coalesce, find_runs
 from .sender import Sender
 
@@ -190,8 +190,8 @@ class DeviceWriter:
                 self._write_singles(view, spans, refused)
         for start, stop, _ in refused:
             if not validate_vnet_header(view[start:stop]):
-                raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
-            drops[DEVICE_REFUSED] += 1
+                raise PeerError("frame with an impossible vnet header", reason=EndReason.BAD_VNET)
+            drops[DropReason.DEVICE_REFUSED] += 1
 
     def _write_blocks(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange]) -> None:
         """Write blocks, and single frames between them."""
@@ -252,12 +252,12 @@ class DeviceWriter:
     def _put(self, frame: memoryview) -> None:
         """Queue a copy."""
         if self._bytes + len(frame) > QUEUE_BYTES:
-            self._drops[DEVICE_FULL] += 1
+            self._drops[DropReason.DEVICE_FULL] += 1
             return
         try:
             self._queue.append(bytes(frame))
         except MemoryError:
-            self._drops[NO_MEMORY] += 1
+            self._drops[DropReason.NO_MEMORY] += 1
             return
         self._bytes += len(frame)
         self._wake.set()
@@ -271,5 +271,5 @@ class DeviceWriter:
                 while self._queue and (taken := self._device.write(self._queue[0])) is not None:
                     self._bytes -= len(self._queue.popleft())
                     if not taken:
-                        self._drops[DEVICE_REFUSED] += 1
+                        self._drops[DropReason.DEVICE_REFUSED] += 1
             self._wake = trio.Event()

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..wire.frames import HEADER_BYTES
 from .codel import CoDel
-from .counters import CODEL, QUEUE_AGE, QUEUE_FULL
+from .counters import DropReason
 
 MAX_BYTES: Final = 12 * 1024 * 1024  # as deployed servers keep
 MAX_AGE_S: Final = 0.1  # likewise; an interactive packet older than this is better sent again by its sender
@@ -58,7 +58,7 @@ class TxQueue:
         """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
         self.expire(now)
         while self.batches and self._bytes + len(frames) > self._max_bytes:
-            self._drop_oldest(QUEUE_FULL)
+            self._drop_oldest(DropReason.QUEUE_FULL)
         self.batches.append((now, packets, bytes(frames)))
         self._bytes += len(frames)
 
@@ -74,7 +74,7 @@ class TxQueue:
         while self.batches and size < limit_bytes:
             # One verdict for a whole run: its packets have waited equally long, and CoDel's next drop lies ahead.
             while self.batches and self._codel.drops(now - self.batches[0][0], self._bytes, now):
-                self._drop_frame(CODEL)
+                self._drop_frame(DropReason.CODEL)
             if not self.batches:
                 break
             count, frames = self._cut(limit_bytes - size, cut=cut, needed=not taken)
@@ -90,7 +90,7 @@ class TxQueue:
     def expire(self, now: float) -> None:
         """Drop what is too old."""
         while self.batches and now - self.batches[0][0] > self._max_age_s:
-            self._drop_oldest(QUEUE_AGE)
+            self._drop_oldest(DropReason.QUEUE_AGE)
 
     def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
         """Take off the oldest run what fits: all of it, or so many frames of it; if ``needed``, something."""

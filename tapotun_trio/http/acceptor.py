@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from ..config.model import IngressOptions, ListenAddress, TcpAddress, listen_key
-from ..errors import HostError, PeerError, ShortageError, leaves
+from ..errors import HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..host.net.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.net.sockets import Connection
 from ..log import Faults, Log, RateLimitedLog
@@ -39,8 +39,6 @@ WAITS: Final = (
     "if it is not to get it, correct listen"
 )
 GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
-# Ends of connections that the operator shall hear of: what is wrong is in a config.
-_OPERATORS: Final = frozenset({"untrusted-proxy", "bad-proxy-header"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +120,7 @@ class Endpoint:
                 stranger = self.pending.leave(connection)
         except* PeerError as group:
             for exc in leaves(group):
-                if exc.reason in _OPERATORS or isinstance(exc, ShortageError):
+                if exc.reason.is_for_operator or isinstance(exc, ShortageError):
                     text = f"{self.listener.name}: {exc}"
                     self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
@@ -143,7 +141,7 @@ class Endpoint:
         exchange.client = origin.client(exchange.head.headers)
         virtual_host = self.virtual_hosts.get(exchange.head.target.partition("?")[0]) or self.virtual_hosts.get(None)
         if virtual_host is None:
-            self.refusals["unknown-path"] += 1
+            self.refusals[RefusalReason.UNKNOWN_PATH] += 1
             try:
                 await exchange.refuse(404)
             except PeerError as exc:  # it did not wait for the answer
@@ -177,7 +175,7 @@ class Endpoint:
         evicted = self.pending.evicted
         self.pending.enter(connection)
         if self.pending.evicted != evicted:
-            self.refusals["evicted"] += 1
+            self.refusals[RefusalReason.EVICTED] += 1
 
 
 async def _fail(exc: Exception) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from ..config.model import Proxy, Url
-from ..errors import PeerError, ShortageError
+from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.dial import Resolved, connect
 from ..host.net.sockets import Connection
 from ..host.net.tls import TlsClient
@@ -46,7 +46,7 @@ async def open_connection(
             return connection if tls is None else await tls.handshake(connection, url.host)
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
-        raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason="connect") from exc
+        raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason=EndReason.CONNECT) from exc
 
 
 async def _by_proxy(url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None) -> Connection:
@@ -125,7 +125,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     if 300 <= head.status < 400 and "location" in head.headers:
         hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
     reason = one_line(shorten(head.reason, 60))
-    raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=f"http-{head.status}")
+    raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=EndReason.http(head.status))
 
 
 def explain_400(body: bytes) -> str | None:

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from ..config.model import IngressOptions
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
 from .forwarded import Address, client_of, with_port
@@ -57,7 +57,7 @@ async def find_client_address(
     if not is_trusted:
         raise PeerError(
             f"{connection.name} refused: not among trusted_proxies, and only those may speak the PROXY protocol",
-            reason="untrusted-proxy",
+            reason=EndReason.UNTRUSTED_PROXY,
         )
     parser = await _read_header(connection)
     if parser is None:
@@ -78,7 +78,7 @@ async def _read_header(connection: Connection) -> ProxyHeaderParser | None:
             received = await connection.receive(buffer)
             if received == 0:
                 if parser.started:
-                    raise PeerError("closed within the PROXY protocol header", reason="closed")
+                    raise PeerError("closed within the PROXY protocol header", reason=EndReason.CLOSED)
                 return None
             try:
                 parser.feed(buffer[:received])
@@ -87,6 +87,8 @@ async def _read_header(connection: Connection) -> ProxyHeaderParser | None:
                 raise PeerError(text, reason=exc.reason) from exc
     if deadline.cancelled_caught:
         if parser.started:
-            raise PeerError(f"no whole PROXY protocol header within {PROXY_HEADER_S:.0f} s", reason="bad-proxy-header")
+            raise PeerError(
+                f"no whole PROXY protocol header within {PROXY_HEADER_S:.0f} s", reason=EndReason.BAD_PROXY_HEADER
+            )
         return None
     return parser

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 
 from ..config.model import Proxy, Url
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import GONE, Connection
 from ..text import one_line, shorten
 from .heads import ResponseHead, ResponseParser, encode_request
@@ -62,11 +62,11 @@ class ConnectParser:
         try:
             done = self._parser.feed(data)
         except PeerError as exc:
-            if exc.reason == "closed":
+            if exc.reason == EndReason.CLOSED:
                 raise self.closed() from exc
-            text = "it speaks TLS; use its port for plain HTTP" if exc.reason == "tls" else one_line(str(exc))
+            text = "it speaks TLS; use its port for plain HTTP" if exc.reason == EndReason.TLS else one_line(str(exc))
             text = shorten(text, 200)
-            raise PeerError(f"{describe(self._url, self._proxy)}: {text}", reason="proxy") from exc
+            raise PeerError(f"{describe(self._url, self._proxy)}: {text}", reason=EndReason.PROXY) from exc
         if done is None:
             return None
         head, rest = done
@@ -77,7 +77,7 @@ class ConnectParser:
     def closed(self) -> PeerError:
         """It ended the connection, in whichever way."""
         return PeerError(
-            f"{describe(self._url, self._proxy)}: it closed the connection without an answer", reason="proxy"
+            f"{describe(self._url, self._proxy)}: it closed the connection without an answer", reason=EndReason.PROXY
         )
 
     def _refused(self, head: ResponseHead) -> PeerError:
@@ -87,7 +87,7 @@ class ConnectParser:
         else:
             hint = _HINTS.get(head.status, "not an answer to CONNECT; is that a proxy for outgoing connections?")
         answer = f"{head.status} {one_line(shorten(head.reason, 60))}".strip()
-        return PeerError(f"{describe(self._url, self._proxy)} answered {answer}: {hint}", reason="proxy")
+        return PeerError(f"{describe(self._url, self._proxy)} answered {answer}: {hint}", reason=EndReason.PROXY)
 
 
 async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:

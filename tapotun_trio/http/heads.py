@@ -11,7 +11,7 @@ from typing import Final
 
 import h11
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -45,7 +45,7 @@ class BadRequest(PeerError):
     """A request that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text, reason="slow-request" if status == 408 else "bad-request")
+        super().__init__(text, reason=EndReason.SLOW_REQUEST if status == 408 else EndReason.BAD_REQUEST)
         self.status = status
 
 
@@ -166,12 +166,12 @@ class ResponseParser:
     def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         """The head and the bytes behind it, or None if it is not complete. No data means that the peer closed."""
         if not data:
-            raise PeerError("the server closed the connection without an answer", reason="closed")
+            raise PeerError("the server closed the connection without an answer", reason=EndReason.CLOSED)
         if self._begin is not None:
             data = self._begin + data
             if data.startswith(_TLS_RECORDS):
                 text = "the answer is TLS, not HTTP: this port speaks TLS; write https:// into the config"
-                raise PeerError(text, reason="tls")
+                raise PeerError(text, reason=EndReason.TLS)
             # h11 would judge a first byte by itself, and the answer must not depend on how it was cut.
             self._begin = data if any(record.startswith(data) for record in _TLS_RECORDS) else None
             if self._begin is not None:
@@ -185,12 +185,12 @@ class ResponseParser:
                 if isinstance(event, h11.Response):
                     break
                 if not isinstance(event, h11.InformationalResponse):
-                    raise PeerError("the answer is not HTTP/1.1", reason="bad-response")
+                    raise PeerError("the answer is not HTTP/1.1", reason=EndReason.BAD_RESPONSE)
         except h11.RemoteProtocolError as exc:
-            raise PeerError(f"the answer is not HTTP/1.1: {exc}", reason="bad-response") from exc
+            raise PeerError(f"the answer is not HTTP/1.1: {exc}", reason=EndReason.BAD_RESPONSE) from exc
         head = ResponseHead(event.status_code, event.reason.decode("latin-1"), _fold(event.headers))
         if "transfer-encoding" in head.headers and "content-length" in head.headers:
-            raise PeerError("the answer has both Transfer-Encoding and Content-Length", reason="bad-response")
+            raise PeerError("the answer has both Transfer-Encoding and Content-Length", reason=EndReason.BAD_RESPONSE)
         return head, self._h11.trailing_data[0]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from ..errors import PeerError, is_peers_fault
+from ..errors import EndReason, PeerError, is_peers_fault
 from ..host.net.sockets import Connection
 from ..wire.body import Body
 from ..wire.websocket import WebSocketBody
@@ -134,7 +134,7 @@ class Exchange:
                     return bytes(found)
                 received = await self.connection.receive(buffer)
                 if received == 0:
-                    raise PeerError("the client closed the connection within a body", reason="closed")
+                    raise PeerError("the client closed the connection within a body", reason=EndReason.CLOSED)
                 came += received
                 data, pos = bytearray(buffer[:received]), 0
         raise BadRequest(408, f"no complete body within {BODY_S:.0f} s")
@@ -157,7 +157,7 @@ class Exchange:
             await self.connection.send_all(data if self.head.method == "HEAD" else data + body)
         if deadline.cancelled_caught:
             self.connection.abort()
-            raise PeerError(f"did not take the answer within {ANSWER_S:.0f} s", reason="slow-reader")
+            raise PeerError(f"did not take the answer within {ANSWER_S:.0f} s", reason=EndReason.SLOW_READER)
         if not keep:
             with trio.move_on_after(LINGER_S):
                 await _let_finish(self.connection)
@@ -192,7 +192,7 @@ class Exchange:
                 if writer.finished:
                     return
                 writer.broken = True  # nobody reads what would be written now
-                raise PeerError("the client closed the connection", reason="closed")
+                raise PeerError("the client closed the connection", reason=EndReason.CLOSED)
             self.leftover += buffer[:received]
 
 
@@ -250,7 +250,7 @@ async def _read_head(connection: Connection, leftover: bytes, idle_s: float) -> 
             received = await connection.receive(buffer)
             if received == 0:
                 if parser.started:
-                    raise PeerError("the client closed the connection within a request head", reason="closed")
+                    raise PeerError("the client closed the connection within a request head", reason=EndReason.CLOSED)
                 return None
             if not parser.started and idle_s > HEAD_S:
                 deadline.deadline = trio.current_time() + HEAD_S

@@ -13,7 +13,7 @@ from typing import Final
 import h11
 
 from ..config.model import Url
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
@@ -107,14 +107,14 @@ class AnswerParser:
         except (
             UnicodeError
         ) as exc:  # wsproto takes a host and port for a name, whose last label may be too long for one
-            raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason="dns") from exc
+            raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason=EndReason.DNS) from exc
         self._data, self._total = b"", 0
 
     def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         """The final head, whatever it says, and what came behind it; None: it is not complete. No data means that the
         server closed the connection."""
         if not data:
-            raise PeerError("the server closed the connection without an answer", reason="closed")
+            raise PeerError("the server closed the connection without an answer", reason=EndReason.CLOSED)
         self._data += data
         # Head by head, since what comes behind the last one is not for wsproto.
         while _HEAD_END in self._data:
@@ -124,7 +124,7 @@ class AnswerParser:
             if answer is not None:
                 return answer, self._data
         if self._total + len(self._data) > MAX_HEAD_BYTES + _READ_BYTES:
-            raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason="bad-response")
+            raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason=EndReason.BAD_RESPONSE)
         return None
 
     def _take(self, head: bytes) -> ResponseHead | None:
@@ -135,7 +135,9 @@ class AnswerParser:
             self._handshake.receive_data(head)
         except (ProtocolError, h11.ProtocolError, UnicodeError) as exc:  # what fuzz/handshake.py has found
             text = one_line(shorten(str(exc), 100))
-            raise PeerError(f"the answer to a WebSocket's handshake is wrong: {text}", reason="bad-response") from None
+            raise PeerError(
+                f"the answer to a WebSocket's handshake is wrong: {text}", reason=EndReason.BAD_RESPONSE
+            ) from None
         for event in self._handshake.events():
             if isinstance(event, AcceptConnection):
                 return ResponseHead(101, "Switching Protocols", _fold(event.extra_headers))
@@ -170,7 +172,9 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         check_status(head, url, body)
     place = f"{url.scheme}://{url.authority}{url.target}"
     text = f"{place} answered {head.status} to a WebSocket: something before the server does not let it pass, or the"
-    raise PeerError(f"{text} server knows none; let the proxy upgrade connections ({REMEDY})", reason="no-websocket")
+    raise PeerError(
+        f"{text} server knows none; let the proxy upgrade connections ({REMEDY})", reason=EndReason.NO_WEBSOCKET
+    )
 
 
 def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:

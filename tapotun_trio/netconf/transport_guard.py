@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError, PeerError
+from ..errors import EndReason, HostError, PeerError
 from ..host.interfaces import Network
 from ..host.items import DesiredState, HostRoute, Item, NextHop
 from ..host.net.sockets import Connection
@@ -195,7 +195,7 @@ class TransportGuard:
                     raise PeerError(
                         f"the server gives this interface the address {interface}, which takes away {address}, where "
                         "the server itself is reached; give the tunnel another net in the server's config",
-                        reason="own-address",
+                        reason=EndReason.OWN_ADDRESS,
                     )
 
     # -- telling

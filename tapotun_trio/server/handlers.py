@@ -13,7 +13,7 @@ from .. import AGENT
 from ..datapath.duplex import DuplexStream
 from ..datapath.receiver import InboundStream, receive_frames
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import BASE_DEAD_S, DEAD_S
 from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
@@ -97,7 +97,7 @@ async def _download(session: Session, hello: ClientHello, writer: BodyWriter) ->
     with trio.move_on_after(FINISH_S) as deadline:
         await writer.finish(_parting(session, hello))
     if deadline.cancelled_caught:
-        raise PeerError("the client did not take the end of its older download", reason="stalled")
+        raise PeerError("the client did not take the end of its older download", reason=EndReason.STALLED)
 
 
 def _parting(session: Session, hello: ClientHello) -> bytes:
@@ -128,7 +128,9 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)
     if greedy:
-        raise PeerError(f"more than {MAX_PIPELINED_BYTES} bytes came behind an upload's end", reason="pipelining")
+        raise PeerError(
+            f"more than {MAX_PIPELINED_BYTES} bytes came behind an upload's end", reason=EndReason.PIPELINING
+        )
     exchange.leftover = reader.leftover
 
 
@@ -139,7 +141,7 @@ async def serve_websocket(session: Session, exchange: Exchange, forward: Forward
     exchange.connection.presume_dead_after(DEAD_S)
     accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
     if accepted is None:
-        raise PeerError("something before us takes the Upgrade out of its requests", reason="no-websocket")
+        raise PeerError("something before us takes the Upgrade out of its requests", reason=EndReason.NO_WEBSOCKET)
     writer, body = accepted
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))

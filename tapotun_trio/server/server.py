@@ -14,10 +14,10 @@ import trio
 
 from ..config.model import AllowedClient, ServerConfig
 from ..cooperative import PART, Steps, collect_in_steps, run_now
-from ..datapath import counters as why
+from ..datapath.counters import DropReason
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
-from ..errors import SHORTAGES, HostError, PeerError, ShortageError, leaves
+from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..http.acceptor import Admission, Endpoint, ListenerManager, VirtualHost
 from ..http.heads import BadRequest
 from ..http.server import Exchange
@@ -147,7 +147,7 @@ class TunnelServer:
         """Whose a frame from the device is (see `device.Classify`)."""
         first, key = ADDRESSES.unpack_from(view, at)
         if first >> 4 != 4:
-            self.device_drops[why.NOT_IPV4] += 1
+            self.device_drops[DropReason.NOT_IPV4] += 1
             return None
         to = self._verdicts.get(key)
         if to is None:
@@ -155,7 +155,7 @@ class TunnelServer:
             if to is None:
                 return None
         if isinstance(to, bool):
-            self.device_drops[why.NO_ROUTE] += 1
+            self.device_drops[DropReason.NO_ROUTE] += 1
             return None
         return to
 
@@ -170,7 +170,7 @@ class TunnelServer:
         except Exception as exc:  # noqa: BLE001 - logged with its traceback
             text = "packet from the device dropped"
             self._faults.log(self._log, trio.current_time(), text, exc)
-            self.device_drops[why.INTERNAL_ERROR] += 1
+            self.device_drops[DropReason.INTERNAL_ERROR] += 1
             return None
         return to
 
@@ -221,18 +221,18 @@ class TunnelServer:
         if session is None:
             text = f"{name} refused: unknown or missing token"
             self._refusals.log(self._log, logging.WARNING, trio.current_time(), text)
-            await self._refuse(exchange, 403, "bad-token")
+            await self._refuse(exchange, 403, RefusalReason.BAD_TOKEN)
             return
         if method not in ("GET", "PUT"):
             text = f"{name} refused: method {method[:20]}"
             session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
-            await self._refuse(exchange, 405, "bad-method", (("Allow", "GET, PUT"),))
+            await self._refuse(exchange, 405, RefusalReason.BAD_METHOD, (("Allow", "GET, PUT"),))
             return
         websocket = exchange.head.asks_for_websocket and ClientHello.of(exchange.head.headers).may_use_websocket
         stream = "WebSocket" if websocket else "download" if method == "GET" else "upload"
         session.log.debug("%s from %s begins", stream, name)
         if is_of_another_session(session, exchange):
-            await self._refuse(exchange, 409, "other-session")
+            await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
         endpoint.pending.leave(exchange.connection)
         why, failed = "this server stops", 0  # if it is cancelled

@@ -14,13 +14,12 @@ from typing import Final, NamedTuple
 import trio
 
 from ..config.model import AllowedClient, ServerConfig
-from ..datapath import counters as why
-from ..datapath.counters import Counters, Transport
+from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.receiver import InboundStream
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
 from ..datapath.tun_io import DeviceWriter
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..log import FLAPPING_S, RateLimitedLog, client_logger, flap_damped
 from ..netconf.desired import pushed_routes
@@ -202,7 +201,7 @@ class Session:
             self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
         if before is not None and before.session_id != hello.session_id:
             for upload in self.uploads:
-                upload.end(PeerError("another machine uses this token", reason="replaced"))
+                upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
         self._hello = hello
         self._session_log.begin()
         self.transport = transport
@@ -277,7 +276,7 @@ class Session:
         """
         older = self.uploads[-1] if self.uploads else None
         if len(self.uploads) >= MAX_UPLOADS:
-            self.uploads[0].end(PeerError("too many uploads at a time", reason="replaced"))
+            self.uploads[0].end(PeerError("too many uploads at a time", reason=EndReason.REPLACED))
         self.uploads.append(upload)
         return older
 
@@ -328,7 +327,7 @@ class Session:
             self.sender.release()
         if uploads and not one_stream:
             for upload in self.uploads:
-                upload.end(PeerError(reason, reason="disconnected"))
+                upload.end(PeerError(reason, reason=EndReason.DISCONNECTED))
         if connected:
             self.log.info("%s", reason)
         return connected
@@ -338,7 +337,7 @@ class Session:
         self.dismissed = "an internal error of the server"
         self.sender.release()
         for upload in self.uploads:
-            upload.end(PeerError("an internal error ended the session", reason="internal-error"))
+            upload.end(PeerError("an internal error ended the session", reason=EndReason.INTERNAL_ERROR))
 
     def tick(self, now: float, tick_s: float) -> None:
         """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
@@ -377,13 +376,13 @@ class Session:
                 rx_bytes += count * length
                 if to is True:
                     if gso_type and not is_bounded(length, gso_size):
-                        raise PeerError("super-packet of absurdly small packets", reason="bad-vnet")
+                        raise PeerError("super-packet of absurdly small packets", reason=EndReason.BAD_VNET)
                     inward.append(frame)
                 elif to is False:
-                    self.counters.drops[why.BAD_SOURCE] += count
+                    self.counters.drops[DropReason.BAD_SOURCE] += count
                 else:
                     if not validate_vnet_header(view[start:stop]):  # of a block, what it looks at is all the same
-                        raise PeerError("frame with an impossible vnet header", reason="bad-vnet")
+                        raise PeerError("frame with an impossible vnet header", reason=EndReason.BAD_VNET)
                     if to is not run_to or start != run_end:
                         if run_to is not None:
                             run_to.sender.send(view[run_at:run_end], packets)
@@ -404,7 +403,7 @@ class Session:
             # there on is out of step. It shows here: a length that is not its packet's own.
             length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
             if length != len(frame) - HEADER_BYTES:
-                raise PeerError("frame whose length is not its packet's", reason="bad-frame")
+                raise PeerError("frame whose length is not its packet's", reason=EndReason.BAD_FRAME)
         verdict = self._router.from_client(self.index, source, destination)
         if verdict == BAD_SOURCE:
             self.log.debug("source %s is not its own", ".".join(map(str, source)))
@@ -418,6 +417,6 @@ class Session:
         if first == ECHO_FIRST_BYTE and len(frame) == HEADER_BYTES + ECHO_PACKET_BYTES:
             self.rtt.sample(echoed_clock(frame), time.monotonic_ns())
         elif first >> 4 == 6:
-            self.counters.drops[why.NOT_IPV4] += 1
+            self.counters.drops[DropReason.NOT_IPV4] += 1
         else:
-            raise PeerError("frame without an IP packet", reason="bad-frame")
+            raise PeerError("frame without an IP packet", reason=EndReason.BAD_FRAME)

@@ -18,7 +18,7 @@ import re
 from mmap import mmap
 from typing import Final, Protocol
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 
 MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; nobody sends a tenth of it
 MAX_TRAILER_BYTES: Final = 8 * 1024
@@ -91,42 +91,42 @@ class ChunkedBody:
             stop = newline + 1 if newline >= 0 else end
             line = self._line + buffer[pos:stop]
             if len(line) > MAX_LINE_BYTES:
-                raise PeerError(f"chunk line longer than {MAX_LINE_BYTES} bytes", reason="bad-chunk")
+                raise PeerError(f"chunk line longer than {MAX_LINE_BYTES} bytes", reason=EndReason.BAD_CHUNK)
             pos = stop
             if newline < 0:
                 self._line = line
                 return pos, pos
             self._line = b""
             if line[-2:-1] != b"\r":
-                raise PeerError("chunk line ends in a bare LF", reason="bad-chunk")
+                raise PeerError("chunk line ends in a bare LF", reason=EndReason.BAD_CHUNK)
             self._take_line(line[:-2])
 
     def _take_line(self, line: bytes) -> None:
         if self._state == _PAYLOAD_END:
             if line:
-                raise PeerError("chunk is longer than its size says", reason="bad-chunk")
+                raise PeerError("chunk is longer than its size says", reason=EndReason.BAD_CHUNK)
             self._state = _SIZE
         elif self._state == _SIZE:
             self._left = _chunk_size(line)
             self._state = _PAYLOAD_END if self._left else _TRAILER
         elif line:
             if not _FIELD.fullmatch(line):
-                raise PeerError("a line of the trailer is no header field", reason="bad-chunk")
+                raise PeerError("a line of the trailer is no header field", reason=EndReason.BAD_CHUNK)
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_TRAILER_BYTES:
-                raise PeerError(f"trailers longer than {MAX_TRAILER_BYTES} bytes", reason="bad-chunk")
+                raise PeerError(f"trailers longer than {MAX_TRAILER_BYTES} bytes", reason=EndReason.BAD_CHUNK)
         else:
             self.ended = True
 
     def eof(self) -> None:
         if not self.ended:
-            raise PeerError("connection closed inside a chunked body", reason="closed")
+            raise PeerError("connection closed inside a chunked body", reason=EndReason.CLOSED)
 
 
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].rstrip(b" \t")
     if not digits or len(digits) > _MAX_HEX_DIGITS or not _HEX.issuperset(digits):
-        raise PeerError("chunk size is not a hexadecimal number", reason="bad-chunk")
+        raise PeerError("chunk size is not a hexadecimal number", reason=EndReason.BAD_CHUNK)
     return int(digits, 16)
 
 
@@ -149,7 +149,7 @@ class LengthBody:
 
     def eof(self) -> None:
         if self._left:
-            raise PeerError(f"connection closed {self._left} bytes before the body's end", reason="closed")
+            raise PeerError(f"connection closed {self._left} bytes before the body's end", reason=EndReason.CLOSED)
 
 
 class CloseBody:

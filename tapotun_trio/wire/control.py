@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..text import one_line, shorten
 
 CONTROL_LENGTH: Final = 1  # stands where a frame has its packet's length
@@ -74,7 +74,7 @@ def ping(clock_ns: int) -> bytes:
 def echoed_clock(payload: bytes) -> int:
     """The clock that a PONG brings back, in ns. Untrusted input; raises PeerError only."""
     if len(payload) != _CLOCK.size:
-        raise PeerError(f"PONG of {len(payload)} bytes", reason="bad-frame")
+        raise PeerError(f"PONG of {len(payload)} bytes", reason=EndReason.BAD_FRAME)
     clock: int = _CLOCK.unpack(payload)[0]
     return clock
 

@@ -21,7 +21,7 @@ from mmap import mmap
 from struct import Struct
 from typing import Final, TypeAlias
 
-from ..errors import PeerError, passing_shortages
+from ..errors import EndReason, PeerError, passing_shortages
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
 from .uniform import BLOCK_FROM, count_uniform
@@ -245,7 +245,7 @@ class FrameReader:
             tail = stop
         if done and body.ended:
             if head != tail:
-                raise PeerError("the stream ended within a frame", reason="bad-frame")
+                raise PeerError("the stream ended within a frame", reason=EndReason.BAD_FRAME)
             self.leftover = bytes(view[pos:end])
             self.ended = True
         self._head, self._tail, self._pos = head, tail, pos
@@ -272,13 +272,13 @@ class FrameReader:
     def _take_control(self, length: int, head: int, tail: int) -> int:
         """Take the control frame at ``head`` if it is complete. Returns where it ends, or would end."""
         if length != CONTROL_LENGTH or not self.control:
-            raise PeerError(f"frame with a packet of {length} bytes", reason="bad-frame")
+            raise PeerError(f"frame with a packet of {length} bytes", reason=EndReason.BAD_FRAME)
         body = head + CONTROL.size
         if body > tail:
             return body
         _, kind, size = CONTROL.unpack_from(self.view, head)
         if size > MAX_PAYLOAD_BYTES:
-            raise PeerError(f"control frame of {size} bytes", reason="bad-frame")
+            raise PeerError(f"control frame of {size} bytes", reason=EndReason.BAD_FRAME)
         if body + size <= tail:
             self.controls.append((kind, bytes(self.view[body : body + size])))
         return int(body + size)
@@ -287,4 +287,4 @@ class FrameReader:
         """The connection ended. Raises PeerError unless the body may end here and no frame is half read."""
         self._body.eof()
         if self._head != self._tail:
-            raise PeerError("the connection closed within a frame", reason="closed")
+            raise PeerError("the connection closed within a frame", reason=EndReason.CLOSED)

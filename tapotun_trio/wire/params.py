@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from .tunconf import usable
 
 KEEPALIVE_S = (1.0, 50.0)  # what a keepalive may be: below every proxy's usual 60 s
@@ -74,9 +74,9 @@ def decode(payload: bytes) -> Params:
         routes = list(dict.fromkeys(map(ip_network, wire.routes)))
         dns = tuple(dict.fromkeys(map(ip_address, wire.dns)))
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise PeerError("the server's parameters cannot be read", reason="bad-params") from exc
+        raise PeerError("the server's parameters cannot be read", reason=EndReason.BAD_PARAMS) from exc
     if wire.device not in ("tun", "tap"):
-        raise PeerError("the server's parameters are for an unknown kind of device", reason="bad-params")
+        raise PeerError("the server's parameters are for an unknown kind of device", reason=EndReason.BAD_PARAMS)
     params = Params(
         mtu=wire.mtu,
         addresses=tuple(it for it in addresses if isinstance(it, IPv4Interface)),
@@ -89,7 +89,9 @@ def decode(payload: bytes) -> Params:
     )
     low, high = KEEPALIVE_S
     if not 68 <= params.mtu <= 65535 or not low <= params.keepalive <= high:
-        raise PeerError("the server's parameters are out of range", reason="bad-params")
+        raise PeerError("the server's parameters are out of range", reason=EndReason.BAD_PARAMS)
     if not usable(params.addresses):
-        raise PeerError("the server's parameters give no address, or one twice or unusable", reason="bad-params")
+        raise PeerError(
+            "the server's parameters give no address, or one twice or unusable", reason=EndReason.BAD_PARAMS
+        )
     return params

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import Final
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 HEADER_BYTES: Final = 16
@@ -101,4 +101,4 @@ class ProxyHeaderParser:
 
 
 def _bad(text: str) -> PeerError:
-    return PeerError(text, reason="bad-proxy-header")
+    return PeerError(text, reason=EndReason.BAD_PROXY_HEADER)

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from struct import Struct
 from typing import Final, Literal
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 
 _FIXED: Final = Struct("<HB")
 _GENERATION_1_BYTES: Final = 7
@@ -108,4 +108,4 @@ _BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
 def _bad(what: str) -> PeerError:
-    return PeerError(f"the server's x-tun-conf {what}", reason="bad-conf")
+    return PeerError(f"the server's x-tun-conf {what}", reason=EndReason.BAD_CONF)

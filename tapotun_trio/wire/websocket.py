@@ -23,7 +23,7 @@ from mmap import mmap
 from struct import Struct
 from typing import Final
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..text import one_line
 
 CONTINUATION: Final = 0x0
@@ -115,7 +115,7 @@ class WebSocketBody:
     def eof(self) -> None:
         """As `body.Body.eof`: only a close ends a WebSocket."""
         if not self.ended:
-            raise PeerError("connection closed without the end of its WebSocket", reason="closed")
+            raise PeerError("connection closed without the end of its WebSocket", reason=EndReason.CLOSED)
 
     def _take_head(self, buffer: bytearray | mmap, pos: int, end: int) -> int:
         """Take as much of a frame's head as is there. Returns where it ends."""
@@ -253,4 +253,4 @@ def _length(head: bytes, short: int) -> int:
 
 
 def _bad(what: str) -> PeerError:
-    return PeerError(f"malformed WebSocket: {what}", reason="bad-websocket")
+    return PeerError(f"malformed WebSocket: {what}", reason=EndReason.BAD_WEBSOCKET)

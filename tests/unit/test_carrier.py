@@ -7,11 +7,11 @@ import logging
 import pytest
 
 from tapotun_trio.client.transport_choice import RETRY_LIMIT_S, RETRY_S, UPLOAD_SEEN_S, TransportSelector
-from tapotun_trio.errors import PeerError
+from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.log import interface_logger
 from tapotun_trio.wire import control
 
-NO_WEBSOCKET = PeerError("http://h/ip answered 426 to a WebSocket", reason="no-websocket")
+NO_WEBSOCKET = PeerError("http://h/ip answered 426 to a WebSocket", reason=EndReason.NO_WEBSOCKET)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_what_was_said_is_said_again_if_it_was_well_in_between(
 
 def test_a_server_that_restarts_does_not_end_websockets(selector: TransportSelector) -> None:
     selector.websocket = True
-    restarting = PeerError("502", reason="http-502")
+    restarting = PeerError("502", reason=EndReason.http(502))
     assert not selector.fails(restarting, 0.0, established=True)
     assert selector.websocket
     assert selector.fails(restarting, 0.0, established=False)
@@ -119,7 +119,7 @@ def test_a_server_that_restarts_does_not_end_websockets(selector: TransportSelec
 def test_a_path_that_is_down_is_nobodys_fault(selector: TransportSelector, caplog: pytest.LogCaptureFixture) -> None:
     upload(selector, 0.0)
     assert selector.change(3.0)
-    assert not selector.fails(PeerError("no connection", reason="connect"), 4.0, established=False)
+    assert not selector.fails(PeerError("no connection", reason=EndReason.CONNECT), 4.0, established=False)
     assert not selector.websocket
     assert told(caplog) == []
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tapotun_trio.client.failure_log import SHORTAGE_S, FailureLog
-from tapotun_trio.errors import PeerError, ShortageError, shortage_of
+from tapotun_trio.errors import EndReason, PeerError, ShortageError, shortage_of
 from tapotun_trio.host.net.sockets import GONE
 from tapotun_trio.log import interface_logger
 
@@ -37,7 +37,7 @@ def short() -> ShortageError:
 async def test_one_cause_with_several_texts_is_one_line(log: list[logging.LogRecord]) -> None:
     failure_log = FailureLog(interface_logger("tun0"))
     for text in ("refused by 192.0.2.1, 192.0.2.2", "refused by 192.0.2.2, 192.0.2.1", "refused by 192.0.2.3"):
-        failure_log.log("download", PeerError(text, reason="refused", key="refused"), 1.0)
+        failure_log.log("download", PeerError(text, reason=EndReason.REFUSED, key="refused"), 1.0)
     assert lines(log) == ["download: refused by 192.0.2.1, 192.0.2.2; trying again in 1.0 s"]
     assert failure_log.latest == "download: refused by 192.0.2.3"
 
@@ -46,15 +46,15 @@ async def test_one_cause_with_several_texts_is_one_line(log: list[logging.LogRec
 async def test_a_server_that_goes_is_one_failure(log: list[logging.LogRecord], first: int) -> None:
     """A reset, an end within a frame, an end within a chunk: that is a matter of moments."""
     signs = [
-        PeerError("connection to 192.0.2.1:80 broke: Connection reset by peer", reason="broken", key=GONE),
-        PeerError("the connection closed within a frame", reason="closed"),
-        PeerError("connection closed inside a chunked body", reason="closed"),
+        PeerError("connection to 192.0.2.1:80 broke: Connection reset by peer", reason=EndReason.BROKEN, key=GONE),
+        PeerError("the connection closed within a frame", reason=EndReason.CLOSED),
+        PeerError("connection closed inside a chunked body", reason=EndReason.CLOSED),
     ]
     failure_log = FailureLog(interface_logger("tun0"))
     for failure in signs[first:] + signs[:first]:
         failure_log.log("download", failure, 0.0)
     assert len(lines(log)) == 1
-    failure_log.log("download", PeerError("connection broke: No route to host", reason="broken"), 0.0)
+    failure_log.log("download", PeerError("connection broke: No route to host", reason=EndReason.BROKEN), 0.0)
     assert len(lines(log)) == 2
 
 
@@ -81,7 +81,7 @@ async def test_a_shortage_that_comes_and_goes_is_told_now_and_then(
 async def test_what_fails_after_all_was_well_is_news(log: list[logging.LogRecord]) -> None:
     failure_log = FailureLog(interface_logger("tun0"))
     for _ in range(2):
-        failure_log.log("upload", PeerError("x", reason="silent"), 0.0)
+        failure_log.log("upload", PeerError("x", reason=EndReason.SILENT), 0.0)
         failure_log.clear()
         assert failure_log.latest is None
     assert len(lines(log)) == 2

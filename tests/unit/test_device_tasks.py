@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.counters import DEVICE_FULL, DEVICE_REFUSED, Counters
+from tapotun_trio.datapath.counters import Counters, DropReason
 from tapotun_trio.datapath.sender import SOCKET_FULL_WAIT_S, Sender
 from tapotun_trio.datapath.tun_io import BURST_BYTES, QUEUE_BYTES, DeviceWriter, read_device
 from tapotun_trio.errors import HostError, PeerError
@@ -274,7 +274,7 @@ async def test_what_the_kernel_refuses_is_told() -> None:
     with pytest.raises(PeerError):  # since no kernel takes that
         write(DeviceWriter(device, Counter()), b"\xff" + numbered(1)[1:])
     device.refuses = True
-    assert write(DeviceWriter(device, Counter()), numbered(1)) == {DEVICE_REFUSED: 1}
+    assert write(DeviceWriter(device, Counter()), numbered(1)) == {DropReason.DEVICE_REFUSED: 1}
     assert not device.outbound
 
 
@@ -333,7 +333,7 @@ async def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted() -> None
     fitting = QUEUE_BYTES // len(numbered(0, 60_000))
     for number in range(fitting + 5):
         assert not write(writer, numbered(number, 60_000))
-    assert drops == {DEVICE_FULL: 5}
+    assert drops == {DropReason.DEVICE_FULL: 5}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         device.set_writable(True)
@@ -343,7 +343,7 @@ async def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted() -> None
         device.set_writable(False)
         for number in range(fitting):
             write(writer, numbered(number, 60_000))
-        assert drops == {DEVICE_FULL: 5}
+        assert drops == {DropReason.DEVICE_FULL: 5}
         nursery.cancel_scope.cancel()
 
 
@@ -361,7 +361,7 @@ async def test_a_frame_that_is_refused_after_it_was_queued_is_counted() -> None:
         await settle()
         nursery.cancel_scope.cancel()
     assert list(device.outbound) == [numbered(2)]
-    assert drops == {DEVICE_REFUSED: 1}
+    assert drops == {DropReason.DEVICE_REFUSED: 1}
 
 
 async def test_the_device_goes_while_frames_wait() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tapotun_trio.datapath.adaptive_skip import AdaptiveSkip
-from tapotun_trio.datapath.counters import DEVICE_REFUSED
+from tapotun_trio.datapath.counters import DropReason
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.wire.frames import FrameRange
 from tests.fakes import MemoryDevice
@@ -121,6 +121,6 @@ async def test_while_the_link_is_down_nothing_is_learned() -> None:
     it = Writing(device)
     device.refuses = True
     assert it.writes(UDP) == 0
-    assert it.drops == {DEVICE_REFUSED: PACKETS}
+    assert it.drops == {DropReason.DEVICE_REFUSED: PACKETS}
     device.refuses = False
     assert it.writes(UDP) <= MERGED

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.counters import CODEL, QUEUE_AGE, QUEUE_FULL
+from tapotun_trio.datapath.counters import DropReason
 from tapotun_trio.datapath.tx_queue import MAX_AGE_S, TxQueue
 from tapotun_trio.wire.frames import HEADER_BYTES
 
@@ -72,8 +72,8 @@ def test_a_standing_queue_is_shortened_one_packet_at_a_time() -> None:
         box.put(frame(2 * n) + frame(2 * n + 1), 2, now)
         if n >= 50:  # what comes out has waited for 50 ms
             box.take(now, 3200)
-    assert drops.keys() == {CODEL}
-    assert 3 <= drops[CODEL] <= 10
+    assert drops.keys() == {DropReason.CODEL}
+    assert 3 <= drops[DropReason.CODEL] <= 10
 
 
 def test_what_is_too_old_goes_with_its_run_and_is_counted_once() -> None:
@@ -81,7 +81,7 @@ def test_what_is_too_old_goes_with_its_run_and_is_counted_once() -> None:
     box.put(b"".join(map(frame, range(5))), 5, now=0.0)
     assert box.take(0.0, 3100)[0] == 2
     assert box.take(MAX_AGE_S * 1.01, 3100) == (0, b"")
-    assert drops == {QUEUE_AGE: 3}
+    assert drops == {DropReason.QUEUE_AGE: 3}
     assert box.depth_bytes == 0
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_fit_costs_the_oldest() -> None:
     box, drops = outbox(max_bytes=4000)
     for n in range(3):
         box.put(frame(n), 1, now=0.0)
-    assert drops == {QUEUE_FULL: 1}
+    assert drops == {DropReason.QUEUE_FULL: 1}
     assert numbers(box.take(0.0, 9000)[1]) == [1, 2]
 
 

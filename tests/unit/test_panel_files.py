@@ -12,8 +12,8 @@ import pytest
 
 from tapotun_trio.admin.api import MAX_LIVE
 from tapotun_trio.admin.pages import read_pages
-from tapotun_trio.datapath import counters
-from tapotun_trio.errors import SHORTAGES
+from tapotun_trio.datapath.counters import DropReason
+from tapotun_trio.errors import EndReason, RefusalReason
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
 TROUBLES: Final = (STATIC / "troubles.js").read_text()
@@ -105,22 +105,15 @@ def test_it_knows_how_many_panels_there_may_be() -> None:
 
 def test_every_reason_has_its_meaning() -> None:
     """Whoever adds one comes by here."""
-    package = STATIC.parents[1]
-    code = "".join(
-        file.read_text()
-        for name in ("client", "datapath", "http", "netconf", "peer", "server", "wire", "host")
-        for file in (package / name).rglob("*.py")
-    )
-    admin_up = re.findall(r'reason="([\w-]+)"(?: if \w+ else "([\w-]+)")?', code)
-    of_streams = {it for both in admin_up for it in both if it} - {"slow-reader"}  # the admin listener's own
-    of_streams |= SHORTAGES
-    of_requests = set(re.findall(r'_refuse\(exchange, \d+, "([\w-]+)"|refusals\["([\w-]+)"\]', code))
     _, packets, requests, streams = re.split(r"^  (?:packets|requests|streams): \{$", TROUBLES, flags=re.M)
     told = {
         name: set(re.findall(r'^    "?([\w-]+)"?: "', part.partition("\n  },")[0], re.M))
         for name, part in (("packets", packets), ("requests", requests), ("streams", streams))
     }
-    assert told["packets"] == {it for name, it in vars(counters).items() if name.isupper()}
-    assert {it for both in of_requests for it in both if it} | SHORTAGES <= told["requests"]
-    assert of_streams <= told["requests"] | told["streams"]
-    assert told["streams"] <= of_streams
+    of_control_socket = {EndReason.BAD_ANSWER, EndReason.BUSY, EndReason.FOREIGN, EndReason.TOO_LONG}
+    of_admin = {EndReason.SLOW_READER}
+    assert told["packets"] == set(DropReason)
+    assert set(RefusalReason) <= told["requests"]
+    assert set(EndReason) - of_control_socket - of_admin - {EndReason.PROTOCOL} <= told["requests"] | told["streams"]
+    assert told["streams"] <= set(EndReason)
+    assert told["requests"] <= set(EndReason) | set(RefusalReason)

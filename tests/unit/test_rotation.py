@@ -11,7 +11,7 @@ import trio.testing
 from tapotun_trio.client import rotation
 from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
 from tapotun_trio.client.rotation import RetryGate, keep_streaming
-from tapotun_trio.errors import PeerError
+from tapotun_trio.errors import EndReason, PeerError
 
 Clock = trio.testing.MockClock
 
@@ -28,7 +28,7 @@ class Script:
         await trio.lowlevel.checkpoint()
         self.attempts.append(trio.current_time())
         if self.refusing:
-            raise PeerError("refused", reason="connect")
+            raise PeerError("refused", reason=EndReason.CONNECT)
         stream = ScriptedStream()
         self.streams.append(stream)
         return stream
@@ -101,7 +101,7 @@ async def test_health_is_carried_over_rotations(autojump_clock: Clock) -> None:
         script.refusing = False
         await trio.sleep(15 + 90)  # then a minute and a half of health, of streams that live 20 s each
         count = len(script.attempts)
-        script.streams[-1].fall(PeerError("cut", reason="broken"))
+        script.streams[-1].fall(PeerError("cut", reason=EndReason.BROKEN))
         await trio.sleep(0.1)
         assert len(script.attempts) == count + 1  # at once
         nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.counters import QUEUE_AGE, Counters
+from tapotun_trio.datapath.counters import Counters, DropReason
 from tapotun_trio.datapath.receiver import InboundStream
 from tapotun_trio.datapath.scheduler import PIECE_BYTES, WATCH_S
 from tapotun_trio.datapath.sender import (
@@ -175,7 +175,7 @@ async def test_without_a_stream_frames_wait_for_a_moment(autojump_clock: Clock) 
         begin(writer)
         await settle()
         assert peer.take() == [numbered(2), numbered(3)]
-    assert counters.drops == {QUEUE_AGE: 1}
+    assert counters.drops == {DropReason.QUEUE_AGE: 1}
     assert counters.tx_packets == 2
 
 
@@ -199,7 +199,7 @@ async def test_a_peer_that_stalls_costs_age_and_not_memory(autojump_clock: Clock
             await settle()
         assert peer.frames == [numbered(1, 60_000)] * 2 + [numbered(2)]
     assert counters.tx_packets == 3
-    assert counters.drops == {QUEUE_AGE: 398}
+    assert counters.drops == {DropReason.QUEUE_AGE: 398}
 
 
 async def test_a_backlog_goes_out_in_pieces(autojump_clock: Clock) -> None:

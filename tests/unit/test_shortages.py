@@ -31,6 +31,7 @@ from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import (
+    EndReason,
     HostError,
     InternalError,
     PeerError,
@@ -313,7 +314,7 @@ async def test_at_a_reconnect(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
             fault.armed = True
             for stream in (peer._download, peer._upload):
                 assert stream is not None
-                stream.end(PeerError("the test ends it", reason="closed", key="test"))
+                stream.end(PeerError("the test ends it", reason=EndReason.CLOSED, key="test"))
             log.clear()
             await until(lambda: fault.hits >= 3, "attempts")
             assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
@@ -653,7 +654,7 @@ async def test_a_server_without_memory_for_an_upload(
             fault.armed = True
             stream = it.client._upload or it.client._download
             assert stream is not None
-            stream.end(PeerError("the test ends it", reason="closed", key="test"))
+            stream.end(PeerError("the test ends it", reason=EndReason.CLOSED, key="test"))
             await until(lambda: session.counters.ends["no-memory"] >= 2, "attempts")
             fault.armed = False
             await it.passes()
@@ -740,7 +741,7 @@ async def test_packets_that_cannot_be_queued_are_counted(monkeypatch: pytest.Mon
     ("no thread", RuntimeError("can't start new thread"), "no-thread"),
     ("another error", OSError(errno.EBADF, "x"), None),
     ("a bug", RuntimeError("boom"), None),
-    ("a peer", PeerError("x", reason="closed"), None),
+    ("a peer", PeerError("x", reason=EndReason.CLOSED), None),
     ("OpenSSL's own number", ssl.SSLError(errno.ENOMEM, "x"), None),
 )
 def test_what_is_a_shortage(exc: Exception, reason: str | None) -> None:
@@ -769,7 +770,7 @@ def test_the_limit_is_named() -> None:
 
 
 def test_a_group_fails_as_its_first_member_unless_a_bug_is_in_it() -> None:
-    peer, short, bug = PeerError("x", reason="closed"), MemoryError(), ValueError("boom")
+    peer, short, bug = PeerError("x", reason=EndReason.CLOSED), MemoryError(), ValueError("boom")
     assert failure_of(ExceptionGroup("", [peer, ExceptionGroup("", [short])]), "x") is peer
     assert failure_of(ExceptionGroup("", [ExceptionGroup("", [short])]), "x").reason == "no-memory"
     for exc in (bug, ExceptionGroup("", [peer, bug])):

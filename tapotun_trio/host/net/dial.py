@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ...errors import HostError, PeerError, ShortageError, shortage_of
+from ...errors import EndReason, HostError, PeerError, ShortageError, shortage_of
 from ..process.descriptors import no_descriptor_left
 from .sockets import Connection, leave_undecided, peer_name
 
@@ -87,15 +87,15 @@ async def _resolve(host: str, port: int) -> list[_Address]:
     except socket.gaierror as exc:
         # Of a resolver without a descriptor the C library says that the name is unknown, or that one may try again.
         raise _shortage_of_resolver(exc, doing) or PeerError(
-            f"{host} does not resolve: {exc.strerror}", reason="dns"
+            f"{host} does not resolve: {exc.strerror}", reason=EndReason.DNS
         ) from exc
     except UnicodeError as exc:  # the idna codec, of a label that is too long
-        raise PeerError(f"{host} is not a host name: {exc}", reason="dns") from exc
+        raise PeerError(f"{host} is not a host name: {exc}", reason=EndReason.DNS) from exc
     except (OSError, MemoryError, RuntimeError) as exc:  # EAI_SYSTEM, and what takes a thread to ask in
         shortage = shortage_of(exc, doing)
         if shortage is None and not isinstance(exc, OSError):
             raise
-        raise shortage or PeerError(f"{doing}: {exc}", reason="dns") from exc
+        raise shortage or PeerError(f"{doing}: {exc}", reason=EndReason.DNS) from exc
     return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
 
 
@@ -150,4 +150,6 @@ def _nobody_answers(host: str, port: int, failures: dict[str, int]) -> PeerError
     else:
         why = ", ".join(f"{address}: {os.strerror(error)}" for address, error in sorted(told.items()))
     refused = errno.ECONNREFUSED in errors
-    return PeerError(f"{doing}: {why}", reason="refused" if refused else "connect", key=f"connect: {errors}")
+    return PeerError(
+        f"{doing}: {why}", reason=EndReason.REFUSED if refused else EndReason.CONNECT, key=f"connect: {errors}"
+    )

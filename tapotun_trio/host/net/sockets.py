@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from ...errors import PeerError, shortage_of
+from ...errors import EndReason, PeerError, shortage_of
 from ..interfaces import PathState
 
 # What waits unsent beyond this waits in our outbox, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT).
@@ -268,7 +268,7 @@ class Connection:
         return self._fd
 
     def _closed(self) -> PeerError:
-        return PeerError(f"connection to {self.name} was closed", reason="closed")
+        return PeerError(f"connection to {self.name} was closed", reason=EndReason.CLOSED)
 
     def _failed(self, exc: OSError) -> Exception:
         if self._fd < 0:
@@ -278,7 +278,7 @@ class Connection:
         text = f"connection to {self.name} broke"
         if (shortage := shortage_of(exc, text)) is not None:
             return shortage
-        return PeerError(f"{text}: {exc.strerror}", reason="broken", key=GONE if exc.errno in _GONE else None)
+        return PeerError(f"{text}: {exc.strerror}", reason=EndReason.BROKEN, key=GONE if exc.errno in _GONE else None)
 
 
 def leave_undecided(sock: socket.socket) -> None:

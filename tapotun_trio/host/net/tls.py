@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from ...config.model import TlsConfig
-from ...errors import PeerError, shortage_of
+from ...errors import EndReason, PeerError, shortage_of
 from ..process.descriptors import no_descriptor_left
 from .sockets import GONE, TURNS, Connection
 from .tls_errors import broke, certificate_info, failed, is_unknown_authority, not_accepted
@@ -87,7 +87,7 @@ class TlsConnection(Connection):
             pass
         except ssl.SSLWantReadError as exc:
             # Only within a handshake. To answer 0 would keep our callers waiting for a socket that is writable.
-            raise PeerError(f"{self.name} wants another TLS handshake", reason="tls") from exc
+            raise PeerError(f"{self.name} wants another TLS handshake", reason=EndReason.TLS) from exc
         except OSError as exc:
             if not sent:  # else the next send meets it again
                 raise self._failed(self._told(exc)) from exc
@@ -166,7 +166,9 @@ class TlsClient:
         except OSError as exc:
             sock.close()
             doing = f"connection to {connection.name} broke"
-            raise shortage_of(exc, doing) or PeerError(f"{doing}: {exc.strerror}", reason="broken", key=GONE) from exc
+            raise shortage_of(exc, doing) or PeerError(
+                f"{doing}: {exc.strerror}", reason=EndReason.BROKEN, key=GONE
+            ) from exc
         except BaseException:
             sock.close()
             raise

@@ -11,7 +11,7 @@ import ssl
 from typing import Final
 
 from ...config.model import TlsConfig
-from ...errors import PeerError
+from ...errors import EndReason, PeerError
 from ...text import one_line, shorten
 
 # openssl/x509_vfy.h: X509_V_ERR_...
@@ -61,7 +61,7 @@ def not_accepted(exc: ssl.SSLCertVerificationError, sock: ssl.SSLSocket, name: s
         text = f"{begin} is from an authority that {trusted} does not know ({exc.verify_message}); {remedy}"
     else:
         text = f"{begin} is not accepted: {exc.verify_message}"
-    return PeerError(text, reason="tls", key=f"certificate {code} of {name}")
+    return PeerError(text, reason=EndReason.TLS, key=f"certificate {code} of {name}")
 
 
 def is_unknown_authority(exc: ssl.SSLCertVerificationError) -> bool:
@@ -82,13 +82,13 @@ def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfi
         said = "the server closed the connection"
     else:
         said = _alert(exc, config) or str(reason or exc.strerror or exc)
-    return PeerError(f"TLS handshake with {name} ({address}) failed: {said}", reason="tls", key=f"tls: {said}")
+    return PeerError(f"TLS handshake with {name} ({address}) failed: {said}", reason=EndReason.TLS, key=f"tls: {said}")
 
 
 def broke(exc: ssl.SSLError, address: str, config: TlsConfig) -> PeerError:
     """The connection broke after its handshake: under TLS 1.3 a server judges the client's certificate then."""
     said = _alert(exc, config) or exc.reason or str(exc)
-    return PeerError(f"TLS connection to {address} broke: {said}", reason="broken", key=f"tls: {said}")
+    return PeerError(f"TLS connection to {address} broke: {said}", reason=EndReason.BROKEN, key=f"tls: {said}")
 
 
 def _alert(exc: OSError, config: TlsConfig) -> str | None:
