@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from hypothesis import settings
 
-from tapotun_trio.host.rights import raise_fd_limit
+from tapotun_trio.host.process.privileges import raise_fd_limit
 from tests.harness import Lab, missing, no_leaks, take_signals
 
 # Machines differ in speed and are shared: no example fails for taking long.
