@@ -393,14 +393,20 @@ def test_an_ordinary_user_is_told_what_is_missing(lab: Lab) -> None:
     assert "run as root" in line
 
 
-def test_a_client_whose_interface_name_is_taken_waits_for_it(lab: Lab) -> None:
-    """It finds that out when the server has answered, long after its start; so it goes on trying."""
+def test_a_client_whose_interface_name_is_taken_does_not_start(lab: Lab) -> None:
+    """It finds that out before it connects, so that nobody's streams are taken over."""
     server, client = cable(lab)
     client.ip("link add tun0 type veth peer name veth9")
-    with running(server, server_config()), running(client, client_config(), until="ERROR .*tun0") as daemon:
+    with running(server, server_config()) as hub, tapotun(client, [client_config()]) as daemon:
+        assert daemon.wait(RETRY_S) == 1
+        assert (
+            "ERROR   tun0: cannot create TUN interface tun0: the name is taken, by an interface of kind veth"
+            in daemon.log
+        )
+        assert "connected from" not in hub.log
         client.ip("link del tun0")
-        daemon.wait_for_log(UPLOADING, RETRY_S)
-        assert ping(client, TUNNEL_SERVER).ok
+        with running(client, client_config(), until=UPLOADING):
+            assert ping(client, TUNNEL_SERVER).ok
 
 
 def test_wrong_usage(lab: Lab) -> None:
