@@ -90,15 +90,27 @@ async def serve(
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
-            # First: to a second process with this config every port is in use too, and only the names say by whom.
-            await require_names(host, [it.name for it in config.interfaces])
-            with admin.changing(config.admin):
-                pass
+            await _open_admin(admin, config, host)
             reloader.start(await nursery.start(run_interfaces, config.interfaces, host, registry))
             log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
             if manager.listens:
                 nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
     log.info("stopped")
+
+
+async def _open_admin(admin: AdminSeat, config: Config, host: Host) -> None:
+    """Raises HostError. The last process with this config may just be stopping, and is waited for; or it runs: then its
+    interfaces say who it is, where a port only says that it is in use."""
+    try:
+        with admin.changing(config.admin):
+            return
+    except HostError as exc:
+        try:
+            await require_names(host, [it.name for it in config.interfaces])
+        except HostError as taken:
+            raise HostError(f"{exc}; {taken}") from exc
+    with admin.changing(config.admin):
+        return
 
 
 @contextmanager

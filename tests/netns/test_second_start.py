@@ -107,6 +107,25 @@ def test_a_second_start(lab: Lab, side: str) -> None:
         assert "starting again" not in it.client_daemon.log[mark:]
 
 
+def test_a_config_with_an_admin_listener(lab: Lab) -> None:
+    """Its port is in use too, and says less."""
+    server, _ = cable(lab)
+    file = server.tmp / "admin.json"
+    file.touch(mode=0o600)
+    admin = {"listen": 9116}
+    file.write_text(json.dumps({"interfaces": [server_config()], "admin": admin}), encoding="utf-8")
+    with running(server, str(file)) as first:
+        log = refused(server, str(file))
+        assert "admin: cannot listen on 127.0.0.1:9116: the port is in use" in log
+        assert f"tun0: the name is taken: process {pid_inside(first)} (" in log
+        assert f"config {file}" in log
+        following = tapotun(server, str(file), name="tapotun-next")
+        first.signal(signal.SIGTERM)
+        following.wait_for_log("ready: ")
+        assert first.wait(STOP_S) == 0
+        assert following.stop(STOP_S) == 0, following.tail()
+
+
 def test_while_the_first_does_not_reach_its_server(lab: Lab) -> None:
     """It has no interface yet, and has the name all the same; also while it is suspended."""
     _, client = cable(lab)
