@@ -38,6 +38,7 @@ _RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
 _REQUEST: Final = 0x01
 _REPLACE_OR_CREATE: Final = 0x100 | 0x400
+_EXCLUSIVE: Final = 0x200 | 0x400  # create, unless one with this metric stands: its owner has made another meanwhile
 _RTM_F_LOOKUP_TABLE: Final = 0x1000
 _RTM_F_FIB_MATCH: Final = 0x2000  # Linux 4.13: the route itself, and not what became of it
 _RTN_UNICAST: Final = 1
@@ -67,6 +68,8 @@ _ROUTE: Final = struct.Struct("=IHHIIBBBBBBBBI")
 _HEADER_BYTES: Final = 16
 
 _DEVICES: Final = 32  # asked for in one send
+_TRIES: Final = 8  # to look behind host routes that other processes of ours make and remove at the same time
+_EVERYTHING: Final = IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +116,21 @@ def host_route_owner(route: StandingRoute) -> int | None:
     return route.metric & _INDEX_MASK
 
 
-def add_host_route(owner: int, item: HostRoute) -> bytearray:
-    """Takes the place of the one before to the same address, if the interface ``owner`` has one, without a gap.
+def add_host_route(owner: int, item: HostRoute, flags: int = _REPLACE_OR_CREATE) -> bytearray:
+    """Takes the place of the one before to the same address, if the interface ``owner`` has one, without a gap; unless
+    other ``flags`` say otherwise.
 
     The gateway is told to be on the device (RTNH_F_ONLINK): the kernel is not to look for it in a network that the
     other end has just pushed.
     """
     scope = _RT_SCOPE_LINK if item.gateway is None else _RT_SCOPE_UNIVERSE
-    flags = 0 if item.gateway is None else _RTNH_F_ONLINK
+    onlink = 0 if item.gateway is None else _RTNH_F_ONLINK
     attrs = _host_route(owner, item)
     if item.source is not None:
         attrs += _attribute(_RTA_PREFSRC, item.source.packed)
     if item.metrics:
         attrs += _attribute(_RTA_METRICS, item.metrics)
-    return _message(_RTM_NEWROUTE, _REPLACE_OR_CREATE, item.table, scope, flags, attrs)
+    return _message(_RTM_NEWROUTE, flags, item.table, scope, onlink, attrs)
 
 
 def remove_host_route(owner: int, item: HostRoute) -> bytearray:
@@ -227,14 +231,19 @@ class Ways:
         """How the address is reached without the interface ``own`` and without ``hidden``, host routes of its own that
         stand. None: not at all."""
         fronts = [_Front(own, item) for item in hidden if item.address == address]
+        tries = 0
         while True:
             match, chosen = await self._behind(fronts, [get_way(address, mark, match=it) for it in (True, False)])
             if match is None or chosen is None:
                 return None
             front = _front(address, match)
-            if front is None or front in fronts:
+            if front is None or tries == _TRIES:
                 break
-            fronts.append(front)  # of another interface of ours: it says what that one found, perhaps a while ago
+            tries += 1
+            if front not in fronts:  # of another interface of ours: it says what that one found, perhaps a while ago
+                fronts.append(front)
+        if front is not None:  # another process puts it back all the time, so it has just asked itself
+            return await self._made_of(replace(match, network=_EVERYTHING), chosen, mark)
         # Those whose host routes are in front have routes behind them that lead into themselves.
         ours = {own & _INDEX_MASK, *(front.owner & _INDEX_MASK for front in fronts)}
         if chosen.index & _INDEX_MASK not in ours:
@@ -262,7 +271,7 @@ class Ways:
         batch = [remove_host_route(it.owner, it.item) for it in fronts]
         batch += questions
         # One that cannot be made again was of no use any more: its device is down, or has lost an address.
-        batch += [add_host_route(it.owner, it.item) for it in fronts]
+        batch += [add_host_route(it.owner, it.item, flags=_EXCLUSIVE) for it in fronts]
         answers = await self._kernel.ask_together(batch)
         # Its owner may have removed one before we did, and then it must not be there again.
         gone = [it for it, answer in zip(fronts, answers, strict=False) if isinstance(answer, Refusal)]
