@@ -45,7 +45,7 @@ from .plan import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, Route, Rul
 from .rights import NET_ADMIN_REMEDY
 from .rtnetlink import Refusal, Rtnetlink
 from .standing import Standing
-from .ways import Ways, add_host_route, left_over, remove_host_route, remove_standing
+from .ways import Ways, add_host_route, alone, left_over, remove_host_route, remove_standing
 
 # Priorities of our rules, and metrics of our routes outside the main table. A lower priority is asked first:
 # these come after Tailscale's (5210-5270) and before the main table's (32766).
@@ -106,7 +106,9 @@ class Netlink:
                     failed |= await self._add_addresses(link, addresses)
                 if host_routes:
                     batch = [add_host_route(link.index, item) for item in host_routes]
-                    failed |= await self._reasons(link, host_routes, await self._kernel.transact(batch))
+                    async with alone():
+                        refusals = await self._kernel.transact(batch)
+                    failed |= await self._reasons(link, host_routes, refusals)
                 for table in dict.fromkeys(route.table for route in routes):
                     there = [route for route in routes if route.table == table]
                     if table == MAIN_TABLE:
@@ -149,7 +151,7 @@ class Netlink:
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> Way | None:
         """As `Network.way`."""
-        async with self._lock:
+        async with self._lock, alone():
             link = await self._standing.link(name)
             return await self._ways.way(link.index, address, mark or 0, hidden)
 
@@ -303,14 +305,16 @@ class Netlink:
     async def _remove_host_routes(
         self, name: str, link: Link | None, host_routes: Sequence[HostRoute]
     ) -> list[HostError]:
+        if not host_routes:
+            return []
         if link is None:
             # They outlive it, and nothing tells its number any more. All those without an interface are dead.
-            if host_routes:
-                found = await left_over(self._standing)
-                await self._kernel.transact([remove_standing(route) for route in found])
+            found = await left_over(self._standing)
+            await self._kernel.transact([remove_standing(route) for route in found])
             return []
         batch = [remove_host_route(link.index, item) for item in host_routes]
-        refusals = _without(await self._kernel.transact(batch), _ABSENT)
+        async with alone():
+            refusals = _without(await self._kernel.transact(batch), _ABSENT)
         return [_refused(_describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
 
     async def _remove_rule(self, name: str, link: Link | None, rule: Rule) -> dict[int, Refusal]:

@@ -14,13 +14,17 @@ run; and somebody else's route to the same address has a better metric and wins.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from itertools import islice
 from typing import Final
+
+import trio
 
 from .messages import PROTOCOL, StandingRoute
 from .plan import MAIN_TABLE, HostRoute, Way
@@ -66,6 +70,10 @@ _RTA_IP_PROTO: Final = 27  # Linux 4.17
 # struct nlmsghdr, then struct rtmsg: family, prefix lengths, tos, table, protocol, scope, type, flags
 _ROUTE: Final = struct.Struct("=IHHIIBBBBBBBBI")
 _HEADER_BYTES: Final = 16
+
+_ALONE: Final = "\0tapotun-trio host routes"
+ALONE_S: Final = 0.3  # a look takes a few milliseconds; less than `tunnel.programmer.UNDO_S`
+_ALONE_POLL_S: Final = 0.005
 
 _DEVICES: Final = 32  # asked for in one send
 _TRIES: Final = 8  # to look behind host routes that other processes of ours make and remove at the same time
@@ -215,6 +223,26 @@ def _number(payload: memoryview | bytes) -> int:
     return struct.unpack("=I", payload)[0] if len(payload) == 4 else 0
 
 
+@asynccontextmanager
+async def alone() -> AsyncIterator[None]:
+    """Around what looks behind host routes, or makes or removes them: one task at a time, of all processes in this
+    network namespace. An abstract socket's name is the namespace's own, and nobody's any more after kill -9.
+
+    It is a courtesy: who has waited for ALONE_S goes on, as anybody may take that name.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        with trio.move_on_after(ALONE_S):
+            while True:
+                try:
+                    sock.bind(_ALONE)
+                    break
+                except OSError as exc:
+                    if exc.errno != errno.EADDRINUSE:
+                        break  # an emulated kernel may have no such names
+                await trio.sleep(_ALONE_POLL_S)
+        yield
+
+
 class Ways:
     """Questions to the kernel. Checkpoints, cancel-safe, and raise HostError as `Rtnetlink` does."""
 
@@ -255,6 +283,8 @@ class Ways:
             found = await self._behind(fronts, [get_way(address, mark, index=it, match=True) for it in some])
             for index, answer in zip(some, found, strict=True):
                 if answer is not None and answer.type == _RTN_UNICAST:
+                    if _front(address, answer) is not None:  # of a process that did not wait for us
+                        answer = replace(answer, network=_EVERYTHING)
                     order = await self._order(answer.table, mark)
                     ways.append(((order, -answer.network.prefixlen, answer.metric), index, answer))
         if not ways:

@@ -192,3 +192,27 @@ async def test_a_host_route_that_the_kernel_refuses_names_itself() -> None:
                 await network.add("tun0", [item])
             with trio.fail_after(5):
                 await network.remove("tun0", [item])
+
+
+@in_fresh_namespace
+async def test_two_that_look_at_once_leave_each_other_s_host_routes() -> None:
+    cable("eth0", "192.0.2.7/24")
+    ip("route", "add", "default", "via", "192.0.2.1", "metric", "100")
+    with open_tun("tun0"), open_tun("tun1"):
+        async with open_netlink() as one, open_netlink() as other, trio.open_nursery() as nursery:
+            for name, network in (("tun0", one), ("tun1", other)):
+                await network.link_up(name, 1500)
+            item = exception(await look(one))
+            await one.add("tun0", [item, COVER])
+            await other.add("tun1", [item])
+
+            async def keep_looking(name: str, network: Netlink) -> None:
+                for _ in range(50):
+                    way = await network.way(name, SERVER, None, [item])
+                    assert exception(way) == item
+                    assert way is not None
+                    assert way.network.prefixlen == 0
+
+            nursery.start_soon(keep_looking, "tun0", one)
+            nursery.start_soon(keep_looking, "tun1", other)
+        assert len(host_routes()) == 2
