@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 from hypothesis import settings
 
+from tapotun_trio.host.rights import raise_fd_limit
 from tests.harness import Lab, missing, no_leaks, take_signals
 
 # Machines differ in speed and are shared: no example fails for taking long.
@@ -17,6 +18,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 take_signals()
+raise_fd_limit()  # crowds of thousands take more than the 1,024 that shells and service managers give
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)
