@@ -86,7 +86,7 @@ class Network(Protocol):
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """Remove the items. One that is not there, or whose interface is gone, is not an error."""
 
-    async def way(
+    async def next_hop(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
         """How packets to the address, with this fwmark, leave this machine if the interface ``name`` does not count,

@@ -31,7 +31,7 @@ class RealHost:
         return open_tun(name) if queues == 1 else open_tun_queues(name, queues)
 
     def open_network(self) -> AbstractAsyncContextManager[Network]:
-        # Not before it is wanted: pyroute2's message classes cost memory and time, see `_pyroute2`.
+        # Imported at first use: pyroute2's message classes cost memory and time, see `light_pyroute2`.
         from .netlink.network import open_netlink
 
         return open_netlink()

@@ -26,23 +26,26 @@ from itertools import islice
 from typing import Final, TypeVar
 
 import trio
+from pyroute2.netlink import (
+    NETLINK_EXT_ACK,
+    NETLINK_GET_STRICT_CHK,
+    NLM_F_ACK,
+    NLM_F_ACK_TLVS,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+)
 
 from ...errors import HostError, shortage_of
 
-# linux/netlink.h
-_NLMSG_ERROR: Final = 0x2
-_NLMSG_DONE: Final = 0x3
-_NLM_F_ACK: Final = 0x04
-_NLM_F_DUMP_INTR: Final = 0x10
-_NLM_F_ACK_TLVS: Final = 0x200
+# linux/netlink.h; pyroute2 0.9.7 has no names for these.
+_NETLINK_CAP_ACK: Final = 10
 _NLMSGERR_ATTR_MSG: Final = 1
 _NLA_TYPE_MASK: Final = 0x3FFF
-_SOL_NETLINK: Final = 270
-_NETLINK_CAP_ACK: Final = 10
-_NETLINK_EXT_ACK: Final = 11
-_NETLINK_GET_STRICT_CHK: Final = 12
 
-_HEADER: Final = struct.Struct("=IHHII")
+HEADER: Final = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port id."""
 _U16: Final = struct.Struct("=H")
 _U32: Final = struct.Struct("=I")
 _I32: Final = struct.Struct("=i")
@@ -153,14 +156,14 @@ class Rtnetlink:
         first = self._number(group)
         last = first + len(group) - 1
         # A refusal is always sent, a success only if it is asked for: the last one stands for all before it.
-        _set_flags(group[-1], _NLM_F_ACK)
+        _set_flags(group[-1], NLM_F_ACK)
         with self._undisturbed():
             await self._send(b"".join(group))
             while True:
                 for kind, flags, sequence, message in split(await self._receive()):
                     if not first <= sequence <= last:
                         continue
-                    if kind != _NLMSG_ERROR:
+                    if kind != NLMSG_ERROR:
                         replies[sequence - first] = bytes(message)
                         continue
                     refusal = _refusal(message, flags)
@@ -179,8 +182,8 @@ class Rtnetlink:
                 for kind, flags, sequence, reply in split(await self._receive()):
                     if sequence != number:
                         continue
-                    changed |= bool(flags & _NLM_F_DUMP_INTR)
-                    if kind not in (_NLMSG_ERROR, _NLMSG_DONE):
+                    changed |= bool(flags & NLM_F_DUMP_INTR)
+                    if kind not in (NLMSG_ERROR, NLMSG_DONE):
                         result = read(reply)
                         if result is not None:
                             results.append(result)
@@ -242,11 +245,11 @@ def _open() -> trio.socket.SocketType:
         sock.connect((0, 0))  # and from now on the kernel lets nobody else send to us
         # Shorter refusals, and then (only then do we find them) the kernel's own words in them: Linux 4.3 and 4.12.
         with suppress(OSError):
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         # Filters in dumps. A kernel before 4.20 sends all there is; whoever reads filters again.
         with suppress(OSError):
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         return trio.socket.from_stdlib_socket(sock)
     except BaseException:
         sock.close()
@@ -265,10 +268,10 @@ def split(datagram: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
     """
     offset = 0
     while offset < len(datagram):
-        if len(datagram) - offset < _HEADER.size:
+        if len(datagram) - offset < HEADER.size:
             raise HostError("the kernel's netlink sent half a message")
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        if not _HEADER.size <= length <= len(datagram) - offset:
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+        if not HEADER.size <= length <= len(datagram) - offset:
             raise HostError("the kernel's netlink sent half a message")
         yield kind, flags, sequence, datagram[offset : offset + length]
         offset += _align(length)
@@ -276,15 +279,15 @@ def split(datagram: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
 
 def _refusal(message: memoryview, flags: int) -> Refusal | None:
     """What an NLMSG_ERROR or NLMSG_DONE says, None for success."""
-    if len(message) < _HEADER.size + _I32.size:
+    if len(message) < HEADER.size + _I32.size:
         return None  # NLMSG_DONE of an old kernel
-    (code,) = _I32.unpack_from(message, _HEADER.size)
+    (code,) = _I32.unpack_from(message, HEADER.size)
     if code >= 0:
         return None
     words = ""
-    if flags & _NLM_F_ACK_TLVS:
+    if flags & NLM_F_ACK_TLVS:
         (kind,) = _U16.unpack_from(message, 4)
-        start = _HEADER.size + (_ACK_TLVS_OFFSET if kind == _NLMSG_ERROR else _I32.size)
+        start = HEADER.size + (_ACK_TLVS_OFFSET if kind == NLMSG_ERROR else _I32.size)
         words = _extended_ack(message[start:])
     return Refusal(-code, words)
 
