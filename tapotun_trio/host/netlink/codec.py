@@ -232,6 +232,15 @@ def set_link_up(index: int, mtu: int) -> bytearray:
     return _encode(ifinfmsg, RTM_NEWLINK, 0, fields, [("IFLA_MTU", mtu)])
 
 
+def set_queue_length(index: int, packets: int) -> bytearray:
+    return _encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, [("IFLA_TXQLEN", packets)])
+
+
+def is_link(message: bytes) -> bool:
+    """Whether the answer to `get_link` is a link (and not a refusal)."""
+    return len(message) >= HEADER.size and HEADER.unpack_from(message)[1] == RTM_NEWLINK
+
+
 def set_ipv6_silent(index: int) -> bytearray:
     """No automatic link-local address, hence no duplicate detection, router solicitations or group reports.
 
