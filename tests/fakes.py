@@ -158,7 +158,7 @@ class MemoryNetwork:
             if item in self._host.standing.get(name, []):
                 self._host.standing[name].remove(item)
 
-    async def way(
+    async def next_hop(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
         await trio.lowlevel.checkpoint()

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..host.interfaces import PathState
-from ..host.net.sockets import CALM, RESTLESS, UNDECIDED
+from ..host.net.sockets import BBR, CUBIC, RENO
 
 RENEW_S: Final = 4.0
 NEAR_S: Final = 0.005  # the round trip of a short path
@@ -70,17 +70,17 @@ class Congestion:
 
     def __init__(self, connection: CongestionSocket, now: float) -> None:
         self._connection = connection
-        self._preferred = self._switches = connection.preferred_congestion_control == RESTLESS
+        self._preferred = self._switches = connection.preferred_congestion_control == BBR
         self._calmed = False
         self._began_at = now  # BBR did
-        self._wanted_at: float | None = None  # since when CALM is
+        self._wanted_at: float | None = None  # since when CUBIC is
         self._lossy = False
         self._judged_at = now
         self._sent = self._resent = 0  # segments, since when losses are counted
-        if self._preferred and connection.congestion_control == UNDECIDED:
+        if self._preferred and connection.congestion_control == RENO:
             path = connection.path()
             self._calmed = path is not None and path.min_rtt_s < NEAR_S
-            connection.try_congestion_control(CALM if self._calmed else RESTLESS)
+            connection.try_congestion_control(CUBIC if self._calmed else BBR)
 
     def is_due(self, now: float) -> bool:
         """Whether `sample` would have BBR begin anew, if that is wanted."""
@@ -95,7 +95,7 @@ class Congestion:
             if self._calmed:
                 self._begin(now)
             elif not fast and self.is_due(now):
-                self._connection.try_congestion_control(CALM)  # what is chosen already does not begin anew
+                self._connection.try_congestion_control(CUBIC)  # what is chosen already does not begin anew
                 self._begin(now)
         elif self._calmed:
             self._look_for_losses(path.sent_segments, path.resent_segments, now)
@@ -103,12 +103,12 @@ class Congestion:
             if self._wanted_at is None:
                 self._wanted_at = now
             elif now - self._wanted_at > CALM_AFTER_S:
-                self._connection.try_congestion_control(CALM)
+                self._connection.try_congestion_control(CUBIC)
                 self._calmed = True
                 self._judge(path.sent_segments, path.resent_segments, now, lossy=False)
 
     def _begin(self, now: float) -> None:
-        self._connection.try_congestion_control(RESTLESS)
+        self._connection.try_congestion_control(BBR)
         self._began_at, self._calmed = now, False
 
     def _look_for_losses(self, sent: int, resent: int, now: float) -> None:

@@ -189,16 +189,16 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
     clashes = 0
     for config in configs:
         holder = machine.holders.get(config.name)
-        if holder is not None and holder.believed:
+        if holder is not None and holder.trusted:
             clashes += 1
             text = f"{holder} runs an interface {config.name} already, and a second one does not start"
             yield Finding("note", "routes", text, "that is well if it is this tunnel; else give one another name")
         elif holder is not None:
             clashes += 1
-            text = f"{holder}, which is none of ours, has reserved the name {config.name}"
+            text = f"{holder}, which is no tapotun process, has reserved the name {config.name}"
             remedy = "stop that process: while it has the name, a second start is noticed only once the tunnel is up"
             yield Finding("warning", "routes", text, remedy)
-        if config.name in machine.interfaces and not (holder is not None and holder.believed):
+        if config.name in machine.interfaces and not (holder is not None and holder.trusted):
             clashes += 1
             text = f"there is an interface {config.name} already, which is well if it is this tunnel's own"
             yield Finding(

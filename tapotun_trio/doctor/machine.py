@@ -16,7 +16,7 @@ from typing import Final
 
 from ..control.subcommands import running
 from ..errors import HostError
-from ..host.netlink.footprint import Footprint, look_at_kernel
+from ..host.netlink.footprint import Footprint, read_footprint
 from ..host.ownership import Holder, holder_of
 from ..host.process.privileges import effective_capabilities, open_tun_node
 from ..status.model import TransportConflictStatus
@@ -158,7 +158,7 @@ def _capabilities() -> int | None:
 
 def _footprint() -> Footprint:
     try:
-        return look_at_kernel()
+        return read_footprint()
     except HostError:
         return Footprint()
 

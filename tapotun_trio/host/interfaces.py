@@ -1,7 +1,7 @@
-"""The sockets into which the operating system is plugged: what `tunnel` needs of a host, and no more.
+"""The Protocols of a host: what the rest of the program needs of the operating system, and no more.
 
-The real ones are `tun.TunDevice`, `netlink.Netlink` and what `changes` opens; the tests join two interfaces
-through in-memory ones.
+The real implementations are `tun.TunDevice`, `tun_queues.TunQueues`, `netlink.network.Netlink` and `linux.RealHost`;
+tests use implementations in memory (tests/fakes.py).
 """
 
 from __future__ import annotations
@@ -17,45 +17,48 @@ from .items import HostRoute, Item, NextHop
 
 
 class Queue(Protocol):
-    """Where frames are written to: a 12-byte ``virtio_net_hdr_v1`` (little-endian) and one IP packet of up to 65535
-    bytes each. Writing never blocks and never awaits."""
+    """Takes frames: each is a 12-byte ``virtio_net_hdr_v1`` (little-endian) and one IP packet of up to 65535 bytes.
+    Writing never blocks and never awaits."""
 
     def write(self, frame: memoryview | bytes, /) -> bool | None:
-        """Write one frame. True: taken. None: the device is full, wait for writability and write it again.
+        """Write one frame. True: taken. None: the device is full; wait for writability and write it again.
         False: the kernel refused this frame (EINVAL and the like); count it as dropped.
 
         Raises HostError if the interface is gone or down for good.
         """
 
     def write_burst(self, view: memoryview, spans: Sequence[FrameRange], refused: list[FrameRange], /) -> int:
-        """Write single frames, each from behind its length on, until the device is full. Returns how many were taken or
-        refused; the latter are added to ``refused``. Raises as `write`."""
+        """Write single frames until the device is full. Each span of ``view`` is a length, which is skipped, and a
+        frame. Returns the number of frames taken or refused, and appends the refused ones to ``refused``. Raises as
+        `write`."""
 
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
-        """Write one frame that lies in several places (at most 1024); answers and raises as `write`."""
+        """Write one frame that consists of several parts (at most 1024). Returns and raises as `write`."""
 
     async def wait_writable(self) -> None:
         """Cancel-safe; a checkpoint. One task at a time."""
 
 
 class Device(Protocol):
-    """A TUN interface opened with IFF_VNET_HDR. Each read is one frame, as a `Queue` takes them, and never blocks and
-    never awaits."""
+    """A TUN interface opened with IFF_VNET_HDR. Each read is one frame in the format of `Queue`. Reading never blocks
+    and never awaits."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def queues(self) -> Sequence[Queue]:
-        """At least one. What comes back of a flow that is written to one of them does not wait behind what comes back
-        of others."""
+        """The queues for writing, at least one. The answers to a flow that is written to one queue do not wait behind
+        the answers to flows of other queues."""
 
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
-        """Read frames, one behind the other, each behind two bytes that are left as they are: room for its length.
-        Until none is waiting, or ``limit_bytes`` are filled, or it were ``most``.
+        """Read frames one after the other. Before each frame, two bytes stay unchanged: room for its length.
 
-        Returns the frames' lengths (>= 12 each), and whether there may be more. ``into`` has room for one largest frame
-        behind the limit: what does not fit is cut off. Raises HostError if the interface is gone.
+        Ends when no frame is waiting, when ``limit_bytes`` are filled, or after ``most`` frames.
+
+        Returns the lengths of the frames (at least 12 each), and whether there may be more. ``into`` needs room for one
+        frame of maximum size after the limit, since a frame that does not fit is truncated. Raises HostError if the
+        interface is gone.
         """
 
     async def wait_readable(self) -> None:
@@ -63,97 +66,99 @@ class Device(Protocol):
 
 
 class Network(Protocol):
-    """Programs one interface's link, addresses, routes and rules. Everything that it makes carries our
-    protocol number where the kernel has a place for one.
+    """Configures one interface's link, addresses, routes and rules. Everything that it adds carries our protocol number
+    if the kernel has a field for one.
 
-    Every method sends its items as one batch, raises HostError naming the first item that failed, and is
-    cancel-safe in this sense: a cancelled batch may be half made, and every item of it may be removed.
-    An item that is refused keeps none of the others from being made or removed.
+    Every method sends its items as one batch, and raises HostError naming the first item that failed. After a
+    cancellation a part of the batch may be in the kernel, and every item of it may be removed. A refused item does not
+    keep the others from being added or removed.
     """
 
     async def link_up(self, name: str, mtu: int) -> None:
         """Set the MTU in bytes and bring the link up. Idempotent: also used to change the MTU alone."""
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
-        """Make the items, in order. One that stands already as ours is replaced, not an error; a route that
-        stands as somebody else's (other protocol number) is a HostError; a rule stands beside other people's.
+        """Add the items, in order.
 
-        Put a rule behind the route of its table, and remove it before: a rule of ours without a route of ours
-        counts as left over from a killed run. (Where that route is refused, the rule is not tried.)
+        An item of ours that exists is replaced. A route that exists with another protocol number, so another program's,
+        is refused. A rule is added even if other programs have the same one.
+
+        A rule has to come after the route of its table, and has to be removed before it: a rule of ours without a route
+        of ours counts as left by a killed run. (If that route is refused, the rule is not tried.)
 
         Raises ItemsRefused, with everything that was refused."""
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
-        """Remove the items. One that is not there, or whose interface is gone, is not an error."""
+        """Remove the items. An item that does not exist, or whose interface is gone, is not an error."""
 
-    async def way(
+    async def next_hop(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
-        """How packets to the address, with this fwmark, leave this machine if the interface ``name`` does not count,
-        and neither do ``hidden``, host routes that were made for it and stand. None: not at all.
+        """How packets to the address, with this fwmark, would leave this machine without the interface ``name`` and
+        without ``hidden``, the host routes that were added for it. None: there is no route.
 
-        Raises HostError if the kernel does not say."""
+        Raises HostError if the kernel does not answer."""
 
     async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
-        """Whether such packets leave through the interface ``name`` at present. Raises HostError likewise."""
+        """Whether packets to the address leave through the interface ``name`` at present. Raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:
-        """Remove the host routes of runs that were killed: those whose interface is gone. Returns their addresses."""
+        """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something happened to this machine's ways into the network."""
+    """Something changed that may affect the paths of this machine's connections."""
 
     what: str
     """For one log line: ``eth0 is up; eth0: address 192.0.2.7 added``."""
     addresses: frozenset[str]
-    """All local addresses that this machine has now, IPv4 and IPv6, with neither prefix nor zone."""
+    """All local addresses that this machine has now, IPv4 and IPv6, without prefix length and zone."""
 
 
 class OwnedName(Protocol):
-    """An interface's name that is this process's alone."""
+    """An interface's name that is reserved for this process."""
 
     @property
     def doubt(self) -> str | None:
-        """Why another start of this program might not see that; None: it will."""
+        """Why another start of this program might not notice the reservation; None: it will."""
 
     def require_free(self) -> None:
-        """Before the device is opened. Raises HostError if somebody else has made an interface of that name."""
+        """Call before opening the device. Raises HostError if another program has created an interface of that name."""
 
 
 class Host(Protocol):
-    """What `app` hands to the interfaces."""
+    """What `app` passes to the interfaces."""
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
-        """Have an interface's name in this network namespace until exit, before anything is done for that interface.
-        One that is just being given up is waited for.
+        """Reserve an interface's name in this network namespace until exit. To be called before anything else is done
+        for the interface. Waits a moment for a process that is just releasing the name.
 
-        Raises HostError: another process runs such an interface, or an interface of that name is there. Cancel-safe.
+        Raises HostError if another process runs such an interface, or if an interface of that name exists. Cancel-safe.
         """
 
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.
 
-        Raises HostError: the name is taken, no /dev/net/tun, no CAP_NET_ADMIN.
+        Raises HostError if the name is taken, or without /dev/net/tun or CAP_NET_ADMIN.
         """
 
     def open_network(self) -> AbstractAsyncContextManager[Network]:
         """A netlink connection of its own, closed at exit."""
 
     def open_changes(self) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
-        """What happens from now on to the paths that a connection may take: addresses, links that have one, and
-        default routes; several things at once are one change. What belongs to interfaces of ours is left out.
+        """Changes, from now on, to the paths that connections may take: of addresses, of links that have one, and of
+        default routes. Several at once are reported as one change. Interfaces of ours are left out.
 
-        Closed at exit. Waiting for the next change is cancel-safe: none is lost.
-        Opening and iterating raise HostError; after that there is nothing more to come, and it may be opened again.
+        Closed at exit. Waiting for the next change is cancel-safe: none is lost. Opening and iterating raise HostError;
+        then the iterator is finished, and may be opened again.
         """
 
     def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
-        """Whether the interface ``name`` is up, each time that somebody sets it down or up; it is up when this is
-        called. Down and up again at once is one True.
+        """Yields whether the interface ``name`` is up, each time that it is set down or up. It has to be up at the
+        call. If it is set down and up again at once, that is one True.
 
-        Closed at exit. Cancel-safe and failing as `open_changes`.
+        Closed at exit. Cancel-safe, and raises as `open_changes`.
         """
 
 
@@ -163,12 +168,12 @@ class PathState:
 
     Attributes:
         rtt_s: smoothed round trip.
-        min_rtt_s: the shortest of the last minutes.
-        rate_bytes_s: at which data was delivered last.
-        flying_bytes: sent, and neither acknowledged nor lost, as far as one knows.
+        min_rtt_s: the shortest round trip of the last minutes.
+        rate_bytes_s: the latest delivery rate.
+        flying_bytes: sent, and neither acknowledged nor known to be lost.
         unsent_bytes: taken by the kernel and not yet sent.
-        sent_segments: ever, each time it was sent.
-        resent_segments: of these.
+        sent_segments: all transmissions since the start, retransmissions included.
+        resent_segments: the retransmissions.
     """
 
     rtt_s: float
@@ -181,5 +186,5 @@ class PathState:
 
     @property
     def queue_s(self) -> float:
-        """What of the round trip is waiting in queues."""
+        """The part of the round trip that is spent in queues."""
         return self.rtt_s - self.min_rtt_s

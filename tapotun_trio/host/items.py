@@ -1,7 +1,7 @@
-"""What an interface wants from the kernel, as plain data.
+"""The desired state of the kernel for an interface, as plain data.
 
-A plan is a set of things that either stand or do not. Whoever programs it compares two plans and makes the
-difference; the empty plan is therefore the undo of every plan.
+A desired state is a set of items that either are in the kernel or are not. The reconciler compares two states and makes
+the difference, so the empty state is the undo of every other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets with this fwmark are looked up in ``table`` (both uint32). Outlives the interface unless removed."""
+    """Packets with this fwmark are looked up in ``table`` (both uint32). It outlives the interface unless it is
+    removed."""
 
     fwmark: int
     table: int
@@ -45,12 +46,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
-    """``address`` alone goes past the interface: out of the device with number ``index``, by ``gateway`` unless it is
-    a neighbour. Longer than any other route, so it wins. It outlives the interface unless removed, as it leads
-    through somebody else's device.
+    """A route to one address that bypasses the interface. Its prefix is the longest possible, so it wins.
 
-    ``source`` and ``metrics`` (the payload of RTA_METRICS, as the kernel gave it) are those of the route that
-    ``address`` would take if the interface were not there.
+    It outlives the interface unless it is removed, because its device is not ours.
+
+    Attributes:
+        address: the destination.
+        index: of the device through which it leads.
+        gateway: None if the address is a neighbour on that device.
+        source, metrics: those of the route that ``address`` would take without our interface; ``metrics`` is the
+            payload of RTA_METRICS as the kernel gave it.
     """
 
     address: IPv4Address
@@ -72,15 +77,15 @@ Item: TypeAlias = Address | Route | Rule | HostRoute
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """How the kernel reaches an address if one interface of ours and its host routes are left out.
+    """How the kernel reaches an address if one interface of ours and its host routes are ignored.
 
     Attributes:
-        network, table, metric: those of the route that it takes.
-        index, device: the number and the name of the device.
+        network, table, metric: those of the route.
+        index, device: the index and the name of the device.
         gateway, source, metrics: as in `HostRoute`.
-        above_main: the table is looked up before the main one, so no route of the main table can change this way.
-        usable: a host route can be made of it.
-        captured_by: the route (network and table) that leads the address into our interface at present.
+        above_main: the table is looked up before the main table, so no route of the main table can change the result.
+        usable: a host route can copy it.
+        captured_by: the route (network and table) that at present leads the address into our interface.
     """
 
     network: IPv4Network
@@ -98,9 +103,9 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Everything one interface wants: its MTU in bytes, and the items in the order in which they are made.
+    """Everything that one interface wants: its MTU in bytes, and the items in the order in which they are added.
 
-    ``pushed``: those of the items that the other end asked for, and without which the interface works all the same.
+    ``pushed``: the items that the other end asked for. The interface also works without them.
     """
 
     mtu: int
@@ -109,11 +114,11 @@ class DesiredState:
 
 
 class ItemsRefused(HostError):
-    """The kernel refused some items; all others were made. The text is that of the first one.
+    """The kernel refused some items; all others were added. The text is that of the first refusal.
 
     Attributes:
-        refused: each of them, with the kernel's reason and what to do about it.
-        shortage: that of the first one that was refused for a shortage of this machine, which passes; None: none was.
+        refused: the refused items, each with the kernel's reason and what to do about it.
+        shortage: the first refusal that is due to a temporary shortage of this machine; None if there is none.
     """
 
     def __init__(self, refused: Mapping[Item, str], shortage: ShortageError | None = None) -> None:

@@ -1,4 +1,4 @@
-"""This machine, as `app` hands it to the interfaces."""
+"""The real `Host`: this machine's kernel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ __all__ = ["RealHost", "raise_fd_limit", "require_tun_privileges"]
 
 
 class RealHost:
-    """The `Host` that is the kernel below us, in the network namespace of the thread that calls."""
+    """A `Host` on this machine's kernel, in the network namespace of the calling thread."""
 
     def __init__(self, config_file: str = "") -> None:
-        """``config_file``: where our interfaces come from, for a second start that wants to have one of them."""
+        """``config_file``: where our interfaces come from; reported to another process that wants one of their
+        names."""
         self._config_file = config_file
-        # Every name ever opened: the kernel tells of an interface's end when it is gone already.
+        # Every name ever opened, since the kernel reports the end of an interface only after it is gone.
         self._own: set[str] = set()
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
@@ -31,7 +32,7 @@ class RealHost:
         return open_tun(name) if queues == 1 else open_tun_queues(name, queues)
 
     def open_network(self) -> AbstractAsyncContextManager[Network]:
-        # Not before it is wanted: pyroute2's message classes cost memory and time, see `_pyroute2`.
+        # Imported at first use: pyroute2's message classes cost memory and time, see `light_pyroute2`.
         from .netlink.network import open_netlink
 
         return open_netlink()

@@ -1,18 +1,18 @@
-"""Who has an interface's name: one process of a network namespace, from before it connects until its device is gone.
+"""Reserves an interface's name for one process per network namespace, from before it connects until its device is gone.
 
-A client makes its device only when the server has told its address. By then it has taken the token, and with it the
-streams of a client that ran already. So the name is owned first, by a listening Unix socket with an abstract name
-(unix(7)), which is as the owner of an interface should be:
+A client creates its device only when the server has sent its address. By then it has used the token, and so has taken
+the streams of a client that was already running. So the name is reserved first, with a listening Unix socket that has
+an abstract name (unix(7)). Such a socket has the right properties:
 
 - Abstract names belong to a network namespace, as the names of interfaces do.
-- The kernel takes one back with its descriptor, however the process ends.
-- It needs no directory that can be written to, and no capability.
-- The kernel says who listens (SO_PEERCRED). Anybody may take such a name. An owner is believed to run an interface if
-  it is of our own user or of root, or if it has CAP_NET_ADMIN and has given up gaining more. One of anybody else costs
-  a warning, and what is left then is the look at the interface itself, which no stranger can make.
+- The kernel releases the name with the descriptor, however the process ends.
+- It needs no writable directory and no capability.
+- The kernel reports who listens (SO_PEERCRED). Any process may take such a name. The owner is trusted to run an
+  interface if it belongs to our own user or to root, or if it has CAP_NET_ADMIN and no_new_privs. Any other owner
+  causes only a warning; then the interface itself is checked, which an unprivileged process cannot create.
 
-The owner tells those whom it believes what it is called and which config it has. Untrusted input all the same: it is
-bounded, and made fit for one line.
+The owner sends its command line and the path of its config to processes that it trusts. The receiver treats this as
+untrusted input: it is bounded, and reduced to one line.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ..text import one_line, shorten
 from .process.privileges import CAP_NET_ADMIN
 from .tun import taken_by
 
-# A service manager may start the next process while the last one still takes its interface down: 0.3 s for its
-# streams, and some for its routes.
+# A service manager may start the next process while the previous one still takes its interface down: 0.3 s for its
+# streams, and some time for its routes.
 PATIENCE_S: Final = 2.0
-_LOOK_S: Final = 0.05
-ANSWER_S: Final = 0.5  # an owner that is suspended says nothing
-# Strangers may ask too: one is looked at, and then there is a pause. So the queue before somebody who should know is
-# shorter than the half second for which he waits.
+_RETRY_S: Final = 0.05
+ANSWER_S: Final = 0.5  # for the owner's answer; a suspended owner sends none
+# Any process may connect; each connection is handled within one pause. So a full backlog takes 0.32 s, which is less
+# than ANSWER_S, and a process that waits for its answer gets it.
 _BACKLOG: Final = 64
 _PAUSE_S: Final = 0.005
 
@@ -55,18 +55,9 @@ _CONFIG_CHARS: Final = 400
 
 _PEER_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred, linux/socket.h
 
-# linux/netlink.h, linux/rtnetlink.h, linux/if_link.h
-_REQUEST: Final = 0x01
-_RTM_NEWLINK: Final = 16
-_RTM_GETLINK: Final = 18
-_IFLA_IFNAME: Final = 3
-_NLMSGHDR: Final = struct.Struct("=IHHII")
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
-_NLATTR: Final = struct.Struct("=HH")
 
-
-class _Told(msgspec.Struct, frozen=True):
-    """What an owner says of itself."""
+class _Introduction(msgspec.Struct, frozen=True):
+    """What an owner sends about itself."""
 
     pid: int = 0
     command: str = ""
@@ -75,33 +66,33 @@ class _Told(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a name.
+    """The process that owns a name.
 
     Attributes:
-        pid: 0 if it is in a PID namespace that we do not see.
-        believed: it runs such an interface, as the top of this file says.
-        command, config: for people, empty if they are not known.
+        pid: 0 if it is in a PID namespace that is not visible to us.
+        trusted: it is trusted to run such an interface, by the rules at the top of this file.
+        command, config: for people; empty if not known.
     """
 
     pid: int
     uid: int
-    believed: bool
+    trusted: bool
     command: str = ""
     config: str = ""
 
     def __str__(self) -> str:
         """``process 4711 (tapotun /etc/tapotun/office.json; config /etc/tapotun/office.json)``."""
-        whose = "" if self.believed else f" of user {self.uid}"
+        whose = "" if self.trusted else f" of user {self.uid}"
         process = f"process {self.pid}{whose}" if self.pid else f"a process{whose} of another PID namespace"
         known = [self.command, f"config {self.config}" if self.config else ""]
         return f"{process} ({'; '.join(filter(None, known))})" if any(known) else process
 
 
 class OwnedName:
-    """A name that is ours. Made by `own_name`.
+    """A reserved name. Made by `own_name`.
 
     Attributes:
-        doubt: why another start of this program might not see that; None: it will.
+        doubt: why another start of this program might not notice the reservation; None: it will.
     """
 
     def __init__(self, name: str, doubt: str | None) -> None:
@@ -109,67 +100,74 @@ class OwnedName:
         self.doubt = doubt
 
     def require_free(self) -> None:
-        """Raises HostError if there is an interface of that name, before we have made ours."""
+        """Call before creating the interface. Raises HostError if there already is an interface of that name."""
         if has_link(self._name):
             raise HostError(f"cannot create TUN interface {self._name}: {taken_by(self._name)}")
 
 
 @asynccontextmanager
 async def own_name(
-    name: str, config_file: str = "", *, believed: Collection[int] | None = None
+    name: str, config_file: str = "", *, trusted: Collection[int] | None = None
 ) -> AsyncIterator[OwnedName]:
-    """Have an interface's name to ourselves until exit: no process that runs this program starts with it.
+    """Reserve an interface's name until exit: no other process of this program starts with the same one.
 
-    ``config_file``: for those who ask; ``believed``: users whose processes are owners, by default root and our own.
-    Raises HostError if another process has the name, or an interface of that name is there, for two seconds.
     Cancel-safe.
+
+    Args:
+        name: the interface's name.
+        config_file: reported to other processes that want the name.
+        trusted: the user ids whose processes are trusted owners; by default root and our own.
+
+    Raises:
+        HostError: after two seconds another process still has the name, or an interface of that name exists.
     """
-    believed = {0, os.geteuid()} if believed is None else believed
-    sock, owned = await _take(name, believed)
+    trusted = {0, os.geteuid()} if trusted is None else trusted
+    sock, owned = await _take(name, trusted)
     if sock is None:
         yield owned
         return
     with sock:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_answer, sock, _introduction(config_file), believed)
+            nursery.start_soon(_answer, sock, _introduction(config_file), trusted)
             yield owned
             nursery.cancel_scope.cancel()
 
 
 def holder_of(name: str) -> Holder | None:
-    """Who has that name; None: nobody, or somebody who does not listen. Blocking, for half a second at most."""
+    """The owner of the name; None if there is none, or if it does not listen. Blocks for ANSWER_S at most."""
     if (found := _connect(name, {0, os.geteuid()})) is None:
         return None
     sock, holder = found
     with sock:
-        if holder.believed:
+        if holder.trusted:
             select.select([sock], [], [], ANSWER_S)
         return _described(sock, holder)
 
 
 def has_link(name: str) -> bool:
-    """Whether an interface has that name, or that alternative name. False also where that cannot be asked: making the
-    interface will say why."""
-    # Not if_nametoindex(3): its ioctl has the kernel run modprobe for a name that is not there (net/core/dev_ioctl.c).
-    encoded = os.fsencode(name) + b"\0"
-    attribute = _NLATTR.pack(_NLATTR.size + len(encoded), _IFLA_IFNAME) + encoded + bytes(-len(encoded) % 4)
-    payload = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute
+    """Whether an interface has this name or alternative name. False also if the kernel cannot be asked: creating the
+    interface will report the reason."""
+    # Imported at first use, as in `linux`. Not if_nametoindex(3): its ioctl makes the kernel run modprobe if there is
+    # no such interface (net/core/dev_ioctl.c).
+    from .netlink import codec
+    from .netlink.socket import HEADER
+
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-            sock.send(_NLMSGHDR.pack(_NLMSGHDR.size + len(payload), _RTM_GETLINK, _REQUEST, 1, 0) + payload)
-            # The answer was queued when the send returned, see `rtnetlink`.
-            answer = sock.recv(_NLMSGHDR.size, socket.MSG_DONTWAIT)
+            sock.send(codec.get_link(name=name))
+            # The answer was queued when the send returned, see `netlink.socket`. Its header is enough.
+            answer = sock.recv(HEADER.size, socket.MSG_DONTWAIT)
     except OSError:
         return False
-    return len(answer) == _NLMSGHDR.size and _NLMSGHDR.unpack(answer)[1] == _RTM_NEWLINK
+    return codec.is_link(answer)
 
 
-async def _take(name: str, believed: Collection[int]) -> tuple[socket.socket | None, OwnedName]:
-    """The listening socket that owns the name, for the caller to close; None where there can be none."""
+async def _take(name: str, trusted: Collection[int]) -> tuple[socket.socket | None, OwnedName]:
+    """Returns the listening socket that reserves the name, for the caller to close; None if there cannot be one."""
     deadline = trio.current_time() + PATIENCE_S
     sock: socket.socket | None = None
     with ExitStack() as undo:
-        rival = undo.enter_context(_Rival(name, believed))
+        competitor = undo.enter_context(_Competitor(name, trusted))
         while True:
             last = trio.current_time() >= deadline
             doubt = refusal = None
@@ -178,7 +176,7 @@ async def _take(name: str, believed: Collection[int]) -> tuple[socket.socket | N
                     sock = undo.enter_context(_listen(name))
                 except OSError as exc:
                     if exc.errno == errno.EADDRINUSE:
-                        doubt, refusal = await rival.look(last=last)
+                        doubt, refusal = await competitor.check(last=last)
                     else:
                         doubt = f"the name {name} cannot be reserved: {exc.strerror or exc}"
             if refusal is None and has_link(name):
@@ -187,40 +185,43 @@ async def _take(name: str, believed: Collection[int]) -> tuple[socket.socket | N
             if refusal is None:
                 if sock is not None:
                     undo.pop_all()
-                    rival.close()
+                    competitor.close()
                 return sock, OwnedName(name, doubt)
             if last:
                 raise HostError(refusal)
-            await trio.sleep(_LOOK_S)
+            await trio.sleep(_RETRY_S)
 
 
-class _Rival:
-    """Who has the name that we want."""
+class _Competitor:
+    """The process that has the name that we want."""
 
-    def __init__(self, name: str, believed: Collection[int]) -> None:
+    def __init__(self, name: str, trusted: Collection[int]) -> None:
         self._name = name
-        self._believed = believed
+        self._trusted = trusted
         self._first: tuple[socket.socket, Holder] | None = None
 
-    async def look(self, *, last: bool) -> tuple[str | None, str | None]:
-        """Why it is to be doubted that the name is ours, or why it is not; one of the two. ``last``: look closely."""
-        # Each connection is left in the queue of an owner that is suspended, so there are two and no more.
+    async def check(self, *, last: bool) -> tuple[str | None, str | None]:
+        """Returns (doubt, refusal), one of them None: why the reservation is doubtful, or why the name is taken.
+
+        ``last``: this is the last check, so it asks the owner again.
+        """
+        # A suspended owner accepts no connection, and each stays in its backlog: so at most two are made.
         if self._first is None:
-            self._first = found = _connect(self._name, self._believed)
-        elif last and (found := _connect(self._name, self._believed)) is not None:
+            self._first = found = _connect(self._name, self._trusted)
+        elif last and (found := _connect(self._name, self._trusted)) is not None:
             self.close()
             self._first = found
         else:
             found = self._first
-            if last and not _is_open(found[0]):  # it is gone, and the process that has the name now hides
+            if last and not _is_open(found[0]):  # it is gone, and the present owner does not listen
                 found = None
-        if found is None:  # it has just gone, or does not listen yet
+        if found is None:  # it has just ended, or does not listen yet
             text = f"the name {self._name} is reserved by a process that does not answer"
             return (text, None) if last else (None, text)
         sock, holder = found
-        if not holder.believed:
-            who = _described(sock, holder)
-            return f"the name {self._name} is reserved by {who}, which is none of ours", None
+        if not holder.trusted:
+            owner = _described(sock, holder)
+            return f"the name {self._name} is reserved by {owner}, which is no tapotun process", None
         if last:
             with trio.move_on_after(ANSWER_S):
                 await trio.lowlevel.wait_readable(sock)
@@ -253,8 +254,8 @@ def _listen(name: str) -> socket.socket:
     return sock
 
 
-def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holder] | None:
-    """A connection to the process that listens, for the caller to close. None: none does, or its queue is full."""
+def _connect(name: str, trusted: Collection[int]) -> tuple[socket.socket, Holder] | None:
+    """A connection to the process that listens, for the caller to close. None: none listens, or its backlog is full."""
     try:
         sock = _socket()
     except OSError:
@@ -269,16 +270,16 @@ def _connect(name: str, believed: Collection[int]) -> tuple[socket.socket, Holde
     except BaseException:
         sock.close()
         raise
-    return sock, Holder(pid, uid, uid in believed or _has_net_admin_for_good(pid, uid))
+    return sock, Holder(pid, uid, uid in trusted or _has_net_admin_for_good(pid, uid))
 
 
 def _has_net_admin_for_good(pid: int, uid: int) -> bool:
-    """It has CAP_NET_ADMIN in our user namespace, and has given up gaining any capability, as this program does at its
-    start (`rights.drop_privileges`). False also where /proc does not tell.
+    """Whether the process has CAP_NET_ADMIN in our user namespace, and no_new_privs, as this program has after its
+    start (`privileges.drop_privileges`). False also if /proc does not say.
 
-    No stranger gets there. The capabilities alone would prove nothing: he could start a set-user-ID program with the
-    socket in its hands; but it would have its own user, and none has this flag that makes those programs harmless.
-    And everybody has every capability in a user namespace of his own, whose map is not ours.
+    An unprivileged process cannot get there. The capability alone would prove nothing: such a process could pass the
+    socket to a set-user-ID program. But that program would run as another user, and no_new_privs disables set-user-ID.
+    Any process may have all capabilities in a user namespace of its own, but the uid_map of that one differs from ours.
     """
     if pid <= 0:
         return False
@@ -288,14 +289,14 @@ def _has_net_admin_for_good(pid: int, uid: int) -> bool:
         with open(_PROC.format(pid=pid, name="uid_map"), "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
             same_namespace = theirs.read(_ANSWER_BYTES) == ours.read(_ANSWER_BYTES)
         has_it = bool(int(fields["CapEff"], 16) >> CAP_NET_ADMIN & 1)
-        users = {int(it) for it in fields["Uid"].split()}
+        users = {int(user) for user in fields["Uid"].split()}
         return has_it and fields["NoNewPrivs"].strip() == "1" and users == {uid} and same_namespace
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _is_open(sock: socket.socket) -> bool:
-    """The other end is there and has said nothing, as one that is suspended."""
+    """Whether the other end is there and has sent nothing, as when it is suspended."""
     try:
         return bool(sock.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
@@ -305,7 +306,7 @@ def _is_open(sock: socket.socket) -> bool:
 
 
 def _socket() -> socket.socket:
-    """Each message whole, and none of it waits. CLOEXEC as all of Python's."""
+    """Non-blocking, and keeps message boundaries."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
@@ -314,13 +315,13 @@ def _address(name: str) -> bytes:
 
 
 def _described(sock: socket.socket, holder: Holder) -> Holder:
-    """With what it says of itself, if it has, else with what /proc says."""
-    told = _Told()
-    if holder.believed:
+    """With the owner's own description if it has sent one, else with what /proc says."""
+    introduction = _Introduction()
+    if holder.trusted:
         with suppress(OSError, msgspec.DecodeError):
-            told = msgspec.json.decode(sock.recv(_ANSWER_BYTES), type=_Told)
-    command = _fit(told.command or _command_of(holder.pid), _COMMAND_CHARS)
-    return replace(holder, command=command, config=_fit(told.config, _CONFIG_CHARS))
+            introduction = msgspec.json.decode(sock.recv(_ANSWER_BYTES), type=_Introduction)
+    command = _fit(introduction.command or _command_of(holder.pid), _COMMAND_CHARS)
+    return replace(holder, command=command, config=_fit(introduction.config, _CONFIG_CHARS))
 
 
 def _command_of(pid: int) -> str:
@@ -335,24 +336,25 @@ def _command_of(pid: int) -> str:
 
 
 def _introduction(config_file: str) -> bytes:
-    """What we tell."""
+    """The answer to processes that want the name."""
     command, config = (text.encode(errors="replace").decode() for text in (" ".join(sys.orig_argv), config_file))
-    return msgspec.json.encode(_Told(os.getpid(), shorten(command, _COMMAND_CHARS), shorten(config, _CONFIG_CHARS)))
+    introduction = _Introduction(os.getpid(), shorten(command, _COMMAND_CHARS), shorten(config, _CONFIG_CHARS))
+    return msgspec.json.encode(introduction)
 
 
 def _fit(text: str, limit: int) -> str:
     return one_line(shorten(text, limit))
 
 
-async def _answer(sock: socket.socket, told: bytes, believed: Collection[int]) -> None:
-    """Tell those who ask, and may know, who we are; for ever."""
+async def _answer(sock: socket.socket, introduction: bytes, trusted: Collection[int]) -> None:
+    """Send the introduction to trusted processes that connect, until cancelled."""
     while True:
         await trio.lowlevel.wait_readable(sock)
-        with suppress(OSError):  # it is gone again, or no descriptor is left: the next one may find one
+        with suppress(OSError):  # the peer is gone again, or there is no free descriptor now
             connection, _ = sock.accept()
             with connection:
                 connection.setblocking(False)
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-                if _PEER_CREDENTIALS.unpack(credentials)[1] in believed:
-                    connection.send(told)
+                if _PEER_CREDENTIALS.unpack(credentials)[1] in trusted:
+                    connection.send(introduction)
         await trio.sleep(_PAUSE_S)

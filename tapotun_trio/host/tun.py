@@ -1,8 +1,7 @@
 """A TUN interface: whole frames in and out of the kernel, through /dev/net/tun.
 
-Follows linux/if_tun.h; what each call answers when is from drivers/net/tun.c. The interface is born with its
-file descriptor and dies with it (of several queues, with the last), however this process ends: nobody has to clean up
-after a kill -9.
+Follows linux/if_tun.h; the results of the calls are those of drivers/net/tun.c. The interface exists while its file
+descriptor is open (with several queues, while one of them is), so the kernel removes it even after a kill -9.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _IFF_TUN: Final = 0x0001
 _IFF_MULTI_QUEUE: Final = 0x0100  # Linux 3.8
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
-# An interface that exists is refused. Without this flag, TUNSETIFF would take over a persistent device that
-# somebody else made, with whatever addresses and routes it has.
+# Refuse an interface that exists. Without this flag, TUNSETIFF would take over another program's persistent device
+# with its addresses and routes.
 _IFF_TUN_EXCL: Final = 0x8000
 
 _FLAGS: Final = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
 
-# What the kernel may hand us unfinished: packets without checksum, and TCP segments not yet cut to the MTU.
+# What the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
 _TUN_F_CSUM: Final = 0x01
 _TUN_F_TSO4: Final = 0x02
 _TUN_F_TSO6: Final = 0x04
@@ -57,40 +56,33 @@ _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
 
-# So many packets may wait for us to read. The kernel's 500 are 2 ms of small ones, and what comes while somebody else
-# has the CPU for longer is lost (docs/performance-notes.md#device-queue). An operator may set another
-# length: ip link set txqueuelen.
+# How many packets may wait for us to read. The kernel's default of 500 holds 2 ms of small packets; if another process
+# has the CPU for longer, the rest is lost (docs/performance-notes.md#device-queue). An operator may set another length:
+# ip link set txqueuelen.
 _TX_QUEUE_PACKETS: Final = 2000
 
-# RTM_NEWLINK with IFLA_TXQLEN: struct nlmsghdr, struct ifinfomsg with ifi_index, one attribute (linux/netlink.h,
-# linux/rtnetlink.h, linux/if_link.h). By hand: a client without an interface yet does not load pyroute2.
-_SET_QUEUE_LENGTH: Final = struct.Struct("=IHHII BxHiII HHI")
-_RTM_NEWLINK: Final = 16
-_NLM_F_REQUEST: Final = 0x01
-_IFLA_TXQLEN: Final = 13
-
-# The interface is gone, though the descriptor is still ours: somebody deleted it (ip link delete).
+# The interface is gone although the descriptor is open: another program deleted it (ip link delete).
 _GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
 
-# This frame is refused, the next one may pass: malformed (EINVAL, EFAULT, EMSGSIZE), interface down (EIO), no
-# memory just now. EIO is a drop like any other, since the operator may bring the link up again.
+# The kernel refuses this frame, but may take the next one: malformed (EINVAL, EFAULT, EMSGSIZE), interface down (EIO),
+# no memory now. EIO is only a drop, since the operator may set the link up again.
 _REFUSED: Final = frozenset(
     {errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EFAULT, errno.ENOMEM, errno.ENOBUFS, errno.EPERM}
 )
 
 
-# No more queues are to be had, by the driver's limit or a security module's rule.
+# No more queues are available, because of the driver's limit or of a security module.
 _NO_QUEUE: Final = frozenset({errno.EPERM, errno.EACCES, errno.E2BIG, errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class QueueRefusedError(HostError):
-    """The kernel gives an interface no further queue, and those that it has work."""
+    """The kernel refuses another queue for an interface; the existing queues work."""
 
 
 class TunDevice:
-    """A `Device` on a TUN interface, or on one of its queues. Made by `open_tun` or `add_queue`, which close it.
+    """A `Device` on a TUN interface, or on one of its queues. `open_tun` and `add_queue` make and close it.
 
-    Once it is closed, every method raises trio.ClosedResourceError, also in a task that is waiting.
+    Once it is closed, every method raises trio.ClosedResourceError, also in a task that waits.
     """
 
     __slots__ = ("_fd", "_file", "_name", "_readinto", "_uso", "_write")
@@ -100,7 +92,7 @@ class TunDevice:
         self._name = name
         self._fd = fd
         self._uso = False
-        # FileIO answers None on EAGAIN, where os.readv would raise an exception for every empty read.
+        # FileIO returns None on EAGAIN; os.readv would raise an exception for every empty read.
         self._file = io.FileIO(fd, "r+")
         self._readinto = self._file.readinto
         self._write = self._file.write
@@ -111,29 +103,29 @@ class TunDevice:
 
     @property
     def queues(self) -> Sequence[TunDevice]:
-        """What to write to: itself."""
+        """The queues for writing: this device alone."""
         return (self,)
 
     def fileno(self) -> int:
-        """The descriptor, or -1 once closed. It stays ours."""
+        """The descriptor, which this object still owns; -1 once closed."""
         return self._fd
 
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         """As `Device.read_burst`. No checkpoint."""
-        # Of what is read only lengths are taken note of here: this loop runs once for every frame, and each line of it
-        # costs a packet 50 ns. An empty read costs 775.
-        read, at = self._readinto, LENGTH_BYTES
+        # This loop runs once for every frame, and each line of it costs 50 ns per packet. So it only collects lengths.
+        # An empty read costs 775 ns.
+        read, offset = self._readinto, LENGTH_BYTES
         lengths: list[int] = []
-        note = lengths.append
+        append = lengths.append
         limit = limit_bytes + LENGTH_BYTES
         try:
             for _ in range(most):
-                length = read(into[at:])
+                length = read(into[offset:])
                 if length is None:
                     return lengths, False
-                note(length)
-                at += length + LENGTH_BYTES
-                if at >= limit:
+                append(length)
+                offset += length + LENGTH_BYTES
+                if offset >= limit:
                     break
         except (OSError, ValueError) as exc:
             raise self._failure("read", exc) from exc
@@ -175,17 +167,17 @@ class TunDevice:
         return True
 
     async def wait_readable(self) -> None:
-        """Wait until `read` has a frame, or an error to tell.
+        """Wait until `read_burst` would return a frame or raise an error.
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
         try:
             await trio.lowlevel.wait_readable(self._open_fd())
-        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+        except OSError as exc:  # epoll_ctl(2): no memory, or the limit of watches is reached
             raise self._failure("wait for", exc) from exc
 
     async def wait_writable(self) -> None:
-        """Wait until `write` may take a frame; while the interface is down, until it is up again.
+        """Wait until `write` may take a frame. While the interface is down, this waits until it is up again.
 
         A checkpoint, cancel-safe. One task at a time: trio.BusyResourceError.
         """
@@ -195,10 +187,11 @@ class TunDevice:
             raise self._failure("wait for", exc) from exc
 
     def set_offloads(self, *, uso: bool) -> bool:
-        """Say whether the kernel may also hand out UDP super-packets (gso_type UDP_L4); TCP's it always may.
+        """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. TCP super-packets it may
+        always pass.
 
-        Returns what holds now: False if not asked for, or if this kernel cannot (before 6.2) or will not.
-        Raises HostError if the interface is gone, or does not give up what it had.
+        Returns whether it may now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
+        Raises HostError if the interface is gone, or if the kernel refuses to switch the offload off.
         """
         wanted = _BASE_OFFLOADS | (_TUN_F_USO4 | _TUN_F_USO6 if uso else 0)
         try:
@@ -211,7 +204,7 @@ class TunDevice:
         return uso
 
     def close(self) -> None:
-        """Delete the interface; of several queues, take this one from it. Idempotent.
+        """Delete the interface or, if it has several queues, this queue. Idempotent.
 
         Tasks that wait for it get trio.ClosedResourceError.
         """
@@ -228,8 +221,8 @@ class TunDevice:
         return self._fd
 
     def _failure(self, verb: str, exc: OSError | ValueError) -> Exception:
-        """What to raise for an error of the file object."""
-        if isinstance(exc, ValueError):  # FileIO's word for "closed"
+        """The exception to raise for an error of the file object."""
+        if isinstance(exc, ValueError):  # how FileIO reports that it is closed
             return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
         if exc.errno in _GONE:
             return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
@@ -240,8 +233,8 @@ class TunDevice:
 def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[TunDevice]:
     """Create the TUN interface ``name``, down and without addresses; it is gone at exit.
 
-    Frames carry a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
-    ``multi_queue``: it may get more queues (`add_queue`).
+    Frames have a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
+    ``multi_queue``: `add_queue` may add more queues.
     Raises HostError: the name is taken or invalid, no /dev/net/tun, no CAP_NET_ADMIN.
     """
     encoded = _check_name(name)
@@ -250,8 +243,8 @@ def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[
 
 
 def add_queue(first: TunDevice) -> AbstractContextManager[TunDevice]:
-    """One more queue, until exit, for an interface that may have several. Raises HostError as `open_tun`, and
-    QueueRefusedError."""
+    """Add a queue, until exit, to an interface that was opened with ``multi_queue``. Raises HostError as `open_tun`,
+    and QueueRefusedError."""
     return _open(first.name, lambda fd: _join(fd, first))
 
 
@@ -271,13 +264,13 @@ def _open(name: str, attach: Callable[[int], None]) -> Iterator[TunDevice]:
 
 
 def _check_name(name: str) -> bytes:
-    """What dev_valid_name() of net/core/dev.c accepts, less ``%``: TUNSETIFF makes a number of that."""
+    """Accepts what dev_valid_name() of net/core/dev.c accepts, except ``%``, which TUNSETIFF replaces with a number."""
     encoded = name.encode(errors="surrogateescape")
     if not 0 < len(encoded) <= _NAME_BYTES:
         raise HostError(f"interface name {name!r} has {len(encoded)} bytes; use 1 to {_NAME_BYTES}, such as 'tun0'")
     if name in (".", "..") or any(char in "/:%\0" or char.isspace() for char in name):
         raise HostError(
-            f"{name!r} is no interface name: '/', ':', '%' and spaces are not allowed, nor '.' and '..'; "
+            f"{name!r} is not an interface name: '/', ':', '%' and spaces are not allowed, nor '.' and '..'; "
             "use one such as 'tun0'"
         )
     return encoded
@@ -292,12 +285,12 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         try:
             fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("=i", 1))
         except OSError:
-            if sys.byteorder != "little":  # else it only says what is so already
+            if sys.byteorder != "little":  # on a little-endian machine it only confirms the default
                 call = "TUNSETVNETLE"
                 raise
-        with suppress(OSError):  # then the kernel hands out finished packets, one by one
+        with suppress(OSError):  # without it, the kernel passes complete packets one by one
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
-        with suppress(OSError):  # then it stays as long as the kernel makes it
+        with suppress(OSError):  # without it, the queue keeps the kernel's default length
             _set_queue_length(name, _TX_QUEUE_PACKETS)
     except OSError as exc:
         doing = f"cannot create TUN interface {name}"
@@ -305,16 +298,13 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
 
 
 def _set_queue_length(name: str, packets: int) -> None:
-    """By netlink, for which CAP_NET_ADMIN of the network namespace is enough. SIOCSIFTXQLEN needs the machine's own,
-    which root of a user namespace does not have. The kernel has done it, or not, when the send returns. Raises
-    OSError."""
-    length = _SET_QUEUE_LENGTH.size
-    index = socket.if_nametoindex(name)
-    message = _SET_QUEUE_LENGTH.pack(
-        *(length, _RTM_NEWLINK, _NLM_F_REQUEST, 1, 0),
-        *(socket.AF_UNSPEC, 0, index, 0, 0),
-        *(8, _IFLA_TXQLEN, packets),
-    )
+    """By netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN requires it in the initial
+    user namespace, which root of another one does not have. The kernel has executed the request when the send returns.
+    Raises OSError."""
+    # Imported at first use, as in `linux`.
+    from .netlink import codec
+
+    message = codec.set_queue_length(socket.if_nametoindex(name), packets)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
         sock.sendto(message, (0, 0))
 
@@ -323,7 +313,8 @@ def _join(fd: int, first: TunDevice) -> None:
     encoded = first.name.encode(errors="surrogateescape")
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, _FLAGS | _IFF_MULTI_QUEUE))
-        # Had somebody deleted the interface meanwhile, this would be a new one now: EBADFD, and it goes again.
+        # If the interface was deleted meanwhile, TUNSETIFF has created a new one. This call fails then (EBADFD), and
+        # the new interface is removed with its descriptor.
         fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as exc:
         doing = f"cannot add a queue to TUN interface {first.name}"
@@ -332,7 +323,7 @@ def _join(fd: int, first: TunDevice) -> None:
 
 
 def taken_by(name: str) -> str:
-    """Why a name cannot be ours, and what to do: for an interface that is there and not ours."""
+    """For an error: why the name is not available, and what to do. Call it if another interface has the name."""
     driver = _driver(name.encode(errors="surrogateescape"))
     if driver in ("tun", ""):
         return (
@@ -360,7 +351,7 @@ _DRVINFO_BYTES: Final = 196
 
 
 def _driver(encoded: bytes) -> str:
-    """The driver of an interface, or "" if it does not tell."""
+    """The driver of an interface, or "" if the kernel does not report one."""
     info = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_BYTES, b"\0"))
     request = struct.pack("16sP", encoded, info.buffer_info()[0]).ljust(40, b"\0")
     try:

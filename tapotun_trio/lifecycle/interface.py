@@ -30,7 +30,7 @@ from ..host.interfaces import Host, OwnedName
 from ..host.process.interpreter import collecting_later, settle
 from ..http.acceptor import ListenerManager
 from ..log import Log, interface_logger
-from ..netconf.desired import server_plan_in_steps
+from ..netconf.desired import desired_for_server_in_steps
 from ..netconf.reconciler import Reconciler
 from ..server.server import TunnelServer
 from .registry import Record
@@ -92,7 +92,7 @@ async def run_server(
                 writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
                 reconciler = Reconciler(host, device.name, log)
 
-                await nursery.start(reconciler.run, await run_cooperatively(server_plan_in_steps(config)))
+                await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
                 for writer in writers:
                     nursery.start_soon(writer.run)
                 nursery.start_soon(read_device, device, server.classify, server.only_sender, log)
@@ -103,7 +103,7 @@ async def run_server(
                     assert isinstance(newer, ServerConfig), "another kind is another interface"
                     with collecting_later():
                         prepared = await run_cooperatively(server.prepare(newer))
-                        desired = await run_cooperatively(server_plan_in_steps(newer))
+                        desired = await run_cooperatively(desired_for_server_in_steps(newer))
                         _settle_many(newer)
                     await reconciler.apply(desired)
                     await run_cooperatively(server.adopt(prepared))
@@ -141,7 +141,7 @@ async def run_client(
                 (queue,) = device.queues
                 writer = DeviceWriter(queue, client.counters.drops)
                 reconciler = Reconciler(host, device.name, log, client.guard)
-                client.guard.look = reconciler.look
+                client.guard.look = reconciler.recheck
 
                 await inner.start(reconciler.run, desired)
                 inner.start_soon(client.guard.run)

@@ -1,4 +1,4 @@
-"""What each kind of interface wants of the kernel."""
+"""Computes the desired state of the kernel for each kind of interface. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
 def desired_for_server(config: ServerConfig) -> DesiredState:
-    """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
-    return run_now(server_plan_in_steps(config))
+    """The addresses, the routes to networks behind clients that the connected network does not cover, and the mark."""
+    return run_now(desired_for_server_in_steps(config))
 
 
-def server_plan_in_steps(config: ServerConfig) -> Steps[DesiredState]:
-    """The same, for a server with thousands of clients."""
+def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
+    """As `desired_for_server`, in steps between which other tasks run: a server may have thousands of clients."""
     own = config.net.network
     first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
     items: list[Item] = [Address(config.net)]
@@ -40,9 +40,12 @@ def server_plan_in_steps(config: ServerConfig) -> Steps[DesiredState]:
 
 
 def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
-    """What this client is told to route into the tunnel: nothing that lies behind itself, and nothing that its
-    address connects it to. Fast for a client with many routes."""
-    own: dict[int, set[int]] = {}  # by prefix length, the bits of the prefix
+    """The routes that this client is asked to send into the tunnel.
+
+    Without the networks behind the client itself, and without the one that its address connects it to. Fast for a
+    client with many routes.
+    """
+    own: dict[int, set[int]] = {}  # prefix length to the prefixes
     for net in (config.net.network, *client.routes):
         own.setdefault(net.prefixlen, set()).add(int(net.network_address) >> 32 - net.prefixlen)
     return tuple(net for net in config.push_routes if not _is_within(net, own))
@@ -54,18 +57,18 @@ def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
 
 
 def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
-    """What the server said, and the mark. A route that this machine cannot have costs that route, not the tunnel."""
+    """What the server pushed, and the mark. The tunnel works without the pushed routes that the kernel refuses."""
     routes = tuple(map(Route, conf.routes))
     return DesiredState(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
 
 
 def _mark_items(mark: Mark | None) -> Iterable[Item]:
-    """Policy routing: what carries the mark goes into the tunnel. The route first, so that the rule never points
+    """Policy routing: packets with the mark go into the tunnel. The route comes first, so that the rule never points
     to an empty table."""
     return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table))
 
 
 def describe(conf: TunConf) -> str:
-    """One phrase for a log line."""
+    """A phrase for a log line."""
     text = f"address {', '.join(map(str, conf.addresses))}, MTU {conf.mtu}"
     return f"{text}, routes {', '.join(map(str, conf.routes))}" if conf.routes else text

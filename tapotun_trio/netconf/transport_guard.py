@@ -182,7 +182,7 @@ class TransportGuard:
         self, network: Network, name: str, address: IPv4Address, hidden: Sequence[HostRoute]
     ) -> NextHop | None:
         try:
-            return await network.way(name, address, self._mark, hidden)
+            return await network.next_hop(name, address, self._mark, hidden)
         except HostError as exc:
             self._tell("way", logging.WARNING, f"cannot find out how {address} is reached: {exc}")
             return _UNKNOWN

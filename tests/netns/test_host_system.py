@@ -58,7 +58,7 @@ async def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
 
 @in_fresh_namespace
 async def test_a_started_network_has_not_imported_all_of_pyroute2() -> None:
-    """`_pyroute2` tells why; and nothing of it before a network is opened."""
+    """See `light_pyroute2` for the reason. Nothing of it is imported before a network is opened."""
     done = python(
         "import sys, trio\n"
         "from tapotun_trio.host.linux import RealHost\n"

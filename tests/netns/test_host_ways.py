@@ -39,7 +39,7 @@ def host_routes() -> list[Json]:
 
 
 async def look(network: Netlink, *hidden: HostRoute, mark: int | None = None) -> NextHop | None:
-    return await network.way("tun0", SERVER, mark, hidden)
+    return await network.next_hop("tun0", SERVER, mark, hidden)
 
 
 @in_fresh_namespace
@@ -149,7 +149,7 @@ async def test_a_table_before_the_main_one() -> None:
             late = await look(network, mark=200)
             assert late is not None
             assert late.table == MAIN_TABLE
-            own = await network.way("tun0", IPv4Address("192.0.2.7"), None)
+            own = await network.next_hop("tun0", IPv4Address("192.0.2.7"), None)
             assert own is not None
             assert own.above_main
 
@@ -208,7 +208,7 @@ async def test_two_that_look_at_once_leave_each_other_s_host_routes() -> None:
 
             async def keep_looking(name: str, network: Netlink) -> None:
                 for _ in range(50):
-                    way = await network.way(name, SERVER, None, [item])
+                    way = await network.next_hop(name, SERVER, None, [item])
                     assert exception(way) == item
                     assert way is not None
                     assert way.network.prefixlen == 0

@@ -151,4 +151,4 @@ def test_no_optional_call_is_fatal(lab: Lab, call: str) -> None:
         assert [it.stop(STOP_S) for it in reversed(daemons)] == [0, 0]
     if call in ("capset", "prctl"):
         [line] = [it for it in daemons[0].log.splitlines() if " WARNING " in it]
-        assert f"cannot give up what this process does not need ({call}: Operation not permitted)" in line
+        assert f"cannot drop privileges that this process does not need ({call}: Operation not permitted)" in line

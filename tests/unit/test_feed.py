@@ -34,7 +34,7 @@ class FakeConnection:
         self.state = state
         self.preferred_congestion_control = congestion_control
         undecided = congestion_control == "bbr" and not by_route
-        self.congestion_control = "reno" if undecided else congestion_control  # `host.sockets.leave_undecided`
+        self.congestion_control = "reno" if undecided else congestion_control  # `host.sockets.avoid_bbr`
         self.chosen: list[str] = []
         self.asked = 0
         self.unsent_bytes = NOTSENT_LOWAT_BYTES

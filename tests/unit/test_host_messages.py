@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from tapotun_trio.host.items import MAIN_TABLE, Address, Route, Rule
 from tapotun_trio.host.netlink import codec
-from tapotun_trio.host.netlink._pyroute2 import fibmsg, ifaddrmsg, ifinfmsg, rtmsg
 from tapotun_trio.host.netlink.codec import PROTOCOL, KernelRoute
 
 HEADER = struct.Struct("=IHHII")
@@ -60,11 +63,11 @@ def test_routes_say_what_was_asked_whatever_came_before(routes: list[Route], ind
 @given(ROUTES, st.integers(1, 0x7FFF_FFFF), U32)
 def test_a_route_reads_back_as_it_was_written(route: Route, index: int, metric: int) -> None:
     (data,) = codec.add_routes(index, [route], metric)
-    standing = codec.read_route(memoryview(data))
-    assert standing == KernelRoute(route.network, route.table, PROTOCOL, metric, index, route.source, 0, plain=True)
-    assert standing.serves(route, index)
-    assert standing.serves(Route(route.network, route.table), index)
-    assert not standing.serves(route, index + 1)
+    found = codec.read_route(memoryview(data))
+    assert found == KernelRoute(route.network, route.table, PROTOCOL, metric, index, route.source, 0, plain=True)
+    assert found.satisfies(route, index)
+    assert found.satisfies(Route(route.network, route.table), index)
+    assert not found.satisfies(route, index + 1)
 
 
 def route_message(*attributes: bytes, prefix: int = 0, table: int = 254, scope: int = 0) -> memoryview:
@@ -83,12 +86,14 @@ def test_a_default_route_with_a_gateway_as_the_kernel_dumps_it() -> None:
         attribute(5, socket.inet_aton("192.0.2.1")),
         attribute(4, struct.pack("=I", 7)),
     )
-    assert codec.read_route(data) == KernelRoute(IPv4Network("0.0.0.0/0"), MAIN_TABLE, 16, 100, 7, None, 0, plain=False)
+    gateway = IPv4Address("192.0.2.1")
+    network = IPv4Network("0.0.0.0/0")
+    assert codec.read_route(data) == KernelRoute(network, MAIN_TABLE, 16, 100, 7, None, 0, plain=False, gateway=gateway)
 
 
 def test_a_multipath_route_without_a_table_attribute() -> None:
-    standing = codec.read_route(route_message(attribute(9, bytes(8)), table=200, scope=253))
-    assert (standing.table, standing.index, standing.plain) == (200, 0, False)
+    found = codec.read_route(route_message(attribute(9, bytes(8)), table=200, scope=253))
+    assert (found.table, found.index, found.plain) == (200, 0, False)
 
 
 @pytest.mark.parametrize("table", [1, 100, 255, 256, 0xFFFF_FFFF])

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.host.net.sockets import RESTLESS, UNDECIDED, Connection, leave_undecided
+from tapotun_trio.host.net.sockets import BBR, RENO, Connection, avoid_bbr
 from tapotun_trio.host.net.tls import TlsConnection
 
 from ..tables import table
@@ -244,13 +244,13 @@ def dialled() -> tuple[socket.socket, socket.socket]:
 async def test_without_a_descriptor_left_what_a_connection_has_is_what_is_preferred() -> None:
     """A stream that begins just then is none the worse for it."""
     near, far = dialled()
-    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, RENO.encode())
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with closing(Connection(near, "near")) as connection, closing(far):
         assert connection.preferred_congestion_control == DEFAULT_CONGESTION_CONTROL
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
         try:
-            assert connection.preferred_congestion_control == UNDECIDED
+            assert connection.preferred_congestion_control == RENO
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         connection.close()
@@ -259,6 +259,6 @@ async def test_without_a_descriptor_left_what_a_connection_has_is_what_is_prefer
 
 async def test_a_socket_is_left_undecided_where_bbr_is_preferred_and_only_there() -> None:
     with socket.socket() as sock:
-        leave_undecided(sock)
-        expected = UNDECIDED if DEFAULT_CONGESTION_CONTROL == RESTLESS else DEFAULT_CONGESTION_CONTROL
+        avoid_bbr(sock)
+        expected = RENO if DEFAULT_CONGESTION_CONTROL == BBR else DEFAULT_CONGESTION_CONTROL
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode() == expected

@@ -99,7 +99,7 @@ def test_a_manager_that_is_gone_is_told_of_once(tmp_path: Path, caplog: pytest.L
         it.stopping()
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert "the service manager cannot be told how we are" in record.getMessage()
+    assert "cannot notify the service manager" in record.getMessage()
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up(systemd: Systemd) -> None:

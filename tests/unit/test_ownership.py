@@ -39,9 +39,9 @@ def name() -> str:
     return f"t{os.getpid()}x{next(_numbers)}"
 
 
-async def refusal(name: str, *, believed: frozenset[int] | None = None) -> str:
+async def refusal(name: str, *, trusted: frozenset[int] | None = None) -> str:
     with pytest.raises(HostError) as caught:
-        async with own_name(name, believed=believed):
+        async with own_name(name, trusted=trusted):
             raise AssertionError("it must not come to that")
     return str(caught.value)
 
@@ -153,7 +153,7 @@ def stranger(name: str, *, listens: bool = True, backlog: int = 8, waiting: int 
 
 async def test_a_stranger_keeps_nobody_from_starting(name: str, autojump_clock: trio.testing.MockClock) -> None:
     with stranger(name):
-        async with own_name(name, believed=frozenset()) as owned:
+        async with own_name(name, trusted=frozenset()) as owned:
             assert owned.doubt is not None
             assert owned.doubt.startswith(f"the name {name} is reserved by process {os.getpid()} of user {os.getuid()}")
             assert trio.current_time() < 0.1  # it is known at once
@@ -181,7 +181,7 @@ async def test_one_of_ours_that_is_suspended_is_named_by_proc(
         assert "config" not in text
         holder = holder_of(name)
         assert holder is not None
-        assert holder.believed
+        assert holder.trusted
         assert holder.command
 
 
@@ -189,7 +189,7 @@ _STATUS: Final = {"Name": "x: y", "Uid": "{uid} {uid} {uid} {uid}", "CapEff": f"
 
 
 @pytest.mark.parametrize(
-    ("changed", "uid_map", "believed"),
+    ("changed", "uid_map", "trusted"),
     [
         ({}, None, True),
         ({"CapEff": f"{1 << 13:016x}"}, None, False),
@@ -200,11 +200,11 @@ _STATUS: Final = {"Name": "x: y", "Uid": "{uid} {uid} {uid} {uid}", "CapEff": f"
         ({}, "         0       1001          1\n", False),  # a user namespace of his own
     ],
 )
-def test_another_user_s_is_believed_if_it_has_the_capability_for_good(
+def test_another_user_s_is_trusted_if_it_has_the_capability_for_good(
     name: str,
     changed: dict[str, str],
     uid_map: str | None,
-    believed: bool,
+    trusted: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,11 +217,11 @@ def test_another_user_s_is_believed_if_it_has_the_capability_for_good(
         found = ownership._connect(name, frozenset())
         assert found is not None
         found[0].close()
-        assert found[1].believed == believed
+        assert found[1].trusted == trusted
 
 
 async def test_a_stranger_who_asks_hears_nothing(name: str) -> None:
-    async with own_name(name, CONFIG, believed=frozenset()):
+    async with own_name(name, CONFIG, trusted=frozenset()):
         found = ownership._connect(name, frozenset())
         assert found is not None
         sock, _ = found

@@ -1,4 +1,4 @@
-"""Connecting to a name: every address is tried, in the order and with the head starts of RFC 8305."""
+"""Connects to a host name: tries all addresses, in the order and with the delays of RFC 8305."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ import trio
 
 from ...errors import EndReason, HostError, PeerError, ShortageError, shortage_of
 from ..process.descriptors import no_descriptor_left
-from .sockets import Connection, leave_undecided, peer_name
+from .sockets import Connection, avoid_bbr, peer_name
 
-# RFC 8305 section 8: how long an attempt has before the next one starts beside it.
+# RFC 8305 section 8: how long an attempt runs alone before the next one starts in parallel.
 ATTEMPT_DELAY_S: Final = 0.25
 _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
 _Address = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
 
 Resolved: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
-"""Told of a name's addresses before the first of them is tried; it may make ready for them."""
+"""Called with the addresses of a name before the first of them is tried; it may prepare for them."""
 
 
 async def connect(host: str, port: int, mark: int | None = None, resolved: Resolved | None = None) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
-    The name is resolved anew each time. ``mark`` is the fwmark of every socket tried (needs CAP_NET_ADMIN), so that
-    policy routing can keep the transport out of the tunnel. The caller bounds the time; cancelled, nothing stays.
+    Resolves the name each time. The caller bounds the time. If it is cancelled, no socket stays open.
 
-    Raises PeerError: the name does not resolve, or nobody answers (with each address's own reason); ShortageError if
-    this machine lacks what it takes. An address of a family that this machine does not have is left out.
-    Raises HostError: the mark is not allowed.
+    Args:
+        host, port: the server.
+        mark: the fwmark of every socket (needs CAP_NET_ADMIN), by which policy routing can keep the transport out of
+            the tunnel.
+        resolved: called with the addresses first.
+
+    Raises:
+        PeerError: the name does not resolve, or no address answers (with the reason of each). Addresses of a family
+            that this machine does not have are left out of the text.
+        ShortageError: this machine lacks memory or descriptors.
+        HostError: the mark is not allowed.
     """
     addresses = interleave(await _resolve(host, port))
     if resolved is not None:
@@ -71,7 +78,7 @@ async def connect(host: str, port: int, mark: int | None = None, resolved: Resol
             winner.close()
         raise
     if winner is None:
-        raise _nobody_answers(host, port, failures)
+        raise _no_answer(host, port, failures)
     try:
         return Connection(winner, peer_name(winner))
     except BaseException:
@@ -85,13 +92,13 @@ async def _resolve(host: str, port: int) -> list[_Address]:
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
-        # Of a resolver without a descriptor the C library says that the name is unknown, or that one may try again.
+        # If the resolver got no descriptor, the C library reports that the name is unknown, or that one may try again.
         raise _shortage_of_resolver(exc, doing) or PeerError(
             f"{host} does not resolve: {exc.strerror}", reason=EndReason.DNS
         ) from exc
-    except UnicodeError as exc:  # the idna codec, of a label that is too long
+    except UnicodeError as exc:  # from the idna codec, if a label is too long
         raise PeerError(f"{host} is not a host name: {exc}", reason=EndReason.DNS) from exc
-    except (OSError, MemoryError, RuntimeError) as exc:  # EAI_SYSTEM, and what takes a thread to ask in
+    except (OSError, MemoryError, RuntimeError) as exc:  # EAI_SYSTEM, or no thread can be started
         shortage = shortage_of(exc, doing)
         if shortage is None and not isinstance(exc, OSError):
             raise
@@ -104,7 +111,7 @@ def _shortage_of_resolver(exc: socket.gaierror, doing: str) -> ShortageError | N
 
 
 def interleave(addresses: Sequence[_Address]) -> list[_Address]:
-    """The resolver's order, but the families in turn (RFC 8305 section 4), beginning with its first one's."""
+    """The addresses in the resolver's order, but with alternating families (RFC 8305 section 4)."""
     first = [a for a in addresses if a[0] == addresses[0][0]]
     other = [a for a in addresses if a[0] != addresses[0][0]]
     return [a for a in chain.from_iterable(zip_longest(first, other)) if a is not None]
@@ -113,10 +120,10 @@ def interleave(addresses: Sequence[_Address]) -> list[_Address]:
 def _socket(family: int, mark: int | None) -> socket.socket:
     """Raises OSError, and HostError if the mark is not allowed."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    leave_undecided(sock)
+    avoid_bbr(sock)
     try:
         if mark is not None:
-            # As bytes: the kernel reads a u32, and Python takes an int for a signed one.
+            # As bytes: the kernel reads a u32, and Python would encode an int as signed.
             sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark.to_bytes(4, sys.byteorder))
     except OSError as exc:
         sock.close()
@@ -127,7 +134,7 @@ def _socket(family: int, mark: int | None) -> socket.socket:
 
 
 async def _connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
-    """connect(2) without blocking. Raises OSError. Cancelled, close the socket."""
+    """connect(2) without blocking. Raises OSError. If it is cancelled, the caller closes the socket."""
     error = sock.connect_ex(address)
     if error == errno.EINPROGRESS:
         await trio.lowlevel.wait_writable(sock)
@@ -136,20 +143,23 @@ async def _connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[
         raise OSError(error, os.strerror(error))
 
 
-def _nobody_answers(host: str, port: int, failures: dict[str, int]) -> PeerError:
-    """One reason for all addresses is said once. The order in which they were tried, or failed, makes no difference;
-    nor does an address of a family that this machine does not have, if there are others."""
+def _no_answer(host: str, port: int, failures: dict[str, int]) -> PeerError:
+    """The error if no address answered. A reason that is the same for all addresses is given once.
+
+    The text does not depend on the order in which they failed. Addresses of a family that this machine does not have
+    are left out if there are others.
+    """
     doing = f"cannot connect to {host} port {port}"
-    told = {it: error for it, error in failures.items() if error != errno.EAFNOSUPPORT} or failures
-    errors = sorted(set(told.values()))
+    reasons = {address: error for address, error in failures.items() if error != errno.EAFNOSUPPORT} or failures
+    errors = sorted(set(reasons.values()))
     for error in errors:
         if (shortage := shortage_of(OSError(error, os.strerror(error)), doing)) is not None:
             return shortage
     if len(errors) == 1:
-        why = os.strerror(errors[0])
+        reason = os.strerror(errors[0])
     else:
-        why = ", ".join(f"{address}: {os.strerror(error)}" for address, error in sorted(told.items()))
+        reason = ", ".join(f"{address}: {os.strerror(error)}" for address, error in sorted(reasons.items()))
     refused = errno.ECONNREFUSED in errors
     return PeerError(
-        f"{doing}: {why}", reason=EndReason.REFUSED if refused else EndReason.CONNECT, key=f"connect: {errors}"
+        f"{doing}: {reason}", reason=EndReason.REFUSED if refused else EndReason.CONNECT, key=f"connect: {errors}"
     )

@@ -1,4 +1,4 @@
-"""Listening sockets, TCP of either family and Unix."""
+"""Listening sockets: TCP over IPv4 and IPv6, and Unix."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import trio
 from ...config.model import ListenAddress, TcpAddress, UnixAddress
 from ...errors import HostError, passing_shortages, shortage_of
 from .socketfile import SocketDirectory, SocketFile
-from .sockets import Connection, leave_undecided, peer_name
+from .sockets import Connection, avoid_bbr, peer_name
 
 BACKLOG: Final = 512
-# linux/in.h and linux/in6.h; socket has no names for them. Neither needs a right. The second is Linux 4.15's; before
-# that, the first did for both families.
+# linux/in.h and linux/in6.h; Python's socket module has no names for them. Neither needs a privilege. The second exists
+# since Linux 4.15; before that, the first was for both families.
 _IP_FREEBIND: Final = 15
 _IPV6_FREEBIND: Final = 78
 
 
 class AbsentError(HostError):
-    """This machine does not have what an endpoint names, and may have it later: an address, or a family of them."""
+    """This machine does not have the address or address family of an endpoint, but may have it later."""
 
 
 class Listener:
@@ -40,7 +40,7 @@ class Listener:
 
     @property
     def waits(self) -> bool:
-        """This machine did not have its address when it was bound, and has not got it since."""
+        """Whether this machine did not have the address when the socket was bound, and still does not have it."""
         if self._waits and self._sock.fileno() >= 0:
             self._waits = not _is_local(self._sock)
         return self._waits
@@ -48,8 +48,8 @@ class Listener:
     async def accept(self) -> Connection:
         """The next connection. Cancel-safe; always a checkpoint.
 
-        Raises ShortageError if the process or the machine has no descriptors or memory left for it: wait a little
-        and try again.
+        Raises ShortageError if the process or the machine has no descriptors or memory for it: wait a little and try
+        again.
         """
         while True:
             try:
@@ -65,7 +65,7 @@ class Listener:
                     raise shortage from exc
                 if isinstance(exc, MemoryError):
                     raise
-                # accept(2): a pending network error of the new socket is passed on; that is its own affair.
+                # accept(2) passes on a pending network error of the new socket, which does not concern this one.
                 if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
                     raise
 
@@ -73,12 +73,12 @@ class Listener:
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
             if self._file is not None:
-                self._file.remove()  # while it is ours: a closed socket's is stale, and another process may replace it
+                self._file.remove()  # before closing: then it is stale, and another process may replace it
             self._sock.close()
 
 
 def endpoint_name(endpoint: ListenAddress) -> str:
-    """As logs and the status show it: ``192.0.2.7:8080``, ``[2001:db8::7]:8080``, ``unix:/path``."""
+    """The name in logs and in the status: ``192.0.2.7:8080``, ``[2001:db8::7]:8080``, ``unix:/path``."""
     if isinstance(endpoint, UnixAddress):
         return f"unix:{endpoint.path}"
     address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
@@ -87,12 +87,15 @@ def endpoint_name(endpoint: ListenAddress) -> str:
 
 def listen(endpoint: ListenAddress, socket_mode: int = 0o660) -> Listener | None:
     """Bind and listen. None: the endpoint is optional and this machine has no such address family. ``socket_mode``: the
-    permissions of a Unix socket, whatever the umask.
+    permissions of a Unix socket, independent of the umask.
 
-    An address that this machine does not have is listened on all the same, and can be reached as soon as the machine
-    gets it (`Listener.waits`). So can one of IPv6 that is tentative, which duplicate address detection still checks.
+    If this machine does not have the address, the socket is bound nevertheless, and can be reached as soon as the
+    machine gets it (`Listener.waits`). The same is true of a tentative IPv6 address, which duplicate address detection
+    still checks.
 
-    Raises AbsentError: there is no such address family. HostError: the port is taken or needs a privilege.
+    Raises:
+        AbsentError: this machine does not have the address family.
+        HostError: the port is taken, or needs a privilege.
     """
     if isinstance(endpoint, UnixAddress):
         return _listen_unix(endpoint.path, socket_mode)
@@ -110,12 +113,12 @@ def listen(endpoint: ListenAddress, socket_mode: int = 0o660) -> Listener | None
         text = f"{doing}: this machine has no {version}; switch it on, or choose another address"
         raise AbsentError(text) from exc
     try:
-        with suppress(OSError):  # only a port that was in use a moment ago needs it
+        with suppress(OSError):  # needed only for a port that was in use a moment ago
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             with suppress(OSError):  # without it, an IPv4 endpoint on this port may be refused
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        leave_undecided(sock)
+        avoid_bbr(sock)
         waits = _bind(sock, endpoint)
         sock.listen(BACKLOG)
     except OSError as exc:
@@ -130,7 +133,7 @@ def listen(endpoint: ListenAddress, socket_mode: int = 0o660) -> Listener | None
 
 
 def _bind(sock: socket.socket, endpoint: TcpAddress) -> bool:
-    """Returns whether this machine does not have the address yet. Raises OSError."""
+    """Bind. Returns whether this machine does not have the address yet. Raises OSError."""
     try:
         sock.bind((endpoint.address, endpoint.port))
         return False
@@ -142,7 +145,7 @@ def _bind(sock: socket.socket, endpoint: TcpAddress) -> bool:
 
 
 def _try_freebind(sock: socket.socket) -> bool:
-    """Let it bind to an address that this machine does not have. Returns whether the kernel can."""
+    """Allow binding to an address that this machine does not have. Returns whether the kernel supports that."""
     levels = [(socket.IPPROTO_IP, _IP_FREEBIND)]
     if sock.family == socket.AF_INET6:
         levels.insert(0, (socket.IPPROTO_IPV6, _IPV6_FREEBIND))

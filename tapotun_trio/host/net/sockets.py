@@ -1,7 +1,7 @@
-"""Byte streams as the data path wants them: try now, without a task switch; wait only when there is nothing to do.
+"""Byte streams for the data path: they try at once, without a task switch, and wait only when there is nothing to do.
 
-trio.SocketStream checkpoints at every call, and trio.SSLStream moves each byte through a MemoryBIO (measured:
-2.2 times the CPU per byte of an `ssl.SSLSocket`). Here a try is one system call, and waiting is a call of its own.
+trio.SocketStream checkpoints at every call, and trio.SSLStream moves each byte through a MemoryBIO (measured: 2.2 times
+the CPU per byte of an `ssl.SSLSocket`). Here an attempt is one system call, and waiting is a separate call.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import trio
 from ...errors import EndReason, PeerError, shortage_of
 from ..interfaces import PathState
 
-# What waits unsent beyond this waits in our outbox, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT).
-# See `Connection.limit_unsent` for streams that turn out to be fast.
+# Unsent data beyond this stays in our TxQueue, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT). See
+# `Connection.limit_unsent` for streams that turn out to be fast.
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; socket has no name for it before Python 3.12
 
-# Receives that may follow each other without a wait, each while the one before it brought at least so much: under
-# load there is more already, and a wait costs as much as two super-packets (measured: 8 to 15 % of the CPU per byte).
+# Up to TURNS receives follow each other without a wait if each returns at least MORE_BYTES: under load there is more
+# data already, and a wait costs as much as two super-packets (measured: 8 to 15 % of the CPU per byte).
 TURNS: Final = 8
 MORE_BYTES: Final = 32 * 1024
 
-# The kernel's own view of a dead path, as a second net below our keepalives: it also knows of bytes that nobody
-# acknowledges on a stream whose other direction is a different connection.
+# The kernel's detection of a dead path, in addition to our keepalives: it also notices unacknowledged bytes on a stream
+# whose opposite direction is a different connection.
 KEEPALIVE_S: Final = 10
 DEAD_S: Final = 30
-# For a deployed client, which waits 60 s before it gives a silent stream up. It would lose the streams that it still
-# has, and come back later than the path does.
+# For a base client, which gives up a silent stream only after 60 s. With DEAD_S it would lose streams that it still
+# uses, and would reconnect later than the path recovers.
 BASE_DEAD_S: Final = 90
 
 _SIOCOUTQ: Final = termios.TIOCOUTQ  # the same number, linux/sockios.h
@@ -48,34 +48,34 @@ UNLIMITED_BYTES: Final = 1 << 30
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
-# See `tunnel.congestion`, which chooses one of the two where the host prefers the first.
-RESTLESS: Final = "bbr"
-CALM: Final = "cubic"
-UNDECIDED: Final = "reno"  # until then; every kernel has it
+# See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
+BBR: Final = "bbr"
+CUBIC: Final = "cubic"
+RENO: Final = "reno"  # until that choice; every kernel has it
 
-# Errors that only a bug of ours can cause. All others the kernel passes on from the network, and there are many (see
-# icmp_err_convert in net/ipv4/icmp.c; a `prohibit` route gives EACCES, a `blackhole` route EINVAL).
+# Errors that only a bug of ours can cause. All others may come from the network, and there are many (icmp_err_convert
+# in net/ipv4/icmp.c; a `prohibit` route causes EACCES, a `blackhole` route EINVAL).
 _BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.ENOTSOCK})
-# The far end is gone. Which of these says so, or whether an orderly end does, is a matter of moments.
+# The peer is gone. Which of these errors shows it, or whether an orderly end does, depends on timing.
 _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN})
 GONE: Final = "gone"  # the `PeerError.key` of all of them
 
 
 class Connection:
-    """One connected stream socket, owned: whoever has it calls `close`, from any task, any number of times.
+    """One connected stream socket. Its owner calls `close`, from any task, any number of times.
 
-    One task at a time may wait for readability and one for writability. A task that waits when another one
-    closes gets PeerError, as everybody does who uses a closed connection.
+    One task at a time may wait for readability, and one for writability. Using a closed connection raises PeerError,
+    also in a task that was already waiting.
     """
 
     __slots__ = ("_busy", "_fd", "_sock", "_tcp", "_turns", "name")
 
     def __init__(self, sock: socket.socket, name: str) -> None:
-        """Takes ``sock`` over, as it is connected. ``name`` is the far end for people: ``192.0.2.7:51234``."""
+        """Takes over the connected ``sock``. ``name`` is the peer's name for logs: ``192.0.2.7:51234``."""
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()
-        self._busy = False  # the last receive brought much
+        self._busy = False  # the last receive returned at least MORE_BYTES
         self._turns = 0  # receives since the last wait
         self.name = name
         self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
@@ -83,7 +83,8 @@ class Connection:
             _tune(sock)
 
     def try_receive(self, into: memoryview) -> int | None:
-        """Receive what is there: its length, 0 at the end of the stream, None if nothing is there yet."""
+        """Receive what is available. Returns its length, 0 at the end of the stream, None if nothing is available
+        yet."""
         try:
             return self._sock.recv_into(into)
         except BlockingIOError:
@@ -92,7 +93,7 @@ class Connection:
             raise self._failed(exc) from exc
 
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
-        """Send what the kernel takes of the parts, as one system call: the number of bytes, 0 if none."""
+        """Send as much of the parts as the kernel takes, in one system call. Returns the number of bytes, 0 if none."""
         try:
             return self._sock.sendmsg(parts)
         except BlockingIOError:
@@ -106,7 +107,7 @@ class Connection:
             await trio.lowlevel.wait_readable(self._open_fd())
         except trio.ClosedResourceError as exc:
             raise self._closed() from exc
-        except OSError as exc:  # epoll_ctl(2) has no memory, or no watch left
+        except OSError as exc:  # epoll_ctl(2): no memory, or the limit of watches is reached
             raise self._failed(exc) from exc
 
     async def wait_writable(self) -> None:
@@ -119,7 +120,7 @@ class Connection:
             raise self._failed(exc) from exc
 
     async def receive(self, into: memoryview) -> int:
-        """Receive at least one byte, or 0 at the end of the stream. Cancelled, nothing is lost.
+        """Receive at least one byte, or 0 at the end of the stream. If it is cancelled, nothing is lost.
 
         A checkpoint at least every TURNS calls.
         """
@@ -134,7 +135,7 @@ class Connection:
         return received
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything. Cancelled, it may have sent a part."""
+        """Send everything. If it is cancelled, it may have sent a part."""
         view = memoryview(data)
         while view:
             sent = self.try_send((view,))
@@ -144,7 +145,7 @@ class Connection:
         await trio.lowlevel.checkpoint()
 
     def path(self) -> PathState | None:
-        """How the connection's path is now (1 us); None where there is none: a Unix socket, a closed one."""
+        """The state of the connection's path; None for a Unix socket and a closed one. Takes 1 us."""
         if not self._tcp:
             return None
         try:
@@ -153,19 +154,19 @@ class Connection:
         except (OSError, struct.error):  # closed, or a kernel before 4.9, whose answer is shorter
             return None
         flying = unacked - sacked - lost + retrans
-        min_rtt_us = min(min_rtt_us, rtt_us)  # all ones as long as it is not known
+        min_rtt_us = min(min_rtt_us, rtt_us)  # all ones while it is not known
         return PathState(rtt_us / 1e6, min_rtt_us / 1e6, rate, flying * mss, unsent, sent, resent)
 
     @property
     def congestion_control(self) -> str | None:
-        """What the kernel uses, e.g. ``cubic``; None: not TCP, or closed."""
+        """The algorithm in use, e.g. ``cubic``; None if this is not TCP or closed."""
         return _congestion_control(self._sock) if self._tcp else None
 
     @property
     def preferred_congestion_control(self) -> str | None:
-        """What it would be if nobody chose: its route's (``ip route ... congctl``), or the machine's, which is not
-        asked if no descriptor is left for that. None: not TCP, or closed."""
-        if (present := self.congestion_control) != UNDECIDED:
+        """The algorithm that the host prefers: the route's (``ip route ... congctl``) or the machine's default, for
+        which a free descriptor is needed. None if this is not TCP or closed."""
+        if (present := self.congestion_control) != RENO:
             return present
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
@@ -174,28 +175,28 @@ class Connection:
             return present
 
     def try_congestion_control(self, name: str) -> None:
-        """Have the kernel use another one. Where it is not there, or not for us, everything stays as it is."""
+        """Set the algorithm. Without effect if the kernel does not have it, or does not allow it to us."""
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
 
     def limit_unsent(self, limit_bytes: int) -> None:
-        """How much the kernel takes beyond what it can send now (NOTSENT_LOWAT_BYTES at the start)."""
+        """Limit how much the kernel takes beyond what it can send now (NOTSENT_LOWAT_BYTES at the start)."""
         if self._tcp:
-            with suppress(OSError):  # reset or closed: its next use says so
+            with suppress(OSError):  # reset or closed, which its next use reports
                 self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, limit_bytes)
 
     def presume_dead_after(self, dead_s: int) -> None:
-        """Have the kernel break the connection when nothing is acknowledged for this long (DEAD_S at the start).
+        """Make the kernel break the connection when nothing is acknowledged for this long (DEAD_S at the start).
 
-        A proxy may use one connection for one client after the other, so this is said for each request.
+        A proxy may use one connection for several clients in turn, so this is to be called for each request.
         """
         if self._tcp:
-            with suppress(OSError):  # reset or closed: its next use says so
+            with suppress(OSError):  # reset or closed, which its next use reports
                 _presume_dead_after(self._sock, dead_s)
 
     @property
     def unacknowledged_bytes(self) -> int:
-        """What the peer's kernel has not acknowledged yet of what was sent (SIOCOUTQ, tcp(7)); 0 if nobody can tell,
+        """Bytes that were sent and that the peer's kernel has not acknowledged yet (SIOCOUTQ, tcp(7)); 0 if not known,
         as on a Unix socket. Raises PeerError."""
         if not self._tcp:
             return 0
@@ -206,7 +207,7 @@ class Connection:
             raise self._failed(exc) from exc
 
     async def wait_acknowledged(self) -> None:
-        """Until the peer's kernel has everything that was sent. No deadline of its own. Cancel-safe.
+        """Wait until the peer's kernel has everything that was sent. Has no deadline. Cancel-safe.
 
         Raises PeerError.
         """
@@ -216,7 +217,7 @@ class Connection:
 
     @property
     def local_address(self) -> str | None:
-        """This end's IP address; None for a Unix socket, and once closed."""
+        """The local IP address; None for a Unix socket, and once closed."""
         try:
             address = self._sock.getsockname()
         except OSError:
@@ -224,13 +225,14 @@ class Connection:
         return str(address[0]) if isinstance(address, tuple) else None
 
     def has_lost_its_address(self, local_addresses: frozenset[str] | None) -> bool:
-        """Its local address is none of this machine's any more; None: they are not known."""
+        """Whether this machine no longer has the local address. ``local_addresses``: those that it has; None if not
+        known."""
         local = self.local_address
         return local_addresses is not None and local is not None and local not in local_addresses
 
     @property
     def remote_address(self) -> str | None:
-        """The far end's IP address; None for a Unix socket, and for a peer that is gone."""
+        """The peer's IP address; None for a Unix socket, and if the peer is gone."""
         try:
             address = self._sock.getpeername()
         except OSError:
@@ -238,31 +240,31 @@ class Connection:
         return str(address[0]) if isinstance(address, tuple) else None
 
     def shutdown_sending(self) -> None:
-        """Tell the peer that nothing more comes; receiving goes on."""
-        with suppress(OSError):  # it is gone already, which the next receive will say
+        """Send the end of the stream; receiving continues."""
+        with suppress(OSError):  # it is gone already, which the next receive reports
             self._sock.shutdown(socket.SHUT_WR)
 
     def detach(self) -> socket.socket:
-        """Give the socket away; this object is closed from here on."""
+        """Transfer the socket to the caller. This object is closed afterwards."""
         self._fd = -1
         return self._sock
 
     def close(self) -> None:
-        """Close at once; the kernel goes on sending what it has taken. Wakes whoever waits."""
+        """Close at once. The kernel still sends what it has taken. Wakes tasks that wait."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             trio.lowlevel.notify_closing(fd)
             self._sock.close()
 
     def abort(self) -> None:
-        """Close, throw away what the kernel has not sent, and tell the peer with a reset."""
+        """Close with a reset; the kernel discards what it has not sent."""
         if self._fd >= 0:
             with suppress(OSError):  # a Unix socket has no such option; then this is a close
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.close()
 
     def _open_fd(self) -> int:
-        # Asked to wait for descriptor -1, trio raises, and then believes for ever that somebody waits for it.
+        # If trio is asked to wait for descriptor -1, it raises, and then assumes forever that a task waits for it.
         if self._fd < 0:
             raise self._closed()
         return self._fd
@@ -281,15 +283,15 @@ class Connection:
         return PeerError(f"{text}: {exc.strerror}", reason=EndReason.BROKEN, key=GONE if exc.errno in _GONE else None)
 
 
-def leave_undecided(sock: socket.socket) -> None:
-    """Before it connects, or listens for those that do: where the host prefers RESTLESS, do not begin with that.
+def avoid_bbr(sock: socket.socket) -> None:
+    """If the host prefers BBR, start without it. To be called before ``sock`` connects or listens.
 
-    Later it would be too late: BBR has the kernel pace a connection's segments, one timer each, and that stays as it is
-    when another one takes over (sk_pacing_status, bbr_init in net/ipv4/tcp_bbr.c).
+    Afterwards it is too late: BBR makes the kernel pace the connection's segments, with a timer for each, and that
+    stays so when another algorithm replaces it (sk_pacing_status, bbr_init in net/ipv4/tcp_bbr.c).
     """
-    if _congestion_control(sock) == RESTLESS:
-        with suppress(OSError):  # then RESTLESS it is, which is slower and no failure
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNDECIDED.encode())
+    if _congestion_control(sock) == BBR:
+        with suppress(OSError):  # then BBR stays, which is slower but no failure
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, RENO.encode())
 
 
 def _congestion_control(sock: socket.socket) -> str | None:
@@ -301,8 +303,8 @@ def _congestion_control(sock: socket.socket) -> str | None:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Each option for itself: an emulated kernel may lack one, and a connection that was reset already takes none. Its
-    first use will say what happened."""
+    """Set each option separately, and ignore failures: an emulated kernel may lack one, and a connection that was
+    already reset accepts none. Its first use reports the reset."""
     tcp = socket.IPPROTO_TCP
     for level, option, value in (
         (tcp, socket.TCP_NODELAY, 1),
@@ -317,15 +319,15 @@ def _tune(sock: socket.socket) -> None:
 
 
 def _presume_dead_after(sock: socket.socket, dead_s: int) -> None:
-    """Of the two the kernel goes by TCP_USER_TIMEOUT (tcp_keepalive_timer in net/ipv4/tcp_timer.c). None is needed, as
-    in `_tune`."""
+    """If both are set, the kernel uses TCP_USER_TIMEOUT (tcp_keepalive_timer in net/ipv4/tcp_timer.c). Failures are
+    ignored, as in `_tune`."""
     for option, value in ((socket.TCP_USER_TIMEOUT, dead_s * 1000), (socket.TCP_KEEPCNT, dead_s // KEEPALIVE_S)):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def peer_name(sock: socket.socket) -> str:
-    """The far end for people: ``192.0.2.7:51234``."""
+    """The peer's name for logs: ``192.0.2.7:51234``."""
     try:
         peer = sock.getpeername()
     except OSError:

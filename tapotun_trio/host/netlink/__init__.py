@@ -1,5 +1,11 @@
-"""The kernel's view of links, addresses, routes and rules, over NETLINK_ROUTE.
+"""The kernel's links, addresses, routes and rules, over NETLINK_ROUTE.
 
-Read `network` first (adds and removes items), then `reader` (what stands now) and `monitor` (what changes). `socket`
-sends and receives, `codec` knows the messages, `tracker` keeps the state that a stream of notifications describes.
+Read `network` first (adds and removes items), then `reader` (queries the current state) and `monitor` (reports
+changes). `socket` sends and receives, `codec` encodes and decodes messages, `tracker` keeps the state that a stream of
+notifications describes, `route_lookup` finds the route to an address.
 """
+
+from . import light_pyroute2
+
+# Before any module of this package imports from pyroute2: this saves 11 MB.
+light_pyroute2.install()

@@ -1,4 +1,4 @@
-"""What the doctor asks the kernel of this machine. Blocking; changes nothing."""
+"""The doctor's queries to this machine's kernel. Blocking; changes nothing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from .network import open_netlink
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """``addresses``: those that others may reach this machine by, each with its interface. ``left_over``: what host
-    routes of runs that were killed lead somewhere."""
+    """Attributes:
+    addresses: IPv4 addresses by which others may reach this machine, each with the name of its interface.
+    left_over: the destinations of host routes that killed runs left.
+    """
 
     addresses: tuple[tuple[IPv4Address, str], ...] = ()
     left_over: tuple[str, ...] = ()
 
 
-def look_at_kernel() -> Footprint:
+def read_footprint() -> Footprint:
     """Raises HostError if the kernel does not answer."""
-    return trio.run(_look)
+    return trio.run(_read)
 
 
-async def _look() -> Footprint:
+async def _read() -> Footprint:
     async with open_netlink() as network:
         return Footprint(tuple(await network.addresses()), tuple(await network.left_over()))

@@ -2,28 +2,29 @@
 
 The rules of this file:
 
-- What we make carries `messages.PROTOCOL`, and only what carries it is ever changed or removed.
-- Adding is exclusive. Where the kernel then says that something stands already, we look whose it is.
-- In the main table a network has one route of ours, and the interface that came last has it.
-- Every other table is shared ground, as two interfaces (of two processes, too) may have the same ``mark``.
-  There an interface takes a *slot*, a number that is the metric of its routes and the priority of its rules
-  in that table. So the default routes of both stand, and each interface removes its own route and rule.
-- A route ends with its interface, a rule does not. So a rule of ours without a route of ours in the same slot
-  is left over from a killed run, and whoever next adds a rule for its fwmark removes it. (Hence a rule is
-  added after the route of its table, and removed before it.)
-- Nor does a host route past the interface: see `ways`, which knows them by their metric.
+- What we make carries `codec.PROTOCOL`, and only what carries it is ever changed or removed.
+- Adding is exclusive. If the kernel refuses because the item exists, we read whose it is.
+- In the main table a network has at most one route of ours; the interface that was configured last has it.
+- Every other table is shared, since two interfaces (even of two processes) may have the same ``mark``. There an
+  interface takes a *slot*, a number that is the metric of its routes and the priority of its rules in that table. So
+  the default routes of both can exist, and each interface removes its own route and rule.
+- A route disappears with its interface, a rule does not. So a rule of ours without a route of ours in the same slot was
+  left by a killed run, and the next interface that adds a rule for its fwmark removes it. (Hence a rule is added after
+  the route of its table, and removed before it.)
+- A host route past the interface does not disappear with it either: see `route_lookup`, which knows them by their
+  metric.
 
-What a fwmark rule needs besides, for packets of this machine itself:
+What a fwmark rule needs in addition, for packets of this machine itself:
 
-- A socket with SO_MARK gets its source address by the route in the marked table: the interface's. A packet
-  that nftables marks on its way out (``type route hook output``) has its source address already, by the main
-  table, and needs masquerading on the interface: that is the operator's to configure, as is the mark itself.
-- Replies come in through the interface unmarked, and strict reverse path filtering (rp_filter=1) drops them,
-  because the main table does not send to their source through this interface. The filter goes by the higher
-  of "all" and the interface's own setting; so with a rule, and where strict mode would hold, we set loose
-  mode (2) on our own interface, and change nothing outside of it. The stricter way is the operator's:
-  net.ipv4.conf.all.src_valid_mark=1, and restoring the mark of incoming packets from conntrack.
-- Where the table has no route (the interface is down), the lookup goes on to the main table.
+- A socket with SO_MARK gets its source address from the route in the marked table: the interface's address. A packet
+  that nftables marks on its way out (``type route hook output``) already has its source address, from the main table,
+  and needs masquerading on the interface. The operator configures that, as well as the mark itself.
+- Replies come in through the interface unmarked, and strict reverse path filtering (rp_filter=1) drops them, because
+  the main table does not send to their source through this interface. The kernel uses the higher of the settings of
+  "all" and of the interface. So if there is a rule, and strict mode would apply, we set loose mode (2) on our own
+  interface, and change nothing else. A stricter setup is up to the operator: net.ipv4.conf.all.src_valid_mark=1, and
+  restoring the mark of incoming packets from conntrack.
+- If the table has no route (the interface is down), the lookup continues with the main table.
 """
 
 from __future__ import annotations
@@ -44,98 +45,98 @@ from ..process.privileges import missing_net_admin
 from . import codec
 from .codec import PROTOCOL, KernelRoute, KernelRule, Link
 from .reader import NetworkReader
-from .route_lookup import RouteLookup, add_host_route, alone, left_over, remove_host_route, remove_standing
+from .route_lookup import RouteLookup, alone, host_route_metric, left_over
 from .socket import Refusal, Rtnetlink
 
-# Priorities of our rules, and metrics of our routes outside the main table. A lower priority is asked first:
-# these come after Tailscale's (5210-5270) and before the main table's (32766).
+# Priorities of our rules, and metrics of our routes outside the main table. The kernel tries rules from the lowest
+# number up: ours come after Tailscale's (5210-5270) and before the main table's (32766).
 SLOTS: Final = range(11_600, 12_000)
 
 _RP_FILTER_STRICT: Final = 1  # networking/ip-sysctl
 _RP_FILTER_LOOSE: Final = 2
 
-# So many of the routes that stand in the way are looked up for one error: each takes a dump of its table.
-_OBSTACLES: Final = 5
+# How many conflicting routes are looked up for one error: each lookup takes a dump of the table.
+_MAX_OBSTACLES: Final = 5
 
-# What a removal may meet: it is gone already, or its interface is, or this kernel cannot have had it.
+# Refusals of a removal that are no error: the item or its interface is gone, or this kernel cannot have had it.
 _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
 
-_PASSING: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # of the kernel's refusals; the same may pass later
+_TRANSIENT: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # the same request may succeed later
 
 
 class Netlink:
-    """A `Network` on a netlink socket of its own. Made by `open_netlink`, which closes it.
+    """A `Network` on a netlink socket of its own. `open_netlink` makes and closes it.
 
-    Several tasks may use it; one waits for the other. All methods are checkpoints.
+    Several tasks may use it: calls wait for each other. All methods are checkpoints.
     """
 
     def __init__(self, kernel: Rtnetlink) -> None:
         self._kernel = kernel
-        self._standing = NetworkReader(kernel)
-        self._ways = RouteLookup(kernel, self._standing)
+        self._reader = NetworkReader(kernel)
+        self._lookup = RouteLookup(kernel, self._reader)
         self._lock = trio.Lock()
-        self._shortage: ShortageError | None = None  # the first that the present `add` has met
-        # Both are written before the kernel is told, so that a cancelled `add` can be removed.
+        self._shortage: ShortageError | None = None  # the first one during the current `add`
+        # Both are written before the request is sent, so that a cancelled `add` can be undone.
         self._slots: dict[tuple[str, int], int] = {}  # interface and table
         self._rules: dict[tuple[str, Rule], int] = {}  # interface and rule: its priority
 
     async def link_up(self, name: str, mtu: int) -> None:
-        """As `Network.link_up`. The interface says nothing of its own: IPv6 link-local is switched off first.
+        """As `Network.link_up`. IPv6 link-local is switched off first, so that the interface sends nothing of its own.
 
-        (It comes back, once, when the MTU of a link that is up rises to 1280 or more: below that the kernel
-        had thrown the interface's IPv6 settings away.)
+        It is switched off again afterwards: when the MTU of a link that is up rises to 1280 or more, it comes back
+        once, because below that MTU the kernel has discarded the interface's IPv6 settings.
         """
         async with self._lock:
-            link = await self._standing.link(name)
+            link = await self._reader.link(name)
             silent = codec.set_ipv6_silent(link.index)
             up = codec.set_link_up(link.index, mtu)
-            wishes = [codec.set_promote_secondaries(link.index), silent]
-            refusals = await self._kernel.transact([*wishes, up, bytearray(silent)])
-            # It works without what else was asked for. A refusal of that is no reason to have no tunnel.
-            if (refusal := refusals.get(len(wishes))) is not None:
+            optional = [codec.set_promote_secondaries(link.index), silent]
+            refusals = await self._kernel.transact([*optional, up, bytearray(silent)])
+            # A refusal of the other requests is ignored: the tunnel works without them.
+            if (refusal := refusals.get(len(optional))) is not None:
                 raise _refused(f"interface {name} with MTU {mtu}", name, refusal)
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
-        """As `Network.add`. A rule belongs behind the route of its table: see the top of this file."""
+        """As `Network.add`. A rule has to come after the route of its table: see the top of this file."""
         async with self._lock:
-            link = await self._standing.link(name)
+            link = await self._reader.link(name)
             failed: dict[Item, str] = {}
             self._shortage = None
-            for addresses, routes, rules, host_routes in _runs(items):
+            for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
                 if host_routes:
-                    batch = [add_host_route(link.index, item) for item in host_routes]
+                    batch = [codec.add_host_route(item, host_route_metric(link.index)) for item in host_routes]
                     async with alone():
                         refusals = await self._kernel.transact(batch)
                     failed |= await self._reasons(link, host_routes, refusals)
                 for table in dict.fromkeys(route.table for route in routes):
-                    there = [route for route in routes if route.table == table]
+                    same_table = [route for route in routes if route.table == table]
                     if table == MAIN_TABLE:
-                        failed |= await self._add_to_main(link, there)
+                        failed |= await self._add_to_main(link, same_table)
                     else:
-                        failed |= await self._add_to_shared(link, table, there)
+                        failed |= await self._add_to_shared(link, table, same_table)
                 if rules:
-                    bare = {item.table for item in failed if isinstance(item, Route)}
+                    routeless = {item.table for item in failed if isinstance(item, Route)}
                     failed |= {
                         rule: f"{_describe(rule, name)}: not tried, as the route of its table was refused"
                         for rule in rules
-                        if rule.table in bare
+                        if rule.table in routeless
                     }
-                    failed |= await self._add_rules(link, [rule for rule in rules if rule.table not in bare])
+                    failed |= await self._add_rules(link, [rule for rule in rules if rule.table not in routeless])
             if failed:
                 raise ItemsRefused(failed, self._shortage)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
-        """As `Network.remove`. Goes on after a failure, and raises the first one at the end."""
+        """As `Network.remove`. Continues after a failure, and raises the first one at the end."""
         async with self._lock:
-            link = await self._standing.find_link(name=name)
+            link = await self._reader.find_link(name=name)
             failures: list[HostError] = []
-            for addresses, routes, rules, host_routes in _runs(items):
+            for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
                 failures += await self._remove_host_routes(name, link, host_routes)
-                if link is not None:  # else they went with it
+                if link is not None:  # else they disappeared with it
                     batch = (codec.remove_address(link.index, address) for address in addresses)
                     refusals = await self._kernel.transact(chain(batch, codec.remove_routes(link.index, routes)))
                     both: list[Item] = [*addresses, *routes]
@@ -149,38 +150,38 @@ class Netlink:
             if failures:
                 raise failures[0]
 
-    async def way(
+    async def next_hop(
         self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
-        """As `Network.way`."""
+        """As `Network.next_hop`."""
         async with self._lock, alone():
-            link = await self._standing.link(name)
-            return await self._ways.way(link.index, address, mark or 0, hidden)
+            link = await self._reader.link(name)
+            return await self._lookup.next_hop(link.index, address, mark or 0, hidden)
 
     async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
         """As `Network.leads_into`."""
         async with self._lock:
-            link = await self._standing.link(name)
-            return await self._ways.leads_into(link.index, address, mark or 0)
+            link = await self._reader.link(name)
+            return await self._lookup.leads_into(link.index, address, mark or 0)
 
     async def addresses(self) -> list[tuple[IPv4Address, str]]:
-        """The IPv4 addresses of this machine that others may reach it by, each with the name of its interface."""
+        """The IPv4 addresses by which others may reach this machine, each with the name of its interface."""
         async with self._lock:
-            return await self._standing.addresses()
+            return await self._reader.addresses()
 
     async def left_over(self) -> list[str]:
-        """What `remove_left_over` would remove."""
+        """The addresses of the host routes that `remove_left_over` would remove."""
         async with self._lock:
-            return [str(route.network.network_address) for route in await left_over(self._standing)]
+            return [str(route.network.network_address) for route in await left_over(self._reader)]
 
     async def remove_left_over(self) -> list[str]:
         """As `Network.remove_left_over`."""
         async with self._lock:
-            found = await left_over(self._standing)
-            await self._kernel.transact([remove_standing(route) for route in found])
+            found = await left_over(self._reader)
+            await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return [str(route.network.network_address) for route in found]
 
-    # -- adding: each returns what was refused, and why
+    # -- adding: each method returns the refused items with the reasons
 
     async def _add_addresses(self, link: Link, addresses: Sequence[Address]) -> dict[Item, str]:
         refusals = await self._kernel.transact([codec.add_address(link.index, item) for item in addresses])
@@ -189,12 +190,12 @@ class Netlink:
     async def _add_to_main(self, link: Link, routes: Sequence[Route]) -> dict[Item, str]:
         refusals = await self._kernel.transact(codec.add_routes(link.index, routes, 0))
         if _existing(refusals):
-            ours = _by_network(await self._standing.routes(MAIN_TABLE, protocol=PROTOCOL), 0)
-            refusals = await self._renew(link, routes, 0, refusals, ours)
+            ours = _by_network(await self._reader.routes(MAIN_TABLE, protocol=PROTOCOL), 0)
+            refusals = await self._replace_ours(link, routes, 0, refusals, ours)
         return await self._reasons(link, routes, refusals)
 
     async def _add_to_shared(self, link: Link, table: int, routes: Sequence[Route]) -> dict[Item, str]:
-        while True:  # Ends: every round takes a slot that was free a moment ago, and gives up if there is none.
+        while True:  # It ends: each round takes a slot that was free a moment ago, or gives up if there is none.
             try:
                 slot = await self._slot(link, table)
             except HostError as exc:
@@ -203,21 +204,21 @@ class Netlink:
             existing = _existing(refusals)
             if not existing:
                 break
-            standing = _by_network(await self._standing.routes(table), slot)
+            found = _by_network(await self._reader.routes(table), slot)
             mine = {
                 network: route
-                for network, route in standing.items()
+                for network, route in found.items()
                 if route.protocol == PROTOCOL and route.index == link.index
             }
             if all(routes[index].network in mine for index in existing):
-                refusals = await self._renew(link, routes, slot, refusals, mine)
+                refusals = await self._replace_ours(link, routes, slot, refusals, mine)
                 break
-            # Another process was quicker, or got the slot while our interface was down and had no routes.
+            # Another process took the slot first, or while our interface was down and had no routes.
             await self._kernel.transact(codec.remove_routes(link.index, routes))
             del self._slots[link.name, table]
         return await self._reasons(link, routes, refusals)
 
-    async def _renew(
+    async def _replace_ours(
         self,
         link: Link,
         routes: Sequence[Route],
@@ -225,31 +226,31 @@ class Netlink:
         refusals: Mapping[int, Refusal],
         ours: Mapping[IPv4Network, KernelRoute],
     ) -> dict[int, Refusal]:
-        """Try again with the routes that were refused for something that stands. Returns the refusals left.
+        """Try again with the routes that were refused because a route exists. Returns the remaining refusals.
 
-        Where that something is ours, it is removed first. Both go out together, so hardly a packet meets the
-        gap; NLM_F_REPLACE has none, but it replaces whichever route comes first, be it ours or not.
+        An existing route of ours is removed first. Removal and addition are sent together, so hardly a packet meets the
+        gap. NLM_F_REPLACE would leave no gap, but it replaces the first route that it finds, ours or not.
         """
-        left = dict(refusals)
+        remaining = dict(refusals)
         batch: list[bytearray] = []
         tried: dict[int, int] = {}  # position in the batch: index of the route
         for index in _existing(refusals):
             route = routes[index]
-            standing = ours.get(route.network)
-            if standing is not None:
-                if standing.serves(route, link.index):
-                    del left[index]
+            existing = ours.get(route.network)
+            if existing is not None:
+                if existing.satisfies(route, link.index):
+                    del remaining[index]
                     continue
-                batch += codec.remove_routes(standing.index, [route])
+                batch += codec.remove_routes(existing.index, [route])
             tried[len(batch)] = index
             batch += codec.add_routes(link.index, [route], metric)
         again = await self._kernel.transact(batch)
         for position, index in tried.items():
             if position in again:
-                left[index] = again[position]
+                remaining[index] = again[position]
             else:
-                del left[index]
-        return left
+                del remaining[index]
+        return remaining
 
     async def _add_rules(self, link: Link, rules: Sequence[Rule]) -> dict[Item, str]:
         failed: dict[Item, str] = {}
@@ -267,7 +268,7 @@ class Netlink:
             before = self._rules.get((link.name, rule))
             self._rules[link.name, rule] = slot
             refusals = await self._kernel.transact([codec.add_rule(rule, slot)])
-            # EEXIST: ours from before, by table, mark and priority.
+            # EEXIST is no failure: table, mark and priority show that the rule is ours, from before.
             failed |= await self._reasons(link, [rule], _without(refusals, {errno.EEXIST}))
             if before is not None and before != slot:
                 await self._kernel.transact([codec.remove_rule(rule, before)])
@@ -286,11 +287,11 @@ class Netlink:
         """The slot of an interface in a table: the one it has, or a free one."""
         key = link.name, table
         if key not in self._slots:
-            rules = await self._standing.rules()
-            routes = await self._standing.routes(table)
+            rules = await self._reader.rules()
+            routes = await self._reader.routes(table)
             for route in routes:
                 if (route.protocol, route.index) == (PROTOCOL, link.index) and route.metric in SLOTS:
-                    self._slots[key] = route.metric  # from another Netlink
+                    self._slots[key] = route.metric  # added by another Netlink object
                     return route.metric
             taken = {route.metric for route in routes} | {rule.priority for rule in rules}
             free = next((slot for slot in SLOTS if slot not in taken), None)
@@ -310,11 +311,11 @@ class Netlink:
         if not host_routes:
             return []
         if link is None:
-            # They outlive it, and nothing tells its number any more. All those without an interface are dead.
-            found = await left_over(self._standing)
-            await self._kernel.transact([remove_standing(route) for route in found])
+            # They outlive the interface, and its index is not known any more. All that have no interface are stale.
+            found = await left_over(self._reader)
+            await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return []
-        batch = [remove_host_route(link.index, item) for item in host_routes]
+        batch = [codec.remove_host_route(item, host_route_metric(link.index)) for item in host_routes]
         async with alone():
             refusals = _without(await self._kernel.transact(batch), _ABSENT)
         return [_refused(_describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
@@ -324,14 +325,14 @@ class Netlink:
         if priority is not None:
             priorities = [priority]
         else:
-            # Not made, or through another Netlink: then it is the one in our route's slot, or in nobody's.
-            # In this order, as in `_remove_left_over`.
+            # It was not added, or by another Netlink object. Then it is the one in the slot of our route, or in a slot
+            # that nobody has. Rules are read before routes, as in `_remove_left_over`.
             candidates = [
-                standing.priority
-                for standing in await self._standing.rules()
-                if _is_ours(standing, {rule.fwmark}) and standing.table == rule.table
+                found.priority
+                for found in await self._reader.rules()
+                if _is_ours(found, {rule.fwmark}) and found.table == rule.table
             ]
-            owners = await self._standing.slot_owners({rule.table}) if candidates else {}
+            owners = await self._reader.slot_owners({rule.table}) if candidates else {}
             index = 0 if link is None else link.index
             priorities = [number for number in candidates if owners.get((rule.table, number)) in (None, index)]
         refusals = await self._kernel.transact([codec.remove_rule(rule, number) for number in priorities])
@@ -339,24 +340,24 @@ class Netlink:
         return _without(refusals, _ABSENT)
 
     async def _remove_left_over(self, fwmarks: set[int]) -> None:
-        """Remove our rules for those marks whose owner died."""
+        """Remove our rules for these marks whose owner is gone."""
         mine = {(rule.table, priority) for (_, rule), priority in self._rules.items()}
-        # In this order: an owner makes its route before its rule, and removes it after.
+        # Rules are read before routes, since an owner adds its route before its rule, and removes it after its rule.
         rules = [
             rule
-            for rule in await self._standing.rules()
+            for rule in await self._reader.rules()
             if _is_ours(rule, fwmarks) and (rule.table, rule.priority) not in mine
         ]
         if not rules:
             return
-        owners = await self._standing.slot_owners({rule.table for rule in rules})
-        dead = [rule for rule in rules if (rule.table, rule.priority) not in owners]
-        # Refusals do not matter: another owner may do the same at the same time.
+        owners = await self._reader.slot_owners({rule.table for rule in rules})
+        stale = [rule for rule in rules if (rule.table, rule.priority) not in owners]
+        # Refusals are ignored: another owner may remove the same rules at the same time.
         await self._kernel.transact(
-            [codec.remove_rule(Rule(rule.fwmark or 0, rule.table), rule.priority) for rule in dead]
+            [codec.remove_rule(Rule(rule.fwmark or 0, rule.table), rule.priority) for rule in stale]
         )
 
-    # -- failing
+    # -- errors
 
     async def _reasons(self, link: Link, items: Sequence[Item], refusals: Mapping[int, Refusal]) -> dict[Item, str]:
         reasons: dict[Item, str] = {}
@@ -369,15 +370,15 @@ class Netlink:
             text = str(refused)
             if isinstance(item, Route) and refusal.errno == errno.EEXIST:
                 obstacles += 1
-                if obstacles <= _OBSTACLES:
-                    text += f"; {await self._standing.obstacle(item)}"
+                if obstacles <= _MAX_OBSTACLES:
+                    text += f"; {await self._reader.describe_obstacle(item)}"
             reasons[item] = text
         return reasons
 
 
 @asynccontextmanager
 async def open_netlink() -> AsyncIterator[Netlink]:
-    """A netlink connection of its own, closed at exit. What was made through it stays. Raises HostError."""
+    """A netlink connection of its own, closed at exit. What was added through it stays. Raises HostError."""
     try:
         kernel = Rtnetlink()
     except OSError as exc:
@@ -389,8 +390,10 @@ async def open_netlink() -> AsyncIterator[Netlink]:
         kernel.close()
 
 
-def _runs(items: Sequence[Item]) -> Iterator[tuple[list[Address], list[Route], list[Rule], list[HostRoute]]]:
-    """The items in their order, as runs of one kind: in each tuple all lists but one are empty."""
+def _runs_of_one_kind(
+    items: Sequence[Item],
+) -> Iterator[tuple[list[Address], list[Route], list[Rule], list[HostRoute]]]:
+    """The items in their order, as runs of the same kind: in each tuple all lists but one are empty."""
     for _, group in groupby(items, type):
         run = list(group)
         yield (
@@ -410,7 +413,7 @@ def _without(refusals: Mapping[int, Refusal], errnos: AbstractSet[int]) -> dict[
 
 
 def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPv4Network, KernelRoute]:
-    """The routes that ours with that metric would collide with."""
+    """The routes that collide with ours that have this metric."""
     return {route.network: route for route in routes if (route.metric, route.tos) == (metric, 0)}
 
 
@@ -419,7 +422,7 @@ def _is_ours(rule: KernelRule, fwmarks: set[int]) -> bool:
 
 
 def _rp_filter(interface: str) -> int:
-    """The setting of an interface or of "all"; 0 where /proc does not tell."""
+    """The setting of an interface or of "all"; 0 if /proc does not have it."""
     try:
         with open(f"/proc/sys/net/ipv4/conf/{interface}/rp_filter", encoding="ascii") as file:
             return int(file.read())
@@ -445,11 +448,11 @@ def _describe(item: Item, name: str) -> str:
 
 def _refused(what: str, name: str, refusal: Refusal) -> HostError:
     remedies = {
-        errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and nobody else should set it down",
-        errno.EINVAL: "this kernel takes no such thing; take it out of the config that asks for it",
-        errno.ENODEV: "the interface is gone: somebody else deleted it",
+        errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and keep other programs from setting it down",
+        errno.EINVAL: "this kernel does not support it: remove it from the config that asks for it",
+        errno.ENODEV: "the interface is gone: another program deleted it",
     }
-    if refusal.errno in _PASSING:
+    if refusal.errno in _TRANSIENT:
         shortage = shortage_of(OSError(refusal.errno, refusal.text), what)
         assert shortage is not None
         return shortage

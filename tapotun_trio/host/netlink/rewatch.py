@@ -1,4 +1,4 @@
-"""Watching the kernel for as long as an interface lives, also across moments in which the host cannot tell."""
+"""Keeps watching the kernel while an interface lives, across temporary failures of the host."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class Rewatch:
     """Opens a watch again after it failed.
 
     Attributes:
-        lapsed: it failed before, so something may have happened unseen.
+        lapsed: the watch has failed since it last worked, so a change may have been missed.
     """
 
     def __init__(self, log: Log, consequence: str) -> None:
-        """``consequence``: what is worse while nothing is watched, for the log."""
+        """``consequence``: what does not work while nothing is watched, for the log."""
         self._log = log
         self._consequence = consequence
         self._rate_limited = flap_damped()
-        self._told: str | None = None
+        self._logged: str | None = None
         self._pause_s = RETRY_S[0]
         self.lapsed = False
 
     def worked(self) -> None:
-        """It is open."""
+        """Call when the watch is open."""
         self.lapsed = False
-        self._told = None
+        self._logged = None
         self._pause_s = RETRY_S[0]
 
     async def keep(self, watch: Callable[[], Awaitable[None]]) -> None:
-        """Run ``watch``, for ever: again after a pause whenever it raises HostError, or meets a shortage."""
+        """Run ``watch`` until cancelled: again after a pause whenever it raises HostError or meets a shortage."""
         while True:
             try:
                 await watch()
@@ -45,15 +45,15 @@ class Rewatch:
                 failure = exc if isinstance(exc, HostError) else shortage_of(exc, "cannot watch this machine's network")
                 if failure is None:
                     raise
-                self._tell(str(failure))
+                self._log_failure(str(failure))
             self.lapsed = True
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, RETRY_S[1])
 
-    def _tell(self, why: str) -> None:
-        text = f"{why}; {self._consequence}"
-        if why == self._told:
+    def _log_failure(self, reason: str) -> None:
+        text = f"{reason}; {self._consequence}"
+        if reason == self._logged:
             self._log.debug("%s", text)
         else:
-            self._told = why
+            self._logged = reason
             self._rate_limited.log(self._log, logging.WARNING, trio.current_time(), text)

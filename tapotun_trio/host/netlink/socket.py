@@ -1,8 +1,8 @@
-"""Requests to the kernel's rtnetlink and its answers, over a trio socket. Knows nothing of routes or rules.
+"""Sends requests to the kernel's rtnetlink and receives its answers, over a trio socket. Knows no routes or rules.
 
-Follows linux/netlink.h and RFC 3549. The kernel works a request off inside the send call and has queued every
-answer when that call returns, so no answer is waited for longer than it takes to read it. The price is that a
-send takes as long as the work does: about 3 us for a route, and longer while others hold the kernel's RTNL lock.
+Follows linux/netlink.h and RFC 3549. The kernel executes a request inside the send call and has queued every answer
+when that call returns, so reading an answer never waits for the kernel's work. On the other hand, a send takes as long
+as the work: about 3 us for a route, and longer while other processes hold the kernel's RTNL lock.
 
 ::
 
@@ -26,23 +26,26 @@ from itertools import islice
 from typing import Final, TypeVar
 
 import trio
+from pyroute2.netlink import (
+    NETLINK_EXT_ACK,
+    NETLINK_GET_STRICT_CHK,
+    NLM_F_ACK,
+    NLM_F_ACK_TLVS,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+)
 
 from ...errors import HostError, shortage_of
 
-# linux/netlink.h
-_NLMSG_ERROR: Final = 0x2
-_NLMSG_DONE: Final = 0x3
-_NLM_F_ACK: Final = 0x04
-_NLM_F_DUMP_INTR: Final = 0x10
-_NLM_F_ACK_TLVS: Final = 0x200
+# linux/netlink.h; pyroute2 0.9.7 has no names for these.
+_NETLINK_CAP_ACK: Final = 10
 _NLMSGERR_ATTR_MSG: Final = 1
 _NLA_TYPE_MASK: Final = 0x3FFF
-_SOL_NETLINK: Final = 270
-_NETLINK_CAP_ACK: Final = 10
-_NETLINK_EXT_ACK: Final = 11
-_NETLINK_GET_STRICT_CHK: Final = 12
 
-_HEADER: Final = struct.Struct("=IHHII")
+HEADER: Final = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port id."""
 _U16: Final = struct.Struct("=H")
 _U32: Final = struct.Struct("=I")
 _I32: Final = struct.Struct("=i")
@@ -51,14 +54,14 @@ _SEQUENCE_OFFSET: Final = 8
 _FLAGS_OFFSET: Final = 6
 _ACK_TLVS_OFFSET: Final = 20  # capped: of our request, its header only
 
-# Messages in one send. Should every one of them fail, their answers (about 1 KiB each, as the kernel counts)
-# have to fit into the socket's receive buffer, 208 KiB by default (net.core.rmem_default).
+# Messages in one send. If all of them fail, their answers (about 1 KiB each, by the kernel's accounting) have to fit
+# into the socket's receive buffer, 208 KiB by default (net.core.rmem_default).
 GROUP: Final = 64
 
-# The kernel writes dumps in buffers of up to 32 KiB (NLMSG_GOODSIZE, max_recvmsg_len), so nothing is cut off.
+# The kernel writes dumps in buffers of up to 32 KiB (NLMSG_GOODSIZE, max_recvmsg_len), so nothing is truncated.
 _RECEIVE_BYTES: Final = 64 * 1024
 
-DEADLINE_S: Final = 5.0  # for a group or a piece of a dump; they take a millisecond
+DEADLINE_S: Final = 5.0  # for a group, or for one datagram of a dump; either takes a millisecond
 _DUMP_TRIES: Final = 8
 
 T = TypeVar("T")
@@ -66,46 +69,46 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The kernel's no: an errno, and its own words where it has any (else "")."""
+    """The kernel's negative answer: an errno, and the kernel's message if it sent one (else "")."""
 
     errno: int
-    words: str = ""
+    message: str = ""
 
     @property
     def text(self) -> str:
         text = os.strerror(self.errno)
-        return f"{text} ({self.words})" if self.words else text
+        return f"{text} ({self.message})" if self.message else text
 
 
 class _ChangedError(Exception):
-    """What was being dumped has changed meanwhile."""
+    """The state changed while it was dumped."""
 
 
 class Rtnetlink:
     """One NETLINK_ROUTE socket, in the network namespace of the thread that made it. One task at a time.
 
-    Every method is a checkpoint and cancel-safe: what had been sent to the kernel when the cancellation came
-    is done, and the next call starts on a fresh socket, so it never meets the answers to an old request.
-    All of them raise HostError if the kernel does not answer within `DEADLINE_S`, or loses answers.
+    Every method is a checkpoint and cancel-safe: a request that had been sent before the cancellation is executed, and
+    the next call uses a fresh socket, so it never reads the answers to an old request. All methods raise HostError if
+    the kernel does not answer within `DEADLINE_S`, or if answers are lost.
     """
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._sequence = 0
-        self._disturbed = False
+        self._unread_answers = False
         self._closed = False
         self._sock = _open()
 
     def close(self) -> None:
-        """Idempotent. Who uses it afterwards gets trio.ClosedResourceError."""
+        """Idempotent. Every later call of another method raises trio.ClosedResourceError."""
         self._closed = True
         self._sock.close()
 
     async def transact(self, messages: Iterable[bytearray]) -> dict[int, Refusal]:
-        """Have the kernel work off requests, in order. Returns the refused ones by their index; a refusal
-        does not stop the rest. Writes sequence numbers and flags into the messages.
+        """Have the kernel execute requests, in order. Returns the refusals by the index of the request; the requests
+        after a refused one are executed too. Writes sequence numbers and flags into the messages.
 
-        Takes no more of the messages at a time than it sends, so that other tasks run in between.
+        Takes the messages from the iterable in groups as it sends them, so that other tasks run in between.
         """
         refusals: dict[int, Refusal] = {}
         waiting = iter(messages)
@@ -118,26 +121,25 @@ class Rtnetlink:
         return refusals
 
     async def ask(self, message: bytearray) -> bytes | Refusal:
-        """One request that is answered by one message."""
+        """Send one request that is answered by one message."""
         refused, replies = await self._exchange([message])
         if refused:
             return refused[0]
         if 0 not in replies:
-            raise HostError("the kernel's netlink acknowledged a question and did not answer it")
+            raise HostError("the kernel's netlink acknowledged a query and did not answer it")
         return replies[0]
 
     async def ask_together(self, messages: Sequence[bytearray]) -> list[bytes | Refusal | None]:
-        """Up to GROUP requests in one send, which the kernel works off before this process runs on. Returns for each
-        its answer, why it was refused, or None: done, and there is nothing to say."""
+        """Send up to GROUP requests at once; the kernel executes them before this process continues. Returns for each
+        request its answer, its refusal, or None if it was executed without an answer."""
         refused, replies = await self._exchange(messages)
         return [refused.get(index, replies.get(index)) for index in range(len(messages))]
 
     async def dump(self, message: bytearray, read: Callable[[memoryview], T | None]) -> list[T]:
-        """A request with NLM_F_DUMP: what ``read`` makes of each message of the answer, which it gets with its
-        header, in a buffer that is used again. What it makes None of is left out.
+        """Send a request with NLM_F_DUMP. Returns the results of ``read`` for the messages of the answer, without None.
 
-        ENOENT (no such table) is an empty answer. Raises HostError if the kernel refuses, or if what is
-        dumped changes faster than it can be read.
+        ``read`` gets each message with its header, in a buffer that is used again. ENOENT (no such table) is an empty
+        answer. Raises HostError if the kernel refuses, or if the state changes faster than it can be read.
         """
         for _ in range(_DUMP_TRIES):
             try:
@@ -147,20 +149,21 @@ class Rtnetlink:
         raise HostError("the kernel's routing state changes faster than it can be read; try again later")
 
     async def _exchange(self, group: Sequence[bytearray]) -> tuple[dict[int, Refusal], dict[int, bytes]]:
-        """Send requests together; collect the refusals, and what else was answered, by index."""
+        """Send requests together. Returns the refusals and the other answers, each by the index of the request."""
         refusals: dict[int, Refusal] = {}
         replies: dict[int, bytes] = {}
         first = self._number(group)
         last = first + len(group) - 1
-        # A refusal is always sent, a success only if it is asked for: the last one stands for all before it.
-        _set_flags(group[-1], _NLM_F_ACK)
-        with self._undisturbed():
+        # The kernel always sends a refusal, but a success only on demand. That of the last request shows that all are
+        # executed.
+        _set_flags(group[-1], NLM_F_ACK)
+        with self._complete_exchange():
             await self._send(b"".join(group))
             while True:
                 for kind, flags, sequence, message in split(await self._receive()):
                     if not first <= sequence <= last:
                         continue
-                    if kind != _NLMSG_ERROR:
+                    if kind != NLMSG_ERROR:
                         replies[sequence - first] = bytes(message)
                         continue
                     refusal = _refusal(message, flags)
@@ -173,14 +176,15 @@ class Rtnetlink:
         results: list[T] = []
         changed = False
         number = self._number([message])
-        with self._undisturbed():
+        with self._complete_exchange():
             await self._send(message)
             while True:
                 for kind, flags, sequence, reply in split(await self._receive()):
                     if sequence != number:
                         continue
-                    changed |= bool(flags & _NLM_F_DUMP_INTR)
-                    if kind not in (_NLMSG_ERROR, _NLMSG_DONE):
+                    if flags & NLM_F_DUMP_INTR:
+                        changed = True
+                    if kind not in (NLMSG_ERROR, NLMSG_DONE):
                         result = read(reply)
                         if result is not None:
                             results.append(result)
@@ -203,24 +207,24 @@ class Rtnetlink:
         return first
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Around a request and its answers: whatever leaves it early leaves answers unread, so the next
-        request goes out on a new socket. (After a dump cut short, the kernel would refuse another: EBUSY.)"""
+    def _complete_exchange(self) -> Iterator[None]:
+        """Around a request and its answers. An early exit leaves answers unread, so the next request uses a new socket.
+        (While a dump is incomplete, the kernel also refuses another one: EBUSY.)"""
         if self._closed:
             raise trio.ClosedResourceError("this netlink socket is closed")
         try:
-            if self._disturbed:
+            if self._unread_answers:
                 self._sock.close()
                 self._sock = _open()
-            self._disturbed = True
+            self._unread_answers = True
             yield
         except trio.TooSlowError as exc:
             raise HostError(f"the kernel's netlink gave no answer within {DEADLINE_S:g} s") from exc
         except OSError as exc:
-            # ENOBUFS: answers did not fit into the receive buffer, and are lost.
+            # ENOBUFS: answers did not fit into the receive buffer and are lost.
             doing = "the kernel's netlink failed"
             raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
-        self._disturbed = False
+        self._unread_answers = False
 
     async def _send(self, data: bytes | bytearray) -> None:
         with trio.fail_after(DEADLINE_S):
@@ -231,7 +235,7 @@ class Rtnetlink:
         with trio.fail_after(DEADLINE_S):
             while True:
                 length, address = await self._sock.recvfrom_into(self._buffer)
-                if address[0] == 0:  # nl_pid: the kernel's. Any process may send to a netlink socket's address.
+                if address[0] == 0:  # nl_pid of the kernel. Any process may send to a netlink socket's address.
                     return self._buffer[:length]
 
 
@@ -239,14 +243,15 @@ def _open() -> trio.socket.SocketType:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     try:
         sock.bind((0, 0))
-        sock.connect((0, 0))  # and from now on the kernel lets nobody else send to us
-        # Shorter refusals, and then (only then do we find them) the kernel's own words in them: Linux 4.3 and 4.12.
+        sock.connect((0, 0))  # from now on only the kernel may send to this socket
+        # Refusals without the request's payload, and with the kernel's message (Linux 4.3 and 4.12). The message is
+        # only found behind a request without its payload.
         with suppress(OSError):
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        # Filters in dumps. A kernel before 4.20 sends all there is; whoever reads filters again.
+            sock.setsockopt(SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        # Filters in dumps. A kernel before 4.20 sends everything, so the reader filters again.
         with suppress(OSError):
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         return trio.socket.from_stdlib_socket(sock)
     except BaseException:
         sock.close()
@@ -259,38 +264,38 @@ def _set_flags(message: bytearray, flags: int) -> None:
 
 
 def split(datagram: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
-    """The messages of a datagram: type, flags, sequence number, and all of it with its header.
+    """The messages of a datagram: type, flags, sequence number, and the whole message with its header.
 
-    The kernel wrote it, so it is not hostile; a length that makes no sense raises HostError all the same.
+    The kernel wrote it, so it is not hostile. Nevertheless an impossible length raises HostError.
     """
     offset = 0
     while offset < len(datagram):
-        if len(datagram) - offset < _HEADER.size:
+        if len(datagram) - offset < HEADER.size:
             raise HostError("the kernel's netlink sent half a message")
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        if not _HEADER.size <= length <= len(datagram) - offset:
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+        if not HEADER.size <= length <= len(datagram) - offset:
             raise HostError("the kernel's netlink sent half a message")
         yield kind, flags, sequence, datagram[offset : offset + length]
         offset += _align(length)
 
 
 def _refusal(message: memoryview, flags: int) -> Refusal | None:
-    """What an NLMSG_ERROR or NLMSG_DONE says, None for success."""
-    if len(message) < _HEADER.size + _I32.size:
+    """The refusal in an NLMSG_ERROR or NLMSG_DONE; None for success."""
+    if len(message) < HEADER.size + _I32.size:
         return None  # NLMSG_DONE of an old kernel
-    (code,) = _I32.unpack_from(message, _HEADER.size)
+    (code,) = _I32.unpack_from(message, HEADER.size)
     if code >= 0:
         return None
-    words = ""
-    if flags & _NLM_F_ACK_TLVS:
+    text = ""
+    if flags & NLM_F_ACK_TLVS:
         (kind,) = _U16.unpack_from(message, 4)
-        start = _HEADER.size + (_ACK_TLVS_OFFSET if kind == _NLMSG_ERROR else _I32.size)
-        words = _extended_ack(message[start:])
-    return Refusal(-code, words)
+        start = HEADER.size + (_ACK_TLVS_OFFSET if kind == NLMSG_ERROR else _I32.size)
+        text = _extended_ack(message[start:])
+    return Refusal(-code, text)
 
 
 def _extended_ack(data: memoryview) -> str:
-    """The kernel's sentence among extended ack attributes, or ""."""
+    """The kernel's message among the attributes of an extended ack, or ""."""
     for kind, payload in attributes(data):
         if kind == _NLMSGERR_ATTR_MSG:
             return bytes(payload).rstrip(b"\0").decode(errors="replace")
@@ -298,7 +303,7 @@ def _extended_ack(data: memoryview) -> str:
 
 
 def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """A run of struct nlattr: the type of each, without the flags in its upper bits, and its payload."""
+    """The types (without the flags in the upper bits) and payloads of a series of struct nlattr."""
     offset = 0
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)

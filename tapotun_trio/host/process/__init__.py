@@ -1,4 +1,4 @@
-"""This process and its host: `privileges` (capabilities, limits), `sd_notify` (the service manager), `malloc`.
+"""Settings of this process: `privileges` (capabilities, limits), `sd_notify` (the service manager), `malloc`.
 
-Each is used once, by `app`, when the program starts.
+`app` uses these when the program starts. `interpreter` and `descriptors` are small helpers for the rest.
 """

@@ -1,6 +1,6 @@
-"""Settings of the interpreter that all threads share, changed while one of them has much to do.
+"""Changes settings of the interpreter, which all threads share, while one thread has much to do.
 
-Each may be held several times at once: the first holder makes the change, and the last one undoes it.
+Each change may be held several times at once: the first holder makes it, and the last one undoes it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
-# By default a thread that computes keeps the interpreter for 5 ms, and the event loop waits for it anew after every
-# system call. With 0.5 ms a loop beside a thread that read 5,000 clients had gaps of 8 ms at most, with 5 ms of 60.
+# By default a thread that computes keeps the interpreter for 5 ms, and the event loop waits for that after every system
+# call. While another thread read a config of 5,000 clients, the loop had gaps of up to 60 ms; with 0.5 ms up to 8 ms.
 SWITCH_S: Final = 0.0005
 
 
 class _Shared:
-    """A change that holds while anyone holds it."""
+    """A change that lasts while at least one holder has it."""
 
     def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
         self._change = change
@@ -55,17 +55,18 @@ def _collect_later() -> Callable[[], None]:
 
 
 switching_often: Final = _Shared(_switch_often)
-"""Hold it while a thread computes: then the event loop waits at most `SWITCH_S` for the interpreter."""
+"""Hold it while a thread computes, so that the event loop waits at most `SWITCH_S` for the interpreter."""
 
 collecting_later: Final = _Shared(_collect_later)
-"""Hold it while many objects are made. The garbage collector would look at all of them again and again, and stops every
-thread for 100 ms where there are 300,000. Cyclic garbage stays in memory until the end, so hold it for bounded work."""
+"""Hold it while many objects are created. The garbage collector would examine all of them again and again, and for
+300,000 objects it stops every thread for 100 ms. Cyclic garbage stays in memory meanwhile, so hold it for bounded work
+only."""
 
 
 def settle() -> None:
-    """Have the garbage collector ignore every object that exists now, such as modules, config and sessions.
+    """Make the garbage collector ignore every object that exists now, such as modules, config and sessions.
 
-    They are freed as ever when nothing refers to them. What becomes cyclic garbage of them never is, so what comes and
-    goes by the thousand must end without cycles: streams do, and so do sessions (tests/unit/test_garbage.py).
+    They are still freed when nothing refers to them, but not if they become cyclic garbage. So objects that come and go
+    by the thousand must end without cycles, as streams and sessions do (tests/unit/test_garbage.py).
     """
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What this process must be allowed to do, checked before anything is changed."""
+"""The privileges that this process needs: checks them before anything is changed, and drops all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAP_HEADER: Final = Struct("=Ii")
-_CAP_DATA: Final = Struct("=6I")  # effective, permitted, inheritable, of capabilities 0 to 31; and again, 32 to 63
+_CAP_DATA: Final = Struct("=6I")  # effective, permitted, inheritable: of capabilities 0 to 31, then of 32 to 63
 _PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
 FIRST_FREE_PORT: Final = 1024  # net.ipv4.ip_unprivileged_port_start, by default
 
@@ -33,11 +33,11 @@ NET_ADMIN_REMEDY: Final = (
 
 _TUN_REMEDIES: Final = {
     errno.ENOENT: "load the driver (modprobe tun); a container needs --device=/dev/net/tun",
-    # The node is there, but no driver answers behind it.
+    # The node exists, but no driver serves it.
     errno.ENODEV: "load the driver (modprobe tun), on the container's host if this is a container",
     errno.ENXIO: "load the driver (modprobe tun), on the container's host if this is a container",
     errno.EACCES: "make it readable and writable for this user (it is 0666 by default), or run as root",
-    # A device cgroup says EPERM where the file's mode would say EACCES.
+    # EPERM comes from a device cgroup, EACCES from the mode of the file.
     errno.EPERM: "let the container use it (--device=/dev/net/tun), or systemd (DeviceAllow=/dev/net/tun rw)",
 }
 
@@ -66,7 +66,7 @@ def effective_capabilities(status: str) -> int:
 
 
 def _own_capabilities() -> int | None:
-    """This process's effective ones. None: there is no /proc to ask."""
+    """The effective capabilities of this process; None without /proc."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             return effective_capabilities(file.read())
@@ -75,53 +75,55 @@ def _own_capabilities() -> int | None:
 
 
 def missing_net_admin() -> str:
-    """Why the kernel says EPERM where CAP_NET_ADMIN is needed, and what to do."""
+    """Why the kernel answers EPERM although the operation needs only CAP_NET_ADMIN, and what to do."""
     capabilities = _own_capabilities()
     if capabilities is not None and capabilities >> CAP_NET_ADMIN & 1:
         return (
-            "CAP_NET_ADMIN is there and does not count, as this network namespace belongs to another user namespace, "
-            "or a security module forbids it; make the two together (unshare -Urn)"
+            "CAP_NET_ADMIN is there but has no effect: this network namespace belongs to another user namespace, "
+            "or a security module forbids it; create the two together (unshare -Urn)"
         )
     return f"CAP_NET_ADMIN is missing; {NET_ADMIN_REMEDY}"
 
 
 def require_tun_privileges() -> None:
-    """Check what every interface will need: /dev/net/tun opens, and CAP_NET_ADMIN is effective.
+    """Check what every interface needs: /dev/net/tun can be opened, and CAP_NET_ADMIN is effective.
 
-    Reads files only; call it before the first interface starts. Raises HostError that says what is missing
-    and how to get it. Inside a user namespace the capability counts for the network namespaces that the user
-    namespace owns, which only the attempt itself can tell.
+    Reads files only; to be called before the first interface starts. Raises HostError that says what is missing and how
+    to get it. In a user namespace the capability is effective only for network namespaces that belong to it, which only
+    the attempt itself can show.
     """
     os.close(open_tun_node())
     capabilities = _own_capabilities()
-    # Without an answer, the first interface will say EPERM if it must.
+    # If they are not known, the first interface reports EPERM.
     if capabilities is not None and not capabilities >> CAP_NET_ADMIN & 1:
         raise HostError(f"this process (uid {os.geteuid()}) lacks CAP_NET_ADMIN; {NET_ADMIN_REMEDY}")
 
 
 def needed_capabilities(config: Config) -> int:
-    """What a process with this config may still need once the process has begun, as a bit mask.
+    """The capabilities that a process with this config may need after its start, as a bit mask.
 
-    To read what is another user's is needed for good: the config and certificates are read again, and modules of this
-    program when they are first used, wherever it is installed.
+    CAP_DAC_READ_SEARCH is always among them, since files of other users are read later: config and certificates at a
+    reload, and modules of this program at their first use.
     """
     needed = 1 << CAP_NET_ADMIN | 1 << CAP_DAC_READ_SEARCH
-    endpoints = [it for entry in config.interfaces if isinstance(entry, ServerConfig) for it in entry.listen]
+    endpoints = [
+        endpoint for entry in config.interfaces if isinstance(entry, ServerConfig) for endpoint in entry.listen
+    ]
     if config.admin is not None:
         endpoints.append(config.admin.listen)
     for endpoint in endpoints:
         if isinstance(endpoint, UnixAddress):
-            needed |= 1 << CAP_DAC_OVERRIDE  # its directory may be a proxy's
+            needed |= 1 << CAP_DAC_OVERRIDE  # its directory may belong to a proxy
         elif endpoint.port < FIRST_FREE_PORT:
             needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
 
 
 def drop_privileges(keep: int) -> str | None:
-    """Give up every capability but these (a bit mask), and what a set-user-ID program would bring; for good.
+    """Irrevocably drop every capability that is not in ``keep`` (a bit mask), and set no_new_privs.
 
-    No capability that is not there is gained. Returns None, or what the kernel refused, for a warning: a process may
-    always give up, but for a filter of system calls, and then it has what its operator gave it.
+    Gains no capability. Returns None, or the text of a warning that says what the kernel refused. Only a system call
+    filter can forbid dropping; then the process keeps what its operator gave it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAP_HEADER.size)
@@ -141,16 +143,16 @@ def drop_privileges(keep: int) -> str | None:
         call("capset", libc.capset(header, ctypes.create_string_buffer(_CAP_DATA.pack(*kept), _CAP_DATA.size)))
     if not refused:
         return None
-    return f"cannot give up what this process does not need ({', '.join(refused)}); allow these calls to it"
+    return f"cannot drop privileges that this process does not need ({', '.join(refused)}); allow it these calls"
 
 
 def raise_fd_limit() -> int:
-    """Raise the soft limit of open files to the hard one, as every client costs two sockets, and each of the first 16 a
-    queue. Returns the limit that holds, 0 if the kernel does not tell; a refusal leaves the old one and is not an
-    error."""
+    """Raise the soft limit of open files to the hard one: every client needs two sockets, and each of the first 16 a
+    queue. Returns the new limit, or 0 if the kernel does not report it. A refusal leaves the old limit and is no error.
+    """
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    except OSError:  # a filter of system calls
+    except OSError:  # a system call filter
         return 0
     if soft != hard:
         try:

@@ -1,7 +1,7 @@
-"""What the service manager that started this process is told: sd_notify(3), and s6's notification descriptor.
+"""Notifies the service manager that started this process: sd_notify(3), and s6's notification descriptor.
 
-Sending never waits. A manager that does not listen is told to the operator once, and the tunnel goes on. One that is
-busy gets what it waits for (that we are ready, or reload, or stop) as soon as it takes it.
+Sending never waits. If the manager does not receive, a warning is logged once, and the tunnel continues. If it is busy,
+the messages that it waits for (ready, reloading, stopping) are sent as soon as it takes them.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from ...log import Log
 from ...text import one_line, shorten
 
 STATUS_CHARS: Final = 200
-UNSENT: Final = 8  # of the last of these messages; systemd's queue has room for hundreds
+UNSENT: Final = 8  # messages kept until they can be sent; systemd's queue has room for hundreds
 
 
 def encode(**assignments: str | int) -> bytes:
-    """One datagram of sd_notify: a line for each, whatever the values have in them."""
+    """One datagram of sd_notify: one line for each assignment, even if a value contains line breaks."""
     lines = [f"{name}={one_line(value) if isinstance(value, str) else value}" for name, value in assignments.items()]
     return "\n".join(lines).encode()
 
 
 def watchdog_s(environ: Mapping[str, str], pid: int) -> float | None:
-    """How often at least the manager wants to hear that this process lives (sd_watchdog_enabled(3)); None: it does
-    not. What is malformed counts as nothing: it is not for us, or nobody waits."""
-    usec, whose = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
-    if not (usec.isascii() and usec.isdecimal()) or int(usec) == 0 or (whose and whose != str(pid)):
+    """The longest interval between watchdog messages that the manager expects (sd_watchdog_enabled(3)).
+
+    None if it expects none. Malformed values count as absent.
+    """
+    usec, watched_pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not (usec.isascii() and usec.isdecimal()) or int(usec) == 0 or (watched_pid and watched_pid != str(pid)):
         return None
     return int(usec) / 1e6
 
 
 class ServiceManager:
-    """Who is told, if anybody. A context manager, which closes what it has.
+    """The connection to the service manager, if there is one. A context manager, which closes it.
 
     Attributes:
-        listens: somebody is told anything.
-        watchdog_s: see above.
+        listens: whether there is a manager to notify.
+        watchdog_s: as the function `watchdog_s`.
     """
 
     def __init__(self, environ: Mapping[str, str], notify_fd: int | None, log: Log) -> None:
-        """``notify_fd``: to be written a line to once (s6). Raises HostError if it is not open."""
+        """``notify_fd``: where to write one line when ready (s6). Raises HostError if it is not open."""
         self._log = log
         self._fd = notify_fd
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
@@ -69,7 +71,7 @@ class ServiceManager:
         return self._address is not None or self._fd is not None
 
     def ready(self) -> None:
-        """Everything is up."""
+        """Call when everything is up."""
         self._ready = True
         self._send(encode(READY=1), keep=True)
         fd, self._fd = self._fd, None
@@ -82,8 +84,8 @@ class ServiceManager:
                 os.close(fd)
 
     def status(self, text: str) -> None:
-        """A line for ``systemctl status``; sent if it is not what was said last. Before it goes what could not be sent
-        yet, so this is to be called now and then."""
+        """Set the line for ``systemctl status``; sent if it has changed. Sends kept messages first, so call this
+        periodically."""
         self._send()
         text = shorten(text, STATUS_CHARS)
         if text != self._status:
@@ -91,26 +93,26 @@ class ServiceManager:
             self._send(encode(STATUS=text))
 
     def reloading(self) -> None:
-        """A reload begins; `reloaded` ends it. Before `ready` neither says anything: else one that is still starting
-        would be taken for ready."""
+        """A reload begins; `reloaded` ends it. Before `ready` neither sends anything, since the manager would take a
+        process that is still starting for ready."""
         if self._ready:
             self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000), keep=True)
 
     def reloaded(self) -> None:
-        """It is over, whatever came of it."""
+        """The reload is over, successful or not."""
         if self._ready:
             self._send(encode(READY=1), keep=True)
 
     def stopping(self) -> None:
-        """The end begins."""
+        """This process begins to stop."""
         self._send(encode(STOPPING=1), keep=True)
 
     def watchdog(self) -> None:
-        """We are alive."""
+        """This process is alive."""
         self._send(encode(WATCHDOG=1))
 
     def _send(self, message: bytes = b"", *, keep: bool = False) -> None:
-        """And first what could not be sent before. ``keep``: the same happens to this."""
+        """Send the kept messages, then this one. ``keep``: if it cannot be sent now, keep it."""
         if self._address is None:
             return
         try:
@@ -131,7 +133,7 @@ class ServiceManager:
     def _fail(self, where: str, exc: OSError) -> None:
         if not self._failed:
             self._failed = True
-            self._log.warning("the service manager cannot be told how we are: %s: %s", where, exc.strerror or exc)
+            self._log.warning("cannot notify the service manager: %s: %s", where, exc.strerror or exc)
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +152,7 @@ class ServiceManager:
 
 
 def _address(text: str) -> str | None:
-    """An absolute path, or ``@`` for an abstract name; of other kinds (vsock) there are none where we run."""
+    """The address for sendto(2) of an absolute path, or of an abstract name (``@``); None for other kinds (vsock)."""
     if text.startswith("@"):
         return "\0" + text[1:]
     return text if text.startswith("/") else None
