@@ -28,7 +28,7 @@ def write(path: Path, content: object, mode: int = 0o600) -> str:
 def test_load_gives_the_config_with_its_warnings(tmp_path: Path) -> None:
     file = write(tmp_path / "t.json", [client()], 0o644)
     warning = (
-        f"{file}: warning: [0].token: *** stands in a file that every user of this machine can read "
+        f"{file}: warning: [0].token: *** is in a file that every user of this machine can read "
         f"(mode 0644); run chmod 600 {file} (line 1)"
     )
     assert load(file) == Config((accept(client()),), (warning,))
@@ -65,8 +65,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
     assert text(tmp_path / "none.json") == "F: cannot be read: No such file or directory; name a config file"
     assert text(tmp_path) == "F: cannot be read: Is a directory; name a config file"
-    assert text("a\0b") == "F: cannot be read: no valid path; name a config file"
-    assert text("a\udcff\ud800b") == "F: cannot be read: no valid path; name a config file"
+    assert text("a\0b") == "F: cannot be read: not a valid path; name a config file"
+    assert text("a\udcff\ud800b") == "F: cannot be read: not a valid path; name a config file"
     assert text("/dev/zero") == "F: cannot be read: longer than 67108864 bytes; name a config file"
     assert text("x" * 300) == "F: cannot be read: File name too long; name a config file"
     assert text("/proc/self/mem") == "F: cannot be read: Input/output error; name a config file"
@@ -147,7 +147,7 @@ def test_bad_token_file(tmp_path: Path, content: str, mode: int, said: str | Non
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("none", "No such file or directory"), (".", "Is a directory"), ("a\0", "no valid path")]
+    ("name", "why"), [("none", "No such file or directory"), (".", "Is a directory"), ("a\0", "not a valid path")]
 )
 def test_missing_token_file_and_ca_file(tmp_path: Path, name: str, why: str) -> None:
     entry = client(server="https://h/", token=..., token_file=name, tls={"ca_file": name})

@@ -181,7 +181,7 @@ def test_client() -> None:
 
 def test_client_trusts_a_server_without_check_if_told() -> None:
     config, (text,) = judge(client(server="https://vpn.example.com", tls={"insecure": True}))
-    assert text.startswith("F: warning: [0].tls.insecure: true leaves the server unchecked")
+    assert text.startswith("F: warning: [0].tls.insecure: true leaves the server unverified")
     assert config is not None
     (changed,) = config.interfaces
     assert isinstance(changed, ClientConfig)
@@ -283,7 +283,7 @@ def test_interface_names(name: str) -> None:
 @pytest.mark.parametrize("net", ["10.0.0.1/8", "10.0.0.1/30", "10.0.0.0/31", "10.0.0.1/31", "10.0.0.7/32"])
 def test_nets(net: str) -> None:
     config, texts = judge(server(net=net, clients=[]))
-    assert texts == ["F: warning: [0].clients: [] has nobody who may connect; add the clients"]
+    assert texts == ["F: warning: [0].clients: [] lists no client, so none can connect; add one"]
     assert config is not None
     assert [i.net for i in config.interfaces if isinstance(i, ServerConfig)] == [IPv4Interface(net)]
 

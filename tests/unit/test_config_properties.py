@@ -13,15 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.config.decode import read_object, specs
-from tapotun_trio.config.diagnostics import Findings, report_json, report_text
-from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.diagnostics import Findings, InvalidValue, report_json, report_text
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import TcpAddress, UnixAddress
-from tapotun_trio.config.process_entry import listen
+from tapotun_trio.config.parsers import parse_admin_listen
 from tapotun_trio.config.structs import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
-from tapotun_trio.config.url import url
+from tapotun_trio.config.typecheck import check_object, field_specs
+from tapotun_trio.config.urls import parse_url
 
 from .test_config_load import Json, allowed, client, server, sha1
 
@@ -31,7 +30,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]) 
 
 TOKEN = "R4w-T0k3n-that-nobody-may-see"
 
-NAMES_IN_USE = sorted({name for struct in NAMES for name in specs(struct)})
+NAMES_IN_USE = sorted({name for struct in NAMES for name in field_specs(struct)})
 TEXTS = st.sampled_from(
     ["", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x"), "loose"]
 ) | st.text(max_size=12)
@@ -256,16 +255,16 @@ def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
 )
 def test_an_accepted_listener_means_the_same_when_written_again(address: str, port: str) -> None:
     try:
-        found = listen(address + port)
-    except Invalid:
+        found = parse_admin_listen(address + port)
+    except InvalidValue:
         return
     if isinstance(found, UnixAddress):
-        assert listen(f"unix:{found.path}") == found
+        assert parse_admin_listen(f"unix:{found.path}") == found
         return
     assert isinstance(found, TcpAddress)
     assert 1 <= found.port <= 65535
     host = f"[{found.address}]" if ":" in found.address else found.address
-    assert listen(f"{host}:{found.port}") == found
+    assert parse_admin_listen(f"{host}:{found.port}") == found
 
 
 STRUCTS = st.sampled_from([RawServer, RawClient, RawAdmin, RawLog, RawRoot])
@@ -291,12 +290,12 @@ ENTRIES = st.fixed_dictionaries(
 @patient
 @given(ENTRIES, STRUCTS)
 def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgspec.Struct]) -> None:
-    """`read_object` reports something exactly if ``msgspec.convert`` would raise."""
-    fitting = {key: value for key, value in entry.items() if key in specs(struct)}
+    """`check_object` reports something exactly if ``msgspec.convert`` would raise."""
+    fitting = {key: value for key, value in entry.items() if key in field_specs(struct)}
     for candidate in (entry, fitting):
         plain = json.loads(json.dumps(candidate))
         findings = Findings()
-        read_object(parse(json.dumps(candidate)), struct, "", findings)
+        check_object(parse(json.dumps(candidate)), struct, "", findings)
         try:
             msgspec.convert(plain, struct, strict=True)
         except (msgspec.ValidationError, UnicodeEncodeError):  # the latter is what it makes of half a surrogate pair
@@ -314,10 +313,10 @@ def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgs
 )
 def test_an_accepted_url_means_the_same_when_written_again(scheme: str, host: str, port: str, target: str) -> None:
     try:
-        found = url(scheme + host + port + target)
-    except Invalid:
+        found = parse_url(scheme + host + port + target)
+    except InvalidValue:
         return
-    assert url(f"{found.scheme}://{found.authority}{found.target}") == found
+    assert parse_url(f"{found.scheme}://{found.authority}{found.target}") == found
     assert found.target.startswith("/")
     assert found.target.isascii()
     assert " " not in found.target
@@ -336,7 +335,7 @@ def _imports(line: str) -> bool:
 
 
 def test_a_wrong_field_name_in_our_own_code_is_a_bug() -> None:
-    node = read_object(parse("{}"), RawServer, "", Findings())
+    node = check_object(parse("{}"), RawServer, "", Findings())
     assert node is not None
     with pytest.raises(LookupError):
         node.get("prot", int)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tapotun_trio.cli import main
-from tapotun_trio.config.decode import read_object, specs
 from tapotun_trio.config.diagnostics import Findings
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.schema import schema
 from tapotun_trio.config.structs import NAMES, RawClient, RawRoot, RawServer
+from tapotun_trio.config.typecheck import check_object, field_specs
 
 from .test_config_load import Json
 from .test_config_properties import JSON, valid, valid_root
@@ -41,13 +41,13 @@ def shape_errors(content: object) -> list[str]:
     root = parse(json.dumps(content))
     entries: object = root
     if isinstance(root, dict):
-        read_object(root, RawRoot, "", findings)
+        check_object(root, RawRoot, "", findings)
         entries = root.get("interfaces")
     if not isinstance(entries, list) or not entries:
         return ["not a list of something"]
     for entry in entries:
         given = entry if isinstance(entry, dict) else {}
-        read_object(entry, RawServer if "port" in given or "net" in given else RawClient, "", findings)
+        check_object(entry, RawServer if "port" in given or "net" in given else RawClient, "", findings)
     return [it.text("F") for it in findings.found if it.severity == "error"]
 
 
@@ -89,7 +89,7 @@ def test_every_field_is_described() -> None:
     described = schema()["$defs"]
     for struct in NAMES:
         properties = described[struct.__name__.removeprefix("Raw")]["properties"]
-        assert set(properties) == set(specs(struct))
+        assert set(properties) == set(field_specs(struct))
         for name, value in properties.items():
             inner = [value, value.get("items", {}), *value.get("anyOf", [])]
             assert any("description" in it or "$ref" in it for it in inner if isinstance(it, dict)), name
