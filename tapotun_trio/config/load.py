@@ -143,7 +143,7 @@ def _check_unknown_kind(value: object, path: str, context: LoadContext, *, has_b
             'add "port" and "net" to make it a server, or "server" to make it a client',
         )
     entry_fields = {**field_specs(RawServer), **field_specs(RawClient)}
-    node = check_object(value, RawInterface, path, context.findings, tolerated=entry_fields)
+    node = check_object(value, RawInterface, path, context.findings, ignored=entry_fields)
     if node is not None:
         validate_name(node, context)
         validate_mark(node, context)

@@ -121,7 +121,7 @@ class Node:
     path: str
     struct: type[Struct]
     given: Collection[str]
-    _values: Mapping[str, object] = field(repr=False)  # may hold a raw token
+    _values: Mapping[str, object] = field(repr=False)  # hidden, because it may hold a raw token
 
     def at(self, name: str) -> str:
         """The path of a field, whether it is given or not."""
@@ -137,14 +137,14 @@ class Node:
         value = self._value(name)
         if isinstance(value, str):
             return [(self.at(name), value)]
-        return [(path, e) for path, e in self._elements(value) if isinstance(e, str)]
+        return [(path, element) for path, element in self._elements(value) if isinstance(element, str)]
 
     def numbers(self, name: str) -> list[tuple[str, float]]:
         """Path and value of each element that fits, or of each element of the default."""
         value = self._value(name)
         if isinstance(value, tuple):
-            value = [(item(self.at(name), index), e) for index, e in enumerate(value)]
-        return [(path, e) for path, e in self._elements(value) if isinstance(e, float)]
+            value = [(item(self.at(name), index), element) for index, element in enumerate(value)]
+        return [(path, element) for path, element in self._elements(value) if isinstance(element, float)]
 
     def values(self, name: str) -> list[tuple[str, object]]:
         """Path and value of each element of a list whose elements may be anything."""
@@ -152,7 +152,7 @@ class Node:
 
     def nodes(self, name: str) -> list[Node]:
         """The elements of a list that are objects."""
-        return [e for _, e in self._elements(self._value(name)) if isinstance(e, Node)]
+        return [element for _, element in self._elements(self._value(name)) if isinstance(element, Node)]
 
     def _value(self, name: str) -> object:
         if name not in field_specs(self.struct):
@@ -170,11 +170,11 @@ def check_object(
     path: str,
     findings: Findings,
     *,
-    tolerated: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> Node | None:
     """Check a value against a struct. None if it is not an object, which is reported.
 
-    ``tolerated`` names further fields that are ignored without a finding.
+    ``ignored`` names further fields, which are passed over without a finding.
     """
     if not isinstance(value, JsonObject):
         # A bare text may be a token that lacks the object around it.
@@ -185,19 +185,19 @@ def check_object(
     for key in value.repeated:
         findings.error(member(path, key), quote(key), "is more than once in this object", "keep one")
     for key in value:
-        if key not in fields and key not in tolerated:
+        if key not in fields and key not in ignored:
             findings.error(
                 member(path, key),
                 quote(key),
                 f"is an unknown field in {NAMES.get(struct, 'an interface definition')}",
-                _suggestion(key, struct, tolerated),
+                _suggestion(key, struct, ignored),
             )
     values: dict[str, object] = {}
     for name, spec in fields.items():
         if name in value:
-            got = _check_field(value[name], spec, member(path, name), findings)
-            if got is not _MISFIT:
-                values[name] = got
+            checked = _check_field(value[name], spec, member(path, name), findings)
+            if checked is not _MISFIT:
+                values[name] = checked
         elif spec.required:
             findings.error(member(path, name), "", "is missing", f"add {_pair(spec)}")
         else:
@@ -217,8 +217,8 @@ def _check_field(value: object, spec: FieldSpec, path: str, findings: Findings) 
 def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: Findings) -> object:
     """A list with path and value of each element that fits.
 
-    Returns _MISFIT if no element of a non-empty list fits, and if a list that needs a certain number of elements has
-    another. Of a list that is only too long, the elements that fit are returned.
+    Returns _MISFIT if no element of a non-empty list fits, or if the field needs a fixed number of elements and the
+    list has another number. A list that is only too long keeps its fitting elements.
     """
     miscounted = len(values) < spec.least or (spec.most is not None and len(values) > spec.most)
     if miscounted:
@@ -227,10 +227,10 @@ def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: 
         findings.error(path, _shown(values, spec), f"has {count}", remedy)
     good: list[tuple[str, object]] = []
     for index, value in enumerate(values):
-        place = item(path, index)
-        got = _check_one(value, spec.many, spec, place, findings)
-        if got is not _MISFIT:
-            good.append((place, got))
+        element_path = item(path, index)
+        checked = _check_one(value, spec.many, spec, element_path, findings)
+        if checked is not _MISFIT:
+            good.append((element_path, checked))
     if (miscounted and spec.least) or (values and not good):
         return _MISFIT
     return good
@@ -304,7 +304,7 @@ def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
         return "is not one of the choices", f"write {choice}"
     if isinstance(wanted, inspect.UnionType):  # a text or a whole number; the example is a text
         if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
-            return _misfit(value, next(member for member in get_args(annotation) if _bare(member) is int), spec)
+            return _misfit(value, next(a for a in get_args(annotation) if _bare(a) is int), spec)
         return _is_not(value, "text or a number"), f"write {show(spec.example)}"
     return _is_not(value, "text"), f"write {show(spec.example)}"
 
@@ -356,11 +356,11 @@ def _shape(struct: type[Struct]) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def _suggestion(key: str, struct: type[Struct], tolerated: Collection[str]) -> str:
+def _suggestion(key: str, struct: type[Struct], ignored: Collection[str]) -> str:
     """The remedy for an unknown field: where it belongs, a similar name, or the names that exist."""
     from difflib import get_close_matches  # imported here: it takes 0.5 MB, and most configs have no unknown field
 
-    fields = [*field_specs(struct), *tolerated]
+    fields = [*field_specs(struct), *ignored]
     close = get_close_matches(key.casefold()[:_LONGEST_TYPO], fields, n=1)
     owners = [
         name

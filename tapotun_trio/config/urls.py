@@ -172,22 +172,22 @@ def parse_proxy(text: str) -> Proxy | NoProxy:
     """``none``, or ``http://[user:pass@]host:port`` with user and password percent-encoded where necessary."""
     if text == "none":
         return NO_PROXY
-    return _masking_login(text, scheme_optional=False)
+    return _parse_proxy_url(text, scheme_optional=False)
 
 
 def proxy_from_environment(url: Url, environ: Mapping[str, str]) -> tuple[str, Proxy] | None:
     """The environment's proxy for a URL: the name of the variable and the proxy, or None if there is none.
 
     Follows curl. The lower-case name comes first. HTTP_PROXY is not read, because a web server that runs CGI programs
-    sets it to the request header ``Proxy``, which any client can send. An empty variable counts as none, and so does
-    one that `bypasses_proxy` makes ineffective. Raises InvalidValue, whose text names the variable.
+    sets it to the request header ``Proxy``, which any client can send. An empty variable counts as unset, and
+    ``no_proxy`` may exempt the host. Raises InvalidValue, whose text names the variable.
     """
     names = ["http_proxy"] if url.scheme == "http" else ["https_proxy", "HTTPS_PROXY"]
     name = next((name for name in (*names, "all_proxy", "ALL_PROXY") if environ.get(name)), None)
     if name is None or bypasses_proxy(url.host, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
         return None
     try:
-        return name, _masking_login(environ[name], scheme_optional=True)
+        return name, _parse_proxy_url(environ[name], scheme_optional=True)
     except InvalidValue as exc:
         remedy = f'{exc.remedy}, or set "proxy" in the config'
         raise InvalidValue(f"the environment's {name} {exc.problem}", remedy) from exc
@@ -219,10 +219,10 @@ def bypasses_proxy(host: str, no_proxy: str) -> bool:
     return False
 
 
-def _masking_login(text: str, *, scheme_optional: bool) -> Proxy:
-    """Parse a proxy's URL, and mask its login in the error."""
+def _parse_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
+    """Parse a proxy's URL. An error shows the URL with its login masked."""
     try:
-        return _parse_proxy(text, scheme_optional=scheme_optional)
+        return _split_proxy_url(text, scheme_optional=scheme_optional)
     except InvalidValue as exc:
         before, at, after = text.rpartition("@")
         scheme = _SCHEME.match(before if at else text)
@@ -234,7 +234,7 @@ def _masking_login(text: str, *, scheme_optional: bool) -> Proxy:
         raise
 
 
-def _parse_proxy(text: str, *, scheme_optional: bool) -> Proxy:
+def _split_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
     if len(text) > _URL_CHARS:
         raise InvalidValue(f"has more than {_URL_CHARS} characters", "write a shorter URL")
     if not text.isascii() or any(c.isspace() or not c.isprintable() for c in text):

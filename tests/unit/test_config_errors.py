@@ -1,4 +1,4 @@
-"""Every error of a config file, as the whole line that a person reads."""
+"""Every error of a config file, as the whole line that the operator reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tapotun_trio.config.load import check_content
 
-from .test_config_load import Json, allowed, client, judge, server, sha1
+from .test_config_load import Json, allowed, client, load_entries, server, sha1
 
 B: Final = sha1("b")
 
@@ -34,7 +34,7 @@ FIELDS: Final = (  # of a server
     "push_dns, clients, install_routes, source_check, peers, keepalive"
 )
 
-# Each is one file and the one line that is said of it.
+# The entries of one file, and the line of its one finding.
 ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- shape ---
     ([], "[] has nothing to run; write at least one interface definition"),
@@ -377,7 +377,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
 
 @pytest.mark.parametrize(("entries", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
 def test_one_finding(entries: Sequence[object], line: str) -> None:
-    config, texts = judge(*entries)
+    config, texts = load_entries(*entries)
     assert texts == [f"F: {line}"]
     assert (config is None) == (not line.startswith("warning: "))
 
@@ -391,9 +391,9 @@ def test_an_overflow_is_out_of_range() -> None:
     ]
 
 
-def test_a_list_of_the_wrong_length_is_judged_all_the_same() -> None:
+def test_the_elements_of_a_list_of_the_wrong_length_are_checked() -> None:
     pushed = ["10.60.0.1/24", 5] + [f"10.61.{n}.0/24" for n in range(254)]
-    assert judge(server(push_routes=pushed), client(name="b", rotate_s=[900, "x", 0]))[1] == [
+    assert load_entries(server(push_routes=pushed), client(name="b", rotate_s=[900, "x", 0]))[1] == [
         "F: [0].push_routes: [...] has 256 elements; write at most 255",
         'F: [0].push_routes[0]: "10.60.0.1/24" has host bits set beyond /24; write "10.60.0.0/24" for the network, or '
         '"10.60.0.1/32" for this one address',
@@ -405,7 +405,7 @@ def test_a_list_of_the_wrong_length_is_judged_all_the_same() -> None:
 
 
 def test_a_warning_does_not_stop_a_start() -> None:
-    config, texts = judge(server(clients=[]))
+    config, texts = load_entries(server(clients=[]))
     assert config is not None
     assert list(config.warnings) == [f"{text} (line 1)" for text in texts]
 
@@ -470,13 +470,13 @@ def test_every_error_of_a_file_is_reported_in_its_order() -> None:
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_both_kinds_are_checked_alike_for_name_and_mark(name: str) -> None:
     make = {"server": server, "client": client}[name]
-    _, texts = judge(make(name="a b", mark={"value": 0, "table": 254}))
+    _, texts = load_entries(make(name="a b", mark={"value": 0, "table": 254}))
     assert [text.split(":")[1].strip() for text in texts] == ["[0].name", "[0].mark.value", "[0].mark.table"]
 
 
 def test_an_entry_of_no_kind_is_checked_for_what_both_kinds_have() -> None:
     entry = {"name": "a b", "mark": {"value": 1}, "clients": "not looked at", "sever": "http://h/"}
-    assert judge(entry)[1] == [
+    assert load_entries(entry)[1] == [
         'F: [0]: is neither a server nor a client; add "port" and "net" to make it a server, or "server" to make it '
         "a client",
         'F: [0].name: "a b" has white space in it; use letters, digits, - and _ only',
@@ -486,7 +486,7 @@ def test_an_entry_of_no_kind_is_checked_for_what_both_kinds_have() -> None:
 
 
 def test_a_definition_with_errors_still_claims_what_is_its() -> None:
-    _, texts = judge(server(mtu=1), other(name="tun0", port=8080, net="10.10.0.1/24", clients=[]))
+    _, texts = load_entries(server(mtu=1), other(name="tun0", port=8080, net="10.10.0.1/24", clients=[]))
     assert [text.split(":")[1].strip() for text in texts if "warning" not in text] == [
         "[0].mtu",
         "[1].name",

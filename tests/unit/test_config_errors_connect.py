@@ -1,4 +1,4 @@
-"""Errors in tokens, listeners, marks and URLs, as the whole line that a person reads."""
+"""Errors in tokens, listeners, marks and URLs, as the whole line that the operator reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from .test_config_errors import B, mark, other, two
-from .test_config_load import allowed, client, judge, server, sha1, sha256
+from .test_config_load import allowed, client, load_entries, server, sha1, sha256
 
 A: Final = sha1("a")
 
@@ -18,7 +18,7 @@ HEADER: Final = (
     "use printable ASCII without line breaks; tapotun token makes such a token"
 )
 URL: Final = 'write a URL such as "https://vpn.example.com/ip"'
-# Each is one file and the one line that is said of it.
+# The entries of one file, and the line of its one finding.
 ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- tokens of a server ---
     ([two(token=sha1("test"))], '[0].clients[1].token: "a94a8fe5…" is already used at [0].clients[0].token; '
@@ -111,7 +111,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'a "path" of its own'),
     ([server(port=..., listen=["unix:/a", "unix:/a"])], '[0].listen[1]: "unix:/a" clashes with [0].listen[0]; '
      "choose another socket"),
-    # --- who is received how ---
+    # --- ingress options ---
     *(
         ([server(port=..., listen="unix:/a", listen_mode=mode)], f'[0].listen_mode: "{mode}" is not a file mode; write '
          'three octal digits, as in "0660"')
@@ -233,13 +233,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
 
 @pytest.mark.parametrize(("entries", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
 def test_one_finding(entries: Sequence[object], line: str) -> None:
-    config, texts = judge(*entries)
+    config, texts = load_entries(*entries)
     assert texts == [f"F: {line}"]
     assert (config is None) == (not line.startswith("warning: "))
 
 
-def test_the_transport_s_mark_is_compared_with_half_a_mark_too() -> None:
-    assert judge(client(transport_mark=100, mark={"value": 100}))[1] == [
+def test_transport_mark_is_compared_with_an_incomplete_mark() -> None:
+    assert load_entries(client(transport_mark=100, mark={"value": 100}))[1] == [
         "F: [0].transport_mark: 100 is the mark of [0].mark.value too, and the transport would enter its own tunnel; "
         "choose another mark",
         'F: [0].mark.table: is missing; add "table": 100',

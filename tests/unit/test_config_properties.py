@@ -1,4 +1,4 @@
-"""Whatever a file holds: nothing but findings, one line each, and never a raw token."""
+"""Any content of a file leads to findings only, one line each, and never shows a raw token."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ JSON = st.recursive(
 
 
 def valid() -> list[Json]:
-    """A file with every field in use and nothing wrong with it."""
+    """A valid file that uses every field."""
     second = allowed(name="b", token=sha1("b"), ip="10.10.0.3", routes=["10.60.0.0/24"], sources=["10.10.0.2"])
     return [
         server(
@@ -89,7 +89,7 @@ ADMIN_TOKEN = "4dm1n-T0k3n-that-nobody-may-see"
 
 
 def valid_root() -> Json:
-    """The same as an object."""
+    """The same with an object as the root."""
     return {
         "interfaces": valid(),
         "admin": {"listen": "127.0.0.1:9090", "token": ADMIN_TOKEN},
@@ -97,8 +97,8 @@ def valid_root() -> Json:
     }
 
 
-def check_promises(data: bytes) -> None:
-    """No exception, each finding one printable line, no token, and a config exactly if no error."""
+def assert_invariants(data: bytes) -> None:
+    """No exception, each finding one printable line, no token, and a config if and only if there is no error."""
     config, findings = check_content(data, "F", 0o644)
     errors = [finding for finding in findings if finding.severity == "error"]
     assert (config is None) == bool(errors)
@@ -122,23 +122,23 @@ def check_promises(data: bytes) -> None:
 @patient
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes(data: bytes) -> None:
-    check_promises(data)
+    assert_invariants(data)
 
 
 @patient
 @given(JSON)
 def test_arbitrary_json(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_invariants(json.dumps(value).encode())
 
 
 @patient
 @given(st.lists(JSON, max_size=4))
 def test_arbitrary_entries(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_invariants(json.dumps(value).encode())
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value within."""
+    """The path of every value inside."""
     found = [path] if path else []
     if isinstance(value, dict):
         for key, field in value.items():
@@ -182,24 +182,24 @@ def test_mutated_files(data: st.DataObject, make: Callable[[], Any]) -> None:
                 where[data.draw(st.sampled_from(NAMES_IN_USE) | st.text(max_size=12))] = None
             case _:
                 pass
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
 @given(st.data())
 def test_damaged_text(data: st.DataObject) -> None:
-    """Cut, or with some characters changed: where a syntax error stands, the token may be next to it."""
+    """Cut, or with some characters changed: a syntax error may be next to the token."""
     text = json.dumps(data.draw(st.sampled_from([valid(), valid_root()])), indent=data.draw(st.sampled_from([None, 1])))
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 8)))
     inserted = data.draw(st.text(alphabet="[]{},:\"\\\n\x00é'#/ 1t", max_size=4))
-    check_promises((text[:start] + inserted + text[end:]).encode())
+    assert_invariants((text[:start] + inserted + text[end:]).encode())
 
 
 @patient
 @given(st.data())
 def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
-    """As an entry, in a server's client, in a list or an object, before an @, under a name with a slip."""
+    """As an entry, in a server's client, in a list or an object, before an @, under a misspelled name."""
     wrong = data.draw(
         st.sampled_from([TOKEN, f"{TOKEN}\n", [TOKEN], {"token": TOKEN}, f" {TOKEN}", f"{TOKEN}é", f"sha256:{TOKEN}"])
     )
@@ -221,13 +221,13 @@ def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
             root[1]["server"] = f"http://{TOKEN}@h /"
         case _:
             root[1]["server"] = f"http://h:x/?key={TOKEN}"
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
 @given(st.data())
 def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
-    """As the object itself, in a list, as the address, under a name with a slip, in another object."""
+    """As the object itself, in a list, as the address, under a misspelled name, in another object."""
     token = ADMIN_TOKEN
     wrong = data.draw(st.sampled_from([token, f"{token}\n", [token], {"token": token}, f"{token}é", f"sha256:{token}"]))
     root: Any = valid_root()
@@ -244,7 +244,7 @@ def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
             root["token"] = wrong
         case _:
             root["interfaces"].append({"admin": {"token": wrong}})
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
@@ -289,8 +289,8 @@ ENTRIES = st.fixed_dictionaries(
 
 @patient
 @given(ENTRIES, STRUCTS)
-def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgspec.Struct]) -> None:
-    """`check_object` reports something exactly if ``msgspec.convert`` would raise."""
+def test_the_shape_is_checked_as_by_msgspec(entry: Json, struct: type[msgspec.Struct]) -> None:
+    """`check_object` reports something if and only if ``msgspec.convert`` raises."""
     fitting = {key: value for key, value in entry.items() if key in field_specs(struct)}
     for candidate in (entry, fitting):
         plain = json.loads(json.dumps(candidate))
@@ -298,7 +298,7 @@ def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgs
         check_object(parse(json.dumps(candidate)), struct, "", findings)
         try:
             msgspec.convert(plain, struct, strict=True)
-        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter is what it makes of half a surrogate pair
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair
             assert findings.found
         else:
             assert [f for f in findings.found if "surrogate" not in f.problem] == []

@@ -1,4 +1,4 @@
-"""A root object: interfaces, admin, log, update; and the plain array beside it."""
+"""The root as an object: interfaces, admin, log, update; and as a plain array."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_object_holds_what_the_array_holds() -> None:
         ("unix:/run/tapotun/admin.http", UnixAddress("/run/tapotun/admin.http")),
     ],
 )
-def test_where_it_listens(given: object, endpoint: object) -> None:
+def test_admin_listen(given: object, endpoint: object) -> None:
     assert accept(root(admin={"listen": given})).admin == AdminConfig(endpoint, None)  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_where_it_listens(given: object, endpoint: object) -> None:
         ("10.10.0.1", [server()], True, False),
         ("10.10.0.9", [server(ips=["10.10.0.9"])], True, False),
         ("10.10.0.2", [server()], False, True),  # a client's, at the other end
-        ("10.10.0.2", [client()], True, True),  # its server may tell it that address
+        ("10.10.0.2", [client()], True, True),  # its server may assign that address to it
         ("fd00::1", [client()], False, True),
         ("0.0.0.0", [server()], False, True),
         ("127.0.0.1", [server(), client(name="tun1")], False, False),
@@ -227,7 +227,7 @@ def test_one_finding(value: Json, line: str) -> None:
         ("host.example:9433", 'has an address that is not an address; write one such as "127.0.0.1:9433"'),
     ],
 )
-def test_where_it_cannot_listen(text: str, problem: str) -> None:
+def test_invalid_admin_listen(text: str, problem: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         parse_admin_listen(text)
     assert str(caught.value) == problem
@@ -249,7 +249,7 @@ def test_all_errors_at_once_and_in_their_order() -> None:
         "update": 1,
     }
     _, findings = check_content(json.dumps(value, indent=1).encode(), "F")
-    assert [(it.path, it.line) for it in findings] == [
+    assert [(finding.path, finding.line) for finding in findings] == [
         ("log.level", 3),
         ("interfaces[0].mtu", 16),
         ("interfaces[1].name", 19),
@@ -259,13 +259,13 @@ def test_all_errors_at_once_and_in_their_order() -> None:
     ]
 
 
-def test_a_field_that_stands_twice() -> None:
+def test_a_repeated_field() -> None:
     data = b'{"interfaces": [], "log": {}, "log": {"level": "info", "level": "info"}}'
     _, findings = check_content(data, "F")
-    assert [it.path for it in findings] == ["interfaces", "log", "log.level"]
+    assert [finding.path for finding in findings] == ["interfaces", "log", "log.level"]
 
 
-def test_a_raw_token_in_a_public_file_is_warned_of(tmp_path: Path) -> None:
+def test_a_raw_token_in_a_public_file_causes_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     for token, warned in (("raw", ["admin.token"]), (sha256("raw"), []), (sha1("raw"), [])):
         file.write_text(json.dumps(root(admin={"listen": 9433, "token": token})))

@@ -1,4 +1,4 @@
-"""JSON that is none, and where in the text each value stands."""
+"""Invalid JSON, and the line and column of each value in valid JSON."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_bad_json(data: bytes, line: str) -> None:
     assert [finding.text("F") for finding in findings] == [f"F: {line}"]
 
 
-def test_a_byte_order_mark_is_passed_over() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     _, findings = check_content(b"\xef\xbb\xbf[5]", "F")
     assert [(f.path, f.line, f.column) for f in findings] == [("[0]", 1, 2)]
 

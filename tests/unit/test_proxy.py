@@ -32,7 +32,7 @@ from ..packets import ipv4
 from ..streams import memory_pair
 from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config
-from .test_config_load import accept_client, client, judge
+from .test_config_load import accept_client, client, load_entries
 
 URL: Final = Url("https", "vpn.example.com", 443, "/ip")
 LOGIN: Final = Proxy("proxy", 3128, Secret("user:s3cret"))
@@ -79,7 +79,7 @@ def test_a_proxy_of_the_config(text: str, expected: object) -> None:
     ("one that is encoded", "http://u:s3cret%0d@proxy:1", "control characters in its login"),
 )
 def test_a_proxy_that_is_none(text: str, words: str) -> None:
-    _, (line,) = judge(client(proxy=text))
+    _, (line,) = load_entries(client(proxy=text))
     assert words in line
     assert line.startswith("F: [0].proxy: ")
     assert "s3cret" not in line
@@ -94,7 +94,7 @@ def test_a_proxy_that_is_none(text: str, words: str) -> None:
 def test_no_error_shows_a_password(scheme: str, begin: str, end: str) -> None:
     """Also where the @ and the host were forgotten. In the environment too."""
     text = f"{scheme}user:{begin}s3cret{end}"
-    assert "s3cret" not in "".join(judge(client(proxy=text))[1])
+    assert "s3cret" not in "".join(load_entries(client(proxy=text))[1])
     said = ""
     try:
         proxy_from_environment(URL, {"https_proxy": text})
