@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from typing import Final, Literal, cast
 
@@ -104,14 +104,6 @@ def validate_mark(node: Node, context: LoadContext) -> Mark | None:
 def validate_server(node: Node, context: LoadContext) -> ServerConfig | None:
     """A server's definition."""
     return _ServerValidator(node, context).validate()
-
-
-@dataclass(frozen=True, slots=True)
-class _ClientAddress:
-    """The node of one of ``clients``, and its address if that is valid."""
-
-    node: Node
-    ip: IPv4Address | None
 
 
 class _ServerValidator:
@@ -333,8 +325,9 @@ class _ServerValidator:
         if self._node.get("clients", list) == []:
             value = "[]" if "clients" in self._node.given else ""
             self._findings.warning(self._node.at("clients"), value, "lists no client, so none can connect", "add one")
-        addresses = [_ClientAddress(node, self._validate_client_ip(node)) for node in self._node.nodes("clients")]
-        clients = [self._validate_client(address.node, address.ip) for address in addresses]
+        nodes = self._node.nodes("clients")
+        addresses = [self._validate_client_ip(node) for node in nodes]
+        clients = [self._validate_client(node, ip) for node, ip in zip(nodes, addresses, strict=True)]
         return tuple(client for client in clients if client is not None)
 
     def _validate_client_ip(self, client: Node) -> IPv4Address | None:
