@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.model import Proxy, Url
-from tapotun_trio.config.proxy import bypassed, from_environment, proxy
+from tapotun_trio.config.urls import bypasses_proxy, parse_proxy, proxy_from_environment
 
 from .feeding import check_hidden, check_text
 
@@ -29,19 +29,19 @@ def check(data: bytes) -> None:
     # What stands before an @ shows in no error, whatever else is wrong.
     for login in (f"http://user:{_PASSWORD}@{text}", f"user:{_PASSWORD}@{text}", f"{text}:{_PASSWORD}@h:1"):
         _parse(login)
-    assert isinstance(bypassed("h.example.com", text), bool)
-    assert isinstance(bypassed("2001:db8::1", text), bool)
+    assert isinstance(bypasses_proxy("h.example.com", text), bool)
+    assert isinstance(bypasses_proxy("2001:db8::1", text), bool)
     try:
-        found = from_environment(_URL, {"https_proxy": text, "no_proxy": ""})
+        found = proxy_from_environment(_URL, {"https_proxy": text, "no_proxy": ""})
         assert (found is None) == (not text)
-    except Invalid as exc:
+    except InvalidValue as exc:
         check_text(exc)
 
 
 def _parse(text: str) -> None:
     try:
-        found = proxy(text)
-    except Invalid as exc:
+        found = parse_proxy(text)
+    except InvalidValue as exc:
         check_hidden(_PASSWORD, exc.shown, exc.problem, exc.remedy)
         return
     if isinstance(found, Proxy):

@@ -1,8 +1,8 @@
 """Makes the man pages in build/man from the templates in packaging/man.
 
-Verbs and options come from the parser, exit codes from `exit_codes`, and the fields of the config from docs/config.md,
-which a test compares with the schema. So nothing can be missing or out of date. The pages are written in man(7), which
-groff and mandoc both know.
+Subcommands and options come from the parser, exit codes from `exit_codes`, and the fields of the config from
+docs/config.md, which a test compares with the schema. So nothing is missing or out of date. The pages are written in
+man(7), which groff and mandoc both support.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ REFERENCE: Final = ROOT / "docs" / "config.md"
 
 def main() -> None:
     """Write both pages."""
-    place = BUILD / "man"
-    place.mkdir(parents=True, exist_ok=True)
+    directory = BUILD / "man"
+    directory.mkdir(parents=True, exist_ok=True)
     parts = {"@VERBS@": _verbs(), "@EXITS@": _exits()}
-    (place / "tapotun.8").write_text(_page("tapotun", "8", parts), encoding="utf-8")
+    (directory / "tapotun.8").write_text(_page("tapotun", "8", parts), encoding="utf-8")
     parts = {"@STRUCTS@": _reference(REFERENCE.read_text(encoding="utf-8"))}
     for name in ("server", "client"):
         text = json.dumps(json.loads((_EXAMPLES / f"{name}-minimal.json").read_text(encoding="utf-8")), indent=2)
         parts[f"@{name.upper()}@"] = "\n".join(_text(line) for line in text.splitlines())
-    (place / "tapotun.json.5").write_text(_page("tapotun.json", "5", parts), encoding="utf-8")
+    (directory / "tapotun.json.5").write_text(_page("tapotun.json", "5", parts), encoding="utf-8")
 
 
 def _page(name: str, section: str, parts: dict[str, str]) -> str:
     date = datetime.fromtimestamp(source_date(), UTC).date().isoformat()
     text = (MAN / f"{name}.{section}.in").read_text(encoding="utf-8")
-    for place, part in parts.items():
-        text = text.replace(place, part)
+    for marker, part in parts.items():
+        text = text.replace(marker, part)
     manual = {"5": "File Formats", "8": "System Administration"}[section]
     head = f'.\\" Made by packaging/manpages.py\n.TH {name.upper()} {section} {date} "tapotun {version()}" "{manual}"\n'
     return head + text
@@ -70,7 +70,7 @@ def _synopsis(verb: Verb) -> str:
     if verb.options[1:]:  # the first is --help
         words.append("[OPTION...]")
     shapes = {"*": "[{}...]", "?": "[{}]"}
-    words += [shapes.get(str(it.nargs), "{}").format(it.metavar) for it in verb.positionals]
+    words += [shapes.get(str(argument.nargs), "{}").format(argument.metavar) for argument in verb.positionals]
     return _text(" ".join(words))
 
 
@@ -85,14 +85,14 @@ def _head(argument: Argument) -> str:
 
 
 def _exits() -> str:
-    """From the comments beside the codes, which are the one place that says what each means."""
+    """The exit codes, with the comments of `exit_codes` as their descriptions."""
     lines = []
     source = (ROOT / "tapotun_trio" / "exit_codes.py").read_text(encoding="utf-8")
     for name, text in re.findall(r"(?m)^([A-Z_]+): Final = \d+  # (.+)$", source):
         lines += [".TP", f".B {getattr(exit_codes, name)}", _sentence(text)]
     assigned = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
     if len(assigned) * 3 != len(lines):
-        raise SystemExit("exit_codes.py has a code without a comment that says what it means")
+        raise SystemExit("exit_codes.py has a code without a comment that explains it")
     return "\n".join(lines)
 
 
@@ -100,9 +100,12 @@ def _exits() -> str:
 
 
 def _reference(page: str) -> str:
-    """The page from its first section to its examples: a section for each object, a tagged paragraph for each field."""
+    """The page from its first section up to its examples.
+
+    Each object becomes a section, and each field a tagged paragraph.
+    """
     lines: list[str] = []
-    indented = False  # below a field
+    indented = False  # inside the paragraph of a field
     fields = page[page.index("\n## ") : page.index("\n## Example files\n")]
     for block in fields.strip().split("\n\n"):
         for heading, text in re.findall(r"(?m)^(#{2,3}) (.+)$", block):
@@ -122,7 +125,7 @@ def _reference(page: str) -> str:
 
 
 def _paragraph(markdown: str) -> str:
-    """One paragraph without its marks. A link within the page names its section, any other becomes its text."""
+    """One paragraph without Markdown. A link within the page names its section; any other link becomes its text."""
 
     def link(match: re.Match[str]) -> str:
         return f"{match[1]} (see {match[2].replace('-', ' ').upper()})" if match[2] else match[1]
@@ -136,14 +139,14 @@ def _paragraph(markdown: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain text as it stands, in one line."""
+    """Plain text, escaped for man(7), on one line."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("^", "\\(ha")
     escaped = escaped.replace("~", "\\(ti").replace("`", "\\(ga")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
 def _sentence(text: str) -> str:
-    """Plain text as one or more sentences, each on a line of its own: they begin large and end with a dot."""
+    """Plain text as sentences, each on its own line, with a capital letter first and a full stop last."""
     text = " ".join(text.split())
     text = text[:1].upper() + text[1:]
     if not text.endswith((".", ")", ":")):

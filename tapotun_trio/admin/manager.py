@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ..config.model import AdminConfig, ListenAddress, TcpAddress, listen_key
+from ..config.model import AdminConfig, ListenAddress, TcpAddress
 from ..control.handlers import Process
 from ..errors import HostError, TapotunError
 from ..host.net.listen import AbsentError, Listener, listen
@@ -118,7 +118,7 @@ class AdminManager:
 
     def _listener_for(self, endpoint: ListenAddress) -> Listener:
         server, now = self._server, self._config
-        if server is not None and now is not None and listen_key(now.listen) == listen_key(endpoint):
+        if server is not None and now is not None and now.listen.key == endpoint.key:
             return server.listener
         try:
             found = listen(endpoint)

@@ -165,11 +165,11 @@ def outgoing_proxy(config: ClientConfig) -> Proxy | None:
         return config.proxy
     if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
-    from ..config.fields import Invalid
-    from ..config.proxy import from_environment
+    from ..config.diagnostics import InvalidValue
+    from ..config.urls import proxy_from_environment
 
     try:
-        found = from_environment(config.server, os.environ)
-    except Invalid as exc:
+        found = proxy_from_environment(config.server, os.environ)
+    except InvalidValue as exc:
         raise HostError(f"{exc.problem}; {exc.remedy}") from exc
     return None if found is None else found[1]

@@ -1,25 +1,26 @@
-"""What is wrong with a config file, said to a person or a program.
+"""Findings about a config file, and their texts for people and for programs.
 
-Rules of this module: a finding is one line whatever the file holds; a raw token is never shown;
-every finding says what to write instead.
+Rules: a finding is one line, for any content of the file; a raw token is never shown; every finding says what to write
+instead.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from ..errors import ConfigError
 from ..text import one_line, shorten
-from .model import ClientConfig, Config, ServerConfig
+from .model import Config
 
 Severity: TypeAlias = Literal["error", "warning"]
 
 MASK: Final = "***"
-"""Stands wherever a value is, or may be, a secret."""
+"""Shown instead of a value that is, or may be, a secret."""
 
 _SHOWN_CHARS: Final = 80
 _SHOWN_KEY_CHARS: Final = 40
@@ -27,13 +28,15 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 
 
 def quote(text: str) -> str:
-    """The text in double quotes as it stands in JSON, on one line, shortened."""
+    """The text as a JSON string in double quotes, on one line, shortened."""
     return f'"{one_line(json.dumps(shorten(text, _SHOWN_CHARS), ensure_ascii=False)[1:-1])}"'
 
 
 def show(value: object) -> str:
-    """A value of the file as JSON shows it. Containers give their brackets only: one may hold a
-    token. The caller masks what is secret."""
+    """A value of the file as JSON. Of a list or an object only the brackets are shown, because it may hold a token.
+
+    The caller masks a single value that is secret.
+    """
     if isinstance(value, str):
         return quote(value)
     if isinstance(value, list):
@@ -46,24 +49,26 @@ def show(value: object) -> str:
 
 
 def member(path: str, key: str) -> str:
-    """The path of a field: ``[0].net``, or ``[0]["odd key"]``; of the root object's ``log``."""
+    """The path of a field: ``[0].net``, ``[0]["odd key"]``, or ``log`` in the root object."""
     if len(key) <= _SHOWN_KEY_CHARS and _PLAIN_KEY.fullmatch(key):
         return f"{path}.{key}" if path else key
     return f"{path}[{quote(shorten(key, _SHOWN_KEY_CHARS))}]"
 
 
 def item(path: str, index: int) -> str:
-    """The path of an element: ``[0].clients[2]``."""
+    """The path of a list's element: ``[0].clients[2]``."""
     return f"{path}[{index}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that the operator should know.
+    """One error or warning for the operator.
 
-    ``path`` is the place in the JSON (``[0].clients[2].ip``), empty if the file as a whole is
-    meant. ``value`` is what stands there as JSON shows it, masked if secret, empty if nothing does.
-    ``line`` and ``column`` count from 1, in characters, and are None where there is no such place.
+    Attributes:
+        path: the place in the JSON (``[0].clients[2].ip``); empty for the file as a whole.
+        value: the value there as JSON, masked if secret; empty if there is none.
+        line: of the value, from 1; None if it has no place in the file.
+        column: of the value, from 1, in characters; None with ``line``.
     """
 
     severity: Severity
@@ -75,8 +80,10 @@ class Finding:
     column: int | None = None
 
     def text(self, file: str) -> str:
-        """One line: ``FILE: [0].clients[2].ip: "10.10.1.9" is outside net 10.10.0.0/24; choose an
-        address in it (line 12)``. A warning has ``warning:`` after the file."""
+        """The finding as one line, with ``warning:`` after the file if it is one.
+
+        ``FILE: [0].clients[2].ip: "10.10.1.9" is outside net 10.10.0.0/24; choose an address in it (line 12)``
+        """
         place, note = self.path, ""
         if self.line is not None:
             if place:
@@ -89,7 +96,7 @@ class Finding:
         return one_line(f"{head}: {what}; {self.remedy}{note}")
 
     def as_dict(self) -> dict[str, str | int | None]:
-        """The same for ``--json``; the keys are a promise. No value holds a line break."""
+        """The finding for ``--json``. The keys are a public interface. No value holds a line break."""
         return {
             "path": one_line(self.path),
             "value": one_line(self.value),
@@ -102,7 +109,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """Where every check puts what it found. It goes on after an error: all are reported together."""
+    """Collects the findings of all checks. A check goes on after an error, so that all are reported together."""
 
     found: list[Finding] = field(default_factory=list)
 
@@ -112,13 +119,30 @@ class Findings:
     def warning(self, path: str, value: str, problem: str, remedy: str) -> None:
         self.found.append(Finding("warning", path, value, problem, remedy))
 
+    def has_error_below(self, path: str) -> bool:
+        """Whether an error was reported for a field of the object at ``path``."""
+        return any(finding.severity == "error" and finding.path.startswith(f"{path}.") for finding in self.found)
+
+
+class InvalidValue(Exception):
+    """A text that cannot be parsed: what is wrong with it, and what to write instead.
+
+    ``shown`` replaces the value in the finding if only a part of it may be shown.
+    """
+
+    def __init__(self, problem: str, remedy: str, *, shown: str | None = None) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+        self.shown = shown
+
 
 class InvalidConfig(ConfigError):
-    """The file has errors. The text is one line for each, in the order of the file.
+    """The file has errors. The exception's text has one line for each error, in the order of the file.
 
     Attributes:
         file: the path as the operator gave it.
-        findings: all of them, warnings too.
+        findings: all findings, including warnings.
     """
 
     def __init__(self, file: str, findings: Iterable[Finding]) -> None:
@@ -129,7 +153,7 @@ class InvalidConfig(ConfigError):
 
 
 def report_text(file: str, config: Config | None, findings: Iterable[Finding]) -> str:
-    """What ``validate-config`` prints: one line per finding and one that sums up. Pure."""
+    """The output of ``validate-config``: one line for each finding, and a summary."""
     found = list(findings)
     lines = [finding.text(file) for finding in found]
     errors = sum(f.severity == "error" for f in found)
@@ -138,15 +162,14 @@ def report_text(file: str, config: Config | None, findings: Iterable[Finding]) -
         counts.insert(0, _count(errors, "error"))
         lines.append(one_line(f"{file}: not valid: {', '.join(counts)}"))
     else:
-        servers = sum(isinstance(i, ServerConfig) for i in config.interfaces)
-        clients = sum(isinstance(i, ClientConfig) for i in config.interfaces)
-        kinds = [_count(n, kind) for n, kind in ((servers, "server"), (clients, "client")) if n]
+        counted = Counter(interface.kind for interface in config.interfaces)
+        kinds = [_count(counted[kind], kind) for kind in ("server", "client") if counted[kind]]
         lines.append(one_line(f"{file}: valid: {', '.join(kinds + counts)}"))
     return "\n".join(lines)
 
 
 def report_json(file: str, findings: Iterable[Finding]) -> str:
-    """What ``validate-config --json`` prints: one JSON object, whose keys are a promise. Pure."""
+    """The output of ``validate-config --json``: one JSON object, whose keys are a public interface."""
     found = list(findings)
     errors = [f.as_dict() for f in found if f.severity == "error"]
     warnings = [f.as_dict() for f in found if f.severity == "warning"]

@@ -1,4 +1,4 @@
-"""What is different between two configs, and how little has to be done about it."""
+"""The difference between two configs, and the smallest change that each interface needs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final, Literal, TypeAlias
 
 from .model import AdminConfig, AllowedClient, Config, InterfaceConfig, LogConfig, Mark, ServerConfig
 
-# live: on the running interface, whose sessions go on. restart: the interface goes and comes.
+# live: applied to the running interface, whose sessions continue. restart: the interface is stopped and started again.
 ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 
-# What of a server cannot change while it runs, and what the file calls it.
+# Fields of a server that cannot change while it runs, and their names in the file.
 _FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
-# What else the file calls differently.
+# Other fields that have another name in the file.
 _NAMES: Final = {"keepalive_s": "keepalive"}
-# What is told with its values. Not tokens, nor what may hold one: a URL, a proxy.
-_TOLD: Final = frozenset(
+# Fields whose values are shown. Not tokens, and not what may hold a login or a token: a URL, a proxy.
+_SHOWN: Final = frozenset(
     {
         "name",
         "net",
@@ -29,17 +29,28 @@ _TOLD: Final = frozenset(
         "install_routes",
         "source_check",
         "peers",
+        "keepalive_s",
+        "path",
+        "ip",
+        "sources",
+        "rotate_s",
+        "transport",
+        "auth_header",
+        "transport_mark",
     }
-    | {"keepalive_s", "path", "ip", "sources", "rotate_s", "transport", "auth_header", "transport_mark"}
 )
-_LISTED: Final = 4  # of what comes or goes in a list
+_LISTED: Final = 4  # elements that are shown of a changed list
 # First what frees names, addresses and ports, last what needs them.
 _ORDER: Final[tuple[ChangeKind, ...]] = ("removed", "restart", "live", "added")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of one interface. ``before`` and ``after``: None where it is not. ``lines``: for people; no token is in them."""
+    """The change of one interface.
+
+    ``before`` is None for an added interface, ``after`` for a removed one. ``lines`` describe the change for people;
+    they never contain a token.
+    """
 
     kind: ChangeKind
     before: InterfaceConfig | None
@@ -48,28 +59,36 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Of the interface."""
+        """The interface's name."""
         return (self.before or self.after).name  # type: ignore[union-attr]
 
     @property
     def inverse(self) -> Change:
-        """The way back."""
+        """The change that undoes this one."""
         kind: dict[ChangeKind, ChangeKind] = {"added": "removed", "removed": "added"}
         return Change(kind.get(self.kind, self.kind), self.after, self.before, self.lines)
 
 
 def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig]) -> list[Change]:
-    """In the order in which to make them. Interfaces are the same if they have the same name."""
+    """The changes, in the order in which to make them. An interface is identified by its name."""
     old, new = ({config.name: config for config in configs} for configs in (before, after))
-    found = [Change("removed", it, None, (f"{it.name}: removed",)) for it in old.values() if it.name not in new]
-    found += [_change(old[it.name], it) for it in new.values() if it.name in old and it != old[it.name]]
-    found += [Change("added", None, it, (f"{it.name}: added",)) for it in new.values() if it.name not in old]
+    found: list[Change] = []
+    for name, config in old.items():
+        if name not in new:
+            found.append(Change("removed", config, None, (f"{name}: removed",)))
+    for name, config in new.items():
+        if name not in old:
+            found.append(Change("added", None, config, (f"{name}: added",)))
+        elif config != old[name]:
+            found.append(_change(old[name], config))
     return sorted(found, key=lambda change: _ORDER.index(change.kind))
 
 
 def process_lines(before: Config, after: Config) -> list[str]:
-    """What differs beside the interfaces, for people; no token is in it."""
-    lines = [f"log: {', '.join(_different(before.log, after.log))} changed"] if before.log != after.log else []
+    """The differences outside the interfaces, for people. The lines never contain a token."""
+    lines: list[str] = []
+    if before.log != after.log:
+        lines.append(f"log: {', '.join(_different(before.log, after.log))} changed")
     if before.admin is None or after.admin is None:
         if before.admin != after.admin:
             lines.append(f"admin: {'added' if before.admin is None else 'removed'}")
@@ -79,85 +98,97 @@ def process_lines(before: Config, after: Config) -> list[str]:
 
 
 def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
-    if not isinstance(old, ServerConfig) or not isinstance(new, ServerConfig):
-        if type(old) is not type(new):
-            return Change("restart", old, new, (f"{new.name}: is a {_value_kind(new)} now, and starts again",))
-        different = _different(old, new)
-        if different == ["mark"]:
-            return Change("live", old, new, (f"{new.name}: mark changed{_values(old, new, different)}",))
-        return _restart(old, new, different)
+    """The change of an interface that both configs have."""
+    if old.kind != new.kind:
+        return Change("restart", old, new, (f"{new.name}: is a {new.kind} now, and starts again",))
     different = _different(old, new)
-    fixed = [name for name in different if name in _FIXED]
-    if fixed:
-        return _restart(old, new, fixed)
+    reasons = _restart_reasons(new, different)
+    if reasons:
+        text = f"{new.name}: {_file_names(reasons)} changed, so it starts again{_values(old, new, reasons)}"
+        return Change("restart", old, new, (text,))
     lines = [
-        f"{new.name}: {_named([name])} changed{_values(old, new, [name])}" for name in different if name != "clients"
+        f"{new.name}: {_file_names([name])} changed{_values(old, new, [name])}"
+        for name in different
+        if name != "clients"
     ]
-    return Change("live", old, new, (*lines, *_clients(new.name, old.clients, new.clients)))
+    if isinstance(old, ServerConfig) and isinstance(new, ServerConfig):
+        lines += _client_lines(new.name, old.clients, new.clients)
+    return Change("live", old, new, tuple(lines))
 
 
-def _restart(old: InterfaceConfig, new: InterfaceConfig, different: Sequence[str]) -> Change:
-    text = f"{new.name}: {_named(different)} changed, so it starts again{_values(old, new, different)}"
-    return Change("restart", old, new, (text,))
+def _restart_reasons(config: InterfaceConfig, different: list[str]) -> list[str]:
+    """The changed fields that make a restart necessary. Of a client, only ``mark`` can change while it runs."""
+    if config.kind == "server":
+        return [name for name in different if name in _FIXED]
+    return [] if different == ["mark"] else different
 
 
-def _clients(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
+def _client_lines(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
     before, after = ({client.name: client for client in clients} for clients in (old, new))
-    # A client is who has its token. One without a name is called by its address, and so gets another name with it.
+    # A client is identified by its token. One without a name is called by its address, so its name changes with that.
     renamed = {client.token: client for name, client in before.items() if name not in after}
     lines: list[str] = []
     for name, client in after.items():
-        was = before.get(name) or renamed.pop(client.token, None)
-        if was is None:
+        earlier = before.get(name) or renamed.pop(client.token, None)
+        if earlier is None:
             lines.append(f"{interface} {name}: added")
-        elif client != was:
-            different = _different(was, client)
-            lines.append(f"{interface} {was.name}: {_named(different)} changed{_values(was, client, different)}")
+        elif client != earlier:
+            different = _different(earlier, client)
+            values = _values(earlier, client, different)
+            lines.append(f"{interface} {earlier.name}: {_file_names(different)} changed{values}")
     lines = [*(f"{interface} {client.name}: removed" for client in renamed.values()), *lines]
-    return lines or ([f"{interface}: the order of its clients changed"] if old != new else [])
+    if not lines and old != new:
+        return [f"{interface}: the order of its clients changed"]
+    return lines
 
 
 _Part: TypeAlias = InterfaceConfig | AllowedClient | AdminConfig | LogConfig
 
 
 def _different(old: _Part, new: _Part) -> list[str]:
+    """The names of the fields that differ. Both must be of the same class."""
     return [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
 
 
-def _named(names: Iterable[str]) -> str:
+def _file_names(names: Iterable[str]) -> str:
+    """The fields' names as the file has them."""
     return ", ".join(_FIXED.get(name, _NAMES.get(name, name)) for name in names)
 
 
 def _values(
     old: InterfaceConfig | AllowedClient, new: InterfaceConfig | AllowedClient, different: Sequence[str]
 ) -> str:
-    """``(1500 -> 1400)``, or of several ``(ip 10.10.0.2 -> 10.10.0.3, routes +10.60.0.0/24)``, in so far as it may be
-    told."""
-    told = [
-        (f"{_named([name])} " if len(different) > 1 else "") + _way(getattr(old, name), getattr(new, name))
+    """The old and new values in brackets; empty if none of them may be shown.
+
+    One field: ``(1500 -> 1400)``. Several: ``(ip 10.10.0.2 -> 10.10.0.3, routes +10.60.0.0/24)``.
+    """
+    parts = [
+        (f"{_file_names([name])} " if len(different) > 1 else "") + _difference(getattr(old, name), getattr(new, name))
         for name in different
-        if name in _TOLD
+        if name in _SHOWN
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(parts)})" if parts else ""
 
 
-def _way(old: object, new: object) -> str:
+def _difference(old: object, new: object) -> str:
+    """``OLD -> NEW``, or the elements that are added to and removed from a list."""
     if not isinstance(old, tuple) or not isinstance(new, tuple):
         return f"{_value(old)} -> {_value(new)}"
     before, after = set(old), set(new)
-    steps = [*(f"+{it}" for it in new if it not in before), *(f"-{it}" for it in old if it not in after)]
-    if len(steps) > _LISTED:
-        steps[_LISTED:] = [f"and {len(steps) - _LISTED} more"]
-    return " ".join(steps) or "in another order"
+    parts = [f"+{element}" for element in new if element not in before]
+    parts += [f"-{element}" for element in old if element not in after]
+    if len(parts) > _LISTED:
+        parts[_LISTED:] = [f"and {len(parts) - _LISTED} more"]
+    return " ".join(parts) or "in another order"
 
 
-def _value(it: object) -> str:
-    if isinstance(it, Mark):
-        return f"{it.value} in table {it.table}"
-    if isinstance(it, bool):
-        return "true" if it else "false"
-    return "none" if it is None else f"{it:g}" if isinstance(it, float) else str(it)
-
-
-def _value_kind(config: InterfaceConfig) -> str:
-    return "server" if isinstance(config, ServerConfig) else "client"
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mark):
+        return f"{value.value} in table {value.table}"
+    return str(value)

@@ -1,7 +1,7 @@
-"""JSON text to plain objects, and where in the text each value stands.
+"""JSON text to plain objects, and the line and column of each value.
 
-Untrusted input: `parse` raises `JsonProblem` only. No message repeats a piece of the text, which
-may be a token that lacks its quotes.
+Untrusted input; `to_text` and `parse` raise `JsonProblem` only. No message repeats a piece of the text, which may be a
+token without its quotes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 
 from .diagnostics import item, member
 
-_INT_DIGITS: Final = 100  # far below CPython's 4300, where int() refuses with a bare ValueError
+_INT_DIGITS: Final = 100  # far below 4300, from where CPython's int() raises a bare ValueError
 
 
 class JsonProblem(Exception):
-    """Not JSON. ``line`` and ``column`` count from 1, in characters."""
+    """The text is not JSON. ``line`` and ``column`` count from 1; a column is one character."""
 
     def __init__(self, problem: str, remedy: str, line: int, column: int) -> None:
         super().__init__(f"line {line} column {column}: {problem}; {remedy}")
@@ -30,7 +30,7 @@ class JsonProblem(Exception):
 
 
 class JsonObject(dict[str, object]):
-    """A JSON object; ``repeated`` holds the keys that it gave more than once (the last one won)."""
+    """A JSON object. ``repeated`` has the keys that it has more than once; their last value is kept."""
 
     __slots__ = ("repeated",)
 
@@ -43,7 +43,7 @@ class JsonObject(dict[str, object]):
 
 
 class NotANumber:
-    """Stands for what Python reads as a number and no field can hold: NaN, Infinity, 5000 digits."""
+    """A number that no field can hold, kept as its text: NaN, Infinity, an integer of 5000 digits."""
 
     __slots__ = ("_text",)
 
@@ -55,12 +55,12 @@ class NotANumber:
 
     @property
     def is_finite(self) -> bool:
-        """False for NaN and the infinities, which JSON does not have."""
+        """False for NaN and the infinities, which JSON does not allow."""
         return self._text.lstrip("-").isdigit()
 
 
 def to_text(data: bytes) -> str:
-    """Bytes to text: UTF-8, with or without a byte order mark. Raises JsonProblem."""
+    """Decode UTF-8 with or without a byte order mark. Raises JsonProblem."""
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
@@ -71,7 +71,7 @@ def to_text(data: bytes) -> str:
 
 
 def parse(text: str) -> object:
-    """Text to lists, JsonObjects, strings, numbers, booleans and None. Raises JsonProblem."""
+    """Parse text to lists, JsonObjects, strings, numbers, NotANumbers, booleans and None. Raises JsonProblem."""
     try:
         value: object = json.loads(
             text,
@@ -96,25 +96,28 @@ def _line_column(text: str, at: int) -> tuple[int, int]:
 
 
 def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
-    """Position, problem and remedy for the mistakes that people make, judged by the text around
-    the place rather than by the parser's wording, which differs between versions of Python."""
+    """Position, problem and remedy of a syntax error.
+
+    Mistakes are recognised by the text around the position where that is possible, because the parser's messages differ
+    between versions of Python.
+    """
     at = exc.pos
     here = text[at : at + 1]
     before = text[:at].rstrip()
     if exc.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and here in ("]", "}")):
         comma = at if here == "," else len(before) - 1
-        return comma, "a comma stands before a closing bracket", "remove the comma"
-    # The parser points at the start of these texts, or at the character within.
+        return comma, "there is a comma before a closing bracket", "remove the comma"
+    # For these the parser gives the start of the text, or the character in it.
     if exc.msg.startswith("Unterminated string"):
         return at, "this text has no closing quote", 'close it with "'
     if exc.msg.startswith("Invalid control character"):
         return (
             at,
-            "a line break or control character stands inside quotes",
+            "there is a line break or a control character inside quotes",
             'close the quotes with " on the same line',
         )
     if exc.msg.startswith("Invalid \\"):
-        return at, "a backslash starts no known escape here", "write \\\\ for one backslash"
+        return at, "this backslash starts no known escape", "write \\\\ for one backslash"
     if not here:
         return at, "the file ends too early", "close every [ and {"
     if exc.msg.startswith("Extra data"):
@@ -128,7 +131,7 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
     if here == "'":
         return at, "JSON has no single quotes", 'write " instead'
     if at and text[at - 1].isdigit() and (here.isalnum() or here in (".", "_")):
-        return at, "this goes on as no number does", "write a number as in 8080 or 0.5, or a text in double quotes"
+        return at, "this is not a number", "write one such as 8080 or 0.5, or a text in double quotes"
     if exc.msg.startswith("Expecting ',' delimiter"):
         return at, "a comma or a closing bracket is missing before this", "add it"
     if exc.msg.startswith("Expecting ':' delimiter"):
@@ -148,23 +151,23 @@ _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+
 
 
 def positions(text: str) -> dict[str, tuple[int, int]]:
-    """Path to line and column of every value. ``text`` is one that `parse` accepted.
+    """Line and column of every value by its path. ``text`` must be one that `parse` accepted.
 
-    Of a key given more than once, the last place. Does not recurse.
+    If an object has a key more than once, its last value counts. Does not recurse.
     """
     return {path: (line, column) for path, line, column in _walk(text)}
 
 
 def _walk(text: str) -> Iterator[tuple[str, int, int]]:
-    paths: list[str] = []  # of the containers that are open
-    counts: list[int] = []  # index of the next element in each; -1 in an object
-    path = ""  # of the value that comes next
+    paths: list[str] = []  # of the open lists and objects
+    counts: list[int] = []  # the index of the next element of each list; -1 for an object
+    path = ""  # of the next value
     expects_key = False
     line, line_start = 1, 0
     done = 0
     for match in _TOKEN.finditer(text):
         start, token = match.start(), match.group()
-        newlines = text.count("\n", done, start)  # a newline never stands inside a token
+        newlines = text.count("\n", done, start)  # a token never has a newline in it
         if newlines:
             line += newlines
             line_start = text.rindex("\n", done, start) + 1

@@ -1,7 +1,6 @@
-"""A config file to a `Config`, or to everything that is wrong with it.
+"""Loads a config file: to a `Config`, or to findings of everything that is wrong with it.
 
-Blocking: reads the file and those that it names. Untrusted input: whatever the file holds, nothing
-but `InvalidConfig` is raised.
+Blocking: reads the file and the files that it names. Untrusted input; raises `InvalidConfig` only, for any content.
 """
 
 from __future__ import annotations
@@ -12,22 +11,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from . import files
-from .client_entry import read_client
-from .common import LoadContext
-from .decode import read_object, specs
+from .context import LoadContext, UnreadableFile, read_file
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, TlsValidator
-from .process_entry import is_raw_token, read_admin, read_log, warn_update
-from .server_entry import read_server
+from .parsers import is_raw_token
 from .structs import RawClient, RawInterface, RawRoot, RawServer
+from .typecheck import check_object, field_specs
+from .validate import (
+    validate_admin,
+    validate_client,
+    validate_log,
+    validate_mark,
+    validate_name,
+    validate_server,
+    warn_update,
+)
 
-_FILE_BYTES: Final = 64 * 1024 * 1024  # a million routes; above, it is the wrong file
+_FILE_BYTES: Final = 64 * 1024 * 1024  # room for a million routes; a larger file is the wrong one
 
 
 def load(path: str | os.PathLike[str], tls_validator: TlsValidator | None = None) -> Config:
-    """The config, with its warnings. Raises InvalidConfig, which carries every finding."""
+    """The config, with its warnings. Raises InvalidConfig, which has all findings."""
     config, findings = check(path, tls_validator)
     if config is None:
         raise InvalidConfig(os.fspath(path), findings)
@@ -37,15 +42,15 @@ def load(path: str | os.PathLike[str], tls_validator: TlsValidator | None = None
 def check(
     path: str | os.PathLike[str], tls_validator: TlsValidator | None = None
 ) -> tuple[Config | None, list[Finding]]:
-    """The config, or None if there are errors, and all findings in the order of the file.
+    """The config, or None if there are errors; and all findings in the order of the file.
 
-    ``tls_validator`` looks into the files of a client's TLS options (`host.tls_files.judge_files`); without it they
-    only have to be there. Never raises for what is in the file or in its way.
+    ``tls_validator`` loads the files of a client's TLS options (`host.net.tls_files` has one). Without it they only
+    have to be readable. Never raises for the content of a file, nor for a file that cannot be read.
     """
     file = os.fspath(path)
     try:
-        content = files.read(file, _FILE_BYTES)
-    except files.Unreadable as exc:
+        content = read_file(file, _FILE_BYTES)
+    except UnreadableFile as exc:
         return None, [Finding("error", "", "", f"cannot be read: {exc}", exc.remedy or "name a config file")]
     return check_content(content.data, file, content.public_mode, tls_validator)
 
@@ -53,8 +58,11 @@ def check(
 def check_content(
     data: bytes, file: str, public_mode: int | None = None, tls_validator: TlsValidator | None = None
 ) -> tuple[Config | None, list[Finding]]:
-    """`check` for what a file holds or will hold. ``public_mode`` is its permission bits if every user may read
-    it; files that the config names are looked for beside ``file``."""
+    """The same as `check` for the content of a file, which need not exist yet.
+
+    ``public_mode`` is its permission bits if every user of the machine may read it. Relative names of other files start
+    at the directory of ``file``.
+    """
     try:
         text = to_text(data)
         if not text.strip():
@@ -63,94 +71,98 @@ def check_content(
     except JsonProblem as exc:
         return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
     findings = Findings()
-    config = _read_root(root, LoadContext(file, findings, tls_validator))
+    config = _load_root(root, LoadContext(file, findings, tls_validator))
     if public_mode is not None:
         _warn_public(root, file, public_mode, findings)
-    found = _placed(findings.found, text)
-    if any(finding.severity == "error" for finding in found):
-        return None, found
-    return replace(config, warnings=tuple(finding.text(file) for finding in found)), found
+    located = _located(findings.found, text)
+    if any(finding.severity == "error" for finding in located):
+        return None, located
+    return replace(config, warnings=tuple(finding.text(file) for finding in located)), located
 
 
-def _read_root(root: object, reading: LoadContext) -> Config:
-    """Complete only if no errors were reported."""
+def _load_root(root: object, context: LoadContext) -> Config:
+    """The config; complete only if no errors were reported."""
     if isinstance(root, list):
-        return Config(_read_entries("", [(item("", i), value) for i, value in enumerate(root)], reading))
-    if not isinstance(root, JsonObject) or _is_entry(root):
+        return Config(_load_entries("", [(item("", index), value) for index, value in enumerate(root)], context))
+    if not isinstance(root, JsonObject) or _is_single_entry(root):
         shown = MASK if isinstance(root, str) else show(root)
-        reading.findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
+        context.findings.error("", shown, "is not a list", "write a list of interface definitions, [{...}]")
         return Config(())
-    node = read_object(root, RawRoot, "", reading.findings)
+    node = check_object(root, RawRoot, "", context.findings)
     assert node is not None
     interfaces: tuple[InterfaceConfig, ...] = ()
     if isinstance(root.get("interfaces"), list):
-        interfaces = _read_entries(node.at("interfaces"), node.values("interfaces"), reading)
-    warn_update(node, reading)
-    return Config(interfaces, admin=read_admin(node, interfaces, reading), log=read_log(node))
+        interfaces = _load_entries(node.at("interfaces"), node.values("interfaces"), context)
+    warn_update(node, context)
+    return Config(interfaces, admin=validate_admin(node, interfaces, context), log=validate_log(node))
 
 
-def _is_entry(root: JsonObject) -> bool:
-    """Somebody wrote one interface definition without the list around it."""
-    of_entries = {**specs(RawServer), **specs(RawClient)}
-    return root.keys().isdisjoint(specs(RawRoot)) and not root.keys().isdisjoint(of_entries)
+def _is_single_entry(root: JsonObject) -> bool:
+    """Whether the root is one interface definition without the list around it."""
+    entry_fields = {**field_specs(RawServer), **field_specs(RawClient)}
+    return root.keys().isdisjoint(field_specs(RawRoot)) and not root.keys().isdisjoint(entry_fields)
 
 
-def _read_entries(path: str, entries: list[tuple[str, object]], reading: LoadContext) -> tuple[InterfaceConfig, ...]:
+def _load_entries(path: str, entries: list[tuple[str, object]], context: LoadContext) -> tuple[InterfaceConfig, ...]:
     if not entries:
-        reading.findings.error(path, "[]", "has nothing to run", "write at least one interface definition")
-    read = [_read_entry(value, place, reading) for place, value in entries]
-    reading.claims.finish()
-    return tuple(interface for interface in read if interface is not None)
+        context.findings.error(path, "[]", "has nothing to run", "write at least one interface definition")
+    interfaces = [_load_entry(value, entry_path, context) for entry_path, value in entries]
+    context.conflicts.finish()
+    return tuple(interface for interface in interfaces if interface is not None)
 
 
-def _read_entry(value: object, path: str, reading: LoadContext) -> InterfaceConfig | None:
-    """None only if errors were reported."""
+def _load_entry(value: object, path: str, context: LoadContext) -> InterfaceConfig | None:
+    """One interface definition. None only if errors were reported."""
     given = value if isinstance(value, dict) else {}
     is_server = "port" in given or "net" in given
     is_client = "server" in given
     if is_server and not is_client:
-        node = read_object(value, RawServer, path, reading.findings)
-        return None if node is None else read_server(node, reading)
+        node = check_object(value, RawServer, path, context.findings)
+        return None if node is None else validate_server(node, context)
     if is_client and not is_server:
-        node = read_object(value, RawClient, path, reading.findings)
-        return None if node is None else read_client(node, reading)
-    if is_server:
-        reading.findings.error(
+        node = check_object(value, RawClient, path, context.findings)
+        return None if node is None else validate_client(node, context)
+    _check_unknown_kind(value, path, context, has_both=is_server)
+    return None
+
+
+def _check_unknown_kind(value: object, path: str, context: LoadContext, *, has_both: bool) -> None:
+    """Report an entry that is neither a server nor a client, or both, and check the fields that both kinds have."""
+    if has_both:
+        context.findings.error(
             path,
             "",
             'has fields of a server ("port", "net") and of a client ("server")',
             "split it into two definitions",
         )
     elif isinstance(value, dict):
-        reading.findings.error(
+        context.findings.error(
             path,
             "",
             "is neither a server nor a client",
             'add "port" and "net" to make it a server, or "server" to make it a client',
         )
-    # Of what kind it is nobody knows; what both kinds have can be checked all the same.
-    either = {**specs(RawServer), **specs(RawClient)}
-    node = read_object(value, RawInterface, path, reading.findings, tolerated=either)
+    entry_fields = {**field_specs(RawServer), **field_specs(RawClient)}
+    node = check_object(value, RawInterface, path, context.findings, ignored=entry_fields)
     if node is not None:
-        reading.name(node)
-        reading.mark(node)
-    return None
+        validate_name(node, context)
+        validate_mark(node, context)
 
 
 def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None:
-    """One warning if the file holds a raw token. Other users may read hashes, not tokens."""
+    """Warn once if the file holds a raw token and every user may read it. Hashes may be public."""
     path = next(_raw_tokens(root), None)
     if path is not None:
         findings.warning(
             path,
             MASK,
-            f"stands in a file that every user of this machine can read (mode {mode:04o})",
+            f"is in a file that every user of this machine can read (mode {mode:04o})",
             f"run chmod 600 {shlex.quote(file)}",
         )
 
 
 def _raw_tokens(root: object) -> Iterator[str]:
-    """The paths of what is, or was meant to be, a raw token."""
+    """The paths of values that are, or were meant to be, raw tokens."""
     entries, base = (root.get("interfaces"), "interfaces") if isinstance(root, dict) else (root, "")
     for i, value in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(value, dict) and "server" in value and "token" in value:
@@ -160,17 +172,19 @@ def _raw_tokens(root: object) -> Iterator[str]:
         yield "admin.token"
 
 
-def _placed(found: list[Finding], text: str) -> list[Finding]:
-    """The findings with line and column, in the order of the file. What is missing is placed where
-    the object that lacks it begins."""
-    if not found:
-        return found
+def _located(findings: list[Finding], text: str) -> list[Finding]:
+    """The findings with line and column, in the order of the file.
+
+    A finding about a missing field gets the place where the object without it begins.
+    """
+    if not findings:
+        return findings
     places = positions(text)
-    placed: list[Finding] = []
-    for finding in found:
+    located: list[Finding] = []
+    for finding in findings:
         path = finding.path
         while path and path not in places:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         line, column = places[path] if path else (None, None)
-        placed.append(replace(finding, line=line, column=column))
-    return sorted(placed, key=lambda f: (f.line or 0, f.column or 0))
+        located.append(replace(finding, line=line, column=column))
+    return sorted(located, key=lambda finding: (finding.line or 0, finding.column or 0))

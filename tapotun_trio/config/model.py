@@ -1,4 +1,4 @@
-"""What a valid config file says, in typed values. `load` makes these; the rest of the program reads nothing else."""
+"""A valid config file as typed values. `load` makes them; the rest of the program reads nothing else of the config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
@@ -18,7 +18,7 @@ LogFormat: TypeAlias = Literal["text", "json"]
 
 
 class Secret(str):
-    """A string that never shows itself by accident: repr and format give ``***``. Use `reveal`."""
+    """A string that cannot be printed by accident: str, repr and format give ``***``. `reveal` gives the characters."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class Secret(str):
         return "***"
 
     def reveal(self) -> str:
-        """The characters themselves, for the one place that sends them."""
+        """The characters themselves, for the code that sends or compares them."""
         return str.__str__(self)
 
 
@@ -46,7 +46,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class TokenHash:
-    """How a server knows a token: lowercase hex of its SHA-1 or SHA-256."""
+    """What a server stores of a token: lowercase hex of its SHA-1 or SHA-256."""
 
     algorithm: Literal["sha1", "sha256"]
     digest: str
@@ -54,7 +54,7 @@ class TokenHash:
 
 @dataclass(frozen=True, slots=True)
 class AllowedClient:
-    """One entry of a server's ``clients``. ``name`` is for people: the config's, else its address."""
+    """One entry of a server's ``clients``. ``name`` is for logs, status and metrics: the config's, else the address."""
 
     name: str
     token: TokenHash
@@ -63,41 +63,80 @@ class AllowedClient:
     sources: tuple[IPv4Address, ...] = ()
 
 
+ListenScope: TypeAlias = tuple[Literal["ipv4", "ipv6", "unix"], int]
+
+
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """An address literal of either family and a port. ``optional``: from the default, so a machine without
-    that family skips it. ``early``: an interface of ours brings the IPv4 address, or may bring it, so it is no surprise
-    that it is not there at the start."""
+    """An address literal of either family and a port to listen on.
+
+    ``optional``: the address is from the default, so a machine without that family skips it. ``early``: one of our own
+    interfaces brings the IPv4 address, or may bring it, so no warning is due if it is missing at the start.
+    """
+
+    is_unix: ClassVar[Literal[False]] = False
 
     address: str
     port: int
     optional: bool = False
     early: bool = field(default=False, compare=False)
 
+    @property
+    def literal(self) -> str:
+        """The address as ``listen`` has it, without the port."""
+        return self.address
+
+    @property
+    def key(self) -> TcpAddress:
+        """Equal for two addresses that are the same to the kernel."""
+        return replace(self, optional=False)
+
+    @property
+    def scope(self) -> ListenScope:
+        """Equal for two addresses that the kernel compares with each other. IPv6 sockets are V6ONLY, so an IPv4 and an
+        IPv6 address never conflict."""
+        return "ipv6" if ":" in self.address else "ipv4", self.port
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it conflicts with every other address of its scope."""
+        return self.address in ("0.0.0.0", "::")
+
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
+    """The absolute path of a Unix socket to listen on. The properties are those of `TcpAddress`."""
+
+    is_unix: ClassVar[Literal[True]] = True
+    is_wildcard: ClassVar[Literal[False]] = False
+    port: ClassVar[None] = None
+
     path: str
+
+    @property
+    def literal(self) -> str:
+        return f"unix:{self.path}"
+
+    @property
+    def key(self) -> UnixAddress:
+        # normpath keeps two leading slashes, as POSIX allows; to Linux they are one.
+        return UnixAddress(posixpath.normpath("/" + self.path.lstrip("/")))
+
+    @property
+    def scope(self) -> ListenScope:
+        return "unix", 0
 
 
 ListenAddress: TypeAlias = TcpAddress | UnixAddress
 
 
-def listen_key(endpoint: ListenAddress) -> ListenAddress:
-    """The same for endpoints that are one to the kernel."""
-    if isinstance(endpoint, UnixAddress):
-        # normpath leaves two leading slashes alone, for POSIX; Linux sees one.
-        return UnixAddress(posixpath.normpath("/" + endpoint.path.lstrip("/")))
-    return replace(endpoint, optional=False)
-
-
 @dataclass(frozen=True, slots=True)
 class IngressOptions:
-    """How connections are received. Interfaces that share an endpoint have the same.
+    """How connections are accepted. Interfaces that share an endpoint have the same options.
 
-    ``trusted``: proxies with these addresses are believed what they say of a client's; ``trusts_unix``: so is whoever
-    connects to a Unix socket. ``proxy_protocol``: every connection begins with a PROXY protocol header, and only
-    trusted ones are served. ``socket_mode``: the permissions of a Unix socket.
+    ``trusted``: addresses of the proxies whose statement of a client's address is believed. ``trusts_unix``: the same
+    for any process that connects to a Unix socket. ``proxy_protocol``: every connection begins with a PROXY protocol
+    header, and only trusted proxies are served. ``socket_mode``: the permissions of a Unix socket.
     """
 
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -106,24 +145,32 @@ class IngressOptions:
     socket_mode: int = 0o660
 
     def at(self, endpoint: ListenAddress) -> IngressOptions:
-        """What of it matters at an endpoint."""
-        if isinstance(endpoint, UnixAddress):
+        """The options that have an effect at an endpoint; the others have their defaults."""
+        if endpoint.is_unix:
             return self
         return IngressOptions(trusted=self.trusted, proxy_protocol=self.proxy_protocol)
 
     def trusts(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether the peer with this address is a trusted proxy."""
         return any(address in network for network in self.trusted)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """An interface definition with ``port`` or ``net``. ``mtu`` is in bytes and holds at both ends.
+    """An interface definition with ``port`` or ``net``.
 
-    ``push_routes``: what clients are told to route into the tunnel, each once and at most 255. ``push_dns``: name
-    servers that they are told of. ``peers``: the generation that base clients are spoken to in. ``keepalive_s``:
-    between pings with clients of ours. ``path``: the only one that is answered, None: every one that no other interface
-    on the endpoint has. ``ingress``: what else there is to its endpoints.
+    Attributes:
+        mtu: in bytes, of the interface at both ends.
+        routes: networks that are local to the server.
+        push_routes: networks that clients are asked to route into the tunnel; each once, at most 255.
+        push_dns: name servers that extended clients are informed of.
+        peers: the protocol generation used with base clients.
+        keepalive_s: time between two pings with an extended client.
+        path: the only URL path that is answered; None: every path that no other interface on the endpoint has.
+        ingress: how connections are accepted at its endpoints.
     """
+
+    kind: ClassVar[Literal["server"]] = "server"
 
     name: str
     net: IPv4Interface
@@ -145,8 +192,11 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """Where a client connects. ``host`` is a name or an address literal without brackets; ``target`` is the
-    origin-form request target (path and query), at least ``/``."""
+    """The URL to which a client connects.
+
+    ``host`` is a name or an address literal without brackets. ``target`` is the request target in origin form (path and
+    query), at least ``/``.
+    """
 
     scheme: Literal["http", "https"]
     host: str
@@ -155,7 +205,7 @@ class Url:
 
     @property
     def authority(self) -> str:
-        """The value of the Host header: host, in brackets if IPv6, and the port unless it is the scheme's own."""
+        """The value of the Host header: host, in brackets if IPv6, and the port unless it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
@@ -163,9 +213,14 @@ class Url:
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
-    """``ca_file``: trust this PEM bundle instead of the system's. ``cert_file``: the client's own certificate, with its
-    key unless that is in ``key_file``. ``server_name``: what to ask for and to check instead of the URL's host.
-    ``insecure``: check neither chain nor name. Files are absolute paths."""
+    """How a client verifies an https server, and which certificate it shows. Files are absolute paths of PEM files.
+
+    Attributes:
+        ca_file: certificates to trust instead of the system's.
+        insecure: verify neither the chain nor the name.
+        cert_file: the client's own certificate, with its key unless that is in ``key_file``.
+        server_name: the name to ask for (SNI) and to verify, instead of the URL's host.
+    """
 
     ca_file: str | None = None
     insecure: bool = False
@@ -180,8 +235,10 @@ TlsOption: TypeAlias = Literal["ca_file", "cert_file", "key_file"]
 
 @dataclass(frozen=True, slots=True)
 class TlsProblem:
-    """What makes a file that the TLS options name useless, as only a TLS library can say it. ``problem`` is a verb and
-    its object, to stand behind the file."""
+    """Why a file that the TLS options name cannot be used; only a TLS library can find that out.
+
+    ``problem`` is a verb and its object, which follow the file's name in a finding.
+    """
 
     option: TlsOption
     problem: str
@@ -189,11 +246,12 @@ class TlsProblem:
 
 
 TlsValidator: TypeAlias = Callable[[TlsConfig], TlsProblem | None]
+"""Loads the files of the TLS options and returns the first problem. `host.net.tls_files` has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An outgoing HTTP proxy. ``host`` is a name or an address literal without brackets; ``login``: user:pass."""
+    """An outgoing HTTP proxy. ``host`` is a name or an address literal without brackets; ``login`` is user:pass."""
 
     host: str
     port: int
@@ -201,11 +259,12 @@ class Proxy:
 
     @property
     def authority(self) -> str:
+        """Host and port, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class NoProxy(Enum):
-    """Never a proxy, whatever the environment says."""
+    """Connect without a proxy, also if the environment names one."""
 
     NO_PROXY = "none"
 
@@ -217,10 +276,15 @@ NO_PROXY: Final = NoProxy.NO_PROXY
 class ClientConfig:
     """An interface definition with ``server``.
 
-    ``rotate_s``: each stream is replaced after a random time between these. ``transport``: what carries the frames.
-    ``transport_mark``: fwmark of the transport's own sockets, or None. ``auth_header``: what carries the token.
-    ``proxy``: None: what the environment says.
+    Attributes:
+        rotate_s: each stream is replaced after a random time between these two.
+        transport: what carries the frames.
+        auth_header: the header that carries the token.
+        proxy: None: the environment decides.
+        transport_mark: fwmark of the transport's own sockets, or None.
     """
+
+    kind: ClassVar[Literal["client"]] = "client"
 
     name: str
     server: Url
@@ -239,8 +303,11 @@ InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
 
 @dataclass(frozen=True, slots=True)
 class AdminConfig:
-    """The admin listener. ``token``: whoever shows it may see and do everything, known by its hash or as it is; None:
-    nobody may, and what is open to all is all there is."""
+    """The admin listener.
+
+    ``token``: the token that grants full access, or its hash. None: nobody has full access, and only what is public is
+    served.
+    """
 
     listen: ListenAddress
     token: TokenHash | Secret | None = None
@@ -248,7 +315,7 @@ class AdminConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """What the log has, and how, unless the command line says otherwise."""
+    """Level and format of the log. Options of the command line win over it."""
 
     level: LogLevel = "info"
     format: LogFormat = "text"
@@ -256,7 +323,7 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file. ``warnings`` are findings that do not stop a start, formatted as the errors are."""
+    """A whole file. ``warnings`` are the lines of those findings that do not prevent a start."""
 
     interfaces: tuple[InterfaceConfig, ...]
     warnings: tuple[str, ...] = ()

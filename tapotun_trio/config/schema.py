@@ -1,7 +1,7 @@
-"""The JSON Schema of the config file, for editors: made of the structs of `raw`, so it is what `decode` judges by.
+"""The JSON Schema of the config file, for editors. It is made from `structs`, so it agrees with `typecheck`.
 
-It knows names, types, ranges and choices. What a text must look like inside, and what fits together, only the program
-knows: ``tapotun validate-config``.
+It has names, types, ranges and choices. The syntax of texts and conflicts between values are checked only by
+``tapotun validate-config``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import msgspec
 from .structs import RawClient, RawRoot, RawServer
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-_PREFIX: Final = "Raw"  # of the structs' names; nobody else's business
+_PREFIX: Final = "Raw"  # of the structs' names, which the schema leaves out
 
 Schema: TypeAlias = dict[str, Any]
 
 
 def schema() -> Schema:
-    """A new document."""
+    """A new copy of the schema."""
     template = "#/$defs/{name}"
     (root, server, client), components = msgspec.json.schema_components(
         [RawRoot, RawServer, RawClient], ref_template=template
@@ -33,7 +33,7 @@ def schema() -> Schema:
         "else": client,
     }
     components[RawRoot.__name__]["properties"]["interfaces"] |= interfaces
-    found: Schema = _renamed(
+    document: Schema = _without_prefix(
         {
             "$schema": DIALECT,
             "title": "Config of tapotun",
@@ -45,15 +45,15 @@ def schema() -> Schema:
             "$defs": dict(sorted(components.items())),
         }
     )
-    return found
+    return document
 
 
-def _renamed(value: Any) -> Any:
-    """The same with the structs called as people would."""
+def _without_prefix(value: Any) -> Any:
+    """A copy with the structs' prefix removed from every key, reference and title, and without reST marks."""
     if isinstance(value, dict):
-        return {key.removeprefix(_PREFIX): _renamed(inner) for key, inner in value.items()}
+        return {key.removeprefix(_PREFIX): _without_prefix(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_renamed(inner) for inner in value]
+        return [_without_prefix(inner) for inner in value]
     if isinstance(value, str):
         return value.replace(f"/{_PREFIX}", "/").removeprefix(_PREFIX).replace("``", "")
     return value

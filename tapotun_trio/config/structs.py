@@ -1,9 +1,8 @@
-"""The JSON file as it may be written: names, types, ranges and defaults of every field.
+"""The shape of the JSON file: names, types, ranges and defaults of all fields.
 
-This is the one place that knows them. `decode` judges values by these annotations and takes its
-wording (ranges, examples) from their metadata; `schema` makes a JSON Schema of them. docs/config.md explains each
-field, and a test compares it with this file. What a text must look like inside (an address, a URL) is for `fields`
-and `url`.
+Nothing else defines them. `typecheck` compares values with these annotations and takes ranges and examples for its
+findings from their metadata. `schema` makes a JSON Schema of them. docs/config.md explains each field, and a test
+compares it with this file. The syntax of texts (addresses, URLs) is in `parsers` and `urls`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, TransportChoice
 
 SECRET: Final = {"secret": True}
-"""`Meta.extra` of a field whose value is never shown."""
+"""`Meta.extra` of a field whose value must never be shown."""
 
 
 def _text(description: str, *examples: str, **schema: Any) -> Meta:
@@ -26,7 +25,7 @@ def _uint32(description: str, *examples: int, least: int = 0) -> Meta:
     return Meta(ge=least, le=2**32 - 1, description=description, examples=list(examples))
 
 
-# Element types, so that a list and a single value are judged alike.
+# Types of elements, so that a list and a single value are checked in the same way.
 Address = Annotated[str, _text("an IPv4 address", "10.10.0.2", format="ipv4")]
 Network = Annotated[str, _text("an IPv4 network", "10.60.0.0/24")]
 Listen = Annotated[str, _text("an address literal or unix:/path", "127.0.0.1", "unix:/run/t.sock")]
@@ -42,7 +41,7 @@ class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How a client checks an https server."""
+    """How a client verifies an https server, and which certificate it shows."""
 
     ca_file: (
         Annotated[
@@ -59,10 +58,10 @@ class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         Annotated[str, _text("its key, PEM, unless it is in cert_file", "/etc/tapotun/client.key")] | UnsetType
     ) = UNSET
     server_name: (
-        Annotated[str, _text("the name to ask for and to check, instead of the URL's", "vpn.example.com")] | UnsetType
+        Annotated[str, _text("the name to ask for and to verify, instead of the URL's", "vpn.example.com")] | UnsetType
     ) = UNSET
     min_version: Annotated[TlsVersion, Meta(description="refuse older versions of TLS")] = "1.2"
-    insecure: Annotated[bool, Meta(description="check neither the certificate's chain nor its name")] = False
+    insecure: Annotated[bool, Meta(description="verify neither the certificate's chain nor its name")] = False
 
 
 class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +72,7 @@ class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         Meta(
             description="lowercase hex SHA-1 of the raw token, or sha256:<hex>",
             examples=["<hash of the raw token>"],
-            extra=SECRET,  # may be a raw token by mistake
+            extra=SECRET,  # it may be a raw token by mistake
         ),
     ]
     ip: Address
@@ -83,7 +82,7 @@ class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
 
 class RawInterface(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What both kinds of interface definition have."""
+    """The fields that both kinds of interface definition have."""
 
     name: Annotated[str, _text("the interface's name", "tun0", minLength=1, maxLength=15)]
     mark: RawMark | UnsetType = UNSET
@@ -106,20 +105,22 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     routes: Annotated[list[Network], Meta(description="networks treated as local")] = []
     push_routes: Annotated[
         list[Network],
-        # Generation 2 of x-tun-conf counts them in one byte.
-        Meta(max_length=255, description="networks that clients are told to route into the tunnel"),
+        # x-tun-conf of generation 2 has their number in one byte.
+        Meta(max_length=255, description="networks that clients are asked to route into the tunnel"),
     ] = []
-    push_dns: Annotated[list[Address], Meta(max_length=8, description="name servers that clients are told of")] = []
+    push_dns: Annotated[
+        list[Address], Meta(max_length=8, description="name servers announced to extended clients")
+    ] = []
     clients: Annotated[list[RawAllowedClient], Meta(description="who may connect")] = []
     install_routes: Annotated[bool, Meta(description="program kernel routes to the clients' networks")] = True
     source_check: Annotated[SourceCheck, Meta(description="whose addresses a client may use")] = "loose"
-    peers: Annotated[Literal[1, 2], Meta(description="the generation that deployed peers are spoken to in")] = 1
+    peers: Annotated[Literal[1, 2], Meta(description="the protocol generation used with base clients")] = 1
     keepalive: Annotated[
         float,
         Meta(
             ge=1,
             le=50,
-            description="seconds between pings with our own clients; a stream silent for three of them is dead",
+            description="seconds between pings with extended clients; a stream silent for three of them is dead",
             examples=[10],
         ),
     ] = 10.0
@@ -136,11 +137,13 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     tls: RawTls | UnsetType = UNSET
     rotate_s: Annotated[
         tuple[Seconds, Seconds],
-        Meta(description="each stream is replaced after a random time between these", examples=[[420, 900]]),
+        Meta(
+            description="each stream is replaced after a random number of seconds between these", examples=[[420, 900]]
+        ),
     ] = (420.0, 900.0)
     transport: Annotated[
         TransportChoice,
-        Meta(description="GET and PUT, a WebSocket, or a WebSocket only where a PUT is held back"),
+        Meta(description="GET and PUT, a WebSocket, or a WebSocket only where a PUT is buffered on the path"),
     ] = "auto"
     auth_header: Annotated[
         AuthHeader,
@@ -150,9 +153,9 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         Annotated[
             str,
             Meta(
-                description='connect through this HTTP proxy; "none": through none, whatever the environment says',
+                description='connect through this HTTP proxy; "none": without one, also if the environment names one',
                 examples=["http://proxy.example.com:3128"],
-                extra=SECRET,  # may hold a login
+                extra=SECRET,  # it may hold a login
             ),
         ]
         | UnsetType
@@ -181,7 +184,7 @@ class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                description="whoever shows it sees and does everything: sha256:<hex>, lowercase hex SHA-1, or itself",
+                description="grants full access: sha256:<hex>, lowercase hex SHA-1, or the token itself",
                 examples=["<sha256: and the hash of a token>"],
                 extra=SECRET,
             ),
@@ -191,17 +194,17 @@ class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class RawLog(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The log, unless the command line says otherwise."""
+    """The log. Options of the command line win over it."""
 
-    level: Annotated[LogLevel, Meta(description="the least that is logged")] = "info"
+    level: Annotated[LogLevel, Meta(description="the least severe level that is logged")] = "info"
     format: Annotated[LogFormat, Meta(description="lines for people, or for programs")] = "text"
 
 
 class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The file, if its root is an object. It may as well be the array of interface definitions alone."""
+    """The file if its root is an object. The root may also be the array of interface definitions alone."""
 
     interfaces: Annotated[
-        # Each is a RawServer or a RawClient; msgspec has no union of structs without a tag, so `load` decides.
+        # Each is a RawServer or a RawClient. `load` decides which, because msgspec needs a tag for a union of structs.
         list[Any],
         Meta(description="the interface definitions", examples=[[{"name": "tun0"}]]),
     ]
@@ -224,7 +227,7 @@ NAMES: Final[dict[type[Struct], str]] = {
     RawAdmin: '"admin"',
     RawLog: '"log"',
 }
-"""Every object that a file may hold, and what the operator calls it."""
+"""Every object that a file may hold, and its name in findings."""
 
 PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog)
-"""Those that are about the process; what they share with an interface's are names only."""
+"""The objects with settings of the process. A field that has a name of an interface's field means something else."""

@@ -23,7 +23,7 @@ from typing import Final
 
 import trio
 
-from ..config.model import IngressOptions, ListenAddress, TcpAddress, listen_key
+from ..config.model import IngressOptions, ListenAddress, TcpAddress
 from ..errors import HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..host.net.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.net.sockets import Connection
@@ -283,12 +283,12 @@ class ListenerManager:
             return
 
     def _endpoint(self, address: ListenAddress, ingress: IngressOptions) -> Endpoint | None:
-        endpoint = self._endpoints.get(listen_key(address))
+        endpoint = self._endpoints.get(address.key)
         if endpoint is None:
             listener = listen(address, ingress.socket_mode)
             if listener is None:
                 return None
-            key = listen_key(address)
+            key = address.key
             endpoint = self._endpoints[key] = Endpoint(key, listener, ingress.at(address), self._log)
             self._nursery.start_soon(endpoint.run)
         return endpoint

@@ -13,12 +13,10 @@ from typing import Final
 import trio
 
 from .. import exit_codes
-from ..config import fields, files
-from ..config.diagnostics import quote
+from ..config import context, parsers
+from ..config.diagnostics import InvalidValue, quote
 from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
-from ..config.proxy import proxy as parse_proxy
-from ..config.url import host as parse_host
-from ..config.url import url as parse_url
+from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
 from ..text import one_line
 from .idle import LIMIT_S
@@ -99,19 +97,19 @@ def client_config(arguments: Namespace) -> ClientConfig:
     Misused."""
     try:
         server = parse_url(arguments.url)
-    except fields.Invalid as exc:
+    except InvalidValue as exc:
         raise Misused(f"URL {exc.shown or quote(arguments.url)} {exc.problem}; {exc.remedy}") from exc
     proxy: Proxy | NoProxy | None = None
     server_name: str | None = None
     try:
         if arguments.proxy is not None:
             proxy = parse_proxy(arguments.proxy)
-    except fields.Invalid as exc:
+    except InvalidValue as exc:
         raise Misused(f"--proxy {exc.shown or '***'} {exc.problem}; {exc.remedy}") from exc
     try:
         if arguments.server_name is not None:
             server_name = parse_host(arguments.server_name)
-    except fields.Invalid as exc:
+    except InvalidValue as exc:
         raise Misused(f"--server-name {quote(arguments.server_name)} {exc.problem}; {exc.remedy}") from exc
     if arguments.key_file and not arguments.cert_file:
         raise Misused("--key-file stands without --cert-file; give the certificate that it belongs to")
@@ -136,8 +134,8 @@ def client_config(arguments: Namespace) -> ClientConfig:
 def _token(name: str) -> Secret:
     """As a client's ``token_file``."""
     try:
-        content = files.read(name, _TOKEN_FILE_BYTES)
-    except files.Unreadable as exc:
+        content = context.read_file(name, _TOKEN_FILE_BYTES)
+    except context.UnreadableFile as exc:
         text = f"--token-file {quote(name)} cannot be read: {exc}; give the file that holds the client's raw token"
         raise Misused(text) from exc
     if content.public_mode is not None:
@@ -145,10 +143,10 @@ def _token(name: str) -> Secret:
         _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
     line = content.data.removesuffix(b"\n").removesuffix(b"\r")
     try:
-        token = fields.raw_token(line.decode("latin-1"))
-    except fields.Invalid as exc:
+        token = parsers.parse_raw_token(line.decode("latin-1"))
+    except InvalidValue as exc:
         raise Misused(f"--token-file {quote(name)} holds a token that {exc.problem}; {exc.remedy}") from exc
-    if fields.looks_hashed(token.reveal()):
+    if parsers.looks_hashed(token.reveal()):
         text = f"--token-file {quote(name)} holds what looks like a hash, which belongs on the server"
         _warn(f"{text}; write the raw token into it, unless this is the raw token")
     return token

@@ -34,7 +34,7 @@ def _is_mistyped(word: str) -> bool:
     """Whether it is more likely a verb than a file: argparse then says which verbs there are."""
     if not word or "/" in word or "." in word or os.path.lexists(word):
         return False
-    from difflib import get_close_matches  # only now, as `config.decode` does
+    from difflib import get_close_matches  # imported here, as in `config.typecheck`
 
     return bool(get_close_matches(word, VERBS, n=1))
 

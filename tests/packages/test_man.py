@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from tapotun_trio import cli, exit_codes
-from tapotun_trio.config.decode import specs
 from tapotun_trio.config.structs import NAMES
+from tapotun_trio.config.typecheck import field_specs
 from tapotun_trio.shell.usage import verbs
 from tests.harness import ROOT
 
@@ -66,7 +66,7 @@ def test_every_verb_option_and_exit_code_is_there(pages: Path) -> None:
 def test_every_field_of_the_config_is_there(pages: Path) -> None:
     text = shown(pages / "tapotun.json.5")
     for struct in NAMES:
-        names = set(specs(struct))
+        names = set(field_specs(struct))
         sections = text.split("\n\n")
         assert names, struct
         for name in names:

@@ -1,4 +1,4 @@
-"""config.changes: everything that differs and nothing else, with as little as possible to do about it."""
+"""config.diff: finds every difference and nothing else, and the smallest change that each needs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_restart(after: InterfaceConfig, line: str) -> None:
     assert only(after) == ("restart", [line])
 
 
-def test_a_client_starts_again_and_no_line_has_its_token() -> None:
+def test_a_client_restarts_and_no_line_has_its_token() -> None:
     kind, [line] = only(replace(CLIENT, token=Secret("another")), CLIENT)
     assert (kind, line) == ("restart", "tun0: token changed, so it starts again")
     proxy = Proxy("proxy.example.com", 3128, Secret("user:pass"))
@@ -93,7 +93,7 @@ def test_a_client_starts_again_and_no_line_has_its_token() -> None:
     assert line == "tun0: token, proxy changed, so it starts again"
 
 
-def test_of_a_long_list_a_few_are_told() -> None:
+def test_a_long_list_is_shortened() -> None:
     nets = tuple(f"10.{number}.0.0/16" for number in range(60, 80))
     _, lines = only(replace(SERVER, clients=(A, allowed("b", "10.10.0.3", nets))))
     assert lines == ["hub b: routes changed (+10.60.0.0/16 +10.61.0.0/16 +10.62.0.0/16 +10.63.0.0/16 and 16 more)"]
@@ -102,7 +102,7 @@ def test_of_a_long_list_a_few_are_told() -> None:
     assert only(replace(SERVER, install_routes=False))[1] == ["hub: install_routes changed (true -> false)"]
 
 
-def test_a_client_s_mark_is_changed_while_it_runs() -> None:
+def test_the_mark_of_a_client_changes_while_it_runs() -> None:
     assert only(replace(CLIENT, mark=Mark(7, 7)), CLIENT) == ("live", ["tun0: mark changed (none -> 7 in table 7)"])
     kind, _ = only(replace(CLIENT, mark=Mark(7, 7), transport_mark=8), CLIENT)
     assert kind == "restart"
@@ -161,10 +161,12 @@ files = st.lists(entries, unique_by=lambda config: config.name, max_size=3)
 
 
 @given(files, files)
-def test_made_they_are_the_new_config_and_undone_the_old(before: list[ServerConfig], after: list[ServerConfig]) -> None:
+def test_changes_lead_to_the_new_config_and_their_inverses_back(
+    before: list[ServerConfig], after: list[ServerConfig]
+) -> None:
     running: dict[str, InterfaceConfig] = {config.name: config for config in before}
     found = changes(before, after)
-    for steps, goal in ((found, after), ([it.inverse for it in reversed(found)], before)):
+    for steps, goal in ((found, after), ([change.inverse for change in reversed(found)], before)):
         for step in steps:
             assert step.lines
             if step.before is not None:

@@ -1,4 +1,4 @@
-"""Every error of a config file, as the whole line that a person reads."""
+"""Every error of a config file, as the whole line that the operator reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tapotun_trio.config.load import check_content
 
-from .test_config_load import Json, allowed, client, judge, server, sha1
+from .test_config_load import Json, allowed, client, load_entries, server, sha1
 
 B: Final = sha1("b")
 
@@ -34,7 +34,7 @@ FIELDS: Final = (  # of a server
     "push_dns, clients, install_routes, source_check, peers, keepalive"
 )
 
-# Each is one file and the one line that is said of it.
+# The entries of one file, and the line of its one finding.
 ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- shape ---
     ([], "[] has nothing to run; write at least one interface definition"),
@@ -86,7 +86,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(mark={"value": 1})], '[0].mark.table: is missing; add "table": 100'),
     ([server(mark={"table": 100})], '[0].mark.value: is missing; add "value": 100'),
     ([client(token=...)], '[0].token: is missing; add "token": "<raw token>", or "token_file" with the path of a file'),
-    ([client(token_file="/dev/null")], '[0].token_file: stands beside "token", and only one can hold; remove one'),
+    ([client(token_file="/dev/null")], '[0].token_file: is given in addition to "token"; remove one'),
     # --- types ---
     ([server(port="8080")], '[0].port: "8080" is text, not a number; write a whole number from 1 to 65535, without '
      "quotes"),
@@ -113,13 +113,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([client(tls=True)], '[0].tls: true is not an object; write {"ca_file": "/etc/ssl/corp.pem", '
      '"cert_file": "/etc/tapotun/client.pem", "key_file": "/etc/tapotun/client.key", "server_name": "vpn.example.com", '
      '"min_version": "1.2", "insecure": false}'),
-    ([client(server="https://h/", tls={"key_file": "/dev/null"})], '[0].tls.key_file: "/dev/null" stands without '
+    ([client(server="https://h/", tls={"key_file": "/dev/null"})], '[0].tls.key_file: "/dev/null" is given without '
      '"cert_file"; add "cert_file"'),
     ([client(server="https://h/", tls={"cert_file": "/dev/null"})], '[0].tls.cert_file: "/dev/null" holds no private '
      'key in PEM; write the path of one as "key_file"'),
     ([client(server="https://h/", tls={"min_version": "1.1"})], '[0].tls.min_version: "1.1" is not one of the choices; '
      'write "1.2" or "1.3"'),
-    *(([client(server="https://h/", tls={"server_name": name})], f'[0].tls.server_name: "{name}" is no host name or '
+    *(([client(server="https://h/", tls={"server_name": name})], f'[0].tls.server_name: "{name}" is not a host name or '
        'address; write one such as "vpn.example.com", without a scheme or a port')
       for name in ("", "a b", "https://h/", "h:443", "10.1")),
     ([client(server="https://h/", tls={"insecure": 1})], "[0].tls.insecure: 1 is a number, not true or false; "
@@ -214,9 +214,9 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(name="a/b")], '[0].name: "a/b" has "/" in it; use letters, digits, - and _ only'),
     ([server(name="eth0:1")], '[0].name: "eth0:1" has ":" in it; use letters, digits, - and _ only'),
     ([server(name="tun%d")], '[0].name: "tun%d" has "%" in it; use letters, digits, - and _ only'),
-    ([server(name="à")], '[0].name: "à" has a letter that the kernel refuses; use letters a to z, digits, - and _'),
+    ([server(name="à")], '[0].name: "à" has a character that the kernel refuses; use letters a to z, digits, - and _'),
     *(
-        ([server(name=name)], f'[0].name: "{name}" is a name that Linux keeps for itself; choose another, such as '
+        ([server(name=name)], f'[0].name: "{name}" is a name that Linux reserves; choose another, such as '
          '"tun0"')
         for name in (".", "..", "lo", "all", "default")
     ),
@@ -322,7 +322,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(), other(net="10.10.0.9/24", clients=[allowed(ip="10.10.0.3")])], '[1].net: "10.10.0.0/24" overlaps the '
      "network 10.10.0.0/24 of [0].net; give each server a network of its own"),
     # --- clients ---
-    ([two(name="")], '[0].clients[1].name: "" is empty; write a name, or leave it out to have the address'),
+    ([two(name="")], '[0].clients[1].name: "" is empty; write a name, or leave it out to use the address'),
     ([two(name="x" * 65)], f'[0].clients[1].name: "{"x" * 65}" has 65 characters; choose a name of at most 64'),
     ([two(name="a\tb")], '[0].clients[1].name: "a\\tb" has control characters, or spaces at its ends; '
      "write one line of printable text"),
@@ -333,9 +333,9 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(clients=[allowed(name="a"), allowed(token=B, ip="10.10.0.3", name="a")])],
      '[0].clients[1].name: "a" already names the client of [0].clients[0].name; choose another'),
     # --- warnings ---
-    ([server(clients=...)], "warning: [0].clients: has nobody who may connect; add the clients"),
-    ([server(clients=[])], "warning: [0].clients: [] has nobody who may connect; add the clients"),
-    ([server(listen="unix:/a")], 'warning: [0].port: 8080 is not used, for "listen" names Unix sockets only; '
+    ([server(clients=...)], "warning: [0].clients: lists no client, so none can connect; add one"),
+    ([server(clients=[])], "warning: [0].clients: [] lists no client, so none can connect; add one"),
+    ([server(listen="unix:/a")], 'warning: [0].port: 8080 is not used, because "listen" names Unix sockets only; '
      "remove it, or listen on an address too"),
     ([server(ips=["192.168.7.1"])], 'warning: [0].ips[0]: "192.168.7.1" is outside net 10.10.0.0/24, and clients are '
      "given no route to it; choose an address in it, or route it on the clients"),
@@ -347,21 +347,21 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
         for net in ("10.10.0.0/24", "10.10.0.128/25")
     ),
     ([server(listen=["127.0.0.1", "203.0.113.10"], push_routes=["10.60.0.0/24", "203.0.113.0/24"])],
-     'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it leads the '
-     "clients' own streams into the tunnel; write only networks without it; clients of this program make a host route "
-     "past it, deployed ones stay dead"),
+     'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it routes '
+     "the clients' own connections into the tunnel; write only networks without it; extended clients add a host route "
+     "around the tunnel, base clients lose their connection"),
     ([server(listen="203.0.113.10", net="203.0.113.1/24",
              clients=[{"token": "0" * 40, "ip": "203.0.113.2"}])], 'warning: [0].net: "203.0.113.1/24" covers '
-     "203.0.113.10, on which this server listens: it leads the clients' own streams into the tunnel; write only "
-     "networks without it; clients of this program make a host route past it, deployed ones stay dead"),
-    ([server(push_routes=["0.0.0.0/0"])], 'warning: [0].push_routes[0]: "0.0.0.0/0" leads the clients\' own streams to '
-     "this server into the tunnel too; write only the networks that are behind this server"),
+     "203.0.113.10, on which this server listens: it routes the clients' own connections into the tunnel; write only "
+     "networks without it; extended clients add a host route around the tunnel, base clients lose their connection"),
+    ([server(push_routes=["0.0.0.0/0"])], 'warning: [0].push_routes[0]: "0.0.0.0/0" routes the clients\' own '
+     "connections to this server into the tunnel too; write only the networks that are behind this server"),
     ([two(routes=["10.60.0.0/24", "10.60.0.0/24"])], 'warning: [0].clients[1].routes[1]: "10.60.0.0/24" is already '
      "used at [0].clients[1].routes[0]; remove one"),
     ([two(sources=["1.1.1.1", "1.1.1.1"])], 'warning: [0].clients[1].sources[1]: "1.1.1.1" is already used at '
      "[0].clients[1].sources[0]; remove one"),
     ([two(sources=["10.10.0.3"])], 'warning: [0].clients[1].sources[0]: "10.10.0.3" is this client\'s own address, '
-     "so that its packets would come back to it; remove it"),
+     "so its packets would come back to it; remove it"),
     ([two(routes=["0.0.0.0/0"])], 'warning: [0].clients[1].routes[0]: "0.0.0.0/0" sends the traffic of this machine '
      'itself to this client too; set "install_routes": false to forward only what comes through the tunnel'),
     ([server(), other(net="10.10.1.1/16", clients=[allowed(ip="10.10.1.2")])], 'warning: [0].net: "10.10.0.0/24" '
@@ -371,13 +371,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([client(tls={"insecure": True})], 'warning: [0].tls: has no effect on an http URL; write "https://..." or remove '
      "it"),
     ([client(server="https://h/", tls={"insecure": True, "ca_file": "/dev/null"})], 'warning: [0].tls.ca_file: '
-     '"/dev/null" has no effect beside "insecure": true; remove one of them'),
+     '"/dev/null" has no effect together with "insecure": true; remove one of them'),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("entries", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
 def test_one_finding(entries: Sequence[object], line: str) -> None:
-    config, texts = judge(*entries)
+    config, texts = load_entries(*entries)
     assert texts == [f"F: {line}"]
     assert (config is None) == (not line.startswith("warning: "))
 
@@ -391,9 +391,9 @@ def test_an_overflow_is_out_of_range() -> None:
     ]
 
 
-def test_a_list_of_the_wrong_length_is_judged_all_the_same() -> None:
+def test_the_elements_of_a_list_of_the_wrong_length_are_checked() -> None:
     pushed = ["10.60.0.1/24", 5] + [f"10.61.{n}.0/24" for n in range(254)]
-    assert judge(server(push_routes=pushed), client(name="b", rotate_s=[900, "x", 0]))[1] == [
+    assert load_entries(server(push_routes=pushed), client(name="b", rotate_s=[900, "x", 0]))[1] == [
         "F: [0].push_routes: [...] has 256 elements; write at most 255",
         'F: [0].push_routes[0]: "10.60.0.1/24" has host bits set beyond /24; write "10.60.0.0/24" for the network, or '
         '"10.60.0.1/32" for this one address',
@@ -405,7 +405,7 @@ def test_a_list_of_the_wrong_length_is_judged_all_the_same() -> None:
 
 
 def test_a_warning_does_not_stop_a_start() -> None:
-    config, texts = judge(server(clients=[]))
+    config, texts = load_entries(server(clients=[]))
     assert config is not None
     assert list(config.warnings) == [f"{text} (line 1)" for text in texts]
 
@@ -413,8 +413,8 @@ def test_a_warning_does_not_stop_a_start() -> None:
 def test_a_key_given_twice() -> None:
     _, findings = check_content(b'[{"name": "a", "name": "b",\n"port": 1, "net": "10.0.0.1/24", "port": 2}]', "F")
     assert [f.text("F") for f in findings if f.severity == "error"] == [
-        'F: [0].name: "name" stands more than once in this object; keep one (line 1)',
-        'F: [0].port: "port" stands more than once in this object; keep one (line 2)',
+        'F: [0].name: "name" is more than once in this object; keep one (line 1)',
+        'F: [0].port: "port" is more than once in this object; keep one (line 2)',
     ]
 
 
@@ -470,13 +470,13 @@ def test_every_error_of_a_file_is_reported_in_its_order() -> None:
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_both_kinds_are_checked_alike_for_name_and_mark(name: str) -> None:
     make = {"server": server, "client": client}[name]
-    _, texts = judge(make(name="a b", mark={"value": 0, "table": 254}))
+    _, texts = load_entries(make(name="a b", mark={"value": 0, "table": 254}))
     assert [text.split(":")[1].strip() for text in texts] == ["[0].name", "[0].mark.value", "[0].mark.table"]
 
 
 def test_an_entry_of_no_kind_is_checked_for_what_both_kinds_have() -> None:
     entry = {"name": "a b", "mark": {"value": 1}, "clients": "not looked at", "sever": "http://h/"}
-    assert judge(entry)[1] == [
+    assert load_entries(entry)[1] == [
         'F: [0]: is neither a server nor a client; add "port" and "net" to make it a server, or "server" to make it '
         "a client",
         'F: [0].name: "a b" has white space in it; use letters, digits, - and _ only',
@@ -486,7 +486,7 @@ def test_an_entry_of_no_kind_is_checked_for_what_both_kinds_have() -> None:
 
 
 def test_a_definition_with_errors_still_claims_what_is_its() -> None:
-    _, texts = judge(server(mtu=1), other(name="tun0", port=8080, net="10.10.0.1/24", clients=[]))
+    _, texts = load_entries(server(mtu=1), other(name="tun0", port=8080, net="10.10.0.1/24", clients=[]))
     assert [text.split(":")[1].strip() for text in texts if "warning" not in text] == [
         "[0].mtu",
         "[1].name",

@@ -1,4 +1,4 @@
-"""Errors in tokens, listeners, marks and URLs, as the whole line that a person reads."""
+"""Errors in tokens, listeners, marks and URLs, as the whole line that the operator reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from .test_config_errors import B, mark, other, two
-from .test_config_load import allowed, client, judge, server, sha1, sha256
+from .test_config_load import allowed, client, load_entries, server, sha1, sha256
 
 A: Final = sha1("a")
 
@@ -18,7 +18,7 @@ HEADER: Final = (
     "use printable ASCII without line breaks; tapotun token makes such a token"
 )
 URL: Final = 'write a URL such as "https://vpn.example.com/ip"'
-# Each is one file and the one line that is said of it.
+# The entries of one file, and the line of its one finding.
 ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- tokens of a server ---
     ([two(token=sha1("test"))], '[0].clients[1].token: "a94a8fe5…" is already used at [0].clients[0].token; '
@@ -34,8 +34,8 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "write it in lower case"),
     ([two(token="sha1:" + B)], "[0].clients[1].token: *** is a SHA-1 with a prefix; write its 40 digits alone, "
      "in lower case"),
-    ([two(token="sha256:" + B)], "[0].clients[1].token: *** is no SHA-256; write sha256: and 64 digits of lower-case "
-     "hex"),
+    ([two(token="sha256:" + B)], "[0].clients[1].token: *** is not a SHA-256 hash; write sha256: and 64 digits of "
+     "lower-case hex"),
     ([two(token=sha256("b")[7:])], "[0].clients[1].token: *** looks like a SHA-256 without its prefix, or like a raw "
      f"token; write sha256: before the hash; of a raw token {HASH}"),
     ([two(token=B[:39])], f"[0].clients[1].token: *** has 39 hex digits and a SHA-1 has 40; copy all of it, or {HASH}"),
@@ -78,8 +78,9 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
          'named; write "::" or an address of wider scope')
         for literal in ("fe80::1", "fe80::1%eth0")
     ),
-    ([server(listen="::ffff:10.0.0.1")], '[0].listen: "::ffff:10.0.0.1" is IPv4 in IPv6\'s clothes; write "10.0.0.1"'),
-    ([server(listen="ff02::1")], '[0].listen: "ff02::1" is no address of a single host; '
+    ([server(listen="::ffff:10.0.0.1")], '[0].listen: "::ffff:10.0.0.1" is an IPv4-mapped IPv6 address; '
+     'write "10.0.0.1"'),
+    ([server(listen="ff02::1")], '[0].listen: "ff02::1" is not the address of a single host; '
      "write an address of this machine"),
     *(
         ([server(port=..., listen=path)], f'[0].listen: "{path}" has no absolute path; write it as in '
@@ -106,28 +107,28 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(listen=["127.0.0.1", "127.0.0.1"])], '[0].listen[1]: "127.0.0.1" clashes with [0].listen[0] on port '
      "8080; choose another port or another address to listen on"),
     ([server(port=..., listen="unix:/run/a"), other(port=..., listen="unix://run/./b/../a")],
-     '[1].listen: "unix://run/./b/../a" is already used at [0].listen; choose another socket, or give each '
+     '[1].listen: "unix://run/./b/../a" clashes with [0].listen; choose another socket, or give each '
      'a "path" of its own'),
-    ([server(port=..., listen=["unix:/a", "unix:/a"])], '[0].listen[1]: "unix:/a" is already used at [0].listen[0]; '
+    ([server(port=..., listen=["unix:/a", "unix:/a"])], '[0].listen[1]: "unix:/a" clashes with [0].listen[0]; '
      "choose another socket"),
-    # --- who is received how ---
+    # --- ingress options ---
     *(
-        ([server(port=..., listen="unix:/a", listen_mode=mode)], f'[0].listen_mode: "{mode}" is no mode; write three '
-         'octal digits, as in "0660"')
+        ([server(port=..., listen="unix:/a", listen_mode=mode)], f'[0].listen_mode: "{mode}" is not a file mode; write '
+         'three octal digits, as in "0660"')
         for mode in ("", "660 ", "0o660", "678", "1660", "u=rw")
     ),
     ([server(port=..., listen="unix:/a", listen_mode=660)], '[0].listen_mode: 660 is a number, not text; write "0660"'),
-    ([server(port=..., listen="unix:/a", listen_mode="0444")], '[0].listen_mode: "0444" lets nobody connect, for which '
-     'one has to write to a socket; write one such as "0660"'),
-    ([server(listen_mode="0600")], 'warning: [0].listen_mode: means nothing, for "listen" names no Unix socket; '
+    ([server(port=..., listen="unix:/a", listen_mode="0444")], '[0].listen_mode: "0444" lets nobody connect, because '
+     'that needs write permission; write one such as "0660"'),
+    ([server(listen_mode="0600")], 'warning: [0].listen_mode: has no effect: "listen" names no Unix socket; '
      "remove it"),
     ([server(trusted_proxies="127.0.0.1")], '[0].trusted_proxies: "127.0.0.1" is text, not a list; '
      'write ["127.0.0.1"]'),
     ([server(trusted_proxies=["nginx"])], '[0].trusted_proxies[0]: "nginx" is not an address or a network; write one '
      'such as "127.0.0.1" or "10.0.0.0/8", or "unix"'),
     ([server(trusted_proxies=["unix:/run/a"])], '[0].trusted_proxies[0]: "unix:/run/a" names a socket; write "unix" '
-     'for whoever connects to a Unix socket of "listen"'),
-    ([server(trusted_proxies=["unix"])], 'warning: [0].trusted_proxies[0]: "unix" means nothing, for "listen" names no '
+     'to trust every connection to a Unix socket of "listen"'),
+    ([server(trusted_proxies=["unix"])], 'warning: [0].trusted_proxies[0]: "unix" has no effect: "listen" names no '
      "Unix socket; remove it"),
     ([server(trusted_proxies=["[::1]"])], '[0].trusted_proxies[0]: "[::1]" has brackets; write the address without '
      "them, and without a port"),
@@ -137,15 +138,15 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'write it as in "10.0.0.0/24"'),
     ([server(trusted_proxies=["fd00::/129"])], '[0].trusted_proxies[0]: "fd00::/129" has no prefix length that fits; '
      'write it as in "fd00::/64"'),
-    ([server(trusted_proxies=["fe80::1%eth0"])], '[0].trusted_proxies[0]: "fe80::1%eth0" has a zone; leave out what '
-     "begins with %"),
-    ([server(trusted_proxies=["::ffff:10.0.0.0/104"])], '[0].trusted_proxies[0]: "::ffff:10.0.0.0/104" is IPv4 in '
-     'IPv6\'s clothes; write "10.0.0.0/8"'),
-    ([server(trusted_proxies=["::/0"])], 'warning: [0].trusted_proxies[0]: "::/0" lets whoever connects say what its '
-     "address is, in the log too; write the addresses of your proxies only"),
-    ([server(proxy_protocol=True)], '[0].trusted_proxies: has nobody, and with "proxy_protocol" only trusted proxies '
-     'are served; write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket'),
-    ([server(proxy_protocol=True, trusted_proxies=[])], '[0].trusted_proxies: [] has nobody, and with '
+    ([server(trusted_proxies=["fe80::1%eth0"])], '[0].trusted_proxies[0]: "fe80::1%eth0" has a zone; leave out the '
+     "% and what follows it"),
+    ([server(trusted_proxies=["::ffff:10.0.0.0/104"])], '[0].trusted_proxies[0]: "::ffff:10.0.0.0/104" is an '
+     'IPv4-mapped IPv6 address; write "10.0.0.0/8"'),
+    ([server(trusted_proxies=["::/0"])], 'warning: [0].trusted_proxies[0]: "::/0" trusts everyone: any client can '
+     "forge its address, also in the log; write the addresses of your proxies only"),
+    ([server(proxy_protocol=True)], '[0].trusted_proxies: names no proxy, and with "proxy_protocol" only trusted '
+     'proxies are served; write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket'),
+    ([server(proxy_protocol=True, trusted_proxies=[])], '[0].trusted_proxies: [] names no proxy, and with '
      '"proxy_protocol" only trusted proxies are served; write their addresses, such as ["127.0.0.1", "::1"], or '
      '"unix" for those on a Unix socket'),
     ([server(proxy_protocol=1)], "[0].proxy_protocol: 1 is a number, not true or false; write true or false, without "
@@ -161,7 +162,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "[1].listen_mode: differs from [0].listen_mode, and both listen on the same endpoint; write the same in both"),
     # --- marks ---
     ([server(**mark(0, 100))], "[0].mark.value: 0 would match every packet; choose a mark from 1 on"),
-    ([server(**mark(1, 0))], "[0].mark.table: 0 is the kernel's word for the main table, where a default route would "
+    ([server(**mark(1, 0))], "[0].mark.table: 0 is the kernel's name for the main table, where a default route would "
      "take all traffic; choose a table of its own, such as 100"),
     *(
         ([client(**mark(1, table))], f"[0].mark.table: {table} is the {name} table of this machine, where a default "
@@ -204,7 +205,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([client(server="user:p w@h/?key=k")], '[0].server: "***@h/?***" has white space or control characters; '
      "remove them, or write a space as %20"),
     ([client(server="http://h/#x")], '[0].server: "http://h/#x" has a fragment, which is never sent; '
-     "remove it from the # on"),
+     "remove the # and what follows it"),
     ([client(server="http://h/a b")], '[0].server: "http://h/a b" has white space or control characters; '
      "remove them, or write a space as %20"),
     ([client(server="http://h/\r\nx: y")], '[0].server: "http://h/\\r\\nx: y" has white space or control characters; '
@@ -232,13 +233,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
 
 @pytest.mark.parametrize(("entries", "line"), ONE_FINDING, ids=[line[:60] for _, line in ONE_FINDING])
 def test_one_finding(entries: Sequence[object], line: str) -> None:
-    config, texts = judge(*entries)
+    config, texts = load_entries(*entries)
     assert texts == [f"F: {line}"]
     assert (config is None) == (not line.startswith("warning: "))
 
 
-def test_the_transport_s_mark_is_compared_with_half_a_mark_too() -> None:
-    assert judge(client(transport_mark=100, mark={"value": 100}))[1] == [
+def test_transport_mark_is_compared_with_an_incomplete_mark() -> None:
+    assert load_entries(client(transport_mark=100, mark={"value": 100}))[1] == [
         "F: [0].transport_mark: 100 is the mark of [0].mark.value too, and the transport would enter its own tunnel; "
         "choose another mark",
         'F: [0].mark.table: is missing; add "table": 100',

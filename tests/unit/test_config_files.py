@@ -1,4 +1,4 @@
-"""The files around a config, and what is reported of it."""
+"""The files that a config names, their permissions, and the reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_config_load import accept, client, server, sha1
 
 
 def write(path: Path, content: object, mode: int = 0o600) -> str:
-    """A file of that mode; what is not text is written as JSON."""
+    """Write a file with this mode, content that is not text as JSON. Returns its path."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     path.chmod(mode)
     return str(path)
@@ -28,7 +28,7 @@ def write(path: Path, content: object, mode: int = 0o600) -> str:
 def test_load_gives_the_config_with_its_warnings(tmp_path: Path) -> None:
     file = write(tmp_path / "t.json", [client()], 0o644)
     warning = (
-        f"{file}: warning: [0].token: *** stands in a file that every user of this machine can read "
+        f"{file}: warning: [0].token: *** is in a file that every user of this machine can read "
         f"(mode 0644); run chmod 600 {file} (line 1)"
     )
     assert load(file) == Config((accept(client()),), (warning,))
@@ -65,8 +65,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
     assert text(tmp_path / "none.json") == "F: cannot be read: No such file or directory; name a config file"
     assert text(tmp_path) == "F: cannot be read: Is a directory; name a config file"
-    assert text("a\0b") == "F: cannot be read: no valid path; name a config file"
-    assert text("a\udcff\ud800b") == "F: cannot be read: no valid path; name a config file"
+    assert text("a\0b") == "F: cannot be read: not a valid path; name a config file"
+    assert text("a\udcff\ud800b") == "F: cannot be read: not a valid path; name a config file"
     assert text("/dev/zero") == "F: cannot be read: longer than 67108864 bytes; name a config file"
     assert text("x" * 300) == "F: cannot be read: File name too long; name a config file"
     assert text("/proc/self/mem") == "F: cannot be read: Input/output error; name a config file"
@@ -80,7 +80,7 @@ def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode", "said"),
+    ("kind", "mode", "problem"),
     [
         ("EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", 0o600, "holds an encrypted key, and nobody is there to type"),
         ("ENCRYPTED PRIVATE KEY-----", 0o600, "holds an encrypted key, and nobody is there to type its password"),
@@ -89,18 +89,18 @@ def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:
         ("PRIVATE KEY-----", 0o600, None),
     ],
 )
-def test_a_key_file(tmp_path: Path, kind: str, mode: int, said: str | None) -> None:
+def test_a_key_file(tmp_path: Path, kind: str, mode: int, problem: str | None) -> None:
     write(tmp_path / "cert", "-----BEGIN CERTIFICATE-----\n")
     write(tmp_path / "key", f"-----BEGIN {kind}\n", mode)
     tls = {"cert_file": "cert", "key_file": "key"}
     _, findings = check(write(tmp_path / "t.json", [client(server="https://h/", tls=tls)]))
     texts = [finding.text("F") for finding in findings]
-    assert len(texts) == (said is not None)
-    assert all(f'[0].tls.key_file: "key" {said}' in text for text in texts)
+    assert len(texts) == (problem is not None)
+    assert all(f'[0].tls.key_file: "key" {problem}' in text for text in texts)
 
 
 def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative to the config wherever the process stands; one line end does not belong to it."""
+    """Its path is relative to the config, not to the working directory; one line end is not part of the token."""
     config = write(tmp_path / "t.json", [client(token=..., token_file="secret/token")], 0o644)
     (tmp_path / "secret").mkdir()
     monkeypatch.chdir("/")
@@ -115,7 +115,7 @@ def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "said"),
+    ("content", "mode", "problem"),
     [
         ("", 0o600, "holds a token that is empty; write the raw token"),
         ("\n", 0o600, "holds a token that is empty; write the raw token"),
@@ -137,26 +137,28 @@ def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (sha1("x"), 0o600, "holds what looks like a hash; write the raw token into it, unless this is the raw token"),
     ],
 )
-def test_bad_token_file(tmp_path: Path, content: str, mode: int, said: str | None) -> None:
+def test_bad_token_file(tmp_path: Path, content: str, mode: int, problem: str | None) -> None:
     write(tmp_path / "a token", content, mode)
     file = write(tmp_path / "t.json", [client(token=..., token_file="a token")])
-    said = said or "cannot be read: longer than 65536 bytes; write the path of a file, absolute or relative to this one"
+    problem = (
+        problem or "cannot be read: longer than 65536 bytes; write the path of a file, absolute or relative to this one"
+    )
     (finding,) = check(file)[1]
     severity = "warning: " if finding.severity == "warning" else ""
-    assert finding.text("F") == f'F: {severity}[0].token_file: "a token" {said} (line 1)'
+    assert finding.text("F") == f'F: {severity}[0].token_file: "a token" {problem} (line 1)'
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("none", "No such file or directory"), (".", "Is a directory"), ("a\0", "no valid path")]
+    ("name", "reason"), [("none", "No such file or directory"), (".", "Is a directory"), ("a\0", "not a valid path")]
 )
-def test_missing_token_file_and_ca_file(tmp_path: Path, name: str, why: str) -> None:
+def test_missing_token_file_and_ca_file(tmp_path: Path, name: str, reason: str) -> None:
     entry = client(server="https://h/", token=..., token_file=name, tls={"ca_file": name})
     findings = check(write(tmp_path / "t.json", [entry]))[1]
     shown = json.dumps(name)
     remedy = "write the path of a file, absolute or relative to this one (line 1)"
     assert [f.text("F") for f in findings] == [
-        f"F: [0].token_file: {shown} cannot be read: {why}; {remedy}",
-        f"F: [0].tls.ca_file: {shown} cannot be read: {why}; {remedy}",
+        f"F: [0].token_file: {shown} cannot be read: {reason}; {remedy}",
+        f"F: [0].tls.ca_file: {shown} cannot be read: {reason}; {remedy}",
     ]
 
 

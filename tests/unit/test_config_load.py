@@ -1,4 +1,4 @@
-"""A valid file becomes the right values; the files around it are read as promised."""
+"""Valid files: the values that they become, and what may be used more than once."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def allowed(**changes: Any) -> Json:
 
 
 def server(**changes: Any) -> Json:
-    """A valid server, changed; a field given as ... is left out."""
+    """A valid server with these changes; a field given as ... is left out."""
     valid = {"name": "tun0", "port": 8080, "net": "10.10.0.1/24", "clients": [allowed()]}
     return _merge(valid, changes)
 
 
 def client(**changes: Any) -> Json:
-    """A valid client, changed; a field given as ... is left out."""
+    """A valid client with these changes; a field given as ... is left out."""
     return _merge({"name": "tun1", "server": "http://127.0.0.1:8080/ip", "token": "test"}, changes)
 
 
@@ -63,15 +63,15 @@ def _merge(valid: Json, changes: Json) -> Json:
     return {key: value for key, value in {**valid, **changes}.items() if value is not ...}
 
 
-def judge(*entries: object) -> tuple[Config | None, list[str]]:
+def load_entries(*entries: object) -> tuple[Config | None, list[str]]:
     """The config and the text of every finding, without the line, of a file with these entries."""
     config, findings = check_content(json.dumps(list(entries)).encode(), "F")
     return config, [finding.text("F").removesuffix(" (line 1)") for finding in findings]
 
 
 def accept(entry: Json) -> ServerConfig | ClientConfig:
-    """The one interface of a file that has nothing wrong with it."""
-    config, texts = judge(entry)
+    """The interface of a file with this one entry, which must have no findings."""
+    config, texts = load_entries(entry)
     assert texts == []
     assert config is not None
     (interface,) = config.interfaces
@@ -179,9 +179,9 @@ def test_client() -> None:
     )
 
 
-def test_client_trusts_a_server_without_check_if_told() -> None:
-    config, (text,) = judge(client(server="https://vpn.example.com", tls={"insecure": True}))
-    assert text.startswith("F: warning: [0].tls.insecure: true leaves the server unchecked")
+def test_insecure_leaves_the_server_unverified() -> None:
+    config, (text,) = load_entries(client(server="https://vpn.example.com", tls={"insecure": True}))
+    assert text.startswith("F: warning: [0].tls.insecure: true leaves the server unverified")
     assert config is not None
     (changed,) = config.interfaces
     assert isinstance(changed, ClientConfig)
@@ -240,8 +240,8 @@ def test_keepalive(keepalive: float) -> None:
     assert (found, type(found)) == (keepalive, float)
 
 
-def test_what_may_be_written_can_be_sent() -> None:
-    """The config knows nothing of the wire; the limits of both agree."""
+def test_the_limits_of_config_and_wire_agree() -> None:
+    """The config does not import the wire; what it accepts can be sent all the same."""
     _, schema = msgspec.json.schema_components([RawServer], ref_template="{name}")
     keepalive = schema["RawServer"]["properties"]["keepalive"]
     assert (keepalive["minimum"], keepalive["maximum"]) == params.KEEPALIVE_S
@@ -253,7 +253,7 @@ def test_what_may_be_written_can_be_sent() -> None:
 
 
 def test_a_route_pushed_twice_is_pushed_once() -> None:
-    config, _ = judge(server(push_routes=["10.60.0.0/24", "10.61.0.0/24", "10.60.0.0/24"]))
+    config, _ = load_entries(server(push_routes=["10.60.0.0/24", "10.61.0.0/24", "10.60.0.0/24"]))
     assert config is not None
     (found,) = config.interfaces
     assert isinstance(found, ServerConfig)
@@ -272,7 +272,7 @@ def test_transport_mark(value: int) -> None:
 
 def test_a_transport_may_enter_the_tunnel_of_another_interface() -> None:
     first = client(mark={"value": 100, "table": 100})
-    assert judge(first, client(name="tun2", token="b", transport_mark=100))[1] == []
+    assert load_entries(first, client(name="tun2", token="b", transport_mark=100))[1] == []
 
 
 @pytest.mark.parametrize("name", ["a", "123456789012345", "tun-0_a.b", "é", "äöüäöüx"])
@@ -282,8 +282,8 @@ def test_interface_names(name: str) -> None:
 
 @pytest.mark.parametrize("net", ["10.0.0.1/8", "10.0.0.1/30", "10.0.0.0/31", "10.0.0.1/31", "10.0.0.7/32"])
 def test_nets(net: str) -> None:
-    config, texts = judge(server(net=net, clients=[]))
-    assert texts == ["F: warning: [0].clients: [] has nobody who may connect; add the clients"]
+    config, texts = load_entries(server(net=net, clients=[]))
+    assert texts == ["F: warning: [0].clients: [] lists no client, so none can connect; add one"]
     assert config is not None
     assert [i.net for i in config.interfaces if isinstance(i, ServerConfig)] == [IPv4Interface(net)]
 
@@ -305,11 +305,11 @@ def test_a_unix_socket_needs_no_port() -> None:
     assert accept_server(port=..., listen=longest).listen == (UnixAddress(longest[5:]),)
 
 
-def test_one_listen_address_may_stand_without_a_list() -> None:
+def test_one_listen_address_needs_no_list() -> None:
     assert accept_server(listen="::").listen == (TcpAddress("::", 8080),)
 
 
-# --- what may stand twice ---
+# --- what may be used twice ---
 
 
 def test_the_families_do_not_clash() -> None:
@@ -318,19 +318,19 @@ def test_the_families_do_not_clash() -> None:
 
 def test_a_port_may_be_used_on_two_addresses() -> None:
     second = server(name="tun1", net="10.11.0.1/24", listen="127.0.0.2", clients=[allowed(ip="10.11.0.2")])
-    assert judge(server(listen="127.0.0.1"), second)[1] == []
+    assert load_entries(server(listen="127.0.0.1"), second)[1] == []
 
 
-def test_two_servers_may_know_the_same_token() -> None:
+def test_two_servers_may_accept_the_same_token() -> None:
     second = server(name="tun1", port=8081, net="10.11.0.1/24", clients=[allowed(ip="10.11.0.2")])
-    config, texts = judge(server(), second, client(name="tun2"))
+    config, texts = load_entries(server(), second, client(name="tun2"))
     assert texts == []
     assert config is not None
     assert [type(i) for i in config.interfaces] == [ServerConfig, ServerConfig, ClientConfig]
 
 
 def test_a_token_may_be_used_at_two_servers() -> None:
-    assert judge(client(), client(name="tun2", server="http://127.0.0.1:8081/ip"))[1] == []
+    assert load_entries(client(), client(name="tun2", server="http://127.0.0.1:8081/ip"))[1] == []
 
 
 def test_routes_may_nest() -> None:
@@ -341,7 +341,7 @@ def test_routes_may_nest() -> None:
     assert len(accept_server(clients=clients).clients) == 2
 
 
-def test_a_client_may_be_the_way_out_for_another() -> None:
+def test_a_client_may_be_the_exit_for_another() -> None:
     clients = [allowed(sources=["10.10.0.3"]), allowed(token=sha1("b"), ip="10.10.0.3")]
     assert accept_server(clients=clients).clients[0].sources == (IPv4Address("10.10.0.3"),)
 
@@ -352,14 +352,14 @@ def test_two_servers_may_have_the_same_route_if_one_installs_none() -> None:
         return server(clients=clients, **changes)
 
     second = one(name="tun1", port=81, net="10.11.0.1/24", install_routes=False)
-    assert judge(one(net="10.10.0.1/24"), second)[1] == []
+    assert load_entries(one(net="10.10.0.1/24"), second)[1] == []
 
 
 # --- the shipped examples ---
 
 
 def test_examples() -> None:
-    """What docs/config.md#example-files says of each."""
+    """Each example has what docs/config.md#example-files describes."""
     found: dict[str, ServerConfig | ClientConfig] = {}
     for name in ("server-minimal", "client-minimal", "server-corp", "client-marked"):
         config, findings = check(EXAMPLES / f"{name}.json")
@@ -389,7 +389,7 @@ def test_examples() -> None:
 
 
 def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
-    """And can become a JSON Schema."""
+    """And a JSON Schema can be made of them."""
     _, schema = msgspec.json.schema_components([RawServer, RawClient], ref_template="{name}")
 
     def fields(struct: str) -> tuple[set[str], set[str]]:
@@ -416,7 +416,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
 
 
 def test_ten_thousand_routes_load_fast() -> None:
-    """Well under a second; the limit leaves room for a busy machine. Nothing is quadratic, errors neither."""
+    """Well under a second; the limit leaves room for a busy machine. Neither checks nor errors take quadratic time."""
     clients = [
         allowed(
             token=sha1(str(i)),

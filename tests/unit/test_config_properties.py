@@ -1,4 +1,4 @@
-"""Whatever a file holds: nothing but findings, one line each, and never a raw token."""
+"""Any content of a file leads to findings only, one line each, and never shows a raw token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.config.decode import read_object, specs
-from tapotun_trio.config.diagnostics import Findings, report_json, report_text
-from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.diagnostics import Findings, InvalidValue, report_json, report_text
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import TcpAddress, UnixAddress
-from tapotun_trio.config.process_entry import listen
+from tapotun_trio.config.parsers import parse_admin_listen
 from tapotun_trio.config.structs import NAMES, RawAdmin, RawClient, RawLog, RawRoot, RawServer
-from tapotun_trio.config.url import url
+from tapotun_trio.config.typecheck import check_object, field_specs
+from tapotun_trio.config.urls import parse_url
 
 from .test_config_load import Json, allowed, client, server, sha1
 
@@ -31,7 +30,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]) 
 
 TOKEN = "R4w-T0k3n-that-nobody-may-see"
 
-NAMES_IN_USE = sorted({name for struct in NAMES for name in specs(struct)})
+NAMES_IN_USE = sorted({name for struct in NAMES for name in field_specs(struct)})
 TEXTS = st.sampled_from(
     ["", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x"), "loose"]
 ) | st.text(max_size=12)
@@ -55,7 +54,7 @@ JSON = st.recursive(
 
 
 def valid() -> list[Json]:
-    """A file with every field in use and nothing wrong with it."""
+    """A valid file that uses every field."""
     second = allowed(name="b", token=sha1("b"), ip="10.10.0.3", routes=["10.60.0.0/24"], sources=["10.10.0.2"])
     return [
         server(
@@ -90,7 +89,7 @@ ADMIN_TOKEN = "4dm1n-T0k3n-that-nobody-may-see"
 
 
 def valid_root() -> Json:
-    """The same as an object."""
+    """The same with an object as the root."""
     return {
         "interfaces": valid(),
         "admin": {"listen": "127.0.0.1:9090", "token": ADMIN_TOKEN},
@@ -98,8 +97,8 @@ def valid_root() -> Json:
     }
 
 
-def check_promises(data: bytes) -> None:
-    """No exception, each finding one printable line, no token, and a config exactly if no error."""
+def assert_invariants(data: bytes) -> None:
+    """No exception, each finding one printable line, no token, and a config if and only if there is no error."""
     config, findings = check_content(data, "F", 0o644)
     errors = [finding for finding in findings if finding.severity == "error"]
     assert (config is None) == bool(errors)
@@ -123,23 +122,23 @@ def check_promises(data: bytes) -> None:
 @patient
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes(data: bytes) -> None:
-    check_promises(data)
+    assert_invariants(data)
 
 
 @patient
 @given(JSON)
 def test_arbitrary_json(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_invariants(json.dumps(value).encode())
 
 
 @patient
 @given(st.lists(JSON, max_size=4))
 def test_arbitrary_entries(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_invariants(json.dumps(value).encode())
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value within."""
+    """The path of every value inside."""
     found = [path] if path else []
     if isinstance(value, dict):
         for key, field in value.items():
@@ -183,24 +182,24 @@ def test_mutated_files(data: st.DataObject, make: Callable[[], Any]) -> None:
                 where[data.draw(st.sampled_from(NAMES_IN_USE) | st.text(max_size=12))] = None
             case _:
                 pass
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
 @given(st.data())
 def test_damaged_text(data: st.DataObject) -> None:
-    """Cut, or with some characters changed: where a syntax error stands, the token may be next to it."""
+    """Cut, or with some characters changed: a syntax error may be next to the token."""
     text = json.dumps(data.draw(st.sampled_from([valid(), valid_root()])), indent=data.draw(st.sampled_from([None, 1])))
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 8)))
     inserted = data.draw(st.text(alphabet="[]{},:\"\\\n\x00é'#/ 1t", max_size=4))
-    check_promises((text[:start] + inserted + text[end:]).encode())
+    assert_invariants((text[:start] + inserted + text[end:]).encode())
 
 
 @patient
 @given(st.data())
 def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
-    """As an entry, in a server's client, in a list or an object, before an @, under a name with a slip."""
+    """As an entry, in a server's client, in a list or an object, before an @, under a misspelled name."""
     wrong = data.draw(
         st.sampled_from([TOKEN, f"{TOKEN}\n", [TOKEN], {"token": TOKEN}, f" {TOKEN}", f"{TOKEN}é", f"sha256:{TOKEN}"])
     )
@@ -222,13 +221,13 @@ def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
             root[1]["server"] = f"http://{TOKEN}@h /"
         case _:
             root[1]["server"] = f"http://h:x/?key={TOKEN}"
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
 @given(st.data())
 def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
-    """As the object itself, in a list, as the address, under a name with a slip, in another object."""
+    """As the object itself, in a list, as the address, under a misspelled name, in another object."""
     token = ADMIN_TOKEN
     wrong = data.draw(st.sampled_from([token, f"{token}\n", [token], {"token": token}, f"{token}é", f"sha256:{token}"]))
     root: Any = valid_root()
@@ -245,7 +244,7 @@ def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
             root["token"] = wrong
         case _:
             root["interfaces"].append({"admin": {"token": wrong}})
-    check_promises(json.dumps(root).encode())
+    assert_invariants(json.dumps(root).encode())
 
 
 @patient
@@ -256,16 +255,16 @@ def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
 )
 def test_an_accepted_listener_means_the_same_when_written_again(address: str, port: str) -> None:
     try:
-        found = listen(address + port)
-    except Invalid:
+        found = parse_admin_listen(address + port)
+    except InvalidValue:
         return
     if isinstance(found, UnixAddress):
-        assert listen(f"unix:{found.path}") == found
+        assert parse_admin_listen(f"unix:{found.path}") == found
         return
     assert isinstance(found, TcpAddress)
     assert 1 <= found.port <= 65535
     host = f"[{found.address}]" if ":" in found.address else found.address
-    assert listen(f"{host}:{found.port}") == found
+    assert parse_admin_listen(f"{host}:{found.port}") == found
 
 
 STRUCTS = st.sampled_from([RawServer, RawClient, RawAdmin, RawLog, RawRoot])
@@ -290,16 +289,16 @@ ENTRIES = st.fixed_dictionaries(
 
 @patient
 @given(ENTRIES, STRUCTS)
-def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgspec.Struct]) -> None:
-    """`read_object` reports something exactly if ``msgspec.convert`` would raise."""
-    fitting = {key: value for key, value in entry.items() if key in specs(struct)}
+def test_the_shape_is_checked_as_by_msgspec(entry: Json, struct: type[msgspec.Struct]) -> None:
+    """`check_object` reports something if and only if ``msgspec.convert`` raises."""
+    fitting = {key: value for key, value in entry.items() if key in field_specs(struct)}
     for candidate in (entry, fitting):
         plain = json.loads(json.dumps(candidate))
         findings = Findings()
-        read_object(parse(json.dumps(candidate)), struct, "", findings)
+        check_object(parse(json.dumps(candidate)), struct, "", findings)
         try:
             msgspec.convert(plain, struct, strict=True)
-        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter is what it makes of half a surrogate pair
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair
             assert findings.found
         else:
             assert [f for f in findings.found if "surrogate" not in f.problem] == []
@@ -314,10 +313,10 @@ def test_the_shape_is_judged_as_msgspec_judges_it(entry: Json, struct: type[msgs
 )
 def test_an_accepted_url_means_the_same_when_written_again(scheme: str, host: str, port: str, target: str) -> None:
     try:
-        found = url(scheme + host + port + target)
-    except Invalid:
+        found = parse_url(scheme + host + port + target)
+    except InvalidValue:
         return
-    assert url(f"{found.scheme}://{found.authority}{found.target}") == found
+    assert parse_url(f"{found.scheme}://{found.authority}{found.target}") == found
     assert found.target.startswith("/")
     assert found.target.isascii()
     assert " " not in found.target
@@ -336,7 +335,7 @@ def _imports(line: str) -> bool:
 
 
 def test_a_wrong_field_name_in_our_own_code_is_a_bug() -> None:
-    node = read_object(parse("{}"), RawServer, "", Findings())
+    node = check_object(parse("{}"), RawServer, "", Findings())
     assert node is not None
     with pytest.raises(LookupError):
         node.get("prot", int)

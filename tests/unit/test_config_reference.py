@@ -1,4 +1,4 @@
-"""docs/config.md has every field of the config, and says of each what the schema says. The man page is made of it."""
+"""docs/config.md has every field of the config and agrees with the schema. The man page is made of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tapotun_trio.config.structs import NAMES
 ROOT: Final = Path(__file__).parents[2]
 REFERENCE: Final = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 
-# How the headings of the fields begin, for each struct of the schema.
+# The prefix of the fields' headings, for each struct of the schema.
 PREFIXES: Final = {
     "Root": "root",
     "Server": "server",
@@ -40,16 +40,16 @@ def facts(struct: str, field: str) -> str:
     """The line below a field's heading: type, whether it is required, its default, an example."""
     value = STRUCTS[struct]["properties"][field]
     alternatives = value.get("anyOf", [value])
-    kind = " or ".join(dict.fromkeys(_type(it) for it in alternatives))
+    kind = " or ".join(dict.fromkeys(_type(alternative) for alternative in alternatives))
     sentences = [f"**Type:** {kind}."]
     if field in STRUCTS[struct]["required"]:
         sentences.append("**Required.**")
     elif "default" in value:
         sentences.append(f"**Default:** `{json.dumps(value['default'])}`.")
-    described = [value, *alternatives, *(it.get("items", {}) for it in alternatives)]
-    examples: list[Any] = next((it["examples"] for it in described if it.get("examples")), [])
+    described = [value, *alternatives, *(alternative.get("items", {}) for alternative in alternatives)]
+    examples: list[Any] = next((part["examples"] for part in described if part.get("examples")), [])
     if examples and examples[0] != value.get("default"):
-        sentences.append(f"**Example:** {', '.join(f'`{json.dumps(it)}`' for it in examples)}.")
+        sentences.append(f"**Example:** {', '.join(f'`{json.dumps(example)}`' for example in examples)}.")
     return " ".join(sentences)
 
 
@@ -62,7 +62,7 @@ def _type(value: dict[str, Any], *, plural: bool = False) -> str:
         }.get(name, (f"an [object](#the-{PREFIXES.get(name)}-object)", ""))
         return several if plural else one
     if "enum" in value:
-        return " or ".join(f"`{json.dumps(it)}`" for it in value["enum"])
+        return " or ".join(f"`{json.dumps(choice)}`" for choice in value["enum"])
     if value["type"] == "array":
         if "prefixItems" in value:
             return f"a list of {len(value['prefixItems'])} {_type(value['prefixItems'][0], plural=True)}"
@@ -81,7 +81,7 @@ def fields() -> Iterator[tuple[str, str]]:
 
 
 def sections() -> dict[str, str]:
-    """Of the page: each heading of a field, and what stands below it."""
+    """The headings of the fields in the page, and the text below each."""
     parts = re.split(r"(?m)^###? (.+)\n", REFERENCE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -97,7 +97,7 @@ def test_the_page_has_every_field_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(("struct", "field"), [*fields()])
-def test_the_page_says_what_the_schema_says(struct: str, field: str) -> None:
+def test_the_page_agrees_with_the_schema(struct: str, field: str) -> None:
     first, _, rest = sections()[f"{PREFIXES[struct]}: `{field}`"].partition("\n")
     assert first == facts(struct, field)
     assert len(rest.strip()) > 10  # and what it is for

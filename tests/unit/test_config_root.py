@@ -1,4 +1,4 @@
-"""A root object: interfaces, admin, log, update; and the plain array beside it."""
+"""The root as an object: interfaces, admin, log, update; and as a plain array."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.load import check, check_content
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpAddress, TokenHash, UnixAddress
-from tapotun_trio.config.process_entry import admin_token, listen
+from tapotun_trio.config.parsers import parse_admin_listen, parse_admin_token
 from tapotun_trio.config.structs import RawAdmin, RawLog, RawRoot
 
 from .test_config_load import Json, client, server, sha1, sha256
@@ -53,7 +53,7 @@ def test_an_object_holds_what_the_array_holds() -> None:
         ("unix:/run/tapotun/admin.http", UnixAddress("/run/tapotun/admin.http")),
     ],
 )
-def test_where_it_listens(given: object, endpoint: object) -> None:
+def test_admin_listen(given: object, endpoint: object) -> None:
     assert accept(root(admin={"listen": given})).admin == AdminConfig(endpoint, None)  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_where_it_listens(given: object, endpoint: object) -> None:
         ("10.10.0.1", [server()], True, False),
         ("10.10.0.9", [server(ips=["10.10.0.9"])], True, False),
         ("10.10.0.2", [server()], False, True),  # a client's, at the other end
-        ("10.10.0.2", [client()], True, True),  # its server may tell it that address
+        ("10.10.0.2", [client()], True, True),  # its server may assign that address to it
         ("fd00::1", [client()], False, True),
         ("0.0.0.0", [server()], False, True),
         ("127.0.0.1", [server(), client(name="tun1")], False, False),
@@ -150,7 +150,7 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     ),
     (
         root(admin={"listen": 9433, "token": "sha256:12"}),
-        "admin.token: *** is no SHA-256; write sha256: and 64 digits of lower-case hex",
+        "admin.token: *** is not a SHA-256 hash; write sha256: and 64 digits of lower-case hex",
     ),
     (root(admin={"listen": 9433, "token": "t "}), "admin.token: *** starts or ends with a space; remove the space"),
     (
@@ -160,8 +160,8 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     ),
     (
         root(admin={"listen": "[::]:9433", "token": sha256("x")}),
-        'warning: admin.listen: "::" is not loopback, and plain HTTP shows the token to whoever is on the way; listen '
-        "on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
+        'warning: admin.listen: "::" is not loopback, and over plain HTTP anyone on the path can read the token; '
+        "listen on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
     ),
     (
         root(admin={"listen": "127.0.0.1:8080"}),
@@ -185,7 +185,8 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     # --- update ---
     (
         root(update={"url": "https://u/", "anything": [1, {"a": None}]}),
-        "warning: update: has no effect: this version does not update itself; remove it, or let it wait",
+        "warning: update: has no effect: this version does not update itself; remove it, or keep it for a version that "
+        "does",
     ),
     (root(update=True), "update: true is not an object; write {...}"),
 ]
@@ -199,22 +200,22 @@ def test_one_finding(value: Json, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", 'is no address with a port; write one such as "127.0.0.1:9433"'),
-        (":", 'is no address with a port; write one such as "127.0.0.1:9433"'),
+        ("", 'is not an address with a port; write one such as "127.0.0.1:9433"'),
+        (":", 'is not an address with a port; write one such as "127.0.0.1:9433"'),
         ("127.0.0.1", 'has no port; write it, as in "127.0.0.1:9433"'),
         ("::1", 'has no port; write it, as in "[::1]:9433"'),
         ("[::1]", 'has no port; write it, as in "[::1]:9433"'),
         ("2001:db8::1:9433", 'has no port; write it, as in "[2001:db8::1:9433]:9433"'),
-        ("tapotun", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
+        ("tapotun", 'is not an address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
         (" 9433", 'has white space at its ends; write "9433"'),
         ("localhost:9433", 'has a name, not an address; write "127.0.0.1:9433" or "[::1]:9433"'),
         (":9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
         ("*:9433", 'names no address; write "0.0.0.0:9433" for every address, or "9433" for loopback'),
-        ("127.0.0.1:", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
-        ("127.0.0.1:http", 'has no port from 1 to 65535 behind its last colon; write it as in "127.0.0.1:9433"'),
+        ("127.0.0.1:", 'has no port from 1 to 65535 after its last colon; write it as in "127.0.0.1:9433"'),
+        ("127.0.0.1:http", 'has no port from 1 to 65535 after its last colon; write it as in "127.0.0.1:9433"'),
         ("127.0.0.1:0", "has a port out of range; write one from 1 to 65535"),
         ("65536", "has a port out of range; write one from 1 to 65535"),
-        ("٩٠٩٠", 'is no address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
+        ("٩٠٩٠", 'is not an address with a port; write one such as "127.0.0.1:9433" or "[::1]:9433"'),
         ("/run/admin", 'is a path without unix:; write "unix:/run/admin"'),
         ("unix:admin", 'has no absolute path; write it as in "unix:/run/tapotun.sock"'),
         ("[127.0.0.1]:9433", 'has brackets that hold no IPv6 address; write "[::1]:9433"'),
@@ -226,16 +227,16 @@ def test_one_finding(value: Json, line: str) -> None:
         ("host.example:9433", 'has an address that is not an address; write one such as "127.0.0.1:9433"'),
     ],
 )
-def test_where_it_cannot_listen(text: str, problem: str) -> None:
-    with pytest.raises(Invalid) as caught:
-        listen(text)
+def test_invalid_admin_listen(text: str, problem: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse_admin_listen(text)
     assert str(caught.value) == problem
 
 
 def test_a_token_is_never_in_an_error() -> None:
     for text in ("s3cr3t\n", "s3cr3té", "s3cr3t" * 1000, "sha256:s3cr3t"):
-        with pytest.raises(Invalid) as caught:
-            admin_token(text)
+        with pytest.raises(InvalidValue) as caught:
+            parse_admin_token(text)
         assert "s3cr3t" not in f"{caught.value}{caught.value.shown}"
     assert "s3cr3t" not in repr(accept(root(admin={"listen": 9433, "token": "s3cr3t"})))
 
@@ -248,7 +249,7 @@ def test_all_errors_at_once_and_in_their_order() -> None:
         "update": 1,
     }
     _, findings = check_content(json.dumps(value, indent=1).encode(), "F")
-    assert [(it.path, it.line) for it in findings] == [
+    assert [(finding.path, finding.line) for finding in findings] == [
         ("log.level", 3),
         ("interfaces[0].mtu", 16),
         ("interfaces[1].name", 19),
@@ -258,13 +259,13 @@ def test_all_errors_at_once_and_in_their_order() -> None:
     ]
 
 
-def test_a_field_that_stands_twice() -> None:
+def test_a_repeated_field() -> None:
     data = b'{"interfaces": [], "log": {}, "log": {"level": "info", "level": "info"}}'
     _, findings = check_content(data, "F")
-    assert [it.path for it in findings] == ["interfaces", "log", "log.level"]
+    assert [finding.path for finding in findings] == ["interfaces", "log", "log.level"]
 
 
-def test_a_raw_token_in_a_public_file_is_warned_of(tmp_path: Path) -> None:
+def test_a_raw_token_in_a_public_file_causes_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     for token, warned in (("raw", ["admin.token"]), (sha256("raw"), []), (sha1("raw"), [])):
         file.write_text(json.dumps(root(admin={"listen": 9433, "token": token})))

@@ -1,4 +1,4 @@
-"""JSON that is none, and where in the text each value stands."""
+"""Invalid JSON, and the line and column of each value in valid JSON."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ VALUE: Final = "write a text in double quotes, a number, true, false, a list or 
 BAD: Final[list[tuple[bytes, str]]] = [
     (b"", "is empty; write a list of interface definitions, [{...}]"),
     (b"\xef\xbb\xbf \r\n", "is empty; write a list of interface definitions, [{...}]"),
-    (b'[\n  {"a": 1,}\n]', "line 2 column 10: a comma stands before a closing bracket; remove the comma"),
-    (b'[\n  {"a": [1 ,\n ]}\n]', "line 2 column 12: a comma stands before a closing bracket; remove the comma"),
-    (b"[{},\n]", "line 1 column 4: a comma stands before a closing bracket; remove the comma"),
+    (b'[\n  {"a": 1,}\n]', "line 2 column 10: there is a comma before a closing bracket; remove the comma"),
+    (b'[\n  {"a": [1 ,\n ]}\n]', "line 2 column 12: there is a comma before a closing bracket; remove the comma"),
+    (b"[{},\n]", "line 1 column 4: there is a comma before a closing bracket; remove the comma"),
     (b'["a', 'line 1 column 2: this text has no closing quote; close it with "'),
     (
         b'[\r\n{"token": "s3cret\r\n"}]',
-        "line 2 column 18: a line break or control character stands inside quotes; "
+        "line 2 column 18: there is a line break or a control character inside quotes; "
         'close the quotes with " on the same line',
     ),
-    (b'["\\q"]', "line 1 column 3: a backslash starts no known escape here; write \\\\ for one backslash"),
+    (b'["\\q"]', "line 1 column 3: this backslash starts no known escape; write \\\\ for one backslash"),
     (b"[", "line 1 column 2: the file ends too early; close every [ and {"),
     (b'[\n{"a": 1\n', "line 3 column 1: the file ends too early; close every [ and {"),
     (
@@ -46,8 +46,7 @@ BAD: Final[list[tuple[bytes, str]]] = [
     *(
         (
             f'[{{"a": {number}}}]'.encode(),
-            f"line 1 column {8 + at}: this goes on as no number does; write a number as in 8080 or 0.5, "
-            "or a text in double quotes",
+            f"line 1 column {8 + at}: this is not a number; write one such as 8080 or 0.5, or a text in double quotes",
         )
         for number, at in (("08", 1), ("0x50", 1), ("8_080", 1), ("5.", 1), ("80ms", 2), ("10.10.0.1/24", 5))
     ),
@@ -77,7 +76,7 @@ def test_bad_json(data: bytes, line: str) -> None:
     assert [finding.text("F") for finding in findings] == [f"F: {line}"]
 
 
-def test_a_byte_order_mark_is_passed_over() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     _, findings = check_content(b"\xef\xbb\xbf[5]", "F")
     assert [(f.path, f.line, f.column) for f in findings] == [("[0]", 1, 2)]
 

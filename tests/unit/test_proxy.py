@@ -17,9 +17,9 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tapotun_trio.config.fields import Invalid
+from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.model import NO_PROXY, Proxy, Secret, Url
-from tapotun_trio.config.proxy import bypassed, from_environment, proxy
+from tapotun_trio.config.urls import bypasses_proxy, parse_proxy, proxy_from_environment
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import CONNECT_S, open_connection
@@ -32,7 +32,7 @@ from ..packets import ipv4
 from ..streams import memory_pair
 from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config
-from .test_config_load import accept_client, client, judge
+from .test_config_load import accept_client, client, load_entries
 
 URL: Final = Url("https", "vpn.example.com", 443, "/ip")
 LOGIN: Final = Proxy("proxy", 3128, Secret("user:s3cret"))
@@ -64,7 +64,7 @@ def test_a_proxy_of_the_config(text: str, expected: object) -> None:
 
 @table(
     "text words",
-    ("no scheme", "u:s3cret@proxy:3128", '"***@proxy:3128" is no proxy\'s URL'),
+    ("no scheme", "u:s3cret@proxy:3128", '"***@proxy:3128" is not the URL of a proxy'),
     ("https", "https://u:s3cret@proxy:3128", '"https://***@proxy:3128" has the scheme https; use a proxy that speaks'),
     ("socks", "socks5://proxy:1080", "has the scheme socks5"),
     ("no port", "http://u:s3cret@proxy", '"http://***@proxy" has no port; write it'),
@@ -74,12 +74,12 @@ def test_a_proxy_of_the_config(text: str, expected: object) -> None:
     ("shown, since no login is in it", "http://proxy:0", '"http://proxy:0" has'),
     ("no host", "http://:1", "has no host"),
     ("no user", "http://:s3cret@proxy:1", "has no user name before its password"),
-    ("empty", "", "is no proxy's URL"),
+    ("empty", "", "is not the URL of a proxy"),
     ("a line break", "http://u:s3cret\n@proxy:1", "has white space"),
     ("one that is encoded", "http://u:s3cret%0d@proxy:1", "control characters in its login"),
 )
 def test_a_proxy_that_is_none(text: str, words: str) -> None:
-    _, (line,) = judge(client(proxy=text))
+    _, (line,) = load_entries(client(proxy=text))
     assert words in line
     assert line.startswith("F: [0].proxy: ")
     assert "s3cret" not in line
@@ -94,19 +94,19 @@ def test_a_proxy_that_is_none(text: str, words: str) -> None:
 def test_no_error_shows_a_password(scheme: str, begin: str, end: str) -> None:
     """Also where the @ and the host were forgotten. In the environment too."""
     text = f"{scheme}user:{begin}s3cret{end}"
-    assert "s3cret" not in "".join(judge(client(proxy=text))[1])
+    assert "s3cret" not in "".join(load_entries(client(proxy=text))[1])
     said = ""
     try:
-        from_environment(URL, {"https_proxy": text})
-    except Invalid as exc:
+        proxy_from_environment(URL, {"https_proxy": text})
+    except InvalidValue as exc:
         said = f"{exc} {exc.problem} {exc.remedy} {exc.shown}"
     assert "s3cret" not in said
 
 
 @given(st.text() | st.text(alphabet="htp:/@[]%.?#a1 ").map("http://{}".format))
 def test_any_text_is_a_proxy_or_invalid(text: str) -> None:
-    with suppress(Invalid):
-        found = proxy(text)
+    with suppress(InvalidValue):
+        found = parse_proxy(text)
         if isinstance(found, Proxy):
             encode_connect(URL, found)
 
@@ -119,7 +119,7 @@ LATIN_1: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, e
 def test_what_was_written_is_read(host: object, port: int, user: str, password: str) -> None:
     written = f"[{host}]" if isinstance(host, IPv6Address) else host
     login = ":".join(quote(part, safe="", encoding="latin-1") for part in (user, password))
-    found = proxy(f"http://{login}@{written}:{port}")
+    found = parse_proxy(f"http://{login}@{written}:{port}")
     assert isinstance(found, Proxy)
     assert found.login is not None
     assert (ip_address(found.host) if not isinstance(host, str) else found.host, found.port) == (host, port)
@@ -148,13 +148,13 @@ def test_what_was_written_is_read(host: object, port: int, user: str, password: 
 )
 def test_the_environment(environ: dict[str, str], scheme: str, expected: str | None) -> None:
     url = replace(URL, scheme=scheme)  # type: ignore[arg-type]
-    found = from_environment(url, environ)
+    found = proxy_from_environment(url, environ)
     assert (None if found is None else found[1].host) == expected
 
 
 def test_a_wrong_environment_is_told() -> None:
-    with pytest.raises(Invalid, match=r"the environment's all_proxy has the scheme socks5; .*\"proxy\"") as caught:
-        from_environment(URL, {"all_proxy": "socks5://u:s3cret@h:1"})
+    with pytest.raises(InvalidValue, match=r"the environment's all_proxy has the scheme socks5; .*\"proxy\"") as caught:
+        proxy_from_environment(URL, {"all_proxy": "socks5://u:s3cret@h:1"})
     assert "s3cret" not in str(caught.value)
 
 
@@ -176,19 +176,19 @@ def test_a_wrong_environment_is_told() -> None:
     ("not a name's end", "192.0.2.7", "2.7", False),
 )
 def test_no_proxy(host: str, no_proxy: str, expected: bool) -> None:
-    assert bypassed(host, no_proxy) is expected
+    assert bypasses_proxy(host, no_proxy) is expected
 
 
 @given(st.text(), st.text())
 def test_no_proxy_never_raises(host: str, no_proxy: str) -> None:
-    bypassed(host, no_proxy)
+    bypasses_proxy(host, no_proxy)
 
 
 @given(st.ip_addresses(v=4), st.lists(st.tuples(st.ip_addresses(v=4), st.integers(0, 32))))
 def test_no_proxy_has_a_network(address: IPv4Address, networks: list[tuple[IPv4Address, int]]) -> None:
     entries = [f"{start}/{length}" for start, length in networks]
     expected = any(address in ip_network(entry, strict=False) for entry in entries)
-    assert bypassed(str(address), ",".join(entries)) is expected
+    assert bypasses_proxy(str(address), ",".join(entries)) is expected
 
 
 # ------------------------------------------------------------------ CONNECT

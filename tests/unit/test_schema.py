@@ -1,4 +1,4 @@
-"""The JSON Schema of the config: fresh, right about every example, and as strict as the program is about shapes."""
+"""The JSON Schema of the config: up to date, accepts every example, and is as strict as the program about shapes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tapotun_trio.cli import main
-from tapotun_trio.config.decode import read_object, specs
 from tapotun_trio.config.diagnostics import Findings
 from tapotun_trio.config.jsontext import parse
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.schema import schema
 from tapotun_trio.config.structs import NAMES, RawClient, RawRoot, RawServer
+from tapotun_trio.config.typecheck import check_object, field_specs
 
 from .test_config_load import Json
 from .test_config_properties import JSON, valid, valid_root
@@ -35,45 +35,47 @@ def misfits(content: object) -> list[str]:
 
 
 def shape_errors(content: object) -> list[str]:
-    """What `decode` says: of names, types, ranges and choices. What a text holds inside (an address, a token) and what
-    fits together is judged after that, and no schema can."""
+    """The errors of `typecheck`: names, types, ranges and choices.
+
+    The syntax of texts (an address, a token) and conflicts between values are checked later; no schema can do that.
+    """
     findings = Findings()
     root = parse(json.dumps(content))
     entries: object = root
     if isinstance(root, dict):
-        read_object(root, RawRoot, "", findings)
+        check_object(root, RawRoot, "", findings)
         entries = root.get("interfaces")
     if not isinstance(entries, list) or not entries:
         return ["not a list of something"]
     for entry in entries:
         given = entry if isinstance(entry, dict) else {}
-        read_object(entry, RawServer if "port" in given or "net" in given else RawClient, "", findings)
-    return [it.text("F") for it in findings.found if it.severity == "error"]
+        check_object(entry, RawServer if "port" in given or "net" in given else RawClient, "", findings)
+    return [finding.text("F") for finding in findings.found if finding.severity == "error"]
 
 
 def errors(content: object) -> list[str]:
-    """What the program says of the whole."""
+    """All errors that the program reports."""
     _, findings = check_content(json.dumps(content).encode(), "F")
-    return [it.text("F") for it in findings if it.severity == "error"]
+    return [finding.text("F") for finding in findings if finding.severity == "error"]
 
 
-def test_it_is_a_schema() -> None:
+def test_the_schema_is_valid() -> None:
     Draft202012Validator.check_schema(schema())
 
 
-def test_the_file_in_conf_is_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_in_conf_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert (ROOT / "conf" / "tapotun.schema.json").read_text(encoding="utf-8") == capsys.readouterr().out, (
         "the config's structs have changed: make schema"
     )
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda it: it.name)
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_every_example_fits(file: Path) -> None:
     assert misfits(json.loads(file.read_text(encoding="utf-8"))) == []
 
 
-def test_what_has_every_field_fits() -> None:
+def test_a_file_with_every_field_fits() -> None:
     assert misfits(valid()) == []
     assert misfits(valid_root()) == []
 
@@ -85,14 +87,14 @@ def test_a_schema_may_be_named_in_the_file() -> None:
 
 
 def test_every_field_is_described() -> None:
-    """For whoever hovers over it, and for the man page."""
+    """Editors show the descriptions, and the man page has them."""
     described = schema()["$defs"]
     for struct in NAMES:
         properties = described[struct.__name__.removeprefix("Raw")]["properties"]
-        assert set(properties) == set(specs(struct))
+        assert set(properties) == set(field_specs(struct))
         for name, value in properties.items():
             inner = [value, value.get("items", {}), *value.get("anyOf", [])]
-            assert any("description" in it or "$ref" in it for it in inner if isinstance(it, dict)), name
+            assert any("description" in part or "$ref" in part for part in inner if isinstance(part, dict)), name
 
 
 # ------------------------------------------------------------------ as strict as the program
@@ -101,7 +103,7 @@ WRONG: Final[list[Any]] = [None, True, -1, 0, 2**40, 1.5, "", "text", [], [0], {
 
 
 def places(content: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The path of everything in it."""
+    """The path of every value inside."""
     inner: list[tuple[str | int, Any]] = []
     if isinstance(content, dict):
         inner = list(content.items())
@@ -113,7 +115,7 @@ def places(content: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 
 
 def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
-    """A copy with another value there."""
+    """A copy with another value at the path."""
     made = copy.deepcopy(content)
     at = made
     for key in path[:-1]:
@@ -123,7 +125,7 @@ def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
 
 
 def agree(content: object) -> None:
-    """What the program takes fits, and what it refuses for its shape does not."""
+    """The schema accepts what the program accepts, and refuses what the program refuses for its shape."""
     found = misfits(content)
     if not errors(content):
         assert found == [], content
@@ -132,8 +134,10 @@ def agree(content: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Without what JSON cannot say (NaN), or says alike (1.0 is a whole number to a schema, and not to us), and without
-    halves of surrogate pairs, which are no text."""
+    """A copy without values on which JSON Schema and the program differ.
+
+    These are NaN, which is not JSON; 1.0, which is a whole number to a schema only; and halves of surrogate pairs.
+    """
     if isinstance(value, dict):
         return {plain(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -147,14 +151,14 @@ ROOTS: Final[list[Any]] = [valid(), valid_root()]
 PLACES: Final = [(root, path) for root in ROOTS for path in places(root)]
 
 
-def test_every_value_replaced_by_every_wrong_one() -> None:
+def test_every_value_replaced_by_every_wrong_value() -> None:
     assert len(PLACES) > 100
     for root, path in PLACES:
         for value in WRONG:
             agree(changed(root, path, value))
 
 
-def test_every_field_left_out_and_an_unknown_one_beside_it() -> None:
+def test_every_field_left_out_and_an_unknown_one_added() -> None:
     for root, path in PLACES:
         *parents, name = path
         if isinstance(name, str):
@@ -168,10 +172,10 @@ def test_every_field_left_out_and_an_unknown_one_beside_it() -> None:
 
 
 @given(JSON)
-def test_whatever_it_is(content: object) -> None:
+def test_any_content(content: object) -> None:
     agree(plain(content))
 
 
 @given(st.sampled_from(PLACES), JSON)
-def test_whatever_stands_anywhere(place: tuple[Json, tuple[str | int, ...]], value: object) -> None:
+def test_any_value_in_any_place(place: tuple[Json, tuple[str | int, ...]], value: object) -> None:
     agree(changed(*place, plain(value)))

@@ -1,8 +1,7 @@
-"""What may stand only once: names, addresses, tokens, routes, marks, listeners.
+"""What may be used only once in a file: names, addresses, tokens, routes, marks, listeners.
 
-Entries are told to `ConflictChecker` in the order of the file, and the later of two that clash is reported,
-with the path of the earlier. Every check is a look-up, so a file of ten thousand routes is no
-slower per route than one of ten.
+Entries are registered in the order of the file. Of two that conflict, the later one is reported, with the path of the
+earlier one. Every check is a look-up, so that a file of ten thousand routes takes no longer per route than one of ten.
 """
 
 from __future__ import annotations
@@ -10,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from .diagnostics import MASK, Findings, quote, show
-from .model import IngressOptions, ListenAddress, Mark, Secret, TokenHash, UnixAddress, Url, listen_key
+from .model import IngressOptions, ListenAddress, ListenScope, Mark, Secret, TokenHash, Url
 
 Path: TypeAlias = str
 
-_WILDCARDS = ("0.0.0.0", "::")
-# Fields of Reception, and what the file calls them.
-_INGRESS = {
+# Fields of IngressOptions, and their names in the file.
+_INGRESS_FIELDS: Final = {
     "trusted": "trusted_proxies",
     "trusts_unix": "trusted_proxies",
     "proxy_protocol": "proxy_protocol",
     "socket_mode": "listen_mode",
 }
-_SHARE = ', or give each a "path" of its own'
 
 
 class ConflictChecker:
-    """What all entries of one file take for themselves."""
+    """What the entries of one file have claimed so far."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
@@ -40,19 +37,20 @@ class ConflictChecker:
         self._logins: dict[tuple[Url, str], Path] = {}
         self._marks: dict[int, tuple[int, Path]] = {}
         self._tables: dict[int, Path] = {}
-        self._tcp: dict[tuple[bool, int], dict[str, Path]] = {}
+        self._listeners: dict[ListenScope, dict[ListenAddress, Path]] = {}  # by scope, then by key
+        self._wildcards: dict[ListenScope, Path] = {}
         self._url_paths: dict[tuple[ListenAddress, str | None], Path] = {}
-        self._receptions: dict[ListenAddress, tuple[IngressOptions, Path]] = {}
-        self._clashing_ports: set[Path] = set()
+        self._ingress: dict[ListenAddress, tuple[IngressOptions, Path]] = {}
+        self._reported_listeners: set[Path] = set()
 
     def name(self, path: Path, name: str) -> None:
-        """An interface's name."""
+        """Register an interface's name."""
         earlier = self._names.setdefault(name, path)
         if earlier != path:
             self._findings.error(path, quote(name), f"is already used at {earlier}", "choose another")
 
     def address(self, path: Path, address: IPv4Address) -> bool:
-        """An address of this machine or of a client. Whether it was free."""
+        """Register an address of this machine or of a client. Returns whether it was free."""
         earlier = self._addresses.setdefault(address, path)
         if earlier == path:
             return True
@@ -60,11 +58,14 @@ class ConflictChecker:
         return False
 
     def net(self, path: Path, network: IPv4Network) -> None:
-        """A server's network; `finish` compares them."""
+        """Register a server's network; `finish` compares them."""
         self._nets.append((network, path))
 
     def kernel_route(self, path: Path, network: IPv4Network) -> None:
-        """A route that will be programmed. The caller has judged the clients of one server."""
+        """Register a route that will be added to the kernel's table.
+
+        `ServerConflictChecker.route` compares the clients of one server; this compares servers.
+        """
         earlier = self._routes.setdefault(network, path)
         if earlier != path:
             self._findings.error(
@@ -75,7 +76,7 @@ class ConflictChecker:
             )
 
     def login(self, path: Path, server: Url, token: Secret) -> None:
-        """A client entry's token at its server."""
+        """Register a client entry's token at its server."""
         earlier = self._logins.setdefault((server, token.reveal()), path)
         if earlier != path:
             self._findings.error(
@@ -86,7 +87,7 @@ class ConflictChecker:
             )
 
     def mark(self, path: Path, mark: Mark) -> None:
-        """Policy routing."""
+        """Register the policy routing of an entry."""
         table, earlier = self._marks.setdefault(mark.value, (mark.table, path))
         if table != mark.table:
             self._findings.error(
@@ -95,74 +96,74 @@ class ConflictChecker:
                 f"differs from table {table} that {earlier} has for mark {mark.value}",
                 "use one table for one mark, or another mark",
             )
-        sharer = self._tables.setdefault(mark.table, path)
-        if sharer != path:
+        first_user = self._tables.setdefault(mark.table, path)
+        if first_user != path:
             self._findings.warning(
                 f"{path}.table",
                 show(mark.table),
-                f"is the table of {sharer} too, and a table has room for one default route",
+                f"is the table of {first_user} too, and a table has room for one default route",
                 "give each interface a table of its own",
             )
 
     def listener(self, path: Path, endpoint: ListenAddress, url_path: str | None) -> None:
-        """A listening socket. ``path`` is an element of ``listen``, or ``port`` for the default
-        addresses. IPv6 sockets are V6ONLY, so the families never clash.
-        Entries share an endpoint if they differ in ``url_path``."""
-        if isinstance(endpoint, UnixAddress):
-            earlier = self._url_paths.setdefault((listen_key(endpoint), url_path), path)
-            if earlier != path:
-                self._findings.error(
-                    path,
-                    quote(f"unix:{endpoint.path}"),
-                    f"is already used at {earlier}",
-                    "choose another socket" + _or_share(path, earlier),
-                )
-            return
-        family = self._tcp.setdefault((":" in endpoint.address, endpoint.port), {})
-        same = self._url_paths.setdefault((listen_key(endpoint), url_path), path)
-        clash = None if same == path else same
-        remedy = "choose another port or another address to listen on" + _or_share(path, same)
-        if endpoint.address not in family:
-            others = family if endpoint.address in _WILDCARDS else _WILDCARDS
-            clash = next((family[other] for other in others if other in family), None)
-            remedy = "choose another port or another address to listen on"
-        family.setdefault(endpoint.address, path)
-        # The default has two addresses at one path, which need only one line.
-        if clash is not None and path not in self._clashing_ports:
-            self._clashing_ports.add(path)
-            by_port = path.endswith(".port")
-            self._findings.error(
-                path,
-                show(endpoint.port) if by_port else quote(endpoint.address),
-                f"clashes with {clash} on port {endpoint.port}",
-                remedy,
-            )
+        """Register a listening socket.
+
+        ``path`` is an element of ``listen``, or ``port`` for the default addresses. Entries share an endpoint if they
+        differ in ``url_path``.
+        """
+        sharer = self._url_paths.setdefault((endpoint.key, url_path), path)
+        other = None if sharer == path else sharer
+        could_share = other is not None and _entry(path) != _entry(other)
+        in_scope = self._listeners.setdefault(endpoint.scope, {})
+        if endpoint.key not in in_scope:
+            other, could_share = self._overlapping(endpoint), False
+            in_scope[endpoint.key] = path
+            if endpoint.is_wildcard:
+                self._wildcards[endpoint.scope] = path
+        # The two default addresses have one path, which needs only one finding.
+        if other is not None and path not in self._reported_listeners:
+            self._reported_listeners.add(path)
+            choice = "another socket" if endpoint.is_unix else "another port or another address to listen on"
+            share = ', or give each a "path" of its own' if could_share else ""
+            self._report_listener(path, endpoint, other, f"choose {choice}{share}", by_port=path.endswith(".port"))
 
     def admin_listener(self, path: Path, endpoint: ListenAddress) -> None:
-        """The process's own listening socket, which it shares with no interface; after all of theirs."""
-        if isinstance(endpoint, UnixAddress):
-            key = listen_key(endpoint)
-            clash = next((it for (taken, _), it in self._url_paths.items() if taken == key), None)
-            value, where = quote(f"unix:{endpoint.path}"), ""
-        else:
-            family = self._tcp.get((":" in endpoint.address, endpoint.port), {})
-            others = family if endpoint.address in _WILDCARDS else (endpoint.address, *_WILDCARDS)
-            clash = next((family[other] for other in others if other in family), None)
-            value, where = show(endpoint.port), f" on port {endpoint.port}"
-        if clash is not None:
-            self._findings.error(path, value, f"clashes with {clash}{where}", "choose another port or socket")
+        """Register the process's own listening socket, which it shares with no interface.
+
+        It must be registered after the listeners of all interfaces.
+        """
+        other = self._listeners.get(endpoint.scope, {}).get(endpoint.key) or self._overlapping(endpoint)
+        if other is not None:
+            self._report_listener(path, endpoint, other, "choose another port or socket", by_port=True)
+
+    def _overlapping(self, endpoint: ListenAddress) -> Path | None:
+        """The path of a listener at another address that overlaps, because one of the two is a wildcard."""
+        if endpoint.is_wildcard:
+            return next(iter(self._listeners.get(endpoint.scope, {}).values()), None)
+        return self._wildcards.get(endpoint.scope)
+
+    def _report_listener(self, path: Path, endpoint: ListenAddress, other: Path, remedy: str, *, by_port: bool) -> None:
+        """``by_port``: show the port instead of the address, if there is one."""
+        value, where = quote(endpoint.literal), ""
+        if endpoint.port is not None:
+            where = f" on port {endpoint.port}"
+            if by_port:
+                value = show(endpoint.port)
+        self._findings.error(path, value, f"clashes with {other}{where}", remedy)
 
     def ingress(self, path: Path, endpoints: Iterable[ListenAddress], ingress: IngressOptions) -> None:
-        """How an entry wants connections received, which it must agree on with whom it shares an endpoint.
-        ``path`` is the entry's."""
-        differ: dict[str, Path] = {}
+        """Register an entry's ingress options. Entries that share an endpoint must have the same.
+
+        ``path`` is the entry's.
+        """
+        differences: dict[str, Path] = {}
         for endpoint in endpoints:
-            ours = ingress.at(endpoint)
-            theirs, earlier = self._receptions.setdefault(listen_key(endpoint), (ours, path))
+            new = ingress.at(endpoint)
+            first, earlier = self._ingress.setdefault(endpoint.key, (new, path))
             for field in fields(IngressOptions):
-                if getattr(theirs, field.name) != getattr(ours, field.name):
-                    differ.setdefault(_INGRESS[field.name], earlier)
-        for name, earlier in differ.items():
+                if getattr(first, field.name) != getattr(new, field.name):
+                    differences.setdefault(_INGRESS_FIELDS[field.name], earlier)
+        for name, earlier in differences.items():
             self._findings.error(
                 f"{path}.{name}",
                 "",
@@ -171,13 +172,13 @@ class ConflictChecker:
             )
 
     def finish(self) -> None:
-        """What can be said only when all entries are known."""
+        """Compare what can be compared only when all entries are registered: the servers' networks."""
         widest: tuple[IPv4Network, Path] | None = None
         for network, path in sorted(self._nets, key=lambda net: net[0]):
             if widest is None or not network.subnet_of(widest[0]):
                 widest = network, path
                 continue
-            # A narrower network inside a wider one can be meant; the same twice cannot work.
+            # A narrower network inside a wider one can be intended; the same network twice cannot work.
             report = self._findings.error if network == widest[0] else self._findings.warning
             report(
                 path,
@@ -187,13 +188,13 @@ class ConflictChecker:
             )
 
 
-def _or_share(path: Path, earlier: Path) -> str:
-    """What two entries can do beside: one alone has one ``path``."""
-    return "" if path.partition(".")[0] == earlier.partition(".")[0] else _SHARE
+def _entry(path: Path) -> Path:
+    """The path of the interface definition that a path is in."""
+    return path.partition(".")[0]
 
 
 class ServerConflictChecker:
-    """What the clients of one server take for themselves. ``owner`` is the path of a client."""
+    """What the clients of one server have claimed so far. ``owner`` is the path of the client that claims."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
@@ -203,7 +204,7 @@ class ServerConflictChecker:
         self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
 
     def token(self, path: Path, token: TokenHash) -> None:
-        """A client's token. The same token as SHA-1 here and SHA-256 there cannot be seen."""
+        """Register a client's token. One token given as SHA-1 and as SHA-256 cannot be recognised."""
         earlier = self._tokens.setdefault(token, path)
         if earlier != path:
             self._findings.error(
@@ -214,23 +215,24 @@ class ServerConflictChecker:
             )
 
     def default_name(self, path: Path, address: IPv4Address) -> None:
-        """The address as the name of a client without one; before any given name."""
+        """Register the address as the name of a client without a name. It must come before any given name."""
         self._names.setdefault(str(address), path)
 
     def name(self, path: Path, name: str) -> None:
-        """A client's given name."""
+        """Register a client's given name."""
         earlier = self._names.setdefault(name, path)
         if earlier != path:
             self._findings.error(path, quote(name), f"already names the client of {earlier}", "choose another")
 
     def address(self, path: Path, address: IPv4Address, owner: Path) -> None:
-        """An address as the /32 that routing makes of it; before any route. That it is used once
-        is for `ConflictChecker.address`."""
+        """Register an address as the /32 prefix that routing makes of it. It must come before any route.
+
+        `ConflictChecker.address` reports an address that is used twice.
+        """
         self._prefixes.setdefault(IPv4Network(address), (path, owner))
 
     def route(self, path: Path, network: IPv4Network, owner: Path) -> bool:
-        """A client's route. Whether it was free: two clients with the same prefix cannot both
-        win."""
+        """Register a client's route. Returns whether it was free: one prefix cannot lead to two clients."""
         earlier, holder = self._prefixes.setdefault(network, (path, owner))
         if earlier == path:
             return True
@@ -241,8 +243,10 @@ class ServerConflictChecker:
         return False
 
     def source(self, path: Path, address: IPv4Address, owner: Path) -> None:
-        """An address whose packets leave by this client. It may be another client's own address:
-        that is how one client becomes the way out for another."""
+        """Register an address whose packets leave by this client.
+
+        It may be another client's own address: that is how one client becomes the exit for another.
+        """
         earlier, holder = self._sources.setdefault(address, (path, owner))
         if earlier == path:
             return

@@ -1,8 +1,7 @@
-"""Plain JSON objects against the structs of `raw`, reporting every misfit instead of the first.
+"""Checks plain JSON objects against `structs` and reports every value that does not fit, not only the first.
 
-``msgspec.convert`` stops at its first error, so it is asked field by field and, where a list does
-not fit, element by element. Whatever does not fit is reported and left out; the rest is handed on,
-so that later checks still see it.
+``msgspec.convert`` stops at its first error, so it is called for each field and for each element of a list. A value
+that does not fit is reported and left out. The rest is returned, so that later checks still see it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, UnsetType, inspect
@@ -23,17 +22,22 @@ from .structs import NAMES, PARTS_OF_PROCESS
 
 T = TypeVar("T")
 
-_MISFIT = object()
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_LONGEST_TYPO = 40  # characters of an unknown field that are compared; difflib is quadratic
+_MISFIT: Final = object()  # returned for a value that does not fit and was reported
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+_LONGEST_TYPO: Final = 40  # characters of an unknown field that are compared; difflib takes quadratic time
 
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field of a struct, taken apart once.
+    """One field of a struct: what its annotation and its metadata say.
 
-    ``one`` is the annotation of a single value and ``many`` that of a list's elements, of which there are
-    ``least`` to ``most``; a field has either or both. ``example`` is one value or element, or a whole list.
+    Attributes:
+        one: the annotation of a single value, or None if only a list fits.
+        many: the annotation of a list's elements, or None if only a single value fits.
+        least: the smallest number of elements.
+        most: the largest number of elements, or None.
+        example: a value, an element or a whole list that fits.
+        secret: whether the value must never be shown.
     """
 
     name: str
@@ -48,8 +52,8 @@ class FieldSpec:
 
 
 @cache
-def specs(struct: type[Struct]) -> dict[str, FieldSpec]:
-    """The fields of a struct by their name in the file."""
+def field_specs(struct: type[Struct]) -> dict[str, FieldSpec]:
+    """The fields of a struct, by their names in the file."""
     return {info.encode_name: _spec(info.encode_name, info) for info in msgspec.structs.fields(struct)}
 
 
@@ -84,14 +88,14 @@ def _bare(annotation: Any) -> Any:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union but for UnsetType, which says that the field may be left out."""
+    """The members of a union, without UnsetType, which only marks a field that may be left out."""
     if get_origin(annotation) in (Union, types.UnionType):
         return [a for a in get_args(annotation) if a is not UnsetType]
     return [annotation]
 
 
 def _metadata(annotation: Any) -> tuple[object, bool]:
-    """The first example and whether the value is secret, as `raw` notes them in ``Meta``."""
+    """The first example in the ``Meta`` of `structs`, and whether the value is secret."""
     for alternative in _alternatives(annotation):
         meta = _meta(alternative)
         if meta is not None:
@@ -109,46 +113,49 @@ def _meta(annotation: Any) -> msgspec.Meta | None:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An object of the file: those of its fields that fit their types, and defaults."""
+    """A checked object of the file: its fields that fit their types, and defaults for those left out.
+
+    ``path`` is its place in the file; ``given`` has the names that the file gives, whether they fit or not.
+    """
 
     path: str
     struct: type[Struct]
     given: Collection[str]
-    _values: Mapping[str, object] = field(repr=False)  # may hold a raw token
+    _values: Mapping[str, object] = field(repr=False)  # hidden, because it may hold a raw token
 
     def at(self, name: str) -> str:
-        """The path of a field, there or not."""
+        """The path of a field, whether it is given or not."""
         return member(self.path, name)
 
     def get(self, name: str, kind: type[T]) -> T | None:
-        """The value, or the default; None if it is left out without one or does not fit."""
+        """The value or its default; None if there is neither, or if the value does not fit or is not a ``kind``."""
         value = self._value(name)
         return value if isinstance(value, kind) else None
 
     def texts(self, name: str) -> list[tuple[str, str]]:
-        """Path and text of each element that fits; of a single text where the field takes both."""
+        """Path and text of each element that fits, or of the single text if the field may be either."""
         value = self._value(name)
         if isinstance(value, str):
             return [(self.at(name), value)]
-        return [(path, e) for path, e in self._elements(value) if isinstance(e, str)]
+        return [(path, element) for path, element in self._elements(value) if isinstance(element, str)]
 
     def numbers(self, name: str) -> list[tuple[str, float]]:
-        """Path and value of each element that fits, or of the default's."""
+        """Path and value of each element that fits, or of each element of the default."""
         value = self._value(name)
         if isinstance(value, tuple):
-            value = [(item(self.at(name), index), e) for index, e in enumerate(value)]
-        return [(path, e) for path, e in self._elements(value) if isinstance(e, float)]
+            value = [(item(self.at(name), index), element) for index, element in enumerate(value)]
+        return [(path, element) for path, element in self._elements(value) if isinstance(element, float)]
 
     def values(self, name: str) -> list[tuple[str, object]]:
-        """Path and value of each element of a list that may hold anything."""
+        """Path and value of each element of a list whose elements may be anything."""
         return self._elements(self._value(name))
 
     def nodes(self, name: str) -> list[Node]:
-        """The objects of a list that are objects."""
-        return [e for _, e in self._elements(self._value(name)) if isinstance(e, Node)]
+        """The elements of a list that are objects."""
+        return [element for _, element in self._elements(self._value(name)) if isinstance(element, Node)]
 
     def _value(self, name: str) -> object:
-        if name not in specs(self.struct):
+        if name not in field_specs(self.struct):
             raise LookupError(f"{self.struct.__name__} has no field {name}")
         return self._values.get(name)
 
@@ -157,40 +164,40 @@ class Node:
         return value if isinstance(value, list) else []
 
 
-def read_object(
+def check_object(
     value: object,
     struct: type[Struct],
     path: str,
     findings: Findings,
     *,
-    tolerated: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> Node | None:
-    """Check an object against a struct. None if it is no object at all.
+    """Check a value against a struct. None if it is not an object, which is reported.
 
-    ``tolerated`` names further fields that are passed over in silence.
+    ``ignored`` names further fields, which are passed over without a finding.
     """
     if not isinstance(value, JsonObject):
-        # A bare text may be a token whose object was forgotten.
+        # A bare text may be a token that lacks the object around it.
         shown = MASK if isinstance(value, str) else show(value)
         findings.error(path, shown, _is_not(value, "an object"), f"write {_shape(struct)}")
         return None
-    fields = specs(struct)
+    fields = field_specs(struct)
     for key in value.repeated:
-        findings.error(member(path, key), quote(key), "stands more than once in this object", "keep one")
+        findings.error(member(path, key), quote(key), "is more than once in this object", "keep one")
     for key in value:
-        if key not in fields and key not in tolerated:
+        if key not in fields and key not in ignored:
             findings.error(
                 member(path, key),
                 quote(key),
                 f"is an unknown field in {NAMES.get(struct, 'an interface definition')}",
-                _meant(key, struct, tolerated),
+                _suggestion(key, struct, ignored),
             )
     values: dict[str, object] = {}
     for name, spec in fields.items():
         if name in value:
-            got = _read_field(value[name], spec, member(path, name), findings)
-            if got is not _MISFIT:
-                values[name] = got
+            checked = _check_field(value[name], spec, member(path, name), findings)
+            if checked is not _MISFIT:
+                values[name] = checked
         elif spec.required:
             findings.error(member(path, name), "", "is missing", f"add {_pair(spec)}")
         else:
@@ -198,55 +205,56 @@ def read_object(
     return Node(path, struct, frozenset(value), values)
 
 
-def _read_field(value: object, spec: FieldSpec, path: str, findings: Findings) -> object:
+def _check_field(value: object, spec: FieldSpec, path: str, findings: Findings) -> object:
     if isinstance(value, list) and spec.many is not None:
-        return _read_elements(value, spec, path, findings)
+        return _check_elements(value, spec, path, findings)
     if spec.one is not None:
-        return _read_one(value, spec.one, spec, path, findings)
+        return _check_one(value, spec.one, spec, path, findings)
     findings.error(path, _shown(value, spec), _is_not(value, "a list"), f"write {_sample(spec)}")
     return _MISFIT
 
 
-def _read_elements(values: list[object], spec: FieldSpec, path: str, findings: Findings) -> object:
-    """Path and value of each element that fits, as a list; a misfit if there are some and none does.
+def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: Findings) -> object:
+    """A list with path and value of each element that fits.
 
-    Of too many the good ones are handed on, unless their number itself has a meaning.
+    Returns _MISFIT if no element of a non-empty list fits, or if the field needs a fixed number of elements and the
+    list has another number. A list that is only too long keeps its fitting elements.
     """
     miscounted = len(values) < spec.least or (spec.most is not None and len(values) > spec.most)
     if miscounted:
-        many = "1 element" if len(values) == 1 else f"{len(values)} elements"
+        count = "1 element" if len(values) == 1 else f"{len(values)} elements"
         remedy = f"write {spec.least}, such as {_sample(spec)}" if spec.least else f"write at most {spec.most}"
-        findings.error(path, _shown(values, spec), f"has {many}", remedy)
+        findings.error(path, _shown(values, spec), f"has {count}", remedy)
     good: list[tuple[str, object]] = []
     for index, value in enumerate(values):
-        place = item(path, index)
-        got = _read_one(value, spec.many, spec, place, findings)
-        if got is not _MISFIT:
-            good.append((place, got))
+        element_path = item(path, index)
+        checked = _check_one(value, spec.many, spec, element_path, findings)
+        if checked is not _MISFIT:
+            good.append((element_path, checked))
     if (miscounted and spec.least) or (values and not good):
         return _MISFIT
     return good
 
 
-def _read_one(value: object, annotation: Any, spec: FieldSpec, path: str, into: Findings) -> object:
+def _check_one(value: object, annotation: Any, spec: FieldSpec, path: str, findings: Findings) -> object:
     if isinstance(annotation, type) and issubclass(annotation, Struct):
-        node = read_object(value, annotation, path, into)
+        node = check_object(value, annotation, path, findings)
         return _MISFIT if node is None else node
     if annotation is Any:
         return value
     if get_origin(_bare(annotation)) is dict:
         if not isinstance(value, JsonObject):
-            into.error(path, _shown(value, spec), _is_not(value, "an object"), "write {...}")
+            findings.error(path, _shown(value, spec), _is_not(value, "an object"), "write {...}")
             return _MISFIT
         return value
     try:
         got: object = msgspec.convert(value, annotation, strict=True)
-    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half a surrogate pair in place of a number
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: half a surrogate pair where a number belongs
         problem, remedy = _misfit(value, annotation, spec)
-        into.error(path, _shown(value, spec), problem, remedy)
+        findings.error(path, _shown(value, spec), problem, remedy)
         return _MISFIT
     if isinstance(got, str) and not _is_unicode(got):
-        into.error(
+        findings.error(
             path,
             _shown(value, spec),
             "holds half of a surrogate pair",
@@ -264,11 +272,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# --- wording ---
+# ------------------------------------------------------------------ texts of the findings
 
 
 def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
-    """Problem and remedy for a value that ``msgspec.convert`` refused."""
+    """Problem and remedy for a value that ``msgspec.convert`` refused. Each kind of type has its own texts."""
     wanted = inspect.type_info(annotation)
     if isinstance(wanted, inspect.Metadata):
         wanted = wanted.type
@@ -278,30 +286,30 @@ def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
             return "is out of range", f"write {choice}"
         if isinstance(value, float | NotANumber):
             return "is not a whole number", f"write {choice}"
-        return _is_no_number(value, choice)
+        return _is_not_number(value, choice)
     if isinstance(wanted, inspect.FloatType):
         choice = f"a number from {wanted.ge} to {wanted.le}"
         if type(value) in (int, float) or (isinstance(value, NotANumber) and value.is_finite):
             return "is out of range", f"write {choice}"
         if isinstance(value, NotANumber):
             return "is not a finite number", f"write {choice}"
-        return _is_no_number(value, choice)
+        return _is_not_number(value, choice)
     if isinstance(wanted, inspect.BoolType):
         return _is_not(value, "true or false"), "write true or false, without quotes"
     if isinstance(wanted, inspect.LiteralType):
         *most, last = (show(v) for v in wanted.values)
         choice = f"{', '.join(most)} or {last}"
         if isinstance(value, str) and value in map(str, wanted.values):
-            return _is_no_number(value, choice)
+            return _is_not_number(value, choice)
         return "is not one of the choices", f"write {choice}"
-    if isinstance(wanted, inspect.UnionType):  # of a text and a whole number; the text has the example
+    if isinstance(wanted, inspect.UnionType):  # a text or a whole number; the example is a text
         if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
-            return _misfit(value, next(it for it in get_args(annotation) if _bare(it) is int), spec)
+            return _misfit(value, next(a for a in get_args(annotation) if _bare(a) is int), spec)
         return _is_not(value, "text or a number"), f"write {show(spec.example)}"
     return _is_not(value, "text"), f"write {show(spec.example)}"
 
 
-def _is_no_number(value: object, choice: str) -> tuple[str, str]:
+def _is_not_number(value: object, choice: str) -> tuple[str, str]:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return "is text, not a number", f"write {choice}, without quotes"
     return _is_not(value, "a number"), f"write {choice}"
@@ -316,7 +324,7 @@ def _is_not(value: object, wanted: str) -> str:
         return f"is an object, not {wanted}"
     if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
         return f"is a number, not {wanted}"
-    return f"is not {wanted}"  # true, false and null say themselves what they are
+    return f"is not {wanted}"  # true, false and null name themselves
 
 
 def _shown(value: object, spec: FieldSpec) -> str:
@@ -328,7 +336,7 @@ def _pair(spec: FieldSpec) -> str:
 
 
 def _sample(spec: FieldSpec) -> str:
-    """A value that would fit, as JSON; a list where there is a choice."""
+    """A value that would fit, as JSON; a list if the field may be either."""
     if isinstance(spec.many, type) and issubclass(spec.many, Struct):
         return f"[{_shape(spec.many)}]"
     if spec.many is None:
@@ -340,28 +348,28 @@ def _sample(spec: FieldSpec) -> str:
 
 
 def _shape(struct: type[Struct]) -> str:
-    """An object that would fit, as JSON; dots stand for fields that may be left out."""
-    fields = specs(struct).values()
+    """An object that would fit, as JSON; dots replace the fields that may be left out."""
+    fields = field_specs(struct).values()
     parts = [_pair(spec) for spec in fields if spec.required] or [_pair(spec) for spec in fields]
     if len(parts) < len(fields):
         parts.append("...")
     return "{" + ", ".join(parts) + "}"
 
 
-def _meant(key: str, struct: type[Struct], tolerated: Collection[str]) -> str:
-    """What the author of an unknown field may have wanted."""
-    from difflib import get_close_matches  # only now: a config without such a field does without 0.5 MB
+def _suggestion(key: str, struct: type[Struct], ignored: Collection[str]) -> str:
+    """The remedy for an unknown field: where it belongs, a similar name, or the names that exist."""
+    from difflib import get_close_matches  # imported here: it takes 0.5 MB, and most configs have no unknown field
 
-    fields = [*specs(struct), *tolerated]
+    fields = [*field_specs(struct), *ignored]
     close = get_close_matches(key.casefold()[:_LONGEST_TYPO], fields, n=1)
-    homes = [
+    owners = [
         name
         for other, name in NAMES.items()
-        if key in specs(other) and (other in PARTS_OF_PROCESS) == (struct in PARTS_OF_PROCESS)
+        if key in field_specs(other) and (other in PARTS_OF_PROCESS) == (struct in PARTS_OF_PROCESS)
     ]
-    if homes:
+    if owners:
         also = f', or did you mean "{close[0]}"?' if close else ""
-        return f"it belongs in {' or '.join(homes)}{also}"
+        return f"it belongs in {' or '.join(owners)}{also}"
     if close:
         return f'did you mean "{close[0]}"?'
     return f"remove it; the fields are {', '.join(fields)}"

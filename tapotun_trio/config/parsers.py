@@ -1,0 +1,447 @@
+"""Single texts of the file: names, addresses, networks, tokens, listeners. URLs are in `urls`.
+
+Untrusted input. Every parser takes the text and returns its typed value, or raises `InvalidValue`, whose text never
+repeats a value that may be a token.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Final, Literal
+
+from .diagnostics import MASK, InvalidValue, quote
+from .model import ListenAddress, Secret, TcpAddress, TokenHash, UnixAddress
+
+IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h
+UNIX_PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
+CLIENT_NAME_CHARS: Final = 64
+URL_PATH_CHARS: Final = 1024
+UNIX: Final = "unix"  # in trusted_proxies: any process that connects to a Unix socket
+LOOPBACK: Final = "127.0.0.1"  # where a port without an address listens
+TOKEN_CHARS: Final = 4096  # half of what nginx accepts as one header line by default
+
+_SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
+_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_HEX: Final = re.compile(r"[0-9A-Fa-f]+")
+_SOCKET_MODE: Final = re.compile(r"0?[0-7]{3}")
+_PREFIX: Final = re.compile(r"[0-9]|[12][0-9]|3[0-2]")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
+
+_ADMIN_EXAMPLE: Final = '"127.0.0.1:9433"'
+
+_NEW_HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha1sum or tapotun token prints"
+
+
+# ------------------------------------------------------------------ names
+
+
+def parse_interface_name(text: str) -> str:
+    """1 to 15 bytes that the kernel accepts as the name of a new interface.
+
+    Follows ``dev_valid_name`` (net/core/dev.c), which counts byte 0xa0 as white space, and
+    ``sysctl_dev_name_is_allowed``. Also refuses ``%``, which TUNSETIFF takes for a pattern.
+    """
+    size = len(text.encode())
+    if not text:
+        raise InvalidValue("is empty", 'write a name such as "tun0"')
+    if size > IFNAME_BYTES:
+        raise InvalidValue(f"has {size} bytes", f"choose a name of at most {IFNAME_BYTES} bytes")
+    if text in (".", "..", "all", "default", "lo"):
+        raise InvalidValue("is a name that Linux reserves", 'choose another, such as "tun0"')
+    bad = next((c for c in text if c in "/:%" or c.isspace() or not c.isprintable()), None)
+    if bad is not None:
+        what = "white space" if bad.isspace() else quote(bad)
+        raise InvalidValue(f"has {what} in it", "use letters, digits, - and _ only")
+    if b"\xa0" in text.encode():
+        raise InvalidValue("has a character that the kernel refuses", "use letters a to z, digits, - and _")
+    return text
+
+
+def parse_client_name(text: str) -> str:
+    """A client's name in logs and metrics: printable, without white space at its ends."""
+    if not text:
+        raise InvalidValue("is empty", "write a name, or leave it out to use the address")
+    if len(text) > CLIENT_NAME_CHARS:
+        raise InvalidValue(f"has {len(text)} characters", f"choose a name of at most {CLIENT_NAME_CHARS}")
+    if not text.isprintable() or text != text.strip():
+        raise InvalidValue("has control characters, or spaces at its ends", "write one line of printable text")
+    return text
+
+
+# ------------------------------------------------------------------ addresses
+
+
+def parse_ipv4_address(text: str) -> IPv4Address:
+    """An IPv4 address that a host can have."""
+    _refuse_space(text)
+    address = _ipv4(text)
+    if address is not None:
+        return _unicast(address)
+    bare, slash, _ = text.partition("/")
+    if slash and _ipv4(bare):
+        raise InvalidValue("has a prefix length where an address belongs", f"write {quote(bare)}")
+    _refuse_ipv6(text, "an address")
+    raise InvalidValue("is not an IPv4 address", 'write one such as "10.10.0.2"')
+
+
+def parse_server_net(text: str) -> IPv4Interface:
+    """A server's ``net``: its own address with the prefix length of its network, such as ``10.10.0.1/24``."""
+    own, prefix = _split(text, "an address with prefix length", "10.10.0.1/24", bare_prefix=24)
+    net = IPv4Interface((_unicast(own), prefix))
+    if prefix == 0:
+        raise InvalidValue(
+            "would send all traffic of this machine into the tunnel",
+            f'write the prefix length of the tunnel\'s network, such as "{own}/24"',
+        )
+    kind = reserved_address_kind(own, net.network)
+    if kind is not None:
+        raise InvalidValue(
+            f"is the {kind} address of {net.network}",
+            f'write the server\'s own address, such as "{net.network[1]}/{prefix}"',
+        )
+    return net
+
+
+def parse_ipv4_network(text: str) -> IPv4Network:
+    """An IPv4 network without host bits, such as ``10.60.0.0/24``."""
+    start, prefix = _split(text, "a network", "10.60.0.0/24", bare_prefix=32)
+    network = IPv4Network((start, prefix), strict=False)
+    if network.network_address != start:
+        raise InvalidValue(
+            f"has host bits set beyond /{prefix}",
+            f'write "{network}" for the network, or "{start}/32" for this one address',
+        )
+    return network
+
+
+def reserved_address_kind(address: IPv4Address, net: IPv4Network) -> str | None:
+    """Which of the two addresses of ``net`` that no host may have this is: "network", "broadcast" or None.
+
+    A network of one or two addresses has neither (RFC 3021).
+    """
+    if net.prefixlen > 30:
+        return None
+    if address == net.network_address:
+        return "network"
+    if address == net.broadcast_address:
+        return "broadcast"
+    return None
+
+
+def _split(text: str, what: str, example: str, *, bare_prefix: int) -> tuple[IPv4Address, int]:
+    """The parts of ``a.b.c.d/n``. ``bare_prefix`` is the n to suggest for an address without one."""
+    _refuse_space(text)
+    start, slash, prefix = text.rpartition("/")
+    address = _ipv4(start if slash else text)
+    if address is None:
+        _refuse_ipv6(text, what)
+        raise InvalidValue(f"is not {what}", f'write one such as "{example}"')
+    if not slash:
+        raise InvalidValue("has no prefix length", f'write it, as in "{address}/{bare_prefix}"')
+    if _PREFIX.fullmatch(prefix):
+        return address, int(prefix)
+    mask = _ipv4(prefix)
+    length = None if mask is None else _netmask_length(mask)
+    if length is not None:
+        raise InvalidValue("has a netmask", f'write its prefix length: "{address}/{length}"')
+    raise InvalidValue("has no prefix length from 0 to 32", f'write one such as "{example}"')
+
+
+def _netmask_length(mask: IPv4Address) -> int | None:
+    ones = int(mask).bit_count()
+    return ones if int(mask) == (2**32 - 1) ^ (2 ** (32 - ones) - 1) else None
+
+
+def _unicast(address: IPv4Address) -> IPv4Address:
+    if address.is_loopback:
+        kind = "a loopback address"
+    elif address.is_multicast:
+        kind = "a multicast address"
+    elif int(address) >> 24 == 0:
+        kind = "in 0.0.0.0/8, which no host may use"
+    elif int(address) == 2**32 - 1:
+        kind = "the broadcast address"
+    else:
+        return address
+    raise InvalidValue(f"is {kind}", "choose a unicast address such as 10.10.0.2")
+
+
+def _ipv4(text: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        return None
+
+
+def _refuse_space(text: str) -> None:
+    if text != text.strip():
+        raise InvalidValue("has white space at its ends", f"write {quote(text.strip())}")
+
+
+def _refuse_ipv6(text: str, what: str) -> None:
+    try:
+        IPv6Address(text.partition("/")[0])
+    except AddressValueError:
+        return
+    raise InvalidValue("is IPv6, which is not supported inside the tunnel yet", f"write {what} of IPv4")
+
+
+# ------------------------------------------------------------------ tokens
+
+
+def parse_token_hash(text: str) -> TokenHash:
+    """The hash of a token in a server's config. A refused text may be the raw token, so it is never shown."""
+    if _SHA1_HEX.fullmatch(text):
+        return TokenHash("sha1", text)
+    scheme, colon, digest = text.partition(":")
+    if scheme == "sha256" and _SHA256_HEX.fullmatch(digest):
+        return TokenHash("sha256", digest)
+    lower = text.lower()
+    if _SHA1_HEX.fullmatch(lower) or (lower.startswith("sha256:") and _SHA256_HEX.fullmatch(lower[7:])):
+        raise InvalidValue("is a hash in capital letters", "write it in lower case", shown=MASK)
+    if colon and scheme.lower() == "sha1" and _SHA1_HEX.fullmatch(digest.lower()):
+        raise InvalidValue("is a SHA-1 with a prefix", "write its 40 digits alone, in lower case", shown=MASK)
+    if colon and scheme.lower() == "sha256":
+        raise InvalidValue("is not a SHA-256 hash", "write sha256: and 64 digits of lower-case hex", shown=MASK)
+    if _SHA256_HEX.fullmatch(lower):
+        raise InvalidValue(
+            "looks like a SHA-256 without its prefix, or like a raw token",
+            f"write sha256: before the hash; of a raw token {_NEW_HASH}",
+            shown=MASK,
+        )
+    if _HEX.fullmatch(text) and 36 <= len(text) <= 44:
+        raise InvalidValue(
+            f"has {len(text)} hex digits and a SHA-1 has 40",
+            f"copy all of it, or {_NEW_HASH}",
+            shown=MASK,
+        )
+    raise InvalidValue(
+        "is not a hash; it looks like the raw token, which belongs on the client only",
+        _NEW_HASH,
+        shown=MASK,
+    )
+
+
+def looks_hashed(text: str) -> bool:
+    """Whether a raw token has the form of a hash, as it belongs in a server's config."""
+    lower = text.lower()
+    return bool(_SHA1_HEX.fullmatch(lower) or (lower.startswith("sha256:") and _SHA256_HEX.fullmatch(lower[7:])))
+
+
+def parse_raw_token(text: str) -> Secret:
+    """A raw token, which must fit into an HTTP header: printable ASCII, no space at its ends (RFC 9110 section 5.5).
+
+    The caller checks whether it looks like a hash.
+    """
+    if not text:
+        raise InvalidValue("is empty", "write the raw token", shown=MASK)
+    if len(text) > TOKEN_CHARS:
+        raise InvalidValue(f"has more than {TOKEN_CHARS} characters", "write a shorter token", shown=MASK)
+    if not text.isascii() or not text.isprintable():
+        raise InvalidValue(
+            "has characters that an HTTP header cannot carry",
+            "use printable ASCII without line breaks; tapotun token makes such a token",
+            shown=MASK,
+        )
+    if text != text.strip():
+        raise InvalidValue("starts or ends with a space", "remove the space", shown=MASK)
+    return Secret(text)
+
+
+def is_raw_token(value: object) -> bool:
+    """Whether an admin ``token`` is, or was meant to be, the token itself instead of its hash."""
+    return isinstance(value, str) and not _LIKE_HASH.fullmatch(value)
+
+
+def parse_admin_token(text: str) -> TokenHash | Secret:
+    """The admin ``token``: a hash, as for a server's clients, or else the token itself."""
+    if not is_raw_token(text):
+        return parse_token_hash(text)
+    try:
+        return parse_raw_token(text)
+    except InvalidValue as exc:
+        remedy = 'write the "sha256:..." that tapotun token prints' if not text else exc.remedy
+        raise InvalidValue(exc.problem, remedy, shown=MASK) from exc
+
+
+# ------------------------------------------------------------------ listeners
+
+
+def parse_url_path(text: str) -> str:
+    """A server's ``path``. Requests are compared with it byte for byte, so nothing is normalised."""
+    if not text.startswith("/"):
+        raise InvalidValue("does not start with /", 'write it as in "/tun1"')
+    bad = next((c for c in text if not "!" <= c <= "~" or c in "?#"), None)
+    if bad is not None:
+        raise InvalidValue(f"has {quote(bad)} in it", "write a path of printable ASCII without space, ? or #")
+    if len(text) > URL_PATH_CHARS:
+        raise InvalidValue(f"has {len(text)} characters", f"choose a path of at most {URL_PATH_CHARS}")
+    return text
+
+
+def parse_listener(text: str) -> str | UnixAddress:
+    """An element of ``listen``: an address literal of either family, or ``unix:/path``."""
+    return _unix(text) if text[:5].lower() == "unix:" else _listen_literal(text)
+
+
+def _listen_literal(text: str) -> str:
+    """An address literal of either family, in its canonical form."""
+    _refuse_space(text)
+    if "/" in text:
+        raise InvalidValue("is a path without unix:, or a network", 'write "unix:/path" or an address')
+    literal = text.removeprefix("[").removesuffix("]")
+    try:
+        address = ip_address(literal)
+    except ValueError:
+        raise _not_an_address(text) from None
+    if literal != text:
+        raise InvalidValue("has brackets", f"write {quote(literal)}")
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None or address.is_link_local:
+            raise InvalidValue(
+                "is link-local, for which an interface would have to be named",
+                'write "::" or an address of wider scope',
+            )
+        if address.ipv4_mapped is not None:
+            raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{address.ipv4_mapped}"')
+    if address.is_multicast or str(address) == "255.255.255.255":
+        raise InvalidValue("is not the address of a single host", "write an address of this machine")
+    return str(address)
+
+
+def parse_socket_mode(text: str) -> int:
+    """``listen_mode``: permission bits in octal, as for chmod(1), such as ``0660``."""
+    if not _SOCKET_MODE.fullmatch(text):
+        raise InvalidValue("is not a file mode", 'write three octal digits, as in "0660"')
+    mode = int(text, 8)
+    if not mode & 0o222:
+        raise InvalidValue("lets nobody connect, because that needs write permission", 'write one such as "0660"')
+    return mode
+
+
+def parse_trusted_proxy(text: str) -> IPv4Network | IPv6Network | Literal["unix"]:
+    """An element of ``trusted_proxies``: a network or a single address of either family, or ``unix``."""
+    _refuse_space(text)
+    if text.lower().startswith(UNIX):
+        if text == UNIX:
+            return "unix"
+        raise InvalidValue("names a socket", 'write "unix" to trust every connection to a Unix socket of "listen"')
+    literal, _, _ = text.partition("/")
+    if literal.startswith("["):
+        raise InvalidValue("has brackets", "write the address without them, and without a port")
+    try:
+        ip_address(literal)
+    except ValueError:
+        raise InvalidValue(
+            "is not an address or a network", 'write one such as "127.0.0.1" or "10.0.0.0/8", or "unix"'
+        ) from None
+    if "%" in literal:
+        raise InvalidValue("has a zone", "leave out the % and what follows it")
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise InvalidValue(
+            "has no prefix length that fits", f'write it as in "{literal}/{24 if "." in literal else 64}"'
+        ) from None
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None and network.prefixlen >= 96:
+        inner = IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+        raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{inner}"')
+    if ip_address(literal) != network.network_address:
+        raise InvalidValue(
+            f"has host bits set beyond /{network.prefixlen}",
+            f'write "{network}" for the network, or "{literal}" for this one address',
+        )
+    return network
+
+
+def _not_an_address(text: str) -> InvalidValue:
+    bare, colon, port = text.rpartition(":")
+    bare = bare.removeprefix("[").removesuffix("]")
+    if colon and port.isdecimal() and bare:
+        return InvalidValue("has a port", f'write {quote(bare)} here, and the port in "port"')
+    if text == "localhost":
+        return InvalidValue("is a name, not an address", 'write ["127.0.0.1", "::1"]')
+    if text in ("*", ""):
+        return InvalidValue("is not an address", 'write ["0.0.0.0", "::"] for every address')
+    return InvalidValue("is not an address", 'write an address literal such as "127.0.0.1", or "unix:/path"')
+
+
+def _unix(text: str) -> UnixAddress:
+    _refuse_space(text)
+    path = text[5:]
+    example = '"unix:/run/tapotun.sock"'
+    if not text.startswith("unix:"):
+        raise InvalidValue("has unix: in capital letters", f"write {quote('unix:' + path)}")
+    if not path.startswith("/"):
+        raise InvalidValue("has no absolute path", f"write it as in {example}")
+    if not path.isprintable():
+        raise InvalidValue("has control characters in its path", f"write it as in {example}")
+    if path.endswith(("/", "/.", "/..")):
+        raise InvalidValue("names a directory", f"write the socket's own path, as in {example}")
+    size = len(path.encode())
+    if size > UNIX_PATH_BYTES:
+        raise InvalidValue(f"has a path of {size} bytes", f"choose one of at most {UNIX_PATH_BYTES} bytes")
+    return UnixAddress(path)
+
+
+def parse_admin_listen(text: str) -> ListenAddress:
+    """The admin ``listen``: ``ADDRESS:PORT``, ``[IPV6]:PORT``, ``PORT`` (of 127.0.0.1) or ``unix:/path``."""
+    if text[:5].lower() == "unix:":
+        return _unix(text)
+    _refuse_space(text)
+    if _PORT.fullmatch(text):
+        return TcpAddress(LOOPBACK, _port(text))
+    if text.startswith(("/", ".")):
+        raise InvalidValue("is a path without unix:", f"write {quote('unix:' + text)}")
+    address, colon, port = text.rpartition(":")
+    if not text or text == ":":
+        raise InvalidValue("is not an address with a port", f"write one such as {_ADMIN_EXAMPLE}")
+    if "]" in port or not colon or (":" in address and not address.startswith("[")):
+        raise _without_port(text)
+    if not _PORT.fullmatch(port):
+        raise InvalidValue("has no port from 1 to 65535 after its last colon", f"write it as in {_ADMIN_EXAMPLE}")
+    return TcpAddress(_admin_address(address, port), _port(port))
+
+
+def _without_port(text: str) -> InvalidValue:
+    literal = text.removeprefix("[").removesuffix("]")
+    try:
+        address = ip_address(literal)
+    except ValueError:
+        return InvalidValue("is not an address with a port", f'write one such as {_ADMIN_EXAMPLE} or "[::1]:9433"')
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    return InvalidValue("has no port", f'write it, as in "{shown}:9433"')
+
+
+def _admin_address(text: str, port: str) -> str:
+    """The address before a port. ``port`` is for the remedies."""
+    if text == "localhost":
+        raise InvalidValue("has a name, not an address", f'write "127.0.0.1:{port}" or "[::1]:{port}"')
+    if text in ("", "*"):
+        raise InvalidValue("names no address", f'write "0.0.0.0:{port}" for every address, or "{port}" for loopback')
+    literal = text
+    if text.startswith("["):
+        literal = text[1:].removesuffix("]")
+        if not text.endswith("]") or ":" not in literal:
+            raise InvalidValue("has brackets that hold no IPv6 address", f'write "[::1]:{port}"')
+    try:
+        return _listen_literal(literal)
+    except InvalidValue as exc:
+        raise InvalidValue(f"has an address that {exc.problem}", f"write one such as {_ADMIN_EXAMPLE}") from exc
+
+
+def _port(text: str) -> int:
+    if not 1 <= int(text) <= 65535:
+        raise InvalidValue("has a port out of range", "write one from 1 to 65535")
+    return int(text)

@@ -1,0 +1,269 @@
+"""The URL to which a client connects, and the HTTP proxy through which it connects.
+
+The proxy comes from the config, or from the environment as curl reads it.
+
+Untrusted input; every parser raises `InvalidValue` only, whose text never shows a login, a password or a query. Parsing
+is stricter than RFC 3986 for what has no meaning here (credentials, fragment) and for what ``urllib`` would silently
+correct (white space, control characters).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final, Literal
+
+from .diagnostics import MASK, InvalidValue, quote
+from .model import NO_PROXY, NoProxy, Proxy, Secret, Url
+
+_URL_CHARS: Final = 4096  # half of what nginx accepts as one request line by default
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_HOST_CHARS: Final = 253  # RFC 1035, without the final dot
+_URL_EXAMPLE: Final = '"https://vpn.example.com/ip"'
+_PROXY_EXAMPLE: Final = '"http://proxy.example.com:3128"'
+# A host, and what can only be meant as its port, after a scheme that people write for proxies. Any other text may
+# be the rest of a login: user://password.
+_NO_LOGIN: Final = re.compile(r"((?i:https?|socks[45]?[ah]?|ftp)://)?([^:@]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?/?")
+
+
+# ------------------------------------------------------------------ the server's URL
+
+
+def parse_url(text: str) -> Url:
+    """An http or https URL. The host is put in lower case; path and query stay as they are."""
+    try:
+        return _parse_url(text)
+    except InvalidValue as exc:
+        exc.shown = _without_secrets(text)
+        raise
+
+
+def _without_secrets(text: str) -> str:
+    """The URL for a finding. A login before an ``@`` and a query, which may hold a key, are masked."""
+    before, at, after = text.rpartition("@")
+    if at:
+        scheme = _SCHEME.match(before)
+        text = f"{scheme.group() if scheme else ''}{MASK}@{after}"
+    before, question, _ = text.partition("?")
+    return quote(f"{before}?{MASK}" if question else text)
+
+
+def _parse_url(text: str) -> Url:
+    if len(text) > _URL_CHARS:
+        raise InvalidValue(f"has more than {_URL_CHARS} characters", "write a shorter URL")
+    if not text:
+        raise InvalidValue("is empty", f"write a URL such as {_URL_EXAMPLE}")
+    if any(c.isspace() or not c.isprintable() for c in text):
+        raise InvalidValue("has white space or control characters", "remove them, or write a space as %20")
+    match = _SCHEME.match(text)
+    if match is None:
+        if re.match(r"https?:", text, re.IGNORECASE):
+            raise InvalidValue("has no // after its scheme", f"write a URL such as {_URL_EXAMPLE}")
+        raise InvalidValue("has no scheme", f'write "http://..." or "https://...", such as {_URL_EXAMPLE}')
+    scheme = _scheme(match.group(1).lower())
+    rest = text[match.end() :]
+    cut = min((i for i in (rest.find(c) for c in "/?#") if i >= 0), default=len(rest))
+    authority, target = rest[:cut], rest[cut:]
+    if "#" in target:
+        raise InvalidValue("has a fragment, which is never sent", "remove the # and what follows it")
+    if not target.isascii():
+        raise InvalidValue("has letters beyond ASCII in its path", "write them percent-encoded")
+    if "@" in authority:
+        raise InvalidValue(
+            "has a user name or password",
+            'remove it; the peer knows this client by "token" alone',
+        )
+    host, port = _split_authority(authority)
+    if port is None:
+        port = 443 if scheme == "https" else 80
+    return Url(scheme, host, port, target if target.startswith("/") else f"/{target}")
+
+
+def _scheme(scheme: str) -> Literal["http", "https"]:
+    if scheme == "http":
+        return "http"
+    if scheme == "https":
+        return "https"
+    if scheme in ("ws", "wss"):
+        raise InvalidValue(f"has the scheme {scheme}", f"write http{'s' if scheme == 'wss' else ''} instead")
+    raise InvalidValue("has neither the scheme http nor https", f"write a URL such as {_URL_EXAMPLE}")
+
+
+# ------------------------------------------------------------------ host and port
+
+
+def parse_host(text: str) -> str:
+    """A host name or an address literal alone. Brackets around an IPv6 literal are removed."""
+    try:
+        return _ipv6(text.removeprefix("[").removesuffix("]")) if ":" in text else _host(text)
+    except InvalidValue as exc:
+        if not text.isascii():  # exc says how to write it in ASCII
+            raise
+        raise InvalidValue(
+            "is not a host name or address", 'write one such as "vpn.example.com", without a scheme or a port'
+        ) from exc
+
+
+def _split_authority(authority: str) -> tuple[str, int | None]:
+    """``host[:port]``. Brackets around an IPv6 literal are removed."""
+    if authority.startswith("["):
+        literal, closed, after = authority[1:].partition("]")
+        if not closed or (after and not after.startswith(":")):
+            raise InvalidValue("has brackets that do not match", 'write "http://[2001:db8::1]:8080/"')
+        return _ipv6(literal), _port(after)
+    if authority.count(":") > 1:
+        raise InvalidValue("has more than one colon in its host", 'write IPv6 as "http://[2001:db8::1]:8080/"')
+    host, colon, port = authority.partition(":")
+    return _host(host), _port(colon + port)
+
+
+def _port(text: str) -> int | None:
+    digits = text.removeprefix(":")
+    if not digits:
+        return None  # RFC 3986 section 3.2.3: an empty port is the default one
+    # isascii: int() would accept the digits of other scripts.
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5):
+        raise InvalidValue("has no valid port", "write a port from 1 to 65535 after the host")
+    if not 1 <= int(digits) <= 65535:
+        raise InvalidValue("has a port out of range", "write a port from 1 to 65535 after the host")
+    return int(digits)
+
+
+def _ipv6(literal: str) -> str:
+    if "%" in literal:
+        raise InvalidValue("has a zone in its address", "write an address of wider scope, or a name")
+    try:
+        return str(IPv6Address(literal))
+    except AddressValueError:
+        raise InvalidValue("has no IPv6 address in its brackets", 'write "http://[2001:db8::1]:8080/"') from None
+
+
+def _host(host: str) -> str:
+    if not host:
+        raise InvalidValue("has no host", f"write a URL such as {_URL_EXAMPLE}")
+    if not host.isascii():
+        raise InvalidValue("has letters beyond ASCII in its host", _punycode(host))
+    labels = host.removesuffix(".").split(".")
+    if len(host) > _HOST_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
+        raise InvalidValue("has no valid host name", f"write a URL such as {_URL_EXAMPLE}")
+    # Every resolver takes a name whose last label is a number for an address (WHATWG URL, "ends in a number"): 10.1
+    # would be 10.0.0.1.
+    if labels[-1].isdigit():
+        try:
+            return str(IPv4Address(host))
+        except AddressValueError:
+            raise InvalidValue("has no valid IPv4 address as its host", 'write four numbers as in "10.0.0.1"') from None
+    return host.lower()
+
+
+def _punycode(host: str) -> str:
+    try:
+        return f"write {quote(host.encode('idna').decode('ascii'))}"
+    except UnicodeError:
+        return "write the host name in ASCII (punycode)"
+
+
+# ------------------------------------------------------------------ the proxy
+
+
+def parse_proxy(text: str) -> Proxy | NoProxy:
+    """``none``, or ``http://[user:pass@]host:port`` with user and password percent-encoded where necessary."""
+    if text == "none":
+        return NO_PROXY
+    return _parse_proxy_url(text, scheme_optional=False)
+
+
+def proxy_from_environment(url: Url, environ: Mapping[str, str]) -> tuple[str, Proxy] | None:
+    """The environment's proxy for a URL: the name of the variable and the proxy, or None if there is none.
+
+    Follows curl. The lower-case name comes first. HTTP_PROXY is not read, because a web server that runs CGI programs
+    sets it to the request header ``Proxy``, which any client can send. An empty variable counts as unset, and
+    ``no_proxy`` may exempt the host. Raises InvalidValue, whose text names the variable.
+    """
+    names = ["http_proxy"] if url.scheme == "http" else ["https_proxy", "HTTPS_PROXY"]
+    name = next((name for name in (*names, "all_proxy", "ALL_PROXY") if environ.get(name)), None)
+    if name is None or bypasses_proxy(url.host, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
+        return None
+    try:
+        return name, _parse_proxy_url(environ[name], scheme_optional=True)
+    except InvalidValue as exc:
+        remedy = f'{exc.remedy}, or set "proxy" in the config'
+        raise InvalidValue(f"the environment's {name} {exc.problem}", remedy) from exc
+
+
+def bypasses_proxy(host: str, no_proxy: str) -> bool:
+    """Whether ``no_proxy`` lists this host.
+
+    The list has names, which include their subdomains, addresses, networks, or ``*`` for every host. Never raises: an
+    entry that is none of these matches nothing.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    name = host.lower().rstrip(".")
+    for entry in re.split(r"[,\s]+", no_proxy):
+        if entry == "*":
+            return True
+        if address is not None:
+            try:
+                network = ip_network(entry.replace("[", "").replace("]", ""), strict=False)
+            except ValueError:
+                continue
+            if address.version == network.version and address in network:
+                return True
+        elif (suffix := entry.lower().strip(".")) and (name == suffix or name.endswith(f".{suffix}")):
+            return True
+    return False
+
+
+def _parse_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
+    """Parse a proxy's URL. An error shows the URL with its login masked."""
+    try:
+        return _split_proxy_url(text, scheme_optional=scheme_optional)
+    except InvalidValue as exc:
+        before, at, after = text.rpartition("@")
+        scheme = _SCHEME.match(before if at else text)
+        begin = scheme.group() if scheme else ""
+        if at:
+            exc.shown = quote(f"{begin}{MASK}@{after}")
+        else:  # it may be user:pass without the @host
+            exc.shown = quote(text if _NO_LOGIN.fullmatch(text) else f"{begin}{MASK}")
+        raise
+
+
+def _split_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
+    if len(text) > _URL_CHARS:
+        raise InvalidValue(f"has more than {_URL_CHARS} characters", "write a shorter URL")
+    if not text.isascii() or any(c.isspace() or not c.isprintable() for c in text):
+        raise InvalidValue("has white space, control characters or letters beyond ASCII", "write them percent-encoded")
+    match = _SCHEME.match(text)
+    if match is None and not scheme_optional:
+        raise InvalidValue("is not the URL of a proxy", f'write one such as {_PROXY_EXAMPLE}, or "none"')
+    if match is not None and match.group(1).lower() != "http":
+        scheme = match.group(1).lower()
+        raise InvalidValue(f"has the scheme {scheme}", f"use a proxy that speaks HTTP, such as {_PROXY_EXAMPLE}")
+    rest = text[match.end() :] if match else text
+    login, at, authority = rest.rpartition("@")
+    authority, _, path = authority.partition("/")
+    if path or "?" in authority or "#" in authority:
+        raise InvalidValue("has a path", "remove what follows the port; write / in a password as %2F")
+    host, port = _split_authority(authority)
+    if port is None:
+        raise InvalidValue("has no port", f"write it, as in {_PROXY_EXAMPLE}")
+    return Proxy(host, port, _login(login) if at else None)
+
+
+def _login(text: str) -> Secret:
+    """``user:pass``, decoded. Each byte becomes one Latin-1 character; RFC 7617 leaves the encoding open."""
+    from urllib.parse import unquote_to_bytes  # imported here, because most clients have no proxy
+
+    user, _, password = text.partition(":")
+    decoded = [unquote_to_bytes(part).decode("latin-1") for part in (user, password)]
+    if not decoded[0] or ":" in decoded[0]:
+        raise InvalidValue("has no user name before its password, or one with a colon", "write user:pass before the @")
+    if any(ord(c) < 0x20 or ord(c) == 0x7F for part in decoded for c in part):
+        raise InvalidValue("has control characters in its login", "write the login as the proxy knows it")
+    return Secret(":".join(decoded))

@@ -1,0 +1,693 @@
+"""Interface definitions and the settings of the process: from type-checked JSON (`Node`) to the values of `model`.
+
+Untrusted input. Everything wrong is reported to the `LoadContext`, and validation goes on with the rest. A function
+returns None only if a finding that it reported is an error, unless its docstring says otherwise.
+
+Two choices of this program:
+
+- A client's ``ip`` must be in ``net``: a client learns only the prefix of ``net`` and its own address, and could not
+  reach its server otherwise. An address of ``ips`` may be outside, which causes a warning: clients need a route to it
+  that they do not get.
+- A client's ``token`` that looks like a hash is an error, because nearly always it is the server's line, copied to the
+  wrong side. A raw token that looks like a hash can be kept in a ``token_file``, where it causes a warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
+from typing import Final, Literal, cast
+
+from . import parsers, urls
+from .conflicts import ServerConflictChecker
+from .context import FileContent, LoadContext
+from .diagnostics import MASK, InvalidValue, quote, show
+from .model import (
+    AdminConfig,
+    AllowedClient,
+    AuthHeader,
+    ClientConfig,
+    IngressOptions,
+    InterfaceConfig,
+    ListenAddress,
+    LogConfig,
+    LogFormat,
+    LogLevel,
+    Mark,
+    Secret,
+    ServerConfig,
+    SourceCheck,
+    TcpAddress,
+    TlsConfig,
+    TlsVersion,
+    TransportChoice,
+    UnixAddress,
+)
+from .typecheck import Node
+
+_DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
+_TOKEN_FILE_BYTES: Final = 64 * 1024
+_PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
+_PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
+# PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
+_ENCRYPTED: Final = re.compile(rb"^(-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4,ENCRYPTED)", re.MULTILINE)
+
+# linux/rtnetlink.h: RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL. A default route in one of them would
+# take packets that carry no mark.
+_RESERVED_TABLES: Final = {
+    0: "the kernel's name for the main table",
+    253: "the default table of this machine",
+    254: "the main table of this machine",
+    255: "the local table of this machine",
+}
+
+
+# ------------------------------------------------------------------ every interface
+
+
+def validate_name(node: Node, context: LoadContext) -> str | None:
+    """The interface's name."""
+    name = context.parse_field(node, "name", parsers.parse_interface_name)
+    if name is not None:
+        context.conflicts.name(node.at("name"), name)
+    return name
+
+
+def validate_mark(node: Node, context: LoadContext) -> Mark | None:
+    """Policy routing. None also if the definition has none."""
+    mark_node = node.get("mark", Node)
+    if mark_node is None:
+        return None
+    value, table = mark_node.get("value", int), mark_node.get("table", int)
+    if value == 0:
+        # The kernel gives a rule with fwmark 0 the mask 0 (net/core/fib_rules.c).
+        context.findings.error(mark_node.at("value"), "0", "would match every packet", "choose a mark from 1 on")
+    if table in _RESERVED_TABLES:
+        context.findings.error(
+            mark_node.at("table"),
+            show(table),
+            f"is {_RESERVED_TABLES[table]}, where a default route would take all traffic",
+            "choose a table of its own, such as 100",
+        )
+    if value is None or table is None:
+        return None
+    mark = Mark(value, table)
+    context.conflicts.mark(mark_node.path, mark)
+    return mark
+
+
+# ------------------------------------------------------------------ a server
+
+
+def validate_server(node: Node, context: LoadContext) -> ServerConfig | None:
+    """A server's definition."""
+    return _ServerValidator(node, context).validate()
+
+
+class _ServerValidator:
+    """One server's definition. ``_net`` is the server's network, or None if that is invalid."""
+
+    def __init__(self, node: Node, context: LoadContext) -> None:
+        self._node = node
+        self._context = context
+        self._findings = context.findings
+        self._conflicts = ServerConflictChecker(context.findings)  # between the clients of this server
+        self._net: IPv4Interface | None = None
+
+    def validate(self) -> ServerConfig | None:
+        node, context = self._node, self._context
+        name = validate_name(node, context)
+        mark = validate_mark(node, context)
+        url_path = context.parse_field(node, "path", parsers.parse_url_path)
+        listen = self._validate_listen(url_path)
+        ingress = self._validate_ingress(listen)
+        self._net = self._validate_net()
+        ips = self._validate_ips()
+        routes = context.parse_list(node, "routes", parsers.parse_ipv4_network)
+        push_routes = self._validate_pushed(listen, ips)
+        push_dns = context.parse_list(node, "push_dns", parsers.parse_ipv4_address)
+        clients = self._validate_clients()
+        mtu = node.get("mtu", int)
+        install_routes = node.get("install_routes", bool)
+        source_check = cast("SourceCheck | None", node.get("source_check", str))
+        peers = cast("Literal[1, 2] | None", node.get("peers", int))
+        keepalive_s = node.get("keepalive", float)
+        if name is None or self._net is None or mtu is None:
+            return None
+        if install_routes is None or source_check is None or peers is None or keepalive_s is None:
+            return None
+        return ServerConfig(
+            name=name,
+            net=self._net,
+            listen=listen,
+            mtu=mtu,
+            ips=ips,
+            routes=tuple(route for _, route in routes),
+            push_routes=push_routes,
+            push_dns=tuple(dict.fromkeys(address for _, address in push_dns)),
+            clients=clients,
+            mark=mark,
+            install_routes=install_routes,
+            source_check=source_check,
+            peers=peers,
+            keepalive_s=keepalive_s,
+            path=url_path,
+            ingress=ingress,
+        )
+
+    # --- addresses and pushed routes ---
+
+    def _validate_net(self) -> IPv4Interface | None:
+        path = self._node.at("net")
+        net = self._context.parse_field(self._node, "net", parsers.parse_server_net)
+        if net is not None:
+            if self._context.conflicts.address(path, net.ip):
+                self._context.conflicts.net(path, net.network)
+            self._conflicts.address(path, net.ip, self._node.path)
+        return net
+
+    def _validate_ips(self) -> tuple[IPv4Address, ...]:
+        """Further addresses of the server; those that are valid."""
+        ips = self._context.parse_list(self._node, "ips", parsers.parse_ipv4_address)
+        for path, ip in ips:
+            self._context.conflicts.address(path, ip)
+            self._conflicts.address(path, ip, self._node.path)
+            if self._net is not None:
+                self._check_further_address(path, ip, self._net.network)
+        return tuple(ip for _, ip in ips)
+
+    def _check_further_address(self, path: str, ip: IPv4Address, net: IPv4Network) -> None:
+        if not self._check_usable(path, ip, net) and ip not in net:
+            self._findings.warning(
+                path,
+                quote(str(ip)),
+                f"is outside net {net}, and clients are given no route to it",
+                "choose an address in it, or route it on the clients",
+            )
+
+    def _check_usable(self, path: str, ip: IPv4Address, net: IPv4Network) -> bool:
+        """Report the network or broadcast address of ``net``. Returns whether it reported one."""
+        kind = parsers.reserved_address_kind(ip, net)
+        if kind is not None:
+            self._findings.error(path, quote(str(ip)), f"is the {kind} address of {net}", "choose another address")
+        return kind is not None
+
+    def _validate_pushed(
+        self, listen: tuple[ListenAddress, ...], ips: tuple[IPv4Address, ...]
+    ) -> tuple[IPv4Network, ...]:
+        """``push_routes``, each once: a client's kernel would refuse a second one. Also warns if ``net``, which clients
+        route into the tunnel too, covers an address where they reach the server."""
+        node, net = self._node, self._net
+        own = {net.ip, *ips} if net is not None else set()
+        outside = [address for address in _listen_addresses(listen) if address not in own]
+        if net is not None and (covered := _first_covered(net.network, outside)) is not None:
+            self._warn_covers(node.at("net"), net, covered)
+        good: dict[IPv4Network, str] = {}
+        for path, route in self._context.parse_list(node, "push_routes", parsers.parse_ipv4_network):
+            earlier = good.setdefault(route, path)
+            if earlier != path:
+                problem, remedy = f"is already used at {earlier}", "remove one"
+            elif net is not None and route.subnet_of(net.network):
+                problem, remedy = f"is in net {net.network}, to which clients have a route anyway", "remove it"
+            elif route.prefixlen == 0:
+                problem = "routes the clients' own connections to this server into the tunnel too"
+                remedy = "write only the networks that are behind this server"
+            elif (covered := _first_covered(route, outside)) is not None:
+                self._warn_covers(path, route, covered)
+                continue
+            else:
+                continue
+            self._findings.warning(path, quote(str(route)), problem, remedy)
+        return tuple(good)
+
+    def _warn_covers(self, path: str, value: IPv4Interface | IPv4Network, covered: IPv4Address) -> None:
+        self._findings.warning(
+            path,
+            quote(str(value)),
+            f"covers {covered}, on which this server listens: it routes the clients' own connections into the tunnel",
+            "write only networks without it; extended clients add a host route around the tunnel, base clients lose "
+            "their connection",
+        )
+
+    # --- listening ---
+
+    def _validate_listen(self, url_path: str | None) -> tuple[ListenAddress, ...]:
+        """The addresses to listen on; incomplete or empty only if errors were reported."""
+        endpoints = self._given_endpoints() if "listen" in self._node.given else self._default_endpoints()
+        for path, endpoint in endpoints:
+            self._context.conflicts.listener(path, endpoint, url_path)
+        return tuple(endpoint for _, endpoint in endpoints)
+
+    def _default_endpoints(self) -> list[tuple[str, ListenAddress]]:
+        path, port = self._node.at("port"), self._node.get("port", int)
+        if "port" not in self._node.given:
+            self._report_missing_port()
+        if port is None:
+            return []
+        return [(path, TcpAddress(address, port, optional=True)) for address in _DEFAULT_LISTEN]
+
+    def _given_endpoints(self) -> list[tuple[str, ListenAddress]]:
+        node, port = self._node, self._node.get("port", int)
+        if node.get("listen", list) == []:
+            self._findings.error(node.at("listen"), "[]", "names no address", 'leave it out, or write "127.0.0.1"')
+        endpoints: list[tuple[str, ListenAddress]] = []
+        needs_port = False
+        for path, listener in self._context.parse_list(node, "listen", parsers.parse_listener):
+            if isinstance(listener, UnixAddress):
+                endpoints.append((path, listener))
+                continue
+            needs_port = True
+            if port is not None:
+                endpoints.append((path, TcpAddress(listener, port)))
+        if needs_port and "port" not in node.given:
+            self._report_missing_port()
+        if port is not None and endpoints and not needs_port:
+            self._findings.warning(
+                node.at("port"),
+                show(port),
+                'is not used, because "listen" names Unix sockets only',
+                "remove it, or listen on an address too",
+            )
+        return endpoints
+
+    def _report_missing_port(self) -> None:
+        remedy = 'add "port": 8080, or let "listen" name Unix sockets only'
+        self._findings.error(self._node.at("port"), "", "is missing", remedy)
+
+    def _validate_ingress(self, listen: tuple[ListenAddress, ...]) -> IngressOptions:
+        """How connections are accepted; defaults where errors were reported."""
+        node = self._node
+        trusted = self._context.parse_list(node, "trusted_proxies", parsers.parse_trusted_proxy)
+        networks = [(path, proxy) for path, proxy in trusted if proxy != "unix"]
+        unix_paths = [path for path, proxy in trusted if proxy == "unix"]
+        for path, network in networks:
+            if network.prefixlen == 0:
+                self._findings.warning(
+                    path,
+                    quote(str(network)),
+                    "trusts everyone: any client can forge its address, also in the log",
+                    "write the addresses of your proxies only",
+                )
+        if listen and not any(endpoint.is_unix for endpoint in listen):
+            ignored = [(path, '"unix"') for path in unix_paths]
+            if "listen_mode" in node.given:
+                ignored.append((node.at("listen_mode"), ""))
+            for path, value in ignored:
+                self._findings.warning(path, value, 'has no effect: "listen" names no Unix socket', "remove it")
+        proxy_protocol = bool(node.get("proxy_protocol", bool))
+        if proxy_protocol and not node.get("trusted_proxies", list):
+            self._findings.error(
+                node.at("trusted_proxies"),
+                "[]" if "trusted_proxies" in node.given else "",
+                'names no proxy, and with "proxy_protocol" only trusted proxies are served',
+                'write their addresses, such as ["127.0.0.1", "::1"], or "unix" for those on a Unix socket',
+            )
+        mode = self._context.parse_field(node, "listen_mode", parsers.parse_socket_mode)
+        ingress = IngressOptions(
+            trusted=tuple(sorted({network for _, network in networks}, key=lambda net: (net.version, net))),
+            trusts_unix=bool(unix_paths),
+            proxy_protocol=proxy_protocol,
+            socket_mode=IngressOptions().socket_mode if mode is None else mode,
+        )
+        self._context.conflicts.ingress(node.path, listen, ingress)
+        return ingress
+
+    # --- clients ---
+
+    def _validate_clients(self) -> tuple[AllowedClient, ...]:
+        """The clients without errors.
+
+        All addresses are registered before the first name or route, which may conflict with the address of a client
+        further down.
+        """
+        if self._node.get("clients", list) == []:
+            value = "[]" if "clients" in self._node.given else ""
+            self._findings.warning(self._node.at("clients"), value, "lists no client, so none can connect", "add one")
+        nodes = self._node.nodes("clients")
+        addresses = [self._validate_client_ip(node) for node in nodes]
+        clients = [self._validate_client(node, ip) for node, ip in zip(nodes, addresses, strict=True)]
+        return tuple(client for client in clients if client is not None)
+
+    def _validate_client_ip(self, client: Node) -> IPv4Address | None:
+        path = client.at("ip")
+        ip = self._context.parse_field(client, "ip", parsers.parse_ipv4_address)
+        if ip is None:
+            return None
+        if self._net is not None:
+            net = self._net.network
+            if ip not in net:
+                self._findings.error(path, quote(str(ip)), f"is outside net {net}", "choose an address in it")
+            else:
+                self._check_usable(path, ip, net)
+        self._context.conflicts.address(path, ip)
+        self._conflicts.address(path, ip, client.path)
+        if "name" not in client.given:
+            self._conflicts.default_name(path, ip)
+        return ip
+
+    def _validate_client(self, client: Node, ip: IPv4Address | None) -> AllowedClient | None:
+        token = self._context.parse_field(client, "token", parsers.parse_token_hash)
+        if token is not None:
+            self._conflicts.token(client.at("token"), token)
+        name = self._context.parse_field(client, "name", parsers.parse_client_name)
+        if name is not None:
+            self._conflicts.name(client.at("name"), name)
+        routes = self._validate_client_routes(client)
+        sources = self._validate_client_sources(client, ip)
+        if token is None or ip is None:
+            return None
+        return AllowedClient(name=name or str(ip), token=token, ip=ip, routes=routes, sources=sources)
+
+    def _validate_client_routes(self, client: Node) -> tuple[IPv4Network, ...]:
+        installs = self._node.get("install_routes", bool)
+        good: list[IPv4Network] = []
+        for path, route in self._context.parse_list(client, "routes", parsers.parse_ipv4_network):
+            good.append(route)
+            is_inside = self._net is not None and _is_within(route, self._net.network)
+            if not self._conflicts.route(path, route, client.path) or is_inside or not installs:
+                continue
+            self._context.conflicts.kernel_route(path, route)
+            if route.prefixlen == 0:
+                self._findings.warning(
+                    path,
+                    quote(str(route)),
+                    "sends the traffic of this machine itself to this client too",
+                    'set "install_routes": false to forward only what comes through the tunnel',
+                )
+        return tuple(good)
+
+    def _validate_client_sources(self, client: Node, ip: IPv4Address | None) -> tuple[IPv4Address, ...]:
+        good: list[IPv4Address] = []
+        for path, source in self._context.parse_list(client, "sources", parsers.parse_ipv4_address):
+            good.append(source)
+            self._conflicts.source(path, source, client.path)
+            if source == ip:
+                self._findings.warning(
+                    path,
+                    quote(str(source)),
+                    "is this client's own address, so its packets would come back to it",
+                    "remove it",
+                )
+        return tuple(good)
+
+
+def _listen_addresses(listen: tuple[ListenAddress, ...]) -> list[IPv4Address]:
+    """The IPv4 addresses at which clients may reach this server, as far as the config names them."""
+    literals = [endpoint.literal for endpoint in listen if endpoint.scope[0] == "ipv4"]
+    addresses = map(IPv4Address, literals)
+    return [address for address in addresses if not (address.is_unspecified or address.is_loopback)]
+
+
+def _first_covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Address | None:
+    return next((address for address in addresses if address in network), None)
+
+
+def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
+    """Same as ``inner.subnet_of(outer)``, which would cache two more addresses in each of thousands of networks."""
+    first = int(inner.network_address) & int(outer.netmask)
+    return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
+
+
+# ------------------------------------------------------------------ a client
+
+
+def validate_client(node: Node, context: LoadContext) -> ClientConfig | None:
+    """A client's definition."""
+    return _ClientValidator(node, context).validate()
+
+
+class _ClientValidator:
+    """One client's definition. ``_scheme`` is the scheme of its server's URL, or None if that is invalid."""
+
+    def __init__(self, node: Node, context: LoadContext) -> None:
+        self._node = node
+        self._context = context
+        self._findings = context.findings
+        self._scheme: Literal["http", "https"] | None = None
+
+    def validate(self) -> ClientConfig | None:
+        node, context = self._node, self._context
+        name = validate_name(node, context)
+        mark = validate_mark(node, context)
+        server = context.parse_field(node, "server", urls.parse_url)
+        self._scheme = None if server is None else server.scheme
+        token_path, token = self._validate_token()
+        tls = self._validate_tls()
+        rotate_s = self._validate_rotation()
+        transport = cast("TransportChoice | None", node.get("transport", str))
+        transport_mark = self._validate_transport_mark()
+        proxy = context.parse_field(node, "proxy", urls.parse_proxy)
+        auth_header = cast("AuthHeader | None", node.get("auth_header", str))
+        if server is not None and token is not None:
+            context.conflicts.login(token_path, server, token)
+        if name is None or server is None or token is None:
+            return None
+        if rotate_s is None or transport is None or auth_header is None:
+            return None
+        return ClientConfig(
+            name=name,
+            server=server,
+            token=token,
+            mark=mark,
+            tls=tls,
+            rotate_s=rotate_s,
+            transport=transport,
+            auth_header=auth_header,
+            proxy=proxy,
+            transport_mark=transport_mark,
+        )
+
+    # --- token ---
+
+    def _validate_token(self) -> tuple[str, Secret | None]:
+        """The path of the field that holds or names the token, and the token."""
+        node = self._node
+        path, file_path = node.at("token"), node.at("token_file")
+        if "token" in node.given and "token_file" in node.given:
+            self._findings.error(file_path, "", 'is given in addition to "token"', "remove one")
+        if "token" in node.given:
+            return path, self._given_token(path)
+        if "token_file" in node.given:
+            name = node.get("token_file", str)
+            return file_path, None if name is None else self._read_token(file_path, name)
+        self._findings.error(
+            path, "", "is missing", 'add "token": "<raw token>", or "token_file" with the path of a file'
+        )
+        return path, None
+
+    def _given_token(self, path: str) -> Secret | None:
+        token = self._context.parse_field(self._node, "token", parsers.parse_raw_token)
+        if token is not None and parsers.looks_hashed(token.reveal()):
+            self._findings.error(
+                path,
+                MASK,
+                "looks like a hash, which belongs on the server",
+                "write the raw token; if this is the raw token, keep it in a token_file",
+            )
+        return token
+
+    def _read_token(self, path: str, name: str) -> Secret | None:
+        content = self._context.read_file(path, name, _TOKEN_FILE_BYTES)
+        if content is None:
+            return None
+        self._context.warn_if_public(path, name, content)
+        line = content.data.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            # Latin-1 maps each byte to one character, so parse_raw_token sees and refuses what is not ASCII.
+            token = parsers.parse_raw_token(line.decode("latin-1"))
+        except InvalidValue as exc:
+            self._findings.error(path, quote(name), f"holds a token that {exc.problem}", exc.remedy)
+            return None
+        if parsers.looks_hashed(token.reveal()):
+            self._findings.warning(
+                path,
+                quote(name),
+                "holds what looks like a hash",
+                "write the raw token into it, unless this is the raw token",
+            )
+        return token
+
+    # --- TLS ---
+
+    def _validate_tls(self) -> TlsConfig:
+        """The TLS options; defaults where errors were reported."""
+        tls_node = self._node.get("tls", Node)
+        if tls_node is None:
+            return TlsConfig()
+        context = self._context
+        if self._scheme == "http":
+            remedy = 'write "https://..." or remove it'
+            self._findings.warning(tls_node.path, "", "has no effect on an http URL", remedy)
+        ca_file = tls_node.get("ca_file", str)
+        insecure = tls_node.get("insecure", bool) or False
+        self._warn_insecure(tls_node, ca_file, insecure=insecure)
+        if ca_file is not None:
+            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES)
+        cert_file, key_file = self._validate_certificate(tls_node)
+        tls = TlsConfig(
+            ca_file=None if ca_file is None else context.absolute_path(ca_file),
+            insecure=insecure,
+            cert_file=cert_file,
+            key_file=key_file,
+            server_name=context.parse_field(tls_node, "server_name", urls.parse_host),
+            min_version=cast("TlsVersion | None", tls_node.get("min_version", str)) or "1.2",
+        )
+        if self._scheme == "https":
+            self._validate_tls_files(tls_node, tls)
+        return tls
+
+    def _warn_insecure(self, tls_node: Node, ca_file: str | None, *, insecure: bool) -> None:
+        if insecure and ca_file is not None:
+            problem = 'has no effect together with "insecure": true'
+            self._findings.warning(tls_node.at("ca_file"), quote(ca_file), problem, "remove one of them")
+        elif insecure and self._scheme == "https":
+            problem = "leaves the server unverified: anyone on the path can impersonate it and take the token"
+            remedy = 'set "ca_file" to the authority\'s certificate instead'
+            self._findings.warning(tls_node.at("insecure"), "true", problem, remedy)
+
+    def _validate_certificate(self, tls_node: Node) -> tuple[str | None, str | None]:
+        """The absolute paths of the client's certificate and of its key.
+
+        What only OpenSSL can find out about them is for `_validate_tls_files`.
+        """
+        cert_path, cert_file = tls_node.at("cert_file"), tls_node.get("cert_file", str)
+        key_path, key_file = tls_node.at("key_file"), tls_node.get("key_file", str)
+        if cert_file is None:
+            if key_file is not None and "cert_file" not in tls_node.given:
+                self._findings.error(key_path, quote(key_file), 'is given without "cert_file"', 'add "cert_file"')
+            return None, None
+        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES)
+        path, name = cert_path, cert_file
+        if key_file is not None:
+            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES)
+            path, name = key_path, key_file
+        if content is not None:
+            self._check_key(path, name, content)
+        key = None if key_file is None else self._context.absolute_path(key_file)
+        return self._context.absolute_path(cert_file), key
+
+    def _check_key(self, path: str, name: str, content: FileContent) -> None:
+        """Report a file that holds no private key, or one that cannot be used or is public."""
+        if not _PEM_KEY.search(content.data):
+            problem, remedy = "holds no private key in PEM", 'write the path of one as "key_file"'
+            self._findings.error(path, quote(name), problem, remedy)
+        elif _ENCRYPTED.search(content.data):
+            problem = "holds an encrypted key, and nobody is there to type its password"
+            self._findings.error(path, quote(name), problem, "decrypt it (openssl pkey) and let only root read it")
+        else:
+            self._context.warn_if_public(path, name, content)
+
+    def _validate_tls_files(self, tls_node: Node, tls: TlsConfig) -> None:
+        """Report what only a TLS library can find in the files, unless a TLS option has an error already."""
+        validator = self._context.tls_validator
+        if validator is None or (tls.ca_file is None and tls.cert_file is None):
+            return
+        if self._findings.has_error_below(tls_node.path):
+            return
+        problem = validator(tls)
+        if problem is not None:
+            name = tls_node.get(problem.option, str) or ""
+            self._findings.error(tls_node.at(problem.option), quote(name), problem.problem, problem.remedy)
+
+    # --- transport ---
+
+    def _validate_rotation(self) -> tuple[float, float] | None:
+        numbers = self._node.numbers("rotate_s")
+        if len(numbers) != 2:
+            return None
+        (_, least), (path, most) = numbers
+        if most < least:
+            # Whole numbers without ".0", as they are probably written in the file.
+            first, second = (show(int(n) if n.is_integer() else n) for n in (least, most))
+            self._findings.error(path, second, f"is less than the {first} before it", "write the lesser first")
+            return None
+        return least, most
+
+    def _validate_transport_mark(self) -> int | None:
+        """None also if there is none."""
+        value = self._node.get("transport_mark", int)
+        mark_node = self._node.get("mark", Node)
+        if value is not None and mark_node is not None and mark_node.get("value", int) == value:
+            self._findings.error(
+                self._node.at("transport_mark"),
+                show(value),
+                f"is the mark of {mark_node.at('value')} too, and the transport would enter its own tunnel",
+                "choose another mark",
+            )
+        return value
+
+
+# ------------------------------------------------------------------ the process: admin, log, update
+
+
+def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
+    """The admin listener. None also if there is none. Call it after all ``interfaces`` are validated."""
+    node = root.get("admin", Node)
+    if node is None:
+        return None
+    port = node.get("listen", int)
+    endpoint: ListenAddress | None
+    if port is not None:
+        endpoint = TcpAddress(parsers.LOOPBACK, port)
+    else:
+        endpoint = context.parse_field(node, "listen", parsers.parse_admin_listen)
+    token = context.parse_field(node, "token", parsers.parse_admin_token)
+    if endpoint is None:
+        return None
+    context.conflicts.admin_listener(node.at("listen"), endpoint)
+    if isinstance(endpoint, TcpAddress) and not ip_address(endpoint.address).is_loopback:
+        endpoint = _validate_exposed(node, endpoint, interfaces, context)
+    return AdminConfig(endpoint, token)
+
+
+def _validate_exposed(
+    node: Node, endpoint: TcpAddress, interfaces: Iterable[InterfaceConfig], context: LoadContext
+) -> TcpAddress:
+    """An admin address that others can reach: it needs a token. Returns it with ``early`` set if one of the interfaces
+    brings that address."""
+    own: set[str] = set()
+    has_clients = False  # a client gets its address from its server, so it may be any IPv4 address
+    for interface in interfaces:
+        if isinstance(interface, ServerConfig):
+            own.update(map(str, (interface.net.ip, *interface.ips)))
+        else:
+            has_clients = True
+    is_in_tunnel = endpoint.address in own
+    if "token" not in node.given:
+        context.findings.error(
+            node.at("token"),
+            "",
+            f"is missing, and others can reach {endpoint.address}",
+            'add the "sha256:..." that tapotun token prints, or listen on 127.0.0.1',
+        )
+    elif not is_in_tunnel:
+        context.findings.warning(
+            node.at("listen"),
+            quote(endpoint.address),
+            "is not loopback, and over plain HTTP anyone on the path can read the token",
+            "listen on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
+        )
+    return replace(endpoint, early=is_in_tunnel or (has_clients and endpoint.scope[0] == "ipv4"))
+
+
+def validate_log(root: Node) -> LogConfig:
+    """The log's settings; defaults where errors were reported."""
+    node = root.get("log", Node)
+    if node is None:
+        return LogConfig()
+    level = cast("LogLevel | None", node.get("level", str))
+    form = cast("LogFormat | None", node.get("format", str))
+    return LogConfig(level or "info", form or "text")
+
+
+def warn_update(root: Node, context: LoadContext) -> None:
+    """Warn of ``update``: this version does not update itself, but one file may serve versions that do."""
+    if root.get("update", dict) is not None:
+        context.findings.warning(
+            root.at("update"),
+            "",
+            "has no effect: this version does not update itself",
+            "remove it, or keep it for a version that does",
+        )
