@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any, Final, Literal
 
 from ..items import Address, Route, Rule
@@ -63,7 +63,6 @@ _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
 _RTA_PRIORITY: Final = 6
-_RTA_PREFSRC: Final = 7
 _RTA_MULTIPATH: Final = 9
 _RTA_TABLE: Final = 15
 _RTA_VIA: Final = 18
@@ -94,18 +93,13 @@ class KernelRoute:
     protocol: int
     metric: int
     index: int
-    source: IPv4Address | None
     tos: int
     plain: bool
     """Unicast with link scope and no gateway, as ours are."""
 
     def serves(self, route: Route, index: int) -> bool:
         """Whether this is, but for its metric, what `route` asks for through that interface."""
-        return (
-            self.plain
-            and (self.network, self.table, self.index) == (route.network, route.table, index)
-            and (route.source is None or route.source == self.source)
-        )
+        return self.plain and (self.network, self.table, self.index) == (route.network, route.table, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +190,12 @@ def read_route(data: memoryview) -> KernelRoute:
     """
     prefix, tos, table, protocol, scope, type_ = _RTMSG.unpack_from(data, _DST_LENGTH_OFFSET)
     found = dict(attributes(data[_RTMSG_END:]))
-    source = found.get(_RTA_PREFSRC)
     return KernelRoute(
         network=IPv4Network((_number(found.get(_RTA_DST), "big"), prefix)),
         table=_number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         protocol=protocol,
         metric=_number(found.get(_RTA_PRIORITY)),
         index=_number(found.get(_RTA_OIF)),
-        source=None if source is None else IPv4Address(bytes(source)),
         tos=tos,
         plain=(type_, scope) == (_RTN_UNICAST, _RT_SCOPE_LINK) and not _RTA_NOT_PLAIN & found.keys(),
     )
@@ -253,16 +245,13 @@ def _routes(kind: int, flags: int, index: int, routes: Iterable[Route], metric: 
     """pyroute2 takes 80 us for a message. Most of a long list differ in nothing but their destination, so one
     of each shape is encoded, and the others are copies with another destination."""
     for route in routes:
-        source = route.source if kind == _RTM_NEWROUTE else None
-        message = bytearray(_route_shape(kind, flags, index, route.network.prefixlen, route.table, source, metric))
+        message = bytearray(_route_shape(kind, flags, index, route.network.prefixlen, route.table, metric))
         message[_DST_OFFSET : _DST_OFFSET + 4] = route.network.network_address.packed
         yield message
 
 
 @lru_cache(maxsize=64)
-def _route_shape(
-    kind: int, flags: int, index: int, prefix: int, table: int, source: IPv4Address | None, metric: int
-) -> bytes:
+def _route_shape(kind: int, flags: int, index: int, prefix: int, table: int, metric: int) -> bytes:
     """The message for a route to 0.0.0.0/prefix."""
     fields = {
         "family": socket.AF_INET,
@@ -280,8 +269,6 @@ def _route_shape(
     ]
     if metric:
         attrs.append(("RTA_PRIORITY", metric))
-    if source is not None:
-        attrs.append(("RTA_PREFSRC", str(source)))
     return bytes(_encode(rtmsg, kind, flags, fields, attrs))
 
 

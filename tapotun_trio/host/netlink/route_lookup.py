@@ -64,7 +64,6 @@ _RTA_IP_PROTO: Final = 27  # Linux 4.17
 
 # struct nlmsghdr, then struct rtmsg: family, prefix lengths, tos, table, protocol, scope, type, flags
 _ROUTE: Final = struct.Struct("=IHHIIBBBBBBBBI")
-_HEADER_BYTES: Final = 16
 
 _DEVICES: Final = 32  # asked for in one send
 
