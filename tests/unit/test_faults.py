@@ -533,7 +533,8 @@ async def test_a_bug_in_sending_ends_whose_stream_it_is(
             down = await siege.download(*extended("mallory"))
         else:  # as at first: it was never there, and packets for it wait in its outbox
             assert mallory.state == "offline"
-        own = {id(mallory.sender._writer), id(mallory.sender.tx_queue)}
+        stream = mallory.sender.stream
+        own = {id(stream.writer if stream else None), id(mallory.sender.tx_queue)}
         with breaking(owner, name, lambda it: id(it) in own) as hits:
             if who == "the device":
                 siege.hub.send(DOWN)
