@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 from ..errors import EndReason, PeerError, passing_shortages
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
-from .uniform import BLOCK_FROM, count_uniform
+from .uniform import MIN_BLOCK_FRAMES, count_uniform
 from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
@@ -205,7 +205,7 @@ class FrameReader:
                     if after <= tail:
                         count = 1
                         # The second of one length in a row, and room for many more.
-                        if length == before and tail - head >= BLOCK_FROM * (after - head):
+                        if length == before and tail - head >= MIN_BLOCK_FRAMES * (after - head):
                             count = self._block(head, after - head, tail, STEP_ITEMS - items + 1)
                             after = head + count * (after - head)
                             items += count - 1

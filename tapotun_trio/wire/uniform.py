@@ -12,7 +12,7 @@ from .vnet import VNET_BYTES
 _PACKET_AT: Final = 2 + VNET_BYTES
 
 # Of fewer frames each by itself is as quick (measured).
-BLOCK_FROM: Final = 8
+MIN_BLOCK_FRAMES: Final = 8
 
 # Byte offsets, even, of what every frame of a block has alike: length field and vnet header; version, IHL and TOS; TTL
 # and protocol; source and destination.
@@ -42,8 +42,8 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
 
 def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> int:
     """How many frames from ``start`` on are certainly alike, of at most ``most`` that have that size: a half, a
-    quarter and so on of these; 0 if it is fewer than BLOCK_FROM. Untrusted input; never raises."""
-    while most >= BLOCK_FROM:
+    quarter and so on of these; 0 if it is fewer than MIN_BLOCK_FRAMES. Untrusted input; never raises."""
+    while most >= MIN_BLOCK_FRAMES:
         if are_uniform(view[start : start + most * size_bytes], size_bytes):
             return most
         most >>= 1
