@@ -148,10 +148,10 @@ REACHED: Final = {
     "control.upload_seen",
     "control.agent_payload",
     "control.bye_reason",
-    "Presence.arrive",
-    "Presence.leave",
-    "Summary.begin",
-    "Summary.end",
+    "PeerInfo.mark_connected",
+    "PeerInfo.mark_disconnected",
+    "SessionLog.begin",
+    "SessionLog.end",
     "RoundTrip.sample",
 }
 
@@ -298,7 +298,7 @@ async def gone(siege: Siege, after: str) -> None:
 async def well_again(siege: Siege, after: str) -> None:
     """Nothing is left of what went wrong; mallory connects, and packets cross both ways."""
     mallory = siege.mallory
-    if after != "Presence.leave":  # which is what did not happen
+    if after != "PeerInfo.mark_disconnected":  # which is what did not happen
         assert mallory.peer_info.connected_since is None, after
     down = await siege.download(*extended("mallory"))
     up = await siege.upload(*extended("mallory"))
