@@ -75,7 +75,7 @@ class EndReason(StrEnum):
     TOO_LONG = "too-long"  # a line on the control socket
     # -- the config of one end, or of a proxy
     OWN_ADDRESS = "own-address"  # the address from the server would cut the client off from it
-    UNTRUSTED_PROXY = "untrusted-proxy"  # a port for the PROXY protocol was used from an untrusted address
+    UNTRUSTED_PROXY = "untrusted-proxy"  # a connection to a PROXY protocol port from an untrusted address
     # -- the control socket
     BUSY = "busy"
     FOREIGN = "foreign"  # the other process uses another version of the protocol

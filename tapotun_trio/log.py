@@ -22,7 +22,7 @@ _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLAPPING_S: Final = 600.0
 FLAPPING_BURST: Final = 20  # lines of one kind in FLAPPING_S
-PATIENCE_MS: Final = 100  # how long a line may wait for a slow reader of the log
+READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the log
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
 _TRACEBACK_CHARS: Final = 500  # of one line
@@ -68,15 +68,15 @@ class RateLimitedLog:
     ``debug``: log the others at level debug.
     """
 
-    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_next", "_quiet")
+    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_refill_at", "_suppressed")
 
     def __init__(self, interval_s: float = 10.0, *, burst: int = 1, debug: bool = False) -> None:
         self._interval_s = interval_s
         self._burst = burst
         self._debug = debug
-        self._left = 0  # lines until _next
-        self._next = -math.inf
-        self._quiet = 0
+        self._left = 0  # lines until _refill_at
+        self._refill_at = -math.inf
+        self._suppressed = 0
 
     def log(self, log: Log, level: int, now: float, text: str, *, traceback: bool = False) -> bool:
         """Log ``text``, or only count the event. Returns whether it was logged.
@@ -85,18 +85,18 @@ class RateLimitedLog:
 
         ``traceback``: add the traceback of the exception that is being handled.
         """
-        if now >= self._next:
-            self._next = now + self._interval_s
+        if now >= self._refill_at:
+            self._refill_at = now + self._interval_s
             self._left = self._burst
         if not self._left:
-            self._quiet += 1
+            self._suppressed += 1
             if self._debug:
                 log.debug("%s", text)
             return False
-        more = f" ({self._quiet} more since the last such line)" if self._quiet else ""
+        more = f" ({self._suppressed} more since the last such line)" if self._suppressed else ""
         log.log(level, "%s%s", text, more, exc_info=traceback)
         self._left -= 1
-        self._quiet = 0
+        self._suppressed = 0
         return True
 
 
@@ -131,7 +131,7 @@ class Faults:
 class LossyHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream that may fail: a full disk, a pipe whose reader is gone or hangs, a stopped terminal (Ctrl-S).
 
-    A failure raises nothing and stores nothing, and delays the program by PATIENCE_MS at most, once. After the first
+    A failure raises nothing and stores nothing, and delays the program by READER_WAIT_MS at most, once. After the first
     line that can be written again, another line says how many were missed. Only a terminal that hangs without having
     been stopped can still make a line wait, because it does not say how much it takes.
     """
@@ -140,7 +140,7 @@ class LossyHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._missed = 0
         self._cause = ""  # of the missed lines
-        self._is_torn = False  # the last line was written in part only
+        self._line_is_open = False  # the last line was written in part only
         self._room: Final = _poll_for_room(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -157,13 +157,13 @@ class LossyHandler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def _write(self, line: str) -> None:
-        text = f"{self.terminator if self._is_torn else ''}{line}{self.terminator}"
+        text = f"{self.terminator if self._line_is_open else ''}{line}{self.terminator}"
         for at in range(0, len(text), _PIECE_CHARS):
             # Wait for the first of several missed lines only, so that a reader that hangs delays the tunnels once.
-            if self._room is not None and not self._room.poll(0 if self._missed else PATIENCE_MS):
+            if self._room is not None and not self._room.poll(0 if self._missed else READER_WAIT_MS):
                 raise BlockingIOError(errno.EAGAIN, "the reader of the log took nothing")
             self.stream.write(text[at : at + _PIECE_CHARS])
-            self._is_torn = at + _PIECE_CHARS < len(text)
+            self._line_is_open = at + _PIECE_CHARS < len(text)
             self.stream.flush()
 
 

@@ -2,8 +2,8 @@
 
 BBR keeps its queue short by itself, but it pauses for 200 ms, 10 s after it began and every 10 s from then on, to
 measure the round trip. In a tunnel that pause stops every packet, for longer than our queue keeps any. BBR also paces:
-on a short path its timers cost more, in time and in CPU, than anything else that could be saved there. People choose
-BBR for paths that lose packets, where cubic is slow, and the slower the longer the path is. Hence these rules:
+on a short path its timers are the largest avoidable cost, in time and in CPU. People choose BBR for paths that lose
+packets. There cubic is slow, and the longer the path, the slower it is. Hence these rules:
 
 - A stream that is *paced* uses cubic (measured at 20 Mbit/s: 15.3 Mbit/s and pings up to 116 ms late with BBR, 18.0
   Mbit/s and 23 ms with cubic).
@@ -11,8 +11,8 @@ BBR for paths that lose packets, where cubic is slow, and the slower the longer 
 - But if the path loses packets and no queue of ours explains that, the stream uses BBR from then on.
 - On any other stream BBR is restarted before its pause is due. It then starts as a new stream does, but with the window
   that it had, and probes for more only when there is more to send. A paced stream is not restarted: on a full link each
-  start costs what it overshoots, and costs others their share (measured next to a cubic flow: 14 % of the segments sent
-  twice, and 13.0 of 17.5 Mbit/s taken).
+  start overshoots, so segments are sent twice, and other flows get less than their share (measured next to a cubic
+  flow: 14 % sent twice, and 13.0 of 17.5 Mbit/s taken).
 
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
@@ -27,11 +27,12 @@ from ..host.net.sockets import CALM, RESTLESS, UNDECIDED
 RENEW_S: Final = 4.0  # BBR is restarted after this long
 NEAR_S: Final = 0.005  # the round trip of a short path
 CUBIC_AFTER_S: Final = 0.5  # how long a stream must have been paced, or its path short, before cubic replaces BBR
-# A path is lossy after two samples in a row that are. A sample is this many segments, or fewer if they suffice to tell.
+# A path counts as lossy after two lossy samples in a row. A sample ends after this many segments, or earlier if it has
+# more losses than such a sample may have.
 LOSS_SEGMENTS: Final = 2000
-LOSSY: Final = 0.002  # share of a sample that was sent again
-# Losses are not counted for this long at first and between two samples: they may be of BBR's making, or have been lost
-# together and be sent again one by one.
+LOSSY: Final = 0.002  # share of the segments of a sample that were sent again
+# Before each sample losses are not counted for this long: BBR may have caused them, or segments that were lost together
+# are still being sent again one by one.
 LOSS_S: Final = 0.5
 
 
@@ -89,9 +90,9 @@ class Congestion:
         return self._prefers_bbr and not self._is_cubic and now - self._bbr_since > RENEW_S
 
     def sample(self, path: PathState, now: float, *, paced: bool, fast: bool) -> None:
-        """Choose, by the state of the path.
+        """Choose the congestion control for the present state of the path.
 
-        ``paced``: the stream is. ``fast``: it is so fast that BBR's pause delays nothing.
+        ``paced``: the stream is paced. ``fast``: it is so fast that nothing has to wait for BBR's pause.
         """
         if not self._prefers_bbr:
             return

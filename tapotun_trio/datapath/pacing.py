@@ -1,4 +1,4 @@
-"""How much of the queue for one peer to hand to its stream now, so that packets wait where they can be dropped.
+"""Decides how much of a peer's queue to hand to its stream now, so that packets wait where they can be dropped.
 
 A packet on its way out can wait in three places: in our own queue, which CoDel keeps short; unsent in the socket; and,
 once TCP's congestion window lets it go, in the queue in front of the path's narrowest link, which a loss-based TCP
@@ -15,11 +15,10 @@ from typing import Final
 
 from ..host.interfaces import PathState
 
-# A faster stream is left to the kernel. What waits unsent below TCP_NOTSENT_LOWAT takes less than 3 ms there, and a
-# queue at this speed is mostly a wait for a CPU, which we cannot shorten.
+# A faster stream is left to the kernel. At this rate the bytes that may wait unsent (TCP_NOTSENT_LOWAT) are sent within
+# 3 ms, and a queue on the path is mostly a wait for a CPU, which we cannot shorten.
 NARROW_BYTES_S: Final = 50e6
-# The queue on the path that we allow; a longer one is shortened.
-SLACK_S: Final = 0.012
+SLACK_S: Final = 0.012  # the queue on the path that we allow; a longer one is shortened
 UNSENT_S: Final = 0.008  # what may wait unsent in the socket
 PIECE_S: Final = 0.003  # what is handed over at a time
 MIN_PIECE_BYTES: Final = 3 * 1024
@@ -39,8 +38,8 @@ COMPETE_S: Final = 60.0
 class Pacing:
     """How much one stream may have under way, and when it gets its next piece.
 
-    The limit of what may be under way follows FAST TCP (Wei et al., 2006): a window, scaled so that the round
-    trip settles at its minimum plus a fixed slack. Below that limit the kernel's congestion control decides.
+    The limit of what may be under way is a window as in FAST TCP (Wei et al., 2006). It is scaled so that the round
+    trip settles at its minimum plus a fixed slack. Below the limit the kernel's congestion control decides.
     """
 
     __slots__ = ("_compete_until", "_foreign_since", "_sampled_at", "_state", "_window")
@@ -105,10 +104,10 @@ class Pacing:
             self._compete_until = now + COMPETE_S
 
     def wait_s(self) -> float:
-        """How long the next piece has to wait, in seconds, by the last sample; 0: send it now."""
+        """How long the next piece has to wait by the last sample: 1 to 10 ms, in seconds; 0: send it now."""
         state, piece = self._state, self.piece_bytes
         rate = max(state.rate_bytes_s, MIN_RATE_BYTES_S)
-        over = state.unsent_bytes + piece - max(rate * UNSENT_S, 2 * piece)
+        excess = state.unsent_bytes + piece - max(rate * UNSENT_S, 2 * piece)
         if self._window is not None:
-            over = max(over, state.flying_bytes + state.unsent_bytes + piece - self._window)
-        return 0.0 if over <= 0 else min(max(over / rate, 0.001), 0.01)
+            excess = max(excess, state.flying_bytes + state.unsent_bytes + piece - self._window)
+        return 0.0 if excess <= 0 else min(max(excess / rate, 0.001), 0.01)

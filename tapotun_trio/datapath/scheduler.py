@@ -1,4 +1,4 @@
-"""What a stream gets: the whole backlog while the path keeps up, small paced pieces when it is the bottleneck."""
+"""How a stream is sent its backlog: whole while the path keeps up, in small paced pieces when it is the bottleneck."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .pacing import Pacing
 PIECE_BYTES: Final = 64 * 1024
 SAMPLE_S: Final = 0.01  # how often to look at the path of a stream that is not paced, while it has a backlog
 WATCH_S: Final = 0.05  # and how often while it has none
-WATCH_BYTES: Final = 128 * 1024  # sent between two looks at the clock for that: 50 ms at 20 Mbit/s
+WATCH_BYTES: Final = 128 * 1024  # the clock for that is read after this many bytes: 50 ms at 20 Mbit/s
 # A single sample is not enough: its delivery rate may be that of one small segment (measured on a veth at 4 Gbit/s: one
 # sample of ten).
 NARROW_SAMPLES: Final = 3
 # After this many fast samples in a row a stream may have more unsent bytes in the kernel, which then sends while we do
 # something else. With NOTSENT_LOWAT_BYTES every second burst found the socket full and went through the queue, which
 # costs a copy and a wake-up (measured at 3 Gbit/s: 2.3 against 1.75 CPU seconds per GB). At NARROW_BYTES_S these bytes
-# are 20 ms, and less on a faster stream.
+# take 20 ms, and less on a faster stream.
 FAST_SAMPLES: Final = 3
 FAST_UNSENT_BYTES: Final = 1024 * 1024
-UNPACE_AFTER_S: Final = 3.0  # a stream is paced no longer once none of its pieces had to wait for this long
+UNPACE_AFTER_S: Final = 3.0  # pacing ends when no piece has had to wait for this long
 
 
 class Path(CongestionSocket, Protocol):
@@ -81,7 +81,10 @@ class SendScheduler:
         return wait_s, self._pacing.piece_bytes
 
     def watch(self, now: float) -> None:
-        """Pace if what the socket takes at once only fills a queue on the path. Looks at most every WATCH_S."""
+        """While there is no backlog: pace from now on if the stream only fills a queue on the path.
+
+        Looks at the path every WATCH_S at most.
+        """
         if not self.paced and now - self._sampled_at > WATCH_S:
             self._set_paced(self._sample(now) and self._pacing.congested, now)
 

@@ -20,7 +20,7 @@ MAX_AGE_S: Final = 0.1
 
 
 class TxQueue:
-    """A queue of batches of one or more whole frames. A batch is put as a whole, and taken and dropped by frames.
+    """A queue of batches of one or more whole frames. A batch is put as a whole, and taken and dropped frame by frame.
 
     Args:
         drops: counts dropped packets by reason.
@@ -43,6 +43,7 @@ class TxQueue:
         self._bytes = 0
 
     def __bool__(self) -> bool:
+        """Something is queued."""
         return bool(self.batches)
 
     @property
