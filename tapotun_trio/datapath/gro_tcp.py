@@ -5,7 +5,7 @@ A super-packet has gso_type TCPV4. A router forwards such blocks if its network 
 Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact: the
 TCP checksum is partial and right as such, or the far kernel says that it was right (DATA_VALID); and the IP checksum is
 right. DF must be set, which means that nobody needs the IDs. The headers must be the same but for the sequence number,
-which counts on. PSH ends a super-packet.
+which continues. PSH ends a super-packet.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .checksums import fold, ip_headers_are_valid
 PROTOCOL_TCP: Final = 6
 # Shorter runs are written segment by segment (measured for UDP: `gro_udp.MIN_BLOCK_RUN_FRAMES`).
 _MIN_RUN_FRAMES: Final = 5
-# 45 segments of 1,448 bytes fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX:
-# 1,024).
+# 45 segments of 1,448 bytes fill a super-packet. Without this limit tiny segments could be more parts than writev(2)
+# takes (IOV_MAX: 1,024).
 _MAX_SEGMENTS: Final = 64
 _MAX_PACKET_BYTES: Final = 65535
 _IP_BYTES: Final = 20

@@ -89,8 +89,8 @@ BUFFER_BYTES: Final = 256 * 1024
 STEP_ITEMS: Final = 1024
 # The same for control frames, which cost more. An honest peer sends one in several seconds.
 STEP_CONTROLS: Final = 64
-# Limit of frames that are passed over without looking for a block: see `FrameReader._block`.
-MAX_PASSED_OVER: Final = 255
+# The most frames in a row at which no block is looked for: see `FrameReader._block`.
+MAX_BLOCK_SKIPS: Final = 255
 
 
 def receive_buffer() -> mmap:
@@ -130,11 +130,11 @@ class FrameReader:
         "_body",
         "_end",
         "_failure",
-        "_failures",
         "_head",
         "_memory",
-        "_passed_over",
         "_pos",
+        "_skips",
+        "_skips_left",
         "_tail",
         "control",
         "controls",
@@ -163,8 +163,8 @@ class FrameReader:
         self._pos = self._end = 0
         self.pending = False
         self._failure: PeerError | None = None
-        # Frames to pass over before the next look for a block, and how many after the last failure: see `_block`.
-        self._passed_over = self._failures = 0
+        # Frames to skip before the next look for a block, and how many they were after the last failure: see `_block`.
+        self._skips_left = self._skips = 0
         self.pings = 0
         self.control = control
         self.controls: list[tuple[int, bytes]] = []
@@ -217,7 +217,7 @@ class FrameReader:
         body, view, add = self._body, self.view, frames.append
         head, tail, pos, end = self._head, self._tail, self._pos, self._end
         done = False
-        items = before = 0
+        items = last_length = 0
         while items < STEP_ITEMS:
             items += 1
             if tail - head >= LENGTH_BYTES:
@@ -227,11 +227,11 @@ class FrameReader:
                     if after <= tail:
                         count = 1
                         # The second frame of this length in a row, and enough bytes for many more.
-                        if length == before and tail - head >= MIN_BLOCK_FRAMES * (after - head):
+                        if length == last_length and tail - head >= MIN_BLOCK_FRAMES * (after - head):
                             count = self._block(head, after - head, tail, STEP_ITEMS - items + 1)
                             after = head + count * (after - head)
                             items += count - 1
-                        before = length
+                        last_length = length
                         add((head, after, count))
                         head = after
                         continue
@@ -273,22 +273,22 @@ class FrameReader:
         self._head, self._tail, self._pos = head, tail, pos
         return done
 
-    def _block(self, start: int, size: int, tail: int, most: int) -> int:
-        """How many frames of ``size`` bytes the block at ``start`` has, at most ``most``; 1: there is no block.
+    def _block(self, start: int, size: int, tail: int, limit: int) -> int:
+        """How many frames of ``size`` bytes the block at ``start`` has, at most ``limit``; 1: there is no block.
 
         Looking for a block where there is none costs as much as many frames. So after such a look the next frame is
-        passed over, then three, seven, and so on up to MAX_PASSED_OVER.
+        skipped, then three, seven, and so on up to MAX_BLOCK_SKIPS.
         """
-        if self._passed_over:
-            self._passed_over -= 1
+        if self._skips_left:
+            self._skips_left -= 1
             return 1
         count = 0
         if self.view[start + HEADER_BYTES] >> 4 == 4 and self.view[start + GSO_TYPE_AT] == GSO_NONE:
-            count = count_uniform(self.view, start, size, min((tail - start) // size, most))
+            count = count_uniform(self.view, start, size, min((tail - start) // size, limit))
         if count:
-            self._failures = 0
+            self._skips = 0
             return count
-        self._failures = self._passed_over = min(2 * self._failures + 1, MAX_PASSED_OVER)
+        self._skips = self._skips_left = min(2 * self._skips + 1, MAX_BLOCK_SKIPS)
         return 1
 
     def _take_control(self, length: int, head: int, tail: int) -> int:
