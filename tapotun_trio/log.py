@@ -255,7 +255,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 def is_journal(stream: str) -> bool:
     """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)).
 
-    If not, stderr was redirected after systemd had set it up.
+    It is not if stderr was redirected after systemd had set it up.
     """
     if sys.stderr is None:
         return False

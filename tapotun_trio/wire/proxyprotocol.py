@@ -1,5 +1,4 @@
-"""The PROXY protocol, version 2: a header that a proxy sends before a connection's own bytes, with the client's
-address.
+"""The PROXY protocol, version 2: a header with the client's address, sent by a proxy before a connection's own bytes.
 
 Untrusted input; raises PeerError only. Follows doc/proxy-protocol.txt of HAProxy, section 2.2::
 

@@ -1,4 +1,4 @@
-"""Are many adjacent frames of one length uniform, that is, the same in chosen fields?
+"""Tells whether many adjacent frames of one length are uniform: the same in chosen fields.
 
 Frames are compared column by column: the same 16 bits of all frames are one strided slice, and one comparison of two
 such slices, made in C, compares each frame with the next. Looking at one field of one frame costs Python 50 ns; looking
