@@ -1,7 +1,7 @@
-"""Long work in the event loop, cut into steps of about a millisecond, so that packets pass in between.
+"""Long computations in the event loop, cut into steps of about a millisecond so that packets pass in between.
 
-Work of this kind is written as a generator that yields between two steps. It knows no event loop, so pure code can be
-written like this too, and a test can count the steps.
+Such a computation is a generator that yields between two steps. It does not depend on an event loop, so pure code can
+be written like this, too, and a test can count the steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, TypeVar
 
 import trio
 
-PART: Final = 100  # items of a few microseconds each in one step
+PART: Final = 100  # items in one step, at a few microseconds each
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ Steps: TypeAlias = Generator[None, None, T]
 
 
 def run_now(steps: Steps[T]) -> T:
-    """The result, without a pause. For small work, and for callers without an event loop."""
+    """Run all steps without a pause, and return the result. For short work, and for callers without an event loop."""
     while True:
         try:
             next(steps)
@@ -30,7 +30,10 @@ def run_now(steps: Steps[T]) -> T:
 
 
 async def run_cooperatively(steps: Steps[T]) -> T:
-    """The result; other tasks run between the steps. A checkpoint; cancelled, the steps that were not made are left."""
+    """Run all steps, with other tasks in between, and return the result.
+
+    A checkpoint. Cancelled, it leaves out the remaining steps.
+    """
     with closing(steps):
         while True:
             try:
@@ -43,7 +46,7 @@ async def run_cooperatively(steps: Steps[T]) -> T:
 
 
 def collect_in_steps(items: Iterable[T], size: int = PART) -> Generator[None, None, list[T]]:
-    """Collects what ``items`` makes; a step is ``size`` of them."""
+    """Collect ``items`` in a list, ``size`` of them in a step."""
     found: list[T] = []
     for item in items:
         found.append(item)

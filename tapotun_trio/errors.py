@@ -2,17 +2,17 @@
 
 ::
 
-    TapotunError            everything below; what is not below is a bug and keeps its traceback
-    ├── ConfigError         the operator's: the config file cannot be used as it stands
-    ├── HostError           this machine's: no capability, a port in use, netlink said no
-    │   └── ShortageError   this machine's, and it passes: no descriptor, no memory, no thread (also a PeerError)
-    └── PeerError           the other end's (or something between): ends that session, nothing else
+    TapotunError            base of the errors below; any other exception is a bug and keeps its traceback
+    ├── ConfigError         the operator's fault: the config file cannot be used as it is
+    ├── HostError           this machine's: no capability, a port in use, an error of netlink
+    │   └── ShortageError   this machine's and temporary: no descriptor, memory or thread (also a PeerError)
+    └── PeerError           the peer's, or of something on the path: ends that session, nothing else
 
-The text of each is one line for a person: the value, the place, the remedy. The cause, where there is
-one, is chained with ``raise ... from``.
+The text of each is one line for people: the value, the place, the remedy. The cause, if there is one, is chained with
+``raise ... from``.
 
 A shortage is never a bug. The attempt that meets it fails, is counted by the shortage's reason, and is tried again;
-whatever runs already goes on. `shortage_of` is the one place that knows which errors are shortages.
+everything that runs already goes on. Only `shortage_of` knows which errors are shortages.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ _BUG_CHARS: Final = 100
 class EndReason(StrEnum):
     """Why a stream, a connection or an attempt at one ended. The values are labels in logs, status and metrics.
 
-    An HTTP error status is a reason of its own, ``http-503``; `http` makes it. Nothing here holds a peer's words.
+    Each HTTP error status is a reason of its own, such as ``http-503``; `http` makes it. No reason contains a peer's
+    text.
     """
 
-    # -- the path, or whoever is at its end
+    # -- the path, or the other end
     ADDRESS_GONE = "address-gone"  # this machine no longer has the local address
-    BROKEN = "broken"  # the connection was reset, or the kernel gave it up
-    CLOSED = "closed"  # the other end closed it before the end
-    CONNECT = "connect"  # no connection
+    BROKEN = "broken"  # the connection was reset, or timed out in the kernel
+    CLOSED = "closed"  # the other end closed the connection before the end of the body
+    CONNECT = "connect"  # no connection could be made
     DNS = "dns"  # the name does not resolve
     ENDED = "ended"  # the other end ended the upload early
-    NO_WEBSOCKET = "no-websocket"  # something on the path passes no WebSocket
-    PROXY = "proxy"  # the outgoing proxy makes no connection
-    REFUSED = "refused"  # nobody listens there
+    NO_WEBSOCKET = "no-websocket"  # something on the path does not support WebSocket
+    PROXY = "proxy"  # the outgoing proxy could not connect
+    REFUSED = "refused"  # nothing listens on the port; or the control socket refused
     SILENT = "silent"  # nothing came, or no ping was answered
-    SLOW_READER = "slow-reader"  # it does not take what it is sent
-    SLOW_REQUEST = "slow-request"  # a request that did not come to its end
-    STALLED = "stalled"  # the other end took nothing any more
-    TLS = "tls"  # no TLS that both ends accept
+    SLOW_READER = "slow-reader"  # the other end does not read what it is sent
+    SLOW_REQUEST = "slow-request"  # the request was not complete in time
+    STALLED = "stalled"  # the other end stopped reading
+    TLS = "tls"  # the TLS handshake failed
     WS_CLOSED = "ws-closed"  # the other end closed the WebSocket with an error
     # -- on purpose
     DISCONNECTED = "disconnected"  # by the operator
     MOVED = "moved"  # another transport replaces it
-    REPLACED = "replaced"  # another machine uses the token, or a newer stream came
+    REPLACED = "replaced"  # by another machine with the same token, or by a newer stream
     # -- the protocol
     BAD_ANSWER = "bad-answer"
     BAD_CHUNK = "bad-chunk"
@@ -69,15 +70,15 @@ class EndReason(StrEnum):
     BAD_RESPONSE = "bad-response"
     BAD_VNET = "bad-vnet"
     BAD_WEBSOCKET = "bad-websocket"
-    PIPELINING = "pipelining"  # too much came behind an upload's end
+    PIPELINING = "pipelining"  # too much followed the end of an upload
     PROTOCOL = "protocol"
-    TOO_LONG = "too-long"  # a line of the control socket
+    TOO_LONG = "too-long"  # a line on the control socket
     # -- the config of one end, or of a proxy
-    OWN_ADDRESS = "own-address"  # the address that the server gives would cut the client off
-    UNTRUSTED_PROXY = "untrusted-proxy"  # the PROXY protocol from an address that is not trusted
+    OWN_ADDRESS = "own-address"  # the address from the server would cut the client off from it
+    UNTRUSTED_PROXY = "untrusted-proxy"  # a connection to a PROXY protocol port from an untrusted address
     # -- the control socket
     BUSY = "busy"
-    FOREIGN = "foreign"  # it speaks another version of the protocol
+    FOREIGN = "foreign"  # the other process uses another version of the protocol
     # -- this machine and this program
     INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
     NO_ADDRESS_FAMILY = "no-address-family"
@@ -88,12 +89,12 @@ class EndReason(StrEnum):
 
     @classmethod
     def http(cls, status: int) -> EndReason:
-        """An answer with that status (100 to 599) in place of the one that was wanted."""
+        """The reason for an unexpected answer with that status (100 to 599)."""
         return cls(f"http-{status}")
 
     @classmethod
     def _missing_(cls, value: object) -> EndReason | None:
-        """``http-NNN``, which has no member of its own until it is met."""
+        """Create the member ``http-NNN`` when it is first used."""
         if not (isinstance(value, str) and re.fullmatch(r"http-[1-5][0-9]{2}", value)):
             return None
         member = str.__new__(cls, value)
@@ -103,32 +104,35 @@ class EndReason(StrEnum):
 
     @property
     def is_answer(self) -> bool:
-        """Something at the other end answered: the path to the server works."""
+        """Something at the other end answered, so the path to the server works."""
         return self is EndReason.REFUSED or self in ("http-502", "http-503", "http-504")
 
     @property
     def is_protocol_error(self) -> bool:
-        """The other end broke the protocol."""
+        """The other end violated the protocol."""
         return self.startswith("bad-")
 
     @property
     def is_for_operator(self) -> bool:
-        """A config is wrong, so it is logged as a warning, although a stranger can cause it."""
+        """Probably a config is wrong, so it is logged as a warning, although an unauthenticated peer can cause it."""
         return self in (EndReason.UNTRUSTED_PROXY, EndReason.BAD_PROXY_HEADER)
 
     @property
     def is_one_way(self) -> bool:
-        """Nothing can be sent any more, or nobody would read it."""
+        """Nothing can be sent any more, or the other end would not read it."""
         return self in (EndReason.BROKEN, EndReason.CLOSED)
 
     @property
     def rules_out_websocket(self) -> bool:
-        """No WebSocket passes on this path."""
+        """This path does not support WebSocket."""
         return self in (EndReason.NO_WEBSOCKET, EndReason.BAD_RESPONSE)
 
     @property
     def suggests_no_websocket(self) -> bool:
-        """No WebSocket passes, if none ever has: a proxy whose server restarts says the same."""
+        """The path may not support WebSocket, if none has worked yet.
+
+        If one has worked, a server behind a proxy may just be restarting: the proxy answers the same then.
+        """
         return self.rules_out_websocket or self in (
             *(EndReason.CLOSED, EndReason.SILENT),
             *("http-403", "http-502", "http-503", "http-504"),
@@ -136,22 +140,24 @@ class EndReason(StrEnum):
 
 
 class RefusalReason(StrEnum):
-    """Why a request or a connection came to nothing before it was a stream. Labels in status and metrics; what ends a
-    connection for another reason is counted by its `EndReason`."""
+    """Why a request or a connection was refused before it became a stream. The values are labels in status and metrics.
+
+    A connection that ends for another reason is counted by its `EndReason`.
+    """
 
     BAD_METHOD = "bad-method"
     BAD_TOKEN = "bad-token"
     EVICTED = "evicted"  # too many connections without a token
-    OTHER_SESSION = "other-session"  # another machine has the token
+    OTHER_SESSION = "other-session"  # another machine uses the token
     UNKNOWN_PATH = "unknown-path"
 
 
 class TapotunError(Exception):
-    """Base of every failure that is not a bug in this program."""
+    """Base of all errors that are not a bug in this program."""
 
 
 class ConfigError(TapotunError):
-    """The configuration is unusable. The text has one line per finding."""
+    """The config cannot be used. The text has one line per finding."""
 
 
 class HostError(TapotunError):
@@ -159,14 +165,14 @@ class HostError(TapotunError):
 
 
 class PeerError(TapotunError):
-    """The peer, or the path to it, broke the protocol or went away.
+    """The peer, or something on the path to it, violated the protocol or disconnected.
 
-    The only exception that may leave a parser of network bytes.
+    The only exception that a parser of network bytes may raise.
 
     Attributes:
-        reason: how it is counted.
-        key: what a log recognises a repeated failure by. One cause has one key, also where its text depends on
-            timing or on the address that was tried. The text itself, if nothing else is given.
+        reason: what it is counted by.
+        key: by which a log recognises a repeated failure; by default the text. One cause has one key, even if its text
+            depends on timing or on the address that was tried.
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
@@ -175,26 +181,29 @@ class PeerError(TapotunError):
         self.key = text if key is None else key
 
     def without_traceback(self) -> Self:
-        """The same, for an attribute: an error that was raised holds frames, and with them whatever stores it. That
-        cycle would keep a stream's buffers until the garbage collector comes."""
-        same = type(self).__new__(type(self), *self.args)
-        same.__dict__.update(self.__dict__)
-        return same
+        """A copy without traceback, to be stored in an attribute.
+
+        A traceback refers to stack frames, and through them to the object that stores the error. That cycle would keep
+        a stream's buffers until the garbage collector runs.
+        """
+        copy = type(self).__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
 
 class InternalError(PeerError):
-    """A bug of ours, where it ends one stream or one attempt. Its cause is the bug; the log has its traceback."""
+    """A bug of ours that ended one stream or one attempt. Its cause is the bug, whose traceback is in the log."""
 
 
 class ShortageError(HostError, PeerError):
-    """This machine lacks something for the moment.
+    """This machine lacks a resource for the moment.
 
-    It is a PeerError as well because its scope is a PeerError's: it ends the attempt, the stream or the request that
-    met it. Where an interface as a whole cannot start, it is handled as any HostError is.
+    It is also a PeerError because it has the same scope: it ends the attempt, the stream or the request that met it. If
+    an interface as a whole cannot start, it is handled like any HostError.
 
     Attributes:
         lack: what this machine lacks, for people.
-        remedy: and what to do about it.
+        remedy: what to do about it, for people.
     """
 
     def __init__(self, doing: str, reason: EndReason, lack: str, remedy: str) -> None:
@@ -203,7 +212,7 @@ class ShortageError(HostError, PeerError):
         self.remedy = remedy
 
 
-# What a shortage is counted by, and what people can do about it. The fact itself is told in the system's own words.
+# By errno: the reason that a shortage is counted by, and its remedy. The shortage itself is named by strerror(3).
 _MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
 _SHORTAGES: Final = {
     errno.EMFILE: (
@@ -216,24 +225,24 @@ _SHORTAGES: Final = {
     errno.ENOSPC: (EndReason.NO_SPACE, "see df, and the sysctl fs.epoll.max_user_watches"),
     errno.EAFNOSUPPORT: (
         EndReason.NO_ADDRESS_FAMILY,
-        "switch IPv6 on at this machine, or use an address of the other family",
+        "enable IPv6 on this machine, or use an address of the other family",
     ),
 }
 _NO_THREAD: Final = (EndReason.NO_THREAD, "raise TasksMax= of the service, or ulimit -u")
 SHORTAGES: Final = frozenset(reason for reason, _ in (*_SHORTAGES.values(), _NO_THREAD))
-_NO_THREAD_TEXT: Final = "can't start new thread"  # Modules/_threadmodule.c: a RuntimeError without a class of its own
+_NO_THREAD_TEXT: Final = "can't start new thread"  # Modules/_threadmodule.c raises a plain RuntimeError
 
 
 def shortage_of(exc: BaseException, doing: str) -> ShortageError | None:
-    """The shortage that ``exc`` is a sign of; None: it is none. ``doing``: what failed, for people."""
+    """The shortage that ``exc`` reports; None: it is not a shortage. ``doing``: what failed, for people."""
     if isinstance(exc, ShortageError):
         return exc
     if isinstance(exc, RuntimeError) and str(exc).startswith(_NO_THREAD_TEXT):
         return ShortageError(doing, _NO_THREAD[0], "no thread can be started", _NO_THREAD[1])
     number = 0
-    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # the latter: an ssl.SSLError
+    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # of ssl.SSLError
         number = errno.ENOMEM
-    elif isinstance(exc, OSError) and not hasattr(exc, "library"):  # an ssl.SSLError has OpenSSL's numbers as errno
+    elif isinstance(exc, OSError) and not hasattr(exc, "library"):  # in an ssl.SSLError errno is a number of OpenSSL
         number = exc.errno or 0
     if number not in _SHORTAGES:
         return None
@@ -243,8 +252,10 @@ def shortage_of(exc: BaseException, doing: str) -> ShortageError | None:
 
 @contextmanager
 def passing_shortages(doing: str) -> Iterator[None]:
-    """Raise ShortageError in place of what the body raises for a shortage. Anything else passes unchanged.
-    ``doing``: what failed, for people."""
+    """Turn an exception of the body that reports a shortage into a ShortageError. Others pass unchanged.
+
+    ``doing``: what failed, for people.
+    """
     try:
         yield
     except (OSError, MemoryError, RuntimeError) as exc:
@@ -255,34 +266,38 @@ def passing_shortages(doing: str) -> Iterator[None]:
 
 
 def shortage_in(exc: BaseException, doing: str) -> ShortageError | None:
-    """As `shortage_of`; a group is a shortage if all that is in it is, and then it is its first one."""
+    """As `shortage_of`, also for a group: its first shortage, if all its exceptions are shortages."""
     if not isinstance(exc, BaseExceptionGroup):
         return shortage_of(exc, doing)
-    found = [shortage_of(it, doing) for it in leaves(exc)]
+    found = [shortage_of(leaf, doing) for leaf in leaves(exc)]
     return None if None in found else found[0]
 
 
 def is_peers_fault(exc: BaseException) -> bool:
-    """It is a PeerError, or a group of nothing else."""
+    """Whether it is a PeerError, or a group that contains nothing else."""
     if isinstance(exc, BaseExceptionGroup):
-        return all(isinstance(it, PeerError) for it in leaves(exc))
+        return all(isinstance(leaf, PeerError) for leaf in leaves(exc))
     return isinstance(exc, PeerError)
 
 
 def failure_of(exc: Exception, doing: str) -> PeerError:
-    """What ends a stream or an attempt at one: a peer's failure or a shortage, of several the first; InternalError if
-    there is a bug among them. ``doing``: what failed, for people.
+    """The PeerError that a stream, or an attempt at one, ends with.
 
-    Raises ``exc`` if it is a HostError, or holds one, that is no shortage: that ends more than a stream.
+    For a peer's failure or a shortage that is ``exc`` itself, or the first one in the group; if ``exc`` is or contains
+    a bug, an InternalError.
+
+    ``doing``: what failed, for people.
+
+    Raises ``exc`` if it is or contains a HostError that is not a shortage, because that ends more than a stream.
     """
     first: PeerError | None = None
     bug: BaseException | None = None
-    for it in leaves(exc) if isinstance(exc, ExceptionGroup) else (exc,):
-        found = it if isinstance(it, PeerError) else shortage_of(it, doing)
-        if isinstance(it, HostError) and found is None:
+    for leaf in leaves(exc) if isinstance(exc, ExceptionGroup) else (exc,):
+        found = leaf if isinstance(leaf, PeerError) else shortage_of(leaf, doing)
+        if isinstance(leaf, HostError) and found is None:
             raise exc
         first = first or found
-        bug = bug or (it if found is None else None)
+        bug = bug or (leaf if found is None else None)
     if bug is None:
         assert first is not None
         return first
@@ -294,14 +309,14 @@ def failure_of(exc: Exception, doing: str) -> PeerError:
 
 
 def _descriptor_limit() -> str:
-    import resource  # only when it is needed: this module is the first of all that are imported
+    import resource  # imported here because this module is the first that is imported, and seldom needs it
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
 
 
 def leaves(group: BaseExceptionGroup[T]) -> Iterator[T]:
-    """The exceptions in a group and in the groups within it: one event each for the log."""
+    """The exceptions in a group and in the groups that it contains. Each is one event for the log."""
     for exc in group.exceptions:
         if isinstance(exc, BaseExceptionGroup):
             yield from leaves(exc)

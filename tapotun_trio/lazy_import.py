@@ -1,7 +1,8 @@
-"""A module that is loaded when something of it is used first, and not where it is imported.
+"""Modules that are loaded when an attribute of theirs is first used, rather than by the import statement.
 
-trio imports `ssl`, for a stream that this program has no use for, and with it comes OpenSSL: 5 MB that neither a server
-nor a client over http needs. `importlib.util.LazyLoader` does not help: there the import statement itself is a use.
+trio imports `ssl` for a stream class that this program does not use. That loads OpenSSL: 5 MB that neither a server nor
+a client over http needs. `importlib.util.LazyLoader` does not help, because with it the import statement counts as a
+use.
 """
 
 from __future__ import annotations
@@ -15,30 +16,31 @@ from typing import Final
 
 
 def lazy_import(name: str) -> None:
-    """Put a module in place that loads itself as soon as an attribute is asked for. Nothing if it is loaded already."""
+    """Register a module that loads itself when one of its attributes is used. Does nothing if it is loaded already."""
     if name in sys.modules:
         return
     spec = find_spec(name)
     assert spec is not None, name
     module = module_from_spec(spec)
-    module.__class__ = _Waiting
-    module.__dict__[_WAITS] = True
+    module.__class__ = _LazyModule
+    module.__dict__[_NOT_LOADED] = True
     sys.modules[name] = module
 
 
-_WAITS: Final = "__waits__"
+_NOT_LOADED: Final = "__not_loaded__"
 _loading: Final = threading.RLock()
 
 
-class _Waiting(ModuleType):
-    """Asked only for attributes that it does not have, and it has those that the import system looks at."""
+class _LazyModule(ModuleType):
+    """Loads the module when an attribute is missing. The attributes that the import system reads are there already."""
 
     __spec__: ModuleSpec
 
     def __getattr__(self, name: str) -> object:
-        with _loading:  # who else wants it waits, but for what it imports itself, which may want it half loaded
-            if self.__dict__.pop(_WAITS, False):
+        # Other threads wait until the module is loaded. This thread may use it half loaded: by what the module imports.
+        with _loading:
+            if self.__dict__.pop(_NOT_LOADED, False):
                 assert self.__spec__.loader is not None
                 self.__spec__.loader.exec_module(self)
-                self.__class__ = ModuleType  # type: ignore[assignment]  # what it is from now on
+                self.__class__ = ModuleType  # type: ignore[assignment]  # an ordinary module from now on
         return ModuleType.__getattribute__(self, name)

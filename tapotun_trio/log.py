@@ -1,4 +1,4 @@
-"""Logging: one line per event on stderr, with the interface and the client it is about."""
+"""Logging: one line per event on stderr, with the interface and the client that the event is about."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 _ROOT: Final = logging.getLogger("tapotun")
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLAPPING_S: Final = 600.0
-FLAPPING_BURST: Final = 20  # lines of a kind within that
-PATIENCE_MS: Final = 100  # with a reader that is only slow
-_PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes of UTF-8, which a pipe with room takes without waiting (pipe(7))
+FLAPPING_BURST: Final = 20  # lines of one kind in FLAPPING_S
+READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the log
+_PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
 _TRACEBACK_CHARS: Final = 500  # of one line
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
 class _Adapter(logging.LoggerAdapter[logging.Logger]):
-    """Puts interface and client into each record, for either format to place."""
+    """Adds interface and client to each record, for the formatters."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
@@ -38,70 +38,79 @@ class _Adapter(logging.LoggerAdapter[logging.Logger]):
 
 
 def process_logger() -> Log:
-    """For events of the process as a whole."""
+    """A logger for events of the process as a whole."""
     return _Adapter(_ROOT, {})
 
 
 def interface_logger(interface: str) -> Log:
+    """A logger for events of one interface."""
     return _Adapter(_ROOT, {"interface": interface})
 
 
 def client_logger(interface: str, client: str) -> Log:
+    """A logger for events of one client of a server."""
     return _Adapter(_ROOT, {"interface": interface, "client": client})
 
 
 def add_handler(handler: logging.Handler) -> None:
-    """Have somebody take the log beside stderr."""
+    """Pass the log to another handler, too, next to stderr."""
     _ROOT.addHandler(handler)
 
 
 def remove_handler(handler: logging.Handler) -> None:
-    """Undo `add_handler`. May be called again."""
+    """Undo `add_handler`. Idempotent."""
     _ROOT.removeHandler(handler)
 
 
 class RateLimitedLog:
-    """For an event that anybody on the network can cause: logged at once, at most ``burst`` times in ``interval_s``.
+    """Logs an event that anyone on the network can cause: at once, but at most ``burst`` times in ``interval_s``.
 
-    ``debug``: the others are shown to who debugs.
+    ``debug``: log the others at level debug.
     """
 
-    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_next", "_quiet")
+    __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_refill_at", "_suppressed")
 
     def __init__(self, interval_s: float = 10.0, *, burst: int = 1, debug: bool = False) -> None:
         self._interval_s = interval_s
         self._burst = burst
         self._debug = debug
-        self._left = 0  # lines until _next
-        self._next = -math.inf
-        self._quiet = 0
+        self._left = 0  # lines until _refill_at
+        self._refill_at = -math.inf
+        self._suppressed = 0
 
     def log(self, log: Log, level: int, now: float, text: str, *, traceback: bool = False) -> bool:
-        """Log ``text``, with the number of events since the last line if there were others; or just count it. Returns
-        whether it was logged. ``traceback``: with that of the exception that is being handled."""
-        if now >= self._next:
-            self._next = now + self._interval_s
+        """Log ``text``, or only count the event. Returns whether it was logged.
+
+        The line has the number of events that were only counted since the last line, if there were any.
+
+        ``traceback``: add the traceback of the exception that is being handled.
+        """
+        if now >= self._refill_at:
+            self._refill_at = now + self._interval_s
             self._left = self._burst
         if not self._left:
-            self._quiet += 1
+            self._suppressed += 1
             if self._debug:
                 log.debug("%s", text)
             return False
-        more = f" ({self._quiet} more since the last such line)" if self._quiet else ""
+        more = f" ({self._suppressed} more since the last such line)" if self._suppressed else ""
         log.log(level, "%s%s", text, more, exc_info=traceback)
         self._left -= 1
-        self._quiet = 0
+        self._suppressed = 0
         return True
 
 
 def flap_damped() -> RateLimitedLog:
-    """For what may come again for days, such as a client that comes and goes."""
+    """A limit for events that may repeat for days, such as the connects of a client on an unstable path."""
     return RateLimitedLog(FLAPPING_S, burst=FLAPPING_BURST, debug=True)
 
 
 class Faults:
-    """Tells of what went wrong in one request or session by no fault of the peer: a bug, with its traceback, or a
-    shortage of this machine, in one line. A peer may be able to cause it again and again, so it is limited."""
+    """Logs failures of one request or session that are not the peer's fault.
+
+    A bug is logged with its traceback, a shortage of this machine in one line. Both are rate-limited, because a peer
+    may be able to cause them again and again.
+    """
 
     __slots__ = ("_bugs", "_shortages")
 
@@ -110,7 +119,7 @@ class Faults:
         self._shortages = RateLimitedLog()
 
     def log(self, log: Log, now: float, text: str, exc: BaseException) -> EndReason:
-        """Call this where ``exc`` is handled. ``text``: what ended. Returns the word to count it under."""
+        """Log ``exc``, while it is being handled. ``text``: what ended. Returns the reason to count it by."""
         shortage = shortage_in(exc, text)
         if shortage is not None:
             self._shortages.log(log, logging.WARNING, now, str(shortage))
@@ -120,45 +129,50 @@ class Faults:
 
 
 class LossyHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream that may fail: a full disk, a pipe without a reader, or with one that hangs, a terminal that
-    was stopped (Ctrl-S). That ends nothing, fills nothing and holds nobody up for longer than `PATIENCE_MS` once, and
-    after the first line that can be written again another one says what was missed. Only a terminal that hangs without
-    having been stopped may still make a line wait: it does not tell how much it takes."""
+    """Writes to a stream that may fail: a full disk, a pipe whose reader is gone or hangs, a stopped terminal (Ctrl-S).
+
+    A failure raises nothing and stores nothing, and delays the program by READER_WAIT_MS at most, once. After the first
+    line that can be written again, another line says how many were missed. Only a terminal that hangs without having
+    been stopped can still make a line wait, because it does not say how much it takes.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._missed = 0
-        self._why = ""
-        self._is_torn = False
+        self._cause = ""  # of the missed lines
+        self._line_is_open = False  # the last line was written in part only
         self._room: Final = _poll_for_room(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._write(self.format(record))
             if self._missed:
-                told = f"{self._missed} lines before this came late, or not at all: {self._why}"
-                self._write(self.format(logging.LogRecord(record.name, logging.WARNING, "", 0, told, None, None)))
+                text = f"{self._missed} lines before this came late, or not at all: {self._cause}"
+                self._write(self.format(logging.LogRecord(record.name, logging.WARNING, "", 0, text, None, None)))
                 self._missed = 0
         except OSError as exc:
             self._missed += 1
-            self._why = exc.strerror or type(exc).__name__
-        except Exception:  # noqa: BLE001 - a bug in what was to be logged: logging's own way to tell
+            self._cause = exc.strerror or type(exc).__name__
+        except Exception:  # noqa: BLE001 - a bug in the arguments of a log call; `logging` has its own way to report it
             self.handleError(record)
 
     def _write(self, line: str) -> None:
-        text = f"{self.terminator if self._is_torn else ''}{line}{self.terminator}"
+        text = f"{self.terminator if self._line_is_open else ''}{line}{self.terminator}"
         for at in range(0, len(text), _PIECE_CHARS):
-            # It is patient once: lines that come while nobody reads do not each hold the tunnels up.
-            if self._room is not None and not self._room.poll(0 if self._missed else PATIENCE_MS):
-                raise BlockingIOError(errno.EAGAIN, "whoever reads the log took nothing")
+            # Wait for the first of several missed lines only, so that a reader that hangs delays the tunnels once.
+            if self._room is not None and not self._room.poll(0 if self._missed else READER_WAIT_MS):
+                raise BlockingIOError(errno.EAGAIN, "the reader of the log took nothing")
             self.stream.write(text[at : at + _PIECE_CHARS])
-            self._is_torn = at + _PIECE_CHARS < len(text)
+            self._line_is_open = at + _PIECE_CHARS < len(text)
             self.stream.flush()
 
 
 def _poll_for_room(stream: TextIO) -> select.poll | None:
-    """Tells whether a write would have to wait. None if the stream is no file. The descriptor itself stays blocking:
-    what it names is shared with others, such as the shell of a terminal."""
+    """A poll object that reports whether a write would block; None: the stream is not a file.
+
+    The descriptor itself stays in blocking mode, because that mode is shared with other processes, such as the shell of
+    a terminal.
+    """
     try:
         number = stream.fileno()
     except (OSError, ValueError):
@@ -173,7 +187,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_timestamp(record)} {record.levelname:<7} {_placed(record)}"
-        # One event is one line; a bug's traceback is the exception to that, and follows it.
+        # One event is one line, except that a bug's traceback follows its line.
         line = one_line(line)
         if record.exc_info:
             line += "\n" + _traceback(self.formatException(record.exc_info))
@@ -181,8 +195,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JournalFormatter(logging.Formatter):
-    """For journald: each line with its priority before it (sd-daemon(3)), which is taken off there, and what the
-    journal has itself left out."""
+    """For journald: each line begins with its priority, which journald removes (sd-daemon(3)).
+
+    The timestamp is left out, because journald adds its own.
+    """
 
     def __init__(self, fmt: str) -> None:
         super().__init__()
@@ -200,7 +216,7 @@ class JournalFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event, and where known interface, client, traceback."""
+    """One JSON object a line: time, level, event and, where known, interface, client and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, str] = {"time": _timestamp(record), "level": record.levelname.lower()}
@@ -214,8 +230,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def _traceback(text: str) -> str:
-    """What an exception says may be a peer's words: each line is made fit for a terminal and shortened, and there is a
-    limit to the lines. The last ones say most."""
+    """A traceback, made safe for a terminal, because an exception's text may come from a peer.
+
+    Long lines are shortened, and lines in the middle are left out if there are too many.
+    """
     lines = text.split("\n")
     if len(lines) > _TRACEBACK_LINES:
         left_out = len(lines) - _TRACEBACK_LINES
@@ -225,7 +243,7 @@ def _traceback(text: str) -> str:
 
 
 def _placed(record: logging.LogRecord) -> str:
-    """The message, and before it what it is about."""
+    """The message, preceded by the interface and the client that it is about."""
     where = " ".join(filter(None, (getattr(record, "interface", None), getattr(record, "client", None))))
     return f"{where}: {record.getMessage()}" if where else record.getMessage()
 
@@ -235,26 +253,32 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def is_journal(stream: str) -> bool:
-    """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)); it may have been
-    turned elsewhere since."""
+    """Whether our stderr is the stream to the journal that JOURNAL_STREAM names (systemd.exec(5)).
+
+    It is not if stderr was redirected after systemd had set it up.
+    """
     if sys.stderr is None:
         return False
     try:
         found = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):  # there is none, or it is no file
+    except (OSError, ValueError):  # stderr is closed, or not a file
         return False
     return stream == f"{found.st_dev}:{found.st_ino}"
 
 
 def set_up_logging(level: str, fmt: str) -> None:
-    """Send the program's log to stderr, as journald wants it if that is there; or change how. ``level``: one of LEVELS;
-    ``fmt``: ``text`` or ``json``. Whoever else takes the log goes on."""
+    """Send the program's log to stderr, in journald's format if stderr is a stream to the journal.
+
+    May be called again to change the level or the format. Handlers that were added by `add_handler` stay.
+
+    ``level``: one of LEVELS. ``fmt``: ``text`` or ``json``.
+    """
     handler = logging.NullHandler() if sys.stderr is None else LossyHandler(sys.stderr)
     if is_journal(os.environ.get("JOURNAL_STREAM", "")):
         handler.setFormatter(JournalFormatter(fmt))
     else:
         handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
-    others = [it for it in _ROOT.handlers if not isinstance(it, LossyHandler | logging.NullHandler)]
+    others = [other for other in _ROOT.handlers if not isinstance(other, LossyHandler | logging.NullHandler)]
     _ROOT.handlers[:] = [handler, *others]
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False

@@ -1,11 +1,13 @@
-"""Text from elsewhere, made fit for one line of a log or a terminal."""
+"""Untrusted text, made safe for one line of a log or a terminal."""
 
 from __future__ import annotations
 
 
 def one_line(text: str) -> str:
-    """The same text with everything that a terminal or a log might act upon (controls, line and paragraph
-    separators, bidirectional overrides, lone surrogates) as ``\\u....``."""
+    """Escape every character that a terminal or a log may act upon, as ``\\u....``.
+
+    These are control characters, line and paragraph separators, bidirectional overrides and lone surrogates.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -14,5 +16,5 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters, the last an ellipsis if some were left out."""
+    """At most ``limit`` characters of the text; the last is an ellipsis if some were left out."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -97,7 +97,6 @@ class AdminApi:
     ) -> None:
         self.retiring = False  # another one takes over: connections end with their next answer
         self._access = access
-        self._pages = pages
         self._events = events
         self._process = process
         self._registry = registry

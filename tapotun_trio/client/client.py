@@ -29,7 +29,7 @@ from ..log import Faults, Log, RateLimitedLog
 from ..netconf.desired import describe, desired_for_client
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
-from ..peer.boottime import Sleeps
+from ..peer.boottime import SuspendDetector
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
 from ..status.model import PeerState
@@ -152,7 +152,7 @@ class TunnelClient:
 
     async def run_clock(self) -> None:
         """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""
-        sleeps = Sleeps()
+        suspends = SuspendDetector()
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
@@ -163,7 +163,7 @@ class TunnelClient:
             self._select_transport()
             if self._stall.tick(now, self.counters.tx_packets, self.counters.drops[DropReason.QUEUE_AGE]):
                 self._tell_of_stall()
-            if slept_s := sleeps.last_s():
+            if slept_s := suspends.suspended_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
 
     def _tell_of_stall(self) -> None:
@@ -291,7 +291,9 @@ class TunnelClient:
         text = f"{stream} from {download.connection.name} ({kind}): {describe(answer.conf)}"
         self.failure_log.note("download", level, text)
         agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
-        self.peer_info.arrive(download.connection.name, agent, extended=self._extended, continues=self._replaces)
+        self.peer_info.mark_connected(
+            download.connection.name, agent, extended=self._extended, continues=self._replaces
+        )
         self._session_log.begin()
         self.guard.session_begins()
         self.failure_log.clear()
@@ -376,7 +378,7 @@ class TunnelClient:
         if not is_over(self._download):  # an attempt to replace it: the present one goes on, and so do the uploads
             self.failure_log.log("download", failure, wait_s)
             return None
-        self.peer_info.leave()
+        self.peer_info.mark_disconnected()
         self._download_is_down()
         self._session_log.end(self._log, self._goodbye or str(failure or "the server ended it"))
         if self._yielding:

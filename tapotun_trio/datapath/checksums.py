@@ -1,4 +1,4 @@
-"""The Internet checksum (RFC 1071), as far as merging needs it."""
+"""The Internet checksum (RFC 1071), as far as coalescing needs it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from operator import add
 from typing import Final
 
 _ID_AT: Final = 18
-_IP_CHECK_AT: Final = 24
+_IP_CHECKSUM_AT: Final = 24
 
 
 def fold(total: int) -> int:
-    """A sum of 16-bit words, not inverted."""
+    """A sum of 16-bit words, reduced to 16 bits and not inverted."""
     total = (total & 0xFFFF) + (total >> 16)
     return (total & 0xFFFF) + (total >> 16)
 
 
-def have_right_checksums(frames: memoryview, size: int) -> bool:
-    """Whether every frame's IP header sums up to what it should, all of it but ID and checksum being the same.
+def ip_headers_are_valid(frames: memoryview, size: int) -> bool:
+    """Whether the IP checksum of every frame is right, if their IP headers differ in ID and checksum only.
 
-    ``size``: of each of the frames, even. Untrusted input; never raises.
+    ``size``: of each of the frames, in bytes, even. Untrusted input; never raises.
     """
     words, step = frames.cast("H"), size >> 1
-    # In the machine's byte order, whichever that is: RFC 1071, section 2.
+    # The words are in the machine's byte order. The sum works in either (RFC 1071, section 2).
     header = sum(words[7:17])
     if header == 0 or header % 0xFFFF:
         return False
-    checks = words[_IP_CHECK_AT >> 1 :: step].tolist()
-    sums = set(map(add, words[_ID_AT >> 1 :: step].tolist(), checks))
-    return len({total % 0xFFFF for total in sums}) == 1 and 0xFFFF not in checks
+    checksums = words[_IP_CHECKSUM_AT >> 1 :: step].tolist()
+    sums = set(map(add, words[_ID_AT >> 1 :: step].tolist(), checksums))
+    return len({total % 0xFFFF for total in sums}) == 1 and 0xFFFF not in checksums

@@ -1,10 +1,10 @@
 """When to drop from a queue so that it stays short: Controlled Delay, RFC 8289.
 
-Queues that drain within an interval do their job and are let be. One whose *shortest* wait stayed above the target
-for a whole interval only adds delay: from then on packets are dropped at its head, ever more often, until the senders
-have slowed down.
+A queue that drains within an interval does its job and is left alone. A queue in which even the *shortest* wait was
+above the target for a whole interval only adds delay. From then on packets are dropped at its head, ever more often,
+until their senders have slowed down.
 
-No clock of its own: times are seconds on whatever monotonic clock the caller reads.
+No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
 
 from __future__ import annotations
@@ -14,60 +14,71 @@ from typing import Final
 
 TARGET_S: Final = 0.005  # RFC 8289 section 4.4: 5 to 10 % of the interval
 INTERVAL_S: Final = 0.1  # section 4.3: a round trip of most paths
-# Section 5.3: a queue of no more than one full packet is never dropped from. With the frame's own header.
+# Section 5.3: nothing is dropped from a queue of at most one full packet. This is one with its frame header.
 MTU_BYTES: Final = 1514
-# Section 5.5: drops that begin again within so many intervals go on at the rate at which the last ones ended.
+# Section 5.5: if dropping begins again within this many intervals, it goes on at the rate at which it ended.
 _RECENT_INTERVALS: Final = 16
 
 
 class CoDel:
-    """The control law of one queue. Ask `drops` for each head of the queue, in order, before it is taken."""
+    """The control law of one queue. Ask `should_drop` for each head of the queue, in order, before it is taken."""
 
-    __slots__ = ("_above_until", "_before", "_count", "_dropping", "_interval_s", "_next", "_target_s")
+    __slots__ = (
+        "_count",
+        "_drop_next",
+        "_dropping",
+        "_first_above_time",
+        "_interval_s",
+        "_last_count",
+        "_target_s",
+    )
 
     def __init__(self, target_s: float = TARGET_S, interval_s: float = INTERVAL_S) -> None:
         self._target_s = target_s
         self._interval_s = interval_s
-        self._above_until: float | None = None  # first_above_time: when waits above the target become too many
+        self._first_above_time: float | None = None  # when dropping begins, if no wait is below the target until then
         self._dropping = False
-        self._next = 0.0  # drop_next
+        self._drop_next = 0.0  # when to drop next
         self._count = 0  # drops since this dropping state began
-        self._before = 0  # lastcount: where the count began then
+        self._last_count = 0  # what the count began at then
 
     @property
     def dropping(self) -> bool:
-        """The queue has stood for too long, and is being shortened."""
+        """The queue has been too long for an interval, and is being shortened."""
         return self._dropping
 
-    def drops(self, waited_s: float, backlog_bytes: int, now: float) -> bool:
-        """Whether to drop the head of the queue, which has waited so long, with so much in the queue, itself included.
+    def should_drop(self, waited_s: float, backlog_bytes: int, now: float) -> bool:
+        """Whether to drop the head of the queue. If so, ask again for the one behind it.
 
-        If so, ask again for the one behind it. ``now`` never goes back.
+        Args:
+            waited_s: how long the head has waited.
+            backlog_bytes: what the queue holds, the head included.
+            now: never goes back.
         """
         if waited_s < self._target_s or backlog_bytes <= MTU_BYTES:
-            self._above_until = None
+            self._first_above_time = None
             self._dropping = False
             return False
-        if self._above_until is None:
-            self._above_until = now + self._interval_s
+        if self._first_above_time is None:
+            self._first_above_time = now + self._interval_s
         if self._dropping:
-            if now < self._next:
+            if now < self._drop_next:
                 return False
             self._count += 1
-            self._next = self._control_law(self._next)
+            self._drop_next = self._control_law(self._drop_next)
             return True
-        if now < self._above_until:
+        if now < self._first_above_time:
             return False
         self._dropping = True
-        since = self._count - self._before
-        recent = now - self._next < _RECENT_INTERVALS * self._interval_s
-        self._count = self._before = since if since > 1 and recent else 1
-        self._next = self._control_law(now)
+        delta = self._count - self._last_count
+        recent = now - self._drop_next < _RECENT_INTERVALS * self._interval_s
+        self._count = self._last_count = delta if delta > 1 and recent else 1
+        self._drop_next = self._control_law(now)
         return True
 
-    def empty(self) -> None:
-        """The queue ran empty: nobody waits."""
-        self._above_until = None
+    def on_empty(self) -> None:
+        """The queue ran empty, so no packet waits."""
+        self._first_above_time = None
         self._dropping = False
 
     def _control_law(self, at: float) -> float:

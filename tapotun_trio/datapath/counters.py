@@ -1,4 +1,4 @@
-"""What a session has carried and dropped. Plain integers, written by the data path, read by whoever asks."""
+"""What a session has carried and dropped: plain integers, written by the data path and read by status and metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-# What carries the frames: GET and PUT, or a WebSocket in place of both.
+# What carries the frames: a GET and a PUT, or one WebSocket instead of both.
 Transport: TypeAlias = Literal["http", "websocket"]
 
 
@@ -15,34 +15,34 @@ class DropReason(StrEnum):
     """Why a packet was dropped. The values are labels in logs, status and metrics."""
 
     BAD_SOURCE = "bad-source"  # the client may not use this source address
-    CODEL = "codel"  # the queue stood for too long: its senders are to slow down
-    DEVICE_FULL = "device-full"  # the TUN device took nothing for too long
+    CODEL = "codel"  # the queue was too long for too long, so its senders have to slow down
+    DEVICE_FULL = "device-full"  # the queue in front of the TUN device was full
     DEVICE_REFUSED = "device-refused"  # the kernel refused the packet
     INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
-    NO_MEMORY = "no-memory"  # there was none for a copy of the packet
-    NO_ROUTE = "no-route"  # no client has the destination
+    NO_MEMORY = "no-memory"  # no memory for a copy of the packet
+    NO_ROUTE = "no-route"  # no client has the destination address
     NOT_IPV4 = "not-ipv4"
-    QUEUE_AGE = "queue-age"  # it waited longer in the queue than it is worth
-    QUEUE_FULL = "queue-full"  # the queue held its limit of bytes
+    QUEUE_AGE = "queue-age"  # it waited in the queue for too long
+    QUEUE_FULL = "queue-full"  # the queue held as many bytes as it may
 
 
 @dataclass(slots=True)
 class Counters:
-    """One client's traffic as this end sees it. Bytes are IP packets, without frame headers."""
+    """One client's traffic as this end sees it. Bytes are those of IP packets, without frame headers."""
 
     rx_packets: int = 0
     rx_bytes: int = 0
     tx_packets: int = 0
     tx_bytes: int = 0
     drops: Counter[str] = field(default_factory=Counter)
-    ends: Counter[str] = field(default_factory=Counter)  # streams that ended uncleanly: PeerError.reason, or a bug
+    ends: Counter[str] = field(default_factory=Counter)  # streams that failed, by EndReason
 
     def copy(self) -> Counters:
-        """As they are now."""
+        """A copy that does not change any more."""
         return replace(self, drops=Counter(self.drops), ends=Counter(self.ends))
 
     def since(self, before: Counters) -> Counters:
-        """What was added since that copy."""
+        """What was counted since ``before`` was copied."""
         return Counters(
             self.rx_packets - before.rx_packets,
             self.rx_bytes - before.rx_bytes,

@@ -1,9 +1,11 @@
-"""TCP segments of one flow, a block of them, merged into super-packets for one write each into a TUN (gso_type TCPV4):
-what a router hands on whose network card does not do so itself.
+"""GRO for TCP: a block of segments, coalesced into super-packets for one write each into a TUN.
 
-Only segments whose checksum is partial and right as such, or of which the far kernel says that it was right
-(DATA_VALID), whose IP checksum is right, and whose DF says that nobody needs their IDs: a damaged segment is never made
-to look whole. Headers are the same but for the sequence number, which counts on; PSH ends a super-packet.
+A super-packet has gso_type TCPV4. A router forwards such blocks if its network card does no GRO itself.
+
+Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact: the
+TCP checksum is partial and right as such, or the far kernel says that it was right (DATA_VALID); and the IP checksum is
+right. DF must be set, which means that nobody needs the IDs. The headers must be the same but for the sequence number,
+which continues. PSH ends a super-packet.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Final, NamedTuple
 from ..wire.frames import HEADER_BYTES, FrameRange, Parts
 from ..wire.uniform import are_uniform
 from ..wire.vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, MIN_GSO_BYTES, NEEDS_CSUM
-from .checksums import fold, have_right_checksums
+from .checksums import fold, ip_headers_are_valid
 
 PROTOCOL_TCP: Final = 6
-# Fewer are written one by one (measured as for UDP: `coalesce.BLOCK_MERGED_FROM`).
-_MERGED_FROM: Final = 5
-# Of 1,448 bytes 45 fill a super-packet. Of tiny ones there could be more than writev(2) takes parts (IOV_MAX: 1,024).
+# Shorter runs are written segment by segment (measured for UDP: `gro_udp.MIN_BLOCK_RUN_FRAMES`).
+_MIN_RUN_FRAMES: Final = 5
+# 45 segments of 1,448 bytes fill a super-packet. Without this limit tiny segments could be more parts than writev(2)
+# takes (IOV_MAX: 1,024).
 _MAX_SEGMENTS: Final = 64
 _MAX_PACKET_BYTES: Final = 65535
 _IP_BYTES: Final = 20
@@ -29,20 +32,21 @@ _TCP_AT: Final = HEADER_BYTES + _IP_BYTES
 _CSUM_OFFSET: Final = 16
 _ACK, _PSH = 0x10, 0x08
 
-# Of a frame of a block, at which even offsets beside those that blocks have alike anyway segments are so that are to be
-# merged: IP length, fragment field; and, where it is partial, the checksum.
-_SAME: Final = (16, 20)
-_CHECK_AT: Final = _TCP_AT + _CSUM_OFFSET
+# Columns (even offsets in a frame) that must be uniform besides those that are uniform in every block: IP length and
+# fragment field; and the TCP checksum where it is partial.
+_COLUMNS: Final = (16, 20)
+_CHECKSUM_COLUMN: Final = _TCP_AT + _CSUM_OFFSET
 
 _VNET: Final = Struct("<HBB4xHH2x")
 # version/IHL, length, fragment field, protocol; data offset and checksum of TCP.
 _IP_TCP: Final = Struct(">BxH2xHxB22xB3xH")
 _WORDS: Final = Struct(">10H")
-_MERGED: Final = Struct("<BBHHHHH")
+# struct virtio_net_hdr_v1, whole: see `wire.vnet`.
+_VNET_HEADER: Final = Struct("<BBHHHHH")
 
 
-class _Segments(NamedTuple):
-    """All segments of a block: where they begin, and how long the headers and the payload of each are."""
+class _SegmentLayout(NamedTuple):
+    """Where the segments of a block begin, and the size of each frame, of its IP and TCP headers and of its payload."""
 
     start: int
     size: int
@@ -50,24 +54,29 @@ class _Segments(NamedTuple):
     payload_bytes: int
 
 
-def tcp_block_runs(view: memoryview, block: FrameRange) -> Iterator[tuple[list[FrameRange], Parts | None]]:
-    """A block's frames in the order to write them, and what to write for them as one; None: each alone. A flow's
-    segments keep their order. Untrusted input; never raises."""
+def coalesce_tcp_block(view: memoryview, block: FrameRange) -> Iterator[tuple[list[FrameRange], Parts | None]]:
+    """Split a block of TCP segments into runs, in the order to write them, and coalesce each.
+
+    A flow's segments keep their order. Untrusted input; never raises.
+
+    Yields:
+        A run, and the super-packet to write for it; None: write each frame by itself.
+    """
     start, stop, count = block
     size = (stop - start) // count
-    segments = _judge(view, start, size)
+    layout = _check_first(view, start, size)
     frames = view[start:stop]
-    same = (*_SAME, _CHECK_AT) if view[start + 2] == NEEDS_CSUM else _SAME
-    if segments is None or not are_uniform(frames, size, same) or not have_right_checksums(frames, size):
+    columns = (*_COLUMNS, _CHECKSUM_COLUMN) if view[start + 2] == NEEDS_CSUM else _COLUMNS
+    if layout is None or not are_uniform(frames, size, columns) or not ip_headers_are_valid(frames, size):
         yield [block], None
         return
-    for numbers in _runs(view, segments, count):
-        spans = [(start + number * size, start + (number + 1) * size, 1) for number in numbers]
-        yield spans, _coalesce(view, segments, spans) if len(spans) >= _MERGED_FROM else None
+    for numbers in _find_runs(view, layout, count):
+        run = [(start + number * size, start + (number + 1) * size, 1) for number in numbers]
+        yield run, _coalesce(view, layout, run) if len(run) >= _MIN_RUN_FRAMES else None
 
 
-def _judge(view: memoryview, start: int, size: int) -> _Segments | None:
-    """What the first frame is, if all of its block may be merged as far as its headers say."""
+def _check_first(view: memoryview, start: int, size: int) -> _SegmentLayout | None:
+    """The layout of a block's first frame; None: its headers do not allow the block to be coalesced."""
     length, flags, gso_type, csum_start, csum_offset = _VNET.unpack_from(view, start)
     if size & 1 or size < _TCP_AT + 20:
         return None
@@ -86,56 +95,57 @@ def _judge(view: memoryview, start: int, size: int) -> _Segments | None:
             return None
     elif flags != DATA_VALID:
         return None
-    return _Segments(start, size, header_bytes, payload_bytes)
+    return _SegmentLayout(start, size, header_bytes, payload_bytes)
 
 
-def _runs(view: memoryview, segments: _Segments, count: int) -> Iterator[list[int]]:
-    """The numbers of the frames that may become one super-packet each."""
-    room = min(_MAX_SEGMENTS, (_MAX_PACKET_BYTES - segments.header_bytes) // segments.payload_bytes)
-    payload_bytes, offset = segments.payload_bytes, (segments.header_bytes - _IP_BYTES) << 10
-    unpack = _segment_struct(segments.size, segments.header_bytes).iter_unpack
+def _find_runs(view: memoryview, layout: _SegmentLayout, count: int) -> list[list[int]]:
+    """The runs, as numbers of frames, that may become one super-packet each."""
+    max_segments = min(_MAX_SEGMENTS, (_MAX_PACKET_BYTES - layout.header_bytes) // layout.payload_bytes)
+    payload_bytes, offset = layout.payload_bytes, (layout.header_bytes - _IP_BYTES) << 10
+    unpack = _segment_struct(layout.size, layout.header_bytes).iter_unpack
     runs: list[list[int]] = []
-    # Flow -> its newest run, and what its next segment must look like.
-    opened: dict[int, tuple[list[int], int, tuple[int, int, int, bytes]]] = {}
-    frames = view[segments.start : segments.start + count * segments.size]
+    # Flow -> its newest run, the sequence number that comes next, and the header fields that must stay the same.
+    open_runs: dict[int, tuple[list[int], int, tuple[int, int, int, bytes]]] = {}
+    frames = view[layout.start : layout.start + count * layout.size]
     for number, (flow, sequence, ack, bits, window, urgent, options) in enumerate(unpack(frames)):
-        like = ack, window, urgent, options
-        found = opened.get(flow)
-        if found is None or found[1] != sequence or found[2] != like or len(found[0]) >= room:
+        same = ack, window, urgent, options
+        newest = open_runs.get(flow)
+        if newest is None or newest[1] != sequence or newest[2] != same or len(newest[0]) >= max_segments:
             run = [number]
             runs.append(run)
         else:
-            run = found[0]
+            run = newest[0]
             run.append(number)
         if bits == offset | _ACK:
-            opened[flow] = run, (sequence + payload_bytes) & 0xFFFFFFFF, like
+            open_runs[flow] = run, (sequence + payload_bytes) & 0xFFFFFFFF, same
         else:
-            opened.pop(flow, None)
-            if bits != offset | _ACK | _PSH and len(run) > 1:  # SYN, FIN, RST and the like stand for themselves
+            open_runs.pop(flow, None)
+            if bits != offset | _ACK | _PSH and len(run) > 1:  # SYN, FIN, RST and others are not coalesced
                 run.pop()
                 runs.append([number])
-    yield from runs
+    return runs
 
 
 @lru_cache(maxsize=64)
 def _segment_struct(size: int, header_bytes: int) -> Struct:
-    """Ports as one, sequence number, acknowledgment, data offset and flags, window, urgent pointer, options."""
+    """Ports as one number, sequence number, acknowledgment, data offset and flags, window, urgent pointer, options."""
     options = header_bytes - 40
     return Struct(f">{_TCP_AT}xIIIHH2xH{options}s{size - _TCP_AT - 20 - options}x")
 
 
-def _coalesce(view: memoryview, segments: _Segments, spans: list[FrameRange]) -> Parts:
-    first, last = spans[0][0], spans[-1][0]
-    payload_at = HEADER_BYTES + segments.header_bytes
-    length = segments.header_bytes + len(spans) * segments.payload_bytes
+def _coalesce(view: memoryview, layout: _SegmentLayout, run: list[FrameRange]) -> Parts:
+    """The super-packet for a run, from the vnet header on."""
+    first, last = run[0][0], run[-1][0]
+    payload_at = HEADER_BYTES + layout.header_bytes
+    length = layout.header_bytes + len(run) * layout.payload_bytes
     head = bytearray(view[first + 2 : first + payload_at])
-    _MERGED.pack_into(
-        head, 0, NEEDS_CSUM, GSO_TCPV4, segments.header_bytes, segments.payload_bytes, _IP_BYTES, _CSUM_OFFSET, 0
+    _VNET_HEADER.pack_into(
+        head, 0, NEEDS_CSUM, GSO_TCPV4, layout.header_bytes, layout.payload_bytes, _IP_BYTES, _CSUM_OFFSET, 0
     )
     head[14:16] = length.to_bytes(2, "big")
     head[22:24] = b"\0\0"
     words = _WORDS.unpack_from(head, 12)
     head[22:24] = (fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
-    head[45] = view[last + _TCP_AT + 13]  # flags: PSH of the last one is what the kernel gives the last one
+    head[45] = view[last + _TCP_AT + 13]  # flags: the kernel sets PSH on the last segment if it is set here
     head[48:50] = fold(sum(words[6:10]) + PROTOCOL_TCP + length - _IP_BYTES).to_bytes(2, "big")
-    return [bytes(head), *[view[at + payload_at : end] for at, end, _ in spans]]
+    return [bytes(head), *[view[at + payload_at : end] for at, end, _ in run]]

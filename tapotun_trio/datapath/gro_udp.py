@@ -1,11 +1,14 @@
-"""Small UDP packets of one flow, merged into one super-packet for one write into a TUN (gso_type UDP_L4, Linux 6.2).
+"""GRO for UDP: small packets of one flow, coalesced into one super-packet for one write into a TUN.
 
-Only packets whose UDP checksum is still partial (NEEDS_CSUM) and right as such are merged, and whose IP checksum is
-right: a damaged packet is never made to look whole. The kernel numbers the packets it cuts from the first one's id
-on, so either ids count up already, or DF says that nobody needs them (RFC 6864).
+The super-packet has gso_type UDP_L4, which Linux knows since 6.2. Blocks of TCP segments go to `gro_tcp`.
 
-A flow's packets keep their order. Flows may overtake each other, but no packet of any other kind, nor that them.
-Blocks of TCP go to `merge_tcp`.
+Only packets whose UDP checksum is still partial (NEEDS_CSUM) and right as such, and whose IP checksum is right, are
+coalesced: a damaged packet must never be made to look intact. The kernel numbers the packets that it cuts a
+super-packet into, counting up from the first one's ID. So a run needs IDs that count up already, or DF, which means
+that nobody needs the IDs (RFC 6864).
+
+A flow's packets keep their order. One flow may overtake another, but no flow overtakes a packet of any other kind, or
+is overtaken by it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from typing import Final, TypeAlias
 from ..wire.frames import HEADER_BYTES, FrameRange, Parts
 from ..wire.uniform import are_uniform
 from ..wire.vnet import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM
-from .checksums import fold, have_right_checksums
-from .gro_tcp import PROTOCOL_TCP, tcp_block_runs
+from .checksums import fold, ip_headers_are_valid
+from .gro_tcp import PROTOCOL_TCP, coalesce_tcp_block
 
 # UDP_MAX_SEGMENTS of linux/udp.h before 6.9.
 MAX_SEGMENTS: Final = 64
@@ -31,95 +34,108 @@ _DF: Final = 0x4000
 _CSUM_START: Final = 20
 _CSUM_OFFSET: Final = 6
 
-# A frame's beginning: all up to the IP length; id; flags, TTL and protocol; IP checksum; addresses and ports; the rest.
-_PARTS: Final = Struct(">18sH4sH12s4s")
+# A frame up to its payload, as the parts that `find_runs` compares. Offsets within the frame:
+#
+#    0      2          14            18    20                 24          26                    38               42
+#    +------+----------+-------------+-----+------------------+-----------+---------------------+----------------+
+#    | L    | vnet hdr | IP: version | ID  | flags, fragment, | IP        | addresses, ports    | UDP length and |
+#    |      |          | .. length   |     | TTL, protocol    | checksum  | (= the flow)        | checksum       |
+#    +------+----------+-------------+-----+------------------+-----------+---------------------+----------------+
+_FRAME_PARTS: Final = Struct(">18sH4sH12s4s")
 # Length (little-endian, as the vnet header is), flags, gso_type, csum_start, csum_offset.
 _VNET: Final = Struct("<HBB4xHH2x")
 # version/IHL, length, fragment field, protocol, UDP length and checksum.
 _IP_UDP: Final = Struct(">BxH2xHxB14xHH")
 _WORDS: Final = Struct(">10H")
-_MERGED: Final = Struct("<BBHHHHH")
-_LENGTH_AT, _CHECK_AT, _UDP_LENGTH_AT = 12 + 2, 12 + 10, 12 + 24
+# struct virtio_net_hdr_v1, whole: see `wire.vnet`.
+_VNET_HEADER: Final = Struct("<BBHHHHH")
+# Offsets in what is written, from the vnet header on.
+_IP_LENGTH_AT, _IP_CHECKSUM_AT, _UDP_LENGTH_AT = 12 + 2, 12 + 10, 12 + 24
 
-# A run of fewer packets is written one by one: to build a super-packet costs as much as several writes save (measured,
-# us a packet, merged against not: 10.3 and 4.9 for 2, 4.4 and 3.7 for 8, 2.0 and 3.2 for 64).
-MERGED_FROM: Final = 12
+# A shorter run is written packet by packet: building a super-packet costs as much as several writes save (measured,
+# us a packet, coalesced and not: 10.3 and 4.9 for 2 packets, 4.4 and 3.7 for 8, 2.0 and 3.2 for 64).
+MIN_RUN_FRAMES: Final = 12
 
-# Of a block the payloads are had at once, so it pays earlier (measured for eight flows: 12 2.84, 6 2.49 us a packet).
-BLOCK_MERGED_FROM: Final = 5
+# In a block the payloads are extracted all at once, so a super-packet pays earlier (measured with eight flows: 2.84 us
+# a packet with a minimum of 12, 2.49 with 6).
+MIN_BLOCK_RUN_FRAMES: Final = 5
 
-# Of a frame of a block, at which even offsets beside those that blocks have alike anyway the packets that are to be
-# merged are so: IP length, fragment field, UDP length and checksum; and the ports, if it is a single flow.
-_UDP_SAME: Final = (16, 20, 38, 40)
-_PORTS: Final = (34, 36)
+# Columns (even offsets in a frame) that must be uniform besides those that are uniform in every block: IP length,
+# fragment field, UDP length and checksum. If the ports are uniform too, the block is a single flow.
+_UDP_COLUMNS: Final = (16, 20, 38, 40)
+_PORT_COLUMNS: Final = (34, 36)
 _FRAGMENT_AT: Final = 20
 _PROTOCOL_AT: Final = 23
-# Payloads longer than this are not copied: a view of each costs as much.
+# Longer payloads are not copied: a view of each costs as much.
 _COPIED_BYTES: Final = 256
 
-FrameRun: TypeAlias = list[FrameRange]  # of single frames
+FrameRun: TypeAlias = list[FrameRange]  # frames to write one after the other or, where possible, as one super-packet
 
 
-def block_runs(view: memoryview, block: FrameRange) -> Iterator[tuple[list[FrameRange], Parts | None]]:
-    """A block's frames in the order to write them, and what to write for them as one; None: each alone.
+def coalesce_block(view: memoryview, block: FrameRange) -> Iterator[tuple[FrameRun, Parts | None]]:
+    """Split a block into runs, in the order to write them, and coalesce each.
 
-    Does for them what `find_runs` and `coalesce` do, for all at once. Measured, us a packet: 0.1 for one flow, 0.4 for
-    eight. Untrusted input; never raises.
+    Does what `find_runs` and `coalesce` do for single frames, but for all at once. Measured, us a packet: 0.1 for one
+    flow, 0.4 for eight. Untrusted input; never raises.
+
+    Yields:
+        A run, and the super-packet to write for it; None: write each frame by itself.
     """
     start, stop, count = block
     frames, size = view[start:stop], (stop - start) // count
     if view[start + _PROTOCOL_AT] == PROTOCOL_TCP:
-        yield from tcp_block_runs(view, block)
+        yield from coalesce_tcp_block(view, block)
         return
-    if not _is_whole(view, start, start + size) or not are_uniform(frames, size, _UDP_SAME):
+    if not _is_intact(view, start, start + size) or not are_uniform(frames, size, _UDP_COLUMNS):
         yield [block], None
         return
     is_simple = not size & 1 and view[start + _FRAGMENT_AT] & 0x40
-    flows = _flows(frames, size) if is_simple else []
-    if len(flows) * BLOCK_MERGED_FROM > count:  # before the dearest look
+    flows = _group_by_flow(frames, size) if is_simple else []
+    if len(flows) * MIN_BLOCK_RUN_FRAMES > count:  # checked before the most expensive comparison
         yield [block], None
         return
-    if not is_simple or not have_right_checksums(frames, size):
+    if not is_simple or not ip_headers_are_valid(frames, size):
         for run in find_runs(view, [(at, at + size, 1) for at in range(start, stop, size)]):
-            yield run, coalesce(view, run) if len(run) >= MERGED_FROM else None
+            yield run, coalesce(view, run) if len(run) >= MIN_RUN_FRAMES else None
         return
     payload_bytes = size - _PAYLOAD_AT
-    room = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // payload_bytes)
+    max_segments = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // payload_bytes)
     if not flows:
-        for at in range(start, stop, room * size):
-            end = min(at + room * size, stop)
-            some = (end - at) // size
+        for at in range(start, stop, max_segments * size):
+            end = min(at + max_segments * size, stop)
+            segments = (end - at) // size
             parts = None
-            if some >= BLOCK_MERGED_FROM:
-                parts = [_head(view, at, payload_bytes, some * payload_bytes), *_payloads(view, at, size, some)]
-            yield [(at, end, some)], parts
+            if segments >= MIN_BLOCK_RUN_FRAMES:
+                head = _super_packet_head(view, at, payload_bytes, segments * payload_bytes)
+                parts = [head, *_payloads(view, at, size, segments)]
+            yield [(at, end, segments)], parts
         return
     payloads = _payloads(view, start, size, count)
-    for numbers in flows:
-        for at in range(0, len(numbers), room):
-            some_numbers = numbers[at : at + room]
-            first = start + some_numbers[0] * size
+    for flow in flows:
+        for at in range(0, len(flow), max_segments):
+            numbers = flow[at : at + max_segments]
+            first = start + numbers[0] * size
             parts = None
-            if len(some_numbers) >= BLOCK_MERGED_FROM:
-                parts = [_head(view, first, payload_bytes, len(some_numbers) * payload_bytes)]
-                parts += [payloads[number] for number in some_numbers]
-            yield [(start + number * size, start + (number + 1) * size, 1) for number in some_numbers], parts
+            if len(numbers) >= MIN_BLOCK_RUN_FRAMES:
+                parts = [_super_packet_head(view, first, payload_bytes, len(numbers) * payload_bytes)]
+                parts += [payloads[number] for number in numbers]
+            yield [(start + number * size, start + (number + 1) * size, 1) for number in numbers], parts
 
 
-def _flows(frames: memoryview, size: int) -> list[list[int]]:
-    """Which frames are of which flow, by their numbers; none: all are of one."""
-    if are_uniform(frames, size, _PORTS):
+def _group_by_flow(frames: memoryview, size: int) -> list[list[int]]:
+    """The numbers of the frames of each flow; an empty list: all frames are of one flow."""
+    if are_uniform(frames, size, _PORT_COLUMNS):
         return []
     words, step = frames.cast("H"), size >> 1
-    sources, destinations = (words[at >> 1 :: step].tolist() for at in _PORTS)
+    sources, destinations = (words[at >> 1 :: step].tolist() for at in _PORT_COLUMNS)
     flows: dict[tuple[int, int], list[int]] = {}
-    for number, flow in enumerate(zip(sources, destinations, strict=True)):
-        flows.setdefault(flow, []).append(number)
+    for number, ports in enumerate(zip(sources, destinations, strict=True)):
+        flows.setdefault(ports, []).append(number)
     return list(flows.values())
 
 
 def _payloads(view: memoryview, start: int, size: int, count: int) -> Sequence[bytes | memoryview]:
-    """Of so many UDP packets side by side."""
+    """The payloads of ``count`` adjacent UDP packets in frames of ``size`` bytes."""
     if size - _PAYLOAD_AT > _COPIED_BYTES:
         return [view[at + _PAYLOAD_AT : at + size] for at in range(start, start + size * count, size)]
     payloads: tuple[bytes, ...] = _payload_struct(size, count).unpack_from(view, start)
@@ -132,23 +148,27 @@ def _payload_struct(size: int, count: int) -> Struct:
 
 
 def find_runs(view: memoryview, frames: Sequence[FrameRange]) -> list[FrameRun]:
-    """Single frames of one receive, in ``view``, in the order to write them: runs that `coalesce` may take,
-    and single ones. Measured: 0.9 us a UDP packet, 0.2 another. Untrusted input; never raises."""
+    """Group single frames of one receive into runs for `coalesce`, and single frames, in the order to write them.
+
+    Measured: 0.9 us a UDP packet, 0.2 us any other. Untrusted input; never raises.
+    """
     runs: list[FrameRun] = []
-    # Flow -> its newest run, and what its next frame must look like; cleared by whatever must not be overtaken.
-    opened: dict[bytes, tuple[FrameRun, bytes, bytes, bytes, int, int, int]] = {}
-    unpack = _PARTS.unpack_from
+    # Flow -> its newest run, and what the next frame must look like to join it. Cleared by a frame that no other frame
+    # may overtake.
+    open_runs: dict[bytes, tuple[FrameRun, bytes, bytes, bytes, int, int, int]] = {}
+    unpack = _FRAME_PARTS.unpack_from
     for frame in frames:
         start, stop, _ = frame
         if stop - start <= _PAYLOAD_AT or view[start + _PROTOCOL_AT] != _PROTOCOL_UDP or view[start + 3] != GSO_NONE:
             runs.append([frame])
-            opened.clear()
+            open_runs.clear()
             continue
         head, ident, middle, check, flow, rest = unpack(view, start)
-        newest = opened.get(flow)
+        newest = open_runs.get(flow)
         if newest is not None:
-            run, run_head, run_middle, run_rest, run_ident, run_sum, room = newest
-            # The words of the IP header but for id and checksum are the first one's, so if that is right, this is.
+            run, run_head, run_middle, run_rest, run_ident, run_sum, max_segments = newest
+            # All words of the IP header but ID and checksum are those of the run's first frame. So if the first one's
+            # checksum is right, and ID and checksum have the same sum here, this one's checksum is right too.
             if (
                 head == run_head
                 and rest == run_rest
@@ -156,7 +176,7 @@ def find_runs(view: memoryview, frames: Sequence[FrameRange]) -> list[FrameRun]:
                 and (ident + check) % 0xFFFF == run_sum
                 and (middle[0] & 0x40 or ident == (run_ident + len(run)) & 0xFFFF)
                 and check != 0xFFFF
-                and len(run) < room
+                and len(run) < max_segments
             ):
                 run.append(frame)
                 continue
@@ -168,46 +188,48 @@ def find_runs(view: memoryview, frames: Sequence[FrameRange]) -> list[FrameRun]:
                 and len(run) < MAX_SEGMENTS
                 and len(run) * (run[0][1] - run[0][0] - _PAYLOAD_AT) + stop - start - _PAYLOAD_AT
                 <= _MAX_PACKET_BYTES - _HEADERS_BYTES
-                and _is_whole(view, start, stop)
+                and _is_intact(view, start, stop)
             ):
-                run.append(frame)  # a shorter one ends it
-                del opened[flow]
+                run.append(frame)  # a shorter packet ends the run
+                del open_runs[flow]
                 continue
         elif middle[:2] not in (b"\x40\0", b"\0\0"):
             runs.append([frame])  # a fragment
-            opened.clear()
+            open_runs.clear()
             continue
         run = [frame]
         runs.append(run)
-        room = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // (stop - start - _PAYLOAD_AT))
-        opened[flow] = run, head, middle, rest, ident, (ident + check) % 0xFFFF, room
+        max_segments = min(MAX_SEGMENTS, (_MAX_PACKET_BYTES - _HEADERS_BYTES) // (stop - start - _PAYLOAD_AT))
+        open_runs[flow] = run, head, middle, rest, ident, (ident + check) % 0xFFFF, max_segments
     return runs
 
 
 def coalesce(view: memoryview, run: FrameRun) -> Parts | None:
-    """What to write as one for a run of at least two of `find_runs`, from the vnet header on; None: each alone.
+    """The super-packet for a run of at least two frames of `find_runs`, from the vnet header on.
 
-    Untrusted input; never raises.
+    None: write each frame by itself. Untrusted input; never raises.
     """
     start, stop, _ = run[0]
-    if not _is_whole(view, start, stop):
+    if not _is_intact(view, start, stop):
         return None
     size = stop - start - _PAYLOAD_AT
     last_at, last_stop, _ = run[-1]
     total = size * (len(run) - 1) + last_stop - last_at - _PAYLOAD_AT
-    return [_head(view, start, size, total), *[view[at + _PAYLOAD_AT : end] for at, end, _ in run]]
+    return [_super_packet_head(view, start, size, total), *[view[at + _PAYLOAD_AT : end] for at, end, _ in run]]
 
 
-def _head(view: memoryview, start: int, size: int, total: int) -> bytes:
-    """vnet, IP and UDP header of a super-packet with a payload of ``total`` bytes, in packets of ``size`` of it, made
-    from the headers of its first packet."""
+def _super_packet_head(view: memoryview, start: int, size: int, total: int) -> bytes:
+    """vnet, IP and UDP header of a super-packet, made from the headers of its first packet, which is at ``start``.
+
+    ``size``: payload bytes of each packet. ``total``: payload bytes of the super-packet.
+    """
     length = _HEADERS_BYTES + total
     head = bytearray(view[start + 2 : start + _PAYLOAD_AT])
-    _MERGED.pack_into(head, 0, NEEDS_CSUM, GSO_UDP_L4, _HEADERS_BYTES, size, _CSUM_START, _CSUM_OFFSET, 0)
-    head[_LENGTH_AT : _LENGTH_AT + 2] = length.to_bytes(2, "big")
-    head[_CHECK_AT : _CHECK_AT + 2] = b"\0\0"
+    _VNET_HEADER.pack_into(head, 0, NEEDS_CSUM, GSO_UDP_L4, _HEADERS_BYTES, size, _CSUM_START, _CSUM_OFFSET, 0)
+    head[_IP_LENGTH_AT : _IP_LENGTH_AT + 2] = length.to_bytes(2, "big")
+    head[_IP_CHECKSUM_AT : _IP_CHECKSUM_AT + 2] = b"\0\0"
     words = _WORDS.unpack_from(head, 12)
-    head[_CHECK_AT : _CHECK_AT + 2] = (fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
+    head[_IP_CHECKSUM_AT : _IP_CHECKSUM_AT + 2] = (fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
     udp_length = length - 20
     head[_UDP_LENGTH_AT : _UDP_LENGTH_AT + 2] = udp_length.to_bytes(2, "big")
     pseudo = fold(sum(words[6:10]) + _PROTOCOL_UDP + udp_length)
@@ -215,8 +237,8 @@ def _head(view: memoryview, start: int, size: int, total: int) -> bytes:
     return bytes(head)
 
 
-def _is_whole(view: memoryview, start: int, stop: int) -> bool:
-    """Whether this is a UDP packet as its sender's kernel made it, its checksum partial and every length its own."""
+def _is_intact(view: memoryview, start: int, stop: int) -> bool:
+    """Whether this is a UDP packet as its sender's kernel made it: its checksum is partial, and all lengths agree."""
     length, flags, gso_type, csum_start, csum_offset = _VNET.unpack_from(view, start)
     first, ip_length, fragment, protocol, udp_length, udp_check = _IP_UDP.unpack_from(view, start + HEADER_BYTES)
     if (flags, gso_type, csum_start, csum_offset) != (NEEDS_CSUM, GSO_NONE, _CSUM_START, _CSUM_OFFSET):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-# Longer than any path; a PONG that claims more answers no PING of this run.
+# Longer than any path. A PONG that says more does not answer a PING of this process.
 MAX_S: Final = 600.0
 _GAIN: Final = 1 / 8  # RFC 6298 section 2
 
 
 class RoundTrip:
-    """Last, smoothed and smallest sample; all None until there is one."""
+    """The last, the smoothed and the smallest sample; None until there is one."""
 
     __slots__ = ("last_s", "minimum_s", "smoothed_s")
 
@@ -20,7 +20,7 @@ class RoundTrip:
         self.minimum_s: float | None = None
 
     def sample(self, sent_ns: int, now_ns: int) -> None:
-        """Take the clock that came back. One that cannot be ours is ignored: the peer made it up."""
+        """Take a sample from our clock as a PONG brought it back. A clock that cannot be ours is ignored."""
         rtt_s = (now_ns - sent_ns) / 1e9
         if not 0 <= rtt_s <= MAX_S:
             return

@@ -1,9 +1,8 @@
-"""What waits to be sent to one peer: bounded in bytes and in age, kept short by CoDel, never blocking who puts.
+"""The transmit queue for one peer: bounded in bytes and in age, and kept short by CoDel. Putting never blocks.
 
-Whatever is dropped is dropped at the head: the packets behind it arrive the sooner, and its sender hears of the loss
-the sooner.
+Packets are always dropped at the head: those behind it arrive sooner, and its sender learns of the loss sooner.
 
-No clock of its own: times are seconds on whatever monotonic clock the caller reads.
+No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
 
 from __future__ import annotations
@@ -15,19 +14,20 @@ from ..wire.frames import HEADER_BYTES
 from .codel import CoDel
 from .counters import DropReason
 
-MAX_BYTES: Final = 12 * 1024 * 1024  # as deployed servers keep
-MAX_AGE_S: Final = 0.1  # likewise; an interactive packet older than this is better sent again by its sender
+MAX_BYTES: Final = 12 * 1024 * 1024  # the same as deployed servers
+# The same as deployed servers. An interactive packet that is older is better sent again by its sender.
+MAX_AGE_S: Final = 0.1
 
 
 class TxQueue:
-    """A queue of runs, taken from and dropped from frame by frame. A run is one or more whole frames, put together.
+    """A queue of batches of one or more whole frames. A batch is put as a whole, and taken and dropped frame by frame.
 
     Args:
-        drops: where dropped packets are counted, by reason.
+        drops: counts dropped packets by reason.
 
     Attributes:
-        runs: what is queued, oldest first: when it was put, packets, frames. Others look whether it is empty, which
-            costs less than a call.
+        batches: what is queued, oldest first: when it was put, number of packets, their frames. The sender looks at it
+            to see whether the queue is empty, which costs less than a call.
     """
 
     __slots__ = ("_bytes", "_codel", "_drops", "_head_offset", "_head_packets", "_max_age_s", "_max_bytes", "batches")
@@ -38,24 +38,26 @@ class TxQueue:
         self._max_age_s = max_age_s
         self._codel = CoDel()
         self.batches: deque[tuple[float, int, bytes]] = deque()
-        self._head_offset = 0  # of the oldest run so many bytes are gone already,
-        self._head_packets = 0  # and so many packets
+        self._head_offset = 0  # bytes of the head batch that have left already
+        self._head_packets = 0  # packets of the head batch that have left already
         self._bytes = 0
 
     def __bool__(self) -> bool:
+        """Something is queued."""
         return bool(self.batches)
 
     @property
     def depth_bytes(self) -> int:
+        """What is queued, in bytes of frames."""
         return self._bytes
 
     @property
     def depth_packets(self) -> int:
-        """Counted when asked: putting and taking pay nothing for it."""
+        """What is queued, in packets. Computed by the call, so that it costs nothing when packets are put or taken."""
         return sum([packets for _, packets, _ in self.batches]) - self._head_packets
 
     def put(self, frames: memoryview | bytes, packets: int, now: float) -> None:
-        """Queue a copy of a run, at the cost of the oldest runs if it does not fit."""
+        """Queue a copy of a batch. If it does not fit, the oldest batches are dropped."""
         self.expire(now)
         while self.batches and self._bytes + len(frames) > self._max_bytes:
             self._drop_oldest(DropReason.QUEUE_FULL)
@@ -63,17 +65,23 @@ class TxQueue:
         self._bytes += len(frames)
 
     def take(self, now: float, limit_bytes: int, *, cut: bool = True) -> tuple[int, bytes]:
-        """The oldest frames that need not be dropped, joined: at most ``limit_bytes``, but at least one frame.
+        """Take the oldest frames that CoDel does not drop.
 
-        Not ``cut``: whole runs, at least one, which spares a copy where it is one.
-        Returns the number of packets and their frames; ``(0, b"")`` if nothing is left.
+        Args:
+            limit_bytes: take no more, but at least one frame.
+            cut: a batch may be cut between its frames. Otherwise whole batches are taken, at least one even if it is
+                larger than the limit; a single batch is then not copied.
+
+        Returns:
+            The number of packets, and their frames joined; ``(0, b"")`` if nothing is left.
         """
         self.expire(now)
         taken: list[memoryview | bytes] = []
         packets = size = 0
         while self.batches and size < limit_bytes:
-            # One verdict for a whole run: its packets have waited equally long, and CoDel's next drop lies ahead.
-            while self.batches and self._codel.drops(now - self.batches[0][0], self._bytes, now):
+            # One decision is enough for a whole batch: its packets have waited equally long, and CoDel's next drop is
+            # in the future.
+            while self.batches and self._codel.should_drop(now - self.batches[0][0], self._bytes, now):
                 self._drop_frame(DropReason.CODEL)
             if not self.batches:
                 break
@@ -84,7 +92,7 @@ class TxQueue:
             size += len(frames)
             taken.append(frames)
         if not self.batches:
-            self._codel.empty()
+            self._codel.on_empty()
         return packets, b"".join(taken)
 
     def expire(self, now: float) -> None:
@@ -93,7 +101,7 @@ class TxQueue:
             self._drop_oldest(DropReason.QUEUE_AGE)
 
     def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
-        """Take off the oldest run what fits: all of it, or so many frames of it; if ``needed``, something."""
+        """Take what fits of the head batch; if ``cut``, that may be a part of it. If ``needed``, at least one frame."""
         _, packets, frames = self.batches[0]
         start, stop, count = self._head_offset, len(frames), packets - self._head_packets
         if stop - start > limit_bytes and (cut or not needed):
@@ -114,7 +122,7 @@ class TxQueue:
         self._remove(len(frames), 0)
 
     def _remove(self, stop: int, packets: int) -> None:
-        """Forget the oldest run up to this offset, or, at its end, altogether."""
+        """Remove the head batch up to this offset, which is that many packets."""
         self._bytes -= stop - self._head_offset
         self._head_offset = stop
         self._head_packets += packets

@@ -25,14 +25,10 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``network`` goes out through the interface, with no gateway.
-
-    ``source`` is the preferred source address (RTA_PREFSRC) or None for the kernel's choice.
-    """
+    """``network`` goes out through the interface, with no gateway."""
 
     network: IPv4Network
     table: int = MAIN_TABLE
-    source: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

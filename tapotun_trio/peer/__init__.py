@@ -1,5 +1,5 @@
-"""What is known of the other end of a session, for status and logs.
+"""What is known about the other end of a session, for status and logs.
 
-`info` has addresses, rates and times; `session_log` writes the line that sums a session up; `boottime` is the clock
-that both use. The data path updates counters only; everything here is computed once a second.
+Read `info` first: address, software, times and rates of a peer. `session_log` logs the summary of a session when it
+ends. `boottime` is the clock of both. The data path only updates counters; everything here is computed once a second.
 """

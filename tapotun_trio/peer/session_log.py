@@ -1,4 +1,4 @@
-"""One line in the log for each session that is over: why, how long it was, what it carried and dropped."""
+"""One log line for each session that has ended: the reason, the duration, and what was carried and dropped."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from .boottime import BootTime, boottime, wall_time
 
 
 class SessionLog:
-    """Of one peer's sessions, one after the other."""
+    """Logs the sessions of one peer, one after the other."""
 
-    __slots__ = ("_began", "_counters", "_rate_limited", "_rtt")
+    __slots__ = ("_counters", "_rate_limited", "_rtt", "_start")
 
     def __init__(self, counters: Counters, rtt: RoundTrip) -> None:
         self._counters = counters
         self._rtt = rtt
-        self._began: tuple[BootTime, Counters] | None = None  # and what was counted then; None: there is no session
+        self._start: tuple[BootTime, Counters] | None = None  # of the present session, with the counters of then
         self._rate_limited = flap_damped()
 
     def begin(self) -> None:
-        """A session begins, or goes on."""
-        self._began = self._began or (boottime(), self._counters.copy())
+        """A session begins, or goes on with another stream."""
+        if self._start is None:
+            self._start = (boottime(), self._counters.copy())
 
-    def end(self, log: Log, why: str) -> None:
-        """It is over; if there was one."""
-        if self._began is None:
+    def end(self, log: Log, reason: str) -> None:
+        """The session, if there is one, has ended. ``reason``: for people."""
+        if self._start is None:
             return
-        (began, before), self._began = self._began, None
-        lasted = ago(wall_time(began), wall_time(boottime()))
+        (started, before), self._start = self._start, None
+        duration = ago(wall_time(started), wall_time(boottime()))
         carried = f"{self._counters.since(before).summary()}; round trip {self._rtt}"
-        text = f"session ended after {lasted}: {why}; {carried}"
+        text = f"session ended after {duration}: {reason}; {carried}"
         self._rate_limited.log(log, logging.INFO, trio.current_time(), text)

@@ -1,1 +1,1 @@
-"""Where a packet goes, decided from its addresses alone. Pure: no trio, no socket, no clock."""
+"""Decides where a packet goes, from its addresses alone. Pure: no trio, no socket, no clock. Read `router` first."""

@@ -1,4 +1,4 @@
-"""Longest-prefix match whose cost depends on how many prefix *lengths* are in use, not on how many prefixes."""
+"""Longest-prefix match. Its cost depends on the number of prefix *lengths* in use, not on the number of prefixes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Generator, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic, TypeVar
 
-_STEP: Final = 200  # entries, which take about half a millisecond
+_STEP: Final = 200  # entries between two yields; they take about half a millisecond
 
 T = TypeVar("T")
 
 
 class PrefixTable(Generic[T]):
-    """An immutable map from networks to values. One dict per prefix length, asked longest first.
+    """An immutable map from networks to values: one dict per prefix length, searched from the longest to the shortest.
 
-    Of a network that is given twice the first value answers, as in a linear scan.
+    If a network is given twice, the first value counts, as in a linear scan.
     """
 
     __slots__ = ("_levels",)
@@ -26,7 +26,7 @@ class PrefixTable(Generic[T]):
 
     @classmethod
     def in_steps(cls, entries: Iterable[tuple[IPv4Network, T]]) -> Generator[None, None, PrefixTable[T]]:
-        """Makes one, for a caller that has other things to do in between."""
+        """Build a table in steps, so that the caller can do other work in between."""
         table = cls(())
         yield from table._fill(entries)
         return table
@@ -35,10 +35,10 @@ class PrefixTable(Generic[T]):
         levels: dict[int, dict[int, tuple[T, ...]]] = {}
         for number, (network, value) in enumerate(entries, 1):
             level = levels.setdefault(network.prefixlen, {})
-            # Tuples, of which most hold one number: the garbage collector does not have to look at them again.
-            given = level.setdefault(int(network.network_address), (value,))
-            if given[-1] != value:
-                level[int(network.network_address)] = (*given, value)
+            # Tuples, because the garbage collector stops tracking those that hold numbers only.
+            values = level.setdefault(int(network.network_address), (value,))
+            if values[-1] != value:
+                level[int(network.network_address)] = (*values, value)
             if number % _STEP == 0:
                 yield
         self._levels = [
@@ -46,7 +46,7 @@ class PrefixTable(Generic[T]):
         ]
 
     def lookup(self, address: int) -> T | None:
-        """The value of the longest prefix that holds ``address`` (host order), or None."""
+        """The value of the longest prefix that contains ``address`` (in host byte order), or None."""
         for mask, level in self._levels:
             values = level.get(address & mask)
             if values is not None:
@@ -54,7 +54,7 @@ class PrefixTable(Generic[T]):
         return None
 
     def lookup_other(self, address: int, unwanted: T) -> T | None:
-        """As `lookup`, over all entries but those of ``unwanted``: a shorter prefix may answer."""
+        """As `lookup`, but ignores entries with the value ``unwanted``, so the match may be a shorter prefix."""
         for mask, level in self._levels:
             for value in level.get(address & mask, ()):
                 if value != unwanted:

@@ -1,7 +1,7 @@
-"""The base server's routing (docs/protocol.md#routing) and the check of source addresses.
+"""The base server's routing (docs/protocol.md#routing), and the check of source addresses.
 
-A verdict is a small integer: the index of the client that gets the packet, or one of the constants below,
-all negative. That is what the data path caches and compares.
+A verdict is a small integer, which the data path caches and compares: the index of the client that gets the packet, or
+one of the negative constants below.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Final, Literal
 from .prefixes import PrefixTable, host_network
 
 TO_DEVICE: Final = -1  # into the server's TUN
-NO_ROUTE: Final = -2  # nobody has this destination: drop
-BAD_SOURCE: Final = -3  # the client may not use this source: drop
+NO_ROUTE: Final = -2  # no client has the destination: drop
+BAD_SOURCE: Final = -3  # the client may not use the source address: drop
 
-_SERVER: Final = -1  # owner of the server's own addresses, among the client indexes
-_STEP: Final = 50  # clients, which take about half a millisecond
+_SERVER: Final = -1  # stands for the server where the owner of an address is a client's index
+_STEP: Final = 50  # clients between two yields; they take about half a millisecond
 
 
 @dataclass(frozen=True, slots=True)
 class ClientNetworks:
-    """What one client has: its own address, the networks behind it, the sources pinned to it."""
+    """The addresses of one client: its own, the networks behind it, and the sources that are pinned to it."""
 
     ip: IPv4Address
     routes: tuple[IPv4Network, ...] = ()
@@ -32,17 +32,17 @@ class ClientNetworks:
 
 
 class Router:
-    """Immutable; a changed config makes a new one, and with it new caches.
+    """Routes packets and checks their sources. Immutable: a changed config makes a new router, with new caches.
 
     Args:
         addresses: the server's own (its ``net`` address and ``ips``).
         local: networks that are never routed by source (top-level ``routes``).
-        clients: a client is known by its index here.
-        source_check: ``strict``: a client may use only its ``ip`` and ``routes``; ``loose``: also anything that
-            no other client and not the server owns (networks in ``local`` are owned by nobody, and being in a
-            client's ``sources`` gives no ownership); ``off``.
+        clients: a client is identified by its index in this sequence.
+        source_check: ``strict``: a client may use its ``ip`` and ``routes`` only; ``loose``: also any address that
+            neither another client nor the server owns (nobody owns the networks in ``local``, and ``sources`` do not
+            make a client an owner); ``off``: any address.
 
-    Addresses are given as 4 bytes in network order.
+    Methods take addresses as 4 bytes in network order.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Router:
         clients: Sequence[ClientNetworks],
         source_check: Literal["strict", "loose", "off"] = "loose",
     ) -> Generator[None, None, Router]:
-        """Makes one, for a caller that has other things to do in between."""
+        """Build a router in steps, so that the caller can do other work in between."""
         router = cls((), (), ())
         yield from router._fill(addresses, local, clients, source_check)
         return router
@@ -92,28 +92,28 @@ class Router:
         self._source_check = source_check
 
     def from_device(self, source: bytes, destination: bytes) -> int:
-        """A packet that the server's host sends into the tunnel: a client's index or NO_ROUTE."""
+        """The verdict for a packet that the server's host sends into the tunnel: a client's index or NO_ROUTE."""
         client = self._clients.lookup(int.from_bytes(destination, "big"))
         if client is None:
             client = self._pinned.get(int.from_bytes(source, "big"))
         return NO_ROUTE if client is None else client
 
     def from_client(self, sender: int, source: bytes, destination: bytes) -> int:
-        """A packet from the client with index ``sender``: another client's index, TO_DEVICE or BAD_SOURCE."""
+        """The verdict for a packet from the client ``sender``: another client's index, TO_DEVICE or BAD_SOURCE."""
         if not self._may_use(sender, int.from_bytes(source, "big")):
             return BAD_SOURCE
-        to = int.from_bytes(destination, "big")
-        client = self._clients.lookup_other(to, sender)
+        target = int.from_bytes(destination, "big")
+        client = self._clients.lookup_other(target, sender)
         if client is not None:
             return client
-        # Rule 2 of docs/protocol.md#routing. Unlike rule 1, it does not except the sender.
+        # Rule 2 of docs/protocol.md#routing. Unlike rule 1, it may choose the sender itself.
         client = self._pinned.get(int.from_bytes(source, "big"))
-        if client is not None and self._local.lookup(to) is None:
+        if client is not None and self._local.lookup(target) is None:
             return client
         return TO_DEVICE
 
     def owns(self, client: int, source: bytes) -> bool:
-        """The address is the client's ``ip`` or in its ``routes``, and in nobody's longer prefix."""
+        """Whether the address is the client's ``ip`` or in its ``routes``, and in no longer prefix of another owner."""
         return self._owners.lookup(int.from_bytes(source, "big")) == client
 
     def _may_use(self, sender: int, source: int) -> bool:

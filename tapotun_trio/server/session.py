@@ -207,7 +207,7 @@ class Session:
         self.transport = transport
         self.dismissed = None
         continues = before is not None and before.session_id == hello.session_id and self.sender.streaming
-        self.peer_info.arrive(name, hello.agent, extended=hello.extended, continues=continues)
+        self.peer_info.mark_connected(name, hello.agent, extended=hello.extended, continues=continues)
         if not self.sender.streaming:
             # An upload that was left open may be about to be given up for want of an echo.
             self.sender.begin_pinging(due=bool(self.uploads))
@@ -255,7 +255,7 @@ class Session:
     def depart(self, why: str) -> None:
         """A stream has ended. After the last one, one line says what the session was."""
         if not self._downloads:
-            self.peer_info.leave()  # a download may have ended before it had begun
+            self.peer_info.mark_disconnected()  # a download may have ended before it had begun
         if not self._downloads and not self.uploads:
             self._session_log.end(self.log, self.dismissed or why)
 
@@ -292,7 +292,7 @@ class Session:
             if connection in self._downloads:
                 self._downloads.remove(connection)
             if not self._downloads:
-                self.peer_info.leave()
+                self.peer_info.mark_disconnected()
 
     @property
     def state(self) -> PeerState:

@@ -1,15 +1,15 @@
 """Where the bytes of an endless HTTP/1.1 body are, between the bytes that frame it.
 
-A decoder is asked again and again for the next *span* of a buffer that is body and nothing else. It copies
-nothing and never sees a frame; chunk boundaries mean nothing to those who read the body.
+A decoder is called repeatedly. Each call returns the next *span* of a buffer that contains body bytes only. A decoder
+copies nothing and does not know frames. Chunk boundaries have no meaning to a reader of the body.
 
 Layout of a chunked body (RFC 9112 section 7.1)::
 
     1f4 [;extension] CR LF   <500 bytes> CR LF   ...   0 CR LF  [trailer-field CR LF]*  CR LF
     \\____ size line ____/                              last-chunk                     end
 
-Untrusted input; raises PeerError only. Bare LF, white space before a size, signs and empty sizes are refused:
-what two parsers read differently is how requests are smuggled (RFC 9112 section 11.2).
+Untrusted input; raises PeerError only. Bare LF, white space before a size, signs and empty sizes are refused, because
+bytes that two parsers read differently can smuggle requests (RFC 9112 section 11.2).
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from typing import Final, Protocol
 
 from ..errors import EndReason, PeerError
 
-MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; nobody sends a tenth of it
+MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; real ones are below a tenth
 MAX_TRAILER_BYTES: Final = 8 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _MAX_HEX_DIGITS: Final = 16  # 2**64; h11 takes 20
 
-# A size line as nearly everybody sends it, at once: found, cut out and looked at piece by piece it costs three times as
-# much, and this is cold code whenever it runs.
+# A size line as nearly every sender writes it, parsed in one step. To find it, cut it out and check it piece by piece
+# costs three times as much, and whenever this code runs it is cold.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n").match
 
-# A field of the trailer (RFC 9112 section 5): what smuggles a request behind a missing end does not look like one.
+# A field of the trailer (RFC 9112 section 5). A request that is smuggled in behind a missing end does not match.
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 _SIZE, _PAYLOAD_END, _TRAILER = range(3)
 
 
 class Body(Protocol):
-    """What a body decoder promises. ``buffer[pos:end]`` is what came from the socket and was not looked at."""
+    """A body decoder. ``buffer[pos:end]`` are the bytes from the socket that were not decoded yet."""
 
     @property
     def ended(self) -> bool:
-        """The body is complete; bytes from the last span's stop on belong to whatever follows it."""
+        """The body is complete; bytes from the last span's stop on belong to what follows the body."""
 
     def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
         """The next ``(start, stop)`` of body bytes within ``buffer[pos:end]``; call again with pos = stop.
 
-        An empty span means that no body byte is left: all input was used, or, if `ended`, what begins at
-        ``stop`` comes after the body. If neither, there was much framing and no body: ask again, or do something
-        else first. Raises PeerError for malformed framing.
+        An empty span has one of three meanings. If its stop is ``end``, all input was used. If the body has `ended`,
+        what begins at its stop follows the body. Otherwise there was much framing and no body byte yet: call again,
+        maybe after other work. Raises PeerError for malformed framing.
         """
 
     def eof(self) -> None:
@@ -61,8 +61,8 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self.ended = False
-        self._left = 0  # payload bytes of the present chunk that are still to come
-        self._line = b""  # a line whose end has not come yet
+        self._left = 0  # payload bytes of the current chunk that have not come yet
+        self._line = b""  # the beginning of a line whose end has not come yet
         self._state = _SIZE
         self._trailer_bytes = 0
 
@@ -76,7 +76,7 @@ class ChunkedBody:
                 return pos, stop
             if pos == end or self.ended:
                 return pos, pos
-            if not self._line:  # the ordinary case, which the lines below would come to as well
+            if not self._line:  # a shortcut for the ordinary case; the code below handles it, too
                 if self._state == _PAYLOAD_END and pos + 2 <= end and buffer[pos : pos + 2] == b"\r\n":
                     self._state = _SIZE
                     pos += 2
@@ -111,7 +111,7 @@ class ChunkedBody:
             self._state = _PAYLOAD_END if self._left else _TRAILER
         elif line:
             if not _FIELD.fullmatch(line):
-                raise PeerError("a line of the trailer is no header field", reason=EndReason.BAD_CHUNK)
+                raise PeerError("a line of the trailer is not a header field", reason=EndReason.BAD_CHUNK)
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_TRAILER_BYTES:
                 raise PeerError(f"trailers longer than {MAX_TRAILER_BYTES} bytes", reason=EndReason.BAD_CHUNK)
@@ -131,7 +131,7 @@ def _chunk_size(line: bytes) -> int:
 
 
 class LengthBody:
-    """``Content-Length: n`` bytes."""
+    """``Content-Length: n``: the next n bytes, without any framing."""
 
     __slots__ = ("_left",)
 
@@ -153,7 +153,7 @@ class LengthBody:
 
 
 class CloseBody:
-    """A body that ends with its connection (RFC 9112 section 6.3, item 8): an HTTP/1.0 response."""
+    """A body without framing that ends with its connection (RFC 9112 section 6.3, item 8): an HTTP/1.0 response."""
 
     __slots__ = ("ended",)
 
@@ -168,7 +168,7 @@ class CloseBody:
 
 
 def chunk_head(size_bytes: int) -> bytes:
-    """The size line that goes before a chunk of so many bytes (> 0; zero would end the body)."""
+    """The size line before a chunk of ``size_bytes`` bytes, which must be above 0: a chunk of 0 bytes ends the body."""
     return b"%x\r\n" % size_bytes
 
 

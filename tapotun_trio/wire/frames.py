@@ -1,4 +1,4 @@
-"""Frames out of a body, whole, wherever the body was cut.
+"""The frames in a body. `FrameReader` returns them whole, however the body was cut into chunks and receives.
 
 ::
 
@@ -6,12 +6,12 @@
     +--------+-------------+------------------+
     | L: u16 | vnet hdr 12 | IP packet, L byte |        20 <= L <= 65535, little-endian
     +--------+-------------+------------------+
-    | 0: u16 |                                           ping: ignored
+    | 0: u16 |                                           ping: only counted
     +--------+
-    | 1: u16 | ...                                       control frame, where agreed: see `control`
+    | 1: u16 | ...                                       control frame, if agreed on: see `control`
     +--------+
 
-Untrusted input; raises PeerError only.
+The vnet header is described in `vnet`. Any other length is malformed. Untrusted input; raises PeerError only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 from ..errors import EndReason, PeerError, passing_shortages
 from .body import Body
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
-from .uniform import BLOCK_FROM, count_uniform
+from .uniform import MIN_BLOCK_FRAMES, count_uniform
 from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
@@ -37,58 +37,64 @@ PING: Final = b"\0\0"
 
 # Of a frame: the packet's length, gso_type, gso_size, and the packet's first byte.
 HEAD: Final = Struct("<HxB2xH6xB")
-# Likewise, and of an IPv4 packet source and destination, as one key.
+# The same, and an IPv4 packet's source and destination together, as a key for a table.
 ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")
 # The packet's first byte, and that key.
 ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
 
-# Where frames are in a buffer, their length fields included: start, stop, and how many. One; or a *block* of many, side
-# by side, of one length, whose vnet headers, addresses, protocols, TTLs and types of service are the same, IPv4 and no
-# super-packets: where one of them goes, all go.
+# Where frames are in a buffer, from the first one's length field on: start, stop, and number of frames. It is a single
+# frame or a *block*: many adjacent IPv4 frames of one length, none a super-packet, whose vnet headers, addresses,
+# protocols, TTLs and types of service are the same. So all frames of a block are routed alike.
 FrameRange: TypeAlias = tuple[int, int, int]
-# What is written as one frame, from the vnet header on.
+# The pieces of one frame, from the vnet header on, to be written with one call.
 Parts: TypeAlias = list[bytes | memoryview]
 
 
-def each(spans: Iterable[FrameRange]) -> Iterator[tuple[int, int]]:
+def each(ranges: Iterable[FrameRange]) -> Iterator[tuple[int, int]]:
     """Start and stop of every single frame."""
-    for start, stop, count in spans:
+    for start, stop, count in ranges:
         size = (stop - start) // count
         for at in range(start, stop, size):
             yield at, at + size
 
 
-# Generation 2: a packet of 48 bytes whose first byte says IP version 1, then a u64 timestamp.
+# The ping of generation 2 is a frame, too. Its packet has 48 bytes:
+#
+#    0               1                9            48
+#    +---------------+----------------+------------+
+#    | 0x10: u8      | clock: u64, ns | zeros      |        little-endian; 0x10 would be IP version 1
+#    +---------------+----------------+------------+
 ECHO_PACKET_BYTES: Final = 48
 ECHO_FIRST_BYTE: Final = 0x10
 _ECHO: Final = Struct(f"<H{VNET_BYTES}xBQ{ECHO_PACKET_BYTES - 9}x")
 
 
 def encode_echo(clock_ns: int) -> bytes:
-    """A generation 2 ping with the server's clock."""
+    """A generation 2 ping that carries the server's clock."""
     return _ECHO.pack(ECHO_PACKET_BYTES, ECHO_FIRST_BYTE, clock_ns)
 
 
 def echoed_clock(frame: memoryview) -> int:
-    """The clock that an echoed generation 2 ping brings back, in ns."""
+    """Our own clock, in ns, as the echo of a generation 2 ping brings it back. ``frame``: of the right length."""
     clock: int = _ECHO.unpack(frame)[2]
     return clock
 
 
-# Room for three of the largest frames: a receive finds space for at least one beside a straddling one.
+# Room for three of the largest frames, so that a receive finds space for at least one next to an incomplete one.
 BUFFER_BYTES: Final = 256 * 1024
 
-# What one `feed` does at most, in frames, pings and pieces of chunks. A buffer full of 1-byte chunks is 43,000 of
-# these and 100 ms; this many are 2 or 3 ms with what is then done to the frames. An honest receive has fewer: of
-# packets of 64 bytes, each in a chunk of its own, it takes four steps for a full buffer.
+# Limit of one `feed`, in frames, pings and pieces of chunks. A buffer full of 1-byte chunks is 43,000 of these, which
+# take 100 ms; this many take 2 or 3 ms, including what is then done with the frames. An honest receive has few: a
+# buffer full of packets of 64 bytes, each in a chunk of its own, takes four steps.
 STEP_ITEMS: Final = 1024
-MAX_PASSED_OVER: Final = 255
-# And of control frames, which cost more and of which an honest peer sends one in seconds.
+# The same for control frames, which cost more. An honest peer sends one in several seconds.
 STEP_CONTROLS: Final = 64
+# The most frames in a row at which no block is looked for: see `FrameReader._block`.
+MAX_BLOCK_SKIPS: Final = 255
 
 
 def receive_buffer() -> mmap:
-    """The memory of a `FrameReader`. Raises ShortageError if there is none."""
+    """Allocate the memory of a `FrameReader`. Raises ShortageError if there is none."""
     with passing_shortages("cannot get a buffer for a stream"):
         return mmap(-1, BUFFER_BYTES)
 
@@ -104,22 +110,31 @@ class FrameReader:
                 use(reader.view[start:stop])       # before the next space()
             let_others_run()
 
-    A frame is returned where it was received. Only one that straddles the buffer's end, or the framing of a
-    chunk, is moved, and of its two parts the shorter one.
+    A frame is returned where it was received. A frame is moved only if it straddles the end of the buffer or the
+    framing of a chunk, and then only the shorter of its two parts.
 
-    What a call of `feed` does is bounded, whatever was received. The rest is `pending`, and so is the failure that
-    a malformed frame is: the good ones before it are returned first.
+    The work of one call of `feed` is bounded, no matter what was received. The rest is `pending`. So is the failure for
+    a malformed frame, if good frames came before it: they are returned first.
+
+    Attributes:
+        view: the buffer.
+        ended: the body ended on a frame boundary, and every frame was returned.
+        pending: call `feed(0)` next, which goes on with what was received; not `space`.
+        control: control frames are agreed on.
+        controls: kind and payload of each control frame that came; the caller clears it.
+        pings: number of pings that came.
+        leftover: once `ended`, what came after the body on the connection.
     """
 
     __slots__ = (
         "_body",
         "_end",
         "_failure",
-        "_failures",
         "_head",
         "_memory",
-        "_passed_over",
         "_pos",
+        "_skips",
+        "_skips_left",
         "_tail",
         "control",
         "controls",
@@ -131,29 +146,35 @@ class FrameReader:
     )
 
     def __init__(self, body: Body, *, control: bool = False, memory: mmap | None = None) -> None:
-        """``control``: control frames were agreed; without that one is malformed, as everything of length 1 is.
-        ``memory``: a `receive_buffer` that was got before; without one, raises ShortageError as that does."""
-        # mmap and not bytearray: pages that an idle stream never touches never become resident.
+        """
+        Args:
+            body: decodes the framing around the frames.
+            control: control frames are agreed on; otherwise a frame of length 1 is malformed.
+            memory: a `receive_buffer`. If None, one is allocated, which may raise ShortageError.
+        """
+        # An mmap rather than a bytearray: pages that an idle stream never touches never become resident.
         self._memory = receive_buffer() if memory is None else memory
         self.view = memoryview(self._memory)
         self._body = body
-        self.ended = False  # the body did, on a frame boundary, and every frame was returned
+        self.ended = False
         self._head = 0  # where the first incomplete frame begins
-        self._tail = 0  # where the body bytes that we have of it end
-        # While pending: what was received and not looked at, as it came from the socket.
+        self._tail = 0  # where the body bytes of that frame end, as far as they came
+        # While pending: where the bytes are that came from the socket and were not decoded yet.
         self._pos = self._end = 0
-        self.pending = False  # `feed(0)` goes on with what was received, and must, before the next `space`
+        self.pending = False
         self._failure: PeerError | None = None
-        # Frames that a look for blocks is not worth, after it has been futile so many times: see `_block`.
-        self._passed_over = self._failures = 0
+        # Frames to skip before the next look for a block, and how many they were after the last failure: see `_block`.
+        self._skips_left = self._skips = 0
         self.pings = 0
         self.control = control
-        self.controls: list[tuple[int, bytes]] = []  # kind and payload of each that came; the reader's to clear
-        self.leftover = b""  # once ended, what came behind the body on the connection
+        self.controls: list[tuple[int, bytes]] = []
+        self.leftover = b""
 
     def space(self) -> memoryview:
-        """Where to receive next, at least one largest frame long. Ends the life of returned frames. Not while
-        `pending`."""
+        """Where to receive next: room for at least one frame of the largest size.
+
+        Frames that were returned before are no longer valid. Not to be called while `pending`.
+        """
         assert not self.pending, "received bytes would be lost"
         if self._head == self._tail:
             self._head = self._tail = 0
@@ -164,16 +185,17 @@ class FrameReader:
         return self.view[self._tail :]
 
     def prime(self, data: bytes) -> list[FrameRange]:
-        """`feed` for the few bytes that came together with the head, before anything else was received."""
+        """`feed` the few bytes that came together with the HTTP head. Only before anything else was received."""
         self.space()[: len(data)] = data
         return self.feed(len(data))
 
     def feed(self, received_bytes: int) -> list[FrameRange]:
-        """Take note of bytes received into `space`; while `pending`, of none. Returns where the frames are that are
-        now complete, in order; pings are only counted.
+        """Decode bytes that were received into `space`. Returns where the frames are that are now complete, in order.
 
-        Raises PeerError at a malformed frame, and if the body ends within one; but what was found before it in this
-        call is returned, and the next call raises.
+        ``received_bytes``: 0 while `pending`.
+
+        Raises PeerError at a malformed frame, and if the body ends within a frame. If this call has found good frames
+        before it, they are returned, and the next call raises.
         """
         if self._failure is not None:
             raise self._failure.without_traceback()
@@ -191,11 +213,11 @@ class FrameReader:
         return frames
 
     def _find(self, frames: list[FrameRange]) -> bool:
-        """Add the next frames. Returns whether all that was received has been looked at."""
+        """Add the next frames to ``frames``. Returns whether everything that was received is decoded."""
         body, view, add = self._body, self.view, frames.append
         head, tail, pos, end = self._head, self._tail, self._pos, self._end
         done = False
-        items = before = 0
+        items = last_length = 0
         while items < STEP_ITEMS:
             items += 1
             if tail - head >= LENGTH_BYTES:
@@ -204,12 +226,12 @@ class FrameReader:
                     after = head + HEADER_BYTES + length
                     if after <= tail:
                         count = 1
-                        # The second of one length in a row, and room for many more.
-                        if length == before and tail - head >= BLOCK_FROM * (after - head):
+                        # The second frame of this length in a row, and enough bytes for many more.
+                        if length == last_length and tail - head >= MIN_BLOCK_FRAMES * (after - head):
                             count = self._block(head, after - head, tail, STEP_ITEMS - items + 1)
                             after = head + count * (after - head)
                             items += count - 1
-                        before = length
+                        last_length = length
                         add((head, after, count))
                         head = after
                         continue
@@ -251,22 +273,22 @@ class FrameReader:
         self._head, self._tail, self._pos = head, tail, pos
         return done
 
-    def _block(self, start: int, size: int, tail: int, most: int) -> int:
-        """How many frames of this size the block has that begins at ``start``, at ``most``; 1: it is none.
+    def _block(self, start: int, size: int, tail: int, limit: int) -> int:
+        """How many frames of ``size`` bytes the block at ``start`` has, at most ``limit``; 1: there is no block.
 
-        To look for one in vain costs as much as many frames do. So after that one is not looked at, then three, seven,
-        and so on up to MAX_PASSED_OVER.
+        Looking for a block where there is none costs as much as many frames. So after such a look the next frame is
+        skipped, then three, seven, and so on up to MAX_BLOCK_SKIPS.
         """
-        if self._passed_over:
-            self._passed_over -= 1
+        if self._skips_left:
+            self._skips_left -= 1
             return 1
         count = 0
         if self.view[start + HEADER_BYTES] >> 4 == 4 and self.view[start + GSO_TYPE_AT] == GSO_NONE:
-            count = count_uniform(self.view, start, size, min((tail - start) // size, most))
+            count = count_uniform(self.view, start, size, min((tail - start) // size, limit))
         if count:
-            self._failures = 0
+            self._skips = 0
             return count
-        self._failures = self._passed_over = min(2 * self._failures + 1, MAX_PASSED_OVER)
+        self._skips = self._skips_left = min(2 * self._skips + 1, MAX_BLOCK_SKIPS)
         return 1
 
     def _take_control(self, length: int, head: int, tail: int) -> int:
@@ -284,7 +306,7 @@ class FrameReader:
         return int(body + size)
 
     def eof(self) -> None:
-        """The connection ended. Raises PeerError unless the body may end here and no frame is half read."""
+        """The connection ended. Raises PeerError unless the body may end here and no frame is incomplete."""
         self._body.eof()
         if self._head != self._tail:
             raise PeerError("the connection closed within a frame", reason=EndReason.CLOSED)

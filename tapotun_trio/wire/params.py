@@ -1,4 +1,16 @@
-"""PARAMS: what an extended server tells its client, as JSON in a control frame."""
+"""PARAMS: the parameters that an extended server sends to its client, as JSON in a control frame.
+
+::
+
+    {
+        "mtu": 1400,                                    bytes
+        "addresses": ["10.0.0.2/24", "fd00::2/64"],     both families; at least one for IPv4
+        "routes": ["10.1.0.0/16", "fd01::/64"],         both families; optional
+        "dns": ["10.0.0.1"],                            optional
+        "device": "tun",                                or "tap"; optional
+        "keepalive": 10.0                               seconds; optional
+    }
+"""
 
 from __future__ import annotations
 
@@ -20,15 +32,21 @@ import msgspec
 from ..errors import EndReason, PeerError
 from .tunconf import usable
 
-KEEPALIVE_S = (1.0, 50.0)  # what a keepalive may be: below every proxy's usual 60 s
+KEEPALIVE_S = (1.0, 50.0)  # smallest and largest keepalive; below the usual 60 s of proxies
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that a newer peer adds are ignored. ``keepalive`` is in seconds, ``mtu`` in bytes.
+    """The parameters. Fields that a newer peer adds are ignored.
 
-    ``addresses`` and ``routes`` are for IPv4, at least one address; ``addresses6`` and ``routes6`` are of use only
-    where IPv6 was agreed. ``dns``: name servers of the network behind the server. ``device``: what kind the frames are
-    for; ``tap`` carries Ethernet frames.
+    Attributes:
+        mtu: in bytes.
+        addresses: for IPv4, at least one.
+        addresses6: for IPv6; of use only if IPv6 was agreed on.
+        routes: IPv4 networks behind the server.
+        routes6: IPv6 networks behind the server; of use only if IPv6 was agreed on.
+        dns: name servers of the network behind the server.
+        device: what the frames carry: ``tun`` IP packets, ``tap`` Ethernet frames.
+        keepalive: in seconds.
     """
 
     mtu: int
@@ -42,7 +60,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """As it is in JSON: both families in one list, the first address of each first."""
+    """The fields as they are in JSON: both families in one list, IPv4 first."""
 
     mtu: int
     addresses: list[str]
@@ -53,12 +71,12 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def encode(params: Params) -> bytes:
-    """The payload."""
+    """The payload of a PARAMS frame."""
     return msgspec.json.encode(
         _Wire(
             mtu=params.mtu,
-            addresses=[str(it) for it in (*params.addresses, *params.addresses6)],
-            routes=[str(it) for it in (*params.routes, *params.routes6)],
+            addresses=[str(address) for address in (*params.addresses, *params.addresses6)],
+            routes=[str(route) for route in (*params.routes, *params.routes6)],
             dns=list(map(str, params.dns)),
             device=params.device,
             keepalive=params.keepalive,
@@ -67,7 +85,7 @@ def encode(params: Params) -> bytes:
 
 
 def decode(payload: bytes) -> Params:
-    """Untrusted input; raises PeerError only."""
+    """Parse the payload of a PARAMS frame. Untrusted input; raises PeerError only."""
     try:
         wire = msgspec.json.decode(payload, type=_Wire)
         addresses = list(map(ip_interface, wire.addresses))
@@ -79,10 +97,10 @@ def decode(payload: bytes) -> Params:
         raise PeerError("the server's parameters are for an unknown kind of device", reason=EndReason.BAD_PARAMS)
     params = Params(
         mtu=wire.mtu,
-        addresses=tuple(it for it in addresses if isinstance(it, IPv4Interface)),
-        addresses6=tuple(it for it in addresses if isinstance(it, IPv6Interface)),
-        routes=tuple(it for it in routes if isinstance(it, IPv4Network)),
-        routes6=tuple(it for it in routes if isinstance(it, IPv6Network)),
+        addresses=tuple(address for address in addresses if isinstance(address, IPv4Interface)),
+        addresses6=tuple(address for address in addresses if isinstance(address, IPv6Interface)),
+        routes=tuple(route for route in routes if isinstance(route, IPv4Network)),
+        routes6=tuple(route for route in routes if isinstance(route, IPv6Network)),
         dns=dns,
         device="tap" if wire.device == "tap" else "tun",
         keepalive=wire.keepalive,

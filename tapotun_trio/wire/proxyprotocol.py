@@ -1,6 +1,6 @@
-"""The PROXY protocol, version 2: what a proxy says of a connection before the connection's own bytes.
+"""The PROXY protocol, version 2: a header with the client's address, sent by a proxy before a connection's own bytes.
 
-Sans-IO. Untrusted input; raises PeerError only. Follows doc/proxy-protocol.txt of HAProxy, section 2.2::
+Untrusted input; raises PeerError only. Follows doc/proxy-protocol.txt of HAProxy, section 2.2::
 
      0                          12        13        14         16
     +--------------------------+----+----+----+----+----------+- - - - - - - - -+
@@ -8,7 +8,7 @@ Sans-IO. Untrusted input; raises PeerError only. Follows doc/proxy-protocol.txt 
     +--------------------------+----+----+----+----+----------+- - - - - - - - -+
                                                       big-endian   len bytes
 
-Version 1, the line of text, is not read: every proxy that can be told to speak this protocol can speak version 2.
+Version 1, a line of text, is not supported: every proxy that can be configured to send version 1 can send version 2.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..errors import EndReason, PeerError
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 HEADER_BYTES: Final = 16
-# Addresses and TLVs. HAProxy's own, with everything of TLS in it, stay below 1 KiB; a Unix address takes 216 bytes.
+# Addresses and TLVs. Those of HAProxy stay below 1 KiB, even with all TLVs about TLS; a Unix address takes 216 bytes.
 MAX_REST_BYTES: Final = 4096
 
 _LOCAL: Final = 0x20  # version in the upper half, command in the lower
 _PROXY: Final = 0x21
-# Family in the upper half, transport in the lower: the sizes of their addresses. Others must be refused.
+# Size of the addresses by family (upper half of the key) and transport (lower half). Others must be refused.
 _ADDRESS_BYTES: Final = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
 _INET: Final = Struct("!4s4xH2x")
 _INET6: Final = Struct("!16s16xH2x")
@@ -35,35 +35,39 @@ _INET6: Final = Struct("!16s16xH2x")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a proxied connection comes from: TCP, the one way in which we are reached over IP."""
+    """The client's address and TCP port."""
 
     address: IPv4Address | IPv6Address
     port: int
 
 
 class ProxyHeaderParser:
-    """Bytes in, a source out. Give it what comes, but no more than `needed`: nothing behind the header is its own."""
+    """Parses one header. Feed it at most `needed` bytes at a time: what follows the header is not part of it.
+
+    Attributes:
+        source: the client's address, once the header is complete. None: the connection is the proxy's own (a health
+            check), or the proxy does not know the address, or it is not an IP address.
+    """
 
     __slots__ = ("_data", "_total", "source")
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._total = HEADER_BYTES
-        # None: the connection is the proxy's own (a health check), or it does not know, or not by an IP address.
         self.source: Source | None = None
 
     @property
     def started(self) -> bool:
-        """At least one byte has come."""
+        """At least one byte was fed."""
         return bool(self._data)
 
     @property
     def needed(self) -> int:
-        """How many bytes to wait for; 0 when the header is complete."""
+        """How many bytes are missing; 0 if the header is complete."""
         return self._total - len(self._data)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take at most `needed` bytes. Raises PeerError as soon as they cannot be a header."""
+        """Parse at most `needed` bytes. Raises PeerError as soon as they cannot be a header."""
         had = len(self._data)
         self._data += data
         if not SIGNATURE.startswith(self._data[: len(SIGNATURE)]):
@@ -77,13 +81,13 @@ class ProxyHeaderParser:
         command, family = self._data[12:14]
         length = int.from_bytes(self._data[14:16], "big")
         if command not in (_LOCAL, _PROXY):
-            raise _bad(f"version and command {command:#04x} of a PROXY protocol header mean nothing")
+            raise _bad(f"version and command {command:#04x} of a PROXY protocol header are unknown")
         if length > MAX_REST_BYTES:
             raise _bad(f"a PROXY protocol header of {length} bytes; the limit is {MAX_REST_BYTES}")
         if command == _PROXY:
             addresses = _ADDRESS_BYTES.get(family)
             if addresses is None:
-                raise _bad(f"family and transport {family:#04x} of a PROXY protocol header mean nothing")
+                raise _bad(f"family and transport {family:#04x} of a PROXY protocol header are unknown")
             if length < addresses:
                 raise _bad(f"a PROXY protocol header whose {length} bytes cannot hold its addresses")
         self._total = HEADER_BYTES + length

@@ -1,11 +1,11 @@
-"""``x-tun-conf``: what a base server tells a client with its 200, base64 of packed fields.
+"""``x-tun-conf``: the header of a base server's 200 with the client's parameters, base64 of packed fields.
 
 ::
 
     generation 1    mtu:u16  prefix:u8  ip:4                                            7 bytes
     generation 2    mtu:u16  prefix:u8  n:u8  ip:4 * n  m:u8  (ip:4 prefix:u8) * m      5 + 4n + 5m bytes
 
-Integers little-endian, addresses in network order.
+n and m are numbers of addresses and of pushed routes. Integers are little-endian, addresses in network order.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ _MIN_MTU_BYTES: Final = 68  # RFC 791: every link carries this much
 
 @dataclass(frozen=True, slots=True)
 class TunConf:
-    """A client's interface: MTU in bytes, addresses (at least one, one prefix for all), pushed routes.
+    """The parameters of a client's interface.
 
-    ``generation``: the layout it came in, which tells what its server understands.
+    Attributes:
+        mtu: in bytes.
+        addresses: at least one; all have the same prefix length.
+        routes: pushed by the server.
+        generation: of the layout, which tells what the server understands.
     """
 
     mtu: int
@@ -55,10 +59,10 @@ def encode_generation_2(conf: TunConf) -> str:
 
 
 def decode(value: str) -> TunConf:
-    """Either generation; 7 bytes are generation 1. Untrusted input; raises PeerError only.
+    """Parse a header's value of either generation; 7 bytes are generation 1. Untrusted input; raises PeerError only.
 
-    A pushed route with host bits is taken as its network, as the kernel's own tools would not: deployed
-    servers are not known to check theirs.
+    A pushed route with host bits is accepted as its network, unlike in the kernel's own tools, because deployed servers
+    may not check theirs.
     """
     try:
         packed = base64.b64decode(value, validate=True)
@@ -88,7 +92,7 @@ def decode(value: str) -> TunConf:
 
 
 def usable(addresses: Sequence[IPv4Interface]) -> bool:
-    """At least one address, none twice, and all of them such as an interface can have."""
+    """Whether there is at least one address, none is there twice, and an interface can have each of them."""
     return 0 < len(addresses) == len(set(addresses)) and not any(
         a.ip.is_multicast or a.ip.is_unspecified or a.ip.is_loopback or a.ip == _BROADCAST for a in addresses
     )

@@ -1,4 +1,4 @@
-"""``struct virtio_net_hdr_v1`` (linux/virtio_net.h) as TUN gives and takes it with IFF_VNET_HDR.
+"""``struct virtio_net_hdr_v1`` (linux/virtio_net.h), which precedes each packet of a TUN device with IFF_VNET_HDR.
 
 ::
 
@@ -6,6 +6,8 @@
     +-------+----------+-----------+-----------+------------+-------------+--------------+
     | flags | gso_type | hdr_len16 | gso_size16| csum_start | csum_offset | num_buffers  |
     +-------+----------+-----------+-----------+------------+-------------+--------------+
+
+Integers are little-endian. A *super-packet* has a gso_type: the kernel cuts it into packets of gso_size payload bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Final
 
 VNET_BYTES: Final = 12
 
-NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial
-DATA_VALID: Final = 2  # VIRTIO_NET_HDR_F_DATA_VALID: it was checked
+NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial: of the pseudo-header only
+DATA_VALID: Final = 2  # VIRTIO_NET_HDR_F_DATA_VALID: the transport checksum was verified
 
 GSO_NONE: Final = 0
 GSO_TCPV4: Final = 1
@@ -24,11 +26,12 @@ GSO_TCPV6: Final = 4
 GSO_UDP_L4: Final = 5
 GSO_ECN: Final = 0x80
 
-# TCP_MIN_GSO_SIZE of include/net/tcp.h: the smallest MSS that Linux sends with (TCP_MIN_SND_MSS, 48) less the most
-# that TCP's options take of it (40).
+# TCP_MIN_GSO_SIZE of include/net/tcp.h: the smallest MSS that Linux sends with (TCP_MIN_SND_MSS, 48) less the longest
+# TCP options (40).
 MIN_GSO_BYTES: Final = 8
-# Into how many packets one frame may be cut at its other end. A sender on the smallest path on which Linux makes
-# super-packets (MTU 88, so MSS 48, less 12 of timestamps) fills 64 KiB with 1,820. Without a limit, it is 65,495.
+# The most packets that the receiving kernel may cut one frame into. A sender on the path with the smallest MTU for
+# which Linux makes super-packets (MTU 88, so MSS 48, less 12 of timestamps) fills 64 KiB with 1,820. Without a limit it
+# would be 65,495.
 MAX_SEGMENTS: Final = 2048
 
 _GSO_BY_FRAGS: Final = 0xFFFF  # linux/skbuff.h: the kernel's own use of gso_size
@@ -41,25 +44,25 @@ _FRAME: Final = Struct("<HBBHHHH2xB8xB")
 
 
 def is_bounded(packet_bytes: int, gso_size: int) -> bool:
-    """Whether a super-packet is cut into a number of packets that an honest kernel could have meant."""
+    """Whether the number of packets that a super-packet is cut into is one that an honest kernel may have intended."""
     return gso_size >= MIN_GSO_BYTES and packet_bytes <= gso_size * MAX_SEGMENTS
 
 
 def validate_vnet_header(frame: memoryview) -> bool:
-    """Whether a deployed peer's kernel takes this frame (its length field included, IPv4, >= 34 bytes).
+    """Whether a deployed peer's kernel accepts this frame.
 
-    Untrusted input; never raises.
+    ``frame``: from its length field on; IPv4, at least 34 bytes. Untrusted input; never raises.
 
     A deployed peer exits if its kernel refuses a header, so a frame from one client is checked before it is
     forwarded to another. Follows virtio_net_hdr_to_skb (linux/virtio_net.h) and tun_get_user
-    (drivers/net/tun.c), and is stricter where they only guess: a super-packet must be TCP over IPv4, with a
-    partial checksum where TCP has it.
+    (drivers/net/tun.c), and is stricter where they only guess: a super-packet must be TCP over IPv4, with a partial
+    checksum at the offset of TCP's.
     """
     length, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, first, protocol = _FRAME.unpack_from(frame)
     if flags & ~(NEEDS_CSUM | DATA_VALID) or hdr_len > length:
         return False
     ip_header = (first & 0xF) * 4
-    # Of a packet within a packet it is the inner checksum, so csum_start may lie far behind the IP header.
+    # In a tunnelled packet the checksum is that of the inner packet, so csum_start may be far behind the IP header.
     starts_well = 20 <= ip_header <= csum_start <= _MAX_CSUM_START
     if flags & NEEDS_CSUM and not (starts_well and csum_start + csum_offset + 2 <= length):
         return False

@@ -1,4 +1,4 @@
-"""WebSocket messages as one more way to frame an endless body (RFC 6455 section 5).
+"""WebSocket messages as one more framing of an endless body (RFC 6455 section 5).
 
 ::
 
@@ -6,12 +6,12 @@
     +--------+--------+----------------------+-----------------+---------------
     |F000 op |M length| length, big-endian   | masking key     | payload
     +--------+--------+----------------------+-----------------+---------------
-     F: the last frame of its message          M: there is a key: always from a client, never from a server
-     length: 0-125, 126: in the next two bytes, 127: in the next eight; the shortest form that holds it
-     op: 0 continuation, 2 binary, 8 close, 9 ping, 10 pong; anything else is refused, text too
+     F: the last frame of its message          M: masked with the key: always from a client, never from a server
+     length: 0-125; 126: it is in the next two bytes; 127: in the next eight; the shortest form is required
+     op: 0 continuation, 2 binary, 8 close, 9 ping, 10 pong; anything else is refused, including 1, text
 
-The payloads of binary messages, one after the other, are the body: frames of the tunnel, cut anywhere. Message
-boundaries mean nothing, as chunk boundaries do not. Control frames may stand between any two frames.
+The concatenated payloads of binary messages are the body: frames of the tunnel, cut anywhere. Message boundaries have
+no meaning, like chunk boundaries. Control frames may come between any two WebSocket frames.
 
 Untrusted input; raises PeerError only.
 """
@@ -33,11 +33,11 @@ CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 
-# Section 7.4.1, of which we send these.
+# Close codes that we send (section 7.4.1).
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
-NO_STATUS: Final = 1005  # never on the wire: a close without a code
+NO_STATUS: Final = 1005  # never sent: stands for a close without a code
 
 MAX_CONTROL_BYTES: Final = 125  # section 5.5
 KEY_BYTES: Final = 4
@@ -48,23 +48,24 @@ _MASKED: Final = 0x80
 _HEAD: Final = Struct(">BB")
 _HEAD_16: Final = Struct(">BBH")
 _HEAD_64: Final = Struct(">BBQ")
-# Codes that may stand in a close (section 7.4, and the registry that it made): of the protocol's own these.
+# Codes that a close may have (section 7.4 and its IANA registry): those of the protocol, and the private ones.
 _CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 _PRIVATE_CODES: Final = range(3000, 5000)
-# Below this many bytes one XOR of two integers is faster than four translations (measured: they meet at 1 KiB).
+# Below this many bytes one XOR of two integers is faster than four translations (measured: equal at 1 KiB).
 _FEW_BYTES: Final = 1024
 
 
 class WebSocketBody:
-    """Where in a receive buffer the payload of binary messages is. A `body.Body`; it ends with the peer's close.
+    """Finds the payload of binary messages in a receive buffer. A `body.Body`; the peer's close ends it.
 
-    Each byte must be offered to `span` once: what a client sent is unmasked where it was received.
+    Each byte must be passed to `span` once only, because what a client sent is unmasked in place.
 
     Attributes:
-        ping: payload of the newest ping that was not answered yet, for the reader to answer and to clear; older
-            ones need no answer (section 5.5.3).
+        ended: the peer's close came.
+        ping: payload of the newest ping, for the caller to answer and to clear; None: there is none to answer. Older
+            pings need no answer (section 5.5.3).
         code: of the close that ended the body; NO_STATUS if it had none.
-        reason: of the close, fit for a log line.
+        reason: of the close, made safe for a log line.
     """
 
     __slots__ = (
@@ -82,21 +83,21 @@ class WebSocketBody:
     )
 
     def __init__(self, *, masked: bool) -> None:
-        """``masked``: the other end is a client; else it is a server. Each is held to its rule (section 5.1)."""
+        """``masked``: the other end is a client, whose frames must be masked. A server's must not (section 5.1)."""
         self.ended = False
         self.ping: bytes | None = None
         self.code = NO_STATUS
         self.reason = ""
         self._masked = masked
-        self._within = False  # a message whose last frame has not come
-        self._head = b""  # of a frame head that is not complete
+        self._within = False  # a message has begun, and its last frame has not come
+        self._head = b""  # the beginning of a frame head that is not complete
         self._opcode = BINARY
-        self._left = 0  # payload bytes of the present frame that are still to come
-        self._key = b""  # turned, so that it begins with the byte for the next one of them
-        self._control = b""  # payload of the present control frame
+        self._left = 0  # payload bytes of the current frame that have not come yet
+        self._key = b""  # rotated so that its first byte is for the next payload byte
+        self._control = b""  # payload of the current control frame, as far as it came
 
     def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
-        """As `body.Body.span`; what it returns is unmasked. It goes past one frame without payload, and no more."""
+        """As `body.Body.span`; the returned span is unmasked. A call consumes at most one frame without payload."""
         if not self._left and pos < end and not self.ended:
             pos = self._take_head(buffer, pos, end)
         stop = min(end, pos + self._left)
@@ -113,12 +114,12 @@ class WebSocketBody:
         return stop, stop
 
     def eof(self) -> None:
-        """As `body.Body.eof`: only a close ends a WebSocket."""
+        """As `body.Body.eof`. A WebSocket may only end with a close."""
         if not self.ended:
             raise PeerError("connection closed without the end of its WebSocket", reason=EndReason.CLOSED)
 
     def _take_head(self, buffer: bytearray | mmap, pos: int, end: int) -> int:
-        """Take as much of a frame's head as is there. Returns where it ends."""
+        """Parse as much of a frame's head as is there. Returns where that ends."""
         have = len(self._head)
         head = self._head + buffer[pos : pos + _HEAD_64.size + KEY_BYTES - have]
         size = _HEAD.size
@@ -135,7 +136,7 @@ class WebSocketBody:
         return pos + size - have
 
     def _check_head(self, first: int, second: int) -> None:
-        """Refuse what the first two bytes show, before anything behind them has to come."""
+        """Check the first two bytes of a head, before the rest of it has come."""
         opcode = first & 0x0F
         if first & _RESERVED:
             raise _bad("reserved bits are set, and no extension was agreed")
@@ -147,7 +148,7 @@ class WebSocketBody:
             if second & ~_MASKED > MAX_CONTROL_BYTES:
                 raise _bad(f"a control frame has more than {MAX_CONTROL_BYTES} bytes")
         elif opcode == TEXT:
-            raise _bad("a text message; frames travel in binary ones")
+            raise _bad("a text message; frames are sent in binary messages")
         elif opcode not in (CONTINUATION, BINARY):
             raise _bad(f"unknown opcode {opcode}")
         elif (opcode == CONTINUATION) != self._within:
@@ -179,7 +180,7 @@ class WebSocketBody:
 
 
 def frame_head(opcode: int, size_bytes: int, key: bytes = b"") -> bytes:
-    """The head of a whole message, or of a control frame; ``key`` if it is masked, which is then its end."""
+    """The head of a message in one frame, or of a control frame. ``key``: of a masked frame; it ends the head."""
     masked = _MASKED if key else 0
     if size_bytes < 126:
         return _HEAD.pack(_FINAL | opcode, masked | size_bytes) + key
@@ -189,15 +190,15 @@ def frame_head(opcode: int, size_bytes: int, key: bytes = b"") -> bytes:
 
 
 def frame(opcode: int, payload: bytes, key: bytes = b"") -> bytes:
-    """A whole message or a control frame, masked if there is a key."""
+    """A message in one frame, or a control frame, masked if there is a key."""
     return frame_head(opcode, len(payload), key) + (mask(payload, key) if key else payload)
 
 
 def mask(payload: bytes | bytearray | memoryview, key: bytes) -> bytes | bytearray:
-    """The payload with each byte XORed with the key's, in turn (section 5.3); twice is the payload again.
+    """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Done twice it is the payload again.
 
-    No loop over bytes: one XOR of two large integers, or, because these have to be converted to digits of 30 bits and
-    back, four translations of every fourth byte, which are 1.5 times as fast (0.6 GB/s).
+    There is no loop over bytes. A short payload is one XOR of two large integers. These have to be converted to digits
+    of 30 bits and back, so for a long payload four translations of every fourth byte are 1.5 times as fast (0.6 GB/s).
     """
     size = len(payload)
     if size < _FEW_BYTES:
@@ -216,13 +217,13 @@ def _xor_table(byte: int) -> bytes:
 
 
 def close_payload(code: int, reason: str = "") -> bytes:
-    """What a close says (section 5.5.1): a code, and up to 123 bytes of text."""
+    """The payload of a close (section 5.5.1): a code, and up to 123 bytes of ``reason``."""
     text = reason.encode()[: MAX_CONTROL_BYTES - 2].decode("utf-8", "ignore")
     return code.to_bytes(2, "big") + text.encode()
 
 
 def read_close(payload: bytes) -> tuple[int, str]:
-    """Code and reason of a close."""
+    """Code and reason of a close, from its payload. Untrusted input; raises PeerError only."""
     if not payload:
         return NO_STATUS, ""
     code = int.from_bytes(payload[:2], "big")
@@ -235,13 +236,14 @@ def read_close(payload: bytes) -> tuple[int, str]:
 
 
 def _sizes(second: int) -> int:
-    """How long a head is, by its second byte."""
+    """Size of a head in bytes, from its second byte."""
     length = second & ~_MASKED
     size = _HEAD_64.size if length == 127 else _HEAD_16.size if length == 126 else _HEAD.size
     return size + KEY_BYTES if second & _MASKED else size
 
 
 def _length(head: bytes, short: int) -> int:
+    """Size of the payload in bytes. ``short``: the 7 bits of the second byte."""
     if short < 126:
         return short
     length: int = (_HEAD_16 if short == 126 else _HEAD_64).unpack_from(head)[2]

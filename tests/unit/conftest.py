@@ -34,4 +34,4 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_dropped_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine packets wait for longer than an outbox keeps them: what is missing then is lost by a bug."""
     monkeypatch.setattr(TxQueue, "expire", lambda *_: None)
-    monkeypatch.setattr(CoDel, "drops", lambda *_: False)
+    monkeypatch.setattr(CoDel, "should_drop", lambda *_: False)

@@ -182,10 +182,10 @@ class Siege:
 
     async def download(self, *fields: str, receive_buffer_bytes: int | None = None) -> Raw:
         """A GET of mallory's that was answered with 200 and is what its frames are sent on."""
-        before = self.mallory.sender._writer
+        before = self.mallory.sender.stream
         raw = await self.connect(request("GET", "mallory", *fields), receive_buffer_bytes=receive_buffer_bytes)
         assert await raw.status() == 200
-        await until(lambda: self.mallory.sender._writer not in (None, before), "the download")
+        await until(lambda: self.mallory.sender.stream not in (None, before), "the download")
         return raw
 
     async def upload(self, *fields: str) -> Raw:

@@ -127,7 +127,7 @@ async def test_a_bug_ends_one_stream(owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_begins"), (PeerInfo, "arrive")],
+    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_begins"), (PeerInfo, "mark_connected")],
 )
 async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) -> None:
     await recovers(owner, name, RuntimeError("injected"), after=True)

@@ -17,7 +17,7 @@ FULL = 100 * MTU_BYTES
 
 def drop_times(codel: CoDel, waited_s: float, seconds: Iterable[float]) -> list[float]:
     """When something is dropped, if the queue is asked at these times and always has waited so long."""
-    return [now for now in seconds if codel.drops(waited_s, FULL, now)]
+    return [now for now in seconds if codel.should_drop(waited_s, FULL, now)]
 
 
 def every_ms(start_s: float, stop_s: float) -> list[float]:
@@ -32,12 +32,12 @@ def test_a_burst_that_drains_within_an_interval_is_let_be() -> None:
     codel = CoDel()
     for start_s in range(10):
         assert drop_times(codel, 0.05, every_ms(start_s, start_s + INTERVAL_S)) == []
-        assert not codel.drops(0.0, FULL, start_s + INTERVAL_S)
+        assert not codel.should_drop(0.0, FULL, start_s + INTERVAL_S)
 
 
 def test_no_more_than_a_packet_is_never_dropped() -> None:
     codel = CoDel()
-    assert not any(codel.drops(1.0, MTU_BYTES, now) for now in every_ms(0, 10))
+    assert not any(codel.should_drop(1.0, MTU_BYTES, now) for now in every_ms(0, 10))
 
 
 def test_a_standing_queue_is_dropped_from_ever_more_often() -> None:
@@ -52,7 +52,7 @@ def test_a_standing_queue_is_dropped_from_ever_more_often() -> None:
 def test_one_short_wait_ends_it() -> None:
     codel = CoDel()
     assert drop_times(codel, 0.05, every_ms(0, 1))
-    assert not codel.drops(0.0, FULL, 1.0)
+    assert not codel.should_drop(0.0, FULL, 1.0)
     assert not codel.dropping
     assert drop_times(codel, 0.05, every_ms(1, 1 + INTERVAL_S)) == []
 
@@ -60,10 +60,10 @@ def test_one_short_wait_ends_it() -> None:
 def test_a_queue_that_stands_again_soon_is_dropped_from_as_often_as_before() -> None:
     codel = CoDel()
     drop_times(codel, 0.05, every_ms(0, 2))
-    codel.empty()
+    codel.on_empty()
     again = drop_times(codel, 0.05, every_ms(2.1, 3))
     assert again[1] - again[0] < INTERVAL_S / 2
-    codel.empty()
+    codel.on_empty()
     much_later = drop_times(codel, 0.05, every_ms(9, 10))
     assert abs(much_later[1] - much_later[0] - INTERVAL_S) < 0.002
 
@@ -152,8 +152,8 @@ def take(codel: CoDel, queue: deque[tuple[float, int]], now: float) -> list[bool
     while queue:
         size = sum(length for _, length in queue)
         put, _ = queue.popleft()
-        verdicts.append(codel.drops(now - put, size, now))
+        verdicts.append(codel.should_drop(now - put, size, now))
         if not verdicts[-1]:
             return verdicts
-    codel.empty()
+    codel.on_empty()
     return verdicts

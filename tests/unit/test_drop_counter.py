@@ -33,7 +33,7 @@ DROPS: Final = {
 
 @pytest.mark.parametrize(("does", "count"), DROPS.values(), ids=DROPS)
 def test_it_counts_what_is_dropped(does: str, count: int) -> None:
-    code = f"{TELLING}\nfrom collections import Counter\nrun, box = {RUN!r}, Outbox(Counter())\n{does}\n"
+    code = f"{TELLING}\nfrom collections import Counter\nrun, box = {RUN!r}, TxQueue(Counter())\n{does}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr
     assert done.stdout == f"dropped on purpose: {count}\n"

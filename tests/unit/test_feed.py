@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tapotun_trio.datapath.congestion import CALM_AFTER_S, LOSS_SEGMENTS, RENEW_S
+from tapotun_trio.datapath.congestion import CUBIC_AFTER_S, LOSS_SEGMENTS, RENEW_S
 from tapotun_trio.datapath.scheduler import (
-    CALM_S,
     FAST_SAMPLES,
     FAST_UNSENT_BYTES,
     NARROW_SAMPLES,
     PIECE_BYTES,
     SAMPLE_S,
+    UNPACE_AFTER_S,
     WATCH_S,
     SendScheduler,
 )
@@ -102,9 +102,9 @@ def test_a_queue_on_the_path_is_found_without_a_backlog() -> None:
     assert not is_paced(it)
     it.watch(3.0)
     assert is_paced(it)
-    it.tick(3.0 + CALM_S - 0.1)
+    it.tick(3.0 + UNPACE_AFTER_S - 0.1)
     assert is_paced(it)
-    it.tick(3.0 + CALM_S + 0.1)
+    it.tick(3.0 + UNPACE_AFTER_S + 0.1)
     assert not is_paced(it)
 
 
@@ -119,9 +119,9 @@ def test_no_tcp_no_pacing() -> None:
 def test_bbr_pauses_while_a_stream_is_paced() -> None:
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
-    backlog(it, 1.0, 1.0 + CALM_AFTER_S)
+    backlog(it, 1.0, 1.0 + CUBIC_AFTER_S)
     assert connection.congestion_control == "bbr"
-    backlog(it, 1.0 + CALM_AFTER_S, 2.5)
+    backlog(it, 1.0 + CUBIC_AFTER_S, 2.5)
     assert connection.congestion_control == "cubic"
     connection.state = FAST_AND_FAR
     backlog(it, 2.5, 2.6)
@@ -189,9 +189,9 @@ def test_on_a_short_path_a_stream_is_better_off_without_bbr() -> None:
         watched(it, 60.0, 62.0)
         assert connection.chosen == ["bbr"]
         connection.state = state
-        watched(it, 62.0, 62.0 + CALM_AFTER_S)
+        watched(it, 62.0, 62.0 + CUBIC_AFTER_S)
         assert connection.chosen == ["bbr"]
-        watched(it, 62.0 + CALM_AFTER_S, 64.0)
+        watched(it, 62.0 + CUBIC_AFTER_S, 64.0)
         assert connection.chosen == ["bbr", "cubic"]
         assert not is_paced(it)
 
@@ -253,7 +253,7 @@ def test_what_bbr_lost_is_not_held_against_the_path() -> None:
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
     connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3 * LOSS_SEGMENTS, 200)
-    backlog(it, 1.0, 1.0 + CALM_AFTER_S + 0.05)
+    backlog(it, 1.0, 1.0 + CUBIC_AFTER_S + 0.05)
     assert connection.chosen == ["cubic"]
     for n in range(10):  # nothing in the moments in between
         connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, (4 + n) * LOSS_SEGMENTS, 200)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tapotun_trio.datapath.adaptive_skip import AdaptiveSkip
 from tapotun_trio.datapath.counters import DropReason
-from tapotun_trio.datapath.tun_io import DeviceWriter
+from tapotun_trio.datapath.tun_io import AdaptiveSkip, DeviceWriter
 from tapotun_trio.wire.frames import FrameRange
 from tests.fakes import MemoryDevice
 

@@ -79,7 +79,7 @@ def test_a_fast_stream_has_no_window() -> None:
     pacing = Pacing()
     pacing.sample(PathState(0.1, 0.0001, NARROW_BYTES_S, 10**6, 10**5, 0, 0), 1.0)
     assert not pacing.narrow
-    assert not pacing.crowded
+    assert not pacing.congested
     assert pacing.window_bytes is None
 
 

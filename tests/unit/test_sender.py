@@ -235,7 +235,8 @@ async def begin_narrow(sender: Sender, begin: Callable[[BodyWriter], Serving]) -
     await settle()
     peer.ours.path_state = CROWDED
     await trio.sleep(2 * WATCH_S)
-    sender._scheduler.watch(trio.current_time())
+    assert sender.stream is not None
+    sender.stream.scheduler.watch(trio.current_time())
     return peer
 
 

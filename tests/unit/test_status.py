@@ -237,22 +237,22 @@ def test_rates_are_of_the_last_ticks() -> None:
 
 def test_a_rotation_is_no_reconnect() -> None:
     peer_info = PeerInfo()
-    peer_info.arrive("x:1", None, extended=True, continues=False)
+    peer_info.mark_connected("x:1", None, extended=True, continues=False)
     since = peer_info.connected_since
-    peer_info.arrive("x:2", "v2", extended=True, continues=True)
+    peer_info.mark_connected("x:2", "v2", extended=True, continues=True)
     assert (peer_info.connected_since, peer_info.reconnects, peer_info.endpoint, peer_info.agent) == (
         since,
         0,
         "x:2",
         "v2",
     )
-    peer_info.leave()
+    peer_info.mark_disconnected()
     assert peer_info.connected_since is None
     assert since is not None
-    assert peer_info.since >= since
-    peer_info.arrive("x:3", None, extended=False, continues=True)
+    assert peer_info.state_since >= since
+    peer_info.mark_connected("x:3", None, extended=False, continues=True)
     assert peer_info.reconnects == 1
-    peer_info.arrive("y:1", None, extended=False, continues=False)
+    peer_info.mark_connected("y:1", None, extended=False, continues=False)
     assert peer_info.reconnects == 2
 
 

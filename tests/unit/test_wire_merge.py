@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.gro_udp import MAX_SEGMENTS, block_runs, coalesce, find_runs
+from tapotun_trio.datapath.gro_udp import MAX_SEGMENTS, coalesce, coalesce_block, find_runs
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.wire.body import LengthBody
 from tapotun_trio.wire.frames import BUFFER_BYTES, FrameRange, FrameReader, each
-from tapotun_trio.wire.uniform import BLOCK_FROM
+from tapotun_trio.wire.uniform import MIN_BLOCK_FRAMES
 from tests.fakes import MemoryDevice
 
 PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)
@@ -97,7 +97,7 @@ def written_by_blocks(frames: list[bytes]) -> tuple[list[bytes], int]:
     out: list[bytes] = []
     writes = 0
     for start, stop, count in spans:
-        runs = [([(start, stop, 1)], None)] if count == 1 else block_runs(view, (start, stop, count))
+        runs = [([(start, stop, 1)], None)] if count == 1 else coalesce_block(view, (start, stop, count))
         for run, parts in runs:
             out += [bytes(view[a:b]) for a, b in each(run)] if parts is None else cut(b"".join(parts))
             writes += len(list(each(run))) if parts is None else 1
@@ -201,7 +201,7 @@ def test_what_a_block_has_alike(parts: list[Crowd], damaged: list[tuple[int, int
     for start, stop, count in spans:
         inside = [bytes(view[a:b]) for a, b in each([(start, stop, count)])]
         assert len({(it[:16], it[22:24], it[26:34]) for it in inside}) == 1
-        assert count == 1 or (count >= BLOCK_FROM and inside[0][3] == 0 and inside[0][14] >> 4 == 4)
+        assert count == 1 or (count >= MIN_BLOCK_FRAMES and inside[0][3] == 0 and inside[0][14] >> 4 == 4)
 
 
 def test_blocks() -> None:

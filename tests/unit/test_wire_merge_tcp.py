@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.datapath.gro_udp import block_runs
+from tapotun_trio.datapath.gro_udp import coalesce_block
 from tapotun_trio.wire.frames import BUFFER_BYTES, each
 
 from .test_wire_merge import fold, received
@@ -87,7 +87,7 @@ def written(frames: list[bytes], *, partial: bool = True) -> tuple[list[bytes], 
     out: list[bytes] = []
     writes = 0
     for span in spans:
-        for run, parts in block_runs(view, span) if span[2] > 1 else [([span], None)]:
+        for run, parts in coalesce_block(view, span) if span[2] > 1 else [([span], None)]:
             alone = [bytes(view[start:stop]) for start, stop in each(run)]
             out += alone if parts is None else cut(b"".join(parts), partial=partial)
             writes += len(alone) if parts is None else 1

@@ -156,11 +156,7 @@ class KernelRoute:
 
     def satisfies(self, route: Route, index: int) -> bool:
         """Whether this is ``route`` through the interface ``index``, with any metric."""
-        return (
-            self.plain
-            and (self.network, self.table, self.index) == (route.network, route.table, index)
-            and (route.source is None or route.source == self.source)
-        )
+        return self.plain and (self.network, self.table, self.index) == (route.network, route.table, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,22 +333,17 @@ def _routes(kind: int, flags: int, index: int, routes: Iterable[Route], metric: 
     differ in their destination only, so one message of each shape is encoded and then copied with other destinations.
     """
     for route in routes:
-        source = route.source if kind == RTM_NEWROUTE else None
-        message = bytearray(_route_template(kind, flags, index, route.network.prefixlen, route.table, source, metric))
+        message = bytearray(_route_template(kind, flags, index, route.network.prefixlen, route.table, metric))
         message[_DST_OFFSET : _DST_OFFSET + 4] = route.network.network_address.packed
         yield message
 
 
 @lru_cache(maxsize=64)
-def _route_template(
-    kind: int, flags: int, index: int, prefix: int, table: int, source: IPv4Address | None, metric: int
-) -> bytes:
+def _route_template(kind: int, flags: int, index: int, prefix: int, table: int, metric: int) -> bytes:
     """The message for a route to 0.0.0.0/prefix."""
     attrs: list[tuple[str, object]] = [("RTA_OIF", index), ("RTA_TABLE", table)]
     if metric:
         attrs.append(("RTA_PRIORITY", metric))
-    if source is not None:
-        attrs.append(("RTA_PREFSRC", str(source)))
     # In a removal, "nowhere" means every scope.
     scope = _RT_SCOPE_LINK if kind == RTM_NEWROUTE else _RT_SCOPE_NOWHERE
     return bytes(_route(kind, flags, IPv4Network((0, prefix)), table, scope, attrs))

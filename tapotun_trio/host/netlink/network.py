@@ -434,12 +434,8 @@ def _describe(item: Item, name: str) -> str:
     match item:
         case Address(interface):
             return f"address {interface} dev {name}"
-        case Route(network, table, source):
-            return (
-                f"route {network} dev {name}"
-                + (f" table {table}" if table != MAIN_TABLE else "")
-                + (f" src {source}" if source else "")
-            )
+        case Route(network, table):
+            return f"route {network} dev {name}" + (f" table {table}" if table != MAIN_TABLE else "")
         case Rule(fwmark, table):
             return f"rule fwmark {fwmark} lookup table {table} of {name}"
         case HostRoute(table=table):
