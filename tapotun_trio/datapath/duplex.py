@@ -15,13 +15,12 @@ import trio
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..http.websocket import WebSocketWriter
-from ..wire.frames import FrameRange, FrameReader
+from ..http.writer import FINISH_S
+from ..wire.frames import FrameRange
 from ..wire.websocket import GOING_AWAY, NO_STATUS, NORMAL, PROTOCOL_ERROR, WebSocketBody
-from .receiver import InboundStream, Take, receive_frames
+from .receiver import Receiver
 from .sender import GRACE_S, Sender, ending_cleanly
 
-# What the end may take: to send what was begun, and for the other end to do the same.
-FINISH_S: Final = 5.0
 _DISCARD_BYTES: Final = 64 * 1024
 
 
@@ -49,7 +48,7 @@ class DuplexStream:
         in a group.
 
         Args:
-            receive: the receiving half, most of which is `frames`.
+            receive: the receiving half, most of which is `DuplexStream.receive`.
             shutdown: why this end goes if it is cancelled, and the control frame that says so before the close.
             parting: a control frame to send before the close otherwise, or nothing.
         """
@@ -68,19 +67,20 @@ class DuplexStream:
         if self._failure is not None:
             raise self._failure.without_traceback()
 
-    async def frames(self, reader: FrameReader, first: list[FrameRange], incoming: InboundStream, take: Take) -> None:
-        """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
+    async def receive(self, receiver: Receiver, first: list[FrameRange]) -> None:
+        """Have ``receiver`` run until the other end's close, and answer the WebSocket's own pings. Raises PeerError.
 
-        async def answer_and_take(reader: FrameReader, frames: list[FrameRange]) -> None:
-            if self._body.ping is not None:
-                self._writer.pong(self._body.ping)
-                self._body.ping = None
-            await take(reader, frames)
-
-        await receive_frames(self._connection, reader, first, incoming, answer_and_take)
+        ``first``: the frames that came together with the handshake.
+        """
+        await receiver.run(first, self._answer_ping)
         if self._body.code not in (NORMAL, GOING_AWAY, NO_STATUS):
             text = f"the other end closed the WebSocket: {self._body.code} {self._body.reason}".rstrip()
             raise PeerError(text, reason=EndReason.WS_CLOSED)
+
+    def _answer_ping(self) -> None:
+        if self._body.ping is not None:
+            self._writer.pong(self._body.ping)
+            self._body.ping = None
 
     async def _send(self, parting: Callable[[], bytes]) -> None:
         writer = self._writer
@@ -111,7 +111,7 @@ class DuplexStream:
         except PeerError as exc:
             self._failure = exc.without_traceback()
             if exc.reason.is_one_way:
-                self._writer.broken = True
+                self._writer.mark_broken(exc.reason)
         self._received.set()
         self._sending.cancel()
 

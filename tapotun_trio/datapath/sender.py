@@ -146,7 +146,7 @@ class Sender:
         except Exception as exc:  # noqa: BLE001 - raised by `serve`, or by `tick` if there is no stream
             self._fault = exc
             if self._writer is not None:
-                self._writer.broken = True
+                self._writer.mark_broken(EndReason.INTERNAL_ERROR)
                 self.release()
 
     @property
@@ -180,12 +180,12 @@ class Sender:
             self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
         try:
             writer.send(frames)
-        except (PeerError, MemoryError):
+        except (PeerError, MemoryError) as exc:
             # The stream is broken, also where there is no memory to keep the rest of a piece that was begun. Its own
             # task finds that out in a moment, and says so; a sender in the middle of another session's work is not the
             # one to end.
             self._writer = None
-            writer.broken = True
+            writer.mark_broken(exc.reason if isinstance(exc, PeerError) else EndReason.NO_MEMORY)
         if writer.pending or writer.broken:
             self._wake.set()
 

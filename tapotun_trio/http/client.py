@@ -14,14 +14,13 @@ from ..host.net.sockets import Connection
 from ..host.net.tls import TlsClient
 from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
-from .heads import ResponseHead, ResponseParser, encode_request
+from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 
 # Name, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s; a path that comes back while an attempt waits
 # longer than that is found later than by the next attempt.
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
-_READ_BYTES: Final = 4096
 
 
 async def open_connection(
@@ -76,7 +75,7 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
     """The head of the final answer, and what of the body came with it. No deadline of its own: the answer to an
     upload comes when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, it is lost."""
     parser = ResponseParser(method)
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = await connection.receive(buffer)
         done = parser.feed(bytes(buffer[:received]))
@@ -87,9 +86,9 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
     """What a 400 has to say, whether it came together with its head or behind it; within REFUSAL_S. ``body``: what has
     come. Of any other answer that is all. Cancelled, what came is lost."""
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the answer is what it is, whatever ends it
-        while head.status == 400 and explain_400(body) is None and len(body) < _READ_BYTES:
+        while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:
             received = await connection.receive(buffer)
             if received == 0:
                 break

@@ -15,6 +15,7 @@ from ..errors import EndReason, PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+READ_BYTES: Final = 4096  # one receive, where heads and short bodies are read
 # How an alert and a handshake begin (RFC 8446 section 5.1): what a TLS server says to plain HTTP.
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 REASONS: Final = {

@@ -12,7 +12,7 @@ from ..errors import EndReason, PeerError, is_peers_fault
 from ..host.net.sockets import Connection
 from ..wire.body import Body
 from ..wire.websocket import WebSocketBody
-from .heads import BadRequest, RequestHead, RequestParser, encode_response
+from .heads import READ_BYTES, BadRequest, RequestHead, RequestParser, encode_response
 from .writer import BodyWriter
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ BODY_S: Final = 10.0  # for a body that is read whole
 ANSWER_S: Final = 30.0  # for an answer that is sent whole
 LINGER_S: Final = 1.0  # how long a refused client may go on sending before we close on it
 _LINGER_BYTES: Final = 256 * 1024
-_READ_BYTES: Final = 4096
 _FRAMING_BYTES: Final = 16 * 1024  # beside a whole body: the chunks' own lines
 
 
@@ -118,7 +117,7 @@ class Exchange:
         body = await self.accept_upload()
         found, came = bytearray(), 0
         data, pos = bytearray(self.leftover), 0
-        buffer = memoryview(bytearray(_READ_BYTES))
+        buffer = memoryview(bytearray(READ_BYTES))
         with trio.move_on_after(BODY_S):
             while True:
                 while pos < len(data) and not body.ended:
@@ -185,13 +184,13 @@ class Exchange:
         would go nowhere until a send fails. Deployed clients never do this, and RFC 9112 section 9.6 has it
         that a client closes when it wants no more.
         """
-        buffer = memoryview(bytearray(_READ_BYTES))
-        while len(self.leftover) < _READ_BYTES:
+        buffer = memoryview(bytearray(READ_BYTES))
+        while len(self.leftover) < READ_BYTES:
             received = await self.connection.receive(buffer)
             if received == 0:
                 if writer.finished:
                     return
-                writer.broken = True  # nobody reads what would be written now
+                writer.mark_broken(EndReason.CLOSED)  # nobody reads what would be written now
                 raise PeerError("the client closed the connection", reason=EndReason.CLOSED)
             self.leftover += buffer[:received]
 
@@ -240,7 +239,7 @@ async def serve_connection(connection: Connection, handler: Handler) -> None:
 async def _read_head(connection: Connection, leftover: bytes, idle_s: float) -> tuple[RequestHead, bytes] | None:
     """The next head and the bytes behind it. None: the client went away, or stayed idle, between requests."""
     parser = RequestParser()
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(HEAD_S if leftover else idle_s) as deadline:
         data = leftover
         while True:
@@ -278,7 +277,7 @@ async def refuse(connection: Connection, status: int, headers: tuple[tuple[str, 
 async def _let_finish(connection: Connection) -> None:
     """Read until the client closes, up to a limit. No deadline of its own."""
     connection.shutdown_sending()
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     drained = 0
     while drained < _LINGER_BYTES:
         received = await connection.receive(buffer)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import trio
 
 from ..errors import PeerError
 from ..host.net.sockets import Connection
-
-READ_BYTES: Final = 4096
+from .heads import READ_BYTES
 
 
 class ConnectionStream(trio.abc.Stream):

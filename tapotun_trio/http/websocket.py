@@ -18,13 +18,12 @@ from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status, explain_400
-from .heads import MAX_HEAD_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
+from .heads import MAX_HEAD_BYTES, READ_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
 from .writer import BodyWriter
 
 KEY_HEADER: Final = "sec-websocket-key"
 # Random bytes are had so many at a time; one system call a frame would cost as much as masking a small one.
 _POOL_BYTES: Final = 1024
-_READ_BYTES: Final = 4096
 _HEAD_END: Final = b"\r\n\r\n"
 _KEY: Final = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # base64 of 16 bytes
 
@@ -123,7 +122,7 @@ class AnswerParser:
             answer = self._take(head + end)
             if answer is not None:
                 return answer, self._data
-        if self._total + len(self._data) > MAX_HEAD_BYTES + _READ_BYTES:
+        if self._total + len(self._data) > MAX_HEAD_BYTES + READ_BYTES:
             raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason=EndReason.BAD_RESPONSE)
         return None
 
@@ -156,7 +155,7 @@ async def open_websocket(
     """
     parser = AnswerParser(url, headers)
     await connection.send_all(parser.request)
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = await connection.receive(buffer)
         answer = parser.feed(bytes(buffer[:received]))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import trio
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import UNLIMITED_BYTES, Connection
 from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
+
+# What a stream that is replaced or released may take to send what it has begun, and its end.
+FINISH_S: Final = 5.0
 
 
 class BodyWriter:
@@ -23,7 +27,7 @@ class BodyWriter:
     def __init__(self, connection: Connection, *, chunked: bool = True) -> None:
         self.connection = connection
         self.finished = False  # the end was begun
-        self.broken = False  # set by whoever met the connection's error and left it to the stream's own task
+        self.broken: EndReason | None = None
         self._chunked = chunked
         self.pending = memoryview(b"")  # committed bytes that wait for the socket
 
@@ -36,6 +40,10 @@ class BodyWriter:
         sent = self.connection.try_send(parts)
         if sent < sum(map(len, parts)):
             self.pending = memoryview(unsent_tail(parts, sent))
+
+    def mark_broken(self, reason: EndReason) -> None:
+        """Write nothing more: the connection failed, or the peer would not read it. The stream's own task ends it."""
+        self.broken = self.broken or reason
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]

@@ -11,7 +11,7 @@ from ..datapath.counters import Counters, Transport
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import Sender
 from ..host.items import Address, DesiredState, Route
-from ..http.acceptor import Admission
+from ..http.virtual_hosts import Admission
 from ..netconf.transport_routes import Conflict, host_route_text
 from ..peer.boottime import wall_time
 from ..peer.info import PeerInfo

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
 from .. import AGENT
 from ..datapath.duplex import DuplexStream
-from ..datapath.receiver import InboundStream, receive_frames
+from ..datapath.receiver import Receiver
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
 from ..errors import EndReason, PeerError
-from ..host.net.sockets import BASE_DEAD_S, DEAD_S
+from ..host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
 from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
-from ..http.writer import BodyWriter
+from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
 from .session import ClientHello, Session
 
-# What a download that is replaced, or let go, may take to send what it has begun, and its end.
-FINISH_S: Final = 5.0
 # For how long a newer upload lets the older one of the same session end first, so that packets keep their order.
 HANDOVER_S: Final = 0.5
 
@@ -40,9 +36,6 @@ _DOWNLOAD_HEADERS: Final = (
     ("X-Accel-Buffering", "no"),  # nginx: pass the body on as it comes
 )
 _SHUTDOWN: Final = "the server is shutting down"
-
-# Takes the frames that a receive completed: the buffer, and where they are in it.
-Forward: TypeAlias = Callable[[Session, FrameReader, list[FrameRange]], None]
 
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
@@ -111,7 +104,7 @@ def _parting(session: Session, hello: ClientHello) -> bytes:
     return control.bye(f"{control.REPLACED}another machine uses this token") if hello.extended else b""
 
 
-async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
+async def serve_upload(session: Session, exchange: Exchange) -> None:
     """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
     an answer that comes before the end for the end."""
     hello = ClientHello.of(exchange.head.headers)
@@ -120,11 +113,11 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
-    with trio.CancelScope() as scope:
-        upload = InboundStream(scope)
-        with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
-            await receive_frames(exchange.connection, reader, reader.prime(exchange.leftover), upload, uploading.take)
-    upload.check()
+    upload = _Upload(session, seen)
+    receiver = upload.receiver(exchange.connection, reader)
+    with session.uploading(receiver) as older, receiver.running():
+        upload.older = older if extended else None
+        await receiver.run(reader.prime(exchange.leftover))
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)
     if greedy:
@@ -134,7 +127,7 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
     exchange.leftover = reader.leftover
 
 
-async def serve_websocket(session: Session, exchange: Exchange, forward: Forward) -> None:
+async def serve_websocket(session: Session, exchange: Exchange) -> None:
     """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
     a group."""
     hello = ClientHello.of(exchange.head.headers)
@@ -146,81 +139,50 @@ async def serve_websocket(session: Session, exchange: Exchange, forward: Forward
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))
     session.arrive(hello, exchange.client, "websocket")
-    conversation = DuplexStream(exchange.connection, writer, body, session.sender)
+    duplex = DuplexStream(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:
-        with trio.CancelScope() as scope:
-            upload = InboundStream(scope)
-            with _Uploading(session, upload, forward, waits=True) as uploading:
-                await conversation.frames(reader, reader.prime(exchange.leftover), upload, uploading.take)
-        upload.check()
+        upload = _Upload(session)
+        receiver = upload.receiver(exchange.connection, reader)
+        with session.uploading(receiver) as upload.older, receiver.running():
+            await duplex.receive(receiver, reader.prime(exchange.leftover))
 
     shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
     with session.downloading(exchange.connection):
-        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, hello))
+        await duplex.run(receive, shutdown=shutdown, parting=lambda: _parting(session, hello))
 
 
-class _Uploading:
-    """The frames of one upload, while the body of the ``with`` receives them.
+class _Upload:
+    """What an upload, or the receiving half of a WebSocket, brings to its session.
 
-    ``waits``: for the older upload to end, before the first frame, so that packets keep their order. ``seen``: tells
-    the client that the first bytes came.
+    Attributes:
+        older: the upload before this one; its end is awaited before the first frame, so that packets keep their order.
     """
 
-    def __init__(
-        self, session: Session, upload: InboundStream, forward: Forward, *, waits: bool, seen: bytes | None = None
-    ) -> None:
+    def __init__(self, session: Session, seen: bytes | None = None) -> None:
+        """``seen``: a control frame that tells the client that the first bytes came."""
         self._session = session
-        self._upload = upload
-        self._forward = forward
         self._seen = seen
-        self._waits = waits
-        self._older: InboundStream | None = None
+        self.older: Receiver | None = None
 
-    def __enter__(self) -> _Uploading:
-        try:
-            older = self._session.add_upload(self._upload)
-        except BaseException:
-            self.__exit__()
-            raise
-        self._older = older if self._waits else None
-        return self
+    def receiver(self, connection: Connection, reader: FrameReader) -> Receiver:
+        """A receiver that brings everything here."""
+        return Receiver(connection, reader, self._deliver, self._on_control, self._session.sender.send_control)
 
-    def __exit__(self, *_: object) -> None:
-        self._upload.ended.set()
-        if self._upload in self._session.uploads:
-            self._session.uploads.remove(self._upload)
-
-    async def take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        """Forward what a receive completed."""
-        session = self._session
-        if self._seen is not None and (frames or reader.controls):
-            session.sender.send_control(self._seen)
-            self._seen = None
-        if self._older is not None and frames:
+    async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+        if frames and self._seen is not None:
+            self._acknowledge(self._seen)
+        if frames and self.older is not None:
             with trio.move_on_after(HANDOVER_S):
-                await self._older.ended.wait()
-            self._older = None
-        self._forward(session, reader, frames)
-        if reader.controls:
-            _take_controls(session, reader.controls)
-            reader.controls.clear()
+                await self.older.ended.wait()
+            self.older = None
+        self._session.deliver(reader, frames)
 
+    async def _on_control(self, kind: int, payload: bytes) -> None:
+        if self._seen is not None:
+            self._acknowledge(self._seen)
+        self._session.on_control(kind, payload)
 
-def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:
-    """Of several PINGs at a time the last one is answered (as RFC 6455 section 5.5.3 has it): an answer costs more
-    than a PING."""
-    ping: bytes | None = None
-    for kind, payload in controls:
-        if kind == control.PING:
-            ping = payload
-        elif kind == control.PONG:
-            session.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
-            session.sender.answered()
-        elif kind == control.AGENT:
-            session.peer_info.agent = control.agent_payload(payload)
-        elif kind == control.BYE:
-            text = f"the client says goodbye: {control.bye_reason(payload)}"
-            session.goodbyes.log(session.log, logging.INFO, trio.current_time(), text)
-    if ping is not None:
-        session.sender.send_control(control.encode(control.PONG, ping))
+    def _acknowledge(self, seen: bytes) -> None:
+        self._session.sender.send_control(seen)
+        self._seen = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Final, Literal
@@ -18,14 +18,14 @@ from ..datapath.counters import DropReason
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
-from ..http.acceptor import Admission, Endpoint, ListenerManager, VirtualHost
 from ..http.heads import BadRequest
 from ..http.server import Exchange
+from ..http.virtual_hosts import Admission, Endpoint, ListenerManager, VirtualHost
 from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
-from ..wire.frames import ADDRESSES, FrameRange, FrameReader
+from ..wire.frames import ADDRESSES
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import CACHE_ENTRIES, ClientHello, Session, Telling, Told
+from .session import CACHE_ENTRIES, ClientHello, ForwardingTable, Session, Telling, Told
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds
@@ -43,11 +43,43 @@ class Prepared:
     """
 
     config: ServerConfig
+    table: ForwardingTable
     router: Router
     gone: dict[tuple[str, str], Session]
     kept: list[tuple[Session, int, AllowedClient, Told | None]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     by_token: dict[tuple[str, str], Session] = field(default_factory=dict)
+
+
+def _prepare(
+    config: ServerConfig,
+    table: ForwardingTable,
+    before: ServerConfig | None,
+    by_token: Mapping[tuple[str, str], Session],
+) -> Steps[Prepared]:
+    """Make the router and the new sessions of ``config``, and change nothing.
+
+    Args:
+        before: the present config; None: there is none yet.
+        by_token: the present sessions.
+    """
+    networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
+    router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
+    differs = before is None or replace(before, clients=()) != replace(config, clients=())
+    prepared = Prepared(config, table, router, gone=dict(by_token))
+    for index, client in enumerate(config.clients):
+        key = client.token.algorithm, client.token.digest
+        session = prepared.gone.pop(key, None)
+        if session is None:
+            session = Session(index, client, config, table)
+        else:
+            concerned = differs or client != session.client
+            prepared.kept.append((session, index, client, Told(config, client) if concerned else None))
+        prepared.sessions.append(session)
+        prepared.by_token[key] = session
+        if index % _MAKING == 0:
+            yield
+    return prepared
 
 
 def _told_by(group: BaseExceptionGroup[PeerError]) -> tuple[bool, str, str, int]:
@@ -60,20 +92,37 @@ def _told_by(group: BaseExceptionGroup[PeerError]) -> tuple[bool, str, str, int]
 class TunnelServer:
     """The sessions of one server interface and the HTTP in front of them."""
 
-    def __init__(self, config: ServerConfig, log: Log) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        log: Log,
+        writers: Sequence[DeviceWriter] = (),
+        device_drops: Counter[str] | None = None,
+        *,
+        first: Prepared | None = None,
+    ) -> None:
+        """A server with all of its sessions, which cannot be reached before `run_transport`.
+
+        Args:
+            writers: of the device's queues. Each client has one, and shares it where there are more clients. Without
+                any, uploads cannot be served.
+            device_drops: where the reader and the writers of the device count what they drop, by reason.
+            first: what `in_steps` has made of ``config``.
+        """
+        if first is None:
+            first = run_now(_prepare(config, ForwardingTable(writers), None, {}))
         self._log = log
-        self.device_drops: Counter[str] = Counter()
+        self.device_drops: Counter[str] = Counter() if device_drops is None else device_drops
         self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
-        self._verdicts: dict[bytes, Sender | bool] = {}
-        self.sessions: list[Session] = []
-        self._by_token: dict[tuple[str, str], Session] = {}
-        self._config = config
-        self.reconfigure(config)
         self.admission = Admission()  # none, until it listens
+        self._config = config
+        self._table = first.table
+        self._table.router, self._table.sessions = first.router, first.sessions
+        self.sessions, self._by_token = first.sessions, first.by_token
+        self._verdicts: dict[bytes, Sender | bool] = {}
         # Not one line only: what locks addresses out by the log has to see each of them.
         self._refusals = RateLimitedLog(burst=LOG_BURST)
         self._faults = Faults()
-        self._writers: Sequence[DeviceWriter]
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -81,11 +130,12 @@ class TunnelServer:
         return self.admission.endpoints
 
     @classmethod
-    def in_steps(cls, config: ServerConfig, log: Log) -> Steps[TunnelServer]:
-        """Makes one, in steps: each of thousands of sessions takes a tenth of a millisecond."""
-        server = cls(replace(config, clients=()), log)
-        yield from server.adopt((yield from server.prepare(config)))
-        return server
+    def in_steps(
+        cls, config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
+    ) -> Steps[TunnelServer]:
+        """As the constructor, in steps: each of thousands of sessions takes a tenth of a millisecond."""
+        first = yield from _prepare(config, ForwardingTable(writers), None, {})
+        return cls(config, log, writers, device_drops, first=first)
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``ingress``, which are what they
@@ -95,40 +145,25 @@ class TunnelServer:
     def prepare(self, config: ServerConfig) -> Steps[Prepared]:
         """The first half of `reconfigure`, which makes all that is new and changes nothing. Until `adopt` nobody else
         may reconfigure this server."""
-        networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
-        router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
-        differs = replace(self._config, clients=()) != replace(config, clients=())
-        it = Prepared(config, router, gone=self._by_token.copy())
-        for index, client in enumerate(config.clients):
-            key = client.token.algorithm, client.token.digest
-            session = it.gone.pop(key, None)
-            if session is None:
-                session = Session(index, client, config, router)
-            else:
-                concerned = differs or client != session.client
-                it.kept.append((session, index, client, Told(config, client) if concerned else None))
-            it.sessions.append(session)
-            it.by_token[key] = session
-            if index % _MAKING == 0:
-                yield
-        return it
+        return _prepare(config, self._table, self._config, self._by_token)
 
-    def adopt(self, it: Prepared) -> Steps[None]:
+    def adopt(self, prepared: Prepared) -> Steps[None]:
         """The second half. Its first step makes the change, whole; the others tell the clients that it concerns."""
-        self._config, self._router = it.config, it.router
-        self.sessions, self._by_token = it.sessions, it.by_token
+        self._config, self._table.router = prepared.config, prepared.router
+        self.sessions = self._table.sessions = prepared.sessions
+        self._by_token = prepared.by_token
         self._verdicts.clear()
         telling: list[tuple[Session, Telling]] = []
-        for session, index, client, told in it.kept:
-            before = session.reconfigure(index, client, it.config, it.router, told)
+        for session, index, client, told in prepared.kept:
+            before = session.reconfigure(index, client, prepared.config, told)
             if before is not None:
                 telling.append((session, before))
-        for session in it.gone.values():
+        for session in prepared.gone.values():
             session.leave()
         for session, before in telling:
             yield
             session.tell(before)
-        for number, session in enumerate(it.gone.values()):
+        for number, session in enumerate(prepared.gone.values()):
             if number % PART == 0 or session.state != "offline":
                 yield
             session.dismiss("its token is not in the config any more")
@@ -137,9 +172,10 @@ class TunnelServer:
         """The interface has ended. No cycle may be left: the garbage collector may never look at sessions."""
         for session in self.sessions:
             session.leave()
-        self.sessions, self._by_token = [], {}
+        self.sessions = self._table.sessions = []
+        self._by_token = {}
         self._verdicts.clear()
-        self._router = Router((), (), ())
+        self._table.router = Router((), (), ())
 
     # -- the device's side
 
@@ -162,7 +198,7 @@ class TunnelServer:
     def _decide(self, key: bytes) -> Sender | bool | None:
         """Ask the router, and remember what it says. None: a bug, which costs this packet and not the interface."""
         try:
-            verdict = self._router.from_device(key[:4], key[4:])
+            verdict = self._table.router.from_device(key[:4], key[4:])
             to = self.sessions[verdict].sender if verdict >= 0 else False
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
@@ -181,17 +217,9 @@ class TunnelServer:
     # -- the network's side
 
     async def run_transport(
-        self,
-        writers: Sequence[DeviceWriter],
-        listeners: ListenerManager,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+        self, listeners: ListenerManager, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had.
-
-        ``writers``: of the device's queues. Each client has one, and shares it where there are more clients.
-        """
-        self._writers = writers
+        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had."""
         async with trio.open_nursery() as nursery:
             virtual_host = VirtualHost(self._config.path, self._config.ingress, nursery, self._serve, self._log)
             with listeners.register(self._config.listen, virtual_host) as self.admission:
@@ -238,11 +266,11 @@ class TunnelServer:
         why, failed = "this server stops", 0  # if it is cancelled
         try:
             if websocket:
-                await serve_websocket(session, exchange, self._forward)
+                await serve_websocket(session, exchange)
             elif method == "GET":
                 await serve_download(session, exchange)
             else:
-                await serve_upload(session, exchange, self._forward)
+                await serve_upload(session, exchange)
             session.log.debug("%s from %s ended cleanly", stream, name)
             why = "the client ended it"
         except* PeerError as group:
@@ -282,11 +310,6 @@ class TunnelServer:
             if session is not None:
                 return session
         return None
-
-    def _forward(self, session: Session, reader: FrameReader, frames: list[FrameRange]) -> None:
-        if not session.gone:
-            writer = self._writers[session.index % len(self._writers)]
-            session.forward(reader.view, frames, writer, self.sessions)
 
     async def run_clock(self) -> None:
         """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""

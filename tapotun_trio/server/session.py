@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import IPv4Interface
@@ -15,7 +15,7 @@ import trio
 
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
-from ..datapath.receiver import InboundStream
+from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
 from ..datapath.tun_io import DeviceWriter
@@ -28,7 +28,15 @@ from ..peer.session_log import SessionLog
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, ROUTED_HEAD, FrameRange, echoed_clock
+from ..wire.frames import (
+    ECHO_FIRST_BYTE,
+    ECHO_PACKET_BYTES,
+    HEADER_BYTES,
+    ROUTED_HEAD,
+    FrameRange,
+    FrameReader,
+    echoed_clock,
+)
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 
@@ -123,10 +131,29 @@ class Telling(NamedTuple):
     hello: ClientHello
 
 
+class ForwardingTable:
+    """Where the packets of an interface go. Its sessions share it; only its server changes it.
+
+    Attributes:
+        router: decides by source and destination.
+        sessions: by the index that the router answers with.
+        writers: of the device's queues. A session has one, and shares it where there are more sessions.
+    """
+
+    __slots__ = ("router", "sessions", "writers")
+
+    def __init__(self, writers: Sequence[DeviceWriter] = ()) -> None:
+        """Nothing is routed at first. Without ``writers`` no session may receive."""
+        self.router = Router((), (), ())
+        self.sessions: list[Session] = []
+        self.writers = writers
+
+
 class Session:
     """What a server keeps for one client for as long as the interface lives, connected or not."""
 
-    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
+        """``index``: the one that it has, or is about to get, in ``table.sessions``."""
         self.index = index
         self.client = client
         self.log = client_logger(config.name, client.name)
@@ -137,13 +164,13 @@ class Session:
         self.dismissed: str | None = None  # why the operator ended the last streams
         self.gone = False  # the config has it no longer: what still comes from its client is dropped
         self._session_log = SessionLog(self.counters, self.rtt)
-        self.uploads: list[InboundStream] = []
+        self.uploads: list[Receiver] = []
         self._downloads: list[Connection] = []
         self.transport: Transport | None = None  # of the newest download; None: none came yet
         self._config = config
         self._told = Told(config, client)
         self._hello: ClientHello | None = None  # of the newest download
-        self._router = router
+        self._table = table
         # Key of source and destination -> the session that gets it, True for the device, False for nobody.
         self._verdicts: dict[bytes, Session | bool] = {}
 
@@ -216,16 +243,14 @@ class Session:
         else:
             self.sender.keepalive = BASE_KEEPALIVE if self._config.peers == 1 else GENERATION_2_KEEPALIVE
 
-    def reconfigure(
-        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, told: Told | None
-    ) -> Telling | None:
+    def reconfigure(self, index: int, client: AllowedClient, config: ServerConfig, told: Told | None) -> Telling | None:
         """The config has changed, and the client's token has not. This costs next to nothing, since thousands of
         sessions change in one step. Returns what `tell` has to know, if there may be something to tell.
 
         ``told``: what the client is told from now on; None: nothing has changed that is its own or everybody's.
         """
         name = self.client.name
-        self.index, self.client, self._config, self._router = index, client, config, router
+        self.index, self.client, self._config = index, client, config
         self._verdicts.clear()
         if told is None:
             return None
@@ -269,8 +294,9 @@ class Session:
         newest = self._hello
         return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
-    def add_upload(self, upload: InboundStream) -> InboundStream | None:
-        """Take note of a new upload. Returns the one before it, if that still runs.
+    @contextmanager
+    def uploading(self, upload: Receiver) -> Iterator[Receiver | None]:
+        """``upload`` is one of this session's uploads within the block. Yields the one before it, if that still runs.
 
         Of too many uploads the oldest ends: most likely a proxy keeps a dead one open.
         """
@@ -278,7 +304,10 @@ class Session:
         if len(self.uploads) >= MAX_UPLOADS:
             self.uploads[0].end(PeerError("too many uploads at a time", reason=EndReason.REPLACED))
         self.uploads.append(upload)
-        return older
+        try:
+            yield older
+        finally:
+            self.uploads.remove(upload)
 
     @contextmanager
     def downloading(self, connection: Connection) -> Iterator[None]:
@@ -347,6 +376,24 @@ class Session:
         heard = [upload.tick(now, silence_s) for upload in self.uploads]
         self.peer_info.tick(now, self.counters, heard=any(heard))
 
+    def deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+        """`forward` what one receive of an upload has brought. Raises PeerError and HostError as that does."""
+        if not self.gone:
+            table = self._table
+            writer = table.writers[self.index % len(table.writers)]
+            self.forward(reader.view, frames, writer, table.sessions)
+
+    def on_control(self, kind: int, payload: bytes) -> None:
+        """Take a control frame of an upload. A PING needs nothing more: its receiver has answered it."""
+        if kind == control.PONG:
+            self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
+            self.sender.answered()
+        elif kind == control.AGENT:
+            self.peer_info.agent = control.agent_payload(payload)
+        elif kind == control.BYE:
+            text = f"the client says goodbye: {control.bye_reason(payload)}"
+            self.goodbyes.log(self.log, logging.INFO, trio.current_time(), text)
+
     def forward(
         self,
         view: memoryview,
@@ -398,13 +445,13 @@ class Session:
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
         source, destination = key[:4], key[4:]
-        if not self._router.owns(self.index, source):
+        if not self._table.router.owns(self.index, source):
             # A deployed client's upload may resume in the middle of a frame after a break, and everything from
             # there on is out of step. It shows here: a length that is not its packet's own.
             length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
             if length != len(frame) - HEADER_BYTES:
                 raise PeerError("frame whose length is not its packet's", reason=EndReason.BAD_FRAME)
-        verdict = self._router.from_client(self.index, source, destination)
+        verdict = self._table.router.from_client(self.index, source, destination)
         if verdict == BAD_SOURCE:
             self.log.debug("source %s is not its own", ".".join(map(str, source)))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE

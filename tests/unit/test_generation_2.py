@@ -24,7 +24,7 @@ from tapotun_trio.datapath import sender as sender_module
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import GENERATION_2_KEEPALIVE, GRACE_S, Sender, break_off, breaking_off
 from tapotun_trio.host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import DISCONNECTED, Record

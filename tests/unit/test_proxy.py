@@ -21,9 +21,9 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.model import NO_PROXY, Proxy, Secret, Url
 from tapotun_trio.config.proxy import bypassed, from_environment, proxy
 from tapotun_trio.errors import HostError, PeerError
-from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import CONNECT_S, open_connection
 from tapotun_trio.http.connect import ConnectParser, encode_connect
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 
 from ..chunkings import every_way
