@@ -1,4 +1,4 @@
-"""The admin listener's connections: accepted, bounded, each for itself."""
+"""The connections of the admin listener: accepted, bounded in number, and served."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from ..lifecycle.restart import RestartPause
 from ..log import Log
 from .api import AdminApi
 
-MAX_UNAUTHENTICATED: Final = (
-    64  # connections that have shown neither a token nor a session; one more pushes the oldest out
-)
-MAX_AUTHENTICATED: Final = 64  # those that have; likewise
-GOODBYE_S: Final = 1.0  # for answers under way when another listener takes over
+MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
+MAX_AUTHENTICATED: Final = 64  # connections with one; the same
+RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
-# Who is on this machine, or comes through a proxy on it: believed who it speaks for, in the log.
+# Proxies on this machine are trusted to name the client, for the log.
 _INGRESS: Final = IngressOptions(trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")), trusts_unix=True)
 
 
@@ -36,7 +34,7 @@ class AdminServer:
     def __init__(
         self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
     ) -> None:
-        """``make_site`` gets what it is to call for a connection that has shown that it may be here."""
+        """``make_site`` makes the API. It gets the function to call for a connection that has authenticated."""
         self.listener = listener
         self._api = make_site(self._on_authenticated)
         self._log = log
@@ -47,7 +45,8 @@ class AdminServer:
         self._serving = trio.CancelScope()
 
     async def run(self) -> None:
-        """Accept and answer until cancelled or retired. A bug is logged, and it goes on after a pause."""
+        """Accept and answer until cancelled or retired. After a bug, or if the listening socket fails, it starts again
+        after a growing pause."""
         pause = RestartPause()
         with self._serving:
             while not self._api.retiring:
@@ -57,34 +56,34 @@ class AdminServer:
                     async with trio.open_nursery() as nursery:
                         with self._accepting:
                             await self._acceptor.run(nursery)
-                except* Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it, nor badly beside it
+                except* Exception:  # noqa: BLE001 - it must end neither the process nor a tunnel
                     self._log.exception("a bug ended the admin listener")
                     pause_s = pause.next_s(lived_s=trio.current_time() - begun)
                     self._log.warning("admin: starting again in %.0f s", pause_s)
                     await trio.sleep(pause_s)
 
     def retire(self) -> None:
-        """Another one takes over: accept nothing more, and let what is under way end, for a moment."""
+        """Another listener takes over: accept nothing more, and give requests that are being served RETIRE_S to end."""
         self._api.retiring = True
         self._accepting.cancel()
-        self._serving.deadline = trio.current_time() + GOODBYE_S
+        self._serving.deadline = trio.current_time() + RETIRE_S
 
     async def _serve(self, connection: Connection) -> None:
         """One connection. The acceptor handles its failures, and closes it."""
         try:
-            self._unauthenticated.enter(connection)
-            origin = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)
-            assert origin is not None, "it is None for the PROXY protocol only"
-            await serve_connection(connection, partial(self._answer, origin))
+            self._unauthenticated.add(connection)
+            client_address = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)
+            assert client_address is not None, "it is None for the PROXY protocol only"
+            await serve_connection(connection, partial(self._answer, client_address))
         finally:
             connection.close()
-            self._unauthenticated.leave(connection)
-            self._authenticated.leave(connection)
+            self._unauthenticated.remove(connection)
+            self._authenticated.remove(connection)
 
-    async def _answer(self, origin: ClientAddress, exchange: Exchange) -> None:
-        exchange.client = origin.client(exchange.head.headers)
+    async def _answer(self, client_address: ClientAddress, exchange: Exchange) -> None:
+        exchange.client = client_address.client(exchange.head.headers)
         await self._api.serve(exchange)
 
     def _on_authenticated(self, exchange: Exchange) -> None:
-        if self._unauthenticated.leave(exchange.connection):
-            self._authenticated.enter(exchange.connection)
+        if self._unauthenticated.remove(exchange.connection):
+            self._authenticated.add(exchange.connection)

@@ -1,4 +1,4 @@
-"""Answers at the control socket, for as long as the process runs. Nobody who asks can hold it up."""
+"""The server of the control socket. Time, size and number of requests are bounded, so no client can block it."""
 
 from __future__ import annotations
 

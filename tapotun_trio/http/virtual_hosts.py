@@ -1,14 +1,14 @@
-"""The process's listening sockets, each open while an interface uses it, and which interface a request is for.
+"""The listening sockets of the process, and which interface serves a request.
 
 ::
 
     supervisor
-    ├─ front door                 outlives every interface
-    │   └─ entrance, one an endpoint: accept, and connections from accept or the end of a request to the next head
-    └─ interface                  each request of it, from its head to its end, runs in this one's nursery
+    ├─ ListenerManager    outlives every interface
+    │   └─ Endpoint       one listening socket, while an interface uses it: accepts, and reads request heads
+    └─ interface          a VirtualHost: serves its requests, from the end of the head on, in its own nursery
 
-A connection belongs to its entrance, for a proxy sends requests of several interfaces over one. What a request
-starts belongs to the interface: that one's end is theirs, and the others on the port do not notice.
+A connection belongs to its endpoint, since a proxy may send requests for several interfaces over one connection. A
+request belongs to its interface and ends with it; other interfaces on the same port do not notice.
 """
 
 from __future__ import annotations
@@ -33,21 +33,25 @@ from .client_address import ClientAddress, find_client_address
 from .pending import PendingConnections
 from .server import Exchange, serve_connection
 
-LISTEN_RETRY_S: Final = (1.0, 30.0)  # the first pause before an endpoint is tried again, doubled up to the last
-WAITS: Final = (
-    "this machine does not have that address yet, and nobody can connect before it has; "
-    "if it is not to get it, correct listen"
+LISTEN_RETRY_S: Final = (1.0, 30.0)  # the first pause before another try to listen, doubled up to the last
+ABSENT_ADDRESS_HINT: Final = (
+    "this machine does not have that address yet, so nobody can connect to it; if it will never have it, correct listen"
 )
-GOODBYE_S: Final = 0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
+TEARDOWN_S: Final = (
+    0.8  # a request that was cancelled takes twice sender.GRACE_S at most, a teardown less than a second
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VirtualHost:
-    """An interface behind entrances. ``path``: the one it answers at, None for all that nobody else has. What of its
-    ``ingress`` matters at an entrance is the same for all there.
+    """An interface that serves requests at endpoints.
 
-    ``serve`` answers one request; it runs in ``nursery``. A HostError that it raises ends the interface; anything else
-    ends the connection.
+    Attributes:
+        path: of its requests; None: every path that no other interface has.
+        ingress: the part of it that concerns an endpoint is the same for all interfaces there.
+        nursery: ``serve`` runs in it.
+        serve: answers one request. A HostError that it raises ends the interface; any other exception ends the
+            connection.
     """
 
     path: str | None
@@ -58,68 +62,68 @@ class VirtualHost:
 
 
 class Endpoint:
-    """One listening socket, its lobby, and the tenants behind it."""
+    """One listening socket, its pending connections, and the interfaces that are reached through it."""
 
     def __init__(self, key: ListenAddress, listener: Listener, ingress: IngressOptions, log: Log) -> None:
         self.key = key
         self.listener = listener
         self.ingress = ingress
         self.pending = PendingConnections()
-        self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
+        self.refusals: Counter[str] = Counter()  # of connections and requests that reached no interface, by reason
         self.virtual_hosts: dict[str | None, VirtualHost] = {}
         self.scope = trio.CancelScope()
         self._log = log
-        self._strangers = RateLimitedLog()
+        self._peer_errors = RateLimitedLog()
         self._acceptor = Acceptor(listener, self._serve, log, failures=self.refusals)
 
     async def run(self) -> None:
-        """Accept and serve until cancelled. If the listening socket is of no use any more, the tenants end, and start
-        again with another one."""
+        """Accept and serve until cancelled. If the listening socket fails, its interfaces end; the supervisor starts
+        them again with another socket."""
         with self.scope:
             async with trio.open_nursery() as nursery:
                 try:
                     await self._acceptor.run(nursery)
-                except Exception as exc:  # noqa: BLE001 - it is raised where it is handled, in the tenants
+                except Exception as exc:  # noqa: BLE001 - raised in the interfaces, which handle it
                     for virtual_host in self.virtual_hosts.values():
                         virtual_host.nursery.start_soon(_fail, exc)
                 finally:
-                    self.listener.close()  # at once, while streams still end: nobody shall come back to who goes
+                    self.listener.close()  # at once, while streams still end, so that no client reconnects to it
 
     async def _serve(self, connection: Connection) -> None:
         """One connection. Errors of the peer are counted and logged here, all others by the acceptor."""
-        stranger = False
+        was_pending = False
         try:
             try:
                 self.add_pending(connection)
                 address = await find_client_address(connection, self.ingress, is_unix=self.listener.is_unix)
                 if address is not None:
-                    await serve_connection(connection, partial(self._hand_over, address))
+                    await serve_connection(connection, partial(self._dispatch, address))
             finally:
                 connection.close()
-                # One that was evicted was counted then; one that had a stream or was refused, too.
-                stranger = self.pending.leave(connection)
+                # An evicted connection was counted when that happened, and so was one that had a stream or was refused.
+                was_pending = self.pending.remove(connection)
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason.is_for_operator or isinstance(exc, ShortageError):
                     text = f"{self.listener.name}: {exc}"
-                    self._strangers.log(self._log, logging.WARNING, trio.current_time(), text)
+                    self._peer_errors.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
                     self._log.debug("%s: %s", connection.name, exc)
-            if stranger:
+            if was_pending:
                 self.refusals[exc.reason] += 1
 
-    async def _hand_over(self, origin: ClientAddress, exchange: Exchange) -> None:
-        """Have the request served by the interface that its path belongs to, and wait for its end.
+    async def _dispatch(self, client_address: ClientAddress, exchange: Exchange) -> None:
+        """Have the interface that has this path serve the request, and wait for its end.
 
         The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
         """
-        exchange.client = origin.client(exchange.head.headers)
+        exchange.client = client_address.client(exchange.head.headers)
         virtual_host = self.virtual_hosts.get(exchange.head.target.partition("?")[0]) or self.virtual_hosts.get(None)
         if virtual_host is None:
             self.refusals[RefusalReason.UNKNOWN_PATH] += 1
             try:
                 await exchange.refuse(404)
-            except PeerError as exc:  # it did not wait for the answer
+            except PeerError as exc:  # the client did not wait for the answer
                 self._log.debug("%s: %s", exchange.client, exc)
             return
         failures: list[ExceptionGroup[Exception]] = []
@@ -128,7 +132,7 @@ class Endpoint:
         async def serve() -> None:
             try:
                 await virtual_host.serve(exchange, self)
-            except* HostError:  # the interface's device, not the request
+            except* HostError:  # the device of the interface failed, not the request
                 raise
             except* Exception as group:  # noqa: BLE001 - raised below, in the connection's own task
                 failures.append(group)
@@ -139,8 +143,8 @@ class Endpoint:
         try:
             await ended.wait()
         except trio.Cancelled:
-            # A door is cancelled only with its interfaces. To close now would cut off the request's goodbye.
-            with trio.move_on_after(GOODBYE_S, shield=True):
+            # An endpoint is cancelled only together with its interfaces. Closing now would cut off the stream's end.
+            with trio.move_on_after(TEARDOWN_S, shield=True):
                 await ended.wait()
             raise
         if failures:
@@ -148,7 +152,7 @@ class Endpoint:
 
     def add_pending(self, connection: Connection) -> None:
         evicted = self.pending.evicted
-        self.pending.enter(connection)
+        self.pending.add(connection)
         if self.pending.evicted != evicted:
             self.refusals[RefusalReason.EVICTED] += 1
 
@@ -157,22 +161,23 @@ async def _fail(exc: Exception) -> None:
     raise exc
 
 
-class Admission:
-    """Where a tenant is reached. It grows while endpoints that were refused at first are tried again.
+class Registration:
+    """The endpoints of one interface. It grows when an endpoint opens that was refused at first.
 
     Attributes:
-        entrances: those that are open.
-        refused: endpoints that could not be had so far, by name, and why.
+        endpoints: the open ones.
+        refused: names of the others, each with the reason.
+        ended: the interface no longer wants any.
     """
 
     def __init__(self) -> None:
         self.endpoints: list[Endpoint] = []
         self.refused: dict[str, str] = {}
-        self.over = False
+        self.ended = False
 
 
 class ListenerManager:
-    """The entrances of this process, by endpoint."""
+    """The open endpoints of this process."""
 
     def __init__(self, nursery: trio.Nursery, log: Log) -> None:
         self._nursery = nursery
@@ -180,15 +185,17 @@ class ListenerManager:
         self._endpoints: dict[ListenAddress, Endpoint] = {}
 
     @contextmanager
-    def register(self, addresses: tuple[ListenAddress, ...], virtual_host: VirtualHost) -> Iterator[Admission]:
-        """Requests go to the tenant until the block ends; an entrance without tenants is closed at once.
+    def register(self, addresses: tuple[ListenAddress, ...], virtual_host: VirtualHost) -> Iterator[Registration]:
+        """Within the block, requests for these addresses and this path go to ``virtual_host``. An endpoint without
+        interfaces is closed at once.
 
-        Of several endpoints one that is refused is told, and tried again in the tenant's nursery. So are all of them if
-        this machine only does not have what they name. Raises HostError if none can be had for another reason, if one
-        of the default's is refused (whose sockets stand for one address), or if another tenant has this path there, or
-        another reception.
+        If only some addresses are refused, that is logged, and they are tried again in the interface's nursery. The
+        same happens if all are refused because this machine does not have the address or its family yet.
+
+        Raises HostError: all are refused, at least one for another reason; an address of the default is refused, whose
+        sockets count as one address; another interface has this path there, or other options for the endpoint.
         """
-        admission = Admission()
+        registration = Registration()
         refusals: list[tuple[ListenAddress, HostError]] = []
         try:
             for address in addresses:
@@ -200,61 +207,61 @@ class ListenerManager:
                     refusals.append((address, exc))
                     continue
                 if endpoint is not None:
-                    self._admit(address, endpoint, virtual_host, admission)
-            if not admission.endpoints and not all(isinstance(it, AbsentError) for _, it in refusals):
-                passing = next((it for _, it in refusals if isinstance(it, ShortageError)), None)
-                raise passing or HostError("; ".join(str(it) for _, it in refusals))
-            if not admission.endpoints and not refusals:
+                    self._attach(address, endpoint, virtual_host, registration)
+            if not registration.endpoints and not all(isinstance(exc, AbsentError) for _, exc in refusals):
+                shortage = next((exc for _, exc in refusals if isinstance(exc, ShortageError)), None)
+                raise shortage or HostError("; ".join(str(exc) for _, exc in refusals))
+            if not registration.endpoints and not refusals:
                 raise HostError("no address to listen on; set listen to an address that this machine has")
             for address, refusal in refusals:
-                virtual_host.log.warning("%s; goes on without it, and tries again", refusal)
-                virtual_host.nursery.start_soon(self._keep_trying, address, virtual_host, admission, refusal)
-            yield admission
+                virtual_host.log.warning("%s; continuing without it, and trying again", refusal)
+                virtual_host.nursery.start_soon(self._keep_trying, address, virtual_host, registration, refusal)
+            yield registration
         finally:
-            admission.over = True
-            for endpoint in admission.endpoints:
+            registration.ended = True
+            for endpoint in registration.endpoints:
                 del endpoint.virtual_hosts[virtual_host.path]
                 if not endpoint.virtual_hosts:
                     del self._endpoints[endpoint.key]
                     endpoint.listener.close()
                     endpoint.scope.cancel()
 
-    def _admit(
-        self, address: ListenAddress, endpoint: Endpoint, virtual_host: VirtualHost, admission: Admission
+    def _attach(
+        self, address: ListenAddress, endpoint: Endpoint, virtual_host: VirtualHost, registration: Registration
     ) -> None:
         name = endpoint.listener.name
         if virtual_host.path in endpoint.virtual_hosts:
             raise HostError(f"another interface has the same path on {name}; give each a path of its own")
         if virtual_host.ingress.at(address) != endpoint.ingress:
             fields = "trusted_proxies, proxy_protocol or listen_mode"
-            raise HostError(f"another interface on {name} has other {fields}; write the same in both")
+            raise HostError(f"another interface on {name} has a different {fields}; use the same value in both")
         endpoint.virtual_hosts[virtual_host.path] = virtual_host
-        admission.endpoints.append(endpoint)
+        registration.endpoints.append(endpoint)
         virtual_host.log.info(
             "listening on %s%s", name, "" if virtual_host.path is None else f", path {virtual_host.path}"
         )
         if endpoint.listener.waits:
-            virtual_host.log.warning("%s: %s", name, WAITS)
+            virtual_host.log.warning("%s: %s", name, ABSENT_ADDRESS_HINT)
 
     async def _keep_trying(
-        self, address: ListenAddress, virtual_host: VirtualHost, admission: Admission, refusal: HostError
+        self, address: ListenAddress, virtual_host: VirtualHost, registration: Registration, refusal: HostError
     ) -> None:
-        """Until the endpoint can be had."""
+        """Try to listen again and again, until it succeeds."""
         name, pause_s = endpoint_name(address), LISTEN_RETRY_S[0]
         while True:
-            admission.refused[name] = str(refusal)
+            registration.refused[name] = str(refusal)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, LISTEN_RETRY_S[1])
-            if admission.over:
+            if registration.ended:
                 return
             try:
                 endpoint = self._endpoint(address, virtual_host.ingress)
                 if endpoint is not None:
-                    self._admit(address, endpoint, virtual_host, admission)
+                    self._attach(address, endpoint, virtual_host, registration)
             except HostError as exc:
                 refusal = exc
                 continue
-            del admission.refused[name]
+            del registration.refused[name]
             return
 
     def _endpoint(self, address: ListenAddress, ingress: IngressOptions) -> Endpoint | None:
@@ -271,7 +278,7 @@ class ListenerManager:
 
 @asynccontextmanager
 async def open_listeners() -> AsyncIterator[ListenerManager]:
-    """The front door of the interfaces that run within the block."""
+    """The listening sockets of the interfaces that run within the block."""
     async with trio.open_nursery() as nursery:
         yield ListenerManager(nursery, logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
         nursery.cancel_scope.cancel()

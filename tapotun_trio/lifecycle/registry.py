@@ -112,7 +112,7 @@ class Registry:
             where = "here" if interface is None else f"at {interface}"
             names = [session.client.name for server in servers for session in server.sessions]
             raise NoSuchPeerError(f"there is no client {client} {where}; the servers have {_list(names)}")
-        return sum([session.dismiss(DISCONNECTED) for session in sessions])
+        return sum([session.disconnect(DISCONNECTED) for session in sessions])
 
 
 def _list(names: Iterable[str]) -> str:

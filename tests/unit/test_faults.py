@@ -106,17 +106,17 @@ NOT_STEPS: Final = {
 }
 # Steps that some scenario has to come by, so that the list above is not empty without anybody noticing.
 REACHED: Final = {
-    "Endpoint._hand_over",
+    "Endpoint._dispatch",
     "Endpoint.add_pending",
     "TunnelServer._answer",
     "TunnelServer._authenticate",
     "TunnelServer._refuse",
     "ClientHello.of",
-    "Session.arrive",
+    "Session.download_began",
     "Session.uploading",
     "Session.deliver",
     "Session.on_control",
-    "Session.depart",
+    "Session.stream_ended",
     "Session.downloading",
     "Session.forward",
     "Session.params",
@@ -396,7 +396,7 @@ async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
         (http_server.Exchange, "start_download", 500),
         (heads.RequestParser, "feed", 500),
         (client_address.ClientAddress, "client", 500),
-        (session.Session, "arrive", 200),
+        (session.Session, "download_began", 200),
         (sender.Sender, "serve", 200),
     ],
 )

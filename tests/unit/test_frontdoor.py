@@ -213,7 +213,7 @@ async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_our
             assert await status(port, "GET", "/", "tun0") == 200
             [line] = told(caplog_of_ours)
             assert line.startswith(f"cannot listen on 127.0.0.1:{taken}: the port is in use; stop the other program")
-            assert line.endswith("goes on without it, and tries again")
+            assert line.endswith("continuing without it, and trying again")
             listed = {it.address: it.problem for it in snapshot([record])[0].listen}
             assert listed[f"127.0.0.1:{port}"] is None
             assert "the port is in use" in (listed[f"127.0.0.1:{taken}"] or "")

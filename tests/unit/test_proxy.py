@@ -222,7 +222,7 @@ def test_every_split_of_an_answer(data: st.DataObject) -> None:
 
 @table(
     "status through words",
-    ("no login", 407, Proxy("proxy", 3128), "it wants a login: set user:pass in proxy"),
+    ("no login", 407, Proxy("proxy", 3128), "it requires a login: set user:pass in proxy"),
     ("another login", 407, LOGIN, "it does not accept the login in proxy"),
     ("another login, as tinyproxy has it", 401, LOGIN, "it does not accept the login in proxy"),
     ("forbidden", 403, LOGIN, "it does not allow this target"),
