@@ -234,7 +234,7 @@ class ListenerManager:
             raise HostError(f"another interface has the same path on {name}; give each a path of its own")
         if virtual_host.ingress.at(address) != endpoint.ingress:
             fields = "trusted_proxies, proxy_protocol or listen_mode"
-            raise HostError(f"another interface on {name} has a different {fields}; use the same value in both")
+            raise HostError(f"another interface on {name} has a different {fields}; write the same in both")
         endpoint.virtual_hosts[virtual_host.path] = virtual_host
         registration.endpoints.append(endpoint)
         virtual_host.log.info(

@@ -267,7 +267,7 @@ class TunnelServer:
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
         endpoint.pending.remove(exchange.connection)
-        why, failed = "this server stops", 0  # the reason if it is cancelled
+        ending, failed = "this server stops", 0  # if it is cancelled
         try:
             if websocket:
                 await serve_websocket(session, exchange)
@@ -276,21 +276,21 @@ class TunnelServer:
             else:
                 await serve_upload(session, exchange)
             session.log.debug("%s from %s ended cleanly", stream, name)
-            why = "the client ended it"
+            ending = "the client ended it"
         except* PeerError as group:
             # The two halves of a stream may have noticed the same end, each in its own way. No variable here may hold
             # the error: its traceback holds this frame, and the cycle would keep the stream's buffers in memory.
-            is_request, reason, why, level = _describe_failure(group)
+            is_request, reason, ending, level = _describe_failure(group)
             counter = self.refusals if is_request else session.counters.ends
             counter[reason] += 1
-            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {why}")
+            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {ending}")
         except* HostError:
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
-            why, text = "an internal error", f"{stream} from {name} ended"
+            ending, text = "an internal error", f"{stream} from {name} ended"
             failed = self._count_fault(session.counters.ends, session.log, text, group)
         finally:
-            session.stream_ended(why)
+            session.stream_ended(ending)
         if failed:
             await exchange.fail(failed)
         elif exchange.reusable:

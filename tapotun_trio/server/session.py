@@ -282,12 +282,12 @@ class Session:
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, payload))
 
-    def stream_ended(self, why: str) -> None:
-        """A stream has ended because of ``why``. After the last one, one log line sums up the session."""
+    def stream_ended(self, reason: str) -> None:
+        """A stream has ended for ``reason``. After the last one, one log line sums up the session."""
         if not self._downloads:
             self.peer_info.leave()  # also for a download that failed before `downloading`
         if not self._downloads and not self.uploads:
-            self._session_log.end(self.log, self.disconnect_reason or why)
+            self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
         """A download runs, and its session ID says that it is another machine's."""

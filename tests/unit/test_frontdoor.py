@@ -273,7 +273,7 @@ async def test_a_family_that_comes_later(
         tunnel = record.tunnel
         assert isinstance(tunnel, TunnelServer)
         await until(lambda: f"[::1]:{port}" in [it.listener.name for it in tunnel.endpoints])
-        assert tunnel.admission.refused == {}
+        assert tunnel.registration.refused == {}
         nursery.cancel_scope.cancel()
 
 
