@@ -25,7 +25,7 @@ from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
 from ..wire.frames import ADDRESSES
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, ParametersUpdate, Session
+from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # log lines about refused tokens within ten seconds
@@ -39,8 +39,8 @@ class Prepared:
     """The next config of a server, with everything that was made for it.
 
     Attributes:
-        kept: sessions that stay, each with its new index, its new entry of the config, and its new parameters; None:
-            those have not changed.
+        kept: sessions that stay, each with its new index, its new entry of the config, and its new parameters, which
+            are None if they have not changed.
         removed: sessions whose client is no longer in the config.
     """
 
@@ -106,8 +106,7 @@ class TunnelServer:
         """Create the sessions of all clients. Nobody can connect before `run_transport`.
 
         Args:
-            writers: of the device's queues. Sessions share them where there are more clients. Without writers, uploads
-                cannot be served.
+            writers: one for each queue of the device; see `ForwardingTable`. Without any, uploads cannot be served.
             device_drops: where the reader and the writers of the device count what they drop, by reason.
             first: made from ``config`` by `in_steps`.
         """
@@ -157,7 +156,7 @@ class TunnelServer:
         self.sessions = self._table.sessions = prepared.sessions
         self._by_token = prepared.by_token
         self._verdicts.clear()
-        updates: list[tuple[Session, ParametersUpdate]] = []
+        updates: list[tuple[Session, PreviousParameters]] = []
         for session, index, client, parameters in prepared.kept:
             before = session.reconfigure(index, client, prepared.config, parameters)
             if before is not None:

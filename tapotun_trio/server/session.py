@@ -124,7 +124,7 @@ class ClientParameters:
         return IPv4Interface((self._ip, self._prefixlen))
 
 
-class ParametersUpdate(NamedTuple):
+class PreviousParameters(NamedTuple):
     """The parameters that a client had before the config changed, and the download that it got them on."""
 
     parameters: ClientParameters
@@ -137,7 +137,7 @@ class ForwardingTable:
     Attributes:
         router: decides by source and destination.
         sessions: by the index that the router answers with.
-        writers: of the device's queues. A session has one, and shares it where there are more sessions.
+        writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
     """
 
     __slots__ = ("router", "sessions", "writers")
@@ -161,7 +161,7 @@ class Session:
         self.sender = Sender(self.counters)
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
-        self.disconnect_reason: str | None = None  # why this end ended the last streams
+        self.disconnect_reason: str | None = None  # why this end closed the last streams; None: it did not
         self.removed = False  # from the config: what its client still sends is dropped
         self._session_log = SessionLog(self.counters, self.rtt)
         self.uploads: list[Receiver] = []
@@ -216,7 +216,7 @@ class Session:
         return RateLimitedLog(FLAPPING_S)
 
     def download_began(self, hello: ClientHello, name: str, transport: Transport) -> None:
-        """A download begins, whose ``hello`` now describes the client. Uploads of another machine end.
+        """A download begins. From now on ``hello`` describes the client; uploads of another machine end.
 
         ``name``: the client's address, for logs.
         """
@@ -246,7 +246,7 @@ class Session:
 
     def reconfigure(
         self, index: int, client: AllowedClient, config: ServerConfig, parameters: ClientParameters | None
-    ) -> ParametersUpdate | None:
+    ) -> PreviousParameters | None:
         """Follow a changed config in which the client's token is the same. Cheap, since thousands of sessions change in
         one step. Returns what `send_update` needs; None: the client has nothing to learn.
 
@@ -260,14 +260,14 @@ class Session:
         if client.name != name:
             self.log = client_logger(config.name, client.name)
         before, self._parameters = self._parameters, parameters
-        return None if self._hello is None or not self.sender.streaming else ParametersUpdate(before, self._hello)
+        return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
 
     def mark_removed(self) -> None:
         """The config no longer has this client, or the interface ends: forward none of its packets any more."""
         self.removed = True
         self._verdicts.clear()  # two sessions with verdicts for each other are a reference cycle
 
-    def send_update(self, before: ParametersUpdate) -> None:
+    def send_update(self, before: PreviousParameters) -> None:
         """Give the client its changed parameters. An extended client gets them in a PARAMS frame; a base client has to
         reconnect. A client that has connected since the change has them already."""
         if self._hello is not before.hello or not self.sender.streaming:
@@ -275,9 +275,7 @@ class Session:
         if not before.hello.extended:
             if self.tun_conf != before.parameters.tun_conf:
                 # It reconnects a lost download at once, but a lost upload only after the pause of an error.
-                self.disconnect(
-                    "its parameters changed, and a base client gets them only by reconnecting", uploads=False
-                )
+                self.disconnect("its parameters changed: a base client has to reconnect for them", uploads=False)
         elif (payload := self.params) != before.parameters.params:
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, payload))
@@ -339,7 +337,7 @@ class Session:
 
     @property
     def released(self) -> bool:
-        """This end has ended the last download, and there is no newer one."""
+        """This end has closed the last download, and there is no newer one."""
         return self.disconnect_reason is not None and not self.sender.streaming
 
     def left_early(self) -> None:
