@@ -24,7 +24,7 @@ from .peer.boottime import boottime, wall_time
 from .status.model import ReloadStatus
 from .text import one_line, shorten
 
-ERROR_CHARS: Final = 2000
+RELOAD_ERROR_CHARS: Final = 2000
 LINES: Final = 20  # that are logged in one go, a millisecond
 READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
 
@@ -146,7 +146,7 @@ class Reloader:
         """``text``: a line for each reason. A dry run leaves no trace but its answer."""
         lines = text.splitlines()
         # Each is longer than a character, so these are more than can be shown.
-        reason = shorten("; ".join(map(one_line, lines[:ERROR_CHARS])), ERROR_CHARS)
+        reason = shorten("; ".join(map(one_line, lines[:RELOAD_ERROR_CHARS])), RELOAD_ERROR_CHARS)
         if dry_run:
             return RefusedError(f"a reload would be refused: {reason}")
         await self._say(logging.ERROR, lines)

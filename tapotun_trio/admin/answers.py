@@ -12,7 +12,7 @@ from .access import Refused
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
-ERROR_CHARS: Final = 2000
+ANSWER_ERROR_CHARS: Final = 2000
 
 # Nothing from elsewhere, no script or style within a page, no page of others around ours.
 POLICY: Final = (
@@ -56,7 +56,7 @@ def document(value: Any, status: int = 200) -> Answer:
 
 def error(status: int, why: str, *headers: tuple[str, str], plain: bool = False) -> Answer:
     """``plain``: for people, in place of the JSON that programs get."""
-    line = one_line(shorten(why, ERROR_CHARS))
+    line = one_line(shorten(why, ANSWER_ERROR_CHARS))
     if plain:
         return text(status, line, *headers)
     return Answer(status, msgspec.json.encode({"error": line}), JSON, headers)

@@ -1,8 +1,7 @@
-"""The admin listener's connections: accepted, bounded, each for itself."""
+"""The connections of the admin listener: accepted, bounded in number, and served."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_network
@@ -11,25 +10,21 @@ from typing import Final
 import trio
 
 from ..config.model import IngressOptions
-from ..errors import HostError, PeerError, leaves
 from ..host.net.listen import Listener
 from ..host.net.sockets import Connection
+from ..http.acceptor import Acceptor
 from ..http.client_address import ClientAddress, find_client_address
 from ..http.pending import PendingConnections
 from ..http.server import Exchange, serve_connection
-from ..log import Faults, Log, RateLimitedLog
+from ..lifecycle.restart import RestartPause
+from ..log import Log
 from .api import AdminApi
 
-MAX_UNAUTHENTICATED: Final = (
-    64  # connections that have shown neither a token nor a session; one more pushes the oldest out
-)
-MAX_AUTHENTICATED: Final = 64  # those that have; likewise
-ACCEPT_RETRY_S: Final = 0.1
-GOODBYE_S: Final = 1.0  # for answers under way when another listener takes over
-RESTART_S: Final = (1.0, 30.0)  # the first pause after a bug, doubled up to the last
-HEALTHY_S: Final = 60.0
+MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
+MAX_AUTHENTICATED: Final = 64  # connections with one; the same
+RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
-# Who is on this machine, or comes through a proxy on it: believed who it speaks for, in the log.
+# Proxies on this machine are trusted to name the client, for the log.
 _INGRESS: Final = IngressOptions(trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")), trusts_unix=True)
 
 
@@ -39,20 +34,20 @@ class AdminServer:
     def __init__(
         self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
     ) -> None:
-        """``make_site`` gets what it is to call for a connection that has shown that it may be here."""
+        """``make_site`` makes the API. It gets the function to call for a connection that has authenticated."""
         self.listener = listener
         self._api = make_site(self._on_authenticated)
         self._log = log
         self._unauthenticated = PendingConnections(MAX_UNAUTHENTICATED)
         self._authenticated = PendingConnections(MAX_AUTHENTICATED)
-        self._shortages = RateLimitedLog()
-        self._faults = Faults()
+        self._acceptor = Acceptor(listener, self._serve, log, label="admin: ")
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
 
     async def run(self) -> None:
-        """Accept and answer until cancelled or retired. A bug is logged, and it goes on after a pause."""
-        pause_s = RESTART_S[0]
+        """Accept and answer until cancelled or retired. After a bug, or if the listening socket fails, it starts again
+        after a growing pause."""
+        pause = RestartPause()
         with self._serving:
             while not self._api.retiring:
                 begun = trio.current_time()
@@ -60,52 +55,35 @@ class AdminServer:
                 try:
                     async with trio.open_nursery() as nursery:
                         with self._accepting:
-                            await self._accept(nursery)
-                except* Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it, nor badly beside it
+                            await self._acceptor.run(nursery)
+                except* Exception:  # noqa: BLE001 - it must end neither the process nor a tunnel
                     self._log.exception("a bug ended the admin listener")
-                    if trio.current_time() - begun >= HEALTHY_S:
-                        pause_s = RESTART_S[0]
+                    pause_s = pause.next_s(lived_s=trio.current_time() - begun)
                     self._log.warning("admin: starting again in %.0f s", pause_s)
                     await trio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, RESTART_S[1])
 
     def retire(self) -> None:
-        """Another one takes over: accept nothing more, and let what is under way end, for a moment."""
+        """Another listener takes over: accept nothing more, and give requests that are being served RETIRE_S to end."""
         self._api.retiring = True
         self._accepting.cancel()
-        self._serving.deadline = trio.current_time() + GOODBYE_S
-
-    async def _accept(self, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                connection = await self.listener.accept()
-            except HostError as exc:
-                self._shortages.log(self._log, logging.WARNING, trio.current_time(), f"admin: {exc}")
-                await trio.sleep(ACCEPT_RETRY_S)
-                continue
-            nursery.start_soon(self._serve, connection)
+        self._serving.deadline = trio.current_time() + RETIRE_S
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close. The boundary of its failures, a bug included."""
+        """One connection. The acceptor handles its failures, and closes it."""
         try:
-            self._unauthenticated.enter(connection)
-            origin = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)
-            assert origin is not None, "it is None for the PROXY protocol only"
-            await serve_connection(connection, partial(self._answer, origin))
-        except* PeerError as group:
-            for exc in leaves(group):
-                self._log.debug("admin: %s: %s", connection.name, exc)
-        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the others go on
-            self._faults.log(self._log, trio.current_time(), "admin: connection closed", group)
+            self._unauthenticated.add(connection)
+            client_address = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)
+            assert client_address is not None, "it is None for the PROXY protocol only"
+            await serve_connection(connection, partial(self._answer, client_address))
         finally:
             connection.close()
-            self._unauthenticated.leave(connection)
-            self._authenticated.leave(connection)
+            self._unauthenticated.remove(connection)
+            self._authenticated.remove(connection)
 
-    async def _answer(self, origin: ClientAddress, exchange: Exchange) -> None:
-        exchange.client = origin.client(exchange.head.headers)
+    async def _answer(self, client_address: ClientAddress, exchange: Exchange) -> None:
+        exchange.client = client_address.client(exchange.head.headers)
         await self._api.serve(exchange)
 
     def _on_authenticated(self, exchange: Exchange) -> None:
-        if self._unauthenticated.leave(exchange.connection):
-            self._authenticated.enter(exchange.connection)
+        if self._unauthenticated.remove(exchange.connection):
+            self._authenticated.add(exchange.connection)

@@ -10,7 +10,7 @@ LIMIT_S: Final = 10.0
 # The machine or its proxy answered, so the server itself is restarting: asking again costs little, and all
 # clients of a restarted server should be back within 5 s.
 NEAR_LIMIT_S: Final = 4.0
-HEALTHY_S: Final = 60.0  # a stream that lived so long pays back what came before
+HEALTHY_STREAM_S: Final = 60.0  # a stream that lived so long pays back what came before
 
 
 class Backoff:
@@ -28,7 +28,7 @@ class Backoff:
     def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
         """Seconds to wait after a failure of something that had lived for ``lived_s``. ``near``: the failure was an
         answer and not silence."""
-        if lived_s >= HEALTHY_S:
+        if lived_s >= HEALTHY_STREAM_S:
             self._failures = 0
         self._failures += 1
         if self._failures == 1:

@@ -15,9 +15,9 @@ import trio
 
 from ..config.model import ClientConfig
 from ..datapath.counters import Counters, DropReason, Transport
+from ..datapath.receiver import Receiver, deliver_to_device
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, BASE_SILENCE_S, Sender, keepalive_policy
-from ..datapath.sorting import deliver
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, HostError, PeerError
 from ..host.interfaces import Host
@@ -157,7 +157,7 @@ class TunnelClient:
             await trio.sleep(TICK_S)
             now = trio.current_time()
             self.sender.tick(now, TICK_S)
-            heard = self._download is not None and self._download.incoming.tick(now, self._silence_s)
+            heard = self._download is not None and self._download.receiver.tick(now, self._silence_s)
             self.peer_info.tick(now, self.counters, heard=heard)
             self.guard.tick(now, connected=not is_over(self._download), heard=heard, silence_s=self._silence_s)
             self._select_transport()
@@ -256,7 +256,8 @@ class TunnelClient:
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
             self._extended = extended
-            download = Download(answer.connection, reader, frames, self._take, self.counters.ends)
+            receiver = Receiver(answer.connection, reader, self._deliver, self._on_control, self.sender.send_control)
+            download = Download(answer.connection, receiver, frames, self.counters.ends)
             self._download_begins(download, "http", answer)
             self._download_up.set()
             undo.pop_all()
@@ -274,7 +275,13 @@ class TunnelClient:
             self._selector.changed()
             self._extended = True
             stream = WebSocketStream(
-                answer.connection, answer.rest, self.sender, self._take, self.counters.ends, memory
+                answer.connection,
+                answer.rest,
+                self.sender,
+                self._deliver,
+                self._on_control,
+                self.counters.ends,
+                memory,
             )
             self._download_begins(stream, "websocket", answer)
             self._download_is_down()  # in so far as no upload is to begin beside this
@@ -412,28 +419,13 @@ class TunnelClient:
             await self._reconciler.apply(desired)
             self.desired = desired  # not before: cancelled in between, the next answer applies it again
 
-    async def _take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        echoes, inward = list[bytes](), list[FrameRange]()
-        try:
-            deliver(reader.view, frames, self.counters, inward, echoes)
-        finally:  # at a bad frame too: what stood before it is good
-            self._writer.write_all(reader.view, inward, self.counters.drops)
-        for echo in echoes:
-            self.sender.send_control(echo)  # a generation 2 ping: the very same frame goes back
-        if reader.controls:
-            controls, reader.controls = reader.controls, []
-            ping: bytes | None = None
-            for kind, payload in controls:
-                if kind == control.PING:
-                    ping = payload
-                else:
-                    await self._take_control(kind, payload)
-            if ping is not None:  # of several the last one is answered, see `serving`
-                self.sender.send_control(control.encode(control.PONG, ping))
-                self._selector.warn_no_fallback(trio.current_time())
+    async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+        deliver_to_device(reader.view, frames, self._writer, self.counters, self.sender.send_control)
 
-    async def _take_control(self, kind: int, payload: bytes) -> None:
-        if kind == control.PONG:
+    async def _on_control(self, kind: int, payload: bytes) -> None:
+        if kind == control.PING:
+            self._selector.warn_no_fallback(trio.current_time())
+        elif kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
             self._log.debug("round trip %s", self.rtt)

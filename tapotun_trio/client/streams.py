@@ -10,23 +10,21 @@ from typing import Final, Protocol
 
 import trio
 
-from ..datapath.receiver import InboundStream, Take, receive_frames
+from ..datapath.receiver import Receiver
 from ..datapath.sender import Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
-from ..http.writer import BodyWriter
+from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
-from ..wire.frames import FrameRange, FrameReader
+from ..wire.frames import FrameRange
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
 # For how long a newer download lets the older one end first, so that packets keep their order. What the server
 # had begun to send on the older one is under way for a moment; more than this, and order is worth less than time.
 HANDOVER_S: Final = 1.0
-# What an upload that is being replaced may take to send what it has begun and to be answered.
-FINISH_S: Final = 5.0
 
 
 class Download:
@@ -35,36 +33,30 @@ class Download:
     def __init__(
         self,
         connection: Connection,
-        reader: FrameReader,
+        receiver: Receiver,
         first_frames: list[FrameRange],
-        take: Take,
         ends: Counter[str],
     ) -> None:
-        """``take`` gets the frames of every receive; it may raise PeerError. A failure is counted in ``ends``.
-        Closes ``connection`` at its end."""
+        """``receiver``: of this connection. A failure is counted in ``ends``. Closes ``connection`` at its end."""
         self._ends = ends
         self.ended = trio.Event()
         self.failure: PeerError | None = None
         self.connection = connection
-        self._reader = reader
+        self.receiver = receiver
         self._first_frames = first_frames
-        self._take = take
-        self._scope = trio.CancelScope()
-        self.incoming = InboundStream(self._scope)
         self._began = trio.current_time()
 
     def heard_since(self, moment: float) -> bool:
         """The server has been heard on this stream after ``moment``, as far as one knows: to within a second."""
-        return max(self._began, self.incoming.heard_at) >= moment
+        return max(self._began, self.receiver.heard_at) >= moment
 
     async def run(self, older: Stream | None) -> None:
         try:
-            with self._scope:
+            with self.receiver.running():
                 if older is not None:
                     with trio.move_on_after(HANDOVER_S):
                         await older.ended.wait()
-                await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
-            self.incoming.check()
+                await self.receiver.run(self._first_frames)
         except* Exception as group:  # a HostError goes on to whoever runs the stream
             self.failure = failure_of(group, "cannot receive")
             if isinstance(self.failure, InternalError):
@@ -78,11 +70,11 @@ class Download:
     @property
     def over(self) -> bool:
         """It has ended, or was told to."""
-        return self.ended.is_set() or self.incoming.told_to_end
+        return self.ended.is_set() or self.receiver.was_ended
 
     def end(self, because: PeerError) -> None:
         """End it now; `failure` will be ``because``."""
-        self.incoming.end(because)
+        self.receiver.end(because)
 
 
 class Upload:
@@ -160,7 +152,7 @@ class Upload:
 
     def abandon(self, because: PeerError) -> None:
         """As `end`, and without its end: what something on the way still holds back shall not arrive any more."""
-        self._writer.broken = True
+        self._writer.mark_broken(because.reason)
         self.end(because)
 
     async def prove(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from ..datapath.duplex import DuplexStream
-from ..datapath.receiver import InboundStream, Take
+from ..datapath.receiver import Deliver, OnControl, Receiver
 from ..datapath.sender import Sender
 from ..errors import InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
@@ -31,30 +31,28 @@ class WebSocketStream:
         connection: Connection,
         rest: bytes,
         sender: Sender,
-        take: Take,
+        deliver: Deliver,
+        on_control: OnControl,
         ends: Counter[str],
         memory: mmap | None = None,
     ) -> None:
-        """``rest``: what came behind the 101. ``take`` gets the frames of every receive; it may raise PeerError.
-        A failure is counted in ``ends``. ``memory``: see `FrameReader`. Closes ``connection`` at its end."""
+        """``rest``: what came behind the 101. ``deliver`` and ``on_control``: see `Receiver`. A failure is counted in
+        ``ends``. ``memory``: see `FrameReader`. Closes ``connection`` at its end."""
         self._ends = ends
         self.ended = trio.Event()
         self.failure: PeerError | None = None
         self.connection = connection
         self._rest = rest
-        self._take = take
         body = WebSocketBody(masked=False)
         self._reader = FrameReader(body, control=True, memory=memory)
-        self._conversation = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
-        self._scope = trio.CancelScope()
-        self.incoming = InboundStream(self._scope)
+        self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
+        self.receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control)
 
     async def run(self, older: Stream | None) -> None:
         try:
-            with self._scope:
+            with self.receiver.running():
                 shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
-                await self._conversation.run(lambda: self._receive(older), shutdown=shutdown)
-            self.incoming.check()
+                await self._duplex.run(lambda: self._receive(older), shutdown=shutdown)
         except* Exception as group:  # a HostError goes on to whoever runs the stream
             self.failure = failure_of(group, "cannot send or receive")
             if isinstance(self.failure, InternalError):
@@ -68,14 +66,14 @@ class WebSocketStream:
     @property
     def over(self) -> bool:
         """It has ended, or was told to."""
-        return self.ended.is_set() or self.incoming.told_to_end
+        return self.ended.is_set() or self.receiver.was_ended
 
     def end(self, because: PeerError) -> None:
         """End it now; `failure` will be ``because``."""
-        self.incoming.end(because)
+        self.receiver.end(because)
 
     async def _receive(self, older: Stream | None) -> None:
         if older is not None:
             with trio.move_on_after(HANDOVER_S):
                 await older.ended.wait()
-        await self._conversation.frames(self._reader, self._reader.prime(self._rest), self.incoming, self._take)
+        await self._duplex.receive(self.receiver, self._reader.prime(self._rest))

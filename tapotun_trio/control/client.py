@@ -13,7 +13,7 @@ from ..errors import EndReason, HostError, PeerError
 from .protocol import MAX_ANSWER_BYTES, LineReader, decode_answer, encode_request
 
 ANSWER_S: Final = 10.0
-_READ_BYTES: Final = 256 * 1024
+_ANSWER_READ_BYTES: Final = 256 * 1024
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
                 if left_s <= 0:
                     raise TimeoutError
                 sock.settimeout(left_s)
-                if (line := reader.feed(sock.recv(_READ_BYTES))) is not None:
+                if (line := reader.feed(sock.recv(_ANSWER_READ_BYTES))) is not None:
                     return decode_answer(line, kind)
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError) as exc:
             raise NobodyThereError(f"{path}: nobody is there any more") from exc

@@ -1,9 +1,7 @@
-"""Answers at the control socket, for as long as the process runs. Nobody who asks can hold it up."""
+"""The server of the control socket. Time, size and number of requests are bounded, so no client can block it."""
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,17 +11,18 @@ from typing import Any, Final, TypeAlias
 import trio
 from msgspec import Struct
 
-from ..errors import EndReason, PeerError, TapotunError, leaves, shortage_of
-from ..log import Faults, Log, RateLimitedLog
+from ..errors import EndReason, PeerError, TapotunError
+from ..host.net.listen import Listener
+from ..host.net.sockets import Connection
+from ..http.acceptor import Acceptor
+from ..log import Faults, Log
 from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
 
 MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
 MAX_WAITING: Final = 256  # of those whose command waits for something, which are not among them meanwhile
 REQUEST_S: Final = 5.0  # from accept to the request's end
 ANSWER_S: Final = 10.0  # from the answer's first byte to the last that the kernel took
-ACCEPT_RETRY_S: Final = 0.1
-_READ_BYTES: Final = 4096
-_BUGS: Final = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK})  # accept(2)
+_REQUEST_READ_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +41,19 @@ Commands: TypeAlias = Mapping[str, Command]
 
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
-    listener = trio.socket.from_stdlib_socket(sock)
-    room, faults, shortages = _Room(), Faults(), RateLimitedLog()
+    sock.setblocking(False)
+    room, faults = _Room(), Faults()
 
-    async def serve(connection: trio.socket.SocketType) -> None:
-        """One connection. The boundary of whatever goes wrong on it, a bug included."""
+    async def serve(connection: Connection) -> None:
         room.served += 1
         try:
-            with connection:
-                await _serve(trio.SocketStream(connection), commands, log, room, faults)
-        except* (PeerError, trio.BrokenResourceError) as group:
-            for exc in leaves(group):
-                log.debug("control socket: %s", exc)
-        except* Exception as group:  # noqa: BLE001 - logged with its traceback, and the process goes on
-            faults.log(log, trio.current_time(), "control socket: connection closed", group)
+            await _serve(connection, commands, log, room, faults)
         finally:
             room.served -= 1
 
+    acceptor = Acceptor(Listener(sock, f"unix:{sock.getsockname()}"), serve, log, label="control socket: ")
     async with trio.open_nursery() as nursery:
-        while True:
-            try:
-                connection, _ = await listener.accept()
-            except OSError as exc:
-                if exc.errno in _BUGS:
-                    raise
-                # Too few descriptors, or the one who came is gone. Neither ends a tunnel.
-                if (shortage := shortage_of(exc, "cannot accept at the control socket")) is not None:
-                    shortages.log(log, logging.WARNING, trio.current_time(), str(shortage))
-                await trio.sleep(ACCEPT_RETRY_S)
-                continue
-            nursery.start_soon(serve, connection)
+        await acceptor.run(nursery)
 
 
 class _Room:
@@ -93,11 +75,11 @@ class _Room:
             self.served += 1
 
 
-async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: _Room, faults: Faults) -> None:
+async def _serve(connection: Connection, commands: Commands, log: Log, room: _Room, faults: Faults) -> None:
     answer = BUSY
     if room.served <= MAX_CONNECTIONS:
         with trio.move_on_after(REQUEST_S) as deadline:
-            line = await _read_line(stream)
+            line = await _read_line(connection)
         if deadline.cancelled_caught:
             raise PeerError(f"no complete request within {REQUEST_S:.0f} s", reason=EndReason.SLOW_REQUEST)
         if line is None:
@@ -105,14 +87,15 @@ async def _serve(stream: trio.SocketStream, commands: Commands, log: Log, room: 
         else:
             answer = await _answer(line, commands, log, room, faults)
     with trio.move_on_after(ANSWER_S):
-        await stream.send_all(answer)
+        await connection.send_all(answer)
 
 
-async def _read_line(stream: trio.SocketStream) -> bytes | None:
+async def _read_line(connection: Connection) -> bytes | None:
     """None: it is too long."""
     reader = LineReader(MAX_REQUEST_BYTES)
+    buffer = memoryview(bytearray(_REQUEST_READ_BYTES))
     try:
-        while (line := reader.feed(await stream.receive_some(_READ_BYTES))) is None:
+        while (line := reader.feed(bytes(buffer[: await connection.receive(buffer)]))) is None:
             pass
     except PeerError as exc:
         if exc.reason != EndReason.TOO_LONG:

@@ -1,7 +1,7 @@
-"""A WebSocket of a session, as far as both ends see it alike: two halves that end together.
+"""A stream over a WebSocket, for both ends: two halves that end together.
 
-A close ends one direction, on a frame boundary; the other end answers it with its own as soon as it has sent what it
-had begun (RFC 6455 section 5.5.1). Until that has come we go on receiving, so an end loses nothing either way.
+A close ends one direction, on a frame boundary. The other end answers with its own close as soon as it has sent the
+frame that it had begun (RFC 6455 section 5.5.1). This end receives until then, so nothing is lost in either direction.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import trio
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..http.websocket import WebSocketWriter
-from ..wire.frames import FrameRange, FrameReader
+from ..http.writer import FINISH_S
+from ..wire.frames import FrameRange
 from ..wire.websocket import GOING_AWAY, NO_STATUS, NORMAL, PROTOCOL_ERROR, WebSocketBody
-from .receiver import InboundStream, Take, receive_frames
+from .receiver import Receiver
 from .sender import GRACE_S, Sender, ending_cleanly
 
-# What the end may take: to send what was begun, and for the other end to do the same.
-FINISH_S: Final = 5.0
 _DISCARD_BYTES: Final = 64 * 1024
 
 
@@ -29,7 +28,7 @@ class DuplexStream:
     """Both halves of one WebSocket, from its handshake on."""
 
     def __init__(self, connection: Connection, writer: WebSocketWriter, body: WebSocketBody, sender: Sender) -> None:
-        """Leaves closing ``connection`` to the caller."""
+        """``body``: decodes what is received on ``connection``. Leaves closing that to the caller."""
         self._connection = connection
         self._writer = writer
         self._body = body
@@ -43,15 +42,15 @@ class DuplexStream:
         receive: Callable[[], Awaitable[None]],
         *,
         shutdown: tuple[str, Callable[[], bytes]],
-        parting: Callable[[], bytes] = bytes,
+        farewell: Callable[[], bytes] = bytes,
     ) -> None:
-        """Send and receive until either end goes, or a newer stream takes the sender over. Raises PeerError, maybe
-        in a group.
+        """Send and receive until either end closes, or a newer stream takes over the sender. Raises PeerError, maybe in
+        a group.
 
         Args:
-            receive: the receiving half, most of which is `frames`.
-            shutdown: why this end goes if it is cancelled, and the control frame that says so before the close.
-            parting: a control frame to send before the close otherwise, or nothing.
+            receive: the receiving half, which calls `DuplexStream.receive`.
+            shutdown: if this is cancelled: the reason of the close, and the control frame to send before it.
+            farewell: otherwise: the control frame to send before the close, maybe none.
         """
         writer = self._writer
         writer.closing = GOING_AWAY, shutdown[0]
@@ -59,44 +58,45 @@ class DuplexStream:
             nursery.start_soon(self._receive, receive)
             try:
                 async with ending_cleanly(writer, shutdown[1]):
-                    await self._send(parting)
+                    await self._send(farewell)
             except trio.Cancelled:
                 with trio.move_on_after(GRACE_S, shield=True):
-                    await self._hear_out()
+                    await self._drain_after_close()
                 raise
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure.without_traceback()
 
-    async def frames(self, reader: FrameReader, first: list[FrameRange], incoming: InboundStream, take: Take) -> None:
-        """Receive until the other end's close, handing everything to ``take``. Raises PeerError."""
+    async def receive(self, receiver: Receiver, first: list[FrameRange]) -> None:
+        """Run ``receiver`` until the other end closes, and answer the pings of the WebSocket itself. Raises PeerError.
 
-        async def answer_and_take(reader: FrameReader, frames: list[FrameRange]) -> None:
-            if self._body.ping is not None:
-                self._writer.pong(self._body.ping)
-                self._body.ping = None
-            await take(reader, frames)
-
-        await receive_frames(self._connection, reader, first, incoming, answer_and_take)
+        ``first``: the frames that came together with the handshake.
+        """
+        await receiver.run(first, self._answer_ping)
         if self._body.code not in (NORMAL, GOING_AWAY, NO_STATUS):
             text = f"the other end closed the WebSocket: {self._body.code} {self._body.reason}".rstrip()
             raise PeerError(text, reason=EndReason.WS_CLOSED)
 
-    async def _send(self, parting: Callable[[], bytes]) -> None:
+    def _answer_ping(self) -> None:
+        if self._body.ping is not None:
+            self._writer.pong(self._body.ping)
+            self._body.ping = None
+
+    async def _send(self, farewell: Callable[[], bytes]) -> None:
         writer = self._writer
         with self._sending:
             await self._sender.serve(writer)
         if not writer.broken:
-            writer.closing = self._verdict()
+            writer.closing = self._close_reason()
             with trio.move_on_after(FINISH_S) as deadline:
-                await writer.finish(parting())
+                await writer.finish(farewell())
                 await self._received.wait()
             if deadline.cancelled_caught and self._failure is None:
-                raise PeerError("the other end did not end its WebSocket", reason=EndReason.STALLED)
+                raise PeerError("the other end did not close its WebSocket", reason=EndReason.STALLED)
 
-    async def _hear_out(self) -> None:
-        """Let the other end read our close: a TCP connection that is closed with unread bytes is reset, which may
-        destroy what is on its way (RFC 6455 section 7.1.1)."""
+    async def _drain_after_close(self) -> None:
+        """Read and discard until the other end closes. A TCP connection that is closed with unread bytes is reset,
+        which may destroy our close on its way (RFC 6455 section 7.1.1)."""
         if self._writer.finished and not self._writer.broken:
             self._connection.shutdown_sending()
             buffer = memoryview(bytearray(_DISCARD_BYTES))
@@ -105,18 +105,18 @@ class DuplexStream:
                     pass
 
     async def _receive(self, receive: Callable[[], Awaitable[None]]) -> None:
-        """The sending half says goodbye, and the failure is raised after that."""
+        """The receiving half. If it fails, the sending half still sends its close; then `run` raises the failure."""
         try:
             await receive()
         except PeerError as exc:
             self._failure = exc.without_traceback()
             if exc.reason.is_one_way:
-                self._writer.broken = True
+                self._writer.mark_broken(exc.reason)
         self._received.set()
         self._sending.cancel()
 
-    def _verdict(self) -> tuple[int, str]:
-        """The code and the reason of our close."""
+    def _close_reason(self) -> tuple[int, str]:
+        """The code and the reason of this end's close."""
         failure = self._failure
         if failure is None or failure.reason == EndReason.REPLACED:
             return NORMAL, ""

@@ -1,95 +1,218 @@
-"""The receiving half of a stream, as far as both ends see it alike."""
+"""The inbound path: the receiving half of one stream, at either end and over either transport.
+
+A `Receiver` drives the loop. It hands the frames of each receive to ``deliver`` and each control frame to
+``on_control``, which are the client's or the session's. `deliver_to_device` is what a client does with frames;
+`Session.forward` is what a server does with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import trio
 
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
-from ..wire.frames import FrameRange, FrameReader
+from ..wire import control
+from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, FrameRange, FrameReader
+from ..wire.vnet import is_bounded
+from .counters import Counters, DropReason
+from .sender import MAX_CONTROLS
+from .tun_io import DeviceWriter
 
-# Takes the frames that one step completed. May raise PeerError.
-Take: TypeAlias = Callable[[FrameReader, list[FrameRange]], Awaitable[None]]
+# Takes the frames that one step completed: the buffer, and where they are in it. May raise PeerError.
+Deliver: TypeAlias = Callable[[FrameReader, list[FrameRange]], Awaitable[None]]
+# Takes one control frame: its kind and its payload. May raise PeerError.
+OnControl: TypeAlias = Callable[[int, bytes], Awaitable[None]]
+# Queues a control frame or an echo for the peer. The result is not used: a frame that finds no room is dropped.
+SendControl: TypeAlias = Callable[[bytes], object]
 
 
-class InboundStream:
-    """A stream that we receive: whether it still brings something, and how to end it when it does not.
+class Receiver:
+    """The receiving half of one stream: its loop, how long it has been silent, and its early end.
 
     ::
 
-        with trio.CancelScope() as scope:
-            incoming = Incoming(scope)
-            ...                         # receive, counting incoming.arrivals
-        incoming.check()
+        receiver = Receiver(connection, reader, deliver, on_control, sender.send_control)
+        with receiver.running():
+            await receiver.run(reader.prime(rest))
+
+    Another task calls `tick` once a second, and may call `end`.
+
+    Attributes:
+        ended: set when the block of `running` is left: the last frame was delivered.
     """
 
-    __slots__ = ("_because", "_quiet_since", "_scope", "_seen", "_silence_s", "arrivals", "ended")
+    __slots__ = (
+        "_arrivals",
+        "_arrivals_at_tick",
+        "_because",
+        "_connection",
+        "_deliver",
+        "_heard_at",
+        "_on_control",
+        "_reader",
+        "_scope",
+        "_send_control",
+        "_silence_s",
+        "ended",
+    )
 
-    def __init__(self, scope: trio.CancelScope) -> None:
-        self._scope = scope
+    def __init__(
+        self,
+        connection: Connection,
+        reader: FrameReader,
+        deliver: Deliver,
+        on_control: OnControl,
+        send_control: SendControl,
+    ) -> None:
+        """Leaves closing ``connection`` to the caller.
+
+        Args:
+            deliver: gets the frames of every step, in order; also when there are none.
+            on_control: gets every control frame, in order and after the frames of its step. Of the PINGs of one step
+                it gets the last one only, after all others.
+            send_control: takes the PONG for that PING.
+        """
+        self._connection = connection
+        self._reader = reader
+        self._deliver = deliver
+        self._on_control = on_control
+        self._send_control = send_control
+        self._scope = trio.CancelScope()
         self._because: PeerError | None = None
-        self._quiet_since = trio.current_time()
-        self._silence_s = 0.0  # by which it was measured last
-        self.arrivals = 0  # receives that brought something
-        self._seen = -1  # of these, at the last tick
-        self.ended = trio.Event()  # set by the stream's own task when it has taken the last frame
+        self._heard_at = trio.current_time()
+        self._silence_s = 0.0  # the limit at the last tick
+        self._arrivals = 0  # receives that brought something
+        self._arrivals_at_tick = -1
+        self.ended = trio.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """`end` cancels the body; then this raises the error that `end` was given. Use it once."""
+        try:
+            with self._scope:
+                yield
+        finally:
+            self.ended.set()
+        if self._because is not None:
+            raise self._because.without_traceback()
+
+    async def run(self, first: list[FrameRange], before_step: Callable[[], None] | None = None) -> None:
+        """Receive until the end of the body. Other tasks run between two steps.
+
+        Cancel-safe between steps only: what was received and not delivered is lost with the stream.
+
+        Args:
+            first: the frames that came together with the head; they are delivered even if there are none.
+            before_step: called before the frames of each step are delivered.
+
+        Raises:
+            PeerError: a malformed frame, a broken connection, or what ``deliver`` and ``on_control`` raise.
+        """
+        connection, reader, deliver = self._connection, self._reader, self._deliver
+        frames = first
+        while True:
+            if before_step is not None:
+                before_step()
+            await deliver(reader, frames)
+            if reader.controls:
+                await self._take_controls()
+            if reader.ended:
+                return
+            if reader.pending:
+                await trio.lowlevel.checkpoint()
+                frames = reader.feed(0)
+                continue
+            received = await connection.receive(reader.space())
+            self._arrivals += 1
+            if received == 0:
+                reader.eof()
+            frames = reader.feed(received)
+
+    async def _take_controls(self) -> None:
+        """Only the last PING of a step is answered, as RFC 6455 section 5.5.3 allows: an answer costs more than a
+        PING."""
+        controls, self._reader.controls = self._reader.controls, []
+        ping: bytes | None = None
+        for kind, payload in controls:
+            if kind == control.PING:
+                ping = payload
+            else:
+                await self._on_control(kind, payload)
+        if ping is not None:
+            self._send_control(control.encode(control.PONG, ping))
+            await self._on_control(control.PING, ping)
 
     def tick(self, now: float, silence_s: float) -> bool:
-        """Once a second or so: end the stream if nothing came for so long. Returns whether something came since the
-        last time."""
-        if silence_s < self._silence_s:  # from now on: until now more was allowed
-            self._quiet_since = now
+        """Once a second or so: end the stream if nothing came for ``silence_s``. Returns whether something came since
+        the last tick."""
+        if silence_s < self._silence_s:  # a shorter limit counts from now on: until now more was allowed
+            self._heard_at = now
         self._silence_s = silence_s
-        if self.arrivals != self._seen:
-            self._seen = self.arrivals
-            self._quiet_since = now
+        if self._arrivals != self._arrivals_at_tick:
+            self._arrivals_at_tick = self._arrivals
+            self._heard_at = now
             return True
-        if now - self._quiet_since >= silence_s:
+        if now - self._heard_at >= silence_s:
             self.end(PeerError(f"nothing came for {silence_s:.0f} s", reason=EndReason.SILENT))
         return False
 
     def end(self, because: PeerError) -> None:
-        """Cancel the stream; its own task will raise ``because``."""
+        """Cancel the stream. Its own task raises ``because``."""
         self._because = because
         self._scope.cancel()
 
     @property
     def heard_at(self) -> float:
-        """When something came last, by the ticks: up to one tick late. Its beginning, if nothing has come."""
-        return self._quiet_since
+        """When something came last, to within one tick; when the stream began, if nothing has come."""
+        return self._heard_at
 
     @property
-    def told_to_end(self) -> bool:
+    def was_ended(self) -> bool:
+        """`end` was called."""
         return self._because is not None
 
-    def check(self) -> None:
-        """Raise what `end` was given, if it was called."""
-        if self._because is not None:
-            raise self._because.without_traceback()
 
-
-async def receive_frames(
-    connection: Connection, reader: FrameReader, first: list[FrameRange], incoming: InboundStream, take: Take
+def deliver_to_device(
+    view: memoryview,
+    frames: list[FrameRange],
+    device: DeviceWriter,
+    counters: Counters,
+    send_control: SendControl,
 ) -> None:
-    """Hand everything that comes to ``take``, step by step, until the body's end; others run between steps.
+    """A client's per-frame loop: write the packets to the device, send echoes back to the server, count everything.
 
-    ``first``: the frames that came together with the head; they are taken even if there are none. Raises PeerError.
-    Cancel-safe between steps only: what was received and not taken is lost with the stream.
+    Raises PeerError at a frame that no honest server sends, after the frames before it were written; HostError if the
+    device is gone.
     """
-    frames = first
-    while True:
-        await take(reader, frames)
-        if reader.ended:
-            return
-        if reader.pending:
-            await trio.lowlevel.checkpoint()
-            frames = reader.feed(0)
-            continue
-        received = await connection.receive(reader.space())
-        incoming.arrivals += 1
-        if received == 0:
-            reader.eof()
-        frames = reader.feed(received)
+    unpack = HEAD.unpack_from
+    echoes, inward = list[bytes](), list[FrameRange]()
+    packets = packets_bytes = 0
+    try:
+        for frame in frames:
+            start, stop, count = frame
+            length, gso_type, gso_size, first = unpack(view, start)
+            if first >> 4 != 4:
+                if first == ECHO_FIRST_BYTE and length == ECHO_PACKET_BYTES:
+                    # A generation 2 ping: this very frame goes back (docs/protocol.md#base-pings), but not a flood.
+                    if len(echoes) < MAX_CONTROLS:
+                        echoes.append(bytes(view[start:stop]))
+                elif first >> 4 == 6:
+                    counters.drops[DropReason.NOT_IPV4] += 1
+                else:
+                    raise PeerError("frame without an IP packet", reason=EndReason.BAD_FRAME)
+                continue
+            if gso_type and not is_bounded(length, gso_size):
+                raise PeerError("super-packet of absurdly small packets", reason=EndReason.BAD_VNET)
+            packets += count
+            packets_bytes += count * length
+            inward.append(frame)
+    finally:  # the frames before a bad one are good
+        counters.rx_packets += packets
+        counters.rx_bytes += packets_bytes
+        device.write_all(view, inward, counters.drops)
+    for echo in echoes:
+        send_control(echo)

@@ -180,7 +180,7 @@ class Sender:
         except Exception as exc:  # noqa: BLE001 - raised by `serve`, or by `tick` if there is no stream
             self._fault = exc
             if self.stream is not None:
-                self.stream.writer.broken = True
+                self.stream.writer.mark_broken(EndReason.INTERNAL_ERROR)
                 self.release()
 
     @property
@@ -217,12 +217,12 @@ class Sender:
             self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
         try:
             writer.send(frames)
-        except (PeerError, MemoryError):
+        except (PeerError, MemoryError) as exc:
             # The stream is broken, also if there is no memory to keep the rest of a piece whose beginning was sent.
             # Its own task finds that out in a moment, and raises. It is not raised here, because the caller may be in
             # the middle of another session's work.
             self.stream = None
-            writer.broken = True
+            writer.mark_broken(exc.reason if isinstance(exc, PeerError) else EndReason.NO_MEMORY)
         if writer.pending or writer.broken:
             self._wake.set()
 

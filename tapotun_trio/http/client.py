@@ -1,4 +1,4 @@
-"""The client's side: open a connection to a URL, send one request on it, read the head of the answer."""
+"""The client's side: connect to the server of a URL, send a request, and read the head of the answer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from ..host.net.sockets import Connection
 from ..host.net.tls import TlsClient
 from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
-from .heads import ResponseHead, ResponseParser, encode_request
+from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 
-# Name, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s; a path that comes back while an attempt waits
-# longer than that is found later than by the next attempt.
+# For name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the last of
+# them, a new attempt finds it sooner than this one.
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
-_READ_BYTES: Final = 4096
 
 
 async def open_connection(
@@ -31,11 +30,18 @@ async def open_connection(
     proxy: Proxy | None = None,
     resolved: Resolved | None = None,
 ) -> Connection:
-    """Connect, through a proxy or not, with TLS if it is given, and with a fwmark. ``resolved`` as in `connect`: of
-    the proxy, where there is one. The caller closes. Cancelled, nothing stays open.
+    """Connect to the server of ``url``. The caller closes the connection. Cancelled, nothing stays open.
 
-    Raises PeerError: the name, every address, the handshake, or all of it within CONNECT_S failed.
-    Raises HostError: the mark is not allowed.
+    Args:
+        tls: None: no TLS.
+        mark: the fwmark of the socket.
+        proxy: to connect through.
+        resolved: as in `connect`; of the proxy, if there is one.
+
+    Raises:
+        PeerError: resolving the name, connecting to every address, or the handshake failed, or took longer than
+            CONNECT_S.
+        HostError: the mark is not allowed.
     """
     try:
         with trio.fail_after(CONNECT_S):
@@ -50,8 +56,8 @@ async def open_connection(
 
 
 async def _by_proxy(url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None) -> Connection:
-    """Both names are resolved: the proxy's here, the URL's by the proxy."""
-    from .connect import describe, open_tunnel  # most clients need none
+    """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
+    from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
         connection = await connect(proxy.host, proxy.port, mark, resolved)
@@ -68,15 +74,15 @@ async def _by_proxy(url: Url, proxy: Proxy, mark: int | None, resolved: Resolved
 
 
 async def send_request(connection: Connection, method: str, url: Url, headers: list[tuple[str, str]]) -> None:
-    """Send a request head; the body, if it has one, is the caller's."""
+    """Send a request head. The caller sends the body, if there is one."""
     await connection.send_all(encode_request(method, url.target, [("Host", url.authority), *headers]))
 
 
 async def read_response(connection: Connection, method: str) -> tuple[ResponseHead, bytes]:
-    """The head of the final answer, and what of the body came with it. No deadline of its own: the answer to an
-    upload comes when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, it is lost."""
+    """The head of the final answer, and the first bytes of its body. It has no deadline: the answer to an upload comes
+    when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, received bytes are lost."""
     parser = ResponseParser(method)
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = await connection.receive(buffer)
         done = parser.feed(bytes(buffer[:received]))
@@ -85,11 +91,11 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """What a 400 has to say, whether it came together with its head or behind it; within REFUSAL_S. ``body``: what has
-    come. Of any other answer that is all. Cancelled, what came is lost."""
-    buffer = memoryview(bytearray(_READ_BYTES))
-    with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the answer is what it is, whatever ends it
-        while head.status == 400 and explain_400(body) is None and len(body) < _READ_BYTES:
+    """The beginning of a 400's body, which may come behind its head; waits for REFUSAL_S at most. Of any other answer,
+    only the bytes in ``body``, which came with the head. Cancelled, received bytes are lost."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
+        while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:
             received = await connection.receive(buffer)
             if received == 0:
                 break
@@ -97,19 +103,19 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     return body
 
 
-# What servers write into their 400: nginx, Go's net/http (Caddy), Apache httpd.
+# Texts of a 400 for plain HTTP on a TLS port: nginx, Go's net/http (Caddy), Apache httpd.
 _HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
 _NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
 _BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
 
 
 def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
-    """Raise PeerError unless the answer is a 200, saying what a person can do about it. ``body``: its beginning."""
+    """Raise PeerError, with a remedy, unless the answer is a 200. ``body``: the beginning of its body."""
     if head.status == 200:
         return
     place = f"{url.scheme}://{url.authority}{url.target}"
     hints = {
-        401: "something before the server wants a login of its own",
+        401: "a proxy in front of the server requires a login of its own",
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
         405: "that is a web page, or a proxy that lets only some methods pass",
@@ -120,8 +126,8 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         504: "the proxy waited too long for the tapotun server behind it",
     }
     hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
-    if head.status == 400 and (told := explain_400(body)) is not None:
-        hint = told
+    if head.status == 400 and (explanation := explain_400(body)) is not None:
+        hint = explanation
     if 300 <= head.status < 400 and "location" in head.headers:
         hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
     reason = one_line(shorten(head.reason, 60))
@@ -129,7 +135,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
 
 
 def explain_400(body: bytes) -> str | None:
-    """What a 400 of a web server means for a client of ours; None: nothing of its own."""
+    """The remedy for a 400 of a web server; None: the body is not one of those that we know."""
     if any(words in body for words in _HTTPS_PORT):
         return "this port speaks TLS; write https:// into the config"
     if _NO_CERTIFICATE in body:

@@ -1,4 +1,4 @@
-"""Where a connection and its requests come from, as far as we believe what is said of it."""
+"""The address of a client, taken from proxies as far as they are trusted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
 from .forwarded import Address, client_of, with_port
 
-# From accept to the end of the PROXY protocol header, which a proxy sends at once: as long as for a request's head.
+# From accept to the end of the PROXY protocol header, which a proxy sends at once. The limit of a request head, too.
 PROXY_HEADER_S: Final = 10.0
 
 
 class ClientAddress:
-    """The far end of one connection: a client, or a proxy whose word we take."""
+    """The far end of one connection: a client, or a trusted proxy."""
 
     __slots__ = ("_ingress", "_is_trusted", "name")
 
@@ -29,8 +29,8 @@ class ClientAddress:
         self._is_trusted = is_trusted
 
     def client(self, headers: Mapping[str, str]) -> str:
-        """Who a request is from, for people and for what reads logs: ``203.0.113.7 (through 127.0.0.1:51234)``; of
-        what headers say only what trusted proxies wrote."""
+        """The client of a request, for logs: ``203.0.113.7 (through 127.0.0.1:51234)``. Of the headers, only what
+        trusted proxies wrote is used."""
         if not self._is_trusted:
             return self.name
         client = client_of(headers, self._ingress.trusts)
@@ -40,10 +40,11 @@ class ClientAddress:
 async def find_client_address(
     connection: Connection, ingress: IngressOptions, *, is_unix: bool
 ) -> ClientAddress | None:
-    """Find out, and read the PROXY protocol header if the reception has one; the connection is named after its source.
+    """Find the client's address. If ``ingress`` wants the PROXY protocol, read its header, and name the connection
+    after the source in it.
 
-    None: the peer closed, or said nothing, before the header. Raises PeerError: ``untrusted-proxy``, or what came is
-    no header. Cancelled, what came of the header is lost.
+    None: the peer closed or stayed silent before the header. Raises PeerError: ``untrusted-proxy``, or the bytes are
+    not a header. Cancelled, the received part of the header is lost.
     """
     address = connection.remote_address
     # The zone of a link-local address is the name of an interface, which may be nearly any text.
@@ -52,8 +53,8 @@ async def find_client_address(
     if not ingress.proxy_protocol:
         return ClientAddress(connection.name, ingress, is_trusted=is_trusted)
     if address is None and not is_unix:
-        return None  # a check whether we listen, gone with a reset
-    # Who speaks it may claim any address, so its specification has it taken from known proxies only (section 2).
+        return None  # a health check that reset the connection at once
+    # A header can claim any address, so the specification allows it from known proxies only (section 2).
     if not is_trusted:
         raise PeerError(
             f"{connection.name} refused: not among trusted_proxies, and only those may speak the PROXY protocol",
@@ -63,7 +64,7 @@ async def find_client_address(
     if parser is None:
         return None
     if parser.source is None:
-        # The proxy's own connection, or one whose source it does not know; then its headers may be anybody's.
+        # The proxy's own connection, or one whose source it does not know. Anybody may have written its HTTP headers.
         return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"

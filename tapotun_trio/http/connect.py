@@ -1,7 +1,7 @@
 """A tunnel through an outgoing HTTP proxy: CONNECT (RFC 9110 section 9.3.6), with Basic login (RFC 7617).
 
-The heads are sans-IO. The proxy's answer is untrusted input: limits as for every head, and PeerError only. Nothing of
-what the proxy says reaches a log but its status and its reason.
+The heads are sans-IO. The proxy's answer is untrusted input: it has the limits of every head, and raises PeerError
+only. Only its status and its reason reach a log.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _HINTS = {
 
 
 def target_of(url: Url) -> str:
-    """The authority-form of a URL, which always has a port."""
+    """Host and port of a URL, as CONNECT has them (authority-form, RFC 9112 section 3.2.3)."""
     return f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
 
 
 def describe(url: Url, proxy: Proxy) -> str:
-    """Where one is on the way to, for errors."""
+    """The connection that is being made, for errors."""
     return f"proxy {proxy.authority} to {target_of(url)}"
 
 
 def encode_connect(url: Url, proxy: Proxy) -> bytes:
-    """The request's head."""
+    """The head of the CONNECT request."""
     target = target_of(url)
     headers = [("Host", target)]
     if proxy.login is not None:
@@ -48,7 +48,7 @@ def encode_connect(url: Url, proxy: Proxy) -> bytes:
 
 
 class ConnectParser:
-    """The bytes of a proxy's answer in, until it is complete."""
+    """Parses the head of a proxy's answer."""
 
     __slots__ = ("_parser", "_proxy", "_url")
 
@@ -57,8 +57,8 @@ class ConnectParser:
         self._parser = ResponseParser("CONNECT")
 
     def feed(self, data: bytes) -> bytes | None:
-        """What comes behind the head of a good answer, which is the tunnel's; None: the head is not complete. No data
-        means that the proxy closed. Raises PeerError, naming proxy and target, unless the answer is a 2xx."""
+        """The bytes behind the head of a good answer, which belong to the tunnel; None: the head is incomplete. Empty
+        ``data`` means that the proxy closed. Raises PeerError, naming proxy and target, unless the answer is a 2xx."""
         try:
             done = self._parser.feed(data)
         except PeerError as exc:
@@ -75,7 +75,7 @@ class ConnectParser:
         return rest
 
     def closed(self) -> PeerError:
-        """It ended the connection, in whichever way."""
+        """The error for a connection that the proxy closed or reset."""
         return PeerError(
             f"{describe(self._url, self._proxy)}: it closed the connection without an answer", reason=EndReason.PROXY
         )
@@ -83,7 +83,7 @@ class ConnectParser:
     def _refused(self, head: ResponseHead) -> PeerError:
         if head.status in (401, 407):  # tinyproxy says 401 of a wrong login
             given = self._proxy.login is not None
-            hint = "it does not accept the login in proxy" if given else "it wants a login: set user:pass in proxy"
+            hint = "it does not accept the login in proxy" if given else "it requires a login: set user:pass in proxy"
         else:
             hint = _HINTS.get(head.status, "not an answer to CONNECT; is that a proxy for outgoing connections?")
         answer = f"{head.status} {one_line(shorten(head.reason, 60))}".strip()
@@ -91,12 +91,12 @@ class ConnectParser:
 
 
 async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
-    """Have the proxy at the other end connect to ``url``; from then on ``connection`` is one to there. The caller
-    bounds the time, and closes. Raises PeerError."""
+    """Have the proxy at the other end of ``connection`` connect it to ``url``. The caller sets the deadline, and
+    closes. Raises PeerError."""
     parser = ConnectParser(url, proxy)
     try:
         await connection.send_all(encode_connect(url, proxy))
-        # Byte by byte: what comes behind the head stays in the socket, where TLS looks for it. There are few.
+        # Byte by byte: the bytes behind the head must stay in the socket, where TLS reads them. A head is short.
         buffer = memoryview(bytearray(1))
         while parser.feed(bytes(buffer[: await connection.receive(buffer)])) is None:
             pass

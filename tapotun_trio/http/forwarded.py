@@ -1,7 +1,7 @@
-"""Who a request is from, by what proxies wrote into `X-Forwarded-For` or `Forwarded` (RFC 7239).
+"""The client of a request, from `X-Forwarded-For` or `Forwarded` (RFC 7239).
 
-Sans-IO. Untrusted input; never raises. Every proxy adds its own peer at the right end, so both are read from there,
-and only as far as the proxies are trusted: what stands further left anybody may have written.
+Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So both headers
+are read from the right, up to the first address that is not a trusted proxy: anybody may have written the rest.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from ..text import shorten
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-UNKNOWN: Final = "unknown"  # RFC 7239 section 6.2; and what we say of what we cannot read
+UNKNOWN: Final = "unknown"  # RFC 7239 section 6.2; also our name for an address that we cannot parse
 MAX_HOPS: Final = 16
-# More than that nobody reads for us: sixteen elements with everything that RFC 7239 has for them.
+# The part at the right end that is parsed: enough for sixteen elements with every parameter of RFC 7239.
 _TAIL_CHARS: Final = 4096
 _HIDDEN_CHARS: Final = 40
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# The last element of a Forwarded value, with what separates it from the one before. Found from its end: whatever an
-# element further left looks like (a quote that never ends, say), it cannot hide what a proxy wrote behind it.
+# The last element of a Forwarded value, and the separator before it. It is found from the right end: an element further
+# left, with a quote that never ends for example, cannot hide an element that a proxy wrote behind it.
 _QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
 _PAIR: Final = re.compile(rf"({_TOKEN})=(?:({_TOKEN})|{_QUOTED})")
 _ELEMENT: Final = re.compile(rf"[ \t]*(?:{_PAIR.pattern}(?:;{_PAIR.pattern})*)?[ \t]*")
-# RFC 7239 section 6: a node, and a port which may be hidden too.
+# RFC 7239 section 6: a node and its port. Either may be an obfuscated name.
 _NODE: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+|unknown|_[0-9A-Za-z._-]+)(?::([0-9]{1,5}|_[0-9A-Za-z._-]+))?")
 
 
 def client_of(headers: Mapping[str, str], trusted: Callable[[Address], bool]) -> str | None:
-    """The client, for people: ``203.0.113.7``, with its port if that was said: ``[2001:db8::1]:4711``; `UNKNOWN`, or a
-    name for it that a proxy made up: ``_hidden``. None: no proxy has said a thing.
+    """The client, for logs: the rightmost address that is not ``trusted``; the leftmost, if all are.
 
-    ``headers``: lowercase name to value. It is the rightmost address that is not ``trusted``; if all are, the leftmost.
-    `X-Forwarded-For` goes before `Forwarded`: nearly every proxy sets it, and many pass the other on as it came.
+    Returns ``203.0.113.7``, or ``[2001:db8::1]:4711`` if the port is given; an obfuscated name, ``_hidden``; or
+    `UNKNOWN`. None: neither header is there. `X-Forwarded-For` has precedence over `Forwarded`: nearly every proxy sets
+    it, and many pass the other one on unchanged.
+
+    ``headers``: lowercase name to value.
     """
     forwarded_for = headers.get("x-forwarded-for", "").strip()
     if forwarded_for:
@@ -48,7 +50,7 @@ def client_of(headers: Mapping[str, str], trusted: Callable[[Address], bool]) ->
 
 
 def _farthest(nodes: Iterator[str], trusted: Callable[[Address], bool]) -> str:
-    """Of nodes from right to left, the first one that is not trusted."""
+    """The first node that is not trusted. ``nodes``: from right to left."""
     name = UNKNOWN
     for _, node in zip(range(MAX_HOPS), nodes, strict=False):
         name, address = _read(node)
@@ -58,7 +60,7 @@ def _farthest(nodes: Iterator[str], trusted: Callable[[Address], bool]) -> str:
 
 
 def _addresses(value: str) -> Iterator[str]:
-    """Elements of X-Forwarded-For, from right to left. IPv6 stands there bare, or as in Forwarded."""
+    """Elements of X-Forwarded-For, from right to left. An IPv6 address may have brackets, as in Forwarded, or not."""
     for element in reversed(value[-_TAIL_CHARS:].split(",")):
         node = element.strip(" \t")
         if node:
@@ -66,7 +68,7 @@ def _addresses(value: str) -> Iterator[str]:
 
 
 def _nodes(value: str) -> Iterator[str]:
-    """The ``for`` of the elements of Forwarded, from right to left; no node where there is none."""
+    """The ``for`` of each element of Forwarded, from right to left; `UNKNOWN` for an element without one."""
     rest = value[-_TAIL_CHARS:]
     while rest:
         element, rest = _last_element(rest)
@@ -78,7 +80,7 @@ def _nodes(value: str) -> Iterator[str]:
 
 
 def _last_element(value: str) -> tuple[str | None, str]:
-    """The last element and what stands before it; None if the end is not an element at all."""
+    """The last element, and the value before it; None: the end of the value is not an element."""
     comma = len(value)
     for _ in range(MAX_HOPS):  # there may be commas within its quotes
         comma = value.rfind(",", 0, comma)
@@ -90,12 +92,12 @@ def _last_element(value: str) -> tuple[str | None, str]:
 
 
 def _pairs(element: str) -> Iterator[tuple[str, str, str]]:
-    """Name, token and quoted text of each pair. One after another, so that nothing within quotes is taken for one."""
+    """Name, token and quoted text of each pair, matched in order, so that quoted text is never taken for a pair."""
     return ((found[1], found[2] or "", found[3] or "") for found in _PAIR.finditer(element))
 
 
 def _read(node: str) -> tuple[str, Address | None]:
-    """A node for people, and its address if it has one. Nothing is shown but what was understood."""
+    """A node for logs, and its address if it has one. Only parsed parts are shown."""
     found = _NODE.fullmatch(node)
     if found is None:
         return UNKNOWN, None

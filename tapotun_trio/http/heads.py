@@ -1,6 +1,6 @@
-"""Request and response heads, through h11, with what h11 leaves to its caller: limits, and strict framing.
+"""Request and response heads, parsed by h11. This adds what h11 leaves to its caller: limits, and strict framing.
 
-Sans-IO. Untrusted input; raises PeerError only (`BadRequest` says which status to answer with).
+Sans-IO. Untrusted input; raises PeerError only, `BadRequest` with the status to answer with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ..errors import EndReason, PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 
 MAX_HEAD_BYTES: Final = 16 * 1024
-# How an alert and a handshake begin (RFC 8446 section 5.1): what a TLS server says to plain HTTP.
+READ_BYTES: Final = 4096  # one receive, where heads and short bodies are read
+# The first bytes of an alert and of a handshake (RFC 8446 section 5.1), which a TLS server answers to plain HTTP.
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 REASONS: Final = {
     100: "Continue",
@@ -42,7 +43,7 @@ REASONS: Final = {
 
 
 class BadRequest(PeerError):
-    """A request that gets an answer of its own. Attribute ``status``: the HTTP status to send."""
+    """A malformed request. Attribute ``status``: the HTTP status to answer with."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text, reason=EndReason.SLOW_REQUEST if status == 408 else EndReason.BAD_REQUEST)
@@ -51,12 +52,12 @@ class BadRequest(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """``headers``: lowercase name to value; of a repeated name the values are joined by ``, ``."""
+    """``headers``: lowercase name to value; the values of a repeated name are joined by ``, ``."""
 
     method: str
     target: str
     version: str  # "1.0" or "1.1"
-    headers: dict[str, str] = field(repr=False)  # one of them is a token
+    headers: dict[str, str] = field(repr=False)  # one of the values is a token
 
     @property
     def expects_continue(self) -> bool:
@@ -70,12 +71,12 @@ class RequestHead:
 
     @property
     def asks_for_websocket(self) -> bool:
-        """Or did, before a proxy took the hop-by-hop half of that away (``Upgrade`` and ``Connection``)."""
+        """Also true if a proxy removed the hop-by-hop half of the handshake (``Upgrade`` and ``Connection``)."""
         return self.method == "GET" and "sec-websocket-key" in self.headers
 
     @property
     def tokens(self) -> list[str]:
-        """What may be a client's token: x-api-key, then ``Authorization: Bearer`` (RFC 6750 section 2.1)."""
+        """Possible tokens of the client: x-api-key, then ``Authorization: Bearer`` (RFC 6750 section 2.1)."""
         key, authorization = self.headers.get("x-api-key"), self.headers.get("authorization", "")
         scheme, _, bearer = authorization.partition(" ")
         found = [] if key is None else [key]
@@ -83,11 +84,11 @@ class RequestHead:
 
     @property
     def has_body(self) -> bool:
-        """Whether bytes of a body come behind the head."""
+        """A body that is not empty follows the head."""
         return "transfer-encoding" in self.headers or self.headers.get("content-length", "0").strip("0") != ""
 
     def body(self) -> Body:
-        """How the body is framed (RFC 9112 section 6.3)."""
+        """A decoder for the framing of the body (RFC 9112 section 6.3)."""
         if "transfer-encoding" in self.headers:
             return ChunkedBody()
         return LengthBody(int(self.headers.get("content-length", "0")))
@@ -100,7 +101,7 @@ class ResponseHead:
     headers: dict[str, str]
 
     def body(self) -> Body:
-        """How the body of this response to a GET is framed."""
+        """A decoder for the framing of the body of this response to a GET."""
         if "transfer-encoding" in self.headers:
             return ChunkedBody()
         if "content-length" in self.headers:
@@ -109,7 +110,7 @@ class ResponseHead:
 
 
 class RequestParser:
-    """Bytes in, one request head out. Make a new one for each request."""
+    """Parses one request head. Make a new one for each request."""
 
     __slots__ = ("_h11", "_raw")
 
@@ -119,17 +120,17 @@ class RequestParser:
 
     @property
     def started(self) -> bool:
-        """At least one byte has come."""
+        """At least one byte was fed."""
         return bool(self._raw)
 
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """The head and the bytes behind it, or None if it is not complete. Raises BadRequest."""
+        """The head and the bytes behind it; None: it is incomplete. Raises BadRequest."""
         self._raw += data
         try:
             self._h11.receive_data(data)
             event = self._h11.next_event()
         except h11.RemoteProtocolError as exc:
-            # h11's text quotes the line that it does not like, and that may hold a token.
+            # h11's text quotes the offending line, which may hold a token.
             raise BadRequest(exc.error_status_hint, "malformed request") from None
         if event is h11.NEED_DATA:
             return None
@@ -154,17 +155,17 @@ class RequestParser:
 
 
 class ResponseParser:
-    """Bytes in, one final response head out; interim (1xx) responses are passed over."""
+    """Parses one final response head; interim (1xx) responses are skipped."""
 
     __slots__ = ("_begin", "_h11")
 
     def __init__(self, method: str) -> None:
-        self._begin: bytes | None = b""  # None: it was judged
+        self._begin: bytes | None = b""  # None: it is not TLS
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
 
     def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
-        """The head and the bytes behind it, or None if it is not complete. No data means that the peer closed."""
+        """The head and the bytes behind it; None: it is incomplete. Empty ``data`` means that the server closed."""
         if not data:
             raise PeerError("the server closed the connection without an answer", reason=EndReason.CLOSED)
         if self._begin is not None:
@@ -172,7 +173,7 @@ class ResponseParser:
             if data.startswith(_TLS_RECORDS):
                 text = "the answer is TLS, not HTTP: this port speaks TLS; write https:// into the config"
                 raise PeerError(text, reason=EndReason.TLS)
-            # h11 would judge a first byte by itself, and the answer must not depend on how it was cut.
+            # h11 rejects a single first byte of TLS, and the error must not depend on how the bytes were split.
             self._begin = data if any(record.startswith(data) for record in _TLS_RECORDS) else None
             if self._begin is not None:
                 return None
@@ -195,7 +196,7 @@ class ResponseParser:
 
 
 def _version(raw: bytes) -> str:
-    """A later minor version is read as 1.1 (RFC 9110 section 2.5)."""
+    """A later minor version counts as 1.1 (RFC 9110 section 2.5)."""
     return "1.1" if raw.startswith(b"1.") and raw != b"1.0" else raw.decode("ascii")
 
 
@@ -208,7 +209,7 @@ def _fold(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _refuse_smuggling(raw: bytes) -> None:
-    """What h11 lets pass and a proxy before us may read differently (RFC 9112 sections 2.2 and 6.3)."""
+    """Refuse what h11 accepts and a proxy in front of us may parse differently (RFC 9112 sections 2.2 and 6.3)."""
     if raw.count(b"\n") != raw.count(b"\r\n"):
         raise BadRequest(400, "malformed request: a line ends in a bare LF")
     fields = [line.partition(b":") for line in raw.split(b"\r\n")[1:]]
@@ -233,8 +234,8 @@ def _check_framing(head: RequestHead) -> None:
 
 
 def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> bytes:
-    """A request head. Raises ValueError (h11.LocalProtocolError) for what no header can hold: a bug of ours, the
-    config was checked."""
+    """A request head. Raises ValueError (h11.LocalProtocolError) for values that no header can hold; the config was
+    checked, so that is a bug of ours."""
     connection = h11.Connection(h11.CLIENT)
     data = connection.send(h11.Request(method=method, target=target, headers=headers))
     assert data is not None
@@ -242,6 +243,6 @@ def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> 
 
 
 def encode_response(status: int, headers: list[tuple[str, str]]) -> bytes:
-    """A response head, HTTP/1.1 whatever the request's version was (RFC 9110 section 6.2)."""
+    """A response head, always HTTP/1.1, for a request of any version (RFC 9110 section 6.2)."""
     lines = [f"HTTP/1.1 {status} {REASONS[status]}", *(f"{name}: {value}" for name, value in headers)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")

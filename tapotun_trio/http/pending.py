@@ -1,4 +1,4 @@
-"""Connections that have not shown a token yet: a bounded number, the oldest pushed out by the newest."""
+"""Connections that have not shown a token yet. Their number is bounded; the newest evicts the oldest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ MAX_CONNECTIONS: Final = 256
 
 
 class PendingConnections:
-    """Whoever holds connections open without a token costs a bounded number of descriptors, and cannot keep an
-    honest client out: that one's head comes at once, and the oldest silent connection goes for it."""
+    """Bounds the descriptors that peers without a token can hold.
+
+    They cannot keep an honest client out: its request head comes at once, and the oldest silent connection is evicted
+    for it.
+    """
 
     __slots__ = ("_connections", "_limit", "evicted")
 
     def __init__(self, limit: int = MAX_CONNECTIONS) -> None:
-        self._connections: dict[Connection, None] = {}  # in the order of their coming
+        self._connections: dict[Connection, None] = {}  # in the order of their arrival
         self._limit = limit
         self.evicted = 0
 
-    def enter(self, connection: Connection) -> None:
-        """A connection was accepted. May abort the oldest one here; its task then ends with PeerError."""
+    def add(self, connection: Connection) -> None:
+        """A connection was accepted. May abort the oldest one; the task of that one then ends with PeerError."""
         if len(self._connections) >= self._limit:
             oldest = next(iter(self._connections))
             del self._connections[oldest]
@@ -29,8 +32,8 @@ class PendingConnections:
             oldest.abort()
         self._connections[connection] = None
 
-    def leave(self, connection: Connection) -> bool:
-        """It showed a token, or it is gone. May be called again. Returns whether it was still here."""
+    def remove(self, connection: Connection) -> bool:
+        """It has shown a token, or it has closed. May be called again. Returns whether it was still pending."""
         was_here = connection in self._connections
         self._connections.pop(connection, None)
         return was_here

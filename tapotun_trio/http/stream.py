@@ -1,24 +1,22 @@
-"""A `Connection` as other people's libraries want a stream."""
+"""A `Connection` as a trio stream, for libraries such as trio-websocket."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import trio
 
 from ..errors import PeerError
 from ..host.net.sockets import Connection
-
-READ_BYTES: Final = 4096
+from .heads import READ_BYTES
 
 
 class ConnectionStream(trio.abc.Stream):
-    """trio.abc.Stream over a connection, after what was read of it already.
+    """trio.abc.Stream over a connection that was partly read already.
 
     Args:
-        first: is received before everything else.
-        limit_bytes: how much may be received behind it; with more the stream breaks.
+        first: bytes to return before those of the connection.
+        limit_bytes: how much may be received behind ``first``; with more the stream breaks.
     """
 
     def __init__(self, connection: Connection, first: bytes = b"", *, limit_bytes: float = math.inf) -> None:

@@ -1,7 +1,7 @@
-"""A WebSocket in place of a GET and a PUT: its opening handshake, both sides, and the sending half of its stream.
+"""A WebSocket, which replaces a GET and a PUT: the opening handshake of both sides, and the sending half of the stream.
 
-wsproto, on which trio-websocket is built, reads and writes the handshake and nothing else, as h11 does the heads; what
-comes after it is `wire.websocket`'s. It is imported where it is used: most clients never need it.
+wsproto, on which trio-websocket is built, reads and writes the handshake only, as h11 reads and writes heads.
+`wire.websocket` does the rest. wsproto is imported where it is used, since most clients never need it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status, explain_400
-from .heads import MAX_HEAD_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
+from .heads import MAX_HEAD_BYTES, READ_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
 from .writer import BodyWriter
 
 KEY_HEADER: Final = "sec-websocket-key"
-# Random bytes are had so many at a time; one system call a frame would cost as much as masking a small one.
+# Random bytes are fetched in batches: one system call a frame would cost as much as masking a small frame.
 _POOL_BYTES: Final = 1024
-_READ_BYTES: Final = 4096
 _HEAD_END: Final = b"\r\n\r\n"
 _KEY: Final = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # base64 of 16 bytes
 
-# Answers that say something of the server or the token, as `check_status` puts it, and nothing of WebSockets.
+# Statuses that are about the server or the token, and not about WebSockets; `check_status` explains them.
 _PLAIN: Final = frozenset({403, 409, 502, 503, 504})
 REMEDY: Final = "nginx: proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection upgrade"
 
 
 class WebSocketWriter(BodyWriter):
-    """Writes a body as binary messages, one a piece, and ends it with a close.
+    """Writes a body as binary messages, one for each piece, and ends it with a close.
 
-    A client masks: every byte, with a key of its own for every frame, which nobody can know before (RFC 6455
-    section 10.3). What a tunnel carries is chosen by others too, a web page's script for one, and shall not be able
-    to look like HTTP to a proxy that does not know what it passes on. It costs a copy and a pass over the bytes.
+    A client masks every byte with an unpredictable key for each frame (RFC 6455 section 10.3). Others choose what a
+    tunnel carries, for example a script of a web page. Masked, it cannot look like HTTP to a proxy that does not
+    understand WebSockets. Masking costs a copy and a pass over the bytes.
 
     Attributes:
-        closing: code and reason of the close that `finish` sends.
+        closing: the code and the reason of the close that `finish` sends.
     """
 
     __slots__ = ("_masks", "_pong", "_pool", "closing")
@@ -52,11 +51,11 @@ class WebSocketWriter(BodyWriter):
         self.closing = GOING_AWAY, ""
         self._masks = masks
         self._pool = b""
-        self._pong: bytes | None = None  # payload of one that has to wait
+        self._pong: bytes | None = None  # the payload of a pong that waits for pending bytes
 
     def pong(self, payload: bytes) -> None:
-        """Answer a ping: now, or in place of an older answer as soon as nothing else is pending. Raises PeerError
-        if the connection is broken."""
+        """Answer a ping, as soon as nothing else is pending; this replaces an older answer that still waits. Raises
+        PeerError if the connection is broken."""
         if not self.finished:
             self._pong = payload
             if not self.pending:
@@ -88,7 +87,7 @@ class WebSocketWriter(BodyWriter):
 
 
 class AnswerParser:
-    """The client's side of a handshake, sans-IO: its request, and the bytes of the answer in until its head is whole.
+    """The client's side of a handshake, sans-IO: makes the request, and parses the answer up to the end of its head.
 
     Untrusted input; raises PeerError only.
     """
@@ -104,26 +103,25 @@ class AnswerParser:
         extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         try:
             self.request = self._handshake.send(Request(host=url.authority, target=url.target, extra_headers=extra))
-        except (
-            UnicodeError
-        ) as exc:  # wsproto takes a host and port for a name, whose last label may be too long for one
+        except UnicodeError as exc:
+            # wsproto encodes host and port as one name, whose last label may be too long.
             raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason=EndReason.DNS) from exc
         self._data, self._total = b"", 0
 
     def feed(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
-        """The final head, whatever it says, and what came behind it; None: it is not complete. No data means that the
-        server closed the connection."""
+        """The head of the final answer, of any status, and the bytes behind it; None: it is incomplete. Empty ``data``
+        means that the server closed the connection."""
         if not data:
             raise PeerError("the server closed the connection without an answer", reason=EndReason.CLOSED)
         self._data += data
-        # Head by head, since what comes behind the last one is not for wsproto.
+        # Head by head, since wsproto must not get the bytes behind the last one.
         while _HEAD_END in self._data:
             head, end, self._data = self._data.partition(_HEAD_END)
             self._total += len(head)
             answer = self._take(head + end)
             if answer is not None:
                 return answer, self._data
-        if self._total + len(self._data) > MAX_HEAD_BYTES + _READ_BYTES:
+        if self._total + len(self._data) > MAX_HEAD_BYTES + READ_BYTES:
             raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason=EndReason.BAD_RESPONSE)
         return None
 
@@ -133,7 +131,7 @@ class AnswerParser:
 
         try:
             self._handshake.receive_data(head)
-        except (ProtocolError, h11.ProtocolError, UnicodeError) as exc:  # what fuzz/handshake.py has found
+        except (ProtocolError, h11.ProtocolError, UnicodeError) as exc:  # found by fuzz/handshake.py
             text = one_line(shorten(str(exc), 100))
             raise PeerError(
                 f"the answer to a WebSocket's handshake is wrong: {text}", reason=EndReason.BAD_RESPONSE
@@ -150,13 +148,13 @@ class AnswerParser:
 async def open_websocket(
     connection: Connection, url: Url, headers: list[tuple[str, str]]
 ) -> tuple[ResponseHead, bytes]:
-    """Send the opening handshake, and read the answer, whatever it is: its head, and what came behind it.
+    """Send the opening handshake, and return the head of the answer, of any status, and the bytes behind it.
 
-    No deadline of its own. Raises PeerError: closed, not HTTP, or a 101 that is no answer to this handshake.
+    The caller sets the deadline. Raises PeerError: closed, not HTTP, or a 101 that does not answer this handshake.
     """
     parser = AnswerParser(url, headers)
     await connection.send_all(parser.request)
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = await connection.receive(buffer)
         answer = parser.feed(bytes(buffer[:received]))
@@ -165,22 +163,22 @@ async def open_websocket(
 
 
 def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
-    """Raise PeerError unless the answer is a 101, saying what a person can do about it. ``body``: its beginning."""
+    """Raise PeerError, with a remedy, unless the answer is a 101. ``body``: the beginning of its body."""
     if head.status == 101:
         return
     if head.status in _PLAIN or (head.status == 400 and explain_400(body) is not None):
         check_status(head, url, body)
     place = f"{url.scheme}://{url.authority}{url.target}"
-    text = f"{place} answered {head.status} to a WebSocket: something before the server does not let it pass, or the"
+    text = f"{place} answered {head.status} to a WebSocket: a proxy in front of the server blocks it, or the server"
     raise PeerError(
-        f"{text} server knows none; let the proxy upgrade connections ({REMEDY})", reason=EndReason.NO_WEBSOCKET
+        f"{text} does not support it; have the proxy upgrade connections ({REMEDY})", reason=EndReason.NO_WEBSOCKET
     )
 
 
 def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:
-    """The head of the 101 that accepts this request; None if it is not a whole handshake (RFC 6455 section 4.2.1).
+    """The head of the 101 that accepts this request; None: the handshake is incomplete (RFC 6455 section 4.2.1).
 
-    Untrusted input; raises BadRequest only: a field of the handshake is malformed, as no proxy makes it.
+    Untrusted input; raises BadRequest only: a field of the handshake is malformed in a way that no proxy causes.
     """
     from wsproto.connection import ConnectionType
     from wsproto.events import AcceptConnection
@@ -190,7 +188,7 @@ def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | No
     if head.version != "1.1" or not _KEY.fullmatch(head.headers.get(KEY_HEADER, "")):  # RFC 9110 section 7.8
         return None
     handshake = H11Handshake(ConnectionType.SERVER)
-    # Only what is the handshake's: wsproto would put a token into its exceptions.
+    # Only the fields of the handshake: wsproto would put a token into its exceptions.
     names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
     own = {name: head.headers[name] for name in names if name in head.headers}
     if not all(value.isascii() for value in own.values()):

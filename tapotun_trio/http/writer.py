@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import trio
 
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.sockets import UNLIMITED_BYTES, Connection
 from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
+# What a stream that is replaced or released may take to send what it has begun, and its end.
+FINISH_S: Final = 5.0
+
 
 class BodyWriter:
-    """Writes a body piece by piece; what the socket does not take at once is kept and must go first.
+    """Writes a body piece by piece. What the socket does not take at once is kept, and goes before the next piece.
 
-    A piece is committed as soon as it is offered: with its size line out, there is no way back. So whoever
-    offers keeps pieces small and whole (frames), and stops offering while `pending`.
+    A piece is committed as soon as `send` gets it: once its size line is sent, the rest has to follow. So the caller
+    sends small pieces of whole frames, and none while bytes are `pending`.
+
+    Attributes:
+        pending: committed bytes that wait for the socket.
+        finished: the end of the body was committed.
+        broken: why nothing more is written; None: it works. Only `mark_broken` sets it.
     """
 
     __slots__ = ("_chunked", "broken", "connection", "finished", "pending")
 
     def __init__(self, connection: Connection, *, chunked: bool = True) -> None:
         self.connection = connection
-        self.finished = False  # the end was begun
-        self.broken = False  # set by whoever met the connection's error and left it to the stream's own task
+        self.finished = False
+        self.broken: EndReason | None = None
         self._chunked = chunked
-        self.pending = memoryview(b"")  # committed bytes that wait for the socket
+        self.pending = memoryview(b"")
 
     def send(self, piece: bytes | memoryview) -> None:
-        """Commit a piece (not empty) and send what the socket takes, in one system call without a copy.
+        """Commit a piece, which is not empty, and send what the socket takes, in one system call without a copy.
 
         Only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
         """
@@ -37,6 +46,10 @@ class BodyWriter:
         if sent < sum(map(len, parts)):
             self.pending = memoryview(unsent_tail(parts, sent))
 
+    def mark_broken(self, reason: EndReason) -> None:
+        """Write nothing more: the connection failed, or the peer would not read it. The stream's own task ends it."""
+        self.broken = self.broken or reason
+
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         return [chunk_head(len(piece)), piece, CHUNK_END] if self._chunked else [piece]
 
@@ -44,7 +57,7 @@ class BodyWriter:
         return [LAST_CHUNK] if self._chunked else []
 
     def flush(self) -> None:
-        """Send what the socket takes of what is pending."""
+        """Send as much of the pending bytes as the socket takes."""
         self.pending = self.pending[self.connection.try_send((self.pending,)) :]
 
     async def drain(self) -> None:
@@ -55,9 +68,9 @@ class BodyWriter:
         await trio.lowlevel.checkpoint()
 
     async def finish(self, last_piece: bytes = b"") -> None:
-        """Commit ``last_piece`` if there is one, and the body's end, and send what is pending.
+        """Commit ``last_piece``, if there is one, and the end of the body; then send all pending bytes.
 
-        Cancelled, it may be called again to go on; else the body may lack its end: close the connection.
+        Cancelled, it may be called again to continue. Otherwise the body may lack its end: close the connection.
         """
         if not self.finished:
             self.finished = True
@@ -66,22 +79,22 @@ class BodyWriter:
         await self.drain()
 
     async def try_finish(self, last_piece: bytes = b"") -> None:
-        """`finish`, for a stream that is being given up anyway: a broken connection is no news."""
+        """`finish`, for a stream that is being given up: an error of the connection is ignored."""
         if not self.broken:
             with suppress(PeerError):
                 await self.finish(last_piece)
 
     async def break_off(self) -> None:
-        """Send what is pending, and leave the body without its end: the peer is to see that the stream broke, and
+        """Send all pending bytes, and leave the body without its end: the peer must see that the stream broke, and
         behind which piece.
 
-        A chunked body lacks its last chunk, so the caller only has to close the connection. Another body ends with its
-        connection, and only a reset shows that it is not whole. A reset overtakes what is under way, so the peer has to
-        acknowledge everything first; then the connection is closed. A body whose end was begun is ended.
+        A chunked body then lacks its last chunk, and the caller only has to close the connection. A body that ends with
+        its connection can only be broken by a reset. A reset overtakes bytes in flight, so this waits until the peer
+        has acknowledged everything, and then resets the connection. If the end of the body was committed, it is sent.
 
-        Cancelled, it may be called again to go on. Raises PeerError.
+        Cancelled, it may be called again to continue. Raises PeerError.
         """
-        self.connection.limit_unsent(UNLIMITED_BYTES)  # what the kernel has it sends after the close, too
+        self.connection.limit_unsent(UNLIMITED_BYTES)  # the kernel sends what it holds after the close, too
         if self.pending:
             self.flush()
         await self.drain()
@@ -90,14 +103,14 @@ class BodyWriter:
             self.connection.abort()
 
     async def try_break_off(self) -> None:
-        """`break_off`, for a stream that is being given up anyway: a broken connection is no news."""
+        """`break_off`, for a stream that is being given up: an error of the connection is ignored."""
         if not self.broken:
             with suppress(PeerError):
                 await self.break_off()
 
 
 def unsent_tail(parts: list[bytes | memoryview], sent: int) -> bytes:
-    """What of the parts lies behind the first ``sent`` bytes: only that is copied."""
+    """A copy of the parts without their first ``sent`` bytes."""
     rest: list[bytes | memoryview] = []
     for part in parts:
         if sent < len(part):

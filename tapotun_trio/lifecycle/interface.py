@@ -16,6 +16,8 @@ Around it, the name of the interface is owned: from before its first connection 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
@@ -28,7 +30,7 @@ from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
 from ..errors import HostError
 from ..host.interfaces import Host, OwnedName
 from ..host.process.interpreter import collecting_later, settle
-from ..http.acceptor import ListenerManager
+from ..http.virtual_hosts import ListenerManager
 from ..log import Log, interface_logger
 from ..netconf.desired import desired_for_server_in_steps
 from ..netconf.reconciler import Reconciler
@@ -86,10 +88,11 @@ async def run_server(
 ) -> None:
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
-        server = record.tunnel = await _make_server(config, log)
+        device_drops = Counter[str]()
+        writers = [DeviceWriter(queue, device_drops) for queue in device.queues]
+        server = record.tunnel = await _make_server(config, log, writers, device_drops)
         with closing(server):
             async with trio.open_nursery() as nursery:
-                writers = [DeviceWriter(queue, server.device_drops) for queue in device.queues]
                 reconciler = Reconciler(host, device.name, log)
 
                 await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
@@ -97,7 +100,7 @@ async def run_server(
                     nursery.start_soon(writer.run)
                 nursery.start_soon(read_device, device, server.classify, server.only_sender, log)
                 nursery.start_soon(server.run_clock)
-                await nursery.start(server.run_transport, writers, listeners)
+                await nursery.start(server.run_transport, listeners)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
                     assert isinstance(newer, ServerConfig), "another kind is another interface"
@@ -112,9 +115,11 @@ async def run_server(
                 task_status.started()
 
 
-async def _make_server(config: ServerConfig, log: Log) -> TunnelServer:
+async def _make_server(
+    config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
+) -> TunnelServer:
     with collecting_later():
-        server = await run_cooperatively(TunnelServer.in_steps(config, log))
+        server = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
         _settle_many(config)
     return server
 

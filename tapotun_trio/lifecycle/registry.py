@@ -18,7 +18,7 @@ from ..server.server import TunnelServer
 from ..status.model import ReloadStatus
 from ..text import one_line, shorten
 
-ERROR_CHARS: Final = 500
+LAST_ERROR_CHARS: Final = 500
 DISCONNECTED: Final = "disconnected by the operator"
 
 
@@ -55,7 +55,7 @@ class Record:
         """It has ended, and will be started again."""
         self.tunnel = self.reconfigure = None
         self.ready, self.since = False, boottime()
-        self.last_error = one_line(shorten(why, ERROR_CHARS))
+        self.last_error = one_line(shorten(why, LAST_ERROR_CHARS))
         self.restarts += 1
 
 
@@ -112,7 +112,7 @@ class Registry:
             where = "here" if interface is None else f"at {interface}"
             names = [session.client.name for server in servers for session in server.sessions]
             raise NoSuchPeerError(f"there is no client {client} {where}; the servers have {_list(names)}")
-        return sum([session.dismiss(DISCONNECTED) for session in sessions])
+        return sum([session.disconnect(DISCONNECTED) for session in sessions])
 
 
 def _list(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from ..datapath.counters import Counters, Transport
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import Sender
 from ..host.items import Address, DesiredState, Route
-from ..http.acceptor import Admission
+from ..http.virtual_hosts import Registration
 from ..netconf.transport_routes import Conflict, host_route_text
 from ..peer.boottime import wall_time
 from ..peer.info import PeerInfo
@@ -76,7 +76,7 @@ def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) ->
         since=wall_time(record.since),
         addresses=[str(config.net), *map(str, config.ips)],
         mtu_bytes=config.mtu,
-        listen=[] if server is None else _listeners(server.admission),
+        listen=[] if server is None else _listeners(server.registration),
         path=config.path,
         device_drops={} if server is None else _counted(server.device_drops),
         refusals={} if server is None else _counted(server.refusals),
@@ -86,16 +86,16 @@ def _of_server(record: Record, config: ServerConfig, peers: list[PeerStatus]) ->
     )
 
 
-def _listeners(admission: Admission) -> list[ListenerStatus]:
+def _listeners(registration: Registration) -> list[ListenerStatus]:
     open_ones = [
         ListenerStatus(
             address=it.listener.name,
             problem=ABSENT if it.listener.waits else None,
             refusals=_counted(it.refusals),
         )
-        for it in admission.endpoints
+        for it in registration.endpoints
     ]
-    return open_ones + [ListenerStatus(address=name, problem=why) for name, why in admission.refused.items()]
+    return open_ones + [ListenerStatus(address=name, problem=why) for name, why in registration.refused.items()]
 
 
 def _of_client(record: Record, config: ClientConfig) -> InterfaceStatus:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 import trio
 
@@ -12,13 +11,11 @@ from ..config.diff import Change
 from ..config.model import InterfaceConfig
 from ..errors import HostError, ShortageError, leaves, shortage_of
 from ..host.interfaces import Host
-from ..http.acceptor import ListenerManager, open_listeners
+from ..http.virtual_hosts import ListenerManager, open_listeners
 from ..log import flap_damped, interface_logger
 from .interface import run_interface
 from .registry import Record, Registry
-
-RESTART_S: Final = (1.0, 30.0)  # the first pause, doubled up to the last
-HEALTHY_S: Final = 60.0  # an interface that lived so long starts again with the first pause
+from .restart import RestartPause
 
 
 class Interfaces:
@@ -193,7 +190,7 @@ async def _supervise(
 async def _keep_running(record: Record, host: Host, listeners: ListenerManager, status: _Started) -> None:
     log = interface_logger(record.config.name)
     rate_limited = flap_damped()
-    pause_s = RESTART_S[0]
+    pause = RestartPause()
     while True:
         begun, told = trio.current_time(), True
         try:
@@ -220,8 +217,6 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
             else:
                 told = rate_limited.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
                 record.failed(f"a bug: {next(leaves(group))!r}")
-        if trio.current_time() - begun >= HEALTHY_S:
-            pause_s = RESTART_S[0]
+        pause_s = pause.next_s(lived_s=trio.current_time() - begun)
         log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)
         await trio.sleep(pause_s)
-        pause_s = min(2 * pause_s, RESTART_S[1])

@@ -11,17 +11,16 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
-from ..datapath.receiver import InboundStream, receive_frames
+from ..datapath.receiver import Receiver as StreamReceiver
 from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..http.client import send_request
-from ..http.heads import ResponseHead, ResponseParser
+from ..http.heads import READ_BYTES, ResponseHead, ResponseParser
 from ..http.writer import BodyWriter
 from ..wire import control, params
 from ..wire.frames import FrameRange, FrameReader
 from ..wire.params import Params
 
-_READ_BYTES: Final = 4096
 _BODY_S: Final = 0.5  # for the rest of an error's page
 _BODY_BYTES: Final = 1024
 
@@ -56,7 +55,7 @@ class Answer:
 async def read_answer(connection: Connection, method: str) -> Answer:
     """As `http.client.read_response`, with the names as they were written. Raises PeerError."""
     parser, raw = ResponseParser(method), b""
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = bytes(buffer[: await connection.receive(buffer)])
         raw += received
@@ -70,7 +69,7 @@ async def read_answer(connection: Connection, method: str) -> Answer:
 async def read_page(connection: Connection, answer: Answer) -> bytes:
     """The beginning of an error's body. Never raises."""
     page = answer.rest
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(READ_BYTES))
     length = answer.head.headers.get("content-length", "")
     wanted = min(int(length), _BODY_BYTES) if length.isdecimal() else _BODY_BYTES
     with trio.move_on_after(_BODY_S), suppress(PeerError):
@@ -118,31 +117,33 @@ class Receiver:
     async def run(self, first: bytes) -> None:
         """Until the stream ends. ``first``: what came behind the head."""
         try:
-            with trio.CancelScope() as scope:
-                frames = self._reader.prime(first)
-                await receive_frames(self._connection, self._reader, frames, InboundStream(scope), self._take)
-                self.clean = True
+            frames = self._reader.prime(first)
+            receiver = StreamReceiver(self._connection, self._reader, self._deliver, self._on_control, self._answer)
+            await receiver.run(frames)
+            self.clean = True
         except PeerError as exc:
             self.failure = exc
         self.ended_at = trio.current_time()
         self._news.tell()
 
-    async def _take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+    async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
         if not reader.ended:  # else it was the end that came
             self.last_at = trio.current_time()
-        controls, reader.controls = reader.controls, []
-        for kind, payload in controls:
-            if kind == control.PING and self.answer is not None:
-                self.answer(control.encode(control.PONG, payload))
-            elif kind == control.PONG:
-                self._take_pong(payload)
-            elif kind == control.UPLOAD_SEEN and (number := control.seen_number(payload)) is not None:
-                self.seen.add(number)
-            elif kind == control.PARAMS:
-                self.params = params.decode(payload)
-            elif kind == control.BYE:
-                self.replaced |= control.bye_reason(payload).startswith(control.REPLACED)
         self._news.tell()
+
+    async def _on_control(self, kind: int, payload: bytes) -> None:
+        if kind == control.PONG:
+            self._take_pong(payload)
+        elif kind == control.UPLOAD_SEEN and (number := control.seen_number(payload)) is not None:
+            self.seen.add(number)
+        elif kind == control.PARAMS:
+            self.params = params.decode(payload)
+        elif kind == control.BYE and control.bye_reason(payload).startswith(control.REPLACED):
+            self.replaced = True
+
+    def _answer(self, frame: bytes) -> None:
+        if self.answer is not None:
+            self.answer(frame)
 
     def _take_pong(self, payload: bytes) -> None:
         self.pong = max(self.pong, int.from_bytes(payload[:8], "little"))

@@ -1,5 +1,5 @@
-"""The server end: which client a request is from, and the streams of each client.
+"""The server end of the tunnel.
 
-Read `server` first (routing table, authentication), then `session` (one client) and `handlers` (one GET, PUT or
-WebSocket from its head to its end). Connections and request heads are the business of `http.acceptor`.
+Read `server` first (sessions, authentication, routing from the device), then `session` (one client) and `handlers` (one
+GET, PUT or WebSocket from its head to its end). `http.virtual_hosts` accepts the connections and reads request heads.
 """

@@ -1,62 +1,55 @@
-"""One GET and one PUT of a client, or one WebSocket in place of both, as its server serves them."""
+"""How a server serves one GET, one PUT, or one WebSocket, which replaces both."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
 from .. import AGENT
 from ..datapath.duplex import DuplexStream
-from ..datapath.receiver import InboundStream, receive_frames
+from ..datapath.receiver import Receiver
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
 from ..errors import EndReason, PeerError
-from ..host.net.sockets import BASE_DEAD_S, DEAD_S
+from ..host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
 from ..http.heads import MAX_HEAD_BYTES
 from ..http.server import Exchange
-from ..http.writer import BodyWriter
+from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
 from .session import ClientHello, Session
 
-# What a download that is replaced, or let go, may take to send what it has begun, and its end.
-FINISH_S: Final = 5.0
-# For how long a newer upload lets the older one of the same session end first, so that packets keep their order.
+# How long a newer upload waits for the end of the older one of the same session, so that packets keep their order.
 HANDOVER_S: Final = 0.5
 
-# A deployed client that leaves so soon after its download's answer has most likely exited, because of that.
-HASTY_S: Final = 1.0
+# A deployed client that leaves this soon after the answer to its download has most likely exited because of it.
+EARLY_EXIT_S: Final = 1.0
 
-# What a client may send behind a body before it is answered. Nobody we know sends anything; each further request
-# among it costs a pass over what is left of it.
+# What a client may send behind a body before it is answered. No known client sends anything. Each further request in
+# these bytes costs a pass over the rest of them.
 MAX_PIPELINED_BYTES: Final = MAX_HEAD_BYTES
 
 _DOWNLOAD_HEADERS: Final = (
     ("Content-Type", "application/octet-stream"),
     ("Cache-Control", "no-store"),
-    ("X-Accel-Buffering", "no"),  # nginx: pass the body on as it comes
+    ("X-Accel-Buffering", "no"),  # nginx: do not buffer the body
 )
 _SHUTDOWN: Final = "the server is shutting down"
 
-# Takes the frames that a receive completed: the buffer, and where they are in it.
-Forward: TypeAlias = Callable[[Session, FrameReader, list[FrameRange]], None]
-
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
-    """The request belongs to a session that is over, or leaves the token to another machine that is there."""
+    """The request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the token."""
     hello = ClientHello.of(exchange.head.headers)
     if exchange.head.method == "GET":
-        return hello.yields and session.taken_by_another(hello)
-    return hello.session_id is not None and not session.is_from_present(hello)  # its download tells the client more
+        return hello.yields and session.replaced_by_another(hello)
+    return hello.session_id is not None and not session.belongs_to_download(hello)  # the download tells the client why
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
-    """Frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
+    """Send frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
 
-    A deployed client's download ends cleanly only when its newer one takes over (`breaking_off` says why).
+    A deployed client's download ends cleanly only when its newer one takes over; `breaking_off` says why.
     """
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S if hello.extended else BASE_DEAD_S)
@@ -72,59 +65,59 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
             async with ending:
                 if hello.extended:
                     writer.send(control.encode(control.PARAMS, session.params))
-                session.arrive(hello, exchange.client, "http")
+                session.download_began(hello, exchange.client, "http")
                 with session.downloading(exchange.connection):
                     await _download(session, hello, writer)
             nursery.cancel_scope.cancel()
     except* PeerError:
-        if not hello.extended and trio.current_time() - began < HASTY_S:
-            session.left_in_haste()
+        if not hello.extended and trio.current_time() - began < EARLY_EXIT_S:
+            session.left_early()
         raise
     exchange.reusable = exchange.head.keeps_alive and writer.finished
 
 
 def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
-    """What only a client of ours is answered."""
+    """What only an extended client gets in an answer."""
     return [(control.FEATURES_HEADER, control.offer(hello.features)), (control.AGENT_HEADER, AGENT)]
 
 
 async def _download(session: Session, hello: ClientHello, writer: BodyWriter) -> None:
-    """Until the end of the body was sent, or all that is sent of it."""
+    """Send frames, then the end of the body; to a base client that is disconnected, no end."""
     await session.sender.serve(writer)
-    if session.let_go and not hello.extended:
+    if session.released and not hello.extended:
         await break_off(writer, FINISH_S)
         return
     with trio.move_on_after(FINISH_S) as deadline:
-        await writer.finish(_parting(session, hello))
+        await writer.finish(_farewell(session, hello))
     if deadline.cancelled_caught:
-        raise PeerError("the client did not take the end of its older download", reason=EndReason.STALLED)
+        raise PeerError("the client did not read the end of its older download", reason=EndReason.STALLED)
 
 
-def _parting(session: Session, hello: ClientHello) -> bytes:
-    """What a download says last that a newer one replaces, or that the operator ended."""
-    if session.let_go:
-        return control.bye(session.dismissed or "") if hello.extended else b""
-    if not session.taken_by_another(hello):
+def _farewell(session: Session, hello: ClientHello) -> bytes:
+    """The last control frame of a download that was replaced, or ended by the operator; maybe none."""
+    if session.released:
+        return control.bye(session.disconnect_reason or "") if hello.extended else b""
+    if not session.replaced_by_another(hello):
         return b""
     text = "another machine uses this client's token; its newer session wins"
     session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
     return control.bye(f"{control.REPLACED}another machine uses this token") if hello.extended else b""
 
 
-async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -> None:
-    """Frames from the client until its body ends. Raises PeerError, then without an answer: deployed clients take
-    an answer that comes before the end for the end."""
+async def serve_upload(session: Session, exchange: Exchange) -> None:
+    """Take frames from the client until its body ends, and answer. Raises PeerError, then without an answer: deployed
+    clients take an answer that comes before the end for the end."""
     hello = ClientHello.of(exchange.head.headers)
-    extended = session.is_from_present(hello)
+    extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
-    with trio.CancelScope() as scope:
-        upload = InboundStream(scope)
-        with _Uploading(session, upload, forward, waits=extended, seen=seen) as uploading:
-            await receive_frames(exchange.connection, reader, reader.prime(exchange.leftover), upload, uploading.take)
-    upload.check()
+    upload = _Upload(session, seen)
+    receiver = upload.receiver(exchange.connection, reader)
+    with session.uploading(receiver) as older, receiver.running():
+        upload.older = older if extended else None
+        await receiver.run(reader.prime(exchange.leftover))
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)
     if greedy:
@@ -134,93 +127,62 @@ async def serve_upload(session: Session, exchange: Exchange, forward: Forward) -
     exchange.leftover = reader.leftover
 
 
-async def serve_websocket(session: Session, exchange: Exchange, forward: Forward) -> None:
-    """Both at once, on a WebSocket, until the client goes, or a newer stream takes over. Raises PeerError, maybe in
-    a group."""
+async def serve_websocket(session: Session, exchange: Exchange) -> None:
+    """Download and upload on one WebSocket, until the client goes, or a newer stream takes over. Raises PeerError,
+    maybe in a group."""
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S)
     accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
     if accepted is None:
-        raise PeerError("something before us takes the Upgrade out of its requests", reason=EndReason.NO_WEBSOCKET)
+        raise PeerError("a proxy in front of this server removes Upgrade from requests", reason=EndReason.NO_WEBSOCKET)
     writer, body = accepted
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))
-    session.arrive(hello, exchange.client, "websocket")
-    conversation = DuplexStream(exchange.connection, writer, body, session.sender)
+    session.download_began(hello, exchange.client, "websocket")
+    duplex = DuplexStream(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:
-        with trio.CancelScope() as scope:
-            upload = InboundStream(scope)
-            with _Uploading(session, upload, forward, waits=True) as uploading:
-                await conversation.frames(reader, reader.prime(exchange.leftover), upload, uploading.take)
-        upload.check()
+        upload = _Upload(session)
+        receiver = upload.receiver(exchange.connection, reader)
+        with session.uploading(receiver) as upload.older, receiver.running():
+            await duplex.receive(receiver, reader.prime(exchange.leftover))
 
     shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
     with session.downloading(exchange.connection):
-        await conversation.run(receive, shutdown=shutdown, parting=lambda: _parting(session, hello))
+        await duplex.run(receive, shutdown=shutdown, farewell=lambda: _farewell(session, hello))
 
 
-class _Uploading:
-    """The frames of one upload, while the body of the ``with`` receives them.
+class _Upload:
+    """Passes what an upload, or the receiving half of a WebSocket, receives on to its session.
 
-    ``waits``: for the older upload to end, before the first frame, so that packets keep their order. ``seen``: tells
-    the client that the first bytes came.
+    Attributes:
+        older: the upload before this one. The first frames wait for its end, so that packets keep their order.
     """
 
-    def __init__(
-        self, session: Session, upload: InboundStream, forward: Forward, *, waits: bool, seen: bytes | None = None
-    ) -> None:
+    def __init__(self, session: Session, seen: bytes | None = None) -> None:
+        """``seen``: a control frame that acknowledges the first bytes; None: the client does not expect one."""
         self._session = session
-        self._upload = upload
-        self._forward = forward
         self._seen = seen
-        self._waits = waits
-        self._older: InboundStream | None = None
+        self.older: Receiver | None = None
 
-    def __enter__(self) -> _Uploading:
-        try:
-            older = self._session.add_upload(self._upload)
-        except BaseException:
-            self.__exit__()
-            raise
-        self._older = older if self._waits else None
-        return self
+    def receiver(self, connection: Connection, reader: FrameReader) -> Receiver:
+        """A receiver for this upload. It keeps this object alive, not the other way round, so there is no cycle."""
+        return Receiver(connection, reader, self._deliver, self._on_control, self._session.sender.send_control)
 
-    def __exit__(self, *_: object) -> None:
-        self._upload.ended.set()
-        if self._upload in self._session.uploads:
-            self._session.uploads.remove(self._upload)
-
-    async def take(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        """Forward what a receive completed."""
-        session = self._session
-        if self._seen is not None and (frames or reader.controls):
-            session.sender.send_control(self._seen)
-            self._seen = None
-        if self._older is not None and frames:
+    async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+        if frames and self._seen is not None:
+            self._acknowledge(self._seen)
+        if frames and self.older is not None:
             with trio.move_on_after(HANDOVER_S):
-                await self._older.ended.wait()
-            self._older = None
-        self._forward(session, reader, frames)
-        if reader.controls:
-            _take_controls(session, reader.controls)
-            reader.controls.clear()
+                await self.older.ended.wait()
+            self.older = None
+        self._session.deliver(reader, frames)
 
+    async def _on_control(self, kind: int, payload: bytes) -> None:
+        if self._seen is not None:
+            self._acknowledge(self._seen)
+        self._session.on_control(kind, payload)
 
-def _take_controls(session: Session, controls: list[tuple[int, bytes]]) -> None:
-    """Of several PINGs at a time the last one is answered (as RFC 6455 section 5.5.3 has it): an answer costs more
-    than a PING."""
-    ping: bytes | None = None
-    for kind, payload in controls:
-        if kind == control.PING:
-            ping = payload
-        elif kind == control.PONG:
-            session.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
-            session.sender.answered()
-        elif kind == control.AGENT:
-            session.peer_info.agent = control.agent_payload(payload)
-        elif kind == control.BYE:
-            text = f"the client says goodbye: {control.bye_reason(payload)}"
-            session.goodbyes.log(session.log, logging.INFO, trio.current_time(), text)
-    if ping is not None:
-        session.sender.send_control(control.encode(control.PONG, ping))
+    def _acknowledge(self, seen: bytes) -> None:
+        self._session.sender.send_control(seen)
+        self._seen = None

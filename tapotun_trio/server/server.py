@@ -1,11 +1,11 @@
-"""The server's transport: who a request is from, and the GET and PUT of each client."""
+"""The server of one interface: its sessions, which session a request belongs to, and routing from the device."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Final, Literal
@@ -18,133 +18,172 @@ from ..datapath.counters import DropReason
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
-from ..http.acceptor import Admission, Endpoint, ListenerManager, VirtualHost
 from ..http.heads import BadRequest
 from ..http.server import Exchange
+from ..http.virtual_hosts import Endpoint, ListenerManager, Registration, VirtualHost
 from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
-from ..wire.frames import ADDRESSES, FrameRange, FrameReader
+from ..wire.frames import ADDRESSES
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .session import CACHE_ENTRIES, ClientHello, Session, Telling, Told
+from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
 
 TICK_S: Final = 1.0
-LOG_BURST: Final = 10  # lines about strangers within ten seconds
-_MAKING: Final = 10  # sessions that are made in one step, a millisecond
-_TICKED: Final = 50  # sessions whose clock ticks in one step
+LOG_BURST: Final = 10  # log lines about refused tokens within ten seconds
+_MADE_PER_STEP: Final = 10  # sessions; a step takes about a millisecond
+_TICKED_PER_STEP: Final = 50  # sessions
 ALGORITHMS: Final[tuple[Literal["sha1", "sha256"], ...]] = ("sha1", "sha256")
 
 
 @dataclass(slots=True)
 class Prepared:
-    """A config that a server is to have, with all that it needs for it.
+    """The next config of a server, with everything that was made for it.
 
-    ``kept``: sessions that go on, the index and the client that they get, and what that is told, if it is news.
-    ``gone``: those whose client the config has no longer.
+    Attributes:
+        kept: sessions that stay, each with its new index, its new entry of the config, and its new parameters, which
+            are None if they have not changed.
+        removed: sessions whose client is no longer in the config.
     """
 
     config: ServerConfig
+    table: ForwardingTable
     router: Router
-    gone: dict[tuple[str, str], Session]
-    kept: list[tuple[Session, int, AllowedClient, Told | None]] = field(default_factory=list)
+    removed: dict[tuple[str, str], Session]
+    kept: list[tuple[Session, int, AllowedClient, ClientParameters | None]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     by_token: dict[tuple[str, str], Session] = field(default_factory=dict)
 
 
-def _told_by(group: BaseExceptionGroup[PeerError]) -> tuple[bool, str, str, int]:
-    """Of the first error: whether the request itself was malformed, its reason, its text, and the log level."""
+def _prepare(
+    config: ServerConfig,
+    table: ForwardingTable,
+    before: ServerConfig | None,
+    by_token: Mapping[tuple[str, str], Session],
+) -> Steps[Prepared]:
+    """Make the router and the new sessions of ``config``, and change nothing.
+
+    Args:
+        before: the present config; None: there is none yet.
+        by_token: the present sessions.
+    """
+    networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
+    router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
+    differs = before is None or replace(before, clients=()) != replace(config, clients=())
+    prepared = Prepared(config, table, router, removed=dict(by_token))
+    for index, client in enumerate(config.clients):
+        key = client.token.algorithm, client.token.digest
+        session = prepared.removed.pop(key, None)
+        if session is None:
+            session = Session(index, client, config, table)
+        else:
+            concerned = differs or client != session.client
+            prepared.kept.append((session, index, client, ClientParameters(config, client) if concerned else None))
+        prepared.sessions.append(session)
+        prepared.by_token[key] = session
+        if index % _MADE_PER_STEP == 0:
+            yield
+    return prepared
+
+
+def _describe_failure(group: BaseExceptionGroup[PeerError]) -> tuple[bool, str, str, int]:
+    """The first error of a group: whether the request was malformed, its reason, its text, and the log level."""
     exc = next(leaves(group))
     level = logging.WARNING if isinstance(exc, ShortageError) else logging.INFO
     return isinstance(exc, BadRequest), exc.reason, str(exc), level
 
 
 class TunnelServer:
-    """The sessions of one server interface and the HTTP in front of them."""
+    """The sessions of one server interface, and the HTTP requests for them."""
 
-    def __init__(self, config: ServerConfig, log: Log) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        log: Log,
+        writers: Sequence[DeviceWriter] = (),
+        device_drops: Counter[str] | None = None,
+        *,
+        first: Prepared | None = None,
+    ) -> None:
+        """Create the sessions of all clients. Nobody can connect before `run_transport`.
+
+        Args:
+            writers: one for each queue of the device; see `ForwardingTable`. Without any, uploads cannot be served.
+            device_drops: where the reader and the writers of the device count what they drop, by reason.
+            first: made from ``config`` by `in_steps`.
+        """
+        if first is None:
+            first = run_now(_prepare(config, ForwardingTable(writers), None, {}))
         self._log = log
-        self.device_drops: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()  # requests that came to nothing, by reason
-        self._verdicts: dict[bytes, Sender | bool] = {}
-        self.sessions: list[Session] = []
-        self._by_token: dict[tuple[str, str], Session] = {}
+        self.device_drops: Counter[str] = Counter() if device_drops is None else device_drops
+        self.refusals: Counter[str] = Counter()  # refused or failed requests, by reason
+        self.registration = Registration()  # empty until it listens
         self._config = config
-        self.reconfigure(config)
-        self.admission = Admission()  # none, until it listens
-        # Not one line only: what locks addresses out by the log has to see each of them.
+        self._table = first.table
+        self._table.router, self._table.sessions = first.router, first.sessions
+        self.sessions, self._by_token = first.sessions, first.by_token
+        self._verdicts: dict[bytes, Sender | bool] = {}
+        # A burst of lines: tools such as fail2ban read the log, and have to see each address.
         self._refusals = RateLimitedLog(burst=LOG_BURST)
         self._faults = Faults()
-        self._writers: Sequence[DeviceWriter]
 
     @property
     def endpoints(self) -> list[Endpoint]:
-        """Where it is reached."""
-        return self.admission.endpoints
+        """The open endpoints."""
+        return self.registration.endpoints
 
     @classmethod
-    def in_steps(cls, config: ServerConfig, log: Log) -> Steps[TunnelServer]:
-        """Makes one, in steps: each of thousands of sessions takes a tenth of a millisecond."""
-        server = cls(replace(config, clients=()), log)
-        yield from server.adopt((yield from server.prepare(config)))
-        return server
+    def in_steps(
+        cls, config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
+    ) -> Steps[TunnelServer]:
+        """As the constructor, in steps: each of thousands of sessions takes a tenth of a millisecond."""
+        first = yield from _prepare(config, ForwardingTable(writers), None, {})
+        return cls(config, log, writers, device_drops, first=first)
 
     def reconfigure(self, config: ServerConfig) -> None:
-        """Serve as this says from now on; but for ``name``, ``listen``, ``path`` and ``ingress``, which are what they
-        were. A client is the same if it has its token, whatever its name and address; others end."""
+        """Follow a changed config, except for ``name``, ``listen``, ``path`` and ``ingress``, which stay as they are.
+
+        A session stays if its client has the same token, even under another name or address. Other sessions end.
+        """
         run_now(self.adopt(run_now(self.prepare(config))))
 
     def prepare(self, config: ServerConfig) -> Steps[Prepared]:
-        """The first half of `reconfigure`, which makes all that is new and changes nothing. Until `adopt` nobody else
-        may reconfigure this server."""
-        networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
-        router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
-        differs = replace(self._config, clients=()) != replace(config, clients=())
-        it = Prepared(config, router, gone=self._by_token.copy())
-        for index, client in enumerate(config.clients):
-            key = client.token.algorithm, client.token.digest
-            session = it.gone.pop(key, None)
-            if session is None:
-                session = Session(index, client, config, router)
-            else:
-                concerned = differs or client != session.client
-                it.kept.append((session, index, client, Told(config, client) if concerned else None))
-            it.sessions.append(session)
-            it.by_token[key] = session
-            if index % _MAKING == 0:
-                yield
-        return it
+        """The first half of `reconfigure`: make everything new, and change nothing. Nobody else may reconfigure this
+        server before `adopt`."""
+        return _prepare(config, self._table, self._config, self._by_token)
 
-    def adopt(self, it: Prepared) -> Steps[None]:
-        """The second half. Its first step makes the change, whole; the others tell the clients that it concerns."""
-        self._config, self._router = it.config, it.router
-        self.sessions, self._by_token = it.sessions, it.by_token
+    def adopt(self, prepared: Prepared) -> Steps[None]:
+        """The second half. The first step makes the whole change; the others notify the clients that it affects."""
+        self._config, self._table.router = prepared.config, prepared.router
+        self.sessions = self._table.sessions = prepared.sessions
+        self._by_token = prepared.by_token
         self._verdicts.clear()
-        telling: list[tuple[Session, Telling]] = []
-        for session, index, client, told in it.kept:
-            before = session.reconfigure(index, client, it.config, it.router, told)
+        updates: list[tuple[Session, PreviousParameters]] = []
+        for session, index, client, parameters in prepared.kept:
+            before = session.reconfigure(index, client, prepared.config, parameters)
             if before is not None:
-                telling.append((session, before))
-        for session in it.gone.values():
-            session.leave()
-        for session, before in telling:
+                updates.append((session, before))
+        for session in prepared.removed.values():
+            session.mark_removed()
+        for session, before in updates:
             yield
-            session.tell(before)
-        for number, session in enumerate(it.gone.values()):
+            session.send_update(before)
+        for number, session in enumerate(prepared.removed.values()):
             if number % PART == 0 or session.state != "offline":
                 yield
-            session.dismiss("its token is not in the config any more")
+            session.disconnect("its token is not in the config any more")
 
     def close(self) -> None:
-        """The interface has ended. No cycle may be left: the garbage collector may never look at sessions."""
+        """The interface has ended. Leave no reference cycle: the garbage collector may never look at sessions."""
         for session in self.sessions:
-            session.leave()
-        self.sessions, self._by_token = [], {}
+            session.mark_removed()
+        self.sessions = self._table.sessions = []
+        self._by_token = {}
         self._verdicts.clear()
-        self._router = Router((), (), ())
+        self._table.router = Router((), (), ())
 
     # -- the device's side
 
     def classify(self, view: memoryview, at: int) -> Sender | None:
-        """Whose a frame from the device is (see `device.Classify`)."""
+        """The sender of a frame from the device (see `tun_io.Classify`)."""
         first, key = ADDRESSES.unpack_from(view, at)
         if first >> 4 != 4:
             self.device_drops[DropReason.NOT_IPV4] += 1
@@ -160,9 +199,9 @@ class TunnelServer:
         return to
 
     def _decide(self, key: bytes) -> Sender | bool | None:
-        """Ask the router, and remember what it says. None: a bug, which costs this packet and not the interface."""
+        """Ask the router, and cache the answer. None: a bug, which costs this packet and not the interface."""
         try:
-            verdict = self._router.from_device(key[:4], key[4:])
+            verdict = self._table.router.from_device(key[:4], key[4:])
             to = self.sessions[verdict].sender if verdict >= 0 else False
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
@@ -175,32 +214,24 @@ class TunnelServer:
         return to
 
     def only_sender(self) -> Sender | None:
-        """See `device.read_device`."""
+        """See `tun_io.read_device`."""
         return self.sessions[0].sender if len(self.sessions) == 1 else None
 
     # -- the network's side
 
     async def run_transport(
-        self,
-        writers: Sequence[DeviceWriter],
-        listeners: ListenerManager,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+        self, listeners: ListenerManager, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Be reachable, report started, and serve until cancelled. Raises HostError if an endpoint cannot be had.
-
-        ``writers``: of the device's queues. Each client has one, and shares it where there are more clients.
-        """
-        self._writers = writers
+        """Listen, report started, and serve until cancelled. Raises HostError if it cannot listen."""
         async with trio.open_nursery() as nursery:
             virtual_host = VirtualHost(self._config.path, self._config.ingress, nursery, self._serve, self._log)
-            with listeners.register(self._config.listen, virtual_host) as self.admission:
+            with listeners.register(self._config.listen, virtual_host) as self.registration:
                 task_status.started()
                 await trio.sleep_forever()
 
     async def _serve(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """One request. The boundary of whatever goes wrong in it, a bug included: it ends this request and nothing
-        else. Raises HostError, which is the interface's, and PeerError."""
+        """One request. A bug in it ends this request and nothing else. Raises PeerError, and HostError, which ends the
+        interface."""
         try:
             await self._answer(exchange, endpoint)
         except* (HostError, PeerError):
@@ -216,7 +247,7 @@ class TunnelServer:
         return 503 if reason in SHORTAGES else 500
 
     async def _answer(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Whoever is refused stays in the lobby, token or not: nobody may hold all descriptors."""
+        """A refused connection stays pending, with a token or without one, so that nobody can hold all descriptors."""
         session, method, name = self._authenticate(exchange), exchange.head.method, exchange.client
         if session is None:
             text = f"{name} refused: unknown or missing token"
@@ -234,35 +265,35 @@ class TunnelServer:
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
-        endpoint.pending.leave(exchange.connection)
-        why, failed = "this server stops", 0  # if it is cancelled
+        endpoint.pending.remove(exchange.connection)
+        ending, failed = "this server stops", 0  # if it is cancelled
         try:
             if websocket:
-                await serve_websocket(session, exchange, self._forward)
+                await serve_websocket(session, exchange)
             elif method == "GET":
                 await serve_download(session, exchange)
             else:
-                await serve_upload(session, exchange, self._forward)
+                await serve_upload(session, exchange)
             session.log.debug("%s from %s ended cleanly", stream, name)
-            why = "the client ended it"
+            ending = "the client ended it"
         except* PeerError as group:
-            # Its halves may have noticed the same end each in its way. No variable here may hold the error: its
-            # traceback holds this frame, and the cycle would keep the stream's buffers until it is collected.
-            is_request, reason, why, level = _told_by(group)
+            # The two halves of a stream may have noticed the same end, each in its own way. No variable here may hold
+            # the error: its traceback holds this frame, and the cycle would keep the stream's buffers in memory.
+            is_request, reason, ending, level = _describe_failure(group)
             counter = self.refusals if is_request else session.counters.ends
             counter[reason] += 1
-            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {why}")
+            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {ending}")
         except* HostError:
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered
-            why, text = "an internal error", f"{stream} from {name} ended"
+            ending, text = "an internal error", f"{stream} from {name} ended"
             failed = self._count_fault(session.counters.ends, session.log, text, group)
         finally:
-            session.depart(why)
+            session.stream_ended(ending)
         if failed:
             await exchange.fail(failed)
         elif exchange.reusable:
-            endpoint.add_pending(exchange.connection)  # until its next request
+            endpoint.add_pending(exchange.connection)  # until its next request has shown a token
 
     async def _refuse(
         self, exchange: Exchange, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()
@@ -270,39 +301,34 @@ class TunnelServer:
         self.refusals[reason] += 1
         try:
             await exchange.refuse(status, headers=headers)
-        except PeerError as exc:  # it did not wait for the answer
+        except PeerError as exc:  # the client did not wait for the answer
             self._log.debug("%s: %s", exchange.client, exc)
 
     def _authenticate(self, exchange: Exchange) -> Session | None:
-        # Only hashes are compared, so the time that a dict takes tells nothing about a token.
+        # Only hashes are looked up, so the timing of the dict reveals nothing about a token.
         for token, algorithm in product(exchange.head.tokens, ALGORITHMS):
-            # Not "for security" in FIPS' sense: a host that forbids SHA-1 shall still know deployed tokens.
+            # Not "for security" as FIPS means it: a host that forbids SHA-1 must still accept deployed tokens.
             digest = hashlib.new(algorithm, token.encode("latin-1"), usedforsecurity=False).hexdigest()
             session = self._by_token.get((algorithm, digest))
             if session is not None:
                 return session
         return None
 
-    def _forward(self, session: Session, reader: FrameReader, frames: list[FrameRange]) -> None:
-        if not session.gone:
-            writer = self._writers[session.index % len(self._writers)]
-            session.forward(reader.view, frames, writer, self.sessions)
-
     async def run_clock(self) -> None:
-        """Keepalive pings, ageing of outboxes, and the end of uploads that fell silent; for ever."""
+        """Tick every session once a second, for ever: see `Session.tick`."""
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            for number, session in enumerate(self.sessions, 1):  # a reload makes another list
+            for number, session in enumerate(self.sessions, 1):  # a reload replaces the list
                 try:
                     session.tick(now, TICK_S)
-                except Exception as exc:  # noqa: BLE001 - that session's, and none of the others
+                except Exception as exc:  # noqa: BLE001 - it ends that session, and no other one
                     self._end_session(session, exc)
-                if number % _TICKED == 0:
+                if number % _TICKED_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()
 
     def _end_session(self, session: Session, exc: Exception) -> None:
-        """A bug outside of its requests ends a session's streams. Its client connects again."""
+        """End the streams of a session after a bug outside of its requests. Its client connects again."""
         self._count_fault(session.counters.ends, session.log, "session ended", exc)
         try:
             session.fail()

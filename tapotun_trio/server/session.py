@@ -1,11 +1,11 @@
-"""One allowed client at a server: its streams, and where the packets it uploads go."""
+"""One allowed client of a server: its streams, and where the packets of its uploads go."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import IPv4Interface
@@ -15,7 +15,7 @@ import trio
 
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
-from ..datapath.receiver import InboundStream
+from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
 from ..datapath.tun_io import DeviceWriter
@@ -28,26 +28,34 @@ from ..peer.session_log import SessionLog
 from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEADER_BYTES, ROUTED_HEAD, FrameRange, echoed_clock
+from ..wire.frames import (
+    ECHO_FIRST_BYTE,
+    ECHO_PACKET_BYTES,
+    HEADER_BYTES,
+    ROUTED_HEAD,
+    FrameRange,
+    FrameReader,
+    echoed_clock,
+)
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 
-# Verdicts that are remembered for one sender. A client that scans the address space makes us forget, no more.
+# Cached verdicts of one sender. A client that scans the address space only has the cache emptied again and again.
 CACHE_ENTRIES: Final = 4096
-# While a client replaces its upload there are two; a proxy may keep a dead one for a while.
+# While a client replaces its upload there are two; a proxy may keep a dead one open for a while.
 MAX_UPLOADS: Final = 4
-# Likewise, each older one has some seconds to take its end.
+# The same for downloads: each older one has some seconds to read its end.
 MAX_DOWNLOADS: Final = 4
-# A deployed client pings an idle upload after 55 s. One that has not for this long is gone.
+# A deployed client pings an idle upload after 55 s. An upload that is silent for this long is dead.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
-# So many times in haste within so long, and the operator hears of `peers`: a service manager has the client back within
-# seconds.
-HASTY_TIMES: Final = 3
-HASTY_WITHIN_S: Final = 90.0
+# After this many early exits within this time, a warning names the option `peers`. A service manager restarts a client
+# within seconds, so one that exits because of `peers` comes back that often.
+EARLY_EXITS: Final = 3
+EARLY_EXITS_WITHIN_S: Final = 90.0
 
 
 class ClientHello:
-    """What a request says of the client's session: who, and what it can. A base client says nothing."""
+    """What the headers of a request say about the client: its session and its features. A base client sends none."""
 
     __slots__ = ("agent", "features", "session_id", "yields")
 
@@ -61,7 +69,7 @@ class ClientHello:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> ClientHello:
-        """Untrusted input; never raises."""
+        """Parse the headers, which are untrusted input. Never raises."""
         return cls(
             control.session_id(headers.get(control.SESSION_HEADER)),
             control.agree(headers.get(control.FEATURES_HEADER)),
@@ -71,17 +79,17 @@ class ClientHello:
 
     @property
     def may_use_websocket(self) -> bool:
-        """It knows the frames over a WebSocket, and control frames, which always hold there."""
+        """It supports WebSockets, and control frames, which a WebSocket always carries."""
         return self.features >= {control.CTL, control.WS}
 
     @property
     def extended(self) -> bool:
-        """Control frames may be sent."""
+        """Control frames may be sent to it."""
         return control.CTL in self.features
 
 
-class Told:
-    """What one client is told by one config. Keeps neither of the two: a session outlives many configs."""
+class ClientParameters:
+    """What one config has for one client to apply. References neither of the two: a session outlives many configs."""
 
     __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
 
@@ -93,7 +101,7 @@ class Told:
 
     @property
     def tun_conf(self) -> str:
-        """The header's value for a download's answer."""
+        """The value of x-tun-conf in the answer to a download."""
         if self._peers == 1:
             return encode_generation_1(self._mtu, self._address)
         return encode_generation_2(TunConf(self._mtu, (self._address,), self._pushed))
@@ -116,17 +124,36 @@ class Told:
         return IPv4Interface((self._ip, self._prefixlen))
 
 
-class Telling(NamedTuple):
-    """What a session's client was told before the config changed, and the visit that was told it."""
+class PreviousParameters(NamedTuple):
+    """The parameters that a client had before the config changed, and the download that it got them on."""
 
-    told: Told
+    parameters: ClientParameters
     hello: ClientHello
 
 
-class Session:
-    """What a server keeps for one client for as long as the interface lives, connected or not."""
+class ForwardingTable:
+    """Where the packets of an interface go. The sessions share it; only the server changes it.
 
-    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, router: Router) -> None:
+    Attributes:
+        router: decides by source and destination.
+        sessions: by the index that the router answers with.
+        writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
+    """
+
+    __slots__ = ("router", "sessions", "writers")
+
+    def __init__(self, writers: Sequence[DeviceWriter] = ()) -> None:
+        """Nothing is routed at first. Without ``writers`` no session may receive."""
+        self.router = Router((), (), ())
+        self.sessions: list[Session] = []
+        self.writers = writers
+
+
+class Session:
+    """Everything that a server keeps for one client, connected or not, for the lifetime of the interface."""
+
+    def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
+        """``index``: the one that it has, or is about to get, in ``table.sessions``."""
         self.index = index
         self.client = client
         self.log = client_logger(config.name, client.name)
@@ -134,30 +161,30 @@ class Session:
         self.sender = Sender(self.counters)
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
-        self.dismissed: str | None = None  # why the operator ended the last streams
-        self.gone = False  # the config has it no longer: what still comes from its client is dropped
+        self.disconnect_reason: str | None = None  # why this end closed the last streams; None: it did not
+        self.removed = False  # from the config: what its client still sends is dropped
         self._session_log = SessionLog(self.counters, self.rtt)
-        self.uploads: list[InboundStream] = []
+        self.uploads: list[Receiver] = []
         self._downloads: list[Connection] = []
-        self.transport: Transport | None = None  # of the newest download; None: none came yet
+        self.transport: Transport | None = None  # of the newest download; None: there was none yet
         self._config = config
-        self._told = Told(config, client)
+        self._parameters = ClientParameters(config, client)
         self._hello: ClientHello | None = None  # of the newest download
-        self._router = router
-        # Key of source and destination -> the session that gets it, True for the device, False for nobody.
+        self._table = table
+        # Source and destination as one key -> the receiving session, True: the device, False: drop.
         self._verdicts: dict[bytes, Session | bool] = {}
 
     @property
     def tun_conf(self) -> str:
-        """The header's value for a download's answer."""
-        return self._told.tun_conf
+        """The value of x-tun-conf in the answer to a download."""
+        return self._parameters.tun_conf
 
     @property
     def params(self) -> bytes:
         """The payload of PARAMS."""
-        return self._told.params
+        return self._parameters.params
 
-    # Made when the first line comes: most of thousands of clients never have one.
+    # Created with the first line: most of thousands of clients never log one.
 
     @cached_property
     def goodbyes(self) -> RateLimitedLog:
@@ -180,22 +207,24 @@ class Session:
         return flap_damped()
 
     @cached_property
-    def _hasty(self) -> deque[float]:
-        """When a base client left in haste."""
-        return deque(maxlen=HASTY_TIMES)
+    def _early_exits(self) -> deque[float]:
+        """When a base client left right after the answer to its download."""
+        return deque(maxlen=EARLY_EXITS)
 
     @cached_property
     def _hints(self) -> RateLimitedLog:
         return RateLimitedLog(FLAPPING_S)
 
-    def arrive(self, hello: ClientHello, name: str, transport: Transport) -> None:
-        """A download from ``name`` begins: from here on the session is as it says; another machine's uploads end."""
+    def download_began(self, hello: ClientHello, name: str, transport: Transport) -> None:
+        """A download begins. From now on ``hello`` describes the client; uploads of another machine end.
+
+        ``name``: the client's address, for logs.
+        """
         before = self._hello
-        rotation = self.sender.streaming and before is not None and before.session_id == hello.session_id
-        rotation &= self.transport == transport
+        continues = self.sender.streaming and before is not None and before.session_id == hello.session_id
         over = ", over a WebSocket" if transport == "websocket" else ""
         text = f"connected from {name} ({'extended' if hello.extended else 'base'}{over})"
-        if rotation:
+        if continues and self.transport == transport:  # a rotation
             self.log.debug("%s", text)
         else:
             self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
@@ -205,11 +234,10 @@ class Session:
         self._hello = hello
         self._session_log.begin()
         self.transport = transport
-        self.dismissed = None
-        continues = before is not None and before.session_id == hello.session_id and self.sender.streaming
+        self.disconnect_reason = None
         self.peer_info.mark_connected(name, hello.agent, extended=hello.extended, continues=continues)
         if not self.sender.streaming:
-            # An upload that was left open may be about to be given up for want of an echo.
+            # The client may be about to give up an upload that is still open, because it got no echo.
             self.sender.begin_pinging(due=bool(self.uploads))
         if hello.extended:
             self.sender.keepalive = extended_keepalive(self._config.keepalive_s)
@@ -217,72 +245,79 @@ class Session:
             self.sender.keepalive = BASE_KEEPALIVE if self._config.peers == 1 else GENERATION_2_KEEPALIVE
 
     def reconfigure(
-        self, index: int, client: AllowedClient, config: ServerConfig, router: Router, told: Told | None
-    ) -> Telling | None:
-        """The config has changed, and the client's token has not. This costs next to nothing, since thousands of
-        sessions change in one step. Returns what `tell` has to know, if there may be something to tell.
+        self, index: int, client: AllowedClient, config: ServerConfig, parameters: ClientParameters | None
+    ) -> PreviousParameters | None:
+        """Follow a changed config in which the client's token is the same. Cheap, since thousands of sessions change in
+        one step. Returns what `send_update` needs; None: the client has nothing to learn.
 
-        ``told``: what the client is told from now on; None: nothing has changed that is its own or everybody's.
+        ``parameters``: the client's new parameters; None: nothing has changed for it.
         """
         name = self.client.name
-        self.index, self.client, self._config, self._router = index, client, config, router
+        self.index, self.client, self._config = index, client, config
         self._verdicts.clear()
-        if told is None:
+        if parameters is None:
             return None
         if client.name != name:
             self.log = client_logger(config.name, client.name)
-        before, self._told = self._told, told
-        return None if self._hello is None or not self.sender.streaming else Telling(before, self._hello)
+        before, self._parameters = self._parameters, parameters
+        return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
 
-    def leave(self) -> None:
-        """The config has this client no longer, or the interface ends: nothing of it is forwarded any more."""
-        self.gone = True
-        self._verdicts.clear()  # sessions that know each other would be a cycle
+    def mark_removed(self) -> None:
+        """The config no longer has this client, or the interface ends: forward none of its packets any more."""
+        self.removed = True
+        self._verdicts.clear()  # two sessions with verdicts for each other are a reference cycle
 
-    def tell(self, before: Telling) -> None:
-        """Tell the client what has changed for it: one of ours by PARAMS, a deployed one by having to connect again.
-        One that has connected since then knows."""
+    def send_update(self, before: PreviousParameters) -> None:
+        """Give the client its changed parameters. An extended client gets them in a PARAMS frame; a base client has to
+        reconnect. A client that has connected since the change has them already."""
         if self._hello is not before.hello or not self.sender.streaming:
             return
         if not before.hello.extended:
-            if self.tun_conf != before.told.tun_conf:
-                # It comes back for that at once; an upload that it loses only after an error's pause.
-                self.dismiss("what a deployed client is told when it connects has changed", uploads=False)
-        elif (payload := self.params) != before.told.params:
+            if self.tun_conf != before.parameters.tun_conf:
+                # It reconnects a lost download at once, but a lost upload only after the pause of an error.
+                self.disconnect("its parameters changed: a base client has to reconnect for them", uploads=False)
+        elif (payload := self.params) != before.parameters.params:
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, payload))
 
-    def depart(self, why: str) -> None:
-        """A stream has ended. After the last one, one line says what the session was."""
+    def stream_ended(self, reason: str) -> None:
+        """A stream has ended for ``reason``. After the last one, one log line sums up the session."""
         if not self._downloads:
-            self.peer_info.mark_disconnected()  # a download may have ended before it had begun
+            self.peer_info.mark_disconnected()  # also for a download that failed before `downloading`
         if not self._downloads and not self.uploads:
-            self._session_log.end(self.log, self.dismissed or why)
+            self._session_log.end(self.log, self.disconnect_reason or reason)
 
-    def taken_by_another(self, hello: ClientHello) -> bool:
-        """The newest download, if there is one, came from another machine than this visit, as far as one can tell."""
+    def replaced_by_another(self, hello: ClientHello) -> bool:
+        """A download runs, and its session ID says that it is another machine's."""
         newest = self._hello if self.sender.streaming else None
         return newest is not None and newest.session_id != hello.session_id
 
-    def is_from_present(self, hello: ClientHello) -> bool:
-        """This upload belongs to the newest download, and control frames were agreed on that."""
+    def belongs_to_download(self, hello: ClientHello) -> bool:
+        """This upload belongs to the newest download, on which control frames were agreed."""
         newest = self._hello
         return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
-    def add_upload(self, upload: InboundStream) -> InboundStream | None:
-        """Take note of a new upload. Returns the one before it, if that still runs.
+    @contextmanager
+    def uploading(self, upload: Receiver) -> Iterator[Receiver | None]:
+        """``upload`` is one of this session's uploads within the block. Yields the one before it, if that still runs.
 
-        Of too many uploads the oldest ends: most likely a proxy keeps a dead one open.
+        If there are more than MAX_UPLOADS, the oldest ends: most likely a proxy keeps a dead one open.
         """
         older = self.uploads[-1] if self.uploads else None
         if len(self.uploads) >= MAX_UPLOADS:
             self.uploads[0].end(PeerError("too many uploads at a time", reason=EndReason.REPLACED))
         self.uploads.append(upload)
-        return older
+        try:
+            yield older
+        finally:
+            self.uploads.remove(upload)
 
     @contextmanager
     def downloading(self, connection: Connection) -> Iterator[None]:
-        """This connection is a download now. Of too many the oldest is closed; its task then ends with PeerError."""
+        """``connection`` is one of this session's downloads within the block.
+
+        If there are more than MAX_DOWNLOADS, the oldest is aborted; its task then ends with PeerError.
+        """
         if len(self._downloads) >= MAX_DOWNLOADS:
             self._downloads.pop(0).abort()
         self._downloads.append(connection)
@@ -301,29 +336,31 @@ class Session:
         return "connecting" if self.sender.streaming or self.uploads else "offline"
 
     @property
-    def let_go(self) -> bool:
-        """The last download was told to end, and no newer one has come."""
-        return self.dismissed is not None and not self.sender.streaming
+    def released(self) -> bool:
+        """This end has closed the last download, and there is no newer one."""
+        return self.disconnect_reason is not None and not self.sender.streaming
 
-    def left_in_haste(self) -> None:
-        """A base client has left as soon as it had its download's answer. Again and again, that has a reason."""
+    def left_early(self) -> None:
+        """A base client left right after the answer to its download. If that repeats, warn about `peers`."""
         now = trio.current_time()
-        self._hasty.append(now)
-        if len(self._hasty) == HASTY_TIMES and now - self._hasty[0] <= HASTY_WITHIN_S:
+        self._early_exits.append(now)
+        if len(self._early_exits) == EARLY_EXITS and now - self._early_exits[0] <= EARLY_EXITS_WITHIN_S:
             peers = self._config.peers
             text = (
-                f"the client left within a second of its download's answer, {HASTY_TIMES} times: a deployed client"
+                f"the client left within a second of its download's answer, {EARLY_EXITS} times: a deployed client"
                 f' exits if x-tun-conf is not of its generation; this interface has "peers": {peers}, try {3 - peers}'
             )
             self._hints.log(self.log, logging.WARNING, now, text)
 
-    def dismiss(self, reason: str, *, uploads: bool = True) -> bool:
-        """End the client's streams with a goodbye; not ``uploads``: the download alone. Returns whether it had any
-        streams. It may come back."""
+    def disconnect(self, reason: str, *, uploads: bool = True) -> bool:
+        """End the client's streams and say why in a BYE. The client may connect again. Returns whether it had streams.
+
+        ``uploads``: false: end the download only.
+        """
         connected = self.state != "offline"
-        one_stream = self.sender.streaming and self.transport == "websocket"  # whose close the client answers
+        one_stream = self.sender.streaming and self.transport == "websocket"  # the client answers our close on it
         if self.sender.streaming:
-            self.dismissed = reason
+            self.disconnect_reason = reason
             self.sender.release()
         if uploads and not one_stream:
             for upload in self.uploads:
@@ -333,19 +370,37 @@ class Session:
         return connected
 
     def fail(self) -> None:
-        """End the streams for a bug of ours."""
-        self.dismissed = "an internal error of the server"
+        """End the streams because of a bug of ours."""
+        self.disconnect_reason = "an internal error of the server"
         self.sender.release()
         for upload in self.uploads:
             upload.end(PeerError("an internal error ended the session", reason=EndReason.INTERNAL_ERROR))
 
     def tick(self, now: float, tick_s: float) -> None:
-        """Every ``tick_s``: keepalives, the ageing of the outbox, and the end of uploads that fell silent."""
+        """Every ``tick_s``: send keepalives, drop packets that are too old, and end uploads that fell silent."""
         self.sender.tick(now, tick_s)
         extended = self._hello is not None and self._hello.extended
         silence_s = SILENT_KEEPALIVES * self._config.keepalive_s if extended else BASE_UPLOAD_SILENCE_S
         heard = [upload.tick(now, silence_s) for upload in self.uploads]
         self.peer_info.tick(now, self.counters, heard=any(heard))
+
+    def deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
+        """`forward` what one receive of an upload has brought. Raises PeerError and HostError as that does."""
+        if not self.removed:
+            table = self._table
+            writer = table.writers[self.index % len(table.writers)]
+            self.forward(reader.view, frames, writer, table.sessions)
+
+    def on_control(self, kind: int, payload: bytes) -> None:
+        """Take a control frame of an upload. A PING needs nothing more: its receiver has answered it."""
+        if kind == control.PONG:
+            self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
+            self.sender.answered()
+        elif kind == control.AGENT:
+            self.peer_info.agent = control.agent_payload(payload)
+        elif kind == control.BYE:
+            text = f"the client says goodbye: {control.bye_reason(payload)}"
+            self.goodbyes.log(self.log, logging.INFO, trio.current_time(), text)
 
     def forward(
         self,
@@ -354,9 +409,10 @@ class Session:
         device: DeviceWriter,
         sessions: list[Session],
     ) -> None:
-        """Send each frame on: into the device, or straight into another client's stream.
+        """A server's per-frame loop: each frame goes to the device, or straight to another client's sender.
 
-        Raises PeerError at a frame that no honest peer sends.
+        Raises PeerError at a frame that no honest peer sends, after the frames before it were forwarded; HostError if
+        the device is gone.
         """
         verdicts, unpack = self._verdicts, ROUTED_HEAD.unpack_from
         inward: list[FrameRange] = []
@@ -381,7 +437,9 @@ class Session:
                 elif to is False:
                     self.counters.drops[DropReason.BAD_SOURCE] += count
                 else:
-                    if not validate_vnet_header(view[start:stop]):  # of a block, what it looks at is all the same
+                    if not validate_vnet_header(
+                        view[start:stop]
+                    ):  # the frames of a block do not differ in what this checks
                         raise PeerError("frame with an impossible vnet header", reason=EndReason.BAD_VNET)
                     if to is not run_to or start != run_end:
                         if run_to is not None:
@@ -389,7 +447,7 @@ class Session:
                         run_to, run_at, packets = to, start, 0
                     run_end = stop
                     packets += count
-        finally:  # at a bad frame too: what stood before it is good
+        finally:  # the frames before a bad one are good
             self.counters.rx_packets += rx_packets
             self.counters.rx_bytes += rx_bytes
             if run_to is not None:
@@ -398,15 +456,15 @@ class Session:
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
         source, destination = key[:4], key[4:]
-        if not self._router.owns(self.index, source):
-            # A deployed client's upload may resume in the middle of a frame after a break, and everything from
-            # there on is out of step. It shows here: a length that is not its packet's own.
+        if not self._table.router.owns(self.index, source):
+            # After a break, a deployed client may resume its upload in the middle of a frame; every frame from there on
+            # is garbage. This shows here: the length in front of the frame differs from the length in its packet.
             length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
             if length != len(frame) - HEADER_BYTES:
                 raise PeerError("frame whose length is not its packet's", reason=EndReason.BAD_FRAME)
-        verdict = self._router.from_client(self.index, source, destination)
+        verdict = self._table.router.from_client(self.index, source, destination)
         if verdict == BAD_SOURCE:
-            self.log.debug("source %s is not its own", ".".join(map(str, source)))
+            self.log.debug("source %s is not an address of this client", ".".join(map(str, source)))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
         if len(self._verdicts) >= CACHE_ENTRIES:
             self._verdicts.clear()

@@ -119,4 +119,4 @@ def test_a_port_that_is_taken_ends_the_start_as_ever(lab: Lab) -> None:
             assert second.wait(PATIENCE_S) == 1
             assert f"cannot listen on {SERVER}:8080: the port is in use" in second.log
         with running(server, {**other, "listen": [SERVER, "127.0.0.1"]}) as third:
-            assert any("goes on without it, and tries again" in line for line in warnings(third))
+            assert any("continuing without it, and trying again" in line for line in warnings(third))

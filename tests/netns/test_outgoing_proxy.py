@@ -80,7 +80,7 @@ def test_the_environment_names_the_proxy(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"proxy": f"http://{PROXY}:3128"}, "answered 407 .*: it wants a login: set user:pass in proxy"),
+        ({"proxy": f"http://{PROXY}:3128"}, "answered 407 .*: it requires a login: set user:pass in proxy"),
         ({"proxy": f"http://laptop:{PASSWORD}x@{PROXY}:3128"}, "answered 40[17] .*: .*login"),
         (
             {"proxy": f"http://laptop:{PASSWORD}@{PROXY}:3128", "server": f"http://{NAME}:22/ip"},

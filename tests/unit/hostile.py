@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import trio
@@ -23,7 +23,6 @@ import trio
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.lifecycle import interface
-from tapotun_trio.log import Log
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 
@@ -242,8 +241,8 @@ async def besieged(
     clients: list[TunnelClient] = []
 
     class Server(TunnelServer):
-        def __init__(self, config: ServerConfig, log: Log) -> None:
-            super().__init__(config, log)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             servers.append(self)
 
     def client(*args: object, **options: object) -> TunnelClient:

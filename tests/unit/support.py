@@ -20,7 +20,7 @@ from tapotun_trio.config.model import (
     TokenHash,
     Url,
 )
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 
 from ..fakes import MemoryHost

@@ -22,7 +22,7 @@ from tapotun_trio.control import server as control_server
 from tapotun_trio.control.protocol import StatusArguments, encode_request
 from tapotun_trio.errors import PeerError
 from tapotun_trio.host.net.sockets import Connection
-from tapotun_trio.http import client_address, heads, pending
+from tapotun_trio.http import acceptor, client_address, heads, pending
 from tapotun_trio.http import server as http_server
 from tapotun_trio.http import stream as http_stream
 from tapotun_trio.http import websocket as http_websocket
@@ -57,24 +57,25 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     http_websocket,
     control_commands,
 )
-NOT_STEPS: Final = {"Desk.__init__", "Desk.run", "Desk.retire", "Desk._accept", "Desk._serve", "Site.__init__"}
+NOT_STEPS: Final = {"AdminServer.__init__", "AdminServer.run", "AdminServer.retire", "AdminApi.__init__"}
 REACHED: Final = {
-    "Desk._answer",
-    "Desk._greet",
-    "Site.serve",
-    "Site._answer",
-    "Site._admit",
-    "Site._healthz",
-    "Site._readyz",
-    "Site._metrics",
-    "Site._log_in",
-    "Site._show_status",
-    "Site._show_events",
-    "Site._reload_config",
-    "Site._disconnect",
-    "Site._watch",
-    "Site._page",
-    "Site._status_message",
+    "AdminServer._serve",
+    "AdminServer._answer",
+    "AdminServer._on_authenticated",
+    "AdminApi.serve",
+    "AdminApi._answer",
+    "AdminApi._admit",
+    "AdminApi._healthz",
+    "AdminApi._readyz",
+    "AdminApi._metrics",
+    "AdminApi._log_in",
+    "AdminApi._show_status",
+    "AdminApi._show_events",
+    "AdminApi._reload_config",
+    "AdminApi._disconnect",
+    "AdminApi._watch",
+    "AdminApi._page",
+    "AdminApi._status_message",
     "Access.see",
     "Access.log_in",
     "live.handshake_of",
@@ -121,13 +122,13 @@ async def everything(world: World) -> None:
 
 @contextmanager
 def marking() -> Iterator[None]:
-    serve = server.AdminServer._serve
+    serve = acceptor.Acceptor._serve
 
-    async def marked(self: server.AdminServer, connection: Connection) -> None:
+    async def marked(self: acceptor.Acceptor, connection: Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(server.AdminServer, "_serve", marked):
+    with patch.object(acceptor.Acceptor, "_serve", marked):
         yield
 
 
@@ -208,4 +209,4 @@ async def test_a_shortage_at_the_control_socket(tmp_path: Path, caplog: pytest.L
         assert hits
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
     assert errors_in(caplog) == []
-    assert "control socket: connection closed: Cannot allocate memory; raise MemoryMax=" in caplog.text
+    assert " closed: Cannot allocate memory; raise MemoryMax=" in caplog.text

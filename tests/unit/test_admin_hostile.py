@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from contextlib import suppress
 from typing import Final
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from tapotun_trio.admin.api import MAX_BODY_BYTES
 from tapotun_trio.admin.live import CLOSE_S
-from tapotun_trio.admin.server import MAX_AUTHENTICATED, MAX_UNAUTHENTICATED, RESTART_S
+from tapotun_trio.admin.server import MAX_AUTHENTICATED, MAX_UNAUTHENTICATED
 from tapotun_trio.errors import HostError, PeerError
 from tapotun_trio.http.server import ANSWER_S, BODY_S, HEAD_S, IDLE_S
+from tapotun_trio.lifecycle.restart import RESTART_S
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
 from ..chunkings import cut, cuts
@@ -231,20 +233,33 @@ async def test_a_bug_in_a_websocket_is_its_own(
     assert errors_in(caplog) == ["internal error, admin: WebSocket ended"]
 
 
-async def test_a_bug_in_accepting_ends_it_for_a_while(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_accepting_is_that_connections(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as world:
+        client = world.client()
+        assert (await client.ask("GET", "/healthz")).status == 200
+        world.listener.fail(ZeroDivisionError("a bug"))
+        assert (await world.ask("GET", "/healthz")).status == 200
+        assert (await client.ask("GET", "/healthz")).status == 200, "the others go on"
+    assert errors_in(caplog) == [f"internal error, admin: connection on {world.listener.name} not accepted"]
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_listening_socket_that_fails_ends_it_for_a_while(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened() as world:
         client = world.client()
         assert (await client.ask("GET", "/healthz")).status == 200
         for pause_s in (RESTART_S[0], 2 * RESTART_S[0]):
             begun = trio.current_time()
-            world.listener.fail(ZeroDivisionError("a bug"))
+            world.listener.fail(OSError(errno.EBADF, "Bad file descriptor"))
             assert (await world.ask("GET", "/healthz")).status == 200
             assert trio.current_time() - begun == pytest.approx(pause_s)
     assert errors_in(caplog) == ["a bug ended the admin listener"] * 2
-    assert "ZeroDivisionError" in caplog.text
+    assert "Bad file descriptor" in caplog.text
 
 
-async def test_a_bug_in_accepting_while_the_process_ends(
+async def test_a_listening_socket_that_fails_while_the_process_ends(
     autojump_clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A WebSocket still says goodbye when the process is told to stop: then both ends of it come up together."""
@@ -252,7 +267,7 @@ async def test_a_bug_in_accepting_while_the_process_ends(
         client = world.client()
         await client.connection.send_all(f"GET /api/live HTTP/1.1\r\n{SHOWN}{WEBSOCKET}\r\n".encode())
         await client.connection.read_until(b'"events"')
-        world.listener.fail(ZeroDivisionError("a bug"))
+        world.listener.fail(OSError(errno.EBADF, "Bad file descriptor"))
         await trio.sleep(CLOSE_S / 2)
     assert errors_in(caplog) == ["a bug ended the admin listener"]
 

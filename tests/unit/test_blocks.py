@@ -7,12 +7,12 @@ from ipaddress import ip_address
 import pytest
 
 from tapotun_trio.datapath.counters import Counters
-from tapotun_trio.datapath.sorting import deliver
+from tapotun_trio.datapath.receiver import deliver_to_device
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.log import interface_logger
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import CloseBody
-from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameRange, FrameReader, each
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader, each
 from tests.fakes import MemoryDevice
 
 from ..packets import frame, ipv4
@@ -57,11 +57,11 @@ async def test_the_same_way_for_all(
 
 
 def test_a_client_takes_a_block_for_what_it_is() -> None:
-    counters, inward, echoes = Counters(), list[FrameRange](), list[bytes]()
+    counters, device, echoes = Counters(), MemoryDevice("a"), list[bytes]()
     frames = datagrams(HUB, A)
     view, spans = received(frames)
-    deliver(view, spans, counters, inward, echoes)
-    assert inward == spans
+    deliver_to_device(view, spans, DeviceWriter(device, counters.drops), counters, echoes.append)
+    assert sum(len(it) - 40 for it in device.outbound) == PACKETS * 64
     assert counters.rx_packets == PACKETS
     assert counters.rx_bytes == sum(map(len, frames)) - PACKETS * HEADER_BYTES
     assert not counters.drops

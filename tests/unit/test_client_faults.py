@@ -15,6 +15,7 @@ import pytest
 from tapotun_trio.client import requests, streams
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.transport_choice import TransportSelector
+from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.http import client as http_client
 from tapotun_trio.http.heads import ResponseParser
@@ -37,8 +38,8 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (TunnelClient, "_new_upload"),
     (TunnelClient, "_download_begins"),
     (TunnelClient, "_configure"),
-    (TunnelClient, "_take"),
-    (TunnelClient, "_take_control"),
+    (TunnelClient, "_deliver"),
+    (TunnelClient, "_on_control"),
     (requests.Requests, "get"),
     (requests.Requests, "put"),
     (requests.Requests, "_connect"),
@@ -52,7 +53,7 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (params, "decode"),
     (TransportSelector, "upload_begins"),
     (TransportSelector, "upload_seen"),
-    (streams, "receive_frames"),
+    (Receiver, "run"),
     (streams.Upload, "_send"),
     (streams.Upload, "_read_answer"),
     (streams.Upload, "_watch_seen"),
@@ -135,12 +136,12 @@ async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) ->
 
 @pytest.mark.parametrize("lacking", [MemoryError(), OSError(errno.EMFILE, "Too many open files")], ids=repr)
 async def test_a_shortage_is_no_bug(lacking: Exception) -> None:
-    client, log = await recovers(streams, "receive_frames", lacking, after=False)
+    client, log = await recovers(Receiver, "run", lacking, after=False)
     assert sum(client.counters.ends[reason] for reason in SHORTAGES) == 1
     assert not [record for record in log if record.levelno >= logging.ERROR or record.exc_info]
 
 
 async def test_a_device_that_is_gone_ends_the_interface() -> None:
     with pytest.raises(ExceptionGroup) as caught:
-        await recovers(TunnelClient, "_take", HostError("a is gone"), after=False)
+        await recovers(TunnelClient, "_deliver", HostError("a is gone"), after=False)
     assert {type(it) for it in leaves(caught.value)} == {HostError}

@@ -375,16 +375,14 @@ async def test_too_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.EPERM])
 async def test_an_accept_that_fails_is_no_end(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError(number, os.strerror(number))]
-    with trio.socket.socket() as any_socket:
-        listening_socket = type(any_socket)
+    accept = socket.socket.accept
 
-    async def failing(self: trio.socket.SocketType) -> object:
+    def failing(self: socket.socket) -> object:
         if failures:
             raise failures.pop()
-        return await whole(self)
+        return accept(self)
 
-    whole = listening_socket.accept
-    monkeypatch.setattr(listening_socket, "accept", failing)
+    monkeypatch.setattr(socket.socket, "accept", failing)
     async with served(tmp_path) as path:
         assert await exchange(path, encode_request("echo")) == b'{"result":[]}\n'
     assert failures == []

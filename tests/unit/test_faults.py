@@ -26,7 +26,7 @@ import trio
 from tapotun_trio.datapath import duplex, receiver, rtt, scheduler, sender, tun_io, tx_queue
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.host.net import sockets
-from tapotun_trio.http import acceptor, client_address, heads, pending, writer
+from tapotun_trio.http import acceptor, client_address, heads, pending, virtual_hosts, writer
 from tapotun_trio.http import server as http_server
 from tapotun_trio.http import websocket as http_websocket
 from tapotun_trio.peer import info, session_log
@@ -59,10 +59,10 @@ CONTROLS: Final = b"".join(
 
 # Whatever has a part in serving a request.
 STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
-    acceptor.Endpoint,
+    virtual_hosts.Endpoint,
     server.TunnelServer,
     handlers,
-    handlers._Uploading,
+    handlers._Upload,
     session.Session,
     session.ClientHello,
     sender,
@@ -70,7 +70,7 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     scheduler.SendScheduler,
     tx_queue.TxQueue,
     receiver,
-    receiver.InboundStream,
+    receiver.Receiver,
     duplex.DuplexStream,
     info.PeerInfo,
     session_log.SessionLog,
@@ -96,11 +96,8 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
 )
 # The boundary itself, and what is not called for one request. A connection that is not closed is a leak by any code.
 NOT_STEPS: Final = {
-    "Entrance.__init__",
-    "Entrance.run",
-    "Entrance._accept",
-    "Entrance._serve",
-    "Entrance._count_fault",
+    "Endpoint.__init__",
+    "Endpoint.run",
     "TunnelServer.__init__",
     "TunnelServer._serve",
     "TunnelServer._count_fault",
@@ -109,25 +106,28 @@ NOT_STEPS: Final = {
 }
 # Steps that some scenario has to come by, so that the list above is not empty without anybody noticing.
 REACHED: Final = {
-    "Entrance._hand_over",
-    "Entrance.add_pending",
+    "Endpoint._dispatch",
+    "Endpoint.add_pending",
     "TunnelServer._answer",
     "TunnelServer._authenticate",
-    "TunnelServer._forward",
     "TunnelServer._refuse",
-    "Visit.of",
-    "Session.arrive",
-    "Session.add_upload",
-    "Session.depart",
+    "ClientHello.of",
+    "Session.download_began",
+    "Session.uploading",
+    "Session.deliver",
+    "Session.on_control",
+    "Session.stream_ended",
     "Session.downloading",
     "Session.forward",
     "Session.params",
     "Session.tun_conf",
-    "serving.serve_download",
-    "serving.serve_upload",
-    "serving.serve_websocket",
-    "serving._take_controls",
-    "_Uploading.take",
+    "handlers.serve_download",
+    "handlers.serve_upload",
+    "handlers.serve_websocket",
+    "_Upload.receiver",
+    "_Upload._deliver",
+    "_Upload._on_control",
+    "_Upload._acknowledge",
     "Sender.serve",
     "Sender.send_control",
     "Sender._work",
@@ -137,13 +137,15 @@ REACHED: Final = {
     "Exchange.accept_websocket",
     "Exchange.finish_upload",
     "Exchange.refuse",
-    "Conversation.run",
-    "Conversation.frames",
+    "DuplexStream.run",
+    "DuplexStream.receive",
+    "DuplexStream._answer_ping",
     "WebSocketWriter.pong",
     "BodyWriter.finish",
     "RequestParser.feed",
     "FrameReader.feed",
-    "incoming.receive_frames",
+    "Receiver.run",
+    "Receiver._take_controls",
     "DeviceWriter.write_all",
     "control.upload_seen",
     "control.agent_payload",
@@ -317,13 +319,13 @@ async def well_again(siege: Siege, after: str) -> None:
 @contextmanager
 def marking() -> Iterator[None]:
     """Every connection that comes from here on is mallory's."""
-    serve = acceptor.Endpoint._serve
+    serve = acceptor.Acceptor._serve
 
-    async def marked(self: acceptor.Endpoint, connection: sockets.Connection) -> None:
+    async def marked(self: acceptor.Acceptor, connection: sockets.Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(acceptor.Endpoint, "_serve", marked):
+    with patch.object(acceptor.Acceptor, "_serve", marked):
         yield
 
 
@@ -394,7 +396,7 @@ async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
         (http_server.Exchange, "start_download", 500),
         (heads.RequestParser, "feed", 500),
         (client_address.ClientAddress, "client", 500),
-        (session.Session, "arrive", 200),
+        (session.Session, "download_began", 200),
         (sender.Sender, "serve", 200),
     ],
 )
@@ -482,7 +484,7 @@ TICKS: Final = table(
     ("session", session.Session, "tick", lambda siege, it: it is siege.mallory),
     ("sender", sender.Sender, "tick", lambda siege, it: it is siege.mallory.sender),
     ("outbox", tx_queue.TxQueue, "expire", lambda siege, it: it is siege.mallory.sender.tx_queue),
-    ("upload", receiver.InboundStream, "tick", lambda siege, it: it in siege.mallory.uploads),
+    ("upload", receiver.Receiver, "tick", lambda siege, it: it in siege.mallory.uploads),
     ("presence", info.PeerInfo, "tick", lambda siege, it: it is siege.mallory.peer_info),
 )
 

@@ -18,8 +18,8 @@ import trio.testing
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import ListenAddress, ServerConfig, TcpAddress
 from tapotun_trio.errors import HostError, leaves
-from tapotun_trio.http import acceptor
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http import virtual_hosts
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.lifecycle.snapshot import snapshot
@@ -181,7 +181,7 @@ def listening_at(port: int, *endpoints: ListenAddress) -> ServerConfig:
 
 @pytest.fixture
 def tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "LISTEN_RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(virtual_hosts, "LISTEN_RETRY_S", (0.01, 0.02))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -213,7 +213,7 @@ async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_our
             assert await status(port, "GET", "/", "tun0") == 200
             [line] = told(caplog_of_ours)
             assert line.startswith(f"cannot listen on 127.0.0.1:{taken}: the port is in use; stop the other program")
-            assert line.endswith("goes on without it, and tries again")
+            assert line.endswith("continuing without it, and trying again")
             listed = {it.address: it.problem for it in snapshot([record])[0].listen}
             assert listed[f"127.0.0.1:{port}"] is None
             assert "the port is in use" in (listed[f"127.0.0.1:{taken}"] or "")
@@ -273,7 +273,7 @@ async def test_a_family_that_comes_later(
         tunnel = record.tunnel
         assert isinstance(tunnel, TunnelServer)
         await until(lambda: f"[::1]:{port}" in [it.listener.name for it in tunnel.endpoints])
-        assert tunnel.admission.refused == {}
+        assert tunnel.registration.refused == {}
         nursery.cancel_scope.cancel()
 
 
@@ -296,7 +296,7 @@ async def test_an_address_that_is_not_there_is_told(caplog_of_ours: pytest.LogCa
 async def test_an_interface_that_ends_while_an_endpoint_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the very step in which the endpoint would be had: nothing listens afterwards."""
     taken, port = free_port(), free_port()
-    monkeypatch.setattr(acceptor, "LISTEN_RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(virtual_hosts, "LISTEN_RETRY_S", (0.0, 0.0))
     blocker = socket.create_server(("127.0.0.1", taken))
     config = listening_at(port, TcpAddress("127.0.0.1", taken), TcpAddress("127.0.0.1", port))
     for steps in range(8):

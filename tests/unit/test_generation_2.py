@@ -24,7 +24,7 @@ from tapotun_trio.datapath import sender as sender_module
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import GENERATION_2_KEEPALIVE, GRACE_S, Sender, break_off, breaking_off
 from tapotun_trio.host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import DISCONNECTED, Record
@@ -162,7 +162,7 @@ async def remove(server: Server, _: pytest.MonkeyPatch) -> None:
 
 
 async def disconnect(server: Server, _: pytest.MonkeyPatch) -> None:
-    server.session.dismiss(DISCONNECTED)
+    server.session.disconnect(DISCONNECTED)
 
 
 async def change_mtu(server: Server, _: pytest.MonkeyPatch) -> None:
@@ -219,10 +219,10 @@ async def test_a_newer_download_ends_the_older_one_cleanly(version: str) -> None
                 with trio.fail_after(30):
                     while not older.data.endswith(LAST_CHUNK):
                         older.data += await older.stream.receive_some()
-                server.session.dismiss(DISCONNECTED)
+                server.session.disconnect(DISCONNECTED)
             else:
                 assert await older.ended() == "cleanly"
-                server.session.dismiss(DISCONNECTED)
+                server.session.disconnect(DISCONNECTED)
             assert await newer.ended() == "broken"
 
 
@@ -232,7 +232,7 @@ async def test_an_extended_client_s_download_still_ends_cleanly_with_a_goodbye()
         async with stream:
             await stream.send_all(request("GET", "test", *extended("test")))
             await until(lambda: server.session.sender.streaming, "the download")
-            server.session.dismiss(DISCONNECTED)
+            server.session.disconnect(DISCONNECTED)
             received = b""
             with trio.fail_after(30):
                 while not received.endswith(LAST_CHUNK):
@@ -530,8 +530,8 @@ async def test_a_client_of_the_other_generation_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One line, once it has left at once again and again, however often it comes after that."""
-    monkeypatch.setattr(serving_module, "HASTY_S", 60.0)  # a busy machine may take a second for it
-    monkeypatch.setattr(session_module, "HASTY_WITHIN_S", 600.0)
+    monkeypatch.setattr(serving_module, "EARLY_EXIT_S", 60.0)  # a busy machine may take a second for it
+    monkeypatch.setattr(session_module, "EARLY_EXITS_WITHIN_S", 600.0)
     async with serving(served) as server:
         for number in range(1, 7):
             client = BaseClient(f"http://127.0.0.1:{server.port}/ip", "test", generation=known, timers=FAST)
@@ -552,11 +552,11 @@ async def test_a_client_that_comes_rarely_is_not_told_of(
         session = server.session
         monkeypatch.setattr(trio, "current_time", lambda: now)
         for _ in range(20):
-            session.left_in_haste()
+            session.left_early()
             now += 61.0
         assert hints(caplog) == []
         for _ in range(3):
-            session.left_in_haste()
+            session.left_early()
             now += 10.0
         monkeypatch.undo()
         assert len(hints(caplog)) == 1

@@ -212,10 +212,10 @@ async def test_pipelined_uploads_cost_a_bounded_sum(monkeypatch: pytest.MonkeyPa
     left: list[int] = []
     real = handlers.serve_upload
 
-    async def serve_upload(session, exchange, forward):  # type: ignore[no-untyped-def]
+    async def serve_upload(session, exchange):  # type: ignore[no-untyped-def]
         if session.client.name == "mallory":
             left.append(len(exchange.leftover))
-        await real(session, exchange, forward)
+        await real(session, exchange)
 
     monkeypatch.setattr("tapotun_trio.server.server.serve_upload", serve_upload)
     async with besieged() as siege:

@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.errors import PeerError
+from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.http.heads import encode_response
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.wire.body import LAST_CHUNK
@@ -135,7 +135,7 @@ async def test_try_finish_says_nothing_about_a_connection_that_is_gone() -> None
 async def test_try_finish_leaves_a_broken_stream_alone() -> None:
     ours, theirs = memory_pair()
     writer = BodyWriter(ours)
-    writer.broken = True
+    writer.mark_broken(EndReason.BROKEN)
     await writer.try_finish()
     assert theirs.unread == b""
 

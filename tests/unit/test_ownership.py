@@ -20,9 +20,10 @@ import trio.testing
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.host import ownership
 from tapotun_trio.host.ownership import PATIENCE_S, Holder, has_link, holder_of, own_name
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
-from tapotun_trio.lifecycle.supervisor import RESTART_S, require_names, run_interfaces
+from tapotun_trio.lifecycle.restart import RESTART_S
+from tapotun_trio.lifecycle.supervisor import require_names, run_interfaces
 
 from ..fakes import MemoryHost
 from .support import allowed, client_config, free_port, server_config

@@ -21,9 +21,9 @@ from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.model import NO_PROXY, Proxy, Secret, Url
 from tapotun_trio.config.urls import bypasses_proxy, parse_proxy, proxy_from_environment
 from tapotun_trio.errors import HostError, PeerError
-from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import CONNECT_S, open_connection
 from tapotun_trio.http.connect import ConnectParser, encode_connect
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 
 from ..chunkings import every_way
@@ -222,7 +222,7 @@ def test_every_split_of_an_answer(data: st.DataObject) -> None:
 
 @table(
     "status through words",
-    ("no login", 407, Proxy("proxy", 3128), "it wants a login: set user:pass in proxy"),
+    ("no login", 407, Proxy("proxy", 3128), "it requires a login: set user:pass in proxy"),
     ("another login", 407, LOGIN, "it does not accept the login in proxy"),
     ("another login, as tinyproxy has it", 401, LOGIN, "it does not accept the login in proxy"),
     ("forbidden", 403, LOGIN, "it does not allow this target"),

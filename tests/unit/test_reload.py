@@ -373,7 +373,7 @@ async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
             "tun0 a: name, ip changed (name a -> 10.10.0.7, ip 10.10.0.2 -> 10.10.0.7)"
         ]
         assert server.sessions == [session]
-        assert (session.client, session.gone) == (renamed, False)
+        assert (session.client, session.removed) == (renamed, False)
         assert (session.log.extra or {})["client"] == "10.10.0.7"
         stranger = replace(first.clients[0], token=second.clients[0].token)
         assert await it.reload(replace(first, clients=(stranger,)), second) == [
@@ -381,7 +381,7 @@ async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
             "tun0 a: added",
         ]
         assert server.sessions != [session]
-        assert [session.gone for session in (session, *server.sessions)] == [True, False]
+        assert [session.removed for session in (session, *server.sessions)] == [True, False]
 
 
 async def test_a_file_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

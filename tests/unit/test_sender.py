@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.datapath.counters import Counters, DropReason
-from tapotun_trio.datapath.receiver import InboundStream
+from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.datapath.scheduler import PIECE_BYTES, WATCH_S
 from tapotun_trio.datapath.sender import (
     BASE_KEEPALIVE,
@@ -595,15 +595,19 @@ async def test_a_shorter_keepalive_finds_nobody_late(autojump_clock: Clock) -> N
 
 
 async def test_a_shorter_silence_counts_from_now(autojump_clock: Clock) -> None:
-    incoming = InboundStream(trio.CancelScope())
+
+    async def ignored(*_: object) -> None: ...
+
+    connection, _ = memory_pair()
+    incoming = Receiver(connection, FrameReader(ChunkedBody()), ignored, ignored, lambda frame: None)
     for allowed_s, until_s in ((150.0, 100), (6.0, 5)):
         for _ in range(until_s):
             await trio.sleep(1)
             incoming.tick(trio.current_time(), allowed_s)
-        assert not incoming.told_to_end
+        assert not incoming.was_ended
     await trio.sleep(2)
     incoming.tick(trio.current_time(), 6.0)
-    assert incoming.told_to_end
+    assert incoming.was_ended
 
 
 async def test_a_newer_stream_has_its_own_time_to_be_answered(autojump_clock: Clock) -> None:

@@ -46,8 +46,8 @@ from tapotun_trio.host.net import dial, tls
 from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.host.net.tls import TlsClient
 from tapotun_trio.host.netlink.rewatch import RETRY_S
-from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.http.client import read_response, send_request
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record

@@ -18,7 +18,7 @@ import trustme
 
 from tapotun_trio.config.model import ClientConfig, InterfaceConfig, TlsConfig, Url
 from tapotun_trio.host.items import Item
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import TunConf, encode_generation_2

@@ -14,7 +14,7 @@ import trio
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
 from tapotun_trio.host.items import Address, DesiredState, HostRoute, Item, NextHop, Route
-from tapotun_trio.http.acceptor import open_listeners
+from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.log import interface_logger

@@ -14,8 +14,7 @@ import trio.testing
 from tapotun_trio.config.model import AuthHeader, Mark, ServerConfig, TransportChoice
 from tapotun_trio.host.items import Address, Item, Route, Rule
 from tapotun_trio.netconf.desired import pushed_routes
-from tapotun_trio.routing.router import Router
-from tapotun_trio.server.session import Session
+from tapotun_trio.server.session import ForwardingTable, Session
 from tapotun_trio.wire import tunconf
 
 from ..fakes import MemoryDevice, MemoryHost, MemoryNetwork
@@ -106,7 +105,7 @@ async def test_pushed_routes_but_for_what_a_client_has_itself(peers: Literal[1, 
 @pytest.mark.parametrize("peers", [1, 2])
 def test_a_deployed_client_is_told_pushed_routes_in_generation_2_only(peers: Literal[1, 2]) -> None:
     config = pushing(1, peers)
-    conf = tunconf.decode(Session(0, config.clients[0], config, Router((), (), [], "loose")).tun_conf)
+    conf = tunconf.decode(Session(0, config.clients[0], config, ForwardingTable()).tun_conf)
     assert conf.addresses == (IPv4Interface("10.10.0.2/24"),)
     assert conf.routes == ((IPv4Network("10.0.0.0/8"),) if peers == 2 else ())
 
