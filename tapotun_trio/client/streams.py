@@ -1,36 +1,115 @@
-"""One GET and one PUT of a client, from the answer on."""
+"""The streams of a client, each from its server's answer on: a GET, a PUT, or a WebSocket that is both."""
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from mmap import mmap
+from typing import ClassVar, Final, Protocol
 
 import trio
 
+from ..datapath.duplex import DuplexStream
 from ..datapath.receiver import InboundStream, Take, receive_frames
 from ..datapath.sender import Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
+from ..http.websocket import WebSocketWriter
 from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
+from ..wire.websocket import WebSocketBody
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
-# For how long a newer download lets the older one end first, so that packets keep their order. What the server
-# had begun to send on the older one is under way for a moment; more than this, and order is worth less than time.
+# How long a newer download waits for the older one to end, so that packets keep their order. What the server had
+# begun to send on the older one arrives within a moment; after this time, order is worth less than the delay.
 HANDOVER_S: Final = 1.0
-# What an upload that is being replaced may take to send what it has begun and to be answered.
+# How long an upload that is being replaced may take to send what it has begun, and to be answered.
 FINISH_S: Final = 5.0
+_SHUTDOWN: Final = "the client is shutting down"
 
 
-class Download:
+class _ClientStream(ABC):
+    """A `rotation.Stream`. Closes its connection at its end, and counts its failure.
+
+    Attributes:
+        ended: set last.
+        failure: once ended: why; None for a clean end.
+        connection: the stream's own.
+    """
+
+    _DOING: ClassVar[str]  # what failed, for people, where an error does not say
+
+    def __init__(self, connection: Connection, ends: Counter[str]) -> None:
+        """A failure is counted in ``ends``."""
+        self.connection = connection
+        self.ended = trio.Event()
+        self.failure: PeerError | None = None
+        self._ends = ends
+        self._scope = trio.CancelScope()
+
+    async def run(self, older: Stream | None) -> None:
+        """As `rotation.Stream.run`."""
+        try:
+            await self._work(older)
+        except* Exception as group:  # a HostError is raised to the task that runs the stream
+            self.failure = failure_of(group, self._DOING)
+            if isinstance(self.failure, InternalError):
+                raise
+        finally:
+            if self.failure is not None:
+                self._ends[self.failure.reason] += 1
+            self.connection.close()
+            self.ended.set()
+
+    @abstractmethod
+    async def _work(self, older: Stream | None) -> None:
+        """Until the stream ends. Raises its failure, or sets it."""
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """It has ended, or `end` was called."""
+
+    @abstractmethod
+    def end(self, because: PeerError) -> None:
+        """End it now; `failure` will be ``because``."""
+
+
+class _InboundClientStream(_ClientStream):
+    """One that receives.
+
+    Attributes:
+        incoming: its receiving half.
+    """
+
+    def __init__(self, connection: Connection, ends: Counter[str]) -> None:
+        super().__init__(connection, ends)
+        self.incoming = InboundStream(self._scope)
+
+    @property
+    def over(self) -> bool:
+        return self.ended.is_set() or self.incoming.told_to_end
+
+    def end(self, because: PeerError) -> None:
+        self.incoming.end(because)
+
+    async def _wait_for_older(self, older: Stream | None) -> None:
+        if older is not None:
+            with trio.move_on_after(HANDOVER_S):
+                await older.ended.wait()
+
+
+class Download(_InboundClientStream):
     """A GET that was answered with 200."""
+
+    _DOING = "cannot receive"
 
     def __init__(
         self,
@@ -40,53 +119,67 @@ class Download:
         take: Take,
         ends: Counter[str],
     ) -> None:
-        """``take`` gets the frames of every receive; it may raise PeerError. A failure is counted in ``ends``.
-        Closes ``connection`` at its end."""
-        self._ends = ends
-        self.ended = trio.Event()
-        self.failure: PeerError | None = None
-        self.connection = connection
+        """``take`` gets the frames of every receive, beginning with ``first_frames``; it may raise PeerError."""
+        super().__init__(connection, ends)
         self._reader = reader
         self._first_frames = first_frames
         self._take = take
-        self._scope = trio.CancelScope()
-        self.incoming = InboundStream(self._scope)
         self._began = trio.current_time()
 
     def heard_since(self, moment: float) -> bool:
-        """The server has been heard on this stream after ``moment``, as far as one knows: to within a second."""
+        """The server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
         return max(self._began, self.incoming.heard_at) >= moment
 
-    async def run(self, older: Stream | None) -> None:
-        try:
-            with self._scope:
-                if older is not None:
-                    with trio.move_on_after(HANDOVER_S):
-                        await older.ended.wait()
-                await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
-            self.incoming.check()
-        except* Exception as group:  # a HostError goes on to whoever runs the stream
-            self.failure = failure_of(group, "cannot receive")
-            if isinstance(self.failure, InternalError):
-                raise
-        finally:
-            if self.failure is not None:
-                self._ends[self.failure.reason] += 1
-            self.connection.close()
-            self.ended.set()
-
-    @property
-    def over(self) -> bool:
-        """It has ended, or was told to."""
-        return self.ended.is_set() or self.incoming.told_to_end
-
-    def end(self, because: PeerError) -> None:
-        """End it now; `failure` will be ``because``."""
-        self.incoming.end(because)
+    async def _work(self, older: Stream | None) -> None:
+        with self._scope:
+            await self._wait_for_older(older)
+            await receive_frames(self.connection, self._reader, self._first_frames, self.incoming, self._take)
+        self.incoming.check()
 
 
-class Upload:
-    """A PUT whose head was sent."""
+class WebSocketStream(_InboundClientStream):
+    """Download and upload at once: a WebSocket that was answered with 101."""
+
+    _DOING = "cannot send or receive"
+
+    def __init__(
+        self,
+        connection: Connection,
+        rest: bytes,
+        sender: Sender,
+        take: Take,
+        ends: Counter[str],
+        memory: mmap | None = None,
+    ) -> None:
+        """``rest``: what came after the 101. ``take``: as for a `Download`. ``memory``: see `FrameReader`."""
+        super().__init__(connection, ends)
+        self._rest = rest
+        self._take = take
+        body = WebSocketBody(masked=False)
+        self._reader = FrameReader(body, control=True, memory=memory)
+        self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
+
+    async def _work(self, older: Stream | None) -> None:
+        with self._scope:
+            shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
+            await self._duplex.run(lambda: self._receive(older), shutdown=shutdown)
+        self.incoming.check()
+
+    async def _receive(self, older: Stream | None) -> None:
+        await self._wait_for_older(older)
+        await self._duplex.frames(self._reader, self._reader.prime(self._rest), self.incoming, self._take)
+
+
+class Upload(_ClientStream):
+    """A PUT whose head was sent.
+
+    Attributes:
+        began: trio's clock.
+        number: the server names this upload by it; None: a base server does not.
+        seen: set when the server says that the first bytes have arrived.
+    """
+
+    _DOING = "cannot send"
 
     def __init__(
         self,
@@ -97,43 +190,27 @@ class Upload:
         ends: Counter[str],
         number: int | None,
     ) -> None:
-        """Closes ``connection`` at its end. A failure is counted in ``ends``.
-
+        """
         Args:
-            number: under which the server says that it has seen this one.
             check: raises PeerError for an answer that is not 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
-        self.ended = trio.Event()
-        self.failure: PeerError | None = None
-        self.connection = connection
+        super().__init__(connection, ends)
         self.began = trio.current_time()
         self.number = number
-        self.seen = trio.Event()  # set when the server says that the first bytes have arrived
-        self._ends = ends
+        self.seen = trio.Event()
         self._sender = sender
         self._check = check
         self._unseen = unseen
         self._writer = BodyWriter(connection)
         self._finished = False
-        self._scope = trio.CancelScope()
         self._because: PeerError | None = None
 
-    async def run(self, older: Stream | None) -> None:
-        try:
-            with self._scope:
-                await self._send()
-            if self._because is not None:
-                self.failure = self._because
-        except* Exception as group:  # a HostError goes on to whoever runs the stream
-            self.failure = failure_of(group, "cannot send")
-            if isinstance(self.failure, InternalError):
-                raise
-        finally:
-            if self.failure is not None:
-                self._ends[self.failure.reason] += 1
-            self.connection.close()
-            self.ended.set()
+    async def _work(self, older: Stream | None) -> None:
+        with self._scope:
+            await self._send()
+        if self._because is not None:
+            self.failure = self._because
 
     async def _send(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -150,16 +227,14 @@ class Upload:
 
     @property
     def over(self) -> bool:
-        """It has ended, or was told to."""
         return self.ended.is_set() or self._because is not None
 
     def end(self, because: PeerError) -> None:
-        """End it now; `failure` will be ``because``."""
         self._because = because
         self._scope.cancel()
 
     def abandon(self, because: PeerError) -> None:
-        """As `end`, and without its end: what something on the way still holds back shall not arrive any more."""
+        """As `end`, but without ending the body: what a proxy still holds back must not arrive any more."""
         self._writer.broken = True
         self.end(because)
 
@@ -177,10 +252,10 @@ class Upload:
         unseen()
 
     def _farewell_frame(self) -> bytes:
-        return control.bye("the client is shutting down") if self._unseen is not None and not self.over else b""
+        return control.bye(_SHUTDOWN) if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
-        """An upload is answered when it has ended; an answer before that ends it."""
+        """The answer to an upload comes after its end; an answer before that ends it."""
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
         if not self._finished:
@@ -194,7 +269,7 @@ class _Ending(Protocol):
 
 
 def is_over(stream: _Ending | None) -> bool:
-    """There is none, or it has ended, or was told to."""
+    """There is no stream, or it has ended, or its `end` was called."""
     return stream is None or stream.over
 
 
@@ -205,21 +280,24 @@ def count_attempt(ends: Counter[str], stream: Stream | None, failure: PeerError 
 
 
 def level_of(present: _Ending | None) -> int:
-    """The log level of a stream's beginning: it is news only if it does not replace one that still runs."""
+    """The log level for the beginning of a stream: INFO, but DEBUG where it replaces one that still runs."""
     return logging.INFO if is_over(present) else logging.DEBUG
 
 
-def moved() -> PeerError:
-    """How an upload ends that is not wanted any more."""
+def replaced_by_websocket() -> PeerError:
+    """How an upload ends that a WebSocket makes superfluous."""
     return PeerError("a WebSocket takes the upload's place", reason=EndReason.MOVED)
 
 
-def shows_who_holds_back(download: object, upload: Upload | None) -> bool:
-    """Whether it can only be something in between of which the server's silence about this upload tells, and not a
-    path that is down: the download began with or after the upload, or brought something since; and whoever is at the
-    other end of the upload's connection took all of it. Else the server's next PING tells."""
+def is_held_back(upload: Upload | None, download: object) -> bool:
+    """Whether something between the ends must be holding this upload back, about which the server says nothing.
+
+    The other cause would be a path that is down. It is ruled out if the download began with or after the upload, or
+    brought something since, and if the other end of the upload's connection has acknowledged everything. Where this
+    cannot be known yet, the server's next PING decides (`TransportSelector.warn_no_fallback`).
+    """
     if upload is None or not isinstance(download, Download):
         return False
     path = upload.connection.path()
-    taken = path is None or not (path.flying_bytes or path.unsent_bytes)
-    return taken and download.heard_since(upload.began - UPLOAD_SEEN_S)
+    acknowledged = path is None or not (path.flying_bytes or path.unsent_bytes)
+    return acknowledged and download.heard_since(upload.began - UPLOAD_SEEN_S)

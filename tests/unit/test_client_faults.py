@@ -14,6 +14,7 @@ import pytest
 
 from tapotun_trio.client import requests, streams
 from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.parameters import InterfaceParameters
 from tapotun_trio.client.transport_choice import TransportSelector
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.http import client as http_client
@@ -36,7 +37,7 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (TunnelClient, "_open_upload"),
     (TunnelClient, "_new_upload"),
     (TunnelClient, "_download_begins"),
-    (TunnelClient, "_configure"),
+    (InterfaceParameters, "configure"),
     (TunnelClient, "_take"),
     (TunnelClient, "_take_control"),
     (requests.Requests, "get"),
@@ -50,7 +51,7 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (ResponseParser, "feed"),
     (tunconf, "decode"),
     (params, "decode"),
-    (TransportSelector, "upload_begins"),
+    (TransportSelector, "upload_began"),
     (TransportSelector, "upload_seen"),
     (streams, "receive_frames"),
     (streams.Upload, "_send"),
@@ -127,7 +128,7 @@ async def test_a_bug_ends_one_stream(owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_begins"), (PeerInfo, "arrive")],
+    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_began"), (PeerInfo, "arrive")],
 )
 async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) -> None:
     await recovers(owner, name, RuntimeError("injected"), after=True)
