@@ -240,7 +240,7 @@ class TunnelClient:
         ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
         """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
-        self.guard.stir()
+        self.guard.mark_dirty()
         for stream in (self._download, self._upload):
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
