@@ -1,7 +1,7 @@
 """One client interface: a download and an upload over HTTP, or one WebSocket for both; replaced in time, and repaired.
 
-`states` has the states that this goes through. `TunnelClient` acts on what the streams, the server and this machine
-bring about, and fires the event.
+`states` has the states of a client and what changes them. `TunnelClient` opens the streams, acts on what the server
+sends and on changes of this machine, and fires the events.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ TAKEOVER_RETRY_S: Final = (20.0, 40.0)
 
 
 class TunnelClient:
-    """The streams of one client interface. The device is attached later, once the server has said its address.
+    """The streams of one client interface. The device is attached later, once the server has given it an address.
 
     Attributes:
         guard: keeps the connections of the streams out of the tunnel.
         counters, rtt, peer_info: for the status.
-        sender: what is sent to the server goes through this.
-        failure_log: what the streams failed with, rate-limited.
+        sender: sends frames to the server.
+        failure_log: logs failures of the streams, rate-limited.
     """
 
     def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
@@ -127,13 +127,13 @@ class TunnelClient:
 
     @property
     def desired(self) -> DesiredState | None:
-        """What the host's network is to be; None: no server has answered yet."""
+        """The desired state of the host; None: the server has not answered yet."""
         return self._parameters.desired
 
     # -- the device's side
 
     async def wait_for_parameters(self) -> DesiredState:
-        """What the server's first answer asks of the kernel. Cancel-safe."""
+        """The desired state by the server's first answer. Cancel-safe."""
         return await self._parameters.wait_first()
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
@@ -141,7 +141,8 @@ class TunnelClient:
         self._parameters.attach(writer, reconciler)
 
     async def reconfigure(self, config: ClientConfig) -> None:
-        """Once attached: have another mark. Raises HostError; then it has the one before."""
+        """Change the mark, the one field that changes without a new client. Raises HostError; then the mark before it
+        holds."""
         await self._parameters.set_mark(config.mark)
         self._config = config
 
@@ -172,12 +173,12 @@ class TunnelClient:
             await keep_streaming(
                 open_stream, rotate_s=self._config.rotate_s, gate=gate, failed=failed, fault=self.failure_log.bug
             )
-        finally:  # whichever of the two ends last closes the probe that neither runs any more
+        finally:  # the task that ends last closes a proven upload that was never run
             if self._proven is not None:
                 self._proven.connection.close()
 
     async def run_clock(self) -> None:
-        """Keepalives, the ageing of the queue, and the end of a download that fell silent; for ever."""
+        """Once a second, for ever: keepalives, the ageing of the queue, the end of a download that fell silent."""
         sleeps = Sleeps()
         while True:
             await trio.sleep(TICK_S)
@@ -188,7 +189,7 @@ class TunnelClient:
             connected = not is_over(self._download)
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._select_transport()
-            # Without a download its failures are the reason, and they have been logged.
+            # Without a download there is nothing to tell: its failures are the reason, and have been logged.
             dropped = self.counters.drops[DropReason.QUEUE_AGE]
             if self._stall.tick(now, self.counters.tx_packets, dropped, tell=connected):
                 self._log_stall()
@@ -221,7 +222,7 @@ class TunnelClient:
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams whenever this machine's addresses, links or default routes change; for ever. While the
-        host cannot report changes, a lost path shows only by the silence of its streams."""
+        kernel's notifications cannot be had, a lost path is noticed only by the silence of its streams."""
 
         async def watch() -> None:
             async with host.open_changes() as changes:
@@ -237,7 +238,8 @@ class TunnelClient:
     def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now.
 
-        ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
+        ``local_addresses``: the addresses that this machine has now; a stream from any other one is ended. None: they
+        are not known.
         """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
@@ -268,17 +270,18 @@ class TunnelClient:
         return await self._open_get(replaces=replaces)
 
     async def _open_get(self, *, replaces: bool) -> Download:
-        """Send a GET, and do what its answer asks for. ``replaces``: it began while another stream ran. Raises
-        PeerError."""
+        """Send a GET, and apply the parameters of its answer. ``replaces``: another download or WebSocket was open when
+        the attempt began. Raises PeerError."""
         memory = receive_buffer()  # allocated before the request: its answer ends the present download
         answer = await self._requests.get(yields=self._yields)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
-            # PARAMS follows, which says more than generation 1 can: no route must go and come at every rotation.
+            # On an extended download a PARAMS frame follows. Its routes are not in this answer, so to apply the answer
+            # would remove them and add them again at every rotation.
             if self.desired is None or not extended:
                 await self._parameters.configure(answer.conf)
-            interface = await self._parameters.wait_attached()  # also if an earlier attempt gave up waiting
+            interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
@@ -288,7 +291,7 @@ class TunnelClient:
         return download
 
     async def _open_websocket(self, *, replaces: bool) -> WebSocketStream:
-        """A WebSocket, which replaces all other streams. ``replaces``: as for `_open_get`. Raises PeerError."""
+        """Open a WebSocket, which replaces both streams. ``replaces``: as for `_open_get`. Raises PeerError."""
         memory = receive_buffer()  # as for a GET
         answer = await self._requests.websocket(yields=self._yields)
         with ExitStack() as undo:
@@ -309,13 +312,13 @@ class TunnelClient:
 
     @property
     def _yields(self) -> bool:
-        """The next request asks whether another machine uses the token, and takes nothing from it."""
+        """Another machine uses the token: the next request must not take it back, and fails until it is free."""
         return self._machine.state is ClientState.TAKEN_OVER
 
     def _download_begins(
         self, download: Download | WebSocketStream, transport: Transport, answer: Answer, *, replaces: bool
     ) -> None:
-        """A session begins with this stream, or goes on if it ``replaces`` one."""
+        """The stream is open. A session begins with it, or continues if it ``replaces`` another."""
         websocket = transport == "websocket"
         keepalive_s = DEFAULT_KEEPALIVE_S if websocket or control.CTL in answer.features else None
         keepalive, silence_s = keepalive_policy(keepalive_s, answer.conf.generation)
@@ -342,12 +345,13 @@ class TunnelClient:
         self._agreement, self._download = agreement, download
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
         if not replaces and is_over(self._upload):
-            # The server is there again. An upload may have failed several times before the download noticed, and would
-            # wait for up to ten seconds now, while everything for the server grows too old.
+            # The server is there again. An upload may have failed several times before the download did, so its next
+            # attempt may be up to ten seconds away, in which packets for the server would grow too old.
             self._upload_gate.wake()
 
     async def _probe_http(self) -> Download | None:
-        """While a WebSocket carries on: begin an upload, and if it arrives, go back to HTTP. None if it does not."""
+        """While the WebSocket goes on: begin an upload over HTTP, and if it arrives, open a download and return it.
+        None if it does not arrive."""
         self._machine.fire(ClientEvent.PROBE_BEGAN)
         try:
             with ExitStack() as undo:
@@ -370,9 +374,9 @@ class TunnelClient:
         return None
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        """As `rotation.Failed`."""
+        """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
-        if not is_over(self._download):  # an attempt to replace it: the present one goes on, and so do the uploads
+        if not is_over(self._download):  # only the attempt to replace it failed; it goes on, and so do the uploads
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
             return None
@@ -414,21 +418,21 @@ class TunnelClient:
         return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
 
     def _upload_unseen(self) -> None:
-        """The server has not said in time that the present upload arrives."""
+        """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
         self._select_transport()
         if is_held_back(self._upload, self._download):
             self._selector.warn_no_fallback(trio.current_time())
 
     def _select_transport(self) -> None:
-        """Where uploads are held back, go on with a WebSocket. Not if that gets no answer either: then the path is
-        down, and no proxy is to blame."""
+        """Where uploads are held back, replace the streams by a WebSocket. If that gets no answer either, the path is
+        down, and HTTP stays."""
         if self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
     def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        """As `rotation.Failed`."""
+        """As `_download_failed`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
-        if not self._yields and self.transport != "websocket":  # otherwise the download has said why
+        if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         return None
 
@@ -438,7 +442,7 @@ class TunnelClient:
         return partial(self._take, interface.writer)
 
     async def _take(self, writer: DeviceWriter, reader: FrameReader, frames: list[FrameRange]) -> None:
-        """Deliver the frames of one receive, then do what its control frames ask for. Raises PeerError."""
+        """Write the packets of one receive to the device, then handle its control frames. Raises PeerError."""
         echoes, inward = list[bytes](), list[FrameRange]()
         try:
             deliver(reader.view, frames, self.counters, inward, echoes)
@@ -454,12 +458,12 @@ class TunnelClient:
                     ping = payload
                 else:
                     await self._take_control(kind, payload)
-            if ping is not None:  # of several the last one is answered, see `server.handlers`
+            if ping is not None:  # of several only the last one is answered, as at the server
                 self.sender.send_control(control.encode(control.PONG, ping))
                 self._selector.warn_no_fallback(trio.current_time())
 
     async def _take_control(self, kind: int, payload: bytes) -> None:
-        """One control frame, but a PING. Raises PeerError, HostError."""
+        """Handle one control frame that is no PING. Raises PeerError, HostError."""
         if kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
@@ -484,11 +488,11 @@ class TunnelClient:
 
     def _take_bye(self, reason: str) -> None:
         text = reason.removeprefix(control.REPLACED)
-        self._farewell = f"the server said goodbye: {text}"
+        self._farewell = f"the server ended it: {text}"
         if not reason.startswith(control.REPLACED):
-            self.failure_log.farewell(logging.INFO, f"the server says goodbye: {reason}")
+            self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
             return
-        self._machine.fire(ClientEvent.TOKEN_TAKEN)  # and no upload until a download is ours again
+        self._machine.fire(ClientEvent.TOKEN_TAKEN)
         self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))

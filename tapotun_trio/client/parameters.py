@@ -1,4 +1,4 @@
-"""What the server asks of this machine's network, and its application to the interface once that exists."""
+"""The parameters that the server gives a client's interface, and their application once the device exists."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from ..wire.tunconf import TunConf
 
 
 class AttachedInterface:
-    """The interface of a client while its device exists: where packets go, and who changes its addresses and routes.
+    """The interface of a client while its device exists.
 
     Attributes:
-        writer: takes the received packets.
-        desired: what the reconciler was given last.
+        writer: writes received packets to the device.
+        desired: the state that the reconciler has applied.
     """
 
     __slots__ = ("_reconciler", "desired", "writer")
 
     def __init__(self, writer: DeviceWriter, reconciler: Reconciler, desired: DesiredState) -> None:
-        """``desired``: what ``reconciler`` runs with."""
+        """``desired``: the state with which ``reconciler`` was started."""
         self.writer = writer
         self.desired = desired
         self._reconciler = reconciler
 
     async def apply(self, desired: DesiredState) -> None:
-        """Make the host as ``desired``. Raises HostError; then it is as it was before. Cancelled, it may be either, and
-        the next call applies what it is given once more."""
+        """Have the reconciler apply ``desired``. Raises HostError; then the state before it stands again. Once this was
+        cancelled, either may stand."""
         await self._reconciler.apply(desired)
         self.desired = desired  # not before: cancelled in between, the next answer applies it again
 
 
 class InterfaceParameters:
-    """The parameters of one client interface: from the first answer, through the making of the device, to each later
-    change."""
+    """The parameters of one client interface. The first ones are for the task that makes the device; later ones are
+    applied to the attached interface."""
 
     def __init__(self, mark: Mark | None, guard: TransportGuard, log: Log, require_free: Callable[[], None]) -> None:
         """``require_free``: raises HostError if the device could not be made."""
@@ -61,22 +61,22 @@ class InterfaceParameters:
 
     @property
     def desired(self) -> DesiredState | None:
-        """What the host's network is to be; None: no server has answered yet."""
+        """The desired state of the host; None: the server has not answered yet."""
         return self._first if self._interface is None else self._interface.desired
 
     async def wait_first(self) -> DesiredState:
-        """What the server's first answer asks for. Cancel-safe."""
+        """The desired state by the server's first answer. Cancel-safe."""
         await self._first_known.wait()
         assert self._first is not None
         return self._first
 
     def require_free_name(self) -> None:
-        """Before the first answer: raise HostError if the device could not be made."""
+        """Raise HostError if the device could not be made. Does nothing after the first answer."""
         if self._first is None:
             self._require_free()
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
-        """The device is up, and ``reconciler`` runs with the first parameters."""
+        """The device is up, and ``reconciler`` was started with the result of `wait_first`."""
         assert self._first is not None, "no server has answered"
         self._interface = AttachedInterface(writer, reconciler, self._first)
         self._attached.set()
@@ -88,9 +88,9 @@ class InterfaceParameters:
         return self._interface
 
     async def configure(self, conf: TunConf) -> None:
-        """The server asks for ``conf``. Returns when the host is so.
+        """Apply what the server asks for. Waits for the interface to be attached.
 
-        Raises PeerError if that would cut the client off from the server; HostError if the host refuses it.
+        Raises PeerError if this would cut the client off from the server, HostError if the host refuses it.
         """
         self._guard.refuse_own(conf.addresses)
         before, self._conf = self._conf, conf
@@ -105,7 +105,7 @@ class InterfaceParameters:
             await interface.apply(desired)
 
     async def set_mark(self, mark: Mark | None) -> None:
-        """Have another mark. Raises HostError; then it has the one before."""
+        """Change the fwmark of policy routing (None: no mark). Raises HostError; then the mark before it holds."""
         before, self._mark = self._mark, mark
         try:
             if self._conf is not None:
@@ -115,7 +115,7 @@ class InterfaceParameters:
             raise
 
     async def take_params(self, offered: Params) -> None:
-        """As `configure`, with what came in a PARAMS frame."""
+        """As `configure`, for a PARAMS frame."""
         if offered.dns != self._dns and offered.dns:
             self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, offered.dns)))
         self._dns = offered.dns

@@ -2,15 +2,17 @@
 
 ::
 
-                     HTTP_OPENED                    WEBSOCKET_OPENED
-    CONNECTING ─────────────────────▶ HTTP ─────────────────────────────▶ WEBSOCKET ◀──┐
-        ▲                              │ ▲                                   │ PROBE_  │ PROBE_
-        └──────────── LOST ────────────┘ │                                   ▼ BEGAN   │ ENDED
-                                         └─────────── HTTP_OPENED ───── PROBING_HTTP ──┘
+                 HTTP_OPENED             WEBSOCKET_OPENED
+    CONNECTING ───────────────▶ HTTP ───────────────────────▶ WEBSOCKET ◀──┐
+                                 ▲                               │ PROBE_  │ PROBE_
+                                 │                               ▼ BEGAN   │ ENDED
+                                 └──────── HTTP_OPENED ───── PROBING_HTTP ─┘
 
-    TOKEN_TAKEN leads from each of them to TAKEN_OVER, and the next download or WebSocket out of it.
+- LOST leads from HTTP and WEBSOCKET back to CONNECTING.
+- TOKEN_TAKEN leads from each of these states to TAKEN_OVER; the next HTTP_OPENED or WEBSOCKET_OPENED leads out of it.
+- STOP leads to STOPPED, the last state.
 
-No I/O here. `TRANSITIONS` is complete: a pair that it does not have cannot happen, and is a bug where it does.
+`TRANSITIONS` has every pair of state and event that can happen. Any other pair is a bug, and raises KeyError.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from ..log import Log
 
 
 class ClientState(Enum):
-    """What carries the frames of a client now. The values are for the log."""
+    """What carries the frames of a client at present. The values are for the log."""
 
     CONNECTING = "connecting"  # nothing: the first stream, or the next one after a failure, is not open yet
-    HTTP = "HTTP"  # a download; uploads may be opened
-    WEBSOCKET = "WebSocket"  # one WebSocket, both ways
+    HTTP = "HTTP"  # a download, and the uploads that may be opened while it is there
+    WEBSOCKET = "WebSocket"  # one WebSocket, in both directions
     PROBING_HTTP = "probing HTTP"  # still the WebSocket, while an upload over HTTP is tried
-    TAKEN_OVER = "taken over"  # another machine uses the token: wait until it is gone, and take nothing from it
-    STOPPED = "stopped"  # for ever
+    TAKEN_OVER = "taken over"  # nothing: another machine uses the token, and this client waits until it is gone
+    STOPPED = "stopped"  # nothing, for ever
 
 
 class ClientEvent(Enum):
-    """What changes the state. The values are for the log."""
+    """An event that may change the state. The values are for the log."""
 
     HTTP_OPENED = "download opened"
     WEBSOCKET_OPENED = "WebSocket opened"
@@ -85,7 +87,7 @@ TRANSITIONS: Final[Mapping[tuple[ClientState, ClientEvent], ClientState]] = {
     (_S.TAKEN_OVER, _E.STOP): _S.STOPPED,
 }
 
-# Whether uploads may be opened from this event on. The other events change nothing about that.
+# Whether uploads are allowed from this event on. After any other event they are allowed if they were before it.
 _UPLOADS: Final[Mapping[ClientEvent, bool]] = {
     ClientEvent.HTTP_OPENED: True,
     ClientEvent.WEBSOCKET_OPENED: False,
@@ -104,7 +106,7 @@ class ClientStateMachine:
     __slots__ = ("_log", "_on_uploads_held", "_uploads_allowed", "state")
 
     def __init__(self, log: Log, on_uploads_held: Callable[[], None]) -> None:
-        """``on_uploads_held``: called whenever an event says that no upload is to begin."""
+        """``on_uploads_held``: called after each event that forbids uploads, even if they were forbidden before."""
         self.state = ClientState.CONNECTING
         self._log = log
         self._on_uploads_held = on_uploads_held
@@ -112,15 +114,15 @@ class ClientStateMachine:
 
     @property
     def uploads_allowed(self) -> bool:
-        """A download over HTTP is there, so that somebody reads an upload."""
+        """Uploads may be opened: there is a download over HTTP, so the server is there."""
         return self._uploads_allowed.is_set()
 
     async def wait_uploads_allowed(self) -> None:
-        """Until `uploads_allowed`, which may have ended again when this returns. Cancel-safe."""
+        """Wait until uploads are allowed. They may be forbidden again by the time this returns. Cancel-safe."""
         await self._uploads_allowed.wait()
 
     def fire(self, event: ClientEvent) -> None:
-        """Change the state as `TRANSITIONS` has it. Raises KeyError for what cannot happen: a bug."""
+        """Change the state by `TRANSITIONS`. Raises KeyError for a pair that is not there, which is a bug."""
         before, self.state = self.state, TRANSITIONS[self.state, event]
         if before is not self.state:
             self._log.debug("state: %s -> %s (%s)", before.value, self.state.value, event.value)
@@ -135,8 +137,8 @@ class ClientStateMachine:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults are a base
-    server's, for the time before the first answer.
+    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults hold before the
+    first answer; they are those of a base server.
 
     Attributes:
         transport: None: no stream has come yet.
