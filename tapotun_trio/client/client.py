@@ -43,7 +43,7 @@ from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .failure_log import FailureLog
 from .parameters import AttachedInterface, InterfaceParameters
 from .requests import Answer, Requests
-from .rotation import Failed, Open, RetryGate, keep_streaming
+from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
 from .streams import (
@@ -159,19 +159,23 @@ class TunnelClient:
         """GET after GET, or WebSocket after WebSocket, for ever. The first answer gives the parameters of the
         interface; a later one that differs changes them."""
         try:
-            await self._keep(self._open_download, self._download_gate, self._download_failed)
+            await self._keep(self._open_download, self._download_gate, self._on_download_failure)
         finally:
             self._machine.fire(ClientEvent.STOP)
             self._session_log.end(self._log, "this client stops")
 
     async def run_upload(self) -> None:
         """PUT after PUT, for ever, while a download shows that the server is there."""
-        await self._keep(self._open_upload, self._upload_gate, self._upload_failed)
+        await self._keep(self._open_upload, self._upload_gate, self._on_upload_failure)
 
-    async def _keep(self, open_stream: Open, gate: RetryGate, failed: Failed) -> None:
+    async def _keep(self, open_stream: OpenStream, gate: RetryGate, on_failure: OnFailure) -> None:
         try:
             await keep_streaming(
-                open_stream, rotate_s=self._config.rotate_s, gate=gate, failed=failed, fault=self.failure_log.bug
+                open_stream,
+                rotate_s=self._config.rotate_s,
+                gate=gate,
+                on_failure=on_failure,
+                on_bug=self.failure_log.bug,
             )
         finally:  # the task that ends last closes a proven upload that was never run
             if self._proven is not None:
@@ -373,7 +377,7 @@ class TunnelClient:
             self._machine.fire(ClientEvent.PROBE_ENDED)
         return None
 
-    def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
+    def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
         if not is_over(self._download):  # only the attempt to replace it failed; it goes on, and so do the uploads
@@ -413,11 +417,11 @@ class TunnelClient:
         return upload
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
-        unseen = None if number is None else self._upload_unseen
+        unseen = None if number is None else self._on_upload_unseen
         check = partial(check_status, url=self._config.server)
         return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
 
-    def _upload_unseen(self) -> None:
+    def _on_upload_unseen(self) -> None:
         """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
         self._select_transport()
         if is_held_back(self._upload, self._download):
@@ -429,8 +433,8 @@ class TunnelClient:
         if self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
-    def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        """As `_download_failed`, for uploads."""
+    def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
+        """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
         if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
@@ -477,7 +481,7 @@ class TunnelClient:
             keepalive, silence_s = keepalive_policy(offered.keepalive)
             self._agreement = replace(self._agreement, keepalive=keepalive, silence_s=silence_s)
             self.sender.set_keepalive(keepalive)
-            await self._parameters.take_params(offered)
+            await self._parameters.apply_params(offered)
         elif kind == control.UPLOAD_SEEN:
             number = control.seen_number(payload)
             if self._upload is not None and number in (None, self._upload.number):

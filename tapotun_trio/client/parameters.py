@@ -114,7 +114,7 @@ class InterfaceParameters:
             self._mark = before
             raise
 
-    async def take_params(self, offered: Params) -> None:
+    async def apply_params(self, offered: Params) -> None:
         """As `configure`, for a PARAMS frame."""
         if offered.dns != self._dns and offered.dns:
             self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, offered.dns)))

@@ -83,17 +83,17 @@ class RetryGate:
         return was_woken
 
 
-Open: TypeAlias = Callable[[], Awaitable[Stream]]
-Failed: TypeAlias = Callable[[PeerError | None, float], float | None]
+OpenStream: TypeAlias = Callable[[], Awaitable[Stream]]
+OnFailure: TypeAlias = Callable[[PeerError | None, float], float | None]
 
 
 async def keep_streaming(
-    open_stream: Open,
+    open_stream: OpenStream,
     *,
     rotate_s: tuple[float, float],
     gate: RetryGate,
-    failed: Failed,
-    fault: Callable[[Exception], None] | None = None,
+    on_failure: OnFailure,
+    on_bug: Callable[[Exception], None] | None = None,
 ) -> None:
     """Run stream after stream, for ever. A failure of one of them, also a bug, ends only that one.
 
@@ -105,12 +105,12 @@ async def keep_streaming(
         rotate_s: a stream is replaced after a random time between these two.
         gate: its `wake` replaces a running stream now, retries a failed one now, and begins an attempt anew that has
             taken too long.
-        failed: called with each failure (None: a clean end) and the seconds until the next attempt. May return another
-            time to wait.
-        fault: called with each bug; None: bugs are raised.
+        on_failure: called with each failure (None: a clean end) and the seconds until the next attempt. It may return
+            another time to wait.
+        on_bug: called with each bug; None: bugs are raised.
     """
-    if fault is None:
-        fault = _raise
+    if on_bug is None:
+        on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
     healthy_since: float | None = None  # since when streams have been following one another without a failure
@@ -123,12 +123,12 @@ async def keep_streaming(
             except* Exception as group:  # noqa: BLE001 - a bug is logged with its traceback, a HostError is raised again
                 failure = failure_of(group, "cannot open a stream")
                 if isinstance(failure, InternalError):
-                    fault(group)
+                    on_bug(group)
             else:
                 if stream is None:
                     backoff.reset()
                     continue
-                nursery.start_soon(_run, stream, present, fault)
+                nursery.start_soon(_run, stream, present, on_bug)
                 present = stream
                 if healthy_since is None:
                     healthy_since = began
@@ -144,18 +144,18 @@ async def keep_streaming(
                 lived_s = 0.0 if healthy_since is None else now - healthy_since
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
             healthy_since = None  # forgives earlier failures once, also if an older stream still runs
-            other_s = failed(failure, wait_s)
+            other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()
 
 
-async def _run(stream: Stream, older: Stream | None, fault: Callable[[Exception], None]) -> None:
+async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:
     try:
         await stream.run(older)
     except* Exception as group:  # a HostError, which is no `failure`, or a bug, which is one
         if stream.failure is None:
             raise
-        fault(group)
+        on_bug(group)
 
 
 def _raise(exc: Exception) -> None:

@@ -137,8 +137,8 @@ class ClientStateMachine:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults hold before the
-    first answer; they are those of a base server.
+    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults, which are
+    those of a base server, hold before the first answer.
 
     Attributes:
         transport: None: no stream has come yet.
