@@ -218,7 +218,7 @@ class TunnelClient:
             return f"there is no upload ({self.failure_log.latest or 'it is being opened'})"
         path = stream.connection.path()
         if path is None:
-            return "the other end takes nothing"
+            return "the other end accepts no data"
         return (
             f"{path.flying_bytes} bytes are not acknowledged, {path.unsent_bytes} wait in the socket, "
             f"round trip {path.rtt_s * 1e3:.0f} ms"
@@ -372,7 +372,7 @@ class TunnelClient:
                     return download
                 self._log.debug("uploads are still held back")
         except PeerError as exc:
-            self._log.debug("HTTP again: %s", exc)
+            self._log.debug("cannot go back to HTTP: %s", exc)
         finally:
             self._machine.fire(ClientEvent.PROBE_ENDED)
         return None
@@ -380,7 +380,7 @@ class TunnelClient:
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
-        if not is_over(self._download):  # only the attempt to replace it failed; it goes on, and so do the uploads
+        if not is_over(self._download):  # only a replacement failed: the present stream goes on, and the uploads do
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
             return None

@@ -1,4 +1,4 @@
-"""Every pair of state and event of a client, and of its choice of transport: what comes next, or that it cannot be."""
+"""Every pair of state and event of a client and of its transport choice: the next state, or that it is impossible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ C, E = ClientState, ClientEvent
 
 # By state and event the next state and whether uploads may begin then. A pair that is not here is impossible.
 EXPECTED: Final[dict[ClientState, dict[ClientEvent, tuple[ClientState, bool]]]] = {
-    # No stream is open, so none can be replaced, and there is no WebSocket to probe beside.
+    # No stream is open, so none can be replaced; and there is no WebSocket during which HTTP could be probed.
     C.CONNECTING: {
         E.HTTP_OPENED: (C.HTTP, True),
         E.WEBSOCKET_OPENED: (C.WEBSOCKET, False),
@@ -73,7 +73,7 @@ EXPECTED: Final[dict[ClientState, dict[ClientEvent, tuple[ClientState, bool]]]] 
     # All tasks that fire events have ended.
     C.STOPPED: {},
 }
-# The way to each state from the beginning.
+# The events that lead from the first state to each.
 PATHS: Final[dict[ClientState, tuple[ClientEvent, ...]]] = {
     C.CONNECTING: (),
     C.HTTP: (E.HTTP_OPENED,),
