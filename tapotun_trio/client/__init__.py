@@ -1,5 +1,6 @@
-"""The client end: two streams to one server, replaced before they end and repaired when they break.
+"""The client end: a download and an upload to one server, or a WebSocket, replaced before they end and repaired.
 
-Read `client` first: the states of a client and what changes them. `rotation` keeps a stream going, `streams` is one
-GET, PUT or WebSocket, `requests` is what is sent for them, `transport_choice` decides between HTTP and WebSocket.
+Read `states` first, then `client`, which fires the events. `rotation` runs stream after stream, `streams` is one GET,
+PUT or WebSocket, `requests` sends their heads, `transport_choice` decides between HTTP and WebSocket, `parameters`
+applies to the host what the server asks for, `failure_log` limits the log.
 """

@@ -7,16 +7,16 @@ from typing import Final
 
 FIRST_S: Final = 0.5
 LIMIT_S: Final = 10.0
-# The machine or its proxy answered, so the server itself is restarting: asking again costs little, and all
-# clients of a restarted server should be back within 5 s.
+# The server's machine or its proxy answered, so the server itself is restarting. A retry costs little, and all clients
+# of a restarted server should be back within 5 s.
 NEAR_LIMIT_S: Final = 4.0
-HEALTHY_STREAM_S: Final = 60.0  # a stream that lived so long pays back what came before
+HEALTHY_STREAM_S: Final = 60.0  # after a stream that lived for this long, earlier failures no longer count
 
 
 class Backoff:
-    """Full jitter: the first retry at once, then a random time below 0.5, 1, 2, ... up to 10 s.
+    """Full jitter: the first retry at once, then after a random time below 0.5, 1, 2, ... up to 10 s.
 
-    (Full jitter spreads a crowd best: of n clients that lose one server none waits for the others.)
+    Of the usual schemes, full jitter spreads best the requests of many clients that lose one server at the same time.
     """
 
     __slots__ = ("_failures", "_random")
@@ -26,8 +26,8 @@ class Backoff:
         self._failures = 0
 
     def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
-        """Seconds to wait after a failure of something that had lived for ``lived_s``. ``near``: the failure was an
-        answer and not silence."""
+        """Seconds to wait after the failure of a stream that had lived for ``lived_s``. ``near``: the failure was an
+        answer, and not silence."""
         if lived_s >= HEALTHY_STREAM_S:
             self._failures = 0
         self._failures += 1
@@ -37,5 +37,5 @@ class Backoff:
         return self._random.uniform(0, ceiling)
 
     def reset(self) -> None:
-        """Something outside changed: what failed before says nothing any more."""
+        """The path changed, so earlier failures no longer count."""
         self._failures = 0

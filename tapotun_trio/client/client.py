@@ -1,4 +1,8 @@
-"""The client's transport: download and upload, or a WebSocket for both; replaced in time and mended when they break."""
+"""One client interface: a download and an upload over HTTP, or one WebSocket for both; replaced in time, and repaired.
+
+`states` has the states of a client and what changes them. `TunnelClient` opens the streams, acts on what the server
+sends and on changes of this machine, and fires the events.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 import trio
@@ -17,16 +21,16 @@ from ..config.model import ClientConfig
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.receiver import Receiver, deliver_to_device
 from ..datapath.rtt import RoundTrip
-from ..datapath.sender import AGENT_FRAME, BASE_SILENCE_S, Sender, keepalive_policy
+from ..datapath.sender import AGENT_FRAME, Sender, keepalive_policy
 from ..datapath.tun_io import DeviceWriter
-from ..errors import EndReason, HostError, PeerError
+from ..errors import EndReason, PeerError
 from ..host.interfaces import Host
 from ..host.items import DesiredState
 from ..host.net.sockets import Connection
 from ..host.netlink.rewatch import Rewatch
 from ..http.client import check_status
-from ..log import Faults, Log, RateLimitedLog
-from ..netconf.desired import describe, desired_for_client
+from ..log import Log
+from ..netconf.desired import describe
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
 from ..peer.boottime import SuspendDetector
@@ -35,158 +39,185 @@ from ..peer.session_log import SessionLog
 from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
-from ..wire.tunconf import TunConf
 from .failure_log import FailureLog
+from .parameters import InterfaceParameters
 from .requests import Answer, Requests
-from .rotation import Failed, Open, RetryGate, keep_streaming
+from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
-from .streams import Download, Upload, count_attempt, is_over, level_of, moved, shows_who_holds_back
+from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
+from .streams import (
+    Download,
+    Upload,
+    WebSocketStream,
+    count_attempt,
+    is_held_back,
+    is_over,
+    level_of,
+    replaced_by_websocket,
+)
 from .transport_choice import TransportSelector
-from .websocket_stream import WebSocketStream
 
 TICK_S: Final = 1.0
 # When an upload breaks, the download may be about to say why: a server that stops, or another machine.
 END_REASON_GRACE_S: Final = 0.1
 DEFAULT_KEEPALIVE_S: Final = 10.0  # docs/protocol.md#timing; until the server's PARAMS say otherwise
-# Another machine took the token over. We ask now and then whether it is gone, and take nothing away from it.
+# Another machine took the token over. A request at these intervals asks whether it is gone, and takes nothing from it.
 TAKEOVER_RETRY_S: Final = (20.0, 40.0)
 
 
 class TunnelClient:
-    """The two streams of one client interface. The device comes later, when the server has told its address."""
+    """The streams of one client interface. The device is attached later, once the server has given it an address.
+
+    Attributes:
+        guard: keeps the connections of the streams out of the tunnel.
+        counters, rtt, peer_info: for the status.
+        sender: sends frames to the server.
+        failure_log: logs failures of the streams, rate-limited.
+    """
 
     def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
-        """Raises HostError if the TLS options name a file that is of no use.
+        """Raises HostError if a file that the TLS options name cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if it could
         not be made.
         """
         self._config = config
-        self._require_free = require_free
         self._log = log
-        self._selector = TransportSelector(config.transport, config.server.authority, log)
-        self.guard = TransportGuard(config.transport_mark, log)
-        self._requests = Requests(config, self._selector, self.guard)
-        self.transport: Transport | None = None  # of the newest stream; None: none came yet
         self.counters = Counters()
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
         self.sender = Sender(self.counters, AGENT_FRAME)
-        self._session_log = SessionLog(self.counters, self.rtt)
-        self._goodbye: str | None = None  # why the server ends the present session
-        self._download_gate, self._upload_gate = RetryGate(), RetryGate()
-        # What the server asks of the kernel, and what it shall be told to.
-        self.desired: DesiredState | None = None
-        self._conf: TunConf | None = None
-        self._desired_known, self._attached = trio.Event(), trio.Event()
-        self._writer: DeviceWriter
-        self._reconciler: Reconciler
-        # The newest streams, and what was agreed on the newest download.
-        self._download: Download | WebSocketStream | None = None
-        self._download_up = trio.Event()
-        self._upload: Upload | None = None
-        self._proven: Upload | None = None  # one that arrives and was not run yet
-        self._replaces = self._extended = self._yielding = False
-        self._at_rotation = True  # the next download is opened because it is time, and not in a hurry
-        self._silence_s = BASE_SILENCE_S
         self.failure_log = FailureLog(log)
-        self._goodbyes = RateLimitedLog()
-        self._faults = Faults()
-        self._stall, self._stall_told = Stall(), False
-        self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # as the server told last
+        self.guard = TransportGuard(config.transport_mark, log)
+        self._selector = TransportSelector(config.transport, config.server.authority, log)
+        self._requests = Requests(config, self._selector, self.guard)
+        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
+        self._machine = ClientStateMachine(log, self._selector.download_ended)
+        self._agreement = Agreement()
+        self._download_gate, self._upload_gate = RetryGate(), RetryGate()
+        # The newest streams. Each knows whether it is over.
+        self._download: Download | WebSocketStream | None = None
+        self._upload: Upload | None = None
+        self._proven: Upload | None = None  # a probe that arrived, until `run_upload` runs it
+        self._session_log = SessionLog(self.counters, self.rtt)
+        self._farewell: str | None = None  # why the server ends the present session, if it has said so
+        self._stall = Stall()
+
+    # -- for the status
+
+    @property
+    def state(self) -> PeerState:
+        """Connected: packets pass both ways, as far as the server has said."""
+        match self._machine.state:
+            case ClientState.TAKEN_OVER:
+                return "replaced"
+            case ClientState.HTTP:
+                passes = not is_over(self._upload) and self._selector.uploads_pass(trio.current_time())
+            case ClientState.WEBSOCKET | ClientState.PROBING_HTTP:
+                passes = True
+            case ClientState.CONNECTING | ClientState.STOPPED:
+                passes = False
+        return "connected" if passes and not is_over(self._download) else "connecting"
+
+    @property
+    def transport(self) -> Transport | None:
+        """Of the newest download or WebSocket, also after its end; None: none has come yet."""
+        return self._agreement.transport
+
+    @property
+    def desired(self) -> DesiredState | None:
+        """The desired state of the host; None: the server has not answered yet."""
+        return self._parameters.desired
 
     # -- the device's side
 
     async def wait_for_parameters(self) -> DesiredState:
-        """What the server's first answer asks of the kernel."""
-        await self._desired_known.wait()
-        assert self.desired is not None
-        return self.desired
+        """The desired state by the server's first answer. Cancel-safe."""
+        return await self._parameters.wait_first()
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
         """The device is up: received frames go to ``writer``, changed parameters to ``reconciler``."""
-        self._writer, self._reconciler = writer, reconciler
-        self._attached.set()
+        self._parameters.attach(writer, reconciler)
 
     async def reconfigure(self, config: ClientConfig) -> None:
-        """Once attached: have another mark. Raises HostError; then it has the one before."""
-        before, self._config = self._config, config
-        try:
-            if self._conf is not None:
-                await self._configure(self._conf)
-        except HostError:
-            self._config = before
-            raise
+        """Change the mark, the one field that changes without a new client. Raises HostError; then the mark before it
+        holds."""
+        await self._parameters.set_mark(config.mark)
+        self._config = config
 
     def classify(self, view: memoryview, at: int) -> Sender | None:
-        """All IPv4 goes to the server (see `device.Classify`)."""
+        """All IPv4 goes to the server (see `tun_io.Classify`)."""
         if view[at + HEADER_BYTES] >> 4 != 4:
             self.counters.drops[DropReason.NOT_IPV4] += 1
             return None
         return self.sender
 
-    # -- the two streams
+    # -- the tasks
 
     async def run_download(self) -> None:
-        """GET after GET, for ever. The first answer makes the plan; a later one that differs changes it."""
+        """GET after GET, or WebSocket after WebSocket, for ever. The first answer gives the parameters of the
+        interface; a later one that differs changes them."""
         try:
-            await self._keep(self._open_download, self._download_gate, self._download_failed)
+            await self._keep(self._open_download, self._download_gate, self._on_download_failure)
         finally:
+            self._machine.fire(ClientEvent.STOP)
             self._session_log.end(self._log, "this client stops")
 
     async def run_upload(self) -> None:
         """PUT after PUT, for ever, while a download shows that the server is there."""
-        await self._keep(self._open_upload, self._upload_gate, self._upload_failed)
+        await self._keep(self._open_upload, self._upload_gate, self._on_upload_failure)
 
-    async def _keep(self, open_stream: Open, gate: RetryGate, failed: Failed) -> None:
+    async def _keep(self, open_stream: OpenStream, gate: RetryGate, on_failure: OnFailure) -> None:
         try:
             await keep_streaming(
-                open_stream, rotate_s=self._config.rotate_s, gate=gate, failed=failed, fault=self._fault
+                open_stream,
+                rotate_s=self._config.rotate_s,
+                gate=gate,
+                on_failure=on_failure,
+                on_bug=self.failure_log.bug,
             )
-        finally:  # whichever of the two ends last closes what neither runs any more
+        finally:  # the task that ends last closes a proven upload that was never run
             if self._proven is not None:
                 self._proven.connection.close()
 
-    def _fault(self, exc: Exception) -> None:
-        self._faults.log(self._log, trio.current_time(), "stream ended", exc)
-
     async def run_clock(self) -> None:
-        """Keepalives, the ageing of the outbox, and the end of a download that fell silent; for ever."""
+        """Once a second, for ever: keepalives, the ageing of the queue, the end of a download that fell silent."""
         suspends = SuspendDetector()
         while True:
             await trio.sleep(TICK_S)
-            now = trio.current_time()
+            now, silence_s = trio.current_time(), self._agreement.silence_s
             self.sender.tick(now, TICK_S)
-            heard = self._download is not None and self._download.receiver.tick(now, self._silence_s)
+            heard = self._download is not None and self._download.receiver.tick(now, silence_s)
             self.peer_info.tick(now, self.counters, heard=heard)
-            self.guard.tick(now, connected=not is_over(self._download), heard=heard, silence_s=self._silence_s)
+            connected = not is_over(self._download)
+            self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._select_transport()
-            if self._stall.tick(now, self.counters.tx_packets, self.counters.drops[DropReason.QUEUE_AGE]):
-                self._tell_of_stall()
+            # Without a download there is nothing to tell: its failures are the reason, and have been logged.
+            dropped = self.counters.drops[DropReason.QUEUE_AGE]
+            if self._stall.tick(now, self.counters.tx_packets, dropped, tell=connected):
+                self._log_stall()
             if slept_s := suspends.suspended_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
 
-    def _tell_of_stall(self) -> None:
-        """Only while there is a download: without one its failures are the reason, and have been logged."""
+    def _log_stall(self) -> None:
         stall = self._stall
         if stall.over:
-            if not self._stall_told:
-                return
-            self._stall_told = False
+            level = logging.INFO
             text = f"the upload goes on after {stall.lasted_s:.0f} s; {stall.dropped} packets had grown too old"
-            self.failure_log.note("stall", logging.INFO, text)
-        elif not is_over(self._download):
-            self._stall_told = True
+        else:
+            level = logging.WARNING
             text = f"nothing was sent for {stall.lasted_s:.0f} s, and {stall.dropped} packets grew too old: "
-            self.failure_log.note("stall", logging.WARNING, text + self._what_holds_the_upload())
+            text += self._describe_upload()
+        self.failure_log.note("stall", level, text)
 
-    def _what_holds_the_upload(self) -> str:
+    def _describe_upload(self) -> str:
+        """Why nothing is sent, as far as this machine can tell."""
         stream = self._download if self.transport == "websocket" else self._upload
         if stream is None or stream.over:
             return f"there is no upload ({self.failure_log.latest or 'it is being opened'})"
         path = stream.connection.path()
         if path is None:
-            return "the other end takes nothing"
+            return "the other end accepts no data"
         return (
             f"{path.flying_bytes} bytes are not acknowledged, {path.unsent_bytes} wait in the socket, "
             f"round trip {path.rtt_s * 1e3:.0f} ms"
@@ -194,7 +225,7 @@ class TunnelClient:
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams whenever this machine's addresses, links or default routes change; for ever. While the
-        host cannot tell, the streams are left to find out by themselves."""
+        kernel's notifications cannot be had, a lost path is noticed only by the silence of its streams."""
 
         async def watch() -> None:
             async with host.open_changes() as changes:
@@ -210,219 +241,222 @@ class TunnelClient:
     def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now.
 
-        ``local_addresses``: those that this machine still has; a stream from another one is ended. None: not known.
+        ``local_addresses``: the addresses that this machine has now; a stream from any other one is ended. None: they
+        are not known.
         """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
-        self.guard.stir()
+        self.guard.mark_dirty()
         for stream in (self._download, self._upload):
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
-                self._selector.forget()
-        self._at_rotation = False
+                self._selector.path_changed()
         self._download_gate.wake()
         self._upload_gate.wake()
 
+    # -- downloads and WebSockets
+
     async def _open_download(self) -> Download | WebSocketStream:
-        """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError; HostError if the name of
-        the device is somebody else's meanwhile: then nobody's streams are to be taken over."""
-        if self.desired is None:
-            self._require_free()
-        at_rotation, self._at_rotation = self._at_rotation, True
-        self._replaces = not is_over(self._download)  # asked now: with the answer the server ends the older one
-        established = self.transport == "websocket"
-        tries_http = established and self._selector.automatic and at_rotation and not is_over(self._download)
-        if tries_http and (download := await self._try_http()) is not None:
+        """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError; HostError if another
+        process has taken the name of the device meanwhile, since its streams must not be taken over."""
+        self._parameters.require_free_name()
+        on_schedule = not self._download_gate.take_woken()
+        replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
+        probes = self._selector.automatic and self._machine.state is ClientState.WEBSOCKET
+        if probes and on_schedule and replaces and (download := await self._probe_http()) is not None:
             return download
         if self._selector.websocket:
             try:
-                return await self._open_websocket()
+                return await self._open_websocket(replaces=replaces)
             except PeerError as exc:
-                if not self._selector.fails(exc, trio.current_time(), established=established):
+                if not self._selector.websocket_failed(exc, trio.current_time()):
                     raise
-        return await self._open_get()
+        return await self._open_get(replaces=replaces)
 
-    async def _open_get(self) -> Download:
-        """GET, and do what the answer asks for. Raises PeerError."""
-        memory = receive_buffer()  # before we ask: with its answer the server ends the present download
-        answer = await self._requests.get(yields=self._yielding)
+    async def _open_get(self, *, replaces: bool) -> Download:
+        """Send a GET, and apply the parameters of its answer. ``replaces``: another download or WebSocket was open when
+        the attempt began. Raises PeerError."""
+        memory = receive_buffer()  # allocated before the request: its answer ends the present download
+        answer = await self._requests.get(yields=self._yields)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
-            # PARAMS follows, which says more than generation 1 can: no route shall go and come at every rotation.
+            # On an extended download a PARAMS frame follows. Its routes are not in this answer, so to apply the answer
+            # would remove them and add them again at every rotation.
             if self.desired is None or not extended:
-                await self._configure(answer.conf)
-            await self._attached.wait()  # also if an earlier attempt was given up while it waited for this
+                await self._parameters.configure(answer.conf)
+            interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
-            self._extended = extended
-            receiver = Receiver(answer.connection, reader, self._deliver, self._on_control, self.sender.send_control)
+            deliver = partial(self._deliver, interface.writer)
+            receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
             download = Download(answer.connection, receiver, frames, self.counters.ends)
-            self._download_begins(download, "http", answer)
-            self._download_up.set()
+            self._download_begins(download, "http", answer, replaces=replaces)
             undo.pop_all()
         return download
 
-    async def _open_websocket(self) -> WebSocketStream:
-        """A WebSocket, in place of whatever there is. Raises PeerError."""
+    async def _open_websocket(self, *, replaces: bool) -> WebSocketStream:
+        """Open a WebSocket, which replaces both streams. ``replaces``: as for `_open_get`. Raises PeerError."""
         memory = receive_buffer()  # as for a GET
-        answer = await self._requests.websocket(yields=self._yielding)
+        answer = await self._requests.websocket(yields=self._yields)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             if self.desired is None:
-                await self._configure(answer.conf)
-            await self._attached.wait()
-            self._selector.changed()
-            self._extended = True
+                await self._parameters.configure(answer.conf)
+            interface = await self._parameters.wait_attached()
+            self._selector.websocket_opened()
             stream = WebSocketStream(
                 answer.connection,
                 answer.rest,
                 self.sender,
-                self._deliver,
+                partial(self._deliver, interface.writer),
                 self._on_control,
                 self.counters.ends,
                 memory,
             )
-            self._download_begins(stream, "websocket", answer)
-            self._download_is_down()  # in so far as no upload is to begin beside this
+            self._download_begins(stream, "websocket", answer, replaces=replaces)
             if self._upload is not None:
-                self._upload.abandon(moved())
+                self._upload.abandon(replaced_by_websocket())
             self._upload = None
             undo.pop_all()
         return stream
 
-    def _download_begins(self, download: Download | WebSocketStream, transport: Transport, answer: Answer) -> None:
-        stream = "WebSocket" if transport == "websocket" else "download"
-        kind = "extended" if self._extended else "base"
-        level = logging.DEBUG if self._replaces and transport == self.transport else logging.INFO
-        text = f"{stream} from {download.connection.name} ({kind}): {describe(answer.conf)}"
+    @property
+    def _yields(self) -> bool:
+        """Another machine uses the token: the next request must not take it back, and fails until it is free."""
+        return self._machine.state is ClientState.TAKEN_OVER
+
+    def _download_begins(
+        self, download: Download | WebSocketStream, transport: Transport, answer: Answer, *, replaces: bool
+    ) -> None:
+        """The stream is open. A session begins with it, or continues if it ``replaces`` another."""
+        websocket = transport == "websocket"
+        keepalive_s = DEFAULT_KEEPALIVE_S if websocket or control.CTL in answer.features else None
+        keepalive, silence_s = keepalive_policy(keepalive_s, answer.conf.generation)
+        agreement = Agreement(
+            transport=transport,
+            extended=keepalive_s is not None,
+            keepalive=keepalive,
+            silence_s=silence_s,
+            features=answer.features,
+            agent=control.agent(answer.head.headers.get(control.AGENT_HEADER)),
+            address=download.connection.name,
+        )
+        level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
+        kind = "extended" if agreement.extended else "base"
+        stream = "WebSocket" if websocket else "download"
+        text = f"{stream} from {agreement.address} ({kind}): {describe(answer.conf)}"
         self.failure_log.note("download", level, text)
-        agent = control.agent(answer.head.headers.get(control.AGENT_HEADER))
         self.peer_info.mark_connected(
-            download.connection.name, agent, extended=self._extended, continues=self._replaces
+            agreement.address, agreement.agent, extended=agreement.extended, continues=replaces
         )
         self._session_log.begin()
         self.guard.session_begins()
         self.failure_log.clear()
-        self._yielding, self._goodbye = False, None
-        keepalive_s = DEFAULT_KEEPALIVE_S if self._extended else None
-        self.sender.keepalive, self._silence_s = keepalive_policy(keepalive_s, answer.conf.generation)
-        self._download, self.transport = download, transport
-        if not self._replaces and is_over(self._upload):
-            # The server is there again. An upload may have failed several times before the download noticed, and would
-            # wait for up to ten seconds now, while everything for the server grows too old.
+        self._farewell = None
+        self.sender.keepalive = keepalive
+        self._agreement, self._download = agreement, download
+        self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
+        if not replaces and is_over(self._upload):
+            # The server is there again. An upload may have failed several times before the download did, so its next
+            # attempt may be up to ten seconds away, in which packets for the server would grow too old.
             self._upload_gate.wake()
 
-    async def _try_http(self) -> Download | None:
-        """While a WebSocket carries on: begin an upload, and if it arrives, go back to HTTP. None if it does not."""
+    async def _probe_http(self) -> Download | None:
+        """While the WebSocket goes on: begin an upload over HTTP, and if it arrives, open a download and return it.
+        None if it does not arrive."""
+        self._machine.fire(ClientEvent.PROBE_BEGAN)
         try:
             with ExitStack() as undo:
-                number = self._selector.number()
+                number = self._selector.next_upload_number()
                 self._upload = upload = self._new_upload(await self._requests.put(number), number)
                 undo.callback(upload.connection.close)
                 undo.callback(setattr, self, "_upload", None)
                 if await upload.prove():
-                    download = await self._open_get()
+                    download = await self._open_get(replaces=True)
                     undo.pop_all()
-                    self._selector.back_to_http()
+                    self._selector.http_works()
                     self._proven = upload
                     self._upload_gate.wake()
                     return download
                 self._log.debug("uploads are still held back")
         except PeerError as exc:
-            self._log.debug("HTTP again: %s", exc)
+            self._log.debug("cannot go back to HTTP: %s", exc)
+        finally:
+            self._machine.fire(ClientEvent.PROBE_ENDED)
         return None
+
+    def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
+        """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
+        count_attempt(self.counters.ends, self._download, failure)
+        if not is_over(self._download):  # only a replacement failed: the present stream goes on, and the uploads do
+            self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
+            self.failure_log.log("download", failure, wait_s)
+            return None
+        self.peer_info.mark_disconnected()
+        self._machine.fire(ClientEvent.LOST)
+        self._session_log.end(self._log, self._farewell or str(failure or "the server ended it"))
+        if self._yields:
+            return random.uniform(*TAKEOVER_RETRY_S)
+        self.failure_log.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
+        return None
+
+    # -- uploads
 
     async def _open_upload(self) -> Upload:
         """Connect and begin a PUT, as soon as there is a download. Raises PeerError."""
         if self._proven is None and self._upload is not None and self._upload.over:
             await trio.sleep(END_REASON_GRACE_S)
-        await self._download_up.wait()
+        await self._machine.wait_uploads_allowed()
         if self._proven is not None:
             upload, self._proven = self._proven, None
         else:
+            number = self._selector.next_upload_number() if self._agreement.extended else None
             with ExitStack() as undo:
-                connection = await self._requests.put(number := self._selector.number() if self._extended else None)
+                connection = await self._requests.put(number)
                 undo.callback(connection.close)
                 if self.transport == "websocket":
-                    raise moved()
+                    raise replaced_by_websocket()
                 upload = self._new_upload(connection, number)
                 if number is not None:
-                    self._selector.upload_begins(number, trio.current_time(), follows=not is_over(self._upload))
+                    self._selector.upload_began(number, trio.current_time(), follows=not is_over(self._upload))
                 undo.pop_all()
         self.failure_log.note("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
-        unseen, check = None if number is None else self._upload_unseen, partial(check_status, url=self._config.server)
+        unseen = None if number is None else self._on_upload_unseen
+        check = partial(check_status, url=self._config.server)
         return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
 
-    def _upload_unseen(self) -> None:
+    def _on_upload_unseen(self) -> None:
+        """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
         self._select_transport()
-        if shows_who_holds_back(self._download, self._upload):
+        if is_held_back(self._upload, self._download):
             self._selector.warn_no_fallback(trio.current_time())
 
     def _select_transport(self) -> None:
-        """Where uploads are held back, go on with a WebSocket. Not if nobody answers that either: then the path is
-        down, and no proxy is to blame."""
-        if self._selector.change(trio.current_time()):
-            self._at_rotation = False
+        """Where uploads are held back, replace the streams by a WebSocket. If that gets no answer either, the path is
+        down, and HTTP stays."""
+        if self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
-    @property
-    def state(self) -> PeerState:
-        """Connected: packets pass both ways, as far as the server has said."""
-        if self._yielding:
-            return "replaced"
-        upward = not is_over(self._upload) and self._selector.passes(trio.current_time())
-        if is_over(self._download) or not (upward or self.transport == "websocket"):
-            return "connecting"
-        return "connected"
-
-    def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
-        count_attempt(self.counters.ends, self._download, failure)
-        if not is_over(self._download):  # an attempt to replace it: the present one goes on, and so do the uploads
-            self.failure_log.log("download", failure, wait_s)
-            return None
-        self.peer_info.mark_disconnected()
-        self._download_is_down()
-        self._session_log.end(self._log, self._goodbye or str(failure or "the server ended it"))
-        if self._yielding:
-            return random.uniform(*TAKEOVER_RETRY_S)
-        self.failure_log.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
-        return None
-
-    def _download_is_down(self) -> None:
-        self._selector.download_ends()
-        if self._download_up.is_set():  # else somebody may be waiting for this very event
-            self._download_up = trio.Event()
-
-    def _upload_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
+    def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
+        """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
-        if not self._yielding and self.transport != "websocket":  # else the download has said why
+        if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         return None
 
-    # -- what comes down
+    # -- what the server sends
 
-    async def _configure(self, conf: TunConf) -> None:
-        self.guard.refuse_own(conf.addresses)
-        told, self._conf, desired = self._conf, conf, desired_for_client(conf, self._config.mark)
-        if self.desired is None:
-            self.desired = desired
-            self._desired_known.set()
-        await self._attached.wait()
-        if desired != self.desired:
-            if conf != told:
-                self._log.info("the server changed this interface: %s", describe(conf))
-            await self._reconciler.apply(desired)
-            self.desired = desired  # not before: cancelled in between, the next answer applies it again
-
-    async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        deliver_to_device(reader.view, frames, self._writer, self.counters, self.sender.send_control)
+    async def _deliver(self, writer: DeviceWriter, reader: FrameReader, frames: list[FrameRange]) -> None:
+        """Write the packets of one receive to the device. Raises PeerError, HostError."""
+        deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control)
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
+        """Handle one control frame; the receiver has answered a PING. Raises PeerError, HostError."""
         if kind == control.PING:
             self._selector.warn_no_fallback(trio.current_time())
         elif kind == control.PONG:
@@ -430,17 +464,15 @@ class TunnelClient:
             self.sender.answered()
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
-            told = params.decode(payload)
-            if told.device != "tun":
+            offered = params.decode(payload)
+            if offered.device != "tun":
                 raise PeerError(
-                    f"the server wants a {told.device} device, we have tun only", reason=EndReason.BAD_PARAMS
+                    f"the server wants a {offered.device} device, we have tun only", reason=EndReason.BAD_PARAMS
                 )
-            keepalive, self._silence_s = keepalive_policy(told.keepalive)
+            keepalive, silence_s = keepalive_policy(offered.keepalive)
+            self._agreement = replace(self._agreement, keepalive=keepalive, silence_s=silence_s)
             self.sender.set_keepalive(keepalive)
-            if told.dns != self._dns and told.dns:
-                self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, told.dns)))
-            self._dns = told.dns
-            await self._configure(TunConf(told.mtu, told.addresses, told.routes))
+            await self._parameters.apply_params(offered)
         elif kind == control.UPLOAD_SEEN:
             number = control.seen_number(payload)
             if self._upload is not None and number in (None, self._upload.number):
@@ -450,13 +482,12 @@ class TunnelClient:
             self._take_bye(control.bye_reason(payload))
 
     def _take_bye(self, reason: str) -> None:
-        said = reason.removeprefix(control.REPLACED)
-        self._goodbye = f"the server said goodbye: {said}"
+        text = reason.removeprefix(control.REPLACED)
+        self._farewell = f"the server ended it: {text}"
         if not reason.startswith(control.REPLACED):
-            self._goodbyes.log(self._log, logging.INFO, trio.current_time(), f"the server says goodbye: {reason}")
+            self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
             return
-        self._yielding = True
-        self._download_is_down()  # no upload either, until a download is ours again
-        self._goodbyes.log(self._log, logging.WARNING, trio.current_time(), f"{said}; waiting until it is gone")
+        self._machine.fire(ClientEvent.TOKEN_TAKEN)
+        self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
         if self._upload is not None:
             self._upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))

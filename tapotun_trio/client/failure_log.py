@@ -1,4 +1,4 @@
-"""What a client logs of its streams: each news at once, and of what comes again and again a bounded number of lines."""
+"""What a client logs about its streams: each new failure at once, and repetitions in a bounded number of lines."""
 
 from __future__ import annotations
 
@@ -10,64 +10,75 @@ import trio
 
 from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.sockets import GONE
-from ..log import Log, RateLimitedLog, flap_damped
+from ..log import Faults, Log, RateLimitedLog, flap_damped
 
-_REMEMBERED: Final = 16  # causes; what fails in more ways at a time is told again
-SHORTAGE_S: Final = 60.0  # a shortage may come and go by the second
+_REMEMBERED: Final = 16  # causes; where more than these alternate, each is logged again
+SHORTAGE_S: Final = 60.0  # a shortage may come and go within seconds
 
 
 class FailureLog:
-    """The failures of each stream since all was well; one that is known is logged quietly.
+    """The failures of each stream since the last success; a known one is logged at DEBUG.
 
     A failure is known by its cause (`PeerError.key`) and not by its text, which may depend on timing. A shortage of
-    this machine is one failure, however many streams it hits.
+    this machine is one failure, on any number of streams.
     """
 
-    __slots__ = ("_known", "_log", "_rate_limited", "_shortages")
+    __slots__ = ("_bugs", "_farewells", "_known", "_log", "_rate_limited", "_shortages")
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._known: dict[tuple[str, str], str] = {}  # stream and cause -> the text, oldest first
         self._shortages: defaultdict[str, RateLimitedLog] = defaultdict(lambda: RateLimitedLog(SHORTAGE_S, debug=True))
         self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(flap_damped)
+        self._farewells = RateLimitedLog()
+        self._bugs = Faults()
 
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
-        """The stream failed (None: it was ended cleanly by the server), and is tried again in so many seconds."""
+        """The stream failed (None: the server ended it cleanly), and is tried again after ``wait_s`` seconds."""
         text = "ended by the server" if failure is None else str(failure)
         level = logging.INFO if failure is None else logging.WARNING
         shortage = isinstance(failure, ShortageError)
-        cause = "" if shortage else stream, _key(failure)
+        cause = "" if shortage else stream, _cause_of(failure)
         if cause in self._known:
             level = logging.DEBUG
-            del self._known[cause]  # it goes to the end
+            del self._known[cause]  # to be added at the end
         elif len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[cause] = f"{stream}: {text}"
         line = f"{stream}: {text}; trying again in {wait_s:.1f} s"
         if shortage and level != logging.DEBUG:
-            self._shortages[_key(failure)].log(self._log, level, trio.current_time(), line)
+            self._shortages[_cause_of(failure)].log(self._log, level, trio.current_time(), line)
         else:
             self.note(f"{stream} fails", level, line)
 
     def note(self, kind: str, level: int, text: str) -> None:
-        """Something else that may come again and again. ``kind``: a fixed word, of what is counted together."""
+        """Something else that may happen again and again. ``kind``: a fixed word; lines of one kind share a limit."""
         if level == logging.DEBUG:
             self._log.debug("%s", text)
         else:
             self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
+    def farewell(self, level: int, text: str) -> None:
+        """The server has said why it ends the session."""
+        self._farewells.log(self._log, level, trio.current_time(), text)
+
+    def bug(self, exc: Exception) -> None:
+        """A bug ended a stream. Logged with its traceback."""
+        self._bugs.log(self._log, trio.current_time(), "stream ended", exc)
+
     @property
     def latest(self) -> str | None:
-        """What failed last, and has not come right since."""
+        """The newest failure, for people; None: nothing has failed since the last success."""
         return next(reversed(self._known.values()), None)
 
     def clear(self) -> None:
-        """All is well again: whatever fails next is news."""
+        """A stream works again: the next failure is new, also if it is a known one."""
         self._known.clear()
 
 
-def _key(failure: PeerError | None) -> str:
-    """By what a failure is known. A stream whose server goes may see a reset, or an end at any place of its framing."""
+def _cause_of(failure: PeerError | None) -> str:
+    """What a failure is known by. When a server goes, its streams may be reset, or end at any place of their framing:
+    that is one cause."""
     if failure is None:
         return "ended"
     return GONE if failure.reason == EndReason.CLOSED and failure.key == str(failure) else failure.key

@@ -23,11 +23,11 @@ from .transport_choice import TransportSelector
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A download that has begun. Whoever has it closes its connection.
+    """The answer to a GET or to a WebSocket's handshake. Its holder closes the connection.
 
     Attributes:
-        rest: what came behind the head.
-        features: what was agreed.
+        rest: what came after the head.
+        features: what both ends support.
     """
 
     connection: Connection
@@ -41,9 +41,10 @@ class Requests:
     """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
 
     def __init__(self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard) -> None:
-        """``guard`` is told where connections go.
+        """``guard`` learns where connections go.
 
-        Raises HostError if the TLS options name a file that is of no use, or the environment no proxy."""
+        Raises HostError if a file that the TLS options name cannot be used, or the proxy that the environment names.
+        """
         self._config = config
         self._selector = selector
         self._guard = guard
@@ -52,15 +53,15 @@ class Requests:
         self._session_id = os.urandom(16).hex()
 
     async def get(self, *, yields: bool) -> Answer:
-        """Begin a download. ``yields``: not if another machine uses the token (`control.YIELD_HEADER`)."""
+        """Begin a download. ``yields``: it fails if another machine uses the token (`control.YIELD_HEADER`)."""
         return await self._download(yields=yields, websocket=False)
 
     async def websocket(self, *, yields: bool) -> Answer:
-        """Begin a WebSocket."""
+        """Begin a WebSocket. ``yields``: as for `get`."""
         return await self._download(yields=yields, websocket=True)
 
     async def put(self, number: int | None) -> Connection:
-        """Send the head of an upload. ``number``: of one that belongs to an extended download, else None."""
+        """Send the head of an upload. ``number``: the upload's, if the download is extended; else None."""
         headers = upload_fields(self._config, self._session_id, number)
         connection = await self._connect()
         with ExitStack() as undo:
@@ -75,7 +76,7 @@ class Requests:
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)
-            with trio.move_on_after(RESPONSE_S) as deadline, _one_word_for_no_answer():
+            with trio.move_on_after(RESPONSE_S) as deadline, _one_failure_for_no_answer():
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
@@ -112,8 +113,8 @@ class Requests:
 
 
 @contextmanager
-def _one_word_for_no_answer() -> Iterator[None]:
-    """A server that goes before it answers may end the connection or reset it: that is one failure, in one text."""
+def _one_failure_for_no_answer() -> Iterator[None]:
+    """A server that stops before it answers may close the connection or reset it. Both become the same failure."""
     try:
         yield
     except PeerError as exc:
@@ -142,7 +143,7 @@ def token_fields(config: ClientConfig) -> list[tuple[str, str]]:
 def download_fields(
     config: ClientConfig, session_id: str, features: frozenset[str], *, yields: bool
 ) -> list[tuple[str, str]]:
-    """The headers of a GET or of a WebSocket's handshake, but Host."""
+    """The headers of a GET or of a WebSocket's handshake, without Host."""
     fields = [
         *token_fields(config),
         (control.FEATURES_HEADER, control.offer(features)),
@@ -152,7 +153,7 @@ def download_fields(
 
 
 def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
-    """The headers of a PUT, but Host. ``number``: of one that belongs to an extended download, else None."""
+    """The headers of a PUT, without Host. ``number``: the upload's, if the download is extended; else None."""
     fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
     if number is not None:
         fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))
@@ -160,7 +161,8 @@ def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> 
 
 
 def outgoing_proxy(config: ClientConfig) -> Proxy | None:
-    """The proxy of the config, or of the environment. Raises HostError if that has none that can be used."""
+    """The proxy of the config or of the environment; None: there is none. Raises HostError if the environment names one
+    that cannot be used."""
     if isinstance(config.proxy, Proxy):
         return config.proxy
     if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):

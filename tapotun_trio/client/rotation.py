@@ -1,5 +1,5 @@
-"""Keeps one stream going for ever: each is replaced in time, the new one before the old one ends, and a failed one
-after a pause. Both halves of a client run in this."""
+"""Runs stream after stream, for ever: the next one is opened before the present one ends, and after a failure there is
+a pause first. Both directions of a client run in this."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import trio
 from ..errors import InternalError, PeerError, failure_of
 from .backoff import Backoff
 
-# A stream that the peer ended sooner than this gets a pause as if it had failed: two clients with one token at a
-# base server end each other's.
+# A stream that the peer ended sooner than this counts as failed, so there is a pause: at a base server, two clients
+# with one token end each other's streams.
 SETTLED_S: Final = 5.0
 
-# An attempt that something outside has overtaken is given up when it is so old: its first packets may have been lost
-# for good, with a local address that is gone. A younger one is left that time, so that no series of changes, however
-# close, keeps all attempts from ending.
+# An attempt during which the path changed is given up at this age: its first packets may be lost for good, with a local
+# address that is gone. A younger one goes on until then, so that even a fast series of changes lets attempts finish.
 ATTEMPT_S: Final = 3.0
 
 
@@ -29,28 +28,37 @@ class Stream(Protocol):
 
     @property
     def failure(self) -> PeerError | None:
-        """Once ended: why, or None for a clean end."""
+        """Once ended: why; None for a clean end."""
 
     async def run(self, older: Stream | None) -> None:
-        """Work until the stream ends, setting `ended` last. ``older`` is the one that this one replaces. Raises
-        HostError; and what is not the peer's fault, after it was noted as the `failure`."""
+        """Work until the stream ends, setting `ended` last. ``older`` is the stream that this one replaces.
+
+        A failure of the peer becomes the `failure`. A bug does too, and is raised afterwards. Raises HostError.
+        """
 
 
 class RetryGate:
-    """The waits and the attempts of `keep_streaming`, to be cut short when something outside changed."""
+    """The waits and the attempts of one `keep_streaming`, which `wake` cuts short when the path has changed."""
 
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
         self._woken: set[trio.CancelScope] = set()
         self._attempts: dict[trio.CancelScope, float] = {}  # and when each began
+        self._was_woken = False
 
     def wake(self) -> None:
         """End the present waits, if there are any, and the present attempts as soon as they are ATTEMPT_S old."""
+        self._was_woken = True
         for scope in self._scopes:
             self._woken.add(scope)
             scope.cancel()
         for scope, began in self._attempts.items():
             scope.deadline = began + ATTEMPT_S
+
+    def take_woken(self) -> bool:
+        """Whether `wake` was called since the last time that this was."""
+        was_woken, self._was_woken = self._was_woken, False
+        return was_woken
 
     async def attempt(self, open_stream: Callable[[], Awaitable[Stream]]) -> Stream | None:
         """Open a stream; None if the attempt was cut short. Raises what ``open_stream`` raises."""
@@ -75,57 +83,58 @@ class RetryGate:
         return was_woken
 
 
-Open: TypeAlias = Callable[[], Awaitable[Stream]]
-Failed: TypeAlias = Callable[[PeerError | None, float], float | None]
+OpenStream: TypeAlias = Callable[[], Awaitable[Stream]]
+OnFailure: TypeAlias = Callable[[PeerError | None, float], float | None]
 
 
 async def keep_streaming(
-    open_stream: Open,
+    open_stream: OpenStream,
     *,
     rotate_s: tuple[float, float],
     gate: RetryGate,
-    failed: Failed,
-    fault: Callable[[Exception], None] | None = None,
+    on_failure: OnFailure,
+    on_bug: Callable[[Exception], None] | None = None,
 ) -> None:
-    """Run stream after stream, for ever. What goes wrong in one of them, a bug included, ends that one; HostError is
-    raised.
+    """Run stream after stream, for ever. A failure of one of them, also a bug, ends only that one.
+
+    Raises HostError that is no shortage.
 
     Args:
-        open_stream: opens the next one; raises PeerError, or what a shortage of this machine raises. Either way the
-            present stream goes on.
-        rotate_s: each is replaced after a random time between these two.
-        waits: cut these, and a stream that runs is replaced now, a failed one tried again now, and an attempt that
-            lasts too long begun anew.
-        failed: told of every failure (None: a clean end) with the seconds until the next attempt; it may return
-            another time to wait instead.
-        fault: told of every bug, where it is handled; None: it is raised.
+        open_stream: opens the next one. Raises PeerError, or the error of a shortage of this machine; then the present
+            stream goes on.
+        rotate_s: a stream is replaced after a random time between these two.
+        gate: its `wake` replaces a running stream now, retries a failed one now, and begins an attempt anew that has
+            taken too long.
+        on_failure: called with each failure (None: a clean end) and the seconds until the next attempt. It may return
+            another time to wait.
+        on_bug: called with each bug; None: bugs are raised.
     """
-    if fault is None:
-        fault = _raise
+    if on_bug is None:
+        on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
-    healthy_since: float | None = None  # a stream that replaces a healthy one carries its health on
+    healthy_since: float | None = None  # since when streams have been following one another without a failure
     async with trio.open_nursery() as nursery:
         while True:
             began = trio.current_time()
             failure: PeerError | None
             try:
                 stream = await gate.attempt(open_stream)
-            except* Exception as group:  # noqa: BLE001 - a bug is told with its traceback, a HostError is raised again
+            except* Exception as group:  # noqa: BLE001 - a bug is logged with its traceback, a HostError is raised again
                 failure = failure_of(group, "cannot open a stream")
                 if isinstance(failure, InternalError):
-                    fault(group)
+                    on_bug(group)
             else:
                 if stream is None:
                     backoff.reset()
                     continue
-                nursery.start_soon(_run, stream, present, fault)
+                nursery.start_soon(_run, stream, present, on_bug)
                 present = stream
                 if healthy_since is None:
                     healthy_since = began
                 await gate.wait(random.uniform(*rotate_s), stream.ended)
                 if not stream.ended.is_set():
-                    continue  # in its time: the next one opens while this one goes on
+                    continue  # a rotation: the next one opens while this one goes on
                 failure = stream.failure
             now = trio.current_time()
             if failure is None and now - began >= SETTLED_S:
@@ -134,19 +143,19 @@ async def keep_streaming(
             else:
                 lived_s = 0.0 if healthy_since is None else now - healthy_since
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
-            healthy_since = None  # paid back once, also if an older stream still runs
-            told_s = failed(failure, wait_s)
-            if await gate.wait(wait_s if told_s is None else told_s, trio.Event()):
+            healthy_since = None  # forgives earlier failures once, also if an older stream still runs
+            other_s = on_failure(failure, wait_s)
+            if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()
 
 
-async def _run(stream: Stream, older: Stream | None, fault: Callable[[Exception], None]) -> None:
+async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:
     try:
         await stream.run(older)
-    except* Exception as group:  # a HostError, for which no failure was noted; or a bug, for which one was
+    except* Exception as group:  # a HostError, which is no `failure`, or a bug, which is one
         if stream.failure is None:
             raise
-        fault(group)
+        on_bug(group)
 
 
 def _raise(exc: Exception) -> None:

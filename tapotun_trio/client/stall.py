@@ -1,53 +1,58 @@
 """Notices that a client sends nothing while packets for the server grow too old and are dropped.
 
-Pure: times are seconds on whatever monotonic clock the caller reads.
+Pure: times are seconds on any monotonic clock that the caller reads.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-STALLED_S: Final = 2.0  # a stream that is replaced, or that a lost segment holds up, is over that sooner
+STALLED_S: Final = 2.0  # a replaced stream, or one that waits for a lost segment, goes on sooner than that
 
 
 class Stall:
-    """The present stall, if there is one. Asked about once a second.
+    """The present stall, if there is one. `tick` is to be called once a second.
 
     Attributes:
         lasted_s: how long nothing has been sent while packets were dropped.
-        dropped: how many, since then.
+        dropped: packets dropped in that time.
     """
 
-    __slots__ = ("_aged", "_before", "_began", "_sent", "_told", "dropped", "lasted_s")
+    __slots__ = ("_aged", "_aged_before", "_began", "_noticed", "_reported", "_sent", "dropped", "lasted_s")
 
     def __init__(self) -> None:
-        self._sent = self._aged = self._before = 0
-        self._began: float | None = None
-        self._told = False
+        self._sent = self._aged = self._aged_before = 0
+        self._began: float | None = None  # None: there is no stall
+        self._noticed = False  # it has lasted for STALLED_S
+        self._reported = False  # and `tick` has returned True for that
         self.lasted_s = 0.0
         self.dropped = 0
 
-    def tick(self, now: float, sent: int, aged: int) -> bool:
-        """Whether there is something to say: a stall has lasted for STALLED_S, or one that was told is over.
+    def tick(self, now: float, sent: int, aged: int, *, tell: bool = True) -> bool:
+        """Whether to report something: a stall has lasted for STALLED_S, or a reported one is over.
 
-        ``sent``, ``aged``: packets sent, and dropped for their age, since the start.
+        Args:
+            sent: packets sent since the start.
+            aged: packets dropped for their age since the start.
+            tell: a stall that reaches STALLED_S now is to be reported. Otherwise it never is, and neither is its end.
         """
         moved, dropping = sent != self._sent, aged != self._aged
         self._sent = sent
         if self._began is None:
             if dropping and not moved:
-                self._began, self._before, self._told = now, self._aged, False
+                self._began, self._aged_before = now, self._aged
+                self._noticed = self._reported = False
             self._aged = aged
             return False
         self._aged = aged
-        self.lasted_s, self.dropped = now - self._began, aged - self._before
+        self.lasted_s, self.dropped = now - self._began, aged - self._aged_before
         if moved:
             self._began = None
-            return self._told
-        if self._told or self.lasted_s < STALLED_S or not dropping:
+            return self._reported
+        if self._noticed or self.lasted_s < STALLED_S or not dropping:
             return False
-        self._told = True
-        return True
+        self._noticed, self._reported = True, tell
+        return tell
 
     @property
     def over(self) -> bool:

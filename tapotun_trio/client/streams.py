@@ -1,64 +1,62 @@
-"""One GET and one PUT of a client, from the answer on."""
+"""The streams of a client, each from its server's answer on: a GET, a PUT, or a WebSocket that is both."""
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from mmap import mmap
+from typing import ClassVar, Final, Protocol
 
 import trio
 
-from ..datapath.receiver import Receiver
+from ..datapath.duplex import DuplexStream
+from ..datapath.receiver import Deliver, OnControl, Receiver
 from ..datapath.sender import Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
+from ..http.websocket import WebSocketWriter
 from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
-from ..wire.frames import FrameRange
+from ..wire.frames import FrameRange, FrameReader
+from ..wire.websocket import WebSocketBody
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
-# For how long a newer download lets the older one end first, so that packets keep their order. What the server
-# had begun to send on the older one is under way for a moment; more than this, and order is worth less than time.
+# How long a newer download waits for the older one to end, so that packets keep their order. What the server had
+# begun to send on the older one arrives within a moment; after this time, order is worth less than the delay.
 HANDOVER_S: Final = 1.0
+_SHUTDOWN: Final = "the client is shutting down"
 
 
-class Download:
-    """A GET that was answered with 200."""
+class _ClientStream(ABC):
+    """A `rotation.Stream`. Closes its connection at its end, and counts its failure.
 
-    def __init__(
-        self,
-        connection: Connection,
-        receiver: Receiver,
-        first_frames: list[FrameRange],
-        ends: Counter[str],
-    ) -> None:
-        """``receiver``: of this connection. A failure is counted in ``ends``. Closes ``connection`` at its end."""
-        self._ends = ends
+    Attributes:
+        ended: set last.
+        failure: once ended: why; None for a clean end.
+        connection: the stream's own.
+    """
+
+    _DOING: ClassVar[str]  # what failed, for people, where an error does not say
+
+    def __init__(self, connection: Connection, ends: Counter[str]) -> None:
+        """A failure is counted in ``ends``."""
+        self.connection = connection
         self.ended = trio.Event()
         self.failure: PeerError | None = None
-        self.connection = connection
-        self.receiver = receiver
-        self._first_frames = first_frames
-        self._began = trio.current_time()
-
-    def heard_since(self, moment: float) -> bool:
-        """The server has been heard on this stream after ``moment``, as far as one knows: to within a second."""
-        return max(self._began, self.receiver.heard_at) >= moment
+        self._ends = ends
 
     async def run(self, older: Stream | None) -> None:
+        """As `rotation.Stream.run`."""
         try:
-            with self.receiver.running():
-                if older is not None:
-                    with trio.move_on_after(HANDOVER_S):
-                        await older.ended.wait()
-                await self.receiver.run(self._first_frames)
-        except* Exception as group:  # a HostError goes on to whoever runs the stream
-            self.failure = failure_of(group, "cannot receive")
+            await self._work(older)
+        except* Exception as group:  # a HostError is raised to the task that runs the stream
+            self.failure = failure_of(group, self._DOING)
             if isinstance(self.failure, InternalError):
                 raise
         finally:
@@ -67,18 +65,111 @@ class Download:
             self.connection.close()
             self.ended.set()
 
+    @abstractmethod
+    async def _work(self, older: Stream | None) -> None:
+        """Until the stream ends. Raises its failure, or sets it."""
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """It has ended, or `end` was called."""
+
+    @abstractmethod
+    def end(self, because: PeerError) -> None:
+        """End it now; `failure` will be ``because``."""
+
+
+class _InboundClientStream(_ClientStream):
+    """One that receives.
+
+    Attributes:
+        receiver: its receiving half.
+    """
+
+    def __init__(self, receiver: Receiver, connection: Connection, ends: Counter[str]) -> None:
+        super().__init__(connection, ends)
+        self.receiver = receiver
+
     @property
     def over(self) -> bool:
-        """It has ended, or was told to."""
         return self.ended.is_set() or self.receiver.was_ended
 
     def end(self, because: PeerError) -> None:
-        """End it now; `failure` will be ``because``."""
         self.receiver.end(because)
 
+    async def _wait_for_older(self, older: Stream | None) -> None:
+        if older is not None:
+            with trio.move_on_after(HANDOVER_S):
+                await older.ended.wait()
 
-class Upload:
-    """A PUT whose head was sent."""
+
+class Download(_InboundClientStream):
+    """A GET that was answered with 200."""
+
+    _DOING = "cannot receive"
+
+    def __init__(
+        self, connection: Connection, receiver: Receiver, first_frames: list[FrameRange], ends: Counter[str]
+    ) -> None:
+        """``receiver``: of this connection. ``first_frames``: those that came together with the head."""
+        super().__init__(receiver, connection, ends)
+        self._first_frames = first_frames
+        self._began = trio.current_time()
+
+    def heard_since(self, moment: float) -> bool:
+        """The server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
+        return max(self._began, self.receiver.heard_at) >= moment
+
+    async def _work(self, older: Stream | None) -> None:
+        with self.receiver.running():
+            await self._wait_for_older(older)
+            await self.receiver.run(self._first_frames)
+
+
+class WebSocketStream(_InboundClientStream):
+    """Download and upload at once: a WebSocket that was answered with 101."""
+
+    _DOING = "cannot send or receive"
+
+    def __init__(
+        self,
+        connection: Connection,
+        rest: bytes,
+        sender: Sender,
+        deliver: Deliver,
+        on_control: OnControl,
+        ends: Counter[str],
+        memory: mmap | None = None,
+    ) -> None:
+        """``rest``: what came after the 101. ``deliver`` and ``on_control``: see `Receiver`. ``memory``: see
+        `FrameReader`."""
+        body = WebSocketBody(masked=False)
+        self._reader = FrameReader(body, control=True, memory=memory)
+        receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control)
+        super().__init__(receiver, connection, ends)
+        self._rest = rest
+        self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
+
+    async def _work(self, older: Stream | None) -> None:
+        with self.receiver.running():
+            shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
+            await self._duplex.run(lambda: self._receive(older), shutdown=shutdown)
+
+    async def _receive(self, older: Stream | None) -> None:
+        await self._wait_for_older(older)
+        await self._duplex.receive(self.receiver, self._reader.prime(self._rest))
+
+
+class Upload(_ClientStream):
+    """A PUT whose head was sent.
+
+    Attributes:
+        began: trio's clock.
+        number: the server names this upload by it; None: a base server does not.
+        seen: set when the server says that the first bytes have arrived.
+    """
+
+    _DOING = "cannot send"
 
     def __init__(
         self,
@@ -89,20 +180,15 @@ class Upload:
         ends: Counter[str],
         number: int | None,
     ) -> None:
-        """Closes ``connection`` at its end. A failure is counted in ``ends``.
-
+        """
         Args:
-            number: under which the server says that it has seen this one.
             check: raises PeerError for an answer that is not 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
-        self.ended = trio.Event()
-        self.failure: PeerError | None = None
-        self.connection = connection
+        super().__init__(connection, ends)
         self.began = trio.current_time()
         self.number = number
-        self.seen = trio.Event()  # set when the server says that the first bytes have arrived
-        self._ends = ends
+        self.seen = trio.Event()
         self._sender = sender
         self._check = check
         self._unseen = unseen
@@ -111,21 +197,11 @@ class Upload:
         self._scope = trio.CancelScope()
         self._because: PeerError | None = None
 
-    async def run(self, older: Stream | None) -> None:
-        try:
-            with self._scope:
-                await self._send()
-            if self._because is not None:
-                self.failure = self._because
-        except* Exception as group:  # a HostError goes on to whoever runs the stream
-            self.failure = failure_of(group, "cannot send")
-            if isinstance(self.failure, InternalError):
-                raise
-        finally:
-            if self.failure is not None:
-                self._ends[self.failure.reason] += 1
-            self.connection.close()
-            self.ended.set()
+    async def _work(self, older: Stream | None) -> None:
+        with self._scope:
+            await self._send()
+        if self._because is not None:
+            self.failure = self._because
 
     async def _send(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -142,16 +218,14 @@ class Upload:
 
     @property
     def over(self) -> bool:
-        """It has ended, or was told to."""
         return self.ended.is_set() or self._because is not None
 
     def end(self, because: PeerError) -> None:
-        """End it now; `failure` will be ``because``."""
         self._because = because
         self._scope.cancel()
 
     def abandon(self, because: PeerError) -> None:
-        """As `end`, and without its end: what something on the way still holds back shall not arrive any more."""
+        """As `end`, but without ending the body: what a proxy still holds back must not arrive any more."""
         self._writer.mark_broken(because.reason)
         self.end(because)
 
@@ -169,10 +243,10 @@ class Upload:
         unseen()
 
     def _farewell_frame(self) -> bytes:
-        return control.bye("the client is shutting down") if self._unseen is not None and not self.over else b""
+        return control.bye(_SHUTDOWN) if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
-        """An upload is answered when it has ended; an answer before that ends it."""
+        """The answer to an upload comes after its end; an answer before that ends it."""
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
         if not self._finished:
@@ -186,7 +260,7 @@ class _Ending(Protocol):
 
 
 def is_over(stream: _Ending | None) -> bool:
-    """There is none, or it has ended, or was told to."""
+    """There is no stream, or it has ended, or its `end` was called."""
     return stream is None or stream.over
 
 
@@ -197,21 +271,24 @@ def count_attempt(ends: Counter[str], stream: Stream | None, failure: PeerError 
 
 
 def level_of(present: _Ending | None) -> int:
-    """The log level of a stream's beginning: it is news only if it does not replace one that still runs."""
+    """The log level for the beginning of a stream: INFO, but DEBUG where it replaces one that still runs."""
     return logging.INFO if is_over(present) else logging.DEBUG
 
 
-def moved() -> PeerError:
-    """How an upload ends that is not wanted any more."""
+def replaced_by_websocket() -> PeerError:
+    """How an upload ends that a WebSocket makes superfluous."""
     return PeerError("a WebSocket takes the upload's place", reason=EndReason.MOVED)
 
 
-def shows_who_holds_back(download: object, upload: Upload | None) -> bool:
-    """Whether it can only be something in between of which the server's silence about this upload tells, and not a
-    path that is down: the download began with or after the upload, or brought something since; and whoever is at the
-    other end of the upload's connection took all of it. Else the server's next PING tells."""
+def is_held_back(upload: Upload | None, download: object) -> bool:
+    """Whether something between the ends must be holding this upload back, about which the server says nothing.
+
+    The other cause would be a path that is down. It is ruled out if the download began with or after the upload, or
+    brought something since, and if the other end of the upload's connection has acknowledged everything. Where this
+    cannot be known yet, the server's next PING decides (`TransportSelector.warn_no_fallback`).
+    """
     if upload is None or not isinstance(download, Download):
         return False
     path = upload.connection.path()
-    taken = path is None or not (path.flying_bytes or path.unsent_bytes)
-    return taken and download.heard_since(upload.began - UPLOAD_SEEN_S)
+    acknowledged = path is None or not (path.flying_bytes or path.unsent_bytes)
+    return acknowledged and download.heard_since(upload.began - UPLOAD_SEEN_S)

@@ -1,16 +1,18 @@
-"""What carries a client's frames: GET and PUT, or a WebSocket where something on the way holds a PUT back.
+"""The choice of a client's transport: GET and PUT, or a WebSocket where something on the path holds a PUT back.
 
-HTTP comes first. An upload of which the server has seen nothing within UPLOAD_SEEN_S is held back; that is said once,
-and a WebSocket takes its place until the next rotation, when HTTP is tried again. Where no WebSocket passes either,
-HTTP stays, and a WebSocket is tried again now and then.
+HTTP comes first. Where the server has seen nothing of an upload within UPLOAD_SEEN_S, something holds uploads back.
+That is logged once, and a WebSocket replaces the two streams; at each of its rotations the client tries HTTP first.
+Where no WebSocket passes either, HTTP stays, and a WebSocket is tried again now and then.
 
-No clock of its own: times are seconds on whatever monotonic clock the caller reads.
+No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from enum import Enum
 from typing import Final
 
 from ..config.model import TransportChoice
@@ -23,7 +25,8 @@ UPLOAD_SEEN_S: Final = 3.0  # docs/protocol.md#upload_seen: after that something
 RETRY_S: Final = 60.0
 RETRY_LIMIT_S: Final = 3600.0
 
-_REMEMBERED: Final = 8  # uploads, of which the server may still say that it has seen them
+_REMEMBERED: Final = 8  # uploads about which the server may still say that it has seen them
+_LAST_NUMBER: Final = 999_999_999  # x-tun-upload has up to 9 digits (docs/protocol.md)
 
 _REMEDY: Final = (
     "nginx: proxy_http_version 1.1 and proxy_request_buffering off; Apache: SetEnv proxy-prefetch-nonblocking 1; "
@@ -31,19 +34,63 @@ _REMEDY: Final = (
 )
 
 
+class TransportState(Enum):
+    """What the next stream is to be, and why."""
+
+    HTTP = "HTTP"  # uploads arrive, as far as is known
+    TRYING_WEBSOCKET = "trying a WebSocket"  # uploads are held back
+    WEBSOCKET = "WebSocket"  # a WebSocket carried the frames last
+    WEBSOCKET_BLOCKED = "no WebSocket"  # uploads are held back and no WebSocket passes: HTTP, until the next try
+    # The config has left no choice. No event changes these.
+    HTTP_ONLY = "HTTP only"
+    WEBSOCKET_ONLY = "WebSocket only"
+
+
+class TransportEvent(Enum):
+    """What changes it."""
+
+    HELD_BACK = "uploads are held back"
+    WEBSOCKET_OPENED = "a WebSocket was opened"
+    WEBSOCKET_RULED_OUT = "no WebSocket passes"
+    WEBSOCKET_FAILED = "no WebSocket this time"  # the path is down, or the server restarts
+    HTTP_WORKS = "an upload over HTTP arrived"  # a probe, while a WebSocket carried the frames
+    PATH_CHANGED = "another path"
+
+
+_S, _E = TransportState, TransportEvent
+
+# Any other pair leaves the state as it is. A WebSocket that opens or fails in the state HTTP was begun before the path
+# changed, and says nothing about the path of today.
+TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState]] = {
+    (_S.HTTP, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
+    (_S.WEBSOCKET_BLOCKED, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
+    (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_OPENED): _S.WEBSOCKET,
+    (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_RULED_OUT): _S.WEBSOCKET_BLOCKED,
+    (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_FAILED): _S.HTTP,
+    (_S.TRYING_WEBSOCKET, _E.PATH_CHANGED): _S.HTTP,
+    (_S.WEBSOCKET, _E.WEBSOCKET_RULED_OUT): _S.WEBSOCKET_BLOCKED,
+    (_S.WEBSOCKET, _E.HTTP_WORKS): _S.HTTP,
+    (_S.WEBSOCKET, _E.PATH_CHANGED): _S.HTTP,
+    (_S.WEBSOCKET_BLOCKED, _E.PATH_CHANGED): _S.HTTP,
+}
+_FIXED: Final[Mapping[TransportChoice, TransportState]] = {
+    "http": TransportState.HTTP_ONLY,
+    "websocket": TransportState.WEBSOCKET_ONLY,
+}
+
+
 class TransportSelector:
-    """Which of them the next stream is to be.
+    """Decides what the next stream is to be.
 
     Attributes:
-        websocket: the next stream is to be one.
-        offered: the server's newest answer said that it may be.
-        automatic: the config leaves the choice to us.
+        state: the decision. Only `_fire` writes it.
+        offered: the server's newest answer to a GET said that it accepts a WebSocket.
         features: what to offer the server.
     """
 
     __slots__ = (
         "_authority",
-        "_begun",
+        "_began",
         "_follows",
         "_log",
         "_next_try",
@@ -51,122 +98,144 @@ class TransportSelector:
         "_pause_s",
         "_unseen_since",
         "_warned",
-        "automatic",
         "features",
         "offered",
-        "websocket",
+        "state",
     )
 
     def __init__(self, choice: TransportChoice, authority: str, log: Log) -> None:
-        """``authority``: the server's, for people."""
-        self.automatic = choice == "auto"
+        """``authority``: the server's, for logs."""
+        self.state = _FIXED.get(choice, TransportState.HTTP)
         self.features = control.SUPPORTED - {control.WS} if choice == "http" else control.SUPPORTED
-        self.websocket = choice == "websocket"
         self.offered = False
         self._authority = authority
         self._log = log
         self._number = 0
-        self._begun: dict[int, float] = {}
-        self._unseen_since: float | None = None
-        self._follows = False
-        self._warned: str | None = None  # with which consequence
+        self._began: dict[int, float] = {}  # the newest uploads
+        self._unseen_since: float | None = None  # since when no upload has arrived; None: the newest one has
+        self._follows = False  # the newest upload replaces one that runs
+        self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
 
-    # -- what happens to uploads
+    @property
+    def automatic(self) -> bool:
+        """The config leaves the choice to us."""
+        return self.state not in (TransportState.HTTP_ONLY, TransportState.WEBSOCKET_ONLY)
 
-    def number(self) -> int:
-        """A number for an upload of which the server will say that it came."""
-        self._number = self._number % 999_999_999 + 1
+    @property
+    def websocket(self) -> bool:
+        """The next stream is to be a WebSocket."""
+        return self.state in (
+            TransportState.TRYING_WEBSOCKET,
+            TransportState.WEBSOCKET,
+            TransportState.WEBSOCKET_ONLY,
+        )
+
+    def _fire(self, event: TransportEvent) -> None:
+        """The one place that changes the state."""
+        before, self.state = self.state, TRANSITIONS.get((self.state, event), self.state)
+        if before is not self.state:
+            self._log.debug("transport: %s -> %s (%s)", before.value, self.state.value, event.value)
+
+    # -- whether uploads arrive
+
+    def next_upload_number(self) -> int:
+        """A number under which the server will say that it has seen this upload."""
+        self._number = self._number % _LAST_NUMBER + 1
         return self._number
 
-    def upload_begins(self, number: int, now: float, *, follows: bool = False) -> None:
-        """One that breaks before it was seen is followed by another, so all of them together have UPLOAD_SEEN_S: a
-        proxy may refuse in less what it holds back. ``follows``: it replaces one that still runs."""
+    def upload_began(self, number: int, now: float, *, follows: bool = False) -> None:
+        """An upload that breaks before it was seen is followed by another, and all of them together have
+        UPLOAD_SEEN_S: a proxy may refuse an upload sooner than that, and would have held it back. ``follows``: it
+        replaces one that still runs."""
         self._follows = follows
         if self._unseen_since is None:
             self._unseen_since = now
-        self._begun[number] = now
-        if len(self._begun) > _REMEMBERED:
-            del self._begun[next(iter(self._begun))]
+        self._began[number] = now
+        if len(self._began) > _REMEMBERED:
+            del self._began[next(iter(self._began))]
 
     def upload_seen(self, number: int | None, now: float) -> None:
-        """The server has seen one; None: the newest. What was delivered late was held back all the same."""
-        begun = self._begun.get(self._number if number is None else number, -math.inf)
-        if now - begun < UPLOAD_SEEN_S:
+        """The server has seen this upload; None: the newest. One that it saw too late was held back all the same."""
+        began = self._began.get(self._number if number is None else number, -math.inf)
+        if now - began < UPLOAD_SEEN_S:
             self._unseen_since = None
             self._warned = None
 
-    def download_ends(self) -> None:
-        """Nobody is there who could say that an upload came."""
+    def download_ended(self) -> None:
+        """The server can no longer say that an upload arrived."""
         self._unseen_since = None
 
     def held_back(self, now: float) -> bool:
-        """No upload has arrived for so long that something must be holding them back, or the path is down."""
+        """No upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
-    def passes(self, now: float) -> bool:
-        """Uploads arrive, as far as one knows: the newest one, or, while that has time, the one that it follows."""
+    def uploads_pass(self, now: float) -> bool:
+        """Uploads arrive, as far as is known: the newest one; or, for UPLOAD_SEEN_S, the one that it replaces."""
         return self._unseen_since is None or (self._follows and not self.held_back(now))
 
-    # -- what follows from it
+    # -- what follows from that
 
     @property
     def no_fallback(self) -> bool:
-        """Nothing but HTTP is left to us."""
+        """Only HTTP can be used."""
         return not (self.automatic and self.offered)
 
-    def change(self, now: float) -> bool:
-        """Whether a WebSocket is to be tried now. If so, the next stream is to be one."""
+    def try_websocket(self, now: float) -> bool:
+        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so."""
         if self.no_fallback or self.websocket or now < self._next_try or not self.held_back(now):
             return False
-        self.websocket = True
+        self._fire(TransportEvent.HELD_BACK)
         return True
 
-    def changed(self) -> None:
-        """A WebSocket carries the frames. Whether it may the next time too, is seen then."""
+    def websocket_opened(self) -> None:
+        """A WebSocket carries the frames."""
         if self._unseen_since is not None:
             self.warn_held_back("using a WebSocket instead")
-        self._unseen_since = None
-        self._pause_s = RETRY_S
-        self._next_try = -math.inf
+        self._fire(TransportEvent.WEBSOCKET_OPENED)
+        self._begin_anew()
 
-    def fails(self, failure: PeerError, now: float, *, established: bool) -> bool:
-        """A WebSocket could not be had. Returns whether HTTP is to be tried in its place, at once.
+    def websocket_failed(self, failure: PeerError, now: float) -> bool:
+        """A WebSocket could not be opened. Returns whether to try HTTP at once instead.
 
-        ``established``: the newest stream is or was a WebSocket. Then what a proxy says whose server restarts is no
-        sign that none passes.
+        Once a WebSocket has worked, the answers of a proxy whose server restarts do not rule WebSockets out.
         """
-        if self.automatic and (
-            failure.reason.rules_out_websocket if established else failure.reason.suggests_no_websocket
-        ):
-            self.warn_held_back(f"a WebSocket does not pass either ({failure}); staying with HTTP")
-            self._next_try = now + self._pause_s
-            self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
-            self.back_to_http()
-            return True
-        if not established:
-            self.back_to_http()
-        return False
+        rules_out = {
+            TransportState.TRYING_WEBSOCKET: failure.reason.suggests_no_websocket,
+            TransportState.WEBSOCKET: failure.reason.rules_out_websocket,
+        }
+        if not rules_out.get(self.state, False):
+            self._fire(TransportEvent.WEBSOCKET_FAILED)
+            return False
+        self.warn_held_back(f"a WebSocket does not pass either ({failure}); staying with HTTP")
+        self._next_try = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
+        self._fire(TransportEvent.WEBSOCKET_RULED_OUT)
+        return True
 
-    def back_to_http(self) -> None:
-        """If that is left to us."""
-        self.websocket &= not self.automatic
+    def http_works(self) -> None:
+        """An upload over HTTP arrived while a WebSocket carried the frames."""
+        self._fire(TransportEvent.HTTP_WORKS)
 
-    def forget(self) -> None:
-        """The path is another one: what was learnt of the old one says nothing of it."""
+    def path_changed(self) -> None:
+        """What was learned about the old path says nothing about the new one."""
+        self._fire(TransportEvent.PATH_CHANGED)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._unseen_since = None
         self._pause_s = RETRY_S
         self._next_try = -math.inf
-        self.back_to_http()
 
     def warn_no_fallback(self, now: float) -> None:
-        """That, where nothing can be done about it, and the server has shown that it is there."""
+        """Warn where uploads are held back and only HTTP can be used. To be called when the server has just shown that
+        the path is up."""
         if self.no_fallback and self.held_back(now):
             self.warn_held_back()
 
     def warn_held_back(self, consequence: str = "") -> None:
-        """Say that uploads are held back, what we do about that, and what a person can. Once, until one arrives."""
+        """Warn that uploads are held back, and name the remedy and the ``consequence``. Once, until one arrives."""
         again, self._warned = self._warned == consequence, consequence
         self._log.log(
             logging.DEBUG if again else logging.WARNING,

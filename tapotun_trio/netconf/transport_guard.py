@@ -1,8 +1,9 @@
-"""Keeps a client's own connections out of its tunnel: knows where they go, and asks how they get there.
+"""Keeps a client's own connections out of its tunnel: knows where they go, and asks the kernel how they get there.
 
-`transport_routes` decides and `reconciler` makes it so. This asks again whenever the answer may have changed: before a
-connection is made to an address, when the plan changes, when this machine's ways into the network do, and every
-CHECK_S whether somebody's route leads the transport into the tunnel.
+`transport_routes` decides and `reconciler` carries the decision out. The guard has it decided again whenever the answer
+may have changed: before a connection is made to an address, when the server's parameters change, and when this
+machine's addresses, links or routes do. Every CHECK_S it looks for a route, made by anyone, that leads the transport
+into the tunnel.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from ..host.interfaces import Network
 from ..host.items import DesiredState, HostRoute, Item, NextHop
 from ..host.net.sockets import Connection
 from ..log import Log, RateLimitedLog, flap_damped
-from .transport_routes import Conflict, Decision, decide, describe, takes
+from .transport_routes import Conflict, Decision, decide, describe, makes_local
 
 CHECK_S: Final = 2.0
-_LINES: Final = 5  # at a time
+_LINES: Final = 5  # for the conflicts of one decision
 _UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
 
 class TransportGuard:
-    """Of one client interface.
+    """The guard of one client interface.
 
     Attributes:
-        look: has the programmer decide anew; ``thorough`` or only if something is amiss. None: there is no interface.
-        conflicts: what would capture the transport, as it was decided last.
+        look: has the reconciler decide again: always if its argument is true, otherwise only if something is amiss.
+            None: there is no interface.
+        conflicts: what would lead the transport into the tunnel, by the newest decision.
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
@@ -47,26 +49,26 @@ class TransportGuard:
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # of the newest attempt
         self._unresolved = False  # the newest attempt found no address
-        self._blind = False  # at the last decision: neither a session nor an address
+        self._is_blind = False  # at the newest decision: neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
-        self._stirred = trio.Event()
+        self._dirty = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
         self._withdraws = False
-        self._told: set[tuple[IPv4Network, IPv4Address, str]] = set()
+        self._reported: set[tuple[IPv4Network, IPv4Address, str]] = set()
         self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(flap_damped)
 
     # -- where the transport goes
 
     @property
     def addresses(self) -> frozenset[IPv4Address]:
-        """Those of the connections that are open or being made; between two attempts those of the last one."""
-        self._connections = [it for it in self._connections if it.remote_address is not None]
-        there = (_ipv4(it.remote_address or "") for it in self._connections)
-        return frozenset(self._trying) | self._last | {it for it in there if it is not None}
+        """The addresses of the connections that are open or being made, and those of the newest attempt."""
+        self._connections = [connection for connection in self._connections if connection.remote_address is not None]
+        remotes = (_ipv4(connection.remote_address or "") for connection in self._connections)
+        return frozenset(self._trying) | self._last | {remote for remote in remotes if remote is not None}
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
-        """Around making a connection."""
+        """To be held while a connection is made."""
         attempt = Attempt(self)
         try:
             yield attempt
@@ -75,53 +77,60 @@ class TransportGuard:
             self._trying = +self._trying
 
     async def resolved(self, addresses: Sequence[IPv4Address]) -> None:
-        """About to connect to these: nothing of ours stands in their way when this returns."""
+        """A connection to one of these will be made. When this returns, no route of ours leads them into the tunnel."""
         self._trying.update(addresses)
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
 
     def unresolved(self) -> None:
-        """The name does not resolve. Any route may stand between us and who would know."""
+        """The name does not resolve. Any route of ours may be what keeps us from the name server."""
         if not self._unresolved:
             self._unresolved = True
-            self.stir()
+            self.mark_dirty()
 
     def opened(self, connection: Connection) -> None:
-        """A connection that an attempt has made. Whoever has it closes it."""
+        """An attempt has made this connection. Its holder closes it."""
         self._connections.append(connection)
         address = _ipv4(connection.remote_address or "")
         if address is not None:
             self._last = frozenset({address})
 
-    # -- when to look again
+    # -- when to decide again
 
     async def run(self) -> None:
-        """Look whenever `stir` says so, and every CHECK_S whether there is need to; for ever."""
+        """Have everything decided again after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
         while True:
             with trio.move_on_after(CHECK_S):
-                await self._stirred.wait()
-            thorough = self._stirred.is_set()
-            self._stirred = trio.Event()
+                await self._dirty.wait()
+            thorough = self._dirty.is_set()
+            self._dirty = trio.Event()
             await self._look(thorough=thorough)
 
-    def stir(self) -> None:
-        """The ways of this machine may have changed."""
-        self._stirred.set()
+    def mark_dirty(self) -> None:
+        """This machine may reach the transport's addresses in another way than before."""
+        self._dirty.set()
 
     def session_begins(self) -> None:
         """What was withdrawn comes back."""
         self._heard_s = trio.current_time()
         if self._withdraws:
             self._withdraws = False
-            self.stir()
+            self.mark_dirty()
 
     def tick(self, now: float, *, connected: bool, heard: bool, silence_s: float) -> None:
-        """Once a second. ``connected``: there is a session; ``heard``: something came since the last time."""
+        """To be called once a second.
+
+        Args:
+            now: trio's clock.
+            connected: there is a session.
+            heard: the server has sent something since the last call.
+            silence_s: for how long there may be no session before pushed routes are withdrawn.
+        """
         if heard or self._heard_s is None:
             self._heard_s = now
         if not connected and not self._withdraws and now - self._heard_s >= silence_s:
             self._withdraws = True
-            self.stir()
+            self.mark_dirty()
 
     async def _look(self, *, thorough: bool) -> None:
         if self.look is None:
@@ -129,12 +138,12 @@ class TransportGuard:
         try:
             await self.look(thorough)
         except HostError as exc:
-            self._tell("look", logging.WARNING, f"cannot keep the tunnel's own connections out of it now: {exc}")
+            self._log_line("look", logging.WARNING, f"cannot keep the tunnel's own connections out of it now: {exc}")
 
-    # -- for the programmer
+    # -- for the reconciler
 
     async def is_amiss(self, network: Network, name: str) -> bool:
-        """Whether the last decision no longer holds. Raises HostError."""
+        """Whether the newest decision no longer holds for interface ``name``. Raises HostError."""
         addresses = self.addresses
         if addresses != self._decided_for:
             return True
@@ -151,70 +160,79 @@ class TransportGuard:
         made: Sequence[Item],
         refused: Collection[IPv4Address] = (),
     ) -> Decision:
-        """What of the plan may stand. ``made``: what stands; ``refused``: addresses that cannot have a host route."""
+        """Which items of ``desired`` may be made for interface ``name``, and which host routes they need.
+
+        Args:
+            made: the items that the interface has now.
+            refused: addresses for which the kernel has refused a host route.
+        """
         hidden = [item for item in made if isinstance(item, HostRoute)]
         addresses = self.addresses
-        ways: dict[IPv4Address, NextHop | None] = {}
+        next_hops: dict[IPv4Address, NextHop | None] = {}
         for address in sorted(addresses):
-            ways[address] = await self._way(network, name, address, hidden)
-            if address in refused:
-                ways[address] = replace(ways[address] or _UNKNOWN, usable=False)
+            next_hop = await self._next_hop(network, name, address, hidden)
+            next_hops[address] = replace(next_hop or _UNKNOWN, usable=False) if address in refused else next_hop
         decision = decide(
             desired.items,
-            ways,
+            next_hops,
             self._mark,
             pushed=desired.pushed,
             withdraws=self._withdraws,
             withdraws_all=self._unresolved,
             made=made,
         )
-        blind = self._withdraws and self._unresolved
-        if blind and not self._blind and desired.pushed:
-            what = "no session, and the server's name does not resolve: all pushed routes are withdrawn"
-            self._tell("blind", logging.WARNING, f"{what} until there is a session again")
-        self._blind = blind
+        is_blind = self._withdraws and self._unresolved
+        if is_blind and not self._is_blind and desired.pushed:
+            text = "no session, and the server's name does not resolve: all pushed routes are withdrawn"
+            self._log_line("blind", logging.WARNING, f"{text} until there is a session again")
+        self._is_blind = is_blind
         self._decided_for = addresses
         self.conflicts = decision.conflicts
-        self._tell_of(decision.conflicts)
+        self._log_conflicts(decision.conflicts)
         return decision
 
-    async def _way(
+    async def _next_hop(
         self, network: Network, name: str, address: IPv4Address, hidden: Sequence[HostRoute]
     ) -> NextHop | None:
         try:
             return await network.next_hop(name, address, self._mark, hidden)
         except HostError as exc:
-            self._tell("way", logging.WARNING, f"cannot find out how {address} is reached: {exc}")
+            self._log_line("way", logging.WARNING, f"cannot find out how {address} is reached: {exc}")
             return _UNKNOWN
 
     def refuse_own(self, interfaces: Sequence[IPv4Interface]) -> None:
-        """Raise PeerError if an interface with these addresses takes one of the transport's for itself."""
+        """Raise PeerError if one of these interface addresses makes an address of the transport a local one."""
         for interface in interfaces:
             for address in self.addresses:
-                if takes(interface, address):
+                if makes_local(interface, address):
                     raise PeerError(
-                        f"the server gives this interface the address {interface}, which takes away {address}, where "
-                        "the server itself is reached; give the tunnel another net in the server's config",
+                        f"the server gives this interface the address {interface}, which would make {address} "
+                        "unreachable, and the server with it; give the tunnel another network in the server's config",
                         reason=EndReason.OWN_ADDRESS,
                     )
 
-    # -- telling
+    # -- the log
 
-    def _tell_of(self, conflicts: Sequence[Conflict]) -> None:
+    def _log_conflicts(self, conflicts: Sequence[Conflict]) -> None:
+        """Those that were not there at the decision before, grouped by address and outcome."""
         groups: dict[tuple[IPv4Address, str, bool], list[Conflict]] = {}
         present = set()
-        for it in conflicts:
-            key = it.network, it.address, f"{it.action} {it.way.gateway if it.way else ''}"
+        for conflict in conflicts:
+            gateway = conflict.next_hop.gateway if conflict.next_hop else ""
+            key = conflict.network, conflict.address, f"{conflict.action} {gateway}"
             present.add(key)
-            if key not in self._told:
-                groups.setdefault((it.address, it.action, it.item is None), []).append(it)
-        gone, self._told = self._told - present, present
-        for group in list(groups.values())[:_LINES]:
-            self._tell(group[0].action, logging.WARNING, describe(group))
+            if key not in self._reported:
+                group = conflict.address, conflict.action, conflict.item is None
+                groups.setdefault(group, []).append(conflict)
+        gone, self._reported = self._reported - present, present
+        for members in list(groups.values())[:_LINES]:
+            self._log_line(members[0].action, logging.WARNING, describe(members))
         if gone and not present:
-            self._tell("well", logging.INFO, "nothing covers the addresses of the tunnel's own connections any more")
+            text = "nothing covers the addresses of the tunnel's own connections any more"
+            self._log_line("well", logging.INFO, text)
 
-    def _tell(self, kind: str, level: int, text: str) -> None:
+    def _log_line(self, kind: str, level: int, text: str) -> None:
+        """``kind``: lines of one kind share a limit."""
         self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
 
@@ -226,8 +244,9 @@ class Attempt:
         self.addresses: tuple[IPv4Address, ...] = ()
 
     async def resolved(self, addresses: Sequence[str]) -> None:
-        """As `TransportGuard.resolved`, with addresses of any family."""
-        self.addresses = tuple(it for it in map(_ipv4, addresses) if it is not None)
+        """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
+        parsed = map(_ipv4, addresses)
+        self.addresses = tuple(address for address in parsed if address is not None)
         await self._guard.resolved(self.addresses)
 
 

@@ -1,20 +1,22 @@
-"""What of a plan would carry the tunnel's own connections into the tunnel, and what to do about it. Pure.
+"""What of a desired state would lead the tunnel's own connections into the tunnel, and what to do about it. Pure.
 
-The rules:
+The rules, for each address of the transport:
 
-- An item *captures* an address if the kernel would take it for packets of the transport to that address, in place of
-  the way that it knows without us: a route, or the network of an interface address, that holds the address and is
-  longer than the present way's route; and in a table that is asked for these packets: the main one, unless the
-  present way's table comes before it, or another one that a rule of the plan leads them to by their fwmark.
-- A captured address is *excepted*: a host route leads it by the present way, so the rest of the captured network is
-  still reached through the tunnel.
-- Where that cannot be, what captures it is *left out*: the route, or of an interface address its network. So is a
-  route to that very address, which no host route can be in front of.
+- An item *captures* the address if the kernel would use it for the transport's packets instead of the present next
+  hop, the one that it has without us. Such an item is a route, or an interface address with its network. It holds the
+  address, and its prefix is longer than that of the present route. Its table is one that the kernel looks up for these
+  packets: the main table, unless the present route's table comes before it; or a table to which a rule of the desired
+  state leads packets with the transport's fwmark.
+- A captured address is *excepted*: a host route leads it to the present next hop. So the rest of the captured network
+  still goes through the tunnel.
+- Where there can be no host route, the item is *left out*: the route, or of an interface address only its network. A
+  route to exactly this address is left out too, because no host route is longer.
 - Without a session for a while, pushed routes that capture an address are *withdrawn*.
-- An address that cannot be reached at present without us has nothing to be excepted by. What captures it stays: its
-  way comes back by a change that we hear of, and until then packets would only leave by somebody else's route.
-- An interface address that is the server's own, or makes it a broadcast address, is left out in any case: the kernel
-  looks there first, and no route helps.
+- An address that cannot be reached at present without us has no next hop for a host route. The items that capture it
+  stay. When a route to it appears, the kernel reports that change; until then, without the items, packets for the
+  tunnel would leave by other routes.
+- An interface address that is the server's own, or makes the server's a broadcast address, is always left out: the
+  kernel looks up its local table first, so no route helps.
 """
 
 from __future__ import annotations
@@ -33,21 +35,26 @@ _NO_BROADCAST: Final = 31  # from this prefix length on (RFC 3021)
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """One item that would capture one address of the transport.
+    """One route that would capture one address of the transport.
 
-    ``item``: None: a route that somebody else made. ``way``: by which the address is reached, None: none is known.
+    Attributes:
+        network: the route's.
+        address: the transport's.
+        action: what was done about it.
+        item: makes the route; None: the route is not ours.
+        next_hop: how the address is reached without the interface; None: not at present.
     """
 
     network: IPv4Network
     address: IPv4Address
     action: TransportAction
     item: Item | None
-    way: NextHop | None
+    next_hop: NextHop | None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``items``: what is to stand, with ``exceptions`` before everything else."""
+    """``items``: all that is to be made, beginning with the ``exceptions``."""
 
     items: tuple[Item, ...]
     exceptions: tuple[HostRoute, ...]
@@ -56,7 +63,7 @@ class Decision:
 
 def decide(
     items: Sequence[Item],
-    ways: Mapping[IPv4Address, NextHop | None],
+    next_hops: Mapping[IPv4Address, NextHop | None],
     mark: int | None,
     *,
     pushed: Collection[Item] = frozenset(),
@@ -64,109 +71,114 @@ def decide(
     withdraws_all: bool = False,
     made: Collection[Item] = (),
 ) -> Decision:
-    """What is to stand of ``items``.
+    """Which of ``items`` may be made, and the host routes that they need.
 
     Args:
-        ways: of each address of the transport how it is reached without the interface; None: not at present.
+        next_hops: for each address of the transport, how it is reached without the interface; None: not at present.
         mark: the transport's fwmark.
-        pushed: those of the items that go when there is no session.
-        withdraws: there is no session. ``withdraws_all``: nor is it known where the server is.
-        made: what stands of ours already, so that it is not taken for somebody else's.
+        pushed: those of the items that are withdrawn when there is no session.
+        withdraws: there is no session.
+        withdraws_all: the addresses of the server are not known either.
+        made: the items that the interface has now, which must not be mistaken for routes of others.
     """
     tables = {item.table for item in items if isinstance(item, Rule) and item.fwmark == (mark or 0)}
-    ours = {it for it in map(_place, made) if it is not None}
+    ours = {route for route in map(_route_of, made) if route is not None}
     conflicts: list[Conflict] = []
     exceptions: dict[tuple[IPv4Address, int], HostRoute] = {}
     dropped: set[Item] = set()
-    narrowed: set[Item] = set()
+    narrowed: set[Item] = set()  # interface addresses without their networks
     if withdraws and withdraws_all:
         dropped |= set(pushed) & set(items)
-    for address, way in ways.items():
-        for item in _capturing(items, address, way, tables):
-            action = _action(item, address, way, withdrawn=withdraws and item in pushed)
+    for address, next_hop in next_hops.items():
+        for item in _capturing(items, address, next_hop, tables):
+            action = _action(item, address, next_hop, withdrawn=withdraws and item in pushed)
             if action is None:
                 continue
-            network, table = _place_of(item)
-            conflicts.append(Conflict(network, address, action, item, way))
-            if action == "excepted" and way is not None:
-                exceptions[address, table] = _host_route(address, way, table)
-            elif isinstance(item, Address) and not takes(item.interface, address):
+            network, table = _expect_route_of(item)
+            conflicts.append(Conflict(network, address, action, item, next_hop))
+            if action == "excepted" and next_hop is not None:
+                exceptions[address, table] = _host_route(address, next_hop, table)
+            elif isinstance(item, Address) and not makes_local(item.interface, address):
                 narrowed.add(item)
             else:
                 dropped.add(item)
-        if way is not None and way.captured_by is not None and way.captured_by not in ours:
-            network, table = way.captured_by
-            helps = way.usable and network.prefixlen < _HOST
-            conflicts.append(Conflict(network, address, "excepted" if helps else "captured", None, way))
+        if next_hop is not None and next_hop.captured_by is not None and next_hop.captured_by not in ours:
+            network, table = next_hop.captured_by
+            helps = next_hop.usable and network.prefixlen < _HOST
+            conflicts.append(Conflict(network, address, "excepted" if helps else "captured", None, next_hop))
             if helps:
-                exceptions[address, table] = _host_route(address, way, table)
-    # What was dropped for one address needs no exception for another one.
+                exceptions[address, table] = _host_route(address, next_hop, table)
+    # An item that was dropped for one address needs no exception for another one.
     kept = [item for item in items if item not in dropped | narrowed]
     needed = tuple(
         exception
         for (address, table), exception in exceptions.items()
-        if (way := ways[address]) is not None
+        if (next_hop := next_hops[address]) is not None
         and (
-            any(_place_of(item)[1] == table for item in _capturing(kept, address, way, tables))
-            or (way.captured_by is not None and way.captured_by not in ours and way.captured_by[1] == table)
+            any(_expect_route_of(item)[1] == table for item in _capturing(kept, address, next_hop, tables))
+            or (
+                next_hop.captured_by is not None
+                and next_hop.captured_by not in ours
+                and next_hop.captured_by[1] == table
+            )
         )
     )
-    bare = {item.table for item in dropped if isinstance(item, Route) and item.table != MAIN_TABLE}
-    standing = [
+    emptied = {item.table for item in dropped if isinstance(item, Route) and item.table != MAIN_TABLE}
+    remaining = [
         Address(IPv4Interface((item.interface.ip, _HOST))) if isinstance(item, Address) and item in narrowed else item
         for item in items
-        if item not in dropped and not (isinstance(item, Rule) and item.table in bare)
+        if item not in dropped and not (isinstance(item, Rule) and item.table in emptied)
     ]
-    return Decision((*needed, *dict.fromkeys(standing)), needed, tuple(conflicts))
+    return Decision((*needed, *dict.fromkeys(remaining)), needed, tuple(conflicts))
 
 
-def takes(interface: IPv4Interface, address: IPv4Address) -> bool:
-    """Whether an interface with this address makes ``address`` one of this machine, or a broadcast one."""
+def makes_local(interface: IPv4Interface, address: IPv4Address) -> bool:
+    """Whether an interface with this address makes ``address`` one of this machine, or a broadcast address."""
     network = interface.network
     ends = (network.network_address, network.broadcast_address) if network.prefixlen < _NO_BROADCAST else ()
     return address == interface.ip or address in ends
 
 
-def _action(item: Item, address: IPv4Address, way: NextHop | None, *, withdrawn: bool) -> TransportAction | None:
-    """None: nothing can and needs to be done."""
+def _action(item: Item, address: IPv4Address, next_hop: NextHop | None, *, withdrawn: bool) -> TransportAction | None:
+    """What to do about an item that captures the address. None: nothing can be done, and the item stays."""
     if withdrawn:
         return "withdrawn"
-    if isinstance(item, Address) and takes(item.interface, address):
+    if isinstance(item, Address) and makes_local(item.interface, address):
         return "left-out"
-    if way is None:
+    if next_hop is None:
         return None
-    if not way.usable or _place_of(item)[0].prefixlen == _HOST:
+    if not next_hop.usable or _expect_route_of(item)[0].prefixlen == _HOST:
         return "left-out"
     return "excepted"
 
 
-def _capturing(items: Iterable[Item], address: IPv4Address, way: NextHop | None, tables: Set[int]) -> list[Item]:
-    """Those of the items that the kernel would follow to the address in place of ``way``."""
-    return [item for item in items if _captures(item, address, way, tables)]
+def _capturing(items: Iterable[Item], address: IPv4Address, next_hop: NextHop | None, tables: Set[int]) -> list[Item]:
+    """Those of the items that the kernel would use for the address instead of ``next_hop``."""
+    return [item for item in items if _captures(item, address, next_hop, tables)]
 
 
-def _captures(item: Item, address: IPv4Address, way: NextHop | None, tables: Set[int]) -> bool:
-    place = _place(item)
-    if place is None:
+def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables: Set[int]) -> bool:
+    route = _route_of(item)
+    if route is None:
         return False
-    if isinstance(item, Address) and takes(item.interface, address):
-        return True  # by the kernel's local table, which it asks first
-    network, table = place
+    if isinstance(item, Address) and makes_local(item.interface, address):
+        return True  # by the kernel's local table, which comes before all others
+    network, table = route
     if address not in network:
         return False
     if table == MAIN_TABLE:
-        if way is not None and way.above_main:
+        if next_hop is not None and next_hop.above_main:
             return False
     elif table not in tables:
         return False
-    if way is None or way.table != table:
+    if next_hop is None or next_hop.table != table:
         return True
-    # Of two as long as each other the better metric wins; ours is 0, and the kernel refuses a second with that one.
-    return (network.prefixlen, way.metric) > (way.network.prefixlen, 0)
+    # Of two equally long routes the kernel takes the lower metric. Ours is 0, and it refuses a second one with that.
+    return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, 0)
 
 
-def _place(item: Item) -> tuple[IPv4Network, int] | None:
-    """The network and the table of the route that an item makes; None: it makes none into the interface."""
+def _route_of(item: Item) -> tuple[IPv4Network, int] | None:
+    """The network and the table of the route into the interface that an item makes; None: it makes none."""
     match item:
         case Address(interface):
             return interface.network, MAIN_TABLE
@@ -176,39 +188,40 @@ def _place(item: Item) -> tuple[IPv4Network, int] | None:
             return None
 
 
-def _place_of(item: Item) -> tuple[IPv4Network, int]:
-    place = _place(item)
-    assert place is not None, f"{item} makes no route"
-    return place
+def _expect_route_of(item: Item) -> tuple[IPv4Network, int]:
+    route = _route_of(item)
+    assert route is not None, f"{item} makes no route"
+    return route
 
 
-def _host_route(address: IPv4Address, way: NextHop, table: int) -> HostRoute:
-    return HostRoute(address, way.index, way.gateway, way.source, way.metrics, table, way.device)
+def _host_route(address: IPv4Address, next_hop: NextHop, table: int) -> HostRoute:
+    return HostRoute(
+        address, next_hop.index, next_hop.gateway, next_hop.source, next_hop.metrics, table, next_hop.device
+    )
 
 
 def describe(conflicts: Sequence[Conflict]) -> str:
-    """One phrase for a log line, of conflicts over one address that ended in the same way."""
+    """One phrase for a log line about conflicts over one address that had the same outcome."""
     first = conflicts[0]
-    what = f"{_cause(first)} covers {first.address}, where the tunnel's own connections go"
+    text = f"{_cause(first)} covers {first.address}, where the tunnel's own connections go"
     if len(conflicts) > 1:
-        what += f" (and so do {len(conflicts) - 1} more)"
-    return f"{what}: {outcome(first)}"
+        text += f" (and so do {len(conflicts) - 1} more)"
+    return f"{text}: {_outcome(first)}"
 
 
 def host_route_text(conflict: Conflict) -> str | None:
-    """The host route of an excepted address, as `ip route` has it."""
-    if conflict.action != "excepted" or conflict.way is None:
+    """The host route of an excepted address, in the form of `ip route`."""
+    if conflict.action != "excepted" or conflict.next_hop is None:
         return None
-    return str(_host_route(conflict.address, conflict.way, MAIN_TABLE))
+    return str(_host_route(conflict.address, conflict.next_hop, MAIN_TABLE))
 
 
-def outcome(conflict: Conflict) -> str:
-    """What was done about it."""
+def _outcome(conflict: Conflict) -> str:
     match conflict.action:
         case "excepted":
             return f"host route {host_route_text(conflict)} keeps them out of the tunnel"
         case "left-out":
-            return "it is left out; take it from the server's config"
+            return "it is left out; remove it from the server's config"
         case "withdrawn":
             return "withdrawn until there is a session again"
         case "captured":

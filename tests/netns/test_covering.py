@@ -174,7 +174,7 @@ def test_an_address_that_is_the_server_s_own_is_refused(world: World, net: str, 
     with (
         running(world.server, config, name="hub"),
         no_leaks(world.client),
-        running(world.client, laptop(), until=f"WARNING .*address {ip}/.*takes away {SERVER}") as daemon,
+        running(world.client, laptop(), until=f"WARNING .*address {ip}/.*make {SERVER} unreachable") as daemon,
     ):
         wait_until(lambda: not exceptions(world.client), PATIENCE_S, "nothing", daemon.tail)
         assert daemon.running

@@ -114,7 +114,7 @@ def test_wait_and_disconnect(lab: Lab) -> None:
             done = ask(server, "disconnect", "tun0", "laptop")
             assert "it may come back" in done.stdout
             server_daemon.wait_for_log("tun0 laptop: disconnected by the operator", PATIENCE_S)
-            client_daemon.wait_for_log("the server says goodbye: disconnected by the operator", PATIENCE_S)
+            client_daemon.wait_for_log("the server ends the session: disconnected by the operator", PATIENCE_S)
             until(server, lambda it: it["reconnects"] == 1 and it["state"] == "connected")
             wait_for_ping(client, TUNNEL_SERVER)
             unknown = ask(server, "disconnect", "desktop", check=False)

@@ -158,7 +158,7 @@ def test_a_websocket_that_is_kept_alive_and_ended(lab: Lab) -> None:
         with running(client, config, until=WEBSOCKET) as daemon:
             at = daemon.log_end
             assert first.stop() == 0
-            daemon.wait_for_log("the server says goodbye: the server is shutting down", after=at)
+            daemon.wait_for_log("the server ends the session: the server is shutting down", after=at)
             with running(server, server_config()):
                 daemon.wait_for_log(WEBSOCKET, 15, after=at)
                 wait_for_ping(client, TUNNEL_SERVER)

@@ -14,6 +14,7 @@ import pytest
 
 from tapotun_trio.client import requests, streams
 from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.parameters import InterfaceParameters
 from tapotun_trio.client.transport_choice import TransportSelector
 from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
@@ -37,7 +38,7 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (TunnelClient, "_open_upload"),
     (TunnelClient, "_new_upload"),
     (TunnelClient, "_download_begins"),
-    (TunnelClient, "_configure"),
+    (InterfaceParameters, "configure"),
     (TunnelClient, "_deliver"),
     (TunnelClient, "_on_control"),
     (requests.Requests, "get"),
@@ -51,7 +52,7 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (ResponseParser, "feed"),
     (tunconf, "decode"),
     (params, "decode"),
-    (TransportSelector, "upload_begins"),
+    (TransportSelector, "upload_began"),
     (TransportSelector, "upload_seen"),
     (Receiver, "run"),
     (streams.Upload, "_send"),
@@ -128,7 +129,7 @@ async def test_a_bug_ends_one_stream(owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_begins"), (PeerInfo, "mark_connected")],
+    [(TunnelClient, "_download_begins"), (TransportSelector, "upload_began"), (PeerInfo, "mark_connected")],
 )
 async def test_a_bug_behind_a_step_leaves_nothing_open(owner: Any, name: str) -> None:
     await recovers(owner, name, RuntimeError("injected"), after=True)

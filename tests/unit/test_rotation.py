@@ -61,7 +61,7 @@ def hardest_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, float], gate: RetryGate) -> None:
     async def run() -> None:
-        await keep_streaming(script.open, rotate_s=rotate_s, gate=gate, failed=script.failed)
+        await keep_streaming(script.open, rotate_s=rotate_s, gate=gate, on_failure=script.failed)
 
     nursery.start_soon(run)
 

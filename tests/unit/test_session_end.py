@@ -81,7 +81,7 @@ async def test_the_client_s_end_has_the_same_line(caplog: pytest.LogCaptureFixtu
             await until(lambda number=number: len(told()) == number, "the line")  # type: ignore[misc]
         first, second = told()
         for line in (first, second):  # each counts its own
-            said = r"session ended after \d+ s: the server said goodbye: the server is shutting down; "
+            said = r"session ended after \d+ s: the server ended it: the server is shutting down; "
             assert re.match(said, line)
             assert "received 0 packets, 0 bytes; sent 1 packets, 30 bytes; round trip " in line
         async with running(server_host, config):

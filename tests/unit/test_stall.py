@@ -138,6 +138,13 @@ def test_a_stall_by_its_ticks() -> None:
     assert not stall.tick(8, 25, 20)  # over before it was worth a word
 
 
+def test_a_stall_that_is_not_to_be_told_has_no_end_either() -> None:
+    stall = Stall()
+    assert not any(stall.tick(now, 0, 5 * now, tell=False) for now in range(1, 10))
+    assert not stall.tick(10, 1, 50)
+    assert stall.over
+
+
 def test_silence_is_no_stall() -> None:
     stall = Stall()
     assert not any(stall.tick(now, 5, 7) for now in range(1, 20))

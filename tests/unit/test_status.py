@@ -186,7 +186,7 @@ async def test_a_disconnected_client_hears_why_and_comes_back(
     async with world(*pair(transport)) as it:
         await it.connected()
         assert it.registry.disconnect(None, "a") == 1
-        await it.until(lambda: f"the server says goodbye: {DISCONNECTED}" in caplog.text)
+        await it.until(lambda: f"the server ends the session: {DISCONNECTED}" in caplog.text)
         await it.until(lambda: it.peer("hub").reconnects == it.peer("a").reconnects == 1)
         await it.connected()
         hub, a = await it.host.device("hub"), await it.host.device("a")

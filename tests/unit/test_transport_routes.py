@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
-from tapotun_trio.netconf.transport_routes import Conflict, decide, describe, takes
+from tapotun_trio.netconf.transport_routes import Conflict, decide, describe, makes_local
 
 OURS: Final = "tun"
 LOCAL: Final = "local"
@@ -84,7 +84,7 @@ def _add(entries: list[Entry], new: Entry) -> None:
 
 def target(address: IPv4Address, mark: int | None, items: Sequence[Item], tables: Tables, rules: Rules) -> str | None:
     """Where the kernel sends it: its local table comes first."""
-    if any(isinstance(it, Address) and takes(it.interface, address) for it in items):
+    if any(isinstance(it, Address) and makes_local(it.interface, address) for it in items):
         return LOCAL
     found = look_up(address, mark, *make(items, tables, rules))
     return None if found is None else found[0].target
@@ -143,7 +143,7 @@ def test_the_transport_never_enters_the_tunnel_and_all_else_still_does(
             case Route(network):
                 assert network.prefixlen == 32 or any(way is not None and not way.usable for way in ways.values())
             case Address(interface):
-                assert any(takes(interface, address) for address in addresses)
+                assert any(makes_local(interface, address) for address in addresses)
             case _:
                 pytest.fail(f"{item} is gone")
     kept = [it for it in items if it not in gone]
@@ -213,7 +213,7 @@ CASES: Final = {
         conflicts(Address(IPv4Interface("203.0.113.5/24"))),
         ["the network of address 203.0.113.5/24", "host route 203.0.113.10 via"],
     ),
-    "left out": (conflicts(PUSH, way=replace(WAY, usable=False)), ["it is left out; take it from the server"]),
+    "left out": (conflicts(PUSH, way=replace(WAY, usable=False)), ["it is left out; remove it from the server"]),
     "withdrawn": (conflicts(PUSH, withdraws=True), ["withdrawn until there is a session again"]),
     "the mark's": (
         list(

@@ -17,6 +17,7 @@ import trio
 
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.transport_choice import TransportState
 from tapotun_trio.config.model import TransportChoice
 from tapotun_trio.lifecycle import interface
 from tapotun_trio.wire import control
@@ -168,7 +169,7 @@ async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
             await until(lambda: client.transport == "http" and client._upload is not None, "HTTP")
             await trio.sleep(0.05)
             seen.append(client.transport)
-            client._selector.websocket = True
+            client._selector.state = TransportState.TRYING_WEBSOCKET
             client._download_gate.wake()
             await until(lambda: client.transport == "websocket", "a WebSocket")
             seen.append(client.transport)
