@@ -57,7 +57,7 @@ class AdminServer:
                         with self._accepting:
                             await self._acceptor.run(nursery)
                 except* Exception:  # noqa: BLE001 - it must end neither the process nor a tunnel
-                    self._log.exception("a bug ended the admin listener")
+                    self._log.exception("admin: internal error, listener stopped")
                     pause_s = pause.next_s(lived_s=trio.current_time() - begun)
                     self._log.warning("admin: starting again in %.0f s", pause_s)
                     await trio.sleep(pause_s)
