@@ -32,11 +32,11 @@ class AdminServer:
     """Serves one listener, which its owner closes."""
 
     def __init__(
-        self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
+        self, listener: Listener, make_api: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
     ) -> None:
-        """``make_site`` makes the API. It gets the function to call for a connection that has authenticated."""
+        """``make_api`` makes the API. It gets the function to call for a connection that has authenticated."""
         self.listener = listener
-        self._api = make_site(self._on_authenticated)
+        self._api = make_api(self._on_authenticated)
         self._log = log
         self._unauthenticated = PendingConnections(MAX_UNAUTHENTICATED)
         self._authenticated = PendingConnections(MAX_AUTHENTICATED)
@@ -57,7 +57,7 @@ class AdminServer:
                         with self._accepting:
                             await self._acceptor.run(nursery)
                 except* Exception:  # noqa: BLE001 - it must end neither the process nor a tunnel
-                    self._log.exception("a bug ended the admin listener")
+                    self._log.exception("admin: internal error, listener stopped")
                     pause_s = pause.next_s(lived_s=trio.current_time() - begun)
                     self._log.warning("admin: starting again in %.0f s", pause_s)
                     await trio.sleep(pause_s)

@@ -255,7 +255,7 @@ async def test_a_listening_socket_that_fails_ends_it_for_a_while(
             world.listener.fail(OSError(errno.EBADF, "Bad file descriptor"))
             assert (await world.ask("GET", "/healthz")).status == 200
             assert trio.current_time() - begun == pytest.approx(pause_s)
-    assert errors_in(caplog) == ["a bug ended the admin listener"] * 2
+    assert errors_in(caplog) == ["admin: internal error, listener stopped"] * 2
     assert "Bad file descriptor" in caplog.text
 
 
@@ -269,7 +269,7 @@ async def test_a_listening_socket_that_fails_while_the_process_ends(
         await client.connection.read_until(b'"events"')
         world.listener.fail(OSError(errno.EBADF, "Bad file descriptor"))
         await trio.sleep(CLOSE_S / 2)
-    assert errors_in(caplog) == ["a bug ended the admin listener"]
+    assert errors_in(caplog) == ["admin: internal error, listener stopped"]
 
 
 async def test_a_shortage_of_descriptors_passes(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
