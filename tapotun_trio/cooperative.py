@@ -1,7 +1,7 @@
 """Long computations in the event loop, cut into steps of about a millisecond so that packets pass in between.
 
 Such a computation is a generator that yields between two steps. It does not depend on an event loop, so pure code can
-be written like this, too, and a test can count the steps.
+use it, too, and a test can count the steps.
 """
 
 from __future__ import annotations

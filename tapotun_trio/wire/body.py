@@ -25,8 +25,8 @@ MAX_TRAILER_BYTES: Final = 8 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _MAX_HEX_DIGITS: Final = 16  # 2**64; h11 takes 20
 
-# A size line as nearly every sender writes it, parsed in one step. To find it, cut it out and check it piece by piece
-# costs three times as much, and whenever this code runs it is cold.
+# A size line as nearly every sender writes it, parsed in one step. Finding it, cutting it out and checking it piece by
+# piece costs three times as much: whenever that code runs, the CPU's caches are cold.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n").match
 
 # A field of the trailer (RFC 9112 section 5). A request that is smuggled in behind a missing end does not match.
@@ -55,7 +55,7 @@ class Body(Protocol):
 
 
 class ChunkedBody:
-    """``Transfer-Encoding: chunked``. Trailers are checked for size and thrown away."""
+    """``Transfer-Encoding: chunked``. Trailers are checked and discarded."""
 
     __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "ended")
 

@@ -17,7 +17,7 @@ from typing import Final
 
 VNET_BYTES: Final = 12
 
-NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial: of the pseudo-header only
+NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial (of the pseudo-header)
 DATA_VALID: Final = 2  # VIRTIO_NET_HDR_F_DATA_VALID: the transport checksum was verified
 
 GSO_NONE: Final = 0
