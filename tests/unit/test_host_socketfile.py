@@ -196,7 +196,7 @@ async def test_the_directory_of_our_own_is_replaced(shared: Path) -> None:
             (shared / name).mkdir()
             (shared / name).chmod(0o777)
 
-    with spying(swap), pytest.raises(HostError, match="somebody else replaces"):
+    with spying(swap), pytest.raises(HostError, match="another process replaces"):
         opened(path)
     assert not path.exists()
 
