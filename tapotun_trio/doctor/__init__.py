@@ -1,4 +1,4 @@
-"""`tapotun doctor`: what of this machine would stand in a tunnel's way, and what to do about it.
+"""`tapotun doctor`: checks this machine for anything that would prevent a tunnel from working, with remedies.
 
-`machine` looks (it changes nothing), `checks` judges what it saw (pure), `run` prints.
+`machine` collects the facts (it changes nothing), `checks` evaluates them (pure), `run` prints.
 """

@@ -1,4 +1,4 @@
-"""Judges what was seen of a machine, by itself and for the interfaces that are to run on it. Pure."""
+"""Evaluates the facts about a machine, in general and for the interfaces of a config. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..status.render import conflict_text
 from .machine import Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
-"""``failure``: a tunnel does not run, or not as its config wants; ``warning``: it may not; ``note``: to know."""
+"""``failure``: a tunnel does not work, or not as configured; ``warning``: it may not work; ``note``: information."""
 
 USO_KERNEL: Final = (6, 2)
 OLDEST_KERNEL: Final = (4, 19)
-EARLIEST: Final = 1_767_225_600.0  # 2026-01-01: no clock that is right is before this program
-FILES_PER_CLIENT: Final = 9  # two streams, twice while they are replaced; a proxy's dead ones; a queue of the TUN
+EARLIEST: Final = 1_767_225_600.0  # 2026-01-01: a correct clock cannot be earlier than this program
+FILES_PER_CLIENT: Final = 9  # two streams, doubled during a rotation; dead ones of a proxy; a queue of the TUN
 FILES: Final = 64
 STRICT: Final = 1  # rp_filter, ip-sysctl.rst
 ETHERNET_MTU: Final = 1500
@@ -28,7 +28,7 @@ ETHERNET_MTU: Final = 1500
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``check``: a fixed word, for programs. ``remedy``: what to do; empty if there is nothing to."""
+    """``check``: a fixed word, for programs. ``remedy``: what to do; empty if there is nothing to do."""
 
     severity: Severity
     check: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConfig | None = None) -> list[Finding]:
-    """Everything that was looked at, well or not, in a fixed order."""
+    """All findings, good and bad, in a fixed order."""
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_rp_filter(machine, configs), _clock(machine, configs)]
     found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
@@ -54,39 +54,39 @@ def _tun(machine: Machine) -> Finding:
 
 def _capabilities(machine: Machine, configs: Iterable[InterfaceConfig]) -> Finding:
     if machine.capabilities is None:
-        return Finding("note", "capabilities", "there is no /proc to ask for our capabilities")
+        return Finding("note", "capabilities", "there is no /proc that shows the capabilities of this process")
     if not machine.capabilities >> CAP_NET_ADMIN & 1:
-        return Finding("failure", "capabilities", "CAP_NET_ADMIN is not there", NET_ADMIN_REMEDY)
+        return Finding("failure", "capabilities", "CAP_NET_ADMIN is missing", NET_ADMIN_REMEDY)
     first = machine.sysctls.get("net.ipv4.ip_unprivileged_port_start", FIRST_FREE_PORT)
-    low = [f"{config.name} is to listen on port {port}" for config, port in _ports(configs) if port < first]
+    low = [f"{config.name} has to listen on port {port}" for config, port in _ports(configs) if port < first]
     if low and not machine.capabilities >> CAP_NET_BIND_SERVICE & 1:
-        text = f"CAP_NET_BIND_SERVICE is not there, and {low[0]}"
-        remedy = "run as root, or under systemd with it in AmbientCapabilities too, or choose a port from 1024 on"
+        text = f"CAP_NET_BIND_SERVICE is missing, and {low[0]}"
+        remedy = "run as root, or add it to AmbientCapabilities under systemd, or choose a port from 1024 on"
         return Finding("failure", "capabilities", text, remedy)
-    return Finding("ok", "capabilities", "CAP_NET_ADMIN is there")
+    return Finding("ok", "capabilities", "CAP_NET_ADMIN is available")
 
 
 def _ports(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[ServerConfig, int]]:
     for config in configs:
         if isinstance(config, ServerConfig):
-            yield from ((config, it.port) for it in config.listen if isinstance(it, TcpAddress))
+            yield from ((config, endpoint.port) for endpoint in config.listen if isinstance(endpoint, TcpAddress))
 
 
 def _offloads(machine: Machine) -> Finding:
     kernel = kernel_version(machine.kernel)
     if kernel is None:
-        return Finding("note", "offloads", f"kernel {machine.kernel}: its version is not known")
+        return Finding("note", "offloads", f"the version of kernel {machine.kernel} is not known")
     if kernel < OLDEST_KERNEL:
-        text = f"kernel {machine.kernel} is older than what this program was tested with"
+        text = f"kernel {machine.kernel} is older than the versions that this program was tested with"
         return Finding("warning", "offloads", text, "use 4.19 or newer")
     if kernel < USO_KERNEL:
-        text = f"kernel {machine.kernel} has TCP offloads and none for UDP: small UDP packets are written one by one"
+        text = f"kernel {machine.kernel} has TCP offloads but no UDP offloads: small UDP packets are written one by one"
         return Finding("note", "offloads", text, "use Linux 6.2 or newer if that matters")
     return Finding("ok", "offloads", f"kernel {machine.kernel} has TCP and UDP offloads")
 
 
 def kernel_version(release: str) -> tuple[int, int] | None:
-    """Major and minor of a release; None: it has none."""
+    """Major and minor version of a release; None if it has none."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return None if found is None else (int(found[1]), int(found[2]))
 
@@ -94,25 +94,26 @@ def kernel_version(release: str) -> tuple[int, int] | None:
 def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     value = machine.sysctls.get("net.ipv6.conf.all.disable_ipv6")
     if value == 0:
-        yield Finding("ok", "ipv6", "IPv6 is there for the tunnel's own connections; inside it is IPv4 only")
+        yield Finding("ok", "ipv6", "IPv6 is available for the tunnel's connections; the tunnel carries IPv4 only")
         return
-    why = "this kernel has no IPv6" if value is None else "IPv6 is switched off"
+    reason = "this kernel has no IPv6" if value is None else "IPv6 is switched off"
     remedy = "" if value is None else "sysctl -w net.ipv6.conf.all.disable_ipv6=0"
     needing = list(_needs_ipv6(configs))
     for severity, text in needing:
-        yield Finding(severity, "ipv6", f"{why}, and {text}", remedy or "choose an IPv4 address")
+        yield Finding(severity, "ipv6", f"{reason}, and {text}", remedy or "choose an IPv4 address")
     if not needing:
-        yield Finding("note", "ipv6", f"{why}: a server whose name has IPv6 addresses only cannot be reached")
+        yield Finding("note", "ipv6", f"{reason}: a server whose name has IPv6 addresses only cannot be reached")
 
 
 def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[Severity, str]]:
     for config in configs:
         if isinstance(config, ServerConfig):
-            needing = [it for it in config.listen if isinstance(it, TcpAddress) and ":" in it.address]
-            for it in needing:
-                if not it.optional:
+            addresses = [endpoint for endpoint in config.listen if isinstance(endpoint, TcpAddress)]
+            needing = [endpoint for endpoint in addresses if ":" in endpoint.address]
+            for endpoint in needing:
+                if not endpoint.optional:
                     severity: Severity = "failure" if len(needing) == len(config.listen) else "warning"
-                    yield severity, f"{config.name} is to listen on {it.address}"
+                    yield severity, f"{config.name} has to listen on {endpoint.address}"
         elif ":" in config.server.host:
             yield "failure", f"the server of {config.name} is {config.server.host}"
 
@@ -120,10 +121,12 @@ def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[Severity, 
 def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConfig | None) -> Iterator[Finding]:
     if not machine.addresses:
         return
-    wanted = [(config.name, it) for config in configs if isinstance(config, ServerConfig) for it in config.listen]
+    wanted = [
+        (config.name, endpoint) for config in configs if isinstance(config, ServerConfig) for endpoint in config.listen
+    ]
     if admin is not None:
         wanted.append(("admin", admin.listen))
-    own = {str(it) for server in configs if isinstance(server, ServerConfig) for it in (server.net.ip, *server.ips)}
+    own = {str(ip) for server in configs if isinstance(server, ServerConfig) for ip in (server.net.ip, *server.ips)}
     absent = 0
     for name, endpoint in wanted:
         if not isinstance(endpoint, TcpAddress) or endpoint.early or endpoint.address in machine.addresses | own:
@@ -132,10 +135,12 @@ def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminCo
         if address.is_unspecified or address.is_loopback:
             continue
         absent += 1
-        text = f"{name} is to listen on {endpoint.address}, which this machine does not have: nobody can connect there"
+        text = (
+            f"{name} has to listen on {endpoint.address}, which this machine does not have: nothing can connect there"
+        )
         yield Finding("warning", "listen", text, "correct listen, or give this machine the address")
     if not absent:
-        yield Finding("ok", "listen", "this machine has every address that is to be listened on")
+        yield Finding("ok", "listen", "this machine has every address that a listen option names")
 
 
 def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
@@ -143,11 +148,11 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
     if machine.sysctls.get("net.ipv4.ip_forward") == 1:
         yield Finding("ok", "forwarding", "this machine forwards IPv4")
     elif routers:
-        text = f"this machine forwards nothing, and {', '.join(routers)} has networks behind it"
-        yield Finding("failure", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d for good")
+        text = f"this machine does not forward IPv4, and {', '.join(routers)} has networks behind it"
+        yield Finding("failure", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1, and in a file of /etc/sysctl.d")
     else:
-        text = "this machine forwards nothing: a tunnel is for itself alone"
-        yield Finding("note", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1 where others are to use it")
+        text = "this machine does not forward IPv4: only this machine itself can use a tunnel"
+        yield Finding("note", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1 if other machines have to use it")
 
 
 def _routes_for_others(config: ServerConfig) -> bool:
@@ -155,14 +160,14 @@ def _routes_for_others(config: ServerConfig) -> bool:
 
 
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """The kernel takes the stricter of ``all`` and the interface's own, which a new one has from ``default``."""
+    """The kernel uses the higher of ``all`` and the interface's own setting, which starts as ``default``."""
     names = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
-    strictest = max(machine.sysctls.get(name, 0) for name in names)
+    highest = max(machine.sysctls.get(name, 0) for name in names)
     affected = [config.name for config in configs if _is_asymmetric(config)]
-    if STRICT not in {machine.sysctls.get(name, 0) for name in names} or strictest > STRICT:
+    if STRICT not in {machine.sysctls.get(name, 0) for name in names} or highest > STRICT:
         yield Finding("ok", "rp_filter", "no strict reverse path filter")
     elif affected:
-        text = f"a strict reverse path filter drops what clients of {', '.join(affected)} send from elsewhere"
+        text = f"a strict reverse path filter drops what clients of {', '.join(affected)} send from their sources"
         yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in names))
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"
@@ -170,17 +175,18 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
 
 
 def _is_asymmetric(config: InterfaceConfig) -> bool:
-    """Its device is to let in what is not routed there. With a mark the program loosens the filter there by itself."""
+    """Whether its device has to accept packets from addresses that are not routed there. With a mark, the program
+    loosens the filter on the device itself."""
     return config.mark is None and isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
 
 
 def _clock(machine: Machine, configs: Sequence[InterfaceConfig]) -> Finding:
     tls = any(isinstance(config, ClientConfig) and config.server.scheme == "https" for config in configs)
     if machine.now < EARLIEST:
-        text = "the clock is before 2026" + (", so every certificate is one of the future" if tls else "")
+        text = "the clock is before 2026" + (", so no certificate is valid yet" if tls else "")
         return Finding("failure" if tls else "warning", "clock", text, "set it, and run chrony or systemd-timesyncd")
     if machine.clock_is_set is False:
-        text = "nobody keeps the clock right; certificates are checked by it"
+        text = "the clock is not synchronized, and the validity of certificates depends on it"
         return Finding("warning" if tls else "note", "clock", text, "run chrony or systemd-timesyncd")
     return Finding("ok", "clock", "the clock is set")
 
@@ -192,21 +198,19 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
         if holder is not None and holder.trusted:
             clashes += 1
             text = f"{holder} runs an interface {config.name} already, and a second one does not start"
-            yield Finding("note", "routes", text, "that is well if it is this tunnel; else give one another name")
+            yield Finding("note", "routes", text, "nothing if it is this tunnel; otherwise rename one of them")
         elif holder is not None:
             clashes += 1
             text = f"{holder}, which is no tapotun process, has reserved the name {config.name}"
-            remedy = "stop that process: while it has the name, a second start is noticed only once the tunnel is up"
+            remedy = "stop that process: while it has the name, a second start is noticed only when the tunnel is up"
             yield Finding("warning", "routes", text, remedy)
         if config.name in machine.interfaces and not (holder is not None and holder.trusted):
             clashes += 1
-            text = f"there is an interface {config.name} already, which is well if it is this tunnel's own"
-            yield Finding(
-                "note", "routes", text, f"else give the tunnel another name, or: ip link delete {config.name}"
-            )
+            text = f"there is an interface {config.name} already, which is fine if it belongs to this tunnel"
+            yield Finding("note", "routes", text, f"otherwise rename the tunnel, or: ip link delete {config.name}")
         if not isinstance(config, ServerConfig):
             continue
-        others = Routes(it for it in machine.routes if it.interface != config.name and it.network.prefixlen)
+        others = Routes(route for route in machine.routes if route.interface != config.name and route.network.prefixlen)
         for network, what in _networks(config):
             for route in others.overlapping(network):
                 clashes += 1
@@ -215,69 +219,69 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
                     text = f"{what} {network} of {config.name} is routed elsewhere already: {where}"
                     yield Finding("failure", "routes", text, "choose another network, or remove that route")
                 else:
-                    text = f"{what} {network} of {config.name} overlaps {where}: the narrower of the two wins"
-                    yield Finding("warning", "routes", text, "choose another network, unless that is meant")
+                    text = f"{what} {network} of {config.name} overlaps {where}: the more specific of the two wins"
+                    yield Finding("warning", "routes", text, "choose another network, unless this is intended")
     if not clashes:
-        text = "no route stands in the way" if configs else "not compared: there is no valid config to compare with"
+        text = "no route conflicts" if configs else "not compared: there is no valid config to compare with"
         yield Finding("ok", "routes", text)
 
 
 def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """Whether a tunnel is led into itself: what clients that run here say, and what servers push to theirs."""
+    """Whether a tunnel is routed into itself: as running clients report, and by what servers push to their clients."""
     names = {config.name for config in configs}
-    told = [(name, it) for name, it in machine.conflicts if not configs or name in names]
-    for name, conflict in told:
-        helped = conflict.action == "excepted"
+    reported = [(name, conflict) for name, conflict in machine.conflicts if not configs or name in names]
+    for name, conflict in reported:
+        avoided = conflict.action == "excepted"
         remedy = "" if conflict.action == "captured" else "narrow the server's push_routes or net"
-        yield Finding("note" if helped else "warning", "covering", f"{name}: {conflict_text(conflict)}", remedy)
+        yield Finding("note" if avoided else "warning", "covering", f"{name}: {conflict_text(conflict)}", remedy)
     covered = 0
     for config in configs:
         if not isinstance(config, ServerConfig):
             continue
         inside = {config.net.ip, *config.ips}
-        outside = [(it, device) for it, device in machine.reachable if it not in inside and device not in names]
+        outside = [(ip, device) for ip, device in machine.reachable if ip not in inside and device not in names]
         for network in (config.net.network, *config.push_routes):
             for address, device in outside:
                 if address in network:
                     covered += 1
                     what = "its net" if network == config.net.network else "its push_routes"
                     text = f"{config.name}: {what} {network} covers this machine's address {address} on {device}"
-                    remedy = "if clients reach the server there, write networks without it: deployed clients stay dead"
+                    remedy = "if clients reach the server there, use networks without it: base clients do not recover"
                     yield Finding("warning", "covering", text, remedy)
                     break
-    if not told and not covered:
-        yield Finding("ok", "covering", "no tunnel is led into itself")
+    if not reported and not covered:
+        yield Finding("ok", "covering", "no tunnel is routed into itself")
 
 
 def _left_over(machine: Machine) -> Iterator[Finding]:
     if machine.left_over:
-        text = f"host routes of a run that was killed are left over: {', '.join(machine.left_over)}"
+        text = f"a killed run left host routes: {', '.join(machine.left_over)}"
         remedy = "the next start of an interface removes them; by hand: ip route del ADDRESS proto 116"
         yield Finding("warning", "left-over", text, remedy)
     else:
-        yield Finding("ok", "left-over", "nothing is left over from a run that was killed")
+        yield Finding("ok", "left-over", "no killed run left anything")
 
 
 class Routes:
-    """Finds those that overlap a network without looking at each: both may be tens of thousands."""
+    """Finds the routes that overlap a network without testing each: there may be tens of thousands of both."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = list(routes)
-        self._by_prefix: dict[tuple[int, int], list[int]] = {}  # its length and its bits: positions in the list
+        self._by_prefix: dict[tuple[int, int], list[int]] = {}  # prefix length and prefix: positions in the list
         for number, route in enumerate(self._routes):
             self._by_prefix.setdefault(_prefix(route.network, route.network.prefixlen), []).append(number)
         self._lengths = sorted({length for length, _ in self._by_prefix})
         self._firsts = sorted((int(route.network.network_address), number) for number, route in enumerate(self._routes))
 
     def overlapping(self, network: IPv4Network) -> list[Route]:
-        """In the order in which they were given."""
+        """The overlapping routes, in the order in which they were given."""
         found: set[int] = set()
-        for length in self._lengths:  # those that hold it
+        for length in self._lengths:  # routes that contain the network
             if length <= network.prefixlen:
                 found.update(self._by_prefix.get(_prefix(network, length), ()))
         first, last = int(network.network_address), int(network.broadcast_address)
         begin, end = bisect_left(self._firsts, (first, 0)), bisect_left(self._firsts, (last + 1, 0))
-        found.update(number for _, number in self._firsts[begin:end])  # those within it
+        found.update(number for _, number in self._firsts[begin:end])  # routes within the network
         return [self._routes[number] for number in sorted(found)]
 
 
@@ -294,13 +298,14 @@ def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:
 
 
 def _mtu(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    small = [it for it in configs if isinstance(it, ServerConfig) and it.mtu < ETHERNET_MTU and _routes_for_others(it)]
+    servers = [config for config in configs if isinstance(config, ServerConfig)]
+    small = [config for config in servers if config.mtu < ETHERNET_MTU and _routes_for_others(config)]
     for config in small:
-        text = f"{config.name} has an MTU of {config.mtu}, and networks behind it most likely {ETHERNET_MTU}"
-        remedy = f"mtu {ETHERNET_MTU}, as a tunnel over HTTP needs no less; else clamp the MSS to the path's MTU"
+        text = f"{config.name} has an MTU of {config.mtu}, and the networks behind it probably {ETHERNET_MTU}"
+        remedy = f"set mtu to {ETHERNET_MTU}, as a tunnel over HTTP needs no less; or clamp the MSS to the path's MTU"
         yield Finding("warning", "mtu", text, remedy)
     if not small:
-        yield Finding("ok", "mtu", "no tunnel is narrower than what lies behind it")
+        yield Finding("ok", "mtu", "no tunnel has a smaller MTU than the networks behind it")
 
 
 def _files(machine: Machine, configs: Sequence[InterfaceConfig]) -> Finding:

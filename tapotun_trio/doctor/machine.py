@@ -1,4 +1,4 @@
-"""What there is to know of this machine. Reads files and asks the kernel; changes nothing. Blocking."""
+"""Collects the facts about this machine that the doctor evaluates. Reads only; blocking."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..host.ownership import Holder, holder_of
 from ..host.process.privileges import effective_capabilities, open_tun_node
 from ..status.model import TransportConflictStatus
 
-_STATUS_S: Final = 3.0  # a process that hangs is not what the doctor waits for
+_STATUS_S: Final = 3.0  # how long to wait for a process that may hang
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
 _TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
@@ -39,7 +39,7 @@ _SYSCTLS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of the main table."""
+    """A route of the main table."""
 
     network: IPv4Network
     interface: str
@@ -48,18 +48,19 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Attributes:
-    tun_error: why /dev/net/tun does not open, with its remedy; None: it does.
-    capabilities: the effective ones, a bit mask; None: not known.
+    tun_error: why /dev/net/tun cannot be opened, with a remedy; None: it can.
+    capabilities: the effective ones of this process, as a bit mask; None: not known.
     kernel: release, such as ``6.1.0-18-amd64``.
-    sysctls: name to value; what is not there is not in it.
-    now: seconds since the epoch. clock_is_set: somebody keeps it right; None: not known.
+    sysctls: name to value; only those that exist.
+    now: seconds since the epoch.
+    clock_is_set: whether the clock is synchronized; None: not known.
     interfaces: name to MTU in bytes.
-    holders: name to the process that has it, of those that were asked for; its interface need not be there yet.
-    max_files: how many a process may have open at most.
-    addresses: those of its interfaces, of either family; empty: not known.
-    reachable: IPv4 addresses that others may reach it by, each with its interface.
-    left_over: addresses that host routes of runs that were killed lead somewhere.
-    conflicts: what clients that run here say would lead them into their own tunnels, each with its interface.
+    holders: interface name to the process that has reserved it; its interface may not exist yet.
+    max_files: how many files a process may have open.
+    addresses: those of its interfaces, IPv4 and IPv6; empty: not known.
+    reachable: IPv4 addresses by which others may reach it, each with its interface.
+    left_over: destinations of host routes that killed runs left.
+    conflicts: routes that would lead running clients into their own tunnels, each with the interface.
     """
 
     tun_error: str | None = None
@@ -78,8 +79,8 @@ class Machine:
     conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
 
 
-def look(names: Iterable[str] = ()) -> Machine:
-    """This one, now. ``names``: of the interfaces that are to run here. Never raises for what it does not find."""
+def inspect_machine(names: Iterable[str] = ()) -> Machine:
+    """Inspect this machine now. ``names``: the interfaces that have to run here. What cannot be read is left out."""
     footprint = _footprint()
     return Machine(
         reachable=footprint.addresses,
@@ -106,7 +107,7 @@ def look(names: Iterable[str] = ()) -> Machine:
 
 def parse_addresses(fib_trie: str, if_inet6: str) -> frozenset[str]:
     """The addresses of this machine: local routes in /proc/net/fib_trie, and the lines of /proc/net/if_inet6 whose
-    address is usable (not tentative, nor a duplicate). What is malformed is passed over."""
+    address is usable (neither tentative nor a duplicate). Malformed lines are ignored."""
     found = set(_LOCAL.findall(fib_trie))
     for line in if_inet6.splitlines():
         words = line.split()
@@ -119,8 +120,8 @@ def parse_addresses(fib_trie: str, if_inet6: str) -> frozenset[str]:
 
 
 def parse_routes(text: str) -> tuple[Route, ...]:
-    """The routes in /proc/net/route, whose addresses are hexadecimal as the machine has them in memory. What is not a
-    route is passed over."""
+    """The routes in /proc/net/route, whose addresses are hexadecimal in the machine's byte order. Malformed lines are
+    ignored."""
     found: list[Route] = []
     for line in text.splitlines()[1:]:
         words = line.split()
@@ -171,13 +172,13 @@ def _sysctl(name: str) -> int | None:
 
 
 def _clock_is_set() -> bool | None:
-    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: only ask (adjtimex(2))
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: query only (adjtimex(2))
     state = ctypes.CDLL(None).adjtimex(timex)
     return None if state < 0 else state != _TIME_ERROR
 
 
 def _max_files() -> int:
-    """What the kernel has by default if it does not tell."""
+    """The hard limit, or the kernel's default if it is not known."""
     try:
         return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     except OSError:
@@ -191,12 +192,12 @@ def _interfaces() -> dict[str, int]:
         try:
             found[name] = int(_text(f"/sys/class/net/{name}/mtu"))
         except ValueError:
-            found[name] = 0  # /sys is another namespace's: its name is all that is known
+            found[name] = 0  # /sys belongs to another namespace: only the name is known
     return found
 
 
 def _text(path: str) -> str:
-    """Empty if it cannot be read."""
+    """The text of a file; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

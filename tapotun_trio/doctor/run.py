@@ -13,32 +13,37 @@ from ..config.load import check
 from ..config.model import AdminConfig, Config, InterfaceConfig, TlsValidator
 from ..text import one_line
 from .checks import Finding, judge
-from .machine import Machine, look
+from .machine import Machine, inspect_machine
 
-# Of the JSON. It grows by one when a field goes, or changes what it means; not when one is added.
+# Of the JSON format. Increased when a field is removed or changes its meaning, not when one is added.
 VERSION: Final = 1
 
 _WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "FAILURE"}
 
 
-def doctor(arguments: Namespace, tls_validator: TlsValidator, see: Callable[[Iterable[str]], Machine] = look) -> int:
-    """Look, judge, print. Returns 0 unless there is a failure."""
+def doctor(
+    arguments: Namespace, tls_validator: TlsValidator, inspect: Callable[[Iterable[str]], Machine] = inspect_machine
+) -> int:
+    """Inspect the machine, evaluate, print. Returns the exit code, which is 0 unless there is a failure.
+
+    ``inspect``: collects the facts, given the names of the interfaces; tests replace it.
+    """
     interfaces: tuple[InterfaceConfig, ...] = ()
     admin: AdminConfig | None = None
     found: list[Finding] = []
     if arguments.file is not None:
         config, problems = check(arguments.file, tls_validator)
         found += [
-            Finding("failure" if it.severity == "error" else "warning", "config", it.text(arguments.file))
-            for it in problems
+            Finding("failure" if problem.severity == "error" else "warning", "config", problem.text(arguments.file))
+            for problem in problems
         ]
         interfaces = _interfaces(config)
         admin = None if config is None else config.admin
         if not problems:
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
-    found += judge(see([it.name for it in interfaces]), interfaces, admin)
+    found += judge(inspect([interface.name for interface in interfaces]), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
-    return exit_codes.FAILED if any(it.severity == "failure" for it in found) else exit_codes.OK
+    return exit_codes.FAILED if any(finding.severity == "failure" for finding in found) else exit_codes.OK
 
 
 def _interfaces(config: Config | None) -> tuple[InterfaceConfig, ...]:
@@ -46,11 +51,15 @@ def _interfaces(config: Config | None) -> tuple[InterfaceConfig, ...]:
 
 
 def report_text(found: Iterable[Finding]) -> str:
-    """A line each."""
-    lines = [f"{_WORDS[it.severity]:<8}{it.check:<13}{it.text}{f'; {it.remedy}' if it.remedy else ''}" for it in found]
-    return "\n".join(map(one_line, lines))
+    """One line for each finding."""
+    return "\n".join(one_line(_line(finding)) for finding in found)
+
+
+def _line(finding: Finding) -> str:
+    remedy = f"; {finding.remedy}" if finding.remedy else ""
+    return f"{_WORDS[finding.severity]:<8}{finding.check:<13}{finding.text}{remedy}"
 
 
 def report_json(found: Iterable[Finding]) -> str:
-    """One object."""
-    return json.dumps({"version": VERSION, "findings": [asdict(it) for it in found]}, indent=2)
+    """One JSON object."""
+    return json.dumps({"version": VERSION, "findings": [asdict(finding) for finding in found]}, indent=2)

@@ -16,7 +16,7 @@ from msgspec.structs import replace as replace_struct
 from tapotun_trio import exit_codes
 from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpAddress, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
-from tapotun_trio.doctor.machine import Machine, Route, look, parse_addresses, parse_routes
+from tapotun_trio.doctor.machine import Machine, Route, inspect_machine, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
@@ -92,18 +92,18 @@ def test_a_healthy_machine() -> None:
             replace(SERVER, listen=(TcpAddress("::", 8080), TcpAddress("127.0.0.1", 8080))),
             "warning",
             "ipv6",
-            "hub is to listen on ::",
+            "hub has to listen on ::",
         ),
         (
             replace(HEALTHY, addresses=frozenset({"192.0.2.1"})),
             replace(SERVER, listen=(TcpAddress("192.0.2.1", 8080), TcpAddress("192.0.2.77", 8080))),
             "warning",
             "listen",
-            "hub is to listen on 192.0.2.77, which this machine does not have: nobody can connect there",
+            "hub has to listen on 192.0.2.77, which this machine does not have: nothing can connect there",
         ),
         (sysctl(ipv6=None), replace(CLIENT, server=Url("http", "::1", 80, "/")), "failure", "ipv6", "an IPv4 address"),
         (sysctl(forward=0), ROUTER, "failure", "forwarding", "sysctl -w net.ipv4.ip_forward=1"),
-        (sysctl(forward=0), SERVER, "note", "forwarding", "for itself alone"),
+        (sysctl(forward=0), SERVER, "note", "forwarding", "only this machine itself"),
         (sysctl(rp_all=1, rp_default=0), PINNED, "failure", "rp_filter", "all.rp_filter=2"),
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
         (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
@@ -112,7 +112,7 @@ def test_a_healthy_machine() -> None:
             server_config(80, allowed("a", "10.10.0.2")),
             "failure",
             "capabilities",
-            "CAP_NET_BIND_SERVICE is not there, and hub is to listen on port 80",
+            "CAP_NET_BIND_SERVICE is missing, and hub has to listen on port 80",
         ),
         (sysctl(rp_all=1, rp_default=1), SERVER, "note", "rp_filter", "strict"),
         (replace(HEALTHY, now=0.0), SECURE, "failure", "clock", "chrony"),
@@ -120,7 +120,7 @@ def test_a_healthy_machine() -> None:
         (replace(HEALTHY, clock_is_set=False), SECURE, "warning", "clock", "certificates"),
         (replace(HEALTHY, clock_is_set=False), None, "note", "clock", "chrony"),
         (routed("10.10.0.0/24"), SERVER, "failure", "routes", "routed elsewhere already: 10.10.0.0/24 on eth1"),
-        (routed("10.10.0.0/16"), SERVER, "warning", "routes", "the narrower of the two wins"),
+        (routed("10.10.0.0/16"), SERVER, "warning", "routes", "the more specific of the two wins"),
         (routed("10.60.0.0/25"), ROUTER, "warning", "routes", "the route of a to 10.60.0.0/24"),
         (replace(HEALTHY, interfaces={"hub": 1500}), SERVER, "note", "routes", "ip link delete hub"),
         (
@@ -162,7 +162,7 @@ def test_addresses_that_are_there_or_come_with_a_tunnel() -> None:
     assert [it.severity for it in judge(machine, [server], admin) if it.check == "listen"] == ["ok"]
     found = judge(machine, [server], replace(admin, listen=TcpAddress("192.0.2.9", 9433)))
     [bad] = [it for it in found if it.severity != "ok"]
-    assert bad.text.startswith("admin is to listen on 192.0.2.9, which this machine does not have")
+    assert bad.text.startswith("admin has to listen on 192.0.2.9, which this machine does not have")
 
 
 def test_the_addresses_of_a_machine() -> None:
@@ -198,7 +198,7 @@ def test_a_push_that_covers_an_address_of_this_machine() -> None:
     ]
     inside = replace(SERVER, net=IPv4Interface("203.0.113.1/24"))
     assert covering(machine, inside) == [("warning", f"hub: its net 203.0.113.0/24 {address}")]
-    assert covering(machine, SERVER) == [("ok", "no tunnel is led into itself")]
+    assert covering(machine, SERVER) == [("ok", "no tunnel is routed into itself")]
 
 
 def test_what_running_clients_say_of_their_transport() -> None:
@@ -258,7 +258,7 @@ def test_any_text_is_some_routes(text: str) -> None:
 
 
 def test_this_machine() -> None:
-    machine = look()
+    machine = inspect_machine()
     assert machine.interfaces["lo"] > 0
     assert machine.now > EARLIEST
     assert kernel_version(machine.kernel) is not None
@@ -273,7 +273,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exit_codes.OK
     assert capsys.readouterr().out.splitlines()[0] == f"ok      config       {file} is valid"
     assert doctor(asked, lambda _: None, lambda _: replace(HEALTHY, capabilities=0)) == exit_codes.FAILED
-    assert "FAILURE capabilities CAP_NET_ADMIN is not there; run as root" in capsys.readouterr().out
+    assert "FAILURE capabilities CAP_NET_ADMIN is missing; run as root" in capsys.readouterr().out
     file.write_text('[{"name": "hub", "port": 8080, "net": "10.10.0.1"}]')
     asked.json = True
     assert doctor(asked, lambda _: None, lambda _: HEALTHY) == exit_codes.FAILED

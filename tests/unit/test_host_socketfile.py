@@ -196,7 +196,7 @@ async def test_the_directory_of_our_own_is_replaced(shared: Path) -> None:
             (shared / name).mkdir()
             (shared / name).chmod(0o777)
 
-    with spying(swap), pytest.raises(HostError, match="somebody else replaces"):
+    with spying(swap), pytest.raises(HostError, match="another process replaces"):
         opened(path)
     assert not path.exists()
 
@@ -334,7 +334,7 @@ async def test_no_descriptor_is_left_over(shared: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     opened(path).close()
     path.write_text("somebody's")
-    with pytest.raises(HostError, match="no socket"):
+    with pytest.raises(HostError, match="not a socket"):
         opened(path)
     with pytest.raises(HostError, match="no directory"):
         opened(shared / "none" / "x.sock")

@@ -1,4 +1,4 @@
-"""TLS for the client side: connections, and the sessions that they resume."""
+"""TLS for clients: connections, and the sessions that they resume."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .sockets import GONE, TURNS, Connection
 from .tls_errors import broke, certificate_info, failed, is_unknown_authority, not_accepted
 from .tls_files import client_context
 
-RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: of plaintext
-BATCH_BYTES: Final = 128 * 1024  # received at a time, about; as much as the far end sends at a time
+RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: the maximum of plaintext in a record
+BATCH_BYTES: Final = 128 * 1024  # received at a time, about; the peer sends that much at a time
 
 
 class TlsConnection(Connection):
@@ -29,20 +29,20 @@ class TlsConnection(Connection):
 
     def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
         super().__init__(sock, name)
-        self.client: TlsClient | None = None  # to which its session is of use
+        self.client: TlsClient | None = None  # gets the session at the end
 
     @property
     def session_reused(self) -> bool:
-        """The handshake took an earlier connection's session up."""
+        """Whether the handshake resumed the session of an earlier connection."""
         return bool(self._sock.session_reused)
 
     @property
     def version(self) -> str | None:
-        """What was agreed on, as OpenSSL calls it: ``TLSv1.3``."""
+        """The negotiated version, as OpenSSL names it: ``TLSv1.3``."""
         return self._sock.version()
 
     def certificate(self) -> dict[str, object]:
-        """The far end's certificate, checked or not, as `ssl.SSLSocket.getpeercert` tells; empty if it is not known."""
+        """The peer's certificate, verified or not, in the format of `ssl.SSLSocket.getpeercert`; empty if not known."""
         return dict(self._sock.getpeercert() or {}) or certificate_info(self._sock)
 
     def close(self) -> None:
@@ -52,32 +52,33 @@ class TlsConnection(Connection):
         super().close()
 
     def session(self) -> ssl.SSLSession | None:
-        """What a next handshake may resume; None: nothing yet. A server's tickets come after its handshake (RFC 8446
-        section 4.6.1), with the first bytes that are received."""
+        """The session that a later handshake may resume; None if there is none yet. A server sends tickets after its
+        handshake (RFC 8446 section 4.6.1), so they arrive with the first bytes that are received."""
         session = self._sock.session
         return session if session is not None and (session.has_ticket or self._sock.version() == "TLSv1.2") else None
 
-    # OpenSSL takes and gives one record a call, so both go on: a pass through the receiver's loop, or a wait for
-    # writability, for each of them costs more than the record itself (measured: 4.2 -> 2.5 CPU seconds per GB down).
+    # OpenSSL handles one record per call, so both methods loop. Otherwise each record would take a pass through the
+    # receiver's loop, or a wait for writability, which costs more than the record itself (measured: 4.2 -> 2.5 CPU
+    # seconds per GB down).
 
     def try_receive(self, into: memoryview) -> int | None:
         receive, size = self._sock.recv_into, len(into)
-        at = 0
+        offset = 0
         try:
-            while received := receive(into[at:]):
-                at += received
-                if size - at < RECORD_BYTES or at >= BATCH_BYTES:
+            while received := receive(into[offset:]):
+                offset += received
+                if size - offset < RECORD_BYTES or offset >= BATCH_BYTES:
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return at or None
+            return offset or None
         except OSError as exc:
-            if not at:  # else the next receive meets it again
+            if not offset:  # otherwise the next receive gets the same error
                 raise self._failed(exc) from exc
-        return at
+        return offset
 
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
-        # OpenSSL wants one buffer, and after "want write" the very same bytes again: our callers keep
-        # exactly the bytes that were not taken and offer nothing else before them.
+        # OpenSSL wants one buffer, and after "want write" exactly the same bytes again. Our callers keep the bytes that
+        # were not taken, and offer them first.
         data = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
         size, sent = len(data), 0
         try:
@@ -86,17 +87,17 @@ class TlsConnection(Connection):
         except ssl.SSLWantWriteError:
             pass
         except ssl.SSLWantReadError as exc:
-            # Only within a handshake. To answer 0 would keep our callers waiting for a socket that is writable.
+            # Only in a handshake. If this returned 0, our callers would wait for a socket that is writable.
             raise PeerError(f"{self.name} wants another TLS handshake", reason=EndReason.TLS) from exc
         except OSError as exc:
-            if not sent:  # else the next send meets it again
-                raise self._failed(self._told(exc)) from exc
+            if not sent:  # otherwise the next send gets the same error
+                raise self._failed(self._reason(exc)) from exc
         return sent
 
     async def receive(self, into: memoryview) -> int:
         await trio.lowlevel.checkpoint_if_cancelled()
-        # What OpenSSL has already decrypted makes no socket readable, so ask it first. Of that there can be more
-        # and more: now and then the others get their turn.
+        # Data that OpenSSL has already decrypted does not make the socket readable, so ask OpenSSL first. It may always
+        # have more: a checkpoint every TURNS calls lets other tasks run.
         received = self.try_receive(into)
         self._turns += 1
         if received is not None and self._turns >= TURNS:
@@ -108,9 +109,12 @@ class TlsConnection(Connection):
             received = self.try_receive(into)
         return received
 
-    def _told(self, exc: OSError) -> OSError:
-        """Why a send failed. Under TLS 1.3 the server judges our certificate when we may send already: then its alert
-        waits to be received. Else ``exc`` says all there is."""
+    def _reason(self, exc: OSError) -> OSError:
+        """The error that explains why a send failed.
+
+        With TLS 1.3 the server verifies our certificate after we may send. If it refuses, its alert waits to be
+        received and is returned; otherwise ``exc``.
+        """
         try:
             self._sock.recv(1)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -128,8 +132,8 @@ class TlsConnection(Connection):
 
 
 class TlsClient:
-    """TLS to one server. Keeps the session of the last connection there, so that the next one costs less: no chain of
-    certificates, no signatures."""
+    """TLS to one server. Keeps the session of the last connection, so that the next handshake is cheaper: it needs no
+    certificates and no signatures."""
 
     __slots__ = ("_context", "_newest", "_session", "config")
 
@@ -141,21 +145,21 @@ class TlsClient:
         self._newest: TlsConnection | None = None  # still open
 
     def remember(self, connection: TlsConnection) -> None:
-        """Take the session of a connection that is still open, if it has one."""
+        """Keep the session of a connection that is still open, if it has one."""
         self._session = connection.session() or self._session
         if self._newest is connection:
             self._newest = None
 
     async def handshake(self, connection: Connection, host: str) -> TlsConnection:
-        """Take ``connection`` over into TLS with ``host``, unless ``server_name`` says another name. The caller bounds
-        the time. Cancelled or failed, it is closed.
+        """Start TLS on ``connection``, which this takes over, with the name ``server_name`` or else ``host``.
 
-        Raises PeerError with what a person can act on: expired, wrong name, unknown authority, not TLS at all.
+        The caller bounds the time. If it is cancelled or fails, the connection is closed. Raises PeerError with an
+        explanation and a remedy: expired, wrong name, unknown authority, not TLS at all.
         """
         if self._newest is not None:
             self.remember(self._newest)
         name = self.config.server_name or host
-        # Used up now: if it is what makes this handshake fail, the next one goes without.
+        # Use a session once: if it makes this handshake fail, the next one does not use it.
         session, self._session = self._session, None
         sock = connection.detach()
         try:
@@ -184,9 +188,9 @@ class TlsClient:
                 except ssl.SSLWantWriteError:
                     await tls.wait_writable()
         except ssl.SSLCertVerificationError as exc:
-            # Authorities are looked for in the system's directory of certificates only now.
-            lacks = no_descriptor_left(f"TLS handshake with {name} failed") if is_unknown_authority(exc) else None
-            failure = lacks or not_accepted(exc, wrapped, name, self.config)
+            # OpenSSL reads the system's directory of certificates only now, and may lack a descriptor for that.
+            shortage = no_descriptor_left(f"TLS handshake with {name} failed") if is_unknown_authority(exc) else None
+            failure = shortage or not_accepted(exc, wrapped, name, self.config)
             tls.close()
             raise failure from exc
         except OSError as exc:
@@ -196,14 +200,15 @@ class TlsClient:
         except BaseException:
             tls.close()
             raise
-        # Only now: what a failed handshake leaves behind was never checked, and is nothing to resume.
+        # Not earlier: the session of a failed handshake was never verified, and must not be resumed.
         tls.client, self._session, self._newest = self, session, tls
         return tls
 
 
 def _peek(sock: ssl.SSLSocket) -> bytes:
-    """What the answer begins with, left where it is; of plain HTTP OpenSSL says only that it is not TLS."""
+    """The first bytes of the answer, without receiving them. If it is plain HTTP, OpenSSL only says that it is not
+    TLS."""
     try:
         return socket.socket.recv(sock, 5, socket.MSG_PEEK)
-    except OSError:  # the handshake will say it
+    except OSError:  # the handshake reports it
         return b""

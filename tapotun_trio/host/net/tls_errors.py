@@ -1,8 +1,9 @@
-"""What went wrong in TLS, for a person: whose fault it is, and which line of the config may mend it.
+"""Explains TLS errors to people: whose fault it is, and which option of the config may help.
 
-One cause has one text and one `PeerError.key`, whether the answer, the end of the connection or a reset is seen first.
+One cause has one text and one `PeerError.key`, no matter whether the answer, the end of the connection or a reset is
+noticed first.
 
-The texts of the far end (names in its certificate) are untrusted input; they are shortened, and fit for a log.
+Texts from the peer (names in its certificate) are untrusted input; they are shortened and reduced to one line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 
 _VERSION: Final = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW"})
 _WANTS_CERTIFICATE: Final = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
-# Without a certificate of ours, a TLS 1.2 server that wants one says no more than this.
+# A TLS 1.2 server that wants a client certificate and gets none sends only this.
 _HANDSHAKE_FAILURE: Final = frozenset({"SSLV3_ALERT_HANDSHAKE_FAILURE"})
 _REFUSES_CERTIFICATE: Final = frozenset(
     {
@@ -39,7 +40,7 @@ _REFUSES_CERTIFICATE: Final = frozenset(
 )
 _UNKNOWN_NAME: Final = frozenset({"TLSV1_UNRECOGNIZED_NAME", "TLSV1_ALERT_UNRECOGNIZED_NAME"})
 _HANDSHAKE_RECORDS: Final = (b"\x16\x03", b"\x15\x03")  # RFC 8446 section 5.1: handshake, alert
-_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})  # what OpenSSL calls it
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})  # as OpenSSL names it
 _NAMES: Final = 5
 _NAME_CHARS: Final = 60
 
@@ -47,14 +48,14 @@ NO_CERTIFICATE: Final = "wants a certificate of the client: set tls.cert_file an
 
 
 def not_accepted(exc: ssl.SSLCertVerificationError, sock: ssl.SSLSocket, name: str, config: TlsConfig) -> PeerError:
-    """The certificate that the server ``name`` showed is not accepted."""
+    """The error for a certificate of the server ``name`` that is not accepted."""
     code, begin = exc.verify_code, f"the certificate of {name}"
     if code == _EXPIRED:
         text = f"{begin} has expired{_date(sock, 'notAfter')}; renew it at the server, or set this machine's clock"
     elif code == _NOT_YET_VALID:
         text = f"{begin} is not yet valid{_date(sock, 'notBefore')}; set this machine's clock"
     elif code in _OTHER_NAME:
-        text = f"{begin} is not for {name}{_names(sock)}; put a name that it has into server or tls.server_name"
+        text = f"{begin} is not for {name}{_names(sock)}; use one of its names in server or tls.server_name"
     elif code in _UNKNOWN_AUTHORITY:
         trusted = "this system" if config.ca_file is None else f"tls.ca_file {config.ca_file}"
         remedy = "set tls.ca_file to its authority's certificate, and let the server send its whole chain"
@@ -65,30 +66,33 @@ def not_accepted(exc: ssl.SSLCertVerificationError, sock: ssl.SSLSocket, name: s
 
 
 def is_unknown_authority(exc: ssl.SSLCertVerificationError) -> bool:
-    """The certificate is refused because nothing that is trusted here has signed it."""
+    """Whether the certificate was refused because no trusted authority has signed it."""
     return exc.verify_code in _UNKNOWN_AUTHORITY
 
 
 def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfig) -> PeerError:
-    """The handshake failed for another reason. ``first``: what the server's answer began with."""
+    """The error for a handshake that failed for another reason. ``first``: the first bytes of the server's answer."""
     reason = getattr(exc, "reason", None)
     is_gone = isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError)
     in_tls = bool(first) and first.startswith(tuple(record[: len(first)] for record in _HANDSHAKE_RECORDS))
-    # A server of plain HTTP answers, and closes, and resets, as it takes our greeting for a request. Which of these we
-    # see first is a matter of moments.
+    # A plain HTTP server takes our ClientHello for a request: it answers, closes, and resets. Which of these we notice
+    # first depends on timing.
     if (first and not in_tls) or reason in _NO_TLS or (is_gone and not in_tls):
-        said = "this port does not speak TLS; use http:// if it speaks plain HTTP, else the proxy's TLS port"
+        problem = "this port does not speak TLS; use http:// if it speaks plain HTTP, else the proxy's TLS port"
     elif is_gone:
-        said = "the server closed the connection"
+        problem = "the server closed the connection"
     else:
-        said = _alert(exc, config) or str(reason or exc.strerror or exc)
-    return PeerError(f"TLS handshake with {name} ({address}) failed: {said}", reason=EndReason.TLS, key=f"tls: {said}")
+        problem = _alert(exc, config) or str(reason or exc.strerror or exc)
+    return PeerError(
+        f"TLS handshake with {name} ({address}) failed: {problem}", reason=EndReason.TLS, key=f"tls: {problem}"
+    )
 
 
 def broke(exc: ssl.SSLError, address: str, config: TlsConfig) -> PeerError:
-    """The connection broke after its handshake: under TLS 1.3 a server judges the client's certificate then."""
-    said = _alert(exc, config) or exc.reason or str(exc)
-    return PeerError(f"TLS connection to {address} broke: {said}", reason=EndReason.BROKEN, key=f"tls: {said}")
+    """The error for a connection that broke after its handshake: with TLS 1.3 a server verifies the client's
+    certificate then."""
+    problem = _alert(exc, config) or exc.reason or str(exc)
+    return PeerError(f"TLS connection to {address} broke: {problem}", reason=EndReason.BROKEN, key=f"tls: {problem}")
 
 
 def _alert(exc: OSError, config: TlsConfig) -> str | None:
@@ -109,8 +113,10 @@ def _alert(exc: OSError, config: TlsConfig) -> str | None:
 
 
 def certificate_info(sock: ssl.SSLSocket) -> dict[str, object]:
-    """The certificate that was refused or not looked at, as `ssl.SSLSocket.getpeercert` would tell of one that was
-    accepted. Only CPython's inner object has it, and if not that, a message says less."""
+    """The certificate that was refused or not verified, in the format of `ssl.SSLSocket.getpeercert`.
+
+    Only a private object of CPython has it. Without that object this is empty, and messages say less.
+    """
     try:
         chain = sock._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
         info: dict[str, object] = chain[0].get_info()

@@ -1,5 +1,5 @@
-"""The files that the TLS options name, and the context that is made of them. Without trio: a config that does not run
-yet is judged by it too."""
+"""Loads the files that the TLS options name into an SSL context. Without trio, since it also checks a config that is
+not running yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..process.descriptors import no_descriptor_left
 
 
 class UselessFile(HostError):
-    """A file that the TLS options name is of no use. Attribute ``found``: which, why, and what to do."""
+    """A file that the TLS options name is unusable. Attribute ``found``: which one, why, and what to do."""
 
     def __init__(self, file: str, found: TlsProblem) -> None:
         super().__init__(f"tls.{found.option} {file} {found.problem}; {found.remedy}")
@@ -19,37 +19,38 @@ class UselessFile(HostError):
 
 
 def judge_files(config: TlsConfig) -> TlsProblem | None:
-    """What makes the files that ``config`` names useless; None: nothing. Blocking: reads them."""
+    """Why the files that ``config`` names are unusable; None if they are usable. Blocking: reads them."""
     try:
-        with passing_shortages("cannot be judged now"):
-            # What the system trusts is no matter of the config.
+        with passing_shortages("cannot be checked now"):
+            # The system's certificates are not part of the config, so they are not checked.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.ca_file is None else _trusting(config.ca_file)
             _load_certificate(context, config)
     except ShortageError as exc:
         option: TlsOption = "cert_file" if config.ca_file is None else "ca_file"
-        return TlsProblem(option, f"cannot be judged now: {exc.lack}", exc.remedy)
+        return TlsProblem(option, f"cannot be checked now: {exc.lack}", exc.remedy)
     except UselessFile as exc:
         return exc.found
     return None
 
 
 def client_context(config: TlsConfig) -> ssl.SSLContext:
-    """The system's trust, or ``ca_file`` instead of it, or none at all (``insecure``), and the client's certificate.
+    """A context with the client's certificate that trusts the system's authorities, or those in ``ca_file`` instead, or
+    any certificate (``insecure``).
 
-    Raises UselessFile if a file cannot be read, or holds not what it should; ShortageError.
+    Raises UselessFile if a file cannot be read or has the wrong content, and ShortageError.
     """
     with passing_shortages("cannot set TLS up"):
         return _client_context(config)
 
 
 def _client_context(config: TlsConfig) -> ssl.SSLContext:
-    # OpenSSL says nothing of a file of the system's that it cannot open: it trusts nobody, for as long as this lives.
+    # If OpenSSL cannot open one of the system's files it reports nothing, and the context then trusts no authority.
     if config.ca_file is None and (shortage := no_descriptor_left("cannot read what this system trusts")) is not None:
         raise shortage
     context = ssl.create_default_context() if config.ca_file is None else _trusting(config.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if config.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # Under TLS 1.2 a server could ask for a new handshake at any time, and sending would have to wait for receiving.
+    # With TLS 1.2 a server could request a new handshake at any time, and sending would have to wait for receiving.
     context.options |= ssl.OP_NO_RENEGOTIATION
     if config.insecure:
         context.check_hostname = False
@@ -97,7 +98,7 @@ def _load_certificate(context: ssl.SSLContext, config: TlsConfig) -> None:
         if not _holds_certificate(cert_file):
             found = TlsProblem("cert_file", f"holds no PEM certificate{_reason(exc)}", "give one, with its chain")
             raise UselessFile(cert_file, found) from exc
-        remedy = "give one; without tls.key_file it stands in tls.cert_file" if key_file is None else "give one"
+        remedy = "give one; without tls.key_file it has to be in tls.cert_file" if key_file is None else "give one"
         raise _of_key(config, f"holds no PEM key that can be used{_reason(exc)}", remedy) from exc
 
 
@@ -119,7 +120,7 @@ def _of_key(config: TlsConfig, problem: str, remedy: str) -> UselessFile:
 
 
 def _holds_certificate(file: str) -> bool:
-    """OpenSSL does not say which of the two files it could not use."""
+    """Whether the file has a certificate: OpenSSL does not say which of the two files it could not use."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
     except (OSError, ssl.SSLError):

@@ -1,4 +1,4 @@
-"""Which versions of TLS a server offers, found out by handshakes that check nobody: nothing may be sent on them."""
+"""Finds out which TLS versions a server offers, by handshakes that verify nothing: no data may be sent over them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSIONS: Final = {
 
 
 class VersionClient(TlsClient):
-    """A handshake with one version and no other, with whoever it is."""
+    """Makes handshakes with exactly one version, and with any server."""
 
     __slots__ = ()
 
@@ -33,20 +33,22 @@ class VersionClient(TlsClient):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the old versions, which is what we ask about
+            warnings.simplefilter("ignore", DeprecationWarning)  # about the old versions, which we test for
             # Downwards first: a minimum above the maximum is refused.
             context.minimum_version = ssl.TLSVersion.TLSv1
             context.maximum_version = context.minimum_version = VERSIONS[version]
         if version in ("TLSv1", "TLSv1.1"):
-            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 has their signatures at no other level
+            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 allows their signatures at no other level
         self._context = context
 
 
 async def certificate_by(
     connection: Connection, config: TlsConfig, version: str, host: str
 ) -> dict[str, object] | None:
-    """The certificate that the server shows in this version, of which nothing was checked; None: it does not speak it.
-    Closes ``connection``. The caller bounds the time. Cancelled, it is closed too."""
+    """The unverified certificate that the server sends with this version; None if it does not support the version.
+
+    Closes ``connection``, also if cancelled. The caller bounds the time.
+    """
     client = VersionClient(config, version)
     try:
         tls = await client.handshake(connection, host)
