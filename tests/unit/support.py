@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import trio
@@ -22,6 +25,7 @@ from tapotun_trio.config.model import (
 )
 from tapotun_trio.http.acceptor import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
+from tapotun_trio.lifecycle.registry import Record
 
 from ..fakes import MemoryHost
 
@@ -60,12 +64,45 @@ def client_config(name: str, port: int, mark: Mark | None = None) -> ClientConfi
 
 
 @asynccontextmanager
-async def running(host: MemoryHost, *configs: ServerConfig | ClientConfig) -> AsyncIterator[trio.Nursery]:
-    """Run the interfaces; at the end cancel them, and see that nothing stands any more."""
+async def running(
+    host: MemoryHost, *configs: ServerConfig | ClientConfig, records: dict[str, Record] | None = None
+) -> AsyncIterator[trio.Nursery]:
+    """Run the interfaces. At the end cancel them and check that they left nothing on the host.
+
+    Args:
+        records: gets the record of each interface, by the interface's name.
+    """
     async with open_listeners() as listeners, trio.open_nursery() as nursery:
         for config in configs:
-            await nursery.start(run_interface, config, host, listeners)
+            record = Record(config)
+            if records is not None:
+                records[config.name] = record
+            await nursery.start(run_interface, config, host, listeners, record)
         yield nursery
         nursery.cancel_scope.cancel()
     assert host.left_over == []
     assert host.devices == {}
+
+
+@contextmanager
+def counting_streams() -> Iterator[Counter[str]]:
+    """How many streams of each kind (download, upload, WebSocket) the servers in this process begin meanwhile.
+
+    They are counted by the debug log. No log record is kept: the objects in it would live longer than they should.
+    """
+    begun: Counter[str] = Counter()
+
+    class Count(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if match := re.match(r"(download|upload|WebSocket) from \S+ begins$", record.getMessage()):
+                begun[match[1]] += 1
+
+    root, handler = logging.getLogger("tapotun"), Count()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield begun
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
