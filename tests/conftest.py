@@ -12,6 +12,8 @@ from hypothesis import settings
 
 from tests.harness import Lab, missing, no_leaks, take_signals
 
+from . import timeouts
+
 # Machines differ in speed and are shared: no example fails for taking long.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -20,6 +22,11 @@ take_signals()
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the timeout of pyproject.toml one that Trio survives."""
+    config.pluginmanager.register(timeouts)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
