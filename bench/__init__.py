@@ -4,7 +4,7 @@
     make bench BENCH=quick      two
     make bench-scaling          a server with many clients and routes (bench/scaling.py)
 
-Four *ways*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
+Four *variants*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
 does falls on all of them alike::
 
     behind 10.77.0.2 --- 10.77.0.1 client 192.0.2.2 --- 192.0.2.1 server

@@ -36,4 +36,4 @@ def check(data: bytes) -> None:
 
 
 def _trusts(address: Address) -> bool:
-    return any(address.version == it.version and address in it for it in _TRUSTED)
+    return any(address.version == network.version and address in network for network in _TRUSTED)

@@ -56,7 +56,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     if data[:1] == b"\1":
         readings = [_read_answer(pieces) for pieces in arrivals(data[1:])]
-        assert all(it == readings[0] for it in readings), "the split makes a difference"
+        assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     else:
         _judge_request(data[1:])
 

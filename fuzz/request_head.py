@@ -25,7 +25,7 @@ SEEDS: Final = [
 
 def check(data: bytes) -> None:
     readings = [_read(pieces) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     reading = readings[0]
     if isinstance(reading, int):
         assert reading in REASONS, "no words for this status"

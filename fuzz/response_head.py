@@ -29,7 +29,7 @@ def check(data: bytes) -> None:
         return
     method = "PUT" if data[0] & 1 else "GET"
     readings = [_read(method, pieces) for pieces in arrivals(data[1:])]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
 
 
 def _read(method: str, pieces: list[bytes]) -> object:

@@ -63,5 +63,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     lab = item.stash.get(_LAB, None)
     if report.failed and lab is not None:
-        report.sections += [(f"log of {it.name}", it.tail(100)) for it in lab.processes]
+        report.sections += [(f"log of {process.name}", process.tail(100)) for process in lab.processes]
     return report

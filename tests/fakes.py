@@ -146,7 +146,9 @@ class MemoryNetwork:
                 continue
             standing = self._host.standing.setdefault(name, [])
             if isinstance(item, HostRoute):  # takes the place of the one before
-                standing[:] = [it for it in standing if not (isinstance(it, HostRoute) and _same_place(it, item))]
+                standing[:] = [
+                    route for route in standing if not (isinstance(route, HostRoute) and _same_place(route, item))
+                ]
             if item not in standing:
                 standing.append(item)
         if refused:

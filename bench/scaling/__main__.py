@@ -97,7 +97,7 @@ def _verdicts(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps) -> list[V
 
 
 def _text(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps, verdicts: list[Verdict]) -> str:
-    it = machine()
+    here = machine()
     rows = [["CPU us for a packet", "from a client", "to a client", "", ""]]
     for point in POINTS:
         base = "10 routes" if point.routes else "10 clients"
@@ -128,7 +128,7 @@ def _text(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps, verdicts: lis
         )
     return "\n".join(
         [
-            f"scaling, {it['date']}: Linux {it['kernel']}, Python {it['python']}, {it['cores']} cores",
+            f"scaling, {here['date']}: Linux {here['kernel']}, Python {here['python']}, {here['cores']} cores",
             "medians (least-most); growth is the median of the rounds' own ratios to the smallest",
             "",
             *columns(rows),

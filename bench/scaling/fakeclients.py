@@ -119,7 +119,7 @@ class FakeClient:
 def packets_chunk(sources: list[str], destination: str) -> bytes:
     """A chunk of PER_CHUNK frames, from the sources in turn: UDP without a checksum, which IPv4 allows (RFC 768)."""
     datagram = struct.pack("!HHHH", 4000, _DISCARD, 8 + _PAYLOAD_BYTES, 0) + bytes(_PAYLOAD_BYTES)
-    frames = (ipv4(sources[it % len(sources)], destination, datagram, protocol=17) for it in range(PER_CHUNK))
+    frames = (ipv4(sources[number % len(sources)], destination, datagram, protocol=17) for number in range(PER_CHUNK))
     data = b"".join(frame(packet) for packet in frames)
     return b"%x\r\n%b\r\n" % (len(data), data)
 

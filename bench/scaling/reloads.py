@@ -66,7 +66,7 @@ def config_of(count: int, *more_routes: str) -> str:
     entries: list[dict[str, Any]] = [{"name": "bystander", "token": digest, "ip": "10.10.0.2"}]
     for number in range(count):
         first = base + 16 * ROUTES_EACH * number
-        networks = [f"{IPv4Address(first + 16 * it)}/28" for it in range(ROUTES_EACH)]
+        networks = [f"{IPv4Address(first + 16 * index)}/28" for index in range(ROUTES_EACH)]
         entries.append({**point.client(number), "routes": networks + (list(more_routes) if number == 0 else [])})
     server = {"name": "tun0", "listen": SERVER, "port": PORT, "net": f"{TUNNEL}/16", "clients": entries}
     return json.dumps({"interfaces": [server], "admin": {"listen": _ADMIN}})
@@ -111,7 +111,7 @@ def world() -> Iterator[World]:
             "port": PORT,
             "destination": TUNNEL,
             "keepalive_s": 10.0,
-            "clients": [{"token": token_of(it), "sources": []} for it in range(FEW)],
+            "clients": [{"token": token_of(number), "sources": []} for number in range(FEW)],
         }
         crowd_config, fifo = crowd.tmp / "crowd.json", crowd.tmp / "orders"
         crowd_config.write_text(json.dumps(told), encoding="utf-8")
@@ -127,9 +127,9 @@ def world() -> Iterator[World]:
         yield World(server, bystander, daemon, config)
 
 
-def _measure(it: World, name: str, action: Callable[[], None], found: Gaps, tell: Tell) -> None:
+def _measure(setup: World, name: str, action: Callable[[], None], found: Gaps, tell: Tell) -> None:
     argv = ["ping", "-n", "-D", "-i", f"{INTERVAL_S:g}", TUNNEL]
-    with it.bystander.start(argv, name="ping") as pings:
+    with setup.bystander.start(argv, name="ping") as pings:
         time.sleep(_BEFORE_S)
         begun = time.monotonic()
         action()
@@ -152,16 +152,16 @@ def reloads(rounds: int, tell: Tell) -> Gaps:
     """Each round goes from few clients to many and back. Raises HarnessError."""
     few, many, changed = config_of(FEW), config_of(MANY), config_of(MANY, "192.168.77.0/24")
     found = Gaps()
-    with world() as it:
+    with world() as setup:
         actions: dict[str, Callable[[], None]] = {
             IDLE: lambda: time.sleep(_IDLE_S),
-            f"{FEW:,} to {MANY:,} clients": lambda: it.reload(many),
-            f"one route of {MANY:,} clients": lambda: it.reload(changed),
-            f"a scrape of {MANY:,} clients": it.scrape,
-            f"{MANY:,} to {FEW:,} clients": lambda: it.reload(few),
+            f"{FEW:,} to {MANY:,} clients": lambda: setup.reload(many),
+            f"one route of {MANY:,} clients": lambda: setup.reload(changed),
+            f"a scrape of {MANY:,} clients": setup.scrape,
+            f"{MANY:,} to {FEW:,} clients": lambda: setup.reload(few),
         }
         for _ in range(rounds):
             for name, action in actions.items():
-                _measure(it, name, action, found, tell)
-            it.daemon.check_running()
+                _measure(setup, name, action, found, tell)
+            setup.daemon.check_running()
     return found

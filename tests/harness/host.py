@@ -265,7 +265,7 @@ class Host:
         def probe() -> bool:
             if by is not None:
                 by.check_running()
-            return any(it.startswith("tcp ") and it.endswith(f":{port}") for it in self.listening())
+            return any(listener.startswith("tcp ") and listener.endswith(f":{port}") for listener in self.listening())
 
         detail = by.tail if by is not None else str
         wait_until(probe, timeout, f"a listener on TCP port {port} of {self.name}", detail)

@@ -124,7 +124,7 @@ class Proxy(ABC):
 
     def access_log(self) -> str:
         """Everything that it logged, errors included, of all its runs."""
-        words = [it.log for it in self.host.processes if it.name == f"{self.host.name}/{self.name}"]
+        words = [process.log for process in self.host.processes if process.name == f"{self.host.name}/{self.name}"]
         if self.log_directory is not None:
             words += [file.read_text(encoding="utf-8") for file in sorted(self.logs.iterdir())]
         return "\n".join(words)

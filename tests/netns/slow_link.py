@@ -73,7 +73,7 @@ def plain_relay(server: Host, client: Host, congestion: str = "cubic") -> Iterat
         server.wait_for_listener(7000, by=listening)
         with client.start([program, *options, "-c", f"{SERVER}:7000"]) as calling:
             for host, address in ((server, TUNNEL_SERVER), (client, TUNNEL_CLIENT)):
-                wait_until(lambda: "tun0" in {it["ifname"] for it in host.ip("link show")}, 5, "tun0")  # noqa: B023
+                wait_until(lambda: "tun0" in {link["ifname"] for link in host.ip("link show")}, 5, "tun0")  # noqa: B023
                 host.ip(f"address add {address}/24 dev tun0")
                 host.ip("link set tun0 up")
             yield

@@ -97,7 +97,7 @@ def _proxy(server: Host, http_version: str | None) -> tuple[AbstractContextManag
 
 
 @dataclass
-class DuplexStream:
+class Conversation:
     """Numbered datagrams from a host to an echo and back, a few hundred a second."""
 
     sent: int = 0
@@ -110,9 +110,9 @@ class DuplexStream:
 
 
 @contextmanager
-def _conversation(client: Host, server: Host, address: str) -> Iterator[DuplexStream]:
+def _conversation(client: Host, server: Host, address: str) -> Iterator[Conversation]:
     """One that goes on while the body runs. Its answers have arrived, as far as they will, when this returns."""
-    talk = DuplexStream()
+    talk = Conversation()
     ended = threading.Event()
     with udp_echo(server, address) as port, client.socket(kind=socket.SOCK_DGRAM) as sock:
         sock.connect((address, port))
@@ -140,7 +140,7 @@ def _conversation(client: Host, server: Host, address: str) -> Iterator[DuplexSt
             receive()
 
 
-def _wait_for_answers(talk: DuplexStream, number: int = 50) -> None:
+def _wait_for_answers(talk: Conversation, number: int = 50) -> None:
     """Until so many more have come back."""
     goal = len(talk.received) + number
     wait_until(lambda: len(talk.received) >= goal, PATIENCE_S, f"{number} more answers")

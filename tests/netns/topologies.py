@@ -198,13 +198,13 @@ def flood(host: Host, address: str) -> Iterator[None]:
 
 def numbers(packets: Iterable[bytes]) -> list[int]:
     """The numbers of the datagrams of `flood` among IPv4 packets."""
-    return [int.from_bytes(it[28:32], "big") for it in packets if it[9:10] == b"\x11"]
+    return [int.from_bytes(packet[28:32], "big") for packet in packets if packet[9:10] == b"\x11"]
 
 
 def addresses(host: Host, interface: str) -> list[str]:
     """The IPv4 addresses of an interface with their prefixes, in the kernel's order; none if it is not there."""
     links = [link for link in host.ip("-4 address show") if link["ifname"] == interface]
-    return [f"{it['local']}/{it['prefixlen']}" for link in links for it in link["addr_info"]]
+    return [f"{address['local']}/{address['prefixlen']}" for link in links for address in link["addr_info"]]
 
 
 def mtu(host: Host, interface: str) -> int:
@@ -225,10 +225,14 @@ def has_interface(host: Host, name: str) -> bool:
 def mark_rules(host: Host) -> list[tuple[int, str, str]]:
     """The rules that have a fwmark: mark, table, protocol."""
     rules = host.ip("-4 -N rule show")
-    return [(int(it["fwmark"], 16), it["table"], it.get("protocol", "")) for it in rules if "fwmark" in it]
+    return [(int(rule["fwmark"], 16), rule["table"], rule.get("protocol", "")) for rule in rules if "fwmark" in rule]
 
 
 def routes(host: Host, table: str = "main") -> set[tuple[str, str, str]]:
     """The IPv4 routes of a table: destination, interface, protocol as a number."""
     found = host.ip("-4 -N route show table all")  # `table 100` alone is an error as long as it is empty
-    return {(it["dst"], it.get("dev", ""), it.get("protocol", "")) for it in found if it.get("table", "main") == table}
+    return {
+        (route["dst"], route.get("dev", ""), route.get("protocol", ""))
+        for route in found
+        if route.get("table", "main") == table
+    }

@@ -18,7 +18,7 @@ from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import PING, FrameReader, each
 
-from ..chunkings import cut, cuts, every_way
+from ..chunkings import cut, cuts, every_chunking
 from ..packets import frame
 
 FEW: Final = settings(max_examples=150, deadline=None)
@@ -53,7 +53,7 @@ def test_control_frames_among_frames_under_every_split(
     wire = b""
     while any(rest):
         wire += mix.choice([queue for queue in rest if queue]).pop(0)
-    for parts in every_way(wire, places):
+    for parts in every_chunking(wire, places):
         assert read(parts) == (frames, sent)
 
 
@@ -68,7 +68,7 @@ def test_any_bytes_are_frames_or_a_peer_error(data: bytes, tail: bytes, places: 
         except PeerError as exc:
             return exc.reason
 
-    outcomes = [outcome(parts) for parts in every_way(data + tail, places)]
+    outcomes = [outcome(parts) for parts in every_chunking(data + tail, places)]
     assert all(it == outcomes[0] for it in outcomes)
 
 
