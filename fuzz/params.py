@@ -8,7 +8,7 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.params import KEEPALIVE_S, Params, decode, encode
 
-from .feeding import check_text
+from .feeding import assert_printable
 
 SEEDS: Final = [
     encode(Params(mtu=1500, addresses=(IPv4Interface("10.10.0.2/24"),))),
@@ -29,7 +29,7 @@ def check(data: bytes) -> None:
     try:
         told = decode(data)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return
     assert 68 <= told.mtu <= 65535
     assert KEEPALIVE_S[0] <= told.keepalive <= KEEPALIVE_S[1]

@@ -8,7 +8,7 @@ from tapotun_trio.config.fields import Invalid
 from tapotun_trio.config.model import Proxy, Url
 from tapotun_trio.config.proxy import bypassed, from_environment, proxy
 
-from .feeding import check_hidden, check_text
+from .feeding import assert_hidden, assert_printable
 
 _URL: Final = Url("https", "h.example.com", 443, "/ip")
 _PASSWORD: Final = "xYzZy-9"
@@ -35,15 +35,15 @@ def check(data: bytes) -> None:
         found = from_environment(_URL, {"https_proxy": text, "no_proxy": ""})
         assert (found is None) == (not text)
     except Invalid as exc:
-        check_text(exc)
+        assert_printable(exc)
 
 
 def _parse(text: str) -> None:
     try:
         found = proxy(text)
     except Invalid as exc:
-        check_hidden(_PASSWORD, exc.shown, exc.problem, exc.remedy)
+        assert_hidden(_PASSWORD, exc.shown, exc.problem, exc.remedy)
         return
     if isinstance(found, Proxy):
         assert 0 < found.port < 65536
-        check_hidden(_PASSWORD, repr(found), found.authority)
+        assert_hidden(_PASSWORD, repr(found), found.authority)

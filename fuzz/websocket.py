@@ -9,7 +9,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.websocket import BINARY, CLOSE, NO_STATUS, PING, WebSocketBody, close_payload, frame
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 _KEY: Final = b"\x37\xfa\x21\x3d"
 
@@ -56,7 +56,7 @@ def _ours(pieces: list[bytes], *, masked: bool) -> tuple[bytes, int | None] | No
             assert buffer.startswith(b"<<")
             assert buffer.endswith(b"\x82\xfe\0")
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return None
     assert body.ended or (body.code, body.reason) == (NO_STATUS, "")
     return bytes(payload), body.code if body.ended else None

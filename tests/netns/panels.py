@@ -78,7 +78,7 @@ class Station:
 
         return wait_until(look, PATIENCE_S, "that status", lambda: json.dumps(self.status(), indent=1))
 
-    def check_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
+    def assert_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
         """Nothing went wrong in the browser, and it has talked to nobody but the panel.
 
         `place`: where it had the panel from, beside where the station opened it first.

@@ -201,7 +201,7 @@ class Siege:
         await until(lambda: self.mallory.counters.ends.total() >= wanted.total(), f"{dict(wanted)} in the counters")
         assert self.mallory.counters.ends == wanted
 
-    async def check_honest(self) -> None:
+    async def assert_honest_traffic(self) -> None:
         """A packet up and one down for every honest client: they come, and nothing else does."""
         self._round += 1
         for n, (name, device) in enumerate(self.honest.items()):
@@ -266,10 +266,10 @@ async def besieged(
             await until(lambda: all(s.sender.streaming and s.uploads for s in connected), "the honest downloads")
             await until(lambda: all(c.sender.streaming for c in clients), "the honest uploads")
             siege = Siege(port, servers[0], hub, devices, log, open_fds())
-            await siege.check_honest()
+            await siege.assert_honest_traffic()
             try:
                 yield siege
-                await siege.check_honest()
+                await siege.assert_honest_traffic()
                 await siege.settle()
             finally:
                 siege.withdraw()

@@ -98,7 +98,7 @@ def valid_root() -> Json:
     }
 
 
-def check_promises(data: bytes) -> None:
+def assert_promises(data: bytes) -> None:
     """No exception, each finding one printable line, no token, and a config exactly if no error."""
     config, findings = check_content(data, "F", 0o644)
     errors = [finding for finding in findings if finding.severity == "error"]
@@ -123,19 +123,19 @@ def check_promises(data: bytes) -> None:
 @patient
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes(data: bytes) -> None:
-    check_promises(data)
+    assert_promises(data)
 
 
 @patient
 @given(JSON)
 def test_arbitrary_json(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_promises(json.dumps(value).encode())
 
 
 @patient
 @given(st.lists(JSON, max_size=4))
 def test_arbitrary_entries(value: object) -> None:
-    check_promises(json.dumps(value).encode())
+    assert_promises(json.dumps(value).encode())
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -183,7 +183,7 @@ def test_mutated_files(data: st.DataObject, make: Callable[[], Any]) -> None:
                 where[data.draw(st.sampled_from(NAMES_IN_USE) | st.text(max_size=12))] = None
             case _:
                 pass
-    check_promises(json.dumps(root).encode())
+    assert_promises(json.dumps(root).encode())
 
 
 @patient
@@ -194,7 +194,7 @@ def test_damaged_text(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 8)))
     inserted = data.draw(st.text(alphabet="[]{},:\"\\\n\x00é'#/ 1t", max_size=4))
-    check_promises((text[:start] + inserted + text[end:]).encode())
+    assert_promises((text[:start] + inserted + text[end:]).encode())
 
 
 @patient
@@ -222,7 +222,7 @@ def test_a_token_in_the_wrong_place(data: st.DataObject) -> None:
             root[1]["server"] = f"http://{TOKEN}@h /"
         case _:
             root[1]["server"] = f"http://h:x/?key={TOKEN}"
-    check_promises(json.dumps(root).encode())
+    assert_promises(json.dumps(root).encode())
 
 
 @patient
@@ -245,7 +245,7 @@ def test_an_admin_token_in_the_wrong_place(data: st.DataObject) -> None:
             root["token"] = wrong
         case _:
             root["interfaces"].append({"admin": {"token": wrong}})
-    check_promises(json.dumps(root).encode())
+    assert_promises(json.dumps(root).encode())
 
 
 @patient

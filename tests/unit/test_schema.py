@@ -122,7 +122,7 @@ def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
     return made
 
 
-def agree(content: object) -> None:
+def assert_agree(content: object) -> None:
     """What the program takes fits, and what it refuses for its shape does not."""
     found = misfits(content)
     if not errors(content):
@@ -151,7 +151,7 @@ def test_every_value_replaced_by_every_wrong_one() -> None:
     assert len(PLACES) > 100
     for root, path in PLACES:
         for value in WRONG:
-            agree(changed(root, path, value))
+            assert_agree(changed(root, path, value))
 
 
 def test_every_field_left_out_and_an_unknown_one_beside_it() -> None:
@@ -163,15 +163,15 @@ def test_every_field_left_out_and_an_unknown_one_beside_it() -> None:
             for key in parents:
                 at = at[key]
             del at[name]
-            agree(made)
-            agree(changed(root, (*parents, "unknown"), 1))
+            assert_agree(made)
+            assert_agree(changed(root, (*parents, "unknown"), 1))
 
 
 @given(JSON)
 def test_whatever_it_is(content: object) -> None:
-    agree(plain(content))
+    assert_agree(plain(content))
 
 
 @given(st.sampled_from(PLACES), JSON)
 def test_whatever_stands_anywhere(place: tuple[Json, tuple[str | int, ...]], value: object) -> None:
-    agree(changed(*place, plain(value)))
+    assert_agree(changed(*place, plain(value)))

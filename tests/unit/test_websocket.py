@@ -307,7 +307,7 @@ async def test_a_flood_costs_no_memory_and_nobody_else(data: bytes, count: int) 
         with memory_below(4 * 2**20, "a flood"), trio.move_on_after(5):
             for _ in range(count):
                 await raw.send(data)
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
 
 
 async def test_another_machine_takes_over() -> None:
@@ -358,7 +358,7 @@ async def test_a_client_that_reads_nothing_stops_nobody() -> None:
         await raw.head()
         for _ in range(300):
             siege.hub.send(ipv4(HUB, ME, bytes(60_000)))
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
         assert siege.mallory.sender.tx_queue.depth_bytes <= 12 * 2**20
 
 

@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from fuzz.feeding import check_text
+from fuzz.feeding import assert_printable
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.frames import MAX_PACKET_BYTES, FrameReader, each
 from tapotun_trio.wire.websocket import (
@@ -100,7 +100,7 @@ def ours(pieces: list[bytes], *, masked: bool = True) -> tuple[bytes, int | None
     try:
         reading = LoadContext(pieces, masked=masked)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return None
     return bytes(reading.payload), reading.body.code if reading.body.ended else None
 
