@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import re
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import cycle
+from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -30,11 +34,26 @@ from tapotun_trio.lifecycle.registry import Record
 from ..fakes import MemoryHost
 
 
+def _ports_not_given_out() -> Iterator[int]:
+    """Ports below those that the kernel gives to outgoing connections and to bind(0), again and again."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    ports = range(10_000, max(lowest, 20_000))  # 32768 on most machines
+    return cycle(random.Random().sample(ports, len(ports)))  # another order in each process that runs tests
+
+
+_PORTS: Final = _ports_not_given_out()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 at which nothing listens, and which nothing else gets before the test listens there: neither
+    the kernel nor a later call gives it out."""
+    for port in _PORTS:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):  # something listens there
+                sock.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("the ports never end")
 
 
 def allowed(name: str, ip: str, routes: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> AllowedClient:
