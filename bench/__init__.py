@@ -1,4 +1,4 @@
-"""How fast the tunnel is, beside no tunnel and beside a relay in C, on this machine and in this hour.
+"""How fast the tunnel is, compared with no tunnel and with a relay in C, on this machine and in this hour.
 
     make bench                  ten minutes
     make bench BENCH=quick      two
@@ -12,8 +12,8 @@ does falls on all of them alike::
     veth        no tunnel: straight over the cable between client and server
     relay       crelay.c, GSO frames over two TCP connections, in C and with no features: the practical ceiling
     http        the installed `tapotun` at both ends
-    https       likewise, through nginx on the server's machine, which ends TLS
+    https       the same through nginx on the server's machine, which ends TLS
 
-Nothing here asserts a speed. Only ratios within one run mean anything; the targets are printed beside them with a mark.
+Nothing here asserts a speed. Only ratios within one run mean anything; the targets are printed next to them.
 The program is used as installed, by its command and its config, and nothing of it is imported.
 """

@@ -170,11 +170,11 @@ def pings_under_load_us(variant: Variant, *options: str, seconds: int, every_s: 
     return found
 
 
-# TLS beside the tunnel
+# TLS without the tunnel
 
 
 def curl_gbit_s(variant: TapotunTls, seconds: int) -> float:
-    """What curl gets of nginx's static file, over TLS, in at most so many seconds. Raises CommandError."""
+    """What curl gets of nginx's static file, over TLS, in at most that many seconds. Raises CommandError."""
     argv = ["curl", "-sS", "-o", "/dev/null", "--cacert", str(variant.ca_file), "--max-time", str(seconds)]
     argv += ["-w", "%{http_code} %{speed_download}", f"https://{NAME}/static"]
     done = variant.client.run(argv, check=False, timeout=seconds + _GRACE_S)

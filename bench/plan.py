@@ -14,7 +14,7 @@ from typing import Final
 
 VARIANTS: Final = ("veth", "relay", "http", "https")
 
-# Seconds beside the traffic itself, as seen on two busy cores.
+# Seconds on top of the traffic itself, as seen on two busy cores.
 _IPERF_OVERHEAD_S: Final = 0.35
 _UDP_OVERHEAD_S: Final = 0.2
 _PING_OVERHEAD_S: Final = 0.15

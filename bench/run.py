@@ -154,7 +154,7 @@ def machine() -> dict[str, object]:
 
 
 def stay_on(cores: int) -> None:
-    """Everything from here on, whatever it starts, shares the first so many of the cores that we may use."""
+    """This process, and every process that it starts, shares the first ``cores`` of those that we may use."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 

@@ -77,7 +77,7 @@ http {{
 
 
 def installed() -> Path:
-    """The program as a user has it, beside the interpreter that runs this. Raises BenchError."""
+    """The program as a user has it, in the directory of the interpreter that runs this. Raises BenchError."""
     program = Path(sys.executable).with_name("tapotun")
     if not program.exists():
         raise BenchError(f"{program} is not there: `make venv` installs it")

@@ -26,7 +26,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     text = data.decode("latin-1")
     _parse(text)
-    # What stands before an @ shows in no error, whatever else is wrong.
+    # What stands before an @ shows in no error.
     for login in (f"http://user:{_PASSWORD}@{text}", f"user:{_PASSWORD}@{text}", f"{text}:{_PASSWORD}@h:1"):
         _parse(login)
     assert isinstance(bypassed("h.example.com", text), bool)

@@ -37,7 +37,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Point:
-    """One server: so many clients, and so many routes in all, spread evenly over them; 0: only their own addresses."""
+    """One server: how many clients it has, and how many routes in all, spread evenly over the clients.
+
+    Without routes (0) the clients have only their own addresses.
+    """
 
     name: str
     clients: int
@@ -149,7 +152,7 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
         definition["keepalive"] = int(keepalive_s)
     config = server.tmp / "tapotun.json"
     config.write_text(json.dumps([definition]), encoding="utf-8")
-    told = {
+    settings = {
         "server": SERVER,
         "port": PORT,
         "destination": TUNNEL,
@@ -157,9 +160,9 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
         "clients": [{"token": token_of(client), "sources": point.addresses(client)} for client in clients],
     }
     crowd_config = host.tmp / "crowd.json"
-    crowd_config.write_text(json.dumps(told), encoding="utf-8")
+    crowd_config.write_text(json.dumps(settings), encoding="utf-8")
     targets = server.tmp / "targets"
-    # A packet for each client in turn, so that no two for one client come together, whatever their number.
+    # A packet for each client in turn, so that no two for one client come together, for any number of clients.
     in_turn = zip(*(point.addresses(client) for client in clients), strict=True)
     targets.write_text("".join(f"{address}\n" for lap in in_turn for address in lap), encoding="ascii")
     fifo = host.tmp / "orders"

@@ -1,4 +1,4 @@
-"""Equal clients under load, each a program of its own on a machine of its own, and a slow one beside them."""
+"""Equal clients under load, each a program of its own on a machine of its own, together with a slow one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..stats import jain
 from ..variants import installed
 
 EQUAL: Final = 8
-SLOW: Final = EQUAL  # the number of the one beside them
+SLOW: Final = EQUAL  # the number of the ninth client
 TUNNEL: Final = "10.10.0.1"
 # What it is sent, and what its cable carries when it is slow: a fifth of that.
 SLOW_PPS: Final = 2000
@@ -129,7 +129,7 @@ class Fairness:
     beside_jain: dict[str, list[float]] = field(default_factory=dict)
 
     def kept(self, base: str) -> float:
-        """The eight's throughput beside a slow ninth, over what they have beside `base`; of the same rounds."""
+        """The throughput of the eight together with a slow ninth, over theirs with `base`, in the same rounds."""
         pairs = zip(self.beside["slow"], self.beside[base], strict=True)
         return statistics.median(slow / other for slow, other in pairs)
 

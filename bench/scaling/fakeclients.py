@@ -134,9 +134,9 @@ class Crowd:
         self._poll = select.epoll()
         self._clients: list[FakeClient] = []
         self._by_fd: dict[int, FakeClient] = {}
-        for told in config["clients"]:
-            client = FakeClient(where, told["token"], keepalive_s=self._keepalive_s)
-            sources, destination = told["sources"], config["destination"]
+        for settings in config["clients"]:
+            client = FakeClient(where, settings["token"], keepalive_s=self._keepalive_s)
+            sources, destination = settings["sources"], config["destination"]
             for start in range(0, len(sources), PER_CHUNK):
                 client.chunks.append(packets_chunk(sources[start : start + PER_CHUNK], destination))
             self._clients.append(client)
@@ -178,7 +178,7 @@ class Crowd:
 
 
 def say(text: str) -> None:
-    """To whoever started us."""
+    """To the process that started us."""
     print(text, file=sys.stderr, flush=True)
 
 

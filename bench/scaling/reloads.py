@@ -60,7 +60,7 @@ def largest_gap_ms(output: str) -> float:
 
 
 def config_of(count: int, *more_routes: str) -> str:
-    """The server's file, with so many clients beside the bystander. ``more_routes``: of the first of them."""
+    """The server's file, with ``count`` clients besides the bystander. ``more_routes``: of the first of them."""
     point, base = Point("reloads", count, 0), int(IPv4Address("100.64.0.0"))
     digest = hashlib.sha1(_TOKEN.encode()).hexdigest()
     entries: list[dict[str, Any]] = [{"name": "bystander", "token": digest, "ip": "10.10.0.2"}]
@@ -106,7 +106,7 @@ def world() -> Iterator[World]:
         config.write_text(config_of(FEW), encoding="utf-8")
         daemon = stack.enter_context(server.start([installed(), config]))
         daemon.wait_for_log("ready: ", _START_S)
-        told = {
+        settings = {
             "server": SERVER,
             "port": PORT,
             "destination": TUNNEL,
@@ -114,7 +114,7 @@ def world() -> Iterator[World]:
             "clients": [{"token": token_of(number), "sources": []} for number in range(FEW)],
         }
         crowd_config, fifo = crowd.tmp / "crowd.json", crowd.tmp / "orders"
-        crowd_config.write_text(json.dumps(told), encoding="utf-8")
+        crowd_config.write_text(json.dumps(settings), encoding="utf-8")
         os.mkfifo(fifo)
         argv = [sys.executable, "-m", "bench.scaling.fakeclients", str(crowd_config), str(fifo)]
         stack.enter_context(crowd.start(argv, name="crowd", cwd=ROOT)).wait_for_log("^ready$", _START_S)

@@ -124,7 +124,7 @@ class _End:
 
 
 class _Pair:
-    """Two ends as a context manager, stopped at its end whatever happened."""
+    """Two ends as a context manager, which stops them at its end in any case."""
 
     def __init__(self, a: _End, b: _End) -> None:
         self.a, self.b = a, b

@@ -81,8 +81,8 @@ class Station:
     def assert_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
         """Nothing went wrong in the browser, and it has talked to nobody but the panel.
 
-        `place`: where it had the panel from, beside where the station opened it first.
-        `network`: words of which one is in each line that the browser itself writes about an answer.
+        `place`: an address that the panel came from, besides the one where the station opened it first.
+        `network`: words. One of them is in each line that the browser itself writes about an answer.
         """
         of_the_page = [
             message for message in self.window.messages() if not message.text.startswith(("chrome://", "about:"))

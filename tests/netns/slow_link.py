@@ -99,7 +99,7 @@ class UnderLoad:
 
 
 def under_load(server: Host, client: Host, *, down: bool, seconds: float = 6.0) -> UnderLoad:
-    """One TCP stream through the tunnel for so long, with pings through it beside."""
+    """One TCP stream through the tunnel for that long, with pings through it meanwhile."""
     address = TUNNEL_SERVER
     wait_for_ping(client, address)
     idle_ms = statistics.median(_round_trips_ms(client, address, 15))

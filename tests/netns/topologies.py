@@ -1,6 +1,6 @@
 """Small networks with the daemon in them, and what the tests of the daemon share.
 
-Addresses: the cable is 192.0.2.0/24 with the server at .1, the tunnel 10.10.0.0/24 likewise. A raw token that a
+Addresses: the cable is 192.0.2.0/24 the tunnel 10.10.0.0/24; the server is .1 in both. A raw token that a
 test makes up is ``raw-token-of-NAME``, so that `SECRETS` finds it wherever it should not be.
 """
 
@@ -144,7 +144,7 @@ class Corp:
 
 @contextmanager
 def corp(lab: Lab, *, a_config: str | PathLike[str] | Config | None = None) -> Iterator[Corp]:
-    """The hub with its example config, and both clients connected; `a_config` in place of a plain client."""
+    """The hub with its example config, and both clients connected; `a_config` instead of a plain client."""
     names = ("hub", "a", "b", "behind_a", "behind_b", "office")
     hub, a, b, behind_a, behind_b, office = hosts = [lab.host(name) for name in names]
     lab.link(hub, f"{SERVER}/24", a, f"{CLIENT}/24")
@@ -213,7 +213,7 @@ def mtu(host: Host, interface: str) -> int:
 
 
 def index(host: Host, interface: str) -> int:
-    """An interface's number: another one means another interface, whatever it is called."""
+    """An interface's number: another one means another interface, even if the name is the same."""
     return int(host.ip(f"link show {interface}")[0]["ifindex"])
 
 

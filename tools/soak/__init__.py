@@ -51,6 +51,6 @@ BOUNDS_S: Final = {
     "covering push": 1.0 + SLACK_S,
     # The longest silence while the second one runs: it disturbs nothing, and a rotation may fall into that time.
     "second start": 1.0 + SLACK_S,
-    # It tries again 5 to 10 s after its streams broke, whatever it has been told; ours has its own bound within that.
+    # It tries again 5 to 10 s after its streams broke, for any reason; our client has its own bound within that.
     "generation 2 restart": 10.0 + SLACK_S,
 }
