@@ -44,7 +44,7 @@ async def test_afterwards():
 
 def test_each_kind_of_test(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
-    options = ["-p", "tests.timeouts", "-p", "no:cacheprovider", "--timeout=0.5", "--timeout-method=signal"]
+    options = ["-p", "tests.timeouts", "-p", "no:cacheprovider", "--timeout=2", "--timeout-method=signal"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rfp", *options, "-o", "trio_mode=true", "--rootdir", tmp_path, tmp_path],
         cwd=ROOT,
