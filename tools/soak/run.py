@@ -1,4 +1,4 @@
-"""A seeded schedule of faults, worked off, and the account of it."""
+"""Runs a seeded schedule of faults and reports on each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .topology import FAULTS, HURRIED_PAUSE_S, LATE_S, PAUSE_S, SOON_S, World, m
 RATE: Final = 100.0
 BETWEEN_S: Final = (0.0, 0.5)
 ON_TIME: Final = 0.85  # of the time that a fault may take on average
-# What costs little time comes more often, so that 200 faults fit into ten minutes; and a client that is new has no
-# history of failures to wait for.
+# Faults that cost little time come more often, so that 200 of them fit into ten minutes. A new client has no history of
+# failures that makes it wait.
 WEIGHTS: Final = {
     "kill -9 client": 4,
     "rotation": 3,

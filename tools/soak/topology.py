@@ -271,14 +271,15 @@ def _cut(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return _now("by the relay")
 
 
-def _lie(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     method, kind, cut = rng.choice(("GET", "PUT")), rng.choice(sorted(ANSWERS)), rng.random() < 0.5
     mark = setup.relay_mark
     setup.order(f"wrong {method} {kind}")
     begun_ns = time.monotonic_ns()
     if cut:
         setup.order("cut")
-    else:  # a rotation runs into it, sooner or later, and the stream that is there goes on
+        setup.wait_for_wrong(mark)
+    else:  # a rotation gets that answer, sooner or later, and the older stream goes on
         setup.wait_for_wrong(mark)
         begun_ns = time.monotonic_ns()
     return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
@@ -346,7 +347,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "client address changed": _change_address,
     "nginx restart": _restart_nginx,
     "connections cut": _cut,
-    "wrong answer": _lie,
+    "wrong answer": _answer_wrongly,
     "rotation": _rotate,
     "covering push": _covering_push,
     "second start": _second_start,
