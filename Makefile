@@ -1,5 +1,5 @@
 # What a developer does here. Everything works on a bare Debian machine as root: what is missing is installed.
-# As an ordinary user nothing is installed; you are told what to.
+# For an ordinary user nothing is installed; the output names the missing packages.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -18,8 +18,8 @@ help:  ## show this
 	@echo "make demo     a tunnel between two machines, set up and shown working, in under a minute"
 	@echo "make test     every test, with branch coverage; ARGS='-k words' is handed to pytest"
 	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
-	@echo "make soak     200 random faults beside a checked stream, within ten minutes; SEED=1 FAULTS=200"
-	@echo "make bench    the tunnel beside a relay in C and beside no tunnel, in ten minutes; BENCH=quick: two"
+	@echo "make soak     200 random faults during a checked stream, within ten minutes; SEED=1 FAULTS=200"
+	@echo "make bench    the tunnel compared with a relay in C and with no tunnel, in ten minutes; BENCH=quick: two"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make packages wheel, sdist, tapotun.pyz and Debian package, in dist/; or one: make dist, make pyz, make deb"

@@ -1,10 +1,10 @@
-"""How fast the tunnel is, beside no tunnel and beside a relay in C, on this machine and in this hour.
+"""How fast the tunnel is, compared with no tunnel and with a relay in C, on this machine and in this hour.
 
     make bench                  ten minutes
     make bench BENCH=quick      two
     make bench-scaling          a server with many clients and routes (bench/scaling.py)
 
-Four *ways*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
+Four *variants*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
 does falls on all of them alike::
 
     behind 10.77.0.2 --- 10.77.0.1 client 192.0.2.2 --- 192.0.2.1 server
@@ -12,8 +12,8 @@ does falls on all of them alike::
     veth        no tunnel: straight over the cable between client and server
     relay       crelay.c, GSO frames over two TCP connections, in C and with no features: the practical ceiling
     http        the installed `tapotun` at both ends
-    https       likewise, through nginx on the server's machine, which ends TLS
+    https       the same through nginx on the server's machine, which ends TLS
 
-Nothing here asserts a speed. Only ratios within one run mean anything; the targets are printed beside them with a mark.
+Nothing here asserts a speed. Only ratios within one run mean anything; the targets are printed next to them.
 The program is used as installed, by its command and its config, and nothing of it is imported.
 """

@@ -1,4 +1,4 @@
-"""`python -m bench`: exit code 0 if everything was measured, 1 if something was not, whatever the numbers say."""
+"""`python -m bench`: exit code 0 if everything was measured, 1 if something was not; the numbers do not matter."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ CRELAY: Final = ROOT.parent / "shared" / "bench" / "crelay.c"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="the tunnel beside a relay in C")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="the tunnel compared with a relay in C")
     parser.add_argument("--plan", choices=sorted(PLANS), default="full", help="full: ten minutes, quick: two")
     parser.add_argument("--crelay", type=Path, default=CRELAY, help=f"source of the C relay (default {CRELAY})")
     parser.add_argument("--out", type=Path, default=OUT, help=f"directory for the results (default {OUT})")
-    parser.add_argument("--cores", type=int, default=2, help="use only so many (default 2, for which the targets are)")
+    parser.add_argument(
+        "--cores", type=int, default=2, help="number of cores to use (default 2, which the targets are for)"
+    )
     args = parser.parse_args()
     plan = PLANS[args.plan]
     print(plan, flush=True)

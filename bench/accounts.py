@@ -29,7 +29,7 @@ def machine_cpu_s() -> float:
     Guest time is part of user and nice already.
     """
     first = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]
-    user, nice, system, _idle, _iowait, irq, softirq = (int(it) for it in first[:7])
+    user, nice, system, _idle, _iowait, irq, softirq = (int(ticks) for ticks in first[:7])
     return (user + nice + system + irq + softirq) * _TICK_S
 
 

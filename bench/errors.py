@@ -1,4 +1,4 @@
-"""What a person is told in one line."""
+"""An error that is shown to a person in one line."""
 
 from __future__ import annotations
 

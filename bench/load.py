@@ -1,4 +1,4 @@
-"""What goes through a way, and what it shows: TCP, UDP, pings, a file by curl."""
+"""What goes through a variant, and what it shows: TCP, UDP, pings, a file by curl."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness import CommandError, Host, WaitError
 
 from .accounts import Account
 from .search import Found, Probe, lossless_rate
-from .variants import NAME, SERVER, NextHop, TapotunTls
+from .variants import NAME, SERVER, TapotunTls, Variant
 
 IPERF_PORT: Final = 5201
 _GRACE_S: Final = 8.0
@@ -31,7 +31,7 @@ _TIMES: Final = re.compile(r"time=([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Tcp:
-    """One run of iperf3. `cpu_s` is of the way's processes as in `NextHop.pids`; a GB is 10^9 bytes of payload."""
+    """One run of iperf3. `cpu_s` is of the variant's processes as in `Variant.pids`; a GB is 10^9 bytes of payload."""
 
     gbit_s: float
     gb: float
@@ -41,17 +41,17 @@ class Tcp:
 
 
 @contextmanager
-def iperf_server(way: NextHop) -> Iterator[None]:
-    """iperf3 listening on the way's server, for all runs of the bench."""
-    with way.server.start(["iperf3", "-s", "-p", str(IPERF_PORT)]) as daemon:
-        way.server.wait_for_listener(IPERF_PORT, by=daemon)
+def iperf_server(variant: Variant) -> Iterator[None]:
+    """iperf3 listening on the variant's server, for all runs of the bench."""
+    with variant.server.start(["iperf3", "-s", "-p", str(IPERF_PORT)]) as daemon:
+        variant.server.wait_for_listener(IPERF_PORT, by=daemon)
         yield
 
 
-def tcp(way: NextHop, *options: str, seconds: int, source: Host | None = None) -> Tcp:
-    """iperf3 from the way's client (or another host) to its server. Raises CommandError, WaitError."""
-    account = Account(way.pids)
-    end = _iperf(source or way.client, way.address, *options, seconds=seconds)["end"]
+def tcp(variant: Variant, *options: str, seconds: int, source: Host | None = None) -> Tcp:
+    """iperf3 from the variant's client (or another host) to its server. Raises CommandError, WaitError."""
+    account = Account(variant.pids)
+    end = _iperf(source or variant.client, variant.address, *options, seconds=seconds)["end"]
     used = account.used()
     received = end["sum_received"]
     return Tcp(
@@ -91,16 +91,16 @@ class Udp:
     reordered: int
 
 
-def udp(flood: Path, way: NextHop, size: int, rate: float, seconds: float, flows: int = 1) -> Udp:
+def udp(flood: Path, variant: Variant, size: int, rate: float, seconds: float, flows: int = 1) -> Udp:
     """From client to server: `size` bytes of payload, `rate` packets a second, or as fast as they go if that is 0.
 
     Raises CommandError, WaitError.
     """
     with ExitStack() as stack:
-        tx = stack.enter_context(way.client.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        rxs = [stack.enter_context(way.server.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(flows)]
+        tx = stack.enter_context(variant.client.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        rxs = [stack.enter_context(variant.server.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(flows)]
         for rx in rxs:
-            rx.bind((way.address, 0))
+            rx.bind((variant.address, 0))
         fds = [tx.fileno(), *(rx.fileno() for rx in rxs)]
         argv = [str(flood), str(fds[0]), ",".join(map(str, fds[1:])), str(size), f"{rate:.0f}", f"{seconds:g}"]
         try:
@@ -111,24 +111,31 @@ def udp(flood: Path, way: NextHop, size: int, rate: float, seconds: float, flows
             raise WaitError(f"waited {seconds + _GRACE_S:g} s for `{' '.join(argv)}`") from None
     if done.returncode != 0:
         raise CommandError(f"`{' '.join(argv)}` failed with {done.returncode}: {done.stderr.strip()}")
-    it = json.loads(done.stdout)
+    counts = json.loads(done.stdout)
     return Udp(
-        offered=it["sent"] / it["send_s"],
-        steady=it["steady"] / it["steady_s"],
-        loss=1 - it["received"] / it["sent"] if it["sent"] else 0.0,
-        duplicates=it["duplicates"],
-        reordered=it["reordered"],
+        offered=counts["sent"] / counts["send_s"],
+        steady=counts["steady"] / counts["steady_s"],
+        loss=1 - counts["received"] / counts["sent"] if counts["sent"] else 0.0,
+        duplicates=counts["duplicates"],
+        reordered=counts["reordered"],
     )
 
 
 def search(
-    flood: Path, way: NextHop, size: int, *, bounds: tuple[float, float], probes: int, seconds: float, flows: int = 1
+    flood: Path,
+    variant: Variant,
+    size: int,
+    *,
+    bounds: tuple[float, float],
+    probes: int,
+    seconds: float,
+    flows: int = 1,
 ) -> Found:
     """The highest rate at which less than 1 % is lost. Raises as `udp`."""
 
     def probe(rate: float) -> Probe:
-        it = udp(flood, way, size, rate, seconds, flows)
-        return Probe(rate, it.offered, it.loss)
+        result = udp(flood, variant, size, rate, seconds, flows)
+        return Probe(rate, result.offered, result.loss)
 
     return lossless_rate(probe, *bounds, probes)
 
@@ -136,24 +143,24 @@ def search(
 # Pings
 
 
-def pings_us(way: NextHop, count: int, every_s: float) -> list[float]:
+def pings_us(variant: Variant, count: int, every_s: float) -> list[float]:
     """Round trips in microseconds, from the client to the server. Raises CommandError if fewer than half came back."""
-    argv = ["ping", "-n", "-c", str(count), "-i", str(every_s), "-W", "1", way.address]
-    done = way.client.run(argv, check=False, timeout=count * every_s * 4 + _GRACE_S, env={"LC_ALL": "C"})
+    argv = ["ping", "-n", "-c", str(count), "-i", str(every_s), "-W", "1", variant.address]
+    done = variant.client.run(argv, check=False, timeout=count * every_s * 4 + _GRACE_S, env={"LC_ALL": "C"})
     found = [float(ms) * 1000 for ms in _TIMES.findall(done.stdout)]
     if len(found) < count / 2:
         raise CommandError(f"`{' '.join(argv)}`: only {len(found)} of {count} came back")
     return found
 
 
-def pings_under_load_us(way: NextHop, *options: str, seconds: int, every_s: float) -> list[float]:
+def pings_under_load_us(variant: Variant, *options: str, seconds: int, every_s: float) -> list[float]:
     """Round trips while one TCP stream runs, its first quarter of a second left out. Raises as `pings_us`."""
-    argv = ["iperf3", "-c", way.address, "-p", str(IPERF_PORT), "-t", str(seconds + 1), *options]
-    with way.client.start(argv, name="load") as load:
-        way.client.run(["sleep", "0.25"])
+    argv = ["iperf3", "-c", variant.address, "-p", str(IPERF_PORT), "-t", str(seconds + 1), *options]
+    with variant.client.start(argv, name="load") as load:
+        variant.client.run(["sleep", "0.25"])
         # `-w` ends it in time even where each round trip is longer than the pause.
-        keepalive = ["ping", "-n", "-i", str(every_s), "-w", str(seconds), "-W", "1", way.address]
-        done = way.client.run(keepalive, check=False, timeout=seconds + _GRACE_S, env={"LC_ALL": "C"})
+        keepalive = ["ping", "-n", "-i", str(every_s), "-w", str(seconds), "-W", "1", variant.address]
+        done = variant.client.run(keepalive, check=False, timeout=seconds + _GRACE_S, env={"LC_ALL": "C"})
         if not load.running:
             raise CommandError(f"the load ended before the pings did\n{load.tail()}")
         load.stop()
@@ -163,24 +170,24 @@ def pings_under_load_us(way: NextHop, *options: str, seconds: int, every_s: floa
     return found
 
 
-# TLS beside the tunnel
+# TLS without the tunnel
 
 
-def curl_gbit_s(way: TapotunTls, seconds: int) -> float:
-    """What curl gets of nginx's static file, over TLS, in at most so many seconds. Raises CommandError."""
-    argv = ["curl", "-sS", "-o", "/dev/null", "--cacert", str(way.ca_file), "--max-time", str(seconds)]
+def curl_gbit_s(variant: TapotunTls, seconds: int) -> float:
+    """What curl gets of nginx's static file, over TLS, in at most that many seconds. Raises CommandError."""
+    argv = ["curl", "-sS", "-o", "/dev/null", "--cacert", str(variant.ca_file), "--max-time", str(seconds)]
     argv += ["-w", "%{http_code} %{speed_download}", f"https://{NAME}/static"]
-    done = way.client.run(argv, check=False, timeout=seconds + _GRACE_S)
+    done = variant.client.run(argv, check=False, timeout=seconds + _GRACE_S)
     found = re.fullmatch(r"200 (\d+)(?:\.\d+)?", done.stdout.strip())
     if done.returncode not in (0, 28) or found is None:  # 28: the time was up, which is how it should end
         raise CommandError(f"`{' '.join(argv)}`: {done.stderr.strip() or done.stdout.strip()}")
     return int(found[1]) * 8 / 1e9
 
 
-def negotiated_cipher(way: TapotunTls) -> str:
+def negotiated_cipher(variant: TapotunTls) -> str:
     """The cipher that nginx and the client's OpenSSL agree on, as `openssl speed -evp` calls it."""
-    context = ssl.create_default_context(cafile=str(way.ca_file))
-    with way.client.socket() as sock:
+    context = ssl.create_default_context(cafile=str(variant.ca_file))
+    with variant.client.socket() as sock:
         sock.settimeout(_GRACE_S)
         sock.connect((SERVER, 443))
         with context.wrap_socket(sock, server_hostname=NAME) as secure:

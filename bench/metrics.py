@@ -1,4 +1,4 @@
-"""What is reported: names, units, and which way is better. Pure."""
+"""What is reported: names, units, and which variant is better. Pure."""
 
 from __future__ import annotations
 

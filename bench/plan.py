@@ -1,9 +1,9 @@
 """What is measured, for how long, and why that ends in time. Pure.
 
-Every step has a planned length, its overhead (processes to start, queues to drain) included. Rounds are made as long as
-there is time: before each step the clock is asked whether it still fits, for all its ways; the first that does not ends
-the run. So a machine that is slower than planned gets fewer samples, not more time. Of the last round only the
-first steps are made as a rule, so what matters most comes first.
+Every step has a planned length that includes its overhead (processes to start, queues to drain). Before each step the
+clock is asked whether the step still fits for all its variants; the first one that does not fit ends the run. So a
+machine that is slower than planned gets fewer samples and not more time. The last round usually ends after its first
+steps, so what matters most comes first.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-WAYS: Final = ("veth", "relay", "http", "https")
+VARIANTS: Final = ("veth", "relay", "http", "https")
 
-# Seconds beside the traffic itself, as seen on two busy cores.
+# Seconds on top of the traffic itself, as seen on two busy cores.
 _IPERF_OVERHEAD_S: Final = 0.35
 _UDP_OVERHEAD_S: Final = 0.2
 _PING_OVERHEAD_S: Final = 0.15
@@ -27,20 +27,20 @@ SEARCH_HIGH: Final = 640_000.0
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement of a round, made for each way in turn. `seconds` is for one way."""
+    """One measurement of a round, made for each variant in turn. `seconds` is for one variant."""
 
     name: str
     seconds: float
-    ways: tuple[str, ...] = WAYS
+    variants: tuple[str, ...] = VARIANTS
 
     @property
     def total_s(self) -> float:
-        """For all its ways."""
-        return self.seconds * len(self.ways)
+        """For all its variants."""
+        return self.seconds * len(self.variants)
 
 
 @dataclass(frozen=True)
-class DesiredState:
+class Plan:
     """How long everything takes."""
 
     name: str
@@ -81,7 +81,7 @@ class DesiredState:
             Step("forward_gro", forward_s),
             Step("forward_plain", forward_s),
             # Last: before the clients' ends go, it is asked how much memory the round took at most.
-            Step("start", _RESTART_S, WAYS[1:]),
+            Step("start", _RESTART_S, VARIANTS[1:]),
         ]
 
     @property
@@ -96,13 +96,16 @@ class DesiredState:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.setup_s:.0f} s to set up, then each round"]
-        lines += [f"  {it.name:14} {len(it.ways)} x {it.seconds:4.1f} s = {it.total_s:5.1f} s" for it in self.steps]
+        lines += [
+            f"  {step.name:14} {len(step.variants)} x {step.seconds:4.1f} s = {step.total_s:5.1f} s"
+            for step in self.steps
+        ]
         lines.append(f"  {'a round':14} {'':10} = {self.round_s:5.1f} s")
         lines.append(f"in {self.budget_s:.0f} s: {self.rounds:.1f} rounds; more if steps take less than planned")
         return "\n".join(lines)
 
 
-FULL: Final = DesiredState(
+FULL: Final = Plan(
     name="full",
     budget_s=570.0,
     setup_s=20.0,
@@ -115,7 +118,7 @@ FULL: Final = DesiredState(
     ping_every_s=0.002,
     loaded_s=2,
 )
-QUICK: Final = DesiredState(
+QUICK: Final = Plan(
     name="quick",
     budget_s=100.0,
     setup_s=8.0,
@@ -134,7 +137,7 @@ PLANS: Final = {plan.name: plan for plan in (FULL, QUICK)}
 class Budget:
     """What is left of the time."""
 
-    def __init__(self, plan: DesiredState, clock: Callable[[], float]) -> None:
+    def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         """`clock` returns seconds; its zero does not matter."""
         self._clock = clock
         self._begun = clock()

@@ -21,7 +21,8 @@ def draw(results: Results, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     halves = [
-        [it for it in METRICS if it.higher_is_better is better and _is_shown(results, it)] for better in (True, False)
+        [metric for metric in METRICS if metric.higher_is_better is better and _is_shown(results, metric)]
+        for better in (True, False)
     ]
     figure, panels = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
     titles = ("more is better", "less is better")
@@ -30,10 +31,10 @@ def draw(results: Results, file: Path) -> None:
         axes.set_title(title, fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(_SHOWN) + 1, frameon=False)
-    it = results.machine
+    machine = results.machine
+    where = f"{machine.get('cores')} cores, Linux {machine.get('kernel')}, {str(machine.get('date'))[:10]}"
     figure.suptitle(
-        "Ratio to a relay in C in the same round: median, least and most"
-        f" ({results.rounds} rounds, {it.get('cores')} cores, Linux {it.get('kernel')}, {str(it.get('date'))[:10]})",
+        f"Ratio to a relay in C in the same round: median, least and most ({results.rounds} rounds, {where})",
         fontsize=11,
     )
     figure.savefig(file, dpi=110)
@@ -48,10 +49,10 @@ def _is_shown(results: Results, metric: Metric) -> bool:
 def _panel(axes: Any, results: Results, metrics: list[Metric]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    for place, (way, colour) in enumerate(_SHOWN.items()):
+    for place, (variant, colour) in enumerate(_SHOWN.items()):
         heights, medians, below, above = [], [], [], []
         for row, metric in enumerate(metrics):
-            ratio = results.ratio(metric.key, way, "relay")
+            ratio = results.ratio(metric.key, variant, "relay")
             if ratio is None:
                 continue
             heights.append(row + (place - 1) * _THICKNESS)
@@ -64,7 +65,7 @@ def _panel(axes: Any, results: Results, metrics: list[Metric]) -> None:
             left=1,
             height=_THICKNESS,
             color=colour,
-            label=_LABELS[way],
+            label=_LABELS[variant],
         )
         axes.errorbar(medians, heights, xerr=[below, above], fmt="none", elinewidth=0.8, ecolor="#333333")
         for height, median, more in zip(heights, medians, above, strict=True):

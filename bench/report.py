@@ -10,14 +10,14 @@ from typing import Any, Final
 from tests.harness import ROOT
 
 from .metrics import METRICS, Metric
-from .plan import WAYS, DesiredState
+from .plan import VARIANTS, Plan
 from .results import Results
 from .stats import Spread
 from .targets import verdicts
 
 OUT: Final = ROOT / "build" / "bench"
 
-# Which ratios the table shows: way, base.
+# Which ratios the table shows: variant, base.
 RATIOS: Final = (("http", "relay"), ("https", "relay"), ("http", "veth"), ("https", "veth"))
 
 
@@ -41,26 +41,26 @@ def value(spread: Spread | None, decimals: int) -> str:
 
 def table(results: Results) -> str:
     """Medians with least and most, and medians of the rounds' ratios."""
-    head = ["", "unit", *WAYS, *(f"{way}/{base}" for way, base in RATIOS)]
+    head = ["", "unit", *VARIANTS, *(f"{variant}/{base}" for variant, base in RATIOS)]
     rows = [head, *(_row(results, metric) for metric in METRICS)]
     return "\n".join(columns(rows))
 
 
 def _row(results: Results, metric: Metric) -> list[str]:
-    cells = [value(results.spread(metric.key, way), metric.decimals) for way in WAYS]
+    cells = [value(results.spread(metric.key, variant), metric.decimals) for variant in VARIANTS]
     ratios = []
-    for way, base in RATIOS:
-        ratio = results.ratio(metric.key, way, base)
+    for variant, base in RATIOS:
+        ratio = results.ratio(metric.key, variant, base)
         ratios.append(f"{ratio.median:.2f}" if ratio is not None else "-")
     return [metric.label, metric.unit, *cells, *ratios]
 
 
-def text(results: Results, plan: DesiredState) -> str:
+def text(results: Results, plan: Plan) -> str:
     """Everything that is printed at the end."""
-    it = results.machine
+    machine = results.machine
     lines = [
-        f"{plan.name} bench of {it.get('date')}: Linux {it.get('kernel')}, Python {it.get('python')},"
-        f" {it.get('cores')} cores, load {it.get('load_before', 0):.1f} before; {results.rounds} rounds",
+        f"{plan.name} bench of {machine.get('date')}: Linux {machine.get('kernel')}, Python {machine.get('python')},"
+        f" {machine.get('cores')} cores, load {machine.get('load_before', 0):.1f} before; {results.rounds} rounds",
         "medians (least-most); ratios are medians of the rounds' own; only ratios mean anything elsewhere",
         "",
         table(results),
@@ -75,12 +75,12 @@ def text(results: Results, plan: DesiredState) -> str:
     return "\n".join(lines)
 
 
-def as_json(results: Results, plan: DesiredState) -> dict[str, Any]:
+def as_json(results: Results, plan: Plan) -> dict[str, Any]:
     """The same for a program."""
-    return {"plan": plan.name, **results.as_json(), "targets": [it.as_json() for it in verdicts(results)]}
+    return {"plan": plan.name, **results.as_json(), "targets": [verdict.as_json() for verdict in verdicts(results)]}
 
 
-def write(results: Results, plan: DesiredState, directory: Path) -> str:
+def write(results: Results, plan: Plan, directory: Path) -> str:
     """``bench.txt`` and ``bench.json`` in that directory, which is made. Returns the text. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     printed = text(results, plan)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .metrics import METRICS
-from .plan import WAYS
+from .plan import VARIANTS
 from .stats import Spread, paired
 
 
 @dataclass
 class Results:
-    """Samples by metric, way and round; and what could not be measured."""
+    """Samples by metric, variant and round; and what could not be measured."""
 
     machine: dict[str, Any] = field(default_factory=dict)
     cipher: str = ""
@@ -22,23 +22,23 @@ class Results:
     failures: list[str] = field(default_factory=list)
     _samples: dict[tuple[str, str], dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
 
-    def add(self, metric: str, way: str, number: int, value: float) -> None:
+    def add(self, metric: str, variant: str, number: int, value: float) -> None:
         """The value of a round, in the metric's unit."""
-        self._samples[metric, way][number] = value
+        self._samples[metric, variant][number] = value
 
-    def spread(self, metric: str, way: str) -> Spread | None:
+    def spread(self, metric: str, variant: str) -> Spread | None:
         """None if it was not measured."""
-        samples = self._samples.get((metric, way))
+        samples = self._samples.get((metric, variant))
         return Spread.of(list(samples.values())) if samples else None
 
-    def median(self, metric: str, way: str) -> float | None:
+    def median(self, metric: str, variant: str) -> float | None:
         """Likewise."""
-        spread = self.spread(metric, way)
+        spread = self.spread(metric, variant)
         return spread.median if spread is not None else None
 
-    def by_round(self, metric: str, way: str, *, above: str | None = None) -> list[float | None]:
-        """One value a round, in order; with `above`, what is left after that way's value is taken away."""
-        samples = self._samples.get((metric, way), {})
+    def by_round(self, metric: str, variant: str, *, above: str | None = None) -> list[float | None]:
+        """One value a round, in order; with `above`, what is left after that variant's value is taken away."""
+        samples = self._samples.get((metric, variant), {})
         base = self._samples.get((metric, above), {}) if above is not None else {}
         values: list[float | None] = []
         for number in range(self.rounds):
@@ -51,21 +51,21 @@ class Results:
         """How many have any sample."""
         return 1 + max((number for samples in self._samples.values() for number in samples), default=-1)
 
-    def ratio(self, metric: str, way: str, base: str, *, above: str | None = None) -> Spread | None:
-        """Over another way's value of the same round: minutes apart at most, not a bench apart.
+    def ratio(self, metric: str, variant: str, base: str, *, above: str | None = None) -> Spread | None:
+        """Over another variant's value of the same round: minutes apart at most, not a bench apart.
 
-        With `above`, both after that way's value is taken away: what a tunnel adds to no tunnel.
+        With `above`, both after that variant's value is taken away: what a tunnel adds to no tunnel.
         """
-        ratios = paired(self.by_round(metric, way, above=above), self.by_round(metric, base, above=above))
+        ratios = paired(self.by_round(metric, variant, above=above), self.by_round(metric, base, above=above))
         return Spread.of(ratios) if ratios else None
 
     def missing(self) -> list[str]:
-        """Metrics for which a way that should have a value has none."""
+        """Metrics for which a variant that should have a value has none."""
         return [
-            f"{metric.key} of {way}"
+            f"{metric.key} of {variant}"
             for metric in METRICS
-            for way in measured_by(metric.key)
-            if (metric.key, way) not in self._samples
+            for variant in measured_by(metric.key)
+            if (metric.key, variant) not in self._samples
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -81,30 +81,30 @@ class Results:
         }
 
     def _metric_as_json(self, key: str) -> dict[str, Any]:
-        ways = {}
-        for way in measured_by(key):
-            spread = self.spread(key, way)
+        variants = {}
+        for variant in measured_by(key):
+            spread = self.spread(key, variant)
             if spread is None:
                 continue
             entry: dict[str, Any] = {
-                "samples": self.by_round(key, way),
+                "samples": self.by_round(key, variant),
                 "median": spread.median,
                 "min": spread.low,
                 "max": spread.high,
             }
             for base in ("relay", "veth"):
-                ratio = self.ratio(key, way, base)
-                if ratio is not None and way != base:
+                ratio = self.ratio(key, variant, base)
+                if ratio is not None and variant != base:
                     entry[f"to_{base}"] = {"median": ratio.median, "min": ratio.low, "max": ratio.high}
-            ways[way] = entry
-        return ways
+            variants[variant] = entry
+        return variants
 
 
 def measured_by(key: str) -> tuple[str, ...]:
-    """The ways that have a value for a metric."""
+    """The variants that have a value for a metric."""
     if key == "curl":
         return ("https",)
     # Without a tunnel there is no process to look at; the machine as a whole is.
     if key.startswith(("rss", "start")) or key in ("cpu_up", "cpu_down", "cpu_up_client", "cpu_down_client"):
-        return WAYS[1:]
-    return WAYS
+        return VARIANTS[1:]
+    return VARIANTS

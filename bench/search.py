@@ -49,13 +49,13 @@ def lossless_rate(probe: Callable[[float], Probe], low: float, high: float, prob
     best, refused = 0.0, False
     for _ in range(probes):
         rate = math.sqrt(low * high)
-        it = probe(rate)
-        tried.append(it)
-        if LOSS <= it.loss < DOUBTFUL_LOSS:
-            it = probe(rate)
-            tried.append(it)
-        if it.held:
-            best, low = max(best, it.offered), rate
+        result = probe(rate)
+        tried.append(result)
+        if LOSS <= result.loss < DOUBTFUL_LOSS:
+            result = probe(rate)
+            tried.append(result)
+        if result.held:
+            best, low = max(best, result.offered), rate
         else:
             refused, high = True, rate
     return Found(best, not refused, tried)

@@ -27,7 +27,10 @@ class Spread:
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """The smallest sample that so many percent of all do not exceed (nearest rank). Raises ValueError if none."""
+    """The smallest sample that ``percent`` of all samples do not exceed (nearest rank).
+
+    Raises ValueError if there are no samples.
+    """
     if not samples:
         raise ValueError("no samples")
     rank = math.ceil(percent / 100 * len(samples))

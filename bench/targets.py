@@ -86,7 +86,7 @@ def _tls(results: Results) -> Iterator[Verdict]:
         0.9,
         at_least=True,
     )
-    http, https = (results.median("cpu_down_client", way) for way in ("http", "https"))
+    http, https = (results.median("cpu_down_client", variant) for variant in ("http", "https"))
     decrypt = results.openssl_s_per_gb
     if http is None or https is None or decrypt is None:
         yield Verdict("client's CPU per GB down over https", None, TLS_FACTOR, at_least=False)
@@ -97,16 +97,16 @@ def _tls(results: Results) -> Iterator[Verdict]:
 
 
 def _own(results: Results) -> Iterator[Verdict]:
-    for way in ("http", "https"):
-        yield Verdict(f"peak RSS of the client, {way}", results.median("rss_client", way), 36, False, " MB")
+    for variant in ("http", "https"):
+        yield Verdict(f"peak RSS of the client, {variant}", results.median("rss_client", variant), 36, False, " MB")
     # 0.3 MB for its one client.
     yield Verdict("peak RSS of the server, one client", results.median("rss_server", "http"), 36.3, False, " MB")
-    for way in ("http", "https"):
-        yield Verdict(f"start to first ping, {way}", results.median("start", way), 0.8, False, " s")
+    for variant in ("http", "https"):
+        yield Verdict(f"start to first ping, {variant}", results.median("start", variant), 0.8, False, " s")
 
 
-def _median_ratio(results: Results, metric: str, way: str, base: str, above: str | None = None) -> float | None:
-    ratio = results.ratio(metric, way, base, above=above)
+def _median_ratio(results: Results, metric: str, variant: str, base: str, above: str | None = None) -> float | None:
+    ratio = results.ratio(metric, variant, base, above=above)
     return ratio.median if ratio is not None else None
 
 

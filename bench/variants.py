@@ -1,4 +1,4 @@
-"""The ways from client to server that are compared. The package has a picture.
+"""The variants from client to server that are compared. The package has a picture.
 
 Each has three machines of its own with the same addresses. `start` brings both ends up and waits for the first ping.
 """
@@ -77,22 +77,24 @@ http {{
 
 
 def installed() -> Path:
-    """The program as a user has it, beside the interpreter that runs this. Raises BenchError."""
+    """The program as a user has it, in the directory of the interpreter that runs this. Raises BenchError."""
     program = Path(sys.executable).with_name("tapotun")
     if not program.exists():
         raise BenchError(f"{program} is not there: `make venv` installs it")
     return program
 
 
-class NextHop:
-    """No tunnel, and what all ways have."""
+class Variant:
+    """No tunnel, and what all variants have."""
 
     name = "veth"
     address = SERVER
 
     def __init__(self, lab: Lab) -> None:
         """Builds the machines; starts nothing yet."""
-        self.server, self.client, self.behind = (lab.host(f"{self.name}-{it}") for it in ("server", "client", "behind"))
+        self.server, self.client, self.behind = (
+            lab.host(f"{self.name}-{name}") for name in ("server", "client", "behind")
+        )
         lab.link(self.server, f"{SERVER}/24", self.client, f"{CLIENT}/24")
         lab.link(self.client, "10.77.0.1/24", self.behind, f"{BEHIND}/24")
         self.client.sysctl("net.ipv4.ip_forward", 1)
@@ -131,10 +133,10 @@ class NextHop:
     @property
     def pids(self) -> tuple[int, ...]:
         """Client's end, server's end, proxy: as many of them as there are."""
-        return tuple(it.pid for it in (self.client_end, self.server_end, self.proxy) if it is not None)
+        return tuple(process.pid for process in (self.client_end, self.server_end, self.proxy) if process is not None)
 
 
-class Relay(NextHop):
+class Relay(Variant):
     """crelay.c with its default options."""
 
     name = "relay"
@@ -160,7 +162,7 @@ class Relay(NextHop):
         return first_ping_s(self.client, self.address, begun)
 
     def _configure(self, host: Host, address: str) -> None:
-        wait_until(lambda: any(it["ifname"] == "tun0" for it in host.ip("link show")), _START_S, "tun0")
+        wait_until(lambda: any(link["ifname"] == "tun0" for link in host.ip("link show")), _START_S, "tun0")
         host.ip(f"address add {address}/24 dev tun0")
         host.ip("link set tun0 up")
 
@@ -174,7 +176,7 @@ class Relay(NextHop):
         self.client_end = self.server_end = None
 
 
-class Tapotun(NextHop):
+class Tapotun(Variant):
     """The installed program at both ends, over http."""
 
     name = "http"

@@ -30,7 +30,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     first, _, second = data.partition(b"\n")
     value, other = first.decode("latin-1"), second.decode("latin-1")
-    assert all(len(it) == len(_ID) for it in session_ids({"cookie": value}))
+    assert all(len(session) == len(_ID) for session in session_ids({"cookie": value}))
     assert session_ids({"cookie": f"tapotun_session={_ID}; {value}"})[0] == _ID
     if is_same_origin({"origin": value, "host": other}):
         assert not is_same_origin({"origin": value, "host": f"evil.{other}"})

@@ -27,7 +27,7 @@ _SPACE_BEFORE_EXTENSION: Final = re.compile(rb"(?:^|\n)[0-9A-Fa-f]+[ \t]+;")
 
 def check(data: bytes) -> None:
     readings = [_ours(pieces) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     ours = readings[0]
     if not data or ours is None or _SPACE_BEFORE_EXTENSION.search(data):
         return  # that we are stricter is our right

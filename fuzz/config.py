@@ -1,4 +1,4 @@
-"""The config loader: any file is a config or a list of findings, none of which shows a token."""
+"""The config loader: any file is a config or a list of findings, and no finding shows a token."""
 
 from __future__ import annotations
 

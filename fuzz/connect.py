@@ -8,7 +8,7 @@ from tapotun_trio.config.model import Proxy, Secret, Url
 from tapotun_trio.errors import PeerError
 from tapotun_trio.http.connect import ConnectParser
 
-from .feeding import arrivals, check_hidden, check_text
+from .feeding import arrivals, assert_hidden, assert_printable
 
 _URL: Final = Url("https", "h", 443, "/ip")
 _PROXY: Final = Proxy("p", 3128, Secret("who:the-secret"))
@@ -25,7 +25,7 @@ SEEDS: Final = [
 
 def check(data: bytes) -> None:
     readings = [_read(pieces) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
 
 
 def _read(pieces: list[bytes]) -> object:
@@ -37,7 +37,7 @@ def _read(pieces: list[bytes]) -> object:
                 return rest + b"".join(pieces[n + 1 :])
         parser.feed(b"")
     except PeerError as exc:
-        check_text(exc)
-        check_hidden("the-secret", exc)
+        assert_printable(exc)
+        assert_hidden("the-secret", exc)
         return exc.reason
     raise AssertionError("the end of the connection is no answer")

@@ -19,7 +19,7 @@ from tapotun_trio.control.protocol import (
 )
 from tapotun_trio.errors import PeerError
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 LIMIT_BYTES: Final = 4096
 
@@ -43,14 +43,14 @@ def check(data: bytes) -> None:
             request = decode_request(line)
             arguments = decode_arguments(request.arguments, kind)
         except PeerError as exc:
-            check_text(exc)
+            assert_printable(exc)
             continue
         again = decode_request(encode_request(request.command, arguments)[:-1])
         assert (again.command, decode_arguments(again.arguments, kind)) == (request.command, arguments)
     try:
         decode_answer(line, StatusReport)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
 
 
 def _read(pieces: list[bytes]) -> bytes | str | None:
@@ -61,6 +61,6 @@ def _read(pieces: list[bytes]) -> bytes | str | None:
             if piece and (line := reader.feed(piece)) is not None:
                 return line
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return exc.reason
     return None

@@ -21,13 +21,13 @@ def arrivals(data: bytes) -> Iterator[list[bytes]]:
     yield pieces
 
 
-def check_text(failure: Exception) -> None:
+def assert_printable(failure: Exception) -> None:
     """What a failure says is for a log: short, and nothing in it moves a terminal."""
     assert len(str(failure)) <= MAX_TEXT
     assert str(failure).isprintable()
 
 
-def check_hidden(secret: str, *texts: object) -> None:
+def assert_hidden(secret: str, *texts: object) -> None:
     """A secret is in none of what is said."""
     for text in texts:
         assert secret not in str(text)

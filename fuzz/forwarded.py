@@ -1,4 +1,4 @@
-"""Headers that proxies and visitors wrote: whoever stands left of an address that is not trusted is never believed."""
+"""Headers that proxies and visitors wrote: an entry left of an address that is not trusted is never believed."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check(data: bytes) -> None:
     if client is not None:
         assert client.isprintable()
         assert len(client) <= 100
-    # What a proxy of ours adds at the right end is the answer, whatever stands before it.
+    # What a proxy of ours adds at the right end is the answer, with anything in front of it.
     added = f"for={_VISITOR}" if name == "forwarded" else _VISITOR
     assert client_of({name: f"{value}, {added}"}, _trusts) == _VISITOR
 
 
 def _trusts(address: Address) -> bool:
-    return any(address.version == it.version and address in it for it in _TRUSTED)
+    return any(address.version == network.version and address in network for network in _TRUSTED)

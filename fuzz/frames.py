@@ -31,7 +31,7 @@ def check(data: bytes) -> None:
     if not data:
         return
     readings = [_read(data[0], pieces) for pieces in arrivals(data[1:])]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
 
 
 def _read(how: int, pieces: list[bytes]) -> object:

@@ -13,7 +13,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.http.heads import REASONS, BadRequest, RequestParser
 from tapotun_trio.http.websocket import AnswerParser, accept_head, check_upgrade
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 _URL: Final = Url("http", "h", 80, "/ip")
 _NONCE: Final = b"dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, with its answer
@@ -56,7 +56,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     if data[:1] == b"\1":
         readings = [_read_answer(pieces) for pieces in arrivals(data[1:])]
-        assert all(it == readings[0] for it in readings), "the split makes a difference"
+        assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     else:
         _judge_request(data[1:])
 
@@ -73,12 +73,12 @@ def _judge_request(data: bytes) -> None:
         answer = accept_head(head, [("x-tun-conf", "AAAA")])
         assert answer is None or answer.startswith(b"HTTP/1.1 101 ")
     except BadRequest as exc:
-        check_text(exc)
+        assert_printable(exc)
         check_status_has_words(exc.status)
     try:
         handshake_of(head)
     except (Refused, BadRequest) as exc:
-        check_text(exc)
+        assert_printable(exc)
 
 
 def check_status_has_words(status: int) -> None:
@@ -97,6 +97,6 @@ def _read_answer(pieces: list[bytes]) -> object:
                 return head, rest + b"".join(pieces[n + 1 :])
         parser.feed(b"")
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return exc.reason
     raise AssertionError("the end of the connection is no answer")

@@ -8,7 +8,7 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.params import KEEPALIVE_S, Params, decode, encode
 
-from .feeding import check_text
+from .feeding import assert_printable
 
 SEEDS: Final = [
     encode(Params(mtu=1500, addresses=(IPv4Interface("10.10.0.2/24"),))),
@@ -27,11 +27,11 @@ SEEDS: Final = [
 
 def check(data: bytes) -> None:
     try:
-        told = decode(data)
+        parameters = decode(data)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return
-    assert 68 <= told.mtu <= 65535
-    assert KEEPALIVE_S[0] <= told.keepalive <= KEEPALIVE_S[1]
-    assert 0 < len(told.addresses) == len(set(told.addresses))
-    assert decode(encode(told)) == told
+    assert 68 <= parameters.mtu <= 65535
+    assert KEEPALIVE_S[0] <= parameters.keepalive <= KEEPALIVE_S[1]
+    assert 0 < len(parameters.addresses) == len(set(parameters.addresses))
+    assert decode(encode(parameters)) == parameters

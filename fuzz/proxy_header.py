@@ -7,7 +7,7 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.proxyprotocol import HEADER_BYTES, MAX_REST_BYTES, SIGNATURE, ProxyHeaderParser
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 SEEDS: Final = [
     SIGNATURE + b"\x21\x11\0\x0c" + bytes([203, 0, 113, 9, 192, 0, 2, 1, 0x12, 0x67, 0x1F, 0x90]) + b"GET /",
@@ -21,7 +21,7 @@ SEEDS: Final = [
 
 def check(data: bytes) -> None:
     readings = [_read(pieces) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
 
 
 def _read(pieces: list[bytes]) -> object:
@@ -34,7 +34,7 @@ def _read(pieces: list[bytes]) -> object:
                 parser.feed(now)
                 taken += len(now)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return exc.reason
     assert taken <= HEADER_BYTES + MAX_REST_BYTES
     return taken, parser.needed, parser.source

@@ -8,7 +8,7 @@ from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.model import Proxy, Url
 from tapotun_trio.config.urls import bypasses_proxy, parse_proxy, proxy_from_environment
 
-from .feeding import check_hidden, check_text
+from .feeding import assert_hidden, assert_printable
 
 _URL: Final = Url("https", "h.example.com", 443, "/ip")
 _PASSWORD: Final = "xYzZy-9"
@@ -26,7 +26,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     text = data.decode("latin-1")
     _parse(text)
-    # What stands before an @ shows in no error, whatever else is wrong.
+    # What stands before an @ shows in no error.
     for login in (f"http://user:{_PASSWORD}@{text}", f"user:{_PASSWORD}@{text}", f"{text}:{_PASSWORD}@h:1"):
         _parse(login)
     assert isinstance(bypasses_proxy("h.example.com", text), bool)
@@ -35,15 +35,15 @@ def check(data: bytes) -> None:
         found = proxy_from_environment(_URL, {"https_proxy": text, "no_proxy": ""})
         assert (found is None) == (not text)
     except InvalidValue as exc:
-        check_text(exc)
+        assert_printable(exc)
 
 
 def _parse(text: str) -> None:
     try:
         found = parse_proxy(text)
     except InvalidValue as exc:
-        check_hidden(_PASSWORD, exc.shown, exc.problem, exc.remedy)
+        assert_hidden(_PASSWORD, exc.shown, exc.problem, exc.remedy)
         return
     if isinstance(found, Proxy):
         assert 0 < found.port < 65536
-        check_hidden(_PASSWORD, repr(found), found.authority)
+        assert_hidden(_PASSWORD, repr(found), found.authority)

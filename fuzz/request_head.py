@@ -9,7 +9,7 @@ from tapotun_trio.server.session import ClientHello
 from tapotun_trio.wire import control
 from tests.basepeer.http1 import HttpError, parse_head
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 SEEDS: Final = [
     b"GET /ip HTTP/1.1\r\nHost: h\r\nAccept: */*\r\nx-api-key:test\r\n\r\n",
@@ -25,7 +25,7 @@ SEEDS: Final = [
 
 def check(data: bytes) -> None:
     readings = [_read(pieces) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     reading = readings[0]
     if isinstance(reading, int):
         assert reading in REASONS, "no words for this status"
@@ -47,7 +47,7 @@ def _read(pieces: list[bytes]) -> tuple[RequestHead, bytes] | int | None:
                 head, rest = done
                 return head, rest + b"".join(pieces[n + 1 :])
     except BadRequest as exc:
-        check_text(exc)
+        assert_printable(exc)
         return exc.status
     return None
 

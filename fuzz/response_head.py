@@ -9,7 +9,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.http.client import check_status
 from tapotun_trio.http.heads import ResponseHead, ResponseParser
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 _URL: Final = Url("http", "h", 80, "/ip")
 
@@ -29,7 +29,7 @@ def check(data: bytes) -> None:
         return
     method = "PUT" if data[0] & 1 else "GET"
     readings = [_read(method, pieces) for pieces in arrivals(data[1:])]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
 
 
 def _read(method: str, pieces: list[bytes]) -> object:
@@ -44,7 +44,7 @@ def _read(method: str, pieces: list[bytes]) -> object:
                 return head, rest + b"".join(pieces[n + 1 :])
         parser.feed(b"")
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return exc.reason
     raise AssertionError("the end of the connection is no answer")
 
@@ -53,4 +53,4 @@ def _tell(head: ResponseHead) -> None:
     try:
         check_status(head, _URL)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)

@@ -9,7 +9,7 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.tunconf import decode, encode_generation_2
 
-from .feeding import check_text
+from .feeding import assert_printable
 
 SEEDS: Final = [
     b"\0" + base64.b64encode(struct.pack("<HB4s", 1500, 24, b"\x0a\x0a\0\2")),
@@ -24,7 +24,7 @@ def check(data: bytes) -> None:
     try:
         conf = decode(value)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return
     assert 68 <= conf.mtu <= 65535
     assert 0 < len(conf.addresses) == len(set(conf.addresses))

@@ -9,7 +9,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.websocket import BINARY, CLOSE, NO_STATUS, PING, WebSocketBody, close_payload, frame
 
-from .feeding import arrivals, check_text
+from .feeding import arrivals, assert_printable
 
 _KEY: Final = b"\x37\xfa\x21\x3d"
 
@@ -26,7 +26,7 @@ SEEDS: Final = [
 def check(data: bytes) -> None:
     masked, data = bool(data[:1] > b"\x7f" or data[:1] == b"\1"), data[1:]
     readings = [_ours(pieces, masked=masked) for pieces in arrivals(data)]
-    assert all(it == readings[0] for it in readings), "the split makes a difference"
+    assert all(reading == readings[0] for reading in readings), "the split makes a difference"
     ours, theirs = readings[0], _wsprotos(data, masked=masked)
     if ours is None:
         # wsproto wants the whole of a head before it looks at it.
@@ -56,7 +56,7 @@ def _ours(pieces: list[bytes], *, masked: bool) -> tuple[bytes, int | None] | No
             assert buffer.startswith(b"<<")
             assert buffer.endswith(b"\x82\xfe\0")
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return None
     assert body.ended or (body.code, body.reason) == (NO_STATUS, "")
     return bytes(payload), body.code if body.ended else None
@@ -66,15 +66,15 @@ def _wsprotos(data: bytes, *, masked: bool) -> tuple[bytes, int | None] | None:
     protocol, payload = FrameProtocol(not masked, []), bytearray()
     protocol.receive_bytes(data)
     try:
-        for it in protocol.received_frames():
-            if it.opcode is Opcode.CLOSE:
-                assert isinstance(it.payload, tuple)
-                return bytes(payload), int(it.payload[0])
-            if it.opcode is Opcode.TEXT:
+        for received in protocol.received_frames():
+            if received.opcode is Opcode.CLOSE:
+                assert isinstance(received.payload, tuple)
+                return bytes(payload), int(received.payload[0])
+            if received.opcode is Opcode.TEXT:
                 return None
-            if it.opcode is Opcode.BINARY:
-                assert not isinstance(it.payload, str | tuple)
-                payload += it.payload
+            if received.opcode is Opcode.BINARY:
+                assert not isinstance(received.payload, str | tuple)
+                payload += received.payload
     except ParseFailed:
         return None
     return bytes(payload), None

@@ -1,4 +1,4 @@
-"""RouteLookup to cut bytes into pieces: a stream arrives in any of them."""
+"""Cuts bytes into pieces, as a stream may deliver them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     return [data[start:stop] for start, stop in pairwise([0, *inner, len(data)])]
 
 
-def every_way(data: bytes, places: Sequence[int]) -> Iterator[list[bytes]]:
+def every_chunking(data: bytes, places: Sequence[int]) -> Iterator[list[bytes]]:
     """Whole, byte by byte, and cut at ``places``."""
     yield [data] if data else []
     yield [data[at : at + 1] for at in range(len(data))]

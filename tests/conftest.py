@@ -13,6 +13,8 @@ from hypothesis import settings
 from tapotun_trio.host.process.privileges import raise_fd_limit
 from tests.harness import Lab, missing, no_leaks, take_signals
 
+from . import timeouts
+
 # Machines differ in speed and are shared: no example fails for taking long.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -22,6 +24,11 @@ raise_fd_limit()  # crowds of thousands take more than the 1,024 that shells and
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the timeout of pyproject.toml one that Trio survives."""
+    config.pluginmanager.register(timeouts)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -58,5 +65,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     lab = item.stash.get(_LAB, None)
     if report.failed and lab is not None:
-        report.sections += [(f"log of {it.name}", it.tail(100)) for it in lab.processes]
+        report.sections += [(f"log of {process.name}", process.tail(100)) for process in lab.processes]
     return report

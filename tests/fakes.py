@@ -1,4 +1,4 @@
-"""A host in memory: devices whose other side is the test, and a kernel that only takes notes."""
+"""A host in memory: devices whose other side is the test, and a kernel that only records what is set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange
 
 PLAIN_VNET: Final = bytes(12)
 
-# What has not come by then never will, however busy the machine is.
+# A packet that has not arrived by then never will, even on a busy machine.
 HANG_S: Final = 30.0
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class MemoryDevice:
 
 
 class MemoryNetwork:
-    """Takes notes of what stands, and refuses what it is told to refuse."""
+    """Records the items that are set, and refuses those in `MemoryHost.refused`."""
 
     def __init__(self, host: MemoryHost) -> None:
         self._host = host
@@ -146,7 +146,9 @@ class MemoryNetwork:
                 continue
             standing = self._host.standing.setdefault(name, [])
             if isinstance(item, HostRoute):  # takes the place of the one before
-                standing[:] = [it for it in standing if not (isinstance(it, HostRoute) and _same_place(it, item))]
+                standing[:] = [
+                    route for route in standing if not (isinstance(route, HostRoute) and _same_place(route, item))
+                ]
             if item not in standing:
                 standing.append(item)
         if refused:

@@ -138,7 +138,7 @@ class MemoryConnection(Connection):
     # -- for the test
 
     def limit(self, capacity_bytes: int) -> None:
-        """From now on no more than so many bytes that we send are under way."""
+        """Limit how many bytes that we send may be in flight from now on."""
         self._outgoing.capacity_bytes = capacity_bytes
         self._outgoing.changed()
 
@@ -170,6 +170,6 @@ class MemoryConnection(Connection):
 
 
 def memory_pair(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, MemoryConnection]:
-    """Two ends, each of which takes so many bytes before the other one has received them."""
+    """Two ends. Each takes that many bytes before the other one has received them."""
     one_way, other_way = _Pipe(capacity_bytes), _Pipe(capacity_bytes)
     return MemoryConnection("left", one_way, other_way), MemoryConnection("right", other_way, one_way)

@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(screen: Screen, size: int, stop_s: float = STOP_S) -> None:
-    """Everything that there is to see. Raises HarnessError for whatever is not as it should be."""
+    """Everything that there is to see. Raises HarnessError for anything that is not as it should be."""
     with ExitStack() as stack:
         screen.say(PICTURE)
         with screen.step("two machines and a cable") as result:

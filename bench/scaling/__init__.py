@@ -7,7 +7,7 @@
   packets, at a fixed rate that it can bear. All these servers are up at once and are measured in turn.
 - What 500 idle clients cost it: CPU, and memory for each.
 - How equal the shares of 8 clients are, each a `tapotun` of its own on a machine of its own, and what a slow client
-  beside them costs them.
+  next to them costs them.
 
 - How long a bystander's pings are held up by a reload of thousands of clients, and by a scrape of them.
 

@@ -1,4 +1,4 @@
-"""`python -m bench.scaling`: exit code 0 if everything was measured, whatever the numbers say."""
+"""`python -m bench.scaling`: exit code 0 if everything was measured; the numbers do not matter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RELOAD_ROUNDS, RELOAD_ROUND_S = 3, 18
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description="a server with many clients")
     parser.add_argument("--out", type=Path, default=OUT, help=f"directory for the results (default {OUT})")
-    parser.add_argument("--cores", type=int, default=2, help="use only so many (default 2)")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores to use (default 2)")
     args = parser.parse_args()
     planned_s = 15 + COST_ROUNDS * len(POINTS) * 2 * (COST_S + 0.2) + 8 + IDLE_S + 15 + FAIR_ROUNDS * 5 * (FAIR_S + 1)
     planned_s += 5 + RELOAD_ROUNDS * RELOAD_ROUND_S
@@ -97,7 +97,7 @@ def _verdicts(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps) -> list[V
 
 
 def _text(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps, verdicts: list[Verdict]) -> str:
-    it = machine()
+    here = machine()
     rows = [["CPU us for a packet", "from a client", "to a client", "", ""]]
     for point in POINTS:
         base = "10 routes" if point.routes else "10 clients"
@@ -128,7 +128,7 @@ def _text(cost: Cost, waiting: Idle, shares: Fairness, gaps: Gaps, verdicts: lis
         )
     return "\n".join(
         [
-            f"scaling, {it['date']}: Linux {it['kernel']}, Python {it['python']}, {it['cores']} cores",
+            f"scaling, {here['date']}: Linux {here['kernel']}, Python {here['python']}, {here['cores']} cores",
             "medians (least-most); growth is the median of the rounds' own ratios to the smallest",
             "",
             *columns(rows),

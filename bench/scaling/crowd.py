@@ -37,7 +37,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Point:
-    """One server: so many clients, and so many routes in all, spread evenly over them; 0: only their own addresses."""
+    """One server: how many clients it has, and how many routes in all, spread evenly over the clients.
+
+    Without routes (0) the clients have only their own addresses.
+    """
 
     name: str
     clients: int
@@ -59,14 +62,14 @@ class Point:
         if each == 1:
             return [f"10.{128 + number}.0.0/16"]
         base = int(IPv4Address(f"10.{128 + number}.0.0"))
-        return [f"{IPv4Address(base + 64 * it)}/26" for it in range(each)]
+        return [f"{IPv4Address(base + 64 * index)}/26" for index in range(each)]
 
     def addresses(self, number: int) -> list[str]:
         """What takes part of a client's: its own address, or the first of each /26 that it has or would have."""
         if not self.routes:
             return [_ip(number)]
         base = int(IPv4Address(f"10.{128 + number}.0.1"))
-        return [str(IPv4Address(base + 64 * it)) for it in range(_ADDRESSES)]
+        return [str(IPv4Address(base + 64 * index)) for index in range(_ADDRESSES)]
 
 
 POINTS: Final = (
@@ -149,18 +152,18 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
         definition["keepalive"] = int(keepalive_s)
     config = server.tmp / "tapotun.json"
     config.write_text(json.dumps([definition]), encoding="utf-8")
-    told = {
+    settings = {
         "server": SERVER,
         "port": PORT,
         "destination": TUNNEL,
         "keepalive_s": keepalive_s,
-        "clients": [{"token": token_of(it), "sources": point.addresses(it)} for it in clients],
+        "clients": [{"token": token_of(client), "sources": point.addresses(client)} for client in clients],
     }
     crowd_config = host.tmp / "crowd.json"
-    crowd_config.write_text(json.dumps(told), encoding="utf-8")
+    crowd_config.write_text(json.dumps(settings), encoding="utf-8")
     targets = server.tmp / "targets"
-    # A packet for each client in turn, so that no two for one client come together, whatever their number.
-    in_turn = zip(*(point.addresses(it) for it in clients), strict=True)
+    # A packet for each client in turn, so that no two for one client come together, for any number of clients.
+    in_turn = zip(*(point.addresses(client) for client in clients), strict=True)
     targets.write_text("".join(f"{address}\n" for lap in in_turn for address in lap), encoding="ascii")
     fifo = host.tmp / "orders"
     os.mkfifo(fifo)
@@ -197,11 +200,11 @@ def cost_curve(flood: Path, rounds: int, seconds: float, up_rate: float, down_ra
             worlds.append(stack.enter_context(world(lab, point)))
             tell(f"  {point.name}: up and connected in {time.monotonic() - begun:.1f} s")
         for number in range(rounds):
-            for it in worlds:
-                cost.up.setdefault(it.point.name, []).append(it.up_us(up_rate, seconds))
-                cost.down.setdefault(it.point.name, []).append(it.down_us(flood, down_rate, seconds))
-                up, down = cost.up[it.point.name][-1], cost.down[it.point.name][-1]
-                tell(f"  round {number + 1}: {it.point.name:14} up {up:6.2f} us, down {down:6.2f} us a packet")
+            for each in worlds:
+                cost.up.setdefault(each.point.name, []).append(each.up_us(up_rate, seconds))
+                cost.down.setdefault(each.point.name, []).append(each.down_us(flood, down_rate, seconds))
+                up, down = cost.up[each.point.name][-1], cost.down[each.point.name][-1]
+                tell(f"  round {number + 1}: {each.point.name:14} up {up:6.2f} us, down {down:6.2f} us a packet")
     return cost
 
 

@@ -1,4 +1,4 @@
-"""Equal clients under load, each a program of its own on a machine of its own, and a slow one beside them."""
+"""Equal clients under load, each a program of its own on a machine of its own, together with a slow one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..stats import jain
 from ..variants import installed
 
 EQUAL: Final = 8
-SLOW: Final = EQUAL  # the number of the one beside them
+SLOW: Final = EQUAL  # the number of the ninth client
 TUNNEL: Final = "10.10.0.1"
 # What it is sent, and what its cable carries when it is slow: a fifth of that.
 SLOW_PPS: Final = 2000
@@ -78,10 +78,10 @@ def _ip(number: int) -> str:
     return f"10.10.0.{10 + number}"
 
 
-def shares_gbit_s(it: World, seconds: int, *options: str) -> list[float]:
+def shares_gbit_s(setup: World, seconds: int, *options: str) -> list[float]:
     """What each of the equal clients got, all at once over one TCP stream each. Raises HarnessError."""
     running = []
-    for number, client in enumerate(it.clients[:EQUAL]):
+    for number, client in enumerate(setup.clients[:EQUAL]):
         argv = ["iperf3", "-J", "-c", TUNNEL, "-p", str(5201 + number), "-t", str(seconds), *options]
         running.append(client.start(argv, name=f"iperf3-{number}"))
     shares = []
@@ -95,11 +95,11 @@ def shares_gbit_s(it: World, seconds: int, *options: str) -> list[float]:
 
 
 @contextmanager
-def _sending_to_the_ninth(it: World, flood: Path, seconds: float) -> Iterator[None]:
+def _sending_to_the_ninth(setup: World, flood: Path, seconds: float) -> Iterator[None]:
     """UDP from the server, for so long, while the body runs."""
-    targets = it.server.tmp / "ninth"
+    targets = setup.server.tmp / "ninth"
     targets.write_text(f"{_ip(SLOW)}\n", encoding="ascii")
-    with it.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as tx:
+    with setup.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as tx:
         argv = [str(flood), str(tx.fileno()), f"@{targets}", str(SLOW_BYTES), str(SLOW_PPS), f"{seconds:g}"]
         with subprocess.Popen(argv, pass_fds=[tx.fileno()], stdout=subprocess.DEVNULL) as sender:
             try:
@@ -109,14 +109,14 @@ def _sending_to_the_ninth(it: World, flood: Path, seconds: float) -> Iterator[No
 
 
 @contextmanager
-def _slow_cable(it: World) -> Iterator[None]:
+def _slow_cable(setup: World) -> Iterator[None]:
     """The way to the ninth client is narrow while the body runs."""
     interface = f"eth{SLOW}"
-    it.server.run(f"tc qdisc add dev {interface} root tbf rate {SLOW_CABLE} burst 8kb limit 64kb".split())
+    setup.server.run(f"tc qdisc add dev {interface} root tbf rate {SLOW_CABLE} burst 8kb limit 64kb".split())
     try:
         yield
     finally:
-        it.server.run(f"tc qdisc del dev {interface} root".split())
+        setup.server.run(f"tc qdisc del dev {interface} root".split())
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Fairness:
     beside_jain: dict[str, list[float]] = field(default_factory=dict)
 
     def kept(self, base: str) -> float:
-        """The eight's throughput beside a slow ninth, over what they have beside `base`; of the same rounds."""
+        """The throughput of the eight together with a slow ninth, over theirs with `base`, in the same rounds."""
         pairs = zip(self.beside["slow"], self.beside[base], strict=True)
         return statistics.median(slow / other for slow, other in pairs)
 
@@ -137,21 +137,21 @@ class Fairness:
 def fairness(flood: Path, rounds: int, seconds: int, tell: Tell) -> Fairness:
     """All of it. Raises HarnessError."""
     found = Fairness()
-    with world() as it:
+    with world() as setup:
         tell("  nine clients are connected")
         for number in range(rounds):
             for way, options, into in (("up", [], found.up), ("down", ["-R"], found.down)):
-                shares = shares_gbit_s(it, seconds, *options)
+                shares = shares_gbit_s(setup, seconds, *options)
                 into.append(jain(shares))
                 each = " ".join(f"{share:.2f}" for share in shares)
                 tell(f"  round {number + 1}: {way:5} {each} Gbit/s, Jain {into[-1]:.3f}")
             for beside in ("nobody", "fast", "slow"):
                 with ExitStack() as stack:
                     if beside == "slow":
-                        stack.enter_context(_slow_cable(it))
+                        stack.enter_context(_slow_cable(setup))
                     if beside != "nobody":
-                        stack.enter_context(_sending_to_the_ninth(it, flood, seconds + _GRACE_S))
-                    shares = shares_gbit_s(it, seconds, "-R")
+                        stack.enter_context(_sending_to_the_ninth(setup, flood, seconds + _GRACE_S))
+                    shares = shares_gbit_s(setup, seconds, "-R")
                 found.beside.setdefault(beside, []).append(sum(shares))
                 found.beside_jain.setdefault(beside, []).append(jain(shares))
                 tell(f"  round {number + 1}: down beside {beside:6} {sum(shares):.2f} Gbit/s, Jain {jain(shares):.3f}")

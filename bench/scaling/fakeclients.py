@@ -119,7 +119,7 @@ class FakeClient:
 def packets_chunk(sources: list[str], destination: str) -> bytes:
     """A chunk of PER_CHUNK frames, from the sources in turn: UDP without a checksum, which IPv4 allows (RFC 768)."""
     datagram = struct.pack("!HHHH", 4000, _DISCARD, 8 + _PAYLOAD_BYTES, 0) + bytes(_PAYLOAD_BYTES)
-    frames = (ipv4(sources[it % len(sources)], destination, datagram, protocol=17) for it in range(PER_CHUNK))
+    frames = (ipv4(sources[number % len(sources)], destination, datagram, protocol=17) for number in range(PER_CHUNK))
     data = b"".join(frame(packet) for packet in frames)
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -134,9 +134,9 @@ class Crowd:
         self._poll = select.epoll()
         self._clients: list[FakeClient] = []
         self._by_fd: dict[int, FakeClient] = {}
-        for told in config["clients"]:
-            client = FakeClient(where, told["token"], keepalive_s=self._keepalive_s)
-            sources, destination = told["sources"], config["destination"]
+        for settings in config["clients"]:
+            client = FakeClient(where, settings["token"], keepalive_s=self._keepalive_s)
+            sources, destination = settings["sources"], config["destination"]
             for start in range(0, len(sources), PER_CHUNK):
                 client.chunks.append(packets_chunk(sources[start : start + PER_CHUNK], destination))
             self._clients.append(client)
@@ -178,7 +178,7 @@ class Crowd:
 
 
 def say(text: str) -> None:
-    """To whoever started us."""
+    """To the process that started us."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -60,13 +60,13 @@ def largest_gap_ms(output: str) -> float:
 
 
 def config_of(count: int, *more_routes: str) -> str:
-    """The server's file, with so many clients beside the bystander. ``more_routes``: of the first of them."""
+    """The server's file, with ``count`` clients besides the bystander. ``more_routes``: of the first of them."""
     point, base = Point("reloads", count, 0), int(IPv4Address("100.64.0.0"))
     digest = hashlib.sha1(_TOKEN.encode()).hexdigest()
     entries: list[dict[str, Any]] = [{"name": "bystander", "token": digest, "ip": "10.10.0.2"}]
     for number in range(count):
         first = base + 16 * ROUTES_EACH * number
-        networks = [f"{IPv4Address(first + 16 * it)}/28" for it in range(ROUTES_EACH)]
+        networks = [f"{IPv4Address(first + 16 * index)}/28" for index in range(ROUTES_EACH)]
         entries.append({**point.client(number), "routes": networks + (list(more_routes) if number == 0 else [])})
     server = {"name": "tun0", "listen": SERVER, "port": PORT, "net": f"{TUNNEL}/16", "clients": entries}
     return json.dumps({"interfaces": [server], "admin": {"listen": _ADMIN}})
@@ -106,15 +106,15 @@ def world() -> Iterator[World]:
         config.write_text(config_of(FEW), encoding="utf-8")
         daemon = stack.enter_context(server.start([installed(), config]))
         daemon.wait_for_log("ready: ", _START_S)
-        told = {
+        settings = {
             "server": SERVER,
             "port": PORT,
             "destination": TUNNEL,
             "keepalive_s": 10.0,
-            "clients": [{"token": token_of(it), "sources": []} for it in range(FEW)],
+            "clients": [{"token": token_of(number), "sources": []} for number in range(FEW)],
         }
         crowd_config, fifo = crowd.tmp / "crowd.json", crowd.tmp / "orders"
-        crowd_config.write_text(json.dumps(told), encoding="utf-8")
+        crowd_config.write_text(json.dumps(settings), encoding="utf-8")
         os.mkfifo(fifo)
         argv = [sys.executable, "-m", "bench.scaling.fakeclients", str(crowd_config), str(fifo)]
         stack.enter_context(crowd.start(argv, name="crowd", cwd=ROOT)).wait_for_log("^ready$", _START_S)
@@ -127,9 +127,9 @@ def world() -> Iterator[World]:
         yield World(server, bystander, daemon, config)
 
 
-def _measure(it: World, name: str, action: Callable[[], None], found: Gaps, tell: Tell) -> None:
+def _measure(setup: World, name: str, action: Callable[[], None], found: Gaps, tell: Tell) -> None:
     argv = ["ping", "-n", "-D", "-i", f"{INTERVAL_S:g}", TUNNEL]
-    with it.bystander.start(argv, name="ping") as pings:
+    with setup.bystander.start(argv, name="ping") as pings:
         time.sleep(_BEFORE_S)
         begun = time.monotonic()
         action()
@@ -152,16 +152,16 @@ def reloads(rounds: int, tell: Tell) -> Gaps:
     """Each round goes from few clients to many and back. Raises HarnessError."""
     few, many, changed = config_of(FEW), config_of(MANY), config_of(MANY, "192.168.77.0/24")
     found = Gaps()
-    with world() as it:
+    with world() as setup:
         actions: dict[str, Callable[[], None]] = {
             IDLE: lambda: time.sleep(_IDLE_S),
-            f"{FEW:,} to {MANY:,} clients": lambda: it.reload(many),
-            f"one route of {MANY:,} clients": lambda: it.reload(changed),
-            f"a scrape of {MANY:,} clients": it.scrape,
-            f"{MANY:,} to {FEW:,} clients": lambda: it.reload(few),
+            f"{FEW:,} to {MANY:,} clients": lambda: setup.reload(many),
+            f"one route of {MANY:,} clients": lambda: setup.reload(changed),
+            f"a scrape of {MANY:,} clients": setup.scrape,
+            f"{MANY:,} to {FEW:,} clients": lambda: setup.reload(few),
         }
         for _ in range(rounds):
             for name, action in actions.items():
-                _measure(it, name, action, found, tell)
-            it.daemon.check_running()
+                _measure(setup, name, action, found, tell)
+            setup.daemon.check_running()
     return found

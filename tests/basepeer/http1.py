@@ -198,7 +198,7 @@ def body_of(head: Head, version: str, odd: Callable[[str], None]) -> Body:
 
 @dataclass(frozen=True)
 class Chunking:
-    """How a peer cuts the body that it sends; the default is a chunk for whatever is at hand.
+    """How a peer cuts the body that it sends; the default is one chunk for everything at hand.
 
     `next_size` gives the size of each chunk, `segment` the bytes of each send (1 splits every byte,
     chunk heads too), `extension` stands behind each size, `;` included. "any proxy may re-chunk".

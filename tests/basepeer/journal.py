@@ -59,7 +59,7 @@ class Journal:
             self._remarks.append(f"{self.who}: {text}")
 
     def event(self, kind: str, detail: str = "") -> None:
-        """Record a step and wake whoever waits for it."""
+        """Record a step and wake those that wait for it."""
         with self._changed:
             self._event(kind, detail)
 

@@ -21,7 +21,7 @@ class Broken(Exception):
 
 
 class Bell:
-    """An eventfd: any thread rings, the owner polls it beside its socket."""
+    """An eventfd: any thread rings, the owner polls it together with its socket."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -217,7 +217,7 @@ class Pool:
                 self._journal.remark(text)
 
     def close(self) -> None:
-        """Close all, and whatever is given later."""
+        """Close all, and any that is given later."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

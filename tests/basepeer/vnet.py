@@ -2,7 +2,7 @@
 
 Follows `tun_get_user` (drivers/net/tun.c) and `virtio_net_hdr_to_skb` (include/linux/virtio_net.h),
 for IPv4 only and for the offloads that a base peer has: CSUM, TSO4, TSO6, TSO_ECN. Compared with the
-TUN of a 6.18 kernel over random headers: whatever that refuses is refused here. This is stricter where
+TUN of a 6.18 kernel over random headers: everything that it refuses is refused here. This is stricter where
 the kernel's leniency depends on its version: `hdr_len` up to two bytes too long, UFO, TCP super-packets
 that are not TCP.
 """

@@ -19,13 +19,14 @@ What to know:
 
 - A host is three namespaces (network, mount, PID) and a PID 1 that dies with us. A test run that is killed
   with SIGKILL leaves no process, no namespace and no interface (only small files under the temporary
-  directory). Nothing is ever done to the network of the machine itself.
-- It is plain blocking code. The processes under test are real and run beside it, so there is nothing in here
-  that an event loop would make simpler, a test reads from top to bottom, and pdb works.
+  directory). The network of the machine itself is never changed.
+- It is plain blocking code. The processes under test are real and run next to it, so an event loop would make nothing
+  simpler here. A test reads from top to bottom, and pdb works.
 - Nothing sleeps for a fixed time and nothing waits for ever: every wait polls, has a limit in seconds, and
-  fails with the tail of the log in question.
-- What is started has no signal ignored or blocked, whoever started us (`nohup`, a shell's ``&``): see `take_signals`.
-- It needs root, or a user namespace where the kernel gives its users any: ``unshare -Urnm pytest``. There
+  fails with the tail of the log that it waited for.
+- A process starts with no signal ignored or blocked, even if the tests were started by `nohup` or with a shell's
+  ``&``: see `take_signals`.
+- It needs root, or a user namespace if the kernel allows those to users: ``unshare -Urnm pytest``. There
   tcpdump needs more than one group ID: ``unshare -Urnm --map-auto pytest``, with Debian's uidmap.
 - Tools: iproute2, iputils-ping and mount; tcpdump, iperf3 and nginx for the helpers of those names, and
   Caddy, HAProxy and Apache for `recipes`, which starts the files of conf/proxies.

@@ -105,11 +105,11 @@ class Capture:
             found = [packet for packet in self.packets if wanted(packet)]
             return found if len(found) >= number else None
 
-        return wait_until(probe, timeout, f"{number} packets in {self._process.name}", self._session_log)
+        return wait_until(probe, timeout, f"{number} packets in {self._process.name}", self._overview)
 
-    def _session_log(self) -> str:
+    def _overview(self) -> str:
         packets = self.packets
-        return "\n".join([f"{len(packets)} packets were captured:", *(f"  {it}" for it in packets[:25])])
+        return "\n".join([f"{len(packets)} packets were captured:", *(f"  {packet}" for packet in packets[:25])])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def command() -> list[str]:
     """The program as an argument list, from this checkout and with the interpreter that runs the tests.
 
     Where TAPOTUN_COVERAGE is set (`make test` does), it is measured: a run that ends by itself or by SIGTERM
-    leaves a data file beside the test run's own, with which it is combined.
+    leaves a data file next to the test run's own. pytest-cov combines them.
     """
     if os.environ.get("TAPOTUN_COVERAGE"):
         measured = ["-m", "coverage", "run", "--parallel-mode", f"--rcfile={ROOT / 'pyproject.toml'}"]

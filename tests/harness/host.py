@@ -1,9 +1,9 @@
 """Hosts and the links between them: small machines made of namespaces.
 
 A host is a network, a mount and a PID namespace, kept alive by its PID 1, a ``cat`` that reads from us. When
-our end of that pipe closes, for whatever reason, SIGKILL of the test run included, ``cat`` ends, the kernel
+our end of that pipe closes, for any reason, SIGKILL of the test run included, ``cat`` ends, the kernel
 kills every other process of that PID namespace with it, and with the last process the network namespace goes,
-and with that its interfaces and whatever was put into them. No mount point under /run/netns can be left over
+and with that its interfaces with everything that was set on them. No mount point under /run/netns can be left over
 because none is made.
 """
 
@@ -265,7 +265,7 @@ class Host:
         def probe() -> bool:
             if by is not None:
                 by.check_running()
-            return any(it.startswith("tcp ") and it.endswith(f":{port}") for it in self.listening())
+            return any(listener.startswith("tcp ") and listener.endswith(f":{port}") for listener in self.listening())
 
         detail = by.tail if by is not None else str
         wait_until(probe, timeout, f"a listener on TCP port {port} of {self.name}", detail)

@@ -47,8 +47,8 @@ def snapshot(host: Host | None) -> Facts:
         for rule in ip(f"{family} rule show"):
             facts[f"rule {family} {_words(rule)}"] += 1
     if host is not None:
-        facts.update(f"listener {it}" for it in host.listening())
-        facts.update(f"process {it}" for it in _processes(host))
+        facts.update(f"listener {listener}" for listener in host.listening())
+        facts.update(f"process {process}" for process in _processes(host))
     return facts
 
 

@@ -1,11 +1,11 @@
 """Linux namespaces, entered by a thread that lives for one call.
 
-setns(2) and unshare(2) change the calling *thread*. So whoever has something to do inside a namespace
+setns(2) and unshare(2) change the calling *thread*. So code that has something to do inside a namespace
 does it in a thread made for it, which takes the change to its grave: the thread that asked never leaves its
 own namespaces, and nothing has to be changed back (which an unprivileged user could not do for a PID
 namespace). A process forked by such a thread is born inside, as a plain child of ours with a known PID and a
 real exit status; nsenter(1) would stand in between, and would have to be signalled in its place. A socket
-made by such a thread stays inside for life, whoever uses it.
+made by such a thread stays inside for life, also when another thread uses it.
 
 `os.setns` and `os.unshare` are Python 3.12's; this is for 3.11.
 """

@@ -11,7 +11,7 @@ from .errors import HarnessError
 from .host import Host
 from .tools import TOOL_PATH
 
-# Tool and Debian package. Keep install-tools beside this in step.
+# Tool and Debian package. Keep install-tools in step.
 TOOLS: Final = {
     "ip": "iproute2",
     "ss": "iproute2",

@@ -44,7 +44,7 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """False once the process has ended, for whatever reason."""
+        """False once the process has ended, for any reason."""
         return self._popen.poll() is None
 
     @property

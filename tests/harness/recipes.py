@@ -6,7 +6,7 @@
 
 A host has its own mounts, so /run and the logs of Debian's packages are the host's own and the files need no change
 for them; ports are free anyway. What is replaced are words that the files document as what an operator replaces: the
-directory of the certificate, and whatever the test says, each of which must be there.
+directory of the certificate, and the words that the test gives; each of them must be in the file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Proxy(ABC):
     stop_timeout_s: ClassVar[float] = 20.0  # Apache gives its own workers ten
 
     def __init__(self, host: Host, file: str | None = None, replace: Mapping[str, str] | None = None) -> None:
-        """``file`` is its name beside the default one; ``replace`` maps words of it to others.
+        """``file`` is its name next to the default one; ``replace`` maps words of it to others.
 
         Raises HarnessError if a word is not there: the recipe no longer says what the test changes.
         """
@@ -124,7 +124,7 @@ class Proxy(ABC):
 
     def access_log(self) -> str:
         """Everything that it logged, errors included, of all its runs."""
-        words = [it.log for it in self.host.processes if it.name == f"{self.host.name}/{self.name}"]
+        words = [process.log for process in self.host.processes if process.name == f"{self.host.name}/{self.name}"]
         if self.log_directory is not None:
             words += [file.read_text(encoding="utf-8") for file in sorted(self.logs.iterdir())]
         return "\n".join(words)
@@ -171,7 +171,7 @@ class Nginx(Proxy):
 
 
 class Caddy(Proxy):
-    """Caddy, one process; told to reload over its admin socket on loopback."""
+    """Caddy, one process; it reloads on a request to its admin socket on loopback."""
 
     name = "caddy"
     file = "Caddyfile"

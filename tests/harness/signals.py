@@ -10,11 +10,11 @@ _EXPECTED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM
 
 
 def take_signals() -> None:
-    """Have every process that we start begin with no signal ignored and none blocked, whoever started us.
+    """Have every process that we start begin with no signal ignored and none blocked, even if ours are.
 
-    `nohup` ignores SIGHUP, a shell's ``&`` SIGINT, and a process is born with what its parent ignores and blocks. What
-    the parent *handles* is the default in a child (execve(2)), so here such a signal gets a handler that does nothing:
-    for ourselves it stays ignored, as whoever started us wants. In another thread than the main one it does nothing.
+    `nohup` ignores SIGHUP, a shell's ``&`` ignores SIGINT, and a process inherits what its parent ignores and blocks. A
+    signal that the parent *handles* has its default action in a child (execve(2)). So such a signal gets a handler that
+    does nothing: we go on ignoring it, and our children do not. Does nothing outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -74,7 +74,7 @@ def ping(
             return PingResult(0, 0, None, None, None, output)
         raise CommandError(f"`{' '.join([*argv, address])}` on {host.name}: {output.strip()}")
     times = re.search(r"min/avg/max/mdev = ([\d.]+)/([\d.]+)/([\d.]+)/", output)
-    low, mean, high = (float(it) for it in times.groups()) if times else (None, None, None)
+    low, mean, high = (float(value) for value in times.groups()) if times else (None, None, None)
     return PingResult(int(counts[1]), int(counts[2]), low, mean, high, output)
 
 

@@ -73,7 +73,7 @@ class Transfer:
 
 
 def upload(opener: Host, listener: Host, address: str, payload: Payload | int, **options: Any) -> Transfer:
-    """`opener` connects to `listener` at `address` over TCP and sends it the payload (or so many bytes).
+    """`opener` connects to `listener` at `address` over TCP and sends it the payload (or that many bytes).
 
     Options, all by keyword: `port` (0: any), `timeout` seconds for the whole (60), `mark` (fwmark of the
     opener's socket), `source` (its address), `progress` (called with the bytes received so far).

@@ -36,7 +36,7 @@ SETTLE_S: Final = 3.0  # how long the last packets may take once nothing new is 
 
 
 @dataclass(frozen=True)
-class NextHop:
+class Direction:
     """What became of the packets of one direction."""
 
     name: str
@@ -124,7 +124,7 @@ class _End:
 
 
 class _Pair:
-    """Two ends as a context manager, stopped at its end whatever happened."""
+    """Two ends as a context manager, which stops them at its end in any case."""
 
     def __init__(self, a: _End, b: _End) -> None:
         self.a, self.b = a, b
@@ -202,7 +202,7 @@ class CheckedUdp(_Pair):
         newest_ns = min(live.newest_arrived_ns for live in (self.a.live, self.b.live))
         return max(0.0, (time.monotonic_ns() - newest_ns) / 1e9)
 
-    def finish(self) -> tuple[NextHop, NextHop]:
+    def finish(self) -> tuple[Direction, Direction]:
         """Stop sending, give the last packets time to come, and return the account of a to b, and back."""
         self._stop_sending()
 
@@ -213,12 +213,12 @@ class CheckedUdp(_Pair):
         with suppress(WaitError):  # then some are lost, and the account says how many
             wait_until(complete, SETTLE_S, "the last packets")
         accounts = self.a.end(), self.b.end()
-        return self._way(self.a, self.b, accounts[1]), self._way(self.b, self.a, accounts[0])
+        return self._direction(self.a, self.b, accounts[1]), self._direction(self.b, self.a, accounts[0])
 
     @staticmethod
-    def _way(sender: _End, receiver: _End, account: dict[str, int]) -> NextHop:
+    def _direction(sender: _End, receiver: _End, account: dict[str, int]) -> Direction:
         sent_ns, arrived_ns = sender.numbers("sent"), receiver.numbers("arrived")
-        return NextHop(
+        return Direction(
             f"{sender.name} -> {receiver.name}",
             sent=len(sent_ns),
             received=account["received"],

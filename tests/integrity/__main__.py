@@ -59,7 +59,7 @@ def packet(number: int, sent_ns: int, size: int) -> bytes:
 
 
 def run_udp(args: argparse.Namespace, live: Live, orders: Orders) -> None:
-    """Send at the rate, receive, until told to end."""
+    """Send at the rate, and receive, until the order to end."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     sock.setblocking(False)

@@ -19,7 +19,7 @@ class Arrivals:
         self.duplicated = 0
         self.reordered = 0
         self.extent = 0  # the largest
-        self.late_ns = 0  # likewise
+        self.late_ns = 0  # of the same packets
         self._arrivals = 0
         # Every packet that was the highest yet: its number, the position of its arrival, and the time.
         self._highest: list[int] = []

@@ -1,4 +1,4 @@
-"""What holds for every test that runs the daemon, whatever else it is about."""
+"""What holds for every test that runs the daemon."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def instructions(call: str) -> Iterator[tuple[int, int, int, int]]:
     yield _LOAD, 0, 0, _NUMBER_AT
     yield _EQUAL, 0, 3 if rest else 1, NUMBERS[platform.machine()][name]
     if rest:
-        index, value = (int(it, 0) for it in rest)
+        index, value = (int(number, 0) for number in rest)
         yield _LOAD, 0, 0, _ARGUMENTS_AT + 8 * index  # its lower half, as little-endian machines have it
         yield _EQUAL, 0, 1, value
     yield _RETURN, 0, 0, _ERRNO | errno.EPERM
@@ -43,9 +43,9 @@ def instructions(call: str) -> Iterator[tuple[int, int, int, int]]:
 
 def main() -> None:
     end = sys.argv.index("--")
-    program = [it for call in sys.argv[1:end] for it in instructions(call)]
+    program = [instruction for call in sys.argv[1:end] for instruction in instructions(call)]
     program.append((_RETURN, 0, 0, _ALLOW))
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *it) for it in program))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
     head = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, head, 0, 0):

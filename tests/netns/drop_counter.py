@@ -1,4 +1,9 @@
-"""A daemon that says at its end what it dropped on purpose: what may be missing of a checked stream, and no more."""
+"""A daemon that prints, when it ends, how many packets of the checked stream it dropped on purpose.
+
+The counters of `tapotun status` do not suffice: they count the packets of all flows together. TCP runs next to the
+checked stream in these tests, and CoDel drops packets of TCP all the time. A packet of the checked stream may be
+missing only if it was dropped on purpose itself.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,39 @@ from typing import Final
 
 from tests.harness import Process, wait_until
 
-# The checked stream's port. Beside it CoDel may drop what it likes.
 PORT: Final = 7000
+"""The destination port of the checked stream."""
 
-TELLING: Final = f"""\
+DROP_COUNTER: Final = f"""\
 import atexit
 from tapotun_trio.datapath.tx_queue import TxQueue
 
 dropped = 0
 
 
-def watching(drop):
-    def dropping(queue, *args):
+def counting(drop):
+    def drop_and_count(queue, *args):
         global dropped
         batch, at = queue.batches[0][2], queue._head_offset
         while at < len(batch):
-            dropped += batch[at + 23] == 17 and batch[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big")
+            if batch[at + 23] == 17 and batch[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big"):
+                dropped += 1
             at += 14 + int.from_bytes(batch[at : at + 2], "little")
-            if drop is one:
+            if drop is drop_frame:
                 break
         drop(queue, *args)
-    return dropping
+    return drop_and_count
 
 
-one = TxQueue._drop_frame
-TxQueue._drop_frame, TxQueue._drop_oldest = watching(one), watching(TxQueue._drop_oldest)
+drop_frame = TxQueue._drop_frame
+TxQueue._drop_frame, TxQueue._drop_oldest = counting(drop_frame), counting(TxQueue._drop_oldest)
 atexit.register(lambda: print("dropped on purpose:", dropped))
 """
-"""For `injection`. A quick machine drops nothing for days: whether this still fits the queue is for
-`tests/unit/test_drop_counter.py` to say."""
+"""The sitecustomize module of such a daemon, for `injection`. A quick machine drops nothing for days, so
+`tests/unit/test_drop_counter.py` checks that it still fits `TxQueue`."""
 
 
 def dropped(daemon: Process) -> int:
-    """How many packets of the checked stream a daemon that is `TELLING` has dropped, once it has stopped."""
-    wait_until(lambda: "dropped on purpose: " in daemon.log, 10, "the daemon's last words", daemon.tail)
+    """How many packets of the checked stream a daemon with `DROP_COUNTER` has dropped, once it has stopped."""
+    wait_until(lambda: "dropped on purpose: " in daemon.log, 10, "the count of dropped packets", daemon.tail)
     return int(daemon.log.rpartition("dropped on purpose: ")[2].split()[0])

@@ -78,21 +78,25 @@ class Station:
 
         return wait_until(look, PATIENCE_S, "that status", lambda: json.dumps(self.status(), indent=1))
 
-    def check_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
+    def assert_clean(self, place: str = ADMIN, *, network: tuple[str, ...] = ()) -> None:
         """Nothing went wrong in the browser, and it has talked to nobody but the panel.
 
-        `place`: where it had the panel from, beside where the station opened it first.
-        `network`: words of which one is in each line that the browser itself writes about an answer.
+        `place`: an address that the panel came from, besides the one where the station opened it first.
+        `network`: words. One of them is in each line that the browser itself writes about an answer.
         """
-        of_the_page = [it for it in self.window.messages() if not it.text.startswith(("chrome://", "about:"))]
+        of_the_page = [
+            message for message in self.window.messages() if not message.text.startswith(("chrome://", "about:"))
+        ]
         unexpected = [
-            it for it in of_the_page if it.source != _OF_THE_NETWORK or not any(word in it.text for word in network)
+            message
+            for message in of_the_page
+            if message.source != _OF_THE_NETWORK or not any(word in message.text for word in network)
         ]
         assert unexpected == []
         assert self.window.violations() == []
         requests = self.window.requests()
         assert f"ws://{place}/api/live" in requests
-        assert {urlsplit(it).netloc for it in requests} == {ADMIN, place}
+        assert {urlsplit(url).netloc for url in requests} == {ADMIN, place}
 
 
 def peer_of(status: Config, number: int = 0) -> Config:
@@ -122,10 +126,10 @@ def station(lab: Lab, *clients: Config, **fields: Any) -> Iterator[Station]:
         window.look(DESKTOP)
         window.open(f"{ORIGIN}/")
         window.wait("!document.getElementById('login').hidden")
-        it = Station(server, client, file, daemon, window)
-        yield it
-        if it.daemon.running:
-            assert it.daemon.stop() == 0, it.daemon.tail()
+        made = Station(server, client, file, daemon, window)
+        yield made
+        if made.daemon.running:
+            assert made.daemon.stop() == 0, made.daemon.tail()
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def plain_relay(server: Host, client: Host, congestion: str = "cubic") -> Iterat
         server.wait_for_listener(7000, by=listening)
         with client.start([program, *options, "-c", f"{SERVER}:7000"]) as calling:
             for host, address in ((server, TUNNEL_SERVER), (client, TUNNEL_CLIENT)):
-                wait_until(lambda: "tun0" in {it["ifname"] for it in host.ip("link show")}, 5, "tun0")  # noqa: B023
+                wait_until(lambda: "tun0" in {link["ifname"] for link in host.ip("link show")}, 5, "tun0")  # noqa: B023
                 host.ip(f"address add {address}/24 dev tun0")
                 host.ip("link set tun0 up")
             yield
@@ -99,7 +99,7 @@ class UnderLoad:
 
 
 def under_load(server: Host, client: Host, *, down: bool, seconds: float = 6.0) -> UnderLoad:
-    """One TCP stream through the tunnel for so long, with pings through it beside."""
+    """One TCP stream through the tunnel for that long, with pings through it meanwhile."""
     address = TUNNEL_SERVER
     wait_for_ping(client, address)
     idle_ms = statistics.median(_round_trips_ms(client, address, 15))

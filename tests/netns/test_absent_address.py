@@ -22,7 +22,7 @@ def url(address: str) -> str:
     return f"http://{f'[{address}]' if ':' in address else address}:8080/ip"
 
 
-def connects(client: Host, address: str) -> None:
+def assert_connects(client: Host, address: str) -> None:
     with running(client, client_config(server=url(address)), until=UPLOADING):
         assert ping(client, TUNNEL_SERVER).ok
 
@@ -51,7 +51,7 @@ def test_an_address_that_comes_later(lab: Lab, address: str) -> None:
         assert address in line
         assert "this machine does not have that address yet" in status(server)
         reachable(server, client, address)
-        connects(client, address)
+        assert_connects(client, address)
         assert "does not have that address" not in status(server)
 
 
@@ -63,10 +63,10 @@ def test_one_of_several_is_not_there(lab: Lab) -> None:
     server, client = cable(lab)
     with running(server, server_config(listen=[LATER, SERVER, LATER6])) as daemon:
         assert len(warnings(daemon)) == 2
-        connects(client, SERVER)
+        assert_connects(client, SERVER)
         for address in (LATER, LATER6):
             reachable(server, client, address)
-            connects(client, address)
+            assert_connects(client, address)
 
 
 def test_an_ipv6_address_whose_check_for_duplicates_is_under_way(lab: Lab) -> None:
@@ -78,7 +78,7 @@ def test_an_ipv6_address_whose_check_for_duplicates_is_under_way(lab: Lab) -> No
     assert "tentative" in str(server.ip("address show dev eth0"))
     with running(server, server_config(listen=LATER6)) as daemon:
         assert len(warnings(daemon)) == 1
-        connects(client, LATER6)
+        assert_connects(client, LATER6)
 
 
 def test_ipv6_is_switched_off(lab: Lab) -> None:
@@ -87,7 +87,7 @@ def test_ipv6_is_switched_off(lab: Lab) -> None:
     with running(server, server_config(listen=["::1", SERVER])) as daemon:
         [line] = warnings(daemon)
         assert "[::1]:8080" in line
-        connects(client, SERVER)
+        assert_connects(client, SERVER)
 
 
 def test_the_admin_listener(lab: Lab) -> None:
@@ -98,7 +98,7 @@ def test_the_admin_listener(lab: Lab) -> None:
     }
     with running(server, write(server, root)) as daemon:
         assert [line for line in warnings(daemon) if f"admin: {LATER}:9433: this machine does not have" in line]
-        connects(client, SERVER)
+        assert_connects(client, SERVER)
         reachable(server, client, LATER)
         asked = ["curl", "-s", "--max-time", "5", f"http://{LATER}:9433/healthz"]
         wait_until(lambda: client.run(asked, check=False).returncode == 0, PATIENCE_S, "the admin listener")

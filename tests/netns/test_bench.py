@@ -10,7 +10,7 @@ from bench import load, offload
 from bench.native import UDPFLOOD, compiled
 from bench.scaling.crowd import Point, world
 from bench.scaling.fakeclients import PER_CHUNK
-from bench.variants import NextHop, Relay, Tapotun, TapotunTls
+from bench.variants import Relay, Tapotun, TapotunTls, Variant
 from tests.harness import Lab
 
 pytestmark = pytest.mark.netns
@@ -25,10 +25,10 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("flows", [1, 8])
 def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int) -> None:
-    way = NextHop(lab)
-    way.prepare()
-    way.start()
-    run = load.udp(flood, way, 64, 2000, 0.5, flows)
+    variant = Variant(lab)
+    variant.prepare()
+    variant.start()
+    run = load.udp(flood, variant, 64, 2000, 0.5, flows)
     assert (run.loss, run.duplicates, run.reordered) == (0, 0, 0)
     assert 0 < run.offered <= 2000 * 1.1
     assert run.steady > 0
@@ -36,12 +36,12 @@ def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int) -> No
 
 def test_what_is_lost_on_the_way_is_counted_as_lost(lab: Lab, flood: Path) -> None:
     """A cable that carries 1 Mbit/s is offered 20: what its queue does not hold is gone."""
-    way = NextHop(lab)
-    way.prepare()
+    variant = Variant(lab)
+    variant.prepare()
     shaper = "tbf rate 1mbit burst 4kb limit 8kb"
-    way.client.run(["tc", "qdisc", "add", "dev", "eth0", "root", *shaper.split()])
-    way.start()
-    run = load.udp(flood, way, 1400, 1800, 0.5)
+    variant.client.run(["tc", "qdisc", "add", "dev", "eth0", "root", *shaper.split()])
+    variant.start()
+    run = load.udp(flood, variant, 1400, 1800, 0.5)
     assert run.loss > 0.5
     assert run.duplicates == 0
     # What goes through is the cable's megabit, whatever was offered: 1442 bytes a frame, and the queue.
@@ -49,38 +49,38 @@ def test_what_is_lost_on_the_way_is_counted_as_lost(lab: Lab, flood: Path) -> No
 
 
 def test_offloads_are_switched_and_put_back(lab: Lab) -> None:
-    way = NextHop(lab)
-    before = offload.get(way.behind, "eth0", "tso")
-    with offload.switched(way.behind, "eth0", tso=False, gso=False):
-        assert not offload.get(way.behind, "eth0", "tso")
-        assert not offload.get(way.behind, "eth0", "gso")
-    assert offload.get(way.behind, "eth0", "tso") == before
+    variant = Variant(lab)
+    before = offload.get(variant.behind, "eth0", "tso")
+    with offload.switched(variant.behind, "eth0", tso=False, gso=False):
+        assert not offload.get(variant.behind, "eth0", "tso")
+        assert not offload.get(variant.behind, "eth0", "gso")
+    assert offload.get(variant.behind, "eth0", "tso") == before
 
 
 @pytest.mark.parametrize("kind", ["veth", "relay", "http", "https"])
 def test_each_way_comes_up_again_and_carries_everything(lab: Lab, tmp_path: Path, flood: Path, kind: str) -> None:
-    makers = {"veth": NextHop, "http": Tapotun, "https": TapotunTls}
-    way = Relay(lab, compiled(CRELAY, tmp_path)) if kind == "relay" else makers[kind](lab)
-    assert way.name == kind
+    makers = {"veth": Variant, "http": Tapotun, "https": TapotunTls}
+    variant = Relay(lab, compiled(CRELAY, tmp_path)) if kind == "relay" else makers[kind](lab)
+    assert variant.name == kind
     try:
-        way.prepare()
-        way.start()
-        way.stop()
-        assert way.start() > 0
-        way.check()
-        with load.iperf_server(way):
-            run = load.tcp(way, seconds=1)
+        variant.prepare()
+        variant.start()
+        variant.stop()
+        assert variant.start() > 0
+        variant.check()
+        with load.iperf_server(variant):
+            run = load.tcp(variant, seconds=1)
             assert run.gb > 0
             assert len(run.cpu_s) == {"veth": 0, "https": 3}.get(kind, 2)
-            assert load.tcp(way, seconds=1, source=way.behind).gb > 0, "forwarded"
-            assert load.pings_under_load_us(way, "-R", seconds=1, every_s=0.01)
-        assert load.udp(flood, way, 64, 1000, 0.2).loss < 1
-        assert len(load.pings_us(way, 20, 0.002)) == 20
-        if isinstance(way, TapotunTls):
-            assert load.curl_gbit_s(way, 1) > 0
-            assert "gcm" in load.negotiated_cipher(way) or "chacha" in load.negotiated_cipher(way)
+            assert load.tcp(variant, seconds=1, source=variant.behind).gb > 0, "forwarded"
+            assert load.pings_under_load_us(variant, "-R", seconds=1, every_s=0.01)
+        assert load.udp(flood, variant, 64, 1000, 0.2).loss < 1
+        assert len(load.pings_us(variant, 20, 0.002)) == 20
+        if isinstance(variant, TapotunTls):
+            assert load.curl_gbit_s(variant, 1) > 0
+            assert "gcm" in load.negotiated_cipher(variant) or "chacha" in load.negotiated_cipher(variant)
     finally:
-        way.close()
+        variant.close()
 
 
 @pytest.mark.parametrize("keepalive_s", [None, 1.0])

@@ -118,7 +118,7 @@ def holding(world: World, *pushes: str, client: Config | None = None, **fields: 
         yield daemon
 
 
-def stays_up(world: World, daemon: Process) -> None:
+def assert_stays_up(world: World, daemon: Process) -> None:
     """For longer than a dead path would be noticed in: traffic passes, and no stream breaks."""
     for _ in range(3 * KEEPALIVE_S + 2):
         wait_for_ping(world.client, TUNNEL_SERVER, PATIENCE_S)
@@ -141,7 +141,7 @@ def test_a_push_that_covers_the_server(world: World, pushes: tuple[str, ...]) ->
         wait_until(lambda: pushed(world.client) >= set(pushes), PATIENCE_S, "the routes", daemon.tail)
         wait_for_ping(world.client, PRINTER, PATIENCE_S)
         assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         assert ping(world.client, PRINTER).ok
         [line] = [line for line in daemon.log.splitlines() if "the tunnel's own connections go" in line]
         assert f"covers {SERVER}" in line
@@ -201,7 +201,7 @@ def test_a_push_that_comes_and_goes_by_a_reload(world: World) -> None:
             server.signal(signal.SIGHUP)
             wait_until(lambda: pushed(world.client) == {OFFICE}, PATIENCE_S, "the route", daemon.tail)
             assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
-            stays_up(world, daemon)
+            assert_stays_up(world, daemon)
             assert ping(world.client, PRINTER).ok
             write()
             server.signal(signal.SIGHUP)
@@ -233,7 +233,7 @@ def test_the_outgoing_proxy_s_address_is_what_counts(world: World) -> None:
             running(world.client, client, until=UPLOADING) as daemon,
         ):
             wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "it", daemon.tail)
-            stays_up(world, daemon)
+            assert_stays_up(world, daemon)
             assert ping(world.client, PRINTER).ok
 
 
@@ -244,7 +244,7 @@ def test_the_host_route_follows_to_another_gateway(world: World) -> None:
         wait_until(lambda: exceptions(world.client) == [(SERVER, OTHER_GATE, "eth1")], PATIENCE_S, "it", daemon.tail)
         world.gate.ip("link set eth0 down")
         wait_for_ping(world.client, PRINTER, PATIENCE_S)
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         world.gate.ip("link set eth0 up")
         # Without a default route there is no way to the server, and nothing stays behind.
         world.client.ip("route del default")
@@ -273,7 +273,7 @@ def test_a_route_of_somebody_else_into_the_tunnel(world: World) -> None:
         world.client.ip("route add 203.0.0.0/8 dev tun0")
         wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "it", daemon.tail)
         assert "route 203.0.0.0/8, which is not ours" in daemon.log
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         assert ping(world.client, PRINTER).ok
         world.client.ip("route del 203.0.0.0/8 dev tun0")
         world.client.ip(f"route replace default via {GATE} metric 100")
@@ -292,14 +292,14 @@ def test_the_server_gets_another_address(world: World) -> None:
         wait_until(lambda: exceptions(world.client) == moved, 3 * PATIENCE_S, "the other", daemon.tail)
         world.server.sysctl("net.ipv4.conf.eth0.promote_secondaries", 1)
         world.server.ip(f"address del {SERVER}/24 dev eth0")
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
 
 
 def test_the_mark_s_own_default_route(world: World) -> None:
     """Its table carries the transport only if that has the same mark, which a config may not have."""
     mark = {"value": 100, "table": 100}
     with holding(world, client=laptop(mark=mark, transport_mark=200)) as daemon:
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         assert exceptions(world.client) == []
 
 
@@ -309,7 +309,7 @@ def test_a_push_with_a_transport_that_has_a_table_of_its_own(world: World) -> No
     world.client.ip("rule add fwmark 200 lookup 200 priority 1000")
     with holding(world, OFFICE, client=laptop(transport_mark=200)) as daemon:
         wait_until(lambda: pushed(world.client) == {OFFICE}, PATIENCE_S, "the route", daemon.tail)
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         assert exceptions(world.client) == []
         assert ping(world.client, PRINTER).ok
 
@@ -317,7 +317,7 @@ def test_a_push_with_a_transport_that_has_a_table_of_its_own(world: World) -> No
 def test_a_push_of_the_server_alone_is_left_out(world: World) -> None:
     with holding(world, f"{SERVER}/32", f"{PRINTER}/32") as daemon:
         wait_for_ping(world.client, PRINTER, PATIENCE_S)
-        stays_up(world, daemon)
+        assert_stays_up(world, daemon)
         assert pushed(world.client) == {PRINTER}
         assert exceptions(world.client) == []
         assert re.search(f"pushed route {SERVER}/32 covers {SERVER}.*left out", daemon.log)

@@ -45,7 +45,7 @@ async def next_of(changes: AsyncIterator[T], within_s: float = SETTLE_LIMIT_S + 
         return await anext(changes)
 
 
-async def expect_silence(changes: AsyncIterator[T]) -> None:
+async def assert_silence(changes: AsyncIterator[T]) -> None:
     with trio.move_on_after(QUIET_S):
         pytest.fail(f"unexpected: {await anext(changes)}")
 
@@ -76,7 +76,7 @@ def fds() -> int:
 @in_fresh_namespace
 async def test_addresses_come_and_go() -> None:
     async with on_eth0() as changes:
-        await expect_silence(changes)
+        await assert_silence(changes)
         ip("addr", "del", "192.0.2.7/24", "dev", "eth0")
         change = await next_of(changes)
         assert change.what == "eth0: address 192.0.2.7 removed"
@@ -89,7 +89,7 @@ async def test_addresses_come_and_go() -> None:
         # While the kernel looks for a duplicate there is nothing to be had; one change, not two.
         ip("addr", "add", "2001:db8::8/64", "dev", "eth0")
         assert (await next_of(changes, 5)).what == "eth0: address 2001:db8::8 added"
-        await expect_silence(changes)
+        await assert_silence(changes)
 
 
 @in_fresh_namespace
@@ -98,7 +98,7 @@ async def test_a_renewed_lease_is_no_change() -> None:
         for seconds in ("100", "forever"):
             for interface in ("192.0.2.7/24", "2001:db8::7/64"):
                 ip("addr", "change", interface, "dev", "eth0", "valid_lft", seconds, "preferred_lft", seconds)
-        await expect_silence(changes)
+        await assert_silence(changes)
 
 
 @in_fresh_namespace
@@ -113,7 +113,7 @@ async def test_several_at_once_are_one_change() -> None:
             "eth0: address 192.0.2.7 removed; eth0: address 2001:db8::7 removed; "
             "eth0: address 192.0.2.8 added; default route changed"
         )
-        await expect_silence(changes)
+        await assert_silence(changes)
 
 
 @in_fresh_namespace
@@ -156,7 +156,7 @@ async def test_default_routes() -> None:
         ip("-6", "route", "replace", "default", "via", "2001:db8::1", "expires", "600")  # as a router renews it
         ip("route", "add", "default", "via", "192.0.2.1", "table", "100")
         ip("route", "add", "default", "via", "192.0.2.1", "table", "1000")
-        await expect_silence(changes)
+        await assert_silence(changes)
 
 
 @in_fresh_namespace
@@ -189,12 +189,12 @@ async def test_a_thousand_unrelated_routes_are_no_change(filtered: bool) -> None
 
         patch.setattr(module._Notifications, "receive", counted)
         async with on_eth0() as changes:
-            await expect_silence(changes)
+            await assert_silence(changes)
             heard = 0
             for verb in ("add", "del"):
                 await ip_batch("-4", [f"route {verb} 10.{n >> 8}.{n & 255}.0/24 dev eth0" for n in range(500)])
                 await ip_batch("-6", [f"route {verb} 2001:db8:{n + 1:x}::/48 dev eth0" for n in range(500)])
-                await expect_silence(changes)
+                await assert_silence(changes)
             # The interface itself may have had something to say, late.
             assert heard < 10 if filtered else heard > 1000, heard
 
@@ -232,7 +232,7 @@ async def test_what_did_not_fit_is_read_anew() -> None:
                 ip("link", "set", "eth0", "promisc", "on")
                 ip("link", "set", "eth0", "promisc", "off")
             assert (await next_of(changes)).what == "more happened to addresses and routes than could be followed"
-            await expect_silence(changes)
+            await assert_silence(changes)
         async with open_link("eth0") as ups:
             for _ in range(20):
                 ip("link", "set", "eth0", "promisc", "on")
@@ -250,13 +250,13 @@ async def test_what_is_ours_is_not_told() -> None:
             await network.link_up("tun0", 1400)
             await network.add("tun0", items)
             ip("addr", "add", "10.51.0.1/24", "dev", "tun0")  # without the number, as on an old kernel
-            await expect_silence(changes)
+            await assert_silence(changes)
             await network.remove("tun0", items[::-1])
         with open_tun("tun1"):
             await network.link_up("tun1", 1400)
             await network.add("tun1", items)
-            await expect_silence(changes)
-        await expect_silence(changes)
+            await assert_silence(changes)
+        await assert_silence(changes)
         # But a default route that a person points into our interface concerns the transport.
         with host.open_device("tun0"):
             await network.link_up("tun0", 1400)
@@ -281,7 +281,7 @@ async def test_only_the_kernel_is_heard() -> None:
                         sock.sendto(forged, (int(port), 0))
             assert attacked == 1
             sock.sendto(forged, (0, 0x10))  # to the group
-        await expect_silence(changes)
+        await assert_silence(changes)
 
 
 def proc_net_netlink() -> list[list[str]]:
@@ -299,7 +299,7 @@ async def test_our_link_set_down_and_up() -> None:
             ip("link", "set", "tun0", "mtu", "1300")
             ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
             ip("link", "set", "eth0", "up")
-            await expect_silence(ups)
+            await assert_silence(ups)
             ip("link", "set", "tun0", "down")
             assert await next_of(ups) is False
             ip("link", "set", "tun0", "up")
@@ -307,7 +307,7 @@ async def test_our_link_set_down_and_up() -> None:
             ip("link", "set", "tun0", "down")
             ip("link", "set", "tun0", "up")
             assert await next_of(ups) is True
-            await expect_silence(ups)
+            await assert_silence(ups)
 
 
 @in_fresh_namespace

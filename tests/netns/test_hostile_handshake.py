@@ -86,9 +86,9 @@ def test_hostile_handshakes(lab: Lab, way: str) -> None:
         sys.stdout.write(f"\n[measured] {way}: answers {sorted(set(answers))}; {bystander.tail(3)}\n")
         if way == "directly":  # a proxy mends some, and refuses others itself
             assert set(answers) == {400}
-        counts = re.search(r"(\d+) packets transmitted, (\d+) received", bystander.log)
-        assert counts is not None
-        assert counts[1] == counts[2] != "0", bystander.tail()
+        # Up to where we waited. The pings behind that may still have been in flight at the SIGINT.
+        answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ", bystander.log)}
+        assert not set(range(1, seen + 250)) - answered, bystander.tail()
         assert "starting again" not in daemon.log
         assert " ERROR " not in daemon.log
         assert "Traceback" not in daemon.log

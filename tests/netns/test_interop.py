@@ -97,7 +97,7 @@ def _proxy(server: Host, http_version: str | None) -> tuple[AbstractContextManag
 
 
 @dataclass
-class DuplexStream:
+class Conversation:
     """Numbered datagrams from a host to an echo and back, a few hundred a second."""
 
     sent: int = 0
@@ -110,9 +110,9 @@ class DuplexStream:
 
 
 @contextmanager
-def _conversation(client: Host, server: Host, address: str) -> Iterator[DuplexStream]:
+def _conversation(client: Host, server: Host, address: str) -> Iterator[Conversation]:
     """One that goes on while the body runs. Its answers have arrived, as far as they will, when this returns."""
-    talk = DuplexStream()
+    talk = Conversation()
     ended = threading.Event()
     with udp_echo(server, address) as port, client.socket(kind=socket.SOCK_DGRAM) as sock:
         sock.connect((address, port))
@@ -140,7 +140,7 @@ def _conversation(client: Host, server: Host, address: str) -> Iterator[DuplexSt
             receive()
 
 
-def _wait_for_answers(talk: DuplexStream, number: int = 50) -> None:
+def _wait_for_answers(talk: Conversation, number: int = 50) -> None:
     """Until so many more have come back."""
     goal = len(talk.received) + number
     wait_until(lambda: len(talk.received) >= goal, PATIENCE_S, f"{number} more answers")
@@ -153,7 +153,7 @@ def test_a_base_client_at_our_server(lab: Lab, generation: int, http_version: st
     proxy, url, options = _proxy(server, http_version)
     with (
         no_leaks(server, client),
-        running(server, server_config(mtu=1400, peers=generation)) as daemon,
+        running(server, server_config(mtu=1400, peers=generation), "--log-level", "debug") as daemon,
         proxy,
         _base_client(client, url, generation, *options) as peer,
     ):
@@ -164,9 +164,11 @@ def test_a_base_client_at_our_server(lab: Lab, generation: int, http_version: st
             move(client, server, TUNNEL_SERVER, 20_000_000)
         # "A client replaces each stream now and then, opening the new one before the old one ends."
         with _conversation(client, server, TUNNEL_SERVER) as talk:
-            for order in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1, signal.SIGUSR2):
+            for order, stream in ((signal.SIGUSR1, "download"), (signal.SIGUSR2, "upload")) * 2:
                 _wait_for_answers(talk)
+                mark = daemon.log_end
                 peer.signal(order)
+                daemon.wait_for_log(f"{stream} from .* begins", PATIENCE_S, after=mark)
             _wait_for_answers(talk)
         assert talk.lost == 0
         # Our side ends first.
@@ -182,7 +184,7 @@ def test_our_client_at_a_base_server(lab: Lab, generation: int, http_version: st
         no_leaks(server, client),
         _base_server(server, generation, "--mtu", "1400", *options) as peer,
         proxy,
-        running(client, client_config(server=url), until=UPLOADING) as daemon,
+        running(client, client_config(server=url), "--log-level", "debug", until=UPLOADING) as daemon,
     ):
         assert (addresses(client, "tun0"), mtu(client, "tun0")) == ([f"{TUNNEL_CLIENT}/24"], 1400)
         wait_for_ping(client, TUNNEL_SERVER)
@@ -194,7 +196,9 @@ def test_our_client_at_a_base_server(lab: Lab, generation: int, http_version: st
             peer.signal(signal.SIGUSR2)  # pings, of its generation
             _wait_for_answers(talk)
             assert talk.lost <= 3  # the last ones may be under way
+            mark = daemon.log_end
             peer.signal(signal.SIGUSR1)  # ends every GET, cleanly
+            daemon.wait_for_log("download from ", PATIENCE_S, after=mark)
             _wait_for_answers(talk)
         assert daemon.stop(STOP_S) == 0
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 import pytest
 
 from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
-from tests.integrity import CheckedTcp, CheckedUdp, NextHop
+from tests.integrity import CheckedTcp, CheckedUdp, Direction
 
-from .drop_counter import PORT, TELLING, dropped
+from .drop_counter import DROP_COUNTER, PORT, dropped
 from .injection import injected
 from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
@@ -48,10 +48,10 @@ def test_rotations_under_load(lab: Lab, way: str, load: str) -> None:
     with ExitStack() as stack:
         if proxied:
             stack.enter_context(nginx_proxy(server, f"{SERVER}:8080"))
-        server_daemon = stack.enter_context(injected(server, [server_config()], TELLING, name="tapotun"))
+        server_daemon = stack.enter_context(injected(server, [server_config()], DROP_COUNTER, name="tapotun"))
         server_daemon.wait_for_log("ready: ")
         config = client_config(server=url, rotate_s=ROTATE_S)
-        client_daemon = stack.enter_context(injected(client, [config], TELLING, name="tapotun"))
+        client_daemon = stack.enter_context(injected(client, [config], DROP_COUNTER, name="tapotun"))
         client_daemon.wait_for_log(UPLOADING)
         with (
             CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=500, port=PORT) as udp,
@@ -83,7 +83,7 @@ def test_rotations_under_load(lab: Lab, way: str, load: str) -> None:
         assert " WARNING " not in daemon.log
 
 
-def _when(way: NextHop, daemon: Process) -> str:
+def _when(way: Direction, daemon: Process) -> str:
     """Losses beside what the daemon logged, in seconds of the monotonic clock."""
     offset_ns = time.time_ns() - time.monotonic_ns()
     lines = []

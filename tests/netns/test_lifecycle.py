@@ -360,7 +360,6 @@ HOPELESS: dict[str, tuple[Callable[[Host], object], Config, str]] = {
     "port taken": (_taken_port, {}, rf"tun0: .*{SERVER}:8080.*in use"),
     "name taken": (lambda host: host.ip("tuntap add dev tun0 mode tun"), {}, r"tun0"),
     "no driver": (_no_tun_driver, {}, r"/dev/net/tun: No such file.*modprobe tun"),
-    "not our address": (lambda host: None, {"listen": "198.51.100.1"}, r"198\.51\.100\.1:8080"),
     "misspelt field": (lambda host: None, {"mtuu": 1500}, r"\[0\]\.mtuu.*mtu"),
     "raw token": (lambda host: None, {"clients": [{"token": "test", "ip": TUNNEL_CLIENT}]}, r"clients\[0\]\.token"),
 }

@@ -77,7 +77,7 @@ def test_login_and_logout(lab: Lab) -> None:
         window.open(f"{ORIGIN}/")
         window.wait("!document.getElementById('login').hidden")
         assert window.text("#panel") == ""
-        it.check_clean(network=(REFUSED,))
+        it.assert_clean(network=(REFUSED,))
 
 
 def test_numbers_move_while_traffic_flows(lab: Lab) -> None:
@@ -124,7 +124,7 @@ def test_numbers_move_while_traffic_flows(lab: Lab) -> None:
         card = window.text("#interfaces article")
         for part in ("tun0", "server", "up for ", "1 of 1 connected", "192.0.2.1:8080"):
             assert part in card
-        it.check_clean()
+        it.assert_clean()
 
 
 def test_disconnect(lab: Lab) -> None:
@@ -154,7 +154,7 @@ def test_disconnect(lab: Lab) -> None:
         )
         window.choose("#events-level", "Errors")
         window.wait_for_text("#events-none", "No event matches.")
-        it.check_clean()
+        it.assert_clean()
 
 
 def test_reload(lab: Lab) -> None:
@@ -196,7 +196,7 @@ def test_reload(lab: Lab) -> None:
         window.wait_for_text("#config-when", "was refused, and the old config runs on")
         window.wait_for_text("#config-error", "mtu")
         assert len(it.status()["interfaces"][0]["peers"]) == 2
-        it.check_clean(network=("status of 409",))
+        it.assert_clean(network=("status of 409",))
 
 
 def test_who_is_plotted_may_be_away_for_a_while(lab: Lab) -> None:
@@ -213,7 +213,7 @@ def test_who_is_plotted_may_be_away_for_a_while(lab: Lab) -> None:
             window.wait(
                 "document.querySelector('#plot-rate canvas').getAttribute('aria-label').includes(arguments[0])", name
             )
-        it.check_clean()
+        it.assert_clean()
 
 
 def test_a_lost_daemon_is_shown_as_lost_and_comes_back(lab: Lab) -> None:
@@ -247,7 +247,7 @@ def test_a_lost_daemon_is_shown_as_lost_and_comes_back(lab: Lab) -> None:
         it.daemon.resume()
         it.wait_until_live()
         window.wait("document.querySelector('#lost').hidden")
-        it.check_clean(network=(REFUSED, GONE, *BROKEN))
+        it.assert_clean(network=(REFUSED, GONE, *BROKEN))
 
 
 def wait_until_lost(it: Station) -> None:
@@ -277,4 +277,4 @@ def test_through_a_proxy(lab: Lab) -> None:
             it.start()
             window.wait_for_text("#login-why", "Log in to go on")
             it.log_in()
-        it.check_clean(f"127.0.0.1:{port}", network=(REFUSED, GONE, *BROKEN, "status of 502"))
+        it.assert_clean(f"127.0.0.1:{port}", network=(REFUSED, GONE, *BROKEN, "status of 502"))

@@ -91,7 +91,7 @@ def test_many_peers(lab: Lab) -> None:
             "return document.querySelector('tr.peer').marked && document.querySelector('tr.detail').marked"
         )
         assert window.script("return document.activeElement.className") == "toggle"
-        it.check_clean()
+        it.assert_clean()
 
 
 def test_small_screens_and_both_schemes(lab: Lab) -> None:
@@ -124,7 +124,7 @@ def test_small_screens_and_both_schemes(lab: Lab) -> None:
             window.look(PHONE, dark=dark)
             assert window.script(_TOO_WIDE) == []
             assert window.script(_FAINT) == []
-        it.check_clean(network=("ERR_",))
+        it.assert_clean(network=("ERR_",))
 
 
 def test_numbers_are_written_as_on_the_terminal(lab: Lab) -> None:
@@ -215,4 +215,4 @@ def test_without_a_mouse(lab: Lab) -> None:
           return [...document.querySelectorAll("button, input, select, canvas")].filter((it) => it.checkVisibility() &&
             !(it.textContent.trim() || it.ariaLabel || it.labels?.length)).map((it) => it.outerHTML)"""
         assert window.script(unnamed) == []
-        it.check_clean()
+        it.assert_clean()

@@ -160,7 +160,9 @@ def test_reload_and_restart_under_load(lab: Lab, kind: str) -> None:
             tcp.wait_for_flow()
             udp.wait_for_flow()
             world.proxy.reload()
-            time.sleep(3)  # every stream was replaced by then
+            mark = world.client_daemon.log_end
+            for stream in ("download from ", "upload to "):  # each is replaced once by one that came after the reload
+                world.client_daemon.wait_for_log(stream, 10, after=mark)
             udp.wait_for_flow()
             restarted_ns = time.monotonic_ns()
             world.proxy.restart()

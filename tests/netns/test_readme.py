@@ -40,7 +40,7 @@ def pasted() -> dict[str, str]:
     return {outer_block(recipe, "map $http_upgrade"): "", outer_block(recipe, "location = /ip"): block}
 
 
-def check_traffic(client: Host, server: Host) -> None:
+def assert_traffic(client: Host, server: Host) -> None:
     assert ping(client, TUNNEL_SERVER).ok
     assert ping(server, TUNNEL_CLIENT).ok
     for move in (upload, download):
@@ -61,10 +61,10 @@ def test_it_works_as_pasted(lab: Lab, transport: str) -> None:
         extra: dict[str, Any] = {"tls": {"ca_file": str(proxy.ca_file)}, "transport": transport, "rotate_s": [1.5, 2.0]}
         until = "WebSocket from " if transport == "websocket" else UPLOADING
         with running(client, entry | extra, "--log-level", "debug", until=until) as daemon:
-            check_traffic(client, server)
+            assert_traffic(client, server)
             rotated = daemon.log_end
             daemon.wait_for_log(until, 10, after=rotated)
-            check_traffic(client, server)
+            assert_traffic(client, server)
             assert "WARNING" not in daemon.log
             if transport != "websocket":
                 assert "WebSocket from" not in daemon.log

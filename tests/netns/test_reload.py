@@ -184,7 +184,7 @@ def test_a_client_gets_another_mark_and_loses_no_packet(lab: Lab) -> None:
         assert "trying again" not in laptop.log[before:]
 
 
-def refused(hub: Hub, daemon: Process, laptop: Process, words: str) -> None:
+def assert_refused(hub: Hub, daemon: Process, laptop: Process, words: str) -> None:
     """The reload was, and everything is as it was."""
     before = laptop.log_end
     answer = hub.reload(check=False)
@@ -202,23 +202,23 @@ def test_any_error_changes_nothing(lab: Lab) -> None:
     hub = Hub(lab)
     with running(hub.server, hub.file) as daemon, running(hub.first, entry_of("laptop"), until=UPLOADING) as laptop:
         hub.file.write_text("[{]", encoding="utf-8")
-        refused(hub, daemon, laptop, "line 1")
+        assert_refused(hub, daemon, laptop, "line 1")
         hub.write(hub.config(net="10.10.0.1"))
-        refused(hub, daemon, laptop, "[0].net")
+        assert_refused(hub, daemon, laptop, "[0].net")
         hub.file.unlink()
-        refused(hub, daemon, laptop, "cannot be read")
+        assert_refused(hub, daemon, laptop, "cannot be read")
         # The machine refuses the last of several changes: those before it are undone.
         hub.server.ip("route add 10.88.0.0/24 dev lo metric 0 proto static")
         taken = allowed("laptop", routes=["10.88.0.0/24"])
         hub.write(hub.config(taken, allowed("phone", SECOND), mtu=1400))
-        refused(hub, daemon, laptop, "10.88.0.0/24")
+        assert_refused(hub, daemon, laptop, "10.88.0.0/24")
         assert mtu(hub.server) == 1500
         with hub.server.socket() as busy:
             busy.bind((SERVER, 9090))
             busy.listen()
             more = server_config(allowed("x", "10.30.0.2"), name="tun1", port=9090, net="10.30.0.1/24")
             hub.write(hub.config(allowed("laptop")), more)
-            refused(hub, daemon, laptop, "9090")
+            assert_refused(hub, daemon, laptop, "9090")
         assert [it["name"] for it in hub.status()["interfaces"]] == ["tun0"]
         assert len(hub.status()["interfaces"][0]["peers"]) == 2
         assert token("laptop") not in daemon.log

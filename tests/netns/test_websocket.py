@@ -14,7 +14,7 @@ import pytest
 from tests.harness import Host, Lab, Process, download, nginx_proxy, no_leaks, ping, upload, wait_for_ping, wait_until
 from tests.integrity import CheckedTcp, CheckedUdp
 
-from .drop_counter import PORT, TELLING, dropped
+from .drop_counter import DROP_COUNTER, PORT, dropped
 from .injection import injected
 from .test_life_rotation import EXTENT_S, ROTATE_S, rotations
 from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
@@ -115,11 +115,11 @@ def test_rotations_of_a_websocket_under_full_load(lab: Lab, way: str) -> None:
     with ExitStack() as stack:
         if way == "nginx":
             stack.enter_context(nginx_proxy(server, f"{SERVER}:8080", websocket=True))
-        server_daemon = stack.enter_context(injected(server, [server_config()], TELLING, name="tapotun"))
+        server_daemon = stack.enter_context(injected(server, [server_config()], DROP_COUNTER, name="tapotun"))
         server_daemon.wait_for_log("ready: ")
         url = URL if way == "nginx" else f"http://{SERVER}:8080/ip"
         config = client_config(server=url, rotate_s=ROTATE_S, transport="websocket")
-        daemon = stack.enter_context(injected(client, [config], TELLING, name="tapotun"))
+        daemon = stack.enter_context(injected(client, [config], DROP_COUNTER, name="tapotun"))
         daemon.wait_for_log(WEBSOCKET)
         wait_for_ping(client, TUNNEL_SERVER)
         with (

@@ -1,6 +1,6 @@
 """Small networks with the daemon in them, and what the tests of the daemon share.
 
-Addresses: the cable is 192.0.2.0/24 with the server at .1, the tunnel 10.10.0.0/24 likewise. A raw token that a
+Addresses: the cable is 192.0.2.0/24 the tunnel 10.10.0.0/24; the server is .1 in both. A raw token that a
 test makes up is ``raw-token-of-NAME``, so that `SECRETS` finds it wherever it should not be.
 """
 
@@ -144,7 +144,7 @@ class Corp:
 
 @contextmanager
 def corp(lab: Lab, *, a_config: str | PathLike[str] | Config | None = None) -> Iterator[Corp]:
-    """The hub with its example config, and both clients connected; `a_config` in place of a plain client."""
+    """The hub with its example config, and both clients connected; `a_config` instead of a plain client."""
     names = ("hub", "a", "b", "behind_a", "behind_b", "office")
     hub, a, b, behind_a, behind_b, office = hosts = [lab.host(name) for name in names]
     lab.link(hub, f"{SERVER}/24", a, f"{CLIENT}/24")
@@ -198,13 +198,13 @@ def flood(host: Host, address: str) -> Iterator[None]:
 
 def numbers(packets: Iterable[bytes]) -> list[int]:
     """The numbers of the datagrams of `flood` among IPv4 packets."""
-    return [int.from_bytes(it[28:32], "big") for it in packets if it[9:10] == b"\x11"]
+    return [int.from_bytes(packet[28:32], "big") for packet in packets if packet[9:10] == b"\x11"]
 
 
 def addresses(host: Host, interface: str) -> list[str]:
     """The IPv4 addresses of an interface with their prefixes, in the kernel's order; none if it is not there."""
     links = [link for link in host.ip("-4 address show") if link["ifname"] == interface]
-    return [f"{it['local']}/{it['prefixlen']}" for link in links for it in link["addr_info"]]
+    return [f"{address['local']}/{address['prefixlen']}" for link in links for address in link["addr_info"]]
 
 
 def mtu(host: Host, interface: str) -> int:
@@ -213,7 +213,7 @@ def mtu(host: Host, interface: str) -> int:
 
 
 def index(host: Host, interface: str) -> int:
-    """An interface's number: another one means another interface, whatever it is called."""
+    """An interface's number: another one means another interface, even if the name is the same."""
     return int(host.ip(f"link show {interface}")[0]["ifindex"])
 
 
@@ -225,10 +225,14 @@ def has_interface(host: Host, name: str) -> bool:
 def mark_rules(host: Host) -> list[tuple[int, str, str]]:
     """The rules that have a fwmark: mark, table, protocol."""
     rules = host.ip("-4 -N rule show")
-    return [(int(it["fwmark"], 16), it["table"], it.get("protocol", "")) for it in rules if "fwmark" in it]
+    return [(int(rule["fwmark"], 16), rule["table"], rule.get("protocol", "")) for rule in rules if "fwmark" in rule]
 
 
 def routes(host: Host, table: str = "main") -> set[tuple[str, str, str]]:
     """The IPv4 routes of a table: destination, interface, protocol as a number."""
     found = host.ip("-4 -N route show table all")  # `table 100` alone is an error as long as it is empty
-    return {(it["dst"], it.get("dev", ""), it.get("protocol", "")) for it in found if it.get("table", "main") == table}
+    return {
+        (route["dst"], route.get("dev", ""), route.get("protocol", ""))
+        for route in found
+        if route.get("table", "main") == table
+    }

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -16,6 +17,16 @@ from tests.netns.conftest import _logs_are_clean
 from .chroot import Chroot, debootstrap
 
 __all__ = ["_logs_are_clean"]
+
+
+TIMEOUT_S: Final = 1800.0  # the first test of a kind downloads and builds what the others share
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time for the tests in this directory."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 def make(*target: str) -> Path:

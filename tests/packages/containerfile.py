@@ -89,7 +89,7 @@ def _apply(image: Image, name: str, rest: str, context: Path, stages: dict[str, 
         image.labels |= dict(pair.split("=", 1) for pair in shlex.split(rest))
     elif name == "HEALTHCHECK":
         options, command = rest.split(" CMD ")
-        image.healthcheck_options = dict(it.removeprefix("--").split("=") for it in options.split())
+        image.healthcheck_options = dict(option.removeprefix("--").split("=") for option in options.split())
         image.healthcheck = json.loads(command)
     else:
         raise Unknown(f"{name} {rest}")
@@ -103,8 +103,8 @@ def _network() -> dict[str, str]:
 
 
 def _copy(image: Image, words: list[str], context: Path, stages: dict[str, Image]) -> None:
-    options = dict(it.removeprefix("--").split("=", 1) for it in words if it.startswith("--"))
-    *sources, target = (it for it in words if not it.startswith("--"))
+    options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
+    *sources, target = (word for word in words if not word.startswith("--"))
     root = stages[options.pop("from")].files.root if "from" in options else context
     mode = options.pop("chmod", None)
     if options:

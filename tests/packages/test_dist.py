@@ -52,6 +52,8 @@ def test_the_sdist_has_what_is_needed_to_build_and_to_test(dist: Path) -> None:
     with tarfile.open(dist / f"{NAME}.tar.gz") as archive:
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
     assert in_checkout(ROOT / "tapotun_trio") | in_checkout(ROOT / "packaging") | in_checkout(ROOT / "conf") <= names
+    for directory in ("bench", "fuzz", "tests", "tools"):  # what the Makefile runs
+        assert in_checkout(ROOT / directory) <= names
     assert {"pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "tests/conftest.py"} <= names
     assert not [name for name in names if name.startswith((".git/", ".venv", "build", "dist"))]
 

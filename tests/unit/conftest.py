@@ -14,7 +14,7 @@ from tapotun_trio.datapath.tx_queue import TxQueue
 
 @pytest.fixture
 def logging_as_before() -> Iterator[None]:
-    """Whatever the test sets up for the program's log is undone."""
+    """Undo what the test sets up for the program's log."""
     root = logging.getLogger("tapotun")
     handlers, level, propagate = root.handlers[:], root.level, root.propagate
     yield
@@ -24,7 +24,7 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients honour it, and no test is meant to."""
+    """Clients use it if it is set, and no test is meant to."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -32,6 +32,7 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nothing_dropped_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine packets wait for longer than an outbox keeps them: what is missing then is lost by a bug."""
+    """Let the transmit queues drop nothing. On a busy machine packets wait longer than a queue keeps them; with this
+    fixture a missing packet was lost by a bug."""
     monkeypatch.setattr(TxQueue, "expire", lambda *_: None)
     monkeypatch.setattr(CoDel, "should_drop", lambda *_: False)

@@ -1,4 +1,4 @@
-"""A server under siege: our interfaces on loopback with the host in memory, honest clients whose traffic is checked,
+"""A server under attack: our interfaces on loopback with the host in memory, honest clients whose traffic is checked,
 and raw connections on which a test sends what it likes."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def chunk(data: bytes) -> bytes:
 
 
 async def until(true: Callable[[], object], what: str) -> None:
-    """Poll until that is true."""
+    """Poll until the condition is true."""
     with trio.move_on_after(PATIENCE_S):
         while not true():  # noqa: ASYNC110 - what is waited for tells no event
             await trio.sleep(0.005)
@@ -195,12 +195,12 @@ class Siege:
         return raw
 
     async def ends(self, **reasons: int) -> None:
-        """Mallory's streams end for these reasons, so often, and for no other (``bad_frame=1``)."""
+        """Mallory's streams end for these reasons, so often, and for no other reason (``bad_frame=1``)."""
         wanted = Counter({reason.replace("_", "-"): n for reason, n in reasons.items()})
         await until(lambda: self.mallory.counters.ends.total() >= wanted.total(), f"{dict(wanted)} in the counters")
         assert self.mallory.counters.ends == wanted
 
-    async def check_honest(self) -> None:
+    async def assert_honest_traffic(self) -> None:
         """A packet up and one down for every honest client: they come, and nothing else does."""
         self._round += 1
         for n, (name, device) in enumerate(self.honest.items()):
@@ -230,7 +230,7 @@ def honest_ip(n: int) -> str:
 async def besieged(
     honest: int = 1, *, change: Callable[[ServerConfig], ServerConfig] = lambda config: config
 ) -> AsyncIterator[Siege]:
-    """A server with mallory's account and so many honest clients, connected.
+    """A server with mallory's account, and that many honest clients, connected.
 
     At the end: the honest traffic still flows, nobody logged an error or a traceback, and neither a connection nor
     anything on the host is left.
@@ -265,10 +265,10 @@ async def besieged(
             await until(lambda: all(s.sender.streaming and s.uploads for s in connected), "the honest downloads")
             await until(lambda: all(c.sender.streaming for c in clients), "the honest uploads")
             siege = Siege(port, servers[0], hub, devices, log, open_fds())
-            await siege.check_honest()
+            await siege.assert_honest_traffic()
             try:
                 yield siege
-                await siege.check_honest()
+                await siege.assert_honest_traffic()
                 await siege.settle()
             finally:
                 siege.withdraw()
@@ -298,7 +298,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
 
 
 def assert_quiet(log: list[logging.LogRecord]) -> None:
-    """No error and no traceback: what a peer can cause is news at most."""
+    """No error and no traceback: what a peer can cause is information at most."""
     loud = [r.getMessage() for r in log if r.levelno >= logging.ERROR or r.exc_info]
     assert not loud, loud
 

@@ -321,12 +321,12 @@ import sys, trio
 from tapotun_trio.admin import manager as seat
 from tapotun_trio.config.model import AdminConfig, Secret, TcpAddress
 from tapotun_trio.control.handlers import Process
-from tapotun_trio.peer.boottime import moment
+from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.lifecycle.registry import Registry
 
 async def main():
     async with trio.open_nursery() as nursery:
-        it = seat.AdminManager(Process("hub", "/x", moment()), Registry(), nursery)
+        it = seat.AdminManager(Process("hub", "/x", boottime()), Registry(), nursery)
         config = AdminConfig(TcpAddress("127.0.0.1", {free_port()}), Secret("t"))
         await it.prepare(config)
         before = set(sys.modules)

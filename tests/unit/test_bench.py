@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.load import evp_name
 from bench.metrics import METRICS
 from bench.native import compiled
-from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, WAYS, Budget, DesiredState
+from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, VARIANTS, Budget, Plan
 from bench.report import as_json, columns, table, text, value
 from bench.results import Results, measured_by
 from bench.scaling.crowd import POINTS, Point
@@ -122,7 +122,7 @@ def test_a_slow_sender_counts_at_what_it_reached() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=str)
-def test_a_plan_fits_at_least_one_round_into_its_time(plan: DesiredState) -> None:
+def test_a_plan_fits_at_least_one_round_into_its_time(plan: Plan) -> None:
     assert plan.rounds >= 1
     assert plan.setup_s + plan.round_s <= plan.budget_s
     assert f"{plan.budget_s:.0f} s" in str(plan)
@@ -149,7 +149,7 @@ def test_every_step_gives_a_metric_that_is_reported() -> None:
     keys = {metric.key for metric in METRICS}
     for step in QUICK.steps:
         assert step.name in keys
-        assert set(measured_by(step.name)) == set(step.ways)
+        assert set(measured_by(step.name)) == set(step.variants)
 
 
 # Results, table, targets
@@ -192,7 +192,7 @@ def test_the_table() -> None:
     lines = table(_results()).splitlines()
     assert len(lines) == 1 + len(METRICS)
     head, first = lines[0].split(), lines[1]
-    assert head[:5] == ["unit", *WAYS]
+    assert head[:5] == ["unit", *VARIANTS]
     assert first.startswith("TCP, one stream, up")
     assert "6.75 (4.50-9.00)" in first
     assert first.split()[-4:] == ["0.90", "0.60", "0.45", "0.30"]

@@ -42,7 +42,7 @@ from tapotun_trio.control.socket_path import PATH_BYTES, ControlDirectory, contr
 from tapotun_trio.errors import HostError, PeerError, TapotunError
 from tapotun_trio.log import process_logger
 
-from ..chunkings import cuts, every_way
+from ..chunkings import cuts, every_chunking
 from ..tables import table
 
 # ------------------------------------------------------------------ protocol
@@ -69,7 +69,7 @@ def test_a_line_in_every_split(stream: bytes, control_directories: list[int]) ->
     if isinstance(whole, bytes):
         assert whole == stream.partition(b"\n")[0]
         assert len(whole) <= LIMIT_BYTES
-    for pieces in every_way(stream, control_directories):
+    for pieces in every_chunking(stream, control_directories):
         assert read(pieces) == whole
 
 

@@ -1,4 +1,4 @@
-"""What the rotation tests put into a daemon counts what an outbox drops, of one port and of no other."""
+"""The drop counter of the rotation tests counts what a transmit queue drops of one UDP port, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tapotun_trio.datapath.tx_queue import MAX_AGE_S
-from tests.netns.drop_counter import PORT, TELLING
+from tests.netns.drop_counter import DROP_COUNTER, PORT
 from tests.packets import frame, ipv4
 
 UDP: Final = 17
@@ -20,20 +20,20 @@ def packet(protocol: int, port: int) -> bytes:
     return frame(ipv4("10.0.0.1", "10.0.0.2", bytes(2) + port.to_bytes(2, "big") + bytes(1000), protocol))
 
 
-RUN: Final = packet(UDP, PORT) + packet(UDP, PORT + 1) + packet(UDP, PORT) + packet(TCP, PORT)
+BATCH: Final = packet(UDP, PORT) + packet(UDP, PORT + 1) + packet(UDP, PORT) + packet(TCP, PORT)
 
 DROPS: Final = {
-    "one frame, as CoDel does": ("box.put(run, 4, 0)\nbox._drop_frame('')", 1),
-    "a run too old": (f"box.put(run, 4, 0)\nbox.expire({MAX_AGE_S + 1})", 2),
-    "the rest of a run": (f"box.put(run, 4, 0)\nbox.take(0, 2500)\nbox.expire({MAX_AGE_S + 1})", 1),
-    "no room": ("[box.put(run * 1000, 4000, 0) for _ in range(4)]", 2000),
-    "nothing": ("box.put(run, 4, 0)\nbox.take(0, 100_000)", 0),
+    "one frame, as CoDel does": ("queue.put(batch, 4, 0)\nqueue._drop_frame('')", 1),
+    "a batch too old": (f"queue.put(batch, 4, 0)\nqueue.expire({MAX_AGE_S + 1})", 2),
+    "the rest of a batch": (f"queue.put(batch, 4, 0)\nqueue.take(0, 2500)\nqueue.expire({MAX_AGE_S + 1})", 1),
+    "no room": ("[queue.put(batch * 1000, 4000, 0) for _ in range(4)]", 2000),
+    "nothing": ("queue.put(batch, 4, 0)\nqueue.take(0, 100_000)", 0),
 }
 
 
 @pytest.mark.parametrize(("does", "count"), DROPS.values(), ids=DROPS)
 def test_it_counts_what_is_dropped(does: str, count: int) -> None:
-    code = f"{TELLING}\nfrom collections import Counter\nrun, box = {RUN!r}, TxQueue(Counter())\n{does}\n"
+    code = f"{DROP_COUNTER}\nfrom collections import Counter\nbatch, queue = {BATCH!r}, TxQueue(Counter())\n{does}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr
     assert done.stdout == f"dropped on purpose: {count}\n"

@@ -297,7 +297,7 @@ async def gone(siege: Siege, after: str) -> None:
     siege.hub.outbound.clear()
 
 
-async def well_again(siege: Siege, after: str) -> None:
+async def assert_well_again(siege: Siege, after: str) -> None:
     """Nothing is left of what went wrong; mallory connects, and packets cross both ways."""
     mallory = siege.mallory
     if after != "PeerInfo.mark_disconnected":  # which is what did not happen
@@ -313,7 +313,7 @@ async def well_again(siege: Siege, after: str) -> None:
         while DOWN not in seen:
             seen += await down.exactly(1)
     await gone(siege, after)
-    await siege.check_honest()
+    await siege.assert_honest_traffic()
 
 
 @contextmanager
@@ -340,11 +340,11 @@ async def test_every_step(when: When) -> None:
                     with trio.fail_after(PATIENCE_S):
                         await scenario(siege)
                     await gone(siege, step.title)
-                    await siege.check_honest()
+                    await siege.assert_honest_traffic()
                 if hits:
                     reached.add(step.title)
                     assert faults(siege) > before, f"{step.title} was not counted"
-                    await well_again(siege, step.title)
+                    await assert_well_again(siege, step.title)
                 else:
                     assert faults(siege) == before
         told = [record for record in siege.log if record.levelno >= logging.ERROR]
@@ -378,10 +378,10 @@ async def test_a_malformed_handshake_is_a_400(fields: list[str]) -> None:
             assert await raw.status() == 400
             raw.close()
             await until(lambda: siege.refusals["bad-request"] > n, "it to be counted")  # noqa: B023 - awaited here
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
         assert not siege.mallory.counters.ends
         await gone(siege, "the handshakes")
-        await well_again(siege, "the handshakes")
+        await assert_well_again(siege, "the handshakes")
 
 
 # ------------------------------------------------------------------ an answer where one still fits
@@ -413,7 +413,7 @@ async def test_a_500_where_no_answer_had_begun(owner: type, name: str, said: int
         assert faults(siege) == len([it for it in siege.log if it.exc_info]) == 1
         siege.log.clear()
         await gone(siege, name)
-        await well_again(siege, name)
+        await assert_well_again(siege, name)
 
 
 async def test_an_upload_that_a_bug_ends_is_answered_500() -> None:
@@ -423,7 +423,7 @@ async def test_an_upload_that_a_bug_ends_is_answered_500() -> None:
             assert await up.status() == 500
         assert siege.mallory.counters.ends == {"internal-error": 1}
         siege.log.clear()
-        await well_again(siege, "forward")
+        await assert_well_again(siege, "forward")
 
 
 async def test_a_bug_that_comes_again_and_again_is_told_now_and_then() -> None:
@@ -458,7 +458,7 @@ async def test_a_shortage_is_no_bug(lacking: Exception) -> None:
         warnings = [it.getMessage() for it in siege.log if it.levelno == logging.WARNING]
         assert len(warnings) == 1
         assert "upload from 127.0.0.1:" in warnings[0]
-        await well_again(siege, "a shortage")
+        await assert_well_again(siege, "a shortage")
 
 
 # ------------------------------------------------------------------ outside of requests
@@ -503,7 +503,7 @@ async def test_a_bug_in_a_tick_ends_that_session(
         await gone(siege, name)
         assert siege.mallory.counters.ends["internal-error"] >= 2  # the session, and its upload
         siege.log.clear()
-        await well_again(siege, f"the {name} of a session")
+        await assert_well_again(siege, f"the {name} of a session")
         siege.log.clear()
 
 
@@ -514,10 +514,10 @@ async def test_not_even_the_end_of_a_session_ends_the_others(monkeypatch: pytest
         with breaking(session.Session, "tick", lambda it: it is siege.mallory):
             with breaking(session.Session, "fail", lambda it: it is siege.mallory) as hits:
                 await until(lambda: hits, "the second bug")
-                await siege.check_honest()
+                await siege.assert_honest_traffic()
         siege.log.clear()
         await gone(siege, "both")
-        await well_again(siege, "both")
+        await assert_well_again(siege, "both")
         siege.log.clear()
 
 
@@ -546,10 +546,10 @@ async def test_a_bug_in_sending_ends_whose_stream_it_is(
             await until(lambda: mallory.counters.ends["internal-error"], "the bug to be counted")
             if streaming:
                 await down.rest()
-            await siege.check_honest()
+            await siege.assert_honest_traffic()
         assert any(it.exc_info for it in siege.log)
         siege.log.clear()
-        await well_again(siege, name)
+        await assert_well_again(siege, name)
 
 
 async def test_a_bug_in_the_router_costs_a_packet() -> None:
@@ -557,7 +557,7 @@ async def test_a_bug_in_the_router_costs_a_packet() -> None:
         with breaking(router.Router, "from_device", lambda it: True) as hits:
             siege.hub.send(ipv4(HUB, "10.10.0.77"))
             await until(lambda: siege.server.device_drops["internal-error"], "the packet to be counted")
-            await siege.check_honest()  # their verdicts are known
+            await siege.assert_honest_traffic()  # their verdicts are known
         assert hits
         siege.log.clear()
 
@@ -570,7 +570,7 @@ async def test_a_bug_in_accepting_is_that_connections() -> None:
             assert struck.call_count == 1
         assert siege.refusals["internal-error"] == 1
         siege.log.clear()
-        await well_again(siege, "accepting")
+        await assert_well_again(siege, "accepting")
 
 
 async def test_a_device_that_is_gone_ends_the_interface() -> None:

@@ -25,7 +25,7 @@ from tapotun_trio.server.session import Session
 from ..fakes import HANG_S, MemoryHost
 from ..packets import frame, ipv4
 from .hostile import until
-from .support import allowed, client_config, free_port, running, server_config
+from .support import allowed, client_config, counting_streams, free_port, running, server_config
 from .test_scale import World, listening, server, world
 
 FIELDS: Final = b"Host: x\r\nx-api-key: a\r\n"
@@ -105,12 +105,14 @@ async def test_a_stream_that_ends(way: Callable[[trio.SocketStream, trio.SocketS
 async def test_streams_that_are_replaced(transport: TransportChoice) -> None:
     port, host = free_port(), MemoryHost()
     client = replace(client_config("a", port), transport=transport, rotate_s=(0.05, 0.1))
-    async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
-        await host.device("a")
-        await trio.sleep(0.5)
-        with collected() as garbage:
-            await trio.sleep(1.0)
-        assert not garbage.kinds
+    stream = "WebSocket" if transport == "websocket" else "upload"
+    with counting_streams() as begun:
+        async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
+            await until(lambda: begun[stream] >= 5, "the first rotations")  # which make things that stay
+            with collected() as garbage:
+                first = begun[stream]
+                await until(lambda: begun[stream] >= first + 10, "10 rotations")
+            assert not garbage.kinds
 
 
 async def reload(it: World, config: ServerConfig) -> TunnelServer:

@@ -29,14 +29,14 @@ def control_head(kind: int, length: int) -> bytes:
     return control.CONTROL.pack(control.CONTROL_LENGTH, kind, length)
 
 
-async def the_others_go_on(siege: Siege) -> None:
+async def assert_others_go_on(siege: Siege) -> None:
     """A new upload of the same client carries packets, its download still does, and so do the honest ones'."""
     upload = await siege.upload()
     await upload.send(chunk(frame(TO_HUB)))
     assert await siege.hub.receive_packet() == TO_HUB
     await upload.send(b"0\r\n\r\n")
     assert await upload.status() == 200
-    await siege.check_honest()
+    await siege.assert_honest_traffic()
 
 
 GARBAGE: Final = table(
@@ -79,7 +79,7 @@ async def test_garbage_ends_the_upload_alone(body: bytes, reason: str) -> None:
         await until(lambda: not siege.hub.inbound, "the device to be read")
         assert await download.exactly(len(chunk(frame(down)))) == chunk(frame(down))
         if reason != "bad-frame" or b"\x05\0" not in body:
-            await the_others_go_on(siege)
+            await assert_others_go_on(siege)
         else:  # what stood before the bad frame may have been delivered, or not
             siege.honest["honest0"].outbound.clear()
 
@@ -110,7 +110,7 @@ async def test_an_impossible_vnet_header_reaches_nobody(packet: bytes, header: b
         await upload.send(chunk(frame(packet, header)))
         assert await upload.rest() == b""
         assert siege.mallory.counters.ends == {"bad-vnet": 1}
-        await the_others_go_on(siege)  # and gets nothing but its own packets
+        await assert_others_go_on(siege)  # and gets nothing but its own packets
 
 
 @table(
@@ -129,7 +129,7 @@ async def test_garbage_in_control_frames(body: bytes, reason: str) -> None:
         await upload.send(chunk(body))
         assert b"200" not in await upload.rest()
         assert siege.mallory.counters.ends == {reason: 1}
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
 
 
 async def test_a_control_frame_that_never_comes_to_its_end() -> None:
@@ -137,7 +137,7 @@ async def test_a_control_frame_that_never_comes_to_its_end() -> None:
         await siege.download(*extended("mallory"))
         upload = await siege.upload(*extended("mallory"))
         await upload.send(chunk(control_head(77, control.MAX_PAYLOAD_BYTES) + bytes(control.MAX_PAYLOAD_BYTES - 1)))
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
         upload.shut()
         assert await upload.rest() == b""
         assert siege.mallory.counters.ends == {"closed": 1}

@@ -137,7 +137,7 @@ async def test_thousands_of_pipelined_requests_whose_answers_nobody_reads() -> N
         with memory_below(4 * 2**20, "pipelined and unread"), trio.move_on_after(0.5):
             for _ in range(400):
                 await raw.send(wire)
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
 
 
 @table(
@@ -212,7 +212,7 @@ async def test_a_crowd_without_a_token(hello: bytes, count: int) -> None:
         for ours in range(1, count + 1):
             await siege.connect(hello)
             if ours % 100 == 0:
-                await siege.check_honest()
+                await siege.assert_honest_traffic()
                 peak = max(peak, open_fds() - siege.fds - ours)
         report(f"{count} strangers ({hello[:10]!r}): {peak} descriptors at the server's side")
         assert peak <= pending.MAX_CONNECTIONS + 32  # who was accepted a moment ago, or is on the way out
@@ -226,7 +226,7 @@ async def test_the_memory_of_a_crowd() -> None:
         with memory_below(16 * 2**20, "400 strangers with half a head of 8 KiB"):
             for _ in range(400):
                 (await siege.connect(b"GET /ip HTTP/1.1\r\na: " + b"x" * 8192)).close()
-            await siege.check_honest()
+            await siege.assert_honest_traffic()
 
 
 async def test_a_crowd_that_resets() -> None:

@@ -18,7 +18,7 @@ from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import PING, FrameReader, each
 
-from ..chunkings import cut, cuts, every_way
+from ..chunkings import cut, cuts, every_chunking
 from ..packets import frame
 
 FEW: Final = settings(max_examples=150, deadline=None)
@@ -53,7 +53,7 @@ def test_control_frames_among_frames_under_every_split(
     wire = b""
     while any(rest):
         wire += mix.choice([queue for queue in rest if queue]).pop(0)
-    for parts in every_way(wire, places):
+    for parts in every_chunking(wire, places):
         assert read(parts) == (frames, sent)
 
 
@@ -68,7 +68,7 @@ def test_any_bytes_are_frames_or_a_peer_error(data: bytes, tail: bytes, places: 
         except PeerError as exc:
             return exc.reason
 
-    outcomes = [outcome(parts) for parts in every_way(data + tail, places)]
+    outcomes = [outcome(parts) for parts in every_chunking(data + tail, places)]
     assert all(it == outcomes[0] for it in outcomes)
 
 
@@ -105,7 +105,7 @@ almost = st.fixed_dictionaries(
 )
 
 
-def check_params(payload: bytes) -> None:
+def assert_sound(payload: bytes) -> None:
     told: params.Params | None
     try:
         told = params.decode(payload)
@@ -129,7 +129,7 @@ def check_params(payload: bytes) -> None:
 @example(b'{"mtu":1500,"addresses":["10.0.0.2/24"],"routes":["0.0.0.0/0","0.0.0.0/0"]}')
 @example(b'{"mtu":1500,"addresses":["10.0.0.2/' + b"9" * 5000 + b'"]}')
 def test_any_json_is_parameters_or_a_peer_error(payload: bytes) -> None:
-    check_params(payload)
+    assert_sound(payload)
 
 
 @FEW
@@ -139,7 +139,7 @@ def test_any_json_is_parameters_or_a_peer_error(payload: bytes) -> None:
 @example(b'{"mtu":' + b"9" * 48_000)
 @example(b'"\\ud800"')
 def test_any_bytes_are_parameters_or_a_peer_error(payload: bytes) -> None:
-    check_params(payload)
+    assert_sound(payload)
 
 
 @FEW
@@ -147,7 +147,7 @@ def test_any_bytes_are_parameters_or_a_peer_error(payload: bytes) -> None:
 def test_parameters_with_a_byte_changed(fields: dict[str, object], at: int, byte: int) -> None:
     payload = bytearray(msgspec.json.encode({"mtu": 1500, "addresses": ["10.10.0.2/24"], "keepalive": 10.0}))
     payload[at % len(payload)] = byte
-    check_params(bytes(payload))
+    assert_sound(bytes(payload))
 
 
 # -- x-tun-features, x-tun-session, x-tun-yield

@@ -23,7 +23,7 @@ from tapotun_trio.http.heads import (
 )
 from tapotun_trio.wire.body import ChunkedBody, CloseBody, LengthBody
 
-from ..chunkings import cuts, every_way
+from ..chunkings import cuts, every_chunking
 from ..tables import table
 
 # What a deployed client sends, exactly (docs/protocol.md#deployed-peers).
@@ -74,7 +74,7 @@ def test_the_get_of_a_deployed_client(behind: bytes, places: list[int]) -> None:
         "accept-encoding": "deflate, gzip, br, zstd",
         "x-api-key": "test",
     }
-    for pieces in every_way(DEPLOYED_GET + behind, places):
+    for pieces in every_chunking(DEPLOYED_GET + behind, places):
         done = parse(*pieces)
         assert done == (RequestHead("GET", "/ip", "1.1", headers), behind)
         assert done[0].keeps_alive
@@ -85,7 +85,7 @@ def test_the_get_of_a_deployed_client(behind: bytes, places: list[int]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=30), cuts)
 def test_the_put_of_a_deployed_client(behind: bytes, places: list[int]) -> None:
-    for pieces in every_way(DEPLOYED_PUT + behind, places):
+    for pieces in every_chunking(DEPLOYED_PUT + behind, places):
         done = parse(*pieces)
         assert done is not None
         head, rest = done
@@ -226,7 +226,7 @@ def test_a_get_may_say_that_it_has_no_body() -> None:
     ("a line that does not end", b"G" * (MAX_HEAD_BYTES + 1), 431),
 )
 def test_refused(raw: bytes, status: int) -> None:
-    for pieces in every_way(raw, [3, 30, 300]):
+    for pieces in every_chunking(raw, [3, 30, 300]):
         with pytest.raises(BadRequest) as caught:
             parse(*pieces)
         assert caught.value.status == status
@@ -310,7 +310,7 @@ hostile = st.binary(max_size=100) | st.lists(st.sampled_from(_FRAGMENTS), max_si
 @given(hostile, cuts)
 def test_any_bytes_raise_bad_request_at_most_and_alike_under_every_split(data: bytes, places: list[int]) -> None:
     outcomes: list[object] = []
-    for pieces in every_way(data, places):
+    for pieces in every_chunking(data, places):
         try:
             outcomes.append(parse(*pieces))
         except BadRequest as exc:
@@ -358,7 +358,7 @@ DEPLOYED_200: Final = (
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=30), cuts)
 def test_the_answer_of_a_deployed_server(behind: bytes, places: list[int]) -> None:
-    for pieces in every_way(DEPLOYED_200 + behind, places):
+    for pieces in every_chunking(DEPLOYED_200 + behind, places):
         done = parse_response(*pieces)
         assert done is not None
         head, rest = done
@@ -380,7 +380,7 @@ def test_the_answer_of_a_deployed_server(behind: bytes, places: list[int]) -> No
     ("the highest status", b"HTTP/1.1 999 X\r\n\r\n", 999, "X", CloseBody),
 )  # fmt: skip
 def test_response(raw: bytes, status: int, reason: str, body: type) -> None:
-    for pieces in every_way(raw + b"rest", [4, 40]):
+    for pieces in every_chunking(raw + b"rest", [4, 40]):
         done = parse_response(*pieces)
         assert done is not None
         head, rest = done
@@ -406,7 +406,7 @@ def test_response(raw: bytes, status: int, reason: str, body: type) -> None:
     ("an empty line first", b"\r\n" + DEPLOYED_200),
 )
 def test_response_refused(raw: bytes) -> None:
-    for pieces in every_way(raw, [4, 40]):
+    for pieces in every_chunking(raw, [4, 40]):
         with pytest.raises(PeerError):
             parse_response(*pieces)
 
@@ -417,7 +417,7 @@ def test_any_answer_raises_peer_error_at_most_and_alike_under_every_split(
     data: bytes, places: list[int], method: str
 ) -> None:
     outcomes: list[object] = []
-    for pieces in every_way(data, places):
+    for pieces in every_chunking(data, places):
         try:
             done = parse_response(*pieces, method=method)
         except PeerError as exc:

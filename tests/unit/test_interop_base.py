@@ -105,6 +105,9 @@ async def test_our_client_and_a_base_server(generation: Literal[1, 2], http10: b
                     seat.send_packet(down)
                     assert await a.receive_packet() == down
                     await trio.sleep(0.05)
+            # 2 s of it: each stream was replaced every 0.3 to 0.6 s.
+            await elsewhere(lambda: server.wait("get-open", 3))
+            await elsewhere(lambda: server.wait("put-open", 3))
             if generation == 2:
                 echo = seat.ping()
                 assert echo

@@ -21,7 +21,7 @@ SCRIPTS: Final = sorted(STATIC.glob("*.js"))
 MAX_LINES: Final = 400
 MAX_COLUMNS: Final = 120
 
-# RouteLookup of a text to become markup or code, dialogs that hold the page up, and what leaves the origin.
+# How a text could become markup or code, dialogs that hold the page up, and what leaves the origin.
 FORBIDDEN: Final = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|setHTMLUnsafe|document\.write|createContextualFragment|DOMParser|srcdoc"
     r"|\beval\b|new Function|setTimeout\(\s*[\"'`]|\b(?:alert|confirm|prompt)\(|sendBeacon|XMLHttpRequest|https?://"

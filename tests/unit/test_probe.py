@@ -16,11 +16,13 @@ import trio
 from tapotun_trio import exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.config.model import Proxy
+from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.probe import steps, traffic
 from tapotun_trio.probe.measured import Measured
 from tapotun_trio.probe.report import report_json
 from tapotun_trio.probe.run import _measure
 from tapotun_trio.probe.verdict import Verdict, judge
+from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import control
 from tests.basepeer import BaseServer, ClientSpec
 from tests.basepeer.pair import FAST
@@ -70,9 +72,11 @@ async def test_our_server() -> None:
 
 async def test_packets_for_the_client_are_thrown_away() -> None:
     """They come while the token is the probe's."""
-    port, host = free_port(), MemoryHost()
-    async with running(host, server_config(port, allowed("a", "10.10.0.2"))) as nursery:
-        hub = await host.device("hub")
+    port, host, records = free_port(), MemoryHost(), dict[str, Record]()
+    config = server_config(port, allowed("a", "10.10.0.2"))
+    async with running(host, config, records=records) as nursery:
+        hub, server = await host.device("hub"), records["hub"].tunnel
+        assert isinstance(server, TunnelServer)
 
         async def flood() -> None:
             while True:
@@ -82,6 +86,7 @@ async def test_packets_for_the_client_are_thrown_away() -> None:
         nursery.start_soon(flood)
         _, verdict = await measured(port)
         assert verdict.usable
+        assert server.sessions[0].counters.tx_packets > 100, "hardly any of the packets were sent to the probe"
 
 
 async def test_a_running_client_is_left_alone() -> None:

@@ -26,7 +26,7 @@ from tapotun_trio.http.connect import ConnectParser, encode_connect
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 
-from ..chunkings import every_way
+from ..chunkings import every_chunking
 from ..fakes import MemoryHost
 from ..packets import ipv4
 from ..streams import memory_pair
@@ -216,7 +216,7 @@ def parse(pieces: list[bytes], through: Proxy = LOGIN) -> bytes:
 @given(st.data())
 def test_every_split_of_an_answer(data: st.DataObject) -> None:
     answer = b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"tunnel"
-    for pieces in every_way(answer, data.draw(st.lists(st.integers(0, len(answer))))):
+    for pieces in every_chunking(answer, data.draw(st.lists(st.integers(0, len(answer))))):
         assert parse([piece for piece in pieces if piece]) == b"tunnel"
 
 

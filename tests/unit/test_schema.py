@@ -124,7 +124,7 @@ def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
     return made
 
 
-def agree(content: object) -> None:
+def assert_agree(content: object) -> None:
     """The schema accepts what the program accepts, and refuses what the program refuses for its shape."""
     found = misfits(content)
     if not errors(content):
@@ -155,7 +155,7 @@ def test_every_value_replaced_by_every_wrong_value() -> None:
     assert len(PLACES) > 100
     for root, path in PLACES:
         for value in WRONG:
-            agree(changed(root, path, value))
+            assert_agree(changed(root, path, value))
 
 
 def test_every_field_left_out_and_an_unknown_one_added() -> None:
@@ -167,15 +167,15 @@ def test_every_field_left_out_and_an_unknown_one_added() -> None:
             for key in parents:
                 at = at[key]
             del at[name]
-            agree(made)
-            agree(changed(root, (*parents, "unknown"), 1))
+            assert_agree(made)
+            assert_agree(changed(root, (*parents, "unknown"), 1))
 
 
 @given(JSON)
 def test_any_content(content: object) -> None:
-    agree(plain(content))
+    assert_agree(plain(content))
 
 
 @given(st.sampled_from(PLACES), JSON)
 def test_any_value_in_any_place(place: tuple[Json, tuple[str | int, ...]], value: object) -> None:
-    agree(changed(*place, plain(value)))
+    assert_agree(changed(*place, plain(value)))

@@ -245,7 +245,7 @@ def warnings(log: Sequence[logging.LogRecord], of: str) -> list[str]:
     return [it.getMessage() for it in found]
 
 
-def told(log: Sequence[logging.LogRecord], client: TunnelClient, reason: str) -> None:
+def assert_told(log: Sequence[logging.LogRecord], client: TunnelClient, reason: str) -> None:
     """Counted, and in one line."""
     assert client.counters.ends[reason] >= 2
     assert_quiet(list(log))
@@ -268,7 +268,7 @@ async def test_at_the_first_attempt(case: str, monkeypatch: pytest.MonkeyPatch) 
             await until(lambda: fault.hits >= 3, "attempts")
             fault.armed = False
             await it.passes()
-            told(log, it.client, reason)
+            assert_told(log, it.client, reason)
     await until(lambda: open_fds() <= before, "the descriptors to be closed")
 
 
@@ -291,7 +291,7 @@ async def test_at_a_rotation(case: str, monkeypatch: pytest.MonkeyPatch) -> None
             assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
             hits = fault.hits
             await until(lambda: fault.hits > hits, "another attempt")
-            told(log, peer, reason)
+            assert_told(log, peer, reason)
             fault.armed = False
             await until(lambda: peer._download is not old, "the next download")
             await it.passes()
@@ -320,7 +320,7 @@ async def test_at_a_reconnect(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
             assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
             of_shortage = [line for line in log if "the test ends it" not in line.getMessage()]
             await until(lambda: peer.counters.ends[reason] >= 2, "its count")
-            told(of_shortage, peer, reason)
+            assert_told(of_shortage, peer, reason)
             fault.armed = False
             await it.passes()
             assert (it.host.devices["a"], it.client) == (tun, peer)

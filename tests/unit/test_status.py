@@ -150,7 +150,7 @@ async def test_a_base_client(agent: str) -> None:
 
 async def test_a_client_alone(autojump_clock: trio.testing.MockClock) -> None:
     async with world(client_config("a", free_port())) as it:
-        await trio.sleep(5)
+        await it.until(lambda: bool(it.peer("a").stream_ends))
         client = it.interface("a")
         assert (client.state, client.addresses, client.mtu_bytes) == ("connecting", [], None)
         peer = it.peer("a")
@@ -163,12 +163,12 @@ async def test_an_interface_that_fails_says_why(autojump_clock: trio.testing.Moc
     it = World(host, registry)
     async with trio.open_nursery() as nursery:
         await nursery.start(run_interfaces, [server_config(free_port())], host, registry)
-        await trio.sleep(0.5)
+        await it.until(lambda: it.interface("hub").state == "failed")
         hub = it.interface("hub")
         assert (hub.state, hub.restarts) == ("failed", 1)
         assert hub.last_error == "a bug: RuntimeError('boom\\nbang')"
         host.fault = None
-        await trio.sleep(5)
+        await it.until(lambda: it.interface("hub").state == "up")
         hub = it.interface("hub")
         assert (hub.state, hub.restarts) == ("up", 1)
         assert hub.last_error is not None, "it stays until somebody has seen it"

@@ -19,7 +19,8 @@ from tapotun_trio.wire import tunconf
 
 from ..fakes import MemoryDevice, MemoryHost, MemoryNetwork
 from ..packets import ipv4
-from .support import allowed, client_config, free_port, running, server_config
+from .hostile import until
+from .support import allowed, client_config, counting_streams, free_port, running, server_config
 
 
 async def test_packets_cross_both_ways() -> None:
@@ -73,6 +74,9 @@ async def test_marks() -> None:
         for name in ("hub", "a"):
             assert host.standing[name][-2:] == [Route(IPv4Network("0.0.0.0/0"), 200), Rule(100, 200)]
 
+
+ROTATIONS = 5
+"""Of each stream, at least: in a second there are about thirty."""
 
 PUSHED = tuple(map(IPv4Network, ("10.60.0.0/24", "10.60.0.128/25", "10.0.0.0/8", "10.10.0.0/24", "10.10.0.9/32")))
 
@@ -130,11 +134,13 @@ async def test_a_rotation_leaves_pushed_routes_alone(monkeypatch: pytest.MonkeyP
     port = free_port()
     host = MemoryHost()
     client = replace(client_config("b", port), rotate_s=(0.02, 0.05))
-    async with running(host, pushing(port, 1), client):
-        await host.device("b")
-        await trio.sleep(0.5)
-        assert len(host.standing["b"]) == 4
-        assert removed == []
+    with counting_streams() as begun:
+        async with running(host, pushing(port, 1), client):
+            await until(lambda: len(host.standing.get("b", [])) == 4, "the pushed routes")
+            first = begun["download"]
+            await until(lambda: begun["download"] >= first + ROTATIONS, "the rotations")
+            assert len(host.standing["b"]) == 4
+            assert removed == []
 
 
 @pytest.mark.usefixtures("nothing_dropped_on_purpose")
@@ -155,22 +161,25 @@ async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
     port = free_port()
     host = MemoryHost()
     client = replace(client_config("a", port), rotate_s=(0.02, 0.05))
-    async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
-        hub, a = await host.device("hub"), await host.device("a")
-        await trio.sleep(0.2)
+    with counting_streams() as begun:
+        async with running(host, server_config(port, allowed("a", "10.10.0.2")), client):
+            hub, a = await host.device("hub"), await host.device("a")
+            await until(lambda: begun["upload"], "the first upload")
+            begun.clear()
 
-        async def stream(source: MemoryDevice, head: tuple[str, str]) -> None:
-            for n in range(1000):
-                source.send(ipv4(*head, n.to_bytes(4, "big") * 100))
-                await trio.sleep(0.001)
+            async def stream(source: MemoryDevice, head: tuple[str, str]) -> None:
+                for n in range(1000):
+                    source.send(ipv4(*head, n.to_bytes(4, "big") * 100))
+                    await trio.sleep(0.001)
 
-        async def check(sink: MemoryDevice, head: tuple[str, str]) -> None:
-            for n in range(1000):
-                assert await sink.receive_packet() == ipv4(*head, n.to_bytes(4, "big") * 100)
+            async def check(sink: MemoryDevice, head: tuple[str, str]) -> None:
+                for n in range(1000):
+                    assert await sink.receive_packet() == ipv4(*head, n.to_bytes(4, "big") * 100)
 
-        up, down = ("10.10.0.2", "10.10.0.1"), ("10.10.0.1", "10.10.0.2")
-        async with trio.open_nursery() as traffic:
-            traffic.start_soon(stream, a, up)
-            traffic.start_soon(check, hub, up)
-            traffic.start_soon(stream, hub, down)
-            traffic.start_soon(check, a, down)
+            up, down = ("10.10.0.2", "10.10.0.1"), ("10.10.0.1", "10.10.0.2")
+            async with trio.open_nursery() as traffic:
+                traffic.start_soon(stream, a, up)
+                traffic.start_soon(check, hub, up)
+                traffic.start_soon(stream, hub, down)
+                traffic.start_soon(check, a, down)
+            assert min(begun["download"], begun["upload"]) >= ROTATIONS, begun

@@ -30,13 +30,15 @@ from ..packets import frame as packet_frame
 from ..packets import ipv4
 from ..tables import table
 from .hostile import HUB, Raw, Siege, assert_quiet, besieged, extended, logged, memory_below, open_fds, request, until
-from .support import allowed, client_config, free_port, running, server_config
+from .support import allowed, client_config, counting_streams, free_port, running, server_config
 
 ME: Final = "10.10.0.2"
 TO_HUB: Final = ipv4(ME, HUB, b"x" * 100)
 KEY: Final = b"\x12\x34\x56\x78"
 NONCE: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, with its answer
 ACCEPT: Final = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+ROTATIONS: Final = 5  # at least, where a test has streams replaced; in a second there are about thirty
 
 UPGRADE: Final = ("Upgrade: websocket", "Connection: Upgrade")
 REST: Final = (f"Sec-WebSocket-Key: {NONCE}", "Sec-WebSocket-Version: 13")
@@ -96,7 +98,8 @@ async def farewell_frame(raw: Raw) -> tuple[list[str], tuple[int, str]]:
 async def tunnel(
     transport: TransportChoice, rotate_s: tuple[float, float] = (400.0, 500.0)
 ) -> AsyncIterator[tuple[MemoryDevice, MemoryDevice, TunnelClient]]:
-    """A hub and a client, and the client's insides."""
+    """The devices of a hub and a client, and the client. If streams are to be replaced within a second, check at the
+    end that they were."""
     port, host, clients = free_port(), MemoryHost(), []
 
     class Client(TunnelClient):
@@ -105,13 +108,15 @@ async def tunnel(
             clients.append(self)
 
     config = replace(client_config("a", port), transport=transport, rotate_s=rotate_s)
-    with pytest.MonkeyPatch.context() as patch, logged() as log:
+    with pytest.MonkeyPatch.context() as patch, logged() as log, counting_streams() as begun:
         patch.setattr(interface, "TunnelClient", Client)
         async with running(host, server_config(port, allowed("a", ME)), config):
             hub, a = await host.device("hub"), await host.device("a")
             await until(lambda: clients[0].sender.streaming, "the streams")
             yield hub, a, clients[0]
     assert_quiet(log)
+    if rotate_s[1] < 1:
+        assert begun.total() > 3 + ROTATIONS, f"streams were hardly replaced: {begun}"  # 3: GET, PUT, and a WebSocket
 
 
 async def cross(hub: MemoryDevice, a: MemoryDevice, count: int, size: int = 100) -> None:
@@ -303,7 +308,7 @@ async def test_a_flood_costs_no_memory_and_nobody_else(data: bytes, count: int) 
         with memory_below(4 * 2**20, "a flood"), trio.move_on_after(5):
             for _ in range(count):
                 await raw.send(data)
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
 
 
 async def test_another_machine_takes_over() -> None:
@@ -354,7 +359,7 @@ async def test_a_client_that_reads_nothing_stops_nobody() -> None:
         await raw.head()
         for _ in range(300):
             siege.hub.send(ipv4(HUB, ME, bytes(60_000)))
-        await siege.check_honest()
+        await siege.assert_honest_traffic()
         assert siege.mallory.sender.tx_queue.depth_bytes <= 12 * 2**20
 
 

@@ -26,7 +26,7 @@ from tapotun_trio.wire.body import (
     chunk_head,
 )
 
-from ..chunkings import cuts, every_way
+from ..chunkings import cuts, every_chunking
 from ..tables import table
 
 
@@ -151,7 +151,7 @@ def test_a_valid_body_reads_as_in_h11_under_every_split(body: bytes, behind: byt
     expected = decode_with_h11(body + behind)
     assert expected.ended
     assert expected.leftover == behind
-    for pieces in every_way(body + behind, places):
+    for pieces in every_chunking(body + behind, places):
         for buffer_of in BUFFERS:
             assert decode(ChunkedBody(), pieces, buffer_of) == expected
 
@@ -162,7 +162,7 @@ def test_what_we_write_reads_back_here_and_in_h11(payloads: list[bytes], places:
     stream = b"".join(chunk_head(len(p)) + p + CHUNK_END for p in payloads) + LAST_CHUNK
     expected = Outcome(b"".join(payloads), ended=True)
     assert decode_with_h11(stream) == expected
-    for pieces in every_way(stream, places):
+    for pieces in every_chunking(stream, places):
         assert decode(ChunkedBody(), pieces) == expected
 
 
@@ -194,7 +194,7 @@ _SPACE_BEFORE_EXTENSION: Final = re.compile(rb"[0-9A-Fa-f][ \t]+;")
 @example(b"5\r\naaaaa5\r\naaaaa\r\n0\r\n\r\n", [])
 def test_we_accept_nothing_that_h11_refuses(stream: bytes, places: list[int]) -> None:
     theirs = decode_with_h11(stream)
-    for pieces in every_way(stream, places):
+    for pieces in every_chunking(stream, places):
         ours = decode(ChunkedBody(), pieces)
         if theirs.refused:
             # Ours may still wait for the end of the wrong line; in any case it never comes to an end.
@@ -211,7 +211,7 @@ def test_we_accept_nothing_that_h11_refuses(stream: bytes, places: list[int]) ->
 def test_any_bytes_raise_peer_error_at_most_and_alike_under_every_split(stream: bytes, places: list[int]) -> None:
     outcomes = [
         decode(ChunkedBody(), pieces, buffer_of, before)
-        for pieces in every_way(stream, places)
+        for pieces in every_chunking(stream, places)
         for buffer_of in BUFFERS
         for before in (b"", _BEFORE)
     ]
@@ -229,7 +229,7 @@ def test_any_bytes_raise_peer_error_at_most_and_alike_under_every_split(stream: 
 )
 def test_stricter_than_h11(stream: bytes) -> None:
     assert not decode_with_h11(stream).refused
-    for pieces in every_way(stream, [3, 5, 8]):
+    for pieces in every_chunking(stream, [3, 5, 8]):
         assert decode(ChunkedBody(), pieces).refused
 
 
@@ -266,7 +266,7 @@ def test_looser_than_h11_where_the_rfc_asks_for_it() -> None:
 def test_refused_as_in_h11(stream: bytes) -> None:
     # h11 reports some of these only when it sees more; that it does not go on is what counts.
     assert not decode_with_h11(stream).ended
-    for pieces in every_way(stream, [1, 2]):
+    for pieces in every_chunking(stream, [1, 2]):
         assert decode(ChunkedBody(), pieces).refused
 
 
@@ -333,7 +333,7 @@ def test_a_chunked_body_that_is_complete_may_be_followed_by_the_connection_s_end
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60), st.binary(max_size=20), cuts)
 def test_a_body_with_a_length(payload: bytes, behind: bytes, places: list[int]) -> None:
-    for pieces in every_way(payload + behind, places):
+    for pieces in every_chunking(payload + behind, places):
         body = LengthBody(len(payload))
         assert decode(body, pieces) == Outcome(payload, ended=True, leftover=behind)
         body.eof()
@@ -350,7 +350,7 @@ def test_a_body_shorter_than_its_length() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=60), cuts)
 def test_a_body_that_ends_with_its_connection(payload: bytes, places: list[int]) -> None:
-    for pieces in every_way(payload, places):
+    for pieces in every_chunking(payload, places):
         body = CloseBody()
         assert decode(body, pieces) == Outcome(payload)
         body.eof()

@@ -27,7 +27,7 @@ from tapotun_trio.wire.frames import (
     encode_echo,
 )
 
-from ..chunkings import cut, cuts, every_way
+from ..chunkings import cut, cuts, every_chunking
 from ..packets import frame
 
 
@@ -84,7 +84,7 @@ def test_the_same_frames_under_every_chunking_and_every_split(
     stream: list[bytes], chunk_places: list[int], places: list[int], behind: bytes
 ) -> None:
     payload = b"".join(stream)
-    for pieces in every_way(chunked(payload, chunk_places) + behind, places):
+    for pieces in every_chunking(chunked(payload, chunk_places) + behind, places):
         # What is behind the end comes with the end, or is never asked for.
         result = Received(FrameReader(ChunkedBody()))
         remaining = iter(pieces)
@@ -102,7 +102,7 @@ def test_the_same_frames_under_every_chunking_and_every_split(
 @given(streams, cuts)
 def test_the_same_frames_without_chunks(stream: list[bytes], places: list[int]) -> None:
     payload = b"".join(stream)
-    for pieces in every_way(payload, places):
+    for pieces in every_chunking(payload, places):
         by_length = received(LengthBody(len(payload)), pieces)
         by_close = received(CloseBody(), pieces)
         assert by_length.frames == by_close.frames == without_pings(stream)
@@ -153,7 +153,7 @@ def test_a_chunk_boundary_at_every_place_of_a_header(at: int) -> None:
     stream = [frame(b"A" * 20, b"123456789012"), frame(b"B" * 700, b"abcdefghijkl"), frame(b"C" * 20)]
     payload = b"".join(stream)
     boundaries = [len(stream[0]) + at, len(stream[0]) + len(stream[1]) + at]
-    for pieces in every_way(chunked(payload, boundaries), [5, 40, 200]):
+    for pieces in every_chunking(chunked(payload, boundaries), [5, 40, 200]):
         assert received(ChunkedBody(), pieces).frames == stream
 
 
@@ -221,7 +221,7 @@ def test_prime_takes_as_much_as_a_reader_can_leave_over() -> None:
 @pytest.mark.parametrize("before", [b"", PING, frame(b"g" * 20)])
 def test_a_length_that_no_packet_has(length: int, before: bytes) -> None:
     payload = before + length.to_bytes(2, "little") + bytes(60)
-    for pieces in every_way(chunked(payload, [len(before) + 1]), [4, 6]):
+    for pieces in every_chunking(chunked(payload, [len(before) + 1]), [4, 6]):
         with pytest.raises(PeerError) as caught:
             received(ChunkedBody(), pieces)
         assert caught.value.reason == "bad-frame"
@@ -288,7 +288,7 @@ mixed_streams = st.lists(st.just(PING) | small_frames | controls, max_size=12)
 def test_control_frames_between_frames(stream: list[bytes], chunk_places: list[int], places: list[int]) -> None:
     packets = [it for it in stream if it[0] != 1 and it != PING]
     expected = [(it[2], it[control.CONTROL.size :]) for it in stream if it[0] == 1]
-    for pieces in every_way(chunked(b"".join(stream), chunk_places), places):
+    for pieces in every_chunking(chunked(b"".join(stream), chunk_places), places):
         result = received(ChunkedBody(), pieces, control=True)
         assert result.frames == packets
         assert result.reader.controls == expected

@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from fuzz.feeding import check_text
+from fuzz.feeding import assert_printable
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.frames import MAX_PACKET_BYTES, FrameReader, each
 from tapotun_trio.wire.websocket import (
@@ -30,7 +30,7 @@ from tapotun_trio.wire.websocket import (
     frame_head,
     mask,
 )
-from tests.chunkings import cut, cuts, every_way
+from tests.chunkings import cut, cuts, every_chunking
 
 from ..packets import frame as packet_frame
 from ..packets import ipv4
@@ -100,7 +100,7 @@ def ours(pieces: list[bytes], *, masked: bool = True) -> tuple[bytes, int | None
     try:
         reading = LoadContext(pieces, masked=masked)
     except PeerError as exc:
-        check_text(exc)
+        assert_printable(exc)
         return None
     return bytes(reading.payload), reading.body.code if reading.body.ended else None
 
@@ -177,7 +177,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, bytes, int | None]:
 def test_every_split_gives_what_wsproto_gives(conversation: tuple[bytes, bytes, int | None], places: list[int]) -> None:
     data, payload, code = conversation
     assert wsprotos(data) == (payload, code)
-    for pieces in every_way(data, places):
+    for pieces in every_chunking(data, places):
         assert ours(pieces) == (payload, code)
         assert LoadContext(pieces, masked=True, memory=mmap).payload == payload
 
@@ -273,7 +273,7 @@ def test_a_close_within_a_frame_is_an_error() -> None:
     ("a close with bad UTF-8", frame(CLOSE, b"\x03\xe8\xff", KEY), "UTF-8"),
 )
 def test_refused(data: bytes, words: str) -> None:
-    for pieces in every_way(data, ()):
+    for pieces in every_chunking(data, ()):
         with pytest.raises(PeerError, match=words) as caught:
             LoadContext(pieces, masked=True)
         assert caught.value.reason == "bad-websocket"

@@ -1,6 +1,6 @@
-"""A proxy that is mostly honest: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`, the first two ADDRESS:PORT.
+"""A proxy that answers wrongly on order: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`, the first two ADDRESS:PORT.
 
-Hands bytes on in both directions. From the FIFO it takes orders, one a line:
+Forwards bytes in both directions. It reads orders from the FIFO, one a line:
 
     cut                 close every connection
     wrong METHOD KIND   answer the next request of that method wrongly, once
@@ -29,7 +29,7 @@ _PIECE_BYTES: Final = 256 * 1024
 
 
 class Relay:
-    """What it was ordered to do, and which connections it has."""
+    """The orders that are not carried out yet, and the open connections."""
 
     def __init__(self, upstream: str) -> None:
         """``upstream`` is ADDRESS:PORT."""
@@ -45,7 +45,7 @@ class Relay:
                 async with client:
                     await self._talk(client)
             except OSError as exc:
-                _say(f"no upstream: {exc}")
+                _report(f"no upstream: {exc}")
             finally:
                 self._scopes.discard(scope)
 
@@ -59,15 +59,15 @@ class Relay:
         if kind is not None:
             with suppress(trio.BrokenResourceError):
                 await client.send_all(ANSWERS[kind])
-            _say(f"answered {method} with {kind}")
+            _report(f"answered {method} with {kind}")
         elif first:
             async with await trio.open_tcp_stream(*self._upstream) as server:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_pump, client, server, first, nursery.cancel_scope)
                     nursery.start_soon(_pump, server, client, b"", nursery.cancel_scope)
 
-    async def obey(self, fifo: str) -> None:
-        """Orders, for ever. Whoever started us holds the FIFO open, so that it never ends."""
+    async def follow_orders(self, fifo: str) -> None:
+        """Follow orders for ever: the process that started us holds the FIFO open, so that it never ends."""
         async with await trio.open_file(fifo) as orders:
             async for line in orders:
                 match line.split():
@@ -76,7 +76,7 @@ class Relay:
                             scope.cancel()
                     case ["wrong", method, kind]:
                         self._wrong = {method: kind}
-                _say(f"ordered: {line.strip()}")
+                _report(f"ordered: {line.strip()}")
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream, first: bytes, scope: trio.CancelScope) -> None:
@@ -93,7 +93,7 @@ def _endpoint(text: str) -> tuple[str, int]:
     return address, int(port)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -102,9 +102,9 @@ async def main(listen: str, upstream: str, fifo: str) -> None:
     relay = Relay(upstream)
     address, port = _endpoint(listen)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay.obey, fifo)
+        nursery.start_soon(relay.follow_orders, fifo)
         await nursery.start(partial(trio.serve_tcp, relay.handle, port, host=address))
-        _say("ready")
+        _report("ready")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A seeded schedule of faults, worked off, and the account of it."""
+"""Runs a seeded schedule of faults and reports on each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.harness import Lab, WaitError, no_leaks, wait_until
-from tests.integrity import CheckedUdp, NextHop
+from tests.integrity import CheckedUdp, Direction
 from tests.netns.topologies import TUNNEL_CLIENT, TUNNEL_SERVER, mtu
 
 from . import BOUNDS_S
@@ -19,8 +19,8 @@ from .topology import FAULTS, HURRIED_PAUSE_S, LATE_S, PAUSE_S, SOON_S, World, m
 RATE: Final = 100.0
 BETWEEN_S: Final = (0.0, 0.5)
 ON_TIME: Final = 0.85  # of the time that a fault may take on average
-# What costs little time comes more often, so that 200 faults fit into ten minutes; and a client that is new has no
-# history of failures to wait for.
+# Faults that cost little time come more often, so that 200 of them fit into ten minutes. A new client has no history of
+# failures that makes it wait.
 WEIGHTS: Final = {
     "kill -9 client": 4,
     "rotation": 3,
@@ -56,13 +56,13 @@ class Report:
     seed: int
     planned: int
     recoveries: list[Recovery] = field(default_factory=list)
-    ways: list[NextHop] = field(default_factory=list)
+    ways: list[Direction] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def faults(self) -> list[str]:
         """What was not as it should be."""
-        found = [f"fault {it}" for it in self.recoveries if not it.held]
+        found = [f"fault {recovery}" for recovery in self.recoveries if not recovery.held]
         found += [f"{way}" for way in self.ways if way.duplicated or way.corrupted]
         if len(self.recoveries) < self.planned:
             found.append(f"only {len(self.recoveries)} of {self.planned} faults were tried")
@@ -72,7 +72,7 @@ class Report:
         lines = [f"seed {self.seed}: {len(self.recoveries)} faults in {self.seconds:.0f} s; seconds until traffic:"]
         lines.append(f"  {'':26} {'count':>5} {'median':>7} {'worst':>7} {'bound':>7}")
         for kind, bound_s in BOUNDS_S.items():
-            took = [it.seconds for it in self.recoveries if it.kind == kind]
+            took = [recovery.seconds for recovery in self.recoveries if recovery.kind == kind]
             if took:
                 lines.append(
                     f"  {kind:26} {len(took):5} {statistics.median(took):7.2f} {max(took):7.2f} {bound_s:7.1f}"
@@ -109,7 +109,7 @@ def soak(
     begun = time.monotonic()
     server, client, old = machines(lab)
     with no_leaks(server, client, old, settle_s=5.0):
-        with world(server, client, old) as it:
+        with world(server, client, old) as setup:
             with CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=RATE, size=600) as udp:
                 udp.wait_for_flow(timeout=SOON_S)
                 for number, kind in enumerate(schedule(rng, count, kinds)):
@@ -118,18 +118,18 @@ def soak(
                         break
                     # The backoff is random, and a machine may be busy: all faults are to fit all the same.
                     hurried = spent_s > ON_TIME * limit_s * number / count
-                    it.pause_s = HURRIED_PAUSE_S if hurried else PAUSE_S
+                    setup.pause_s = HURRIED_PAUSE_S if hurried else PAUSE_S
                     between_s = rng.uniform(*BETWEEN_S)
                     if not hurried:
                         time.sleep(between_s)
-                    outcome = FAULTS[kind](it, rng, udp)
+                    outcome = FAULTS[kind](setup, rng, udp)
                     seconds = recovery_s(udp, outcome.since_ns, BOUNDS_S[kind] + LATE_S)
                     recovery = Recovery(number, kind, outcome.detail, max(seconds, outcome.measured_s))
                     report.recoveries.append(recovery)
                     tell(str(recovery))
                     if recovery.seconds == float("inf"):
-                        raise WaitError(f"traffic never came back after {recovery}\n{it.client_daemon.tail(60)}")
-                _check_mtu(it)
+                        raise WaitError(f"traffic never came back after {recovery}\n{setup.client_daemon.tail(60)}")
+                _check_mtu(setup)
                 report.ways += udp.finish()
     for process in lab.processes:
         assert "Traceback" not in process.log, process.tail(60)
@@ -137,6 +137,6 @@ def soak(
     return report
 
 
-def _check_mtu(it: World) -> None:
+def _check_mtu(here: World) -> None:
     """The client has the server's newest MTU."""
-    wait_until(lambda: mtu(it.client, "tun0") == it.mtu, SOON_S, f"MTU {it.mtu}", it.client_daemon.tail)
+    wait_until(lambda: mtu(here.client, "tun0") == here.mtu, SOON_S, f"MTU {here.mtu}", here.client_daemon.tail)

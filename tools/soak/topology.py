@@ -155,9 +155,9 @@ def machines(lab: Lab) -> tuple[Host, Host, Host]:
 @contextmanager
 def world(server: Host, client: Host, old: Host) -> Iterator[World]:
     """Everything on the machines, stopped at the end if nothing went wrong."""
-    it = World(server, client, old)
-    yield it
-    it.close()
+    setup = World(server, client, old)
+    yield setup
+    setup.close()
 
 
 def _write(file: Path, *entries: Config) -> None:
@@ -202,17 +202,17 @@ def _now(detail: str, measured_s: float = 0.0) -> Outcome:
     return Outcome(time.monotonic_ns(), detail, measured_s)
 
 
-def _kill_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    it.server_daemon.kill()
+def _kill_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    setup.server_daemon.kill()
     gap_s = _gap(rng)
-    it.server_daemon = it.start_server()
+    setup.server_daemon = setup.start_server()
     return _now(gap_s)
 
 
-def _kill_client(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    it.client_daemon.kill()
+def _kill_client(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    setup.client_daemon.kill()
     gap_s = _gap(rng)
-    it.client_daemon = it.start_client()
+    setup.client_daemon = setup.start_client()
     return _now(gap_s)
 
 
@@ -222,112 +222,115 @@ def _gap(rng: random.Random) -> str:
     return f"gone for {seconds:.1f} s"
 
 
-def _restart_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    assert it.server_daemon.stop(STOP_S) == 0, it.server_daemon.tail()
-    it.mtu = rng.choice([mtu for mtu in MTUS if mtu != it.mtu])
-    it.server_daemon = it.start_server()
-    return _now(f"MTU {it.mtu}")
+def _restart_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
+    setup.mtu = rng.choice([mtu for mtu in MTUS if mtu != setup.mtu])
+    setup.server_daemon = setup.start_server()
+    return _now(f"MTU {setup.mtu}")
 
 
-def _pause_server(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    return _pause(it, it.server_daemon, rng)
+def _pause_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    return _pause(setup, setup.server_daemon, rng)
 
 
-def _pause_client(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    return _pause(it, it.client_daemon, rng)
+def _pause_client(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    return _pause(setup, setup.client_daemon, rng)
 
 
-def _pause(it: World, process: Process, rng: random.Random) -> Outcome:
-    seconds = rng.uniform(*it.pause_s)
+def _pause(setup: World, process: Process, rng: random.Random) -> Outcome:
+    seconds = rng.uniform(*setup.pause_s)
     process.pause()
     time.sleep(seconds)
     process.resume()
     return _now(f"for {seconds:.1f} s")
 
 
-def _unplug(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    host, seconds = rng.choice((it.server, it.client)), rng.uniform(*it.pause_s)
+def _unplug(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    host, seconds = rng.choice((setup.server, setup.client)), rng.uniform(*setup.pause_s)
     host.ip("link set eth0 down")
     time.sleep(seconds)
     host.ip("link set eth0 up")
     return _now(f"at the {host.name} for {seconds:.1f} s")
 
 
-def _change_address(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _change_address(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     address = f"192.0.2.{rng.randrange(10, 250)}"
-    it.move_client(address)
+    setup.move_client(address)
     return _now(address)
 
 
-def _restart_nginx(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    it.stop_nginx()
+def _restart_nginx(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    setup.stop_nginx()
     gap_s = _gap(rng)
-    it.start_nginx()
+    setup.start_nginx()
     return _now(gap_s)
 
 
-def _cut(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    it.order("cut")
+def _cut(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    setup.order("cut")
     return _now("by the relay")
 
 
-def _lie(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     method, kind, cut = rng.choice(("GET", "PUT")), rng.choice(sorted(ANSWERS)), rng.random() < 0.5
-    mark = it.relay_mark
-    it.order(f"wrong {method} {kind}")
+    mark = setup.relay_mark
+    setup.order(f"wrong {method} {kind}")
     begun_ns = time.monotonic_ns()
     if cut:
-        it.order("cut")
-    else:  # a rotation runs into it, sooner or later, and the stream that is there goes on
-        it.wait_for_wrong(mark)
+        setup.order("cut")
+        setup.wait_for_wrong(mark)
+    else:  # a rotation gets that answer, sooner or later, and the older stream goes on
+        setup.wait_for_wrong(mark)
         begun_ns = time.monotonic_ns()
     return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
 
 
-def _rotate(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """No fault at all: what happens every few seconds, looked at."""
-    found = it.client_daemon.wait_for_log("tun0: (download|upload) (from|to)", SOON_S, after=it.client_daemon.log_end)
+    found = setup.client_daemon.wait_for_log(
+        "tun0: (download|upload) (from|to)", SOON_S, after=setup.client_daemon.log_end
+    )
     return _now(found[1])
 
 
-def _covering_push(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """A network that the server's own address is in. While it is pushed, and once it is taken back, traffic flows."""
-    seconds = rng.uniform(*it.pause_s)
-    it.push(COVERING)
+    seconds = rng.uniform(*setup.pause_s)
+    setup.push(COVERING)
     pushed_ns = time.monotonic_ns()
     took_s = recovery_s(udp, pushed_ns, LATE_S)
     time.sleep(seconds)
     # It did not come back only to go: the streams that were open then are replaced by now, or fall silent.
     took_s = max(took_s, recovery_s(udp, time.monotonic_ns(), LATE_S))
-    it.push()
+    setup.push()
     return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
 
 
-def _second_start(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """The same config once more: it says so and ends, and the first one's traffic does not stop meanwhile."""
-    mark = it.client_daemon.log_end
-    second = it.start_client("tapotun-second")
+    mark = setup.client_daemon.log_end
+    second = setup.start_client("tapotun-second")
     silent_s = 0.0
     while second.running:
         silent_s = max(silent_s, udp.silent_s())
         time.sleep(0.02)
     assert second.wait() == 1, second.tail()
     second.close()
-    assert f"config {it.client_file}" in second.log, second.tail()
-    assert "another machine" not in it.client_daemon.log.encode()[mark:].decode(errors="replace"), (
-        it.client_daemon.tail()
+    assert f"config {setup.client_file}" in second.log, second.tail()
+    assert "another machine" not in setup.client_daemon.log.encode()[mark:].decode(errors="replace"), (
+        setup.client_daemon.tail()
     )
     return _now("refused", silent_s)
 
 
-def _restart_under_generation_2(it: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """The server restarts while a deployed client of generation 2 is connected, which is back as soon as it may be."""
-    with it.old_client():
-        assert it.server_daemon.stop(STOP_S) == 0, it.server_daemon.tail()
-        it.server_daemon = it.start_server()
+    with setup.old_client():
+        assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
+        setup.server_daemon = setup.start_server()
         begun_ns = time.monotonic_ns()
         try:
-            wait_for_ping(it.old, TUNNEL_SERVER, LATE_S)
+            wait_for_ping(setup.old, TUNNEL_SERVER, LATE_S)
         except WaitError:
             return Outcome(begun_ns, "it never came back", float("inf"))
         took_s = (time.monotonic_ns() - begun_ns) / 1e9
@@ -344,7 +347,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "client address changed": _change_address,
     "nginx restart": _restart_nginx,
     "connections cut": _cut,
-    "wrong answer": _lie,
+    "wrong answer": _answer_wrongly,
     "rotation": _rotate,
     "covering push": _covering_push,
     "second start": _second_start,
