@@ -95,7 +95,7 @@ class EndReason(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> EndReason | None:
         """Create the member ``http-NNN`` when it is first used."""
-        if not (isinstance(value, str) and re.fullmatch(r"http-[1-5][0-9]{2}", value)):
+        if not (isinstance(value, str) and re.fullmatch(r"http-[1-9][0-9]{2}", value)):
             return None
         member = str.__new__(cls, value)
         member._name_, member._value_ = value.upper().replace("-", "_"), value
