@@ -27,7 +27,7 @@ from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
 from .peer.boottime import boottime
-from .readiness import tell
+from .readiness import notify_service_manager
 from .reload import Read, Reloader
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +48,7 @@ def run(
 
     ``read``: reads the config again, for a reload; see `Reloader`.
     ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
-    ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.tell`.
+    ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.notify_service_manager`.
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, boottime())
     log = process_logger()
@@ -107,7 +107,7 @@ async def serve(
             reloader.start(interfaces)
             log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
             if manager.listens:
-                nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
+                nursery.start_soon(notify_service_manager, manager, registry, ready_timeout_s, log)
     log.info("stopped")
 
 

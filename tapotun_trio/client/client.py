@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
+from ..cooperative import Steps
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, BASE_SILENCE_S, Sender, keepalive_policy
@@ -32,7 +33,7 @@ from ..netconf.transport_guard import TransportGuard
 from ..peer.boottime import Sleeps
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
-from ..status.model import PeerState
+from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from ..wire.tunconf import TunConf
@@ -40,6 +41,7 @@ from .failure_log import FailureLog
 from .requests import Answer, Requests
 from .rotation import Failed, Open, RetryGate, keep_streaming
 from .stall import Stall
+from .status import client_status
 from .streams import Download, Upload, count_attempt, is_over, level_of, moved, shows_who_holds_back
 from .transport_choice import TransportSelector
 from .websocket_stream import WebSocketStream
@@ -370,6 +372,25 @@ class TunnelClient:
         if is_over(self._download) or not (upward or self.transport == "websocket"):
             return "connecting"
         return "connected"
+
+    # -- see lifecycle.tunnel.Tunnel
+
+    sessions: Final = None  # only a server has them
+
+    @property
+    def interface_state(self) -> InterfaceState:
+        """Up while packets pass both ways."""
+        return "up" if self.state == "connected" else "connecting"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not connected, as far as it is known."""
+        return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+
+    def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
+        """``common`` with what the client knows, in one step."""
+        yield from ()
+        return client_status(common, self, self._config.server.authority, self.desired, self.guard.conflicts)
 
     def _download_failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         count_attempt(self.counters.ends, self._download, failure)

@@ -16,10 +16,10 @@ _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 def desired_for_server(config: ServerConfig) -> DesiredState:
     """Addresses; routes to what lies behind the clients, unless the connected network has it; the mark."""
-    return run_now(server_plan_in_steps(config))
+    return run_now(desired_for_server_in_steps(config))
 
 
-def server_plan_in_steps(config: ServerConfig) -> Steps[DesiredState]:
+def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
     """The same, for a server with thousands of clients."""
     own = config.net.network
     first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen

@@ -23,9 +23,11 @@ from ..http.heads import BadRequest
 from ..http.server import Exchange
 from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
+from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES, FrameRange, FrameReader
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .session import CACHE_ENTRIES, ClientHello, Session, Telling, Told
+from .status import server_status
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # lines about strangers within ten seconds
@@ -79,6 +81,15 @@ class TunnelServer:
     def endpoints(self) -> list[Endpoint]:
         """Where it is reached."""
         return self.admission.endpoints
+
+    # -- see lifecycle.tunnel.Tunnel
+
+    interface_state: Final[InterfaceState] = "up"  # once it has started it can be reached
+    problem: Final = None
+
+    def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
+        """``common`` with what the server knows, in steps."""
+        return server_status(common, self.sessions, self.admission, self.device_drops, self.refusals)
 
     @classmethod
     def in_steps(cls, config: ServerConfig, log: Log) -> Steps[TunnelServer]:
