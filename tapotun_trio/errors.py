@@ -91,9 +91,7 @@ class EndReason(StrEnum):
     NO_SPACE = "no-space", "this machine had no free space"
     NO_THREAD = "no-thread", "this machine could not start a thread"
 
-    def __new__(
-        cls, value: str, meaning: str = "an HTTP response with this status, from the server or a proxy"
-    ) -> Self:
+    def __new__(cls, value: str, meaning: str = "") -> Self:
         member = str.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
@@ -108,8 +106,9 @@ class EndReason(StrEnum):
         """``http-NNN``, which becomes a member when it is first used."""
         if not (isinstance(value, str) and re.fullmatch(r"http-[1-5][0-9]{2}", value)):
             return None
-        member = cls.__new__(cls, value)
-        member._name_ = value.upper().replace("-", "_")
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = value.upper().replace("-", "_"), value
+        member.meaning = "an HTTP response with this status, from the server or a proxy"
         found: EndReason = cls._value2member_map_.setdefault(value, member)  # type: ignore[assignment]
         return found
 
