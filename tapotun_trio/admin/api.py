@@ -143,7 +143,10 @@ class AdminApi:
                 raise
             # That request's, and of nobody else. Where an answer has begun, the connection ends without another one.
             self._faults.log(process_logger(), trio.current_time(), "admin: request ended", exc)
-            answer, close = None if exchange.answered else error(500, "a bug; the log has it", plain=plain), True
+            answer, close = (
+                None if exchange.answered else error(500, "internal error; the log has its traceback", plain=plain),
+                True,
+            )
         if answer is not None:
             await exchange.respond(answer.status, answer.fields(), answer.body, close=close or self.retiring)
 

@@ -92,7 +92,7 @@ class AdminManager:
         except AbsentError as exc:
             if self._config is not None:
                 raise
-            self._log.warning("%s; goes on without it until the next reload", exc)
+            self._log.warning("%s; continuing without it until the next reload", exc)
             return None
 
     def _server_for(self, config: AdminConfig) -> AdminServer:
@@ -175,8 +175,8 @@ class AdminManager:
             except TapotunError as exc:
                 failures.append(exc)
             except Exception:  # noqa: BLE001 - told to who asked, and the process goes on
-                self._log.exception("a bug in a reload")
-                failures.append(HostError("a bug; the log has it"))
+                self._log.exception("internal error during a reload")
+                failures.append(HostError("internal error; the log has its traceback"))
             finally:
                 done.set()
 

@@ -62,10 +62,10 @@ class AdminServer:
                         with self._accepting:
                             await self._accept(nursery)
                 except* Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it, nor badly beside it
-                    self._log.exception("a bug ended the admin listener")
+                    self._log.exception("internal error, admin listener stopped")
                     if trio.current_time() - begun >= HEALTHY_S:
                         pause_s = RESTART_S[0]
-                    self._log.warning("admin: starting again in %.0f s", pause_s)
+                    self._log.warning("admin: restarting in %.0f s", pause_s)
                     await trio.sleep(pause_s)
                     pause_s = min(2 * pause_s, RESTART_S[1])
 

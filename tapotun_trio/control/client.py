@@ -44,7 +44,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
                 if (line := reader.feed(sock.recv(_READ_BYTES))) is not None:
                     return decode_answer(line, kind)
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError) as exc:
-            raise NobodyThereError(f"{path}: nobody is there any more") from exc
+            raise NobodyThereError(f"{path}: no process listens there any more") from exc
         except PermissionError as exc:
             raise HostError(f"{path}: permission denied; ask as root, or as the user whose process it is") from exc
         except (TimeoutError, BlockingIOError) as exc:

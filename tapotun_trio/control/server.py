@@ -137,4 +137,4 @@ async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults
         return encode_error(str(exc))
     except Exception as exc:  # noqa: BLE001 - logged with its traceback
         faults.log(log, trio.current_time(), "control socket: command ended", exc)
-        return encode_error("a bug; the log of the process has it")
+        return encode_error("internal error; the log of the process has its traceback")

@@ -70,7 +70,7 @@ def disconnect(arguments: argparse.Namespace) -> int:
     sessions = sum(answer.sessions for answer in answers)
     if sessions:
         print(
-            f"disconnected {one_line(client)}; it may come back at once: to keep it out, take its token from the config"
+            f"disconnected {one_line(client)}; it may reconnect at once; to keep it out, remove its token from the config"
         )
     else:
         print(f"{one_line(client)} is not connected")
@@ -161,7 +161,7 @@ def _look(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStat
     there = {it.name for process in processes for it in process.interfaces}
     for missing in dict.fromkeys(interfaces):
         if missing not in there:
-            failure_log.append(f"there is no interface {missing}; there is {', '.join(sorted(there)) or 'none'}")
+            failure_log.append(f"there is no interface {missing}; running: {', '.join(sorted(there)) or 'none'}")
     shown = [
         msgspec.structs.replace(process, interfaces=[it for it in process.interfaces if it.name in interfaces])
         for process in processes
@@ -174,7 +174,7 @@ def _look(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStat
 
 def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> int:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    state = "no tapotun is running" if name is None else f"no tapotun of the name {name} is running"
+    state = "no tapotun is running" if name is None else f"no tapotun named {name} is running"
     while True:
         left_s = LONGEST_WAIT_S if deadline is None else max(min(deadline - time.monotonic(), LONGEST_WAIT_S), 0)
         try:
@@ -206,7 +206,7 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
         raise NobodyThereError("no tapotun is running")
     for missing in interfaces:
         if missing not in there:
-            raise HostError(f"there is no interface {missing}; there is {', '.join(sorted(there))}")
+            raise HostError(f"there is no interface {missing}; running: {', '.join(sorted(there))}")
     for path, process in processes:
         wanted = [it.name for it in process.interfaces if not interfaces or it.name in interfaces]
         if wanted:
@@ -232,8 +232,8 @@ def _ask_all(
             answers.append(answer)
     if not asked:
         where = ", ".join(place.directory for place in control_directories(os.environ))
-        called = "" if name is None else f" of the name {name}"
-        raise NobodyThereError(f"no tapotun{called} is running (there is no socket of one in {where})")
+        called = "" if name is None else f" named {name}"
+        raise NobodyThereError(f"no tapotun{called} is running (no control socket in {where})")
     return answers, failure_log
 
 

@@ -107,7 +107,7 @@ class Registry:
         wanted = list(dict.fromkeys(names))
         for name in wanted:
             if name not in self._records:
-                raise NoSuchPeerError(f"there is no interface {name} here; it has {_listed(self._records)}")
+                raise NoSuchPeerError(f"there is no interface {name} here; running: {_listed(self._records)}")
         return [self._records[name] for name in wanted] if wanted else list(self)
 
     def disconnect(self, interface: str | None, client: str) -> int:

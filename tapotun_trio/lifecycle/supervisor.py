@@ -85,8 +85,8 @@ class Interfaces:
         except* HostError as group:
             refusal = next(leaves(group))
         except* Exception as group:
-            log.exception("a bug ended this change")
-            refusal = HostError(f"{change.name}: a bug: {next(leaves(group))!r}")
+            log.exception("internal error while this change was made")
+            refusal = HostError(f"{change.name}: internal error: {next(leaves(group))!r}")
         return refusal
 
     async def _try(self, change: Change, *, back: bool) -> None:
@@ -218,10 +218,10 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
                 told = rate_limited.log(log, logging.ERROR, now, str(shortage))
                 record.failed(str(shortage))
             else:
-                told = rate_limited.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
-                record.failed(f"a bug: {next(leaves(group))!r}")
+                told = rate_limited.log(log, logging.ERROR, now, "internal error, interface stopped", traceback=True)
+                record.failed(f"internal error: {next(leaves(group))!r}")
         if trio.current_time() - begun >= HEALTHY_S:
             pause_s = RESTART_S[0]
-        log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)
+        log.log(logging.WARNING if told else logging.DEBUG, "restarting in %.0f s", pause_s)
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, RESTART_S[1])

@@ -49,7 +49,7 @@ class _Page:
         self._lines.append(self._cut(head, keep=process.config_file))
         reload = process.last_reload
         if reload is not None and reload.error is not None:
-            text = f"refused {ago(reload.at, now)} ago, the old config runs on: {reload.error}"
+            text = f"refused {ago(reload.at, now)} ago, the old config stays in use: {reload.error}"
             self._text("", "reload", text, _RED)
         for interface in process.interfaces:
             self._interface(interface, now)

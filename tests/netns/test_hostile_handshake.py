@@ -89,6 +89,6 @@ def test_hostile_handshakes(lab: Lab, way: str) -> None:
         counts = re.search(r"(\d+) packets transmitted, (\d+) received", bystander.log)
         assert counts is not None
         assert counts[1] == counts[2] != "0", bystander.tail()
-        assert "starting again" not in daemon.log
+        assert "restarting in" not in daemon.log
         assert " ERROR " not in daemon.log
         assert "Traceback" not in daemon.log

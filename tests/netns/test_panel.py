@@ -193,7 +193,7 @@ def test_reload(lab: Lab) -> None:
         window.click("#reload-close")
         window.wait_for_text("#config-when", "Changed by the last reload")  # that was the plan only
         it.daemon.signal(signal.SIGHUP)
-        window.wait_for_text("#config-when", "was refused, and the old config runs on")
+        window.wait_for_text("#config-when", "was refused, and the old config stays in use")
         window.wait_for_text("#config-error", "mtu")
         assert len(it.status()["interfaces"][0]["peers"]) == 2
         it.check_clean(network=("status of 409",))

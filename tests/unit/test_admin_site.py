@@ -311,7 +311,7 @@ async def test_status_and_metrics_of_running_interfaces() -> None:
         answer = await world.ask("POST", "/api/disconnect", BEARER, b'{"client": "laptop", "interface": null}')
         assert (answer.status, answer.json) == (200, {"sessions": 0})
         answer = await world.ask("POST", "/api/disconnect", BEARER, b'{"client": "laptop", "interface": "tun9"}')
-        assert (answer.status, answer.json) == (404, {"error": "there is no interface tun9 here; it has hub"})
+        assert (answer.status, answer.json) == (404, {"error": "there is no interface tun9 here; running: hub"})
         nursery.cancel_scope.cancel()
 
 

@@ -300,7 +300,7 @@ async def exchange(path: str, data: bytes) -> bytes:
     ("without arguments", b'{"command":"echo"}\n', b'{"result":[]}\n'),
     ("more behind it", b'{"command":"echo"}\n{"command":"refuse"}\n', b'{"result":[]}\n'),
     ("refused", encode_request("refuse"), b'{"error":"no, for a reason"}\n'),
-    ("a bug", encode_request("break"), b'{"error":"a bug; the log of the process has it"}\n'),
+    ("a bug", encode_request("break"), b'{"error":"internal error; the log of the process has its traceback"}\n'),
     (
         "unknown",
         encode_request("shutdown"),

@@ -55,7 +55,7 @@ function showConfig(status, now) {
   setText(byId("config-error"), reload?.error ?? "");
   const when = reload === null ? "" : `${moment(Date.parse(reload.at))}, ${since(reload.at, now)} ago`;
   let text = "As it was read at the start; not read again since.";
-  if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config runs on:`;
+  if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config stays in use:`;
   else if (reload?.changes.length) text = `Changed by the last reload, ${when}:`;
   else if (reload !== null) text = `Read again ${when}: nothing was different.`;
   setText(byId("config-when"), text);
