@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def _repair_stdout() -> None:
-    """Make printing safe: to /dev/null where stdout is closed, and with escapes for characters that its encoding lacks."""
+    """Make printing safe: to /dev/null if stdout is closed, with escapes for characters that its encoding lacks."""
     if sys.stdout is None:  # started with descriptor 1 closed
         null_fd = os.open(os.devnull, os.O_WRONLY)
         sys.stdout = open(null_fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process

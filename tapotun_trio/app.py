@@ -86,7 +86,7 @@ async def serve(
     manager: ServiceManager,
     ready_timeout_s: float,
 ) -> None:
-    """Run the interfaces until a signal stops them. Raises HostError if an interface or the admin listener cannot start."""
+    """Run the interfaces until a signal stops them. Raises HostError if one, or the admin listener, cannot start."""
     log = process_logger()
     registry = Registry()
     with trio.open_signal_receiver(*_SIGNALS) as signals, _sighup_unblocked(), _control_socket(process.name) as control:
@@ -98,7 +98,7 @@ async def serve(
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
-            # First: a second process with the same config would also find every port in use, but only the name's owner is known.
+            # First: a second process with this config finds every port in use too, but only a name shows who uses it.
             await require_names(host, [interface.name for interface in config.interfaces])
             with admin.changing(config.admin):
                 pass
@@ -123,7 +123,7 @@ def _sighup_unblocked() -> Iterator[None]:
 
 @contextmanager
 def _control_socket(name: str) -> Iterator[socket | None]:
-    """The listening control socket. None, with a warning, if no directory for it can be used: tunnels work without it."""
+    """The listening control socket; None, with a warning, if no directory can be used. Tunnels work without it."""
     with ExitStack() as undo:
         found: socket | None = None
         try:

@@ -58,8 +58,8 @@ class Reloader:
         self._lock = trio.Lock()
 
     def start(self, interfaces: Interfaces) -> None:
-        """The interfaces run: reloads may begin. One that was requested before has waited for this, since the file may have
-        changed after it was read."""
+        """Allow reloads: the interfaces run. A reload that was requested earlier has waited: the file may have changed
+        since it was read."""
         self._interfaces = interfaces
         self._started.set()
 
@@ -72,7 +72,7 @@ class Reloader:
         return {"reload": Command(ReloadArguments, run)}
 
     async def reload_for_a_signal(self) -> None:
-        """As `reload`, with the outcome in the log. While one reload waits for its turn, further signals are merged into it."""
+        """As `reload`, with the outcome in the log. Signals while a reload waits for its turn are merged."""
         if self._lock.statistics().tasks_waiting:
             return
         with suppress(RefusedError):  # logged, and in the status
@@ -165,10 +165,10 @@ class Reloader:
 
 
 def _explain(exc: ConfigError | HostError) -> str:
-    """The error, one line for each finding. Where a dropped capability may be the cause, it says that a restart helps."""
+    """The error, one line for each finding. It suggests a restart where a dropped capability may be the cause."""
     cause: BaseException | None = exc
     while cause is not None and not isinstance(cause, PermissionError):
         cause = cause.__cause__
     if isinstance(exc, ConfigError) or cause is None:
         return str(exc)
-    return f"{exc}; at its start this process dropped the capabilities that its config did not need; restart it"
+    return f"{exc}; restart this process: at its start it dropped the capabilities that it did not need"

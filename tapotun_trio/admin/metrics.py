@@ -1,13 +1,12 @@
-"""Metrics for Prometheus, of one snapshot of the process. docs/metrics.md documents each; a test keeps it to this.
+"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents each; a test compares them.
 
-Names follow Prometheus' rules: base units, counters end in ``_total``. What is not known has no sample, rather than a
-zero. Counters are those of the status: they begin again when their interface does, which rate() takes for what it is.
+Names follow Prometheus' rules: base units, and counters end in ``_total``. An unknown value has no sample, instead of a
+zero. Counters are those of the status: they restart at zero with their interface, which rate() handles.
 
-Labels are what an operator named in the config, and reasons, of which the code knows a fixed set. What the other end
-chooses for itself (its address, what it calls its software) is no label: every value would be a series more.
+Labels are names from the config, and reasons from a fixed set. A value that the other end chooses (its address, the
+name of its software) is not a label, since each value would make another time series.
 
-To import this costs 2 MB and 80 ms, since prometheus_client has no smaller part: only a process with an admin listener
-does.
+Importing this module costs 2 MB and 80 ms, for prometheus_client: only a process with an admin listener imports it.
 """
 
 from __future__ import annotations
@@ -39,31 +38,34 @@ from ..text import one_line
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
 _END: Final = b"# EOF\n"  # of OpenMetrics
-_SLICE: Final = 25  # interfaces, listeners or peers that are looked at in one go
-_PART: Final = 25  # samples that are written in one go; either takes about half a millisecond
+_SLICE: Final = 25  # interfaces, listeners or peers in one step
+_PART: Final = 25  # samples written in one step; either step takes about half a millisecond
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
 _LISTENER_LABELS: Final = ("address",)
-# At a server one of its clients, and `server` is empty; at a client its server. An empty label is none.
+# At a server, `client` is set and `server` is empty; at a client it is the reverse. An empty label counts as absent.
 _PEER_LABELS: Final = ("interface", "client", "server")
 
 T = TypeVar("T")
-# Things with the values of their labels, each such combination once.
+# Values of labels to the thing that has them; no two things have the same.
 Labelled: TypeAlias = dict[tuple[str, ...], T]
 
 
 def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str]:
-    """The page and its content type: OpenMetrics, or Prometheus' older text format for who asks for text/plain and
-    names no OpenMetrics. ``accept``: the request's header, untrusted input."""
+    """The page and its content type.
+
+    OpenMetrics, or Prometheus' older text format if ``accept`` has text/plain and not OpenMetrics. ``accept``: the
+    request's header, untrusted input.
+    """
     parts, content_type = render_in_parts(status, accept)
     return b"".join(parts), content_type
 
 
 def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
-    """The same, for who has other things to do between two parts: with a thousand clients the page takes longer than
-    packets should wait."""
-    # No more than a yes or no of the header: the library would write the version that was asked for into the answer.
+    """As `render`, in parts between which other tasks can run: the page of a thousand clients takes longer than packets
+    should wait."""
+    # Reduced to yes or no, because the library would copy the requested version into the response.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
     encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
@@ -76,7 +78,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
         name = ""
         for family in registry.collect():
             head = encode(_Family(family, [])).removesuffix(end)
-            if family.name != name:  # else more of the same
+            if family.name != name:  # otherwise more samples of the same family
                 name = family.name
                 yield head
             for at in range(0, len(family.samples), _PART):
@@ -88,7 +90,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
 
 
 class _Family(CollectorRegistry):
-    """One alone, with some of its samples."""
+    """One family with some of its samples."""
 
     def __init__(self, family: Metric, samples: list[Sample]) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class _Family(CollectorRegistry):
 
 
 class _Gauge(NamedTuple, Generic[T]):
-    """``read``: None if it is not known."""
+    """A gauge. ``read`` returns None if the value is unknown."""
 
     name: str
     text: str
@@ -108,7 +110,7 @@ class _Gauge(NamedTuple, Generic[T]):
 
 
 class _Counter(NamedTuple, Generic[T]):
-    """``name`` is without ``_total``."""
+    """A counter. ``name`` is without ``_total``."""
 
     name: str
     text: str
@@ -116,8 +118,10 @@ class _Counter(NamedTuple, Generic[T]):
 
 
 class _Reasons(NamedTuple, Generic[T]):
-    """A counter with one more label, the reason. ``expected``: has a sample before it happens, for rate() does not see
-    what came with a series' first sample."""
+    """A counter with one more label, the reason.
+
+    ``expected``: reasons with a zero before they happen, because rate() ignores the first sample of a series.
+    """
 
     name: str
     text: str
@@ -228,7 +232,7 @@ class _Snapshot(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """A family of many samples comes in several pieces, one behind the other."""
+        """A family with many samples is yielded in several consecutive pieces."""
         yield from _of_process(self._status)
         for some in _slices(self._interfaces):
             yield _states(some)
@@ -307,7 +311,7 @@ def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
 
 
 def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
-    """A few at a time; of none one that is empty, for a family is told of by its head, too."""
+    """The things, a few at a time; one empty slice if there are none, so that the family still gets its head."""
     items = iter(things.items())
     yield dict(islice(items, _SLICE))
     while some := dict(islice(items, _SLICE)):
@@ -315,8 +319,8 @@ def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
 
 
 def _labelled(pairs: Iterable[tuple[tuple[str, ...], T]]) -> Labelled[T]:
-    """The first of each; the config and the code see to it that there is no second. Prometheus would not take a page
-    with two samples of one series."""
+    """Things by the values of their labels; only the first of each, since Prometheus refuses a page with two samples of
+    one series. The config and the code do not let that happen."""
     found: Labelled[T] = {}
     for labels, thing in pairs:
         found.setdefault(tuple(map(one_line, labels)), thing)

@@ -1,4 +1,4 @@
-"""The admin listener's connections: accepted, bounded, each for itself."""
+"""Accepts the admin listener's connections, limits their number, and isolates each from the others."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from ..http.server import Exchange, serve_connection
 from ..log import Faults, Log, RateLimitedLog
 from .api import AdminApi
 
-MAX_UNAUTHENTICATED: Final = (
-    64  # connections that have shown neither a token nor a session; one more pushes the oldest out
-)
-MAX_AUTHENTICATED: Final = 64  # those that have; likewise
+MAX_UNAUTHENTICATED: Final = 64  # connections that have not authenticated yet; another one evicts the oldest
+MAX_AUTHENTICATED: Final = 64  # connections that have authenticated; another one evicts the oldest
 ACCEPT_RETRY_S: Final = 0.1
-GOODBYE_S: Final = 1.0  # for answers under way when another listener takes over
+GOODBYE_S: Final = 1.0  # for responses in progress when another listener takes over
 RESTART_S: Final = (1.0, 30.0)  # the first pause after a bug, doubled up to the last
 HEALTHY_S: Final = 60.0
 
-# Who is on this machine, or comes through a proxy on it: believed who it speaks for, in the log.
+# Forwarding headers of proxies on this machine are believed, for the client's address in the log.
 _INGRESS: Final = IngressOptions(trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")), trusts_unix=True)
 
 
@@ -37,11 +35,11 @@ class AdminServer:
     """Serves one listener, which its owner closes."""
 
     def __init__(
-        self, listener: Listener, make_site: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
+        self, listener: Listener, make_api: Callable[[Callable[[Exchange], None]], AdminApi], log: Log
     ) -> None:
-        """``make_site`` gets what it is to call for a connection that has shown that it may be here."""
+        """``make_api`` gets the callback for the connection of an authenticated request."""
         self.listener = listener
-        self._api = make_site(self._on_authenticated)
+        self._api = make_api(self._on_authenticated)
         self._log = log
         self._unauthenticated = PendingConnections(MAX_UNAUTHENTICATED)
         self._authenticated = PendingConnections(MAX_AUTHENTICATED)

@@ -79,7 +79,7 @@ REACHED: Final = {
     "Access.log_in",
     "live.handshake_of",
     "live.serve_live",
-    "live._talk",
+    "live._send_updates",
     "live._send",
     "answers.decode",
     "browser.limited_as",

@@ -221,7 +221,7 @@ async def test_a_bug_in_a_websocket_is_its_own(
     async def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tapotun_trio.admin.live._talk", bug)
+    monkeypatch.setattr("tapotun_trio.admin.live._send_updates", bug)
     handshake = f"Authorization: {BEARER['authorization']}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     async with opened() as world:

@@ -353,7 +353,7 @@ async def test_rights_that_were_given_up_come_back_with_a_restart(tmp_path: Path
         it.host.device_faults["tun2"] = [denied]
         third = replace(second, name="tun2", listen=(TcpAddress("127.0.0.1", free_port()),))
         assert (await it.refused(first, second, third)).endswith(
-            "permission denied; at its start this process dropped the capabilities that its config did not need; restart it"
+            "permission denied; restart this process: at its start it dropped the capabilities that it did not need"
         )
         it.file = ConfigError("hub.json: cannot be read")
         it.file.__cause__ = PermissionError(errno.EACCES, "Permission denied")
