@@ -208,9 +208,9 @@ def outcome(conflict: Conflict) -> str:
         case "excepted":
             return f"host route {host_route_text(conflict)} keeps them out of the tunnel"
         case "left-out":
-            return "it is left out; remove it from the server's config"
+            return "it is left out; take it from the server's config"
         case "withdrawn":
-            return "removed until there is a session again"
+            return "withdrawn until there is a session again"
         case "captured":
             return "it carries them into the tunnel; remove it"
 

@@ -1,8 +1,8 @@
 """The status of a process. `lifecycle.snapshot` makes it; `tapotun status --json`, the panel and the metrics read it.
 docs/status.md documents every field, and a test compares the two.
 
-Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``. Times (``..since``, ``.._at``) are UTC,
-to the second. Packets and bytes are IP packets without framing, counted since the interface last started. No token is
+Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``. Times (``..since``, ``.._at``) are
+UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface last started. No token is
 in here, and no hash of one.
 
 These structs form trees, so the garbage collector does not track them (``gc=False``): with thousands of clients they
@@ -79,7 +79,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """An address that a server listens on, alone or with other interfaces. ``problem``: why nobody can connect to it."""
+    """An address that a server listens on, alone or with other interfaces. ``problem``: why it cannot be reached."""
 
     address: str
     problem: str | None = None

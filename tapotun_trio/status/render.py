@@ -159,7 +159,7 @@ class _Page:
             self._lines.append(f"{indent}{named}{padding}{row}")
 
     def _cut(self, head: str, *, keep: str) -> str:
-        """``head`` and ``keep`` on one line. If it is too long, the beginning of ``keep`` is cut: the end of a path matters most."""
+        """Both on one line. If it is too long, ``keep`` loses its beginning: the end of a path says most."""
         head, tail = one_line(head), one_line(keep)
         room = max(self._width - columns(head), 1)
         while columns(tail) > room:
@@ -168,11 +168,11 @@ class _Page:
 
 
 def conflict_text(conflict: TransportConflictStatus) -> str:
-    """The conflict and what was done about conflict. `tapotun doctor` uses the same text."""
+    """The conflict and what was done about it. `tapotun doctor` uses the same text."""
     outcome = {
         "excepted": f"its own connections use host route {conflict.host_route}",
         "left-out": "it is left out; remove it from the server's config",
-        "withdrawn": "removed until there is a session again",
+        "withdrawn": "withdrawn until there is a session again",
         "captured": "it leads the tunnel into itself; remove it",
     }
     return f"route {conflict.route} covers {conflict.address}: {outcome[conflict.action]}"
@@ -229,7 +229,7 @@ def _scaled(value: float, base: int, units: tuple[str, ...], *, whole: bool) -> 
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future: clocks get set."""
+    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
     seconds = max(int((now - then).total_seconds()), 0)
     parts: list[str] = []
     for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):

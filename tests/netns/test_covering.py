@@ -332,7 +332,7 @@ def test_without_a_session_the_routes_go_and_come_back(world: World) -> None:
         wait_until(lambda: pushed(world.client) == {elsewhere}, PATIENCE_S, "it to be withdrawn", daemon.tail)
         wait_until(in_vain(world.client), PATIENCE_S, "the host route to be gone", daemon.tail)
         assert f"pushed route {OFFICE} covers {SERVER}" in daemon.log
-        assert "removed until there is a session again" in daemon.log
+        assert "withdrawn until there is a session again" in daemon.log
         [conflict] = status(world.client)["transport_conflicts"]
         assert (conflict["route"], conflict["address"], conflict["action"]) == (OFFICE, SERVER, "withdrawn")
         for host in (world.gate, world.other):

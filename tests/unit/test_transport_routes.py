@@ -214,7 +214,7 @@ CASES: Final = {
         ["the network of address 203.0.113.5/24", "host route 203.0.113.10 via"],
     ),
     "left out": (conflicts(PUSH, way=replace(WAY, usable=False)), ["it is left out; take it from the server"]),
-    "withdrawn": (conflicts(PUSH, withdraws=True), ["removed until there is a session again"]),
+    "withdrawn": (conflicts(PUSH, withdraws=True), ["withdrawn until there is a session again"]),
     "the mark's": (
         list(
             decide(
