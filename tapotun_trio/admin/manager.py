@@ -139,8 +139,8 @@ class AdminManager:
         self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
         if waits and not (isinstance(config.listen, TcpAddress) and config.listen.early):
             self._log.warning(
-                "admin: %s: this machine does not have that address yet, and nobody can connect before it has; "
-                "if it is not to get it, correct admin.listen",
+                "admin: %s: this machine does not have that address yet, and nobody can connect before it does; "
+                "if it never will, correct admin.listen",
                 name,
             )
 

@@ -142,26 +142,30 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
         "tapotun_interface_up",
         "1: a server listens, a client's streams carry packets.",
-        lambda it: it.state == "up",
+        lambda status: status.state == "up",
     ),
     _Gauge(
         "tapotun_interface_state_since_timestamp_seconds",
         "Since when the interface is in its state.",
-        lambda it: _unix(it.since),
+        lambda status: _unix(status.since),
     ),
-    _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda it: it.mtu_bytes),
-    _Counter("tapotun_interface_restarts", "How often it failed and was started again.", lambda it: it.restarts),
+    _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda status: status.mtu_bytes),
+    _Counter(
+        "tapotun_interface_restarts", "How often it failed and was started again.", lambda status: status.restarts
+    ),
     _Reasons(
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that nobody got, by reason.",
-        lambda it: it.device_drops,
-        lambda it: (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if it.kind == "server" else (),
+        lambda status: status.device_drops,
+        lambda status: (
+            (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if status.kind == "server" else ()
+        ),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
         "Requests to the interface that came to nothing, by reason.",
-        lambda it: it.refusals,
-        lambda it: _REFUSALS if it.kind == "server" else (),
+        lambda status: status.refusals,
+        lambda status: _REFUSALS if status.kind == "server" else (),
     ),
 )
 
@@ -169,66 +173,74 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     _Reasons(
         "tapotun_listener_refused_connections",
         "Connections to the address that reached no interface, by reason.",
-        lambda it: it.refusals,
+        lambda status: status.refusals,
     ),
 )
 
 _DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.INTERNAL_ERROR}))
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
-    _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda it: it.state == "connected"),
+    _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda status: status.state == "connected"),
     _Gauge(
         "tapotun_client_replaced",
         "1: another machine uses this client's token.",
-        lambda it: it.state == "replaced",
+        lambda status: status.state == "replaced",
     ),
     _Gauge(
         "tapotun_client_connected_since_timestamp_seconds",
         "Since when it is connected without a break.",
-        lambda it: _unix(it.connected_since),
+        lambda status: _unix(status.connected_since),
     ),
     _Gauge(
         "tapotun_client_last_frame_timestamp_seconds",
         "When anything came from the other end last, a ping included.",
-        lambda it: _unix(it.last_frame_at),
+        lambda status: _unix(status.last_frame_at),
     ),
-    _Counter("tapotun_client_receive_bytes", "IP packets from the other end, without framing.", lambda it: it.rx_bytes),
-    _Counter("tapotun_client_transmit_bytes", "IP packets to the other end, without framing.", lambda it: it.tx_bytes),
-    _Counter("tapotun_client_receive_packets", "IP packets from the other end.", lambda it: it.rx_packets),
-    _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda it: it.tx_packets),
+    _Counter(
+        "tapotun_client_receive_bytes",
+        "IP packets from the other end, without framing.",
+        lambda status: status.rx_bytes,
+    ),
+    _Counter(
+        "tapotun_client_transmit_bytes", "IP packets to the other end, without framing.", lambda status: status.tx_bytes
+    ),
+    _Counter("tapotun_client_receive_packets", "IP packets from the other end.", lambda status: status.rx_packets),
+    _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda status: status.tx_packets),
     _Gauge(
         "tapotun_client_rtt_last_seconds",
         "The last round trip of a ping through the streams, with whatever waits there.",
-        lambda it: _from_ms(it.rtt.last_ms),
+        lambda status: _from_ms(status.rtt.last_ms),
     ),
     _Gauge(
         "tapotun_client_rtt_smoothed_seconds",
         "The round trip, smoothed as in RFC 6298.",
-        lambda it: _from_ms(it.rtt.smoothed_ms),
+        lambda status: _from_ms(status.rtt.smoothed_ms),
     ),
-    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda it: _from_ms(it.rtt.min_ms)),
-    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda it: it.outbox.bytes),
-    _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda it: it.outbox.packets),
-    _Reasons("tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda it: it.drops, lambda _: _DROPS),
+    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda status: _from_ms(status.rtt.min_ms)),
+    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda status: status.outbox.bytes),
+    _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda status: status.outbox.packets),
+    _Reasons(
+        "tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda status: status.drops, lambda _: _DROPS
+    ),
     _Reasons(
         "tapotun_client_stream_ends",
         "Streams, and attempts at one, that broke, by reason.",
-        lambda it: it.stream_ends,
+        lambda status: status.stream_ends,
     ),
-    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda it: it.reconnects),
+    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda status: status.reconnects),
 )
 
 
 class _Snapshot(Collector):
     def __init__(self, status: ProcessStatus) -> None:
-        self._status = status
-        self._interfaces = _labelled(((it.name, it.kind), it) for it in status.interfaces)
+        self._status, interfaces = status, status.interfaces
+        self._interfaces = _labelled(((interface.name, interface.kind), interface) for interface in interfaces)
         # Interfaces may share a listener.
-        self._listeners = _labelled(((each.address,), each) for it in status.interfaces for each in it.listen)
+        self._listeners = _labelled(((listener.address,), listener) for each in interfaces for listener in each.listen)
         self._peers = _labelled(
-            ((it.name, each.name, "") if it.kind == "server" else (it.name, "", each.name), each)
-            for it in status.interfaces
-            for each in it.peers
+            ((each.name, peer.name, "") if each.kind == "server" else (each.name, "", peer.name), peer)
+            for each in interfaces
+            for peer in each.peers
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -267,17 +279,17 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
 
 def _states(interfaces: Labelled[InterfaceStatus]) -> Metric:
     family = StateSetMetricFamily("tapotun_interface_state", "1: it is in this state.", labels=_INTERFACE_LABELS)
-    for labels, it in interfaces.items():
-        family.add_metric(labels, {state: state == it.state for state in get_args(InterfaceState)})
+    for labels, interface in interfaces.items():
+        family.add_metric(labels, {state: state == interface.state for state in get_args(InterfaceState)})
     return family
 
 
 def _transports(peers: Labelled[PeerStatus]) -> Metric:
     family = InfoMetricFamily("tapotun_client", "What its newest stream is carried by.", labels=_PEER_LABELS)
-    for labels, it in peers.items():
-        if it.transport is not None and it.extended is not None:
-            protocol = "extended" if it.extended else "base"
-            family.add_metric(labels, {"transport": it.transport, "protocol": protocol})
+    for labels, peer in peers.items():
+        if peer.transport is not None and peer.extended is not None:
+            protocol = "extended" if peer.extended else "base"
+            family.add_metric(labels, {"transport": peer.transport, "protocol": protocol})
     return family
 
 
@@ -292,20 +304,20 @@ def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
     match row:
         case _Gauge(name, text, read):
             gauge = GaugeMetricFamily(name, text, labels=names, unit=unit)
-            for labels, it in things.items():
-                if (value := read(it)) is not None:
+            for labels, thing in things.items():
+                if (value := read(thing)) is not None:
                     gauge.add_metric(labels, value)
             return gauge
         case _Counter(name, text, count):
             counter = CounterMetricFamily(name, text, labels=names, unit=unit)
-            for labels, it in things.items():
-                counter.add_metric(labels, count(it))
+            for labels, thing in things.items():
+                counter.add_metric(labels, count(thing))
             return counter
-        case _Reasons(name, text, tell, expected):
+        case _Reasons(name, text, counts_of, expected):
             counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
-            for labels, it in things.items():
-                numbers = {one_line(reason): number for reason, number in tell(it).items()}
-                for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
+            for labels, thing in things.items():
+                numbers = {one_line(reason): number for reason, number in counts_of(thing).items()}
+                for reason, number in {**dict.fromkeys(expected(thing), 0), **numbers}.items():
                     counter.add_metric((*labels, reason), number)
             return counter
 

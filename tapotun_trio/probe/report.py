@@ -47,12 +47,12 @@ def report_text(measured: Measured, verdict: Verdict) -> str:
 
 
 def _steps(measured: Measured) -> Iterator[tuple[str, str]]:
-    yield "url", measured.url + (f" through {it.outgoing_proxy}" if measured.outgoing_proxy else "")
+    yield "url", measured.url + (f" through {measured.outgoing_proxy}" if measured.outgoing_proxy else "")
     if measured.dns is not None:
-        took = "" if measured.dns.ms is None else f"{_ms(it.dns.ms)}, "
-        yield "dns", measured.dns.error or f"{took}{', '.join(it.dns.addresses)}"
+        took = "" if measured.dns.ms is None else f"{_ms(measured.dns.ms)}, "
+        yield "dns", measured.dns.error or f"{took}{', '.join(measured.dns.addresses)}"
     if measured.tcp is not None:
-        yield "tcp", measured.tcp.error or f"{_ms(it.tcp.ms)}, to {it.tcp.address}"
+        yield "tcp", measured.tcp.error or f"{_ms(measured.tcp.ms)}, to {measured.tcp.address}"
     if measured.tls is not None:
         yield "tls", "; ".join(_tls(measured))
     if measured.http is not None:
@@ -69,12 +69,12 @@ def _steps(measured: Measured) -> Iterator[tuple[str, str]]:
             f"up {_rate(up)}, down {'at least ' if down is not None else ''}{_rate(down)} (measured on echoes)",
         )
     if measured.websocket.ok is not None:
-        yield "websocket", "passes" if measured.websocket.ok else f"does not pass: {it.websocket.error}"
+        yield "websocket", "passes" if measured.websocket.ok else f"does not pass: {measured.websocket.error}"
     if measured.idle is not None:
         yield (
             "idle",
-            f"download {_idle(it.idle.download_s, it.idle.download_tested_s)}, "
-            f"upload {_idle(it.idle.upload_s, it.idle.upload_tested_s, late=it.idle.upload_late)}",
+            f"download {_idle(measured.idle.download_s, measured.idle.download_tested_s)}, "
+            f"upload {_idle(measured.idle.upload_s, measured.idle.upload_tested_s, late=measured.idle.upload_late)}",
         )
 
 

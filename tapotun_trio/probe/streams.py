@@ -140,9 +140,8 @@ class Receiver:
                 self.seen.add(number)
             elif kind == control.PARAMS:
                 self.params = params.decode(payload)
-            elif kind == control.BYE:
-                if control.bye_reason(payload).startswith(control.REPLACED):
-                    self.replaced = True
+            elif kind == control.BYE and control.bye_reason(payload).startswith(control.REPLACED):
+                self.replaced = True
         self._progress.notify()
 
     def _take_pong(self, payload: bytes) -> None:

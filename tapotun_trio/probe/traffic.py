@@ -1,7 +1,7 @@
 """Measures the streams: whether they forward bytes as they arrive, the round trip, and the throughput.
 
-Only control frames are sent: PINGs, whose payload of any size comes back, and PADDING, which every peer skips. No packet
-is sent, so none reaches the server's network.
+Only control frames are sent: PINGs, whose payload of any size comes back, and PADDING, which every peer skips. No
+packet is sent, so none reaches the server's network.
 """
 
 from __future__ import annotations

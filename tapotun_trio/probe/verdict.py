@@ -9,11 +9,11 @@ from .measured import Direction, Http, Measured
 from .remedies import NAMES, Fault, lines
 
 Severity: TypeAlias = Literal["fault", "warning", "note"]
-"""``fault``: the tunnel does not work (well) until it is changed; ``warning``: it works with limits; ``note``: a fact."""
+"""``fault``: the tunnel does not work well until it is changed; ``warning``: it works with limits; ``note``: a fact."""
 
 EXPIRES_SOON_DAYS: Final = 14.0
 OLD_TLS: Final = ("TLSv1", "TLSv1.1")
-# A PING that takes this much longer than a whole request is delayed: HAProxy adds 100 to 200 ms, the kernel (Nagle) 40.
+# A PING that takes this much longer than a whole request is delayed: HAProxy adds 100 to 200 ms, the kernel 40.
 DELAY_MS: Final = 30.0
 # An upload whose first bytes arrive, but with this delay, is late.
 LATE_MS: Final = 500.0
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Verdict:
-    """The verdict. ``selector``: the transport that a client would use; None: none works. ``text``: the same as a line."""
+    """``selector``: the transport that a client would use; None: none works. ``text``: the verdict as a line."""
 
     usable: bool = False
     selector: Literal["http", "websocket"] | None = None
@@ -53,7 +53,7 @@ def judge(measured: Measured) -> Verdict:
     _Judge(measured, verdict.findings).judge()
     faults = {finding.code for finding in verdict.findings if finding.severity == "fault"}
     reached = measured.http is not None and measured.http.status == 200
-    # Faults of GET and PUT that may not affect a WebSocket. A client notices "upload-held" itself, and changes to one.
+    # Faults of GET and PUT that may not affect a WebSocket. A client notices upload-held itself, and changes to one.
     http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-"))}
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:
@@ -97,7 +97,7 @@ class _Judge:
     """One pass over the measurements."""
 
     def __init__(self, measured: Measured, findings: list[Finding]) -> None:
-        self._it = measured
+        self._measured = measured
         self._findings = findings
         self._kind = measured.http.proxy if measured.http is not None else "unknown"
         rest = measured.url.partition("://")[2]
@@ -126,21 +126,21 @@ class _Judge:
 
     def _connection(self) -> bool:
         """Whether there was a connection, so that there may be a response."""
-        it = self._it
-        for code, step in (("dns", it.dns), ("tcp", it.tcp)):
+        measured = self._measured
+        for code, step in (("dns", measured.dns), ("tcp", measured.tcp)):
             if step is not None and step.error is not None:
                 self._add("fault", code, step.error)
                 return False
-        if it.tcp is not None:
-            for address, error in it.tcp.unreachable.items():
-                text = f"the name has the address {address}, which does not answer ({error}); remove it from DNS, or listen on it"
+        if measured.tcp is not None:
+            for address, error in measured.tcp.unreachable.items():
+                text = f"the name has the address {address}, which does not answer ({error}); serve it or remove it"
                 self._add("warning", "address-unreachable", text)
         return self._tls()
 
     def _tls(self) -> bool:
-        tls = self._it.tls
+        tls = self._measured.tls
         if tls is None:
-            return self._it.http is not None
+            return self._measured.http is not None
         if tls.error is not None:
             self._add("fault", "tls", tls.error)
             return False
@@ -151,19 +151,19 @@ class _Judge:
         if old:
             text = f"the server still offers {' and '.join(old)} (RFC 8996 forbids them); the tunnel does not use them"
             self._add("note", "old-tls", text)
-        return self._it.http is not None
+        return self._measured.http is not None
 
     # -- the response
 
     def _answer(self) -> bool:
         """Whether streams were tested."""
-        http, it = self._it.http, self._it
+        http, measured = self._measured.http, self._measured
         assert http is not None, "called only if there is one"
-        if it.token_in_use:
-            text = "this token is in use by a running client, which was not disturbed: only tests that do not take the token over "
+        if measured.token_in_use:
+            text = "this token is in use by a running client, which was not disturbed: only tests that need no session "
             self._add("note", "token-in-use", f"{text}were made; for the others, stop the client or add a token")
         elif http.status is None:
-            if it.download.state == "held-back":
+            if measured.download.state == "held-back":
                 return True
             self._add("fault", "no-answer", http.error or "there was no answer")
             return False
@@ -201,7 +201,7 @@ class _Judge:
     # -- the streams
 
     def _download(self) -> None:
-        down = self._it.download
+        down = self._measured.download
         if down.state == "held-back":
             text = f"the download is held back: {_held(down, 'answered')}"
             self._blame("fault", "download-held", text, "download-held")
@@ -209,11 +209,11 @@ class _Judge:
             self._add("fault", "download-broken", f"the download broke: {down.error}")
 
     def _upload(self) -> None:
-        up = self._it.upload
+        up = self._measured.upload
         if up.state == "held-back":
             self._blame("fault", "upload-held", f"the upload is held back: {_held(up, 'sent')}", "upload-held")
             # nginx with HTTP/1.0 to its upstream looks the same, but does not pass a WebSocket.
-            if self._kind == "nginx" and self._it.websocket.ok is not True:
+            if self._kind == "nginx" and self._measured.websocket.ok is not True:
                 found = self._findings[-1]
                 change = ("proxy_http_version 1.1;", *found.change)
                 self._findings[-1] = Finding(found.severity, found.code, found.text, found.where, change)
@@ -233,7 +233,7 @@ class _Judge:
             self._add("fault", "upload-broken", f"the upload broke: {up.error or f'answered {up.status}'}")
 
     def _delay(self) -> None:
-        rtt, http = self._it.rtt, self._it.http
+        rtt, http = self._measured.rtt, self._measured.http
         if rtt is None or http is None or http.ms is None:
             return
         delay_ms = rtt.median_ms - http.ms
@@ -244,20 +244,20 @@ class _Judge:
             )
 
     def _websocket(self) -> None:
-        it = self._it.websocket
-        if it.ok is False:
-            needed = self._it.transport == "websocket" or self._it.upload.state == "held-back"
-            severity: Severity = "fault" if self._it.transport == "websocket" else "warning" if needed else "note"
+        websocket = self._measured.websocket
+        if websocket.ok is False:
+            needed = self._measured.transport == "websocket" or self._measured.upload.state == "held-back"
+            severity: Severity = "fault" if self._measured.transport == "websocket" else "warning" if needed else "note"
             tail = "" if needed else "; not needed while uploads stream"
-            self._blame(severity, "websocket", f"a WebSocket does not pass ({it.error}){tail}", "websocket")
+            self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")
 
     def _idle(self) -> None:
-        idle, http = self._it.idle, self._it.http
+        idle, http = self._measured.idle, self._measured.http
         if idle is None or http is None:
             return
         need_s = http.keepalive_s or BASE_PING_S
         # Measured with GET and PUT; a WebSocket may have other timeouts.
-        severity: Severity = "warning" if self._it.transport == "websocket" else "fault"
+        severity: Severity = "warning" if self._measured.transport == "websocket" else "fault"
         found: tuple[tuple[str, float | None, Literal["idle-download", "idle-upload"]], ...] = (
             ("download", idle.download_s, "idle-download"),
             ("upload", idle.upload_s, "idle-upload"),

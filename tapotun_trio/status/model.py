@@ -2,8 +2,8 @@
 docs/status.md documents every field, and a test compares the two.
 
 Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``. Times (``..since``, ``.._at``) are
-UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface last started. No token is
-in here, and no hash of one.
+UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface last started. There is
+no token in here, and no hash of one.
 
 These structs form trees, so the garbage collector does not track them (``gc=False``): with thousands of clients they
 would trigger full collections.

@@ -10,7 +10,7 @@ const TONES = { up: "good", connecting: "warn", starting: "warn", failed: "bad" 
 export class Interfaces {
   #cards;
 
-  /** `plot(key)`: show it in the plots. */
+  /** `plot(key)` shows that series in the plots. */
   constructor(plot) {
     this.#cards = new Keyed(byId("interfaces"), (name) => new Card(name, plot));
   }

@@ -1,4 +1,4 @@
-// One peer: a row of the table, and below it, on request, everything that is known of it.
+// One peer: a row of the table, and on request a row below it with all details.
 
 import { el, setAttribute, setShown, setText } from "./dom.js";
 import { count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
@@ -7,9 +7,9 @@ import { spark } from "./plot.js";
 const SPARK_MS = 120_000;
 const TONES = { connected: "good", connecting: "warn", replaced: "bad", offline: "off" };
 const TRANSPORTS = { http: "HTTP", websocket: "WebSocket" };
-let opened = 0; // so many details had an id
+let opened = 0; // number of detail rows made so far, for their ids
 
-/** A cell of two lines: what counts, and what is good to know beside it. */
+/** A cell of two lines: the value, and a detail. */
 class Cell {
   main = el("span", { class: "main" });
   more = el("span", { class: "aside" });
@@ -54,7 +54,7 @@ export class PeerRow {
     this.#cells.get("actions").node.replaceChildren(this.#disconnect);
     this.#disconnect.addEventListener("click", () => context.disconnect(this.#it.interfaceName, this.#it.peer.name));
     this.#row.addEventListener("click", (event) => {
-      // Not where something has a meaning of its own, and not at the end of a selection.
+      // Not on a button with an action of its own, and not when text was selected.
       const button = event.target.closest("button");
       if (button === this.#toggle || (button === null && getSelection().isCollapsed)) this.#open(this.#detail === null);
     });
@@ -72,7 +72,7 @@ export class PeerRow {
     setAttribute(this.#row, "data-tone", TONES[peer.state] ?? "warn");
     setAttribute(this.#row, "data-state", peer.state);
     cell("name").set(peer.name, [several ? it.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
-    const heard = peer.last_frame_at === null ? "" : `heard ${since(peer.last_frame_at, now)} ago`;
+    const heard = peer.last_frame_at === null ? "" : `last frame ${since(peer.last_frame_at, now)} ago`;
     const here = peer.connected_since !== null;
     cell("state").set(peer.state, here ? `for ${since(peer.connected_since, now)}` : heard);
     cell("endpoint").set(peer.endpoint ?? NOTHING, peer.endpoint === null ? "" : software(peer));
@@ -124,13 +124,13 @@ class Detail {
     this.#set("Sources", listed(peer.sources));
     this.#set("Endpoint", peer.endpoint ?? NOTHING);
     this.#set("Transport", TRANSPORTS[peer.transport] ?? NOTHING);
-    this.#set("Software", peer.agent ?? { true: "one of ours", false: "base protocol" }[peer.extended] ?? NOTHING);
+    this.#set("Software", peer.agent ?? { true: "extended protocol", false: "base protocol" }[peer.extended] ?? NOTHING);
     this.#set("Connected since", at(peer.connected_since));
     this.#set("Last heard", at(peer.last_frame_at));
     this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);
     this.#set("Sent", `${size(peer.tx_bytes)} in ${plural(peer.tx_packets, "packet")}`);
     const { last_ms, smoothed_ms, min_ms } = peer.rtt;
-    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, least ${milliseconds(min_ms)}`;
+    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, min ${milliseconds(min_ms)}`;
     this.#set("Round trip", last_ms === null ? NOTHING : trips);
     this.#set("Waiting to be sent", `${size(peer.outbox.bytes)} in ${plural(peer.outbox.packets, "packet")}`);
     this.#set("Dropped", reasons(peer.drops));

@@ -1,4 +1,4 @@
-// The table of peers: searched, filtered, sorted, a row updated in place. Rows beyond the first are made on request.
+// The table of peers: search, filter, sort, rows updated in place. It shows the first rows, and more on request.
 
 import { byId, el, Keyed, setAttribute, setShown, setText } from "./dom.js";
 import { count, plural } from "./format.js";
@@ -10,12 +10,12 @@ const RESORT_MS = 5000; // rows that jump every second cannot be read
 
 const { compare } = new Intl.Collator("en", { numeric: true });
 const byName = (a, b) => compare(a.interfaceName, b.interfaceName) || compare(a.peer.name, b.peer.name);
-// Those without one come last.
+// Peers without an endpoint come last.
 const byEndpoint = (a, b) => compare(a.peer.endpoint ?? "\uffff", b.peer.endpoint ?? "\uffff");
-const byTraffic = (way) => ({ peer: a }, { peer: b }) =>
-  b.rates[`${way}_bits_per_s`] - a.rates[`${way}_bits_per_s`] || b[`${way}_bytes`] - a[`${way}_bytes`];
+const byTraffic = (direction) => ({ peer: a }, { peer: b }) =>
+  b.rates[`${direction}_bits_per_s`] - a.rates[`${direction}_bits_per_s`] || b[`${direction}_bytes`] - a[`${direction}_bytes`];
 const STATES = ["connected", "connecting", "replaced", "offline"];
-// `order`: as it is sorted at the first click; `descending` says that this is from the largest down.
+// `order`: the order after the first click; `descending`: this order is from the largest down.
 const COLUMNS = [
   { id: "name", label: "Peer", order: byName },
   { id: "state", label: "State", order: (a, b) => STATES.indexOf(a.peer.state) - STATES.indexOf(b.peer.state) },
@@ -34,7 +34,7 @@ export class Peers {
   #heads = new Map();
   #sort = { id: "name", reversed: false };
   #limit = FIRST_ROWS;
-  #order = []; // keys, as sorted last
+  #order = []; // keys in the order of the last sort
   #sortedAt = 0;
   #peers = [];
   #now = 0;
@@ -61,7 +61,7 @@ export class Peers {
     this.#show();
   }
 
-  /** Paint again what is painted and not written. */
+  /** Redraw the canvases. */
   repaint() {
     this.#show();
   }
@@ -99,7 +99,7 @@ export class Peers {
     this.#sortSelect.value = this.#sort.id;
   }
 
-  /** Show the first ones, up to so many. */
+  /** Show up to `limit` rows. */
   #showFirst(limit) {
     this.#limit = limit;
     this.#show();
@@ -120,7 +120,7 @@ export class Peers {
     });
   }
 
-  // Where a peer stood when they were sorted last it stays for a while; new ones are at the end until then.
+  // A peer keeps its place until the next sort, at most every five seconds; new peers come last until then.
   #sorted(peers) {
     const now = performance.now();
     if (now - this.#sortedAt > RESORT_MS || this.#sortedAt === 0) {

@@ -1,4 +1,4 @@
-// The figures at the top, and the two plots of everything, an interface or a peer.
+// The figures at the top, and the two plots: of everything, an interface or a peer.
 
 import { byId, el, setShown, setText } from "./dom.js";
 import { count, milliseconds, NOTHING, plural, rate, size } from "./format.js";
@@ -10,7 +10,7 @@ export class Traffic {
   #scope = byId("plot-scope");
   #span = byId("plot-span");
   #scopes = "";
-  #chosen = ALL; // it may be away for a while, as a failed interface's peers are
+  #chosen = ALL; // it may be absent for a while, as the peers of a failed interface are
   #rate;
   #trips;
   #recently = new Recently();
@@ -66,7 +66,7 @@ export class Traffic {
     this.plot();
   }
 
-  /** Plot that peer or interface, and bring the plots into sight. */
+  /** Plot that peer or interface, and scroll to the plots. */
   select(key) {
     this.#scope.value = this.#chosen = key;
     this.plot();
@@ -85,7 +85,7 @@ export class Traffic {
     this.#trips.show(data, from, end, name);
   }
 
-  // The list is made anew only when names come or go: an open list would close.
+  // The list is rebuilt only when names change, because that closes an open list.
   #offer(status, peers) {
     const names = JSON.stringify([status.interfaces.map((it) => it.name), peers.map((it) => it.key)]);
     if (names === this.#scopes) return;
