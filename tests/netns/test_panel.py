@@ -265,7 +265,7 @@ def test_through_a_proxy(lab: Lab) -> None:
             window.open(f"http://127.0.0.1:{port}/")
             window.write("#token", token("admin"))
             window.click("#login-button")
-            window.wait_for_text("#lost-what", "a proxy must pass Host, Upgrade and Connection on")
+            window.wait_for_text("#lost-what", "a proxy must forward Host, Upgrade and Connection")
             assert window.text("#main") == ""
         with nginx_proxy(it.server, ADMIN, listen=port, websocket=True, log_level="crit"):
             it.wait_until_live()

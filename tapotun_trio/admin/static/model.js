@@ -118,7 +118,7 @@ export class Recently {
    */
   growth(at, counters) {
     const passed = this.#at === null ? 0 : at - this.#at;
-    if (passed < 0 || passed > RECENT_MS) this.#steps = []; // the clock was set back, or the time of the growth is unknown
+    if (passed < 0 || passed > RECENT_MS) this.#steps = []; // the clock was set back, or the time is unknown
     else if (this.#at !== null) this.#steps.push([at, this.#grown(counters)]);
     this.#at = at;
     this.#last = counters;

@@ -124,7 +124,8 @@ class Detail {
     this.#set("Sources", listed(peer.sources));
     this.#set("Endpoint", peer.endpoint ?? NOTHING);
     this.#set("Transport", TRANSPORTS[peer.transport] ?? NOTHING);
-    this.#set("Software", peer.agent ?? { true: "extended protocol", false: "base protocol" }[peer.extended] ?? NOTHING);
+    const protocol = { true: "extended protocol", false: "base protocol" }[peer.extended];
+    this.#set("Software", peer.agent ?? protocol ?? NOTHING);
     this.#set("Connected since", at(peer.connected_since));
     this.#set("Last heard", at(peer.last_frame_at));
     this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);

@@ -12,8 +12,8 @@ const { compare } = new Intl.Collator("en", { numeric: true });
 const byName = (a, b) => compare(a.interfaceName, b.interfaceName) || compare(a.peer.name, b.peer.name);
 // Peers without an endpoint come last.
 const byEndpoint = (a, b) => compare(a.peer.endpoint ?? "\uffff", b.peer.endpoint ?? "\uffff");
-const byTraffic = (direction) => ({ peer: a }, { peer: b }) =>
-  b.rates[`${direction}_bits_per_s`] - a.rates[`${direction}_bits_per_s`] || b[`${direction}_bytes`] - a[`${direction}_bytes`];
+const byTraffic = (field) => ({ peer: a }, { peer: b }) =>
+  b.rates[`${field}_bits_per_s`] - a.rates[`${field}_bits_per_s`] || b[`${field}_bytes`] - a[`${field}_bytes`];
 const STATES = ["connected", "connecting", "replaced", "offline"];
 // `order`: the order after the first click; `descending`: this order is from the largest down.
 const COLUMNS = [
