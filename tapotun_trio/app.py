@@ -66,12 +66,12 @@ def run(
         return_code = (
             exit_codes.RUNTIME if all(isinstance(exc, ShortageError) for exc in leaves(group)) else exit_codes.FAILED
         )
-    except* Exception as bugs:
-        for bug in leaves(bugs):
-            if (shortage := shortage_of(bug, "cannot run")) is not None:
+    except* Exception as group:
+        for exc in leaves(group):
+            if (shortage := shortage_of(exc, "cannot run")) is not None:
                 log.error("%s", shortage)
             else:
-                log.error("internal error, program stopped", exc_info=bug)
+                log.error("internal error, program stopped", exc_info=exc)
         return_code = exit_codes.RUNTIME
     else:
         return_code = exit_codes.OK

@@ -79,7 +79,7 @@ class Login(Struct, forbid_unknown_fields=True):
 
 
 class AdminApi:
-    """Everything behind one admin listener.
+    """The routes of one admin listener.
 
     Args:
         reload: completes even if its caller is cancelled.

@@ -24,7 +24,7 @@ MAX_UNAUTHENTICATED: Final = 64  # connections that have not authenticated yet; 
 MAX_AUTHENTICATED: Final = 64  # connections that have authenticated; another one evicts the oldest
 ACCEPT_RETRY_S: Final = 0.1
 GOODBYE_S: Final = 1.0  # for responses in progress when another listener takes over
-RESTART_S: Final = (1.0, 30.0)  # the first pause after a bug, doubled up to the last
+RESTART_S: Final = (1.0, 30.0)  # the first pause after an internal error, doubled up to the last
 HEALTHY_S: Final = 60.0
 
 # Forwarding headers of proxies on this machine are believed, for the client's address in the log.
@@ -49,7 +49,7 @@ class AdminServer:
         self._serving = trio.CancelScope()
 
     async def run(self) -> None:
-        """Accept and answer until cancelled or retired. A bug is logged, and it goes on after a pause."""
+        """Accept and answer until cancelled or retired. An internal error is logged; after a pause it starts again."""
         pause_s = RESTART_S[0]
         with self._serving:
             while not self._api.retiring:
@@ -59,7 +59,7 @@ class AdminServer:
                     async with trio.open_nursery() as nursery:
                         with self._accepting:
                             await self._accept(nursery)
-                except* Exception:  # noqa: BLE001 - neither the process nor a tunnel ends by it, nor badly beside it
+                except* Exception:  # noqa: BLE001 - it must end neither the process nor a tunnel
                     self._log.exception("internal error, admin listener stopped")
                     if trio.current_time() - begun >= HEALTHY_S:
                         pause_s = RESTART_S[0]
@@ -68,7 +68,7 @@ class AdminServer:
                     pause_s = min(2 * pause_s, RESTART_S[1])
 
     def retire(self) -> None:
-        """Another one takes over: accept nothing more, and let what is under way end, for a moment."""
+        """Another server takes over: stop accepting, and give responses in progress `GOODBYE_S` to end."""
         self._api.retiring = True
         self._accepting.cancel()
         self._serving.deadline = trio.current_time() + GOODBYE_S
@@ -84,7 +84,7 @@ class AdminServer:
             nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close. The boundary of its failures, a bug included."""
+        """One connection, from accept to close. Any failure of it, an internal error included, ends here."""
         try:
             self._unauthenticated.enter(connection)
             origin = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)

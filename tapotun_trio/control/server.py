@@ -51,7 +51,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     room, faults, shortages = _Room(), Faults(), RateLimitedLog()
 
     async def serve(connection: trio.socket.SocketType) -> None:
-        """One connection. The boundary of whatever goes wrong on it, a bug included."""
+        """One connection. Any failure of it, an internal error included, ends here."""
         room.served += 1
         try:
             with connection:
@@ -71,7 +71,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
             except OSError as exc:
                 if exc.errno in _BUGS:
                     raise
-                # Too few descriptors, or the one who came is gone. Neither ends a tunnel.
+                # Too few descriptors, or the client has disconnected. Neither ends a tunnel.
                 if (shortage := shortage_of(exc, "cannot accept at the control socket")) is not None:
                     shortages.log(log, logging.WARNING, trio.current_time(), str(shortage))
                 await trio.sleep(ACCEPT_RETRY_S)

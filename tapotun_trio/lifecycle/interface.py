@@ -109,7 +109,7 @@ async def run_server(
 async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Connection first, then the device: the server's answer says which address the device gets."""
+    """Connection first, then the device: the server's answer has the device's address."""
     log = interface_logger(config.name)
     client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free)
     async with trio.open_nursery() as nursery:

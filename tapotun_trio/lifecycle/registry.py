@@ -94,7 +94,7 @@ class Registry:
         return self._records.get(name)
 
     def sort(self, names: Iterable[str]) -> None:
-        """Put the interfaces into the order of ``names``; those that are not named come last."""
+        """Put the interfaces into the order of ``names``; the others are last."""
         positions = {name: position for position, name in enumerate(names)}
         by_position = sorted(self._records.items(), key=lambda item: positions.get(item[0], len(positions)))
         self._records = dict(by_position)
@@ -113,7 +113,7 @@ class Registry:
     def disconnect(self, interface: str | None, client: str) -> int:
         """End the streams of every session of the client, with a BYE frame. Returns how many sessions were connected.
 
-        The client may come back at once. To keep it away, remove its token from the config.
+        The client may reconnect at once. To keep it out, remove its token from the config.
 
         Args:
             interface: only at this interface; None: at every interface.

@@ -123,7 +123,7 @@ class Interfaces:
 
 
 async def require_names(host: Host, names: Iterable[str]) -> None:
-    """Raises HostError if one of these names belongs to another process or to an interface that is not ours."""
+    """Raises HostError if one of these names belongs to another process or to an interface of other software."""
     for name in names:
         try:
             async with host.own_name(name):

@@ -1,4 +1,4 @@
-"""`tapotun probe`: tests whether a path carries a tunnel, and if not, says which line of which config to change.
+"""`tapotun probe`: tests whether a path carries a tunnel, and if not, names the line of a config to change.
 
 ::
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Flow: TypeAlias = Literal["streams", "held-back", "broken", "not-tested"]
-"""``broken``: neither forwarded nor held back: a response or an end came instead."""
+"""``broken``: neither forwarded nor held back: there was a response or an end instead."""
 
 Kind: TypeAlias = Literal[
     "nginx", "caddy", "haproxy", "apache", "cloudflare", "cloudfront", "fastly", "none", "unknown"

@@ -100,8 +100,8 @@ def _http(measured: Measured) -> Iterator[str]:
         yield http.error or "no answer"
     else:
         yield f"{http.status}" + ("" if http.ms is None else f" after {_ms(http.ms)}")
-    said = f" (Server: {http.server_header})" if http.server_header else ""
-    yield f"{NAMES[http.proxy]}{said}"
+    server = f" (Server: {http.server_header})" if http.server_header else ""
+    yield f"{NAMES[http.proxy]}{server}"
     if http.server != "unknown":
         keepalive = "" if http.keepalive_s is None else f", keepalive {http.keepalive_s:g} s"
         yield f"{'tapotun, extended protocol' if http.server == 'extended' else 'base protocol'}{keepalive}"

@@ -26,7 +26,7 @@ InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "failed"]
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 
 # What was done about a route that would capture the transport. excepted: a host route bypasses it. left-out: it was not
-# made. withdrawn: removed while there is no session. captured: it is not ours, and the operator has to remove it.
+# made. withdrawn: removed while there is no session. captured: others made it, and the operator has to remove it.
 TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
 
 

@@ -135,7 +135,7 @@ class _Page:
         self._rows(indent, label, [*(f"{piece}," for piece in pieces[:-1]), pieces[-1]], colour)
 
     def _text(self, indent: str, label: str, text: str, colour: str = "") -> None:
-        """Add a sentence, wrapped and cut only if it is very long: its end often says what to do."""
+        """Add a sentence, wrapped and cut only if it is very long: its end is often the remedy."""
         room = self._width - len(indent) - _LABEL
         words = shorten(one_line(text), TEXT_CHARS).split()
         self._rows(indent, label, [part for word in words for part in _split(word, room)], colour)
@@ -159,7 +159,7 @@ class _Page:
             self._lines.append(f"{indent}{named}{padding}{row}")
 
     def _cut(self, head: str, *, keep: str) -> str:
-        """Both on one line. If it is too long, ``keep`` loses its beginning: the end of a path says most."""
+        """Both on one line. If it is too long, ``keep`` loses its beginning: the end of a path matters most."""
         head, tail = one_line(head), one_line(keep)
         room = max(self._width - columns(head), 1)
         while columns(tail) > room:

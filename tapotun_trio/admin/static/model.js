@@ -10,11 +10,11 @@ export const ofPeer = (interfaceName, name) => `peer\n${interfaceName}\n${name}`
 
 /** Every peer with its interface. */
 export function peersOf(status) {
-  return status.interfaces.flatMap((it) =>
-    it.peers.map((peer) => ({
-      key: ofPeer(it.name, peer.name),
-      interfaceName: it.name,
-      kind: it.kind,
+  return status.interfaces.flatMap((iface) =>
+    iface.peers.map((peer) => ({
+      key: ofPeer(iface.name, peer.name),
+      interfaceName: iface.name,
+      kind: iface.kind,
       peer,
       rtt: peer.state === "connected" ? peer.rtt.last_ms : null,
       dropped: total(peer.drops),
@@ -47,8 +47,8 @@ export function summed(peers) {
 /** Samples for History.push: the total, each interface, each peer. A peer's `high` is its smoothed round trip. */
 export function samplesOf(status, peers) {
   const samples = new Map([[ALL, summed(peers)]]);
-  for (const it of status.interfaces) {
-    samples.set(ofInterface(it.name), summed(peers.filter((one) => one.interfaceName === it.name)));
+  for (const iface of status.interfaces) {
+    samples.set(ofInterface(iface.name), summed(peers.filter((one) => one.interfaceName === iface.name)));
   }
   for (const { key, peer, rtt } of peers) {
     samples.set(key, {
@@ -88,14 +88,14 @@ export function troubles(status, peers) {
   const several = status.interfaces.length > 1;
   const placed = ({ interfaceName, peer }) => (several ? `${interfaceName} ${peer.name}` : peer.name);
   // Interfaces that share an address share its counts.
-  const listeners = new Map(status.interfaces.flatMap((it) => it.listen.map((at) => [at.address, at.refusals])));
+  const listeners = new Map(status.interfaces.flatMap((iface) => iface.listen.map((at) => [at.address, at.refusals])));
   return {
     packets: gather([
-      ...status.interfaces.map((it) => [`device ${it.name}`, it.device_drops]),
-      ...peers.map((it) => [placed(it), it.peer.drops]),
+      ...status.interfaces.map((iface) => [`device ${iface.name}`, iface.device_drops]),
+      ...peers.map((entry) => [placed(entry), entry.peer.drops]),
     ]),
-    requests: gather([...status.interfaces.map((it) => [it.name, it.refusals]), ...listeners]),
-    streams: gather(peers.map((it) => [placed(it), it.peer.stream_ends])),
+    requests: gather([...status.interfaces.map((iface) => [iface.name, iface.refusals]), ...listeners]),
+    streams: gather(peers.map((entry) => [placed(entry), entry.peer.stream_ends])),
   };
 }
 

@@ -93,7 +93,7 @@ export class Peers {
 
   #markSort() {
     for (const [id, cell] of this.#heads) {
-      const descending = Boolean(COLUMNS.find((it) => it.id === id).descending) !== this.#sort.reversed;
+      const descending = Boolean(COLUMNS.find((column) => column.id === id).descending) !== this.#sort.reversed;
       setAttribute(cell, "aria-sort", id !== this.#sort.id ? null : descending ? "descending" : "ascending");
     }
     this.#sortSelect.value = this.#sort.id;
@@ -108,13 +108,13 @@ export class Peers {
   #matching() {
     const words = this.#search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const which = this.#which.value;
-    return this.#peers.filter((it) => {
-      if (which === "connected" && it.peer.state !== "connected") return false;
-      if (which === "not-connected" && it.peer.state === "connected") return false;
-      if (which === "dropping" && it.dropped === 0) return false;
+    return this.#peers.filter((entry) => {
+      if (which === "connected" && entry.peer.state !== "connected") return false;
+      if (which === "not-connected" && entry.peer.state === "connected") return false;
+      if (which === "dropping" && entry.dropped === 0) return false;
       if (!words.length) return true;
-      const { name, state, endpoint, agent, transport, addresses, routes, sources } = it.peer;
-      const texts = [name, it.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
+      const { name, state, endpoint, agent, transport, addresses, routes, sources } = entry.peer;
+      const texts = [name, entry.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
       const text = texts.join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     });
@@ -125,9 +125,9 @@ export class Peers {
     const now = performance.now();
     if (now - this.#sortedAt > RESORT_MS || this.#sortedAt === 0) {
       this.#sortedAt = now;
-      const { order } = COLUMNS.find((it) => it.id === this.#sort.id);
+      const { order } = COLUMNS.find((column) => column.id === this.#sort.id);
       const all = [...this.#peers].sort((a, b) => order(a, b) || byName(a, b));
-      this.#order = (this.#sort.reversed ? all.reverse() : all).map((it) => it.key);
+      this.#order = (this.#sort.reversed ? all.reverse() : all).map((entry) => entry.key);
     }
     const place = new Map(this.#order.map((key, i) => [key, i]));
     return peers.sort((a, b) => (place.get(a.key) ?? Infinity) - (place.get(b.key) ?? Infinity) || 0);
@@ -136,10 +136,10 @@ export class Peers {
   #show() {
     const found = this.#sorted(this.#matching());
     const shown = found.slice(0, this.#limit);
-    const several = new Set(this.#peers.map((it) => it.interfaceName)).size > 1;
-    const rows = this.#rows.update(shown.map((it) => it.key));
-    shown.forEach((it, i) => rows[i].update(it, this.#now, several));
-    const connected = this.#peers.filter((it) => it.peer.state === "connected").length;
+    const several = new Set(this.#peers.map((entry) => entry.interfaceName)).size > 1;
+    const rows = this.#rows.update(shown.map((entry) => entry.key));
+    shown.forEach((entry, i) => rows[i].update(entry, this.#now, several));
+    const connected = this.#peers.filter((entry) => entry.peer.state === "connected").length;
     setText(byId("peers-count"), `${count(connected)} of ${count(this.#peers.length)} connected`);
     setShown(byId("peers-none"), found.length === 0);
     setText(byId("peers-none"), this.#peers.length ? "No peer matches." : "There are no peers.");

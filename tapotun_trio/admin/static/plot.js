@@ -39,7 +39,7 @@ function prepared(canvas, width, height) {
 /** The smallest of 1, 2, 2.5, 5 and 10 times a power of ten that is not less than the value. */
 function niceStep(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((it) => it * power).find((it) => it >= value * 0.9999);
+  return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= value * 0.9999);
 }
 
 function legendItem(colourName, ...content) {
@@ -175,7 +175,7 @@ export class Plot {
     });
     const { from, to } = this.#view;
     const perPixel = (to - from) / (box.right - box.left);
-    const step = 1000 * (STEPS_S.find((it) => it * 1000 >= TICK_WIDTH * perPixel) ?? STEPS_S.at(-1));
+    const step = 1000 * (STEPS_S.find((seconds) => seconds * 1000 >= TICK_WIDTH * perPixel) ?? STEPS_S.at(-1));
     pen.textBaseline = "alphabetic";
     pen.textAlign = "center";
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
