@@ -139,8 +139,8 @@ interface: corp0
 interface: tun0
   state:      client, failed for 9 s
   why:        tun0: the name is taken
-  transport:  route 203.0.113.0/24 covers 203.0.113.10: its own connections go
-              by host route 203.0.113.10 via 192.0.2.1 dev eth0
+  transport:  route 203.0.113.0/24 covers 203.0.113.10: its own connections use
+              host route 203.0.113.10 via 192.0.2.1 dev eth0
 """
 
 

@@ -52,7 +52,9 @@ export class PeerRow {
     state.node.prepend(el("span", { class: "dot", "aria-hidden": "true" }));
     this.#cells.get("activity").node.replaceChildren(this.#canvas);
     this.#cells.get("actions").node.replaceChildren(this.#disconnect);
-    this.#disconnect.addEventListener("click", () => context.disconnect(this.#entry.interfaceName, this.#entry.peer.name));
+    this.#disconnect.addEventListener("click", () => {
+      context.disconnect(this.#entry.interfaceName, this.#entry.peer.name);
+    });
     this.#row.addEventListener("click", (event) => {
       // Not on a button with an action of its own, and not when text was selected.
       const button = event.target.closest("button");
