@@ -67,11 +67,11 @@ def run(
             exit_codes.RUNTIME if all(isinstance(exc, ShortageError) for exc in leaves(group)) else exit_codes.FAILED
         )
     except* Exception as group:
-        for exc in leaves(group):
-            if (shortage := shortage_of(exc, "cannot run")) is not None:
+        for error in leaves(group):
+            if (shortage := shortage_of(error, "cannot run")) is not None:
                 log.error("%s", shortage)
             else:
-                log.error("internal error, program stopped", exc_info=exc)
+                log.error("internal error, program stopped", exc_info=error)
         return_code = exit_codes.RUNTIME
     else:
         return_code = exit_codes.OK

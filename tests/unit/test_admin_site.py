@@ -452,7 +452,7 @@ async def test_what_is_done_is_logged_and_no_token_is(caplog: pytest.LogCaptureF
     finally:
         logger.removeHandler(caplog.handler)
     assert "logged in" in caplog.text
-    assert "asks for a reload" in caplog.text
+    assert "requested a reload" in caplog.text
     assert "sent a wrong token" in caplog.text
     for secret in (TOKEN, browser.cookie.partition("=")[2], browser.csrf, "a-guess"):
         assert secret not in caplog.text

@@ -138,7 +138,7 @@ async def test_wait_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 0)
     async with world(*pair()) as it, asked(it):
         assert await call("wait", "--timeout", "0.5") == exit_codes.RUNTIME
-        assert "not up within 0.5 s: too many ask at the same time" in capsys.readouterr().err
+        assert "not up within 0.5 s: too many requests at the same time" in capsys.readouterr().err
         monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 1)
         assert await call("wait", "--timeout", "30") == exit_codes.OK
 
