@@ -57,24 +57,31 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     http_websocket,
     control_commands,
 )
-NOT_STEPS: Final = {"Desk.__init__", "Desk.run", "Desk.retire", "Desk._accept", "Desk._serve", "Site.__init__"}
+NOT_STEPS: Final = {
+    "AdminServer.__init__",
+    "AdminServer.run",
+    "AdminServer.retire",
+    "AdminServer._accept",
+    "AdminServer._serve",
+    "AdminApi.__init__",
+}
 REACHED: Final = {
-    "Desk._answer",
-    "Desk._greet",
-    "Site.serve",
-    "Site._answer",
-    "Site._admit",
-    "Site._healthz",
-    "Site._readyz",
-    "Site._metrics",
-    "Site._log_in",
-    "Site._show_status",
-    "Site._show_events",
-    "Site._reload_config",
-    "Site._disconnect",
-    "Site._watch",
-    "Site._page",
-    "Site._status_message",
+    "AdminServer._answer",
+    "AdminServer._on_authenticated",
+    "AdminApi.serve",
+    "AdminApi._answer",
+    "AdminApi._admit",
+    "AdminApi._healthz",
+    "AdminApi._readyz",
+    "AdminApi._metrics",
+    "AdminApi._log_in",
+    "AdminApi._show_status",
+    "AdminApi._show_events",
+    "AdminApi._reload_config",
+    "AdminApi._disconnect",
+    "AdminApi._watch",
+    "AdminApi._page",
+    "AdminApi._status_message",
     "Access.see",
     "Access.log_in",
     "live.handshake_of",
@@ -163,7 +170,7 @@ async def test_a_malformed_handshake_is_a_400(
     assert errors_in(caplog) == []
 
 
-@pytest.mark.parametrize("step", ["wrap_server_stream", "_talk"])
+@pytest.mark.parametrize("step", ["wrap_server_stream", "_send_updates"])
 async def test_a_500_before_the_handshakes_answer_and_none_behind_it(
     step: str, autojump_clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
