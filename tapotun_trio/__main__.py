@@ -1,4 +1,4 @@
-"""The first of us that runs: ``python -m tapotun_trio``, and ``tapotun``, the script."""
+"""Where the process begins, as ``python -m tapotun_trio`` and as the script ``tapotun``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import sys
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
-    # Imports take most of a start. A signal that comes in their time waits until `cli` knows what is to become of it.
+    # Imports take most of the start. A signal that arrives meanwhile stays pending until `cli` can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
-    _mend_stdout()
+    _repair_stdout()
     from .cli import main
 
     return main()
 
 
-def _mend_stdout() -> None:
-    """What is printed has a place, if only /dev/null, and what its encoding lacks is no reason to fail."""
+def _repair_stdout() -> None:
+    """Make printing safe: to /dev/null if stdout is closed, with escapes for characters that its encoding lacks."""
     if sys.stdout is None:  # started with descriptor 1 closed
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        sys.stdout = open(nowhere, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
+        null_fd = os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = open(null_fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

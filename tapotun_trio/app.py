@@ -27,7 +27,7 @@ from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
 from .peer.boottime import boottime
-from .readiness import tell
+from .readiness import notify_service_manager
 from .reload import Read, Reloader
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,9 +46,9 @@ def run(
 ) -> int:
     """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
 
-    ``read``: reads the config again, for a reload; see `Reloader`.
-    ``name``: what `tapotun status` calls this process, by default its PID; ``config_file``: and where it has them from.
-    ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.tell`.
+    ``read``: reads the config again for a reload; see `Reloader`.
+    ``name``: of this process in `tapotun status`, by default its PID; ``config_file``: as shown there.
+    ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.notify_service_manager`.
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, boottime())
     log = process_logger()
@@ -64,14 +64,14 @@ def run(
         for exc in leaves(group):
             log.error("%s", exc)
         return_code = (
-            exit_codes.RUNTIME if all(isinstance(it, ShortageError) for it in leaves(group)) else exit_codes.FAILED
+            exit_codes.RUNTIME if all(isinstance(exc, ShortageError) for exc in leaves(group)) else exit_codes.FAILED
         )
-    except* Exception as bugs:
-        for bug in leaves(bugs):
-            if (shortage := shortage_of(bug, "cannot run")) is not None:
+    except* Exception as group:
+        for error in leaves(group):
+            if (shortage := shortage_of(error, "cannot run")) is not None:
                 log.error("%s", shortage)
             else:
-                log.error("a bug ended the program", exc_info=bug)
+                log.error("internal error, program stopped", exc_info=error)
         return_code = exit_codes.RUNTIME
     else:
         return_code = exit_codes.OK
@@ -86,10 +86,10 @@ async def serve(
     manager: ServiceManager,
     ready_timeout_s: float,
 ) -> None:
-    """Run the interfaces until a signal stops them. Raises HostError if one cannot start, or the admin listener."""
+    """Run the interfaces until a signal stops them. Raises HostError if one, or the admin listener, cannot start."""
     log = process_logger()
     registry = Registry()
-    with trio.open_signal_receiver(*_SIGNALS) as signals, _hangups_heard(), _control_socket(process.name) as control:
+    with trio.open_signal_receiver(*_SIGNALS) as signals, _sighup_unblocked(), _control_socket(process.name) as control:
         async with trio.open_nursery() as nursery:
             admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
@@ -102,9 +102,9 @@ async def serve(
             interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
             settle()
             reloader.start(interfaces)
-            log.info("ready: %s", ", ".join(it.name for it in config.interfaces))
+            log.info("ready: %s", ", ".join(interface.name for interface in config.interfaces))
             if manager.listens:
-                nursery.start_soon(tell, manager, registry, ready_timeout_s, log)
+                nursery.start_soon(notify_service_manager, manager, registry, ready_timeout_s, log)
     log.info("stopped")
 
 
@@ -124,8 +124,8 @@ async def _open_admin(admin: AdminManager, config: Config, host: Host) -> None:
 
 
 @contextmanager
-def _hangups_heard() -> Iterator[None]:
-    """One that came since the start, when nobody heard it, is heard now."""
+def _sighup_unblocked() -> Iterator[None]:
+    """Unblock SIGHUP, which has been blocked since the start: one that arrived meanwhile is delivered now."""
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
@@ -135,7 +135,7 @@ def _hangups_heard() -> Iterator[None]:
 
 @contextmanager
 def _control_socket(name: str) -> Iterator[socket | None]:
-    """None, with a warning, if this machine has no place for it: a tunnel that cannot be asked is still a tunnel."""
+    """The listening control socket; None, with a warning, if no directory can be used. Tunnels work without it."""
     with ExitStack() as undo:
         found: socket | None = None
         try:
@@ -151,18 +151,18 @@ def _control_socket(name: str) -> Iterator[socket | None]:
 async def _take_signals(
     signals: AsyncIterator[int], nursery: trio.Nursery, manager: ServiceManager, reloader: Reloader
 ) -> None:
-    """SIGHUP: the config is read again, in a task of ``nursery``; the others: that is cancelled."""
+    """SIGHUP reloads the config, in a task of ``nursery``. SIGINT and SIGTERM cancel the nursery."""
     async for number in signals:
         if number == signal.SIGHUP:
             nursery.start_soon(reloader.reload_for_a_signal)
             continue
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         manager.stopping()
-        process_logger().info("%s: stopping; once more to stop at once", signal.Signals(number).name)
+        process_logger().info("%s: stopping; a second signal stops at once", signal.Signals(number).name)
         for stop in _STOP_SIGNALS:
             signal.signal(stop, _stop_at_once)  # trio puts the former handlers back at the end
-        # One that came in the same moment (a service manager's and a Ctrl-C) means the same. It is in the receiver,
-        # which would raise it again at its close.
+        # A signal that arrives in the same moment (the service manager's and a Ctrl-C) counts as the same request. The
+        # receiver holds it already, and would raise it again when it is closed.
         with trio.move_on_after(_SAME_MOMENT_S):
             async for _ in signals:
                 pass
@@ -171,6 +171,9 @@ async def _take_signals(
 
 
 def _stop_at_once(number: int, frame: object) -> None:
-    """The second signal. The kernel takes the devices, and with them addresses and routes; a rule stays and is
-    recognised by the next start."""
+    """At the second signal: end without undo.
+
+    The kernel removes the devices, and with them their addresses and routes. A rule stays until the next start, which
+    recognises it.
+    """
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""The command line: verbs and exit codes, nothing else."""
+"""The command line: subcommands and exit codes, nothing else."""
 
 from __future__ import annotations
 
@@ -24,41 +24,43 @@ from .shell.arguments import add_printing_verbs
 from .shell.typed import DEFAULT_PAUSE_S, with_verb
 
 TOKEN_BYTES: Final = 32
-# trio imports all but hashlib, and most processes use none of it. With each of the first three comes OpenSSL.
+# trio imports all of these but hashlib, and most processes use none. Each of the first three loads OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
 READY_TIMEOUT_S: Final = 30.0
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _DESCRIPTION: Final = """\
 Carries IP packets between Linux machines over two long-lived HTTP streams.
-One JSON file defines the interfaces, servers and clients alike; the program runs
-them in the foreground until SIGINT or SIGTERM, and leaves nothing behind."""
+One JSON file defines the interfaces, both servers and clients. The program runs
+them in the foreground until SIGINT or SIGTERM and removes everything it has set up."""
 
 _EPILOG: Final = """\
 a first tunnel:
-  tapotun token                      make a token, and the hash that the server keeps
-  tapotun validate-config FILE       check a config before it runs
-  tapotun doctor FILE                see whether this machine is ready for it
+  tapotun token                      make a token, and its hash for the server
+  tapotun validate-config FILE       check a config before you run it
+  tapotun doctor FILE                check whether this machine can run it
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
-  tapotun status                     see how it is, as wg show would tell
-  tapotun reload                     have it read its config again
-  tapotun probe URL --token-file F   test the way to a server, through whatever is on it
+  tapotun status                     show its state, much as wg show does
+  tapotun reload                     make it read its config again
+  tapotun probe URL --token-file F   test the path to a server, proxies included
 
 exit codes:
   0    stopped on request, or the config is valid
   1    the config has errors, or the start failed: a restart will not help
   2    wrong usage
   3    failed while running: restart it; wait: not up in time
-  75   replaced by an update: restart it (no updater is there yet)
-  130  interrupted, any verb that runs no interfaces
-(service managers: restart after anything but 1 and 2; systemd also leaves 0 alone)
+  75   replaced by an update: restart it (there is no updater yet)
+  130  interrupted (any subcommand that does not run interfaces)
+(service managers: restart after any code but 1 and 2; systemd does not restart after 0)
 
 tapotun.json(5) and docs/config.md explain every field of the config file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code; a usage error ends the process with 2. Signals that `__main__` held back
-    are let through."""
+    """Run one subcommand and return the exit code. A usage error ends the process with code 2.
+
+    Unblocks the signals that `__main__` has blocked.
+    """
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -66,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # What is still in the buffer shall not be tried once more at the end.
+        # So that the interpreter does not try to write the rest of the buffer when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if exc.errno == errno.EPIPE:  # whoever read it has seen enough
+        if exc.errno == errno.EPIPE:  # the reader has closed the pipe
             return 128 + signal.SIGPIPE
         print(f"tapotun: the output cannot be written: {exc.strerror}", file=sys.stderr)
         return exit_codes.FAILED
@@ -81,14 +83,14 @@ def _main(argv: Sequence[str]) -> int:
         if verb is not _run:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
         return verb(arguments)
-    finally:  # of --help too, which raises SystemExit
+    finally:  # also after --help, which raises SystemExit
         if sys.stdout is not None:
             sys.stdout.flush()
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the app hears them all: a hangup waits, since whoever asks for a reload does not mean to end a process that
-    # is only starting; a stop ends it at once, since nothing has begun, and an exception might be lost in an import.
+    # Until the app handles signals: SIGHUP stays blocked, because a request to reload must not end a process that is
+    # starting. SIGINT and SIGTERM end the process at once: nothing has begun, and an import might swallow an exception.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     before = [(number, signal.signal(number, lambda *_: os._exit(exit_codes.OK))) for number in _STOPS]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
@@ -101,15 +103,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:
-    def said(log: LogConfig) -> LogConfig:
-        """The command line wins over the file."""
+    def with_options(log: LogConfig) -> LogConfig:
+        """Options of the command line override the file."""
         return LogConfig(arguments.log_level or log.level, arguments.log_format or log.format)
 
-    set_up_logging(said(LogConfig()).level, said(LogConfig()).format)
+    set_up_logging(with_options(LogConfig()).level, with_options(LogConfig()).format)
     log = process_logger()
-    try:  # a reload may come when the working directory is another one
+    try:  # the working directory may be another one at a reload
         file = os.path.abspath(arguments.file)
-    except FileNotFoundError:  # it has been removed, and so has what was in it
+    except FileNotFoundError:  # the working directory was removed, and so were its files
         file = arguments.file
 
     def read() -> Config:
@@ -117,7 +119,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
         interfaces = tuple(i for i in config.interfaces if isinstance(i, arguments.kinds))
         if not interfaces:
             raise ConfigError(f"{file}: has no {arguments.kind_name} definition; run it with: tapotun run")
-        return replace(config, interfaces=interfaces, log=said(config.log))
+        return replace(config, interfaces=interfaces, log=with_options(config.log))
 
     try:
         config = read()
@@ -130,7 +132,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
         log.warning("%s", warning)
     for module in NEEDED_BY_FEW:
         lazy_import(module)
-    from .app import run  # only now: the other verbs need neither trio nor the host
+    from .app import run  # imported here, because the other subcommands need neither trio nor the host
 
     return run(
         config,
@@ -176,7 +178,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _validate_tls(config: TlsConfig) -> TlsProblem | None:
-    from .host.net.tls_files import judge_files  # OpenSSL; most configs name no file
+    from .host.net.tls_files import judge_files  # imported here, because it loads OpenSSL and most configs name no file
 
     return judge_files(config)
 
@@ -190,7 +192,7 @@ def _token(arguments: argparse.Namespace) -> int:
     sha1 = hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()
     print(f'client:  "token": {json.dumps(token)}')
     print(f'server:  "token": {json.dumps(sha256)}')
-    print(f'server:  "token": {json.dumps(sha1)}    (SHA-1: for servers that know no other)')
+    print(f'server:  "token": {json.dumps(sha1)}    (SHA-1: for servers that know no other hash)')
     return exit_codes.OK
 
 
@@ -201,7 +203,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from .probe.run import probe  # the other verbs need none of it
+    from .probe.run import probe  # imported here, because the other subcommands do not need it
 
     return probe(arguments)
 
@@ -222,42 +224,42 @@ def _parser() -> argparse.ArgumentParser:
             "run",
             (ServerConfig, ClientConfig),
             "interface",
-            "run every interface of FILE; the verb may be left out",
+            "run every interface of FILE; the word run may be left out",
         ),
         ("server", (ServerConfig,), "server", "run only the servers of FILE"),
         ("client", (ClientConfig,), "client", "run only the clients of FILE"),
     ):
         verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         verb.add_argument("file", metavar="FILE", help="the config, JSON")
-        verb.add_argument("--log-level", choices=LEVELS, help="default: what FILE says, else info")
-        verb.add_argument("--log-format", choices=("text", "json"), help="default: what FILE says, else text")
+        verb.add_argument("--log-level", choices=LEVELS, help="default: the level in FILE, or info")
+        verb.add_argument("--log-format", choices=("text", "json"), help="default: the format in FILE, or text")
         verb.add_argument(
             "--name",
             type=_process_name,
             metavar="NAME",
-            help="what status and others call this process. Default: its PID",
+            help="the name of this process for status and other subcommands. Default: its PID",
         )
         text = "write a line to this open descriptor when every interface is up (s6)"
         verb.add_argument("--notify-fd", type=_notify_fd, metavar="FD", help=text)
-        text = "be ready for the service manager after so long, up or not. Default: 30"
+        text = "report ready to the service manager after this time, even if an interface is not up. Default: 30"
         verb.add_argument("--ready-timeout", type=_timeout, default=READY_TIMEOUT_S, metavar="SECONDS", help=text)
         verb.set_defaults(verb=_run, kinds=kinds, kind_name=kind_name)
 
     text = "check FILE and print all of its errors, one line each"
     verb = verbs.add_parser("validate-config", help=text, description=text, allow_abbrev=False)
     verb.add_argument("file", metavar="FILE", help="the config, JSON")
-    verb.add_argument("--json", action="store_true", help="print the same as one JSON object")
+    verb.add_argument("--json", action="store_true", help="print the result as one JSON object")
     verb.set_defaults(verb=_validate)
 
-    text = "print a fresh 256-bit token for a client and its hash for the server"
+    text = "print a new 256-bit token for a client and its hash for the server"
     verb = verbs.add_parser("token", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_token)
 
-    text = "look for what of this machine stands in a tunnel's way, and say what to do"
+    text = "check this machine for anything that would prevent a tunnel from working, and say what to do"
     verb = verbs.add_parser(
-        "doctor", help=text, description=f"{text}. Exit code 1: something does.", allow_abbrev=False
+        "doctor", help=text, description=f"{text}. Exit code 1: there is a problem.", allow_abbrev=False
     )
-    verb.add_argument("file", metavar="FILE", nargs="?", help="the config that is to run here. Default: none")
+    verb.add_argument("file", metavar="FILE", nargs="?", help="the config that will run here. Default: none")
     verb.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     verb.set_defaults(verb=_doctor)
 
@@ -268,15 +270,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Those that ask processes that run."""
-    whom = "only the process of that name (run --name; by default its PID). Default: all that run here"
+    """The subcommands that ask running processes."""
+    whom = "only the process with this name (run --name; by default its PID). Default: all that run here"
 
-    text = "show how the interfaces of running processes are"
+    text = "show the state of the interfaces of running processes"
     verb = verbs.add_parser("status", help=text, description=text, allow_abbrev=False)
     verb.add_argument("interfaces", metavar="INTERFACE", nargs="*", help="only these. Default: all")
-    text = "again every so many seconds (default: 2), until interrupted"
+    text = "repeat every SECONDS (default: 2) until interrupted"
     verb.add_argument("--watch", type=_pause, nargs="?", const=DEFAULT_PAUSE_S, metavar="SECONDS", help=text)
-    verb.add_argument("--json", action="store_true", help="for programs; docs/status.md has the fields")
+    verb.add_argument(
+        "--json", action="store_true", help="print JSON for programs; docs/status.md documents the fields"
+    )
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_status)
 
@@ -284,33 +288,33 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     verb = verbs.add_parser(
         "wait",
         help=text,
-        description=f"{text}. Exit code 0: they are; 3: not in time; 1: that cannot be.",
+        description=f"{text}. Exit code 0: they are up; 3: not in time; 1: there is no such interface.",
         allow_abbrev=False,
     )
-    verb.add_argument("interfaces", metavar="INTERFACE", nargs="*", help="these. Default: all")
-    verb.add_argument("--timeout", type=_timeout, metavar="SECONDS", help="at most so long. Default: for ever")
+    verb.add_argument("interfaces", metavar="INTERFACE", nargs="*", help="only these. Default: all")
+    verb.add_argument("--timeout", type=_timeout, metavar="SECONDS", help="give up after this time. Default: never")
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_wait)
 
-    text = "have running processes read their config again: all of it, or, at any error, nothing"
+    text = "make running processes read their config again: all of it, or, at any error, nothing"
     verb = verbs.add_parser("reload", help=text, description=text, allow_abbrev=False)
-    verb.add_argument("--dry-run", action="store_true", help="only say what would change")
+    verb.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_reload)
 
-    text = "end the streams of a server's client, which may come back at once"
+    text = "end the streams of a server's client, which may reconnect at once"
     verb = verbs.add_parser("disconnect", help=text, description=text, allow_abbrev=False)
     verb.add_argument(
-        "interface", metavar="INTERFACE", nargs="?", help="the server. Default: every one with such a client"
+        "interface", metavar="INTERFACE", nargs="?", help="the server. Default: every server with such a client"
     )
-    verb.add_argument("client", metavar="CLIENT", help="its name in the config, or its address if it has none there")
+    verb.add_argument("client", metavar="CLIENT", help="its name in the config, or its address if it has no name")
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_disconnect)
 
 
 def _notify_fd(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 3 <= int(text) < 1 << 20:
-        raise argparse.ArgumentTypeError(f"{text!r} is no descriptor; write a number from 3 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file descriptor number; use 3 or higher")
     return int(text)
 
 
@@ -318,7 +322,7 @@ def _process_name(text: str) -> str:
     from .control.socket_path import NAME, NAME_RULE
 
     if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name; write {NAME_RULE}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid name; use {NAME_RULE}")
     return text
 
 
@@ -336,18 +340,18 @@ def _seconds(text: str, least: float, most: float) -> float:
     except ValueError:
         seconds = math.nan
     if not least <= seconds <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {least:g} to {most:g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {least:g} to {most:g}")
     return seconds
 
 
 _PROBE_EPILOG: Final = """\
-It needs no root, makes no interface and sends no packet. A client that runs with the same
-token is left alone: then only what does not take its place is tested, and the report says so.
+The probe needs no root, makes no interface and sends no packet. It does not disturb a client
+that runs with the same token: it leaves out every test that would, and the report says which.
 
 exit codes:
   0    usable (perhaps with warnings, or over a WebSocket)
   1    not usable; the report says what to change
-  2    wrong usage: an option, the URL, the token file
+  2    wrong usage: an option, the URL or the token file
   130  interrupted (143: by SIGTERM), no verdict"""
 
 
@@ -362,22 +366,22 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         allow_abbrev=False,
     )
     verb.add_argument("url", metavar="URL", help="the client's server, http or https")
-    verb.add_argument("--token-file", metavar="F", required=True, help="file that holds the client's raw token")
+    verb.add_argument("--token-file", metavar="F", required=True, help="the file with the client's raw token")
     verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    text = "look for timeouts that end a stream after up to so many silent seconds; 0: do not. Default: 20, most: 80"
+    text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not. Default: 20, at most 80"
     verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
-    text = "what the client's config has, which says what usable means. Default: auto"
+    text = "the transport in the client's config; the verdict is for it. Default: auto"
     verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
     for option in ("--ca-file", "--cert-file", "--key-file"):
         verb.add_argument(option, metavar="F", help=f"tls.{option[2:].replace('-', '_')} of the client's config")
     verb.add_argument("--server-name", metavar="NAME", help="tls.server_name of the client's config")
     verb.add_argument("--min-version", choices=("1.2", "1.3"), default="1.2", help="tls.min_version. Default: 1.2")
-    verb.add_argument("--insecure", action="store_true", help="check no certificate, as tls.insecure")
+    verb.add_argument("--insecure", action="store_true", help="do not check the certificate, as tls.insecure")
     verb.add_argument("--proxy", metavar="URL", help="proxy of the client's config; default: the environment's")
     verb.add_argument(
         "--auth-header",
         choices=("x-api-key", "authorization", "both"),
         default="x-api-key",
-        help="what carries the token. Default: x-api-key",
+        help="the header that carries the token. Default: x-api-key",
     )
     verb.set_defaults(verb=_probe)

@@ -35,70 +35,80 @@ _BUG_CHARS: Final = 100
 class EndReason(StrEnum):
     """Why a stream, a connection or an attempt at one ended. The values are labels in logs, status and metrics.
 
-    Each HTTP error status is a reason of its own, such as ``http-503``; `http` makes it. No reason contains a peer's
-    text.
+    An HTTP error status is a reason of its own, ``http-503``; `http` makes it. Nothing here holds a peer's words.
+
+    Attributes:
+        meaning: the reason in one phrase, for the panel.
     """
 
+    meaning: str
+
     # -- the path, or the other end
-    ADDRESS_GONE = "address-gone"  # this machine no longer has the local address
-    BROKEN = "broken"  # the connection was reset, or timed out in the kernel
-    CLOSED = "closed"  # the other end closed the connection before the end of the body
-    CONNECT = "connect"  # no connection could be made
-    DNS = "dns"  # the name does not resolve
-    ENDED = "ended"  # the other end ended the upload early
-    NO_WEBSOCKET = "no-websocket"  # something on the path does not support WebSocket
-    PROXY = "proxy"  # the outgoing proxy could not connect
-    REFUSED = "refused"  # nothing listens on the port; or the control socket refused
-    SILENT = "silent"  # nothing came, or no ping was answered
-    SLOW_READER = "slow-reader"  # the other end does not read what it is sent
-    SLOW_REQUEST = "slow-request"  # the request was not complete in time
-    STALLED = "stalled"  # the other end stopped reading
-    TLS = "tls"  # the TLS handshake failed
-    WS_CLOSED = "ws-closed"  # the other end closed the WebSocket with an error
+    ADDRESS_GONE = "address-gone", "this machine no longer has the local address"
+    BROKEN = "broken", "the connection was reset, or the kernel gave it up"
+    CLOSED = "closed", "the other end closed the connection before the stream or request was complete"
+    CONNECT = "connect", "no connection could be made"
+    DNS = "dns", "the server's name does not resolve"
+    ENDED = "ended", "the other end ended the upload early"
+    NO_WEBSOCKET = "no-websocket", "something on the path does not pass a WebSocket"
+    PROXY = "proxy", "the outgoing proxy did not make the connection"
+    REFUSED = "refused", "nothing listens at the address"
+    SILENT = "silent", "nothing was received, or a ping was not answered"
+    SLOW_READER = "slow-reader", "the other end did not read what it was sent"
+    SLOW_REQUEST = "slow-request", "the request was not complete in time"
+    STALLED = "stalled", "the other end stopped reading"
+    TLS = "tls", "no TLS that both ends accept; the log has the reason"
+    WS_CLOSED = "ws-closed", "the other end closed the WebSocket with an error"
     # -- on purpose
-    DISCONNECTED = "disconnected"  # by the operator
-    MOVED = "moved"  # another transport replaces it
-    REPLACED = "replaced"  # by another machine with the same token, or by a newer stream
+    DISCONNECTED = "disconnected", "ended by the operator"
+    MOVED = "moved", "a WebSocket replaced it"
+    REPLACED = "replaced", "another machine uses the token, or a newer stream replaced it"
     # -- the protocol
-    BAD_ANSWER = "bad-answer"
-    BAD_CHUNK = "bad-chunk"
-    BAD_CONF = "bad-conf"
-    BAD_FRAME = "bad-frame"
-    BAD_PARAMS = "bad-params"
-    BAD_PROXY_HEADER = "bad-proxy-header"
-    BAD_REQUEST = "bad-request"
-    BAD_RESPONSE = "bad-response"
-    BAD_VNET = "bad-vnet"
-    BAD_WEBSOCKET = "bad-websocket"
-    PIPELINING = "pipelining"  # too much followed the end of an upload
-    PROTOCOL = "protocol"
-    TOO_LONG = "too-long"  # a line on the control socket
+    BAD_ANSWER = "bad-answer", "a malformed answer at the control socket"
+    BAD_CHUNK = "bad-chunk", "malformed chunks"
+    BAD_CONF = "bad-conf", "the answer has no usable x-tun-conf header"
+    BAD_FRAME = "bad-frame", "malformed frames"
+    BAD_PARAMS = "bad-params", "the server sent parameters that cannot be used"
+    BAD_PROXY_HEADER = "bad-proxy-header", "a malformed PROXY protocol header"
+    BAD_REQUEST = "bad-request", "a malformed HTTP request"
+    BAD_RESPONSE = "bad-response", "a malformed HTTP response"
+    BAD_VNET = "bad-vnet", "malformed packet headers (virtio)"
+    BAD_WEBSOCKET = "bad-websocket", "a malformed WebSocket"
+    PIPELINING = "pipelining", "too much data followed the end of an upload"
+    PROTOCOL = "protocol", "the other end broke the protocol"
+    TOO_LONG = "too-long", "a line at the control socket is too long"
     # -- the config of one end, or of a proxy
-    OWN_ADDRESS = "own-address"  # the address from the server would cut the client off from it
-    UNTRUSTED_PROXY = "untrusted-proxy"  # a connection to a PROXY protocol port from an untrusted address
+    OWN_ADDRESS = "own-address", "the address that the server assigns is the one that the client reaches it by"
+    UNTRUSTED_PROXY = "untrusted-proxy", "a PROXY protocol header from an address that is not trusted"
     # -- the control socket
-    BUSY = "busy"
-    FOREIGN = "foreign"  # the other process uses another version of the protocol
+    BUSY = "busy", "too many connections at the control socket"
+    FOREIGN = "foreign", "another version of the control protocol"
     # -- this machine and this program
-    INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
-    NO_ADDRESS_FAMILY = "no-address-family"
-    NO_DESCRIPTORS = "no-descriptors"
-    NO_MEMORY = "no-memory"
-    NO_SPACE = "no-space"
-    NO_THREAD = "no-thread"
+    INTERNAL_ERROR = "internal-error", "an error in this program; the log has its traceback"
+    NO_ADDRESS_FAMILY = "no-address-family", "this machine does not have the address family"
+    NO_DESCRIPTORS = "no-descriptors", "this machine had no free file descriptor; the log has the limit"
+    NO_MEMORY = "no-memory", "this machine had no free memory"
+    NO_SPACE = "no-space", "this machine had no free space"
+    NO_THREAD = "no-thread", "this machine could not start a thread"
+
+    def __new__(cls, value: str, meaning: str = "") -> Self:
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
 
     @classmethod
     def http(cls, status: int) -> EndReason:
-        """The reason for an unexpected answer with that status (100 to 599)."""
+        """A response with that status (100 to 599) instead of the expected one."""
         return cls(f"http-{status}")
 
     @classmethod
     def _missing_(cls, value: object) -> EndReason | None:
-        """Create the member ``http-NNN`` when it is first used."""
+        """``http-NNN``, which becomes a member when it is first used."""
         if not (isinstance(value, str) and re.fullmatch(r"http-[1-9][0-9]{2}", value)):
             return None
         member = str.__new__(cls, value)
         member._name_, member._value_ = value.upper().replace("-", "_"), value
+        member.meaning = "an HTTP response with this status, from the server or a proxy"
         found: EndReason = cls._value2member_map_.setdefault(value, member)  # type: ignore[assignment]
         return found
 
@@ -140,16 +150,25 @@ class EndReason(StrEnum):
 
 
 class RefusalReason(StrEnum):
-    """Why a request or a connection was refused before it became a stream. The values are labels in status and metrics.
+    """Why a request or a connection was refused before it became a stream. Labels in status and metrics. A connection
+    that ends for another reason is counted by its `EndReason`.
 
-    A connection that ends for another reason is counted by its `EndReason`.
+    Attributes:
+        meaning: the reason in one phrase, for the panel.
     """
 
-    BAD_METHOD = "bad-method"
-    BAD_TOKEN = "bad-token"
-    EVICTED = "evicted"  # too many connections without a token
-    OTHER_SESSION = "other-session"  # another machine uses the token
-    UNKNOWN_PATH = "unknown-path"
+    meaning: str
+
+    BAD_METHOD = "bad-method", "the method is neither GET nor PUT"
+    BAD_TOKEN = "bad-token", "no token, or one that is not in the config"
+    EVICTED = "evicted", "too many connections that had not sent a token"
+    OTHER_SESSION = "other-session", "another machine has taken the token over"
+    UNKNOWN_PATH = "unknown-path", "no interface has this path"
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
 
 
 class TapotunError(Exception):

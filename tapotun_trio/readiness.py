@@ -1,4 +1,4 @@
-"""When the process is ready, for the service manager that started it, and how it is since."""
+"""Tells the service manager when the process is ready, and its state from then on (sd_notify)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from .host.process.sd_notify import ServiceManager
 from .lifecycle.registry import Record, Registry
 from .lifecycle.snapshot import state_of
 from .log import Log
-from .server.server import TunnelServer
 
-POLL_S: Final = 0.1  # until ready
-STATUS_S: Final = 2.0  # afterwards
-_SEVERAL: Final = 4  # interfaces that a status tells one by one
+POLL_S: Final = 0.1  # until the process is ready
+STATUS_S: Final = 2.0  # from then on
+_MAX_LISTED: Final = 4  # interfaces that the status line lists one by one
 
 
-async def tell(manager: ServiceManager, registry: Registry, ready_timeout_s: float, log: Log) -> None:
-    """Tell it that we are ready as soon as every interface is up (a server listens, a client's streams carry packets),
-    or after ``ready_timeout_s`` with a warning; then how we are, and that we live; until cancelled.
+async def notify_service_manager(manager: ServiceManager, registry: Registry, ready_timeout_s: float, log: Log) -> None:
+    """Report readiness, then the state and the watchdog's keepalive, until cancelled. Call it once the interfaces run.
 
-    The interfaces have started.
+    The process is ready when every interface is up: a server listens, a client's streams carry packets. After
+    ``ready_timeout_s`` it is reported as ready in any case, with a warning.
     """
     deadline = trio.current_time() + ready_timeout_s
     ready = False
@@ -32,7 +31,9 @@ async def tell(manager: ServiceManager, registry: Registry, ready_timeout_s: flo
         waiting = ", ".join(f"{name} is {state}" for name, state in states.items() if state != "up")
         if not ready and (not waiting or trio.current_time() >= deadline):
             if waiting:
-                log.warning("not up within %g s: %s; ready all the same, and still trying", ready_timeout_s, waiting)
+                log.warning(
+                    "not up within %g s: %s; reporting ready in any case, and still trying", ready_timeout_s, waiting
+                )
             manager.ready()
             ready = True
         refused = registry.last_reload is not None and registry.last_reload.error is not None
@@ -44,16 +45,17 @@ async def tell(manager: ServiceManager, registry: Registry, ready_timeout_s: flo
 
 def describe(records: Iterable[Record]) -> str:
     """One line: ``tun0 up, 3 of 5 clients; tun1 connecting``."""
-    all_of_them = list(records)
-    if len(all_of_them) > _SEVERAL:
-        up = sum(state_of(record) == "up" for record in all_of_them)
-        return f"{up} of {len(all_of_them)} interfaces up"
-    return "; ".join(map(_describe, all_of_them))
+    interfaces = list(records)
+    if len(interfaces) > _MAX_LISTED:
+        up = [record for record in interfaces if state_of(record) == "up"]
+        return f"{len(up)} of {len(interfaces)} interfaces up"
+    return "; ".join(map(_describe, interfaces))
 
 
 def _describe(record: Record) -> str:
     text = f"{record.config.name} {state_of(record)}"
-    if isinstance(record.tunnel, TunnelServer):
-        sessions = record.tunnel.sessions
-        text += f", {sum(it.state == 'connected' for it in sessions)} of {len(sessions)} clients"
+    sessions = None if record.tunnel is None else record.tunnel.sessions
+    if sessions is not None:
+        connected = [session for session in sessions if session.state == "connected"]
+        text += f", {len(connected)} of {len(sessions)} clients"
     return text

@@ -1,4 +1,4 @@
-"""A config that is read again while the process runs: all of it, or, at any error, nothing."""
+"""Reads the config again while the process runs, and applies all of it, or nothing if there is any error."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from .status.model import ReloadStatus
 from .text import one_line, shorten
 
 RELOAD_ERROR_CHARS: Final = 2000
-LINES: Final = 20  # that are logged in one go, a millisecond
-READ_S: Final = 30.0  # a dead network disk or a FIFO shall not keep all later reloads waiting
+LINES: Final = 20  # logged in one step, which takes a millisecond
+READ_S: Final = 30.0  # so that a dead network disk or a FIFO does not block all later reloads
 
 Read: TypeAlias = Callable[[], Config]
 
 
 class RefusedError(TapotunError):
-    """The new config was not taken, and the old one runs on. The text is for the one who asked."""
+    """The new config was refused, and the old one stays in use. The text is for the person who asked."""
 
 
 class Reloader:
-    """Reads, compares, says what it will do, and does it. One at a time.
+    """Reads the config, compares it with the running one, logs the changes and makes them. One reload at a time.
 
     Args:
-        config: what runs now.
-        read: the config, checked. Blocking; raises ConfigError.
-        admin: the admin listener, or its absence.
+        config: the running config.
+        read: returns the new config, checked. Blocking; raises ConfigError.
+        admin: the admin listener, if the config has one.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class Reloader:
         self._lock = trio.Lock()
 
     def start(self, interfaces: Interfaces) -> None:
-        """They run. Who came before waits for that: the file may have changed since it was read."""
+        """Allow reloads: the interfaces run. A reload that was requested earlier has waited: the file may have changed
+        since it was read."""
         self._interfaces = interfaces
         self._started.set()
 
     def commands(self) -> dict[str, Command]:
-        """For the control socket."""
+        """The command for the control socket."""
 
         async def run(arguments: ReloadArguments) -> ReloadResult:
             return ReloadResult(await self.reload(dry_run=arguments.dry_run))
@@ -71,57 +72,59 @@ class Reloader:
         return {"reload": Command(ReloadArguments, run)}
 
     async def reload_for_a_signal(self) -> None:
-        """As `reload`; whoever sent it looks into the log. One that waits for its turn stands for those that come."""
+        """As `reload`, with the outcome in the log. Signals while a reload waits for its turn are merged."""
         if self._lock.statistics().tasks_waiting:
             return
         with suppress(RefusedError):  # logged, and in the status
             await self.reload()
 
     async def reload(self, *, dry_run: bool = False) -> list[str]:
-        """Have the config's present content run. Returns what was changed, a line each. Raises RefusedError.
+        """Apply the present content of the config file. Returns one line for each change. Raises RefusedError.
 
-        Cancelled, a part of it may be done: the process ends then.
+        When it is cancelled, some changes may be made and others not: only the end of the process cancels it.
         """
         async with self._lock:
             await self._started.wait()
             try:
                 if dry_run:
-                    return (await self._plan())[2]
+                    return (await self._compare())[2]
                 self._manager.reloading()
                 try:
                     return await self._reload()
                 finally:
                     self._manager.reloaded()
             except (ConfigError, HostError) as exc:
-                raise await self._refused(_for_people(exc), dry_run=dry_run) from exc
+                raise await self._refused(_explain(exc), dry_run=dry_run) from exc
             except Exception as exc:
                 if (shortage := shortage_of(exc, "cannot reload")) is not None:
                     raise await self._refused(str(shortage), dry_run=dry_run) from exc
-                self._log.exception("a bug ended the reload")
-                raise await self._refused(f"a bug, which the log has: {exc!r}", dry_run=dry_run) from exc
+                self._log.exception("internal error during the reload")
+                raise await self._refused(
+                    f"internal error (the log has its traceback): {exc!r}", dry_run=dry_run
+                ) from exc
 
-    async def _plan(self) -> tuple[Config, list[Change], list[str]]:
-        """What the file says, what of its interfaces differs, and all that differs, for people."""
+    async def _compare(self) -> tuple[Config, list[Change], list[str]]:
+        """The config in the file, the changes to interfaces, and one line for each difference. Raises ConfigError."""
         running, before = [record.config for record in self._registry], self._config
 
-        def look() -> tuple[Config, list[Change], list[str]]:
+        def read_and_compare() -> tuple[Config, list[Change], list[str]]:
             config = self._read()
-            found = changes(running, config.interfaces)
-            lines = [line for change in found for line in change.lines]
-            return config, found, lines + process_lines(before, config)
+            interface_changes = changes(running, config.interfaces)
+            lines = [line for change in interface_changes for line in change.lines]
+            return config, interface_changes, lines + process_lines(before, config)
 
-        # In a thread: to read and check a hundred thousand routes takes a second. The event loop gets the interpreter
-        # soon whenever it wants it; held from here, so that a thread that is given up holds nothing.
+        # In a thread: reading and checking a hundred thousand routes takes a second. `switching_often` keeps the event
+        # loop responsive. It is held here and not in the thread, so that an abandoned thread holds nothing.
         with switching_often(), collecting_later(), trio.move_on_after(READ_S) as deadline:
             with passing_shortages("the config cannot be read"):
-                plan = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+                found = await trio.to_thread.run_sync(read_and_compare, abandon_on_cancel=True)
         if deadline.cancelled_caught:
             raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
-        await self._say(logging.WARNING, plan[0].warnings)
-        return plan
+        await self._log_lines(logging.WARNING, found[0].warnings)
+        return found
 
-    async def _say(self, level: int, lines: Iterable[str]) -> None:
-        """Log them; there may be one for each of thousands of clients, and to write it takes a while."""
+    async def _log_lines(self, level: int, lines: Iterable[str]) -> None:
+        """Log the lines, with pauses for other tasks: thousands of clients may have a line each."""
         for number, line in enumerate(lines, 1):
             self._log.log(level, "%s", line)
             if number % LINES == 0:
@@ -129,12 +132,12 @@ class Reloader:
 
     async def _reload(self) -> list[str]:
         assert self._interfaces is not None
-        config, found, lines = await self._plan()
-        await self._say(logging.INFO, (f"reload: {line}" for line in lines))
+        config, interface_changes, lines = await self._compare()
+        await self._log_lines(logging.INFO, (f"reload: {line}" for line in lines))
         await self._admin.prepare(config.admin)
         with self._admin.changing(config.admin):
-            await self._interfaces.change(found)
-        self._registry.sort(it.name for it in config.interfaces)
+            await self._interfaces.change(interface_changes)
+        self._registry.sort(interface.name for interface in config.interfaces)
         if config.log != self._config.log:
             set_up_logging(config.log.level, config.log.format)
         self._config = config
@@ -143,26 +146,29 @@ class Reloader:
         return lines
 
     async def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
-        """``text``: a line for each reason. A dry run leaves no trace but its answer."""
+        """The error for a refused reload, after it was logged and put into the status. Not so for a dry run.
+
+        ``text``: a line for each reason.
+        """
         lines = text.splitlines()
-        # Each is longer than a character, so these are more than can be shown.
+        # A line has more than one character, so this is more than fits.
         reason = shorten("; ".join(map(one_line, lines[:RELOAD_ERROR_CHARS])), RELOAD_ERROR_CHARS)
         if dry_run:
             return RefusedError(f"a reload would be refused: {reason}")
-        await self._say(logging.ERROR, lines)
-        self._log.error("reload: nothing was changed, the old config runs on")
+        await self._log_lines(logging.ERROR, lines)
+        self._log.error("reload: nothing was changed, the old config stays in use")
         self._note([], reason)
-        return RefusedError(f"nothing was changed, the old config runs on: {reason}")
+        return RefusedError(f"nothing was changed, the old config stays in use: {reason}")
 
     def _note(self, lines: list[str], error: str | None) -> None:
         self._registry.last_reload = ReloadStatus(at=wall_time(boottime()), changes=lines, error=error)
 
 
-def _for_people(exc: ConfigError | HostError) -> str:
-    """What was wrong, a line each, and, where it may help, that rights which were given up come back with a restart."""
+def _explain(exc: ConfigError | HostError) -> str:
+    """The error, one line for each finding. It suggests a restart where a dropped capability may be the cause."""
     cause: BaseException | None = exc
     while cause is not None and not isinstance(cause, PermissionError):
         cause = cause.__cause__
     if isinstance(exc, ConfigError) or cause is None:
         return str(exc)
-    return f"{exc}; this process gave up at its start what its config did not need then: restart it"
+    return f"{exc}; restart this process: at its start it dropped the capabilities that it did not need"

@@ -1,1 +1,1 @@
-"""What an operator watches and does over HTTP: health, metrics, panel. Only where the config has an `admin`."""
+"""Health, metrics, panel and API for the operator over HTTP. Only if the config has an `admin`; start at `api`."""

@@ -1,7 +1,6 @@
-"""Who may see and do what: the token, and the sessions of browsers that have shown it.
+"""Authentication: the admin token, and the sessions of browsers that have logged in with it.
 
-Nothing that is kept here is of use to who reads it: of the token and of a session's identifier only hashes are. They
-are compared in a time that does not depend on where they differ.
+Only hashes of the token and of session identifiers are kept. They are compared in constant time.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from .browser import COOKIE, is_same_origin, session_ids
 from .limits import Limiter
 
 SESSION_S: Final = 12 * 3600.0
-MAX_SESSIONS: Final = 64  # one more ends the oldest
+MAX_SESSIONS: Final = 64  # another login ends the oldest session
 CSRF_HEADER: Final = "x-csrf-token"
 
 NO_TOKEN: Final = 'no token is configured: add "token" to "admin" in the config (tapotun token makes one) and reload'
-_NOT_LOGGED_IN: Final = "not logged in: show the admin token, or log in at /"
+_NOT_LOGGED_IN: Final = "not logged in: send the admin token, or log in at /"
 _OTHER_ORIGIN: Final = (
-    "the request's Origin is not this Host; a proxy must pass Host on (nginx: proxy_set_header Host $http_host)"
+    "the request's Origin is not this Host; a proxy must forward Host (nginx: proxy_set_header Host $http_host)"
 )
 
 
 class Refused(Exception):
-    """A request that gets an error. ``status``; ``headers``: further ones. The text is one line for a person."""
+    """A request that gets an error. ``headers``: extra headers of the response. The text is one line for a person."""
 
     def __init__(self, status: int, text: str, *headers: tuple[str, str]) -> None:
         super().__init__(text)
@@ -40,7 +39,7 @@ class Refused(Exception):
 
 
 class WrongToken(Refused):
-    """A token that is not the one. Somebody may be trying some."""
+    """A wrong token. Somebody may be guessing."""
 
     def __init__(self) -> None:
         super().__init__(401, "this is not the admin token", ("WWW-Authenticate", "Bearer"))
@@ -48,7 +47,7 @@ class WrongToken(Refused):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A browser that has shown the token. ``until``: when it must show it again."""
+    """The session of a browser that has logged in. ``until``: when it must log in again."""
 
     csrf: str = field(repr=False)
     until: float
@@ -60,19 +59,19 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who may see. ``session``: None for one that shows the token with each request."""
+    """An authenticated client. ``session``: None if the request itself carries the token."""
 
     session: Session | None
 
 
 class Access:
-    """The guard of one token. ``now`` is trio's time everywhere, and ``address`` what `limited_as` says."""
+    """Checks requests against one token. ``now`` is trio's time everywhere, and ``address`` comes from `limited_as`."""
 
     def __init__(self, token: TokenHash | Secret | None) -> None:
         if isinstance(token, Secret):
             token = TokenHash("sha256", hashlib.sha256(token.reveal().encode()).hexdigest())
         self._token = token
-        self._sessions: dict[bytes, Session] = {}  # in the order of their coming, which is that of their end
+        self._sessions: dict[bytes, Session] = {}  # oldest first, which is also the order in which they expire
         self._limiter = Limiter()
 
     @property
@@ -80,7 +79,7 @@ class Access:
         return self._token is not None
 
     def see(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """Whoever shows the token or has a session. Raises Refused."""
+        """Allow reading, with the token or a session. Raises Refused."""
         if self._token is None:
             raise Refused(403, NO_TOKEN)
         if head.tokens:
@@ -92,15 +91,17 @@ class Access:
         return Visitor(session)
 
     def watch(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """As `see`, for what another site's page could open in this browser's name: a WebSocket knows no CORS. Raises
-        Refused."""
+        """As `see`, and the Origin must match: CORS does not keep another site's page from opening a WebSocket.
+
+        Raises Refused.
+        """
         visitor = self.see(head, address, now)
         if visitor.session is not None:
             self._check_origin(head.headers)
         return visitor
 
     def act(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """As `watch`, and a browser shows that its page could read our answers too. Raises Refused."""
+        """As `watch`, and a browser must send its session's CSRF token. Raises Refused."""
         visitor = self.watch(head, address, now)
         session, shown = visitor.session, head.headers.get(CSRF_HEADER, "")
         if session is not None and not _same(shown, session.csrf):
@@ -108,7 +109,7 @@ class Access:
         return visitor
 
     def log_in(self, token: str, head: RequestHead, address: str, now: float) -> str:
-        """Begin a session for who shows the token; returns its identifier, for the cookie. Raises Refused."""
+        """Begin a session. Returns its identifier, for the cookie. Raises Refused: the token is wrong."""
         if self._token is None:
             raise Refused(403, NO_TOKEN)
         if "origin" in head.headers:
@@ -123,7 +124,7 @@ class Access:
         return identifier
 
     def log_out(self, session: Session) -> None:
-        """It is over, for everything that it has open too."""
+        """End the session and everything that it has open."""
         for key, other in list(self._sessions.items()):
             if other is session:
                 self._end(key)
@@ -133,21 +134,21 @@ class Access:
 
     def _find(self, headers: Mapping[str, str], now: float) -> Session | None:
         found = (self._sessions.get(_key(identifier)) for identifier in session_ids(headers))
-        return next((it for it in found if it is not None and not it.is_over(now)), None)
+        return next((session for session in found if session is not None and not session.is_over(now)), None)
 
     def _check(self, shown: list[str], address: str, now: float) -> None:
         wait_s = self._limiter.wait_s(address, now)
         if wait_s > 0:
             seconds = math.ceil(wait_s)
             raise Refused(429, f"too many wrong tokens: wait {seconds} s", ("Retry-After", str(seconds)))
-        if not any(self._is_token(it) for it in shown):
+        if not any(self._is_token(token) for token in shown):
             self._limiter.failed(address, now)
             raise WrongToken()
         self._limiter.succeeded(address)
 
     def _is_token(self, shown: str) -> bool:
         assert self._token is not None
-        # A header's bytes come as Latin-1, and a config's are ASCII; what JSON has may be anything, surrogates too.
+        # A header is decoded as Latin-1, a config is ASCII, and JSON may hold anything, even surrogates.
         found = hashlib.new(self._token.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         return _same(found.hexdigest(), self._token.digest)
 
@@ -158,14 +159,14 @@ class Access:
 
 
 def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
-    """The header that has a browser keep a session; with no identifier, that has it forget it."""
+    """The header that sets the session cookie; with an empty identifier, the one that deletes it."""
     age_s = int(SESSION_S) if identifier else 0
     value = f"{COOKIE}={identifier}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict"
     return "Set-Cookie", f"{value}; Secure" if secure else value
 
 
 def _key(identifier: str) -> bytes:
-    """Looked up by this, a dict's timing tells nothing of the identifiers in it."""
+    """The key in a dict: a hash, so that the timing of a lookup reveals nothing about identifiers."""
     return hashlib.sha256(identifier.encode()).digest()
 
 

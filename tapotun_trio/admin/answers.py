@@ -1,4 +1,4 @@
-"""What is answered, before it is bytes: always whole, always with its length, never cached but where it says so."""
+"""Responses before they are bytes. They are complete, have a length, and are not cached unless they say so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
 ANSWER_ERROR_CHARS: Final = 2000
 
-# Nothing from elsewhere, no script or style within a page, no page of others around ours.
+# Nothing from other origins, no inline script or style, no embedding into other pages.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``kind``: its Content-Type; empty: it has no body."""
+    """A response. ``kind``: its Content-Type; empty: it has no body."""
 
     status: int
     body: bytes = b""
@@ -39,7 +39,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
     def fields(self) -> list[tuple[str, str]]:
-        """Its head."""
+        """All header fields of the response."""
         names = {name for name, _ in self.headers}
         caching = [] if "Cache-Control" in names else [("Cache-Control", "no-store")]
         return [*([("Content-Type", self.kind)] if self.kind else []), *self.headers, *caching, *_ALWAYS]
@@ -50,20 +50,20 @@ def text(status: int, lines: str, *headers: tuple[str, str]) -> Answer:
 
 
 def document(value: Any, status: int = 200) -> Answer:
-    """JSON of what msgspec can encode."""
+    """A JSON response. ``value``: anything that msgspec can encode."""
     return Answer(status, msgspec.json.encode(value), JSON)
 
 
-def error(status: int, why: str, *headers: tuple[str, str], plain: bool = False) -> Answer:
-    """``plain``: for people, in place of the JSON that programs get."""
-    line = one_line(shorten(why, ANSWER_ERROR_CHARS))
+def error(status: int, message: str, *headers: tuple[str, str], plain: bool = False) -> Answer:
+    """An error, as JSON; with ``plain`` as text, for people."""
+    line = one_line(shorten(message, ANSWER_ERROR_CHARS))
     if plain:
         return text(status, line, *headers)
     return Answer(status, msgspec.json.encode({"error": line}), JSON, headers)
 
 
 def decode(body: bytes, kind: type[T]) -> T:
-    """The JSON of a request. Untrusted input; raises Refused, whose text shows nothing of it: it may be a token."""
+    """The JSON of a request. Untrusted input; raises Refused, which never quotes the body: it may hold a token."""
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

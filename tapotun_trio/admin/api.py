@@ -1,6 +1,7 @@
-"""What is answered to which request: the table of routes, who may use each, and what each does.
+"""The HTTP API: the table of routes, the permission of each, and its handler.
 
-docs/admin.md documents them. Untrusted input, whose failures are answers; `PeerError` goes to the connection's owner.
+docs/admin.md documents the routes. Requests are untrusted input: a bad one gets an error response. `PeerError` goes to
+the owner of the connection.
 """
 
 from __future__ import annotations
@@ -39,37 +40,37 @@ from .pages import Page
 
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LIVE: Final = 16  # WebSockets
-TURN_S: Final = (0.0005, 0.004)  # of what is long, before the others go on: at least, at most
-STATUS_AGE_S: Final = 0.5  # so old may a status be that several WebSockets share
+TURN_S: Final = (0.0005, 0.004)  # of a long task, before other tasks run: at least, at most
+STATUS_AGE_S: Final = 0.5  # a status that several WebSockets share is at most this old
 
-# A request's target may be a whole URL (RFC 9112 section 3.2.2).
+# A request's target may be an absolute URL (RFC 9112 section 3.2.2).
 _ABSOLUTE: Final = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 
 T = TypeVar("T")
 
-# Has the config read again; ``dry_run``: only looks. Returns the changes, a line each; raises TapotunError.
+# Reloads the config; with ``dry_run`` it only compares. Returns one line for each change; raises TapotunError.
 Reload: TypeAlias = Callable[[bool], Awaitable[list[str]]]
 
 
 class Permission(Enum):
-    """May use a route."""
+    """Which requests may use a route."""
 
     EVERYBODY = "everybody"
     EVERYBODY_WITHOUT_TOKEN = "everybody, if no token is configured"
-    WATCHERS = "who shows the token, or has a session"
-    WATCHERS_LIVE = "as above, from a page of ours"
-    ACTORS = "as above, with the session's CSRF token"
+    WATCHERS = "with the token, or with a session"
+    WATCHERS_LIVE = "as above, and from a page of this server"
+    ACTORS = "as above, and with the session's CSRF token"
 
 
 class Request(NamedTuple):
-    """``address``: under what its failures are counted; ``visitor``: None where everybody may."""
+    """One request. ``address``: for counting its failures; ``visitor``: None on a route for everybody."""
 
     exchange: Exchange
     address: str
     visitor: Visitor | None
 
 
-# None: it has answered by itself.
+# None: the handler has sent the response itself.
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
 
 
@@ -78,11 +79,11 @@ class Login(Struct, forbid_unknown_fields=True):
 
 
 class AdminApi:
-    """Everything behind one admin listener.
+    """The routes of one admin listener.
 
     Args:
-        reload: comes to its end even if whoever waits for it is cancelled.
-        greeted: called for a connection that has shown that it may be here.
+        reload: completes even if its caller is cancelled.
+        on_authenticated: called for the connection of an authenticated request.
     """
 
     def __init__(
@@ -93,15 +94,15 @@ class AdminApi:
         process: Process,
         registry: Registry,
         reload: Reload,
-        greeted: Callable[[Exchange], None],
+        on_authenticated: Callable[[Exchange], None],
     ) -> None:
-        self.retiring = False  # another one takes over: connections end with their next answer
+        self.retiring = False  # another listener takes over: connections close after their next response
         self._access = access
         self._events = events
         self._process = process
         self._registry = registry
         self._reload = reload
-        self._greeted = greeted
+        self._on_authenticated = on_authenticated
         self._live = 0
         self._unauthenticated = RateLimitedLog()
         self._faults = Faults()
@@ -124,7 +125,7 @@ class AdminApi:
         }
 
     async def serve(self, exchange: Exchange) -> None:
-        """Answer one request. Raises PeerError; a bug is logged and answered with a 500."""
+        """Answer one request. Raises PeerError; an internal error is logged and answered with 500."""
         path = _ABSOLUTE.sub("", exchange.head.target).partition("?")[0]
         plain = not path.startswith("/api/")
         close = self.retiring
@@ -132,7 +133,7 @@ class AdminApi:
             answer = await self._answer(exchange, path)
         except Refused as exc:
             if isinstance(exc, WrongToken):
-                line = f"admin: {exchange.client} showed a wrong token"
+                line = f"admin: {exchange.client} sent a wrong token"
                 self._unauthenticated.log(process_logger(), logging.WARNING, trio.current_time(), line)
             answer = error(exc.status, str(exc), *exc.headers, plain=plain)
         except BadRequest as exc:
@@ -140,9 +141,12 @@ class AdminApi:
         except Exception as exc:
             if is_peers_fault(exc):
                 raise
-            # That request's, and of nobody else. Where an answer has begun, the connection ends without another one.
+            # It ends only this request. If the response has begun, the connection is closed without another one.
             self._faults.log(process_logger(), trio.current_time(), "admin: request ended", exc)
-            answer, close = None if exchange.answered else error(500, "a bug; the log has it", plain=plain), True
+            answer, close = (
+                None if exchange.answered else error(500, "internal error; the log has its traceback", plain=plain),
+                True,
+            )
         if answer is not None:
             await exchange.respond(answer.status, answer.fields(), answer.body, close=close or self.retiring)
 
@@ -154,12 +158,12 @@ class AdminApi:
         method = "GET" if head.method == "HEAD" else head.method
         if method not in methods:
             allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
-            raise Refused(405, f"{path} takes {' and '.join(allowed)}", ("Allow", ", ".join(allowed)))
+            raise Refused(405, f"{path} accepts {' and '.join(allowed)}", ("Allow", ", ".join(allowed)))
         permission, handler = methods[method]
         address = limited_as(exchange.connection.remote_address, head.headers)
         visitor = self._admit(permission, exchange, address)
         if visitor is not None:
-            self._greeted(exchange)
+            self._on_authenticated(exchange)
         return await handler(Request(exchange, address, visitor))
 
     def _admit(self, permission: Permission, exchange: Exchange, address: str) -> Visitor | None:
@@ -185,11 +189,11 @@ class AdminApi:
         return text(503, "\n".join(reasons)) if reasons else text(200, "ready")
 
     async def _metrics(self, request: Request) -> Answer:
-        async with self._rendering:  # of many who ask at once none shall hold the packets up beside the others
+        async with self._rendering:  # one at a time, so that many scrapes at once do not delay packets
             parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
             return Answer(200, await _joined(parts), kind)
 
-    # ------------------------------------------------------------------ for the panel, and whoever else has a token
+    # ------------------------------------------------------------------ for the panel and other clients with a token
 
     async def _page(self, page: Page, request: Request) -> Answer:
         if not self._access.has_token:
@@ -201,9 +205,9 @@ class AdminApi:
 
     async def _log_in(self, request: Request) -> Answer:
         head = request.exchange.head
-        shown = await self._read(request, Login)
-        identifier = self._access.log_in(shown.token, head, request.address, trio.current_time())
-        self._greeted(request.exchange)
+        login = await self._read(request, Login)
+        identifier = self._access.log_in(login.token, head, request.address, trio.current_time())
+        self._on_authenticated(request.exchange)
         process_logger().info("admin: %s logged in", request.exchange.client)
         return Answer(204, headers=(cookie(identifier, secure=_is_secure(request)),))
 
@@ -211,7 +215,7 @@ class AdminApi:
         await request.exchange.read_body(MAX_BODY_BYTES)
         assert request.visitor is not None
         if request.visitor.session is None:
-            raise Refused(400, "there is no session to end: the token was shown with the request")
+            raise Refused(400, "there is no session to end: the request itself has the token")
         self._access.log_out(request.visitor.session)
         return Answer(204, headers=(cookie("", secure=_is_secure(request)),))
 
@@ -228,21 +232,21 @@ class AdminApi:
         return document({"events": self._events.since(0)})
 
     async def _disconnect(self, request: Request) -> Answer:
-        asked = await self._read(request, DisconnectArguments)
+        arguments = await self._read(request, DisconnectArguments)
         try:
-            sessions = self._registry.disconnect(asked.interface, asked.client)
+            sessions = self._registry.disconnect(arguments.interface, arguments.client)
         except NoSuchPeerError as exc:
             raise Refused(404, str(exc)) from exc
-        where = "" if asked.interface is None else f"{asked.interface} "
-        process_logger().info("admin: %s disconnected %s%s", request.exchange.client, where, asked.client)
+        where = "" if arguments.interface is None else f"{arguments.interface} "
+        process_logger().info("admin: %s disconnected %s%s", request.exchange.client, where, arguments.client)
         return document({"sessions": sessions})
 
     async def _reload_config(self, request: Request) -> Answer:
-        asked = await self._read(request, ReloadArguments)
-        if not asked.dry_run:
-            process_logger().info("admin: %s asks for a reload", request.exchange.client)
+        arguments = await self._read(request, ReloadArguments)
+        if not arguments.dry_run:
+            process_logger().info("admin: %s requested a reload", request.exchange.client)
         try:
-            return document({"changes": await self._reload(asked.dry_run)})
+            return document({"changes": await self._reload(arguments.dry_run)})
         except TapotunError as exc:
             raise Refused(409, str(exc)) from exc
 
@@ -281,8 +285,11 @@ class AdminApi:
 
 
 async def _joined(parts: Iterable[bytes]) -> bytes:
-    """What takes long to be made, while packets go on. A turn of it is as long as that of the others, within limits:
-    where these have much to do a scrape of many short turns would not come to its end in time."""
+    """Join parts that take long to make, with pauses in which packets pass.
+
+    A turn is as long as the other tasks' turns, within `TURN_S`: on a busy machine a scrape in many short turns would
+    not end in time.
+    """
     joined, begun, others_s = bytearray(), perf_counter(), 0.0
     for part in parts:
         joined += part
@@ -295,5 +302,5 @@ async def _joined(parts: Iterable[bytes]) -> bytes:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser came by https, as its proxy says; if that lies, the browser only keeps the cookie back."""
+    """Whether the browser uses https, according to its proxy. If that is wrong, it only withholds the cookie."""
     return request.exchange.head.headers.get("x-forwarded-proto", "").strip().lower() == "https"

@@ -1,4 +1,4 @@
-"""What browsers say of themselves: cookies, and the page that a request comes from.
+"""Cookies, the Origin of a request, and the address that its failures are counted for.
 
 Sans-IO. Untrusted input; never raises.
 """
@@ -13,12 +13,12 @@ from typing import Final, TypeAlias
 from ..http.forwarded import client_of
 
 COOKIE: Final = "tapotun_session"
-# What secrets.token_urlsafe(32) makes.
+# The form of secrets.token_urlsafe(32).
 _SESSION_ID: Final = re.compile(r"[0-9A-Za-z_-]{43}")
 _MAX_COOKIES: Final = 64
 _ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s]{1,300})", re.IGNORECASE)
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
-# An address as `client_of` shows it, perhaps with a port.
+# An address in the form of `client_of`, perhaps with a port.
 _NODE: Final = re.compile(
     r"\[(?P<v6>[0-9A-Fa-f:.]+)\](?::[0-9]+)?|(?P<v4>[0-9.]+)(?::[0-9]+)?|(?P<bare>[0-9A-Fa-f:.]+)"
 )
@@ -27,8 +27,10 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 
 def session_ids(headers: Mapping[str, str]) -> list[str]:
-    """What the Cookie header (RFC 6265 section 4.2) has under our name and looks like one of our own; a browser that
-    was here under another path may send several. A proxy may have joined several headers with commas."""
+    """The well-formed session identifiers in the Cookie header (RFC 6265 section 4.2).
+
+    There may be several: a browser has one for each path, and a proxy may join several headers with commas.
+    """
     found: list[str] = []
     for pair in re.split(r"[;,]", headers.get("cookie", ""), maxsplit=_MAX_COOKIES)[:_MAX_COOKIES]:
         name, _, value = pair.strip(" \t").partition("=")
@@ -38,9 +40,9 @@ def session_ids(headers: Mapping[str, str]) -> list[str]:
 
 
 def is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether the page that sends this request came from the host that it is sent to.
+    """Whether the page that sends this request came from the same host.
 
-    The scheme is not compared: a proxy ends TLS, and says http to us of what a browser has by https.
+    The scheme is not compared: behind a proxy that terminates TLS, we see http where the browser uses https.
     """
     match = _ORIGIN.fullmatch(headers.get("origin", ""))
     host = headers.get("host", "").lower()
@@ -51,17 +53,17 @@ def is_same_origin(headers: Mapping[str, str]) -> bool:
 
 
 def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
-    """Under what name an address' failures are counted. ``remote``: the connection's; None: a Unix socket's.
+    """The name that failed logins are counted under. ``remote``: the connection's address; None: a Unix socket.
 
-    A proxy on this machine is believed whom it speaks for; who else writes such headers on this machine gets a count of
-    its own, or spends another's, and everybody's count together is limited too. Of IPv6 a whole /64 counts as one: so
-    much has every home.
+    Forwarding headers are believed if the connection comes from this machine, as a proxy's does. Another local program
+    can forge them, and then uses up another count; but the total of all counts is limited as well. An IPv6 /64 counts
+    as one address, since every home has a /64.
     """
     address = _address(remote) if remote is not None else None
     if remote is None or (address is not None and address.is_loopback):
-        found = _NODE.fullmatch(client_of(headers, lambda it: it.is_loopback) or "")
-        told = None if found is None else _address(found["v6"] or found["v4"] or found["bare"])
-        address = told or address
+        found = _NODE.fullmatch(client_of(headers, lambda hop: hop.is_loopback) or "")
+        claimed = None if found is None else _address(found["v6"] or found["v4"] or found["bare"])
+        address = claimed or address
     if address is None:
         return "unix" if remote is None else "unknown"
     return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))
@@ -69,7 +71,7 @@ def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
 
 def _address(text: str) -> Address | None:
     try:
-        address = ip_address(text.partition("%")[0])  # the zone of a link-local one may be any text
+        address = ip_address(text.partition("%")[0])  # the zone of a link-local address may be any text
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

@@ -1,4 +1,4 @@
-"""The newest lines of the log, for who watches."""
+"""The newest lines of the log, for the panel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_CHARS: Final = 1000
 
 
 class Event(Struct, frozen=True):
-    """One line. ``number`` rises by one; ``at``: UTC, RFC 3339, to the second."""
+    """One line of the log. ``number`` increases by one; ``at`` is UTC, RFC 3339, to the second."""
 
     number: int
     at: str
@@ -28,24 +28,24 @@ class Event(Struct, frozen=True):
 
 
 class Events(logging.Handler):
-    """Takes notes of what is logged, from info upwards. Any thread may log."""
+    """A logging handler that keeps the newest lines, from level info up. Any thread may log."""
 
     def __init__(self) -> None:
-        """Within trio."""
+        """Call it within trio."""
         super().__init__(logging.INFO)
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._number = 0
-        self._news = trio.Event()
+        self._changed = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging, under this handler's lock."""
         try:
-            self._note(record)
-        except Exception:  # noqa: BLE001 - as logging's own handlers do: told on stderr, and who logs goes on
+            self._keep(record)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do: reported on stderr, not raised
             self.handleError(record)
 
-    def _note(self, record: logging.LogRecord) -> None:
+    def _keep(self, record: logging.LogRecord) -> None:
         client = getattr(record, "client", None)
         text = f"{client}: {record.getMessage()}" if client else record.getMessage()
         level: Literal["info", "warning", "error"] = "info"
@@ -56,19 +56,19 @@ class Events(logging.Handler):
         interface = getattr(record, "interface", None)
         self._kept.append(Event(self._number, at, level, interface, one_line(shorten(text, TEXT_CHARS))))
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._tell, idempotent=True)
+            self._token.run_sync_soon(self._notify, idempotent=True)
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def since(self, number: int) -> list[Event]:
-        """Those behind that number which are kept, oldest first; 0: all."""
-        with self.lock:  # type: ignore[union-attr]  # logging may be told to do without locks; it is not
+        """The kept events after that number, oldest first; 0: all."""
+        with self.lock:  # type: ignore[union-attr]  # None only if a subclass makes no lock
             return [event for event in self._kept if event.number > number]
 
     async def wait(self, number: int) -> None:
-        """Until there is one behind that number. Cancel-safe."""
+        """Wait for an event after that number. Cancel-safe; a checkpoint."""
         await trio.lowlevel.checkpoint()
         while self._number <= number:
-            await self._news.wait()
+            await self._changed.wait()

@@ -1,17 +1,16 @@
-"""Whether this process does what its config asks for."""
+"""Readiness of this process: whether every interface of its config is up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..client.client import TunnelClient
 from ..lifecycle.registry import Record
 from ..lifecycle.snapshot import state_of
 from ..text import one_line
 
 
 def not_ready(records: Iterable[Record]) -> list[str]:
-    """Why it is not ready, one line for each interface that is not up; nothing: it is."""
+    """One line for each interface that is not up, with the cause. Empty if the process is ready."""
     found = list(records)
     if not found:
         return ["no interface runs yet"]
@@ -19,10 +18,6 @@ def not_ready(records: Iterable[Record]) -> list[str]:
 
 
 def _reason(record: Record) -> str:
-    tunnel = record.tunnel
-    why = record.last_error
-    if isinstance(tunnel, TunnelClient):
-        replaced = "another machine uses this client's token"
-        why = replaced if tunnel.state == "replaced" else tunnel.failure_log.latest or why
+    problem = (record.tunnel and record.tunnel.problem) or record.last_error
     text = f"{record.config.name}: {state_of(record)}"
-    return one_line(f"{text}: {why}" if why else text)
+    return one_line(f"{text}: {problem}" if problem else text)

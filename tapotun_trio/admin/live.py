@@ -1,7 +1,7 @@
-"""The panel's WebSocket: how the process is, every second, and what it logs, as it comes.
+"""The panel's WebSocket: the status every second, and log lines as they are written.
 
-trio-websocket speaks the protocol, over our connection, from the handshake on. What it may take is bounded: a client
-has nothing to say but to close, and one that does not read is let go.
+trio-websocket runs the protocol on our connection, handshake included. Its input is limited: a client sends nothing but
+a close. A client that does not read is disconnected.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .events import Event, Events
 
 STATUS_S: Final = 1.0
 HANDSHAKE_S: Final = 5.0
-SLOW_S: Final = 5.0  # for a message that the client does not take
-CLOSE_S: Final = 0.2  # for its answer to our close
-TOGETHER_S: Final = 0.05  # lines that come so soon after each other go as one message
-MAX_RECEIVED_BYTES: Final = 64 * 1024  # from it, ever, all of them for nothing
+SLOW_S: Final = 5.0  # for sending one message
+CLOSE_S: Final = 0.2  # for the client's answer to our close
+TOGETHER_S: Final = 0.05  # log lines within this time are sent as one message
+MAX_RECEIVED_BYTES: Final = 64 * 1024  # from the client in all; they are ignored
 MAX_MESSAGE_BYTES: Final = 4096
 GOING_AWAY: Final = 1001
 POLICY_VIOLATION: Final = 1008
@@ -39,10 +39,12 @@ _UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-We
 
 
 def handshake_of(head: RequestHead) -> bytes:
-    """The request again, as far as it is the handshake's: no token and no cookie is trio-websocket's business. Raises
-    Refused, and BadRequest for one that is malformed."""
+    """The handshake part of the request, without token and cookie, which trio-websocket does not need.
+
+    Raises Refused; BadRequest if it is malformed.
+    """
     if not head.asks_for_websocket or accept_head(head, []) is None:
-        raise Refused(426, "this is for a WebSocket; a proxy must pass Upgrade and Connection on", *_UPGRADE[::2])
+        raise Refused(426, "this path needs a WebSocket; a proxy must forward Upgrade and Connection", *_UPGRADE[::2])
     fields = [("Host", "-"), *_UPGRADE, ("Sec-WebSocket-Key", head.headers[KEY_HEADER])]
     return encode_request("GET", "/", fields)
 
@@ -50,9 +52,10 @@ def handshake_of(head: RequestHead) -> bytes:
 async def serve_live(
     exchange: Exchange, status: Callable[[], Awaitable[str]], events: Events, is_over: Callable[[], bool]
 ) -> None:
-    """Talk until the client goes, does not read, or ``is_over``. ``status``: the message that says how the process is.
+    """Send status and events until the client disconnects or does not read, or until ``is_over``.
 
-    Raises PeerError; Refused, BadRequest, or a bug before anything was sent.
+    ``status`` makes the status message. Raises PeerError. Raises Refused, BadRequest or an internal error only before
+    anything was sent.
     """
     first = handshake_of(exchange.head) + exchange.leftover
     stream = ConnectionStream(exchange.connection, first, limit_bytes=MAX_RECEIVED_BYTES)
@@ -60,7 +63,7 @@ async def serve_live(
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_S):
-                # From here on it reads by itself, and ends with the nursery.
+                # From here on trio-websocket reads, until the nursery ends.
                 request = await wrap_server_stream(
                     nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE_BYTES
                 )
@@ -68,7 +71,7 @@ async def serve_live(
                 socket = await request.accept()
             nursery.start_soon(_ignore_messages, socket)
             try:
-                await _talk(socket, exchange, status, events, is_over)
+                await _send_updates(socket, exchange, status, events, is_over)
             finally:
                 with trio.move_on_after(CLOSE_S, shield=True):
                     await socket.aclose(POLICY_VIOLATION if is_over() else GOING_AWAY)
@@ -76,20 +79,20 @@ async def serve_live(
     except* PeerError as group:
         end = next(leaves(group))
     except* (ConnectionClosed, LocalProtocolError) as group:
-        # It went; or it sent something after a close, to which trio-websocket may not answer.
+        # The client closed, or sent something after a close, which trio-websocket may not answer.
         end = PeerError(f"the WebSocket ended: {next(leaves(group))!r}", reason=EndReason.CLOSED)
     except* trio.TooSlowError:
         end = PeerError("did not take the WebSocket's handshake", reason=EndReason.SLOW_READER)
     except* Exception as group:
         if not exchange.answered:
             raise
-        # Too late for a 500: logged with its traceback.
+        # Too late for a 500; logged with its traceback.
         _FAULTS.log(process_logger(), trio.current_time(), "admin: WebSocket ended", group)
     if end is not None:
         raise end
 
 
-async def _talk(
+async def _send_updates(
     socket: WebSocketConnection,
     exchange: Exchange,
     status: Callable[[], Awaitable[str]],
@@ -113,7 +116,7 @@ async def _talk(
 
 
 def encode_events(events: list[Event]) -> str:
-    """The message that has these."""
+    """The message with these events."""
     return msgspec.json.encode({"type": "events", "events": events}).decode()
 
 
@@ -126,7 +129,7 @@ async def _send(socket: WebSocketConnection, exchange: Exchange, message: str) -
 
 
 async def _ignore_messages(socket: WebSocketConnection) -> None:
-    """What is not taken would keep the close behind it from being seen."""
+    """Read and drop messages: one that is not read would hide the close behind it."""
     with suppress(ConnectionClosed):
         while True:
             await socket.get_message()

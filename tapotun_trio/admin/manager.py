@@ -1,6 +1,6 @@
-"""Where the admin listener of a process sits, if it has one; changed by a reload.
+"""Starts, replaces and stops the admin listener of the process, as the config asks for.
 
-What an admin listener needs is imported when the config has one: most processes never pay for it.
+Its modules are imported only if the config has an admin listener: most processes never need them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 class Reload(Protocol):
-    """Has the config read again. Returns the changes, a line each. Raises TapotunError: nothing was changed."""
+    """Reloads the config. Returns one line for each change. Raises TapotunError: nothing was changed."""
 
     async def __call__(self, *, dry_run: bool = False) -> list[str]: ...
 
 
 class AdminManager:
-    """The admin listener, or its absence. Its tasks are the process's."""
+    """The admin listener, if there is one. Its tasks run in the nursery of the process."""
 
     def __init__(self, process: Process, registry: Registry, nursery: trio.Nursery) -> None:
-        self.reload: Reload | None = None  # as soon as there is one
+        self.reload: Reload | None = None  # set when there is one
         self._process = process
         self._registry = registry
         self._nursery = nursery
@@ -46,16 +46,16 @@ class AdminManager:
         self._events: Events | None = None
 
     async def prepare(self, after: AdminConfig | None) -> None:
-        """Load in a thread what `changing` to that needs: it takes 0.1 s, for which packets would wait."""
+        """Import the modules that `changing` needs, in a thread: it takes 0.1 s, during which packets would wait."""
         if after is not None and self._server is None:
             await trio.to_thread.run_sync(_load)
 
     @contextmanager
     def changing(self, after: AdminConfig | None) -> Iterator[None]:
-        """Have it as the config says when the block has come to its end. Raises HostError before the block: it cannot
-        listen there. Then, and if the block raises, all is as before.
+        """Apply the config at the end of the block. If the block raises, everything stays as it was.
 
-        The new one listens before the old one stops, but where the old one's own address is in its way.
+        The new listener listens before the old one stops, unless their addresses conflict. Raises HostError before the
+        block if the new one cannot listen.
         """
         before = self._config
         if after == before:
@@ -85,18 +85,21 @@ class AdminManager:
             self._forget_events()
 
     def _server_or_none(self, config: AdminConfig) -> AdminServer | None:
-        """As `_server_for`. None, with a warning, where there is no listener yet and this machine does not have what
-        its address needs: the tunnels start without it."""
+        """As `_server_for`. At the start of the process, where this machine does not have the address: None, with a
+        warning, and the tunnels start without the admin listener."""
         try:
             return self._server_for(config)
         except AbsentError as exc:
             if self._config is not None:
                 raise
-            self._log.warning("%s; goes on without it until the next reload", exc)
+            self._log.warning("%s; continuing without it until the next reload", exc)
             return None
 
     def _server_for(self, config: AdminConfig) -> AdminServer:
-        """It listens, and does not accept yet; on the present one's listener if that is the same. Raises HostError."""
+        """A server that listens and does not accept yet. It reuses the present listener if the address is the same.
+
+        Raises HostError.
+        """
         from .access import Access
         from .api import AdminApi
         from .events import Events
@@ -136,13 +139,13 @@ class AdminManager:
         self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
         if waits and not (isinstance(config.listen, TcpAddress) and config.listen.early):
             self._log.warning(
-                "admin: %s: this machine does not have that address yet, and nobody can connect before it has; "
-                "if it is not to get it, correct admin.listen",
+                "admin: %s: this machine does not have that address yet, and nobody can connect before it does; "
+                "if it never will, correct admin.listen",
                 name,
             )
 
     def _stop(self, *, keep: Listener | None = None) -> None:
-        """The present one stops. ``keep``: the listener that its successor has."""
+        """Stop the present server. ``keep``: the listener that its successor uses."""
         server, self._server, self._config = self._server, None, None
         assert server is not None
         server.retire()
@@ -162,7 +165,7 @@ class AdminManager:
                 server.listener.close()
 
     async def _reload_to_its_end(self, dry_run: bool) -> list[str]:
-        """As `reload`, which may end the very connection over which it is asked for, and must not be cut off."""
+        """As `reload`, in a task of the process: the reload may close the connection that asked for it."""
         done = trio.Event()
         changes: list[str] = []
         failures: list[TapotunError] = []
@@ -174,9 +177,9 @@ class AdminManager:
                 changes.extend(await self.reload(dry_run=dry_run))
             except TapotunError as exc:
                 failures.append(exc)
-            except Exception:  # noqa: BLE001 - told to who asked, and the process goes on
-                self._log.exception("a bug in a reload")
-                failures.append(HostError("a bug; the log has it"))
+            except Exception:  # noqa: BLE001 - reported to the client
+                self._log.exception("internal error during a reload")
+                failures.append(HostError("internal error; the log has its traceback"))
             finally:
                 done.set()
 
@@ -188,16 +191,16 @@ class AdminManager:
 
 
 def _load() -> None:
-    """What `_server_for` imports. Blocking."""
+    """Import what `_server_for` needs. Blocking."""
     for name in ("access", "events", "server", "api"):
         import_module(f"{__package__}.{name}")
     from .pages import read_pages
 
-    read_pages()  # for what is imported by that
+    read_pages()  # which imports more
 
 
 def _addresses_conflict(old: ListenAddress, new: ListenAddress) -> bool:
-    """Whether the new one cannot be had while there is the old one, though they are not the same."""
+    """Whether different addresses cannot be listened on at the same time."""
     if not isinstance(old, TcpAddress) or not isinstance(new, TcpAddress) or old.address == new.address:
         return False
     same_family = (":" in old.address) == (":" in new.address)

@@ -1,13 +1,12 @@
-"""Metrics for Prometheus, of one snapshot of the process. docs/metrics.md documents each; a test keeps it to this.
+"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents each; a test compares them.
 
-Names follow Prometheus' rules: base units, counters end in ``_total``. What is not known has no sample, rather than a
-zero. Counters are those of the status: they begin again when their interface does, which rate() takes for what it is.
+Names follow Prometheus' rules: base units, and counters end in ``_total``. An unknown value has no sample, instead of a
+zero. Counters are those of the status: they restart at zero with their interface, which rate() handles.
 
-Labels are what an operator named in the config, and reasons, of which the code knows a fixed set. What the other end
-chooses for itself (its address, what it calls its software) is no label: every value would be a series more.
+Labels are names from the config, and reasons from a fixed set. A value that the other end chooses (its address, the
+name of its software) is not a label, since each value would make another time series.
 
-To import this costs 2 MB and 80 ms, since prometheus_client has no smaller part: only a process with an admin listener
-does.
+Importing this module costs 2 MB and 80 ms, for prometheus_client: only a process with an admin listener imports it.
 """
 
 from __future__ import annotations
@@ -39,31 +38,34 @@ from ..text import one_line
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
 _END: Final = b"# EOF\n"  # of OpenMetrics
-_SLICE: Final = 25  # interfaces, listeners or peers that are looked at in one go
-_PART: Final = 25  # samples that are written in one go; either takes about half a millisecond
+_SLICE: Final = 25  # interfaces, listeners or peers in one step
+_PART: Final = 25  # samples written in one step; either step takes about half a millisecond
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
 _LISTENER_LABELS: Final = ("address",)
-# At a server one of its clients, and `server` is empty; at a client its server. An empty label is none.
+# At a server, `client` is set and `server` is empty; at a client it is the reverse. An empty label counts as absent.
 _PEER_LABELS: Final = ("interface", "client", "server")
 
 T = TypeVar("T")
-# Things with the values of their labels, each such combination once.
+# Values of labels to the thing that has them; no two things have the same.
 Labelled: TypeAlias = dict[tuple[str, ...], T]
 
 
 def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str]:
-    """The page and its content type: OpenMetrics, or Prometheus' older text format for who asks for text/plain and
-    names no OpenMetrics. ``accept``: the request's header, untrusted input."""
+    """The page and its content type.
+
+    OpenMetrics, or Prometheus' older text format if ``accept`` has text/plain and not OpenMetrics. ``accept``: the
+    request's header, untrusted input.
+    """
     parts, content_type = render_in_parts(status, accept)
     return b"".join(parts), content_type
 
 
 def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
-    """The same, for who has other things to do between two parts: with a thousand clients the page takes longer than
-    packets should wait."""
-    # No more than a yes or no of the header: the library would write the version that was asked for into the answer.
+    """As `render`, in parts between which other tasks can run: the page of a thousand clients takes longer than packets
+    should wait."""
+    # Reduced to yes or no, because the library would copy the requested version into the response.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
     encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
@@ -76,7 +78,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
         name = ""
         for family in registry.collect():
             head = encode(_Family(family, [])).removesuffix(end)
-            if family.name != name:  # else more of the same
+            if family.name != name:  # otherwise more samples of the same family
                 name = family.name
                 yield head
             for at in range(0, len(family.samples), _PART):
@@ -88,7 +90,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
 
 
 class _Family(CollectorRegistry):
-    """One alone, with some of its samples."""
+    """One family with some of its samples."""
 
     def __init__(self, family: Metric, samples: list[Sample]) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class _Family(CollectorRegistry):
 
 
 class _Gauge(NamedTuple, Generic[T]):
-    """``read``: None if it is not known."""
+    """A gauge. ``read`` returns None if the value is unknown."""
 
     name: str
     text: str
@@ -108,7 +110,7 @@ class _Gauge(NamedTuple, Generic[T]):
 
 
 class _Counter(NamedTuple, Generic[T]):
-    """``name`` is without ``_total``."""
+    """A counter. ``name`` is without ``_total``."""
 
     name: str
     text: str
@@ -116,8 +118,10 @@ class _Counter(NamedTuple, Generic[T]):
 
 
 class _Reasons(NamedTuple, Generic[T]):
-    """A counter with one more label, the reason. ``expected``: has a sample before it happens, for rate() does not see
-    what came with a series' first sample."""
+    """A counter with one more label, the reason.
+
+    ``expected``: reasons with a zero before they happen, because rate() ignores the first sample of a series.
+    """
 
     name: str
     text: str
@@ -138,26 +142,30 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
         "tapotun_interface_up",
         "1: a server listens, a client's streams carry packets.",
-        lambda it: it.state == "up",
+        lambda status: status.state == "up",
     ),
     _Gauge(
         "tapotun_interface_state_since_timestamp_seconds",
         "Since when the interface is in its state.",
-        lambda it: _unix(it.since),
+        lambda status: _unix(status.since),
     ),
-    _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda it: it.mtu_bytes),
-    _Counter("tapotun_interface_restarts", "How often it failed and was started again.", lambda it: it.restarts),
+    _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda status: status.mtu_bytes),
+    _Counter(
+        "tapotun_interface_restarts", "How often it failed and was started again.", lambda status: status.restarts
+    ),
     _Reasons(
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that nobody got, by reason.",
-        lambda it: it.device_drops,
-        lambda it: (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if it.kind == "server" else (),
+        lambda status: status.device_drops,
+        lambda status: (
+            (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if status.kind == "server" else ()
+        ),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
         "Requests to the interface that came to nothing, by reason.",
-        lambda it: it.refusals,
-        lambda it: _REFUSALS if it.kind == "server" else (),
+        lambda status: status.refusals,
+        lambda status: _REFUSALS if status.kind == "server" else (),
     ),
 )
 
@@ -165,70 +173,78 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     _Reasons(
         "tapotun_listener_refused_connections",
         "Connections to the address that reached no interface, by reason.",
-        lambda it: it.refusals,
+        lambda status: status.refusals,
     ),
 )
 
 _DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.INTERNAL_ERROR}))
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
-    _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda it: it.state == "connected"),
+    _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda status: status.state == "connected"),
     _Gauge(
         "tapotun_client_replaced",
         "1: another machine uses this client's token.",
-        lambda it: it.state == "replaced",
+        lambda status: status.state == "replaced",
     ),
     _Gauge(
         "tapotun_client_connected_since_timestamp_seconds",
         "Since when it is connected without a break.",
-        lambda it: _unix(it.connected_since),
+        lambda status: _unix(status.connected_since),
     ),
     _Gauge(
         "tapotun_client_last_frame_timestamp_seconds",
         "When anything came from the other end last, a ping included.",
-        lambda it: _unix(it.last_frame_at),
+        lambda status: _unix(status.last_frame_at),
     ),
-    _Counter("tapotun_client_receive_bytes", "IP packets from the other end, without framing.", lambda it: it.rx_bytes),
-    _Counter("tapotun_client_transmit_bytes", "IP packets to the other end, without framing.", lambda it: it.tx_bytes),
-    _Counter("tapotun_client_receive_packets", "IP packets from the other end.", lambda it: it.rx_packets),
-    _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda it: it.tx_packets),
+    _Counter(
+        "tapotun_client_receive_bytes",
+        "IP packets from the other end, without framing.",
+        lambda status: status.rx_bytes,
+    ),
+    _Counter(
+        "tapotun_client_transmit_bytes", "IP packets to the other end, without framing.", lambda status: status.tx_bytes
+    ),
+    _Counter("tapotun_client_receive_packets", "IP packets from the other end.", lambda status: status.rx_packets),
+    _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda status: status.tx_packets),
     _Gauge(
         "tapotun_client_rtt_last_seconds",
         "The last round trip of a ping through the streams, with whatever waits there.",
-        lambda it: _from_ms(it.rtt.last_ms),
+        lambda status: _from_ms(status.rtt.last_ms),
     ),
     _Gauge(
         "tapotun_client_rtt_smoothed_seconds",
         "The round trip, smoothed as in RFC 6298.",
-        lambda it: _from_ms(it.rtt.smoothed_ms),
+        lambda status: _from_ms(status.rtt.smoothed_ms),
     ),
-    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda it: _from_ms(it.rtt.min_ms)),
-    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda it: it.outbox.bytes),
-    _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda it: it.outbox.packets),
-    _Reasons("tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda it: it.drops, lambda _: _DROPS),
+    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda status: _from_ms(status.rtt.min_ms)),
+    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda status: status.outbox.bytes),
+    _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda status: status.outbox.packets),
+    _Reasons(
+        "tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda status: status.drops, lambda _: _DROPS
+    ),
     _Reasons(
         "tapotun_client_stream_ends",
         "Streams, and attempts at one, that broke, by reason.",
-        lambda it: it.stream_ends,
+        lambda status: status.stream_ends,
     ),
-    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda it: it.reconnects),
+    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda status: status.reconnects),
 )
 
 
 class _Snapshot(Collector):
     def __init__(self, status: ProcessStatus) -> None:
-        self._status = status
-        self._interfaces = _labelled(((it.name, it.kind), it) for it in status.interfaces)
+        self._status, interfaces = status, status.interfaces
+        self._interfaces = _labelled(((interface.name, interface.kind), interface) for interface in interfaces)
         # Interfaces may share a listener.
-        self._listeners = _labelled(((each.address,), each) for it in status.interfaces for each in it.listen)
+        self._listeners = _labelled(((listener.address,), listener) for each in interfaces for listener in each.listen)
         self._peers = _labelled(
-            ((it.name, each.name, "") if it.kind == "server" else (it.name, "", each.name), each)
-            for it in status.interfaces
-            for each in it.peers
+            ((each.name, peer.name, "") if each.kind == "server" else (each.name, "", peer.name), peer)
+            for each in interfaces
+            for peer in each.peers
         )
 
     def collect(self) -> Iterator[Metric]:
-        """A family of many samples comes in several pieces, one behind the other."""
+        """A family with many samples is yielded in several consecutive pieces."""
         yield from _of_process(self._status)
         for some in _slices(self._interfaces):
             yield _states(some)
@@ -263,17 +279,17 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
 
 def _states(interfaces: Labelled[InterfaceStatus]) -> Metric:
     family = StateSetMetricFamily("tapotun_interface_state", "1: it is in this state.", labels=_INTERFACE_LABELS)
-    for labels, it in interfaces.items():
-        family.add_metric(labels, {state: state == it.state for state in get_args(InterfaceState)})
+    for labels, interface in interfaces.items():
+        family.add_metric(labels, {state: state == interface.state for state in get_args(InterfaceState)})
     return family
 
 
 def _transports(peers: Labelled[PeerStatus]) -> Metric:
     family = InfoMetricFamily("tapotun_client", "What its newest stream is carried by.", labels=_PEER_LABELS)
-    for labels, it in peers.items():
-        if it.transport is not None and it.extended is not None:
-            protocol = "extended" if it.extended else "base"
-            family.add_metric(labels, {"transport": it.transport, "protocol": protocol})
+    for labels, peer in peers.items():
+        if peer.transport is not None and peer.extended is not None:
+            protocol = "extended" if peer.extended else "base"
+            family.add_metric(labels, {"transport": peer.transport, "protocol": protocol})
     return family
 
 
@@ -288,26 +304,26 @@ def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
     match row:
         case _Gauge(name, text, read):
             gauge = GaugeMetricFamily(name, text, labels=names, unit=unit)
-            for labels, it in things.items():
-                if (value := read(it)) is not None:
+            for labels, thing in things.items():
+                if (value := read(thing)) is not None:
                     gauge.add_metric(labels, value)
             return gauge
         case _Counter(name, text, count):
             counter = CounterMetricFamily(name, text, labels=names, unit=unit)
-            for labels, it in things.items():
-                counter.add_metric(labels, count(it))
+            for labels, thing in things.items():
+                counter.add_metric(labels, count(thing))
             return counter
-        case _Reasons(name, text, tell, expected):
+        case _Reasons(name, text, counts_of, expected):
             counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)
-            for labels, it in things.items():
-                numbers = {one_line(reason): number for reason, number in tell(it).items()}
-                for reason, number in {**dict.fromkeys(expected(it), 0), **numbers}.items():
+            for labels, thing in things.items():
+                numbers = {one_line(reason): number for reason, number in counts_of(thing).items()}
+                for reason, number in {**dict.fromkeys(expected(thing), 0), **numbers}.items():
                     counter.add_metric((*labels, reason), number)
             return counter
 
 
 def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
-    """A few at a time; of none one that is empty, for a family is told of by its head, too."""
+    """The things, a few at a time; one empty slice if there are none, so that the family still gets its head."""
     items = iter(things.items())
     yield dict(islice(items, _SLICE))
     while some := dict(islice(items, _SLICE)):
@@ -315,8 +331,8 @@ def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
 
 
 def _labelled(pairs: Iterable[tuple[tuple[str, ...], T]]) -> Labelled[T]:
-    """The first of each; the config and the code see to it that there is no second. Prometheus would not take a page
-    with two samples of one series."""
+    """Things by the values of their labels; only the first of each, since Prometheus refuses a page with two samples of
+    one series. The config and the code do not let that happen."""
     found: Labelled[T] = {}
     for labels, thing in pairs:
         found.setdefault(tuple(map(one_line, labels)), thing)

@@ -1,11 +1,15 @@
-"""The panel's own files, read once: `static/` of this package, wherever it is installed (a wheel, a zip)."""
+"""The panel's files: those of ``static/``, read once from this package (a directory or a zip), and ``reasons.js``."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
+
+from ..datapath.counters import DropReason
+from ..errors import EndReason, RefusalReason
 
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -18,31 +22,53 @@ _TYPES: Final = {
     "txt": "text/plain; charset=utf-8",
 }
 INDEX: Final = "index.html"
+REASONS: Final = "reasons.js"
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``tag``: its ETag, quotes included."""
+    """One file. ``kind``: its Content-Type; ``tag``: its ETag, with the quotes."""
 
     body: bytes
     kind: str
     tag: str
 
     def is_known(self, if_none_match: str) -> bool:
-        """Whether who asks has it already (RFC 9110 section 13.1.2). Untrusted input; never raises."""
+        """Whether the browser has this version (RFC 9110 section 13.1.2). Untrusted input; never raises."""
         return if_none_match.strip() == "*" or any(
             tag.strip().removeprefix("W/") == self.tag for tag in if_none_match.split(",")
         )
 
 
 def read_pages() -> dict[str, Page]:
-    """By path; the index is at ``/`` alone. Blocking."""
-    pages: dict[str, Page] = {}
+    """The files by path; the index is at ``/`` only. Blocking."""
+    pages = {f"/{REASONS}": _page(REASONS, _reasons_module().encode())}
     for file in files(__package__).joinpath("static").iterdir():
-        kind = _TYPES.get(file.name.rpartition(".")[2])
-        if kind is None or not file.is_file():
-            continue
-        body = file.read_bytes()
-        path = "/" if file.name == INDEX else f"/{file.name}"
-        pages[path] = Page(body, kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        if file.is_file() and _suffix(file.name) in _TYPES:
+            path = "/" if file.name == INDEX else f"/{file.name}"
+            pages[path] = _page(file.name, file.read_bytes())
     return pages
+
+
+def _page(name: str, body: bytes) -> Page:
+    return Page(body, _TYPES[_suffix(name)], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _reasons_module() -> str:
+    """The meaning of each reason, by what it counts, as a JavaScript module. The texts are those of the enums."""
+    ends = {reason.value: reason.meaning for reason in EndReason}
+    meanings = {
+        "packets": {reason.value: reason.meaning for reason in DropReason},
+        "requests": ends | {reason.value: reason.meaning for reason in RefusalReason},
+        "streams": ends,
+    }
+    http = EndReason.http(502).meaning
+    return f"""// Made by admin/pages.py from the enums of errors.py and datapath/counters.py.
+
+export const MEANINGS = {json.dumps(meanings, indent=2)};
+export const HTTP_MEANING = {json.dumps(http)};
+"""

@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from ..config.model import ClientConfig
+from ..cooperative import Steps
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.receiver import Receiver, deliver_to_device
 from ..datapath.rtt import RoundTrip
@@ -36,7 +37,7 @@ from ..netconf.transport_guard import TransportGuard
 from ..peer.boottime import SuspendDetector
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
-from ..status.model import PeerState
+from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .failure_log import FailureLog
@@ -45,6 +46,7 @@ from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
+from .status import client_status
 from .streams import (
     Download,
     Upload,
@@ -128,6 +130,25 @@ class TunnelClient:
     def desired(self) -> DesiredState | None:
         """The desired state of the host; None: the server has not answered yet."""
         return self._parameters.desired
+
+    # -- see lifecycle.tunnel.Tunnel
+
+    sessions: Final = None  # only a server has them
+
+    @property
+    def interface_state(self) -> InterfaceState:
+        """Up while packets pass both ways."""
+        return "up" if self.state == "connected" else "connecting"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not connected, as far as it is known."""
+        return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+
+    def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
+        """``common`` with what the client knows, in one step."""
+        yield from ()
+        return client_status(common, self, self._config.server.authority, self.desired, self.guard.conflicts)
 
     # -- the device's side
 

@@ -1,4 +1,4 @@
-"""Asks a running process. Blocking, on plain sockets: whoever asks is a short command and wants no event loop."""
+"""Sends a command to a running process. Blocking, on plain sockets: a short subcommand needs no event loop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ T = TypeVar("T")
 
 
 class NobodyThereError(HostError):
-    """The socket is stale, or gone: the process has ended."""
+    """The socket is stale or gone: the process has ended."""
 
 
 def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, timeout_s: float = ANSWER_S) -> T:
-    """The answer of the process at this socket, within ``timeout_s`` as a whole.
+    """Send a command to the process at this socket and return its answer, within ``timeout_s`` in all.
 
-    Raises NobodyThereError; HostError: it may not be asked, or does not answer; PeerError: it answers with an error
-    (reason "refused", or "busy"), or with what nobody understands.
+    Raises:
+        NobodyThereError: the process has ended.
+        HostError: permission denied, or no answer.
+        PeerError: the answer is an error (reason "refused" or "busy"), or malformed.
     """
     deadline = time.monotonic() + timeout_s
     reader = LineReader(MAX_ANSWER_BYTES)
@@ -34,7 +36,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
         try:
             sock.settimeout(timeout_s)
             sock.connect(path)
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered without asking what we want
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered without reading the request
                 sock.sendall(encode_request(command, arguments))
             while True:
                 left_s = deadline - time.monotonic()
@@ -44,7 +46,7 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
                 if (line := reader.feed(sock.recv(_ANSWER_READ_BYTES))) is not None:
                     return decode_answer(line, kind)
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError) as exc:
-            raise NobodyThereError(f"{path}: nobody is there any more") from exc
+            raise NobodyThereError(f"{path}: no process listens there any more") from exc
         except PermissionError as exc:
             raise HostError(f"{path}: permission denied; ask as root, or as the user whose process it is") from exc
         except (TimeoutError, BlockingIOError) as exc:

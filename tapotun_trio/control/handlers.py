@@ -1,4 +1,4 @@
-"""What can be asked of every running process."""
+"""The commands that every running process answers on its control socket: status, wait, disconnect."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Final
 import trio
 
 from .. import __version__
+from ..cooperative import run_cooperatively
 from ..lifecycle.registry import Registry
-from ..lifecycle.snapshot import snapshot_in_parts, state_of
+from ..lifecycle.snapshot import snapshot_in_steps, state_of
 from ..peer.boottime import BootTime, wall_time
-from ..status.model import InterfaceStatus, ProcessStatus
+from ..status.model import InterfaceState, ProcessStatus
 from ..text import one_line
 from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
 from .server import Command
@@ -22,7 +23,7 @@ POLL_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """``name``: of its control socket."""
+    """What identifies this process. ``name`` is the name of its control socket."""
 
     name: str
     config_file: str
@@ -30,17 +31,16 @@ class Process:
 
 
 async def process_status(process: Process, registry: Registry, interfaces: list[str]) -> ProcessStatus:
-    """How this process is now; ``interfaces``: only these. Raises NoSuchPeerError. Cancel-safe; a checkpoint."""
-    found: list[InterfaceStatus] = []
-    for status in snapshot_in_parts(registry.select(interfaces)):
-        if status is not None:
-            found.append(status)
-        await trio.lowlevel.checkpoint()
+    """The status of this process and of ``interfaces``; an empty list means all of them.
+
+    Raises NoSuchPeerError. Cancel-safe; a checkpoint.
+    """
+    found = await run_cooperatively(snapshot_in_steps(registry.select(interfaces)))
     return ProcessStatus(
         version=__version__,
         pid=os.getpid(),
         name=process.name,
-        config_file=one_line(process.config_file),  # a name may be no UTF-8, which JSON has to be
+        config_file=one_line(process.config_file),  # a file name may be invalid UTF-8, which JSON cannot hold
         started_at=wall_time(process.started),
         last_reload=registry.last_reload,
         interfaces=found,
@@ -48,22 +48,24 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
 
 
 def standard_commands(process: Process, registry: Registry) -> dict[str, Command]:
-    """status, wait and disconnect, by name; whoever has more adds them."""
+    """The handlers of status, wait and disconnect, by name. `app` adds those of reload."""
 
     async def status(arguments: StatusArguments) -> ProcessStatus:
         return await process_status(process, registry, arguments.interfaces)
 
     async def wait(arguments: WaitArguments) -> WaitResult:
+        states: dict[str, InterfaceState] = {}
         waiting: dict[str, str] = {}
         with trio.move_on_after(arguments.timeout_s):
             while True:
-                # By name each time: a reload may have taken one away.
+                # Looked up by name each time, because a reload may remove one.
                 records = registry.select(arguments.interfaces)
-                waiting = {it.config.name: state_of(it) for it in records if state_of(it) != "up"}
+                states = {record.config.name: state_of(record) for record in records}
+                waiting = {name: state for name, state in states.items() if state != "up"}
                 if not waiting:
                     break
                 await trio.sleep(POLL_S)
-        return WaitResult([record.config.name for record in records if record.config.name not in waiting], waiting)
+        return WaitResult([name for name in states if name not in waiting], waiting)
 
     async def disconnect(arguments: DisconnectArguments) -> DisconnectResult:
         return DisconnectResult(registry.disconnect(arguments.interface, arguments.client))

@@ -1,11 +1,11 @@
-"""What goes over the control socket: one line of JSON as a request, one line of JSON as its answer, then the end.
+"""The control socket's protocol: one line of JSON as a request, one line of JSON as the answer, then the end.
 
 ::
 
-    {"command":"status","arguments":{"interfaces":["tun0"]}}\\n      arguments may be left out where all have a default
+    {"command":"status","arguments":{"interfaces":["tun0"]}}\\n      arguments are optional if each has a default
     {"result":{...}}\\n    or    {"error":"one line for a person"}\\n    or    {"error":"...","busy":true}\\n
 
-Sans-IO. Untrusted input, from either end; raises PeerError only. docs/status.md documents it for other programs.
+Sans-IO. Untrusted input, from either end; raises PeerError only. docs/status.md documents the protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..text import one_line, shorten
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024  # status of a hundred thousand clients
-LONGEST_WAIT_S: Final = 30.0  # one request's; who wants to wait longer asks again
+LONGEST_WAIT_S: Final = 30.0  # of one request; to wait longer, repeat it
 ERROR_CHARS: Final = 1000
 
 _NO_ARGUMENTS: Final = Raw(b"{}")
@@ -30,72 +30,72 @@ T = TypeVar("T")
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True):
-    """``arguments`` is decoded by whom the command belongs to."""
+    """``arguments`` is decoded by the handler of the command."""
 
     command: str
     arguments: Raw = _NO_ARGUMENTS
 
 
 class StatusArguments(Struct, frozen=True, forbid_unknown_fields=True):
-    """No interfaces: all."""
+    """``interfaces``: empty means all."""
 
     interfaces: list[str] = []
 
 
 class WaitArguments(Struct, frozen=True, forbid_unknown_fields=True):
-    """Until these are up (none: all), at most so long."""
+    """Wait until these interfaces are up (empty: all), for at most ``timeout_s``."""
 
     interfaces: list[str] = []
     timeout_s: Annotated[float, Meta(ge=0, le=LONGEST_WAIT_S)] = LONGEST_WAIT_S
 
 
 class WaitResult(Struct, frozen=True):
-    """``waiting``: those that are not up, and how they are."""
+    """``waiting``: the interfaces that are not up, with their states."""
 
     up: list[str]
     waiting: dict[str, str]
 
 
 class DisconnectArguments(Struct, frozen=True, forbid_unknown_fields=True):
-    """``client``: as the config calls it. No interface: every server's client of that name."""
+    """``client``: its name in the config. ``interface``: None means every server with such a client."""
 
     client: str
     interface: str | None = None
 
 
 class DisconnectResult(Struct, frozen=True):
-    """``sessions``: so many of that client had streams, which were ended."""
+    """``sessions``: the number of the client's sessions that had streams, which were ended."""
 
     sessions: int
 
 
 class ReloadArguments(Struct, frozen=True, forbid_unknown_fields=True):
-    """``dry_run``: say what would change, and change nothing."""
+    """``dry_run``: report what would change, and change nothing."""
 
     dry_run: bool = False
 
 
 class ReloadResult(Struct, frozen=True):
-    """What changed, a line each; none: the config is as it was."""
+    """One line for each change; empty if the config has not changed."""
 
     changes: list[str]
 
 
 class StatusReport(Struct, frozen=True, kw_only=True):
-    """What ``tapotun status --json`` prints: every process that was asked and answered."""
+    """The output of ``tapotun status --json``: every process that answered."""
 
     schema: int = SCHEMA
     processes: list[ProcessStatus] = []
 
 
 class _Answer(Struct, frozen=True):
-    result: Raw = Raw(b"")  # msgspec has no optional one
+    result: Raw = Raw(b"")  # empty instead of None: msgspec has no optional Raw
     error: str | None = None
-    busy: bool = False  # too many ask: the same may be asked again
+    busy: bool = False  # too many connections; the request may be repeated
 
 
 class LineReader:
-    """Bytes in, one line out, of at most ``limit_bytes``. What comes behind the line is nobody's."""
+    """Bytes in, one line of at most ``limit_bytes`` out. Anything after the line is ignored."""
 
     __slots__ = ("_limit_bytes", "_parts", "_size")
 
@@ -117,13 +117,13 @@ class LineReader:
 
 
 def encode_request(command: str, arguments: Struct | None = None) -> bytes:
-    """A request's line."""
+    """The line of a request."""
     raw = _NO_ARGUMENTS if arguments is None else Raw(msgspec.json.encode(arguments))
     return msgspec.json.encode(Request(command, raw)) + b"\n"
 
 
 def decode_request(line: bytes) -> Request:
-    """A request, its arguments not looked at yet."""
+    """The request, with its arguments not decoded yet."""
     return _decode(line, Request, "request")
 
 
@@ -133,21 +133,24 @@ def decode_arguments(raw: Raw, kind: type[T]) -> T:
 
 
 def encode_result(result: Any) -> bytes:
-    """The line that answers with what msgspec can encode."""
+    """The line of an answer. ``result``: anything that msgspec can encode."""
     return b'{"result":' + msgspec.json.encode(result) + b"}\n"
 
 
 def encode_error(text: str) -> bytes:
-    """The line that answers with an error."""
+    """The line of an error."""
     return msgspec.json.encode({"error": one_line(shorten(text, ERROR_CHARS))}) + b"\n"
 
 
-BUSY: Final = encode_error("too many ask at the same time; try again")[:-2] + b',"busy":true}\n'
+BUSY: Final = encode_error("too many requests at the same time; try again")[:-2] + b',"busy":true}\n'
 
 
 def decode_answer(line: bytes, kind: type[T]) -> T:
-    """What a command answered. An error of the other end is a PeerError with its text, and reason "refused" or "busy";
-    what no control socket says, such as HTTP, has the reason "foreign"."""
+    """The result of a command.
+
+    Raises PeerError. An error that the process reports has its text, and the reason "refused" or "busy". Anything that
+    is not this protocol, such as HTTP, has the reason "foreign".
+    """
     if not line.startswith(b"{"):
         raise PeerError("this is not tapotun's control socket", reason=EndReason.FOREIGN)
     answer = _decode(line, _Answer, "answer")

@@ -19,17 +19,22 @@ from ..log import Faults, Log
 from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
 
 MAX_CONNECTIONS: Final = 32  # one more gets an error instead of an answer
-MAX_WAITING: Final = 256  # of those whose command waits for something, which are not among them meanwhile
+MAX_WAITING: Final = 256  # connections whose command waits; they do not count towards MAX_CONNECTIONS meanwhile
 REQUEST_S: Final = 5.0  # from accept to the request's end
-ANSWER_S: Final = 10.0  # from the answer's first byte to the last that the kernel took
+ANSWER_S: Final = 10.0  # until the kernel has taken the whole answer
 _REQUEST_READ_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``run`` gets the arguments, decoded, and returns what msgspec can encode, or raises TapotunError with a line for
-    who asked. It bounds its own time, is cancelled with the process, and is not when the asker goes. ``waits``: it does
-    little but wait, so that it shall keep nobody else from asking."""
+    """One command.
+
+    Attributes:
+        arguments: the type that the request's arguments are decoded to.
+        run: gets the arguments and returns a value that msgspec can encode, or raises TapotunError with a line for the
+            client. It limits its own time. It is cancelled with the process, but not when the client disconnects.
+        waits: it mostly waits, so that its connection does not count towards MAX_CONNECTIONS meanwhile.
+    """
 
     arguments: type[Struct]
     run: Callable[[Any], Awaitable[object]]
@@ -57,7 +62,7 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
 
 
 class _Room:
-    """How many are here: being served, and waiting."""
+    """The number of connections that are being served, and that wait."""
 
     def __init__(self) -> None:
         self.served = 0
@@ -65,7 +70,7 @@ class _Room:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Wait where it keeps nobody from being served."""
+        """While the block runs, the connection counts as waiting and not as being served."""
         self.served -= 1
         self.waiting += 1
         try:
@@ -91,7 +96,7 @@ async def _serve(connection: Connection, commands: Commands, log: Log, room: _Ro
 
 
 async def _read_line(connection: Connection) -> bytes | None:
-    """None: it is too long."""
+    """The request's line; None: it is too long."""
     reader = LineReader(MAX_REQUEST_BYTES)
     buffer = memoryview(bytearray(_REQUEST_READ_BYTES))
     try:
@@ -105,12 +110,12 @@ async def _read_line(connection: Connection) -> bytes | None:
 
 
 async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults: Faults) -> bytes:
-    """The boundary of a command's failure: whatever it is, the process goes on."""
+    """Run the command. Any failure of it ends here, with an error for the client."""
     try:
         request = decode_request(line)
         command = commands.get(request.command)
         if command is None:
-            return encode_error(f"no such command; this process knows {', '.join(sorted(commands))}")
+            return encode_error(f"no such command; this process has {', '.join(sorted(commands))}")
         arguments = decode_arguments(request.arguments, command.arguments)
         if command.waits and room.waiting >= MAX_WAITING:
             return BUSY
@@ -120,4 +125,4 @@ async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults
         return encode_error(str(exc))
     except Exception as exc:  # noqa: BLE001 - logged with its traceback
         faults.log(log, trio.current_time(), "control socket: command ended", exc)
-        return encode_error("a bug; the log of the process has it")
+        return encode_error("internal error; the log of the process has its traceback")

@@ -1,10 +1,10 @@
-"""Where control sockets are: one for each process, ``NAME.sock``, which only its user and root may open.
+"""The paths of control sockets: one socket for each process, ``NAME.sock``, which only its user and root may open.
 
-A process takes the first of these that it may write to; whoever asks looks into all of them:
+A process takes the first of these directories that it may write to. Clients look into all of them.
 
-/run/tapotun              root's, and what systemd makes with RuntimeDirectory=tapotun
-$RUNTIME_DIRECTORY        what systemd made for this unit, RuntimeDirectory=tapotun/office say
-$XDG_RUNTIME_DIR/tapotun  an ordinary user's
+/run/tapotun              for root, and for RuntimeDirectory=tapotun in a systemd unit
+$RUNTIME_DIRECTORY        made by systemd for this unit, for example RuntimeDirectory=tapotun/office
+$XDG_RUNTIME_DIR/tapotun  for an ordinary user
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ SUFFIX: Final = ".sock"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,31}")
 NAME_RULE: Final = "1 to 32 of A-Z a-z 0-9 . _ @ -, the first a letter, a digit or _"
 PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
-BACKLOG: Final = 256  # connect(2) does not wait for room in it; forty services may ask in one moment
+BACKLOG: Final = 256  # a non-blocking connect(2) fails when it is full; forty services may connect at once
 REMEDY: Final = (
     "give it a --name of its own, and a directory: RuntimeDirectory=tapotun in a systemd unit, or XDG_RUNTIME_DIR"
 )
 
-# What makes one place useless, so that the next is tried.
+# With these errors the next directory is tried.
 _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class ControlDirectory(NamedTuple):
-    """A directory for sockets. ``mode``: with which it is made where it is missing; None: it is not ours to make."""
+    """A directory for sockets. ``mode``: for making it where it is missing; None: it is not made."""
 
     directory: str
     mode: int | None
 
 
 def control_directories(environ: Mapping[str, str]) -> list[ControlDirectory]:
-    """In the order in which they are tried."""
-    # Everybody may see who is there; the sockets themselves are 0600.
+    """The directories in the order in which they are tried."""
+    # Everybody may list the directory; the sockets in it have mode 0600.
     found = [ControlDirectory(RUN, 0o755)]
     if given := environ.get("RUNTIME_DIRECTORY", ""):  # systemd.exec(5): several are separated by colons
         found.append(ControlDirectory(given.partition(":")[0], None))
@@ -53,10 +53,10 @@ def control_directories(environ: Mapping[str, str]) -> list[ControlDirectory]:
 
 @contextmanager
 def listening(name: str, where: Iterable[ControlDirectory]) -> Iterator[socket.socket]:
-    """A listening control socket of that name, non-blocking, in the first place that will have it; gone at the end.
+    """A non-blocking, listening control socket of that name in the first usable directory; removed at the end.
 
-    Sockets there that nobody listens on, as killed processes leave them, are removed. Raises OSError: a process of
-    this name runs, or no place is open to us.
+    Stale sockets that killed processes left there are removed. Raises OSError: a process of this name runs, or no
+    directory is usable.
     """
     refusal = OSError(errno.EACCES, "no directory for it")
     for place in where:
@@ -66,7 +66,7 @@ def listening(name: str, where: Iterable[ControlDirectory]) -> Iterator[socket.s
             directory = SocketDirectory(place.directory)
         except OSError as exc:
             if made:
-                with suppress(OSError):  # others have found it
+                with suppress(OSError):  # it is not empty: other processes use it
                     os.rmdir(place.directory)
             if exc.errno not in _CLOSED:
                 raise
@@ -94,7 +94,7 @@ def listening(name: str, where: Iterable[ControlDirectory]) -> Iterator[socket.s
 
 
 def find(where: Iterable[ControlDirectory]) -> list[str]:
-    """The paths of the sockets that are there, stale ones included, in the order of their names."""
+    """The paths of all sockets, stale ones included, sorted by name."""
     found: dict[str, None] = {}
     for place in where:
         for directory in (place.directory, *_directories(place.directory)):
@@ -105,12 +105,12 @@ def find(where: Iterable[ControlDirectory]) -> list[str]:
 
 
 def name_of(path: str) -> str:
-    """The process's name in a socket's path."""
+    """The name of the process whose socket has this path."""
     return os.path.basename(path).removesuffix(SUFFIX)
 
 
 def _make(directory: str, mode: int) -> bool:
-    """Returns whether it was missing."""
+    """Make the directory. Returns whether it was missing."""
     try:
         os.mkdir(directory, mode)
     except FileExistsError:
@@ -119,7 +119,7 @@ def _make(directory: str, mode: int) -> bool:
 
 
 def _unmake(directory: SocketDirectory, path: str) -> None:
-    with suppress(OSError):  # others are still in it
+    with suppress(OSError):  # it is not empty: other processes use it
         if directory.is_at(path):
             os.rmdir(path)
 
@@ -128,7 +128,7 @@ def _listen(directory: SocketDirectory, where: str, name: str) -> tuple[socket.s
     path = os.path.join(where, name + SUFFIX)
     if len(os.fsencode(path)) > PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, "the path is too long for a socket", path)
-    with suppress(OSError):  # nobody lets us look
+    with suppress(OSError):  # the directory may not be readable
         for entry in directory.names():
             if entry.endswith(SUFFIX) and entry != name + SUFFIX:
                 directory.remove_if_stale(entry)
@@ -154,7 +154,7 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
 
 
 def _directories(directory: str) -> list[str]:
-    """Those that may hold sockets. One with a dot is a process's that is just starting."""
+    """Subdirectories that may hold sockets. One whose name begins with a dot belongs to a process that is starting."""
     return [
         entry.path
         for entry in _entries(directory)

@@ -1,4 +1,4 @@
-"""The verbs that ask running processes: status, wait, disconnect. No trio in here, so that they are quick."""
+"""The subcommands that talk to running processes: status, wait, disconnect, reload. Without trio, to start quickly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .protocol import (
 from .socket_path import control_directories, find, name_of
 
 RELOAD_S: Final = 60.0
-LOOK_S: Final = 0.2  # between two looks for a process that is not there yet
+LOOK_S: Final = 0.2  # between two attempts to find a process that does not run yet
 
 _HOME: Final = "\x1b[H"
 _END_OF_LINE: Final = "\x1b[K"
@@ -44,21 +44,21 @@ T = TypeVar("T")
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how the interfaces are; again and again with ``watch``. Returns the exit code."""
+    """Print the state of the interfaces; repeatedly with ``watch``. Returns the exit code."""
     try:
         return _watch(arguments) if arguments.watch else _status(arguments)
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.OK
 
 
 def wait(arguments: argparse.Namespace) -> int:
-    """Return when the interfaces are up, or the time is over."""
+    """Wait until the interfaces are up or the time is over. Returns the exit code."""
     return _wait(arguments.interfaces, arguments.name, arguments.timeout)
 
 
 def disconnect(arguments: argparse.Namespace) -> int:
-    """End one client's streams."""
+    """End one client's streams. Returns the exit code."""
     client = arguments.client
     request = DisconnectArguments(client, arguments.interface)
     try:
@@ -69,16 +69,15 @@ def disconnect(arguments: argparse.Namespace) -> int:
         return _fail(*refusals)
     sessions = sum(answer.sessions for answer in answers)
     if sessions:
-        print(
-            f"disconnected {one_line(client)}; it may come back at once: to keep it out, take its token from the config"
-        )
+        hint = "it may reconnect at once; to keep it out, remove its token from the config"
+        print(f"disconnected {one_line(client)}; {hint}")
     else:
         print(f"{one_line(client)} is not connected")
     return exit_codes.OK
 
 
 def reload(arguments: argparse.Namespace) -> int:
-    """Have a process read its config again."""
+    """Make processes read their config again. Returns the exit code."""
     request = ReloadArguments(arguments.dry_run)
     try:
         answers, refusals = _ask_all(arguments.name, "reload", request, ReloadResult, timeout_s=RELOAD_S)
@@ -93,9 +92,9 @@ def reload(arguments: argparse.Namespace) -> int:
 
 
 def running(timeout_s: float) -> list[ProcessStatus]:
-    """What the processes of this machine say that may be asked, and do answer."""
-    failure_log: list[str] = []  # nobody reads them
-    answers = _each(None, "status", StatusArguments(), ProcessStatus, failure_log, timeout_s=timeout_s)
+    """The status of every process of this machine that this user may ask and that answers."""
+    errors: list[str] = []  # ignored
+    answers = _each(None, "status", StatusArguments(), ProcessStatus, errors, timeout_s=timeout_s)
     return [answer for _, answer in answers if answer is not None]
 
 
@@ -103,34 +102,34 @@ def running(timeout_s: float) -> list[ProcessStatus]:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    processes, failure_log = _look(arguments.interfaces, arguments.name)
+    processes, errors = _fetch(arguments.interfaces, arguments.name)
     if arguments.json:
         _write(msgspec.json.format(msgspec.json.encode(StatusReport(processes=processes)), indent=2).decode() + "\n")
     else:
         _write(_page(processes))
-    _complain(failure_log)
+    _print_errors(errors)
     return exit_codes.OK if processes else exit_codes.FAILED
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    with suppress(KeyboardInterrupt):  # this is how it ends
-        _watch_for_ever(arguments)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        _watch_forever(arguments)
     return exit_codes.OK
 
 
-def _watch_for_ever(arguments: argparse.Namespace) -> NoReturn:
+def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
     on_terminal = sys.stdout.isatty() and not arguments.json
     again = False
     while True:
-        processes, failure_log = _look(arguments.interfaces, arguments.name)
+        processes, errors = _fetch(arguments.interfaces, arguments.name)
         if arguments.json:
             _write(msgspec.json.encode(StatusReport(processes=processes)).decode() + "\n")
-            _complain(failure_log)
+            _print_errors(errors)
         elif on_terminal:
-            _write(_screen([*_page(processes).splitlines(), *failure_log]))
+            _write(_screen([*_page(processes).splitlines(), *errors]))
         else:
             _write(("\n" if again else "") + _page(processes))
-            _complain(failure_log)
+            _print_errors(errors)
         again = True
         time.sleep(arguments.watch)
 
@@ -142,7 +141,7 @@ def _page(processes: list[ProcessStatus]) -> str:
 
 
 def _screen(lines: list[str]) -> str:
-    """Over what stood there before, without a flicker; what does not fit is left out, and said so."""
+    """Overwrite the screen without flicker. Lines that do not fit are left out, and the last line says how many."""
     room = shutil.get_terminal_size((WIDTH, 24)).lines - 1
     if len(lines) > room:
         hidden = len(lines) - room + 1
@@ -150,23 +149,25 @@ def _screen(lines: list[str]) -> str:
     return _HOME + "".join(f"{line}{_END_OF_LINE}\n" for line in lines) + _REST
 
 
-def _look(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStatus], list[str]]:
-    """What the processes answered that run one of these interfaces (none: any), and what there is to complain of."""
+def _fetch(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStatus], list[str]]:
+    """The processes that run one of these interfaces (empty: any), and the errors of those that did not answer."""
     try:
-        processes, failure_log = _ask_all(name, "status", StatusArguments(), ProcessStatus)
+        processes, errors = _ask_all(name, "status", StatusArguments(), ProcessStatus)
     except TapotunError as exc:
         return [], [str(exc)]
     if not interfaces:
-        return processes, failure_log
-    there = {it.name for process in processes for it in process.interfaces}
+        return processes, errors
+    there = {interface.name for process in processes for interface in process.interfaces}
     for missing in dict.fromkeys(interfaces):
         if missing not in there:
-            failure_log.append(f"there is no interface {missing}; there is {', '.join(sorted(there)) or 'none'}")
+            errors.append(f"there is no interface {missing}; running: {', '.join(sorted(there)) or 'none'}")
     shown = [
-        msgspec.structs.replace(process, interfaces=[it for it in process.interfaces if it.name in interfaces])
+        msgspec.structs.replace(
+            process, interfaces=[interface for interface in process.interfaces if interface.name in interfaces]
+        )
         for process in processes
     ]
-    return [process for process in shown if process.interfaces], failure_log
+    return [process for process in shown if process.interfaces], errors
 
 
 # ------------------------------------------------------------------ wait
@@ -174,7 +175,7 @@ def _look(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStat
 
 def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> int:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    state = "no tapotun is running" if name is None else f"no tapotun of the name {name} is running"
+    state = "no tapotun is running" if name is None else f"no tapotun named {name} is running"
     while True:
         left_s = LONGEST_WAIT_S if deadline is None else max(min(deadline - time.monotonic(), LONGEST_WAIT_S), 0)
         try:
@@ -188,27 +189,27 @@ def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> i
         if waiting is not None:
             if not waiting:
                 return exit_codes.OK
-            state = ", ".join(f"{one_line(interface)} is {how}" for interface, how in waiting.items())
+            state = ", ".join(f"{one_line(interface)} is {its_state}" for interface, its_state in waiting.items())
         if deadline is not None and time.monotonic() >= deadline:
-            _complain([f"not up within {timeout_s:g} s: {state}"])
+            _print_errors([f"not up within {timeout_s:g} s: {state}"])
             return exit_codes.RUNTIME
         if waiting is None:
             time.sleep(LOOK_S)
 
 
 def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dict[str, str]:
-    """What is not up after so long, and how it is. Raises NobodyThereError: no process is there to ask."""
+    """The interfaces that are not up after ``timeout_s``, with their states. Raises NobodyThereError."""
     deadline = time.monotonic() + timeout_s
     waiting: dict[str, str] = {}
-    processes = [(path, it) for path, it in _each(name, "status", StatusArguments(), ProcessStatus) if it is not None]
-    there = {it.name for _, process in processes for it in process.interfaces}
+    processes = [(path, answer) for path, answer in _each(name, "status", StatusArguments(), ProcessStatus) if answer]
+    there = {interface.name for _, process in processes for interface in process.interfaces}
     if not there:
         raise NobodyThereError("no tapotun is running")
     for missing in interfaces:
         if missing not in there:
-            raise HostError(f"there is no interface {missing}; there is {', '.join(sorted(there))}")
+            raise HostError(f"there is no interface {missing}; running: {', '.join(sorted(there))}")
     for path, process in processes:
-        wanted = [it.name for it in process.interfaces if not interfaces or it.name in interfaces]
+        wanted = [interface.name for interface in process.interfaces if not interfaces or interface.name in interfaces]
         if wanted:
             left_s = max(deadline - time.monotonic(), 0)
             answer = ask(path, "wait", WaitArguments(wanted, left_s), WaitResult, timeout_s=left_s + ANSWER_S)
@@ -216,25 +217,25 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
     return waiting
 
 
-# ------------------------------------------------------------------ whom to ask
+# ------------------------------------------------------------------ requests to processes
 
 
 def _ask_all(
     name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
 ) -> tuple[list[T], list[str]]:
-    """Every process's answer, and the complaints of those that gave none. Raises NobodyThereError: there is none."""
+    """Every process's answer, and the errors of those that gave none. Raises NobodyThereError: no process runs."""
     answers: list[T] = []
-    failure_log: list[str] = []
+    errors: list[str] = []
     asked = 0
-    for _, answer in _each(name, command, request, kind, failure_log, timeout_s=timeout_s):
+    for _, answer in _each(name, command, request, kind, errors, timeout_s=timeout_s):
         asked += 1
         if answer is not None:
             answers.append(answer)
     if not asked:
         where = ", ".join(place.directory for place in control_directories(os.environ))
-        called = "" if name is None else f" of the name {name}"
-        raise NobodyThereError(f"no tapotun{called} is running (there is no socket of one in {where})")
-    return answers, failure_log
+        called = "" if name is None else f" named {name}"
+        raise NobodyThereError(f"no tapotun{called} is running (no control socket in {where})")
+    return answers, errors
 
 
 def _each(
@@ -242,12 +243,14 @@ def _each(
     command: str,
     request: msgspec.Struct,
     kind: type[T],
-    failure_log: list[str] | None = None,
+    errors: list[str] | None = None,
     *,
     timeout_s: float = ANSWER_S,
 ) -> list[tuple[str, T | None]]:
-    """Each process that is there, and its answer; None with a complaint for one that gave none. Without a list of
-    complaints, what it would be is raised."""
+    """Each process with its answer. A process that gives none has None and an entry in ``errors``.
+
+    ``errors``: None: raise the first error instead.
+    """
     found: list[tuple[str, T | None]] = []
     for path in find(control_directories(os.environ)):
         if name is not None and name_of(path) != name:
@@ -258,10 +261,10 @@ def _each(
             continue
         except (HostError, PeerError) as exc:
             if isinstance(exc, PeerError) and exc.reason == EndReason.FOREIGN:
-                continue  # a socket of something else: a server may listen for its proxy here
-            if failure_log is None:
+                continue  # another program's socket: a server may listen for its proxy in this directory
+            if errors is None:
                 raise
-            failure_log.append(one_line(str(exc)))
+            errors.append(one_line(str(exc)))
             found.append((path, None))
     return found
 
@@ -271,11 +274,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _complain(failure_log: list[str]) -> None:
-    for complaint in failure_log:
-        print(f"tapotun: {one_line(complaint)}", file=sys.stderr)
+def _print_errors(errors: list[str]) -> None:
+    for error in errors:
+        print(f"tapotun: {one_line(error)}", file=sys.stderr)
 
 
-def _fail(*failure_log: str) -> int:
-    _complain(list(failure_log))
+def _fail(*errors: str) -> int:
+    _print_errors(list(errors))
     return exit_codes.FAILED

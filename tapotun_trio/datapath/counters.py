@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 # What carries the frames: a GET and a PUT, or one WebSocket instead of both.
 Transport: TypeAlias = Literal["http", "websocket"]
 
 
 class DropReason(StrEnum):
-    """Why a packet was dropped. The values are labels in logs, status and metrics."""
+    """Why a packet was dropped. The values are labels in logs, status and metrics.
 
-    BAD_SOURCE = "bad-source"  # the client may not use this source address
-    CODEL = "codel"  # the queue was too long for too long, so its senders have to slow down
-    DEVICE_FULL = "device-full"  # the queue in front of the TUN device was full
-    DEVICE_REFUSED = "device-refused"  # the kernel refused the packet
-    INTERNAL_ERROR = "internal-error"  # a bug; the log has its traceback
-    NO_MEMORY = "no-memory"  # no memory for a copy of the packet
-    NO_ROUTE = "no-route"  # no client has the destination address
-    NOT_IPV4 = "not-ipv4"
-    QUEUE_AGE = "queue-age"  # it waited in the queue for too long
-    QUEUE_FULL = "queue-full"  # the queue held as many bytes as it may
+    Attributes:
+        meaning: the reason in one phrase, for the panel.
+    """
+
+    meaning: str
+
+    BAD_SOURCE = "bad-source", "the client may not use this source address"
+    CODEL = "codel", "the queue was too long for too long; the drop tells senders to slow down"
+    DEVICE_FULL = "device-full", "the TUN device accepted nothing for too long"
+    DEVICE_REFUSED = "device-refused", "the kernel refused the packet"
+    INTERNAL_ERROR = "internal-error", "an error in this program; the log has its traceback"
+    NO_MEMORY = "no-memory", "this machine had no free memory for the packet"
+    NO_ROUTE = "no-route", "no client has this destination"
+    NOT_IPV4 = "not-ipv4", "not IPv4, the only protocol that this interface carries"
+    QUEUE_AGE = "queue-age", "it waited too long in the send queue"
+    QUEUE_FULL = "queue-full", "the send queue was full"
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
-"""The life of an interface: started, supervised, changed by a reload, found by whoever asks, and ended.
+"""The life of an interface: started, supervised, changed by a reload, and ended.
 
-Read `interface` first: it is the front page of the program. `supervisor` restarts interfaces that fail and applies a
-changed config, `registry` is where running interfaces are found, `snapshot` takes their status.
+Read `interface` first: its nursery holds everything that an interface consists of. `supervisor` restarts interfaces
+that fail and applies a changed config. `registry` finds running interfaces by name, through the Protocol in `tunnel`,
+and `snapshot` takes their status.
 """

@@ -1,25 +1,32 @@
-"""One interface, whole: everything it has stands in one nursery. Cancel that, and the interface is gone.
-Around it, the name of the interface is owned: from before its first connection until its device is gone.
+"""One interface: every task and resource of it lives in one nursery. Cancel the nursery, and the interface is gone.
 
 ::
 
-    server                                        client
-    ├─ device reader    TUN -> senders            ├─ upload      PUT after PUT
-    ├─ device writers   slow path of writes       ├─ clock
-    ├─ programmer       addresses, routes, rules  ├─ path watch  what happens to this machine's addresses and routes
-    ├─ transport        requests, from the door   └─ download    GET after GET; the first answer makes
-    └─ clock            pings, ageing                  ├─ device reader
-                                                       ├─ device writer
-                                                       ├─ programmer
-                                                       └─ transport guard   keeps our connections out of the tunnel
+    run_interface                 owns the interface's name from before the first connection until the device is gone
+    ├─ run_server
+    │  └─ device                  the TUN interface
+    │     └─ nursery
+    │        ├─ device reader     TUN -> the sender of the client that has the destination
+    │        ├─ device writers    streams -> TUN, when the TUN was full; one for each queue
+    │        ├─ reconciler        addresses, routes, rules: makes, watches and restores them, undoes them at the end
+    │        ├─ transport         listeners; one task for each connection
+    │        └─ clock             keepalive, queue ageing, rates
+    └─ run_client
+       └─ nursery
+          ├─ download             GET after GET, or a WebSocket
+          ├─ path watch           replaces the streams when this machine's addresses or routes change
+          └─ device               made when the server's first answer has given the address
+             └─ nursery
+                ├─ device reader, device writer, reconciler    as above
+                ├─ transport guard    keeps the connections to the server out of the tunnel
+                ├─ upload             PUT after PUT
+                └─ clock              as above
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
-from typing import Final
 
 import trio
 
@@ -27,17 +34,15 @@ from ..client.client import TunnelClient
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
-from ..errors import HostError
 from ..host.interfaces import Host, OwnedName
-from ..host.process.interpreter import collecting_later, settle
 from ..http.virtual_hosts import ListenerManager
-from ..log import Log, interface_logger
+from ..log import interface_logger
 from ..netconf.desired import desired_for_server_in_steps
+from ..netconf.leftovers import remove_left_over_routes
 from ..netconf.reconciler import Reconciler
 from ..server.server import TunnelServer
+from .garbage import making_sessions
 from .registry import Record
-
-MANY_CLIENTS: Final = 1000  # of a server: a look at all of their sessions takes 15 ms
 
 
 async def run_interface(
@@ -48,49 +53,38 @@ async def run_interface(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run one interface until cancelled; then nothing of it is left on the host.
+    """Run one interface until cancelled. Afterwards nothing of it is left on the host.
 
-    Reports started when it is usable (server) or on its way (client: its streams come up when they can).
-    ``record``: where it can be found while it runs, and changed in so far as `config.changes` calls that live.
-    Raises HostError if this machine refuses something it needs; a peer's failures stay inside.
+    Reports started when a server can be reached; of a client, as soon as it tries to connect.
+
+    Args:
+        record: gets the tunnel and the function that changes it while it runs; see `Record`.
+
+    Raises:
+        HostError: this machine refuses something that the interface needs. A peer's failures are handled inside.
     """
     record = record or Record(config)
-    # Before anything else: a client that connects takes the token, and the tunnel of one that runs already with it.
+    # Owned before the first connection: a client that connects takes its token over, and ends the tunnel of another
+    # process that runs with it.
     async with host.own_name(config.name) as owned:
-        _tell_of_doubt(owned, record)
-        await _remove_left_over(host, interface_logger(config.name))
+        record.note_doubt(owned.doubt)
+        await remove_left_over_routes(host, interface_logger(config.name))
         if isinstance(config, ServerConfig):
             await run_server(config, host, listeners, record, task_status)
         else:
             await run_client(config, host, owned, record, task_status)
 
 
-def _tell_of_doubt(owned: OwnedName, record: Record) -> None:
-    """Once, however often the interface starts again."""
-    if owned.doubt is not None and owned.doubt != record.doubt:
-        text = "%s; the interface runs all the same, but a second start of it is noticed only once it is up"
-        interface_logger(record.config.name).warning(text, owned.doubt)
-    record.doubt = owned.doubt
-
-
-async def _remove_left_over(host: Host, log: Log) -> None:
-    """Before the first connection: a host route of a killed run may lead it to a gateway that is no more."""
-    try:
-        async with host.open_network() as network:
-            for address in await network.remove_left_over():
-                log.info("removed host route %s, left over from a run that was killed", address)
-    except HostError as exc:
-        log.warning("cannot look for host routes that a killed run left over: %s", exc)
-
-
 async def run_server(
     config: ServerConfig, host: Host, listeners: ListenerManager, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
+    """Device first, then the sessions, then the listeners."""
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
         device_drops = Counter[str]()
         writers = [DeviceWriter(queue, device_drops) for queue in device.queues]
-        server = record.tunnel = await _make_server(config, log, writers, device_drops)
+        with making_sessions(len(config.clients)):
+            server = record.tunnel = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
         with closing(server):
             async with trio.open_nursery() as nursery:
                 reconciler = Reconciler(host, device.name, log)
@@ -103,11 +97,10 @@ async def run_server(
                 await nursery.start(server.run_transport, listeners)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
-                    assert isinstance(newer, ServerConfig), "another kind is another interface"
-                    with collecting_later():
+                    assert isinstance(newer, ServerConfig), "an interface of another kind is restarted"
+                    with making_sessions(len(newer.clients)):
                         prepared = await run_cooperatively(server.prepare(newer))
                         desired = await run_cooperatively(desired_for_server_in_steps(newer))
-                        _settle_many(newer)
                     await reconciler.apply(desired)
                     await run_cooperatively(server.adopt(prepared))
 
@@ -115,49 +108,35 @@ async def run_server(
                 task_status.started()
 
 
-async def _make_server(
-    config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
-) -> TunnelServer:
-    with collecting_later():
-        server = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
-        _settle_many(config)
-    return server
-
-
-def _settle_many(config: ServerConfig) -> None:
-    """Keep the garbage collector from stopping everything for a tenth of a second to look at thousands of sessions."""
-    if len(config.clients) >= MANY_CLIENTS:
-        settle()
-
-
 async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
+    """Connection first, then the device: the server's answer has the device's address."""
     log = interface_logger(config.name)
     client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)
         task_status.started()
-        desired = await client.wait_for_parameters()  # the server's first answer: only now an interface makes sense
+        desired = await client.wait_for_parameters()
 
         with host.open_device(config.name) as device:
-            async with trio.open_nursery() as inner:
+            async with trio.open_nursery() as device_nursery:
                 (queue,) = device.queues
                 writer = DeviceWriter(queue, client.counters.drops)
                 reconciler = Reconciler(host, device.name, log, client.guard)
                 client.guard.look = reconciler.recheck
 
-                await inner.start(reconciler.run, desired)
-                inner.start_soon(client.guard.run)
-                inner.start_soon(writer.run)
-                inner.start_soon(read_device, device, client.classify, lambda: client.sender, log)
-                inner.start_soon(client.run_upload)
-                inner.start_soon(client.run_clock)
+                await device_nursery.start(reconciler.run, desired)
+                device_nursery.start_soon(client.guard.run)
+                device_nursery.start_soon(writer.run)
+                device_nursery.start_soon(read_device, device, client.classify, lambda: client.sender, log)
+                device_nursery.start_soon(client.run_upload)
+                device_nursery.start_soon(client.run_clock)
                 client.attach(writer, reconciler)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
-                    assert isinstance(newer, ClientConfig), "another kind is another interface"
+                    assert isinstance(newer, ClientConfig), "an interface of another kind is restarted"
                     await client.reconfigure(newer)
 
                 record.reconfigure = reconfigure

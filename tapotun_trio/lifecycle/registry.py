@@ -1,6 +1,6 @@
-"""The running interfaces of one process, for whoever asks from outside: status, disconnect, reload.
+"""The running interfaces of one process by name, for status, disconnect and reload.
 
-What stands here is read, and told to do something; its life is the supervisor's alone.
+Everything here reads an interface or sends it a command. Only the supervisor starts and ends one.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ from typing import Final
 
 import trio
 
-from ..client.client import TunnelClient
 from ..config.model import InterfaceConfig
 from ..errors import TapotunError
+from ..log import interface_logger
 from ..peer.boottime import BootTime, boottime
-from ..server.server import TunnelServer
 from ..status.model import ReloadStatus
 from ..text import one_line, shorten
+from .tunnel import Tunnel
 
 LAST_ERROR_CHARS: Final = 500
 DISCONNECTED: Final = "disconnected by the operator"
+_MAX_LISTED: Final = 8  # names in one error
 
 
 class Record:
-    """One interface, over all its restarts.
+    """One interface, across all its restarts.
 
     Attributes:
-        tunnel: its transport, while it runs; `run_interface` puts it here.
-        ready: a server listens; a client is on its way.
-        since: of `ready`, or of its contrary.
-        last_error: what ended it last, one line; None: nothing has.
-        doubt: why its name may not be safe from another start, as it was logged; see `host.ports.OwnedName`.
-        reconfigure: changes one that runs, see `run_interface`; None: there is nothing that runs to be changed.
-        scope: all of its life, restarts and pauses between them included; `ended` is set when it is over.
+        tunnel: the transport while the interface runs; `run_interface` sets it.
+        ready: a server can be reached; a client tries to connect.
+        since: when ``ready`` last changed.
+        last_error: what ended the interface last, on one line; None: nothing has.
+        doubt: why another start of this program might not notice this interface, as it was logged; see
+            `host.interfaces.OwnedName`.
+        reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
+        scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
+            is over.
     """
 
     def __init__(self, config: InterfaceConfig) -> None:
         self.config = config
-        self.tunnel: TunnelServer | TunnelClient | None = None
+        self.tunnel: Tunnel | None = None
         self.ready = False
         self.since: BootTime = boottime()
         self.restarts = 0
@@ -48,19 +51,26 @@ class Record:
         self.ended = trio.Event()
 
     def started(self) -> None:
-        """It is usable (server) or on its way (client)."""
+        """A server can be reached now; a client tries to connect."""
         self.ready, self.since = True, boottime()
 
-    def failed(self, why: str) -> None:
-        """It has ended, and will be started again."""
+    def failed(self, error: str) -> None:
+        """The interface has ended with ``error``, and will be restarted."""
         self.tunnel = self.reconfigure = None
         self.ready, self.since = False, boottime()
-        self.last_error = one_line(shorten(why, LAST_ERROR_CHARS))
+        self.last_error = one_line(shorten(error, LAST_ERROR_CHARS))
         self.restarts += 1
+
+    def note_doubt(self, doubt: str | None) -> None:
+        """Log a new doubt once, although the interface may restart many times. None: there is no doubt (any more)."""
+        if doubt is not None and doubt != self.doubt:
+            text = "%s; the interface runs all the same, but a second start of it is noticed only once it is up"
+            interface_logger(self.config.name).warning(text, doubt)
+        self.doubt = doubt
 
 
 class NoSuchPeerError(TapotunError):
-    """An interface or a client that this process does not have. The text is for the one who asked."""
+    """This process has no interface or no client of that name. The text is for the person who asked."""
 
 
 class Registry:
@@ -71,53 +81,60 @@ class Registry:
         self.last_reload: ReloadStatus | None = None
 
     def add(self, config: InterfaceConfig) -> Record:
-        """Take note of an interface that is about to start."""
+        """Add an interface that is about to start."""
         record = self._records[config.name] = Record(config)
         return record
 
     def remove(self, name: str) -> None:
-        """It will not run any more."""
+        """Remove an interface that has ended for good. An unknown name is ignored."""
         self._records.pop(name, None)
 
     def get(self, name: str) -> Record | None:
-        """The one of that name, if there is one."""
+        """The interface of that name, or None."""
         return self._records.get(name)
 
     def sort(self, names: Iterable[str]) -> None:
-        """The order of the config is another one now."""
-        place = {name: number for number, name in enumerate(names)}
-        self._records = dict(sorted(self._records.items(), key=lambda it: place.get(it[0], len(place))))
+        """Put the interfaces into the order of ``names``; the others are last."""
+        positions = {name: position for position, name in enumerate(names)}
+        by_position = sorted(self._records.items(), key=lambda item: positions.get(item[0], len(positions)))
+        self._records = dict(by_position)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(tuple(self._records.values()))
 
     def select(self, names: Iterable[str]) -> list[Record]:
-        """Those of these names, or all if there are none. Raises NoSuchPeerError."""
+        """The interfaces of these names; all interfaces if there are no names. Raises NoSuchPeerError."""
         wanted = list(dict.fromkeys(names))
         for name in wanted:
             if name not in self._records:
-                raise NoSuchPeerError(f"there is no interface {name} here; it has {_list(self._records)}")
+                raise NoSuchPeerError(f"there is no interface {name} here; running: {_listed(self._records)}")
         return [self._records[name] for name in wanted] if wanted else list(self)
 
     def disconnect(self, interface: str | None, client: str) -> int:
-        """End the streams of every session of that client's name, with a goodbye. Returns how many were connected.
+        """End the streams of every session of the client, with a BYE frame. Returns how many sessions were connected.
 
-        The client may come back at once: to keep it away, take its token out of the config. ``interface``: only that
-        one's. Raises NoSuchPeerError.
+        The client may reconnect at once. To keep it out, remove its token from the config.
+
+        Args:
+            interface: only at this interface; None: at every interface.
+
+        Raises:
+            NoSuchPeerError: there is no such interface or no such client.
         """
         records = self.select([] if interface is None else [interface])
-        servers = [record.tunnel for record in records if isinstance(record.tunnel, TunnelServer)]
-        sessions = [session for server in servers for session in server.sessions if session.client.name == client]
-        if not sessions:
+        sessions = [session for record in records if record.tunnel for session in record.tunnel.sessions or ()]
+        found = [session for session in sessions if session.client.name == client]
+        if not found:
             where = "here" if interface is None else f"at {interface}"
-            names = [session.client.name for server in servers for session in server.sessions]
-            raise NoSuchPeerError(f"there is no client {client} {where}; the servers have {_list(names)}")
-        return sum([session.disconnect(DISCONNECTED) for session in sessions])
+            names = _listed(session.client.name for session in sessions)
+            raise NoSuchPeerError(f"there is no client {client} {where}; the servers have {names}")
+        return sum([session.disconnect(DISCONNECTED) for session in found])
 
 
-def _list(names: Iterable[str]) -> str:
-    """A few of them, for one line."""
-    known = list(dict.fromkeys(names))
-    if not known:
+def _listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are, for an error."""
+    distinct = list(dict.fromkeys(names))
+    if not distinct:
         return "none"
-    return ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    more = len(distinct) - _MAX_LISTED
+    return ", ".join(distinct[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

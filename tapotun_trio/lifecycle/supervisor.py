@@ -1,4 +1,4 @@
-"""Keeps the interfaces of one process running, each for itself, and changes them when the config does."""
+"""Keeps the interfaces of one process running, each independently, and applies changes of the config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .restart import RestartPause
 
 
 class Interfaces:
-    """All that run. Made by `run_interfaces`."""
+    """The running interfaces. Made by `run_interfaces`."""
 
     def __init__(self, nursery: trio.Nursery, host: Host, listeners: ListenerManager, registry: Registry) -> None:
         self._nursery = nursery
@@ -28,26 +28,28 @@ class Interfaces:
         self._registry = registry
         self._lock = trio.Lock()
 
-    async def start(self, config: InterfaceConfig, *, whatever_comes: bool = False) -> None:
-        """Run one more. Raises what it raises before it has started; then it does not run.
+    async def start(self, config: InterfaceConfig, *, retry_start: bool = False) -> None:
+        """Run one more interface. If its start fails, the error is raised and the interface does not run.
 
-        ``whatever_comes``: that is tried again, as if it had run before.
+        ``retry_start``: a start that fails is retried instead, as after a failure of a running interface.
         """
         record = self._registry.add(config)
         try:
-            await self._nursery.start(_supervise, record, self._host, self._listeners, whatever_comes)
+            await self._nursery.start(_supervise, record, self._host, self._listeners, retry_start)
         except BaseException:
             self._registry.remove(config.name)
             raise
 
     async def change(self, changes: Sequence[Change]) -> None:
-        """Make all of these changes, or none. Raises HostError if this machine refuses one, or a bug ends it; then
-        what was there before is there again, or is tried again until it is.
+        """Make all of these changes, or none.
 
-        Cancelled, what was made stays. Whoever comes meanwhile waits, and so does who comes on the way back.
+        If this machine refuses a change, or an internal error ends it, the former state is restored (an interface that
+        does not start again at once is retried) and HostError is raised. Calls wait for each other.
+
+        When it is cancelled, the changes that were made stay.
         """
         async with self._lock:
-            # Before anything is stopped for what cannot be had. No name that is added is one of ours now.
+            # Checked before anything is stopped. No name that is added is in use by this process now.
             await require_names(self._host, [change.name for change in changes if change.kind == "added"])
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
@@ -55,26 +57,26 @@ class Interfaces:
                 raise refusal
 
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
-        """First what frees names, addresses and ports, last what needs them. Returns the first refusal.
+        """First the changes that free names, addresses and ports, then those that need them. Returns the first error.
 
-        ``back``: undo; what was not made yet is left as it is.
+        ``back``: undo; changes that were not made yet are skipped.
         """
         for change in changes:
             if change.kind in ("removed", "restart"):
                 await self._stop(change.name)
         live = [change for change in changes if change.kind == "live"]
         while live:
-            refused = [(it, refusal) for it in live if (refusal := await self._make(it, back=back)) is not None]
+            refused = [(change, error) for change in live if (error := await self._make(change, back=back)) is not None]
             if len(refused) == len(live):
                 return refused[0][1]
-            live = [change for change, _ in refused]  # what it wants may have been another interface's until now
+            live = [change for change, _ in refused]  # its address may have been another interface's until now
         for change in changes:
             if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
                 return refusal
         return None
 
     async def _make(self, change: Change, *, back: bool) -> HostError | None:
-        """Returns why not."""
+        """Make one change. Returns the error, if there is one."""
         refusal: HostError | None = None
         log = interface_logger(change.name)
         try:
@@ -82,8 +84,8 @@ class Interfaces:
         except* HostError as group:
             refusal = next(leaves(group))
         except* Exception as group:
-            log.exception("a bug ended this change")
-            refusal = HostError(f"{change.name}: a bug: {next(leaves(group))!r}")
+            log.exception("internal error while this change was made")
+            refusal = HostError(f"{change.name}: internal error: {next(leaves(group))!r}")
         return refusal
 
     async def _try(self, change: Change, *, back: bool) -> None:
@@ -91,15 +93,15 @@ class Interfaces:
         if record is not None and record.config is after:
             return
         if change.kind == "live" and after is not None and record is not None and record.reconfigure is not None:
-            before, record.config = record.config, after  # should it fail and start again meanwhile
+            before, record.config = record.config, after  # in case it fails and restarts meanwhile
             try:
                 await record.reconfigure(after)
                 return
-            except BaseException as exc:  # a bug too
+            except BaseException as exc:  # internal errors as well
                 if not (back and isinstance(exc, Exception)):
                     record.config = before
                     raise
-        await self._stop(change.name)  # also one that is just starting again, as it was told before
+        await self._stop(change.name)  # also an interface that is just restarting with its former config
         if after is None:
             return
         try:
@@ -107,7 +109,7 @@ class Interfaces:
         except Exception:
             if not back:
                 raise
-            await self.start(after, whatever_comes=True)
+            await self.start(after, retry_start=True)
 
     async def _stop(self, name: str) -> None:
         record = self._registry.get(name)
@@ -118,7 +120,7 @@ class Interfaces:
 
 
 async def require_names(host: Host, names: Iterable[str]) -> None:
-    """Raises HostError if an interface of one of these names could not start, since somebody else has it."""
+    """Raises HostError if one of these names belongs to another process or to an interface of other software."""
     for name in names:
         try:
             async with host.own_name(name):
@@ -134,34 +136,34 @@ async def run_interfaces(
     *,
     task_status: trio.TaskStatus[Interfaces] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run all of them until cancelled; report started when each has.
+    """Run all interfaces until cancelled. Reports started when each of them has started.
 
-    Raises what one of them raises before it has started. Later an interface that fails is started again, and
-    the others do not notice. ``registry``: where they can be found while they run.
+    An error before that is raised. Afterwards an interface that fails is restarted, and the others are not affected.
+    ``registry``: gets the running interfaces.
     """
     registry = registry or Registry()
     async with open_listeners() as listeners, trio.open_nursery() as nursery:
         interfaces = Interfaces(nursery, host, listeners, registry)
         async with trio.open_nursery() as starting:
             for config in configs:
-                starting.start_soon(_start_in_time, interfaces, config)
+                starting.start_soon(_start_or_retry, interfaces, config)
         registry.sort(config.name for config in configs)
-        nursery.start_soon(trio.sleep_forever)  # a reload may leave none for a while
+        nursery.start_soon(trio.sleep_forever)  # a reload may leave no interface for a while
         task_status.started(interfaces)
 
 
-async def _start_in_time(interfaces: Interfaces, config: InterfaceConfig) -> None:
-    """As `Interfaces.start`, but for a shortage of this machine, which passes: then it is tried again until it runs."""
+async def _start_or_retry(interfaces: Interfaces, config: InterfaceConfig) -> None:
+    """As `Interfaces.start`, but a shortage of this machine, which is temporary, makes it retry until it starts."""
     try:
         await interfaces.start(config)
         return
     except* ShortageError as group:
         interface_logger(config.name).warning("%s; trying again", next(leaves(group)))
-    await interfaces.start(config, whatever_comes=True)
+    await interfaces.start(config, retry_start=True)
 
 
 class _Started:
-    """Passes the first `started` on, and remembers it: the later ones are restarts."""
+    """Passes the first `started` on, and remembers that: the later ones are restarts."""
 
     def __init__(self, record: Record, task_status: trio.TaskStatus[None], *, once: bool) -> None:
         self._record = record
@@ -178,11 +180,11 @@ class _Started:
 
 
 async def _supervise(
-    record: Record, host: Host, listeners: ListenerManager, whatever_comes: bool, *, task_status: trio.TaskStatus[None]
+    record: Record, host: Host, listeners: ListenerManager, retry_start: bool, *, task_status: trio.TaskStatus[None]
 ) -> None:
     try:
         with record.scope:
-            await _keep_running(record, host, listeners, _Started(record, task_status, once=whatever_comes))
+            await _keep_running(record, host, listeners, _Started(record, task_status, once=retry_start))
     finally:
         record.ended.set()
 
@@ -192,7 +194,7 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
     rate_limited = flap_damped()
     pause = RestartPause()
     while True:
-        begun, told = trio.current_time(), True
+        begun, logged = trio.current_time(), True
         try:
             await run_interface(record.config, host, listeners, record, task_status=status)
         except* HostError as group:
@@ -201,7 +203,7 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
                 if isinstance(first, ShortageError):
                     raise first from group
                 raise HostError(f"{record.config.name}: {first}") from first
-            told = rate_limited.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
+            logged = rate_limited.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:
             found = [shortage_of(exc, "cannot go on") for exc in leaves(group)]
@@ -212,11 +214,11 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
                 raise shortage from group
             now = trio.current_time()
             if shortage is not None:
-                told = rate_limited.log(log, logging.ERROR, now, str(shortage))
+                logged = rate_limited.log(log, logging.ERROR, now, str(shortage))
                 record.failed(str(shortage))
             else:
-                told = rate_limited.log(log, logging.ERROR, now, "a bug ended this interface", traceback=True)
-                record.failed(f"a bug: {next(leaves(group))!r}")
+                logged = rate_limited.log(log, logging.ERROR, now, "internal error, interface stopped", traceback=True)
+                record.failed(f"internal error: {next(leaves(group))!r}")
         pause_s = pause.next_s(lived_s=trio.current_time() - begun)
-        log.log(logging.WARNING if told else logging.DEBUG, "starting again in %.0f s", pause_s)
+        log.log(logging.WARNING if logged else logging.DEBUG, "restarting in %.0f s", pause_s)
         await trio.sleep(pause_s)

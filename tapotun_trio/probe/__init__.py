@@ -1,17 +1,17 @@
-"""`tapotun probe`: whether a path carries a tunnel, and if not, which line to change.
+"""`tapotun probe`: tests whether a path carries a tunnel, and if not, names the line of a config to change.
 
 ::
 
-    run        options, signals, the time that all of it may take; prints
-     └─ steps      what is measured, in which order
+    run        options, signals, the time limit, output
+     └─ steps      the measurements and their order
          ├─ path       DNS, TCP, TLS
-         ├─ streams    a download, an upload, a WebSocket, as the client opens them
-         └─ traffic    what goes through them
-    measured   what was found out
+         ├─ streams    a download and an upload, as the client opens them
+         └─ traffic    control frames through them: delay, round trip, throughput
+    measured   the results
     identify   which proxy answered (pure)
-    verdict    what that means, and what to change (pure)
-    remedies   the lines of each proxy's config (pure)
+    verdict    what the results mean, and what to change (pure)
+    remedies   the lines for each proxy's config (pure)
     report     as text and as JSON (pure)
 
-It sends no packet, and takes nothing from a client that runs with the same token.
+It sends no packet, and does not disturb a client that runs with the same token.
 """

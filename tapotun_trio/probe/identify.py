@@ -7,7 +7,7 @@ from typing import Final
 
 from .measured import Kind
 
-# What a Server header begins with. OpenResty, Tengine and Angie are nginx by another name.
+# Words in a Server header. OpenResty, Tengine and Angie are derived from nginx.
 _SERVERS: Final[tuple[tuple[str, Kind], ...]] = (
     ("nginx", "nginx"),
     ("openresty", "nginx"),
@@ -19,7 +19,7 @@ _SERVERS: Final[tuple[tuple[str, Kind], ...]] = (
     ("cloudfront", "cloudfront"),
 )
 _VIAS: Final[tuple[tuple[str, Kind], ...]] = (("cloudfront", "cloudfront"), ("caddy", "caddy"))
-# CDNs that pass another Server header on are known by headers of their own.
+# CDNs that forward another Server header are recognised by headers of their own.
 _OWN_HEADERS: Final[tuple[tuple[str, Kind], ...]] = (
     ("cf-ray", "cloudflare"),
     ("x-amz-cf-id", "cloudfront"),
@@ -28,10 +28,10 @@ _OWN_HEADERS: Final[tuple[tuple[str, Kind], ...]] = (
 
 
 def identify(headers: Mapping[str, str], names: Sequence[str]) -> Kind:
-    """``headers``: lower-case name to value; ``names``: as they were written.
+    """The proxy that sent these headers. ``headers``: lower-case name to value; ``names``: the names as they were sent.
 
-    HAProxy says nothing of itself, but writes every name in lower case. Our server writes ``Content-Type``, and
-    neither Date nor Server.
+    HAProxy does not name itself, but sends every name in lower case. Our server sends ``Content-Type``, and neither
+    Date nor Server.
     """
     for name, kind in _OWN_HEADERS:
         if name in headers:

@@ -1,6 +1,6 @@
-"""What a probe finds out. Times are in milliseconds or, where the name says so, seconds; sizes are in bytes.
+"""The results of a probe. Times are in milliseconds or, where the name says so, in seconds; sizes are in bytes.
 
-The JSON report is this, field by field, so a change here is one of the report: see `report.VERSION`.
+The JSON report has exactly these fields, so a change here changes the report: see `report.VERSION`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Flow: TypeAlias = Literal["streams", "held-back", "broken", "not-tested"]
-"""``broken``: neither passed on nor kept: an answer or an end came in its place."""
+"""``broken``: neither forwarded nor held back: there was a response or an end instead."""
 
 Kind: TypeAlias = Literal[
     "nginx", "caddy", "haproxy", "apache", "cloudflare", "cloudfront", "fastly", "none", "unknown"
 ]
-"""Who answered: a reverse proxy that we know; ``none``: our server itself; ``unknown``: something else."""
+"""What responded: a known reverse proxy; ``none``: our server itself; ``unknown``: something else."""
 
 Server: TypeAlias = Literal["extended", "base", "unknown"]
 
 
 @dataclass(slots=True)
 class Dns:
-    """A name's addresses. ``ms`` is None if it was an address already."""
+    """The addresses of a host. ``ms`` is None if the host is an address already."""
 
     host: str
     ms: float | None = None
@@ -31,7 +31,7 @@ class Dns:
 
 @dataclass(slots=True)
 class Tcp:
-    """A connection, to the outgoing proxy if there is one. ``unreachable``: addresses that do not answer, and why."""
+    """The TCP connection, to the outgoing proxy if there is one. ``unreachable``: error by address."""
 
     ms: float | None = None
     address: str | None = None
@@ -41,8 +41,13 @@ class Tcp:
 
 @dataclass(slots=True)
 class Tls:
-    """``offered``: what of all versions the server speaks. ``days_left``: until the certificate ends; less than 0: it
-    has ended; None: not known. ``issuer``: the name of the authority."""
+    """The TLS handshake.
+
+    Attributes:
+        offered: the versions that the server accepts.
+        days_left: until the certificate expires; below 0: it has expired; None: not known.
+        issuer: the name of the certificate authority.
+    """
 
     ms: float | None = None
     version: str | None = None
@@ -54,8 +59,10 @@ class Tls:
 
 @dataclass(slots=True)
 class Http:
-    """The answer to the GET, or, with a ``status`` of None, why there was none. ``own``: an error's text is one that a
-    server of ours sends; else the proxy's own."""
+    """The response to the GET. With a ``status`` of None, ``error`` says why there was none.
+
+    ``own``: the body of an error response is one that a tapotun server sends, and not a proxy's.
+    """
 
     ms: float | None = None
     status: int | None = None
@@ -73,13 +80,13 @@ class Direction:
     """A download or an upload.
 
     Attributes:
-        held_bytes: how many had to be sent until the first came out; None with ``held-back``: not so many that we sent,
-            or not measured.
-        held_until_end: nothing came out before the body's end.
-        held_ms: how much later than after a round trip the first bytes came.
-        status: of an answer that ended an upload early.
-        ended_after_s: so long after its beginning it was ended from elsewhere; None: it was not.
-        ended_after_bytes: likewise, and for a limit on a body's size.
+        held_bytes: bytes that had to be sent until the first came out. None with ``held-back``: more than were sent, or
+            not measured.
+        held_until_end: nothing came out before the end of the body.
+        held_ms: delay of the first bytes, beyond one round trip.
+        status: of a response that ended an upload early.
+        ended_after_s: time from the beginning until something else ended the stream; None: nothing did.
+        ended_after_bytes: bytes sent until then, to recognise a limit on the body's size.
     """
 
     state: Flow = "not-tested"
@@ -94,7 +101,7 @@ class Direction:
 
 @dataclass(slots=True)
 class Rtt:
-    """Of PINGs that were answered one at a time."""
+    """Round trips of PINGs that were sent one at a time."""
 
     samples: int
     min_ms: float
@@ -104,7 +111,7 @@ class Rtt:
 
 @dataclass(slots=True)
 class Throughput:
-    """``down`` is what came back of what was sent up, so it is a lower bound where the path is slower up than down."""
+    """``down`` is measured on echoes of what was sent up, so it is a lower bound if the path is slower up than down."""
 
     up_mbit_s: float | None = None
     down_mbit_s: float | None = None
@@ -113,7 +120,7 @@ class Throughput:
 
 @dataclass(slots=True)
 class WebSocket:
-    """``ok`` is None if it was not tested."""
+    """Whether a WebSocket passes. ``ok``: None if it was not tested."""
 
     ok: bool | None = None
     status: int | None = None
@@ -122,9 +129,12 @@ class WebSocket:
 
 @dataclass(slots=True)
 class Idle:
-    """Silence after which a stream was ended from elsewhere; None: none up to ``tested_s`` (which is 0: not tested).
-    ``upload_status``: of the answer that ended the upload. ``upload_late``: it turned out to be dead only when it was
-    used again, so its time is an upper bound."""
+    """The silence after which something on the path ended a stream; None: it lived for ``.._tested_s`` (0: not tested).
+
+    Attributes:
+        upload_status: of the response that ended the upload.
+        upload_late: the upload turned out to be dead only when it was used again, so its time is an upper bound.
+    """
 
     limit_s: float
     download_tested_s: float = 0.0
@@ -137,7 +147,7 @@ class Idle:
 
 @dataclass(slots=True)
 class Measured:
-    """All of it. What stays None or ``not-tested`` was not reached; ``not_tested`` says why, for a person."""
+    """All results. A field that is None or ``not-tested`` was not reached; ``not_tested`` says why, for people."""
 
     url: str
     transport: Literal["auto", "http", "websocket"] = "auto"

@@ -1,4 +1,4 @@
-"""The way to the server, step by step, as the client's transport goes it: DNS, TCP, an outgoing proxy, TLS."""
+"""Measures the path to the server in the steps of the client's transport: DNS, TCP, an outgoing proxy, TLS."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ class Path:
     """Makes connections to the URL of ``config``."""
 
     def __init__(self, config: ClientConfig) -> None:
-        """Raises HostError if a TLS file is of no use, or the environment's proxy."""
+        """Raises HostError if a TLS file or the proxy of the environment is unusable."""
         self.config = config
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self.proxy = outgoing_proxy(config)
 
     async def open(self) -> Connection:
-        """One as the client has it. The caller closes. Raises PeerError."""
+        """A connection like the client's, which the caller closes. Raises PeerError."""
         return await open_connection(self.config.server, self._tls, None, self.proxy)
 
-    async def explore(self, it: Measured) -> bool:
+    async def explore(self, measured: Measured) -> bool:
         """Measure the steps. Returns whether requests can be made."""
         url = self.config.server
         host, port = (url.host, url.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
-        it.dns, it.tcp = Dns(host), None
-        await self._resolve(it.dns, port)
-        if it.dns.error is not None:
+        measured.dns, measured.tcp = Dns(host), None
+        await self._resolve(measured.dns, port)
+        if measured.dns.error is not None:
             return False
-        it.tcp = Tcp()
-        await _reach(it.tcp, it.dns, port)
-        if it.tcp.error is None and self.proxy is not None:
+        measured.tcp = Tcp()
+        await _reach(measured.tcp, measured.dns, port)
+        if measured.tcp.error is None and self.proxy is not None:
             try:
                 (await open_connection(url, None, None, self.proxy)).close()
             except PeerError as exc:
-                it.tcp.error = str(exc)
-        if it.tcp.error is not None:
+                measured.tcp.error = str(exc)
+        if measured.tcp.error is not None:
             return False
         if self._tls is None:
             return True
-        it.tls = Tls()
-        await self._handshake(it.tls)
-        await self._versions(it.tls)
-        return it.tls.error is None
+        measured.tls = Tls()
+        await self._handshake(measured.tls)
+        await self._versions(measured.tls)
+        return measured.tls.error is None
 
     async def _resolve(self, dns: Dns, port: int) -> None:
         with suppress(ValueError):
@@ -76,9 +76,9 @@ class Path:
             with trio.fail_after(CONNECT_S):
                 found = await trio.socket.getaddrinfo(dns.host, port, type=socket.SOCK_STREAM)
         except trio.TooSlowError:
-            dns.error = f"{dns.host} does not resolve within {CONNECT_S:.0f} s; see /etc/resolv.conf"
+            dns.error = f"{dns.host} does not resolve within {CONNECT_S:.0f} s; check /etc/resolv.conf"
         except OSError as exc:
-            dns.error = f"{dns.host} does not resolve: {exc.strerror}; see the name, and this machine's DNS"
+            dns.error = f"{dns.host} does not resolve: {exc.strerror}; check the name and this machine's DNS"
         except UnicodeError as exc:
             dns.error = f"{dns.host} is not a host name: {exc}"
         else:
@@ -124,7 +124,7 @@ class Path:
 
 
 async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
-    """Every address, to find those that a client may be unlucky with."""
+    """Connect to every address, to find those that would make a client fail at random."""
     took: dict[str, float] = {}
 
     async def attempt(address: str) -> None:
@@ -148,7 +148,9 @@ async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
         tcp.ms = took[tcp.address]
     else:
         why = ", ".join(f"{address}: {reason}" for address, reason in tcp.unreachable.items())
-        tcp.error = f"cannot connect to {dns.host} port {port} ({why}); is the port right, and does something listen?"
+        tcp.error = (
+            f"cannot connect to {dns.host} port {port} ({why}); is the port right, and does a server listen there?"
+        )
         tcp.unreachable = {}
 
 

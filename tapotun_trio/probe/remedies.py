@@ -1,4 +1,4 @@
-"""What to change in the config of each proxy, by what is wrong. docs/deploy.md has the reasons."""
+"""The lines to change in each proxy's config, by fault. docs/deploy.md has the reasons."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NAMES: Final[dict[Kind, str]] = {
     "cloudflare": "Cloudflare",
     "cloudfront": "CloudFront",
     "fastly": "Fastly",
-    "none": "no proxy, a tapotun server itself",
-    "unknown": "a proxy that does not say which",
+    "none": "no proxy, the tapotun server itself",
+    "unknown": "an unknown proxy",
 }
 
 _CLOUDFLARE_BUFFERING: Final = "a Configuration Rule for this path: request and response body buffering none"
@@ -73,7 +73,7 @@ _LINES: Final[dict[Kind, dict[Fault, tuple[str, ...]]]] = {
         "idle-upload": ("timeout client 5m", "timeout server 5m"),
         "idle-download": ("timeout server 5m", "timeout client 5m"),
         "delay": ("option http-no-delay",),
-        "websocket": ("no http-request del-header or rule that takes Upgrade or Connection away", "timeout tunnel 5m"),
+        "websocket": ("no http-request del-header or rule that removes Upgrade or Connection", "timeout tunnel 5m"),
         "upstream": ("server: the address where the tapotun server listens (its port or listen)",),
         "path": ("a use_backend or http-request rule that lets path {path} pass",),
         "forbidden": ("no http-request deny or auth for this path",),
@@ -107,20 +107,20 @@ _LINES: Final[dict[Kind, dict[Fault, tuple[str, ...]]]] = {
 }
 
 _ANY: Final[dict[Fault, tuple[str, ...]]] = {
-    "upload-held": ("pass a request's body on as it comes (nginx calls this proxy_request_buffering off)",),
-    "download-held": ("pass a response's body on as it comes (nginx calls this proxy_buffering off)",),
+    "upload-held": ("forward a request's body as it arrives (in nginx: proxy_request_buffering off)",),
+    "download-held": ("forward a response's body as it arrives (in nginx: proxy_buffering off)",),
     "upload-limit": ("no limit on the size of a request's body",),
-    "idle-upload": ("timeouts of a silent request body of 5 minutes",),
-    "idle-download": ("timeouts of a silent response of 5 minutes",),
-    "delay": ("pass small pieces on at once (no Nagle, no delayed flush)",),
-    "websocket": ("pass Upgrade and Connection on",),
+    "idle-upload": ("a timeout of 5 minutes for a silent request body",),
+    "idle-download": ("a timeout of 5 minutes for a silent response",),
+    "delay": ("forward small pieces at once (no Nagle, no delayed flush)",),
+    "websocket": ("forward Upgrade and Connection",),
     "upstream": ("the address where the tapotun server listens",),
     "path": ("a route for {path} to the tapotun server",),
-    "forbidden": ("no rule of its own that refuses this path",),
+    "forbidden": ("no rule that refuses this path",),
 }
 
 
 def lines(kind: Kind, fault: Fault, path: str = "/") -> list[str]:
-    """What the config of such a proxy should have, or should not (``no ...``). ``path``: of the URL."""
+    """The lines that the proxy's config should have, or should not have (``no ...``). ``path``: of the URL."""
     found = _LINES.get(kind, {}).get(fault) or _ANY[fault]
     return [line.replace("{path}", path).replace("{{", "{").replace("}}", "}") for line in found]

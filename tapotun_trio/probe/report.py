@@ -1,4 +1,4 @@
-"""A probe's report, for a person and for a program. Pure. Text from elsewhere is made fit for a terminal."""
+"""A probe's report as text and as JSON. Pure. Text from the network is made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .measured import Direction, Measured
 from .remedies import NAMES
 from .verdict import RECIPES, Verdict
 
-# Of the JSON. It grows by one when a field goes, or changes what it means; not when one is added.
+# Of the JSON. Incremented when a field is removed or changes its meaning, not when one is added.
 VERSION: Final = 1
 
 _LABEL_CHARS: Final = 12
 
 
 def report_json(measured: Measured, verdict: Verdict) -> str:
-    """One object: the verdict, then everything that was measured, under the names of `Measured`."""
+    """One object: the verdict, then every result under its name in `Measured`."""
     report = {
         "version": VERSION,
         "usable": verdict.usable,
@@ -32,7 +32,7 @@ def report_json(measured: Measured, verdict: Verdict) -> str:
 
 
 def report_text(measured: Measured, verdict: Verdict) -> str:
-    """A line a step, then what to change, then the verdict."""
+    """A line for each step, then what to change, then the verdict."""
     lines = [f"{label:<{_LABEL_CHARS}}{text}" for label, text in _steps(measured)]
     lines += [f"{'not tested':<{_LABEL_CHARS}}{text}" for text in measured.not_tested]
     for finding in verdict.findings:
@@ -46,41 +46,41 @@ def report_text(measured: Measured, verdict: Verdict) -> str:
     return "\n".join(one_line(line) for line in lines)
 
 
-def _steps(it: Measured) -> Iterator[tuple[str, str]]:
-    yield "url", it.url + (f" through {it.outgoing_proxy}" if it.outgoing_proxy else "")
-    if it.dns is not None:
-        took = "" if it.dns.ms is None else f"{_ms(it.dns.ms)}, "
-        yield "dns", it.dns.error or f"{took}{', '.join(it.dns.addresses)}"
-    if it.tcp is not None:
-        yield "tcp", it.tcp.error or f"{_ms(it.tcp.ms)}, to {it.tcp.address}"
-    if it.tls is not None:
-        yield "tls", "; ".join(_tls(it))
-    if it.http is not None:
-        yield "http", "; ".join(_http(it))
-        yield "download", _stream(it.download)
-        yield "upload", _stream(it.upload)
-    if it.rtt is not None:
-        rtt = it.rtt
-        yield "round trip", f"{_ms(rtt.min_ms)} least, {_ms(rtt.median_ms)} median, {_ms(rtt.max_ms)} most"
-    if it.throughput is not None:
-        up, down = it.throughput.up_mbit_s, it.throughput.down_mbit_s
+def _steps(measured: Measured) -> Iterator[tuple[str, str]]:
+    yield "url", measured.url + (f" through {measured.outgoing_proxy}" if measured.outgoing_proxy else "")
+    if measured.dns is not None:
+        took = "" if measured.dns.ms is None else f"{_ms(measured.dns.ms)}, "
+        yield "dns", measured.dns.error or f"{took}{', '.join(measured.dns.addresses)}"
+    if measured.tcp is not None:
+        yield "tcp", measured.tcp.error or f"{_ms(measured.tcp.ms)}, to {measured.tcp.address}"
+    if measured.tls is not None:
+        yield "tls", "; ".join(_tls(measured))
+    if measured.http is not None:
+        yield "http", "; ".join(_http(measured))
+        yield "download", _stream(measured.download)
+        yield "upload", _stream(measured.upload)
+    if measured.rtt is not None:
+        rtt = measured.rtt
+        yield "round trip", f"{_ms(rtt.min_ms)} min, {_ms(rtt.median_ms)} median, {_ms(rtt.max_ms)} max"
+    if measured.throughput is not None:
+        up, down = measured.throughput.up_mbit_s, measured.throughput.down_mbit_s
         yield (
             "throughput",
-            f"up {_rate(up)}, down {'at least ' if down is not None else ''}{_rate(down)} (echo of what was sent up)",
+            f"up {_rate(up)}, down {'at least ' if down is not None else ''}{_rate(down)} (measured on echoes)",
         )
-    if it.websocket.ok is not None:
-        yield "websocket", "passes" if it.websocket.ok else f"does not pass: {it.websocket.error}"
-    if it.idle is not None:
+    if measured.websocket.ok is not None:
+        yield "websocket", "passes" if measured.websocket.ok else f"does not pass: {measured.websocket.error}"
+    if measured.idle is not None:
         yield (
             "idle",
-            f"download {_idle(it.idle.download_s, it.idle.download_tested_s)}, "
-            f"upload {_idle(it.idle.upload_s, it.idle.upload_tested_s, late=it.idle.upload_late)}",
+            f"download {_idle(measured.idle.download_s, measured.idle.download_tested_s)}, "
+            f"upload {_idle(measured.idle.upload_s, measured.idle.upload_tested_s, late=measured.idle.upload_late)}",
         )
 
 
-def _tls(it: Measured) -> Iterator[str]:
-    tls = it.tls
-    assert tls is not None, "asked only if there is one"
+def _tls(measured: Measured) -> Iterator[str]:
+    tls = measured.tls
+    assert tls is not None, "called only if there is one"
     if tls.error is not None:
         yield tls.error
     else:
@@ -89,19 +89,19 @@ def _tls(it: Measured) -> Iterator[str]:
         yield f"offers {', '.join(tls.offered)}"
     if tls.days_left is not None:
         issuer = f" (from {tls.issuer})" if tls.issuer else ""
-        how = f"has {tls.days_left:.0f} days left" if tls.days_left >= 0 else f"ended {-tls.days_left:.0f} days ago"
+        how = f"has {tls.days_left:.0f} days left" if tls.days_left >= 0 else f"expired {-tls.days_left:.0f} days ago"
         yield f"the certificate{issuer} {how}"
 
 
-def _http(it: Measured) -> Iterator[str]:
-    http = it.http
-    assert http is not None, "asked only if there is one"
+def _http(measured: Measured) -> Iterator[str]:
+    http = measured.http
+    assert http is not None, "called only if there is one"
     if http.status is None:
         yield http.error or "no answer"
     else:
         yield f"{http.status}" + ("" if http.ms is None else f" after {_ms(http.ms)}")
-    said = f" (Server: {http.server_header})" if http.server_header else ""
-    yield f"{NAMES[http.proxy]}{said}"
+    server = f" (Server: {http.server_header})" if http.server_header else ""
+    yield f"{NAMES[http.proxy]}{server}"
     if http.server != "unknown":
         keepalive = "" if http.keepalive_s is None else f", keepalive {http.keepalive_s:g} s"
         yield f"{'tapotun, extended protocol' if http.server == 'extended' else 'base protocol'}{keepalive}"
@@ -115,7 +115,7 @@ def _stream(stream: Direction) -> str:
         return f"streams{late}{ended}{status}"
     if stream.state == "held-back":
         if stream.held_bytes is not None:
-            return f"held back until about {stream.held_bytes} bytes are there"
+            return f"held back until about {stream.held_bytes} bytes have arrived"
         return "held back" + (" until its end" if stream.held_until_end else "")
     if stream.state == "broken":
         return f"broken: {stream.error or stream.status}"

@@ -28,12 +28,12 @@ from .verdict import judge
 USABLE: Final = 0
 NOT_USABLE: Final = 1
 
-TOTAL_S: Final = 75.0  # for everything but the silence
+TOTAL_S: Final = 75.0  # for everything but the idle test
 _TOKEN_FILE_BYTES: Final = 64 * 1024
 
 
 class Misused(Exception):
-    """An option is of no use. The text is for its user."""
+    """An option has an unusable value. The text is for the user."""
 
 
 def probe(arguments: Namespace) -> int:
@@ -43,26 +43,26 @@ def probe(arguments: Namespace) -> int:
         limit_s: float = arguments.idle_limit
         if not 0 <= limit_s <= LIMIT_S:
             text = f"--idle-limit {limit_s:g} is not between 0 and {LIMIT_S:g}"
-            raise Misused(f"{text}; a server ends by itself what is silent for longer")
+            raise Misused(f"{text}; a server itself ends streams that are silent for longer")
     except Misused as exc:
         return _misused(str(exc))
     target = _without_query(config.server.target)
-    it = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
+    measured = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
     began = time.monotonic()
     try:
-        stopped_by = trio.run(_measure, config, limit_s, it)
+        stopped_by = trio.run(_measure, config, limit_s, measured)
     except* HostError as group:
         failures = [str(exc) for exc in leaves(group)]
     else:
         failures = []
     if failures:
         return _misused("; ".join(failures))
-    it.seconds = time.monotonic() - began
+    measured.seconds = time.monotonic() - began
     if stopped_by is not None:
         print(f"tapotun probe: stopped by {signal.Signals(stopped_by).name}, no verdict", file=sys.stderr)
         return 128 + stopped_by
-    verdict = judge(it)
-    print(report_json(it, verdict) if arguments.json else report_text(it, verdict))
+    verdict = judge(measured)
+    print(report_json(measured, verdict) if arguments.json else report_text(measured, verdict))
     return USABLE if verdict.usable else NOT_USABLE
 
 
@@ -71,8 +71,8 @@ def _misused(text: str) -> int:
     return exit_codes.USAGE
 
 
-async def _measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> int | None:
-    """Measure until it is done, time is up, or a signal comes, whose number is returned."""
+async def _measure(config: ClientConfig, idle_limit_s: float, measured: Measured) -> int | None:
+    """Measure until done, until the time is up, or until a signal, whose number is returned."""
     stopped_by: int | None = None
 
     async def stop(signals: AsyncIterator[int]) -> None:
@@ -85,16 +85,15 @@ async def _measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> i
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop, signals)
             with trio.move_on_after(TOTAL_S + idle_limit_s) as deadline:
-                await measure(config, idle_limit_s, it)
+                await measure(config, idle_limit_s, measured)
             if deadline.cancelled_caught:
-                it.not_tested.append(f"the rest: the probe ends after {TOTAL_S + idle_limit_s:.0f} s")
+                measured.not_tested.append(f"the rest: the probe ends after {TOTAL_S + idle_limit_s:.0f} s")
             nursery.cancel_scope.cancel()
     return stopped_by
 
 
 def client_config(arguments: Namespace) -> ClientConfig:
-    """What a client's definition with these options would be. Warns of a token file that others may read. Raises
-    Misused."""
+    """The client config that these options describe. Warns if other users can read the token file. Raises Misused."""
     try:
         server = parse_url(arguments.url)
     except InvalidValue as exc:
@@ -112,7 +111,7 @@ def client_config(arguments: Namespace) -> ClientConfig:
     except InvalidValue as exc:
         raise Misused(f"--server-name {quote(arguments.server_name)} {exc.problem}; {exc.remedy}") from exc
     if arguments.key_file and not arguments.cert_file:
-        raise Misused("--key-file stands without --cert-file; give the certificate that it belongs to")
+        raise Misused("--key-file is given without --cert-file; give the certificate of the key")
     return ClientConfig(
         name="probe",
         server=server,
@@ -132,7 +131,7 @@ def client_config(arguments: Namespace) -> ClientConfig:
 
 
 def _token(name: str) -> Secret:
-    """As a client's ``token_file``."""
+    """The token in the file, read like a client's ``token_file``."""
     try:
         content = context.read_file(name, _TOKEN_FILE_BYTES)
     except context.UnreadableFile as exc:
@@ -157,6 +156,6 @@ def _warn(text: str) -> None:
 
 
 def _without_query(target: str) -> str:
-    """A query may hold a key."""
+    """The target without its query, which may hold a key."""
     path, question, _ = target.partition("?")
     return f"{path}?***" if question else path

@@ -1,4 +1,4 @@
-"""What is measured, in which order: each step only what the one before it has shown to be possible and harmless."""
+"""The order of the measurements. Each step does only what the one before has shown to be possible and harmless."""
 
 from __future__ import annotations
 
@@ -24,97 +24,99 @@ from .streams import Answer, Opener, Receiver, read_answer, read_page
 from .traffic import padding, round_trips, throughput, wait_for_first
 from .websocket import try_websocket
 
-HEAD_S: Final = 6.0  # a GET's answer, which a client waits 30 s for
+HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
 GOODBYE_S: Final = 1.0
 _BYE: Final = "the probe is done"
-# An answer of ours to a request that is refused has nothing but its status.
+# The whole body of a tapotun server's response to a refused request.
 _OWN_PAGES: Final = (b"403\n", b"404\n", b"405\n", b"409\n")
 
 
 class _Taken(Exception):
-    """A client has come that uses this token."""
+    """Another client has taken the token over."""
 
 
-async def measure(config: ClientConfig, idle_limit_s: float, it: Measured) -> None:
-    """Fill ``it`` in, step by step: what it has when this is cancelled is right. Leaves no connection open.
+async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured) -> None:
+    """Fill ``measured`` in, step by step, so that it is valid even if this is cancelled. Closes every connection.
 
-    Raises HostError if a TLS file is of no use, or the environment's proxy.
+    Raises HostError if a TLS file or the proxy of the environment is unusable.
     """
     path = Path(config)
-    it.outgoing_proxy = None if path.proxy is None else path.proxy.authority
-    if not await path.explore(it):
+    measured.outgoing_proxy = None if path.proxy is None else path.proxy.authority
+    if not await path.explore(measured):
         return
     opener = Opener(config, path.open)
     try:
-        await _Steps(config, idle_limit_s, it, opener).run()
+        await _Steps(config, idle_limit_s, measured, opener).run()
     except* _Taken:
-        it.token_in_use = True
-        it.not_tested.append("the rest: a client came that uses this token")
-        # Whose coming ended our streams, which is nobody's fault.
-        it.idle, it.download = None, Direction()
-        if it.upload.state != "streams" or it.upload.status is None:
-            it.upload = Direction("streams" if it.upload.state == "streams" else "not-tested")
+        measured.token_in_use = True
+        measured.not_tested.append("the rest: a client with this token connected")
+        # That ended our streams, which is no fault of the path.
+        measured.idle, measured.download = None, Direction()
+        if measured.upload.state != "streams" or measured.upload.status is None:
+            measured.upload = Direction("streams" if measured.upload.state == "streams" else "not-tested")
     except* PeerError as group:
-        it.not_tested += [f"the rest: {exc}" for exc in leaves(group)]
+        measured.not_tested += [f"the rest: {exc}" for exc in leaves(group)]
     finally:
         opener.close()
 
 
 class _Steps:
-    def __init__(self, config: ClientConfig, idle_limit_s: float, it: Measured, opener: Opener) -> None:
+    def __init__(self, config: ClientConfig, idle_limit_s: float, measured: Measured, opener: Opener) -> None:
         self._config = config
         self._idle_limit_s = idle_limit_s
-        self._it = it
+        self._measured = measured
         self._opener = opener
         self._http = Http()
         self._numbers = 0
         self._features = control.SUPPORTED
 
     async def run(self) -> None:
-        it, http = self._it, self._http
+        measured, http = self._measured, self._http
         answer = await self._get()
         if answer is None:
             return
         connection, found = answer
         if http.status == 409:
-            it.token_in_use = True
-            it.not_tested.append("download, round trip, throughput, WebSocket, idle timeouts: the token is in use")
+            measured.token_in_use = True
+            measured.not_tested.append(
+                "download, round trip, throughput, WebSocket, idle timeouts: the token is in use"
+            )
             await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1), 409)
         elif http.status == 200 and http.error is None:
             if http.server == "extended":
                 await self._streams(connection, found)
-                if it.download.state == "held-back":
+                if measured.download.state == "held-back":
                     await self._held_download()
                 await self._websocket()
             else:
-                it.download.state = "streams"
+                measured.download.state = "streams"
                 connection.close()
-                it.not_tested.append("round trip, throughput, WebSocket: the base protocol has no means for it")
+                measured.not_tested.append("round trip, throughput, WebSocket: the base protocol cannot measure them")
                 await self._refused_upload([("Transfer-Encoding", "chunked")], 403)
             await self._idle()
 
     # -- the GET
 
     def _download_fields(self) -> list[tuple[str, str]]:
-        """As the client's, and leaving the token to whoever uses it."""
+        """As the client's, but without taking the token over from another client."""
         return download_fields(self._config, self._opener.session_id, self._features, yields=True)
 
     async def _get(self) -> tuple[Connection, Answer] | None:
-        """The connection and the answer; None: there was none."""
-        it, http = self._it, self._http
+        """The connection and the response; None: there was no response."""
+        measured, http = self._measured, self._http
         try:
             connection = await self._opener.request("GET", self._download_fields())
             began = trio.current_time()
             with trio.move_on_after(HEAD_S):
                 answer = await read_answer(connection, "GET")
                 http.ms = (trio.current_time() - began) * 1e3
-                it.http = http
+                measured.http = http
                 await self._describe(connection, answer)
                 return connection, answer
             connection.close()
             await self._unanswered()
         except PeerError as exc:
-            it.http = http
+            measured.http = http
             http.error = str(exc)
         return None
 
@@ -130,7 +132,9 @@ class _Steps:
             http.error = str(exc)
             if head.status in (403, 404) and not http.own and b"<" in page:
                 place = f"{url.scheme}://{url.authority}{url.target}"
-                http.error = f"{place} answered {head.status} with a page of its own: not the tapotun server's answer"
+                http.error = (
+                    f"{place} answered {head.status} with a page of its own: it is not the tapotun server's response"
+                )
             else:
                 http.own |= head.status == 403
             return
@@ -147,10 +151,12 @@ class _Steps:
         http.server_header, http.via = headers.get("server"), headers.get("via")
 
     async def _unanswered(self) -> None:
-        """No answer to the GET: is it the download that is held back, or everything? A refusal has an end, so it
-        passes a proxy that holds back what has none."""
-        it, http, url = self._it, self._http, self._config.server
-        it.http = http
+        """After no response to the GET: find out whether only the download is held back, or everything.
+
+        A refusal is a complete response, so it passes a proxy that holds back an endless one.
+        """
+        measured, http, url = self._measured, self._http, self._config.server
+        measured.http = http
         http.error = f"{url.authority} did not answer within {HEAD_S:.0f} s"
         connection = await self._opener.request("GET", [])
         began = trio.current_time()
@@ -158,19 +164,21 @@ class _Steps:
             answer = await read_answer(connection, "GET")
             http.ms = (trio.current_time() - began) * 1e3
             self._identify(answer)
-            it.download.state = "held-back"
-            it.download.error = f"a request without token was answered ({answer.head.status}), one with it was not"
+            measured.download.state = "held-back"
+            measured.download.error = (
+                f"a request without a token was answered ({answer.head.status}), the one with the token was not"
+            )
         connection.close()
-        if it.download.state != "held-back":
+        if measured.download.state != "held-back":
             return
         await self._websocket()
-        if it.websocket.ok:  # which proves that the server knows control frames
+        if measured.websocket.ok:  # so the server knows control frames
             http.server = "extended"
             await self._held_download()
 
     async def _held_download(self) -> None:
-        """How much has to come down until something does: PINGs up, whose PONGs wait in the proxy."""
-        it, opener = self._it, self._opener
+        """Measure how many bytes the proxy holds back: PINGs go up, and their PONGs collect in the proxy."""
+        measured, opener = self._measured, self._opener
         connection = await opener.request("GET", self._download_fields())
         answered = trio.Event()
 
@@ -180,12 +188,12 @@ class _Steps:
                 if answer.rest or await connection.receive(memoryview(bytearray(1))):
                     answered.set()
             except PeerError as exc:
-                it.download.error = str(exc)
-            opener.news.tell()
+                measured.download.error = str(exc)
+            opener.progress.notify()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
-            await trio.sleep(0.1)  # the server has to know of it before it takes the upload for this session's
+            await trio.sleep(0.1)  # the server must see the download first, to accept the upload in its session
             up = await opener.upload(nursery, self._upload_fields())
             sent = 16
             for power in range(10, 20):
@@ -193,15 +201,15 @@ class _Steps:
                     size = min((1 << power) - sent, control.MAX_PAYLOAD_BYTES - 1024)
                     await up.send(up.ping(max(8, size), bytes(size))[1])
                     sent += size
-                    # One at a time: of several the server answers the last.
-                    if await opener.news.until(lambda: answered.is_set() or up.ended, 0.25):
+                    # One at a time, because the server answers only the last of several.
+                    if await opener.progress.until(lambda: answered.is_set() or up.ended, 0.25):
                         break
                 if answered.is_set():
-                    it.download.held_bytes = sent
+                    measured.download.held_bytes = sent
                     break
             nursery.cancel_scope.cancel()
 
-    # -- the upload, and what goes through both
+    # -- the upload, and measurements through both streams
 
     def _upload_fields(self) -> list[tuple[str, str]]:
         self._numbers += 1
@@ -209,9 +217,9 @@ class _Steps:
 
     @asynccontextmanager
     async def _receiving(self, connection: Connection, answer: Answer) -> AsyncIterator[tuple[Receiver, trio.Nursery]]:
-        """The download's frames are taken while the body runs."""
+        """Receive the download's frames while the block runs."""
         reader = FrameReader(answer.head.body(), control=control.CTL in self._features)
-        down = Receiver(connection, reader, self._opener.news)
+        down = Receiver(connection, reader, self._opener.progress)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(down.run, answer.rest)
             yield down, nursery
@@ -219,15 +227,17 @@ class _Steps:
         connection.close()
 
     async def _streams(self, connection: Connection, answer: Answer) -> None:
-        it, news = self._it, self._opener.news
-        it.download.state = "streams"
+        measured, progress = self._measured, self._opener.progress
+        measured.download.state = "streams"
         rtt_s = (self._http.ms or 0.0) / 1e3
         async with self._receiving(connection, answer) as (down, nursery):
-            if not await news.until(lambda: down.params is not None or down.ended, HEAD_S):
-                it.download.state = "held-back"
-                it.download.error = f"its head came, and nothing behind it within {HEAD_S:.0f} s"
+            if not await progress.until(lambda: down.params is not None or down.ended, HEAD_S):
+                measured.download.state = "held-back"
+                measured.download.error = (
+                    f"the head of the response arrived, and nothing after it within {HEAD_S:.0f} s"
+                )
             elif down.params is None:
-                it.download.state, it.download.error = "broken", str(down.failure or "it ended at once")
+                measured.download.state, measured.download.error = "broken", str(down.failure or "it ended at once")
             if down.params is None:
                 return
             self._http.keepalive_s = down.params.keepalive
@@ -246,67 +256,71 @@ class _Steps:
             def arrived() -> bool:
                 return number in down.seen or (bool(pinged) and down.pong >= pinged[0])
 
-            if await wait_for_first(it.upload, up, news, arrived, fill, rtt_s):
-                it.rtt = await round_trips(up, down, news)
-                it.throughput = await throughput(up, down, news, rtt_s)
+            if await wait_for_first(measured.upload, up, progress, arrived, fill, rtt_s):
+                measured.rtt = await round_trips(up, down, progress)
+                measured.throughput = await throughput(up, down, progress, rtt_s)
                 if up.ended and not down.replaced:
-                    it.upload.status, it.upload.ended_after_bytes = up.status, up.sent_bytes
-                    it.upload.ended_after_s = up.ended_at - up.began_at
-                    it.upload.error = None if up.failure is None else str(up.failure)
-            if down.failure is not None and it.download.state == "streams":
-                it.download.state, it.download.error = "broken", str(down.failure)
+                    measured.upload.status, measured.upload.ended_after_bytes = up.status, up.sent_bytes
+                    measured.upload.ended_after_s = up.ended_at - up.began_at
+                    measured.upload.error = None if up.failure is None else str(up.failure)
+            if down.failure is not None and measured.download.state == "streams":
+                measured.download.state, measured.download.error = "broken", str(down.failure)
             if down.replaced:
                 raise _Taken
             if not up.ended:
                 await up.finish(GOODBYE_S, control.bye(_BYE))
 
     async def _refused_upload(self, fields: list[tuple[str, str]], status: int) -> None:
-        """Whether uploads stream, where none may be had: a server refuses at once what it has the head of, and reads
-        no body. What is sent is no frame but base pings, which mean nothing to anybody."""
-        it, opener = self._it, self._opener
+        """Test whether uploads stream where the server accepts none: it refuses one as soon as it has the head, without
+        reading the body. Only base pings are sent, which have no effect."""
+        measured, opener = self._measured, self._opener
         async with trio.open_nursery() as nursery:
             up = await opener.upload(nursery, fields)
             zeros = lambda size: bytes(size + size % 2)  # noqa: E731
             refused = partial(lambda up: up.status == status, up)
-            await wait_for_first(it.upload, up, opener.news, refused, zeros, (self._http.ms or 0.0) / 1e3)
+            await wait_for_first(measured.upload, up, opener.progress, refused, zeros, (self._http.ms or 0.0) / 1e3)
             nursery.cancel_scope.cancel()
-        if it.upload.state != "streams" and self._http.proxy == "apache" and it.upload.status != 413:
-            it.upload.state, it.upload.held_bytes, it.upload.held_until_end = "not-tested", None, False
-            it.not_tested.append("upload: Apache passes a refusal on only when the upload has ended")
+        if measured.upload.state != "streams" and self._http.proxy == "apache" and measured.upload.status != 413:
+            measured.upload.state, measured.upload.held_bytes, measured.upload.held_until_end = (
+                "not-tested",
+                None,
+                False,
+            )
+            measured.not_tested.append("upload: Apache forwards a refusal only when the upload has ended")
 
     # -- the rest
 
     async def _websocket(self) -> None:
         if control.WS not in self._features:
-            self._it.not_tested.append("WebSocket: the server does not know it")
+            self._measured.not_tested.append("WebSocket: the server does not support it")
             return
-        await try_websocket(self._it.websocket, self._opener, self._download_fields(), HEAD_S)
+        await try_websocket(self._measured.websocket, self._opener, self._download_fields(), HEAD_S)
 
     async def _idle(self) -> None:
-        it = self._it
-        if not self._idle_limit_s or "held-back" in (it.upload.state, it.download.state):
-            why = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
-            it.not_tested.append(f"idle timeouts: {why}")
+        measured = self._measured
+        if not self._idle_limit_s or "held-back" in (measured.upload.state, measured.download.state):
+            cause = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
+            measured.not_tested.append(f"idle timeouts: {cause}")
             return
-        # As a base client, which a server leaves in peace for 55 s.
+        # As a base client, because a server sends nothing to it for 55 s.
         connection, answer = await self._base_download()
         if answer is None or answer.head.status != 200:
-            it.not_tested.append("idle timeouts: a second download was not answered with 200")
+            measured.not_tested.append("idle timeouts: a second download was not answered with 200")
             return
         self._features = frozenset()
-        it.idle = Idle(self._idle_limit_s)
+        measured.idle = Idle(self._idle_limit_s)
         async with self._receiving(connection, answer) as (down, nursery):
             up = await self._opener.upload(nursery, upload_fields(self._config, "", None))
             if _takes_pings(answer):
                 await up.send(PING)
-            await measure_idle(it.idle, up, down, self._opener.news, self._still_ours)
-        if down.clean and it.idle.download_s is None:
-            it.not_tested.append("idle timeout of a download: the server ended it")
+            await measure_idle(measured.idle, up, down, self._opener.progress, self._still_ours)
+        if down.clean and measured.idle.download_s is None:
+            measured.not_tested.append("idle timeout of a download: the server ended it")
 
     async def _base_download(self) -> tuple[Connection, Answer | None]:
-        """A GET without features; None: no answer. Raises _Taken."""
+        """A GET without features, as a base client sends it. None: no response. Raises _Taken."""
         extras = {control.FEATURES_HEADER}
-        if self._http.server == "base":  # to which none of our headers means anything
+        if self._http.server == "base":  # a base server ignores the extended headers
             extras |= {control.YIELD_HEADER, control.SESSION_HEADER}
         fields = [field for field in self._download_fields() if field[0] not in extras]
         connection = await self._opener.request("GET", fields)
@@ -318,7 +332,7 @@ class _Steps:
         return connection, answer
 
     async def _still_ours(self) -> bool:
-        """Whether nobody else has come. A base server does not say."""
+        """Whether no other client has taken the token over. A base server does not say, which counts as no."""
         if self._http.server != "extended":
             return False
         connection, answer = await self._base_download()
@@ -327,7 +341,7 @@ class _Steps:
 
 
 def _takes_pings(answer: Answer) -> bool:
-    """To a generation 2 server an empty frame is a bad one, which ends the upload: there nothing is sent."""
+    """Whether the server accepts base pings. A generation 2 server ends the upload at one: it is malformed there."""
     try:
         return tunconf.decode(answer.head.headers.get("x-tun-conf", "")).generation == 1
     except PeerError:

@@ -1,4 +1,4 @@
-"""The streams of a probe: opened with the client's own requests, and never with a packet in them."""
+"""The streams of a probe: opened with the same requests as a client's, and never carrying a packet."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ..wire import control, params
 from ..wire.frames import FrameRange, FrameReader
 from ..wire.params import Params
 
-_BODY_S: Final = 0.5  # for the rest of an error's page
+_BODY_S: Final = 0.5  # for the rest of an error page
 _BODY_BYTES: Final = 1024
 
 
-class News:
-    """Something has happened: whoever waits looks again."""
+class Progress:
+    """A condition variable: waiters check their condition again after each `notify`."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         self._event.set()
         self._event = trio.Event()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether it holds within the time."""
+        """Wait for the condition. Returns whether it holds within the time."""
         with trio.move_on_after(timeout_s):
             while not condition():
                 await self._event.wait()
@@ -45,7 +45,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response's head; ``names`` of its headers as they were written; ``rest``: what came behind it."""
+    """A response. ``names``: of its headers, as they were sent; ``rest``: bytes that followed the head."""
 
     head: ResponseHead
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ class Answer:
 
 
 async def read_answer(connection: Connection, method: str) -> Answer:
-    """As `http.client.read_response`, with the names as they were written. Raises PeerError."""
+    """As `http.client.read_response`, with the header names as they were sent. Raises PeerError."""
     parser, raw = ResponseParser(method), b""
     buffer = memoryview(bytearray(READ_BYTES))
     while True:
@@ -67,7 +67,7 @@ async def read_answer(connection: Connection, method: str) -> Answer:
 
 
 async def read_page(connection: Connection, answer: Answer) -> bytes:
-    """The beginning of an error's body. Never raises."""
+    """The beginning of the body of an error response. Never raises."""
     page = answer.rest
     buffer = memoryview(bytearray(READ_BYTES))
     length = answer.head.headers.get("content-length", "")
@@ -82,16 +82,16 @@ async def read_page(connection: Connection, answer: Answer) -> bytes:
 
 
 class Receiver:
-    """What comes down: control frames, each taken note of. Packets for the client are thrown away.
+    """Receives the download and records its control frames. Packets are dropped.
 
-    PONGs bring back the number that its PING began with; a later one stands for those before it (a server answers the
-    last of several).
+    A PONG returns the number at the beginning of its PING. It also stands for earlier PINGs, because a server answers
+    only the last of several.
     """
 
-    def __init__(self, connection: Connection, reader: FrameReader, news: News) -> None:
+    def __init__(self, connection: Connection, reader: FrameReader, progress: Progress) -> None:
         self._connection = connection
         self._reader = reader
-        self._news = news
+        self._progress = progress
         self.began_at = self.last_at = trio.current_time()
         self.params: Params | None = None
         self.seen: set[int] = set()
@@ -101,21 +101,21 @@ class Receiver:
         self.first_pong_at = 0.0  # since `measure_pongs`
         self.first_pong_bytes = 0
         self.replaced = False
-        self.clean = False  # the body came to its end
+        self.clean = False  # the body has ended
         self.failure: PeerError | None = None
         self.ended_at = 0.0
-        self.answer: Callable[[bytes], None] | None = None  # how to send a PONG
+        self.answer: Callable[[bytes], None] | None = None  # sends a PONG
 
     @property
     def ended(self) -> bool:
         return self.clean or self.failure is not None
 
     def measure_pongs(self) -> None:
-        """Count from here."""
+        """Reset the counts of PONG bytes."""
         self.pong_bytes = self.first_pong_bytes = 0
 
     async def run(self, first: bytes) -> None:
-        """Until the stream ends. ``first``: what came behind the head."""
+        """Receive until the stream ends. ``first``: bytes that followed the head."""
         try:
             frames = self._reader.prime(first)
             receiver = StreamReceiver(self._connection, self._reader, self._deliver, self._on_control, self._answer)
@@ -124,12 +124,12 @@ class Receiver:
         except PeerError as exc:
             self.failure = exc
         self.ended_at = trio.current_time()
-        self._news.tell()
+        self._progress.notify()
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
         if not reader.ended:  # else it was the end that came
             self.last_at = trio.current_time()
-        self._news.tell()
+        self._progress.notify()
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
         if kind == control.PONG:
@@ -154,12 +154,12 @@ class Receiver:
 
 
 class Uploader:
-    """What goes up, and the answer to it, which should not come before the end."""
+    """Sends the upload, and reads the response, which should not arrive before the upload's end."""
 
-    def __init__(self, connection: Connection, writer: BodyWriter, news: News) -> None:
+    def __init__(self, connection: Connection, writer: BodyWriter, progress: Progress) -> None:
         self.connection = connection
         self.writer = writer
-        self._news = news
+        self._progress = progress
         self.began_at = self.last_at = trio.current_time()
         self.sent_bytes = 0
         self.status: int | None = None
@@ -171,21 +171,21 @@ class Uploader:
 
     @property
     def ended(self) -> bool:
-        """Answered, or broken: nothing can be sent any more."""
+        """There is a response or a failure, so nothing more can be sent."""
         return self.status is not None or self.failure is not None
 
     async def read_answer(self) -> None:
-        """A task of its own, beside whoever sends."""
+        """Read the response. Runs in a task of its own."""
         try:
             self.status = (await read_answer(self.connection, "PUT")).head.status
         except PeerError as exc:
             self._fail(exc)
         self.ended_at = trio.current_time()
         self._waiting.cancel()
-        self._news.tell()
+        self._progress.notify()
 
     async def send(self, frames: bytes) -> bool:
-        """Send all of it. Returns False as soon as nothing can be sent any more."""
+        """Send all frames. Returns False as soon as nothing more can be sent."""
         if self.ended:
             return False
         with trio.CancelScope() as self._waiting:
@@ -202,12 +202,12 @@ class Uploader:
         return not self.ended
 
     def ping(self, size_bytes: int = 8, fill: bytes = b"") -> tuple[int, bytes]:
-        """The next number, and a PING with it, with so large a payload (8 bytes and more)."""
+        """The next number and a PING with it. ``size_bytes``: of the payload, 8 or more."""
         self._number += 1
         return self._number, control.encode(control.PING, self._number.to_bytes(8, "little") + fill[: size_bytes - 8])
 
     def answer(self, pong: bytes) -> None:
-        """Send a PONG now, or before what is sent next."""
+        """Send a PONG now, or in front of the next frames."""
         if self.ended or self.writer.finished or self.writer.pending:
             self._pong = pong
             return
@@ -217,13 +217,13 @@ class Uploader:
             self._fail(exc)
 
     async def finish(self, timeout_s: float, farewell_frame: bytes = b"") -> bool:
-        """End the body. Returns whether the answer came in time."""
+        """End the body. Returns whether the response arrived in time."""
         with trio.move_on_after(timeout_s):
             try:
                 await self.writer.finish(farewell_frame)
             except PeerError as exc:
                 self._fail(exc)
-            await self._news.until(lambda: self.ended, timeout_s)
+            await self._progress.until(lambda: self.ended, timeout_s)
         return self.ended
 
     def _fail(self, exc: PeerError) -> None:
@@ -233,35 +233,35 @@ class Uploader:
 
 
 class Opener:
-    """Opens requests of one session, each on a connection that ends with ``nursery``'s owner calling `close`."""
+    """Opens the requests of one session, each on a new connection. `close` closes all of them."""
 
     def __init__(self, config: ClientConfig, dial: Callable[[], Awaitable[Connection]]) -> None:
         self.config = config
         self.session_id = secrets.token_hex(16)
-        self.news = News()
+        self.progress = Progress()
         self._dial = dial
         self._open: list[Connection] = []
 
     async def connect(self) -> Connection:
-        """Raises PeerError."""
+        """A new connection. Raises PeerError."""
         connection = await self._dial()
         self._open.append(connection)
         return connection
 
     async def request(self, method: str, fields: list[tuple[str, str]]) -> Connection:
-        """Connect, and send a head. Raises PeerError."""
+        """Connect, and send the head of a request. Raises PeerError."""
         connection = await self.connect()
         await send_request(connection, method, self.config.server, fields)
         return connection
 
     async def upload(self, nursery: trio.Nursery, fields: list[tuple[str, str]]) -> Uploader:
-        """Begin a PUT, whose answer is awaited in ``nursery``. Raises PeerError."""
+        """Begin a PUT. A task in ``nursery`` reads the response. Raises PeerError."""
         connection = await self.request("PUT", fields)
-        uploader = Uploader(connection, BodyWriter(connection), self.news)
+        uploader = Uploader(connection, BodyWriter(connection), self.progress)
         nursery.start_soon(uploader.read_answer)
         return uploader
 
     def close(self) -> None:
-        """Every connection that was made."""
+        """Close every connection."""
         while self._open:
             self._open.pop().close()

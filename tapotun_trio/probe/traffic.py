@@ -1,6 +1,6 @@
-"""What goes through the streams: whether they pass bytes on as they come, how long a round trip takes, how much fits.
+"""Measures the streams: whether they forward bytes as they arrive, the round trip, and the throughput.
 
-Sent are control frames only: PINGs, whose payload comes back whatever its size, and PADDING, which every peer skips. No
+Only control frames are sent: PINGs, whose payload of any size comes back, and PADDING, which every peer skips. No
 packet is sent, so none reaches the server's network.
 """
 
@@ -16,13 +16,13 @@ import trio
 from ..client.transport_choice import UPLOAD_SEEN_S
 from ..wire import control
 from .measured import Direction, Rtt, Throughput
-from .streams import News, Receiver, Uploader
+from .streams import Progress, Receiver, Uploader
 
-# How much is sent, in all, until something comes out: Apache's prefetch and HAProxy's buffer have 16 KiB, nginx'
-# buffers as the recipe has them 64.
+# Bytes sent in all, step by step, until something comes out: Apache's prefetch and HAProxy's buffer are 16 KiB, nginx'
+# buffers in our recipe 64 KiB.
 GROWTH_BYTES: Final = tuple(1 << n for n in range(10, 20))
 STEP_S: Final = 0.3
-# nginx' limit is 1 MiB.
+# More than nginx' default limit of 1 MiB (client_max_body_size).
 BEYOND_BYTES: Final = 1_300_000
 BEYOND_S: Final = 1.5
 END_S: Final = 3.0
@@ -33,18 +33,18 @@ PAUSE_S: Final = 0.02
 
 LOAD_S: Final = 1.5
 LOAD_BYTES: Final = 64 << 20
-# So much at least, on a slow path too, so that a limit of 1 MiB shows.
+# The least amount, also on a slow path, so that a limit of 1 MiB shows.
 LEAST_BYTES: Final = 2_000_000
 LEAST_S: Final = 8.0
 PIECE_BYTES: Final = 32 * 1024
 WINDOW_BYTES: Final = (2 * PIECE_BYTES, 1 << 20)
 SETTLE_S: Final = 8.0
 
-_NOISE: Final = os.urandom(PIECE_BYTES)  # which nobody can compress
+_NOISE: Final = os.urandom(PIECE_BYTES)  # incompressible
 
 
 def padding(size_bytes: int) -> bytes:
-    """Frames that are skipped, about so many bytes of them."""
+    """PADDING frames of about ``size_bytes``, which the other end skips."""
     pieces = [
         control.encode(control.PADDING, _NOISE[: min(PIECE_BYTES, size_bytes - at)])
         for at in range(0, size_bytes, PIECE_BYTES)
@@ -53,26 +53,33 @@ def padding(size_bytes: int) -> bytes:
 
 
 async def wait_for_first(
-    stream: Direction, up: Uploader, news: News, arrived: Callable[[], bool], fill: Callable[[int], bytes], rtt_s: float
+    stream: Direction,
+    up: Uploader,
+    progress: Progress,
+    arrived: Callable[[], bool],
+    fill: Callable[[int], bytes],
+    rtt_s: float,
 ) -> bool:
-    """Send a little, wait, then more and more, until ``arrived``; at last the end. Fills ``stream`` in. Returns whether
-    it passes things on as they come."""
+    """Send a little and wait, then more and more until ``arrived``, and at last the end. Fills ``stream`` in.
+
+    Returns whether the path forwards bytes as they arrive.
+    """
     began = trio.current_time()
     done = lambda: arrived() or up.ended  # noqa: E731
     await up.send(fill(16))
-    if await news.until(done, UPLOAD_SEEN_S) and arrived():
+    if await progress.until(done, UPLOAD_SEEN_S) and arrived():
         stream.state = "streams"
         stream.held_ms = max(0.0, (trio.current_time() - began - rtt_s) * 1e3)
         return True
     for total in GROWTH_BYTES:
         if up.ended or not await up.send(fill(max(16, total - up.sent_bytes))):
             break
-        if await news.until(done, STEP_S + 3 * rtt_s) and arrived():
+        if await progress.until(done, STEP_S + 3 * rtt_s) and arrived():
             stream.state, stream.held_bytes = "held-back", up.sent_bytes
             return False
     if not up.ended:
         await up.send(fill(BEYOND_BYTES - up.sent_bytes))
-        if await news.until(done, BEYOND_S + 3 * rtt_s) and arrived():
+        if await progress.until(done, BEYOND_S + 3 * rtt_s) and arrived():
             stream.state, stream.held_bytes = "held-back", up.sent_bytes
             return False
     if up.ended:
@@ -86,15 +93,15 @@ async def wait_for_first(
     return False
 
 
-async def round_trips(up: Uploader, down: Receiver, news: News) -> Rtt | None:
-    """One PING at a time."""
+async def round_trips(up: Uploader, down: Receiver, progress: Progress) -> Rtt | None:
+    """Measure round trips with one PING at a time. None: no PING was answered."""
     samples: list[float] = []
     for _ in range(PINGS):
         number, ping = up.ping()
         began = trio.current_time()
         if not await up.send(ping):
             break
-        await news.until(lambda number=number: down.pong >= number or down.ended or up.ended, PING_S)  # type: ignore[misc]
+        await progress.until(lambda number=number: down.pong >= number or down.ended or up.ended, PING_S)  # type: ignore[misc]
         if down.pong < number:
             break
         samples.append((trio.current_time() - began) * 1e3)
@@ -104,8 +111,8 @@ async def round_trips(up: Uploader, down: Receiver, news: News) -> Rtt | None:
     return Rtt(len(samples), min(samples), statistics.median(samples), max(samples))
 
 
-async def throughput(up: Uploader, down: Receiver, news: News, rtt_s: float) -> Throughput:
-    """Upwards until a PONG shows that all has arrived, then what comes back of PINGs."""
+async def throughput(up: Uploader, down: Receiver, progress: Progress, rtt_s: float) -> Throughput:
+    """Measure up with PADDING, until a PONG shows that all of it has arrived; then down with the echoes of PINGs."""
     result = Throughput()
     before, began = up.sent_bytes, trio.current_time()
     frame = padding(PIECE_BYTES)
@@ -115,17 +122,17 @@ async def throughput(up: Uploader, down: Receiver, news: News, rtt_s: float) -> 
             break
     number, ping = up.ping()
     await up.send(ping)
-    await news.until(lambda: down.pong >= number or down.ended or up.ended, SETTLE_S)
+    await progress.until(lambda: down.pong >= number or down.ended or up.ended, SETTLE_S)
     result.sent_bytes = up.sent_bytes - before
     if down.pong >= number:
         took = max(trio.current_time() - began - rtt_s, 1e-4)
         result.up_mbit_s = result.sent_bytes * 8 / took / 1e6
         window = result.sent_bytes / took * 2 * (rtt_s + 0.05)
-        await _echo(result, up, down, news, int(min(max(window, WINDOW_BYTES[0]), WINDOW_BYTES[1])))
+        await _echo(result, up, down, progress, int(min(max(window, WINDOW_BYTES[0]), WINDOW_BYTES[1])))
     return result
 
 
-async def _echo(result: Throughput, up: Uploader, down: Receiver, news: News, window_bytes: int) -> None:
+async def _echo(result: Throughput, up: Uploader, down: Receiver, progress: Progress, window_bytes: int) -> None:
     ahead = max(2, window_bytes // PIECE_BYTES)
     began = trio.current_time()
     down.measure_pongs()
@@ -135,8 +142,8 @@ async def _echo(result: Throughput, up: Uploader, down: Receiver, news: News, wi
         number, ping = up.ping(PIECE_BYTES, _NOISE)
         if not await up.send(ping):
             break
-        await news.until(lambda number=number: number - down.pong < ahead or down.ended or up.ended, 1.0)  # type: ignore[misc]
-    await news.until(lambda: down.pong >= number or down.ended or up.ended, 1.0)
+        await progress.until(lambda number=number: number - down.pong < ahead or down.ended or up.ended, 1.0)  # type: ignore[misc]
+    await progress.until(lambda: down.pong >= number or down.ended or up.ended, 1.0)
     result.sent_bytes += up.sent_bytes - before
     took = down.pong_at - down.first_pong_at
     if took > 0 and down.pong_bytes > down.first_pong_bytes:

@@ -1,4 +1,4 @@
-"""From what was measured to what it means: whether the client's daemon can use the path, and what to change. Pure."""
+"""Judges the results: whether a client can use the path, and what to change. Pure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from .measured import Direction, Http, Measured
 from .remedies import NAMES, Fault, lines
 
 Severity: TypeAlias = Literal["fault", "warning", "note"]
-"""``fault``: has to be changed, or the tunnel does not work or not well; ``warning``: works, but; ``note``: to know."""
+"""``fault``: the tunnel does not work well until it is changed; ``warning``: it works with limits; ``note``: a fact."""
 
 EXPIRES_SOON_DAYS: Final = 14.0
 OLD_TLS: Final = ("TLSv1", "TLSv1.1")
-# Small packets take so much longer than a whole request: HAProxy's delay is 100 to 200 ms, the kernel's 40.
+# A PING that takes this much longer than a whole request is delayed: HAProxy adds 100 to 200 ms, the kernel 40.
 DELAY_MS: Final = 30.0
-# An upload that is seen, but so late.
+# An upload whose first bytes arrive, but with this delay, is late.
 LATE_MS: Final = 500.0
-# A stream is pinged so often by a deployed peer, which needs as much of a proxy's timeouts.
+# Deployed peers ping a stream after this time, so a proxy's timeouts must be longer.
 BASE_PING_S: Final = 55.0
-# A keepalive may come late by as much before a timeout ends the stream.
+# A timeout must exceed the keepalive by this factor, because a keepalive may be late.
 MARGIN: Final = 1.2
-# What a WebSocket may suffer from too.
+# Faults that may affect a WebSocket too.
 _SILENCE: Final = frozenset({"idle-download", "idle-upload"})
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``code`` is fixed, for programs; ``change``: lines of a config, whose file ``where`` names."""
+    """One finding. ``code`` never changes, for programs; ``change``: lines for the config that ``where`` names."""
 
     severity: Severity
     code: str
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Verdict:
-    """``selector``: over what the daemon would run; None: it would not. ``text``: the same in a line."""
+    """``selector``: the transport that a client would use; None: none works. ``text``: the verdict as a line."""
 
     usable: bool = False
     selector: Literal["http", "websocket"] | None = None
@@ -51,9 +51,9 @@ def judge(measured: Measured) -> Verdict:
     """The verdict. Findings come in the order of the path, faults first within a step."""
     verdict = Verdict()
     _Judge(measured, verdict.findings).judge()
-    faults = {it.code for it in verdict.findings if it.severity == "fault"}
+    faults = {finding.code for finding in verdict.findings if finding.severity == "fault"}
     reached = measured.http is not None and measured.http.status == 200
-    # What ends GET and PUT and leaves a WebSocket alone; and what the daemon finds out by itself, and goes around.
+    # Faults of GET and PUT that may not affect a WebSocket. A client notices upload-held itself, and changes to one.
     http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-"))}
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:
@@ -66,20 +66,20 @@ def judge(measured: Measured) -> Verdict:
     ):
         verdict.usable, verdict.selector = websocket, "websocket" if websocket else None
     if websocket and not verdict.usable and measured.transport == "auto" and http_only and not faults & _SILENCE:
-        _add_way_out(verdict)
+        _suggest_websocket(verdict)
     verdict.text = _text(measured, verdict)
     return verdict
 
 
-def _add_way_out(verdict: Verdict) -> None:
-    text = "a WebSocket passes: until the proxy is changed, the client can use that alone"
+def _suggest_websocket(verdict: Verdict) -> None:
+    text = "a WebSocket passes: until the proxy is changed, the client can use only that"
     verdict.findings.append(
         Finding("note", "websocket-passes", text, "the client's config", ('"transport": "websocket"',))
     )
 
 
 def _text(measured: Measured, verdict: Verdict) -> str:
-    faults = [it for it in verdict.findings if it.severity == "fault"]
+    faults = [finding for finding in verdict.findings if finding.severity == "fault"]
     if measured.token_in_use:
         if verdict.usable:
             return "usable as far as could be tested: this token is in use by a running client"
@@ -88,7 +88,7 @@ def _text(measured: Measured, verdict: Verdict) -> str:
         because = f"; GET and PUT are not ({faults[0].text})" if faults else ""
         return f"usable, over a WebSocket{because}"
     if verdict.usable:
-        warned = any(it.severity == "warning" for it in verdict.findings)
+        warned = any(finding.severity == "warning" for finding in verdict.findings)
         return f"usable{', with warnings' if warned else ''}"
     return f"not usable: {faults[0].text}" if faults else "not usable: not tested to the end"
 
@@ -97,14 +97,14 @@ class _Judge:
     """One pass over the measurements."""
 
     def __init__(self, measured: Measured, findings: list[Finding]) -> None:
-        self._it = measured
+        self._measured = measured
         self._findings = findings
         self._kind = measured.http.proxy if measured.http is not None else "unknown"
         rest = measured.url.partition("://")[2]
         self._path = "/" + rest.partition("/")[2].partition("?")[0]
 
     def judge(self) -> None:
-        if self._way() and self._answer():
+        if self._connection() and self._answer():
             self._download()
             self._upload()
             self._delay()
@@ -115,55 +115,55 @@ class _Judge:
         self._findings.append(Finding(severity, code, text, where, change))
 
     def _blame(self, severity: Severity, code: str, text: str, fault: Fault) -> None:
-        """Whatever it is that the proxy's config has to have."""
+        """Add a finding with the lines that the proxy's config needs."""
         if self._kind == "none":
-            where = "whatever is between here and the server"
+            where = "the device or proxy between this machine and the server"
         else:
             where = f"the config of {NAMES[self._kind]}"
         self._add(severity, code, text, where, *lines(self._kind, fault, self._path))
 
-    # -- until there is a connection
+    # -- up to the connection
 
-    def _way(self) -> bool:
-        """Whether the answer is worth a look."""
-        it = self._it
-        for code, step in (("dns", it.dns), ("tcp", it.tcp)):
+    def _connection(self) -> bool:
+        """Whether there was a connection, so that there may be a response."""
+        measured = self._measured
+        for code, step in (("dns", measured.dns), ("tcp", measured.tcp)):
             if step is not None and step.error is not None:
                 self._add("fault", code, step.error)
                 return False
-        if it.tcp is not None:
-            for address, why in it.tcp.unreachable.items():
-                text = f"the name has the address {address}, which does not answer ({why}); remove it, or serve it"
+        if measured.tcp is not None:
+            for address, error in measured.tcp.unreachable.items():
+                text = f"the name has the address {address}, which does not answer ({error}); serve it or remove it"
                 self._add("warning", "address-unreachable", text)
         return self._tls()
 
     def _tls(self) -> bool:
-        tls = self._it.tls
+        tls = self._measured.tls
         if tls is None:
-            return self._it.http is not None
+            return self._measured.http is not None
         if tls.error is not None:
             self._add("fault", "tls", tls.error)
             return False
         if tls.days_left is not None and tls.days_left < EXPIRES_SOON_DAYS:
-            text = f"the certificate ends in {tls.days_left:.1f} days; see that it is renewed"
+            text = f"the certificate expires in {tls.days_left:.1f} days; renew it"
             self._add("warning", "certificate-ends-soon", text)
         old = [version for version in tls.offered if version in OLD_TLS]
         if old:
             text = f"the server still offers {' and '.join(old)} (RFC 8996 forbids them); the tunnel does not use them"
             self._add("note", "old-tls", text)
-        return self._it.http is not None
+        return self._measured.http is not None
 
-    # -- the answer
+    # -- the response
 
     def _answer(self) -> bool:
         """Whether streams were tested."""
-        http, it = self._it.http, self._it
-        assert http is not None, "asked only if there is one"
-        if it.token_in_use:
-            text = "this token is in use by a running client, which was left alone: only what does not need the token "
-            self._add("note", "token-in-use", f"{text}for itself was tested; for the rest, stop it or add a token")
+        http, measured = self._measured.http, self._measured
+        assert http is not None, "called only if there is one"
+        if measured.token_in_use:
+            text = "this token is in use by a running client, which was not disturbed: only tests that need no session "
+            self._add("note", "token-in-use", f"{text}were made; for the others, stop the client or add a token")
         elif http.status is None:
-            if it.download.state == "held-back":
+            if measured.download.state == "held-back":
                 return True
             self._add("fault", "no-answer", http.error or "there was no answer")
             return False
@@ -174,17 +174,17 @@ class _Judge:
             self._add("fault", "not-tapotun", http.error)
             return False
         if http.server == "base":
-            text = "the server is one of the base protocol: round trip, throughput and WebSocket cannot be tested there"
-            text += ", and it ends the download of a client that runs with this token, which then comes back"
+            text = "the server knows only the base protocol: round trip, throughput and WebSocket cannot be tested"
+            text += "; the probe ended the download of any client that runs with this token, which then reconnected"
             self._add("note", "base-server", text)
         return True
 
     def _status(self, http: Http, status: int) -> None:
-        text = http.error or f"the answer is {status}"
+        text = http.error or f"the response is {status}"
         if status in (502, 503, 504):
             self._blame("fault", f"http-{status}", text, "upstream")
         elif status == 404 and http.own:
-            text = f"{text}; the tapotun server was reached, and has another path"
+            text = f"{text}; the tapotun server was reached, and has a different path"
             self._add("fault", "http-404", text, "the server's config", f'"path": "{self._path}"')
         elif status == 404:
             self._blame("fault", "http-404", text, "path")
@@ -201,7 +201,7 @@ class _Judge:
     # -- the streams
 
     def _download(self) -> None:
-        down = self._it.download
+        down = self._measured.download
         if down.state == "held-back":
             text = f"the download is held back: {_held(down, 'answered')}"
             self._blame("fault", "download-held", text, "download-held")
@@ -209,20 +209,20 @@ class _Judge:
             self._add("fault", "download-broken", f"the download broke: {down.error}")
 
     def _upload(self) -> None:
-        up = self._it.upload
+        up = self._measured.upload
         if up.state == "held-back":
             self._blame("fault", "upload-held", f"the upload is held back: {_held(up, 'sent')}", "upload-held")
-            # nginx with HTTP/1.0 to its upstream looks the same, but lets no WebSocket pass.
-            if self._kind == "nginx" and self._it.websocket.ok is not True:
+            # nginx with HTTP/1.0 to its upstream looks the same, but does not pass a WebSocket.
+            if self._kind == "nginx" and self._measured.websocket.ok is not True:
                 found = self._findings[-1]
                 change = ("proxy_http_version 1.1;", *found.change)
                 self._findings[-1] = Finding(found.severity, found.code, found.text, found.where, change)
         elif up.held_ms is not None and up.held_ms > LATE_MS:
-            text = f"an upload's first bytes come {up.held_ms:.0f} ms late"
+            text = f"the first bytes of an upload arrive {up.held_ms:.0f} ms late"
             self._blame("warning", "upload-late", text, "upload-held")
         if up.status == 413:
             text = (
-                f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits its size"
+                f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits the size"
             )
             self._blame("fault", "upload-limit", text, "upload-limit")
         elif up.ended_after_s is not None:
@@ -233,31 +233,31 @@ class _Judge:
             self._add("fault", "upload-broken", f"the upload broke: {up.error or f'answered {up.status}'}")
 
     def _delay(self) -> None:
-        rtt, http = self._it.rtt, self._it.http
+        rtt, http = self._measured.rtt, self._measured.http
         if rtt is None or http is None or http.ms is None:
             return
         delay_ms = rtt.median_ms - http.ms
         if delay_ms > DELAY_MS:
             compared = f"a whole request takes {http.ms:.0f} ms, a PING {rtt.median_ms:.0f} ms"
             self._blame(
-                "warning", "delay", f"small packets are held back by about {delay_ms:.0f} ms: {compared}", "delay"
+                "warning", "delay", f"small packets are delayed by about {delay_ms:.0f} ms: {compared}", "delay"
             )
 
     def _websocket(self) -> None:
-        it = self._it.websocket
-        if it.ok is False:
-            needed = self._it.transport == "websocket" or self._it.upload.state == "held-back"
-            severity: Severity = "fault" if self._it.transport == "websocket" else "warning" if needed else "note"
-            tail = "" if needed else "; not needed as long as uploads stream"
-            self._blame(severity, "websocket", f"a WebSocket does not pass ({it.error}){tail}", "websocket")
+        websocket = self._measured.websocket
+        if websocket.ok is False:
+            needed = self._measured.transport == "websocket" or self._measured.upload.state == "held-back"
+            severity: Severity = "fault" if self._measured.transport == "websocket" else "warning" if needed else "note"
+            tail = "" if needed else "; not needed while uploads stream"
+            self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")
 
     def _idle(self) -> None:
-        idle, http = self._it.idle, self._it.http
+        idle, http = self._measured.idle, self._measured.http
         if idle is None or http is None:
             return
         need_s = http.keepalive_s or BASE_PING_S
         # Measured with GET and PUT; a WebSocket may have other timeouts.
-        severity: Severity = "warning" if self._it.transport == "websocket" else "fault"
+        severity: Severity = "warning" if self._measured.transport == "websocket" else "fault"
         found: tuple[tuple[str, float | None, Literal["idle-download", "idle-upload"]], ...] = (
             ("download", idle.download_s, "idle-download"),
             ("upload", idle.upload_s, "idle-upload"),
@@ -266,15 +266,15 @@ class _Judge:
             if found_s is None:
                 continue
             if name == "upload" and idle.upload_late:
-                text = f"an upload that was silent for {found_s:.0f} s was dead when it was used again"
+                text = f"an upload that was silent for {found_s:.0f} s turned out to be dead when it was used again"
                 self._blame(severity, "idle-upload", text, "idle-upload")
                 continue
             text = f"{'a download' if name == 'download' else 'an upload'} that is silent for {found_s:.0f} s is ended"
             if found_s < need_s * MARGIN:
-                tail = f"and the tunnel is silent for up to {need_s:g} s"
+                tail = f"and the tunnel may be silent for {need_s:g} s"
                 self._blame(severity, fault, f"{text}, {tail}", fault)
             elif found_s < BASE_PING_S:
-                tail = f"which is enough for this server's keepalive of {need_s:g} s, and not for deployed peers (55 s)"
+                tail = f"enough for this server's keepalive of {need_s:g} s, but not for deployed peers (55 s)"
                 self._blame("warning", fault, f"{text}, {tail}", fault)
 
 

@@ -19,38 +19,38 @@ CLOSE_S: Final = 1.0
 
 
 async def try_websocket(result: WebSocket, opener: Opener, fields: list[tuple[str, str]], head_s: float) -> None:
-    """Fill ``result`` in. Only to a server that knows control frames, or that says so in its handshake."""
+    """Fill ``result`` in. Only for a server that knows control frames, or that may say so in its handshake."""
     try:
         connection = await opener.connect()
         with trio.move_on_after(head_s) as deadline:
             head, rest = await open_websocket(connection, opener.config.server, fields)
         if deadline.cancelled_caught:
-            result.ok, result.error = False, f"no answer to its handshake within {head_s:.0f} s"
+            result.ok, result.error = False, f"no response to its handshake within {head_s:.0f} s"
             return
         result.status = head.status
         check_upgrade(head, opener.config.server, rest)
         agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
         if not agreed >= {control.CTL, control.WS}:
-            result.ok, result.error = False, "the answer agrees to a WebSocket and not to what it carries"
+            result.ok, result.error = False, "the response accepts a WebSocket, but not the tunnel's protocol on it"
             return
     except PeerError as exc:
         result.ok, result.error = False, str(exc)
         return
     writer = WebSocketWriter(connection, masks=True)
     writer.closing = NORMAL, ""
-    up = Uploader(connection, writer, opener.news)
-    down = Receiver(connection, FrameReader(WebSocketBody(masked=False), control=True), opener.news)
+    up = Uploader(connection, writer, opener.progress)
+    down = Receiver(connection, FrameReader(WebSocketBody(masked=False), control=True), opener.progress)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(down.run, rest)
         number, ping = up.ping()
         await up.send(ping)
-        await opener.news.until(lambda: down.pong >= number or down.ended or up.ended, PONG_S)
+        await opener.progress.until(lambda: down.pong >= number or down.ended or up.ended, PONG_S)
         result.ok = down.pong >= number
         if not result.ok:
-            result.error = str(down.failure or up.failure or f"nothing comes through it within {PONG_S:.0f} s")
+            result.error = str(down.failure or up.failure or f"nothing arrives through it within {PONG_S:.0f} s")
         if not up.ended and not down.ended:
             with trio.move_on_after(CLOSE_S):
                 await writer.try_finish()
-                await opener.news.until(lambda: down.ended, CLOSE_S)
+                await opener.progress.until(lambda: down.ended, CLOSE_S)
         nursery.cancel_scope.cancel()
     connection.close()

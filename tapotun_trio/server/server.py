@@ -23,9 +23,11 @@ from ..http.server import Exchange
 from ..http.virtual_hosts import Endpoint, ListenerManager, Registration, VirtualHost
 from ..log import Faults, Log, RateLimitedLog
 from ..routing.router import ClientNetworks, Router
+from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
+from .status import server_status
 
 TICK_S: Final = 1.0
 LOG_BURST: Final = 10  # log lines about refused tokens within ten seconds
@@ -129,6 +131,15 @@ class TunnelServer:
     def endpoints(self) -> list[Endpoint]:
         """The open endpoints."""
         return self.registration.endpoints
+
+    # -- see lifecycle.tunnel.Tunnel
+
+    interface_state: Final[InterfaceState] = "up"  # once it has started it can be reached
+    problem: Final = None
+
+    def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
+        """``common`` with what the server knows, in steps."""
+        return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
 
     @classmethod
     def in_steps(

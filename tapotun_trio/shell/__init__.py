@@ -1,1 +1,1 @@
-"""What shells know of the command line: completions, made from the parser itself. ``usage`` is for the man page too."""
+"""Shell completions, generated from the argument parser. ``usage`` also serves the man page."""

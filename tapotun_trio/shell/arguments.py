@@ -1,4 +1,4 @@
-"""The verbs that print something for other programs. What they need is imported when they run."""
+"""The subcommands that print something for other programs. Their modules are imported when they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import exit_codes
 def add_printing_verbs(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], program: Callable[[], argparse.ArgumentParser]
 ) -> None:
-    """``program`` makes the whole parser, of which the completions are made."""
+    """Add them. ``program`` makes the whole parser, from which completions are generated."""
     text = "print the config's JSON Schema, for editors"
     verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_schema)
@@ -20,7 +20,7 @@ def add_printing_verbs(
     text = "print the completion script of a shell"
     verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
     what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
-    text = "a shell; the rest is what its script asks for: names that run here"
+    text = "a shell; the other words are for its script, which asks for names of what runs here"
     verb.add_argument("what", metavar="SHELL", choices=what, help=text)
 
     def completion(arguments: argparse.Namespace) -> int:

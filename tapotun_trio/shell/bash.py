@@ -1,4 +1,4 @@
-"""The completion for bash 4 and newer. It needs nothing else, not even the package bash-completion."""
+"""The completion for bash 4 and newer. It does not need the package bash-completion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .usage import Argument, Verb
 _SCRIPT: Final = r"""# Completion of tapotun for bash, made by `tapotun completion bash`.
 # In ~/.bashrc: source <(tapotun completion bash)
 
-# Those of the words that begin as what is typed.
+# Offer the words that begin with what is typed.
 _tapotun_words() {
     local word
     for word; do
@@ -20,7 +20,7 @@ _tapotun_words() {
     return 0
 }
 
-_tapotun_asked() { # kind of names, which running processes know; quoted, since they may hold anything
+_tapotun_asked() { # offer names of this kind from running processes; quoted, since they may hold anything
     local names at
     mapfile -t names < <(tapotun completion "$1" 2>/dev/null)
     for at in "${!names[@]}"; do
@@ -62,8 +62,8 @@ complete -F _tapotun tapotun
 
 
 def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
-    """The whole file. ``own``: options before a verb."""
-    run = verbs[0]  # which may be left out
+    """The whole script. ``own``: the options before a subcommand."""
+    run = verbs[0]  # the default subcommand
     values: list[str] = []
     options: list[str] = []
     positionals: list[str] = []
@@ -71,7 +71,7 @@ def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
         values += [
             f"        {'|'.join(f'{label}:{flag}' for flag in option.flags)}) {_complete(option)}; return ;;"
             for option in verb.options
-            if option.metavar and option.nargs != "?"  # a value that may be left out is not offered
+            if option.metavar and option.nargs != "?"  # an optional value is not offered
         ]
         flags = [flag for option in verb.options for flag in option.flags]
         if not label:

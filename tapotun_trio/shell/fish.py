@@ -16,8 +16,8 @@ complete -c tapotun -f
 
 
 def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
-    """The whole file. ``own``: options before a verb."""
-    run = verbs[0]  # which may be left out
+    """The whole script. ``own``: the options before a subcommand."""
+    run = verbs[0]  # the default subcommand
     names = " ".join(verb.name for verb in verbs)
     none_yet = f"not __fish_seen_subcommand_from {names}"
     lines = [_line(none_yet, "-a", _quote(verb.name), "-d", _quote(verb.help)) for verb in verbs]
@@ -27,7 +27,7 @@ def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
     for verb in verbs:
         seen = f"__fish_seen_subcommand_from {verb.name}"
         lines += _options(seen, verb.options)
-        for argument in dict.fromkeys(it._replace(nargs=None, help="") for it in verb.positionals):
+        for argument in dict.fromkeys(positional._replace(nargs=None, help="") for positional in verb.positionals):
             if value := _value(argument):
                 lines.append(_line(seen, *value))
     return _HEAD + "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""Names that running processes know, for completions: quick, and silent about whoever does not answer."""
+"""Names of what runs, for completions. Quick, and silent about processes that do not answer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..status.model import ProcessStatus
 from ..text import one_line
 
 KINDS: Final = ("interfaces", "clients", "processes")
-_ANSWER_S: Final = 1.0  # somebody waits at a prompt
+_ANSWER_S: Final = 1.0  # the user waits at a prompt
 
 
 def names(kind: str) -> list[str]:
-    """What there is of a kind, sorted, each once."""
+    """The names of one of `KINDS`, sorted, without duplicates."""
     return sorted({one_line(name) for name in _names(kind) if name})
 
 
 def _names(kind: str) -> Iterator[str]:
     for path in find(control_directories(os.environ)):
-        with suppress(HostError, PeerError):  # at a prompt there is no place for complaints
+        with suppress(HostError, PeerError):  # a prompt has no place for errors
             process = ask(path, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S)
             if kind == "processes":
                 yield name_of(path)

@@ -1,4 +1,4 @@
-"""What was typed, as argparse takes it: the verb first."""
+"""Rewrites the typed arguments for argparse: the subcommand first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_verb(argv: Sequence[str]) -> list[str]:
     """``tapotun [OPTION...] FILE`` means ``tapotun run [OPTION...] FILE``, as deployed users start it."""
     if not argv or argv[0] in _OWN_OPTIONS:
         return list(argv)
-    # Options of `run` may stand before an explicit verb: put the verb first.
+    # Options of `run` may come before an explicit subcommand: put the subcommand first.
     for at, word in enumerate(argv):
         takes_value = at > 0 and argv[at - 1] in _RUN_OPTIONS
         if not word.startswith("-") and not takes_value:
@@ -31,7 +31,7 @@ def with_verb(argv: Sequence[str]) -> list[str]:
 
 
 def _is_mistyped(word: str) -> bool:
-    """Whether it is more likely a verb than a file: argparse then says which verbs there are."""
+    """Whether the word is more likely a subcommand than a file. argparse then lists the subcommands."""
     if not word or "/" in word or "." in word or os.path.lexists(word):
         return False
     from difflib import get_close_matches  # imported here, as in `config.typecheck`
@@ -40,7 +40,7 @@ def _is_mistyped(word: str) -> bool:
 
 
 def _with_pause(argv: list[str]) -> list[str]:
-    """``--watch tun0`` means the interface; argparse would take it for the seconds."""
+    """``--watch tun0`` means an interface; argparse would take the word for the seconds."""
     for at, word in enumerate(argv[:-1]):
         if word == "--watch" and not argv[at + 1][:1].isdigit():
             return [*argv[:at], f"--watch={DEFAULT_PAUSE_S}", *argv[at + 1 :]]

@@ -1,4 +1,4 @@
-"""The verbs and their options, read off an argparse parser, so that what is made of them is never out of date."""
+"""The subcommands and their options, read from the argparse parser, so that completions are never out of date."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-# What a value is, by how the usage calls it. INTERFACE, CLIENT and PROCESS are names that running processes know.
+# The kind of a value, by its metavar. Interfaces and clients are names that running processes know.
 _KINDS: Final = {"FILE": "file", "F": "file", "INTERFACE": "interfaces", "CLIENT": "clients"}
 
 
@@ -14,16 +14,16 @@ class Argument(NamedTuple):
     """An option, or a positional argument (which has no flags)."""
 
     flags: tuple[str, ...]
-    metavar: str  # of its value; empty: it has none
+    metavar: str  # of its value; empty: it takes no value
     nargs: str | int | None  # as argparse has it
     choices: tuple[str, ...]
     help: str
     kind: str
-    """What its value is: ``file``, ``interfaces``, ``clients``, ``processes``; empty: a choice, or anything."""
+    """The kind of its value: ``file``, ``interfaces``, ``clients``, ``processes``; empty: a choice, or anything."""
 
 
 class Verb(NamedTuple):
-    """One verb."""
+    """One subcommand."""
 
     name: str
     help: str
@@ -35,29 +35,29 @@ class Verb(NamedTuple):
 
 
 def verbs(parser: argparse.ArgumentParser) -> tuple[Verb, ...]:
-    """Every verb of the program's parser, in its order."""
+    """Every subcommand, in the parser's order."""
     (group,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {action.dest: action.help or "" for action in group._choices_actions}
     return tuple(_verb(name, helps[name], verb) for name, verb in group.choices.items())
 
 
 def own_options(parser: argparse.ArgumentParser) -> tuple[Argument, ...]:
-    """Options that stand in place of a verb."""
-    return tuple(it for it in _arguments(parser) if it.flags)
+    """The options without a subcommand, such as --version."""
+    return tuple(argument for argument in _arguments(parser) if argument.flags)
 
 
 def _verb(name: str, text: str, parser: argparse.ArgumentParser) -> Verb:
     arguments = tuple(_arguments(parser))
-    if any(it.kind == "file" and not it.flags for it in arguments):
-        # It starts a process, or knows none: its --name is a new one.
-        arguments = tuple(it._replace(kind="") if it.kind == "processes" else it for it in arguments)
+    if any(argument.kind == "file" and not argument.flags for argument in arguments):
+        # This subcommand asks no running process: its --name is a new name.
+        arguments = tuple(each._replace(kind="") if each.kind == "processes" else each for each in arguments)
     return Verb(
         name,
         text,
         parser.description or "",
         parser.epilog or "",
-        tuple(it for it in arguments if it.flags),
-        tuple(it for it in arguments if not it.flags),
+        tuple(argument for argument in arguments if argument.flags),
+        tuple(argument for argument in arguments if not argument.flags),
         parser.format_usage().removeprefix("usage: ").strip(),
     )
 

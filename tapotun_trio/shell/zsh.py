@@ -1,4 +1,4 @@
-"""The completion for zsh: a function `_tapotun`, to be found in a directory of its $fpath, or sourced."""
+"""The completion for zsh: a function `_tapotun`, for a directory in $fpath or to be sourced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SCRIPT: Final = r"""#compdef tapotun
 # Completion of tapotun for zsh, made by `tapotun completion zsh`.
 # In ~/.zshrc, after compinit: source <(tapotun completion zsh)
 
-_tapotun_asked() { # options of compadd that _arguments puts first, then kinds of names, which running processes know
+_tapotun_asked() { # options of compadd that _arguments puts first, then kinds of names of running processes
     local kind
     local -a names
     for kind in ${@:#-*}; do
@@ -57,8 +57,8 @@ fi
 
 
 def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
-    """The whole file. ``own``: options before a verb."""
-    run = verbs[0]  # which may be left out
+    """The whole script. ``own``: the options before a subcommand."""
+    run = verbs[0]  # the default subcommand
     arguments = [f"        {verb.name}) _arguments {_specs(verb)} ;;" for verb in verbs]
     flags = {flag for option in run.options for flag in option.flags}
     bare = [*run.options, *(option for option in own if not flags & set(option.flags))]
@@ -73,12 +73,12 @@ def script(verbs: Sequence[Verb], own: Sequence[Argument]) -> str:
 
 def _specs(verb: Verb) -> str:
     specs = [spec for option in verb.options for spec in _option(option)]
-    for number, it in enumerate(verb.positionals, 1):
-        place = "*" if it.nargs == "*" else f"{number}"
-        completed = _complete(it)
-        if it.nargs == "?" and it.kind in KINDS:  # it may be left out, and this one be the next
+    for number, argument in enumerate(verb.positionals, 1):
+        place = "*" if argument.nargs == "*" else f"{number}"
+        completed = _complete(argument)
+        if argument.nargs == "?" and argument.kind in KINDS:  # it is optional, so this word may be the next argument
             completed = " ".join([completed, *(later.kind for later in verb.positionals[number:])])
-        specs.append(f"{place}:{it.metavar}:{completed}")
+        specs.append(f"{place}:{argument.metavar}:{completed}")
     return " ".join(map(shlex.quote, specs))
 
 

@@ -1,1 +1,1 @@
-"""What a running process tells about itself: its shape, and how people read it."""
+"""The status of a running process: its structs (`model`) and its text for people (`render`)."""

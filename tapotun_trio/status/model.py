@@ -1,12 +1,12 @@
-"""What a running process tells about itself. `tunnel.status` and `app` fill these in; `tapotun status --json`, panel
-and metrics read them. docs/status.md documents every field, and a test keeps it to this file.
+"""The status of a process. `lifecycle.snapshot` makes it; `tapotun status --json`, the panel and the metrics read it.
+docs/status.md documents every field, and a test compares the two.
 
-Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``; moments (``..since``, ``.._at``) are
-UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface started last. No
-token, nor a hash of one, is in here.
+Sizes end in ``_bytes``, rates in ``_bits_per_s``, durations in ``_s`` or ``_ms``. Times (``..since``, ``.._at``) are
+UTC, to the second. Packets and bytes are IP packets without framing, counted since the interface last started. There is
+no token in here, and no hash of one.
 
-These are trees, so the garbage collector need not know them (``gc=False``): of thousands of clients they would have it
-search everything.
+These structs form trees, so the garbage collector does not track them (``gc=False``): with thousands of clients they
+would trigger full collections.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
-# Raised when a field goes or changes its meaning; a field that is added leaves it as it is.
+# Incremented when a field is removed or changes its meaning, not when one is added.
 SCHEMA: Final = 1
 
 InterfaceKind: TypeAlias = Literal["server", "client"]
-# up: a server listens, a client's streams carry packets. connecting: a client without them. failed: it starts again.
+# up: a server listens, a client's streams carry packets. connecting: a client without streams. failed: it will restart.
 InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "failed"]
-# connected: both directions. connecting: one of them, or trying. replaced: another machine uses this client's token.
+# connected: both directions. connecting: one or none yet. replaced: another machine uses this client's token.
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 
-# excepted: a host route leads the connections past it. left-out: it was not made. withdrawn: not while there is no
-# session. captured: it is not ours, and has to be removed.
+# What was done about a route that would capture the transport. excepted: a host route bypasses it. left-out: it was not
+# made. withdrawn: removed while there is no session. captured: others made it, and the operator has to remove it.
 TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
 
 
 class RoundTripStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """Of pings through the tunnel's own streams; null until the first one was answered."""
+    """Round trips of pings through the tunnel's streams; null until the first is answered."""
 
     last_ms: float | None = None
     smoothed_ms: float | None = None
@@ -39,21 +39,21 @@ class RoundTripStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class OutboxStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """What waits to be sent to a peer."""
+    """The queue of packets to a peer."""
 
     bytes: int = 0
     packets: int = 0
 
 
 class RateStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """Over the last five seconds."""
+    """Rates over the last five seconds."""
 
     rx_bits_per_s: float = 0.0
     tx_bits_per_s: float = 0.0
 
 
 class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """One client of a server, or the server of a client. rx is what this end received from it."""
+    """One client of a server, or the server of a client. rx counts what this end received from it."""
 
     name: str
     state: PeerState
@@ -79,8 +79,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """A socket that a server listens on, maybe together with other interfaces, or is to listen on. ``problem``: why
-    nobody can connect there."""
+    """An address that a server listens on, alone or with other interfaces. ``problem``: why it cannot be reached."""
 
     address: str
     problem: str | None = None
@@ -88,7 +87,7 @@ class ListenerStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class TransportConflictStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """A route that would lead a client's own connections into its tunnel."""
+    """A route that would lead a client's connections to its server into the tunnel."""
 
     route: str
     address: str
@@ -97,7 +96,7 @@ class TransportConflictStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """One definition of the config."""
+    """One interface of the config."""
 
     name: str
     kind: InterfaceKind
@@ -116,7 +115,7 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ReloadStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """The last time that the config was read again. With an ``error`` nothing was changed."""
+    """The last reload of the config. With an ``error`` nothing was changed."""
 
     at: datetime
     changes: list[str] = []
@@ -124,7 +123,7 @@ class ReloadStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """One process, whole."""
+    """One process with its interfaces."""
 
     schema: int = SCHEMA
     version: str

@@ -1,5 +1,8 @@
-"""Status for people: what `wg show` would say, in lines that fit. Untrusted input: whatever a peer or another process
-calls itself, it is one line without controls, and no longer than its place. Nothing here looks at a clock."""
+"""The status as text for people, in the style of `wg show`, fitted to the terminal's width. Uses no clock.
+
+Untrusted input: names from peers and other processes are reduced to one line without control characters, and cut to
+the space that they have.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from .model import InterfaceStatus, PeerStatus, ProcessStatus, TransportConflict
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
 TEXT_CHARS: Final = 800  # of a sentence
-LIST_LIMIT: Final = 8  # of many routes so many are shown; --json has them all
+LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
 
-_LABEL: Final = 12  # columns, with its colon and the space behind it
+_LABEL: Final = 12  # columns, including the colon and the space after it
 _RESET: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
 _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -24,7 +27,7 @@ _STATE_COLOURS: Final = {"up": _GREEN, "connected": _GREEN, "offline": "", "fail
 
 
 def render(processes: Iterable[ProcessStatus], now: datetime, *, width: int = WIDTH, colour: bool = False) -> str:
-    """All of them, a block each. ``width``: columns of the terminal; ``colour``: with ANSI colours."""
+    """A block for each process. ``width``: columns of the terminal; ``colour``: with ANSI colours."""
     page = _Page(max(width, MIN_WIDTH), colour)
     for process in processes:
         page.process(process, now)
@@ -49,65 +52,68 @@ class _Page:
         self._lines.append(self._cut(head, keep=process.config_file))
         reload = process.last_reload
         if reload is not None and reload.error is not None:
-            text = f"refused {ago(reload.at, now)} ago, the old config runs on: {reload.error}"
+            text = f"refused {ago(reload.at, now)} ago, the old config stays in use: {reload.error}"
             self._text("", "reload", text, _RED)
         for interface in process.interfaces:
             self._interface(interface, now)
 
-    def _interface(self, it: InterfaceStatus, now: datetime) -> None:
-        self._head("", "interface", it.name, _GREEN)
-        verb = "up" if it.state == "up" else it.state
+    def _interface(self, interface: InterfaceStatus, now: datetime) -> None:
+        self._head("", "interface", interface.name, _GREEN)
+        verb = "up" if interface.state == "up" else interface.state
         self._field(
-            "  ", "state", [f"{it.kind}, {verb} for {ago(it.since, now)}"], _STATE_COLOURS.get(it.state, _YELLOW)
+            "  ",
+            "state",
+            [f"{interface.kind}, {verb} for {ago(interface.since, now)}"],
+            _STATE_COLOURS.get(interface.state, _YELLOW),
         )
-        if it.state == "failed":
-            self._text("  ", "why", it.last_error or "not known", _RED)
-        mtu = [] if it.mtu_bytes is None else [f"MTU {it.mtu_bytes}"]
-        self._field("  ", "addresses", [*it.addresses, *mtu])
-        path = "" if it.path is None else f" {it.path}"
-        self._field("  ", "listening", [f"{at.address}{path}" for at in it.listen])
-        for at in it.listen:
+        if interface.state == "failed":
+            self._text("  ", "why", interface.last_error or "not known", _RED)
+        mtu = [] if interface.mtu_bytes is None else [f"MTU {interface.mtu_bytes}"]
+        self._field("  ", "addresses", [*interface.addresses, *mtu])
+        path = "" if interface.path is None else f" {interface.path}"
+        self._field("  ", "listening", [f"{at.address}{path}" for at in interface.listen])
+        for at in interface.listen:
             if at.problem is not None:
                 self._text("  ", "problem", f"{at.address}: {at.problem}", _RED)
-        self._field("  ", "dropped", _reasons(it.device_drops))
-        refused = dict(it.refusals)
-        for at in it.listen:
+        self._field("  ", "dropped", _reasons(interface.device_drops))
+        refused = dict(interface.refusals)
+        for at in interface.listen:
             for reason, count in at.refusals.items():
                 refused[reason] = refused.get(reason, 0) + count
         self._field("  ", "refused", _reasons(refused))
-        if it.restarts and it.state != "failed":
-            last = "" if it.last_error is None else f", the last because of: {it.last_error}"
-            self._text("  ", "restarts", f"{it.restarts}{last}")
-        for conflict in it.transport_conflicts[:LIST_LIMIT]:
+        if interface.restarts and interface.state != "failed":
+            last = "" if interface.last_error is None else f", the last because of: {interface.last_error}"
+            self._text("  ", "restarts", f"{interface.restarts}{last}")
+        for conflict in interface.transport_conflicts[:LIST_LIMIT]:
             self._text("  ", "transport", conflict_text(conflict), _YELLOW)
-        if len(it.transport_conflicts) > LIST_LIMIT:
-            self._text("  ", "", f"and {len(it.transport_conflicts) - LIST_LIMIT} more routes")
-        for peer in it.peers:
+        if len(interface.transport_conflicts) > LIST_LIMIT:
+            self._text("  ", "", f"and {len(interface.transport_conflicts) - LIST_LIMIT} more routes")
+        for peer in interface.peers:
             self._peer(peer, now)
 
-    def _peer(self, it: PeerStatus, now: datetime) -> None:
-        self._head("  ", "peer", it.name, _YELLOW)
-        since = "" if it.connected_since is None else f" for {ago(it.connected_since, now)}"
-        again = [f"reconnected {_times(it.reconnects)}"] if it.reconnects else []
-        self._field("    ", "state", [f"{it.state}{since}", *again], _STATE_COLOURS.get(it.state, _YELLOW))
-        self._field("    ", "endpoint", _endpoint(it))
-        self._field("    ", "addresses", it.addresses)
-        self._field("    ", "routes", it.routes)
-        self._field("    ", "sources", it.sources)
-        if it.endpoint is None and not it.stream_ends:
-            return  # it was never here
-        if it.last_frame_at is not None:
-            self._field("    ", "last heard", [f"{ago(it.last_frame_at, now)} ago"])
-        self._field("    ", "received", [_traffic(it.rx_bytes, it.rx_packets, it.rates.rx_bits_per_s)])
-        self._field("    ", "sent", [_traffic(it.tx_bytes, it.tx_packets, it.rates.tx_bits_per_s)])
-        rtt = it.rtt
+    def _peer(self, peer: PeerStatus, now: datetime) -> None:
+        self._head("  ", "peer", peer.name, _YELLOW)
+        since = "" if peer.connected_since is None else f" for {ago(peer.connected_since, now)}"
+        again = [f"reconnected {_times(peer.reconnects)}"] if peer.reconnects else []
+        self._field("    ", "state", [f"{peer.state}{since}", *again], _STATE_COLOURS.get(peer.state, _YELLOW))
+        self._field("    ", "endpoint", _endpoint(peer))
+        self._field("    ", "addresses", peer.addresses)
+        self._field("    ", "routes", peer.routes)
+        self._field("    ", "sources", peer.sources)
+        if peer.endpoint is None and not peer.stream_ends:
+            return  # it has never connected
+        if peer.last_frame_at is not None:
+            self._field("    ", "last heard", [f"{ago(peer.last_frame_at, now)} ago"])
+        self._field("    ", "received", [_traffic(peer.rx_bytes, peer.rx_packets, peer.rates.rx_bits_per_s)])
+        self._field("    ", "sent", [_traffic(peer.tx_bytes, peer.tx_packets, peer.rates.tx_bits_per_s)])
+        rtt = peer.rtt
         if rtt.last_ms is not None and rtt.smoothed_ms is not None and rtt.min_ms is not None:
             figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, least {_ms(rtt.min_ms)}"
             self._field("    ", "round trip", [figures])
-        if it.outbox.packets:
-            self._field("    ", "waiting", [f"{size(it.outbox.bytes)} in {_count(it.outbox.packets, 'packet')}"])
-        self._field("    ", "dropped", _reasons(it.drops))
-        self._field("    ", "ended", _reasons(it.stream_ends))
+        if peer.outbox.packets:
+            self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])
+        self._field("    ", "dropped", _reasons(peer.drops))
+        self._field("    ", "ended", _reasons(peer.stream_ends))
 
     def _head(self, indent: str, kind: str, name: str, colour: str) -> None:
         self._lines.append("")
@@ -119,7 +125,7 @@ class _Page:
             self._lines.append(f"{indent}{kind}: {shown}")
 
     def _field(self, indent: str, label: str, items: list[str], colour: str = "") -> None:
-        """``label: item, item, ...``, wrapped between items; nothing if there are none."""
+        """Add ``label: item, item, ...``, wrapped between items. Adds nothing if there are no items."""
         if not items:
             return
         if len(items) > LIST_LIMIT + 1:
@@ -129,13 +135,13 @@ class _Page:
         self._rows(indent, label, [*(f"{piece}," for piece in pieces[:-1]), pieces[-1]], colour)
 
     def _text(self, indent: str, label: str, text: str, colour: str = "") -> None:
-        """A sentence, whole as far as that is reasonable: its end says what to do."""
+        """Add a sentence, wrapped and cut only if it is very long: its end is often the remedy."""
         room = self._width - len(indent) - _LABEL
         words = shorten(one_line(text), TEXT_CHARS).split()
         self._rows(indent, label, [part for word in words for part in _split(word, room)], colour)
 
     def _rows(self, indent: str, label: str, pieces: list[str], colour: str) -> None:
-        """Wrapped between the pieces, none of which is wider than its place."""
+        """Add the pieces, wrapped between them. No piece may be wider than a row."""
         room = self._width - len(indent) - _LABEL
         rows = [""]
         for piece in pieces:
@@ -153,7 +159,7 @@ class _Page:
             self._lines.append(f"{indent}{named}{padding}{row}")
 
     def _cut(self, head: str, *, keep: str) -> str:
-        """One line of both; of what is too long the beginning goes, for a path says most at its end."""
+        """Both on one line. If it is too long, ``keep`` loses its beginning: the end of a path matters most."""
         head, tail = one_line(head), one_line(keep)
         room = max(self._width - columns(head), 1)
         while columns(tail) > room:
@@ -161,23 +167,23 @@ class _Page:
         return fit(head + tail, self._width)
 
 
-def conflict_text(it: TransportConflictStatus) -> str:
-    """What the doctor says of it too."""
+def conflict_text(conflict: TransportConflictStatus) -> str:
+    """The conflict and what was done about it. `tapotun doctor` uses the same text."""
     outcome = {
-        "excepted": f"its own connections go by host route {it.host_route}",
-        "left-out": "it is left out; take it from the server's config",
+        "excepted": f"its own connections use host route {conflict.host_route}",
+        "left-out": "it is left out; remove it from the server's config",
         "withdrawn": "withdrawn until there is a session again",
         "captured": "it leads the tunnel into itself; remove it",
     }
-    return f"route {it.route} covers {it.address}: {outcome[it.action]}"
+    return f"route {conflict.route} covers {conflict.address}: {outcome[conflict.action]}"
 
 
-def _endpoint(it: PeerStatus) -> list[str]:
-    if it.endpoint is None:
+def _endpoint(peer: PeerStatus) -> list[str]:
+    if peer.endpoint is None:
         return []
-    over = {"http": " over HTTP", "websocket": " over a WebSocket", None: ""}[it.transport]
-    software = it.agent or ("extended" if it.extended else "base protocol")
-    return [f"{it.endpoint}{over}", software]
+    over = {"http": " over HTTP", "websocket": " over a WebSocket", None: ""}[peer.transport]
+    software = peer.agent or ("extended" if peer.extended else "base protocol")
+    return [f"{peer.endpoint}{over}", software]
 
 
 def _traffic(amount_bytes: int, packets: int, bits_per_s: float) -> str:
@@ -201,12 +207,12 @@ def _ms(milliseconds: float) -> str:
 
 
 def size(amount_bytes: int) -> str:
-    """``1.23 MiB``: three digits and a binary prefix."""
+    """A size such as ``1.23 MiB``: three digits and a binary prefix."""
     return _scaled(float(amount_bytes), 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"), whole=True)
 
 
 def rate(bits_per_s: float) -> str:
-    """``93.1 Mbit/s``: three digits and a decimal prefix, as links are sold."""
+    """A rate such as ``93.1 Mbit/s``: three digits and a decimal prefix, as links are sold."""
     return _scaled(bits_per_s, 1000, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"), whole=True)
 
 
@@ -223,8 +229,7 @@ def _scaled(value: float, base: int, units: tuple[str, ...], *, whole: bool) -> 
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """The time between, in its two largest units: ``3 h 12 min``. A moment that has not come yet is ``0 s``: clocks
-    are set."""
+    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
     seconds = max(int((now - then).total_seconds()), 0)
     parts: list[str] = []
     for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -239,7 +244,7 @@ def ago(then: datetime, now: datetime) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal it takes (Unicode UAX #11; combining marks take none)."""
+    """The width of the text in terminal columns (Unicode UAX #11; combining marks have none)."""
     if text.isascii():
         return len(text)
     return sum(
@@ -248,7 +253,7 @@ def columns(text: str) -> int:
 
 
 def _split(word: str, limit: int) -> list[str]:
-    """In pieces of at most so many columns."""
+    """The word in pieces of at most ``limit`` columns."""
     pieces = [""]
     for c in word:
         if columns(pieces[-1] + c) > limit:
@@ -258,7 +263,7 @@ def _split(word: str, limit: int) -> list[str]:
 
 
 def fit(text: str, limit: int) -> str:
-    """At most so many columns of it, the last an ellipsis if some were left out."""
+    """The text cut to at most ``limit`` columns. The last one is an ellipsis if something was cut."""
     if columns(text) <= limit:
         return text
     while text and columns(text) > limit - 1:

@@ -107,7 +107,7 @@ def siege(lab: Lab, *, counting: bool = False) -> Iterator[tuple[Host, Host, Pro
         with running(client, client_config(), until=UPLOADING):
             yield server, client, daemon
             assert ping(client, TUNNEL_SERVER).ok
-            assert "starting again" not in daemon.log
+            assert "restarting in" not in daemon.log
             assert " ERROR " not in daemon.log
 
 

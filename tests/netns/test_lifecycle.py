@@ -151,7 +151,7 @@ def test_a_second_signal_forces(lab: Lab) -> None:
         with flood(it.server, TUNNEL_CLIENT):
             _wait_for_a_full_connection(it.server)
             it.server_daemon.signal(signal.SIGTERM)
-            it.server_daemon.wait_for_log("once more to stop at once")
+            it.server_daemon.wait_for_log("a second signal stops at once")
             it.server_daemon.signal(signal.SIGTERM)
             assert it.server_daemon.wait(STOP_S) in (128 + signal.SIGTERM, 0)  # 0: the first was faster
         wait_until(lambda: not has_interface(it.server, "tun0"), STOP_S, "tun0 to go")
@@ -335,7 +335,7 @@ def test_one_interface_in_trouble_is_no_other_ones(lab: Lab) -> None:
     with running(server, both) as daemon, running(client, client_config(), until=UPLOADING) as peer:
         number = index(server, "tun0")
         server.ip("link del tun1")
-        daemon.wait_for_log("tun1: .*starting again")
+        daemon.wait_for_log("tun1: .*restarting in")
         with udp_echo(server, TUNNEL_SERVER) as port:
             assert udp_exchange(client, TUNNEL_SERVER, port, b"undisturbed") == b"undisturbed"
         wait_until(lambda: has_interface(server, "tun1"), RETRY_S, "tun1 again", daemon.tail)

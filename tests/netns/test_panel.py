@@ -193,7 +193,7 @@ def test_reload(lab: Lab) -> None:
         window.click("#reload-close")
         window.wait_for_text("#config-when", "Changed by the last reload")  # that was the plan only
         it.daemon.signal(signal.SIGHUP)
-        window.wait_for_text("#config-when", "was refused, and the old config runs on")
+        window.wait_for_text("#config-when", "was refused, and the old config stays in use")
         window.wait_for_text("#config-error", "mtu")
         assert len(it.status()["interfaces"][0]["peers"]) == 2
         it.assert_clean(network=("status of 409",))
@@ -231,13 +231,13 @@ def test_a_lost_daemon_is_shown_as_lost_and_comes_back(lab: Lab) -> None:
         assert window.script("return document.title") == "Lost: hub"
         # Started again it knows no session, and what this page has seen is still there after the login.
         it.start()
-        window.wait_for_text("#login-why", "Log in to go on")
+        window.wait_for_text("#login-why", "Log in to continue")
         assert window.text("#panel") == ""
         it.log_in()
         window.wait_for_text("#link-text", "live")
         assert window.text("#lost") == ""
-        window.wait_for_text("#events-list", "the daemon is back after")
-        window.wait_for_text("#events-list", "lost the daemon")
+        window.wait_for_text("#events-list", "connected to the daemon again after")
+        window.wait_for_text("#events-list", "connection to the daemon lost")
         window.wait_for_text("#process-about", f"pid {it.status()['pid']}")
         it.wait_for_status(lambda status: peer_of(status)["state"] == "connected")
         window.wait_for_text("tr.peer .state .main", "connected")
@@ -265,7 +265,7 @@ def test_through_a_proxy(lab: Lab) -> None:
             window.open(f"http://127.0.0.1:{port}/")
             window.write("#token", token("admin"))
             window.click("#login-button")
-            window.wait_for_text("#lost-what", "a proxy must pass Host, Upgrade and Connection on")
+            window.wait_for_text("#lost-what", "a proxy must forward Host, Upgrade and Connection")
             assert window.text("#main") == ""
         with nginx_proxy(it.server, ADMIN, listen=port, websocket=True, log_level="crit"):
             it.wait_until_live()
@@ -273,8 +273,8 @@ def test_through_a_proxy(lab: Lab) -> None:
             window.click("#disconnect-confirm")
             window.wait_for_text("#toast", "laptop was disconnected")
             it.daemon.kill()
-            window.wait_for_text("#lost-what", "the answer was 502 Bad Gateway")
+            window.wait_for_text("#lost-what", "the response was 502 Bad Gateway")
             it.start()
-            window.wait_for_text("#login-why", "Log in to go on")
+            window.wait_for_text("#login-why", "Log in to continue")
             it.log_in()
         it.assert_clean(f"127.0.0.1:{port}", network=(REFUSED, GONE, *BROKEN, "status of 502"))

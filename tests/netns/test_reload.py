@@ -189,7 +189,7 @@ def assert_refused(hub: Hub, daemon: Process, laptop: Process, words: str) -> No
     before = laptop.log_end
     answer = hub.reload(check=False)
     assert answer.returncode == 1
-    assert "nothing was changed, the old config runs on" in answer.stderr
+    assert "nothing was changed, the old config stays in use" in answer.stderr
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr + daemon.log
     daemon.wait_for_log(re.escape(words))

@@ -104,7 +104,7 @@ def test_a_second_start(lab: Lab, side: str) -> None:
                 assert f"config {config_of(first)}" in log
         assert ping(it.client, TUNNEL_SERVER).ok
         assert "another machine" not in it.client_daemon.log
-        assert "starting again" not in it.client_daemon.log[mark:]
+        assert "restarting in" not in it.client_daemon.log[mark:]
 
 
 def test_a_config_with_an_admin_listener(lab: Lab) -> None:
@@ -217,7 +217,7 @@ def test_an_interface_that_comes_while_the_client_runs(lab: Lab) -> None:
             mark = hub.log_end
             after = daemon.log_end
             for _ in range(2):
-                daemon.wait_for_log("tun0: starting again in", 30, after=after)
+                daemon.wait_for_log("tun0: restarting in", 30, after=after)
                 after = daemon.log_end
             assert hub.log[mark:] == ""
             client.ip("link del tun0")

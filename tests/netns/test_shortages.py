@@ -118,7 +118,7 @@ def test_a_reload_without_descriptors_changes_nothing(lab: Lab) -> None:
         limit(daemon, FEW)
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_log("cannot be read: Too many open files.*LimitNOFILE=")
-        daemon.wait_for_log("reload: nothing was changed, the old config runs on")
+        daemon.wait_for_log("reload: nothing was changed, the old config stays in use")
         limit(daemon, hard)
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_log("reload: the config has not changed")

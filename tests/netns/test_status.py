@@ -112,7 +112,7 @@ def test_wait_and_disconnect(lab: Lab) -> None:
             ask(client, "wait", "tun0", "--timeout", str(PATIENCE_S))
             assert ping(client, TUNNEL_SERVER).ok
             done = ask(server, "disconnect", "tun0", "laptop")
-            assert "it may come back" in done.stdout
+            assert "it may reconnect" in done.stdout
             server_daemon.wait_for_log("tun0 laptop: disconnected by the operator", PATIENCE_S)
             client_daemon.wait_for_log("the server ends the session: disconnected by the operator", PATIENCE_S)
             until(server, lambda it: it["reconnects"] == 1 and it["state"] == "connected")

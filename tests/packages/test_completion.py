@@ -129,7 +129,7 @@ def test_fish(machine: Host) -> None:
         line = keys.rstrip("\t")
         word = wanted.replace("\\", "").split(" ")[-1] or wanted.split(" ")[-2]
         assert word.split("/")[-1] in " ".join(asked(machine, line)), line
-    assert asked(machine, "tapotun rel")["reload"].startswith("have running processes read their config again")
+    assert asked(machine, "tapotun rel")["reload"].startswith("make running processes read their config again")
     assert set(asked(machine, "tapotun disconnect ")) == {"corp0", "laptop", "phone", NASTY}
     assert "--watch" in asked(machine, "tapotun status --")
     assert set(asked(machine, "tapotun run --log-level ")) == {"debug", "info", "warning", "error"}

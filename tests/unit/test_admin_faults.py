@@ -80,7 +80,7 @@ REACHED: Final = {
     "Access.log_in",
     "live.handshake_of",
     "live.serve_live",
-    "live._talk",
+    "live._send_updates",
     "live._send",
     "answers.decode",
     "browser.limited_as",
@@ -164,7 +164,7 @@ async def test_a_malformed_handshake_is_a_400(
     assert errors_in(caplog) == []
 
 
-@pytest.mark.parametrize("step", ["wrap_server_stream", "_talk"])
+@pytest.mark.parametrize("step", ["wrap_server_stream", "_send_updates"])
 async def test_a_500_before_the_handshakes_answer_and_none_behind_it(
     step: str, autojump_clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,7 +210,7 @@ async def test_a_bug_in_a_request_is_a_500_and_its_own(
     monkeypatch.setattr("tapotun_trio.admin.api.not_ready", bug)
     async with opened() as world:
         answer = await world.ask("GET", "/readyz")
-        assert (answer.status, answer.body) == (500, b"a bug; the log has it\n")
+        assert (answer.status, answer.body) == (500, b"internal error; the log has its traceback\n")
         assert answer.headers["connection"] == "close"
         assert (await world.ask("GET", "/healthz")).status == 200
     assert errors_in(caplog) == ["internal error, admin: request ended"]
@@ -223,7 +223,7 @@ async def test_a_bug_in_a_websocket_is_its_own(
     async def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tapotun_trio.admin.live._talk", bug)
+    monkeypatch.setattr("tapotun_trio.admin.live._send_updates", bug)
     handshake = f"Authorization: {BEARER['authorization']}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     async with opened() as world:

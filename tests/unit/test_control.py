@@ -300,11 +300,11 @@ async def exchange(path: str, data: bytes) -> bytes:
     ("without arguments", b'{"command":"echo"}\n', b'{"result":[]}\n'),
     ("more behind it", b'{"command":"echo"}\n{"command":"refuse"}\n', b'{"result":[]}\n'),
     ("refused", encode_request("refuse"), b'{"error":"no, for a reason"}\n'),
-    ("a bug", encode_request("break"), b'{"error":"a bug; the log of the process has it"}\n'),
+    ("a bug", encode_request("break"), b'{"error":"internal error; the log of the process has its traceback"}\n'),
     (
         "unknown",
         encode_request("shutdown"),
-        b'{"error":"no such command; this process knows break, echo, much, refuse, wait"}\n',
+        b'{"error":"no such command; this process has break, echo, much, refuse, wait"}\n',
     ),
     (
         "unknown argument",
@@ -363,7 +363,7 @@ async def test_too_many(tmp_path: Path) -> None:
         held = [await trio.open_unix_socket(path) for _ in range(MAX_CONNECTIONS)]
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert await exchange(path, b"") == BUSY
-        with pytest.raises(PeerError, match="too many ask at the same time; try again") as caught:
+        with pytest.raises(PeerError, match="too many requests at the same time; try again") as caught:
             decode_answer(BUSY, str)
         assert caught.value.reason == "busy"
         for stream in held:

@@ -208,7 +208,7 @@ def test_what_running_clients_say_of_their_transport() -> None:
     machine = replace(HEALTHY, conflicts=(("tun0", conflict), ("tun1", replace_struct(conflict, action="withdrawn"))))
     told = covering(machine)
     assert [severity for severity, _ in told] == ["note", "warning"]
-    assert told[0][1] == "tun0: route 203.0.113.0/24 covers 203.0.113.10: its own connections go by host route " + (
+    assert told[0][1] == "tun0: route 203.0.113.0/24 covers 203.0.113.10: its own connections use host route " + (
         "203.0.113.10 dev eth0"
     )
     assert covering(machine, CLIENT)[0] == told[0]

@@ -16,7 +16,7 @@ from tapotun_trio.errors import HostError
 from tapotun_trio.host.process.sd_notify import ServiceManager, encode, watchdog_s
 from tapotun_trio.lifecycle.registry import Record, Registry
 from tapotun_trio.log import process_logger
-from tapotun_trio.readiness import describe, tell
+from tapotun_trio.readiness import describe, notify_service_manager
 
 from .support import allowed, server_config
 
@@ -175,19 +175,19 @@ async def test_not_up_in_time_is_ready_with_a_warning(
     systemd: Systemd, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with manager(systemd) as it, trio.move_on_after(4):
-        await tell(it, Known(record(ready=False)), 5, LOG)
+        await notify_service_manager(it, Known(record(ready=False)), 5, LOG)
     assert "READY=1" not in systemd.told()
     with manager(systemd) as it, trio.move_on_after(6):
-        await tell(it, Known(record(ready=False)), 5, LOG)
+        await notify_service_manager(it, Known(record(ready=False)), 5, LOG)
     assert systemd.told() == ["STATUS=hub starting", "READY=1"]
-    assert "not up within 5 s: hub is starting; ready all the same" in caplog.text
+    assert "not up within 5 s: hub is starting; reporting ready in any case" in caplog.text
 
 
 async def test_the_watchdog_hears_of_us_twice_as_often_as_it_asks(
     systemd: Systemd, autojump_clock: trio.testing.MockClock
 ) -> None:
     with manager(systemd, watchdog_usec=1_000_000) as it, trio.move_on_after(3.2):  # the kernel keeps ten datagrams
-        await tell(it, Known(record(ready=False)), 0, LOG)
+        await notify_service_manager(it, Known(record(ready=False)), 0, LOG)
     told = systemd.told()
     assert told[0] == "READY=1"
     assert told.count("WATCHDOG=1") == 7

@@ -3,6 +3,7 @@ markup made of text that came over the network. That it works is shown by tests/
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,6 @@ from tapotun_trio.datapath.counters import DropReason
 from tapotun_trio.errors import EndReason, RefusalReason
 
 STATIC: Final = Path(__file__).parents[2] / "tapotun_trio" / "admin" / "static"
-TROUBLES: Final = (STATIC / "troubles.js").read_text()
 SCRIPTS: Final = sorted(STATIC.glob("*.js"))
 MAX_LINES: Final = 400
 MAX_COLUMNS: Final = 120
@@ -103,17 +103,11 @@ def test_it_knows_how_many_panels_there_may_be() -> None:
     assert f"or {MAX_LIVE} panels are open already" in (STATIC / "link.js").read_text()
 
 
-def test_every_reason_has_its_meaning() -> None:
-    """Whoever adds one comes by here."""
-    _, packets, requests, streams = re.split(r"^  (?:packets|requests|streams): \{$", TROUBLES, flags=re.M)
-    told = {
-        name: set(re.findall(r'^    "?([\w-]+)"?: "', part.partition("\n  },")[0], re.M))
-        for name, part in (("packets", packets), ("requests", requests), ("streams", streams))
-    }
-    of_control_socket = {EndReason.BAD_ANSWER, EndReason.BUSY, EndReason.FOREIGN, EndReason.TOO_LONG}
-    of_admin = {EndReason.SLOW_READER}
-    assert told["packets"] == set(DropReason)
-    assert set(RefusalReason) <= told["requests"]
-    assert set(EndReason) - of_control_socket - of_admin - {EndReason.PROTOCOL} <= told["requests"] | told["streams"]
-    assert told["streams"] <= set(EndReason)
-    assert told["requests"] <= set(EndReason) | set(RefusalReason)
+def test_the_page_has_the_meaning_of_each_reason() -> None:
+    source = read_pages()["/reasons.js"].body.decode()
+    meanings = json.loads(source.partition("export const MEANINGS = ")[2].partition(";\n")[0])
+    assert meanings["packets"] == {reason: reason.meaning for reason in DropReason}
+    assert meanings["requests"] == {reason: reason.meaning for reason in (*EndReason, *RefusalReason)}
+    assert meanings["streams"] == {reason: reason.meaning for reason in EndReason}
+    assert EndReason.http(502).meaning in source
+    assert EndReason.http(502) not in meanings["streams"], "only the reasons that the code names"

@@ -132,7 +132,7 @@ async def test_a_client_comes_while_the_probe_is_at_work() -> None:
                 with trio.fail_after(40):
                     await done.wait()
         assert results[0].token_in_use
-        assert any("a client came" in it for it in results[0].not_tested)
+        assert any("a client with this token connected" in it for it in results[0].not_tested)
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -170,7 +170,7 @@ async def test_another_path() -> None:
     async with running(MemoryHost(), config):
         _, verdict = await measured(port)
         assert [it.code for it in verdict.findings] == ["http-404"]
-        assert "has another path" in verdict.text
+        assert "has a different path" in verdict.text
 
 
 # ------------------------------------------------------------------ peers of no use

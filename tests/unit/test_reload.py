@@ -186,7 +186,7 @@ async def test_a_bug_on_the_way_is_undone(tmp_path: Path, caplog: pytest.LogCapt
     async with world(tmp_path, first, second) as it:
         it.host.device_faults["tun1"] = [RuntimeError("boom")]
         moved = replace(second, listen=(TcpAddress("127.0.0.1", free_port()),))
-        assert "a bug" in await it.refused(replace(first, mtu=1400), moved)
+        assert "internal error" in await it.refused(replace(first, mtu=1400), moved)
         assert "boom" in caplog.text
         assert it.running == [first, second]  # at once: who is told that nothing was changed may look
         assert it.host.mtus["tun0"] == 1500
@@ -353,7 +353,7 @@ async def test_rights_that_were_given_up_come_back_with_a_restart(tmp_path: Path
         it.host.device_faults["tun2"] = [denied]
         third = replace(second, name="tun2", listen=(TcpAddress("127.0.0.1", free_port()),))
         assert (await it.refused(first, second, third)).endswith(
-            "permission denied; this process gave up at its start what its config did not need then: restart it"
+            "permission denied; restart this process: at its start it dropped the capabilities that it did not need"
         )
         it.file = ConfigError("hub.json: cannot be read")
         it.file.__cause__ = PermissionError(errno.EACCES, "Permission denied")

@@ -139,8 +139,8 @@ interface: corp0
 interface: tun0
   state:      client, failed for 9 s
   why:        tun0: the name is taken
-  transport:  route 203.0.113.0/24 covers 203.0.113.10: its own connections go
-              by host route 203.0.113.10 via 192.0.2.1 dev eth0
+  transport:  route 203.0.113.0/24 covers 203.0.113.10: its own connections use
+              host route 203.0.113.10 via 192.0.2.1 dev eth0
 """
 
 
@@ -211,7 +211,7 @@ def test_an_error_is_told_to_its_end() -> None:
     )
     assert render([process], NOW).splitlines() == [
         "tapotun 0.1.0 hub, pid 7, up for 0 s, /hub.json",
-        "reload:     refused 3 min ago, the old config runs on: hub.json: [0].net:",
+        "reload:     refused 3 min ago, the old config stays in use: hub.json: [0].net:",
         "            10.10.0.1 is no network; write 10.10.0.1/24;",
         "            [1].xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "            xxxxxxxxxxxxxxxxxxxxxxxxxx: is not known",

@@ -166,7 +166,7 @@ async def test_an_interface_that_fails_says_why(autojump_clock: trio.testing.Moc
         await it.until(lambda: it.interface("hub").state == "failed")
         hub = it.interface("hub")
         assert (hub.state, hub.restarts) == ("failed", 1)
-        assert hub.last_error == "a bug: RuntimeError('boom\\nbang')"
+        assert hub.last_error == "internal error: RuntimeError('boom\\nbang')"
         host.fault = None
         await it.until(lambda: it.interface("hub").state == "up")
         hub = it.interface("hub")
@@ -203,7 +203,7 @@ async def test_disconnect_names_what_there_is() -> None:
         for interface, client, said in (
             (None, "b", "there is no client b here; the servers have a"),
             ("hub", "b", "there is no client b at hub; the servers have a"),
-            ("nub", "a", "there is no interface nub here; it has hub, a"),
+            ("nub", "a", "there is no interface nub here; running: hub, a"),
             ("a", "a", "there is no client a at a; the servers have none"),
         ):
             with pytest.raises(NoSuchPeerError) as caught:

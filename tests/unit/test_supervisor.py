@@ -45,7 +45,8 @@ def two_servers() -> tuple[ServerConfig, ServerConfig]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [(RuntimeError("boom"), "a bug ended this interface"), (HostError("bad is gone"), "bad is gone")]
+    ("fault", "said"),
+    [(RuntimeError("boom"), "internal error, interface stopped"), (HostError("bad is gone"), "bad is gone")],
 )
 async def test_one_interface_fails_and_comes_back_while_the_other_runs(
     fault: Exception, said: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture

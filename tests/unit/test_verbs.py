@@ -94,15 +94,15 @@ async def test_status_complains(run_directory: Path, capsys: pytest.CaptureFixtu
     assert await call("status") == exit_codes.FAILED
     assert capsys.readouterr() == (
         "",
-        f"tapotun: no tapotun is running (there is no socket of one in {run_directory})\n",
+        f"tapotun: no tapotun is running (no control socket in {run_directory})\n",
     )
     assert await call("status", "--json") == exit_codes.FAILED
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "processes": []}
     async with world(*pair()) as it, asked(it):
         assert await call("status", "b") == exit_codes.FAILED
-        assert capsys.readouterr() == ("", "tapotun: there is no interface b; there is a, hub\n")
+        assert capsys.readouterr() == ("", "tapotun: there is no interface b; running: a, hub\n")
         assert await call("status", "--name", "other") == exit_codes.FAILED
-        assert "no tapotun of the name other is running" in capsys.readouterr().err
+        assert "no tapotun named other is running" in capsys.readouterr().err
 
 
 async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
         assert it.interface("a").state == it.interface("hub").state == "up"
         assert await call("wait", "hub", "a") == exit_codes.OK
         assert await call("wait", "b") == exit_codes.FAILED
-        assert capsys.readouterr().err == "tapotun: there is no interface b; there is a, hub\n"
+        assert capsys.readouterr().err == "tapotun: there is no interface b; running: a, hub\n"
     async with world(client_config("a", free_port())) as it, asked(it):
         assert await call("wait", "--timeout", "0.3") == exit_codes.RUNTIME
         assert capsys.readouterr().err == "tapotun: not up within 0.3 s: a is connecting\n"
@@ -138,7 +138,7 @@ async def test_wait_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 0)
     async with world(*pair()) as it, asked(it):
         assert await call("wait", "--timeout", "0.5") == exit_codes.RUNTIME
-        assert "not up within 0.5 s: too many ask at the same time" in capsys.readouterr().err
+        assert "not up within 0.5 s: too many requests at the same time" in capsys.readouterr().err
         monkeypatch.setattr("tapotun_trio.control.server.MAX_WAITING", 1)
         assert await call("wait", "--timeout", "30") == exit_codes.OK
 
@@ -148,7 +148,7 @@ async def test_disconnect(capsys: pytest.CaptureFixture[str]) -> None:
         await it.connected()
         assert await call("disconnect", "hub", "a") == exit_codes.OK
         out = capsys.readouterr().out
-        assert out.startswith("disconnected a; it may come back at once")
+        assert out.startswith("disconnected a; it may reconnect at once")
         await it.until(lambda: it.peer("hub").reconnects == 1)
         assert await call("disconnect", "mallory") == exit_codes.FAILED
         assert capsys.readouterr().err == "tapotun: there is no client mallory here; the servers have a\n"

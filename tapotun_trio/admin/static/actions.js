@@ -1,4 +1,4 @@
-// What the operator has the daemon do: each after a look at what will happen, in a dialog.
+// Actions of the operator, disconnect and reload. A dialog shows first what will happen.
 
 import { byId, setItems, setShown, setText } from "./dom.js";
 import { plural } from "./format.js";
@@ -11,7 +11,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
 
 let toastTimer = null;
 
-/** Say it for a while at the page's foot. */
+/** Show a message at the bottom of the page for six seconds. */
 export function toast(text) {
   const node = byId("toast");
   node.textContent = text;
@@ -62,26 +62,26 @@ export class Reload {
   #error = byId("reload-error");
   #apply = byId("reload-apply");
   #close = byId("reload-close");
-  #round = 0; // an answer to a dialog that was closed meanwhile is not shown in the next
+  #round = 0; // a response for a dialog that has been closed is not shown in the next one
 
   constructor(link) {
     this.#link = link;
-    byId("reload-button").addEventListener("click", () => this.#plan());
+    byId("reload-button").addEventListener("click", () => this.#preview());
     this.#apply.addEventListener("click", () => this.#act());
   }
 
-  async #plan() {
-    this.#say("Reading the config…", [], "");
+  async #preview() {
+    this.#render("Reading the config…", [], "");
     this.#close.textContent = "Cancel";
     this.#dialog.showModal();
     const found = await this.#ask(true);
     if (found === null) return;
     if (found.length) {
-      this.#say(`This will change (${plural(found.length, "change")}):`, found, "");
+      this.#render(`This will change (${plural(found.length, "change")}):`, found, "");
       setShown(this.#apply, true);
       this.#apply.focus();
     } else {
-      this.#say(UNCHANGED, [], "");
+      this.#render(UNCHANGED, [], "");
       this.#close.textContent = "Close";
     }
   }
@@ -91,12 +91,12 @@ export class Reload {
     setText(this.#text, "Applying…");
     const done = await this.#ask(false);
     if (done === null) return;
-    this.#say(done.length ? "Done:" : UNCHANGED, done, "");
+    this.#render(done.length ? "Done:" : UNCHANGED, done, "");
     this.#close.textContent = "Close";
     this.#close.focus();
   }
 
-  /** The changes, a line each; null if there is nothing to go on with. */
+  /** One line for each change; null after an error, or if the dialog has been closed. */
   async #ask(dryRun) {
     this.#round += 1;
     const round = this.#round;
@@ -105,13 +105,13 @@ export class Reload {
       return round === this.#round && this.#dialog.open ? changes : null;
     } catch (error) {
       if (round !== this.#round) return null;
-      this.#say("", [], error.message);
+      this.#render("", [], error.message);
       this.#close.textContent = "Close";
       return null;
     }
   }
 
-  #say(text, changes, error) {
+  #render(text, changes, error) {
     setText(this.#text, text);
     setItems(this.#changes, changes);
     this.#error.textContent = error;

@@ -1,6 +1,6 @@
-// Making and changing elements. All text goes through textContent: nothing that came over the network is ever markup.
+// Makes and changes elements. All text goes through textContent: text from the network never becomes markup.
 
-/** The element with that id, which index.html has. */
+/** The element of index.html with that id. */
 export function byId(id) {
   const found = document.getElementById(id);
   if (found === null) throw new Error(`index.html has no #${id}`);
@@ -15,28 +15,28 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-const shown = new WeakMap(); // what setText and setData wrote last: reading the DOM back costs more than this
+const shown = new WeakMap(); // what setText and setItems wrote last; reading it from the DOM is slower
 
-/** Change the text, if it is another one. */
+/** Set the text, if it differs. */
 export function setText(node, text) {
   if (shown.get(node) === text) return;
   shown.set(node, text);
   node.textContent = text;
 }
 
-/** Change an attribute, if it is another one; null takes it away. */
+/** Set an attribute, if it differs; null removes it. */
 export function setAttribute(node, name, value) {
   if (node.getAttribute(name) === value) return;
   if (value === null) node.removeAttribute(name);
   else node.setAttribute(name, value);
 }
 
-/** Show or hide it. */
+/** Show or hide an element. */
 export function setShown(node, visible) {
   if (node.hidden === visible) node.hidden = !visible;
 }
 
-/** Have exactly these children in this order. What is in its place is not touched, and the focus stays where it is. */
+/** Give a parent exactly these children in this order. A child in its place is not touched; the focus is kept. */
 export function setChildren(parent, wanted) {
   const focused = document.activeElement;
   const staying = new Set(wanted);
@@ -49,7 +49,7 @@ export function setChildren(parent, wanted) {
   if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
 }
 
-/** The items as a plain list, rebuilt only if they are other ones. */
+/** Show the items as a list, rebuilt only if they differ. */
 export function setItems(list, items) {
   const key = items.join("\n");
   if (shown.get(list) === key) return;
@@ -57,19 +57,19 @@ export function setItems(list, items) {
   list.replaceChildren(...items.map((item) => el("li", {}, item)));
 }
 
-/** Keyed children of a parent: made when they come, kept while they stay, removed when they go. */
+/** Children of a parent by key: made for a new key, kept while the key stays, removed with it. */
 export class Keyed {
   #made = new Map();
   #parent;
   #make;
 
-  /** `make(key)`: returns something with `nodes`, its elements, which may come to be more or fewer. */
+  /** `make(key)` returns a view whose `nodes` are its elements; their number may change. */
   constructor(parent, make) {
     this.#parent = parent;
     this.#make = make;
   }
 
-  /** Have the children for these keys, in this order. Returns what `make` returned for each. */
+  /** Show the children for these keys, in this order. Returns the view of each. */
   update(keys) {
     const wanted = new Set(keys);
     for (const key of this.#made.keys()) if (!wanted.has(key)) this.#made.delete(key);

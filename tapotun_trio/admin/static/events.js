@@ -1,4 +1,4 @@
-// The log's lines, newest first, and what this page itself has noticed of the daemon.
+// The daemon's log lines, newest first, and events that this page has noticed itself.
 
 import { byId, el, setChildren, setShown, setText } from "./dom.js";
 import { clock, moment } from "./format.js";
@@ -7,7 +7,7 @@ const KEPT = 1000;
 const SHOWN = 300;
 const LEVELS = ["info", "warning", "error"];
 
-/** What is not known is no less than what is. */
+/** An unknown level ranks highest. */
 function rank(level) {
   const at = LEVELS.indexOf(level);
   return at < 0 ? LEVELS.length : at;
@@ -15,7 +15,7 @@ function rank(level) {
 
 export class Events {
   #events = []; // oldest first
-  #known = new Set(); // numbers begin anew when the daemon does, so a key has the moment too
+  #known = new Set(); // numbers restart with the daemon, so a key includes the time
   #nodes = new WeakMap();
   #list = byId("events-list");
   #search = byId("events-search");
@@ -27,20 +27,20 @@ export class Events {
     this.#show();
   }
 
-  /** Those of a live message; it may have some that came before. */
+  /** Add the events of a live message; some may be known already. */
   add(events) {
-    let news = false;
+    let changed = false;
     for (const event of events) {
       const key = `${event.number} ${event.at} ${event.text}`;
       if (this.#known.has(key)) continue;
       this.#known.add(key);
       this.#events.push({ ...event, key, time: Date.parse(event.at) });
-      news = true;
+      changed = true;
     }
-    if (news) this.#changed();
+    if (changed) this.#changed();
   }
 
-  /** Something that this page has seen. */
+  /** Add an event of this page itself. */
   note(level, text) {
     this.#events.push({ key: null, level, text, interface: null, time: Date.now(), ours: true });
     this.#changed();
@@ -62,7 +62,7 @@ export class Events {
     const atTop = this.#list.scrollTop < 4;
     const before = this.#list.scrollHeight;
     setChildren(this.#list, found.slice(-SHOWN).reverse().map((event) => this.#node(event)));
-    // Whoever reads further down goes on reading there.
+    // Keep the place of a reader who has scrolled down.
     if (!atTop) this.#list.scrollTop += this.#list.scrollHeight - before;
     setShown(this.#list, found.length > 0);
     setShown(byId("events-none"), found.length === 0);

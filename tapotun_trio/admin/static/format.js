@@ -1,4 +1,4 @@
-// Numbers and moments for people, as `tapotun status` writes them. Nothing here knows the DOM or a clock.
+// Formats numbers and times like `tapotun status`. Uses neither the DOM nor a clock.
 
 const SIZES = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 const RATES = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
@@ -26,7 +26,7 @@ function scaled(value, base, units) {
   return `${value.toFixed(digits)} ${units[at]}`;
 }
 
-/** `12.3 ms`; of what is not known, a dash. */
+/** `12.3 ms`; a dash if it is unknown. */
 export function milliseconds(value) {
   if (value === null || Number.isNaN(value)) return NOTHING;
   if (value >= 1000) return `${(value / 1000).toFixed(1)} s`;
@@ -43,7 +43,7 @@ export function plural(number, noun) {
   return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** A span of time in its two largest units, `3 h 12 min`; less than nothing is `0 s`, for clocks are set. */
+/** A duration in its two largest units, `3 h 12 min`; `0 s` if it is negative, after a clock was set. */
 export function span(ms) {
   let seconds = Math.max(Math.floor(ms / 1000), 0);
   const parts = [];
@@ -57,7 +57,7 @@ export function span(ms) {
   return parts.join(" ") || "0 s";
 }
 
-/** How long a moment is ago at `now` (ms), or a dash. */
+/** The time from a moment to `now` (ms), or a dash. */
 export function since(moment, now) {
   return moment === null ? NOTHING : span(now - Date.parse(moment));
 }
@@ -76,12 +76,12 @@ export function moment(ms) {
   return `${date.getFullYear()}-${pad(date.getMonth() + 1)}-${pad(date.getDate())} ${clock(ms)}`;
 }
 
-/** `40 codel, 2 queue-age`: the most frequent first; what is zero is left out. */
+/** `40 codel, 2 queue-age`: the most frequent first, without zeros. */
 export function reasons(counts) {
   return ranked(counts).map(([reason, number]) => `${count(number)} ${reason}`).join(", ") || "none";
 }
 
-/** [reason, number] of what is not zero, the most frequent first. */
+/** [reason, number], the most frequent first, without zeros. */
 export function ranked(counts) {
   return Object.entries(counts)
     .filter(([, number]) => number > 0)

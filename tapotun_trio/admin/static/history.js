@@ -1,8 +1,8 @@
-// What the plots show: a few numbers per second and series, of the last minutes. Nothing here knows the DOM.
+// The data of the plots: a few numbers per second and series, for the last minutes. Does not use the DOM.
 
 const FIELDS = ["rx", "tx", "rtt", "high"];
 
-/** A ring of moments, and beside it one ring of numbers for each field of each series. NaN: not known then. */
+/** A ring buffer of times, and one of numbers for each field of each series. NaN: unknown at that time. */
 export class History {
   #capacity;
   #times;
@@ -15,8 +15,8 @@ export class History {
   }
 
   /**
-   * `at`: ms; if the clock was set back all begins anew. `samples`: Map of series and {rx, tx, rtt, high}. A series
-   * that stays away is forgotten in time.
+   * `at`: ms; if the clock was set back, the history restarts. `samples`: Map of series to {rx, tx, rtt, high}. A
+   * series without samples is dropped after the length of the buffer.
    */
   push(at, samples) {
     if (this.end !== null && at < this.end) {
@@ -43,12 +43,12 @@ export class History {
     }
   }
 
-  /** When something was pushed last, ms; null: never. */
+  /** The time of the newest sample, ms; null: there is none. */
   get end() {
     return this.#pushed === 0 ? null : this.#times[(this.#pushed - 1) % this.#capacity];
   }
 
-  /** Since `from` (ms), oldest first: {times, rx, tx, rtt, high}, arrays of one length. */
+  /** The samples since `from` (ms), oldest first: {times, rx, tx, rtt, high}, arrays of equal length. */
   since(key, from) {
     const series = this.#series.get(key);
     const found = { times: [] };

@@ -10,16 +10,16 @@ const TONES = { up: "good", connecting: "warn", starting: "warn", failed: "bad" 
 export class Interfaces {
   #cards;
 
-  /** `plot(key)`: show it in the plots. */
+  /** `plot(key)` shows that series in the plots. */
   constructor(plot) {
     this.#cards = new Keyed(byId("interfaces"), (name) => new Card(name, plot));
   }
 
   update(status, peers, now) {
-    const cards = this.#cards.update(status.interfaces.map((it) => it.name));
-    status.interfaces.forEach((it, i) => {
-      const own = peers.filter((one) => one.interfaceName === it.name);
-      cards[i].update(it, own, now);
+    const cards = this.#cards.update(status.interfaces.map(({ name }) => name));
+    status.interfaces.forEach((one, i) => {
+      const own = peers.filter(({ interfaceName }) => interfaceName === one.name);
+      cards[i].update(one, own, now);
     });
   }
 }
@@ -47,25 +47,25 @@ class Card {
     this.nodes = [el("article", named, head, this.#error, list)];
   }
 
-  update(it, peers, now) {
-    setText(this.#kind, it.kind);
-    setAttribute(this.#pill, "data-tone", TONES[it.state] ?? "warn");
-    setAttribute(this.#pill, "title", `since ${moment(Date.parse(it.since))}`);
-    setText(this.#state, `${it.state} for ${since(it.since, now)}`);
-    const why = it.last_error ?? "";
-    setText(this.#error, it.state === "failed" || why === "" ? why : `Last failure: ${why}`);
+  update(status, peers, now) {
+    setText(this.#kind, status.kind);
+    setAttribute(this.#pill, "data-tone", TONES[status.state] ?? "warn");
+    setAttribute(this.#pill, "title", `since ${moment(Date.parse(status.since))}`);
+    setText(this.#state, `${status.state} for ${since(status.since, now)}`);
+    const why = status.last_error ?? "";
+    setText(this.#error, status.state === "failed" || why === "" ? why : `Last failure: ${why}`);
     const sum = summed(peers);
-    this.#fact("Addresses", it.addresses.join(", "));
-    this.#fact("MTU", it.mtu_bytes === null ? "" : String(it.mtu_bytes));
-    this.#fact("Listening", it.listen.map((at) => at.address + (it.path ?? "")).join(", "));
+    this.#fact("Addresses", status.addresses.join(", "));
+    this.#fact("MTU", status.mtu_bytes === null ? "" : String(status.mtu_bytes));
+    this.#fact("Listening", status.listen.map((at) => at.address + (status.path ?? "")).join(", "));
     const clients = `${count(sum.connected)} of ${count(sum.count)} connected`;
-    this.#fact("Peers", it.kind === "server" ? clients : peers.map((one) => one.peer.name).join(", "));
+    this.#fact("Peers", status.kind === "server" ? clients : peers.map((one) => one.peer.name).join(", "));
     this.#fact("Received", `${rate(sum.rx)}, ${size(sum.rxBytes)} in all`);
     this.#fact("Sent", `${rate(sum.tx)}, ${size(sum.txBytes)} in all`);
-    this.#fact("Dropped", total(it.device_drops) ? reasons(it.device_drops) : "");
-    const refused = added(it.refusals, ...it.listen.map((at) => at.refusals));
+    this.#fact("Dropped", total(status.device_drops) ? reasons(status.device_drops) : "");
+    const refused = added(status.refusals, ...status.listen.map((at) => at.refusals));
     this.#fact("Refused", total(refused) ? reasons(refused) : "");
-    this.#fact("Restarts", it.restarts ? plural(it.restarts, "time") : "");
+    this.#fact("Restarts", status.restarts ? plural(status.restarts, "time") : "");
   }
 
   #fact(label, text) {

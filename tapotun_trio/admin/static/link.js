@@ -1,4 +1,4 @@
-// The way to the daemon: its session, its live messages, what is asked of it; and how that way is mended.
+// The connection to the daemon: session, live messages and requests; it reconnects by itself.
 //
 //   login ──token──▶ connecting ──first status──▶ live ──silence, break──▶ lost ──after a pause──▶ connecting
 //     ▲                  └── 401: the session is over (a daemon that starts again knows none) ──┐
@@ -9,14 +9,14 @@ const ANSWER_MS = 10_000;
 const ACTION_MS = 120_000; // a reload may restart interfaces
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
-// The session's cookie is hidden from scripts; this says whether to ask for one. It keeps a first visit quiet.
+// Scripts cannot see the session's cookie. This mark says whether there may be one, so that a first visit asks nothing.
 const MARK = "tapotun-logged-in";
-const POLICY_VIOLATION = 1008; // how the daemon closes what belongs to a session that is over
-// A browser does not tell scripts how a WebSocket was refused.
+const POLICY_VIOLATION = 1008; // the daemon's close code when the session is over
+// A browser does not tell scripts why a WebSocket was refused.
 const NOT_LIVE =
-  "it answers, but not on /api/live: a proxy must pass Host, Upgrade and Connection on; or 16 panels are open already";
+  "it answers, but not on /api/live: a proxy must forward Host, Upgrade and Connection; or 16 panels are open already";
 
-/** What the daemon, or the way to it, has refused; its message is for the operator. */
+/** A request that the daemon or a proxy has refused. The message is for the operator. */
 export class Refused extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -25,14 +25,14 @@ export class Refused extends Error {
 }
 
 /**
- * `on.state(link)` is called whenever something of this changed, `on.status(message)` and `on.events(message)` with
- * what the daemon tells.
+ * `on.state(link)` is called after every change of this object, `on.status(message)` and `on.events(message)` with the
+ * daemon's messages.
  */
 export class Link {
   state = "login"; // login, connecting, live, lost
   why = ""; // of login and lost
-  lostAt = null; // ms of this machine's clock: when the daemon was heard last
-  nextTryAt = null; // ms, likewise
+  lostAt = null; // ms of this machine's clock: when the connection was lost
+  nextTryAt = null; // ms of this machine's clock
   session = null; // {csrf, name, version, pid}
   #on;
   #socket = null;
@@ -40,7 +40,7 @@ export class Link {
   #pause = FIRST_PAUSE_MS;
   #timer = null;
   #fresh = false; // just logged in
-  #attempt = 0; // an older attempt that answers late is not listened to
+  #attempt = 0; // a late response to an older attempt is ignored
 
   constructor(on) {
     this.#on = on;
@@ -51,13 +51,13 @@ export class Link {
     });
   }
 
-  /** Go on with the session that this browser may have, or show the login. */
+  /** Continue the browser's session, if there may be one; otherwise show the login. */
   start() {
     if (localStorage.getItem(MARK) === null) this.#to("login", "");
     else this.#connect();
   }
 
-  /** Raises Refused. */
+  /** Throws Refused. */
   async login(token) {
     await ask("POST", "api/login", { body: { token } });
     localStorage.setItem(MARK, "yes");
@@ -65,7 +65,7 @@ export class Link {
     this.#connect();
   }
 
-  /** The page is as new afterwards, and holds nothing of what it has shown. Raises Refused: the session goes on. */
+  /** Log out and reload the page, so that it holds no data. Throws Refused: the session continues. */
   async logout() {
     await this.act("api/logout").catch((error) => {
       if (error.status !== 401) throw error;
@@ -74,7 +74,7 @@ export class Link {
     location.reload();
   }
 
-  /** Have the daemon do something; its answer. Raises Refused. */
+  /** Send an action; returns the response. Throws Refused. */
   async act(path, body = {}) {
     try {
       return await ask("POST", path, { body, csrf: this.session?.csrf, timeout: ACTION_MS });
@@ -84,7 +84,7 @@ export class Link {
     }
   }
 
-  /** Do not wait for the next try. */
+  /** Reconnect now instead of at the next attempt. */
   retry() {
     if (this.state === "lost") this.#connect();
   }
@@ -136,7 +136,7 @@ export class Link {
       message = JSON.parse(text);
     } catch {
       this.#begin();
-      this.#lose("the daemon sent something that is no message");
+      this.#lose("the daemon sent a malformed message");
       return;
     }
     this.#heard = performance.now();
@@ -150,11 +150,11 @@ export class Link {
     }
   }
 
-  // A connection may die without a word, and so may a daemon that is stopped or hangs.
+  // A connection may die silently, and so may a daemon that is stopped or hangs.
   #watch() {
     if (this.#socket !== null && performance.now() - this.#heard > SILENCE_MS) {
       this.#begin();
-      this.#lose("the daemon says nothing any more");
+      this.#lose("the daemon went silent");
     }
   }
 
@@ -170,8 +170,8 @@ export class Link {
 
   #over() {
     this.#begin();
-    let why = this.session === null ? "" : "The session is over, or the daemon was started again. Log in to go on.";
-    if (this.#fresh) why = "The token was right, but this browser has not kept the session's cookie.";
+    let why = this.session === null ? "" : "The session has ended, or the daemon was restarted. Log in to continue.";
+    if (this.#fresh) why = "The token was right, but this browser did not keep the session's cookie.";
     this.#fresh = false;
     localStorage.removeItem(MARK);
     this.session = null;
@@ -210,11 +210,12 @@ async function ask(method, path, { body = null, csrf = null, timeout = ANSWER_MS
   try {
     content = text === "" ? null : JSON.parse(text);
   } catch {
-    // Not ours: a proxy's page, whose status says enough.
+    // Not from the daemon but a proxy's page, whose status is enough.
   }
   if (answer.ok) return content;
   const pause = answer.status === 429 ? answer.headers.get("Retry-After") : null;
-  const told = typeof content?.error === "string";
-  const said = told ? content.error : `the answer was ${answer.status} ${answer.statusText}`.trim();
-  throw new Refused(pause === null || said.includes(pause) ? said : `${said}; try again in ${pause} s`, answer.status);
+  const explained = typeof content?.error === "string";
+  const message = explained ? content.error : `the response was ${answer.status} ${answer.statusText}`.trim();
+  const hint = pause === null || message.includes(pause) ? "" : `; try again in ${pause} s`;
+  throw new Refused(message + hint, answer.status);
 }

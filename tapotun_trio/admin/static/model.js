@@ -1,21 +1,20 @@
-// What the page makes of a status document (docs/status.md): flat lists, sums, and the numbers for the plots.
-// Nothing here knows the DOM.
+// Computes lists, sums and the numbers of the plots from a status document (docs/status.md). Does not use the DOM.
 
 import { total } from "./format.js";
 
 export const ALL = "all";
 
-/** The series of an interface, and of a peer of it. A name holds no control character, so the two never meet. */
+/** Keys of the series of an interface and of a peer. A name has no control character, so keys never collide. */
 export const ofInterface = (name) => `interface\n${name}`;
 export const ofPeer = (interfaceName, name) => `peer\n${interfaceName}\n${name}`;
 
-/** Every peer with the interface that it belongs to. */
+/** Every peer with its interface. */
 export function peersOf(status) {
-  return status.interfaces.flatMap((it) =>
-    it.peers.map((peer) => ({
-      key: ofPeer(it.name, peer.name),
-      interfaceName: it.name,
-      kind: it.kind,
+  return status.interfaces.flatMap((iface) =>
+    iface.peers.map((peer) => ({
+      key: ofPeer(iface.name, peer.name),
+      interfaceName: iface.name,
+      kind: iface.kind,
       peer,
       rtt: peer.state === "connected" ? peer.rtt.last_ms : null,
       dropped: total(peer.drops),
@@ -45,11 +44,11 @@ export function summed(peers) {
   return sum;
 }
 
-/** For History.push: of everything, of each interface, of each peer. Of a peer `high` is the smoothed round trip. */
+/** Samples for History.push: the total, each interface, each peer. A peer's `high` is its smoothed round trip. */
 export function samplesOf(status, peers) {
   const samples = new Map([[ALL, summed(peers)]]);
-  for (const it of status.interfaces) {
-    samples.set(ofInterface(it.name), summed(peers.filter((one) => one.interfaceName === it.name)));
+  for (const iface of status.interfaces) {
+    samples.set(ofInterface(iface.name), summed(peers.filter((one) => one.interfaceName === iface.name)));
   }
   for (const { key, peer, rtt } of peers) {
     samples.set(key, {
@@ -84,42 +83,42 @@ export function added(...counts) {
   return sum;
 }
 
-/** Packets that were dropped, requests that came to nothing, streams that broke: each as `gather` returns it. */
+/** Dropped packets, refused requests and broken streams, each in the form of `gather`. */
 export function troubles(status, peers) {
   const several = status.interfaces.length > 1;
   const placed = ({ interfaceName, peer }) => (several ? `${interfaceName} ${peer.name}` : peer.name);
   // Interfaces that share an address share its counts.
-  const listeners = new Map(status.interfaces.flatMap((it) => it.listen.map((at) => [at.address, at.refusals])));
+  const listeners = new Map(status.interfaces.flatMap((iface) => iface.listen.map((at) => [at.address, at.refusals])));
   return {
     packets: gather([
-      ...status.interfaces.map((it) => [`device ${it.name}`, it.device_drops]),
-      ...peers.map((it) => [placed(it), it.peer.drops]),
+      ...status.interfaces.map((iface) => [`device ${iface.name}`, iface.device_drops]),
+      ...peers.map((entry) => [placed(entry), entry.peer.drops]),
     ]),
-    requests: gather([...status.interfaces.map((it) => [it.name, it.refusals]), ...listeners]),
-    streams: gather(peers.map((it) => [placed(it), it.peer.stream_ends])),
+    requests: gather([...status.interfaces.map((iface) => [iface.name, iface.refusals]), ...listeners]),
+    streams: gather(peers.map((entry) => [placed(entry), entry.peer.stream_ends])),
   };
 }
 
-/** Of one kind of trouble. */
+/** The total of one kind of trouble. */
 export function sumOf(trouble) {
   return [...trouble.values()].reduce((sum, { number }) => sum + number, 0);
 }
 
 const RECENT_MS = 60_000;
 
-/** How much counters have grown in the last minute. */
+/** The growth of counters in the last minute. */
 export class Recently {
-  #at = null; // of the last look
-  #last = new Map(); // name and number then
-  #steps = []; // [at, Map of name and growth] of the last minute, oldest first
+  #at = null; // of the last call
+  #last = new Map(); // name to number at that time
+  #steps = []; // [at, Map of name to growth] within the last minute, oldest first
 
   /**
-   * Remember, and return how much each has grown. One that fell has begun anew with its interface or daemon, or is a
-   * sum that a peer has left: that is no growth, and from there on it counts again.
+   * Record the counters, and return how much each has grown. One that fell has restarted with its interface or daemon,
+   * or is a sum without a peer that has gone: this counts as no growth.
    */
   growth(at, counters) {
     const passed = this.#at === null ? 0 : at - this.#at;
-    if (passed < 0 || passed > RECENT_MS) this.#steps = []; // the clock was set back, or nobody knows when it happened
+    if (passed < 0 || passed > RECENT_MS) this.#steps = []; // the clock was set back, or the time is unknown
     else if (this.#at !== null) this.#steps.push([at, this.#grown(counters)]);
     this.#at = at;
     this.#last = counters;

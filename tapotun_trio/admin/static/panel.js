@@ -1,4 +1,4 @@
-// The page: what the daemon tells goes to those who show it, and the state of the way to it is always in sight.
+// The page: passes the daemon's messages to the views, and always shows the state of the connection.
 
 import { Disconnect, Reload, toast } from "./actions.js";
 import { byId, setItems, setShown, setText } from "./dom.js";
@@ -28,7 +28,7 @@ let wasLost = null; // ms
 let name = "tapotun";
 
 function showStatus({ at, status }) {
-  const now = Date.parse(at); // the daemon's clock: this machine's may be wrong
+  const now = Date.parse(at); // the daemon's clock, because this machine's may be wrong
   firstVersion ??= status.version;
   setShown(byId("newer"), status.version !== firstVersion);
   name = status.name === String(status.pid) ? "tapotun" : status.name;
@@ -55,9 +55,9 @@ function showConfig(status, now) {
   setText(byId("config-error"), reload?.error ?? "");
   const when = reload === null ? "" : `${moment(Date.parse(reload.at))}, ${since(reload.at, now)} ago`;
   let text = "As it was read at the start; not read again since.";
-  if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config runs on:`;
+  if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config stays in use:`;
   else if (reload?.changes.length) text = `Changed by the last reload, ${when}:`;
-  else if (reload !== null) text = `Read again ${when}: nothing was different.`;
+  else if (reload !== null) text = `Reloaded ${when}: nothing had changed.`;
   setText(byId("config-when"), text);
 }
 
@@ -78,15 +78,15 @@ function showLink() {
   }
   if (state === "lost" && wasLost === null) {
     wasLost = link.lostAt;
-    events.note("error", `lost the daemon: ${link.why}`);
+    events.note("error", `connection to the daemon lost: ${link.why}`);
   } else if (state === "live" && wasLost !== null) {
-    events.note("info", `the daemon is back after ${span(Date.now() - wasLost)}`);
+    events.note("info", `connected to the daemon again after ${span(Date.now() - wasLost)}`);
     wasLost = null;
   }
   tick();
 }
 
-// What changes while nothing comes: how long it is lost, and when it is tried again.
+// Updates between messages: how long the connection has been lost, and when the next attempt is.
 function tick() {
   const lost = link.lostAt !== null && link.state !== "login";
   setShown(byId("lost"), lost);
@@ -95,8 +95,8 @@ function tick() {
   const { state, lostAt, nextTryAt } = link;
   setText(byId("lost-what"), `Lost since ${clock(lostAt)}: ${link.why}.`);
   const waits = state === "lost" && nextTryAt !== null;
-  const wait = waits ? `Next try in ${span(nextTryAt - Date.now() + 999)}.` : "Trying…";
-  const stale = byId("main").hidden ? "" : "Everything below is how it was then. ";
+  const wait = waits ? `Next attempt in ${span(nextTryAt - Date.now() + 999)}.` : "Trying…";
+  const stale = byId("main").hidden ? "" : "Everything below is from before that. ";
   setText(byId("lost-next"), `That was ${span(Date.now() - lostAt)} ago. ${stale}${wait}`);
 }
 
@@ -109,7 +109,7 @@ byId("login-form").addEventListener("submit", async (event) => {
     await link.login(field.value);
     field.value = "";
   } catch (refusal) {
-    error.textContent = refusal.status === 401 ? "This token is wrong." : `No login: ${refusal.message}.`;
+    error.textContent = refusal.status === 401 ? "This token is wrong." : `Login failed: ${refusal.message}.`;
     field.focus();
     field.select();
   } finally {

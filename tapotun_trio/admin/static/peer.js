@@ -1,4 +1,4 @@
-// One peer: a row of the table, and below it, on request, everything that is known of it.
+// One peer: a row of the table, and on request a row below it with all details.
 
 import { el, setAttribute, setShown, setText } from "./dom.js";
 import { count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
@@ -7,9 +7,9 @@ import { spark } from "./plot.js";
 const SPARK_MS = 120_000;
 const TONES = { connected: "good", connecting: "warn", replaced: "bad", offline: "off" };
 const TRANSPORTS = { http: "HTTP", websocket: "WebSocket" };
-let opened = 0; // so many details had an id
+let opened = 0; // number of detail rows made so far, for their ids
 
-/** A cell of two lines: what counts, and what is good to know beside it. */
+/** A cell of two lines: the value, and a detail. */
 class Cell {
   main = el("span", { class: "main" });
   more = el("span", { class: "aside" });
@@ -33,7 +33,7 @@ export class PeerRow {
   #canvas = el("canvas", { class: "spark", role: "img", "aria-label": "Traffic of the last two minutes" });
   #disconnect = el("button", { type: "button", class: "button small quiet", "data-needs-link": "" }, "Disconnect");
   #detail = null;
-  #it = null;
+  #entry = null;
   #now = 0;
 
   constructor(context, columns) {
@@ -52,9 +52,11 @@ export class PeerRow {
     state.node.prepend(el("span", { class: "dot", "aria-hidden": "true" }));
     this.#cells.get("activity").node.replaceChildren(this.#canvas);
     this.#cells.get("actions").node.replaceChildren(this.#disconnect);
-    this.#disconnect.addEventListener("click", () => context.disconnect(this.#it.interfaceName, this.#it.peer.name));
+    this.#disconnect.addEventListener("click", () => {
+      context.disconnect(this.#entry.interfaceName, this.#entry.peer.name);
+    });
     this.#row.addEventListener("click", (event) => {
-      // Not where something has a meaning of its own, and not at the end of a selection.
+      // Not on a button with an action of its own, and not when text was selected.
       const button = event.target.closest("button");
       if (button === this.#toggle || (button === null && getSelection().isCollapsed)) this.#open(this.#detail === null);
     });
@@ -64,33 +66,33 @@ export class PeerRow {
     return this.#detail === null ? [this.#row] : [this.#row, this.#detail.node];
   }
 
-  update(it, now, several) {
-    this.#it = it;
+  update(entry, now, several) {
+    this.#entry = entry;
     this.#now = now;
-    const { peer } = it;
+    const { peer } = entry;
     const cell = (id) => this.#cells.get(id);
     setAttribute(this.#row, "data-tone", TONES[peer.state] ?? "warn");
     setAttribute(this.#row, "data-state", peer.state);
-    cell("name").set(peer.name, [several ? it.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
-    const heard = peer.last_frame_at === null ? "" : `heard ${since(peer.last_frame_at, now)} ago`;
+    cell("name").set(peer.name, [several ? entry.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
+    const heard = peer.last_frame_at === null ? "" : `last frame ${since(peer.last_frame_at, now)} ago`;
     const here = peer.connected_since !== null;
     cell("state").set(peer.state, here ? `for ${since(peer.connected_since, now)}` : heard);
     cell("endpoint").set(peer.endpoint ?? NOTHING, peer.endpoint === null ? "" : software(peer));
     cell("rx").set(rate(peer.rates.rx_bits_per_s), size(peer.rx_bytes));
     cell("tx").set(rate(peer.rates.tx_bits_per_s), size(peer.tx_bytes));
-    cell("rtt").set(milliseconds(it.rtt), here ? heard : "");
-    cell("drops").set(count(it.dropped), ranked(peer.drops)[0]?.[0] ?? "");
-    setShown(this.#disconnect, it.kind === "server" && peer.state !== "offline");
+    cell("rtt").set(milliseconds(entry.rtt), here ? heard : "");
+    cell("drops").set(count(entry.dropped), ranked(peer.drops)[0]?.[0] ?? "");
+    setShown(this.#disconnect, entry.kind === "server" && peer.state !== "offline");
     setAttribute(this.#disconnect, "aria-label", `Disconnect ${peer.name}`);
     const end = this.#context.history.end;
-    spark(this.#canvas, this.#context.history.since(it.key, end - SPARK_MS), end - SPARK_MS, end);
-    this.#detail?.update(it, now);
+    spark(this.#canvas, this.#context.history.since(entry.key, end - SPARK_MS), end - SPARK_MS, end);
+    this.#detail?.update(entry, now);
   }
 
   #open(open) {
     if (open) {
-      this.#detail = new Detail(this.#columns, () => this.#context.plot(this.#it.key));
-      this.#detail.update(this.#it, this.#now);
+      this.#detail = new Detail(this.#columns, () => this.#context.plot(this.#entry.key));
+      this.#detail.update(this.#entry, this.#now);
       this.#row.after(this.#detail.node);
       this.#toggle.setAttribute("aria-controls", this.#detail.node.id);
     } else {
@@ -116,7 +118,7 @@ class Detail {
   }
 
   update({ peer, interfaceName }, now) {
-    const at = (it) => (it === null ? NOTHING : `${moment(Date.parse(it))}, ${since(it, now)} ago`);
+    const at = (time) => (time === null ? NOTHING : `${moment(Date.parse(time))}, ${since(time, now)} ago`);
     const listed = (items) => items.join(", ") || "none";
     this.#set("Interface", interfaceName);
     this.#set("Addresses", listed(peer.addresses));
@@ -124,13 +126,14 @@ class Detail {
     this.#set("Sources", listed(peer.sources));
     this.#set("Endpoint", peer.endpoint ?? NOTHING);
     this.#set("Transport", TRANSPORTS[peer.transport] ?? NOTHING);
-    this.#set("Software", peer.agent ?? { true: "one of ours", false: "base protocol" }[peer.extended] ?? NOTHING);
+    const protocol = { true: "extended protocol", false: "base protocol" }[peer.extended];
+    this.#set("Software", peer.agent ?? protocol ?? NOTHING);
     this.#set("Connected since", at(peer.connected_since));
     this.#set("Last heard", at(peer.last_frame_at));
     this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);
     this.#set("Sent", `${size(peer.tx_bytes)} in ${plural(peer.tx_packets, "packet")}`);
     const { last_ms, smoothed_ms, min_ms } = peer.rtt;
-    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, least ${milliseconds(min_ms)}`;
+    const trips = `${milliseconds(last_ms)}, mean ${milliseconds(smoothed_ms)}, min ${milliseconds(min_ms)}`;
     this.#set("Round trip", last_ms === null ? NOTHING : trips);
     this.#set("Waiting to be sent", `${size(peer.outbox.bytes)} in ${plural(peer.outbox.packets, "packet")}`);
     this.#set("Dropped", reasons(peer.drops));

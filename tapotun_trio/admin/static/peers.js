@@ -1,4 +1,4 @@
-// The table of peers: searched, filtered, sorted, a row updated in place. Rows beyond the first are made on request.
+// The table of peers: search, filter, sort, rows updated in place. It shows the first rows, and more on request.
 
 import { byId, el, Keyed, setAttribute, setShown, setText } from "./dom.js";
 import { count, plural } from "./format.js";
@@ -10,12 +10,12 @@ const RESORT_MS = 5000; // rows that jump every second cannot be read
 
 const { compare } = new Intl.Collator("en", { numeric: true });
 const byName = (a, b) => compare(a.interfaceName, b.interfaceName) || compare(a.peer.name, b.peer.name);
-// Those without one come last.
+// Peers without an endpoint come last.
 const byEndpoint = (a, b) => compare(a.peer.endpoint ?? "\uffff", b.peer.endpoint ?? "\uffff");
-const byTraffic = (way) => ({ peer: a }, { peer: b }) =>
-  b.rates[`${way}_bits_per_s`] - a.rates[`${way}_bits_per_s`] || b[`${way}_bytes`] - a[`${way}_bytes`];
+const byTraffic = (field) => ({ peer: a }, { peer: b }) =>
+  b.rates[`${field}_bits_per_s`] - a.rates[`${field}_bits_per_s`] || b[`${field}_bytes`] - a[`${field}_bytes`];
 const STATES = ["connected", "connecting", "replaced", "offline"];
-// `order`: as it is sorted at the first click; `descending` says that this is from the largest down.
+// `order`: the order after the first click; `descending`: this order is from the largest down.
 const COLUMNS = [
   { id: "name", label: "Peer", order: byName },
   { id: "state", label: "State", order: (a, b) => STATES.indexOf(a.peer.state) - STATES.indexOf(b.peer.state) },
@@ -34,7 +34,7 @@ export class Peers {
   #heads = new Map();
   #sort = { id: "name", reversed: false };
   #limit = FIRST_ROWS;
-  #order = []; // keys, as sorted last
+  #order = []; // keys in the order of the last sort
   #sortedAt = 0;
   #peers = [];
   #now = 0;
@@ -61,7 +61,7 @@ export class Peers {
     this.#show();
   }
 
-  /** Paint again what is painted and not written. */
+  /** Redraw the canvases. */
   repaint() {
     this.#show();
   }
@@ -93,13 +93,13 @@ export class Peers {
 
   #markSort() {
     for (const [id, cell] of this.#heads) {
-      const descending = Boolean(COLUMNS.find((it) => it.id === id).descending) !== this.#sort.reversed;
+      const descending = Boolean(COLUMNS.find((column) => column.id === id).descending) !== this.#sort.reversed;
       setAttribute(cell, "aria-sort", id !== this.#sort.id ? null : descending ? "descending" : "ascending");
     }
     this.#sortSelect.value = this.#sort.id;
   }
 
-  /** Show the first ones, up to so many. */
+  /** Show up to `limit` rows. */
   #showFirst(limit) {
     this.#limit = limit;
     this.#show();
@@ -108,26 +108,26 @@ export class Peers {
   #matching() {
     const words = this.#search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const which = this.#which.value;
-    return this.#peers.filter((it) => {
-      if (which === "connected" && it.peer.state !== "connected") return false;
-      if (which === "not-connected" && it.peer.state === "connected") return false;
-      if (which === "dropping" && it.dropped === 0) return false;
+    return this.#peers.filter((entry) => {
+      if (which === "connected" && entry.peer.state !== "connected") return false;
+      if (which === "not-connected" && entry.peer.state === "connected") return false;
+      if (which === "dropping" && entry.dropped === 0) return false;
       if (!words.length) return true;
-      const { name, state, endpoint, agent, transport, addresses, routes, sources } = it.peer;
-      const texts = [name, it.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
+      const { name, state, endpoint, agent, transport, addresses, routes, sources } = entry.peer;
+      const texts = [name, entry.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
       const text = texts.join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     });
   }
 
-  // Where a peer stood when they were sorted last it stays for a while; new ones are at the end until then.
+  // A peer keeps its place until the next sort, at most every five seconds; new peers come last until then.
   #sorted(peers) {
     const now = performance.now();
     if (now - this.#sortedAt > RESORT_MS || this.#sortedAt === 0) {
       this.#sortedAt = now;
-      const { order } = COLUMNS.find((it) => it.id === this.#sort.id);
+      const { order } = COLUMNS.find((column) => column.id === this.#sort.id);
       const all = [...this.#peers].sort((a, b) => order(a, b) || byName(a, b));
-      this.#order = (this.#sort.reversed ? all.reverse() : all).map((it) => it.key);
+      this.#order = (this.#sort.reversed ? all.reverse() : all).map((entry) => entry.key);
     }
     const place = new Map(this.#order.map((key, i) => [key, i]));
     return peers.sort((a, b) => (place.get(a.key) ?? Infinity) - (place.get(b.key) ?? Infinity) || 0);
@@ -136,10 +136,10 @@ export class Peers {
   #show() {
     const found = this.#sorted(this.#matching());
     const shown = found.slice(0, this.#limit);
-    const several = new Set(this.#peers.map((it) => it.interfaceName)).size > 1;
-    const rows = this.#rows.update(shown.map((it) => it.key));
-    shown.forEach((it, i) => rows[i].update(it, this.#now, several));
-    const connected = this.#peers.filter((it) => it.peer.state === "connected").length;
+    const several = new Set(this.#peers.map((entry) => entry.interfaceName)).size > 1;
+    const rows = this.#rows.update(shown.map((entry) => entry.key));
+    shown.forEach((entry, i) => rows[i].update(entry, this.#now, several));
+    const connected = this.#peers.filter((entry) => entry.peer.state === "connected").length;
     setText(byId("peers-count"), `${count(connected)} of ${count(this.#peers.length)} connected`);
     setShown(byId("peers-none"), found.length === 0);
     setText(byId("peers-none"), this.#peers.length ? "No peer matches." : "There are no peers.");

@@ -1,4 +1,4 @@
-// Lines over time on a canvas, and a small one without axes. What the pointer, or the arrow keys, point at is shown.
+// Line plots over time on a canvas, and small ones without axes. The pointer or the arrow keys select a moment.
 
 import { el, setAttribute, setText } from "./dom.js";
 import { clock } from "./format.js";
@@ -6,13 +6,13 @@ import { clock } from "./format.js";
 const HEIGHT = 190;
 const TOP = 8;
 const BOTTOM = 22;
-const GAP_MS = 4000; // where nothing came for longer the line is broken
+const GAP_MS = 4000; // a longer gap without data breaks the line
 const STEPS_S = [15, 30, 60, 120, 300];
-const TICK_WIDTH = 72; // px that a time needs
+const TICK_WIDTH = 72; // px that a time label needs
 
 let colours = new Map();
 
-/** Call it when the colour scheme has changed. */
+/** Call it after the colour scheme has changed. */
 export function forgetColours() {
   colours = new Map();
 }
@@ -22,7 +22,7 @@ function colour(name) {
   return colours.get(name);
 }
 
-/** A canvas as many pixels as its place has, cleared, with a scale of one to a CSS pixel. */
+/** The cleared context of a canvas in the screen's resolution, scaled so that a unit is a CSS pixel. */
 function prepared(canvas, width, height) {
   const ratio = devicePixelRatio || 1;
   const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
@@ -36,10 +36,10 @@ function prepared(canvas, width, height) {
   return pen;
 }
 
-/** The least of 1, 2, 2.5, 5 and 10 times a power of ten that is not less. */
+/** The smallest of 1, 2, 2.5, 5 and 10 times a power of ten that is not less than the value. */
 function niceStep(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((it) => it * power).find((it) => it >= value * 0.9999);
+  return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= value * 0.9999);
 }
 
 function legendItem(colourName, ...content) {
@@ -47,7 +47,7 @@ function legendItem(colourName, ...content) {
   return el("span", { class: `legend-item ${colourName.slice(2)}` }, swatch, ...content);
 }
 
-/** Plots that are pointed at together. */
+/** Plots that show the same moment. */
 export class Cursor {
   at = null; // ms
   #plots = [];
@@ -76,8 +76,8 @@ export class Plot {
   #box = null; // {left, right, top, bottom} of the area, px
 
   /**
-   * `lines`: [{field, label, colour, fill}]; `format(value)`: with its unit; `least`: what the scale shows at least, so
-   * that nothing does not look like much.
+   * `lines`: [{field, label, colour, fill}]; `format(value)`: with its unit; `least`: the minimum range of
+   * the scale, so that noise does not fill the plot.
    */
   constructor(figure, { title, lines, format, least, cursor }) {
     this.#figure = figure;
@@ -107,7 +107,7 @@ export class Plot {
     new ResizeObserver(() => this.paint()).observe(this.#canvas.parentElement);
   }
 
-  /** Call the lines so from now on. */
+  /** Rename the lines. */
   label(names) {
     names.forEach((name, i) => {
       this.#lines[i].label = name;
@@ -115,18 +115,18 @@ export class Plot {
     });
   }
 
-  /** `data`: as History.since returns it; `from`, `to`: ms; `name`: of what it is. */
+  /** `data`: as History.since returns it; `from`, `to`: ms; `name`: of the series. */
   show(data, from, to, name) {
     this.#view = { data, from, to, name };
     const last = data.times.length - 1;
-    for (const [field, node] of this.#values) setText(node, last < 0 ? "–" : this.#told(data[field][last]));
+    for (const [field, node] of this.#values) setText(node, last < 0 ? "–" : this.#formatted(data[field][last]));
     setAttribute(this.#canvas, "aria-label", `${this.title} of ${name}. The arrow keys read it out.`);
     this.paint();
   }
 
   paint() {
     const width = this.#canvas.parentElement.clientWidth;
-    if (this.#view === null || width === 0 || document.hidden) return; // seen again, the next status paints
+    if (this.#view === null || width === 0 || document.hidden) return; // the next status repaints it
     const pen = prepared(this.#canvas, width, HEIGHT);
     pen.font = `11px ${getComputedStyle(this.#figure).fontFamily}`;
     const scale = this.#scale(pen);
@@ -140,7 +140,7 @@ export class Plot {
     pen.beginPath();
     pen.rect(box.left, 0, box.right - box.left + 6, HEIGHT);
     pen.clip();
-    // The first one is on top.
+    // The first line is drawn last, on top.
     for (const line of [...this.#lines].reverse()) this.#paintLine(pen, line, x, y, box.bottom);
     pen.restore();
     this.#paintCursor(pen, box, x, y);
@@ -175,7 +175,7 @@ export class Plot {
     });
     const { from, to } = this.#view;
     const perPixel = (to - from) / (box.right - box.left);
-    const step = 1000 * (STEPS_S.find((it) => it * 1000 >= TICK_WIDTH * perPixel) ?? STEPS_S.at(-1));
+    const step = 1000 * (STEPS_S.find((seconds) => seconds * 1000 >= TICK_WIDTH * perPixel) ?? STEPS_S.at(-1));
     pen.textBaseline = "alphabetic";
     pen.textAlign = "center";
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
@@ -233,7 +233,7 @@ export class Plot {
     const rows = [el("strong", {}, clock(data.times[i]))];
     for (const { field, label, colour: name } of this.#lines) {
       const value = data[field][i];
-      rows.push(legendItem(name, `${label} ${this.#told(value)}`));
+      rows.push(legendItem(name, `${label} ${this.#formatted(value)}`));
       if (Number.isNaN(value)) continue;
       pen.fillStyle = colour(name);
       pen.beginPath();
@@ -247,7 +247,7 @@ export class Plot {
     this.#tip.style.transform = `translate(${Math.max(0, Math.round(left))}px, ${TOP}px)`;
   }
 
-  #told(value) {
+  #formatted(value) {
     return Number.isNaN(value) ? "–" : this.#format(value);
   }
 
@@ -279,10 +279,10 @@ export class Plot {
   }
 }
 
-const SPARK = { width: 110, height: 28 }; // as panel.css has it: asking the page would cost a layout for each row
-export const sparksShown = matchMedia("(min-width: 1181px)"); // likewise
+const SPARK = { width: 110, height: 28 }; // as in panel.css; measuring the page would cost a layout for each row
+export const sparksShown = matchMedia("(min-width: 1181px)"); // as in panel.css
 
-/** Both directions as one thin picture, for a row of a table. */
+/** Both directions as a small plot, for a row of the table. */
 export function spark(canvas, data, from, to) {
   if (!sparksShown.matches || document.hidden) return;
   const { width, height } = SPARK;

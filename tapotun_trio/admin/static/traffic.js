@@ -1,4 +1,4 @@
-// The figures at the top, and the two plots of everything, an interface or a peer.
+// The figures at the top, and the two plots: of everything, an interface or a peer.
 
 import { byId, el, setShown, setText } from "./dom.js";
 import { count, milliseconds, NOTHING, plural, rate, size } from "./format.js";
@@ -10,7 +10,7 @@ export class Traffic {
   #scope = byId("plot-scope");
   #span = byId("plot-span");
   #scopes = "";
-  #chosen = ALL; // it may be away for a while, as a failed interface's peers are
+  #chosen = ALL; // it may be absent for a while, as the peers of a failed interface are
   #rate;
   #trips;
   #recently = new Recently();
@@ -52,7 +52,7 @@ export class Traffic {
     setText(byId("total-rx-bytes"), `${size(sum.rxBytes)} in all`);
     setText(byId("total-tx-bytes"), `${size(sum.txBytes)} in all`);
     setText(byId("total-peers"), `${count(sum.connected)} of ${count(sum.count)}`);
-    const up = status.interfaces.filter((it) => it.state === "up").length;
+    const up = status.interfaces.filter((iface) => iface.state === "up").length;
     setText(byId("total-peers-more"), `${up} of ${plural(status.interfaces.length, "interface")} up`);
     setText(byId("total-rtt"), milliseconds(sum.rtt));
     const trips = sum.count === 1 ? "last ping" : `median, slowest ${milliseconds(sum.high)}`;
@@ -61,12 +61,12 @@ export class Traffic {
     setText(byId("total-drops"), count(dropped));
     const grown = this.#recently.growth(at, new Map([["drops", dropped]])).get("drops");
     setText(byId("total-drops-more"), `${count(grown)} in the last minute`);
-    this.#peers = new Map(peers.map((it) => [it.key, it]));
+    this.#peers = new Map(peers.map((entry) => [entry.key, entry]));
     this.#offer(status, peers);
     this.plot();
   }
 
-  /** Plot that peer or interface, and bring the plots into sight. */
+  /** Plot that peer or interface, and scroll to the plots. */
   select(key) {
     this.#scope.value = this.#chosen = key;
     this.plot();
@@ -85,16 +85,16 @@ export class Traffic {
     this.#trips.show(data, from, end, name);
   }
 
-  // The list is made anew only when names come or go: an open list would close.
+  // The list is rebuilt only when names change, because that closes an open list.
   #offer(status, peers) {
-    const names = JSON.stringify([status.interfaces.map((it) => it.name), peers.map((it) => it.key)]);
+    const names = JSON.stringify([status.interfaces.map(({ name }) => name), peers.map(({ key }) => key)]);
     if (names === this.#scopes) return;
     this.#scopes = names;
-    const groups = status.interfaces.map((it) => {
-      const whole = el("option", { value: ofInterface(it.name) }, `${it.name}, whole`);
-      const own = peers.filter((one) => one.interfaceName === it.name);
+    const groups = status.interfaces.map((iface) => {
+      const whole = el("option", { value: ofInterface(iface.name) }, `${iface.name}, whole`);
+      const own = peers.filter((one) => one.interfaceName === iface.name);
       const each = own.map((one) => el("option", { value: one.key }, one.peer.name));
-      return el("optgroup", { label: it.name }, whole, ...each);
+      return el("optgroup", { label: iface.name }, whole, ...each);
     });
     this.#scope.replaceChildren(el("option", { value: ALL }, "everything"), ...groups);
     this.#scope.value = this.#chosen;

@@ -1,0 +1,32 @@
+"""What status, readiness and the control commands need of a running interface's transport, server or client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..cooperative import Steps
+from ..server.session import Session
+from ..status.model import InterfaceState, InterfaceStatus
+
+
+class Tunnel(Protocol):
+    """`server.server.TunnelServer` or `client.client.TunnelClient`."""
+
+    @property
+    def interface_state(self) -> InterfaceState:
+        """``up`` or ``connecting``."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the interface is not up, in one phrase; None if the tunnel does not know."""
+
+    @property
+    def sessions(self) -> Sequence[Session] | None:
+        """A server's sessions, one for each client in its config. None: this is a client.
+
+        A reload makes a new list and leaves this one as it is.
+        """
+
+    def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
+        """``common`` with what the tunnel knows, computed in steps of about a millisecond."""

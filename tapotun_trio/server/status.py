@@ -1,0 +1,54 @@
+"""The status of a server interface: its listeners, its counters, and its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from ..cooperative import Steps
+from ..http.virtual_hosts import Registration
+from ..peer.status import by_reason, peer_status
+from ..status.model import InterfaceStatus, ListenerStatus, PeerStatus
+from .session import Session
+
+ABSENT: Final = "this machine does not have that address yet"
+PEERS_PER_STEP: Final = 50  # about a millisecond
+
+
+def server_status(
+    common: InterfaceStatus,
+    sessions: Sequence[Session],
+    registration: Registration,
+    device_drops: Mapping[str, int],
+    refusals: Mapping[str, int],
+) -> Steps[InterfaceStatus]:
+    """``common`` with what the server knows, in steps. Each client's status is from the step that reaches it."""
+    peers: list[PeerStatus] = []
+    for session in sessions:
+        client = session.client
+        peers.append(
+            peer_status(session, client.name, addresses=[client.ip], routes=client.routes, sources=client.sources)
+        )
+        if len(peers) % PEERS_PER_STEP == 0:
+            yield
+    return msgspec.structs.replace(
+        common,
+        listen=_listeners(registration),
+        device_drops=by_reason(device_drops),
+        refusals=by_reason(refusals),
+        peers=peers,
+    )
+
+
+def _listeners(registration: Registration) -> list[ListenerStatus]:
+    open_ones = [
+        ListenerStatus(
+            address=endpoint.listener.name,
+            problem=ABSENT if endpoint.listener.waits else None,
+            refusals=by_reason(endpoint.refusals),
+        )
+        for endpoint in registration.endpoints
+    ]
+    return open_ones + [ListenerStatus(address=name, problem=error) for name, error in registration.refused.items()]
