@@ -13,7 +13,7 @@ from tapotun_trio.shell.typed import VERBS, with_verb
 from tapotun_trio.shell.usage import own_options, verbs
 
 from .test_status import pair, world
-from .test_verbs import asked, call, run_directory
+from .test_subcommands import asked, call, run_directory
 
 __all__ = ["run_directory"]
 

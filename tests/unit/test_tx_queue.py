@@ -1,4 +1,4 @@
-"""The outbox: nothing lost without being counted, nothing out of order, nothing too old."""
+"""`TxQueue`: nothing lost without being counted, nothing out of order, nothing too old."""
 
 from __future__ import annotations
 
@@ -28,69 +28,69 @@ def numbers(frames: bytes) -> list[int]:
     return found
 
 
-def outbox(**limits: float) -> tuple[TxQueue, Counter[str]]:
+def make_queue(**limits: float) -> tuple[TxQueue, Counter[str]]:
     drops: Counter[str] = Counter()
     return TxQueue(drops, **limits), drops  # type: ignore[arg-type]
 
 
 def test_a_run_is_cut_between_frames() -> None:
-    box, drops = outbox()
-    box.put(b"".join(map(frame, range(10))), 10, now=0.0)
+    queue, drops = make_queue()
+    queue.put(b"".join(map(frame, range(10))), 10, now=0.0)
     taken = []
-    while box:
-        packets, frames = box.take(0.0, 4000)
+    while queue:
+        packets, frames = queue.take(0.0, 4000)
         assert len(frames) <= 4000
         assert packets == len(numbers(frames)) == 2
         taken += numbers(frames)
     assert taken == list(range(10))
-    assert box.depth_bytes == 0
+    assert queue.depth_bytes == 0
     assert not drops
 
 
 def test_a_frame_larger_than_the_limit_goes_alone() -> None:
-    box, _ = outbox()
-    box.put(frame(1, 65535), 1, now=0.0)
-    box.put(frame(2) + frame(3, 60000), 2, now=0.0)
-    assert [numbers(box.take(0.0, 3000)[1]) for _ in range(3)] == [[1], [2], [3]]
-    assert not box
+    queue, _ = make_queue()
+    queue.put(frame(1, 65535), 1, now=0.0)
+    queue.put(frame(2) + frame(3, 60000), 2, now=0.0)
+    assert [numbers(queue.take(0.0, 3000)[1]) for _ in range(3)] == [[1], [2], [3]]
+    assert not queue
 
 
 def test_whole_runs_are_not_copied() -> None:
-    box, _ = outbox()
+    queue, _ = make_queue()
     batch = b"".join(map(frame, range(100)))
-    box.put(batch, 100, now=0.0)
-    box.put(batch, 100, now=0.0)
-    assert box.take(0.0, 1000, cut=False) == (100, batch)
-    assert box.take(0.0, 10**6, cut=False) == (100, batch)
-    assert box.take(0.0, 1000, cut=False) == (0, b"")
+    queue.put(batch, 100, now=0.0)
+    queue.put(batch, 100, now=0.0)
+    assert queue.take(0.0, 1000, cut=False) == (100, batch)
+    assert queue.take(0.0, 10**6, cut=False) == (100, batch)
+    assert queue.take(0.0, 1000, cut=False) == (0, b"")
 
 
 def test_a_standing_queue_is_shortened_one_packet_at_a_time() -> None:
-    box, drops = outbox()
+    queue, drops = make_queue()
     for n in range(400):
         now = n / 1000
-        box.put(frame(2 * n) + frame(2 * n + 1), 2, now)
+        queue.put(frame(2 * n) + frame(2 * n + 1), 2, now)
         if n >= 50:  # what comes out has waited for 50 ms
-            box.take(now, 3200)
+            queue.take(now, 3200)
     assert drops.keys() == {DropReason.CODEL}
     assert 3 <= drops[DropReason.CODEL] <= 10
 
 
 def test_what_is_too_old_goes_with_its_run_and_is_counted_once() -> None:
-    box, drops = outbox()
-    box.put(b"".join(map(frame, range(5))), 5, now=0.0)
-    assert box.take(0.0, 3100)[0] == 2
-    assert box.take(MAX_AGE_S * 1.01, 3100) == (0, b"")
+    queue, drops = make_queue()
+    queue.put(b"".join(map(frame, range(5))), 5, now=0.0)
+    assert queue.take(0.0, 3100)[0] == 2
+    assert queue.take(MAX_AGE_S * 1.01, 3100) == (0, b"")
     assert drops == {DropReason.QUEUE_AGE: 3}
-    assert box.depth_bytes == 0
+    assert queue.depth_bytes == 0
 
 
 def test_what_does_not_fit_costs_the_oldest() -> None:
-    box, drops = outbox(max_bytes=4000)
+    queue, drops = make_queue(max_bytes=4000)
     for n in range(3):
-        box.put(frame(n), 1, now=0.0)
+        queue.put(frame(n), 1, now=0.0)
     assert drops == {DropReason.QUEUE_FULL: 1}
-    assert numbers(box.take(0.0, 9000)[1]) == [1, 2]
+    assert numbers(queue.take(0.0, 9000)[1]) == [1, 2]
 
 
 STEPS = st.lists(
@@ -106,7 +106,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_everything_comes_out_in_order_or_is_counted(steps: list[tuple[str, int | list[int]]]) -> None:
-    box, drops = outbox(max_bytes=200_000)
+    queue, drops = make_queue(max_bytes=200_000)
     born: dict[int, float] = {}
     taken: list[int] = []
     put = 0
@@ -115,21 +115,21 @@ def test_everything_comes_out_in_order_or_is_counted(steps: list[tuple[str, int 
         if isinstance(value, list):
             batch = b"".join(frame(put + n, size) for n, size in enumerate(value))
             born.update(dict.fromkeys(range(put, put + len(value)), now))
-            box.put(batch, len(value), now)
+            queue.put(batch, len(value), now)
             put += len(value)
         elif step == "wait":
             now += value / 1000
         else:
-            packets, frames = box.take(now, value, cut=step == "take")
+            packets, frames = queue.take(now, value, cut=step == "take")
             found = numbers(frames)
             assert packets == len(found)
             assert step != "take" or len(frames) <= value or packets == 1
             assert all(now - born[n] <= MAX_AGE_S for n in found)
             taken += found
         assert taken == sorted(set(taken))
-        assert box.depth_bytes <= 400_000
-        assert bool(box) == (box.depth_bytes > 0)
+        assert queue.depth_bytes <= 400_000
+        assert bool(queue) == (queue.depth_bytes > 0)
     rest = 0
-    while box:
-        rest += box.take(now, 10**6)[0]
+    while queue:
+        rest += queue.take(now, 10**6)[0]
     assert len(taken) + rest + drops.total() == put

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.admin import manager as seat_module
+from tapotun_trio.admin import manager
 from tapotun_trio.admin.manager import AdminManager
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpAddress, UnixAddress
 from tapotun_trio.control.handlers import Process
@@ -47,7 +47,7 @@ def at(port: int, token: Secret | None = TOKEN, address: str = "127.0.0.1") -> A
 
 
 @asynccontextmanager
-async def seated(config: AdminConfig | None) -> AsyncIterator[tuple[AdminManager, Registry]]:
+async def managed(config: AdminConfig | None) -> AsyncIterator[tuple[AdminManager, Registry]]:
     registry = Registry()
     async with trio.open_nursery() as nursery:
         admin_manager = AdminManager(Process("hub", "/x", boottime()), registry, nursery)
@@ -75,7 +75,7 @@ def handlers() -> int:
 
 async def test_it_comes_moves_and_goes() -> None:
     first, second, before = free_port(), free_port(), handlers()
-    async with seated(None) as (admin_manager, _):
+    async with managed(None) as (admin_manager, _):
         with admin_manager.changing(at(first)):
             with pytest.raises(OSError):
                 await ask(second)
@@ -96,7 +96,7 @@ async def test_it_comes_moves_and_goes() -> None:
 
 async def test_a_new_token_ends_what_the_old_one_opened() -> None:
     port = free_port()
-    async with seated(at(port)) as (admin_manager, _):
+    async with managed(at(port)) as (admin_manager, _):
         kept = await trio.open_tcp_stream("127.0.0.1", port)
         request = f"GET /api/session HTTP/1.1\r\nHost: h\r\nx-api-key: {TOKEN.reveal()}\r\n\r\n".encode()
         await kept.send_all(request)
@@ -116,7 +116,7 @@ async def test_where_it_cannot_listen_nothing_changes() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         other = taken.getsockname()[1]
-        async with seated(None) as (admin_manager, _):
+        async with managed(None) as (admin_manager, _):
             with (
                 pytest.raises(HostError, match=r"admin: cannot listen on .*the port is in use"),
                 admin_manager.changing(at(other)),
@@ -133,7 +133,7 @@ async def test_where_it_cannot_listen_nothing_changes() -> None:
 async def test_an_address_that_is_still_to_come(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     elsewhere = replace(at(port), listen=TcpAddress("192.0.2.77", port))
-    async with seated(elsewhere) as (admin_manager, _):
+    async with managed(elsewhere) as (admin_manager, _):
         [line] = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
         assert line.startswith(f"admin: 192.0.2.77:{port}: this machine does not have that address yet")
         with admin_manager.changing(at(port)):
@@ -147,7 +147,7 @@ async def test_a_family_that_the_kernel_does_not_have(
     """The process starts without the listener, and the next reload has it, though its config is the same."""
     port, before = free_port(), handlers()
     loopback = replace(at(port), listen=TcpAddress("::1", port))
-    async with seated(None) as (admin_manager, _):
+    async with managed(None) as (admin_manager, _):
         with monkeypatch.context() as patch:
             patch.setattr(socket, "AF_INET6", 99)  # no kernel has that
             with admin_manager.changing(loopback):
@@ -169,7 +169,7 @@ async def test_a_family_that_the_kernel_does_not_have(
 
 async def test_if_the_rest_fails_nothing_changes() -> None:
     first, second = free_port(), free_port()
-    async with seated(at(first)) as (admin_manager, _):
+    async with managed(at(first)) as (admin_manager, _):
         with pytest.raises(HostError, match="the rest"), admin_manager.changing(at(second)):
             raise HostError("the rest")
         assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
@@ -182,7 +182,7 @@ async def test_if_the_rest_fails_nothing_changes() -> None:
 
 async def test_from_all_addresses_to_one_on_the_same_port_and_back() -> None:
     port = free_port()
-    async with seated(at(port, address="0.0.0.0")) as (admin_manager, _):
+    async with managed(at(port, address="0.0.0.0")) as (admin_manager, _):
         with admin_manager.changing(at(port)):
             pass
         assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
@@ -193,7 +193,7 @@ async def test_from_all_addresses_to_one_on_the_same_port_and_back() -> None:
 
 async def test_a_unix_socket_and_its_file(tmp_path: Path) -> None:
     path, port = tmp_path / "admin.http", free_port()
-    async with seated(AdminConfig(UnixAddress(str(path)), TOKEN)) as (admin_manager, _):
+    async with managed(AdminConfig(UnixAddress(str(path)), TOKEN)) as (admin_manager, _):
         assert (await ask(path)).startswith(b"HTTP/1.1 200 ")
         assert path.stat().st_mode & 0o777 == 0o660
         with admin_manager.changing(at(port)):
@@ -226,10 +226,10 @@ class Rig:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with seated(self.config.admin) as (admin_manager, self.registry), trio.open_nursery() as nursery:
-            with ServiceManager({}, None, process_logger()) as manager:
+        async with managed(self.config.admin) as (admin_manager, self.registry), trio.open_nursery() as nursery:
+            with ServiceManager({}, None, process_logger()) as service_manager:
                 self.reloader = Reloader(
-                    self.config, self.read, self.registry, admin_manager, manager, process_logger()
+                    self.config, self.read, self.registry, admin_manager, service_manager, process_logger()
                 )
                 admin_manager.reload = self.reloader.reload
                 host = MemoryHost()
@@ -296,13 +296,13 @@ async def test_the_logs_level_changes() -> None:
 async def test_a_reload_that_adds_it_loads_it_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes 0.1 s, for which no packet shall wait."""
     threads: list[int] = []
-    load = seat_module._load
+    load = manager._load
 
     def note() -> None:
         threads.append(threading.get_ident())
         load()
 
-    monkeypatch.setattr(seat_module, "_load", note)
+    monkeypatch.setattr(manager, "_load", note)
     rig = Rig()
     rig.config = replace(rig.config, admin=None)
     async with rig.running():
@@ -318,7 +318,7 @@ async def test_a_reload_that_adds_it_loads_it_in_a_thread(monkeypatch: pytest.Mo
 def test_what_is_loaded_is_all_that_it_needs() -> None:
     script = f"""
 import sys, trio
-from tapotun_trio.admin import manager as seat
+from tapotun_trio.admin import manager
 from tapotun_trio.config.model import AdminConfig, Secret, TcpAddress
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.peer.boottime import boottime
@@ -326,7 +326,7 @@ from tapotun_trio.lifecycle.registry import Registry
 
 async def main():
     async with trio.open_nursery() as nursery:
-        it = seat.AdminManager(Process("hub", "/x", boottime()), Registry(), nursery)
+        it = manager.AdminManager(Process("hub", "/x", boottime()), Registry(), nursery)
         config = AdminConfig(TcpAddress("127.0.0.1", {free_port()}), Secret("t"))
         await it.prepare(config)
         before = set(sys.modules)

@@ -1,4 +1,4 @@
-"""host.notify and readiness: what a service manager is told, when, and that it cannot hold us up."""
+"""`sd_notify` and readiness: what a service manager is told, when, and that it cannot hold us up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What carries a client's frames, as `TransportSelector` decides it."""
+"""What a client sends its frames over, as `TransportSelector` decides it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""http.lobby: a bounded number of strangers."""
+"""`http.pending`: a bounded number of connections that have not yet shown who they are."""
 
 from __future__ import annotations
 

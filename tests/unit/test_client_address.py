@@ -20,7 +20,7 @@ from tapotun_trio.http.client_address import PROXY_HEADER_S, find_client_address
 from ..fakes import MemoryHost
 from ..streams import memory_pair
 from .support import allowed, free_port, running, server_config
-from .test_frontdoor import ask, servers
+from .test_virtual_hosts import ask, servers
 from .test_wire_proxyprotocol import INET, LOCAL, header
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
