@@ -7,13 +7,21 @@ from typing import Final
 from tapotun_trio.errors import PeerError
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody, LengthBody, chunk_head
-from tapotun_trio.wire.frames import HEADER_BYTES, MIN_PACKET_BYTES, PING, FrameReader, each, echoed_clock, encode_echo
+from tapotun_trio.wire.frames import (
+    BASE_PING,
+    HEADER_BYTES,
+    MIN_PACKET_BYTES,
+    FrameReader,
+    each,
+    echoed_clock,
+    encode_echo,
+)
 from tapotun_trio.wire.vnet import validate_vnet_header
 
 from .feeding import arrivals
 
 _FRAME: Final = b"\x14\0" + bytes(12) + b"\x45" + bytes(19)
-_ALL: Final = PING + _FRAME + encode_echo(1) + control.ping(2) + control.bye("x") + control.encode(99, b"?")
+_ALL: Final = BASE_PING + _FRAME + encode_echo(1) + control.ping(2) + control.bye("x") + control.encode(99, b"?")
 
 _CHUNKS: Final = [chunk_head(len(part)) + part + b"\r\n" for part in (_ALL[:50], _ALL[50:])]
 

@@ -63,7 +63,7 @@ def remove_handler(handler: logging.Handler) -> None:
 
 
 class RateLimitedLog:
-    """Logs an event that anyone on the network can cause: at once, but at most ``burst`` times in ``interval_s``.
+    """Logs an event that may come without limit: at once, but at most ``burst`` times in ``interval_s``.
 
     ``debug``: log the others at level debug.
     """

@@ -1,7 +1,7 @@
 """The HTTP API: the table of routes, the permission of each, and its handler.
 
-docs/admin.md documents the routes. Requests are untrusted input: a bad one gets an error response. `PeerError` goes to
-the owner of the connection.
+docs/admin.md documents the routes. Requests are untrusted input: a bad one gets an error response. `PeerError` is not
+handled here: the owner of the connection does that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .pages import Page
 
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LIVE: Final = 16  # WebSockets
-TURN_S: Final = (0.0005, 0.004)  # of a long task, before other tasks run: at least, at most
+TURN_S: Final = (0.0005, 0.004)  # the shortest and the longest turn of a long task, after which other tasks run
 STATUS_AGE_S: Final = 0.5  # a status that several WebSockets share is at most this old
 
 # A request's target may be an absolute URL (RFC 9112 section 3.2.2).
@@ -167,7 +167,7 @@ class AdminApi:
         return await handler(Request(exchange, address, visitor))
 
     def _admit(self, permission: Permission, exchange: Exchange, address: str) -> Visitor | None:
-        """Raises Refused."""
+        """Check the permission. Returns who asks; None: a route for everybody. Raises Refused."""
         head, now = exchange.head, trio.current_time()
         if permission is Permission.EVERYBODY or (
             permission is Permission.EVERYBODY_WITHOUT_TOKEN and not self._access.has_token
@@ -287,8 +287,8 @@ class AdminApi:
 async def _joined(parts: Iterable[bytes]) -> bytes:
     """Join parts that take long to make, with pauses in which packets pass.
 
-    A turn is as long as the other tasks' turns, within `TURN_S`: on a busy machine a scrape in many short turns would
-    not end in time.
+    A turn lasts as long as the other tasks' last one, within `TURN_S`. With shorter turns a scrape would not end in
+    time on a busy machine.
     """
     joined, begun, others_s = bytearray(), perf_counter(), 0.0
     for part in parts:
@@ -302,5 +302,5 @@ async def _joined(parts: Iterable[bytes]) -> bytes:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser uses https, according to its proxy. If that is wrong, it only withholds the cookie."""
+    """Whether the browser uses https, according to its proxy. A false header only has the cookie withheld."""
     return request.exchange.head.headers.get("x-forwarded-proto", "").strip().lower() == "https"

@@ -1,7 +1,7 @@
 """Interface definitions and the settings of the process: from type-checked JSON (`Node`) to the values of `model`.
 
 Untrusted input. Everything wrong is reported to the `LoadContext`, and validation goes on with the rest. A function
-returns None only if a finding that it reported is an error, unless its docstring says otherwise.
+returns None only after it has reported an error, unless its docstring says otherwise.
 
 Two choices of this program:
 
@@ -76,7 +76,7 @@ def validate_name(node: Node, context: LoadContext) -> str | None:
 
 
 def validate_mark(node: Node, context: LoadContext) -> Mark | None:
-    """Policy routing. None also if the definition has none."""
+    """Policy routing. None: invalid, or not given."""
     mark_node = node.get("mark", Node)
     if mark_node is None:
         return None
@@ -197,8 +197,8 @@ class _ServerValidator:
     def _validate_pushed(
         self, listen: tuple[ListenAddress, ...], ips: tuple[IPv4Address, ...]
     ) -> tuple[IPv4Network, ...]:
-        """``push_routes``, each once: a client's kernel would refuse a second one. Also warns if ``net``, which clients
-        route into the tunnel too, covers an address where they reach the server."""
+        """``push_routes``, each once: a client's kernel would refuse a second one. Also warns if
+        clients reach the server at an address within ``net``, which they route into the tunnel."""
         node, net = self._node, self._net
         own = {net.ip, *ips} if net is not None else set()
         outside = [address for address in _listen_addresses(listen) if address not in own]
@@ -319,8 +319,8 @@ class _ServerValidator:
     def _validate_clients(self) -> tuple[AllowedClient, ...]:
         """The clients without errors.
 
-        All addresses are registered before the first name or route, which may conflict with the address of a client
-        further down.
+        All addresses are registered first, because a name or a route may conflict with the address of a client further
+        down.
         """
         if self._node.get("clients", list) == []:
             value = "[]" if "clients" in self._node.given else ""
@@ -405,7 +405,7 @@ def _first_covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Ad
 
 
 def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
-    """Same as ``inner.subnet_of(outer)``, which would cache two more addresses in each of thousands of networks."""
+    """Same as ``inner.subnet_of(outer)``, which would keep two more addresses in each of thousands of networks."""
     first = int(inner.network_address) & int(outer.netmask)
     return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
 
@@ -606,7 +606,7 @@ class _ClientValidator:
         return least, most
 
     def _validate_transport_mark(self) -> int | None:
-        """None also if there is none."""
+        """None: invalid, or not given."""
         value = self._node.get("transport_mark", int)
         mark_node = self._node.get("mark", Node)
         if value is not None and mark_node is not None and mark_node.get("value", int) == value:
@@ -623,7 +623,7 @@ class _ClientValidator:
 
 
 def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
-    """The admin listener. None also if there is none. Call it after all ``interfaces`` are validated."""
+    """The admin listener. None: invalid, or not given. Call it after all ``interfaces`` are validated."""
     node = root.get("admin", Node)
     if node is None:
         return None

@@ -21,7 +21,7 @@ from ..errors import EndReason, PeerError
 from ..host.net.sockets import GONE
 from ..http.writer import BodyWriter
 from ..wire import control
-from ..wire.frames import HEADER_BYTES, PING, encode_echo
+from ..wire.frames import BASE_PING, HEADER_BYTES, encode_echo
 from .counters import Counters, DropReason
 from .scheduler import WATCH_BYTES, SendScheduler
 from .tx_queue import TxQueue
@@ -59,7 +59,7 @@ class KeepalivePolicy:
     unanswered_s: float | None = None
 
 
-BASE_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, lambda clock_ns: PING)
+BASE_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, lambda clock_ns: BASE_PING)
 # The client echoes this ping, which keeps its upload alive even while the download carries packets: it gives an upload
 # up after 60 s without a byte, and sends no ping of its own.
 GENERATION_2_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, encode_echo, always=True)

@@ -24,7 +24,7 @@ from ..http.client import CONNECT_S, open_connection
 from ..text import one_line, shorten
 from .measured import Dns, Measured, Tcp, Tls
 
-ADDRESS_S: Final = 4.0  # for each address, all at once
+ADDRESS_S: Final = 4.0  # for one address; all are tried at the same time
 MAX_ADDRESSES: Final = 8
 VERSION_S: Final = 4.0  # for each version's handshake
 _DAY_S: Final = 86400.0
@@ -44,7 +44,7 @@ class Path:
         return await open_connection(self.config.server, self._tls, None, self.proxy)
 
     async def explore(self, measured: Measured) -> bool:
-        """Measure the steps. Returns whether requests can be made."""
+        """Measure DNS, TCP, proxy and TLS, until one fails. Returns whether requests can be made."""
         url = self.config.server
         host, port = (url.host, url.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
         measured.dns, measured.tcp = Dns(host), None
@@ -124,7 +124,7 @@ class Path:
 
 
 async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
-    """Connect to every address, to find those that would make a client fail at random."""
+    """Connect to up to ``MAX_ADDRESSES`` addresses, to find those that would make a client fail at random."""
     took: dict[str, float] = {}
 
     async def attempt(address: str) -> None:
@@ -155,7 +155,7 @@ async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
 
 
 def _describe(tls: Tls, certificate: dict[str, object]) -> None:
-    """Untrusted input; never raises."""
+    """Fill in the expiry and the issuer. Untrusted input; never raises."""
     until = certificate.get("notAfter")
     if isinstance(until, str):
         with suppress(ValueError):

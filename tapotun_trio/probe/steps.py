@@ -15,7 +15,7 @@ from ..errors import PeerError, leaves
 from ..host.net.sockets import Connection
 from ..http.client import check_status
 from ..wire import control, tunconf
-from ..wire.frames import PING, FrameReader
+from ..wire.frames import BASE_PING, FrameReader
 from .identify import identify
 from .idle import measure_idle
 from .measured import Direction, Http, Idle, Measured
@@ -312,7 +312,7 @@ class _Steps:
         async with self._receiving(connection, answer) as (down, nursery):
             up = await self._opener.upload(nursery, upload_fields(self._config, "", None))
             if _takes_pings(answer):
-                await up.send(PING)
+                await up.send(BASE_PING)
             await measure_idle(measured.idle, up, down, self._opener.progress, self._still_ours)
         if down.clean and measured.idle.download_s is None:
             measured.not_tested.append("idle timeout of a download: the server ended it")

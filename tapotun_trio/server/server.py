@@ -124,7 +124,7 @@ class TunnelServer:
         self.sessions, self._by_token = first.sessions, first.by_token
         self._verdicts: dict[bytes, Sender | bool] = {}
         # A burst of lines: tools such as fail2ban read the log, and have to see each address.
-        self._refusals = RateLimitedLog(burst=LOG_BURST)
+        self._refusal_log = RateLimitedLog(burst=LOG_BURST)
         self._faults = Faults()
 
     @property
@@ -262,12 +262,12 @@ class TunnelServer:
         session, method, name = self._authenticate(exchange), exchange.head.method, exchange.client
         if session is None:
             text = f"{name} refused: unknown or missing token"
-            self._refusals.log(self._log, logging.WARNING, trio.current_time(), text)
+            self._refusal_log.log(self._log, logging.WARNING, trio.current_time(), text)
             await self._refuse(exchange, 403, RefusalReason.BAD_TOKEN)
             return
         if method not in ("GET", "PUT"):
             text = f"{name} refused: method {method[:20]}"
-            session.refusals.log(session.log, logging.WARNING, trio.current_time(), text)
+            session.refusal_log.log(session.log, logging.WARNING, trio.current_time(), text)
             await self._refuse(exchange, 405, RefusalReason.BAD_METHOD, (("Allow", "GET, PUT"),))
             return
         websocket = exchange.head.asks_for_websocket and ClientHello.of(exchange.head.headers).may_use_websocket

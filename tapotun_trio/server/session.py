@@ -195,7 +195,7 @@ class Session:
         return RateLimitedLog()
 
     @cached_property
-    def refusals(self) -> RateLimitedLog:
+    def refusal_log(self) -> RateLimitedLog:
         return RateLimitedLog()
 
     @cached_property

@@ -25,7 +25,9 @@ MAX_PAYLOAD_BYTES: Final = 48 * 1024
 
 # Kinds, each with its direction and payload (docs/protocol.md#control-frames).
 PARAMS: Final = 1  # server -> client: JSON, see `params`; the first frame of a download, and again after a change
-PING: Final = 2  # both ways: u64, the sender's clock in ns; first on every stream, then once per keepalive
+# Both ways: u64, the sender's clock in ns (a probe's: a number and filling). First on every stream, then once per
+# keepalive.
+PING: Final = 2
 PONG: Final = 3  # both ways: the payload of the PING, on the stream that the pinged end sends on
 UPLOAD_SEEN: Final = 4  # server -> client, when the first frame of a PUT has come: u32 number of the PUT, or empty
 BYE: Final = 5  # both ways: UTF-8 reason; the sender ends the session on purpose

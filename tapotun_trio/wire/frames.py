@@ -33,7 +33,7 @@ GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # of the vnet header
 MIN_PACKET_BYTES: Final = 20  # an IPv4 header
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
-PING: Final = b"\0\0"
+BASE_PING: Final = b"\0\0"
 
 # Of a frame: the packet's length, gso_type, gso_size, and the packet's first byte.
 HEAD: Final = Struct("<HxB2xH6xB")

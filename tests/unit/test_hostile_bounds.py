@@ -23,8 +23,8 @@ from tapotun_trio.server.session import MAX_DOWNLOADS
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody
 from tapotun_trio.wire.frames import (
+    BASE_PING,
     BUFFER_BYTES,
-    PING,
     STEP_CONTROLS,
     STEP_ITEMS,
     FrameRange,
@@ -79,7 +79,7 @@ class CountingBody:
         ChunkedBody(),
     ),
     ("empty control frames", control.encode(control.PING) * (BUFFER_BYTES // 7), CloseBody()),
-    ("base pings", PING * (BUFFER_BYTES // 2), CloseBody()),
+    ("base pings", BASE_PING * (BUFFER_BYTES // 2), CloseBody()),
     ("the smallest frames", frame(bytes([0x45]) * 20) * (BUFFER_BYTES // 34), CloseBody()),
 )
 def test_a_full_receive_is_taken_in_bounded_steps(data: bytes, body: Body) -> None:

@@ -16,7 +16,7 @@ from tapotun_trio.http.heads import RequestParser
 from tapotun_trio.server.session import ClientHello
 from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
-from tapotun_trio.wire.frames import PING, FrameReader, each
+from tapotun_trio.wire.frames import BASE_PING, FrameReader, each
 
 from ..chunkings import cut, cuts, every_chunking
 from ..packets import frame
@@ -28,7 +28,7 @@ FEW: Final = settings(max_examples=150, deadline=None)
 payloads = st.binary(max_size=40)
 controls = st.tuples(st.integers(0, 255), payloads)
 packets = st.binary(min_size=20, max_size=60).map(frame)
-pieces = st.lists(st.one_of(controls.map(lambda c: control.encode(*c)), packets, st.just(PING)), max_size=12)
+pieces = st.lists(st.one_of(controls.map(lambda c: control.encode(*c)), packets, st.just(BASE_PING)), max_size=12)
 
 
 def read(data: list[bytes], *, agreed: bool = True) -> tuple[list[bytes], list[tuple[int, bytes]]]:
@@ -49,7 +49,7 @@ def read(data: list[bytes], *, agreed: bool = True) -> tuple[list[bytes], list[t
 def test_control_frames_among_frames_under_every_split(
     sent: list[tuple[int, bytes]], frames: list[bytes], mix: Any, places: list[int]
 ) -> None:
-    rest = [[control.encode(*it) for it in sent], list(frames), [PING] * 3]
+    rest = [[control.encode(*it) for it in sent], list(frames), [BASE_PING] * 3]
     wire = b""
     while any(rest):
         wire += mix.choice([queue for queue in rest if queue]).pop(0)

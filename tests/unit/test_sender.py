@@ -29,7 +29,7 @@ from tapotun_trio.host.interfaces import PathState
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import ChunkedBody
-from tapotun_trio.wire.frames import PING, FrameReader, each
+from tapotun_trio.wire.frames import BASE_PING, FrameReader, each
 
 from ..packets import frame, ipv4
 from ..streams import MemoryConnection, memory_pair
@@ -728,5 +728,5 @@ def test_every_frame_once_and_in_order(happening: Sequence[tuple[str, int]], cap
 
 
 def test_what_pings_are() -> None:
-    assert BASE_KEEPALIVE.frame(5) == PING
+    assert BASE_KEEPALIVE.frame(5) == BASE_PING
     assert extended_keepalive(10.0).frame(5) == control.ping(5)

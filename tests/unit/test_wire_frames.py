@@ -13,13 +13,13 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import CHUNK_END, LAST_CHUNK, Body, ChunkedBody, CloseBody, LengthBody, chunk_head
 from tapotun_trio.wire.frames import (
+    BASE_PING,
     BUFFER_BYTES,
     HEADER_BYTES,
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
     MAX_PACKET_BYTES,
     MIN_PACKET_BYTES,
-    PING,
     FrameRange,
     FrameReader,
     each,
@@ -71,11 +71,11 @@ def chunked(payload: bytes, places: Sequence[int]) -> bytes:
 
 vnet_headers = st.binary(min_size=12, max_size=12)
 small_frames = st.builds(frame, st.binary(min_size=MIN_PACKET_BYTES, max_size=60), vnet_headers)
-streams = st.lists(st.just(PING) | small_frames, max_size=12)
+streams = st.lists(st.just(BASE_PING) | small_frames, max_size=12)
 
 
 def without_pings(stream: Iterable[bytes]) -> list[bytes]:
-    return [it for it in stream if it != PING]
+    return [it for it in stream if it != BASE_PING]
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,7 +93,7 @@ def test_the_same_frames_under_every_chunking_and_every_split(
             if result.reader.ended:
                 break
         assert result.frames == without_pings(stream)
-        assert result.reader.pings == stream.count(PING)
+        assert result.reader.pings == stream.count(BASE_PING)
         assert result.reader.ended
         assert result.reader.leftover + b"".join(remaining) == behind
 
@@ -140,7 +140,7 @@ def test_large_frames_wrap_and_straddle(sizes: list[int], chunk_places: list[int
 @pytest.mark.parametrize("filler_bytes", range(BUFFER_BYTES - MAX_FRAME_BYTES - 3, BUFFER_BYTES - MAX_FRAME_BYTES + 4))
 def test_every_place_around_the_wrap(filler_bytes: int) -> None:
     """The first bytes of a frame end just before, at, and behind the place from which it is moved."""
-    pings = PING * ((filler_bytes - 2) // 2)  # an odd rest makes the frame's first part one byte longer
+    pings = BASE_PING * ((filler_bytes - 2) // 2)  # an odd rest makes the frame's first part one byte longer
     whole = frame(numbered_packet(1, MAX_PACKET_BYTES))
     first = 2 + filler_bytes % 2
     pieces = [pings + whole[:first], whole[first:]]
@@ -218,7 +218,7 @@ def test_prime_takes_as_much_as_a_reader_can_leave_over() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, MIN_PACKET_BYTES - 1])
-@pytest.mark.parametrize("before", [b"", PING, frame(b"g" * 20)])
+@pytest.mark.parametrize("before", [b"", BASE_PING, frame(b"g" * 20)])
 def test_a_length_that_no_packet_has(length: int, before: bytes) -> None:
     payload = before + length.to_bytes(2, "little") + bytes(60)
     for pieces in every_chunking(chunked(payload, [len(before) + 1]), [4, 6]):
@@ -280,19 +280,19 @@ def test_a_generation_2_ping(clock_ns: int) -> None:
 # ------------------------------------------------------------------ control frames
 
 controls = st.builds(control.encode, st.integers(0, 255), st.binary(max_size=40))
-mixed_streams = st.lists(st.just(PING) | small_frames | controls, max_size=12)
+mixed_streams = st.lists(st.just(BASE_PING) | small_frames | controls, max_size=12)
 
 
 @settings(max_examples=40, deadline=None)
 @given(mixed_streams, cuts, cuts)
 def test_control_frames_between_frames(stream: list[bytes], chunk_places: list[int], places: list[int]) -> None:
-    packets = [it for it in stream if it[0] != 1 and it != PING]
+    packets = [it for it in stream if it[0] != 1 and it != BASE_PING]
     expected = [(it[2], it[control.CONTROL.size :]) for it in stream if it[0] == 1]
     for pieces in every_chunking(chunked(b"".join(stream), chunk_places), places):
         result = received(ChunkedBody(), pieces, control=True)
         assert result.frames == packets
         assert result.reader.controls == expected
-        assert result.reader.pings == stream.count(PING)
+        assert result.reader.pings == stream.count(BASE_PING)
         assert result.reader.ended
 
 
@@ -334,7 +334,7 @@ def test_the_end_within_a_control_frame(cut_at: int) -> None:
 
 # What a hostile peer might try: framing that is right, so that the lengths are reached, and any bytes.
 _FRAGMENTS: Final = [
-    PING,
+    BASE_PING,
     control.ping(7),
     b"\1\0",
     LAST_CHUNK,
