@@ -104,6 +104,11 @@ class Prometheus:
         assert answer["status"] == "success", answer
         return answer["data"]
 
+    def is_ready(self) -> bool:
+        """Whether it answers queries: it listens before it has opened its storage."""
+        url = "http://127.0.0.1:9090/-/ready"
+        return self._host.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url]).stdout == "200"
+
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         found = self.get("query", query=expression)["result"]
         return [(it["metric"], float(it["value"][1])) for it in found]

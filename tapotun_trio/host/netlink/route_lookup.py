@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
@@ -27,6 +27,7 @@ from typing import Final
 
 import trio
 
+from ...errors import shortage_of
 from ..items import MAIN_TABLE, HostRoute, NextHop
 from . import codec
 from .codec import PROTOCOL, RTN_LOCAL, RTN_UNICAST, KernelRoute
@@ -85,19 +86,30 @@ async def alone() -> AsyncIterator[None]:
     """Held while host routes are added, removed or looked behind: by one task at a time, of all processes in this
     network namespace. The name of an abstract socket belongs to the namespace, and kill -9 frees it.
 
-    It is a courtesy: a task that has waited for ALONE_S goes on, as anybody may take that name.
+    It is a courtesy: a task that has waited for ALONE_S goes on, as anybody may take that name. So does one for which
+    this machine is short of something, such as descriptors: the interface must outlive that.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        with trio.move_on_after(ALONE_S):
-            while True:
-                try:
-                    sock.bind(_ALONE)
-                    break
-                except OSError as exc:
-                    if exc.errno != errno.EADDRINUSE:
-                        break  # an emulated kernel may have no such names
-                await trio.sleep(_ALONE_POLL_S)
+    with ExitStack() as stack:
+        try:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
+        except OSError as exc:
+            if shortage_of(exc, "") is None:
+                raise
+        else:
+            with trio.move_on_after(ALONE_S):
+                await _take_name(sock)
         yield
+
+
+async def _take_name(sock: socket.socket) -> None:
+    while True:
+        try:
+            sock.bind(_ALONE)
+            return
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                return  # an emulated kernel may have no such names
+        await trio.sleep(_ALONE_POLL_S)
 
 
 class RouteLookup:
