@@ -141,6 +141,7 @@ def test_prometheus_reads_two_ends_of_a_tunnel(lab: Lab) -> None:
     ):
         server.wait_for_listener(9090, PATIENCE_S, by=process)
         prometheus = Prometheus(server)
+        wait_until(prometheus.is_ready, PATIENCE_S, "Prometheus", process.tail)
         prometheus.until("sum(up)", lambda it: it == [({}, 2.0)])
 
         assert ping(client, TUNNEL_SERVER, count=20, interval=0.05).received == 20
