@@ -208,4 +208,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # The interpreter takes its handlers away as it ends, and this order may still come: it would end us with a signal.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sys.exit(status)
