@@ -376,6 +376,8 @@ class TunnelClient:
         self.failure_log.clear()
         self._farewell = None
         self.sender.keepalive = keepalive
+        if is_over(self._download):
+            self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
         if not replaces and is_over(self._upload):
@@ -459,8 +461,8 @@ class TunnelClient:
 
     def _select_transport(self) -> None:
         """Where uploads are held back, replace the streams by a WebSocket. If that gets no answer either, the path is
-        down, and HTTP stays."""
-        if self._selector.try_websocket(trio.current_time()):
+        down, and HTTP stays. Without a download the server cannot say what it has seen."""
+        if not is_over(self._download) and self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:

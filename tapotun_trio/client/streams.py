@@ -193,7 +193,6 @@ class Upload(_ClientStream):
         self._check = check
         self._unseen = unseen
         self._writer = BodyWriter(connection)
-        self._finished = False
         self._scope = trio.CancelScope()
         self._because: PeerError | None = None
 
@@ -212,7 +211,6 @@ class Upload(_ClientStream):
                 await self._sender.serve(self._writer)
                 with trio.move_on_after(FINISH_S):
                     await self._writer.finish()
-                    self._finished = True
                     await trio.sleep_forever()  # until it is answered
             nursery.cancel_scope.cancel()
 
@@ -249,7 +247,7 @@ class Upload(_ClientStream):
         """The answer to an upload comes after its end; an answer before that ends it."""
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
-        if not self._finished:
+        if not self._writer.finished or self._writer.pending:
             raise PeerError("the server ended the upload", reason=EndReason.ENDED)
         scope.cancel()
 

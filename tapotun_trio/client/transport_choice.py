@@ -167,6 +167,13 @@ class TransportSelector:
         """The server can no longer say that an upload arrived."""
         self._unseen_since = None
 
+    def download_began(self, now: float) -> None:
+        """A download began after the one before it had ended. What the server said on that one about an upload may be
+        lost. It says so again on the new one, which has UPLOAD_SEEN_S for that."""
+        if self._unseen_since is not None:
+            self._unseen_since = now
+            self._began[self._number] = now
+
     def held_back(self, now: float) -> bool:
         """No upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S

@@ -64,7 +64,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
             nursery.start_soon(exchange.watch, writer)
             async with ending:
                 if hello.extended:
-                    writer.send(control.encode(control.PARAMS, session.params))
+                    writer.send(control.encode(control.PARAMS, session.params) + session.repeated_seen(hello))
                 session.download_began(hello, exchange.client, "http")
                 with session.downloading(exchange.connection):
                     await _download(session, hello, writer)
@@ -184,5 +184,5 @@ class _Upload:
         self._session.on_control(kind, payload)
 
     def _acknowledge(self, seen: bytes) -> None:
-        self._session.sender.send_control(seen)
+        self._session.acknowledge(seen)
         self._seen = None

@@ -170,6 +170,7 @@ class Session:
         self._config = config
         self._parameters = ClientParameters(config, client)
         self._hello: ClientHello | None = None  # of the newest download
+        self._seen = b""  # the newest UPLOAD_SEEN of that client, while it has uploads
         self._table = table
         # Source and destination as one key -> the receiving session, True: the device, False: drop.
         self._verdicts: dict[bytes, Session | bool] = {}
@@ -231,6 +232,7 @@ class Session:
         if before is not None and before.session_id != hello.session_id:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
+            self._seen = b""  # the two machines number their uploads alike
         self._hello = hello
         self._session_log.begin()
         self.transport = transport
@@ -311,6 +313,18 @@ class Session:
             yield older
         finally:
             self.uploads.remove(upload)
+            if not self.uploads:
+                self._seen = b""
+
+    def acknowledge(self, seen: bytes) -> None:
+        """Tell the client that an upload has arrived, now, and again on its next download. ``seen``: an UPLOAD_SEEN."""
+        self._seen = seen
+        self.sender.send_control(seen)
+
+    def repeated_seen(self, hello: ClientHello) -> bytes:
+        """The newest UPLOAD_SEEN, for a new download of the same client: what was sent on the older download may be
+        lost, where the path between the two ends has changed. Maybe empty."""
+        return self._seen if self.belongs_to_download(hello) else b""
 
     @contextmanager
     def downloading(self, connection: Connection) -> Iterator[None]:

@@ -63,7 +63,8 @@ def changes(before: Facts, after: Facts) -> list[str]:
 def no_leaks(*hosts: Host | None, fds_of: Sequence[Process] = (), settle_s: float = SETTLE_S) -> Iterator[None]:
     """Whatever the body does to these hosts is undone at its end (None: our own network namespace).
 
-    The kernel takes things apart in the background, so a difference has `settle_s` seconds to vanish.
+    The kernel takes things apart in the background, so a difference has `settle_s` seconds to vanish. Of descriptors,
+    only those that were added count: a process may have had one too many for a moment when the body began.
     Raises LeakError with one line for each that stays; nothing if the body itself raised.
     """
     before = [snapshot(host) for host in hosts]
@@ -75,7 +76,7 @@ def no_leaks(*hosts: Host | None, fds_of: Sequence[Process] = (), settle_s: floa
         for host, facts in zip(hosts, before, strict=True):
             where = host.name if host is not None else "this machine"
             found += [f"{where}: {line}" for line in changes(facts, snapshot(host))]
-        return found + changes(fds_before, _fds(fds_of))
+        return found + changes(Facts(), _fds(fds_of) - fds_before)
 
     try:
         wait_until(lambda: not differences(), settle_s, "everything to be as before")

@@ -170,3 +170,27 @@ def test_websocket_is_websocket() -> None:
     selector.http_works()
     selector.path_changed()
     assert selector.websocket
+
+
+def test_a_download_that_replaces_a_lost_one_has_time_to_say_what_arrived(selector: TransportSelector) -> None:
+    """What the server said of the upload may be lost with the older download; it says so again on the new one."""
+    number = upload(selector, 10.0)
+    selector.download_began(12.5)
+    assert not selector.try_websocket(10.0 + UPLOAD_SEEN_S)
+    assert not selector.uploads_pass(13.0)
+    selector.upload_seen(number, 12.5 + UPLOAD_SEEN_S - 0.1)
+    assert selector.uploads_pass(13.0)
+    assert not selector.try_websocket(100.0)
+
+
+def test_an_upload_that_is_held_back_is_so_beside_a_new_download_too(selector: TransportSelector) -> None:
+    upload(selector, 10.0)
+    selector.download_began(12.5)
+    assert selector.try_websocket(12.5 + UPLOAD_SEEN_S)
+
+
+def test_a_new_download_doubts_no_upload_that_has_arrived(selector: TransportSelector) -> None:
+    selector.upload_seen(upload(selector, 10.0), 10.1)
+    selector.download_began(12.5)
+    assert selector.uploads_pass(12.6)
+    assert not selector.try_websocket(100.0)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import AuthHeader, Mark, ServerConfig, TransportChoice
 from tapotun_trio.host.items import Address, Item, Route, Rule
+from tapotun_trio.http.writer import BodyWriter
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.netconf.desired import pushed_routes
 from tapotun_trio.server.session import ForwardingTable, Session
 from tapotun_trio.wire import tunconf
@@ -183,3 +186,26 @@ async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
                 traffic.start_soon(stream, hub, down)
                 traffic.start_soon(check, a, down)
             assert min(begun["download"], begun["upload"]) >= ROTATIONS, begun
+
+
+async def test_an_answer_that_overtakes_the_end_of_an_upload_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the server's answer is there before the client's task, which sent the end, runs again."""
+    finish = BodyWriter.finish
+
+    async def finish_and_wait(self: BodyWriter, last_piece: bytes = b"") -> None:
+        await finish(self, last_piece)
+        await trio.sleep(0.05)
+
+    def client_of(*args: Any, **options: Any) -> TunnelClient:
+        clients.append(TunnelClient(*args, **options))
+        return clients[-1]
+
+    clients: list[TunnelClient] = []
+    monkeypatch.setattr(interface, "TunnelClient", client_of)
+    monkeypatch.setattr(BodyWriter, "finish", finish_and_wait)
+    port = free_port()
+    client = replace(client_config("a", port), rotate_s=(0.02, 0.05))
+    with counting_streams() as begun:
+        async with running(MemoryHost(), server_config(port, allowed("a", "10.10.0.2")), client):
+            await until(lambda: begun["upload"] >= ROTATIONS, "the rotations")
+    assert [it.counters.ends.total() for it in clients] == [0]
