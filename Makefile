@@ -63,13 +63,15 @@ demo:
 	@$(MAKE) --no-print-directory venv-run
 	@$(PY) -m tools.demo $(ARGS)
 
-# The daemons that the tests start are measured too (tests/harness/daemon.py); pytest-cov combines the files.
+# The daemons that the tests start are measured too (tests/harness/daemon.py); pytest-cov combines the files. Most tests
+# wait rather than compute, so two at a time take half as long; ARGS='-n 0' runs them one by one.
 .PHONY: test
 test:
 	@$(INSTALL_TOOLS) test
 	@$(MAKE) --no-print-directory venv
 	@rm -f .coverage .coverage.*
-	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered $(ARGS)
+	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered \
+	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # atheris has wheels for some versions of Python only, so it is no part of [dev].
 .PHONY: fuzz
