@@ -109,8 +109,9 @@ async def serve(
 
 
 async def _open_admin(admin: AdminManager, config: Config, host: Host) -> None:
-    """Raises HostError. The last process with this config may just be stopping, and is waited for; or it runs: then its
-    interfaces say who it is, where a port only says that it is in use."""
+    """Start the admin listener. If its port is in use, a process with the same config may be stopping: `require_names`
+    waits for that, and the listener is tried again. Raises HostError. If that process still runs, the error also names
+    it."""
     try:
         with admin.changing(config.admin):
             return

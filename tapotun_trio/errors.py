@@ -12,7 +12,7 @@ The text of each is one line for people: the value, the place, the remedy. The c
 ``raise ... from``.
 
 A shortage is never a bug. The attempt that meets it fails, is counted by the shortage's reason, and is tried again;
-everything that runs already goes on. Only `shortage_of` knows which errors are shortages.
+everything that already runs continues. Only `shortage_of` knows which errors are shortages.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class EndReason(StrEnum):
     PROTOCOL = "protocol", "the other end broke the protocol"
     TOO_LONG = "too-long", "a line at the control socket is too long"
     # -- the config of one end, or of a proxy
-    OWN_ADDRESS = "own-address", "the address that the server assigns is the one that the client reaches it by"
+    OWN_ADDRESS = "own-address", "the server assigned the address at which the client reaches the server"
     UNTRUSTED_PROXY = "untrusted-proxy", "a PROXY protocol header from an address that is not trusted"
     # -- the control socket
     BUSY = "busy", "too many connections at the control socket"
@@ -189,7 +189,7 @@ class PeerError(TapotunError):
     The only exception that a parser of network bytes may raise.
 
     Attributes:
-        reason: what it is counted by.
+        reason: under which it is counted.
         key: by which a log recognises a repeated failure; by default the text. One cause has one key, even if its text
             depends on timing or on the address that was tried.
     """
@@ -300,10 +300,10 @@ def is_peers_fault(exc: BaseException) -> bool:
 
 
 def failure_of(exc: Exception, doing: str) -> PeerError:
-    """The PeerError that a stream, or an attempt at one, ends with.
+    """The PeerError with which a stream, or an attempt to open one, ends.
 
-    For a peer's failure or a shortage that is ``exc`` itself, or the first one in the group; if ``exc`` is or contains
-    a bug, an InternalError.
+    If ``exc`` is or contains a bug, this is an InternalError. Otherwise it is ``exc`` itself, or the first failure or
+    shortage in the group.
 
     ``doing``: what failed, for people.
 

@@ -146,7 +146,8 @@ class Reloader:
         return lines
 
     async def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
-        """The error for a refused reload, after it was logged and put into the status. Not so for a dry run.
+        """The error for a refused reload, after it was logged and put into the status. A dry run is neither logged nor
+        put into the status.
 
         ``text``: a line for each reason.
         """

@@ -302,5 +302,6 @@ async def _joined(parts: Iterable[bytes]) -> bytes:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser uses https, according to its proxy. A false header only has the cookie withheld."""
+    """Whether the browser uses https, according to its proxy. A forged header only makes the browser withhold the
+    cookie."""
     return request.exchange.head.headers.get("x-forwarded-proto", "").strip().lower() == "https"

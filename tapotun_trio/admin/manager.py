@@ -85,8 +85,8 @@ class AdminManager:
             self._forget_events()
 
     def _server_or_none(self, config: AdminConfig) -> AdminServer | None:
-        """As `_server_for`. At the start of the process, where this machine does not have the address: None, with a
-        warning, and the tunnels start without the admin listener."""
+        """As `_server_for`. But if the process is starting and this machine does not have the address, this logs a
+        warning and returns None, and the tunnels start without the admin listener."""
         try:
             return self._server_for(config)
         except AbsentError as exc:

@@ -12,7 +12,7 @@ from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.sockets import GONE
 from ..log import Faults, Log, RateLimitedLog, flap_damped
 
-_REMEMBERED: Final = 16  # causes; where more than these alternate, each is logged again
+_REMEMBERED: Final = 16  # causes; if more than this many alternate, each is logged again
 SHORTAGE_S: Final = 60.0  # a shortage may come and go within seconds
 
 
@@ -77,8 +77,8 @@ class FailureLog:
 
 
 def _cause_of(failure: PeerError | None) -> str:
-    """What a failure is known by. When a server goes, its streams may be reset, or end at any place of their framing:
-    that is one cause."""
+    """The cause by which a failure is known. When a server goes away, its streams may be reset, or may end anywhere in
+    their framing: all of that is one cause."""
     if failure is None:
         return "ended"
     return GONE if failure.reason == EndReason.CLOSED and failure.key == str(failure) else failure.key

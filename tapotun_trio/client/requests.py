@@ -26,7 +26,7 @@ class Answer:
     """The answer to a GET or to a WebSocket's handshake. Its holder closes the connection.
 
     Attributes:
-        rest: what came after the head.
+        rest: the bytes that came after the head.
         features: what both ends support.
     """
 
@@ -38,12 +38,13 @@ class Answer:
 
 
 class Requests:
-    """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
+    """Requests of one client. Each method raises PeerError. If it fails or is cancelled, it leaves no connection
+    open."""
 
     def __init__(self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard) -> None:
         """``guard`` learns where connections go.
 
-        Raises HostError if a file that the TLS options name cannot be used, or the proxy that the environment names.
+        Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
         self._config = config
         self._selector = selector

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-STALLED_S: Final = 2.0  # a replaced stream, or one that waits for a lost segment, goes on sooner than that
+STALLED_S: Final = 2.0  # a stream that is being replaced, or waits for a lost segment, continues sooner
 
 
 class Stall:
@@ -34,7 +34,8 @@ class Stall:
         Args:
             sent: packets sent since the start.
             aged: packets dropped for their age since the start.
-            tell: a stall that reaches STALLED_S now is to be reported. Otherwise it never is, and neither is its end.
+            tell: report a stall that reaches STALLED_S in this call. If false, neither that stall nor its end is
+                reported.
         """
         moved, dropping = sent != self._sent, aged != self._aged
         self._sent = sent

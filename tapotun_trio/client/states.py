@@ -137,17 +137,17 @@ class ClientStateMachine:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults, which are
-    those of a base server, hold before the first answer.
+    """What the newest download or WebSocket agreed on with the server. It is never changed, only replaced as a whole.
+    Before the first answer it has the defaults, which are those of a base server.
 
     Attributes:
-        transport: None: no stream has come yet.
+        transport: None: no stream was opened yet.
         extended: both ends speak the extended protocol, so there are control frames.
         keepalive: how the streams are kept alive.
-        silence_s: a download that brings nothing for this long is dead.
+        silence_s: a download on which nothing arrives for this long is dead.
         features: what both ends support.
         agent: the server's program and version, if it says so.
-        address: the server's, for logs.
+        address: the server's address, for logs.
     """
 
     transport: Transport | None = None

@@ -41,13 +41,13 @@ class TransportState(Enum):
     TRYING_WEBSOCKET = "trying a WebSocket"  # uploads are held back
     WEBSOCKET = "WebSocket"  # a WebSocket carried the frames last
     WEBSOCKET_BLOCKED = "no WebSocket"  # uploads are held back and no WebSocket passes: HTTP, until the next try
-    # The config has left no choice. No event changes these.
+    # The config leaves no choice: no event changes these states.
     HTTP_ONLY = "HTTP only"
     WEBSOCKET_ONLY = "WebSocket only"
 
 
 class TransportEvent(Enum):
-    """What changes it."""
+    """An event that may change the state."""
 
     HELD_BACK = "uploads are held back"
     WEBSOCKET_OPENED = "a WebSocket was opened"
@@ -60,7 +60,7 @@ class TransportEvent(Enum):
 _S, _E = TransportState, TransportEvent
 
 # Any other pair leaves the state as it is. A WebSocket that opens or fails in the state HTTP was begun before the path
-# changed, and says nothing about the path of today.
+# changed, so it says nothing about the present path.
 TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState]] = {
     (_S.HTTP, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
     (_S.WEBSOCKET_BLOCKED, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
@@ -113,7 +113,7 @@ class TransportSelector:
         self._number = 0
         self._began: dict[int, float] = {}  # the newest uploads
         self._unseen_since: float | None = None  # since when no upload has arrived; None: the newest one has
-        self._follows = False  # the newest upload replaces one that runs
+        self._follows = False  # the newest upload replaces one that still runs
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
@@ -146,9 +146,9 @@ class TransportSelector:
         return self._number
 
     def upload_began(self, number: int, now: float, *, follows: bool = False) -> None:
-        """An upload that breaks before it was seen is followed by another, and all of them together have
-        UPLOAD_SEEN_S: a proxy may refuse an upload sooner than that, and would have held it back. ``follows``: it
-        replaces one that still runs."""
+        """An upload begins. If it breaks before it was seen, the next one gets only the rest of UPLOAD_SEEN_S: a proxy
+        that holds uploads back may refuse each of them sooner than that. ``follows``: it replaces one that still
+        runs."""
         self._follows = follows
         if self._unseen_since is None:
             self._unseen_since = now
@@ -157,7 +157,7 @@ class TransportSelector:
             del self._began[next(iter(self._began))]
 
     def upload_seen(self, number: int | None, now: float) -> None:
-        """The server has seen this upload; None: the newest. One that it saw too late was held back all the same."""
+        """The server has seen this upload; None: the newest. An upload that it saw too late counts as held back."""
         began = self._began.get(self._number if number is None else number, -math.inf)
         if now - began < UPLOAD_SEEN_S:
             self._unseen_since = None
@@ -179,10 +179,11 @@ class TransportSelector:
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
     def uploads_pass(self, now: float) -> bool:
-        """Uploads arrive, as far as is known: the newest one; or, for UPLOAD_SEEN_S, the one that it replaces."""
+        """Uploads arrive, as far as is known: the newest one was seen, or it may still be seen in time and the one that
+        it replaces was seen."""
         return self._unseen_since is None or (self._follows and not self.held_back(now))
 
-    # -- what follows from that
+    # -- what to do about it
 
     @property
     def no_fallback(self) -> bool:
@@ -226,7 +227,7 @@ class TransportSelector:
         self._fire(TransportEvent.HTTP_WORKS)
 
     def path_changed(self) -> None:
-        """What was learned about the old path says nothing about the new one."""
+        """Forget what was learned about the old path, since it says nothing about the new one."""
         self._fire(TransportEvent.PATH_CHANGED)
         self._begin_anew()
 

@@ -204,7 +204,8 @@ class ServerConflictChecker:
         self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
 
     def token(self, path: Path, token: TokenHash) -> None:
-        """Register a client's token. One token given as SHA-1 and as SHA-256 cannot be recognised."""
+        """Register a client's token. A token that is given as SHA-1 for one client and as SHA-256 for another is not
+        noticed."""
         earlier = self._tokens.setdefault(token, path)
         if earlier != path:
             self._findings.error(

@@ -15,7 +15,7 @@ ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 _FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
 # Other fields that have another name in the file.
 _NAMES: Final = {"keepalive_s": "keepalive"}
-# Fields whose values are shown. Not tokens, and not what may hold a login or a token: a URL, a proxy.
+# Fields whose values are shown. A token is never shown, nor a field that may hold a login or a token, such as a URL.
 _SHOWN: Final = frozenset(
     {
         "name",
@@ -40,7 +40,7 @@ _SHOWN: Final = frozenset(
     }
 )
 _LISTED: Final = 4  # elements that are shown of a changed list
-# First what frees names, addresses and ports, last what needs them.
+# Changes that free names, addresses and ports come first, changes that need them last.
 _ORDER: Final[tuple[ChangeKind, ...]] = ("removed", "restart", "live", "added")
 
 

@@ -230,4 +230,5 @@ NAMES: Final[dict[type[Struct], str]] = {
 """Every object that a file may hold, and its name in findings."""
 
 PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog)
-"""The objects with settings of the process. A field that has a name of an interface's field means something else."""
+"""The objects with settings of the process. A field in them that is named like a field of an interface means something
+else."""

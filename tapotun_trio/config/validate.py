@@ -1,6 +1,6 @@
 """Interface definitions and the settings of the process: from type-checked JSON (`Node`) to the values of `model`.
 
-Untrusted input. Everything wrong is reported to the `LoadContext`, and validation goes on with the rest. A function
+Untrusted input. Every error is reported to the `LoadContext`, and validation continues with the rest. A function
 returns None only after it has reported an error, unless its docstring says otherwise.
 
 Two choices of this program:
@@ -405,7 +405,7 @@ def _first_covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Ad
 
 
 def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
-    """Same as ``inner.subnet_of(outer)``, which would keep two more addresses in each of thousands of networks."""
+    """Same as ``inner.subnet_of(outer)``, which would store two more addresses in each of thousands of networks."""
     first = int(inner.network_address) & int(outer.netmask)
     return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
 

@@ -40,7 +40,7 @@ class CoDel:
         self._dropping = False
         self._drop_next = 0.0  # when to drop next
         self._count = 0  # drops since this dropping state began
-        self._last_count = 0  # what the count began at then
+        self._last_count = 0  # the count at which this dropping state began
 
     @property
     def dropping(self) -> bool:

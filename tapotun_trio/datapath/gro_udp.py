@@ -60,13 +60,13 @@ MIN_RUN_FRAMES: Final = 12
 # a packet with a minimum of 12, 2.49 with 6).
 MIN_BLOCK_RUN_FRAMES: Final = 5
 
-# Columns (even offsets in a frame) that must be uniform besides those that are uniform in every block: IP length,
-# fragment field, UDP length and checksum. If the ports are uniform too, the block is a single flow.
+# Columns (even offsets in a frame) that must be uniform, in addition to those that are uniform in every block: IP
+# length, fragment field, UDP length and checksum. If the ports are uniform too, the block is a single flow.
 _UDP_COLUMNS: Final = (16, 20, 38, 40)
 _PORT_COLUMNS: Final = (34, 36)
 _FRAGMENT_AT: Final = 20
 _PROTOCOL_AT: Final = 23
-# Longer payloads are not copied: a view of each costs as much.
+# A longer payload is passed as a view, because copying it costs as much as making the view.
 _COPIED_BYTES: Final = 256
 
 FrameRun: TypeAlias = list[FrameRange]  # frames to write one after the other or, where possible, as one super-packet

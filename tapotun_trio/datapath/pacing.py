@@ -28,9 +28,9 @@ MIN_WINDOW_BYTES: Final = 16 * 1024
 # in clumps that rate is up to 1.4 times the true one (measured).
 START_SHARE: Final = 0.7
 MIN_RATE_BYTES_S: Final = 1e5  # assumed while the rate is not known
-# A queue that stays for this long although we hold back is another sender's, or the path has become longer. To go on
-# holding back would only leave the link to the others (as it starved TCP Vegas). So the kernel competes for COMPETE_S,
-# and then we try again.
+# A queue that stays for this long although we hold back belongs to another sender, or the path has become longer. If we
+# held back any longer, the other senders would take the link (TCP Vegas starved in this way). So the kernel competes
+# for COMPETE_S, and then we try again.
 FOREIGN_S: Final = 2.0
 COMPETE_S: Final = 60.0
 

@@ -72,8 +72,8 @@ class Receiver:
 
         Args:
             deliver: gets the frames of every step, in order; also when there are none.
-            on_control: gets every control frame, in order and after the frames of its step. Of the PINGs of one step
-                it gets the last one only, after all others.
+            on_control: gets every control frame, in order and after the frames of its step. Of several PINGs in one
+                step it gets only the last, after all other control frames.
             send_control: takes the PONG for that PING.
         """
         self._connection = connection
@@ -106,7 +106,7 @@ class Receiver:
         Cancel-safe between steps only: what was received and not delivered is lost with the stream.
 
         Args:
-            first: the frames that came together with the head; they are delivered even if there are none.
+            first: the frames that came together with the head; ``deliver`` is called even if there are none.
             before_step: called before the frames of each step are delivered.
 
         Raises:
@@ -197,7 +197,8 @@ def deliver_to_device(
             length, gso_type, gso_size, first = unpack(view, start)
             if first >> 4 != 4:
                 if first == ECHO_FIRST_BYTE and length == ECHO_PACKET_BYTES:
-                    # A generation 2 ping: this very frame goes back (docs/protocol.md#base-pings), but not a flood.
+                    # A generation 2 ping: the frame is sent back unchanged (docs/protocol.md#base-pings), in limited
+                    # number.
                     if len(echoes) < MAX_CONTROLS:
                         echoes.append(bytes(view[start:stop]))
                 elif first >> 4 == 6:

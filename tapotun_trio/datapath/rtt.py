@@ -32,4 +32,4 @@ class RoundTrip:
         if self.last_s is None or self.smoothed_s is None or self.minimum_s is None:
             return "not measured"
         last, mean, least = (f"{s * 1e3:.1f} ms" for s in (self.last_s, self.smoothed_s, self.minimum_s))
-        return f"last {last}, mean {mean}, least {least}"
+        return f"last {last}, mean {mean}, min {least}"

@@ -1,4 +1,4 @@
-"""How a stream is sent its backlog: whole while the path keeps up, in small paced pieces when it is the bottleneck."""
+"""How a backlog is sent: whole while the path keeps up, in small paced pieces when the path is the bottleneck."""
 
 from __future__ import annotations
 

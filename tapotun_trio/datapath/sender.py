@@ -337,8 +337,8 @@ class Sender:
 async def ending_cleanly(writer: BodyWriter, farewell_frame: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
     """When the body of the ``with`` is cancelled, end the stream on a frame boundary.
 
-    The peer has GRACE_S to take what is pending. A deployed client carries half a frame over into its next stream, and
-    understands nothing from then on.
+    The peer has GRACE_S to take what is pending. A deployed client keeps half a frame for its next stream, and then
+    cannot decode that stream.
 
     ``farewell_frame``: makes a control frame to send before the end, or nothing.
     """
@@ -378,7 +378,7 @@ async def breaking_off(writer: BodyWriter) -> AsyncIterator[None]:
 async def break_off(writer: BodyWriter, limit_s: float, *, shield: bool = False) -> None:
     """Stop a stream on a frame boundary and leave out its end; reset it if the peer does not take what is pending.
 
-    ``limit_s``: how long the peer has for that. Leaves closing the connection to the caller. Cancelled, it may be
+    ``limit_s``: how long the peer has for that. The caller closes the connection. If this is cancelled, it may be
     called again.
     """
     with trio.move_on_after(limit_s, shield=shield):

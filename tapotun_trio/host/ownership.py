@@ -221,7 +221,7 @@ class _Competitor:
         sock, holder = found
         if not holder.trusted:
             owner = _described(sock, holder)
-            return f"the name {self._name} is reserved by {owner}, which is no tapotun process", None
+            return f"the name {self._name} is reserved by {owner}, which is not a tapotun process", None
         if last:
             with trio.move_on_after(ANSWER_S):
                 await trio.lowlevel.wait_readable(sock)
@@ -277,7 +277,7 @@ def _has_net_admin_for_good(pid: int, uid: int) -> bool:
     """Whether the process has CAP_NET_ADMIN in our user namespace, and no_new_privs, as this program has after its
     start (`privileges.drop_privileges`). False also if /proc does not say.
 
-    An unprivileged process cannot get there. The capability alone would prove nothing: such a process could pass the
+    An unprivileged process cannot have both. The capability alone would prove nothing: such a process could pass the
     socket to a set-user-ID program. But that program would run as another user, and no_new_privs disables set-user-ID.
     Any process may have all capabilities in a user namespace of its own, but the uid_map of that one differs from ours.
     """

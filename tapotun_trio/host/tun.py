@@ -187,8 +187,8 @@ class TunDevice:
             raise self._failure("wait for", exc) from exc
 
     def set_offloads(self, *, uso: bool) -> bool:
-        """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. TCP super-packets it may
-        always pass.
+        """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. It may always pass TCP
+        super-packets.
 
         Returns whether it may now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
         Raises HostError if the interface is gone, or if the kernel refuses to switch the offload off.
@@ -225,7 +225,7 @@ class TunDevice:
         if isinstance(exc, ValueError):  # how FileIO reports that it is closed
             return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
         if exc.errno in _GONE:
-            return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
+            return HostError(f"TUN interface {self._name} is gone: another program deleted it")
         doing = f"cannot {verb} TUN interface {self._name}"
         return shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}")
 

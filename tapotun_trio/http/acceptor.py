@@ -1,6 +1,6 @@
 """The accept loop of the tunnel's endpoints, of the admin listener and of the control socket.
 
-It is also the last boundary of a connection: whatever goes wrong on one connection ends that connection only.
+It is also the last boundary of a connection: an error on one connection ends that connection only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Acceptor:
         """Accept until cancelled; the connections are served in ``nursery``.
 
         A shortage of this machine is logged, counted, and tried again after ACCEPT_RETRY_S; so is a bug in accepting
-        one connection. Raises OSError or trio.ClosedResourceError if the listening socket itself is of no more use.
+        one connection. Raises OSError or trio.ClosedResourceError if the listening socket itself cannot be used any
+        longer.
         """
         while True:
             try:

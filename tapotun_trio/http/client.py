@@ -30,13 +30,13 @@ async def open_connection(
     proxy: Proxy | None = None,
     resolved: Resolved | None = None,
 ) -> Connection:
-    """Connect to the server of ``url``. The caller closes the connection. Cancelled, nothing stays open.
+    """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
     Args:
         tls: None: no TLS.
         mark: the fwmark of the socket.
         proxy: to connect through.
-        resolved: as in `connect`; of the proxy, if there is one.
+        resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
 
     Raises:
         PeerError: resolving the name, connecting to every address, or the handshake failed, or took longer than
@@ -79,8 +79,9 @@ async def send_request(connection: Connection, method: str, url: Url, headers: l
 
 
 async def read_response(connection: Connection, method: str) -> tuple[ResponseHead, bytes]:
-    """The head of the final answer, and the first bytes of its body. It has no deadline: the answer to an upload comes
-    when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, received bytes are lost."""
+    """The head of the final answer, and the first bytes of its body. This has no deadline, since the answer to an
+    upload comes when the upload ends. Raises PeerError: closed, or not HTTP. If this is cancelled, received bytes are
+    lost."""
     parser = ResponseParser(method)
     buffer = memoryview(bytearray(READ_BYTES))
     while True:
@@ -91,8 +92,8 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """The beginning of a 400's body, which may come behind its head; waits for REFUSAL_S at most. Of any other answer,
-    only the bytes in ``body``, which came with the head. Cancelled, received bytes are lost."""
+    """The beginning of the body of an error response. For a 400 this waits up to REFUSAL_S for bytes after the head;
+    for any other response it is ``body``, which came with the head. If this is cancelled, received bytes are lost."""
     buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
         while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:

@@ -44,7 +44,7 @@ async def find_client_address(
     after the source in it.
 
     None: the peer closed or stayed silent before the header. Raises PeerError: ``untrusted-proxy``, or the bytes are
-    not a header. Cancelled, the received part of the header is lost.
+    not a header. If this is cancelled, the received part of the header is lost.
     """
     address = connection.remote_address
     # The zone of a link-local address is the name of an interface, which may be nearly any text.
@@ -64,7 +64,8 @@ async def find_client_address(
     if parser is None:
         return None
     if parser.source is None:
-        # The proxy's own connection, or one whose source it does not know. Anybody may have written its HTTP headers.
+        # The proxy's own connection, or one whose source the proxy does not know. Anyone may have written its HTTP
+        # headers.
         return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"

@@ -91,8 +91,8 @@ class ConnectParser:
 
 
 async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
-    """Have the proxy at the other end of ``connection`` connect it to ``url``. The caller sets the deadline, and
-    closes. Raises PeerError."""
+    """Have the proxy at the other end of ``connection`` connect it to ``url``. The caller sets a deadline, and closes
+    the connection. Raises PeerError."""
     parser = ConnectParser(url, proxy)
     try:
         await connection.send_all(encode_connect(url, proxy))

@@ -47,8 +47,8 @@ class VirtualHost:
     """An interface that serves requests at endpoints.
 
     Attributes:
-        path: of its requests; None: every path that no other interface has.
-        ingress: the part of it that concerns an endpoint is the same for all interfaces there.
+        path: the path of its requests; None: every path that no other interface has.
+        ingress: the options that concern an endpoint are the same for all its interfaces.
         nursery: ``serve`` runs in it.
         serve: answers one request. A HostError that it raises ends the interface; any other exception ends the
             connection.
@@ -100,7 +100,8 @@ class Endpoint:
                     await serve_connection(connection, partial(self._dispatch, address))
             finally:
                 connection.close()
-                # An evicted connection was counted when that happened, and so was one that had a stream or was refused.
+                # A connection that is not pending was counted already: when it was evicted or refused, or by its
+                # interface.
                 was_pending = self.pending.remove(connection)
         except* PeerError as group:
             for exc in leaves(group):
@@ -166,8 +167,8 @@ class Registration:
 
     Attributes:
         endpoints: the open ones.
-        refused: names of the others, each with the reason.
-        ended: the interface no longer wants any.
+        refused: names of the endpoints that could not be opened, each with the reason.
+        ended: the interface has ended and wants no more endpoints.
     """
 
     def __init__(self) -> None:
@@ -192,8 +193,9 @@ class ListenerManager:
         If only some addresses are refused, that is logged, and they are tried again in the interface's nursery. The
         same happens if all are refused because this machine does not have the address or its family yet.
 
-        Raises HostError: all are refused, at least one for another reason; an address of the default is refused, whose
-        sockets count as one address; another interface has this path there, or other options for the endpoint.
+        Raises HostError if all are refused, at least one of them for another reason; if an address of the default is
+        refused, whose sockets count as one address; or if another interface has this path there, or other options for
+        the endpoint.
         """
         registration = Registration()
         refusals: list[tuple[ListenAddress, HostError]] = []

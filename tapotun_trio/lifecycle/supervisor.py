@@ -93,7 +93,7 @@ class Interfaces:
         if record is not None and record.config is after:
             return
         if change.kind == "live" and after is not None and record is not None and record.reconfigure is not None:
-            before, record.config = record.config, after  # in case it fails and restarts meanwhile
+            before, record.config = record.config, after  # now: the interface may restart during the change
             try:
                 await record.reconfigure(after)
                 return
@@ -163,7 +163,7 @@ async def _start_or_retry(interfaces: Interfaces, config: InterfaceConfig) -> No
 
 
 class _Started:
-    """Passes the first `started` on, and remembers that: the later ones are restarts."""
+    """Passes the first `started` on, and only that one: later ones are restarts."""
 
     def __init__(self, record: Record, task_status: trio.TaskStatus[None], *, once: bool) -> None:
         self._record = record

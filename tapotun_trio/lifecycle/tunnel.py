@@ -29,4 +29,4 @@ class Tunnel(Protocol):
         """
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
-        """``common`` with what the tunnel knows, computed in steps of about a millisecond."""
+        """``common``, completed with what the tunnel knows, in steps of about a millisecond."""

@@ -34,7 +34,7 @@ class _Restore:
 
 
 class _Request:
-    """What the task has to do, and the outcome. A context manager around doing it."""
+    """A request to the task, and its outcome. The task works on it within this context manager."""
 
     __slots__ = ("action", "done", "refusal")
 
@@ -55,13 +55,12 @@ class _Request:
 class Reconciler:
     """Owns the addresses, routes and rules of one interface.
 
-    If another program sets the interface down, the kernel removes the routes and does not bring them back when it is
-    up again. Then this does, once each time. No other change that others make to the interface is undone, since it may
-    be intended.
+    If another program sets the interface down, the kernel removes the routes and does not add them again when the
+    interface is up again. So this adds them, once each time. No other change that another program makes to the
+    interface is undone, since it may be intended.
 
-    A pushed item that the kernel refuses does not matter much (`InstalledItems`). A shortage of this machine is
-    reported to the requester, who may repeat the request; until then the old state stays. Any other refusal ends the
-    interface.
+    A pushed item that the kernel refuses is left out (`InstalledItems`). A shortage of this machine is reported to the
+    requester, who may repeat the request; until then the old state stays. Any other refusal ends the interface.
 
     A client's transport must not be routed into its own tunnel: the guard decides which items are allowed.
     """
@@ -117,7 +116,7 @@ class Reconciler:
         """Have the task change the kernel's state to ``desired``. Returns when that is done.
 
         Raises HostError if the kernel refuses an item that was not pushed; then the old state is in the kernel again.
-        Also if the task is over, because of this request or for another reason.
+        Also raises HostError if the task has ended, because of this request or for another reason.
         """
         await self._request(desired)
 

@@ -34,7 +34,7 @@ class TransportGuard:
     """The guard of one client interface.
 
     Attributes:
-        look: has the reconciler decide again: always if its argument is true, otherwise only if something is amiss.
+        look: makes the reconciler decide again; with a false argument, only if something is amiss.
             None: there is no interface.
         conflicts: what would lead the transport into the tunnel, by the newest decision.
     """
@@ -47,7 +47,7 @@ class TransportGuard:
         self.conflicts: tuple[Conflict, ...] = ()
         self._trying: Counter[IPv4Address] = Counter()
         self._connections: list[Connection] = []
-        self._last: frozenset[IPv4Address] = frozenset()  # of the newest attempt
+        self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
         self._unresolved = False  # the newest attempt found no address
         self._is_blind = False  # at the newest decision: neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
@@ -83,7 +83,7 @@ class TransportGuard:
         await self._look(thorough=True)
 
     def unresolved(self) -> None:
-        """The name does not resolve. Any route of ours may be what keeps us from the name server."""
+        """The name does not resolve. Any of our routes may be the reason that the name server cannot be reached."""
         if not self._unresolved:
             self._unresolved = True
             self.mark_dirty()
@@ -107,11 +107,11 @@ class TransportGuard:
             await self._look(thorough=thorough)
 
     def mark_dirty(self) -> None:
-        """This machine may reach the transport's addresses in another way than before."""
+        """This machine may now reach the transport's addresses by other routes than before."""
         self._dirty.set()
 
     def session_begins(self) -> None:
-        """What was withdrawn comes back."""
+        """A session begins, so withdrawn routes are added again."""
         self._heard_s = trio.current_time()
         if self._withdraws:
             self._withdraws = False
@@ -214,7 +214,7 @@ class TransportGuard:
     # -- the log
 
     def _log_conflicts(self, conflicts: Sequence[Conflict]) -> None:
-        """Those that were not there at the decision before, grouped by address and outcome."""
+        """Log the conflicts that the previous decision did not have, grouped by address and outcome."""
         groups: dict[tuple[IPv4Address, str, bool], list[Conflict]] = {}
         present = set()
         for conflict in conflicts:

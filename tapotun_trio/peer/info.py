@@ -19,7 +19,7 @@ class PeerInfo:
         agent: name and version of its software, as the peer says; None: it does not say.
         extended: control frames were agreed on for the newest stream; None: there was none yet.
         connected_since: when it connected; None: it is not connected.
-        last_heard: when frames or a ping came last, to one tick.
+        last_heard: when frames or a ping last arrived, to within one tick.
         state_since: when it connected or disconnected last; before the first time, when the interface started.
         reconnects: how often it has connected again. A stream that replaces another in time does not count.
     """
@@ -61,14 +61,14 @@ class PeerInfo:
         self.last_heard = now
 
     def mark_disconnected(self) -> None:
-        """The last download ended."""
+        """The peer has no download any more."""
         if self.connected_since is not None:
             self.connected_since, self.state_since = None, boottime()
 
     def tick(self, now: float, counters: Counters, *, heard: bool) -> None:
         """To be called once a second or so.
 
-        ``now``: seconds on any monotonic clock. ``heard``: something came since the last call.
+        ``now``: seconds on any monotonic clock. ``heard``: something arrived since the last call.
         """
         if heard:
             self.last_heard = boottime()

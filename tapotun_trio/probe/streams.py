@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response. ``names``: of its headers, as they were sent; ``rest``: bytes that followed the head."""
+    """A response. ``names``: the header names, as they were sent; ``rest``: bytes that followed the head."""
 
     head: ResponseHead
     names: tuple[str, ...]
@@ -127,7 +127,7 @@ class Receiver:
         self._progress.notify()
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        if not reader.ended:  # else it was the end that came
+        if not reader.ended:  # otherwise the end of the body was received, and no frame
             self.last_at = trio.current_time()
         self._progress.notify()
 

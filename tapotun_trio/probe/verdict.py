@@ -28,7 +28,7 @@ RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. ``code`` never changes, for programs; ``change``: lines for the config that ``where`` names."""
+    """One finding. ``code``: for programs, never changes; ``change``: lines for the config that ``where`` names."""
 
     severity: Severity
     code: str

@@ -26,7 +26,7 @@ HANDOVER_S: Final = 0.5
 # A deployed client that leaves this soon after the answer to its download has most likely exited because of it.
 EARLY_EXIT_S: Final = 1.0
 
-# What a client may send behind a body before it is answered. No known client sends anything. Each further request in
+# How much a client may send after a body, before the answer. No known client sends anything. Each further request in
 # these bytes costs a pass over the rest of them.
 MAX_PIPELINED_BYTES: Final = MAX_HEAD_BYTES
 
@@ -82,7 +82,7 @@ def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
 
 
 async def _download(session: Session, hello: ClientHello, writer: BodyWriter) -> None:
-    """Send frames, then the end of the body; to a base client that is disconnected, no end."""
+    """Send frames, then the end of the body. A base client that is disconnected gets no end."""
     await session.sender.serve(writer)
     if session.released and not hello.extended:
         await break_off(writer, FINISH_S)
@@ -94,7 +94,7 @@ async def _download(session: Session, hello: ClientHello, writer: BodyWriter) ->
 
 
 def _farewell(session: Session, hello: ClientHello) -> bytes:
-    """The last control frame of a download that was replaced, or ended by the operator; maybe none."""
+    """The last control frame of a download that was replaced, or ended by the operator; empty if there is none."""
     if session.released:
         return control.bye(session.disconnect_reason or "") if hello.extended else b""
     if not session.replaced_by_another(hello):
@@ -105,8 +105,8 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
 
 
 async def serve_upload(session: Session, exchange: Exchange) -> None:
-    """Take frames from the client until its body ends, and answer. Raises PeerError, then without an answer: deployed
-    clients take an answer that comes before the end for the end."""
+    """Take frames from the client until its body ends, then answer. Raises PeerError without an answer, because a
+    deployed client takes an answer before the end of its body for that end."""
     hello = ClientHello.of(exchange.head.headers)
     extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)

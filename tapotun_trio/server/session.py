@@ -40,7 +40,8 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 
-# Cached verdicts of one sender. A client that scans the address space only has the cache emptied again and again.
+# The limit of cached verdicts for one sender. A client that scans the address space only makes this cache be emptied
+# again and again.
 CACHE_ENTRIES: Final = 4096
 # While a client replaces its upload there are two; a proxy may keep a dead one open for a while.
 MAX_UPLOADS: Final = 4
@@ -89,7 +90,8 @@ class ClientHello:
 
 
 class ClientParameters:
-    """What one config has for one client to apply. References neither of the two: a session outlives many configs."""
+    """The parameters that one config has for one client. References neither the config nor the client's entry, because
+    a session outlives many configs."""
 
     __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
 
@@ -290,7 +292,7 @@ class Session:
             self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
-        """A download runs, and its session ID says that it is another machine's."""
+        """Whether a download of another machine runs, as its session ID shows."""
         newest = self._hello if self.sender.streaming else None
         return newest is not None and newest.session_id != hello.session_id
 

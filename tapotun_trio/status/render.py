@@ -108,7 +108,7 @@ class _Page:
         self._field("    ", "sent", [_traffic(peer.tx_bytes, peer.tx_packets, peer.rates.tx_bits_per_s)])
         rtt = peer.rtt
         if rtt.last_ms is not None and rtt.smoothed_ms is not None and rtt.min_ms is not None:
-            figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, least {_ms(rtt.min_ms)}"
+            figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, min {_ms(rtt.min_ms)}"
             self._field("    ", "round trip", [figures])
         if peer.outbox.packets:
             self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])

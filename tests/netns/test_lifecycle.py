@@ -272,7 +272,7 @@ def test_an_interface_that_somebody_deletes_comes_back(lab: Lab) -> None:
         for host, daemon in ((it.server, it.server_daemon), (it.client, it.client_daemon)):
             number = index(host, "tun0")
             host.ip("link del tun0")
-            daemon.wait_for_log("somebody else deleted it")
+            daemon.wait_for_log("is gone: another program deleted it")
             wait_until(lambda: has_interface(host, "tun0"), RETRY_S, "another tun0", daemon.tail)  # noqa: B023
             assert index(host, "tun0") != number
         wait_for_ping(it.client, TUNNEL_SERVER, RETRY_S)

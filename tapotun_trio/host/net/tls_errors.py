@@ -25,7 +25,7 @@ _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 
 _VERSION: Final = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW"})
 _WANTS_CERTIFICATE: Final = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
-# A TLS 1.2 server that wants a client certificate and gets none sends only this.
+# A TLS 1.2 server that wants a client certificate and gets none sends only this alert.
 _HANDSHAKE_FAILURE: Final = frozenset({"SSLV3_ALERT_HANDSHAKE_FAILURE"})
 _REFUSES_CERTIFICATE: Final = frozenset(
     {

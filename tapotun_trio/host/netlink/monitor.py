@@ -155,7 +155,8 @@ async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Chang
     tracker = NetworkTracker(own)
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
     async with _open_monitor(groups, tracker) as monitor:
-        # After joining, so that nothing is missed in between. What is both read and notified changes nothing.
+        # Loaded after joining, so that nothing is missed in between. A notification about a loaded item changes
+        # nothing.
         await monitor.load()
         tracker.drain()
         yield monitor

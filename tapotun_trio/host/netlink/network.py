@@ -136,7 +136,7 @@ class Netlink:
             failures: list[HostError] = []
             for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
                 failures += await self._remove_host_routes(name, link, host_routes)
-                if link is not None:  # else they disappeared with it
+                if link is not None:  # otherwise they disappeared with it
                     batch = (codec.remove_address(link.index, address) for address in addresses)
                     refusals = await self._kernel.transact(chain(batch, codec.remove_routes(link.index, routes)))
                     both: list[Item] = [*addresses, *routes]
@@ -228,8 +228,8 @@ class Netlink:
     ) -> dict[int, Refusal]:
         """Try again with the routes that were refused because a route exists. Returns the remaining refusals.
 
-        An existing route of ours is removed first. Removal and addition are sent together, so hardly a packet meets the
-        gap. NLM_F_REPLACE would leave no gap, but it replaces the first route that it finds, ours or not.
+        An existing route of ours is removed first. Removal and addition are sent together, so very few packets fall
+        into the gap. NLM_F_REPLACE would leave no gap, but it replaces the first route that it finds, ours or not.
         """
         remaining = dict(refusals)
         batch: list[bytearray] = []

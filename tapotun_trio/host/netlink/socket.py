@@ -154,8 +154,8 @@ class Rtnetlink:
         replies: dict[int, bytes] = {}
         first = self._number(group)
         last = first + len(group) - 1
-        # The kernel always sends a refusal, but a success only on demand. That of the last request shows that all are
-        # executed.
+        # The kernel always reports a refusal, but reports a success only on demand. A report on the last request shows
+        # that all are executed.
         _set_flags(group[-1], NLM_F_ACK)
         with self._complete_exchange():
             await self._send(b"".join(group))
