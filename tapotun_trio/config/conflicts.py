@@ -204,7 +204,7 @@ class ServerConflictChecker:
         self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
 
     def token(self, path: Path, token: TokenHash) -> None:
-        """Register a client's token. A token that is given as SHA-1 for one client and as SHA-256 for another is not
+        """Register a client's token. The same token as SHA-1 for one client and as SHA-256 for another is not
         noticed."""
         earlier = self._tokens.setdefault(token, path)
         if earlier != path:

@@ -66,7 +66,7 @@ _UDP_COLUMNS: Final = (16, 20, 38, 40)
 _PORT_COLUMNS: Final = (34, 36)
 _FRAGMENT_AT: Final = 20
 _PROTOCOL_AT: Final = 23
-# A longer payload is passed as a view, because copying it costs as much as making the view.
+# A longer payload is passed as a view, since a copy would cost no less.
 _COPIED_BYTES: Final = 256
 
 FrameRun: TypeAlias = list[FrameRange]  # frames to write one after the other or, where possible, as one super-packet

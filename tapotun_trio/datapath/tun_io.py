@@ -32,7 +32,7 @@ _SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
 _BURSTS_PER_WAKE: Final = 4
 
 # A server opens one device queue for each client, up to this many. With a single queue the clients' TCP connections
-# shared the burst unequally, and a burst was sent in as many pieces as there were changes of client in it. Measured
+# got unequal shares, and a burst was sent in as many pieces as there were changes of client in it. Measured
 # with 8 downloads: Jain's index 0.93 -> 0.99, total throughput 4.5 -> 8 Gbit/s. One small packet in turn for each of
 # many clients costs 10 % more.
 MAX_QUEUES: Final = 16

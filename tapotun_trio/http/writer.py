@@ -91,6 +91,7 @@ class BodyWriter:
         A chunked body then lacks its last chunk, and the caller only has to close the connection. A body that ends with
         its connection can only be broken by a reset. A reset overtakes bytes in flight, so this waits until the peer
         has acknowledged everything, and then resets the connection. If the end of the body was committed, it is sent.
+
         If this is cancelled, it may be called again to continue. Raises PeerError.
         """
         self.connection.limit_unsent(UNLIMITED_BYTES)  # the kernel sends what it holds after the close, too

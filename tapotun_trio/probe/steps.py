@@ -271,8 +271,8 @@ class _Steps:
                 await up.finish(GOODBYE_S, control.bye(_BYE))
 
     async def _refused_upload(self, fields: list[tuple[str, str]], status: int) -> None:
-        """Test whether uploads stream, without one that the server accepts. It refuses an upload as soon as it has the
-        head, without reading the body. Only base pings are sent, which have no effect."""
+        """Test whether uploads stream where the server accepts none. It refuses an upload as soon as it has the head,
+        without reading the body. Only base pings are sent, which have no effect."""
         measured, opener = self._measured, self._opener
         async with trio.open_nursery() as nursery:
             up = await opener.upload(nursery, fields)

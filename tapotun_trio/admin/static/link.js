@@ -1,7 +1,7 @@
 // The connection to the daemon: session, live messages and requests; it reconnects by itself.
 //
 //   login ──token──▶ connecting ──first status──▶ live ──silence, break──▶ lost ──after a pause──▶ connecting
-//     ▲                  └── 401: the session is over (a restarted daemon knows none) ──┐
+//     ▲                  └── 401: the session is over (a restarted daemon knows none) ─────────┐
 //     └─────────────────────────────────────────────────────────────────────────────────────────┘
 
 const SILENCE_MS = 6000; // a status comes every second

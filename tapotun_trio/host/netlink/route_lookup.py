@@ -5,7 +5,7 @@ Follows linux/rtnetlink.h and `inet_rtm_getroute` in net/ipv4/route.c.
 Our own routes may hide the answer:
 
 - A host route of ours wins over the route that would otherwise be used. So one send removes it, asks, and adds it
-    again. The kernel executes a send as a whole: very few packets fall into the gap, and a kill cannot come in between.
+  again. The kernel executes a send as a whole: very few packets fall into the gap, and a kill cannot come in between.
 - A route into our own interface stays, because without it packets would leave this machine unencrypted. To see past
   it, the kernel is asked once for every other device.
 

@@ -3,14 +3,14 @@
 What is reported as a change, and what is not:
 
 - An address is reported when it is added or removed. Three things are not: the renewal of its lifetime; an IPv6 address
-    while the kernel still looks for a duplicate; link-local and loopback addresses, which come and go with their links.
+  while the kernel still looks for a duplicate; link-local and loopback addresses, which come and go with their links.
 - A link is reported when it goes up or down, if it has an address that is tracked. The ports of a bridge and the far
-ends of
-  containers have none, and no connection of this machine uses them as its path.
+  ends of containers have none, and no connection of this machine uses them as its path.
 - A default route of the main table is reported, and half of one (other VPNs override it with 0.0.0.0/1 and
-    128.0.0.0/1).
+  128.0.0.0/1).
 - Nothing of ours is reported: neither the interfaces of this process, which are known by name, nor the addresses and
-routes of any process that carry our protocol number. (For addresses the kernel has a field for that number since 5.18.)
+  routes of any process that carry our protocol number. (For addresses the kernel has a field for that number since
+  5.18.)
 
 The kernel sends no notification when IPv4 routes vanish together with their link or their source address. So after
 either event the tracker forgets the routes of that link, and reports the next notification about one of them.
