@@ -231,7 +231,7 @@ class ShortageError(HostError, PeerError):
         self.remedy = remedy
 
 
-# By errno: the reason that a shortage is counted by, and its remedy. The shortage itself is named by strerror(3).
+# For each errno: the reason by which the shortage is counted, and its remedy. strerror(3) names the shortage itself.
 _MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
 _SHORTAGES: Final = {
     errno.EMFILE: (
@@ -259,7 +259,7 @@ def shortage_of(exc: BaseException, doing: str) -> ShortageError | None:
     if isinstance(exc, RuntimeError) and str(exc).startswith(_NO_THREAD_TEXT):
         return ShortageError(doing, _NO_THREAD[0], "no thread can be started", _NO_THREAD[1])
     number = 0
-    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # of ssl.SSLError
+    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # an ssl.SSLError
         number = errno.ENOMEM
     elif isinstance(exc, OSError) and not hasattr(exc, "library"):  # in an ssl.SSLError errno is a number of OpenSSL
         number = exc.errno or 0

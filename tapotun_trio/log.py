@@ -25,7 +25,7 @@ FLAPPING_BURST: Final = 20  # lines of one kind in FLAPPING_S
 READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the log
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
-_TRACEBACK_CHARS: Final = 500  # of one line
+_TRACEBACK_CHARS: Final = 500  # the longest line of a traceback
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -139,7 +139,7 @@ class LossyHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._missed = 0
-        self._cause = ""  # of the missed lines
+        self._cause = ""  # why lines were missed
         self._line_is_open = False  # the last line was written in part only
         self._room: Final = _poll_for_room(stream)
 

@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class WrongToken(Refused):
-    """A wrong token. Somebody may be guessing."""
+    """A wrong token, which may be an attempt to guess it."""
 
     def __init__(self) -> None:
         super().__init__(401, "this is not the admin token", ("WWW-Authenticate", "Bearer"))

@@ -63,7 +63,7 @@ async def serve_live(
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_S):
-                # From here on trio-websocket reads, until the nursery ends.
+                # From here on trio-websocket reads the connection, until the nursery ends.
                 request = await wrap_server_stream(
                     nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE_BYTES
                 )

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents each; a test compares them.
+"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents all of them, as a test checks.
 
 Names follow Prometheus' rules: base units, and counters end in ``_total``. An unknown value has no sample, instead of a
 zero. Counters have the values of the status: they restart at zero with their interface, which rate() handles.
@@ -37,7 +37,7 @@ from ..text import one_line
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
-_END: Final = b"# EOF\n"  # of OpenMetrics
+_END: Final = b"# EOF\n"  # the last line of OpenMetrics
 _SLICE: Final = 25  # interfaces, listeners or peers in one step
 _PART: Final = 25  # samples written in one step; a step of either kind takes about half a millisecond
 _UNITS: Final = ("bytes", "seconds")
@@ -65,7 +65,7 @@ def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str
 def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
     """As `render`, in parts between which other tasks can run: the page of a thousand clients takes longer than packets
     should wait."""
-    # Reduced to yes or no, because the library would copy the requested version into the response.
+    # Only one of two formats is chosen, because the library would copy the requested version into the response.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
     encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
@@ -78,7 +78,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
         name = ""
         for family in registry.collect():
             head = encode(_Family(family, [])).removesuffix(end)
-            if family.name != name:  # otherwise more samples of the same family
+            if family.name != name:  # otherwise this is a further piece of the same family
                 name = family.name
                 yield head
             for at in range(0, len(family.samples), _PART):

@@ -69,7 +69,7 @@ class AdminServer:
         self._serving.deadline = trio.current_time() + RETIRE_S
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection. The acceptor handles its failures, and closes it."""
+        """Serve one connection. The acceptor handles its failures, and closes it."""
         try:
             self._unauthenticated.add(connection)
             client_address = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)

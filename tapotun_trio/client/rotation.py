@@ -114,7 +114,7 @@ async def keep_streaming(
         on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
-    healthy_since: float | None = None  # since when streams have been following one another without a failure
+    healthy_since: float | None = None  # when the present series of streams without a failure began
     async with trio.open_nursery() as nursery:
         while True:
             began = trio.current_time()

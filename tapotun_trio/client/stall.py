@@ -23,7 +23,7 @@ class Stall:
     def __init__(self) -> None:
         self._sent = self._aged = self._aged_before = 0
         self._began: float | None = None  # None: there is no stall
-        self._noticed = False  # it has lasted for STALLED_S
+        self._noticed = False  # the stall has lasted for STALLED_S
         self._reported = False  # and `tick` has returned True for that
         self.lasted_s = 0.0
         self.dropped = 0

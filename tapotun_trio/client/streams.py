@@ -72,7 +72,7 @@ class _ClientStream(ABC):
     @property
     @abstractmethod
     def over(self) -> bool:
-        """It has ended, or `end` was called."""
+        """Whether the stream has ended, or `end` was called."""
 
     @abstractmethod
     def end(self, because: PeerError) -> None:
@@ -212,7 +212,7 @@ class Upload(_ClientStream):
                 await self._sender.serve(self._writer)
                 with trio.move_on_after(FINISH_S):
                     await self._writer.finish()
-                    await trio.sleep_forever()  # until it is answered
+                    await trio.sleep_forever()  # until the answer arrives
             nursery.cancel_scope.cancel()
 
     @property
@@ -260,7 +260,7 @@ class _Ending(Protocol):
 
 
 def is_over(stream: _Ending | None) -> bool:
-    """There is no stream, or it has ended, or its `end` was called."""
+    """Whether there is no stream, or it has ended, or its `end` was called."""
     return stream is None or stream.over
 
 

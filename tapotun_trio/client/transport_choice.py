@@ -35,7 +35,7 @@ _REMEDY: Final = (
 
 
 class TransportState(Enum):
-    """What the next stream is to be, and why."""
+    """The kind of the next stream, and the reason for it."""
 
     HTTP = "HTTP"  # uploads arrive, as far as is known
     TRYING_WEBSOCKET = "trying a WebSocket"  # uploads are held back
@@ -112,7 +112,7 @@ class TransportSelector:
         self._log = log
         self._number = 0
         self._began: dict[int, float] = {}  # the newest uploads
-        self._unseen_since: float | None = None  # since when no upload has arrived; None: the newest one has
+        self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
         self._follows = False  # the newest upload replaces one that still runs
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S

@@ -159,9 +159,9 @@ def positions(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _walk(text: str) -> Iterator[tuple[str, int, int]]:
-    paths: list[str] = []  # of the open lists and objects
+    paths: list[str] = []  # the paths of the open lists and objects
     counts: list[int] = []  # the index of the next element of each list; -1 for an object
-    path = ""  # of the next value
+    path = ""  # the path of the next value
     expects_key = False
     line, line_start = 1, 0
     done = 0

@@ -126,7 +126,7 @@ def parse_ipv4_network(text: str) -> IPv4Network:
 
 
 def reserved_address_kind(address: IPv4Address, net: IPv4Network) -> str | None:
-    """Which of the two addresses of ``net`` that no host may have this is: "network", "broadcast" or None.
+    """The kind of ``address`` if no host of ``net`` may have it: "network" or "broadcast"; otherwise None.
 
     A network of one or two addresses has neither (RFC 3021).
     """

@@ -229,7 +229,7 @@ def _parse_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
         begin = scheme.group() if scheme else ""
         if at:
             exc.shown = quote(f"{begin}{MASK}@{after}")
-        else:  # it may be user:pass without the @host
+        else:  # the text may be user:pass without the @host
             exc.shown = quote(text if _NO_LOGIN.fullmatch(text) else f"{begin}{MASK}")
         raise
 

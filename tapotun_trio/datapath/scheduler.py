@@ -12,7 +12,7 @@ from .pacing import Pacing
 # dropped; large enough that a fast link takes whole super-packets at a time.
 PIECE_BYTES: Final = 64 * 1024
 SAMPLE_S: Final = 0.01  # how often to look at the path of a stream that is not paced, while it has a backlog
-WATCH_S: Final = 0.05  # and how often while it has none
+WATCH_S: Final = 0.05  # how often to look at it while there is no backlog
 WATCH_BYTES: Final = 128 * 1024  # the clock for that is read after this many bytes: 50 ms at 20 Mbit/s
 # A single sample is not enough: its delivery rate may be that of one small segment (measured on a veth at 4 Gbit/s: one
 # sample of ten).

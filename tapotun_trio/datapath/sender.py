@@ -235,11 +235,11 @@ class Sender:
         self.stream = stream
         try:
             if self._controls:
-                self._controls.clear()  # they were for the older stream
+                self._controls.clear()  # these frames were for the older stream
                 self._pinged_at = -math.inf  # a ping may have been among them
             self._sent_since_tick = True
             if older is not None:
-                older.scope.cancel()  # it may be waiting for a peer that takes nothing
+                older.scope.cancel()  # the older stream may be waiting for a peer that takes nothing
             if self.keepalive.at_once:
                 if self._preamble:
                     self.send_control(self._preamble)

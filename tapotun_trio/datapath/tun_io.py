@@ -71,7 +71,7 @@ class AdaptiveSkip:
     def __init__(self, max_skips: int) -> None:
         self.max_skips = max_skips
         self._skips = 0  # occasions to skip after the last failure; 0: the last try succeeded
-        self._left = 0  # of these, still to be skipped
+        self._left = 0  # occasions that are still to be skipped
 
     def should_try(self) -> bool:
         """Whether to try now. If not, this occasion counts as skipped."""

@@ -213,9 +213,9 @@ class _Competitor:
             self._first = found
         else:
             found = self._first
-            if last and not _is_open(found[0]):  # it is gone, and the present owner does not listen
+            if last and not _is_open(found[0]):  # that process is gone, and the present owner does not listen
                 found = None
-        if found is None:  # it has just ended, or does not listen yet
+        if found is None:  # the owner has just ended, or does not listen yet
             text = f"the name {self._name} is reserved by a process that does not answer"
             return (text, None) if last else (None, text)
         sock, holder = found
@@ -315,7 +315,7 @@ def _address(name: str) -> bytes:
 
 
 def _described(sock: socket.socket, holder: Holder) -> Holder:
-    """With the owner's own description if it has sent one, else with what /proc says."""
+    """``holder`` with the description that it has sent, or else with what /proc says."""
     introduction = _Introduction()
     if holder.trusted:
         with suppress(OSError, msgspec.DecodeError):

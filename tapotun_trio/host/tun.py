@@ -44,7 +44,7 @@ _IFF_TUN_EXCL: Final = 0x8000
 
 _FLAGS: Final = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
 
-# What the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
+# Work that the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
 _TUN_F_CSUM: Final = 0x01
 _TUN_F_TSO4: Final = 0x02
 _TUN_F_TSO6: Final = 0x04
@@ -298,9 +298,9 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
 
 
 def _set_queue_length(name: str, packets: int) -> None:
-    """By netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN requires it in the initial
-    user namespace, which root of another one does not have. The kernel has executed the request when the send returns.
-    Raises OSError."""
+    """Set the length of the queue by netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN
+    requires it in the initial user namespace, which root of another one does not have. The kernel has executed the
+    request when the send returns. Raises OSError."""
     # Imported at first use, as in `linux`.
     from .netlink import codec
 

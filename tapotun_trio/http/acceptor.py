@@ -70,7 +70,7 @@ class Acceptor:
             nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close."""
+        """Serve one connection, from accept to close."""
         try:
             try:
                 await self._serve_connection(connection)

@@ -16,8 +16,8 @@ from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 
-# For name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the last of
-# them, a new attempt finds it sooner than this one.
+# The limit for name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the
+# last of them, a new attempt finds it sooner than this one.
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0

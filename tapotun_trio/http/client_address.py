@@ -14,7 +14,8 @@ from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
 from .forwarded import Address, client_of, with_port
 
-# From accept to the end of the PROXY protocol header, which a proxy sends at once. The limit of a request head, too.
+# The time from accept to the end of the PROXY protocol header, which a proxy sends at once. A request head has the same
+# limit.
 PROXY_HEADER_S: Final = 10.0
 
 

@@ -1,7 +1,7 @@
 """The client of a request, from `X-Forwarded-For` or `Forwarded` (RFC 7239).
 
 Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So both headers
-are read from the right, up to the first address that is not a trusted proxy: anybody may have written the rest.
+are read from the right, up to the first address that is not a trusted proxy: anyone may have written the rest.
 """
 
 from __future__ import annotations

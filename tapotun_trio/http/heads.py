@@ -71,7 +71,8 @@ class RequestHead:
 
     @property
     def asks_for_websocket(self) -> bool:
-        """Also true if a proxy removed the hop-by-hop half of the handshake (``Upgrade`` and ``Connection``)."""
+        """Whether this is a WebSocket handshake, even if a proxy removed its hop-by-hop half (``Upgrade``,
+        ``Connection``)."""
         return self.method == "GET" and "sec-websocket-key" in self.headers
 
     @property

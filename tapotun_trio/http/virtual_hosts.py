@@ -69,7 +69,7 @@ class Endpoint:
         self.listener = listener
         self.ingress = ingress
         self.pending = PendingConnections()
-        self.refusals: Counter[str] = Counter()  # of connections and requests that reached no interface, by reason
+        self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
         self.virtual_hosts: dict[str | None, VirtualHost] = {}
         self.scope = trio.CancelScope()
         self._log = log

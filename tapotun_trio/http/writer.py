@@ -39,7 +39,7 @@ class BodyWriter:
     def send(self, piece: bytes | memoryview) -> None:
         """Commit a piece, which is not empty, and send what the socket takes, in one system call without a copy.
 
-        Only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
+        Call it only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
         """
         parts = self._framed(piece)
         sent = self.connection.try_send(parts)
@@ -94,7 +94,7 @@ class BodyWriter:
 
         If this is cancelled, it may be called again to continue. Raises PeerError.
         """
-        self.connection.limit_unsent(UNLIMITED_BYTES)  # the kernel sends what it holds after the close, too
+        self.connection.limit_unsent(UNLIMITED_BYTES)  # what the kernel holds is still sent after the close
         if self.pending:
             self.flush()
         await self.drain()

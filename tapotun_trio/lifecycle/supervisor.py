@@ -69,7 +69,7 @@ class Interfaces:
             refused = [(change, error) for change in live if (error := await self._make(change, back=back)) is not None]
             if len(refused) == len(live):
                 return refused[0][1]
-            live = [change for change, _ in refused]  # its address may have been another interface's until now
+            live = [change for change, _ in refused]  # another interface may have had the address until now
         for change in changes:
             if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
                 return refusal

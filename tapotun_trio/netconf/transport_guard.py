@@ -26,7 +26,7 @@ from ..log import Log, RateLimitedLog, flap_damped
 from .transport_routes import Conflict, Decision, decide, describe, makes_local
 
 CHECK_S: Final = 2.0
-_LINES: Final = 5  # for the conflicts of one decision
+_LINES: Final = 5  # log lines about the conflicts of one decision
 _UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
 
@@ -228,7 +228,7 @@ class TransportGuard:
         for members in list(groups.values())[:_LINES]:
             self._log_line(members[0].action, logging.WARNING, describe(members))
         if gone and not present:
-            text = "nothing covers the addresses of the tunnel's own connections any more"
+            text = "no route covers the addresses of the tunnel's own connections any more"
             self._log_line("well", logging.INFO, text)
 
     def _log_line(self, kind: str, level: int, text: str) -> None:

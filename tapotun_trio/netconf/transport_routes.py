@@ -30,7 +30,7 @@ from ..host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, R
 from ..status.model import TransportAction
 
 _HOST: Final = 32
-_NO_BROADCAST: Final = 31  # from this prefix length on (RFC 3021)
+_NO_BROADCAST: Final = 31  # from this prefix length on there is no broadcast address (RFC 3021)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
     if route is None:
         return False
     if isinstance(item, Address) and makes_local(item.interface, address):
-        return True  # by the kernel's local table, which comes before all others
+        return True  # the route is in the kernel's local table, which comes before all others
     network, table = route
     if address not in network:
         return False
@@ -173,7 +173,8 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
         return False
     if next_hop is None or next_hop.table != table:
         return True
-    # Of two equally long routes the kernel takes the lower metric. Ours is 0, and it refuses a second one with that.
+    # Of two routes with equal prefixes the kernel uses the one with the lower metric. Ours has metric 0, and the kernel
+    # refuses a second route with that metric.
     return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, 0)
 
 

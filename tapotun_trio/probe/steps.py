@@ -172,7 +172,7 @@ class _Steps:
         if measured.download.state != "held-back":
             return
         await self._websocket()
-        if measured.websocket.ok:  # so the server knows control frames
+        if measured.websocket.ok:  # a server with WebSockets knows control frames
             http.server = "extended"
             await self._held_download()
 

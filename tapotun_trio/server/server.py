@@ -241,8 +241,8 @@ class TunnelServer:
                 await trio.sleep_forever()
 
     async def _serve(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """One request. A bug in it ends this request and nothing else. Raises PeerError, and HostError, which ends the
-        interface."""
+        """Serve one request. A bug in it ends this request and nothing else. Raises PeerError, and HostError, which
+        ends the interface."""
         try:
             await self._answer(exchange, endpoint)
         except* (HostError, PeerError):

@@ -80,7 +80,7 @@ class ClientHello:
 
     @property
     def may_use_websocket(self) -> bool:
-        """It supports WebSockets, and control frames, which a WebSocket always carries."""
+        """The client supports WebSockets, and control frames, which a WebSocket always carries."""
         return self.features >= {control.CTL, control.WS}
 
     @property
@@ -164,14 +164,14 @@ class Session:
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
         self.disconnect_reason: str | None = None  # why this end closed the last streams; None: it did not
-        self.removed = False  # from the config: what its client still sends is dropped
+        self.removed = False  # the config no longer has it: packets that its client still sends are dropped
         self._session_log = SessionLog(self.counters, self.rtt)
         self.uploads: list[Receiver] = []
         self._downloads: list[Connection] = []
-        self.transport: Transport | None = None  # of the newest download; None: there was none yet
+        self.transport: Transport | None = None  # the transport of the newest download; None: there was none yet
         self._config = config
         self._parameters = ClientParameters(config, client)
-        self._hello: ClientHello | None = None  # of the newest download
+        self._hello: ClientHello | None = None  # the client of the newest download
         self._seen = b""  # the newest UPLOAD_SEEN of that client, while it has uploads
         self._table = table
         # Source and destination as one key -> the receiving session, True: the device, False: drop.
@@ -278,7 +278,7 @@ class Session:
             return
         if not before.hello.extended:
             if self.tun_conf != before.parameters.tun_conf:
-                # It reconnects a lost download at once, but a lost upload only after the pause of an error.
+                # A base client reconnects a lost download at once, but a lost upload only after the pause of an error.
                 self.disconnect("its parameters changed: a base client has to reconnect for them", uploads=False)
         elif (payload := self.params) != before.parameters.params:
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))

@@ -29,13 +29,13 @@ from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
 HEADER_BYTES: Final = LENGTH_BYTES + VNET_BYTES
-GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # of the vnet header
+GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # where gso_type of the vnet header is
 MIN_PACKET_BYTES: Final = 20  # an IPv4 header
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 BASE_PING: Final = b"\0\0"
 
-# Of a frame: the packet's length, gso_type, gso_size, and the packet's first byte.
+# The fields of a frame that are read: the packet's length, gso_type, gso_size, and the packet's first byte.
 HEAD: Final = Struct("<HxB2xH6xB")
 # The same, and an IPv4 packet's source and destination together, as a key for a table.
 ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")

@@ -14,7 +14,7 @@ const MARK = "tapotun-logged-in";
 const POLICY_VIOLATION = 1008; // the daemon's close code when the session is over
 // A browser does not tell scripts why a WebSocket was refused.
 const NOT_LIVE =
-  "no WebSocket at /api/live: a proxy must forward Host, Upgrade and Connection, or 16 panels are already open";
+  "no WebSocket at /api/live: a proxy must forward Host, Upgrade and Connection, or 16 panels are open already";
 
 /** A request that the daemon or a proxy has refused. The message is for the operator. */
 export class Refused extends Error {

@@ -51,7 +51,7 @@ _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 # See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
 BBR: Final = "bbr"
 CUBIC: Final = "cubic"
-RENO: Final = "reno"  # until that choice; every kernel has it
+RENO: Final = "reno"  # used until that choice; every kernel has it
 
 # Errors that only a bug of ours can cause. All others may come from the network, and there are many (icmp_err_convert
 # in net/ipv4/icmp.c; a `prohibit` route causes EACCES, a `blackhole` route EINVAL).
@@ -241,7 +241,7 @@ class Connection:
 
     def shutdown_sending(self) -> None:
         """Send the end of the stream; receiving continues."""
-        with suppress(OSError):  # it is gone already, which the next receive reports
+        with suppress(OSError):  # the connection is gone already, which the next receive reports
             self._sock.shutdown(socket.SHUT_WR)
 
     def detach(self) -> socket.socket:

@@ -87,7 +87,8 @@ class TlsConnection(Connection):
         except ssl.SSLWantWriteError:
             pass
         except ssl.SSLWantReadError as exc:
-            # Only in a handshake. If this returned 0, our callers would wait for a socket that is writable.
+            # This happens only in a handshake. If this returned 0, our callers would wait for a socket that is already
+            # writable.
             raise PeerError(f"{self.name} wants another TLS handshake", reason=EndReason.TLS) from exc
         except OSError as exc:
             if not sent:  # otherwise the next send gets the same error
@@ -200,7 +201,7 @@ class TlsClient:
         except BaseException:
             tls.close()
             raise
-        # Not earlier: the session of a failed handshake was never verified, and must not be resumed.
+        # Set only now: the session of a failed handshake was never verified, and must not be resumed.
         tls.client, self._session, self._newest = self, session, tls
         return tls
 

@@ -247,7 +247,8 @@ def set_ipv6_silent(index: int) -> bytearray:
 
 
 def set_promote_secondaries(index: int) -> bytearray:
-    """Without it, removing an address also removes every later address of the same subnet (devinet.c)."""
+    """Keep the other addresses of a subnet when the first one is removed; by default the kernel removes them too
+    (devinet.c)."""
     return _set_ipv4_option(index, _IPV4_DEVCONF_PROMOTE_SECONDARIES, 1)
 
 
@@ -262,7 +263,8 @@ def _set_ipv4_option(index: int, option: int, value: int) -> bytearray:
 
 
 def _with_af_spec(index: int, family: bytes) -> bytearray:
-    # By hand: pyroute2 knows IFLA_INET_CONF as the kernel dumps it (an array), not as the kernel takes it (nested).
+    # Encoded by hand: pyroute2 knows IFLA_INET_CONF as the kernel dumps it (an array), not as the kernel expects it
+    # (nested).
     return _append(_encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, []), _IFLA_AF_SPEC, family)
 
 
@@ -473,7 +475,7 @@ def read_route(message: memoryview) -> KernelRoute:
     found = read_route_attributes(message)
     source = found.get(RTA_PREFSRC)
     return KernelRoute(
-        # Not strict: in the answer to a lookup, the destination may be longer than the prefix of the route.
+        # Host bits are allowed: in the answer to a lookup, the destination may be longer than the prefix of the route.
         network=IPv4Network((read_number(found.get(RTA_DST), "big"), prefix), strict=False),
         table=read_number(found[RTA_TABLE]) if RTA_TABLE in found else table,
         protocol=protocol,
@@ -545,7 +547,7 @@ def read_rule(data: memoryview) -> KernelRule:
 
 
 def _short_table(table: int) -> int:
-    """For the header's byte; 0 (RT_TABLE_UNSPEC) if the number fits into the attribute only."""
+    """The table's number for the byte in the header; 0 (RT_TABLE_UNSPEC) if it fits into the attribute only."""
     return table if table < 256 else 0
 
 

@@ -36,7 +36,7 @@ from .tracker import HALF_DEFAULT, LinkTracker, NetworkTracker
 
 # A change is reported after this much silence: a DHCP client, or `ip link set down`, makes several changes at once.
 SETTLE_S: Final = 0.3
-# It is reported after this time even if there was no silence.
+# A change is reported after this time even if there was no silence.
 SETTLE_LIMIT_S: Final = 1.5
 
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; Python's socket module has no names for these two

@@ -311,7 +311,8 @@ class Netlink:
         if not host_routes:
             return []
         if link is None:
-            # They outlive the interface, and its index is not known any more. All that have no interface are stale.
+            # Host routes outlive the interface, and its index is not known any more. All host routes without an
+            # interface are stale.
             found = await left_over(self._reader)
             await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return []
@@ -325,8 +326,8 @@ class Netlink:
         if priority is not None:
             priorities = [priority]
         else:
-            # It was not added, or by another Netlink object. Then it is the one in the slot of our route, or in a slot
-            # that nobody has. Rules are read before routes, as in `_remove_left_over`.
+            # The rule was not added, or another Netlink object added it. In that case it is in the slot of our route,
+            # or in a slot without an owner. Rules are read before routes, as in `_remove_left_over`.
             candidates = [
                 found.priority
                 for found in await self._reader.rules()

@@ -157,7 +157,7 @@ class RouteLookup:
             questions = [codec.lookup_route(address, mark, index=index, match=True) for index in some]
             for index, answer in zip(some, await self._ask_without(hiding, questions), strict=True):
                 if answer is not None and answer.type == RTN_UNICAST:
-                    if _hiding_route(address, answer) is not None:  # of a process that did not wait for us
+                    if _hiding_route(address, answer) is not None:  # a route of a process that did not wait for us
                         answer = replace(answer, network=_EVERYTHING)
                     priority = await self._rule_priority(answer.table, mark)
                     candidates.append(((priority, -answer.network.prefixlen, answer.metric), index, answer))
@@ -176,7 +176,7 @@ class RouteLookup:
         removals = [codec.remove_host_route(route.item, host_route_metric(route.owner)) for route in hiding]
         batch = [bytearray(removal) for removal in removals]
         batch += questions
-        # If one cannot be added again, it was of no use any more: its device is down, or has lost an address.
+        # A route that cannot be added again was useless already: its device is down, or has lost an address.
         batch += [codec.add_host_route(route.item, host_route_metric(route.owner), replace=False) for route in hiding]
         answers = await self._kernel.ask_together(batch)
         # If its owner removed it before we did, it must not come back.

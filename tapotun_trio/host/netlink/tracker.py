@@ -83,8 +83,8 @@ class NetworkTracker:
         self._own = own
         self._links: dict[int, Link] = {}
         self._addresses: dict[_AddressKey, KernelAddress] = {}
-        # Only the routes of which a notification came: a table may have a million routes, so none are read at the
-        # start. Hence a route that existed before is reported once, when it is renewed for the first time.
+        # Only routes about which a notification came: a table may have a million routes, so none are read at the start.
+        # Hence a route that existed before is reported once, when it is renewed for the first time.
         self._routes: set[_Route] = set()
         # The state at the last `drain`, and what was touched since. A thing may have changed and changed back, so a
         # comparison of both states is not enough.
@@ -129,7 +129,7 @@ class NetworkTracker:
         return False
 
     def drain(self) -> Change | None:
-        """What has changed since the last call; None if nothing that is reported."""
+        """What has changed since the last call; None if nothing is to be reported."""
         phrases = [*self._link_changes(), *self._address_changes(), *self._route_changes()]
         if self._overflowed and not phrases:
             phrases.append("more happened to addresses and routes than could be followed")
