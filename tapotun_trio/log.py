@@ -63,7 +63,7 @@ def remove_handler(handler: logging.Handler) -> None:
 
 
 class RateLimitedLog:
-    """Logs an event that may come without limit: at once, but at most ``burst`` times in ``interval_s``.
+    """Logs an event that may happen any number of times: at once, but at most ``burst`` times in ``interval_s``.
 
     ``debug``: log the others at level debug.
     """
@@ -133,7 +133,7 @@ class LossyHandler(logging.StreamHandler[TextIO]):
 
     A failure raises nothing and stores nothing, and delays the program by READER_WAIT_MS at most, once. After the first
     line that can be written again, another line says how many were missed. Only a terminal that hangs without having
-    been stopped can still make a line wait, because it does not say how much it takes.
+    been stopped can still delay a line, because it does not report how much it can take.
     """
 
     def __init__(self, stream: TextIO) -> None:

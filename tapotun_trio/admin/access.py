@@ -124,7 +124,7 @@ class Access:
         return identifier
 
     def log_out(self, session: Session) -> None:
-        """End the session and everything that it has open."""
+        """End the session and all its open connections."""
         for key, other in list(self._sessions.items()):
             if other is session:
                 self._end(key)

@@ -36,7 +36,7 @@ class AdminManager:
     """The admin listener, if there is one. Its tasks run in the nursery of the process."""
 
     def __init__(self, process: Process, registry: Registry, nursery: trio.Nursery) -> None:
-        self.reload: Reload | None = None  # set when there is one
+        self.reload: Reload | None = None  # set once the Reloader exists
         self._process = process
         self._registry = registry
         self._nursery = nursery

@@ -177,8 +177,8 @@ class TunnelClient:
     # -- the tasks
 
     async def run_download(self) -> None:
-        """GET after GET, or WebSocket after WebSocket, for ever. The first answer gives the parameters of the
-        interface; a later one that differs changes them."""
+        """Run one GET after the other, or one WebSocket after the other, for ever. The first answer gives the
+        parameters of the interface; a later one that differs changes them."""
         try:
             await self._keep(self._open_download, self._download_gate, self._on_download_failure)
         finally:
@@ -186,7 +186,7 @@ class TunnelClient:
             self._session_log.end(self._log, "this client stops")
 
     async def run_upload(self) -> None:
-        """PUT after PUT, for ever, while a download shows that the server is there."""
+        """Run one PUT after the other, for ever, while a download shows that the server can be reached."""
         await self._keep(self._open_upload, self._upload_gate, self._on_upload_failure)
 
     async def _keep(self, open_stream: OpenStream, gate: RetryGate, on_failure: OnFailure) -> None:
@@ -203,7 +203,7 @@ class TunnelClient:
                 self._proven.connection.close()
 
     async def run_clock(self) -> None:
-        """Once a second, for ever: keepalives, the ageing of the queue, the end of a download that fell silent."""
+        """Do once a second, for ever: send keepalives, drop packets that are too old, and end a silent download."""
         suspends = SuspendDetector()
         while True:
             await trio.sleep(TICK_S)
@@ -264,8 +264,8 @@ class TunnelClient:
     def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now.
 
-        ``local_addresses``: the addresses that this machine has now; a stream from any other one is ended. None: they
-        are not known.
+        ``local_addresses``: the addresses that this machine has now; a stream from any other address is ended. None:
+        they are not known.
         """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
@@ -347,7 +347,8 @@ class TunnelClient:
 
     @property
     def _yields(self) -> bool:
-        """Another machine uses the token: the next request must not take it back, and fails until it is free."""
+        """Another machine uses the token: the next request must not take it back, so it fails until the token is
+        free."""
         return self._machine.state is ClientState.TAKEN_OVER
 
     def _download_begins(

@@ -57,5 +57,5 @@ class Stall:
 
     @property
     def over(self) -> bool:
-        """Packets are sent again."""
+        """Whether packets are sent again."""
         return self._began is None

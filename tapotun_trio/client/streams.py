@@ -27,8 +27,8 @@ from ..wire.websocket import WebSocketBody
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
-# How long a newer download waits for the older one to end, so that packets keep their order. What the server had
-# begun to send on the older one arrives within a moment; after this time, order is worth less than the delay.
+# How long a newer download waits for the older one to end, so that packets keep their order. Frames that the server had
+# begun to send on the older one arrive within a moment. After this time, keeping the order is not worth the delay.
 HANDOVER_S: Final = 1.0
 _SHUTDOWN: Final = "the client is shutting down"
 

@@ -107,7 +107,7 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
     if exc.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and here in ("]", "}")):
         comma = at if here == "," else len(before) - 1
         return comma, "there is a comma before a closing bracket", "remove the comma"
-    # For these the parser gives the start of the text, or the character in it.
+    # For the next three errors the parser gives the start of the text, or the position of the character in it.
     if exc.msg.startswith("Unterminated string"):
         return at, "this text has no closing quote", 'close it with "'
     if exc.msg.startswith("Invalid control character"):

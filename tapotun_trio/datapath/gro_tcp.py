@@ -128,7 +128,8 @@ def _find_runs(view: memoryview, layout: _SegmentLayout, count: int) -> list[lis
 
 @lru_cache(maxsize=64)
 def _segment_struct(size: int, header_bytes: int) -> Struct:
-    """Ports as one number, sequence number, acknowledgment, data offset and flags, window, urgent pointer, options."""
+    """The TCP fields of a frame: ports as one number, sequence number, acknowledgment, data offset and flags, window,
+    urgent pointer, options."""
     options = header_bytes - 40
     return Struct(f">{_TCP_AT}xIIIHH2xH{options}s{size - _TCP_AT - 20 - options}x")
 

@@ -66,7 +66,7 @@ class SendScheduler:
         self._congestion = Congestion(connection, now)
 
     def allowance(self, now: float) -> tuple[float, int]:
-        """For the next piece of a backlog: how long it has to wait, in seconds, and how many bytes it may have."""
+        """How long the next piece of a backlog has to wait, in seconds, and how many bytes it may have."""
         if self.paced or now - self._sampled_at > SAMPLE_S:
             if self._sample(now) and self._pacing.narrow:
                 self._narrow_samples += 1
@@ -81,7 +81,7 @@ class SendScheduler:
         return wait_s, self._pacing.piece_bytes
 
     def watch(self, now: float) -> None:
-        """While there is no backlog: pace from now on if the stream only fills a queue on the path.
+        """Call it while there is no backlog. Starts pacing if the stream only fills a queue on the path.
 
         Looks at the path every WATCH_S at most.
         """

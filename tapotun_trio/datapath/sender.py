@@ -1,7 +1,7 @@
-"""The sending half of a session: straight onto the stream while the socket takes it, through the queue otherwise.
+"""The sending half of a session. Frames go straight to the socket while it takes them, otherwise through the queue.
 
 Read `Sender.send` first: every packet to a peer goes through it. `Sender.serve` is the task of the stream that is
-attached at the moment; `OutboundStream` is what belongs to that one stream.
+attached at the moment; `OutboundStream` has the state of that one stream.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AGENT_FRAME: Final = control.encode(control.AGENT, AGENT.encode())
 
 @dataclass(frozen=True, slots=True)
 class KeepalivePolicy:
-    """What keeps a stream from falling silent.
+    """How a stream is kept from falling silent.
 
     Attributes:
         after_s: how long a stream may be silent.
@@ -90,7 +90,7 @@ def keepalive_policy(keepalive_s: float | None, generation: int = 1) -> tuple[Ke
 
 
 class OutboundStream:
-    """What belongs to one stream that we send on, from the beginning of `Sender.serve` to its end.
+    """The state of one stream on which we send, from the beginning of `Sender.serve` to its end.
 
     Attributes:
         writer: of the stream's body.
@@ -154,7 +154,7 @@ class Sender:
 
     @property
     def streaming(self) -> bool:
-        """A stream is attached."""
+        """Whether a stream is attached."""
         return self.stream is not None
 
     def send(self, frames: memoryview | bytes, packets: int) -> None:
@@ -185,7 +185,7 @@ class Sender:
 
     @property
     def stalled(self) -> bool:
-        """The socket is full, probably only for a moment: nothing is queued behind it, and its path is fast."""
+        """Whether the socket is full, probably only for a moment: nothing is queued behind it, and its path is fast."""
         stream = self.stream
         return stream is not None and bool(stream.writer.pending) and not self._queued and not stream.scheduler.paced
 
@@ -243,7 +243,7 @@ class Sender:
             if self.keepalive.at_once:
                 if self._preamble:
                     self.send_control(self._preamble)
-                self.ping()  # the first byte, for a peer or proxy that waits for one, and the first round trip sample
+                self.ping()  # a peer or proxy may wait for a first byte; it also gives the first round trip sample
             with stream.scope:
                 while self.stream is stream:
                     await self._work(stream)
@@ -259,7 +259,8 @@ class Sender:
                 self.stream = None
 
     async def _work(self, stream: OutboundStream) -> None:
-        """One step: pending bytes first, then control frames, then the queue; if there is nothing, wait."""
+        """Send pending bytes first, then control frames, then a part of the queue. If there is nothing to send,
+        wait."""
         if stream.writer.pending:
             await stream.writer.drain()
             self._room.set()
@@ -363,8 +364,8 @@ async def breaking_off(writer: BodyWriter) -> AsyncIterator[None]:
 
     The peer has GRACE_S to take what is pending.
 
-    For the download of a deployed client. If that ends cleanly, a generation 2 client counts it as a success, and comes
-    back at its next rotation, 7 to 15 minutes later; after a failure it comes back within 10 s.
+    This is for the download of a deployed client. If it ends cleanly, a generation 2 client counts that as a success,
+    and reconnects at its next rotation, 7 to 15 minutes later; after a failure it reconnects within 10 s.
     """
     try:
         yield

@@ -63,7 +63,7 @@ class AdaptiveSkip:
     One occasion is skipped after the first failure, then three, seven, and so on. What works is tried every time.
 
     Attributes:
-        max_skips: the most occasions to skip in a row, so that a change for the better is noticed.
+        max_skips: the most occasions to skip in a row, so that an improvement is noticed.
     """
 
     __slots__ = ("_left", "_skips", "max_skips")

@@ -1,7 +1,7 @@
 """The desired state of the kernel for an interface, as plain data.
 
-A desired state is a set of items that either are in the kernel or are not. The reconciler compares two states and makes
-the difference, so the empty state is the undo of every other.
+A desired state is a set of items that either are in the kernel or are not. The reconciler compares two states and
+applies the difference, so applying the empty state undoes every other state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets with this fwmark are looked up in ``table`` (both uint32). It outlives the interface unless it is
+    """Packets with this fwmark are looked up in ``table`` (both uint32). The rule outlives the interface unless it is
     removed."""
 
     fwmark: int
@@ -44,7 +44,7 @@ class Rule:
 class HostRoute:
     """A route to one address that bypasses the interface. Its prefix is the longest possible, so it wins.
 
-    It outlives the interface unless it is removed, because its device is not ours.
+    The route outlives the interface unless it is removed, because its device is not ours.
 
     Attributes:
         address: the destination.

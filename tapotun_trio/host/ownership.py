@@ -92,7 +92,7 @@ class OwnedName:
     """A reserved name. Made by `own_name`.
 
     Attributes:
-        doubt: why another start of this program might not notice the reservation; None: it will.
+        doubt: why another start of this program might not notice the reservation; None: it will notice.
     """
 
     def __init__(self, name: str, doubt: str | None) -> None:

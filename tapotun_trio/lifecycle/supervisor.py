@@ -57,7 +57,8 @@ class Interfaces:
                 raise refusal
 
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
-        """First the changes that free names, addresses and ports, then those that need them. Returns the first error.
+        """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
+        error.
 
         ``back``: undo; changes that were not made yet are skipped.
         """

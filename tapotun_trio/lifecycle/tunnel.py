@@ -1,4 +1,4 @@
-"""What status, readiness and the control commands need of a running interface's transport, server or client."""
+"""The Protocol through which status, readiness and the control commands use a running server or client."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Keeps a client's own connections out of its tunnel: knows where they go, and asks the kernel how they get there.
 
-`transport_routes` decides and `reconciler` carries the decision out. The guard has it decided again whenever the answer
-may have changed: before a connection is made to an address, when the server's parameters change, and when this
+`transport_routes` decides and `reconciler` carries the decision out. The guard requests a new decision whenever the
+result may have changed: before a connection is made to an address, when the server's parameters change, and when this
 machine's addresses, links or routes do. Every CHECK_S it looks for a route, made by anyone, that leads the transport
 into the tunnel.
 """
@@ -36,7 +36,7 @@ class TransportGuard:
     Attributes:
         look: makes the reconciler decide again; with a false argument, only if something is amiss.
             None: there is no interface.
-        conflicts: what would lead the transport into the tunnel, by the newest decision.
+        conflicts: the routes that would lead the transport into the tunnel, by the newest decision.
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
@@ -98,7 +98,7 @@ class TransportGuard:
     # -- when to decide again
 
     async def run(self) -> None:
-        """Have everything decided again after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
+        """Request a new decision after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
         while True:
             with trio.move_on_after(CHECK_S):
                 await self._dirty.wait()

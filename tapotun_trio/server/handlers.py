@@ -39,7 +39,8 @@ _SHUTDOWN: Final = "the server is shutting down"
 
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
-    """The request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the token."""
+    """Whether the request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the
+    token."""
     hello = ClientHello.of(exchange.head.headers)
     if exchange.head.method == "GET":
         return hello.yields and session.replaced_by_another(hello)
@@ -47,7 +48,7 @@ def is_of_another_session(session: Session, exchange: Exchange) -> bool:
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
-    """Send frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
+    """Send frames to the client until it disconnects, or a newer GET takes over. Raises PeerError, in a group.
 
     A deployed client's download ends cleanly only when its newer one takes over; `breaking_off` says why.
     """
@@ -77,7 +78,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
 
 
 def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
-    """What only an extended client gets in an answer."""
+    """The headers that only an extended client gets in an answer."""
     return [(control.FEATURES_HEADER, control.offer(hello.features)), (control.AGENT_HEADER, AGENT)]
 
 
@@ -128,8 +129,8 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
 
 
 async def serve_websocket(session: Session, exchange: Exchange) -> None:
-    """Download and upload on one WebSocket, until the client goes, or a newer stream takes over. Raises PeerError,
-    maybe in a group."""
+    """Download and upload on one WebSocket, until the client disconnects, or a newer stream takes over. Raises
+    PeerError, maybe in a group."""
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S)
     accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
@@ -166,7 +167,8 @@ class _Upload:
         self.older: Receiver | None = None
 
     def receiver(self, connection: Connection, reader: FrameReader) -> Receiver:
-        """A receiver for this upload. It keeps this object alive, not the other way round, so there is no cycle."""
+        """A receiver for this upload. The receiver refers to this object, but not the reverse, so there is no reference
+        cycle."""
         return Receiver(connection, reader, self._deliver, self._on_control, self._session.sender.send_control)
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:

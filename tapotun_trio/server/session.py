@@ -155,7 +155,7 @@ class Session:
     """Everything that a server keeps for one client, connected or not, for the lifetime of the interface."""
 
     def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
-        """``index``: the one that it has, or is about to get, in ``table.sessions``."""
+        """``index``: its index in ``table.sessions``, where it is or is about to be."""
         self.index = index
         self.client = client
         self.log = client_logger(config.name, client.name)
@@ -187,7 +187,7 @@ class Session:
         """The payload of PARAMS."""
         return self._parameters.params
 
-    # Created with the first line: most of thousands of clients never log one.
+    # Each log is created with its first line: most of thousands of clients never log one.
 
     @cached_property
     def goodbyes(self) -> RateLimitedLog:
@@ -401,7 +401,7 @@ class Session:
         self.peer_info.tick(now, self.counters, heard=any(heard))
 
     def deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        """`forward` what one receive of an upload has brought. Raises PeerError and HostError as that does."""
+        """Forward the frames of one receive of an upload. Raises PeerError and HostError as `forward` does."""
         if not self.removed:
             table = self._table
             writer = table.writers[self.index % len(table.writers)]

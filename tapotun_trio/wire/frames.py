@@ -113,8 +113,8 @@ class FrameReader:
     A frame is returned where it was received. A frame is moved only if it straddles the end of the buffer or the
     framing of a chunk, and then only the shorter of its two parts.
 
-    The work of one call of `feed` is bounded, no matter what was received. The rest is `pending`. So is the failure for
-    a malformed frame, if good frames came before it: they are returned first.
+    The work of one call of `feed` is bounded, no matter what was received. The rest is `pending`. If good frames came
+    before a malformed one, they are returned first, and the error is pending too.
 
     Attributes:
         view: the buffer.

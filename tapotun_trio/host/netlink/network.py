@@ -2,8 +2,8 @@
 
 The rules of this file:
 
-- What we make carries `codec.PROTOCOL`, and only what carries it is ever changed or removed.
-- Adding is exclusive. If the kernel refuses because the item exists, we read whose it is.
+- Items that we add carry `codec.PROTOCOL`, and only items that carry it are ever changed or removed.
+- Adding is exclusive. If the kernel refuses because the item exists, we find out whose item it is.
 - In the main table a network has at most one route of ours; the interface that was configured last has it.
 - Every other table is shared, since two interfaces (even of two processes) may have the same ``mark``. There an
   interface takes a *slot*, a number that is the metric of its routes and the priority of its rules in that table. So
