@@ -47,7 +47,7 @@ def run(
     """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
 
     ``read``: reads the config again for a reload; see `Reloader`.
-    ``name``: of this process in `tapotun status`, by default its PID; ``config_file``: as shown there.
+    ``name``: the name of this process in `tapotun status`, by default its PID; ``config_file``: the path shown there.
     ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.notify_service_manager`.
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, boottime())

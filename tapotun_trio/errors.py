@@ -114,32 +114,33 @@ class EndReason(StrEnum):
 
     @property
     def is_answer(self) -> bool:
-        """Something at the other end answered, so the path to the server works."""
+        """Whether something at the other end answered, so that the path to the server works."""
         return self is EndReason.REFUSED or self in ("http-502", "http-503", "http-504")
 
     @property
     def is_protocol_error(self) -> bool:
-        """The other end violated the protocol."""
+        """Whether the other end violated the protocol."""
         return self.startswith("bad-")
 
     @property
     def is_for_operator(self) -> bool:
-        """Probably a config is wrong, so it is logged as a warning, although an unauthenticated peer can cause it."""
+        """Whether a config is probably wrong. Then it is logged as a warning, although an unauthenticated peer can
+        cause it."""
         return self in (EndReason.UNTRUSTED_PROXY, EndReason.BAD_PROXY_HEADER)
 
     @property
     def is_one_way(self) -> bool:
-        """Nothing can be sent any more, or the other end would not read it."""
+        """Whether nothing can be sent any more, or the other end would not read it."""
         return self in (EndReason.BROKEN, EndReason.CLOSED)
 
     @property
     def rules_out_websocket(self) -> bool:
-        """This path does not support WebSocket."""
+        """Whether this path does not support WebSocket."""
         return self in (EndReason.NO_WEBSOCKET, EndReason.BAD_RESPONSE)
 
     @property
     def suggests_no_websocket(self) -> bool:
-        """The path may not support WebSocket, if none has worked yet.
+        """Whether the path may not support WebSocket, if none has worked yet.
 
         If one has worked, a server behind a proxy may just be restarting: the proxy answers the same then.
         """
@@ -190,7 +191,8 @@ class PeerError(TapotunError):
 
     Attributes:
         reason: under which it is counted.
-        key: by which a log recognises a repeated failure; by default the text. One cause has one key, even if its text
+        key: the value by which a log recognises a repeated failure; by default the text. One cause has one key, even if
+            its text
             depends on timing or on the address that was tried.
     """
 

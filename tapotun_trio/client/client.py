@@ -347,8 +347,8 @@ class TunnelClient:
 
     @property
     def _yields(self) -> bool:
-        """Another machine uses the token: the next request must not take it back, so it fails until the token is
-        free."""
+        """Whether another machine uses the token. The next request must not take it back, so it fails until the token
+        is free."""
         return self._machine.state is ClientState.TAKEN_OVER
 
     def _download_begins(

@@ -27,7 +27,7 @@ class Answer:
 
     Attributes:
         rest: the bytes that came after the head.
-        features: what both ends support.
+        features: the features that both ends support.
     """
 
     connection: Connection
@@ -63,7 +63,7 @@ class Requests:
         return await self._download(yields=yields, websocket=True)
 
     async def put(self, number: int | None) -> Connection:
-        """Send the head of an upload. ``number``: of the upload; None if the download is not extended."""
+        """Send the head of an upload. ``number``: the upload's number; None if the download is not extended."""
         headers = upload_fields(self._config, self._session_id, number)
         connection = await self._connect()
         with ExitStack() as undo:
@@ -155,7 +155,7 @@ def download_fields(
 
 
 def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
-    """The headers of a PUT, without Host. ``number``: of the upload; None if the download is not extended."""
+    """The headers of a PUT, without Host. ``number``: the upload's number; None if the download is not extended."""
     fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
     if number is not None:
         fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))

@@ -114,7 +114,7 @@ class ClientStateMachine:
 
     @property
     def uploads_allowed(self) -> bool:
-        """Uploads may be opened: there is a download over HTTP, so the server is there."""
+        """Whether uploads may be opened: there is a download over HTTP, so the server can be reached."""
         return self._uploads_allowed.is_set()
 
     async def wait_uploads_allowed(self) -> None:
@@ -145,7 +145,7 @@ class Agreement:
         extended: both ends speak the extended protocol, so there are control frames.
         keepalive: how the streams are kept alive.
         silence_s: a download on which nothing arrives for this long is dead.
-        features: what both ends support.
+        features: the features that both ends support.
         agent: the server's program and version, if it says so.
         address: the server's address, for logs.
     """

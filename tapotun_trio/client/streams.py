@@ -1,4 +1,4 @@
-"""The streams of a client, each from its server's answer on: a GET, a PUT, or a WebSocket that is both."""
+"""The streams of a client: a GET or a WebSocket that the server has answered, or a PUT whose head was sent."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class _ClientStream(ABC):
 
     Attributes:
         ended: set last.
-        failure: once ended: why; None for a clean end.
-        connection: the stream's own.
+        failure: why the stream has ended; None before its end, and after a clean end.
+        connection: the connection of this stream alone.
     """
 
     _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
@@ -118,7 +118,7 @@ class Download(_InboundClientStream):
         self._began = trio.current_time()
 
     def heard_since(self, moment: float) -> bool:
-        """The server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
+        """Whether the server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
         return max(self._began, self.receiver.heard_at) >= moment
 
     async def _work(self, older: Stream | None) -> None:
@@ -166,7 +166,7 @@ class Upload(_ClientStream):
 
     Attributes:
         began: when it began, by trio's clock.
-        number: by which the server names this upload; None: a base server names none.
+        number: the number by which the server names this upload; None: a base server names none.
         seen: set when the server says that the first bytes have arrived.
     """
 
@@ -246,7 +246,7 @@ class Upload(_ClientStream):
         return control.bye(_SHUTDOWN) if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
-        """The answer to an upload comes after its end; an answer before that ends it."""
+        """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
         if not self._writer.finished or self._writer.pending:

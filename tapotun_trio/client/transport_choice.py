@@ -85,7 +85,7 @@ class TransportSelector:
     Attributes:
         state: the decision. Only `_fire` writes it.
         offered: the server's newest answer to a GET said that it accepts a WebSocket.
-        features: what to offer the server.
+        features: the features to offer the server.
     """
 
     __slots__ = (
@@ -104,7 +104,7 @@ class TransportSelector:
     )
 
     def __init__(self, choice: TransportChoice, authority: str, log: Log) -> None:
-        """``authority``: the server's, for logs."""
+        """``authority``: host and port of the server, for logs."""
         self.state = _FIXED.get(choice, TransportState.HTTP)
         self.features = control.SUPPORTED - {control.WS} if choice == "http" else control.SUPPORTED
         self.offered = False
@@ -120,12 +120,12 @@ class TransportSelector:
 
     @property
     def automatic(self) -> bool:
-        """The config leaves the choice to us."""
+        """Whether the config leaves the choice to us."""
         return self.state not in (TransportState.HTTP_ONLY, TransportState.WEBSOCKET_ONLY)
 
     @property
     def websocket(self) -> bool:
-        """The next stream is to be a WebSocket."""
+        """Whether the next stream is to be a WebSocket."""
         return self.state in (
             TransportState.TRYING_WEBSOCKET,
             TransportState.WEBSOCKET,
@@ -175,19 +175,19 @@ class TransportSelector:
             self._began[self._number] = now
 
     def held_back(self, now: float) -> bool:
-        """No upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
+        """Whether no upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
     def uploads_pass(self, now: float) -> bool:
-        """Uploads arrive, as far as is known: the newest one was seen, or it may still be seen in time and the one that
-        it replaces was seen."""
+        """Whether uploads arrive, as far as is known: the newest one was seen, or it may still be seen in time and the
+        one that it replaces was seen."""
         return self._unseen_since is None or (self._follows and not self.held_back(now))
 
     # -- what to do about it
 
     @property
     def no_fallback(self) -> bool:
-        """Only HTTP can be used."""
+        """Whether only HTTP can be used."""
         return not (self.automatic and self.offered)
 
     def try_websocket(self, now: float) -> bool:

@@ -67,8 +67,8 @@ class Finding:
     Attributes:
         path: the place in the JSON (``[0].clients[2].ip``); empty for the file as a whole.
         value: the value there as JSON, masked if secret; empty if there is none.
-        line: of the value, from 1; None if it has no place in the file.
-        column: of the value, from 1, in characters; None with ``line``.
+        line: the line of the value, from 1; None if the value has no place in the file.
+        column: the column of the value, from 1, in characters; None if ``line`` is None.
     """
 
     severity: Severity

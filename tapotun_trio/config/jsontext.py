@@ -55,7 +55,7 @@ class NotANumber:
 
     @property
     def is_finite(self) -> bool:
-        """False for NaN and the infinities, which JSON does not allow."""
+        """Whether it is finite; NaN and the infinities, which JSON does not allow, are not."""
         return self._text.lstrip("-").isdigit()
 
 

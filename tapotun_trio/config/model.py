@@ -160,7 +160,7 @@ class ServerConfig:
     """An interface definition with ``port`` or ``net``.
 
     Attributes:
-        mtu: in bytes, of the interface at both ends.
+        mtu: the MTU of the interface at both ends, in bytes.
         routes: networks that are local to the server.
         push_routes: networks that clients are asked to route into the tunnel; each once, at most 255.
         push_dns: name servers that extended clients are informed of.

@@ -35,7 +35,7 @@ GRACE_S: Final = 0.3  # time for a cancelled stream to reach a frame boundary
 # concurrent UDP floods (1,400-byte packets) fell to a third of what the others delivered, and the process grew by
 # 12 MB; with 20 ms none of eight did.
 SOCKET_FULL_WAIT_S: Final = 0.02
-# Limit of control frames that wait for a full socket. A peer that sends PINGs and reads no PONG gets no more.
+# Limit of control frames that wait for a full socket. A peer that sends PINGs and reads no PONGs gets no further PONGs.
 MAX_CONTROLS: Final = 16
 AGENT_FRAME: Final = control.encode(control.AGENT, AGENT.encode())
 
@@ -75,11 +75,11 @@ def extended_keepalive(keepalive_s: float) -> KeepalivePolicy:
 
 
 def keepalive_policy(keepalive_s: float | None, generation: int = 1) -> tuple[KeepalivePolicy, float]:
-    """How a client keeps its streams alive, and when it takes the server for dead.
+    """How a client keeps its streams alive, and when it considers the server dead.
 
     Args:
         keepalive_s: as agreed with an extended server; None: the rules for a base server apply.
-        generation: of a base server's ``x-tun-conf``.
+        generation: the generation of a base server's ``x-tun-conf``.
 
     Returns:
         The policy, and the silence of the download, in seconds, after which the server is dead to the client.
@@ -93,7 +93,7 @@ class OutboundStream:
     """The state of one stream on which we send, from the beginning of `Sender.serve` to its end.
 
     Attributes:
-        writer: of the stream's body.
+        writer: writes the stream's body.
         scheduler: decides what to send next, and when.
         scope: cancelling it ends the stream's `Sender.serve`.
         answered_at: when the peer last answered a ping, or when the stream began.
@@ -218,9 +218,9 @@ class Sender:
         try:
             writer.send(frames)
         except (PeerError, MemoryError) as exc:
-            # The stream is broken, also if there is no memory to keep the rest of a piece whose beginning was sent.
-            # Its own task finds that out in a moment, and raises. It is not raised here, because the caller may be in
-            # the middle of another session's work.
+            # The stream is broken. So it is if there is no memory for the rest of a piece whose beginning was sent. The
+            # stream's own task finds that out in a moment, and raises. It is not raised here, because the caller may be
+            # in the middle of another session's work.
             self.stream = None
             writer.mark_broken(exc.reason if isinstance(exc, PeerError) else EndReason.NO_MEMORY)
         if writer.pending or writer.broken:
@@ -289,8 +289,7 @@ class Sender:
 
     def set_keepalive(self, keepalive: KeepalivePolicy) -> None:
         """Change the keepalive, on the present stream too. The time to answer starts anew, so no peer is late at once.
-
-        Only for a stream on which control frames were agreed.
+        Call it only for a stream on which control frames were agreed.
         """
         differs = keepalive.after_s != self.keepalive.after_s
         self.keepalive = keepalive

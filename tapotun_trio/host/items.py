@@ -48,9 +48,9 @@ class HostRoute:
 
     Attributes:
         address: the destination.
-        index: of the device through which it leads.
+        index: the index of the device through which the route leads.
         gateway: None if the address is a neighbour on that device.
-        source, metrics: those of the route that ``address`` would take without our interface; ``metrics`` is the
+        source, metrics: copied from the route that ``address`` would take without our interface; ``metrics`` is the
             payload of RTA_METRICS as the kernel gave it.
     """
 
@@ -76,7 +76,7 @@ class NextHop:
     """How the kernel reaches an address if one interface of ours and its host routes are ignored.
 
     Attributes:
-        network, table, metric: those of the route.
+        network, table, metric: of the route that the kernel uses.
         index, device: the index and the name of the device.
         gateway, source, metrics: as in `HostRoute`.
         above_main: the table is looked up before the main table, so no route of the main table can change the result.

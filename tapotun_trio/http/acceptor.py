@@ -34,7 +34,7 @@ class Acceptor:
         Args:
             serve: serves one connection, which is closed when it returns. Any exception that it raises ends that
                 connection: PeerError is logged at level debug, a bug with its traceback.
-            label: what every log line begins with.
+            label: the beginning of every log line.
             failures: counts shortages and bugs, by reason.
         """
         self.listener = listener

@@ -35,7 +35,7 @@ async def open_connection(
     Args:
         tls: None: no TLS.
         mark: the fwmark of the socket.
-        proxy: to connect through.
+        proxy: the proxy to connect through; None: connect directly.
         resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
 
     Raises:

@@ -85,7 +85,7 @@ class RequestHead:
 
     @property
     def has_body(self) -> bool:
-        """A body that is not empty follows the head."""
+        """Whether a body that is not empty follows the head."""
         return "transfer-encoding" in self.headers or self.headers.get("content-length", "0").strip("0") != ""
 
     def body(self) -> Body:
@@ -121,7 +121,7 @@ class RequestParser:
 
     @property
     def started(self) -> bool:
-        """At least one byte was fed."""
+        """Whether at least one byte was fed."""
         return bool(self._raw)
 
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:

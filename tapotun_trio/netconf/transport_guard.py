@@ -2,8 +2,8 @@
 
 `transport_routes` decides and `reconciler` carries the decision out. The guard requests a new decision whenever the
 result may have changed: before a connection is made to an address, when the server's parameters change, and when this
-machine's addresses, links or routes do. Every CHECK_S it looks for a route, made by anyone, that leads the transport
-into the tunnel.
+machine's addresses, links or routes change. Every CHECK_S it looks for a route, made by anyone, that leads the
+transport into the tunnel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TransportGuard:
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
-        """``mark``: the transport's fwmark."""
+        """``mark``: the fwmark of the transport's sockets."""
         self._mark = mark
         self._log = log
         self.look: Callable[[bool], Awaitable[None]] | None = None
@@ -49,7 +49,7 @@ class TransportGuard:
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
         self._unresolved = False  # the newest attempt found no address
-        self._is_blind = False  # at the newest decision: neither a session nor an address
+        self._is_blind = False  # the newest decision had neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
         self._dirty = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
@@ -68,7 +68,7 @@ class TransportGuard:
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
-        """To be held while a connection is made."""
+        """Hold this while a connection is made."""
         attempt = Attempt(self)
         try:
             yield attempt
@@ -124,7 +124,7 @@ class TransportGuard:
             now: trio's clock.
             connected: there is a session.
             heard: the server has sent something since the last call.
-            silence_s: for how long there may be no session before pushed routes are withdrawn.
+            silence_s: how long there may be no session before pushed routes are withdrawn.
         """
         if heard or self._heard_s is None:
             self._heard_s = now

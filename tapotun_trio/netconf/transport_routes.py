@@ -74,9 +74,10 @@ def decide(
     """Which of ``items`` may be made, and the host routes that they need.
 
     Args:
-        next_hops: for each address of the transport, how it is reached without the interface; None: not at present.
+        next_hops: for each address of the transport, how it is reached without the interface; None: it cannot be
+            reached at present.
         mark: the transport's fwmark.
-        pushed: those of the items that are withdrawn when there is no session.
+        pushed: the items that are withdrawn when there is no session.
         withdraws: there is no session.
         withdraws_all: the addresses of the server are not known either.
         made: the items that the interface has now, which must not be mistaken for routes of others.

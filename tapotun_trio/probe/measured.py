@@ -84,7 +84,7 @@ class Direction:
             not measured.
         held_until_end: nothing came out before the end of the body.
         held_ms: delay of the first bytes, beyond one round trip.
-        status: of the response that ended an upload early.
+        status: the status of the response that ended an upload early.
         ended_after_s: time from the beginning until something else ended the stream; None: nothing did.
         ended_after_bytes: bytes sent until then, to recognise a limit on the body's size.
     """
@@ -133,7 +133,7 @@ class Idle:
     tested).
 
     Attributes:
-        upload_status: of the response that ended the upload.
+        upload_status: the status of the response that ended the upload.
         upload_late: the upload was found dead only when it was used again, so ``upload_s`` is an upper bound.
     """
 

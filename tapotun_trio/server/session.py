@@ -80,12 +80,12 @@ class ClientHello:
 
     @property
     def may_use_websocket(self) -> bool:
-        """The client supports WebSockets, and control frames, which a WebSocket always carries."""
+        """Whether the client supports WebSockets, and control frames, which a WebSocket always carries."""
         return self.features >= {control.CTL, control.WS}
 
     @property
     def extended(self) -> bool:
-        """Control frames may be sent to it."""
+        """Whether control frames may be sent to the client."""
         return control.CTL in self.features
 
 
@@ -138,7 +138,7 @@ class ForwardingTable:
 
     Attributes:
         router: decides by source and destination.
-        sessions: by the index that the router answers with.
+        sessions: the sessions, at the index that the router returns.
         writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
     """
 
@@ -297,7 +297,7 @@ class Session:
         return newest is not None and newest.session_id != hello.session_id
 
     def belongs_to_download(self, hello: ClientHello) -> bool:
-        """This upload belongs to the newest download, on which control frames were agreed."""
+        """Whether this upload belongs to the newest download, and control frames were agreed on that."""
         newest = self._hello
         return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
@@ -353,7 +353,7 @@ class Session:
 
     @property
     def released(self) -> bool:
-        """This end has closed the last download, and there is no newer one."""
+        """Whether this end has closed the last download, and there is no newer one."""
         return self.disconnect_reason is not None and not self.sender.streaming
 
     def left_early(self) -> None:

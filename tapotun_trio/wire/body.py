@@ -40,7 +40,7 @@ class Body(Protocol):
 
     @property
     def ended(self) -> bool:
-        """The body is complete; bytes from the last span's stop on belong to what follows the body."""
+        """Whether the body is complete. Then the bytes from the last span's stop on follow the body."""
 
     def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
         """The next ``(start, stop)`` of body bytes within ``buffer[pos:end]``; call again with pos = stop.

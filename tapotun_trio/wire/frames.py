@@ -75,7 +75,8 @@ def encode_echo(clock_ns: int) -> bytes:
 
 
 def echoed_clock(frame: memoryview) -> int:
-    """Our own clock, in ns, as the echo of a generation 2 ping brings it back. ``frame``: of the right length."""
+    """Our own clock, in ns, as the echo of a generation 2 ping brings it back. ``frame``: must have the right
+    length."""
     clock: int = _ECHO.unpack(frame)[2]
     return clock
 
@@ -123,7 +124,7 @@ class FrameReader:
         control: control frames are agreed on.
         controls: kind and payload of each control frame that came; the caller clears it.
         pings: number of pings that came.
-        leftover: once `ended`, what came after the body on the connection.
+        leftover: once `ended`, the bytes that came after the body on the connection.
     """
 
     __slots__ = (

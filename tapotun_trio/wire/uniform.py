@@ -26,7 +26,7 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
 
     Args:
         frames: the frames, and nothing else.
-        size_bytes: of each frame.
+        size_bytes: the size of each frame.
         columns: even offsets in a frame.
 
     Untrusted input; never raises.

@@ -15,7 +15,8 @@ from . import codec
 from .codec import PROTOCOL, KernelRoute, KernelRule, Link
 from .socket import Refusal, Rtnetlink
 
-# As `ip route` prints them; pyroute2 0.9.7 has no names for the last two (rt_protos of iproute2).
+# The names of protocols as `ip route` prints them; pyroute2 0.9.7 has no names for the last two (rt_protos of
+# iproute2).
 _PROTOCOL_NAMES: Final[dict[int, str]] = {**rt_proto, 186: "bgp", 188: "ospf"}
 
 

@@ -1,4 +1,4 @@
-"""Changes settings of the interpreter, which all threads share, while one thread has much to do.
+"""Changes settings of the interpreter while one thread has much work. All threads share these settings.
 
 Each change may be held several times at once: the first holder makes it, and the last one undoes it.
 """
