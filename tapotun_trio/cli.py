@@ -371,7 +371,7 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
     text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not look. Default: 20, at most 80"
     verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
-    text = "the transport in the client's config; the verdict is for it. Default: auto"
+    text = "the transport in the client's config, for which the verdict is given. Default: auto"
     verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
     for option in ("--ca-file", "--cert-file", "--key-file"):
         verb.add_argument(option, metavar="F", help=f"tls.{option[2:].replace('-', '_')} of the client's config")

@@ -57,7 +57,7 @@ class EndReason(StrEnum):
     SLOW_READER = "slow-reader", "the other end did not read what it was sent"
     SLOW_REQUEST = "slow-request", "the request was not complete in time"
     STALLED = "stalled", "the other end stopped reading"
-    TLS = "tls", "no TLS that both ends accept; the log has the reason"
+    TLS = "tls", "the two ends could not agree on TLS; the log has the reason"
     WS_CLOSED = "ws-closed", "the other end closed the WebSocket with an error"
     # -- on purpose
     DISCONNECTED = "disconnected", "ended by the operator"
@@ -190,10 +190,9 @@ class PeerError(TapotunError):
     The only exception that a parser of network bytes may raise.
 
     Attributes:
-        reason: under which it is counted.
+        reason: the reason under which the failure is counted.
         key: the value by which a log recognises a repeated failure; by default the text. One cause has one key, even if
-            its text
-            depends on timing or on the address that was tried.
+            its text depends on timing or on the address that was tried.
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:

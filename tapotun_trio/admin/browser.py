@@ -1,4 +1,4 @@
-"""Cookies, the Origin of a request, and the address that its failures are counted for.
+"""Cookies, the Origin of a request, and the address under which its failures are counted.
 
 Sans-IO. Untrusted input; never raises.
 """
@@ -53,7 +53,7 @@ def is_same_origin(headers: Mapping[str, str]) -> bool:
 
 
 def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
-    """The name that failed logins are counted under. ``remote``: the connection's address; None: a Unix socket.
+    """The name under which failed logins are counted. ``remote``: the connection's address; None: a Unix socket.
 
     Forwarding headers are believed if the connection comes from this machine, as a proxy's does. Another local program
     can forge them, and so use up the count of another address; but the total of all counts is limited as well. An IPv6

@@ -1,4 +1,4 @@
-"""The address of a client, taken from proxies as far as they are trusted."""
+"""The address of a client, as trusted proxies report it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ClientAddress:
         self._is_trusted = is_trusted
 
     def client(self, headers: Mapping[str, str]) -> str:
-        """The client of a request, for logs: ``203.0.113.7 (through 127.0.0.1:51234)``. Of the headers, only what
-        trusted proxies wrote is used."""
+        """The client of a request, for logs: ``203.0.113.7 (through 127.0.0.1:51234)``. Only the parts of the headers
+        that trusted proxies wrote are used."""
         if not self._is_trusted:
             return self.name
         client = client_of(headers, self._ingress.trusts)
