@@ -52,18 +52,19 @@ class FailureLog:
             self.note(f"{stream} fails", level, line)
 
     def note(self, kind: str, level: int, text: str) -> None:
-        """Something else that may happen again and again. ``kind``: a fixed word; lines of one kind share a limit."""
+        """Log another event that may happen again and again. ``kind``: a fixed word; lines of one kind share a
+        limit."""
         if level == logging.DEBUG:
             self._log.debug("%s", text)
         else:
             self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
     def farewell(self, level: int, text: str) -> None:
-        """The server has said why it ends the session."""
+        """Log the reason that the server gives for the end of the session."""
         self._farewells.log(self._log, level, trio.current_time(), text)
 
     def bug(self, exc: Exception) -> None:
-        """A bug ended a stream. Logged with its traceback."""
+        """Log a bug that ended a stream, with its traceback."""
         self._bugs.log(self._log, trio.current_time(), "stream ended", exc)
 
     @property

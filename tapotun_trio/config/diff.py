@@ -117,7 +117,8 @@ def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
 
 
 def _restart_reasons(config: InterfaceConfig, different: list[str]) -> list[str]:
-    """The changed fields that make a restart necessary. Of a client, only ``mark`` can change while it runs."""
+    """The changed fields that make a restart necessary. A client interface can change only its ``mark`` while it
+    runs."""
     if config.kind == "server":
         return [name for name in different if name in _FIXED]
     return [] if different == ["mark"] else different
@@ -125,7 +126,8 @@ def _restart_reasons(config: InterfaceConfig, different: list[str]) -> list[str]
 
 def _client_lines(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
     before, after = ({client.name: client for client in clients} for clients in (old, new))
-    # A client is identified by its token. One without a name is called by its address, so its name changes with that.
+    # A client is identified by its token. A client without a name is called by its address, so its name changes with
+    # the address.
     renamed = {client.token: client for name, client in before.items() if name not in after}
     lines: list[str] = []
     for name, client in after.items():

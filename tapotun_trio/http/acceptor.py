@@ -29,7 +29,7 @@ class Acceptor:
     def __init__(
         self, listener: Listener, serve: Serve, log: Log, *, label: str = "", failures: Counter[str] | None = None
     ) -> None:
-        """Leaves closing ``listener`` to the caller.
+        """The caller closes ``listener``.
 
         Args:
             serve: serves one connection, which is closed when it returns. Any exception that it raises ends that

@@ -201,7 +201,7 @@ class _Steps:
                     size = min((1 << power) - sent, control.MAX_PAYLOAD_BYTES - 1024)
                     await up.send(up.ping(max(8, size), bytes(size))[1])
                     sent += size
-                    # One at a time, because the server answers only the last of several.
+                    # PINGs are sent one at a time, because the server answers only the last of several.
                     if await opener.progress.until(lambda: answered.is_set() or up.ended, 0.25):
                         break
                 if answered.is_set():
@@ -302,7 +302,7 @@ class _Steps:
             cause = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
             measured.not_tested.append(f"idle timeouts: {cause}")
             return
-        # As a base client, because a server sends nothing to it for 55 s.
+        # The probe acts as a base client here, because a server sends nothing to a base client for 55 s.
         connection, answer = await self._base_download()
         if answer is None or answer.head.status != 200:
             measured.not_tested.append("idle timeouts: a second download was not answered with 200")

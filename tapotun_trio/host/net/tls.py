@@ -29,7 +29,7 @@ class TlsConnection(Connection):
 
     def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
         super().__init__(sock, name)
-        self.client: TlsClient | None = None  # gets the session at the end
+        self.client: TlsClient | None = None  # gets the session when this closes
 
     @property
     def session_reused(self) -> bool:
@@ -143,7 +143,7 @@ class TlsClient:
         self.config = config
         self._context = client_context(config)
         self._session: ssl.SSLSession | None = None
-        self._newest: TlsConnection | None = None  # still open
+        self._newest: TlsConnection | None = None  # the newest connection, while it is open
 
     def remember(self, connection: TlsConnection) -> None:
         """Keep the session of a connection that is still open, if it has one."""

@@ -143,7 +143,7 @@ class KernelRoute:
     protocol: int
     metric: int
     index: int
-    """The interface's; 0 if the route has none, or several (multipath)."""
+    """The index of the interface; 0 if the route has none, or several (multipath)."""
     source: IPv4Address | None
     tos: int
     plain: bool

@@ -10,8 +10,8 @@ Our own routes may hide the answer:
   it, the kernel is asked once for every other device.
 
 A host route of ours carries our protocol number. Its metric is METRIC plus the index of the interface that it was made
-for. So the host routes of two interfaces with the same server do not collide; one whose interface is gone was left by
-a killed run; and another program's route to the same address has a lower metric and wins.
+for. So the host routes of two interfaces with the same server do not collide; a host route whose interface is gone was
+left by a killed run; and another program's route to the same address has a lower metric and wins.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class _Route:
     prefix: int
     tos: int
     index: int
-    """The interface's; 0 if the route has none, or several (multipath)."""
+    """The index of the interface; 0 if the route has none, or several (multipath)."""
     identity: _Attributes
 
     @property
@@ -116,8 +116,8 @@ class NetworkTracker:
         self._overflowed = True
 
     def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
-        """Take in one notification: its type, its flags, and all of it with its header. Returns whether it says
-        that something has happened."""
+        """Process one notification. ``message``: all of it, with its header. Returns whether it says that something has
+        happened."""
         if kind in (RTM_NEWROUTE, RTM_DELROUTE):
             return self._handle_route(kind, flags, message)
         if kind in (RTM_NEWADDR, RTM_DELADDR):
