@@ -21,7 +21,7 @@ from ..log import Log
 from .api import AdminApi
 
 MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
-MAX_AUTHENTICATED: Final = 64  # connections with one; the same
+MAX_AUTHENTICATED: Final = 64  # connections with a token or a session; one more evicts the oldest
 RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
 # Proxies on this machine are trusted to name the client, for the log.

@@ -121,8 +121,8 @@ class Reconciler:
         await self._request(desired)
 
     async def recheck(self, thorough: bool) -> None:
-        """Have the task check again how the transport is routed, and apply the consequences; unless ``thorough``, only
-        if something seems wrong. Raises as `apply`."""
+        """Have the task check how the transport is routed, and decide again if something seems wrong, or in any case if
+        ``thorough``. Raises as `apply`."""
         await self._request(_Recheck(thorough))
 
     async def _request(self, action: DesiredState | _Recheck | _Restore) -> None:
@@ -151,7 +151,7 @@ class Reconciler:
                             "another program set this interface down: no packet passes until it is up again"
                         )
 
-        retry = Rewatch(self._log, "if another program sets this interface down, its routes will stay away")
+        retry = Rewatch(self._log, "if another program sets this interface down, its routes will not come back")
         await retry.keep(watch)
 
     async def _try(self, installed: InstalledItems, before: DesiredState, desired: DesiredState) -> HostError | None:
@@ -193,7 +193,7 @@ class Reconciler:
     async def _allowed(self, guard: TransportGuard, installed: InstalledItems, desired: DesiredState) -> DesiredState:
         """The part of the desired state that is allowed. The host routes that it needs are added when this returns."""
         refused: frozenset[IPv4Address] = frozenset()
-        while True:  # It ends: each round but the last removes an address from those that may have a host route.
+        while True:  # This loop ends: each round but the last removes an address from those that may have a host route.
             decision = await guard.decide(installed.network, self._name, desired, installed.items, refused)
             newly_refused = await installed.add_host_routes(decision.exceptions)
             if not newly_refused:

@@ -108,7 +108,7 @@ class TunnelServer:
         """Create the sessions of all clients. Nobody can connect before `run_transport`.
 
         Args:
-            writers: one for each queue of the device; see `ForwardingTable`. Without any, uploads cannot be served.
+            writers: one for each queue of the device; see `ForwardingTable`. Without writers, uploads cannot be served.
             device_drops: where the reader and the writers of the device count what they drop, by reason.
             first: made from ``config`` by `in_steps`.
         """
@@ -277,7 +277,7 @@ class TunnelServer:
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
         endpoint.pending.remove(exchange.connection)
-        ending, failed = "this server stops", 0  # if it is cancelled
+        ending, failed = "this server stops", 0  # the values for a cancellation
         try:
             if websocket:
                 await serve_websocket(session, exchange)

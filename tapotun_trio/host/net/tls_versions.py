@@ -38,7 +38,7 @@ class VersionClient(TlsClient):
             context.minimum_version = ssl.TLSVersion.TLSv1
             context.maximum_version = context.minimum_version = VERSIONS[version]
         if version in ("TLSv1", "TLSv1.1"):
-            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 allows these versions' signatures only here
+            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 allows these versions only at this level
         self._context = context
 
 

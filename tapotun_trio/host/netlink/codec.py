@@ -131,7 +131,7 @@ class KernelAddress:
     usable: bool
     """False while the kernel looks for a duplicate (RFC 4862), and after it found one."""
     tracked: bool
-    """Not link-local, not loopback's, and not ours by its protocol number."""
+    """Whether it is neither link-local, nor a loopback address, nor ours by its protocol number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def is_link(message: bytes) -> bool:
 
 
 def set_ipv6_silent(index: int) -> bytearray:
-    """No automatic link-local address, hence no duplicate detection, router solicitations or group reports.
+    """Switch off the automatic link-local address, and so duplicate detection, router solicitations and group reports.
 
     The kernel refuses with EAFNOSUPPORT if the interface has no IPv6: switched off, or the MTU is below 1280.
     """
@@ -253,7 +253,8 @@ def set_promote_secondaries(index: int) -> bytearray:
 
 
 def set_rp_filter(index: int, mode: int) -> bytearray:
-    """``mode`` as in ip-sysctl: 0 off, 1 strict, 2 loose. The interface's own setting; that of "all" may be higher."""
+    """``mode`` as in ip-sysctl: 0 off, 1 strict, 2 loose. Sets the interface's own value; the value of "all" may be
+    higher."""
     return _set_ipv4_option(index, _IPV4_DEVCONF_RP_FILTER, mode)
 
 
@@ -353,7 +354,7 @@ def _route_template(kind: int, flags: int, index: int, prefix: int, table: int, 
 
 def add_host_route(item: HostRoute, metric: int, *, replace: bool = True) -> bytearray:
     """Adds the route; atomically replaces an earlier one to the same address with the same metric. Without ``replace``
-    such a route stays, and the kernel refuses this one: its owner has made another meanwhile.
+    an earlier route stays, and the kernel refuses this one: the owner has made the earlier one meanwhile.
 
     RTNH_F_ONLINK declares the gateway a neighbour on the device. Without it the kernel would look for the gateway in
     the routing table, and could find it in a network that the other end has just pushed.
@@ -373,7 +374,7 @@ def add_host_route(item: HostRoute, metric: int, *, replace: bool = True) -> byt
         attrs,
         flags,
     )
-    # As raw bytes: the kernel gave them for the route that this one copies.
+    # They are raw bytes, as the kernel gave them for the route that this one copies.
     return _append(message, RTA_METRICS, item.metrics) if item.metrics else message
 
 
