@@ -196,7 +196,7 @@ def _load() -> None:
         import_module(f"{__package__}.{name}")
     from .pages import read_pages
 
-    read_pages()  # which imports more
+    read_pages()  # this imports more modules
 
 
 def _addresses_conflict(old: ListenAddress, new: ListenAddress) -> bool:

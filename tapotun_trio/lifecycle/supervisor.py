@@ -49,7 +49,7 @@ class Interfaces:
         When it is cancelled, the changes that were made stay.
         """
         async with self._lock:
-            # Checked before anything is stopped. No name that is added is in use by this process now.
+            # The names are checked before anything is stopped. This process uses none of the added names now.
             await require_names(self._host, [change.name for change in changes if change.kind == "added"])
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
@@ -60,7 +60,7 @@ class Interfaces:
         """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
         error.
 
-        ``back``: undo; changes that were not made yet are skipped.
+        ``back``: undo the changes; those that were not made yet are skipped.
         """
         for change in changes:
             if change.kind in ("removed", "restart"):

@@ -61,7 +61,7 @@ class Tls:
 class Http:
     """The response to the GET. With a ``status`` of None, ``error`` says why there was none.
 
-    ``own``: the body of an error response is one that a tapotun server sends, and not a proxy's.
+    ``own``: whether the body of an error response comes from a tapotun server, and not from a proxy.
     """
 
     ms: float | None = None
