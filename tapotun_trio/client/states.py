@@ -47,7 +47,7 @@ class ClientEvent(Enum):
     WEBSOCKET_OPENED = "WebSocket opened"
     PROBE_BEGAN = "rotation of the WebSocket"
     PROBE_ENDED = "end of the probe"  # if the probe succeeded, HTTP_OPENED came before this
-    REPLACEMENT_FAILED = "replacement failed"  # the present download or WebSocket goes on
+    REPLACEMENT_FAILED = "replacement failed"  # the present download or WebSocket continues
     LOST = "download lost"  # the present download or WebSocket has ended, or none could be opened
     TOKEN_TAKEN = "token taken"  # the server said so
     STOP = "stop"
@@ -87,7 +87,7 @@ TRANSITIONS: Final[Mapping[tuple[ClientState, ClientEvent], ClientState]] = {
     (_S.TAKEN_OVER, _E.STOP): _S.STOPPED,
 }
 
-# Whether uploads are allowed from this event on. After any other event they are allowed if they were before it.
+# Whether uploads are allowed from this event on. Any other event leaves that as it is.
 _UPLOADS: Final[Mapping[ClientEvent, bool]] = {
     ClientEvent.HTTP_OPENED: True,
     ClientEvent.WEBSOCKET_OPENED: False,

@@ -76,7 +76,7 @@ class NextHop:
     """How the kernel reaches an address if one interface of ours and its host routes are ignored.
 
     Attributes:
-        network, table, metric: of the route that the kernel uses.
+        network, table, metric: the values of the route that the kernel uses.
         index, device: the index and the name of the device.
         gateway, source, metrics: as in `HostRoute`.
         above_main: the table is looked up before the main table, so no route of the main table can change the result.

@@ -161,7 +161,7 @@ class ResponseParser:
     __slots__ = ("_begin", "_h11")
 
     def __init__(self, method: str) -> None:
-        self._begin: bytes | None = b""  # None: it is not TLS
+        self._begin: bytes | None = b""  # the first bytes, while they may be TLS; None: they are not
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
 

@@ -12,7 +12,7 @@ from .. import exit_codes
 def add_printing_verbs(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], program: Callable[[], argparse.ArgumentParser]
 ) -> None:
-    """Add them. ``program`` makes the whole parser, from which completions are generated."""
+    """Add these subcommands. ``program`` makes the whole parser, from which completions are generated."""
     text = "print the config's JSON Schema, for editors"
     verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_schema)
