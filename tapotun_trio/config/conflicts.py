@@ -154,7 +154,7 @@ class ConflictChecker:
     def ingress(self, path: Path, endpoints: Iterable[ListenAddress], ingress: IngressOptions) -> None:
         """Register an entry's ingress options. Entries that share an endpoint must have the same.
 
-        ``path`` is the entry's.
+        ``path`` is the path of the entry.
         """
         differences: dict[str, Path] = {}
         for endpoint in endpoints:

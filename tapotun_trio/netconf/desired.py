@@ -57,7 +57,8 @@ def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
 
 
 def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
-    """What the server pushed, and the mark. The tunnel works without the pushed routes that the kernel refuses."""
+    """The addresses and routes that the server pushed, and the mark. The tunnel works without pushed routes that the
+    kernel refuses."""
     routes = tuple(map(Route, conf.routes))
     return DesiredState(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
 
