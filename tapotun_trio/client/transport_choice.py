@@ -168,8 +168,8 @@ class TransportSelector:
         self._unseen_since = None
 
     def download_began(self, now: float) -> None:
-        """A download began after the one before it had ended. What the server said on that one about an upload may be
-        lost. It says so again on the new one, which has UPLOAD_SEEN_S for that."""
+        """A download began after the previous one had ended. What the server said about an upload on the previous one
+        may be lost. The server repeats it on the new one, so UPLOAD_SEEN_S begins again."""
         if self._unseen_since is not None:
             self._unseen_since = now
             self._began[self._number] = now
@@ -243,7 +243,8 @@ class TransportSelector:
             self.warn_held_back()
 
     def warn_held_back(self, consequence: str = "") -> None:
-        """Warn that uploads are held back, and name the remedy and the ``consequence``. Once, until one arrives."""
+        """Warn that uploads are held back, and name the remedy and the ``consequence``. It warns once, until an upload
+        arrives."""
         again, self._warned = self._warned == consequence, consequence
         self._log.log(
             logging.DEBUG if again else logging.WARNING,

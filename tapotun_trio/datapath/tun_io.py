@@ -31,10 +31,10 @@ _SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
 # Bursts without a wait in between. Waiting costs as much as a dozen small packets (epoll, a task switch).
 _BURSTS_PER_WAKE: Final = 4
 
-# A server opens one device queue for each client, up to this many. With a single queue the clients' TCP connections
-# got unequal shares, and a burst was sent in as many pieces as there were changes of client in it. Measured
-# with 8 downloads: Jain's index 0.93 -> 0.99, total throughput 4.5 -> 8 Gbit/s. One small packet in turn for each of
-# many clients costs 10 % more.
+# A server opens one device queue for each client, up to this many. With a single queue the clients' TCP connections got
+# unequal shares, and a burst was sent in as many pieces as there were changes of client in it. Measured with 8
+# downloads: Jain's index 0.93 -> 0.99, total throughput 4.5 -> 8 Gbit/s. One small packet in turn for each of many
+# clients costs 10 % more.
 MAX_QUEUES: Final = 16
 
 # Limits a burst of small packets, or of packets that are dropped, so that other tasks get their turn.
@@ -92,8 +92,8 @@ async def read_device(
 ) -> None:
     """Move frames from the device to the senders, forever.
 
-    Frames are read into one buffer, each behind room for its length field, so that a burst is in wire format without a
-    copy. Adjacent frames to the same sender are handed over as one slice of the buffer.
+    Frames are read into one buffer, with room for a length field before each, so that a burst is in wire format without
+    a copy. Adjacent frames to the same sender are handed over as one slice of the buffer.
 
     Args:
         classify: finds the sender for a frame.

@@ -147,8 +147,8 @@ def holder_of(name: str) -> Holder | None:
 def has_link(name: str) -> bool:
     """Whether an interface has this name or alternative name. False also if the kernel cannot be asked: creating the
     interface will report the reason."""
-    # Imported at first use, as in `linux`. Not if_nametoindex(3): its ioctl makes the kernel run modprobe if there is
-    # no such interface (net/core/dev_ioctl.c).
+    # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
+    # modprobe if there is no such interface (net/core/dev_ioctl.c).
     from .netlink import codec
     from .netlink.socket import HEADER
 

@@ -120,7 +120,7 @@ class FrameReader:
     Attributes:
         view: the buffer.
         ended: the body ended on a frame boundary, and every frame was returned.
-        pending: call `feed(0)` next, which goes on with what was received; not `space`.
+        pending: call `feed(0)` next, which continues with the received bytes, and not `space`.
         control: control frames are agreed on.
         controls: kind and payload of each control frame that came; the caller clears it.
         pings: number of pings that came.

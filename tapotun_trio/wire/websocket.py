@@ -196,7 +196,8 @@ def frame(opcode: int, payload: bytes, key: bytes = b"") -> bytes:
 
 
 def mask(payload: bytes | bytearray | memoryview, key: bytes) -> bytes | bytearray:
-    """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Done twice it is the payload again.
+    """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Applied twice, it gives the payload
+    again.
 
     There is no loop over bytes. A short payload is one XOR of two large integers. These have to be converted to digits
     of 30 bits and back, so for a long payload four translations of every fourth byte are 1.5 times as fast (0.6 GB/s).
