@@ -65,7 +65,7 @@ def remove_handler(handler: logging.Handler) -> None:
 class RateLimitedLog:
     """Logs an event that may happen any number of times: at once, but at most ``burst`` times in ``interval_s``.
 
-    ``debug``: log the others at level debug.
+    ``debug``: log the other events at level debug.
     """
 
     __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_refill_at", "_suppressed")

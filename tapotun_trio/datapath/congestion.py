@@ -54,7 +54,7 @@ class Congestion:
     """Chooses the congestion control of one stream.
 
     Args:
-        connection: the stream's, owned by the caller. Its handshake has measured the path.
+        connection: the connection of the stream, owned by the caller. Its handshake has measured the path.
         now: when it was opened.
     """
 

@@ -36,7 +36,7 @@ class SendScheduler:
     """Decides how much of a stream's backlog to send next, and when.
 
     Args:
-        connection: the stream's, owned by the caller.
+        connection: the connection of the stream, owned by the caller.
         now: when it was opened.
 
     Attributes:
@@ -59,8 +59,8 @@ class SendScheduler:
         self.paced = False
         self._connection = connection
         self._pacing = Pacing()
-        self._narrow_samples = 0  # in a row
-        self._fast_samples = 0  # in a row
+        self._narrow_samples = 0  # narrow samples in a row
+        self._fast_samples = 0  # fast samples in a row
         self._large_unsent = False  # FAST_UNSENT_BYTES are in force
         self._sampled_at = self._waited_at = 0.0
         self._congestion = Congestion(connection, now)

@@ -168,7 +168,7 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
     if STRICT not in {machine.sysctls.get(name, 0) for name in names} or highest > STRICT:
         yield Finding("ok", "rp_filter", "no strict reverse path filter")
     elif affected:
-        text = f"a strict reverse path filter drops what arrives at {', '.join(affected)} from the sources of its clients"
+        text = f"a strict reverse path filter drops packets from the sources of clients of {', '.join(affected)}"
         yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in names))
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"

@@ -119,7 +119,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         401: "a proxy in front of the server requires a login of its own",
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
-        405: "that is a web page, or a proxy that lets only some methods pass",
+        405: "this URL is a web page, or a proxy lets only some methods pass",
         409: "this session is over, or another machine uses the token",
         413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
         502: "the proxy does not reach the tapotun server behind it",
