@@ -159,7 +159,7 @@ class Access:
 
 
 def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
-    """The header that sets the session cookie; with an empty identifier, the one that deletes it."""
+    """The header that sets the session cookie. An empty identifier gives the header that deletes it."""
     age_s = int(SESSION_S) if identifier else 0
     value = f"{COOKIE}={identifier}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict"
     return "Set-Cookie", f"{value}; Secure" if secure else value

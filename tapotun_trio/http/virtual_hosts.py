@@ -163,7 +163,7 @@ async def _fail(exc: Exception) -> None:
 
 
 class Registration:
-    """The endpoints of one interface. It grows when an endpoint opens that was refused at first.
+    """The endpoints of one interface. An endpoint that was refused at first joins them when it opens.
 
     Attributes:
         endpoints: the open ones.
@@ -193,8 +193,8 @@ class ListenerManager:
         If only some addresses are refused, that is logged, and they are tried again in the interface's nursery. The
         same happens if all are refused because this machine does not have the address or its family yet.
 
-        Raises HostError if all are refused, at least one of them for another reason; if an address of the default is
-        refused, whose sockets count as one address; or if another interface has this path there, or other options for
+        Raises HostError if all are refused, at least one of them for another reason; if the default
+        address is refused (all sockets of the default count as one address); or if another interface has this path there, or other options for
         the endpoint.
         """
         registration = Registration()

@@ -40,12 +40,12 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 
-# The limit of cached verdicts for one sender. A client that scans the address space only makes this cache be emptied
-# again and again.
+# The limit of cached verdicts for one sender. If a client scans the address space, its cache is emptied again and
+# again, which does no other harm.
 CACHE_ENTRIES: Final = 4096
 # While a client replaces its upload there are two; a proxy may keep a dead one open for a while.
 MAX_UPLOADS: Final = 4
-# The same for downloads: each older one has some seconds to read its end.
+# The same limit for downloads. A client gets some seconds to read the end of an older download.
 MAX_DOWNLOADS: Final = 4
 # A deployed client pings an idle upload after 55 s. An upload that is silent for this long is dead.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
@@ -155,7 +155,7 @@ class Session:
     """Everything that a server keeps for one client, connected or not, for the lifetime of the interface."""
 
     def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
-        """``index``: its index in ``table.sessions``, where it is or is about to be."""
+        """``index``: where the session is, or will be, in ``table.sessions``."""
         self.index = index
         self.client = client
         self.log = client_logger(config.name, client.name)
@@ -297,7 +297,7 @@ class Session:
         return newest is not None and newest.session_id != hello.session_id
 
     def belongs_to_download(self, hello: ClientHello) -> bool:
-        """Whether this upload belongs to the newest download, and control frames were agreed on that."""
+        """Whether this upload belongs to the newest download, and control frames were agreed on that download."""
         newest = self._hello
         return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
@@ -319,13 +319,13 @@ class Session:
                 self._seen = b""
 
     def acknowledge(self, seen: bytes) -> None:
-        """Tell the client that an upload has arrived, now, and again on its next download. ``seen``: an UPLOAD_SEEN."""
+        """Tell the client now that an upload has arrived, and again on its next download. ``seen``: an UPLOAD_SEEN."""
         self._seen = seen
         self.sender.send_control(seen)
 
     def repeated_seen(self, hello: ClientHello) -> bytes:
-        """The newest UPLOAD_SEEN, for a new download of the same client: what was sent on the older download may be
-        lost, where the path between the two ends has changed. Maybe empty."""
+        """The newest UPLOAD_SEEN, to repeat on a new download of the same client. The copy on the older download may be
+        lost, if the path between the two ends has changed. May be empty."""
         return self._seen if self.belongs_to_download(hello) else b""
 
     @contextmanager
@@ -408,14 +408,14 @@ class Session:
             self.forward(reader.view, frames, writer, table.sessions)
 
     def on_control(self, kind: int, payload: bytes) -> None:
-        """Take a control frame of an upload. A PING needs nothing more: its receiver has answered it."""
+        """Take a control frame of an upload. The receiver has already answered a PING."""
         if kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
         elif kind == control.AGENT:
             self.peer_info.agent = control.agent_payload(payload)
         elif kind == control.BYE:
-            text = f"the client says goodbye: {control.bye_reason(payload)}"
+            text = f"the client ends the session: {control.bye_reason(payload)}"
             self.goodbyes.log(self.log, logging.INFO, trio.current_time(), text)
 
     def forward(
