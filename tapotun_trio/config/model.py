@@ -54,7 +54,7 @@ class TokenHash:
 
 @dataclass(frozen=True, slots=True)
 class AllowedClient:
-    """One entry of a server's ``clients``. ``name`` is for logs, status and metrics: the config's name, or the address."""
+    """One entry of a server's ``clients``. ``name``, for logs, status and metrics, is the config's or the address."""
 
     name: str
     token: TokenHash

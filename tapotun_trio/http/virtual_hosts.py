@@ -193,9 +193,9 @@ class ListenerManager:
         If only some addresses are refused, that is logged, and they are tried again in the interface's nursery. The
         same happens if all are refused because this machine does not have the address or its family yet.
 
-        Raises HostError if all are refused, at least one of them for another reason; if the default
-        address is refused (all sockets of the default count as one address); or if another interface has this path there, or other options for
-        the endpoint.
+        Raises HostError if all are refused, at least one of them for another reason; if the default address is refused
+        (all sockets of the default count as one address); or if another interface has this path there, or other options
+        for the endpoint.
         """
         registration = Registration()
         refusals: list[tuple[ListenAddress, HostError]] = []

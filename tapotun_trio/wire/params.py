@@ -110,6 +110,6 @@ def decode(payload: bytes) -> Params:
         raise PeerError("the server's parameters are out of range", reason=EndReason.BAD_PARAMS)
     if not usable(params.addresses):
         raise PeerError(
-            "the server's parameters give no address, or one twice or unusable", reason=EndReason.BAD_PARAMS
+            "the server's parameters give no address, a repeated one or an unusable one", reason=EndReason.BAD_PARAMS
         )
     return params
