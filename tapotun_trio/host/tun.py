@@ -49,7 +49,7 @@ _TUN_F_CSUM: Final = 0x01
 _TUN_F_TSO4: Final = 0x02
 _TUN_F_TSO6: Final = 0x04
 _TUN_F_TSO_ECN: Final = 0x08
-_TUN_F_USO4: Final = 0x20  # Linux 6.2; both or none
+_TUN_F_USO4: Final = 0x20  # Linux 6.2; set together with USO6
 _TUN_F_USO6: Final = 0x40
 _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
@@ -190,7 +190,7 @@ class TunDevice:
         """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. It may always pass TCP
         super-packets.
 
-        Returns whether it may now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
+        Returns whether it may pass them now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
         Raises HostError if the interface is gone, or if the kernel refuses to switch the offload off.
         """
         wanted = _BASE_OFFLOADS | (_TUN_F_USO4 | _TUN_F_USO6 if uso else 0)

@@ -2,8 +2,8 @@
 
 The rules, for each address of the transport:
 
-- An item *captures* the address if the kernel would use it for the transport's packets instead of the present next hop,
-  which is the one without this interface. Such an item is a route, or an interface address with its network. Its
+- An item *captures* the address if the kernel would use it for the transport's packets instead of the present next hop
+  (the next hop without this interface). Such an item is a route, or an interface address with its network. Its
   network contains the address, and its prefix is longer than that of the present route. Its table is one that the
   kernel looks up for these packets: the main table, unless the present route's table comes before it; or a table to
   which a rule of the desired state leads packets with the transport's fwmark.
@@ -15,8 +15,8 @@ The rules, for each address of the transport:
 - An address that cannot be reached at present without this interface has no next hop for a host route. The items that
   capture it stay. When a route to it appears, the kernel reports that change; until then, without the items, packets
   for the tunnel would leave by other routes.
-- An interface address that is the server's own, or makes the server's a broadcast address, is always left out: the
-  kernel looks up its local table first, so no route helps.
+- An interface address that is the server's own, or makes the server's address a broadcast address, is always
+  left out: the kernel looks up its local table first, so no route helps.
 """
 
 from __future__ import annotations
