@@ -3,4 +3,4 @@
 __version__ = "0.1.0"
 
 AGENT = f"tapotun-trio/{__version__}"
-"""How this software calls itself to a peer of ours."""
+"""The name and version of this software, as it sends them to an extended peer."""

@@ -1,4 +1,4 @@
-"""Where the process begins, as ``python -m tapotun_trio`` and as the script ``tapotun``."""
+"""The entry point of the process: ``python -m tapotun_trio``, and the script ``tapotun``."""
 
 from __future__ import annotations
 

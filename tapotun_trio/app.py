@@ -47,7 +47,7 @@ def run(
     """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
 
     ``read``: reads the config again for a reload; see `Reloader`.
-    ``name``: of this process in `tapotun status`, by default its PID; ``config_file``: as shown there.
+    ``name``: the name of this process in `tapotun status`, by default its PID; ``config_file``: the path shown there.
     ``notify_fd``, ``ready_timeout_s``: see `ServiceManager` and `readiness.notify_service_manager`.
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, boottime())
@@ -109,8 +109,9 @@ async def serve(
 
 
 async def _open_admin(admin: AdminManager, config: Config, host: Host) -> None:
-    """Raises HostError. The last process with this config may just be stopping, and is waited for; or it runs: then its
-    interfaces say who it is, where a port only says that it is in use."""
+    """Start the admin listener. If its port is in use, a process with the same config may be stopping: `require_names`
+    waits for that, and the listener is tried again. Raises HostError. If that process still runs, the error also names
+    it."""
     try:
         with admin.changing(config.admin):
             return

@@ -24,7 +24,7 @@ from .shell.arguments import add_printing_verbs
 from .shell.typed import DEFAULT_PAUSE_S, with_verb
 
 TOKEN_BYTES: Final = 32
-# trio imports all of these but hashlib, and most processes use none. Each of the first three loads OpenSSL.
+# trio imports all of these except hashlib, and most processes use none of them. Each of the first three loads OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
 READY_TIMEOUT_S: Final = 30.0
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -51,7 +51,7 @@ exit codes:
   3    failed while running: restart it; wait: not up in time
   75   replaced by an update: restart it (there is no updater yet)
   130  interrupted (any subcommand that does not run interfaces)
-(service managers: restart after any code but 1 and 2; systemd does not restart after 0)
+(a service manager should restart it after any code but 0, 1 and 2)
 
 tapotun.json(5) and docs/config.md explain every field of the config file."""
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # So that the interpreter does not try to write the rest of the buffer when it ends.
+        # Otherwise the interpreter would try to write the rest of the buffer when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if exc.errno == errno.EPIPE:  # the reader has closed the pipe
             return 128 + signal.SIGPIPE
@@ -89,8 +89,9 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the app handles signals: SIGHUP stays blocked, because a request to reload must not end a process that is
-    # starting. SIGINT and SIGTERM end the process at once: nothing has begun, and an import might swallow an exception.
+    # Until the app handles signals, SIGHUP stays blocked, because a request to reload must not end a process that is
+    # starting. SIGINT and SIGTERM end the process at once: nothing has to be undone yet, and an import might swallow an
+    # exception.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     before = [(number, signal.signal(number, lambda *_: os._exit(exit_codes.OK))) for number in _STOPS]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
@@ -109,7 +110,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
 
     set_up_logging(with_options(LogConfig()).level, with_options(LogConfig()).format)
     log = process_logger()
-    try:  # the working directory may be another one at a reload
+    try:  # the working directory may have changed by a reload
         file = os.path.abspath(arguments.file)
     except FileNotFoundError:  # the working directory was removed, and so were its files
         file = arguments.file
@@ -271,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommands that ask running processes."""
-    whom = "only the process with this name (run --name; by default its PID). Default: all that run here"
+    whom = "only the process with this name (run --name; by default its PID). Default: all on this machine"
 
     text = "show the state of the interfaces of running processes"
     verb = verbs.add_parser("status", help=text, description=text, allow_abbrev=False)
@@ -296,7 +297,7 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     verb.set_defaults(verb=_wait)
 
-    text = "make running processes read their config again: all of it, or, at any error, nothing"
+    text = "make running processes read their config again; after any error, nothing changes"
     verb = verbs.add_parser("reload", help=text, description=text, allow_abbrev=False)
     verb.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
@@ -368,9 +369,9 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("url", metavar="URL", help="the client's server, http or https")
     verb.add_argument("--token-file", metavar="F", required=True, help="the file with the client's raw token")
     verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not. Default: 20, at most 80"
+    text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not look. Default: 20, at most 80"
     verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
-    text = "the transport in the client's config; the verdict is for it. Default: auto"
+    text = "the transport in the client's config, for which the verdict is given. Default: auto"
     verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
     for option in ("--ca-file", "--cert-file", "--key-file"):
         verb.add_argument(option, metavar="F", help=f"tls.{option[2:].replace('-', '_')} of the client's config")

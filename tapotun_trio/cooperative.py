@@ -32,7 +32,7 @@ def run_now(steps: Steps[T]) -> T:
 async def run_cooperatively(steps: Steps[T]) -> T:
     """Run all steps, with other tasks in between, and return the result.
 
-    A checkpoint. Cancelled, it leaves out the remaining steps.
+    A checkpoint. If it is cancelled, the remaining steps are left out.
     """
     with closing(steps):
         while True:

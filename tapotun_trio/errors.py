@@ -12,7 +12,7 @@ The text of each is one line for people: the value, the place, the remedy. The c
 ``raise ... from``.
 
 A shortage is never a bug. The attempt that meets it fails, is counted by the shortage's reason, and is tried again;
-everything that runs already goes on. Only `shortage_of` knows which errors are shortages.
+everything that already runs continues. Only `shortage_of` knows which errors are shortages.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class EndReason(StrEnum):
     SLOW_READER = "slow-reader", "the other end did not read what it was sent"
     SLOW_REQUEST = "slow-request", "the request was not complete in time"
     STALLED = "stalled", "the other end stopped reading"
-    TLS = "tls", "no TLS that both ends accept; the log has the reason"
+    TLS = "tls", "the two ends could not agree on TLS; the log has the reason"
     WS_CLOSED = "ws-closed", "the other end closed the WebSocket with an error"
     # -- on purpose
     DISCONNECTED = "disconnected", "ended by the operator"
@@ -78,7 +78,7 @@ class EndReason(StrEnum):
     PROTOCOL = "protocol", "the other end broke the protocol"
     TOO_LONG = "too-long", "a line at the control socket is too long"
     # -- the config of one end, or of a proxy
-    OWN_ADDRESS = "own-address", "the address that the server assigns is the one that the client reaches it by"
+    OWN_ADDRESS = "own-address", "the server assigned the address at which the client reaches the server"
     UNTRUSTED_PROXY = "untrusted-proxy", "a PROXY protocol header from an address that is not trusted"
     # -- the control socket
     BUSY = "busy", "too many connections at the control socket"
@@ -114,32 +114,33 @@ class EndReason(StrEnum):
 
     @property
     def is_answer(self) -> bool:
-        """Something at the other end answered, so the path to the server works."""
+        """Whether something at the other end answered, so that the path to the server works."""
         return self is EndReason.REFUSED or self in ("http-502", "http-503", "http-504")
 
     @property
     def is_protocol_error(self) -> bool:
-        """The other end violated the protocol."""
+        """Whether the other end violated the protocol."""
         return self.startswith("bad-")
 
     @property
     def is_for_operator(self) -> bool:
-        """Probably a config is wrong, so it is logged as a warning, although an unauthenticated peer can cause it."""
+        """Whether a config is probably wrong. Then it is logged as a warning, although an unauthenticated peer can
+        cause it."""
         return self in (EndReason.UNTRUSTED_PROXY, EndReason.BAD_PROXY_HEADER)
 
     @property
     def is_one_way(self) -> bool:
-        """Nothing can be sent any more, or the other end would not read it."""
+        """Whether nothing can be sent any more, or the other end would not read it."""
         return self in (EndReason.BROKEN, EndReason.CLOSED)
 
     @property
     def rules_out_websocket(self) -> bool:
-        """This path does not support WebSocket."""
+        """Whether this path does not support WebSocket."""
         return self in (EndReason.NO_WEBSOCKET, EndReason.BAD_RESPONSE)
 
     @property
     def suggests_no_websocket(self) -> bool:
-        """The path may not support WebSocket, if none has worked yet.
+        """Whether the path may not support WebSocket, if none has worked yet.
 
         If one has worked, a server behind a proxy may just be restarting: the proxy answers the same then.
         """
@@ -189,9 +190,9 @@ class PeerError(TapotunError):
     The only exception that a parser of network bytes may raise.
 
     Attributes:
-        reason: what it is counted by.
-        key: by which a log recognises a repeated failure; by default the text. One cause has one key, even if its text
-            depends on timing or on the address that was tried.
+        reason: the reason under which the failure is counted.
+        key: the value by which a log recognises a repeated failure; by default the text. One cause has one key, even if
+            its text depends on timing or on the address that was tried.
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
@@ -231,7 +232,7 @@ class ShortageError(HostError, PeerError):
         self.remedy = remedy
 
 
-# By errno: the reason that a shortage is counted by, and its remedy. The shortage itself is named by strerror(3).
+# For each errno: the reason by which the shortage is counted, and its remedy. strerror(3) names the shortage itself.
 _MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
 _SHORTAGES: Final = {
     errno.EMFILE: (
@@ -259,7 +260,7 @@ def shortage_of(exc: BaseException, doing: str) -> ShortageError | None:
     if isinstance(exc, RuntimeError) and str(exc).startswith(_NO_THREAD_TEXT):
         return ShortageError(doing, _NO_THREAD[0], "no thread can be started", _NO_THREAD[1])
     number = 0
-    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # of ssl.SSLError
+    if isinstance(exc, MemoryError) or getattr(exc, "reason", None) == "MALLOC_FAILURE":  # an ssl.SSLError
         number = errno.ENOMEM
     elif isinstance(exc, OSError) and not hasattr(exc, "library"):  # in an ssl.SSLError errno is a number of OpenSSL
         number = exc.errno or 0
@@ -300,10 +301,10 @@ def is_peers_fault(exc: BaseException) -> bool:
 
 
 def failure_of(exc: Exception, doing: str) -> PeerError:
-    """The PeerError that a stream, or an attempt at one, ends with.
+    """The PeerError with which a stream, or an attempt to open one, ends.
 
-    For a peer's failure or a shortage that is ``exc`` itself, or the first one in the group; if ``exc`` is or contains
-    a bug, an InternalError.
+    If ``exc`` is or contains a bug, this is an InternalError. Otherwise it is ``exc`` itself, or the first failure or
+    shortage in the group.
 
     ``doing``: what failed, for people.
 

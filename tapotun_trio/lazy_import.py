@@ -37,7 +37,8 @@ class _LazyModule(ModuleType):
     __spec__: ModuleSpec
 
     def __getattr__(self, name: str) -> object:
-        # Other threads wait until the module is loaded. This thread may use it half loaded: by what the module imports.
+        # Other threads wait until the module is loaded. This thread may use it half loaded, in the modules that it
+        # imports.
         with _loading:
             if self.__dict__.pop(_NOT_LOADED, False):
                 assert self.__spec__.loader is not None

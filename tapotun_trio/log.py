@@ -25,7 +25,7 @@ FLAPPING_BURST: Final = 20  # lines of one kind in FLAPPING_S
 READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the log
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
-_TRACEBACK_CHARS: Final = 500  # of one line
+_TRACEBACK_CHARS: Final = 500  # the longest line of a traceback
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -63,9 +63,9 @@ def remove_handler(handler: logging.Handler) -> None:
 
 
 class RateLimitedLog:
-    """Logs an event that may come without limit: at once, but at most ``burst`` times in ``interval_s``.
+    """Logs an event that may happen any number of times: at once, but at most ``burst`` times in ``interval_s``.
 
-    ``debug``: log the others at level debug.
+    ``debug``: log the other events at level debug.
     """
 
     __slots__ = ("_burst", "_debug", "_interval_s", "_left", "_refill_at", "_suppressed")
@@ -133,13 +133,13 @@ class LossyHandler(logging.StreamHandler[TextIO]):
 
     A failure raises nothing and stores nothing, and delays the program by READER_WAIT_MS at most, once. After the first
     line that can be written again, another line says how many were missed. Only a terminal that hangs without having
-    been stopped can still make a line wait, because it does not say how much it takes.
+    been stopped can still delay a line, because it does not report how much it can take.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._missed = 0
-        self._cause = ""  # of the missed lines
+        self._cause = ""  # why lines were missed
         self._line_is_open = False  # the last line was written in part only
         self._room: Final = _poll_for_room(stream)
 

@@ -58,8 +58,8 @@ class Reloader:
         self._lock = trio.Lock()
 
     def start(self, interfaces: Interfaces) -> None:
-        """Allow reloads: the interfaces run. A reload that was requested earlier has waited: the file may have changed
-        since it was read."""
+        """Allow reloads, because the interfaces run now. A reload that was requested before has waited for this; it
+        reads the file again, since the file may have changed since the start."""
         self._interfaces = interfaces
         self._started.set()
 
@@ -113,8 +113,9 @@ class Reloader:
             lines = [line for change in interface_changes for line in change.lines]
             return config, interface_changes, lines + process_lines(before, config)
 
-        # In a thread: reading and checking a hundred thousand routes takes a second. `switching_often` keeps the event
-        # loop responsive. It is held here and not in the thread, so that an abandoned thread holds nothing.
+        # This runs in a thread, since reading and checking a hundred thousand routes takes a second. `switching_often`
+        # keeps the event loop responsive. It is held here and not in the thread, so that an abandoned thread holds
+        # nothing.
         with switching_often(), collecting_later(), trio.move_on_after(READ_S) as deadline:
             with passing_shortages("the config cannot be read"):
                 found = await trio.to_thread.run_sync(read_and_compare, abandon_on_cancel=True)
@@ -146,12 +147,13 @@ class Reloader:
         return lines
 
     async def _refused(self, text: str, *, dry_run: bool) -> RefusedError:
-        """The error for a refused reload, after it was logged and put into the status. Not so for a dry run.
+        """The error for a refused reload, after it was logged and put into the status. A dry run is neither logged nor
+        put into the status.
 
         ``text``: a line for each reason.
         """
         lines = text.splitlines()
-        # A line has more than one character, so this is more than fits.
+        # Each line has at least one character, so no more lines than this can fit.
         reason = shorten("; ".join(map(one_line, lines[:RELOAD_ERROR_CHARS])), RELOAD_ERROR_CHARS)
         if dry_run:
             return RefusedError(f"a reload would be refused: {reason}")

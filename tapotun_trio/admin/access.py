@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class WrongToken(Refused):
-    """A wrong token. Somebody may be guessing."""
+    """A wrong token, which may be an attempt to guess it."""
 
     def __init__(self) -> None:
         super().__init__(401, "this is not the admin token", ("WWW-Authenticate", "Bearer"))
@@ -124,7 +124,7 @@ class Access:
         return identifier
 
     def log_out(self, session: Session) -> None:
-        """End the session and everything that it has open."""
+        """End the session and all its open connections."""
         for key, other in list(self._sessions.items()):
             if other is session:
                 self._end(key)
@@ -159,7 +159,7 @@ class Access:
 
 
 def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
-    """The header that sets the session cookie; with an empty identifier, the one that deletes it."""
+    """The header that sets the session cookie. An empty identifier gives the header that deletes it."""
     age_s = int(SESSION_S) if identifier else 0
     value = f"{COOKIE}={identifier}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict"
     return "Set-Cookie", f"{value}; Secure" if secure else value

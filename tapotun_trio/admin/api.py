@@ -141,7 +141,8 @@ class AdminApi:
         except Exception as exc:
             if is_peers_fault(exc):
                 raise
-            # It ends only this request. If the response has begun, the connection is closed without another one.
+            # The error ends only this request. If the response has begun, the connection is closed without a second
+            # response.
             self._faults.log(process_logger(), trio.current_time(), "admin: request ended", exc)
             answer, close = (
                 None if exchange.answered else error(500, "internal error; the log has its traceback", plain=plain),
@@ -167,7 +168,7 @@ class AdminApi:
         return await handler(Request(exchange, address, visitor))
 
     def _admit(self, permission: Permission, exchange: Exchange, address: str) -> Visitor | None:
-        """Check the permission. Returns who asks; None: a route for everybody. Raises Refused."""
+        """Check the permission. Returns the visitor; None: a route for everybody. Raises Refused."""
         head, now = exchange.head, trio.current_time()
         if permission is Permission.EVERYBODY or (
             permission is Permission.EVERYBODY_WITHOUT_TOKEN and not self._access.has_token
@@ -287,8 +288,8 @@ class AdminApi:
 async def _joined(parts: Iterable[bytes]) -> bytes:
     """Join parts that take long to make, with pauses in which packets pass.
 
-    A turn lasts as long as the other tasks' last one, within `TURN_S`. With shorter turns a scrape would not end in
-    time on a busy machine.
+    A turn lasts as long as the previous turn of the other tasks, within the limits of `TURN_S`. With shorter turns a
+    scrape would not end in time on a busy machine.
     """
     joined, begun, others_s = bytearray(), perf_counter(), 0.0
     for part in parts:
@@ -302,5 +303,6 @@ async def _joined(parts: Iterable[bytes]) -> bytes:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser uses https, according to its proxy. A false header only has the cookie withheld."""
+    """Whether the browser uses https, according to its proxy. A forged header only makes the browser withhold the
+    cookie."""
     return request.exchange.head.headers.get("x-forwarded-proto", "").strip().lower() == "https"

@@ -63,7 +63,7 @@ async def serve_live(
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_S):
-                # From here on trio-websocket reads, until the nursery ends.
+                # From here on trio-websocket reads the connection, until the nursery ends.
                 request = await wrap_server_stream(
                     nursery, stream, message_queue_size=1, max_message_size=MAX_MESSAGE_BYTES
                 )
@@ -86,7 +86,7 @@ async def serve_live(
     except* Exception as group:
         if not exchange.answered:
             raise
-        # Too late for a 500; logged with its traceback.
+        # It is too late for a 500, so the error is only logged, with its traceback.
         _FAULTS.log(process_logger(), trio.current_time(), "admin: WebSocket ended", group)
     if end is not None:
         raise end
@@ -129,7 +129,7 @@ async def _send(socket: WebSocketConnection, exchange: Exchange, message: str) -
 
 
 async def _ignore_messages(socket: WebSocketConnection) -> None:
-    """Read and drop messages: one that is not read would hide the close behind it."""
+    """Read and drop messages: a message that is not read would hide the close after it."""
     with suppress(ConnectionClosed):
         while True:
             await socket.get_message()

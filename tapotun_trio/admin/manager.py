@@ -36,7 +36,7 @@ class AdminManager:
     """The admin listener, if there is one. Its tasks run in the nursery of the process."""
 
     def __init__(self, process: Process, registry: Registry, nursery: trio.Nursery) -> None:
-        self.reload: Reload | None = None  # set when there is one
+        self.reload: Reload | None = None  # set once the Reloader exists
         self._process = process
         self._registry = registry
         self._nursery = nursery
@@ -85,8 +85,8 @@ class AdminManager:
             self._forget_events()
 
     def _server_or_none(self, config: AdminConfig) -> AdminServer | None:
-        """As `_server_for`. At the start of the process, where this machine does not have the address: None, with a
-        warning, and the tunnels start without the admin listener."""
+        """As `_server_for`. But if the process is starting and this machine does not have the address, this logs a
+        warning and returns None, and the tunnels start without the admin listener."""
         try:
             return self._server_for(config)
         except AbsentError as exc:
@@ -196,7 +196,7 @@ def _load() -> None:
         import_module(f"{__package__}.{name}")
     from .pages import read_pages
 
-    read_pages()  # which imports more
+    read_pages()  # this imports more modules
 
 
 def _addresses_conflict(old: ListenAddress, new: ListenAddress) -> bool:

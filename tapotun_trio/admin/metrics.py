@@ -1,10 +1,10 @@
-"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents each; a test compares them.
+"""Metrics for Prometheus, from one snapshot of the process. docs/metrics.md documents all of them, as a test checks.
 
 Names follow Prometheus' rules: base units, and counters end in ``_total``. An unknown value has no sample, instead of a
-zero. Counters are those of the status: they restart at zero with their interface, which rate() handles.
+zero. Counters have the values of the status: they restart at zero with their interface, which rate() handles.
 
 Labels are names from the config, and reasons from a fixed set. A value that the other end chooses (its address, the
-name of its software) is not a label, since each value would make another time series.
+name of its software) is not a label, since each value would create another time series.
 
 Importing this module costs 2 MB and 80 ms, for prometheus_client: only a process with an admin listener imports it.
 """
@@ -37,9 +37,9 @@ from ..text import one_line
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _CLASSIC: Final = "text/plain"
-_END: Final = b"# EOF\n"  # of OpenMetrics
+_END: Final = b"# EOF\n"  # the last line of OpenMetrics
 _SLICE: Final = 25  # interfaces, listeners or peers in one step
-_PART: Final = 25  # samples written in one step; either step takes about half a millisecond
+_PART: Final = 25  # samples written in one step; a step of either kind takes about half a millisecond
 _UNITS: Final = ("bytes", "seconds")
 
 _INTERFACE_LABELS: Final = ("interface", "kind")
@@ -48,7 +48,7 @@ _LISTENER_LABELS: Final = ("address",)
 _PEER_LABELS: Final = ("interface", "client", "server")
 
 T = TypeVar("T")
-# Values of labels to the thing that has them; no two things have the same.
+# Pairs of label values and the object that they identify. No two objects have the same values.
 Labelled: TypeAlias = dict[tuple[str, ...], T]
 
 
@@ -65,7 +65,7 @@ def render(status: ProcessStatus, accept: str | None = None) -> tuple[bytes, str
 def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[Iterator[bytes], str]:
     """As `render`, in parts between which other tasks can run: the page of a thousand clients takes longer than packets
     should wait."""
-    # Reduced to yes or no, because the library would copy the requested version into the response.
+    # Only one of two formats is chosen, because the library would copy the requested version into the response.
     asked = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     classic = _CLASSIC in asked and _OPENMETRICS not in asked
     encode, content_type = choose_encoder(_CLASSIC if classic else _OPENMETRICS)
@@ -78,7 +78,7 @@ def render_in_parts(status: ProcessStatus, accept: str | None = None) -> tuple[I
         name = ""
         for family in registry.collect():
             head = encode(_Family(family, [])).removesuffix(end)
-            if family.name != name:  # otherwise more samples of the same family
+            if family.name != name:  # otherwise this is a further piece of the same family
                 name = family.name
                 yield head
             for at in range(0, len(family.samples), _PART):
@@ -146,16 +146,18 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     ),
     _Gauge(
         "tapotun_interface_state_since_timestamp_seconds",
-        "Since when the interface is in its state.",
+        "When the interface entered its current state.",
         lambda status: _unix(status.since),
     ),
     _Gauge("tapotun_interface_mtu_bytes", "MTU of the interface.", lambda status: status.mtu_bytes),
     _Counter(
-        "tapotun_interface_restarts", "How often it failed and was started again.", lambda status: status.restarts
+        "tapotun_interface_restarts",
+        "How often the interface failed and was started again.",
+        lambda status: status.restarts,
     ),
     _Reasons(
         "tapotun_interface_dropped_packets",
-        "Packets from the interface's device that nobody got, by reason.",
+        "Packets from the interface's device that were delivered to no peer, by reason.",
         lambda status: status.device_drops,
         lambda status: (
             (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if status.kind == "server" else ()
@@ -163,7 +165,7 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
-        "Requests to the interface that came to nothing, by reason.",
+        "Refused or failed requests to the interface, by reason.",
         lambda status: status.refusals,
         lambda status: _REFUSALS if status.kind == "server" else (),
     ),
@@ -172,7 +174,7 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
 _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     _Reasons(
         "tapotun_listener_refused_connections",
-        "Connections to the address that reached no interface, by reason.",
+        "Connections and requests to the address that reached no interface, by reason.",
         lambda status: status.refusals,
     ),
 )
@@ -188,12 +190,12 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     ),
     _Gauge(
         "tapotun_client_connected_since_timestamp_seconds",
-        "Since when it is connected without a break.",
+        "When the current connection without a break began.",
         lambda status: _unix(status.connected_since),
     ),
     _Gauge(
         "tapotun_client_last_frame_timestamp_seconds",
-        "When anything came from the other end last, a ping included.",
+        "When anything was last received from the other end, including a ping.",
         lambda status: _unix(status.last_frame_at),
     ),
     _Counter(
@@ -208,7 +210,7 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Counter("tapotun_client_transmit_packets", "IP packets to the other end.", lambda status: status.tx_packets),
     _Gauge(
         "tapotun_client_rtt_last_seconds",
-        "The last round trip of a ping through the streams, with whatever waits there.",
+        "The last round trip of a ping through the streams, including the time in their queues.",
         lambda status: _from_ms(status.rtt.last_ms),
     ),
     _Gauge(
@@ -216,18 +218,18 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
         "The round trip, smoothed as in RFC 6298.",
         lambda status: _from_ms(status.rtt.smoothed_ms),
     ),
-    _Gauge("tapotun_client_rtt_min_seconds", "The least round trip.", lambda status: _from_ms(status.rtt.min_ms)),
-    _Gauge("tapotun_client_outbox_bytes", "What waits to be sent, with framing.", lambda status: status.outbox.bytes),
+    _Gauge("tapotun_client_rtt_min_seconds", "The minimum round trip.", lambda status: _from_ms(status.rtt.min_ms)),
+    _Gauge("tapotun_client_outbox_bytes", "Queued data to send, with framing.", lambda status: status.outbox.bytes),
     _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda status: status.outbox.packets),
     _Reasons(
         "tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda status: status.drops, lambda _: _DROPS
     ),
     _Reasons(
         "tapotun_client_stream_ends",
-        "Streams, and attempts at one, that broke, by reason.",
+        "Broken streams and failed attempts to open one, by reason.",
         lambda status: status.stream_ends,
     ),
-    _Counter("tapotun_client_reconnects", "How often it came again after a break.", lambda status: status.reconnects),
+    _Counter("tapotun_client_reconnects", "How often it reconnected after a break.", lambda status: status.reconnects),
 )
 
 
@@ -258,15 +260,15 @@ class _Snapshot(Collector):
 def _of_process(status: ProcessStatus) -> Iterator[Metric]:
     yield InfoMetricFamily(
         "tapotun_build",
-        "The program that runs.",
+        "The running program.",
         {"version": one_line(status.version), "python": platform.python_version()},
     )
     successful = GaugeMetricFamily(
-        "tapotun_config_last_reload_successful", "0: an error, so the config from before runs on.", labels=()
+        "tapotun_config_last_reload_successful", "0: the last reload failed and changed nothing.", labels=()
     )
     at = GaugeMetricFamily(
         "tapotun_config_last_reload_timestamp_seconds",
-        "When the config was read again last.",
+        "When the config was last reloaded, successfully or not.",
         labels=(),
         unit="seconds",
     )
@@ -278,14 +280,14 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
 
 
 def _states(interfaces: Labelled[InterfaceStatus]) -> Metric:
-    family = StateSetMetricFamily("tapotun_interface_state", "1: it is in this state.", labels=_INTERFACE_LABELS)
+    family = StateSetMetricFamily("tapotun_interface_state", "1 for the current state.", labels=_INTERFACE_LABELS)
     for labels, interface in interfaces.items():
         family.add_metric(labels, {state: state == interface.state for state in get_args(InterfaceState)})
     return family
 
 
 def _transports(peers: Labelled[PeerStatus]) -> Metric:
-    family = InfoMetricFamily("tapotun_client", "What its newest stream is carried by.", labels=_PEER_LABELS)
+    family = InfoMetricFamily("tapotun_client", "About the newest stream.", labels=_PEER_LABELS)
     for labels, peer in peers.items():
         if peer.transport is not None and peer.extended is not None:
             protocol = "extended" if peer.extended else "base"
@@ -323,7 +325,7 @@ def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
 
 
 def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
-    """The things, a few at a time; one empty slice if there are none, so that the family still gets its head."""
+    """``things``, a few at a time. If there are none, one empty slice, so that the family still gets its header."""
     items = iter(things.items())
     yield dict(islice(items, _SLICE))
     while some := dict(islice(items, _SLICE)):
@@ -331,8 +333,8 @@ def _slices(things: Labelled[T]) -> Iterator[Labelled[T]]:
 
 
 def _labelled(pairs: Iterable[tuple[tuple[str, ...], T]]) -> Labelled[T]:
-    """Things by the values of their labels; only the first of each, since Prometheus refuses a page with two samples of
-    one series. The config and the code do not let that happen."""
+    """The objects by the values of their labels. Of several with the same values only the first is kept, since
+    Prometheus refuses a page with two samples of one series; the config and the code prevent that case."""
     found: Labelled[T] = {}
     for labels, thing in pairs:
         found.setdefault(tuple(map(one_line, labels)), thing)

@@ -59,7 +59,8 @@ def _suffix(name: str) -> str:
 
 
 def _reasons_module() -> str:
-    """The meaning of each reason, by what it counts, as a JavaScript module. The texts are those of the enums."""
+    """A JavaScript module with the meaning of each reason, grouped by what is counted. The texts are those of the
+    enums."""
     ends = {reason.value: reason.meaning for reason in EndReason}
     meanings = {
         "packets": {reason.value: reason.meaning for reason in DropReason},

@@ -21,7 +21,7 @@ from ..log import Log
 from .api import AdminApi
 
 MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
-MAX_AUTHENTICATED: Final = 64  # connections with one; the same
+MAX_AUTHENTICATED: Final = 64  # connections with a token or a session; one more evicts the oldest
 RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
 # Proxies on this machine are trusted to name the client, for the log.
@@ -69,7 +69,7 @@ class AdminServer:
         self._serving.deadline = trio.current_time() + RETIRE_S
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection. The acceptor handles its failures, and closes it."""
+        """Serve one connection. The acceptor handles its failures, and closes it."""
         try:
             self._unauthenticated.add(connection)
             client_address = await find_client_address(connection, _INGRESS, is_unix=self.listener.is_unix)

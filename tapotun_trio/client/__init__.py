@@ -1,4 +1,4 @@
-"""The client end: a download and an upload to one server, or a WebSocket, replaced before they end and repaired.
+"""The client end: a download and an upload to one server, or one WebSocket, each replaced before it ends.
 
 Read `states` first, then `client`, which fires the events. `rotation` runs stream after stream, `streams` is one GET,
 PUT or WebSocket, `requests` sends their heads, `transport_choice` decides between HTTP and WebSocket, `parameters`

@@ -16,7 +16,8 @@ HEALTHY_STREAM_S: Final = 60.0  # after a stream that lived for this long, earli
 class Backoff:
     """Full jitter: the first retry at once, then after a random time below 0.5, 1, 2, ... up to 10 s.
 
-    Of the usual schemes, full jitter spreads best the requests of many clients that lose one server at the same time.
+    Full jitter is the usual scheme that best spreads the requests of many clients that lose one server at the same
+    time.
     """
 
     __slots__ = ("_failures", "_random")
@@ -26,8 +27,8 @@ class Backoff:
         self._failures = 0
 
     def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
-        """Seconds to wait after the failure of a stream that had lived for ``lived_s``. ``near``: the failure was an
-        answer, and not silence."""
+        """Seconds to wait after the failure of a stream that had lived for ``lived_s``. ``near``: the other end
+        answered; it was not silent."""
         if lived_s >= HEALTHY_STREAM_S:
             self._failures = 0
         self._failures += 1

@@ -1,4 +1,4 @@
-"""One client interface: a download and an upload over HTTP, or one WebSocket for both; replaced in time, and repaired.
+"""One client interface: a download and an upload over HTTP, or one WebSocket for both, each replaced before it ends.
 
 `states` has the states of a client and what changes them. `TunnelClient` opens the streams, acts on what the server
 sends and on changes of this machine, and fires the events.
@@ -60,10 +60,11 @@ from .streams import (
 from .transport_choice import TransportSelector
 
 TICK_S: Final = 1.0
-# When an upload breaks, the download may be about to say why: a server that stops, or another machine.
+# When an upload breaks, the reason may be about to arrive on the download: a stopping server, or another machine.
 END_REASON_GRACE_S: Final = 0.1
 DEFAULT_KEEPALIVE_S: Final = 10.0  # docs/protocol.md#timing; until the server's PARAMS say otherwise
-# Another machine took the token over. A request at these intervals asks whether it is gone, and takes nothing from it.
+# After another machine took the token over, requests at these intervals ask whether it is gone. They do not take the
+# token back.
 TAKEOVER_RETRY_S: Final = (20.0, 40.0)
 
 
@@ -80,8 +81,8 @@ class TunnelClient:
     def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
         """Raises HostError if a file that the TLS options name cannot be used.
 
-        ``require_free``: called before each connection while the device does not exist; raises HostError if it could
-        not be made.
+        ``require_free``: called before each connection while the device does not exist; raises HostError if the device
+        could not be made.
         """
         self._config = config
         self._log = log
@@ -97,10 +98,10 @@ class TunnelClient:
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
         self._download_gate, self._upload_gate = RetryGate(), RetryGate()
-        # The newest streams. Each knows whether it is over.
+        # The newest streams, which may have ended.
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
-        self._proven: Upload | None = None  # a probe that arrived, until `run_upload` runs it
+        self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
         self._stall = Stall()
@@ -123,7 +124,7 @@ class TunnelClient:
 
     @property
     def transport(self) -> Transport | None:
-        """Of the newest download or WebSocket, also after its end; None: none has come yet."""
+        """The transport of the newest stream, also after its end; None: no stream was opened yet."""
         return self._agreement.transport
 
     @property
@@ -142,18 +143,18 @@ class TunnelClient:
 
     @property
     def problem(self) -> str | None:
-        """Why it is not connected, as far as it is known."""
+        """Why the client is not connected, as far as that is known."""
         return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
-        """``common`` with what the client knows, in one step."""
+        """``common``, completed with what the client knows, in one step."""
         yield from ()
         return client_status(common, self, self._config.server.authority, self.desired, self.guard.conflicts)
 
     # -- the device's side
 
     async def wait_for_parameters(self) -> DesiredState:
-        """The desired state by the server's first answer. Cancel-safe."""
+        """Wait for the server's first answer; returns the desired state that it gives. Cancel-safe."""
         return await self._parameters.wait_first()
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
@@ -161,8 +162,8 @@ class TunnelClient:
         self._parameters.attach(writer, reconciler)
 
     async def reconfigure(self, config: ClientConfig) -> None:
-        """Change the mark, the one field that changes without a new client. Raises HostError; then the mark before it
-        holds."""
+        """Change the mark, the only field that changes without a new client. Raises HostError; the previous mark then
+        stays in use."""
         await self._parameters.set_mark(config.mark)
         self._config = config
 
@@ -176,8 +177,8 @@ class TunnelClient:
     # -- the tasks
 
     async def run_download(self) -> None:
-        """GET after GET, or WebSocket after WebSocket, for ever. The first answer gives the parameters of the
-        interface; a later one that differs changes them."""
+        """Run one GET after the other, or one WebSocket after the other, for ever. The first answer gives the
+        parameters of the interface; a later one that differs changes them."""
         try:
             await self._keep(self._open_download, self._download_gate, self._on_download_failure)
         finally:
@@ -185,7 +186,7 @@ class TunnelClient:
             self._session_log.end(self._log, "this client stops")
 
     async def run_upload(self) -> None:
-        """PUT after PUT, for ever, while a download shows that the server is there."""
+        """Run one PUT after the other, for ever, while a download shows that the server can be reached."""
         await self._keep(self._open_upload, self._upload_gate, self._on_upload_failure)
 
     async def _keep(self, open_stream: OpenStream, gate: RetryGate, on_failure: OnFailure) -> None:
@@ -202,7 +203,7 @@ class TunnelClient:
                 self._proven.connection.close()
 
     async def run_clock(self) -> None:
-        """Once a second, for ever: keepalives, the ageing of the queue, the end of a download that fell silent."""
+        """Do once a second, for ever: send keepalives, drop packets that are too old, and end a silent download."""
         suspends = SuspendDetector()
         while True:
             await trio.sleep(TICK_S)
@@ -213,7 +214,8 @@ class TunnelClient:
             connected = not is_over(self._download)
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._select_transport()
-            # Without a download there is nothing to tell: its failures are the reason, and have been logged.
+            # Without a download no stall is reported: the failures of the download are the reason, and have been
+            # logged.
             dropped = self.counters.drops[DropReason.QUEUE_AGE]
             if self._stall.tick(now, self.counters.tx_packets, dropped, tell=connected):
                 self._log_stall()
@@ -246,7 +248,7 @@ class TunnelClient:
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams whenever this machine's addresses, links or default routes change; for ever. While the
-        kernel's notifications cannot be had, a lost path is noticed only by the silence of its streams."""
+        kernel's notifications are not available, a lost path is noticed only by the silence of its streams."""
 
         async def watch() -> None:
             async with host.open_changes() as changes:
@@ -262,8 +264,8 @@ class TunnelClient:
     def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now.
 
-        ``local_addresses``: the addresses that this machine has now; a stream from any other one is ended. None: they
-        are not known.
+        ``local_addresses``: the addresses that this machine has now; a stream from any other address is ended. None:
+        they are not known.
         """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
@@ -277,8 +279,9 @@ class TunnelClient:
     # -- downloads and WebSockets
 
     async def _open_download(self) -> Download | WebSocketStream:
-        """The next download: a GET, or a WebSocket, which is an upload too. Raises PeerError; HostError if another
-        process has taken the name of the device meanwhile, since its streams must not be taken over."""
+        """Open the next download: a GET, or a WebSocket, which is also an upload. Raises PeerError. Raises HostError if
+        another process has taken the device's name meanwhile, because the streams of that process must not be taken
+        over."""
         self._parameters.require_free_name()
         on_schedule = not self._download_gate.take_woken()
         replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
@@ -301,8 +304,8 @@ class TunnelClient:
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
-            # On an extended download a PARAMS frame follows. Its routes are not in this answer, so to apply the answer
-            # would remove them and add them again at every rotation.
+            # On an extended download a PARAMS frame follows, which has the routes. This answer has none: applying it
+            # would remove the routes, and the frame would add them again, at every rotation.
             if self.desired is None or not extended:
                 await self._parameters.configure(answer.conf)
             interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
@@ -344,7 +347,8 @@ class TunnelClient:
 
     @property
     def _yields(self) -> bool:
-        """Another machine uses the token: the next request must not take it back, and fails until it is free."""
+        """Whether another machine uses the token. The next request must not take it back, so it fails until the token
+        is free."""
         return self._machine.state is ClientState.TAKEN_OVER
 
     def _download_begins(
@@ -382,12 +386,12 @@ class TunnelClient:
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
         if not replaces and is_over(self._upload):
             # The server is there again. An upload may have failed several times before the download did, so its next
-            # attempt may be up to ten seconds away, in which packets for the server would grow too old.
+            # attempt may be up to ten seconds away. Until then packets for the server would grow too old.
             self._upload_gate.wake()
 
     async def _probe_http(self) -> Download | None:
-        """While the WebSocket goes on: begin an upload over HTTP, and if it arrives, open a download and return it.
-        None if it does not arrive."""
+        """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
+        it; otherwise return None."""
         self._machine.fire(ClientEvent.PROBE_BEGAN)
         try:
             with ExitStack() as undo:
@@ -412,7 +416,7 @@ class TunnelClient:
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
-        if not is_over(self._download):  # only a replacement failed: the present stream goes on, and the uploads do
+        if not is_over(self._download):  # only a replacement failed: the present stream and the uploads continue
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
             return None
@@ -460,8 +464,8 @@ class TunnelClient:
             self._selector.warn_no_fallback(trio.current_time())
 
     def _select_transport(self) -> None:
-        """Where uploads are held back, replace the streams by a WebSocket. If that gets no answer either, the path is
-        down, and HTTP stays. Without a download the server cannot say what it has seen."""
+        """Where uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
+        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived."""
         if not is_over(self._download) and self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
@@ -479,7 +483,7 @@ class TunnelClient:
         deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control)
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
-        """Handle one control frame; the receiver has answered a PING. Raises PeerError, HostError."""
+        """Handle one control frame. The receiver has already answered a PING. Raises PeerError, HostError."""
         if kind == control.PING:
             self._selector.warn_no_fallback(trio.current_time())
         elif kind == control.PONG:

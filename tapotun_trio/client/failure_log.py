@@ -12,7 +12,7 @@ from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.sockets import GONE
 from ..log import Faults, Log, RateLimitedLog, flap_damped
 
-_REMEMBERED: Final = 16  # causes; where more than these alternate, each is logged again
+_REMEMBERED: Final = 16  # causes; if more than this many alternate, each is logged again
 SHORTAGE_S: Final = 60.0  # a shortage may come and go within seconds
 
 
@@ -52,18 +52,19 @@ class FailureLog:
             self.note(f"{stream} fails", level, line)
 
     def note(self, kind: str, level: int, text: str) -> None:
-        """Something else that may happen again and again. ``kind``: a fixed word; lines of one kind share a limit."""
+        """Log another event that may happen again and again. ``kind``: a fixed word; lines of one kind share a
+        limit."""
         if level == logging.DEBUG:
             self._log.debug("%s", text)
         else:
             self._rate_limited[kind].log(self._log, level, trio.current_time(), text)
 
     def farewell(self, level: int, text: str) -> None:
-        """The server has said why it ends the session."""
+        """Log the reason that the server gives for the end of the session."""
         self._farewells.log(self._log, level, trio.current_time(), text)
 
     def bug(self, exc: Exception) -> None:
-        """A bug ended a stream. Logged with its traceback."""
+        """Log a bug that ended a stream, with its traceback."""
         self._bugs.log(self._log, trio.current_time(), "stream ended", exc)
 
     @property
@@ -77,8 +78,8 @@ class FailureLog:
 
 
 def _cause_of(failure: PeerError | None) -> str:
-    """What a failure is known by. When a server goes, its streams may be reset, or end at any place of their framing:
-    that is one cause."""
+    """The cause by which a failure is known. When a server goes away, its streams may be reset, or may end anywhere in
+    their framing: all of that is one cause."""
     if failure is None:
         return "ended"
     return GONE if failure.reason == EndReason.CLOSED and failure.key == str(failure) else failure.key

@@ -36,10 +36,10 @@ class AttachedInterface:
         self._reconciler = reconciler
 
     async def apply(self, desired: DesiredState) -> None:
-        """Have the reconciler apply ``desired``. Raises HostError; then the state before it stands again. Once this was
-        cancelled, either may stand."""
+        """Have the reconciler apply ``desired``. Raises HostError; then the previous state is in effect again. If this
+        is cancelled, either state may be in effect."""
         await self._reconciler.apply(desired)
-        self.desired = desired  # not before: cancelled in between, the next answer applies it again
+        self.desired = desired  # set last: if this is cancelled before, the next answer applies it again
 
 
 class InterfaceParameters:
@@ -65,7 +65,7 @@ class InterfaceParameters:
         return self._first if self._interface is None else self._interface.desired
 
     async def wait_first(self) -> DesiredState:
-        """The desired state by the server's first answer. Cancel-safe."""
+        """Wait for the server's first answer; returns the desired state that it gives. Cancel-safe."""
         await self._first_known.wait()
         assert self._first is not None
         return self._first
@@ -105,7 +105,8 @@ class InterfaceParameters:
             await interface.apply(desired)
 
     async def set_mark(self, mark: Mark | None) -> None:
-        """Change the fwmark of policy routing (None: no mark). Raises HostError; then the mark before it holds."""
+        """Change the fwmark of policy routing (None: no mark). Raises HostError; the previous mark then stays in
+        use."""
         before, self._mark = self._mark, mark
         try:
             if self._conf is not None:

@@ -26,8 +26,8 @@ class Answer:
     """The answer to a GET or to a WebSocket's handshake. Its holder closes the connection.
 
     Attributes:
-        rest: what came after the head.
-        features: what both ends support.
+        rest: the bytes that came after the head.
+        features: the features that both ends support.
     """
 
     connection: Connection
@@ -38,12 +38,13 @@ class Answer:
 
 
 class Requests:
-    """Requests of one client. Each method raises PeerError; cancelled or failed, it leaves no connection open."""
+    """Requests of one client. Each method raises PeerError. If it fails or is cancelled, it leaves no connection
+    open."""
 
     def __init__(self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard) -> None:
         """``guard`` learns where connections go.
 
-        Raises HostError if a file that the TLS options name cannot be used, or the proxy that the environment names.
+        Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
         self._config = config
         self._selector = selector
@@ -53,7 +54,8 @@ class Requests:
         self._session_id = os.urandom(16).hex()
 
     async def get(self, *, yields: bool) -> Answer:
-        """Begin a download. ``yields``: it fails if another machine uses the token (`control.YIELD_HEADER`)."""
+        """Begin a download. ``yields``: the request fails if another machine uses the token
+        (`control.YIELD_HEADER`)."""
         return await self._download(yields=yields, websocket=False)
 
     async def websocket(self, *, yields: bool) -> Answer:
@@ -61,7 +63,7 @@ class Requests:
         return await self._download(yields=yields, websocket=True)
 
     async def put(self, number: int | None) -> Connection:
-        """Send the head of an upload. ``number``: the upload's, if the download is extended; else None."""
+        """Send the head of an upload. ``number``: the upload's number; None if the download is not extended."""
         headers = upload_fields(self._config, self._session_id, number)
         connection = await self._connect()
         with ExitStack() as undo:
@@ -153,7 +155,7 @@ def download_fields(
 
 
 def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
-    """The headers of a PUT, without Host. ``number``: the upload's, if the download is extended; else None."""
+    """The headers of a PUT, without Host. ``number``: the upload's number; None if the download is not extended."""
     fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
     if number is not None:
         fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))

@@ -1,5 +1,5 @@
 """Runs stream after stream, for ever: the next one is opened before the present one ends, and after a failure there is
-a pause first. Both directions of a client run in this."""
+a pause first. Both directions of a client use this."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .backoff import Backoff
 # with one token end each other's streams.
 SETTLED_S: Final = 5.0
 
-# An attempt during which the path changed is given up at this age: its first packets may be lost for good, with a local
-# address that is gone. A younger one goes on until then, so that even a fast series of changes lets attempts finish.
+# If the path changes during an attempt, the attempt is given up at this age: it may use a local address that is gone,
+# and then it cannot succeed. A younger attempt continues until it has this age, so that attempts can finish even during
+# a fast series of changes.
 ATTEMPT_S: Final = 3.0
 
 
@@ -43,7 +44,7 @@ class RetryGate:
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
         self._woken: set[trio.CancelScope] = set()
-        self._attempts: dict[trio.CancelScope, float] = {}  # and when each began
+        self._attempts: dict[trio.CancelScope, float] = {}  # each attempt, and when it began
         self._was_woken = False
 
     def wake(self) -> None:
@@ -56,7 +57,7 @@ class RetryGate:
             scope.deadline = began + ATTEMPT_S
 
     def take_woken(self) -> bool:
-        """Whether `wake` was called since the last time that this was."""
+        """Whether `wake` was called since the last call of this method."""
         was_woken, self._was_woken = self._was_woken, False
         return was_woken
 
@@ -95,16 +96,16 @@ async def keep_streaming(
     on_failure: OnFailure,
     on_bug: Callable[[Exception], None] | None = None,
 ) -> None:
-    """Run stream after stream, for ever. A failure of one of them, also a bug, ends only that one.
+    """Run stream after stream, for ever. A failure of one stream, even a bug, ends only that stream.
 
-    Raises HostError that is no shortage.
+    Raises HostError, except for a shortage.
 
     Args:
         open_stream: opens the next one. Raises PeerError, or the error of a shortage of this machine; then the present
             stream goes on.
         rotate_s: a stream is replaced after a random time between these two.
-        gate: its `wake` replaces a running stream now, retries a failed one now, and begins an attempt anew that has
-            taken too long.
+        gate: its `wake` replaces a running stream now, retries a failed one now, and restarts an attempt that has taken
+            too long.
         on_failure: called with each failure (None: a clean end) and the seconds until the next attempt. It may return
             another time to wait.
         on_bug: called with each bug; None: bugs are raised.
@@ -113,7 +114,7 @@ async def keep_streaming(
         on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
-    healthy_since: float | None = None  # since when streams have been following one another without a failure
+    healthy_since: float | None = None  # when the present series of streams without a failure began
     async with trio.open_nursery() as nursery:
         while True:
             began = trio.current_time()
@@ -143,7 +144,7 @@ async def keep_streaming(
             else:
                 lived_s = 0.0 if healthy_since is None else now - healthy_since
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
-            healthy_since = None  # forgives earlier failures once, also if an older stream still runs
+            healthy_since = None  # earlier failures are forgiven once, also if an older stream still runs
             other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()
@@ -152,7 +153,7 @@ async def keep_streaming(
 async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:
     try:
         await stream.run(older)
-    except* Exception as group:  # a HostError, which is no `failure`, or a bug, which is one
+    except* Exception as group:  # a HostError, which does not become the `failure`, or a bug, which does
         if stream.failure is None:
             raise
         on_bug(group)

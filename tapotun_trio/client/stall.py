@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-STALLED_S: Final = 2.0  # a replaced stream, or one that waits for a lost segment, goes on sooner than that
+STALLED_S: Final = 2.0  # a stream that is being replaced, or waits for a lost segment, continues sooner
 
 
 class Stall:
@@ -23,7 +23,7 @@ class Stall:
     def __init__(self) -> None:
         self._sent = self._aged = self._aged_before = 0
         self._began: float | None = None  # None: there is no stall
-        self._noticed = False  # it has lasted for STALLED_S
+        self._noticed = False  # the stall has lasted for STALLED_S
         self._reported = False  # and `tick` has returned True for that
         self.lasted_s = 0.0
         self.dropped = 0
@@ -34,7 +34,8 @@ class Stall:
         Args:
             sent: packets sent since the start.
             aged: packets dropped for their age since the start.
-            tell: a stall that reaches STALLED_S now is to be reported. Otherwise it never is, and neither is its end.
+            tell: report a stall that reaches STALLED_S in this call. If false, neither that stall nor its end is
+                reported.
         """
         moved, dropping = sent != self._sent, aged != self._aged
         self._sent = sent
@@ -56,5 +57,5 @@ class Stall:
 
     @property
     def over(self) -> bool:
-        """Packets are sent again."""
+        """Whether packets are sent again."""
         return self._began is None

@@ -47,7 +47,7 @@ class ClientEvent(Enum):
     WEBSOCKET_OPENED = "WebSocket opened"
     PROBE_BEGAN = "rotation of the WebSocket"
     PROBE_ENDED = "end of the probe"  # if the probe succeeded, HTTP_OPENED came before this
-    REPLACEMENT_FAILED = "replacement failed"  # the present download or WebSocket goes on
+    REPLACEMENT_FAILED = "replacement failed"  # the present download or WebSocket continues
     LOST = "download lost"  # the present download or WebSocket has ended, or none could be opened
     TOKEN_TAKEN = "token taken"  # the server said so
     STOP = "stop"
@@ -87,7 +87,7 @@ TRANSITIONS: Final[Mapping[tuple[ClientState, ClientEvent], ClientState]] = {
     (_S.TAKEN_OVER, _E.STOP): _S.STOPPED,
 }
 
-# Whether uploads are allowed from this event on. After any other event they are allowed if they were before it.
+# Whether uploads are allowed from this event on. Any other event leaves that as it is.
 _UPLOADS: Final[Mapping[ClientEvent, bool]] = {
     ClientEvent.HTTP_OPENED: True,
     ClientEvent.WEBSOCKET_OPENED: False,
@@ -114,7 +114,7 @@ class ClientStateMachine:
 
     @property
     def uploads_allowed(self) -> bool:
-        """Uploads may be opened: there is a download over HTTP, so the server is there."""
+        """Whether uploads may be opened: there is a download over HTTP, so the server can be reached."""
         return self._uploads_allowed.is_set()
 
     async def wait_uploads_allowed(self) -> None:
@@ -137,17 +137,17 @@ class ClientStateMachine:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the newest download or WebSocket agreed on with the server. Replaced as a whole. The defaults, which are
-    those of a base server, hold before the first answer.
+    """What the newest download or WebSocket agreed on with the server. It is never changed, only replaced as a whole.
+    Before the first answer it has the defaults, which are those of a base server.
 
     Attributes:
-        transport: None: no stream has come yet.
+        transport: None: no stream was opened yet.
         extended: both ends speak the extended protocol, so there are control frames.
         keepalive: how the streams are kept alive.
-        silence_s: a download that brings nothing for this long is dead.
-        features: what both ends support.
+        silence_s: a download on which nothing arrives for this long is dead.
+        features: the features that both ends support.
         agent: the server's program and version, if it says so.
-        address: the server's, for logs.
+        address: the server's address, for logs.
     """
 
     transport: Transport | None = None

@@ -19,14 +19,14 @@ MAX_CONFLICTS: Final = 100  # a server may push any number of routes
 def client_status(
     common: InterfaceStatus, peer: Peer, server: str, desired: DesiredState | None, conflicts: Sequence[Conflict]
 ) -> InterfaceStatus:
-    """``common`` with what the client knows.
+    """``common``, completed with what the client knows.
 
     Args:
         server: the name of ``peer``.
         desired: None: the server has not answered yet.
     """
     items = () if desired is None else desired.items
-    # What leads to the server: the routes that it pushed, and the default route of packets with the mark.
+    # The routes into the tunnel: those that the server pushed, and the default route of packets with the mark.
     routes = [item.network for item in items if isinstance(item, Route)]
     return msgspec.structs.replace(
         common,

@@ -1,4 +1,4 @@
-"""The streams of a client, each from its server's answer on: a GET, a PUT, or a WebSocket that is both."""
+"""The streams of a client: a GET or a WebSocket that the server has answered, or a PUT whose head was sent."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..wire.websocket import WebSocketBody
 from .rotation import Stream
 from .transport_choice import UPLOAD_SEEN_S
 
-# How long a newer download waits for the older one to end, so that packets keep their order. What the server had
-# begun to send on the older one arrives within a moment; after this time, order is worth less than the delay.
+# How long a newer download waits for the older one to end, so that packets keep their order. Frames that the server had
+# begun to send on the older one arrive within a moment. After this time, keeping the order is not worth the delay.
 HANDOVER_S: Final = 1.0
 _SHUTDOWN: Final = "the client is shutting down"
 
@@ -38,11 +38,11 @@ class _ClientStream(ABC):
 
     Attributes:
         ended: set last.
-        failure: once ended: why; None for a clean end.
-        connection: the stream's own.
+        failure: why the stream has ended; None before its end, and after a clean end.
+        connection: the connection of this stream alone.
     """
 
-    _DOING: ClassVar[str]  # what failed, for people, where an error does not say
+    _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
 
     def __init__(self, connection: Connection, ends: Counter[str]) -> None:
         """A failure is counted in ``ends``."""
@@ -67,12 +67,12 @@ class _ClientStream(ABC):
 
     @abstractmethod
     async def _work(self, older: Stream | None) -> None:
-        """Until the stream ends. Raises its failure, or sets it."""
+        """Work until the stream ends. Raises its failure, or sets it."""
 
     @property
     @abstractmethod
     def over(self) -> bool:
-        """It has ended, or `end` was called."""
+        """Whether the stream has ended, or `end` was called."""
 
     @abstractmethod
     def end(self, because: PeerError) -> None:
@@ -80,7 +80,7 @@ class _ClientStream(ABC):
 
 
 class _InboundClientStream(_ClientStream):
-    """One that receives.
+    """A client stream that receives.
 
     Attributes:
         receiver: its receiving half.
@@ -111,13 +111,14 @@ class Download(_InboundClientStream):
     def __init__(
         self, connection: Connection, receiver: Receiver, first_frames: list[FrameRange], ends: Counter[str]
     ) -> None:
-        """``receiver``: of this connection. ``first_frames``: those that came together with the head."""
+        """``receiver``: receives from this connection. ``first_frames``: the frames that came together with the
+        head."""
         super().__init__(receiver, connection, ends)
         self._first_frames = first_frames
         self._began = trio.current_time()
 
     def heard_since(self, moment: float) -> bool:
-        """The server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
+        """Whether the server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
         return max(self._began, self.receiver.heard_at) >= moment
 
     async def _work(self, older: Stream | None) -> None:
@@ -164,8 +165,8 @@ class Upload(_ClientStream):
     """A PUT whose head was sent.
 
     Attributes:
-        began: trio's clock.
-        number: the server names this upload by it; None: a base server does not.
+        began: when it began, by trio's clock.
+        number: the number by which the server names this upload; None: a base server names none.
         seen: set when the server says that the first bytes have arrived.
     """
 
@@ -211,7 +212,7 @@ class Upload(_ClientStream):
                 await self._sender.serve(self._writer)
                 with trio.move_on_after(FINISH_S):
                     await self._writer.finish()
-                    await trio.sleep_forever()  # until it is answered
+                    await trio.sleep_forever()  # until the answer arrives
             nursery.cancel_scope.cancel()
 
     @property
@@ -223,12 +224,13 @@ class Upload(_ClientStream):
         self._scope.cancel()
 
     def abandon(self, because: PeerError) -> None:
-        """As `end`, but without ending the body: what a proxy still holds back must not arrive any more."""
+        """As `end`, but without ending the body, so that a proxy discards what it still holds back."""
         self._writer.mark_broken(because.reason)
         self.end(because)
 
     async def prove(self) -> bool:
-        """Before `run`: whether the server says in time that the upload arrives. Raises PeerError. Cancel-safe."""
+        """Call before `run`. Returns whether the server says in time that the upload arrives. Raises PeerError.
+        Cancel-safe."""
         self._writer.send(control.ping(time.monotonic_ns()))
         with trio.move_on_after(UPLOAD_SEEN_S):
             await self.seen.wait()
@@ -244,7 +246,7 @@ class Upload(_ClientStream):
         return control.bye(_SHUTDOWN) if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
-        """The answer to an upload comes after its end; an answer before that ends it."""
+        """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
         head, _ = await read_response(self.connection, "PUT")
         self._check(head)
         if not self._writer.finished or self._writer.pending:
@@ -258,12 +260,12 @@ class _Ending(Protocol):
 
 
 def is_over(stream: _Ending | None) -> bool:
-    """There is no stream, or it has ended, or its `end` was called."""
+    """Whether there is no stream, or it has ended, or its `end` was called."""
     return stream is None or stream.over
 
 
 def count_attempt(ends: Counter[str], stream: Stream | None, failure: PeerError | None) -> None:
-    """Count a failure, unless it ended this stream, which has counted it."""
+    """Count a failure in ``ends``, unless it is the failure of ``stream``, which has counted it already."""
     if failure is not None and (stream is None or stream.failure is not failure):
         ends[failure.reason] += 1
 
@@ -274,16 +276,16 @@ def level_of(present: _Ending | None) -> int:
 
 
 def replaced_by_websocket() -> PeerError:
-    """How an upload ends that a WebSocket makes superfluous."""
+    """The failure of an upload that is replaced by a WebSocket."""
     return PeerError("a WebSocket takes the upload's place", reason=EndReason.MOVED)
 
 
 def is_held_back(upload: Upload | None, download: object) -> bool:
-    """Whether something between the ends must be holding this upload back, about which the server says nothing.
+    """Whether something between the ends must be holding back this upload, which the server has not confirmed.
 
     The other cause would be a path that is down. It is ruled out if the download began with or after the upload, or
-    brought something since, and if the other end of the upload's connection has acknowledged everything. Where this
-    cannot be known yet, the server's next PING decides (`TransportSelector.warn_no_fallback`).
+    brought something since, and if the other end of the upload's connection has acknowledged everything. While this is
+    not known yet, the server's next PING decides (`TransportSelector.warn_no_fallback`).
     """
     if upload is None or not isinstance(download, Download):
         return False

@@ -35,19 +35,19 @@ _REMEDY: Final = (
 
 
 class TransportState(Enum):
-    """What the next stream is to be, and why."""
+    """The kind of the next stream, and the reason for it."""
 
     HTTP = "HTTP"  # uploads arrive, as far as is known
     TRYING_WEBSOCKET = "trying a WebSocket"  # uploads are held back
     WEBSOCKET = "WebSocket"  # a WebSocket carried the frames last
     WEBSOCKET_BLOCKED = "no WebSocket"  # uploads are held back and no WebSocket passes: HTTP, until the next try
-    # The config has left no choice. No event changes these.
+    # The config leaves no choice: no event changes these states.
     HTTP_ONLY = "HTTP only"
     WEBSOCKET_ONLY = "WebSocket only"
 
 
 class TransportEvent(Enum):
-    """What changes it."""
+    """An event that may change the state."""
 
     HELD_BACK = "uploads are held back"
     WEBSOCKET_OPENED = "a WebSocket was opened"
@@ -60,7 +60,7 @@ class TransportEvent(Enum):
 _S, _E = TransportState, TransportEvent
 
 # Any other pair leaves the state as it is. A WebSocket that opens or fails in the state HTTP was begun before the path
-# changed, and says nothing about the path of today.
+# changed, so it says nothing about the present path.
 TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState]] = {
     (_S.HTTP, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
     (_S.WEBSOCKET_BLOCKED, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
@@ -85,7 +85,7 @@ class TransportSelector:
     Attributes:
         state: the decision. Only `_fire` writes it.
         offered: the server's newest answer to a GET said that it accepts a WebSocket.
-        features: what to offer the server.
+        features: the features to offer the server.
     """
 
     __slots__ = (
@@ -104,7 +104,7 @@ class TransportSelector:
     )
 
     def __init__(self, choice: TransportChoice, authority: str, log: Log) -> None:
-        """``authority``: the server's, for logs."""
+        """``authority``: host and port of the server, for logs."""
         self.state = _FIXED.get(choice, TransportState.HTTP)
         self.features = control.SUPPORTED - {control.WS} if choice == "http" else control.SUPPORTED
         self.offered = False
@@ -112,20 +112,20 @@ class TransportSelector:
         self._log = log
         self._number = 0
         self._began: dict[int, float] = {}  # the newest uploads
-        self._unseen_since: float | None = None  # since when no upload has arrived; None: the newest one has
-        self._follows = False  # the newest upload replaces one that runs
+        self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
+        self._follows = False  # the newest upload replaces one that still runs
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
 
     @property
     def automatic(self) -> bool:
-        """The config leaves the choice to us."""
+        """Whether the config leaves the choice to us."""
         return self.state not in (TransportState.HTTP_ONLY, TransportState.WEBSOCKET_ONLY)
 
     @property
     def websocket(self) -> bool:
-        """The next stream is to be a WebSocket."""
+        """Whether the next stream is to be a WebSocket."""
         return self.state in (
             TransportState.TRYING_WEBSOCKET,
             TransportState.WEBSOCKET,
@@ -146,9 +146,9 @@ class TransportSelector:
         return self._number
 
     def upload_began(self, number: int, now: float, *, follows: bool = False) -> None:
-        """An upload that breaks before it was seen is followed by another, and all of them together have
-        UPLOAD_SEEN_S: a proxy may refuse an upload sooner than that, and would have held it back. ``follows``: it
-        replaces one that still runs."""
+        """An upload begins. If it breaks before it was seen, the next one gets only the rest of UPLOAD_SEEN_S: a proxy
+        that holds uploads back may refuse each of them sooner than that. ``follows``: it replaces one that still
+        runs."""
         self._follows = follows
         if self._unseen_since is None:
             self._unseen_since = now
@@ -157,7 +157,7 @@ class TransportSelector:
             del self._began[next(iter(self._began))]
 
     def upload_seen(self, number: int | None, now: float) -> None:
-        """The server has seen this upload; None: the newest. One that it saw too late was held back all the same."""
+        """The server has seen this upload; None: the newest. An upload that it saw too late counts as held back."""
         began = self._began.get(self._number if number is None else number, -math.inf)
         if now - began < UPLOAD_SEEN_S:
             self._unseen_since = None
@@ -168,25 +168,26 @@ class TransportSelector:
         self._unseen_since = None
 
     def download_began(self, now: float) -> None:
-        """A download began after the one before it had ended. What the server said on that one about an upload may be
-        lost. It says so again on the new one, which has UPLOAD_SEEN_S for that."""
+        """A download began after the previous one had ended. What the server said about an upload on the previous one
+        may be lost. The server repeats it on the new one, so UPLOAD_SEEN_S begins again."""
         if self._unseen_since is not None:
             self._unseen_since = now
             self._began[self._number] = now
 
     def held_back(self, now: float) -> bool:
-        """No upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
+        """Whether no upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
     def uploads_pass(self, now: float) -> bool:
-        """Uploads arrive, as far as is known: the newest one; or, for UPLOAD_SEEN_S, the one that it replaces."""
+        """Whether uploads arrive, as far as is known: the newest one was seen, or it may still be seen in time and the
+        one that it replaces was seen."""
         return self._unseen_since is None or (self._follows and not self.held_back(now))
 
-    # -- what follows from that
+    # -- what to do about it
 
     @property
     def no_fallback(self) -> bool:
-        """Only HTTP can be used."""
+        """Whether only HTTP can be used."""
         return not (self.automatic and self.offered)
 
     def try_websocket(self, now: float) -> bool:
@@ -226,7 +227,7 @@ class TransportSelector:
         self._fire(TransportEvent.HTTP_WORKS)
 
     def path_changed(self) -> None:
-        """What was learned about the old path says nothing about the new one."""
+        """Forget what was learned about the old path, since it says nothing about the new one."""
         self._fire(TransportEvent.PATH_CHANGED)
         self._begin_anew()
 
@@ -242,7 +243,8 @@ class TransportSelector:
             self.warn_held_back()
 
     def warn_held_back(self, consequence: str = "") -> None:
-        """Warn that uploads are held back, and name the remedy and the ``consequence``. Once, until one arrives."""
+        """Warn that uploads are held back, and name the remedy and the ``consequence``. It warns once, until an upload
+        arrives."""
         again, self._warned = self._warned == consequence, consequence
         self._log.log(
             logging.DEBUG if again else logging.WARNING,

@@ -154,7 +154,7 @@ class ConflictChecker:
     def ingress(self, path: Path, endpoints: Iterable[ListenAddress], ingress: IngressOptions) -> None:
         """Register an entry's ingress options. Entries that share an endpoint must have the same.
 
-        ``path`` is the entry's.
+        ``path`` is the path of the entry.
         """
         differences: dict[str, Path] = {}
         for endpoint in endpoints:
@@ -204,7 +204,8 @@ class ServerConflictChecker:
         self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
 
     def token(self, path: Path, token: TokenHash) -> None:
-        """Register a client's token. One token given as SHA-1 and as SHA-256 cannot be recognised."""
+        """Register a client's token. The same token as SHA-1 for one client and as SHA-256 for another is not
+        noticed."""
         earlier = self._tokens.setdefault(token, path)
         if earlier != path:
             self._findings.error(

@@ -1,4 +1,4 @@
-"""What the validators of one config file share: where findings go, what is taken already, and the files it names.
+"""The state that the validators of one config file share: findings, conflicts, and the files that the config names.
 
 Blocking: reads files. A process does that when it starts and when it reloads its config.
 """

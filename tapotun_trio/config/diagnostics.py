@@ -33,7 +33,7 @@ def quote(text: str) -> str:
 
 
 def show(value: object) -> str:
-    """A value of the file as JSON. Of a list or an object only the brackets are shown, because it may hold a token.
+    """A value of the file as JSON. For a list or an object it is only the brackets, because those may hold a token.
 
     The caller masks a single value that is secret.
     """
@@ -67,8 +67,8 @@ class Finding:
     Attributes:
         path: the place in the JSON (``[0].clients[2].ip``); empty for the file as a whole.
         value: the value there as JSON, masked if secret; empty if there is none.
-        line: of the value, from 1; None if it has no place in the file.
-        column: of the value, from 1, in characters; None with ``line``.
+        line: the line of the value, from 1; None if the value has no place in the file.
+        column: the column of the value, from 1, in characters; None if ``line`` is None.
     """
 
     severity: Severity
@@ -80,7 +80,7 @@ class Finding:
     column: int | None = None
 
     def text(self, file: str) -> str:
-        """The finding as one line, with ``warning:`` after the file if it is one.
+        """The finding as one line. A warning has ``warning:`` after the file.
 
         ``FILE: [0].clients[2].ip: "10.10.1.9" is outside net 10.10.0.0/24; choose an address in it (line 12)``
         """
@@ -109,7 +109,8 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """Collects the findings of all checks. A check goes on after an error, so that all are reported together."""
+    """Collects the findings of all checks. A check continues after an error, so that all errors are reported
+    together."""
 
     found: list[Finding] = field(default_factory=list)
 

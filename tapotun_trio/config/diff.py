@@ -15,7 +15,7 @@ ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 _FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
 # Other fields that have another name in the file.
 _NAMES: Final = {"keepalive_s": "keepalive"}
-# Fields whose values are shown. Not tokens, and not what may hold a login or a token: a URL, a proxy.
+# Fields whose values are shown. A token is never shown, nor a field that may hold a login or a token, such as a URL.
 _SHOWN: Final = frozenset(
     {
         "name",
@@ -40,7 +40,7 @@ _SHOWN: Final = frozenset(
     }
 )
 _LISTED: Final = 4  # elements that are shown of a changed list
-# First what frees names, addresses and ports, last what needs them.
+# Changes that free names, addresses and ports come first, changes that need them last.
 _ORDER: Final[tuple[ChangeKind, ...]] = ("removed", "restart", "live", "added")
 
 
@@ -117,7 +117,8 @@ def _change(old: InterfaceConfig, new: InterfaceConfig) -> Change:
 
 
 def _restart_reasons(config: InterfaceConfig, different: list[str]) -> list[str]:
-    """The changed fields that make a restart necessary. Of a client, only ``mark`` can change while it runs."""
+    """The changed fields that make a restart necessary. A client interface can change only its ``mark`` while it
+    runs."""
     if config.kind == "server":
         return [name for name in different if name in _FIXED]
     return [] if different == ["mark"] else different
@@ -125,7 +126,8 @@ def _restart_reasons(config: InterfaceConfig, different: list[str]) -> list[str]
 
 def _client_lines(interface: str, old: Sequence[AllowedClient], new: Sequence[AllowedClient]) -> list[str]:
     before, after = ({client.name: client for client in clients} for clients in (old, new))
-    # A client is identified by its token. One without a name is called by its address, so its name changes with that.
+    # A client is identified by its token. A client without a name is called by its address, so its name changes with
+    # the address.
     renamed = {client.token: client for name, client in before.items() if name not in after}
     lines: list[str] = []
     for name, client in after.items():

@@ -55,7 +55,7 @@ class NotANumber:
 
     @property
     def is_finite(self) -> bool:
-        """False for NaN and the infinities, which JSON does not allow."""
+        """Whether it is finite; NaN and the infinities, which JSON does not allow, are not."""
         return self._text.lstrip("-").isdigit()
 
 
@@ -107,7 +107,7 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
     if exc.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and here in ("]", "}")):
         comma = at if here == "," else len(before) - 1
         return comma, "there is a comma before a closing bracket", "remove the comma"
-    # For these the parser gives the start of the text, or the character in it.
+    # For the next three errors the parser gives the start of the text, or the position of the character in it.
     if exc.msg.startswith("Unterminated string"):
         return at, "this text has no closing quote", 'close it with "'
     if exc.msg.startswith("Invalid control character"):
@@ -159,9 +159,9 @@ def positions(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _walk(text: str) -> Iterator[tuple[str, int, int]]:
-    paths: list[str] = []  # of the open lists and objects
+    paths: list[str] = []  # the paths of the open lists and objects
     counts: list[int] = []  # the index of the next element of each list; -1 for an object
-    path = ""  # of the next value
+    path = ""  # the path of the next value
     expects_key = False
     line, line_start = 1, 0
     done = 0

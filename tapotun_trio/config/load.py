@@ -1,4 +1,4 @@
-"""Loads a config file: to a `Config`, or to findings of everything that is wrong with it.
+"""Loads a config file. The result is a `Config`, or findings about everything that is wrong with the file.
 
 Blocking: reads the file and the files that it names. Untrusted input; raises `InvalidConfig` only, for any content.
 """

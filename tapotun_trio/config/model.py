@@ -54,7 +54,7 @@ class TokenHash:
 
 @dataclass(frozen=True, slots=True)
 class AllowedClient:
-    """One entry of a server's ``clients``. ``name`` is for logs, status and metrics: the config's, else the address."""
+    """One entry of a server's ``clients``. ``name``, for logs, status and metrics, is the config's or the address."""
 
     name: str
     token: TokenHash
@@ -83,7 +83,7 @@ class TcpAddress:
 
     @property
     def literal(self) -> str:
-        """The address as ``listen`` has it, without the port."""
+        """The address as it is written in ``listen``, without the port."""
         return self.address
 
     @property
@@ -99,7 +99,7 @@ class TcpAddress:
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it conflicts with every other address of its scope."""
+        """Whether the address conflicts with every other address of its scope."""
         return self.address in ("0.0.0.0", "::")
 
 
@@ -160,7 +160,7 @@ class ServerConfig:
     """An interface definition with ``port`` or ``net``.
 
     Attributes:
-        mtu: in bytes, of the interface at both ends.
+        mtu: the MTU of the interface at both ends, in bytes.
         routes: networks that are local to the server.
         push_routes: networks that clients are asked to route into the tunnel; each once, at most 255.
         push_dns: name servers that extended clients are informed of.
@@ -315,7 +315,7 @@ class AdminConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """Level and format of the log. Options of the command line win over it."""
+    """Level and format of the log. Options of the command line override it."""
 
     level: LogLevel = "info"
     format: LogFormat = "text"

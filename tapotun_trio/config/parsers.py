@@ -126,7 +126,7 @@ def parse_ipv4_network(text: str) -> IPv4Network:
 
 
 def reserved_address_kind(address: IPv4Address, net: IPv4Network) -> str | None:
-    """Which of the two addresses of ``net`` that no host may have this is: "network", "broadcast" or None.
+    """The kind of ``address`` if no host of ``net`` may have it: "network" or "broadcast"; otherwise None.
 
     A network of one or two addresses has neither (RFC 3021).
     """
@@ -217,7 +217,7 @@ def parse_token_hash(text: str) -> TokenHash:
     if _SHA256_HEX.fullmatch(lower):
         raise InvalidValue(
             "looks like a SHA-256 without its prefix, or like a raw token",
-            f"write sha256: before the hash; of a raw token {_NEW_HASH}",
+            f"write sha256: before the hash; for a raw token, {_NEW_HASH}",
             shown=MASK,
         )
     if _HEX.fullmatch(text) and 36 <= len(text) <= 44:
@@ -234,7 +234,7 @@ def parse_token_hash(text: str) -> TokenHash:
 
 
 def looks_hashed(text: str) -> bool:
-    """Whether a raw token has the form of a hash, as it belongs in a server's config."""
+    """Whether a raw token has the form of a hash, which belongs into a server's config."""
     lower = text.lower()
     return bool(_SHA1_HEX.fullmatch(lower) or (lower.startswith("sha256:") and _SHA256_HEX.fullmatch(lower[7:])))
 

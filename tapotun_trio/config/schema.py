@@ -13,7 +13,7 @@ import msgspec
 from .structs import RawClient, RawRoot, RawServer
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-_PREFIX: Final = "Raw"  # of the structs' names, which the schema leaves out
+_PREFIX: Final = "Raw"  # the prefix of the structs' names, which the schema leaves out
 
 Schema: TypeAlias = dict[str, Any]
 

@@ -96,11 +96,14 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     listen_mode: Annotated[str, _text("permissions of the Unix sockets", "0660")] = "0660"
     path: Annotated[str, _text("the only path that is answered", "/tun1")] | UnsetType = UNSET
     trusted_proxies: Annotated[
-        list[Trusted], Meta(max_length=1000, description="whose X-Forwarded-For, Forwarded or PROXY header is believed")
+        list[Trusted],
+        Meta(max_length=1000, description="proxies whose X-Forwarded-For, Forwarded or PROXY header is believed"),
     ] = []
     proxy_protocol: Annotated[bool, Meta(description="connections begin with a PROXY protocol header")] = False
     net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
-    mtu: Annotated[int, Meta(ge=68, le=65535, description="of the interface at both ends", examples=[1500])] = 1500
+    mtu: Annotated[
+        int, Meta(ge=68, le=65535, description="MTU of the interface at both ends, in bytes", examples=[1500])
+    ] = 1500
     ips: Annotated[list[Address], Meta(description="further addresses of the server")] = []
     routes: Annotated[list[Network], Meta(description="networks treated as local")] = []
     push_routes: Annotated[
@@ -113,7 +116,7 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     ] = []
     clients: Annotated[list[RawAllowedClient], Meta(description="who may connect")] = []
     install_routes: Annotated[bool, Meta(description="program kernel routes to the clients' networks")] = True
-    source_check: Annotated[SourceCheck, Meta(description="whose addresses a client may use")] = "loose"
+    source_check: Annotated[SourceCheck, Meta(description="which source addresses a client may use")] = "loose"
     peers: Annotated[Literal[1, 2], Meta(description="the protocol generation used with base clients")] = 1
     keepalive: Annotated[
         float,
@@ -153,7 +156,7 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         Annotated[
             str,
             Meta(
-                description='connect through this HTTP proxy; "none": without one, also if the environment names one',
+                description='connect through this HTTP proxy; "none": no proxy, even if the environment names one',
                 examples=["http://proxy.example.com:3128"],
                 extra=SECRET,  # it may hold a login
             ),
@@ -230,4 +233,5 @@ NAMES: Final[dict[type[Struct], str]] = {
 """Every object that a file may hold, and its name in findings."""
 
 PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog)
-"""The objects with settings of the process. A field that has a name of an interface's field means something else."""
+"""The objects with settings of the process. A field in them that is named like a field of an interface means something
+else."""

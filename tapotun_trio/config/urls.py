@@ -23,8 +23,8 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARS: Final = 253  # RFC 1035, without the final dot
 _URL_EXAMPLE: Final = '"https://vpn.example.com/ip"'
 _PROXY_EXAMPLE: Final = '"http://proxy.example.com:3128"'
-# A host, and what can only be meant as its port, after a scheme that people write for proxies. Any other text may
-# be the rest of a login: user://password.
+# A scheme that people write for proxies, a host, and a text that can only be meant as its port. Any other text may be
+# the rest of a login: user://password.
 _NO_LOGIN: Final = re.compile(r"((?i:https?|socks[45]?[ah]?|ftp)://)?([^:@]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?/?")
 
 
@@ -148,7 +148,7 @@ def _host(host: str) -> str:
     labels = host.removesuffix(".").split(".")
     if len(host) > _HOST_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
         raise InvalidValue("has no valid host name", f"write a URL such as {_URL_EXAMPLE}")
-    # Every resolver takes a name whose last label is a number for an address (WHATWG URL, "ends in a number"): 10.1
+    # Every resolver treats a name whose last label is a number as an address (WHATWG URL, "ends in a number"): 10.1
     # would be 10.0.0.1.
     if labels[-1].isdigit():
         try:
@@ -229,7 +229,7 @@ def _parse_proxy_url(text: str, *, scheme_optional: bool) -> Proxy:
         begin = scheme.group() if scheme else ""
         if at:
             exc.shown = quote(f"{begin}{MASK}@{after}")
-        else:  # it may be user:pass without the @host
+        else:  # the text may be user:pass without the @host
             exc.shown = quote(text if _NO_LOGIN.fullmatch(text) else f"{begin}{MASK}")
         raise
 

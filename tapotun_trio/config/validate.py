@@ -1,6 +1,6 @@
 """Interface definitions and the settings of the process: from type-checked JSON (`Node`) to the values of `model`.
 
-Untrusted input. Everything wrong is reported to the `LoadContext`, and validation goes on with the rest. A function
+Untrusted input. Every error is reported to the `LoadContext`, and validation continues with the rest. A function
 returns None only after it has reported an error, unless its docstring says otherwise.
 
 Two choices of this program:
@@ -197,8 +197,8 @@ class _ServerValidator:
     def _validate_pushed(
         self, listen: tuple[ListenAddress, ...], ips: tuple[IPv4Address, ...]
     ) -> tuple[IPv4Network, ...]:
-        """``push_routes``, each once: a client's kernel would refuse a second one. Also warns if
-        clients reach the server at an address within ``net``, which they route into the tunnel."""
+        """The ``push_routes``, without repetitions, because a client's kernel would refuse a second route. Also warns
+        if clients reach the server at an address within ``net``, which they route into the tunnel."""
         node, net = self._node, self._net
         own = {net.ip, *ips} if net is not None else set()
         outside = [address for address in _listen_addresses(listen) if address not in own]
@@ -405,7 +405,7 @@ def _first_covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Ad
 
 
 def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
-    """Same as ``inner.subnet_of(outer)``, which would keep two more addresses in each of thousands of networks."""
+    """Same as ``inner.subnet_of(outer)``, which would store two more addresses in each of thousands of networks."""
     first = int(inner.network_address) & int(outer.netmask)
     return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
 
@@ -550,7 +550,7 @@ class _ClientValidator:
     def _validate_certificate(self, tls_node: Node) -> tuple[str | None, str | None]:
         """The absolute paths of the client's certificate and of its key.
 
-        What only OpenSSL can find out about them is for `_validate_tls_files`.
+        `_validate_tls_files` checks what only OpenSSL can find out about them.
         """
         cert_path, cert_file = tls_node.at("cert_file"), tls_node.get("cert_file", str)
         key_path, key_file = tls_node.at("key_file"), tls_node.get("key_file", str)
@@ -645,8 +645,8 @@ def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: L
 def _validate_exposed(
     node: Node, endpoint: TcpAddress, interfaces: Iterable[InterfaceConfig], context: LoadContext
 ) -> TcpAddress:
-    """An admin address that others can reach: it needs a token. Returns it with ``early`` set if one of the interfaces
-    brings that address."""
+    """Check an admin address that others can reach, which needs a token. Returns the address, with ``early`` set if one
+    of the interfaces brings it."""
     own: set[str] = set()
     has_clients = False  # a client gets its address from its server, so it may be any IPv4 address
     for interface in interfaces:

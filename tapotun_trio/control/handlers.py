@@ -58,7 +58,7 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
         waiting: dict[str, str] = {}
         with trio.move_on_after(arguments.timeout_s):
             while True:
-                # Looked up by name each time, because a reload may remove one.
+                # The interfaces are looked up by name each time, because a reload may remove one.
                 records = registry.select(arguments.interfaces)
                 states = {record.config.name: state_of(record) for record in records}
                 waiting = {name: state for name, state in states.items() if state != "up"}

@@ -34,7 +34,7 @@ _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT
 
 
 class ControlDirectory(NamedTuple):
-    """A directory for sockets. ``mode``: for making it where it is missing; None: it is not made."""
+    """A directory for sockets. ``mode``: it is made with this mode if it is missing; None: it is not made."""
 
     directory: str
     mode: int | None

@@ -1,4 +1,5 @@
-"""The subcommands that talk to running processes: status, wait, disconnect, reload. Without trio, to start quickly."""
+"""The subcommands that talk to running processes: status, wait, disconnect, reload. They start quickly, without
+trio."""
 
 from __future__ import annotations
 

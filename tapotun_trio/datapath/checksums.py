@@ -18,7 +18,7 @@ def fold(total: int) -> int:
 def ip_headers_are_valid(frames: memoryview, size: int) -> bool:
     """Whether the IP checksum of every frame is right, if their IP headers differ in ID and checksum only.
 
-    ``size``: of each of the frames, in bytes, even. Untrusted input; never raises.
+    ``size``: the size of each frame, in bytes; an even number. Untrusted input; never raises.
     """
     words, step = frames.cast("H"), size >> 1
     # The words are in the machine's byte order. The sum works in either (RFC 1071, section 2).

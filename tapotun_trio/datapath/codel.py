@@ -16,7 +16,7 @@ TARGET_S: Final = 0.005  # RFC 8289 section 4.4: 5 to 10 % of the interval
 INTERVAL_S: Final = 0.1  # section 4.3: a round trip of most paths
 # Section 5.3: nothing is dropped from a queue of at most one full packet. This is one with its frame header.
 MTU_BYTES: Final = 1514
-# Section 5.5: if dropping begins again within this many intervals, it goes on at the rate at which it ended.
+# Section 5.5: if dropping begins again within this many intervals, it continues at the rate at which it ended.
 _RECENT_INTERVALS: Final = 16
 
 
@@ -40,11 +40,11 @@ class CoDel:
         self._dropping = False
         self._drop_next = 0.0  # when to drop next
         self._count = 0  # drops since this dropping state began
-        self._last_count = 0  # what the count began at then
+        self._last_count = 0  # the count at which this dropping state began
 
     @property
     def dropping(self) -> bool:
-        """The queue has been too long for an interval, and is being shortened."""
+        """Whether the queue has been too long for an interval, and is being shortened."""
         return self._dropping
 
     def should_drop(self, waited_s: float, backlog_bytes: int, now: float) -> bool:
@@ -52,7 +52,7 @@ class CoDel:
 
         Args:
             waited_s: how long the head has waited.
-            backlog_bytes: what the queue holds, the head included.
+            backlog_bytes: the size of the queue, including its head.
             now: never goes back.
         """
         if waited_s < self._target_s or backlog_bytes <= MTU_BYTES:

@@ -54,8 +54,8 @@ class Congestion:
     """Chooses the congestion control of one stream.
 
     Args:
-        connection: the stream's, owned by the caller. Its handshake has measured the path.
-        now: when it was opened.
+        connection: the connection of the stream, owned by the caller. Its handshake has measured the path.
+        now: the time at which the stream was opened.
     """
 
     __slots__ = (
@@ -101,7 +101,7 @@ class Congestion:
             if self._is_cubic:
                 self._use_bbr(now)
             elif not fast and self.is_due(now):
-                self._connection.try_congestion_control(CUBIC)  # choosing what is in use already would not restart it
+                self._connection.try_congestion_control(CUBIC)  # choosing BBR while it is in use would not restart it
                 self._use_bbr(now)
         elif self._is_cubic:
             self._watch_losses(path.sent_segments, path.resent_segments, now)

@@ -28,7 +28,7 @@ class DuplexStream:
     """Both halves of one WebSocket, from its handshake on."""
 
     def __init__(self, connection: Connection, writer: WebSocketWriter, body: WebSocketBody, sender: Sender) -> None:
-        """``body``: decodes what is received on ``connection``. Leaves closing that to the caller."""
+        """``body``: decodes what is received on ``connection``, which the caller closes."""
         self._connection = connection
         self._writer = writer
         self._body = body
@@ -49,8 +49,8 @@ class DuplexStream:
 
         Args:
             receive: the receiving half, which calls `DuplexStream.receive`.
-            shutdown: if this is cancelled: the reason of the close, and the control frame to send before it.
-            farewell: otherwise: the control frame to send before the close, maybe none.
+            shutdown: for a cancellation: the reason of the close, and the control frame to send before it.
+            farewell: for any other end: makes the control frame to send before the close, or nothing.
         """
         writer = self._writer
         writer.closing = GOING_AWAY, shutdown[0]

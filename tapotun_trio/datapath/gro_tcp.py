@@ -2,10 +2,10 @@
 
 A super-packet has gso_type TCPV4. A router forwards such blocks if its network card does no GRO itself.
 
-Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact: the
-TCP checksum is partial and right as such, or the far kernel says that it was right (DATA_VALID); and the IP checksum is
-right. DF must be set, which means that nobody needs the IDs. The headers must be the same but for the sequence number,
-which continues. PSH ends a super-packet.
+Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact. The IP
+checksum must be right. The TCP checksum must be partial and right as such, or verified by the far kernel (DATA_VALID).
+DF must be set, which means that the IDs are not needed. The headers must be the same, except that each sequence number
+continues the one before. PSH ends a super-packet.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TCP_AT: Final = HEADER_BYTES + _IP_BYTES
 _CSUM_OFFSET: Final = 16
 _ACK, _PSH = 0x10, 0x08
 
-# Columns (even offsets in a frame) that must be uniform besides those that are uniform in every block: IP length and
-# fragment field; and the TCP checksum where it is partial.
+# Columns (even offsets in a frame) that must be uniform, in addition to those that are uniform in every block: IP
+# length and fragment field, and the TCP checksum if it is partial.
 _COLUMNS: Final = (16, 20)
 _CHECKSUM_COLUMN: Final = _TCP_AT + _CSUM_OFFSET
 
@@ -128,7 +128,8 @@ def _find_runs(view: memoryview, layout: _SegmentLayout, count: int) -> list[lis
 
 @lru_cache(maxsize=64)
 def _segment_struct(size: int, header_bytes: int) -> Struct:
-    """Ports as one number, sequence number, acknowledgment, data offset and flags, window, urgent pointer, options."""
+    """The TCP fields of a frame: ports as one number, sequence number, acknowledgment, data offset and flags, window,
+    urgent pointer, options."""
     options = header_bytes - 40
     return Struct(f">{_TCP_AT}xIIIHH2xH{options}s{size - _TCP_AT - 20 - options}x")
 

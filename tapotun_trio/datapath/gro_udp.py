@@ -52,21 +52,21 @@ _VNET_HEADER: Final = Struct("<BBHHHHH")
 # Offsets in what is written, from the vnet header on.
 _IP_LENGTH_AT, _IP_CHECKSUM_AT, _UDP_LENGTH_AT = 12 + 2, 12 + 10, 12 + 24
 
-# A shorter run is written packet by packet: building a super-packet costs as much as several writes save (measured,
-# us a packet, coalesced and not: 10.3 and 4.9 for 2 packets, 4.4 and 3.7 for 8, 2.0 and 3.2 for 64).
+# A shorter run is written packet by packet: building a super-packet costs as much as several writes save (measured, us
+# a packet, coalesced and one by one: 10.3 and 4.9 for 2 packets, 4.4 and 3.7 for 8, 2.0 and 3.2 for 64).
 MIN_RUN_FRAMES: Final = 12
 
 # In a block the payloads are extracted all at once, so a super-packet pays earlier (measured with eight flows: 2.84 us
 # a packet with a minimum of 12, 2.49 with 6).
 MIN_BLOCK_RUN_FRAMES: Final = 5
 
-# Columns (even offsets in a frame) that must be uniform besides those that are uniform in every block: IP length,
-# fragment field, UDP length and checksum. If the ports are uniform too, the block is a single flow.
+# Columns (even offsets in a frame) that must be uniform, in addition to those that are uniform in every block: IP
+# length, fragment field, UDP length and checksum. If the ports are uniform too, the block is a single flow.
 _UDP_COLUMNS: Final = (16, 20, 38, 40)
 _PORT_COLUMNS: Final = (34, 36)
 _FRAGMENT_AT: Final = 20
 _PROTOCOL_AT: Final = 23
-# Longer payloads are not copied: a view of each costs as much.
+# A longer payload is passed as a view, since a copy would cost no less.
 _COPIED_BYTES: Final = 256
 
 FrameRun: TypeAlias = list[FrameRange]  # frames to write one after the other or, where possible, as one super-packet

@@ -2,8 +2,8 @@
 
 A packet on its way out can wait in three places: in our own queue, which CoDel keeps short; unsent in the socket; and,
 once TCP's congestion window lets it go, in the queue in front of the path's narrowest link, which a loss-based TCP
-fills completely, however large it is. From the latter two nothing can be taken back. So while a stream is narrow we
-keep both nearly empty, with just enough in them that the link never idles.
+fills completely, however large it is. Nothing can be taken back from the last two. So while a stream is narrow we keep
+both nearly empty, with just enough in them that the link never idles.
 
 No I/O and no clock of its own: the state of the path is an argument, and times are seconds on any monotonic clock that
 the caller reads.
@@ -28,9 +28,9 @@ MIN_WINDOW_BYTES: Final = 16 * 1024
 # in clumps that rate is up to 1.4 times the true one (measured).
 START_SHARE: Final = 0.7
 MIN_RATE_BYTES_S: Final = 1e5  # assumed while the rate is not known
-# A queue that stays for this long although we hold back is another sender's, or the path has become longer. To go on
-# holding back would only leave the link to the others (as it starved TCP Vegas). So the kernel competes for COMPETE_S,
-# and then we try again.
+# A queue that stays for this long although we hold back belongs to another sender, or the path has become longer. If we
+# held back any longer, the other senders would take the link (TCP Vegas starved in this way). So the kernel competes
+# for COMPETE_S, and then we try again.
 FOREIGN_S: Final = 2.0
 COMPETE_S: Final = 60.0
 
@@ -53,12 +53,12 @@ class Pacing:
 
     @property
     def narrow(self) -> bool:
-        """By the last sample the stream is slow enough to be paced."""
+        """Whether the last sample shows a stream that is slow enough to be paced."""
         return self._state.rate_bytes_s < NARROW_BYTES_S
 
     @property
     def congested(self) -> bool:
-        """By the last sample the stream is narrow, and its path has a queue that we should shorten."""
+        """Whether the last sample shows a narrow stream, and a queue on its path that we should shorten."""
         return self.narrow and self._state.queue_s > SLACK_S
 
     @property

@@ -1,7 +1,7 @@
 """The inbound path: the receiving half of one stream, at either end and over either transport.
 
 A `Receiver` drives the loop. It hands the frames of each receive to ``deliver`` and each control frame to
-``on_control``, which are the client's or the session's. `deliver_to_device` is what a client does with frames;
+``on_control``, which belong to the client or to the session. `deliver_to_device` is what a client does with frames;
 `Session.forward` is what a server does with them.
 """
 
@@ -68,12 +68,12 @@ class Receiver:
         on_control: OnControl,
         send_control: SendControl,
     ) -> None:
-        """Leaves closing ``connection`` to the caller.
+        """The caller closes ``connection``.
 
         Args:
-            deliver: gets the frames of every step, in order; also when there are none.
-            on_control: gets every control frame, in order and after the frames of its step. Of the PINGs of one step
-                it gets the last one only, after all others.
+            deliver: gets the frames of every step, in order; called even for a step without frames.
+            on_control: gets every control frame, in order and after the frames of its step. Of several PINGs in one
+                step it gets only the last, after all other control frames.
             send_control: takes the PONG for that PING.
         """
         self._connection = connection
@@ -106,7 +106,7 @@ class Receiver:
         Cancel-safe between steps only: what was received and not delivered is lost with the stream.
 
         Args:
-            first: the frames that came together with the head; they are delivered even if there are none.
+            first: the frames that came together with the head; ``deliver`` is called even if there are none.
             before_step: called before the frames of each step are delivered.
 
         Raises:
@@ -147,9 +147,9 @@ class Receiver:
             await self._on_control(control.PING, ping)
 
     def tick(self, now: float, silence_s: float) -> bool:
-        """Once a second or so: end the stream if nothing came for ``silence_s``. Returns whether something came since
-        the last tick."""
-        if silence_s < self._silence_s:  # a shorter limit counts from now on: until now more was allowed
+        """Call it about once a second. Ends the stream if nothing came for ``silence_s``. Returns whether something
+        came since the last tick."""
+        if silence_s < self._silence_s:  # a shorter limit counts from now on, since more was allowed until now
             self._heard_at = now
         self._silence_s = silence_s
         if self._arrivals != self._arrivals_at_tick:
@@ -172,7 +172,7 @@ class Receiver:
 
     @property
     def was_ended(self) -> bool:
-        """`end` was called."""
+        """Whether `end` was called."""
         return self._because is not None
 
 
@@ -197,7 +197,7 @@ def deliver_to_device(
             length, gso_type, gso_size, first = unpack(view, start)
             if first >> 4 != 4:
                 if first == ECHO_FIRST_BYTE and length == ECHO_PACKET_BYTES:
-                    # A generation 2 ping: this very frame goes back (docs/protocol.md#base-pings), but not a flood.
+                    # A generation 2 ping is sent back unchanged (docs/protocol.md#base-pings), up to a limit.
                     if len(echoes) < MAX_CONTROLS:
                         echoes.append(bytes(view[start:stop]))
                 elif first >> 4 == 6:

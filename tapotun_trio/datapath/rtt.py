@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# Longer than any path. A PONG that says more does not answer a PING of this process.
+# Longer than the round trip of any path. A PONG that shows more does not answer a PING of this process.
 MAX_S: Final = 600.0
 _GAIN: Final = 1 / 8  # RFC 6298 section 2
 
@@ -20,7 +20,8 @@ class RoundTrip:
         self.minimum_s: float | None = None
 
     def sample(self, sent_ns: int, now_ns: int) -> None:
-        """Take a sample from our clock as a PONG brought it back. A clock that cannot be ours is ignored."""
+        """Take a sample. ``sent_ns``: our own clock, which a PONG brought back; a value that cannot be ours is
+        ignored."""
         rtt_s = (now_ns - sent_ns) / 1e9
         if not 0 <= rtt_s <= MAX_S:
             return
@@ -32,4 +33,4 @@ class RoundTrip:
         if self.last_s is None or self.smoothed_s is None or self.minimum_s is None:
             return "not measured"
         last, mean, least = (f"{s * 1e3:.1f} ms" for s in (self.last_s, self.smoothed_s, self.minimum_s))
-        return f"last {last}, mean {mean}, least {least}"
+        return f"last {last}, mean {mean}, min {least}"

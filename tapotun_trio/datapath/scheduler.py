@@ -1,4 +1,4 @@
-"""How a stream is sent its backlog: whole while the path keeps up, in small paced pieces when it is the bottleneck."""
+"""How a backlog is sent: whole while the path keeps up, in small paced pieces when the path is the bottleneck."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pacing import Pacing
 # dropped; large enough that a fast link takes whole super-packets at a time.
 PIECE_BYTES: Final = 64 * 1024
 SAMPLE_S: Final = 0.01  # how often to look at the path of a stream that is not paced, while it has a backlog
-WATCH_S: Final = 0.05  # and how often while it has none
+WATCH_S: Final = 0.05  # how often to look at it while there is no backlog
 WATCH_BYTES: Final = 128 * 1024  # the clock for that is read after this many bytes: 50 ms at 20 Mbit/s
 # A single sample is not enough: its delivery rate may be that of one small segment (measured on a veth at 4 Gbit/s: one
 # sample of ten).
@@ -36,7 +36,7 @@ class SendScheduler:
     """Decides how much of a stream's backlog to send next, and when.
 
     Args:
-        connection: the stream's, owned by the caller.
+        connection: the connection of the stream, owned by the caller.
         now: when it was opened.
 
     Attributes:
@@ -59,14 +59,14 @@ class SendScheduler:
         self.paced = False
         self._connection = connection
         self._pacing = Pacing()
-        self._narrow_samples = 0  # in a row
-        self._fast_samples = 0  # in a row
+        self._narrow_samples = 0  # narrow samples in a row
+        self._fast_samples = 0  # fast samples in a row
         self._large_unsent = False  # FAST_UNSENT_BYTES are in force
         self._sampled_at = self._waited_at = 0.0
         self._congestion = Congestion(connection, now)
 
     def allowance(self, now: float) -> tuple[float, int]:
-        """For the next piece of a backlog: how long it has to wait, in seconds, and how many bytes it may have."""
+        """How long the next piece of a backlog has to wait, in seconds, and how many bytes it may have."""
         if self.paced or now - self._sampled_at > SAMPLE_S:
             if self._sample(now) and self._pacing.narrow:
                 self._narrow_samples += 1
@@ -81,7 +81,7 @@ class SendScheduler:
         return wait_s, self._pacing.piece_bytes
 
     def watch(self, now: float) -> None:
-        """While there is no backlog: pace from now on if the stream only fills a queue on the path.
+        """Call it while there is no backlog. Starts pacing if the stream only fills a queue on the path.
 
         Looks at the path every WATCH_S at most.
         """

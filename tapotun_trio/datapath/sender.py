@@ -1,7 +1,7 @@
-"""The sending half of a session: straight onto the stream while the socket takes it, through the queue otherwise.
+"""The sending half of a session. Frames go straight to the socket while it takes them, otherwise through the queue.
 
 Read `Sender.send` first: every packet to a peer goes through it. `Sender.serve` is the task of the stream that is
-attached at the moment; `OutboundStream` is what belongs to that one stream.
+attached at the moment; `OutboundStream` has the state of that one stream.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ GRACE_S: Final = 0.3  # time for a cancelled stream to reach a frame boundary
 # concurrent UDP floods (1,400-byte packets) fell to a third of what the others delivered, and the process grew by
 # 12 MB; with 20 ms none of eight did.
 SOCKET_FULL_WAIT_S: Final = 0.02
-# Limit of control frames that wait for a full socket. A peer that sends PINGs and reads no PONG gets no more.
+# Limit of control frames that wait for a full socket. A peer that sends PINGs and reads no PONGs gets no further PONGs.
 MAX_CONTROLS: Final = 16
 AGENT_FRAME: Final = control.encode(control.AGENT, AGENT.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class KeepalivePolicy:
-    """What keeps a stream from falling silent.
+    """How a stream is kept from falling silent.
 
     Attributes:
         after_s: how long a stream may be silent.
@@ -75,11 +75,11 @@ def extended_keepalive(keepalive_s: float) -> KeepalivePolicy:
 
 
 def keepalive_policy(keepalive_s: float | None, generation: int = 1) -> tuple[KeepalivePolicy, float]:
-    """How a client keeps its streams alive, and when it takes the server for dead.
+    """How a client keeps its streams alive, and when it considers the server dead.
 
     Args:
         keepalive_s: as agreed with an extended server; None: the rules for a base server apply.
-        generation: of a base server's ``x-tun-conf``.
+        generation: the generation of a base server's ``x-tun-conf``.
 
     Returns:
         The policy, and the silence of the download, in seconds, after which the server is dead to the client.
@@ -90,10 +90,10 @@ def keepalive_policy(keepalive_s: float | None, generation: int = 1) -> tuple[Ke
 
 
 class OutboundStream:
-    """What belongs to one stream that we send on, from the beginning of `Sender.serve` to its end.
+    """The state of one stream on which we send, from the beginning of `Sender.serve` to its end.
 
     Attributes:
-        writer: of the stream's body.
+        writer: writes the stream's body.
         scheduler: decides what to send next, and when.
         scope: cancelling it ends the stream's `Sender.serve`.
         answered_at: when the peer last answered a ping, or when the stream began.
@@ -154,7 +154,7 @@ class Sender:
 
     @property
     def streaming(self) -> bool:
-        """A stream is attached."""
+        """Whether a stream is attached."""
         return self.stream is not None
 
     def send(self, frames: memoryview | bytes, packets: int) -> None:
@@ -185,7 +185,7 @@ class Sender:
 
     @property
     def stalled(self) -> bool:
-        """The socket is full, probably only for a moment: nothing is queued behind it, and its path is fast."""
+        """Whether the socket is full, probably only for a moment: nothing is queued behind it, and its path is fast."""
         stream = self.stream
         return stream is not None and bool(stream.writer.pending) and not self._queued and not stream.scheduler.paced
 
@@ -218,9 +218,9 @@ class Sender:
         try:
             writer.send(frames)
         except (PeerError, MemoryError) as exc:
-            # The stream is broken, also if there is no memory to keep the rest of a piece whose beginning was sent.
-            # Its own task finds that out in a moment, and raises. It is not raised here, because the caller may be in
-            # the middle of another session's work.
+            # The stream is broken. So it is if there is no memory for the rest of a piece whose beginning was sent. The
+            # stream's own task finds that out in a moment, and raises. It is not raised here, because the caller may be
+            # in the middle of another session's work.
             self.stream = None
             writer.mark_broken(exc.reason if isinstance(exc, PeerError) else EndReason.NO_MEMORY)
         if writer.pending or writer.broken:
@@ -235,15 +235,15 @@ class Sender:
         self.stream = stream
         try:
             if self._controls:
-                self._controls.clear()  # they were for the older stream
+                self._controls.clear()  # these frames were for the older stream
                 self._pinged_at = -math.inf  # a ping may have been among them
             self._sent_since_tick = True
             if older is not None:
-                older.scope.cancel()  # it may be waiting for a peer that takes nothing
+                older.scope.cancel()  # the older stream may be waiting for a peer that takes nothing
             if self.keepalive.at_once:
                 if self._preamble:
                     self.send_control(self._preamble)
-                self.ping()  # the first byte, for a peer or proxy that waits for one, and the first round trip sample
+                self.ping()  # a peer or proxy may wait for a first byte; it also gives the first round trip sample
             with stream.scope:
                 while self.stream is stream:
                     await self._work(stream)
@@ -259,7 +259,8 @@ class Sender:
                 self.stream = None
 
     async def _work(self, stream: OutboundStream) -> None:
-        """One step: pending bytes first, then control frames, then the queue; if there is nothing, wait."""
+        """Send pending bytes first, then control frames, then a part of the queue. If there is nothing to send,
+        wait."""
         if stream.writer.pending:
             await stream.writer.drain()
             self._room.set()
@@ -288,8 +289,7 @@ class Sender:
 
     def set_keepalive(self, keepalive: KeepalivePolicy) -> None:
         """Change the keepalive, on the present stream too. The time to answer starts anew, so no peer is late at once.
-
-        Only for a stream on which control frames were agreed.
+        Call it only for a stream on which control frames were agreed.
         """
         differs = keepalive.after_s != self.keepalive.after_s
         self.keepalive = keepalive
@@ -337,8 +337,8 @@ class Sender:
 async def ending_cleanly(writer: BodyWriter, farewell_frame: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
     """When the body of the ``with`` is cancelled, end the stream on a frame boundary.
 
-    The peer has GRACE_S to take what is pending. A deployed client carries half a frame over into its next stream, and
-    understands nothing from then on.
+    The peer has GRACE_S to take what is pending. A deployed client keeps half a frame for its next stream, and then
+    cannot decode that stream.
 
     ``farewell_frame``: makes a control frame to send before the end, or nothing.
     """
@@ -363,8 +363,8 @@ async def breaking_off(writer: BodyWriter) -> AsyncIterator[None]:
 
     The peer has GRACE_S to take what is pending.
 
-    For the download of a deployed client. If that ends cleanly, a generation 2 client counts it as a success, and comes
-    back at its next rotation, 7 to 15 minutes later; after a failure it comes back within 10 s.
+    This is for the download of a deployed client. If it ends cleanly, a generation 2 client counts that as a success,
+    and reconnects at its next rotation, 7 to 15 minutes later; after a failure it reconnects within 10 s.
     """
     try:
         yield
@@ -378,7 +378,7 @@ async def breaking_off(writer: BodyWriter) -> AsyncIterator[None]:
 async def break_off(writer: BodyWriter, limit_s: float, *, shield: bool = False) -> None:
     """Stop a stream on a frame boundary and leave out its end; reset it if the peer does not take what is pending.
 
-    ``limit_s``: how long the peer has for that. Leaves closing the connection to the caller. Cancelled, it may be
+    ``limit_s``: how long the peer has for that. The caller closes the connection. If this is cancelled, it may be
     called again.
     """
     with trio.move_on_after(limit_s, shield=shield):

@@ -31,10 +31,10 @@ _SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
 # Bursts without a wait in between. Waiting costs as much as a dozen small packets (epoll, a task switch).
 _BURSTS_PER_WAKE: Final = 4
 
-# A server opens one device queue for each client, up to this many. With a single queue each client got what its TCP
-# grabbed, and a burst was sent in as many pieces as there were changes of client in it. Measured with 8 downloads:
-# Jain's index 0.93 -> 0.99, total throughput 4.5 -> 8 Gbit/s. One small packet in turn for each of many clients costs
-# 10 % more.
+# A server opens one device queue for each client, up to this many. With a single queue the clients' TCP connections got
+# unequal shares, and a burst was sent in as many pieces as there were changes of client in it. Measured with 8
+# downloads: Jain's index 0.93 -> 0.99, total throughput 4.5 -> 8 Gbit/s. One small packet in turn for each of many
+# clients costs 10 % more.
 MAX_QUEUES: Final = 16
 
 # Limits a burst of small packets, or of packets that are dropped, so that other tasks get their turn.
@@ -63,7 +63,7 @@ class AdaptiveSkip:
     One occasion is skipped after the first failure, then three, seven, and so on. What works is tried every time.
 
     Attributes:
-        max_skips: the most occasions to skip in a row, so that a change for the better is noticed.
+        max_skips: the most occasions to skip in a row, so that an improvement is noticed.
     """
 
     __slots__ = ("_left", "_skips", "max_skips")
@@ -71,7 +71,7 @@ class AdaptiveSkip:
     def __init__(self, max_skips: int) -> None:
         self.max_skips = max_skips
         self._skips = 0  # occasions to skip after the last failure; 0: the last try succeeded
-        self._left = 0  # of these, still to be skipped
+        self._left = 0  # occasions that are still to be skipped
 
     def should_try(self) -> bool:
         """Whether to try now. If not, this occasion counts as skipped."""
@@ -92,8 +92,8 @@ async def read_device(
 ) -> None:
     """Move frames from the device to the senders, forever.
 
-    Frames are read into one buffer, each behind room for its length field, so that a burst is wire format as it stands.
-    Adjacent frames to the same sender are handed over as one slice of the buffer.
+    Frames are read into one buffer, with room for a length field before each, so that a burst is in wire format without
+    a copy. Adjacent frames to the same sender are handed over as one slice of the buffer.
 
     Args:
         classify: finds the sender for a frame.
@@ -270,13 +270,14 @@ class DeviceWriter:
     def _write_run(
         self, view: memoryview, run: Sequence[FrameRange], parts: Parts | None, refused: list[FrameRange]
     ) -> bool:
-        """Write a run as the one super-packet ``parts``, or its frames one by one. Returns whether as one."""
+        """Write a run as the one super-packet ``parts``, or its frames one by one. Returns whether it was written as
+        one."""
         taken: bool | None = None
         if parts is not None and not self._queue:
             gso = self._udp_gso if parts[0][1] == GSO_UDP_L4 else self._tcp_gso
             taken = self._device.write_parts(parts) if gso.should_try() else None
             if taken:
-                gso.max_skips = 0  # this kernel can: a later refusal is about that one packet
+                gso.max_skips = 0  # this kernel supports it: a later refusal is about that one packet
                 return True
         before = len(refused)
         self._write_each(view, run, refused)

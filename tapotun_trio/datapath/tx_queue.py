@@ -1,6 +1,7 @@
 """The transmit queue for one peer: bounded in bytes and in age, and kept short by CoDel. Putting never blocks.
 
-Packets are always dropped at the head: those behind it arrive sooner, and its sender learns of the loss sooner.
+Packets are always dropped at the head. Then the packets behind it arrive sooner, and the sender learns of the loss
+sooner.
 
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
@@ -43,7 +44,7 @@ class TxQueue:
         self._bytes = 0
 
     def __bool__(self) -> bool:
-        """Something is queued."""
+        """Whether something is queued."""
         return bool(self.batches)
 
     @property

@@ -15,12 +15,13 @@ from ..status.render import conflict_text
 from .machine import Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
-"""``failure``: a tunnel does not work, or not as configured; ``warning``: it may not work; ``note``: information."""
+"""``failure``: a tunnel does not work, or differs from its config; ``warning``: it may not work; ``note``:
+information."""
 
 USO_KERNEL: Final = (6, 2)
 OLDEST_KERNEL: Final = (4, 19)
-EARLIEST: Final = 1_767_225_600.0  # 2026-01-01: a correct clock cannot be earlier than this program
-FILES_PER_CLIENT: Final = 9  # two streams, doubled during a rotation; dead ones of a proxy; a queue of the TUN
+EARLIEST: Final = 1_767_225_600.0  # 2026-01-01, when this program did not exist yet: an earlier clock is wrong
+FILES_PER_CLIENT: Final = 9  # 2 streams, 4 during a rotation, some that a proxy keeps open, a TUN queue
 FILES: Final = 64
 STRICT: Final = 1  # rp_filter, ip-sysctl.rst
 ETHERNET_MTU: Final = 1500
@@ -167,7 +168,7 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
     if STRICT not in {machine.sysctls.get(name, 0) for name in names} or highest > STRICT:
         yield Finding("ok", "rp_filter", "no strict reverse path filter")
     elif affected:
-        text = f"a strict reverse path filter drops what clients of {', '.join(affected)} send from their sources"
+        text = f"a strict reverse path filter drops packets from the sources of clients of {', '.join(affected)}"
         yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in names))
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"
@@ -175,8 +176,8 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
 
 
 def _is_asymmetric(config: InterfaceConfig) -> bool:
-    """Whether its device has to accept packets from addresses that are not routed there. With a mark, the program
-    loosens the filter on the device itself."""
+    """Whether the interface's device has to accept packets from addresses that are not routed to it. With a mark the
+    answer is no, because the program then loosens the filter on the device itself."""
     return config.mark is None and isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
 
 
@@ -201,8 +202,8 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             yield Finding("note", "routes", text, "nothing if it is this tunnel; otherwise rename one of them")
         elif holder is not None:
             clashes += 1
-            text = f"{holder}, which is no tapotun process, has reserved the name {config.name}"
-            remedy = "stop that process: while it has the name, a second start is noticed only when the tunnel is up"
+            text = f"{holder}, which is not a tapotun process, has reserved the name {config.name}"
+            remedy = "stop that process: while it holds the name, a second start is noticed only once the tunnel is up"
             yield Finding("warning", "routes", text, remedy)
         if config.name in machine.interfaces and not (holder is not None and holder.trusted):
             clashes += 1
@@ -227,7 +228,8 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
 
 
 def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """Whether a tunnel is routed into itself: as running clients report, and by what servers push to their clients."""
+    """Whether a tunnel is routed into itself. Running clients report it; a server's networks and pushed routes are
+    compared with the addresses of this machine."""
     names = {config.name for config in configs}
     reported = [(name, conflict) for name, conflict in machine.conflicts if not configs or name in names]
     for name, conflict in reported:
@@ -246,7 +248,7 @@ def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
                     covered += 1
                     what = "its net" if network == config.net.network else "its push_routes"
                     text = f"{config.name}: {what} {network} covers this machine's address {address} on {device}"
-                    remedy = "if clients reach the server there, use networks without it: base clients do not recover"
+                    remedy = "if clients reach the server there, use networks without it: base clients cannot recover"
                     yield Finding("warning", "covering", text, remedy)
                     break
     if not reported and not covered:
@@ -263,7 +265,8 @@ def _left_over(machine: Machine) -> Iterator[Finding]:
 
 
 class Routes:
-    """Finds the routes that overlap a network without testing each: there may be tens of thousands of both."""
+    """Finds the routes that overlap a network without testing each route: there may be tens of thousands of routes and
+    of networks."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = list(routes)
@@ -302,7 +305,9 @@ def _mtu(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Findi
     small = [config for config in servers if config.mtu < ETHERNET_MTU and _routes_for_others(config)]
     for config in small:
         text = f"{config.name} has an MTU of {config.mtu}, and the networks behind it probably {ETHERNET_MTU}"
-        remedy = f"set mtu to {ETHERNET_MTU}, as a tunnel over HTTP needs no less; or clamp the MSS to the path's MTU"
+        remedy = (
+            f"set mtu to {ETHERNET_MTU}: a tunnel over HTTP needs no smaller one; or clamp the MSS to the path's MTU"
+        )
         yield Finding("warning", "mtu", text, remedy)
     if not small:
         yield Finding("ok", "mtu", "no tunnel has a smaller MTU than the networks behind it")

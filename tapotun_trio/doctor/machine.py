@@ -24,7 +24,7 @@ from ..status.model import TransportConflictStatus
 _STATUS_S: Final = 3.0  # how long to wait for a process that may hang
 
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
-_TIME_ERROR: Final = 5  # the clock is not synchronized, linux/timex.h
+_TIME_ERROR: Final = 5  # linux/timex.h: the clock is not synchronized
 _RTF_UP: Final = 0x1  # linux/route.h
 _LOCAL: Final = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n\s+/32 host LOCAL")
 _IFA_UNUSABLE: Final = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED of linux/if_addr.h
@@ -57,9 +57,9 @@ class Machine:
     interfaces: name to MTU in bytes.
     holders: interface name to the process that has reserved it; its interface may not exist yet.
     max_files: how many files a process may have open.
-    addresses: those of its interfaces, IPv4 and IPv6; empty: not known.
-    reachable: IPv4 addresses by which others may reach it, each with its interface.
-    left_over: destinations of host routes that killed runs left.
+    addresses: IPv4 and IPv6 addresses of its interfaces; empty: not known.
+    reachable: IPv4 addresses at which other machines may reach it, each with its interface.
+    left_over: destinations of host routes that killed processes left behind.
     conflicts: routes that would lead running clients into their own tunnels, each with the interface.
     """
 
@@ -80,7 +80,8 @@ class Machine:
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
-    """Inspect this machine now. ``names``: the interfaces that have to run here. What cannot be read is left out."""
+    """Inspect this machine now. ``names``: the interfaces that have to run here. Facts that cannot be read are left
+    out."""
     footprint = _footprint()
     return Machine(
         reachable=footprint.addresses,

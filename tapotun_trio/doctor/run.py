@@ -15,7 +15,7 @@ from ..text import one_line
 from .checks import Finding, judge
 from .machine import Machine, inspect_machine
 
-# Of the JSON format. Increased when a field is removed or changes its meaning, not when one is added.
+# The version of the JSON. Incremented when a field is removed or changes its meaning, not when one is added.
 VERSION: Final = 1
 
 _WORDS: Final = {"ok": "ok", "note": "note", "warning": "WARNING", "failure": "FAILURE"}

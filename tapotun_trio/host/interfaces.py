@@ -52,7 +52,8 @@ class Device(Protocol):
         the answers to flows of other queues."""
 
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
-        """Read frames one after the other. Before each frame, two bytes stay unchanged: room for its length.
+        """Read frames one after the other. The two bytes before each frame stay unchanged; they are room for its
+        length.
 
         Ends when no frame is waiting, when ``limit_bytes`` are filled, or after ``most`` frames.
 
@@ -80,8 +81,8 @@ class Network(Protocol):
     async def add(self, name: str, items: Sequence[Item]) -> None:
         """Add the items, in order.
 
-        An item of ours that exists is replaced. A route that exists with another protocol number, so another program's,
-        is refused. A rule is added even if other programs have the same one.
+        An item of ours that exists is replaced. If a route exists with another protocol number, it belongs to another
+        program, and the new route is refused. A rule is added even if other programs have the same one.
 
         A rule has to come after the route of its table, and has to be removed before it: a rule of ours without a route
         of ours counts as left by a killed run. (If that route is refused, the rule is not tried.)
@@ -121,7 +122,7 @@ class OwnedName(Protocol):
 
     @property
     def doubt(self) -> str | None:
-        """Why another start of this program might not notice the reservation; None: it will."""
+        """Why another start of this program might not notice the reservation; None: it will notice."""
 
     def require_free(self) -> None:
         """Call before opening the device. Raises HostError if another program has created an interface of that name."""
@@ -147,16 +148,16 @@ class Host(Protocol):
         """A netlink connection of its own, closed at exit."""
 
     def open_changes(self) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
-        """Changes, from now on, to the paths that connections may take: of addresses, of links that have one, and of
-        default routes. Several at once are reported as one change. Interfaces of ours are left out.
+        """Report changes that may affect the paths of connections, from now on: of addresses, of links that have an
+        address, and of default routes. Several changes at once are reported as one. Our own interfaces are left out.
 
         Closed at exit. Waiting for the next change is cancel-safe: none is lost. Opening and iterating raise HostError;
         then the iterator is finished, and may be opened again.
         """
 
     def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
-        """Yields whether the interface ``name`` is up, each time that it is set down or up. It has to be up at the
-        call. If it is set down and up again at once, that is one True.
+        """Yields whether the interface ``name`` is up, each time that it is set down or up. The interface has to be up
+        at the call. If it is set down and up again at once, this yields one True.
 
         Closed at exit. Cancel-safe, and raises as `open_changes`.
         """

@@ -1,7 +1,7 @@
 """The desired state of the kernel for an interface, as plain data.
 
-A desired state is a set of items that either are in the kernel or are not. The reconciler compares two states and makes
-the difference, so the empty state is the undo of every other.
+A desired state is a set of items that either are in the kernel or are not. The reconciler compares two states and
+applies the difference, so applying the empty state undoes every other state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets with this fwmark are looked up in ``table`` (both uint32). It outlives the interface unless it is
+    """Packets with this fwmark are looked up in ``table`` (both uint32). The rule outlives the interface unless it is
     removed."""
 
     fwmark: int
@@ -44,13 +44,13 @@ class Rule:
 class HostRoute:
     """A route to one address that bypasses the interface. Its prefix is the longest possible, so it wins.
 
-    It outlives the interface unless it is removed, because its device is not ours.
+    The route outlives the interface unless it is removed, because its device is not ours.
 
     Attributes:
         address: the destination.
-        index: of the device through which it leads.
+        index: the index of the device through which the route leads.
         gateway: None if the address is a neighbour on that device.
-        source, metrics: those of the route that ``address`` would take without our interface; ``metrics`` is the
+        source, metrics: copied from the route that ``address`` would take without our interface; ``metrics`` is the
             payload of RTA_METRICS as the kernel gave it.
     """
 
@@ -76,7 +76,7 @@ class NextHop:
     """How the kernel reaches an address if one interface of ours and its host routes are ignored.
 
     Attributes:
-        network, table, metric: those of the route.
+        network, table, metric: the values of the route that the kernel uses.
         index, device: the index and the name of the device.
         gateway, source, metrics: as in `HostRoute`.
         above_main: the table is looked up before the main table, so no route of the main table can change the result.

@@ -21,7 +21,8 @@ class RealHost:
         """``config_file``: where our interfaces come from; reported to another process that wants one of their
         names."""
         self._config_file = config_file
-        # Every name ever opened, since the kernel reports the end of an interface only after it is gone.
+        # All names that were ever opened are kept, since the kernel reports the end of an interface only after it is
+        # gone.
         self._own: set[str] = set()
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:

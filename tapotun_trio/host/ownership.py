@@ -92,7 +92,7 @@ class OwnedName:
     """A reserved name. Made by `own_name`.
 
     Attributes:
-        doubt: why another start of this program might not notice the reservation; None: it will.
+        doubt: why another start of this program might not notice the reservation; None: it will notice.
     """
 
     def __init__(self, name: str, doubt: str | None) -> None:
@@ -147,8 +147,8 @@ def holder_of(name: str) -> Holder | None:
 def has_link(name: str) -> bool:
     """Whether an interface has this name or alternative name. False also if the kernel cannot be asked: creating the
     interface will report the reason."""
-    # Imported at first use, as in `linux`. Not if_nametoindex(3): its ioctl makes the kernel run modprobe if there is
-    # no such interface (net/core/dev_ioctl.c).
+    # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
+    # modprobe if there is no such interface (net/core/dev_ioctl.c).
     from .netlink import codec
     from .netlink.socket import HEADER
 
@@ -213,15 +213,15 @@ class _Competitor:
             self._first = found
         else:
             found = self._first
-            if last and not _is_open(found[0]):  # it is gone, and the present owner does not listen
+            if last and not _is_open(found[0]):  # that process is gone, and the present owner does not listen
                 found = None
-        if found is None:  # it has just ended, or does not listen yet
+        if found is None:  # the owner has just ended, or does not listen yet
             text = f"the name {self._name} is reserved by a process that does not answer"
             return (text, None) if last else (None, text)
         sock, holder = found
         if not holder.trusted:
             owner = _described(sock, holder)
-            return f"the name {self._name} is reserved by {owner}, which is no tapotun process", None
+            return f"the name {self._name} is reserved by {owner}, which is not a tapotun process", None
         if last:
             with trio.move_on_after(ANSWER_S):
                 await trio.lowlevel.wait_readable(sock)
@@ -277,7 +277,7 @@ def _has_net_admin_for_good(pid: int, uid: int) -> bool:
     """Whether the process has CAP_NET_ADMIN in our user namespace, and no_new_privs, as this program has after its
     start (`privileges.drop_privileges`). False also if /proc does not say.
 
-    An unprivileged process cannot get there. The capability alone would prove nothing: such a process could pass the
+    An unprivileged process cannot have both. The capability alone would prove nothing: such a process could pass the
     socket to a set-user-ID program. But that program would run as another user, and no_new_privs disables set-user-ID.
     Any process may have all capabilities in a user namespace of its own, but the uid_map of that one differs from ours.
     """
@@ -315,7 +315,7 @@ def _address(name: str) -> bytes:
 
 
 def _described(sock: socket.socket, holder: Holder) -> Holder:
-    """With the owner's own description if it has sent one, else with what /proc says."""
+    """``holder`` with the description that it has sent, or else with what /proc says."""
     introduction = _Introduction()
     if holder.trusted:
         with suppress(OSError, msgspec.DecodeError):

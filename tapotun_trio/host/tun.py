@@ -44,12 +44,12 @@ _IFF_TUN_EXCL: Final = 0x8000
 
 _FLAGS: Final = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
 
-# What the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
+# Work that the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
 _TUN_F_CSUM: Final = 0x01
 _TUN_F_TSO4: Final = 0x02
 _TUN_F_TSO6: Final = 0x04
 _TUN_F_TSO_ECN: Final = 0x08
-_TUN_F_USO4: Final = 0x20  # Linux 6.2; both or none
+_TUN_F_USO4: Final = 0x20  # Linux 6.2; set together with USO6
 _TUN_F_USO6: Final = 0x40
 _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
@@ -187,10 +187,10 @@ class TunDevice:
             raise self._failure("wait for", exc) from exc
 
     def set_offloads(self, *, uso: bool) -> bool:
-        """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. TCP super-packets it may
-        always pass.
+        """Set whether the kernel may also pass UDP super-packets (gso_type UDP_L4) to us. It may always pass TCP
+        super-packets.
 
-        Returns whether it may now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
+        Returns whether it may pass them now: False if not requested, or if this kernel cannot (before 6.2) or refuses.
         Raises HostError if the interface is gone, or if the kernel refuses to switch the offload off.
         """
         wanted = _BASE_OFFLOADS | (_TUN_F_USO4 | _TUN_F_USO6 if uso else 0)
@@ -225,7 +225,7 @@ class TunDevice:
         if isinstance(exc, ValueError):  # how FileIO reports that it is closed
             return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
         if exc.errno in _GONE:
-            return HostError(f"TUN interface {self._name} is gone: somebody else deleted it")
+            return HostError(f"TUN interface {self._name} is gone: another program deleted it")
         doing = f"cannot {verb} TUN interface {self._name}"
         return shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}")
 
@@ -298,9 +298,9 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
 
 
 def _set_queue_length(name: str, packets: int) -> None:
-    """By netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN requires it in the initial
-    user namespace, which root of another one does not have. The kernel has executed the request when the send returns.
-    Raises OSError."""
+    """Set the length of the queue by netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN
+    requires it in the initial user namespace, which root of another one does not have. The kernel has executed the
+    request when the send returns. Raises OSError."""
     # Imported at first use, as in `linux`.
     from .netlink import codec
 

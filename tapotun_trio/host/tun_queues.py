@@ -105,7 +105,7 @@ def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
             while len(queues) < count:
                 queues.append(stack.enter_context(add_queue(first)))
         except QueueRefusedError as exc:
-            interface_logger(name).warning("%s; goes on with %d of %d", exc, len(queues), count)
+            interface_logger(name).warning("%s; continuing with %d of %d", exc, len(queues), count)
         try:
             device = TunQueues(queues, stack.enter_context(select.epoll()))
         except OSError as exc:

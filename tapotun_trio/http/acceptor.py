@@ -1,6 +1,6 @@
 """The accept loop of the tunnel's endpoints, of the admin listener and of the control socket.
 
-It is also the last boundary of a connection: whatever goes wrong on one connection ends that connection only.
+It is also the last boundary of a connection: an error on one connection ends that connection only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Acceptor:
     def __init__(
         self, listener: Listener, serve: Serve, log: Log, *, label: str = "", failures: Counter[str] | None = None
     ) -> None:
-        """Leaves closing ``listener`` to the caller.
+        """The caller closes ``listener``.
 
         Args:
             serve: serves one connection, which is closed when it returns. Any exception that it raises ends that
                 connection: PeerError is logged at level debug, a bug with its traceback.
-            label: what every log line begins with.
+            label: the beginning of every log line.
             failures: counts shortages and bugs, by reason.
         """
         self.listener = listener
@@ -49,7 +49,8 @@ class Acceptor:
         """Accept until cancelled; the connections are served in ``nursery``.
 
         A shortage of this machine is logged, counted, and tried again after ACCEPT_RETRY_S; so is a bug in accepting
-        one connection. Raises OSError or trio.ClosedResourceError if the listening socket itself is of no more use.
+        one connection. Raises OSError or trio.ClosedResourceError if the listening socket itself cannot be used any
+        longer.
         """
         while True:
             try:
@@ -69,7 +70,7 @@ class Acceptor:
             nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, from accept to close."""
+        """Serve one connection, from accept to close."""
         try:
             try:
                 await self._serve_connection(connection)

@@ -16,8 +16,8 @@ from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 
-# For name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the last of
-# them, a new attempt finds it sooner than this one.
+# The limit for name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the
+# last of them, a new attempt finds it sooner than this one.
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
@@ -30,13 +30,13 @@ async def open_connection(
     proxy: Proxy | None = None,
     resolved: Resolved | None = None,
 ) -> Connection:
-    """Connect to the server of ``url``. The caller closes the connection. Cancelled, nothing stays open.
+    """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
     Args:
         tls: None: no TLS.
         mark: the fwmark of the socket.
-        proxy: to connect through.
-        resolved: as in `connect`; of the proxy, if there is one.
+        proxy: the proxy to connect through; None: connect directly.
+        resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
 
     Raises:
         PeerError: resolving the name, connecting to every address, or the handshake failed, or took longer than
@@ -79,8 +79,9 @@ async def send_request(connection: Connection, method: str, url: Url, headers: l
 
 
 async def read_response(connection: Connection, method: str) -> tuple[ResponseHead, bytes]:
-    """The head of the final answer, and the first bytes of its body. It has no deadline: the answer to an upload comes
-    when the upload ends. Raises PeerError: closed, or not HTTP. Cancelled, received bytes are lost."""
+    """The head of the final answer, and the first bytes of its body. This has no deadline, since the answer to an
+    upload comes when the upload ends. Raises PeerError: closed, or not HTTP. If this is cancelled, received bytes are
+    lost."""
     parser = ResponseParser(method)
     buffer = memoryview(bytearray(READ_BYTES))
     while True:
@@ -91,8 +92,8 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """The beginning of a 400's body, which may come behind its head; waits for REFUSAL_S at most. Of any other answer,
-    only the bytes in ``body``, which came with the head. Cancelled, received bytes are lost."""
+    """The beginning of the body of an error response. For a 400 this waits up to REFUSAL_S for bytes after the head;
+    for any other response it is ``body``, which came with the head. If this is cancelled, received bytes are lost."""
     buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
         while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:
@@ -118,7 +119,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         401: "a proxy in front of the server requires a login of its own",
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
-        405: "that is a web page, or a proxy that lets only some methods pass",
+        405: "this URL is a web page, or a proxy lets only some methods pass",
         409: "this session is over, or another machine uses the token",
         413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
         502: "the proxy does not reach the tapotun server behind it",

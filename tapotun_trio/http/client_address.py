@@ -1,4 +1,4 @@
-"""The address of a client, taken from proxies as far as they are trusted."""
+"""The address of a client, as trusted proxies report it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
 from .forwarded import Address, client_of, with_port
 
-# From accept to the end of the PROXY protocol header, which a proxy sends at once. The limit of a request head, too.
+# The time from accept to the end of the PROXY protocol header, which a proxy sends at once. A request head has the same
+# limit.
 PROXY_HEADER_S: Final = 10.0
 
 
@@ -29,8 +30,8 @@ class ClientAddress:
         self._is_trusted = is_trusted
 
     def client(self, headers: Mapping[str, str]) -> str:
-        """The client of a request, for logs: ``203.0.113.7 (through 127.0.0.1:51234)``. Of the headers, only what
-        trusted proxies wrote is used."""
+        """The client of a request, for logs: ``203.0.113.7 (through 127.0.0.1:51234)``. Only the parts of the headers
+        that trusted proxies wrote are used."""
         if not self._is_trusted:
             return self.name
         client = client_of(headers, self._ingress.trusts)
@@ -44,7 +45,7 @@ async def find_client_address(
     after the source in it.
 
     None: the peer closed or stayed silent before the header. Raises PeerError: ``untrusted-proxy``, or the bytes are
-    not a header. Cancelled, the received part of the header is lost.
+    not a header. If this is cancelled, the received part of the header is lost.
     """
     address = connection.remote_address
     # The zone of a link-local address is the name of an interface, which may be nearly any text.
@@ -64,7 +65,8 @@ async def find_client_address(
     if parser is None:
         return None
     if parser.source is None:
-        # The proxy's own connection, or one whose source it does not know. Anybody may have written its HTTP headers.
+        # The proxy's own connection, or one whose source the proxy does not know. Anyone may have written its HTTP
+        # headers.
         return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"

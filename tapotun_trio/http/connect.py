@@ -28,7 +28,7 @@ _HINTS = {
 
 
 def target_of(url: Url) -> str:
-    """Host and port of a URL, as CONNECT has them (authority-form, RFC 9112 section 3.2.3)."""
+    """Host and port of a URL, in the form that CONNECT uses (authority-form, RFC 9112 section 3.2.3)."""
     return f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
 
 
@@ -81,7 +81,7 @@ class ConnectParser:
         )
 
     def _refused(self, head: ResponseHead) -> PeerError:
-        if head.status in (401, 407):  # tinyproxy says 401 of a wrong login
+        if head.status in (401, 407):  # tinyproxy answers a wrong login with 401
             given = self._proxy.login is not None
             hint = "it does not accept the login in proxy" if given else "it requires a login: set user:pass in proxy"
         else:
@@ -91,8 +91,8 @@ class ConnectParser:
 
 
 async def open_tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
-    """Have the proxy at the other end of ``connection`` connect it to ``url``. The caller sets the deadline, and
-    closes. Raises PeerError."""
+    """Have the proxy at the other end of ``connection`` open a tunnel to ``url``. The caller sets a deadline, and
+    closes the connection. Raises PeerError."""
     parser = ConnectParser(url, proxy)
     try:
         await connection.send_all(encode_connect(url, proxy))

@@ -1,7 +1,7 @@
 """The client of a request, from `X-Forwarded-For` or `Forwarded` (RFC 7239).
 
 Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So both headers
-are read from the right, up to the first address that is not a trusted proxy: anybody may have written the rest.
+are read from the right, up to the first address that is not a trusted proxy: anyone may have written the rest.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TAIL_CHARS: Final = 4096
 _HIDDEN_CHARS: Final = 40
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# The last element of a Forwarded value, and the separator before it. It is found from the right end: an element further
-# left, with a quote that never ends for example, cannot hide an element that a proxy wrote behind it.
+# The last element of a Forwarded value, and the separator before it. The search begins at the right end, so that an
+# element further left, for example one with an unclosed quote, cannot hide an element that a proxy wrote after it.
 _QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
 _PAIR: Final = re.compile(rf"({_TOKEN})=(?:({_TOKEN})|{_QUOTED})")
 _ELEMENT: Final = re.compile(rf"[ \t]*(?:{_PAIR.pattern}(?:;{_PAIR.pattern})*)?[ \t]*")

@@ -71,7 +71,8 @@ class RequestHead:
 
     @property
     def asks_for_websocket(self) -> bool:
-        """Also true if a proxy removed the hop-by-hop half of the handshake (``Upgrade`` and ``Connection``)."""
+        """Whether this is a WebSocket handshake, even if a proxy removed its hop-by-hop half (``Upgrade``,
+        ``Connection``)."""
         return self.method == "GET" and "sec-websocket-key" in self.headers
 
     @property
@@ -84,7 +85,7 @@ class RequestHead:
 
     @property
     def has_body(self) -> bool:
-        """A body that is not empty follows the head."""
+        """Whether a body that is not empty follows the head."""
         return "transfer-encoding" in self.headers or self.headers.get("content-length", "0").strip("0") != ""
 
     def body(self) -> Body:
@@ -120,7 +121,7 @@ class RequestParser:
 
     @property
     def started(self) -> bool:
-        """At least one byte was fed."""
+        """Whether at least one byte was fed."""
         return bool(self._raw)
 
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
@@ -160,7 +161,7 @@ class ResponseParser:
     __slots__ = ("_begin", "_h11")
 
     def __init__(self, method: str) -> None:
-        self._begin: bytes | None = b""  # None: it is not TLS
+        self._begin: bytes | None = b""  # the first bytes, while they may be TLS; None: they are not
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._h11.send(h11.Request(method=method, target="/", headers=[("host", "-")]))
 

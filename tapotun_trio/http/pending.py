@@ -33,7 +33,8 @@ class PendingConnections:
         self._connections[connection] = None
 
     def remove(self, connection: Connection) -> bool:
-        """It has shown a token, or it has closed. May be called again. Returns whether it was still pending."""
+        """The connection has shown a token, or has closed. May be called again. Returns whether it was still
+        pending."""
         was_here = connection in self._connections
         self._connections.pop(connection, None)
         return was_here

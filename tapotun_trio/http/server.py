@@ -145,8 +145,9 @@ class Exchange:
     ) -> None:
         """Send a whole answer. Content-Length is added; the answer to a HEAD has no body.
 
-        Sets `reusable`, unless ``close`` is set or a part of the request was not read. Then the client gets a moment to
-        finish sending, as with `refuse`. Raises PeerError if it does not read the answer within ANSWER_S.
+        Sets `reusable`, unless ``close`` is set or a part of the request was not read. In these two cases the client
+        gets a moment to finish sending, as with `refuse`. Raises PeerError if the client does not read the answer
+        within ANSWER_S.
         """
         keep = self.head.keeps_alive and self._body_read and not close
         fields = [*headers] if status in (204, 304) else [*headers, ("Content-Length", str(len(body)))]
@@ -182,9 +183,9 @@ class Exchange:
         PeerError when it closes before that. Cancel-safe.
 
         A client that ends only its sending half counts as gone, as it does for proxies (nginx:
-        proxy_ignore_client_abort off). A FIN is all that one sees of a client that was killed; packets for it would be
-        lost until a send fails. Deployed clients never end one half, and by RFC 9112 section 9.6 a client that wants no
-        more closes the connection.
+        proxy_ignore_client_abort off). The FIN is the only sign of a client that was killed, and packets for it would
+        be lost until a send fails. Deployed clients never end one half, and by RFC 9112 section 9.6 a client that wants
+        no more closes the connection.
         """
         buffer = memoryview(bytearray(READ_BYTES))
         while len(self.leftover) < READ_BYTES:

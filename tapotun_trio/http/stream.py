@@ -25,7 +25,7 @@ class ConnectionStream(trio.abc.Stream):
         self._left_bytes = limit_bytes
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Raises trio.BrokenResourceError. Cancelled, it may have sent a part."""
+        """Raises trio.BrokenResourceError. If it is cancelled, it may have sent a part."""
         try:
             await self._connection.send_all(bytes(data))
         except PeerError as exc:

@@ -47,8 +47,8 @@ class VirtualHost:
     """An interface that serves requests at endpoints.
 
     Attributes:
-        path: of its requests; None: every path that no other interface has.
-        ingress: the part of it that concerns an endpoint is the same for all interfaces there.
+        path: the path of its requests; None: every path that no other interface has.
+        ingress: the options that concern an endpoint are the same for all its interfaces.
         nursery: ``serve`` runs in it.
         serve: answers one request. A HostError that it raises ends the interface; any other exception ends the
             connection.
@@ -69,7 +69,7 @@ class Endpoint:
         self.listener = listener
         self.ingress = ingress
         self.pending = PendingConnections()
-        self.refusals: Counter[str] = Counter()  # of connections and requests that reached no interface, by reason
+        self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
         self.virtual_hosts: dict[str | None, VirtualHost] = {}
         self.scope = trio.CancelScope()
         self._log = log
@@ -100,7 +100,8 @@ class Endpoint:
                     await serve_connection(connection, partial(self._dispatch, address))
             finally:
                 connection.close()
-                # An evicted connection was counted when that happened, and so was one that had a stream or was refused.
+                # A connection that is not pending was counted already: when it was evicted or refused, or by its
+                # interface.
                 was_pending = self.pending.remove(connection)
         except* PeerError as group:
             for exc in leaves(group):
@@ -162,12 +163,12 @@ async def _fail(exc: Exception) -> None:
 
 
 class Registration:
-    """The endpoints of one interface. It grows when an endpoint opens that was refused at first.
+    """The endpoints of one interface. An endpoint that was refused at first joins them when it opens.
 
     Attributes:
         endpoints: the open ones.
-        refused: names of the others, each with the reason.
-        ended: the interface no longer wants any.
+        refused: names of the endpoints that could not be opened, each with the reason.
+        ended: the interface has ended and wants no more endpoints.
     """
 
     def __init__(self) -> None:
@@ -192,8 +193,9 @@ class ListenerManager:
         If only some addresses are refused, that is logged, and they are tried again in the interface's nursery. The
         same happens if all are refused because this machine does not have the address or its family yet.
 
-        Raises HostError: all are refused, at least one for another reason; an address of the default is refused, whose
-        sockets count as one address; another interface has this path there, or other options for the endpoint.
+        Raises HostError if all are refused, at least one of them for another reason; if the default address is refused
+        (all sockets of the default count as one address); or if another interface has this path there, or other options
+        for the endpoint.
         """
         registration = Registration()
         refusals: list[tuple[ListenAddress, HostError]] = []

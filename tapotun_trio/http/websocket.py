@@ -188,7 +188,7 @@ def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | No
     if head.version != "1.1" or not _KEY.fullmatch(head.headers.get(KEY_HEADER, "")):  # RFC 9110 section 7.8
         return None
     handshake = H11Handshake(ConnectionType.SERVER)
-    # Only the fields of the handshake: wsproto would put a token into its exceptions.
+    # Only the fields of the handshake are passed on: wsproto would put a token into its exceptions.
     names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
     own = {name: head.headers[name] for name in names if name in head.headers}
     if not all(value.isascii() for value in own.values()):

@@ -11,7 +11,7 @@ from ..errors import EndReason, PeerError
 from ..host.net.sockets import UNLIMITED_BYTES, Connection
 from ..wire.body import CHUNK_END, LAST_CHUNK, chunk_head
 
-# What a stream that is replaced or released may take to send what it has begun, and its end.
+# How long a stream that is replaced or released may take to send its pending bytes and its end.
 FINISH_S: Final = 5.0
 
 
@@ -39,7 +39,7 @@ class BodyWriter:
     def send(self, piece: bytes | memoryview) -> None:
         """Commit a piece, which is not empty, and send what the socket takes, in one system call without a copy.
 
-        Only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
+        Call it only while not `pending` and not `finished`. Raises PeerError if the connection is broken.
         """
         parts = self._framed(piece)
         sent = self.connection.try_send(parts)
@@ -61,7 +61,7 @@ class BodyWriter:
         self.pending = self.pending[self.connection.try_send((self.pending,)) :]
 
     async def drain(self) -> None:
-        """Wait until nothing is pending. A checkpoint. Cancelled, the rest stays pending."""
+        """Wait until nothing is pending. A checkpoint. If it is cancelled, the rest stays pending."""
         while self.pending:
             await self.connection.wait_writable()
             self.flush()
@@ -70,7 +70,7 @@ class BodyWriter:
     async def finish(self, last_piece: bytes = b"") -> None:
         """Commit ``last_piece``, if there is one, and the end of the body; then send all pending bytes.
 
-        Cancelled, it may be called again to continue. Otherwise the body may lack its end: close the connection.
+        If it is cancelled, call it again to continue, or close the connection, because the body may lack its end.
         """
         if not self.finished:
             self.finished = True
@@ -86,15 +86,15 @@ class BodyWriter:
 
     async def break_off(self) -> None:
         """Send all pending bytes, and leave the body without its end: the peer must see that the stream broke, and
-        behind which piece.
+        after which piece.
 
         A chunked body then lacks its last chunk, and the caller only has to close the connection. A body that ends with
         its connection can only be broken by a reset. A reset overtakes bytes in flight, so this waits until the peer
         has acknowledged everything, and then resets the connection. If the end of the body was committed, it is sent.
 
-        Cancelled, it may be called again to continue. Raises PeerError.
+        If this is cancelled, it may be called again to continue. Raises PeerError.
         """
-        self.connection.limit_unsent(UNLIMITED_BYTES)  # the kernel sends what it holds after the close, too
+        self.connection.limit_unsent(UNLIMITED_BYTES)  # what the kernel holds is still sent after the close
         if self.pending:
             self.flush()
         await self.drain()

@@ -13,8 +13,8 @@ MANY_CLIENTS: Final = 1000  # the collector needs 15 ms to examine their session
 
 @contextmanager
 def making_sessions(clients: int) -> Iterator[None]:
-    """Hold it while the sessions of ``clients`` clients are made. The collector waits until the end. Where they are
-    many, it ignores them from then on."""
+    """Hold this while the sessions of ``clients`` clients are made. The garbage collector does not run within the
+    block. If there are many sessions, it ignores them from then on."""
     with collecting_later():
         yield
         if clients >= MANY_CLIENTS:

@@ -55,7 +55,7 @@ async def run_interface(
 ) -> None:
     """Run one interface until cancelled. Afterwards nothing of it is left on the host.
 
-    Reports started when a server can be reached; of a client, as soon as it tries to connect.
+    A server reports started when it can be reached; a client, as soon as it tries to connect.
 
     Args:
         record: gets the tunnel and the function that changes it while it runs; see `Record`.

@@ -28,10 +28,10 @@ class Record:
 
     Attributes:
         tunnel: the transport while the interface runs; `run_interface` sets it.
-        ready: a server can be reached; a client tries to connect.
+        ready: whether a server can be reached, or a client tries to connect.
         since: when ``ready`` last changed.
         last_error: what ended the interface last, on one line; None: nothing has.
-        doubt: why another start of this program might not notice this interface, as it was logged; see
+        doubt: why another start of this program might not notice this interface (the logged text); see
             `host.interfaces.OwnedName`.
         reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
@@ -51,7 +51,7 @@ class Record:
         self.ended = trio.Event()
 
     def started(self) -> None:
-        """A server can be reached now; a client tries to connect."""
+        """The interface is a server that can be reached now, or a client that tries to connect."""
         self.ready, self.since = True, boottime()
 
     def failed(self, error: str) -> None:
@@ -64,7 +64,7 @@ class Record:
     def note_doubt(self, doubt: str | None) -> None:
         """Log a new doubt once, although the interface may restart many times. None: there is no doubt (any more)."""
         if doubt is not None and doubt != self.doubt:
-            text = "%s; the interface runs all the same, but a second start of it is noticed only once it is up"
+            text = "%s; the interface runs nevertheless, but a second start is noticed only once the tunnel is up"
             interface_logger(self.config.name).warning(text, doubt)
         self.doubt = doubt
 

@@ -9,7 +9,8 @@ HEALTHY_S: Final = 60.0  # after a run of this length, the next failure gets the
 
 
 class RestartPause:
-    """Pauses that grow from failure to failure, without jitter: each process waits for itself alone."""
+    """Pauses that grow from failure to failure. They have no jitter, since they spare this machine and not a shared
+    server."""
 
     __slots__ = ("_next_s",)
 

@@ -40,7 +40,7 @@ def state_of(record: Record) -> InterfaceState:
 
 
 def _common(record: Record) -> InterfaceStatus:
-    """What is known without the tunnel."""
+    """The part of the status that is known without the tunnel."""
     config = record.config
     status = InterfaceStatus(
         name=config.name,

@@ -49,7 +49,7 @@ class Interfaces:
         When it is cancelled, the changes that were made stay.
         """
         async with self._lock:
-            # Checked before anything is stopped. No name that is added is in use by this process now.
+            # The names are checked before anything is stopped. This process uses none of the added names now.
             await require_names(self._host, [change.name for change in changes if change.kind == "added"])
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
@@ -57,9 +57,10 @@ class Interfaces:
                 raise refusal
 
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
-        """First the changes that free names, addresses and ports, then those that need them. Returns the first error.
+        """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
+        error.
 
-        ``back``: undo; changes that were not made yet are skipped.
+        ``back``: undo the changes; those that were not made yet are skipped.
         """
         for change in changes:
             if change.kind in ("removed", "restart"):
@@ -69,7 +70,7 @@ class Interfaces:
             refused = [(change, error) for change in live if (error := await self._make(change, back=back)) is not None]
             if len(refused) == len(live):
                 return refused[0][1]
-            live = [change for change, _ in refused]  # its address may have been another interface's until now
+            live = [change for change, _ in refused]  # another interface may have had the address until now
         for change in changes:
             if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
                 return refusal
@@ -93,7 +94,7 @@ class Interfaces:
         if record is not None and record.config is after:
             return
         if change.kind == "live" and after is not None and record is not None and record.reconfigure is not None:
-            before, record.config = record.config, after  # in case it fails and restarts meanwhile
+            before, record.config = record.config, after  # now: the interface may restart during the change
             try:
                 await record.reconfigure(after)
                 return
@@ -163,7 +164,7 @@ async def _start_or_retry(interfaces: Interfaces, config: InterfaceConfig) -> No
 
 
 class _Started:
-    """Passes the first `started` on, and remembers that: the later ones are restarts."""
+    """Passes the first `started` on, and only that one: later ones are restarts."""
 
     def __init__(self, record: Record, task_status: trio.TaskStatus[None], *, once: bool) -> None:
         self._record = record

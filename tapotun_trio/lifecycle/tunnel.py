@@ -1,4 +1,4 @@
-"""What status, readiness and the control commands need of a running interface's transport, server or client."""
+"""The Protocol through which status, readiness and the control commands use a running server or client."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ class Tunnel(Protocol):
         """
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
-        """``common`` with what the tunnel knows, computed in steps of about a millisecond."""
+        """``common``, completed with what the tunnel knows, in steps of about a millisecond."""

@@ -40,10 +40,10 @@ def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
 
 
 def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
-    """The routes that this client is asked to send into the tunnel.
+    """The networks that this client is asked to route into the tunnel.
 
-    Without the networks behind the client itself, and without the one that its address connects it to. Fast for a
-    client with many routes.
+    The networks behind the client itself are left out, and so is the network that its address connects it to. This is
+    fast for a client with many routes.
     """
     own: dict[int, set[int]] = {}  # prefix length to the prefixes
     for net in (config.net.network, *client.routes):
@@ -57,7 +57,8 @@ def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
 
 
 def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
-    """What the server pushed, and the mark. The tunnel works without the pushed routes that the kernel refuses."""
+    """The addresses and routes that the server pushed, and the mark. The tunnel works without pushed routes that the
+    kernel refuses."""
     routes = tuple(map(Route, conf.routes))
     return DesiredState(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
 

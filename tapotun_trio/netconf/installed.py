@@ -38,7 +38,7 @@ class InstalledItems:
         self._mtu: int | None = None
 
     async def change(self, desired: DesiredState) -> None:
-        """Set the MTU, and make the difference between the recorded items and the desired ones.
+        """Set the MTU, remove the recorded items that are not desired, and add the desired ones that are not recorded.
 
         Raises HostError if the kernel refuses an item that was not pushed.
         """
@@ -63,7 +63,7 @@ class InstalledItems:
     async def add_host_routes(self, routes: Sequence[HostRoute]) -> frozenset[IPv4Address]:
         """Add host routes past the interface. Returns the addresses whose host route the kernel refused.
 
-        Recorded ones are added again: the kernel removes them together with their device.
+        Routes that are already recorded are added again, because the kernel removes a route together with its device.
         """
         self.items += [item for item in routes if item not in self.items]
         if not routes:
@@ -82,7 +82,7 @@ class InstalledItems:
 
     async def restore(self) -> None:
         """Add again what the kernel removed when the link went down, and what it refused before."""
-        # What was missing comes after the rest: it may have been refused because the link was down.
+        # The missing items come last: they may have been refused because the link was down.
         missing, items = self._missing, self.items
         self.items = [*items, *missing]
         try:
@@ -102,7 +102,7 @@ class InstalledItems:
         self._log.info("another program set this interface up again: put its addresses and routes back")
 
     async def remove_all(self) -> None:
-        """Logs what could not be removed."""
+        """Remove all items. Logs those that could not be removed."""
         try:
             await self.network.remove(self._name, self.items[::-1])
             self.items = []
@@ -110,7 +110,7 @@ class InstalledItems:
             self._log.warning("could not undo everything: %s", exc)
 
     async def _remove_host_routes(self, wanted: Container[Item]) -> None:
-        """Remove the host routes that are not wanted any more, after the routes that they were exceptions to.
+        """Remove the host routes that are not wanted any more, after the routes to which they were exceptions.
 
         If a wanted one has the same address and table, it has already replaced the old one in the kernel.
         """
@@ -126,9 +126,9 @@ class InstalledItems:
         self._missing = refused
         reasons = [reason for item, reason in refused.items() if logged.get(item) != reason]
         for reason in reasons[:MAX_REFUSAL_LINES]:
-            self._log.warning("goes on without what the server pushed (its push_routes): %s", reason)
+            self._log.warning("continuing without what the server pushed (its push_routes): %s", reason)
         if len(reasons) > MAX_REFUSAL_LINES:
-            self._log.warning("goes on without %d more that the server pushed", len(reasons) - MAX_REFUSAL_LINES)
+            self._log.warning("continuing without %d more that the server pushed", len(reasons) - MAX_REFUSAL_LINES)
 
 
 def _difference(
@@ -136,9 +136,9 @@ def _difference(
 ) -> Steps[tuple[list[Item], list[Item], list[Item]]]:
     """Which installed items have to go, which stay, and which items are new, each list in its order.
 
-    Host routes always stay: they go last (`InstalledItems._remove_host_routes`).
+    Host routes always stay here, because they are removed last (`InstalledItems._remove_host_routes`).
 
-    In steps, and with a set for every lookup: there may be tens of thousands of items, and hashing one takes a
+    This runs in steps and uses a set for every lookup: there may be tens of thousands of items, and hashing one takes a
     microsecond.
     """
     wanted: set[Item] = set()
@@ -168,10 +168,10 @@ def _difference(
 
 
 def _removes_others(installed: Iterable[Item], wanted: Container[Item]) -> bool:
-    """Whether the kernel, when an unwanted address is removed, also removes wanted items.
+    """Whether the removal of an unwanted address makes the kernel remove wanted items too.
 
-    With the first address of a network it removes the later ones, and with the last address of an interface its
-    routes. Any other address is removed alone, and connections over the rest lose no packet.
+    With the first address of a network the kernel removes the later ones. With the last address of an interface it
+    removes the interface's routes. Any other address is removed alone, and connections over the rest lose no packet.
     """
     addresses = [item for item in installed if isinstance(item, Address)]
     kept = [address for address in addresses if address in wanted]

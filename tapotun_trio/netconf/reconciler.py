@@ -34,7 +34,7 @@ class _Restore:
 
 
 class _Request:
-    """What the task has to do, and the outcome. A context manager around doing it."""
+    """A request to the task, and its outcome. The task works on it within this context manager."""
 
     __slots__ = ("action", "done", "refusal")
 
@@ -55,13 +55,12 @@ class _Request:
 class Reconciler:
     """Owns the addresses, routes and rules of one interface.
 
-    If another program sets the interface down, the kernel removes the routes and does not bring them back when it is
-    up again. Then this does, once each time. No other change that others make to the interface is undone, since it may
-    be intended.
+    If another program sets the interface down, the kernel removes the routes and does not add them again when the
+    interface is up again. So this adds them, once each time. No other change that another program makes to the
+    interface is undone, since it may be intended.
 
-    A pushed item that the kernel refuses does not matter much (`InstalledItems`). A shortage of this machine is
-    reported to the requester, who may repeat the request; until then the old state stays. Any other refusal ends the
-    interface.
+    A pushed item that the kernel refuses is left out (`InstalledItems`). A shortage of this machine is reported to the
+    requester, who may repeat the request; until then the old state stays. Any other refusal ends the interface.
 
     A client's transport must not be routed into its own tunnel: the guard decides which items are allowed.
     """
@@ -117,13 +116,13 @@ class Reconciler:
         """Have the task change the kernel's state to ``desired``. Returns when that is done.
 
         Raises HostError if the kernel refuses an item that was not pushed; then the old state is in the kernel again.
-        Also if the task is over, because of this request or for another reason.
+        Also raises HostError if the task has ended, because of this request or for another reason.
         """
         await self._request(desired)
 
     async def recheck(self, thorough: bool) -> None:
-        """Have the task check again how the transport is routed, and apply the consequences; unless ``thorough``, only
-        if something seems wrong. Raises as `apply`."""
+        """Have the task check how the transport is routed, and decide again if something seems wrong, or in any case if
+        ``thorough``. Raises as `apply`."""
         await self._request(_Recheck(thorough))
 
     async def _request(self, action: DesiredState | _Recheck | _Restore) -> None:
@@ -152,7 +151,7 @@ class Reconciler:
                             "another program set this interface down: no packet passes until it is up again"
                         )
 
-        retry = Rewatch(self._log, "if another program sets this interface down, its routes will stay away")
+        retry = Rewatch(self._log, "if another program sets this interface down, its routes will not come back")
         await retry.keep(watch)
 
     async def _try(self, installed: InstalledItems, before: DesiredState, desired: DesiredState) -> HostError | None:
@@ -194,7 +193,7 @@ class Reconciler:
     async def _allowed(self, guard: TransportGuard, installed: InstalledItems, desired: DesiredState) -> DesiredState:
         """The part of the desired state that is allowed. The host routes that it needs are added when this returns."""
         refused: frozenset[IPv4Address] = frozenset()
-        while True:  # It ends: each round but the last removes an address from those that may have a host route.
+        while True:  # This loop ends: each round but the last removes an address from those that may have a host route.
             decision = await guard.decide(installed.network, self._name, desired, installed.items, refused)
             newly_refused = await installed.add_host_routes(decision.exceptions)
             if not newly_refused:

@@ -1,9 +1,9 @@
 """Keeps a client's own connections out of its tunnel: knows where they go, and asks the kernel how they get there.
 
-`transport_routes` decides and `reconciler` carries the decision out. The guard has it decided again whenever the answer
-may have changed: before a connection is made to an address, when the server's parameters change, and when this
-machine's addresses, links or routes do. Every CHECK_S it looks for a route, made by anyone, that leads the transport
-into the tunnel.
+`transport_routes` decides and `reconciler` carries the decision out. The guard requests a new decision whenever the
+result may have changed: before a connection is made to an address, when the server's parameters change, and when this
+machine's addresses, links or routes change. Every CHECK_S it looks for a route, made by anyone, that leads the
+transport into the tunnel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..log import Log, RateLimitedLog, flap_damped
 from .transport_routes import Conflict, Decision, decide, describe, makes_local
 
 CHECK_S: Final = 2.0
-_LINES: Final = 5  # for the conflicts of one decision
+_LINES: Final = 5  # log lines about the conflicts of one decision
 _UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
 
@@ -34,22 +34,22 @@ class TransportGuard:
     """The guard of one client interface.
 
     Attributes:
-        look: has the reconciler decide again: always if its argument is true, otherwise only if something is amiss.
+        look: makes the reconciler decide again; with a false argument, only if something is amiss.
             None: there is no interface.
-        conflicts: what would lead the transport into the tunnel, by the newest decision.
+        conflicts: the routes that would lead the transport into the tunnel, by the newest decision.
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
-        """``mark``: the transport's fwmark."""
+        """``mark``: the fwmark of the transport's sockets."""
         self._mark = mark
         self._log = log
         self.look: Callable[[bool], Awaitable[None]] | None = None
         self.conflicts: tuple[Conflict, ...] = ()
         self._trying: Counter[IPv4Address] = Counter()
         self._connections: list[Connection] = []
-        self._last: frozenset[IPv4Address] = frozenset()  # of the newest attempt
+        self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
         self._unresolved = False  # the newest attempt found no address
-        self._is_blind = False  # at the newest decision: neither a session nor an address
+        self._is_blind = False  # the newest decision had neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
         self._dirty = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
@@ -68,7 +68,7 @@ class TransportGuard:
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
-        """To be held while a connection is made."""
+        """Hold this while a connection is made."""
         attempt = Attempt(self)
         try:
             yield attempt
@@ -83,7 +83,7 @@ class TransportGuard:
         await self._look(thorough=True)
 
     def unresolved(self) -> None:
-        """The name does not resolve. Any route of ours may be what keeps us from the name server."""
+        """The name does not resolve. Any of our routes may be the reason that the name server cannot be reached."""
         if not self._unresolved:
             self._unresolved = True
             self.mark_dirty()
@@ -98,7 +98,7 @@ class TransportGuard:
     # -- when to decide again
 
     async def run(self) -> None:
-        """Have everything decided again after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
+        """Request a new decision after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
         while True:
             with trio.move_on_after(CHECK_S):
                 await self._dirty.wait()
@@ -107,11 +107,11 @@ class TransportGuard:
             await self._look(thorough=thorough)
 
     def mark_dirty(self) -> None:
-        """This machine may reach the transport's addresses in another way than before."""
+        """This machine may now reach the transport's addresses by other routes than before."""
         self._dirty.set()
 
     def session_begins(self) -> None:
-        """What was withdrawn comes back."""
+        """A session begins, so withdrawn routes are added again."""
         self._heard_s = trio.current_time()
         if self._withdraws:
             self._withdraws = False
@@ -124,7 +124,7 @@ class TransportGuard:
             now: trio's clock.
             connected: there is a session.
             heard: the server has sent something since the last call.
-            silence_s: for how long there may be no session before pushed routes are withdrawn.
+            silence_s: how long there may be no session before pushed routes are withdrawn.
         """
         if heard or self._heard_s is None:
             self._heard_s = now
@@ -214,7 +214,7 @@ class TransportGuard:
     # -- the log
 
     def _log_conflicts(self, conflicts: Sequence[Conflict]) -> None:
-        """Those that were not there at the decision before, grouped by address and outcome."""
+        """Log the conflicts that the previous decision did not have, grouped by address and outcome."""
         groups: dict[tuple[IPv4Address, str, bool], list[Conflict]] = {}
         present = set()
         for conflict in conflicts:
@@ -228,7 +228,7 @@ class TransportGuard:
         for members in list(groups.values())[:_LINES]:
             self._log_line(members[0].action, logging.WARNING, describe(members))
         if gone and not present:
-            text = "nothing covers the addresses of the tunnel's own connections any more"
+            text = "no route covers the addresses of the tunnel's own connections any more"
             self._log_line("well", logging.INFO, text)
 
     def _log_line(self, kind: str, level: int, text: str) -> None:

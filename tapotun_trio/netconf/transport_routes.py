@@ -1,22 +1,22 @@
-"""What of a desired state would lead the tunnel's own connections into the tunnel, and what to do about it. Pure.
+"""Finds the items that would lead the tunnel's own connections into the tunnel, and decides what to do. Pure.
 
 The rules, for each address of the transport:
 
-- An item *captures* the address if the kernel would use it for the transport's packets instead of the present next
-  hop, the one that it has without us. Such an item is a route, or an interface address with its network. It holds the
-  address, and its prefix is longer than that of the present route. Its table is one that the kernel looks up for these
-  packets: the main table, unless the present route's table comes before it; or a table to which a rule of the desired
-  state leads packets with the transport's fwmark.
+- An item *captures* the address if the kernel would use it for the transport's packets instead of the present next hop
+  (the next hop without this interface). Such an item is a route, or an interface address with its network. Its
+  network contains the address, and its prefix is longer than that of the present route. Its table is one that the
+  kernel looks up for these packets: the main table, unless the present route's table comes before it; or a table to
+  which a rule of the desired state leads packets with the transport's fwmark.
 - A captured address is *excepted*: a host route leads it to the present next hop. So the rest of the captured network
   still goes through the tunnel.
 - Where there can be no host route, the item is *left out*: the route, or of an interface address only its network. A
   route to exactly this address is left out too, because no host route is longer.
 - Without a session for a while, pushed routes that capture an address are *withdrawn*.
-- An address that cannot be reached at present without us has no next hop for a host route. The items that capture it
-  stay. When a route to it appears, the kernel reports that change; until then, without the items, packets for the
-  tunnel would leave by other routes.
-- An interface address that is the server's own, or makes the server's a broadcast address, is always left out: the
-  kernel looks up its local table first, so no route helps.
+- An address that cannot be reached at present without this interface has no next hop for a host route. The items that
+  capture it stay. When a route to it appears, the kernel reports that change; until then, without the items, packets
+  for the tunnel would leave by other routes.
+- An interface address that is the server's own, or makes the server's address a broadcast address, is always
+  left out: the kernel looks up its local table first, so no route helps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, R
 from ..status.model import TransportAction
 
 _HOST: Final = 32
-_NO_BROADCAST: Final = 31  # from this prefix length on (RFC 3021)
+_NO_BROADCAST: Final = 31  # from this prefix length on there is no broadcast address (RFC 3021)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Conflict:
     """One route that would capture one address of the transport.
 
     Attributes:
-        network: the route's.
-        address: the transport's.
+        network: the route's network.
+        address: the transport's address.
         action: what was done about it.
         item: makes the route; None: the route is not ours.
         next_hop: how the address is reached without the interface; None: not at present.
@@ -74,9 +74,10 @@ def decide(
     """Which of ``items`` may be made, and the host routes that they need.
 
     Args:
-        next_hops: for each address of the transport, how it is reached without the interface; None: not at present.
+        next_hops: for each address of the transport, how it is reached without the interface; None: it cannot be
+            reached at present.
         mark: the transport's fwmark.
-        pushed: those of the items that are withdrawn when there is no session.
+        pushed: the items that are withdrawn when there is no session.
         withdraws: there is no session.
         withdraws_all: the addresses of the server are not known either.
         made: the items that the interface has now, which must not be mistaken for routes of others.
@@ -162,7 +163,7 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
     if route is None:
         return False
     if isinstance(item, Address) and makes_local(item.interface, address):
-        return True  # by the kernel's local table, which comes before all others
+        return True  # the route is in the kernel's local table, which comes before all others
     network, table = route
     if address not in network:
         return False
@@ -173,7 +174,8 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
         return False
     if next_hop is None or next_hop.table != table:
         return True
-    # Of two equally long routes the kernel takes the lower metric. Ours is 0, and it refuses a second one with that.
+    # Of two routes with equal prefixes the kernel uses the one with the lower metric. Ours has metric 0, and the kernel
+    # refuses a second route with that metric.
     return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, 0)
 
 

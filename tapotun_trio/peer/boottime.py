@@ -9,7 +9,7 @@ from typing import Final, NewType
 # Seconds on CLOCK_BOOTTIME, which neither stops during a suspend nor jumps when the time is set (clock_gettime(2)).
 BootTime = NewType("BootTime", float)
 
-SUSPENDED_S: Final = 2.0  # the boot clock and the monotonic one must have drifted apart by this much for a suspend
+SUSPENDED_S: Final = 2.0  # a suspend is noticed once the boot clock has gained this much on the monotonic one
 
 
 def suspended_total_s() -> float:

@@ -17,9 +17,9 @@ class PeerInfo:
     Attributes:
         endpoint: its newest address, as this end or the proxy in front of it saw it; None: it never connected.
         agent: name and version of its software, as the peer says; None: it does not say.
-        extended: control frames were agreed on for the newest stream; None: there was none yet.
+        extended: control frames were agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
-        last_heard: when frames or a ping came last, to one tick.
+        last_heard: when frames or a ping last arrived, to within one tick.
         state_since: when it connected or disconnected last; before the first time, when the interface started.
         reconnects: how often it has connected again. A stream that replaces another in time does not count.
     """
@@ -48,7 +48,7 @@ class PeerInfo:
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=RATE_TICKS + 1)
 
     def mark_connected(self, endpoint: str, agent: str | None, *, extended: bool, continues: bool) -> None:
-        """A download begins. ``continues``: it replaces one of the same session that was still running."""
+        """A download begins. ``continues``: it replaces a download of the same session that was still running."""
         now = boottime()
         if not continues or self.connected_since is None:
             if self._connects > 0:
@@ -61,14 +61,14 @@ class PeerInfo:
         self.last_heard = now
 
     def mark_disconnected(self) -> None:
-        """The last download ended."""
+        """The peer has no download any more."""
         if self.connected_since is not None:
             self.connected_since, self.state_since = None, boottime()
 
     def tick(self, now: float, counters: Counters, *, heard: bool) -> None:
         """To be called once a second or so.
 
-        ``now``: seconds on any monotonic clock. ``heard``: something came since the last call.
+        ``now``: seconds on any monotonic clock. ``heard``: something arrived since the last call.
         """
         if heard:
             self.last_heard = boottime()
@@ -76,7 +76,7 @@ class PeerInfo:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Received and sent, in bit/s, over the last ticks; zeros until there were two."""
+        """The rates received and sent, in bit/s, over the last ticks; zeros before the second tick."""
         if len(self._samples) < 2:
             return 0.0, 0.0
         (then, rx_then, tx_then), (now, rx_now, tx_now) = self._samples[0], self._samples[-1]

@@ -21,7 +21,7 @@ class SessionLog:
     def __init__(self, counters: Counters, rtt: RoundTrip) -> None:
         self._counters = counters
         self._rtt = rtt
-        self._start: tuple[BootTime, Counters] | None = None  # of the present session, with the counters of then
+        self._start: tuple[BootTime, Counters] | None = None  # when the session began, and its counters then
         self._rate_limited = flap_damped()
 
     def begin(self) -> None:

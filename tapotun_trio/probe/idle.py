@@ -10,7 +10,8 @@ import trio
 from .measured import Idle
 from .streams import Progress, Receiver, Uploader
 
-# Below the times after which a server itself pings a base client's download, and ends its upload.
+# Both limits are below the times at which a server itself pings a base client's download (55 s) or ends its upload (90
+# s).
 DOWNLOAD_LIMIT_S: Final = 54.0
 LIMIT_S: Final = 80.0
 LATE_S: Final = 3.0
@@ -32,7 +33,7 @@ async def measure_idle(
         idle.upload_tested_s = (up.ended_at if up.ended else now) - up_began
         if up.ended:
             idle.upload_s, idle.upload_status = idle.upload_tested_s, up.status
-        # The longest silence that is certain: since the last byte, or before it.
+        # The longest silence that is certain is the one after the last byte, or the one before it.
         silent_s = (down.ended_at if down.ended else now) - down.last_at
         idle.download_tested_s = min(max(silent_s, down.last_at - down_began), DOWNLOAD_LIMIT_S)
         if down.failure is not None:

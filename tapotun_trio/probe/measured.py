@@ -61,7 +61,7 @@ class Tls:
 class Http:
     """The response to the GET. With a ``status`` of None, ``error`` says why there was none.
 
-    ``own``: the body of an error response is one that a tapotun server sends, and not a proxy's.
+    ``own``: whether the body of an error response comes from a tapotun server, and not from a proxy.
     """
 
     ms: float | None = None
@@ -84,7 +84,7 @@ class Direction:
             not measured.
         held_until_end: nothing came out before the end of the body.
         held_ms: delay of the first bytes, beyond one round trip.
-        status: of a response that ended an upload early.
+        status: the status of the response that ended an upload early.
         ended_after_s: time from the beginning until something else ended the stream; None: nothing did.
         ended_after_bytes: bytes sent until then, to recognise a limit on the body's size.
     """
@@ -129,11 +129,12 @@ class WebSocket:
 
 @dataclass(slots=True)
 class Idle:
-    """The silence after which something on the path ended a stream; None: it lived for ``.._tested_s`` (0: not tested).
+    """The silence after which something on the path ended a stream; None: the stream survived ``.._tested_s`` (0: not
+    tested).
 
     Attributes:
-        upload_status: of the response that ended the upload.
-        upload_late: the upload turned out to be dead only when it was used again, so its time is an upper bound.
+        upload_status: the status of the response that ended the upload.
+        upload_late: the upload was found dead only when it was used again, so ``upload_s`` is an upper bound.
     """
 
     limit_s: float
@@ -147,7 +148,8 @@ class Idle:
 
 @dataclass(slots=True)
 class Measured:
-    """All results. A field that is None or ``not-tested`` was not reached; ``not_tested`` says why, for people."""
+    """All results. A field that is None or ``not-tested`` was not measured; ``not_tested`` has the reasons, for
+    people."""
 
     url: str
     transport: Literal["auto", "http", "websocket"] = "auto"

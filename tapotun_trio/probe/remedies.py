@@ -121,6 +121,6 @@ _ANY: Final[dict[Fault, tuple[str, ...]]] = {
 
 
 def lines(kind: Kind, fault: Fault, path: str = "/") -> list[str]:
-    """The lines that the proxy's config should have, or should not have (``no ...``). ``path``: of the URL."""
+    """The lines that the proxy's config should have, or should not have (``no ...``). ``path``: the URL's path."""
     found = _LINES.get(kind, {}).get(fault) or _ANY[fault]
     return [line.replace("{path}", path).replace("{{", "{").replace("}}", "}") for line in found]

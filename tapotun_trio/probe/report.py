@@ -12,7 +12,7 @@ from .measured import Direction, Measured
 from .remedies import NAMES
 from .verdict import RECIPES, Verdict
 
-# Of the JSON. Incremented when a field is removed or changes its meaning, not when one is added.
+# The version of the JSON. Incremented when a field is removed or changes its meaning, not when one is added.
 VERSION: Final = 1
 
 _LABEL_CHARS: Final = 12

@@ -50,7 +50,7 @@ async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured)
     except* _Taken:
         measured.token_in_use = True
         measured.not_tested.append("the rest: a client with this token connected")
-        # That ended our streams, which is no fault of the path.
+        # The other client's request ended our streams; the path is not at fault.
         measured.idle, measured.download = None, Direction()
         if measured.upload.state != "streams" or measured.upload.status is None:
             measured.upload = Direction("streams" if measured.upload.state == "streams" else "not-tested")
@@ -98,7 +98,7 @@ class _Steps:
     # -- the GET
 
     def _download_fields(self) -> list[tuple[str, str]]:
-        """As the client's, but without taking the token over from another client."""
+        """The client's header fields, changed so that they do not take the token over from another client."""
         return download_fields(self._config, self._opener.session_id, self._features, yields=True)
 
     async def _get(self) -> tuple[Connection, Answer] | None:
@@ -151,7 +151,7 @@ class _Steps:
         http.server_header, http.via = headers.get("server"), headers.get("via")
 
     async def _unanswered(self) -> None:
-        """After no response to the GET: find out whether only the download is held back, or everything.
+        """The GET got no response: find out whether only the download is held back, or everything.
 
         A refusal is a complete response, so it passes a proxy that holds back an endless one.
         """
@@ -172,7 +172,7 @@ class _Steps:
         if measured.download.state != "held-back":
             return
         await self._websocket()
-        if measured.websocket.ok:  # so the server knows control frames
+        if measured.websocket.ok:  # a server with WebSockets knows control frames
             http.server = "extended"
             await self._held_download()
 
@@ -201,7 +201,7 @@ class _Steps:
                     size = min((1 << power) - sent, control.MAX_PAYLOAD_BYTES - 1024)
                     await up.send(up.ping(max(8, size), bytes(size))[1])
                     sent += size
-                    # One at a time, because the server answers only the last of several.
+                    # PINGs are sent one at a time, because the server answers only the last of several.
                     if await opener.progress.until(lambda: answered.is_set() or up.ended, 0.25):
                         break
                 if answered.is_set():
@@ -271,8 +271,8 @@ class _Steps:
                 await up.finish(GOODBYE_S, control.bye(_BYE))
 
     async def _refused_upload(self, fields: list[tuple[str, str]], status: int) -> None:
-        """Test whether uploads stream where the server accepts none: it refuses one as soon as it has the head, without
-        reading the body. Only base pings are sent, which have no effect."""
+        """Test whether uploads stream where the server accepts none. It refuses an upload as soon as it has the head,
+        without reading the body. Only base pings are sent, which have no effect."""
         measured, opener = self._measured, self._opener
         async with trio.open_nursery() as nursery:
             up = await opener.upload(nursery, fields)
@@ -302,7 +302,7 @@ class _Steps:
             cause = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
             measured.not_tested.append(f"idle timeouts: {cause}")
             return
-        # As a base client, because a server sends nothing to it for 55 s.
+        # The probe acts as a base client here, because a server sends nothing to a base client for 55 s.
         connection, answer = await self._base_download()
         if answer is None or answer.head.status != 200:
             measured.not_tested.append("idle timeouts: a second download was not answered with 200")
@@ -341,7 +341,7 @@ class _Steps:
 
 
 def _takes_pings(answer: Answer) -> bool:
-    """Whether the server accepts base pings. A generation 2 server ends the upload at one: it is malformed there."""
+    """Whether the server accepts base pings. For a generation 2 server they are malformed, so it ends the upload."""
     try:
         return tunconf.decode(answer.head.headers.get("x-tun-conf", "")).generation == 1
     except PeerError:

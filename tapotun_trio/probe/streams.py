@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response. ``names``: of its headers, as they were sent; ``rest``: bytes that followed the head."""
+    """A response. ``names``: the header names, as they were sent; ``rest``: bytes that followed the head."""
 
     head: ResponseHead
     names: tuple[str, ...]
@@ -95,10 +95,10 @@ class Receiver:
         self.began_at = self.last_at = trio.current_time()
         self.params: Params | None = None
         self.seen: set[int] = set()
-        self.pong = 0  # the highest number
+        self.pong = 0  # the highest number in a PONG
         self.pong_bytes = 0
         self.pong_at = 0.0
-        self.first_pong_at = 0.0  # since `measure_pongs`
+        self.first_pong_at = 0.0  # when the first PONG after `measure_pongs` arrived
         self.first_pong_bytes = 0
         self.replaced = False
         self.clean = False  # the body has ended
@@ -127,7 +127,7 @@ class Receiver:
         self._progress.notify()
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        if not reader.ended:  # else it was the end that came
+        if not reader.ended:  # otherwise the end of the body was received, and no frame
             self.last_at = trio.current_time()
         self._progress.notify()
 
@@ -171,7 +171,7 @@ class Uploader:
 
     @property
     def ended(self) -> bool:
-        """There is a response or a failure, so nothing more can be sent."""
+        """Whether there is a response or a failure, so that nothing more can be sent."""
         return self.status is not None or self.failure is not None
 
     async def read_answer(self) -> None:
@@ -202,7 +202,7 @@ class Uploader:
         return not self.ended
 
     def ping(self, size_bytes: int = 8, fill: bytes = b"") -> tuple[int, bytes]:
-        """The next number and a PING with it. ``size_bytes``: of the payload, 8 or more."""
+        """The next number and a PING with it. ``size_bytes``: the size of the payload, at least 8."""
         self._number += 1
         return self._number, control.encode(control.PING, self._number.to_bytes(8, "little") + fill[: size_bytes - 8])
 

@@ -18,11 +18,11 @@ from ..wire import control
 from .measured import Direction, Rtt, Throughput
 from .streams import Progress, Receiver, Uploader
 
-# Bytes sent in all, step by step, until something comes out: Apache's prefetch and HAProxy's buffer are 16 KiB, nginx'
-# buffers in our recipe 64 KiB.
+# The total of the bytes sent after each step, until something arrives: Apache's prefetch and HAProxy's buffer are 16
+# KiB, nginx's buffers in our recipe 64 KiB.
 GROWTH_BYTES: Final = tuple(1 << n for n in range(10, 20))
 STEP_S: Final = 0.3
-# More than nginx' default limit of 1 MiB (client_max_body_size).
+# More than nginx's default limit of 1 MiB (client_max_body_size).
 BEYOND_BYTES: Final = 1_300_000
 BEYOND_S: Final = 1.5
 END_S: Final = 3.0
@@ -33,7 +33,7 @@ PAUSE_S: Final = 0.02
 
 LOAD_S: Final = 1.5
 LOAD_BYTES: Final = 64 << 20
-# The least amount, also on a slow path, so that a limit of 1 MiB shows.
+# Send at least this much, even on a slow path, so that a limit of 1 MiB is noticed.
 LEAST_BYTES: Final = 2_000_000
 LEAST_S: Final = 8.0
 PIECE_BYTES: Final = 32 * 1024
@@ -60,7 +60,8 @@ async def wait_for_first(
     fill: Callable[[int], bytes],
     rtt_s: float,
 ) -> bool:
-    """Send a little and wait, then more and more until ``arrived``, and at last the end. Fills ``stream`` in.
+    """Send a little and wait, then more and more until ``arrived``, and finally the end of the body. Fills ``stream``
+    in.
 
     Returns whether the path forwards bytes as they arrive.
     """

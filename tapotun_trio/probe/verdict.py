@@ -28,7 +28,7 @@ RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. ``code`` never changes, for programs; ``change``: lines for the config that ``where`` names."""
+    """One finding. ``code``: for programs, never changes; ``change``: lines for the config that ``where`` names."""
 
     severity: Severity
     code: str
@@ -53,7 +53,8 @@ def judge(measured: Measured) -> Verdict:
     _Judge(measured, verdict.findings).judge()
     faults = {finding.code for finding in verdict.findings if finding.severity == "fault"}
     reached = measured.http is not None and measured.http.status == 200
-    # Faults of GET and PUT that may not affect a WebSocket. A client notices upload-held itself, and changes to one.
+    # Faults of GET and PUT that may not affect a WebSocket. A client detects upload-held itself, and changes to a
+    # WebSocket.
     http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-"))}
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:

@@ -1,4 +1,4 @@
-"""Whether a WebSocket passes: the handshake, and a PING there and back."""
+"""Tests whether a WebSocket passes: the handshake, then a PING, which must be answered."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TO_DEVICE: Final = -1  # into the server's TUN
 NO_ROUTE: Final = -2  # no client has the destination: drop
 BAD_SOURCE: Final = -3  # the client may not use the source address: drop
 
-_SERVER: Final = -1  # stands for the server where the owner of an address is a client's index
+_SERVER: Final = -1  # the server as the owner of an address; a client is its index
 _STEP: Final = 50  # clients between two yields; they take about half a millisecond
 
 

@@ -26,7 +26,7 @@ HANDOVER_S: Final = 0.5
 # A deployed client that leaves this soon after the answer to its download has most likely exited because of it.
 EARLY_EXIT_S: Final = 1.0
 
-# What a client may send behind a body before it is answered. No known client sends anything. Each further request in
+# How much a client may send after a body, before the answer. No known client sends anything. Each further request in
 # these bytes costs a pass over the rest of them.
 MAX_PIPELINED_BYTES: Final = MAX_HEAD_BYTES
 
@@ -39,7 +39,8 @@ _SHUTDOWN: Final = "the server is shutting down"
 
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
-    """The request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the token."""
+    """Whether the request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the
+    token."""
     hello = ClientHello.of(exchange.head.headers)
     if exchange.head.method == "GET":
         return hello.yields and session.replaced_by_another(hello)
@@ -47,7 +48,7 @@ def is_of_another_session(session: Session, exchange: Exchange) -> bool:
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
-    """Send frames to the client until it goes, or a newer GET takes over. Raises PeerError, in a group.
+    """Send frames to the client until it disconnects, or a newer GET takes over. Raises PeerError, in a group.
 
     A deployed client's download ends cleanly only when its newer one takes over; `breaking_off` says why.
     """
@@ -77,12 +78,12 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
 
 
 def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
-    """What only an extended client gets in an answer."""
+    """The headers that only an extended client gets in an answer."""
     return [(control.FEATURES_HEADER, control.offer(hello.features)), (control.AGENT_HEADER, AGENT)]
 
 
 async def _download(session: Session, hello: ClientHello, writer: BodyWriter) -> None:
-    """Send frames, then the end of the body; to a base client that is disconnected, no end."""
+    """Send frames, then the end of the body. A base client that is disconnected gets no end."""
     await session.sender.serve(writer)
     if session.released and not hello.extended:
         await break_off(writer, FINISH_S)
@@ -94,7 +95,7 @@ async def _download(session: Session, hello: ClientHello, writer: BodyWriter) ->
 
 
 def _farewell(session: Session, hello: ClientHello) -> bytes:
-    """The last control frame of a download that was replaced, or ended by the operator; maybe none."""
+    """The last control frame of a download that was replaced, or ended by the operator; empty if there is none."""
     if session.released:
         return control.bye(session.disconnect_reason or "") if hello.extended else b""
     if not session.replaced_by_another(hello):
@@ -105,8 +106,8 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
 
 
 async def serve_upload(session: Session, exchange: Exchange) -> None:
-    """Take frames from the client until its body ends, and answer. Raises PeerError, then without an answer: deployed
-    clients take an answer that comes before the end for the end."""
+    """Take frames from the client until its body ends, then answer. Raises PeerError without an answer, because a
+    deployed client takes an answer before the end of its body for that end."""
     hello = ClientHello.of(exchange.head.headers)
     extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
@@ -128,8 +129,8 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
 
 
 async def serve_websocket(session: Session, exchange: Exchange) -> None:
-    """Download and upload on one WebSocket, until the client goes, or a newer stream takes over. Raises PeerError,
-    maybe in a group."""
+    """Download and upload on one WebSocket, until the client disconnects, or a newer stream takes over. Raises
+    PeerError, maybe in a group."""
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S)
     accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
@@ -166,7 +167,8 @@ class _Upload:
         self.older: Receiver | None = None
 
     def receiver(self, connection: Connection, reader: FrameReader) -> Receiver:
-        """A receiver for this upload. It keeps this object alive, not the other way round, so there is no cycle."""
+        """A receiver for this upload. The receiver refers to this object, but not the reverse, so there is no reference
+        cycle."""
         return Receiver(connection, reader, self._deliver, self._on_control, self._session.sender.send_control)
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:

@@ -108,7 +108,7 @@ class TunnelServer:
         """Create the sessions of all clients. Nobody can connect before `run_transport`.
 
         Args:
-            writers: one for each queue of the device; see `ForwardingTable`. Without any, uploads cannot be served.
+            writers: one for each queue of the device; see `ForwardingTable`. Without writers, uploads cannot be served.
             device_drops: where the reader and the writers of the device count what they drop, by reason.
             first: made from ``config`` by `in_steps`.
         """
@@ -123,7 +123,7 @@ class TunnelServer:
         self._table.router, self._table.sessions = first.router, first.sessions
         self.sessions, self._by_token = first.sessions, first.by_token
         self._verdicts: dict[bytes, Sender | bool] = {}
-        # A burst of lines: tools such as fail2ban read the log, and have to see each address.
+        # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
         self._refusal_log = RateLimitedLog(burst=LOG_BURST)
         self._faults = Faults()
 
@@ -138,7 +138,7 @@ class TunnelServer:
     problem: Final = None
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
-        """``common`` with what the server knows, in steps."""
+        """``common``, completed with what the server knows, in steps."""
         return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
 
     @classmethod
@@ -157,8 +157,8 @@ class TunnelServer:
         run_now(self.adopt(run_now(self.prepare(config))))
 
     def prepare(self, config: ServerConfig) -> Steps[Prepared]:
-        """The first half of `reconfigure`: make everything new, and change nothing. Nobody else may reconfigure this
-        server before `adopt`."""
+        """The first half of `reconfigure`: make everything new, and change nothing. No other reconfiguration may begin
+        before `adopt`."""
         return _prepare(config, self._table, self._config, self._by_token)
 
     def adopt(self, prepared: Prepared) -> Steps[None]:
@@ -210,7 +210,7 @@ class TunnelServer:
         return to
 
     def _decide(self, key: bytes) -> Sender | bool | None:
-        """Ask the router, and cache the answer. None: a bug, which costs this packet and not the interface."""
+        """Ask the router, and cache the answer. None: a bug; this packet is dropped and the interface continues."""
         try:
             verdict = self._table.router.from_device(key[:4], key[4:])
             to = self.sessions[verdict].sender if verdict >= 0 else False
@@ -241,8 +241,8 @@ class TunnelServer:
                 await trio.sleep_forever()
 
     async def _serve(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """One request. A bug in it ends this request and nothing else. Raises PeerError, and HostError, which ends the
-        interface."""
+        """Serve one request. A bug in it ends this request and nothing else. Raises PeerError, and HostError, which
+        ends the interface."""
         try:
             await self._answer(exchange, endpoint)
         except* (HostError, PeerError):
@@ -277,7 +277,7 @@ class TunnelServer:
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
         endpoint.pending.remove(exchange.connection)
-        ending, failed = "this server stops", 0  # if it is cancelled
+        ending, failed = "this server stops", 0  # the values for a cancellation
         try:
             if websocket:
                 await serve_websocket(session, exchange)

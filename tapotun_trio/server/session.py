@@ -40,11 +40,12 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 
-# Cached verdicts of one sender. A client that scans the address space only has the cache emptied again and again.
+# The limit of cached verdicts for one sender. If a client scans the address space, its cache is emptied again and
+# again, which does no other harm.
 CACHE_ENTRIES: Final = 4096
 # While a client replaces its upload there are two; a proxy may keep a dead one open for a while.
 MAX_UPLOADS: Final = 4
-# The same for downloads: each older one has some seconds to read its end.
+# The same limit for downloads. A client gets some seconds to read the end of an older download.
 MAX_DOWNLOADS: Final = 4
 # A deployed client pings an idle upload after 55 s. An upload that is silent for this long is dead.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
@@ -79,17 +80,18 @@ class ClientHello:
 
     @property
     def may_use_websocket(self) -> bool:
-        """It supports WebSockets, and control frames, which a WebSocket always carries."""
+        """Whether the client supports WebSockets, and control frames, which a WebSocket always carries."""
         return self.features >= {control.CTL, control.WS}
 
     @property
     def extended(self) -> bool:
-        """Control frames may be sent to it."""
+        """Whether control frames may be sent to the client."""
         return control.CTL in self.features
 
 
 class ClientParameters:
-    """What one config has for one client to apply. References neither of the two: a session outlives many configs."""
+    """The parameters that one config has for one client. References neither the config nor the client's entry, because
+    a session outlives many configs."""
 
     __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
 
@@ -136,7 +138,7 @@ class ForwardingTable:
 
     Attributes:
         router: decides by source and destination.
-        sessions: by the index that the router answers with.
+        sessions: the sessions, at the index that the router returns.
         writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
     """
 
@@ -153,7 +155,7 @@ class Session:
     """Everything that a server keeps for one client, connected or not, for the lifetime of the interface."""
 
     def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
-        """``index``: the one that it has, or is about to get, in ``table.sessions``."""
+        """``index``: where the session is, or will be, in ``table.sessions``."""
         self.index = index
         self.client = client
         self.log = client_logger(config.name, client.name)
@@ -162,14 +164,14 @@ class Session:
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
         self.disconnect_reason: str | None = None  # why this end closed the last streams; None: it did not
-        self.removed = False  # from the config: what its client still sends is dropped
+        self.removed = False  # the config no longer has it: packets that its client still sends are dropped
         self._session_log = SessionLog(self.counters, self.rtt)
         self.uploads: list[Receiver] = []
         self._downloads: list[Connection] = []
-        self.transport: Transport | None = None  # of the newest download; None: there was none yet
+        self.transport: Transport | None = None  # the transport of the newest download; None: there was none yet
         self._config = config
         self._parameters = ClientParameters(config, client)
-        self._hello: ClientHello | None = None  # of the newest download
+        self._hello: ClientHello | None = None  # the client of the newest download
         self._seen = b""  # the newest UPLOAD_SEEN of that client, while it has uploads
         self._table = table
         # Source and destination as one key -> the receiving session, True: the device, False: drop.
@@ -185,7 +187,7 @@ class Session:
         """The payload of PARAMS."""
         return self._parameters.params
 
-    # Created with the first line: most of thousands of clients never log one.
+    # Each log is created with its first line: most of thousands of clients never log one.
 
     @cached_property
     def goodbyes(self) -> RateLimitedLog:
@@ -276,7 +278,7 @@ class Session:
             return
         if not before.hello.extended:
             if self.tun_conf != before.parameters.tun_conf:
-                # It reconnects a lost download at once, but a lost upload only after the pause of an error.
+                # A base client reconnects a lost download at once, but a lost upload only after the pause of an error.
                 self.disconnect("its parameters changed: a base client has to reconnect for them", uploads=False)
         elif (payload := self.params) != before.parameters.params:
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
@@ -290,12 +292,12 @@ class Session:
             self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
-        """A download runs, and its session ID says that it is another machine's."""
+        """Whether a download of another machine runs, as its session ID shows."""
         newest = self._hello if self.sender.streaming else None
         return newest is not None and newest.session_id != hello.session_id
 
     def belongs_to_download(self, hello: ClientHello) -> bool:
-        """This upload belongs to the newest download, on which control frames were agreed."""
+        """Whether this upload belongs to the newest download, and control frames were agreed on that download."""
         newest = self._hello
         return newest is not None and newest.extended and newest.session_id == hello.session_id is not None
 
@@ -317,13 +319,13 @@ class Session:
                 self._seen = b""
 
     def acknowledge(self, seen: bytes) -> None:
-        """Tell the client that an upload has arrived, now, and again on its next download. ``seen``: an UPLOAD_SEEN."""
+        """Tell the client now that an upload has arrived, and again on its next download. ``seen``: an UPLOAD_SEEN."""
         self._seen = seen
         self.sender.send_control(seen)
 
     def repeated_seen(self, hello: ClientHello) -> bytes:
-        """The newest UPLOAD_SEEN, for a new download of the same client: what was sent on the older download may be
-        lost, where the path between the two ends has changed. Maybe empty."""
+        """The newest UPLOAD_SEEN, to repeat on a new download of the same client. The copy on the older download may be
+        lost, if the path between the two ends has changed. May be empty."""
         return self._seen if self.belongs_to_download(hello) else b""
 
     @contextmanager
@@ -351,7 +353,7 @@ class Session:
 
     @property
     def released(self) -> bool:
-        """This end has closed the last download, and there is no newer one."""
+        """Whether this end has closed the last download, and there is no newer one."""
         return self.disconnect_reason is not None and not self.sender.streaming
 
     def left_early(self) -> None:
@@ -399,21 +401,21 @@ class Session:
         self.peer_info.tick(now, self.counters, heard=any(heard))
 
     def deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
-        """`forward` what one receive of an upload has brought. Raises PeerError and HostError as that does."""
+        """Forward the frames of one receive of an upload. Raises PeerError and HostError as `forward` does."""
         if not self.removed:
             table = self._table
             writer = table.writers[self.index % len(table.writers)]
             self.forward(reader.view, frames, writer, table.sessions)
 
     def on_control(self, kind: int, payload: bytes) -> None:
-        """Take a control frame of an upload. A PING needs nothing more: its receiver has answered it."""
+        """Take a control frame of an upload. The receiver has already answered a PING."""
         if kind == control.PONG:
             self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
         elif kind == control.AGENT:
             self.peer_info.agent = control.agent_payload(payload)
         elif kind == control.BYE:
-            text = f"the client says goodbye: {control.bye_reason(payload)}"
+            text = f"the client ends the session: {control.bye_reason(payload)}"
             self.goodbyes.log(self.log, logging.INFO, trio.current_time(), text)
 
     def forward(

@@ -24,7 +24,8 @@ def server_status(
     device_drops: Mapping[str, int],
     refusals: Mapping[str, int],
 ) -> Steps[InterfaceStatus]:
-    """``common`` with what the server knows, in steps. Each client's status is from the step that reaches it."""
+    """``common``, completed with what the server knows, in steps. Each client's status is from the step that reaches
+    it."""
     peers: list[PeerStatus] = []
     for session in sessions:
         client = session.client

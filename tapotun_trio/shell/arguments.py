@@ -12,7 +12,7 @@ from .. import exit_codes
 def add_printing_verbs(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], program: Callable[[], argparse.ArgumentParser]
 ) -> None:
-    """Add them. ``program`` makes the whole parser, from which completions are generated."""
+    """Add these subcommands. ``program`` makes the whole parser, from which completions are generated."""
     text = "print the config's JSON Schema, for editors"
     verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_schema)
@@ -20,7 +20,7 @@ def add_printing_verbs(
     text = "print the completion script of a shell"
     verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
     what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
-    text = "a shell; the other words are for its script, which asks for names of what runs here"
+    text = "a shell; with the other words its script asks for the names of running processes, interfaces and clients"
     verb.add_argument("what", metavar="SHELL", choices=what, help=text)
 
     def completion(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Names of what runs, for completions. Quick, and silent about processes that do not answer."""
+"""Names of running interfaces, clients and processes, for completions. A process that does not answer is left out."""
 
 from __future__ import annotations
 

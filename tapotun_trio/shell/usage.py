@@ -14,8 +14,8 @@ class Argument(NamedTuple):
     """An option, or a positional argument (which has no flags)."""
 
     flags: tuple[str, ...]
-    metavar: str  # of its value; empty: it takes no value
-    nargs: str | int | None  # as argparse has it
+    metavar: str  # the name of its value; empty: it takes no value
+    nargs: str | int | None  # as in argparse
     choices: tuple[str, ...]
     help: str
     kind: str

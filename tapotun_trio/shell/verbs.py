@@ -1,4 +1,4 @@
-"""What `tapotun completion` prints."""
+"""Prints the output of `tapotun completion`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .model import InterfaceStatus, PeerStatus, ProcessStatus, TransportConflict
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
-TEXT_CHARS: Final = 800  # of a sentence
+TEXT_CHARS: Final = 800  # the longest sentence
 LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
 
 _LABEL: Final = 12  # columns, including the colon and the space after it
@@ -101,14 +101,14 @@ class _Page:
         self._field("    ", "routes", peer.routes)
         self._field("    ", "sources", peer.sources)
         if peer.endpoint is None and not peer.stream_ends:
-            return  # it has never connected
+            return  # the peer has never connected
         if peer.last_frame_at is not None:
             self._field("    ", "last heard", [f"{ago(peer.last_frame_at, now)} ago"])
         self._field("    ", "received", [_traffic(peer.rx_bytes, peer.rx_packets, peer.rates.rx_bits_per_s)])
         self._field("    ", "sent", [_traffic(peer.tx_bytes, peer.tx_packets, peer.rates.tx_bits_per_s)])
         rtt = peer.rtt
         if rtt.last_ms is not None and rtt.smoothed_ms is not None and rtt.min_ms is not None:
-            figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, least {_ms(rtt.min_ms)}"
+            figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, min {_ms(rtt.min_ms)}"
             self._field("    ", "round trip", [figures])
         if peer.outbox.packets:
             self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])

@@ -1,4 +1,4 @@
-"""Where the bytes of an endless HTTP/1.1 body are, between the bytes that frame it.
+"""Finds the bytes of an endless HTTP/1.1 body among the bytes that frame it.
 
 A decoder is called repeatedly. Each call returns the next *span* of a buffer that contains body bytes only. A decoder
 copies nothing and does not know frames. Chunk boundaries have no meaning to a reader of the body.
@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from ..errors import EndReason, PeerError
 
-MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; real ones are below a tenth
+MAX_LINE_BYTES: Final = 1024  # a size line with extensions, or one trailer field; real lines are ten times shorter
 MAX_TRAILER_BYTES: Final = 8 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 _MAX_HEX_DIGITS: Final = 16  # 2**64; h11 takes 20
@@ -40,7 +40,7 @@ class Body(Protocol):
 
     @property
     def ended(self) -> bool:
-        """The body is complete; bytes from the last span's stop on belong to what follows the body."""
+        """Whether the body is complete. Then the bytes from the last span's stop on follow the body."""
 
     def span(self, buffer: bytearray | mmap, pos: int, end: int) -> tuple[int, int]:
         """The next ``(start, stop)`` of body bytes within ``buffer[pos:end]``; call again with pos = stop.

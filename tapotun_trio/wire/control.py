@@ -25,8 +25,8 @@ MAX_PAYLOAD_BYTES: Final = 48 * 1024
 
 # Kinds, each with its direction and payload (docs/protocol.md#control-frames).
 PARAMS: Final = 1  # server -> client: JSON, see `params`; the first frame of a download, and again after a change
-# Both ways: u64, the sender's clock in ns (a probe's: a number and filling). First on every stream, then once per
-# keepalive.
+# Both ways: u64, the sender's clock in ns (a probe sends a number and filling). It is the first frame on every stream
+# and then comes once per keepalive.
 PING: Final = 2
 PONG: Final = 3  # both ways: the payload of the PING, on the stream that the pinged end sends on
 UPLOAD_SEEN: Final = 4  # server -> client, when the first frame of a PUT has come: u32 number of the PUT, or empty
@@ -44,8 +44,8 @@ YIELD_HEADER: Final = "x-tun-yield"
 # frame, because it does not know before the answer whether the server is a base server.
 AGENT_HEADER: Final = "x-tun-agent"
 
-# PUT: 1 to 9 digits, the number of the upload, which UPLOAD_SEEN repeats. A proxy that buffers uploads may deliver one
-# after its end, which proves nothing about the next one.
+# PUT: 1 to 9 digits, the number of the upload, which UPLOAD_SEEN repeats. A proxy that buffers uploads may deliver an
+# upload after its end, which proves nothing about the next one.
 UPLOAD_HEADER: Final = "x-tun-upload"
 
 # Features (docs/protocol.md#features).

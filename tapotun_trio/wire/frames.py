@@ -29,13 +29,13 @@ from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
 HEADER_BYTES: Final = LENGTH_BYTES + VNET_BYTES
-GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # of the vnet header
+GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # where gso_type of the vnet header is
 MIN_PACKET_BYTES: Final = 20  # an IPv4 header
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 BASE_PING: Final = b"\0\0"
 
-# Of a frame: the packet's length, gso_type, gso_size, and the packet's first byte.
+# The fields of a frame that are read: the packet's length, gso_type, gso_size, and the packet's first byte.
 HEAD: Final = Struct("<HxB2xH6xB")
 # The same, and an IPv4 packet's source and destination together, as a key for a table.
 ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")
@@ -75,7 +75,8 @@ def encode_echo(clock_ns: int) -> bytes:
 
 
 def echoed_clock(frame: memoryview) -> int:
-    """Our own clock, in ns, as the echo of a generation 2 ping brings it back. ``frame``: of the right length."""
+    """Our own clock, in ns, as the echo of a generation 2 ping brings it back. ``frame``: must have the right
+    length."""
     clock: int = _ECHO.unpack(frame)[2]
     return clock
 
@@ -113,17 +114,17 @@ class FrameReader:
     A frame is returned where it was received. A frame is moved only if it straddles the end of the buffer or the
     framing of a chunk, and then only the shorter of its two parts.
 
-    The work of one call of `feed` is bounded, no matter what was received. The rest is `pending`. So is the failure for
-    a malformed frame, if good frames came before it: they are returned first.
+    The work of one call of `feed` is bounded, no matter what was received. The rest is `pending`. If good frames came
+    before a malformed one, they are returned first, and the error is pending too.
 
     Attributes:
         view: the buffer.
         ended: the body ended on a frame boundary, and every frame was returned.
-        pending: call `feed(0)` next, which goes on with what was received; not `space`.
+        pending: call `feed(0)` next, which continues with the received bytes, and not `space`.
         control: control frames are agreed on.
         controls: kind and payload of each control frame that came; the caller clears it.
         pings: number of pings that came.
-        leftover: once `ended`, what came after the body on the connection.
+        leftover: once `ended`, the bytes that came after the body on the connection.
     """
 
     __slots__ = (

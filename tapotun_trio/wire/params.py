@@ -39,14 +39,14 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters. Fields that a newer peer adds are ignored.
 
     Attributes:
-        mtu: in bytes.
-        addresses: for IPv4, at least one.
-        addresses6: for IPv6; of use only if IPv6 was agreed on.
+        mtu: the MTU in bytes.
+        addresses: the IPv4 addresses, at least one.
+        addresses6: the IPv6 addresses; used only if IPv6 was agreed on.
         routes: IPv4 networks behind the server.
-        routes6: IPv6 networks behind the server; of use only if IPv6 was agreed on.
+        routes6: IPv6 networks behind the server; used only if IPv6 was agreed on.
         dns: name servers of the network behind the server.
         device: what the frames carry: ``tun`` IP packets, ``tap`` Ethernet frames.
-        keepalive: in seconds.
+        keepalive: the seconds between two PINGs.
     """
 
     mtu: int
@@ -110,6 +110,6 @@ def decode(payload: bytes) -> Params:
         raise PeerError("the server's parameters are out of range", reason=EndReason.BAD_PARAMS)
     if not usable(params.addresses):
         raise PeerError(
-            "the server's parameters give no address, or one twice or unusable", reason=EndReason.BAD_PARAMS
+            "the server's parameters give no address, a repeated one or an unusable one", reason=EndReason.BAD_PARAMS
         )
     return params

@@ -58,7 +58,7 @@ class ProxyHeaderParser:
 
     @property
     def started(self) -> bool:
-        """At least one byte was fed."""
+        """Whether at least one byte was fed."""
         return bool(self._data)
 
     @property

@@ -30,10 +30,10 @@ class TunConf:
     """The parameters of a client's interface.
 
     Attributes:
-        mtu: in bytes.
-        addresses: at least one; all have the same prefix length.
+        mtu: the MTU in bytes.
+        addresses: at least one address; all have the same prefix length.
         routes: pushed by the server.
-        generation: of the layout, which tells what the server understands.
+        generation: the generation of the layout, which shows what the server understands.
     """
 
     mtu: int

@@ -26,7 +26,7 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
 
     Args:
         frames: the frames, and nothing else.
-        size_bytes: of each frame.
+        size_bytes: the size of each frame.
         columns: even offsets in a frame.
 
     Untrusted input; never raises.
@@ -50,9 +50,9 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
 def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> int:
     """How many frames from ``start`` on are uniform: ``most``, or a half of it, a quarter and so on.
 
-    There may be more than the number returned. It is 0 rather than a number below MIN_BLOCK_FRAMES.
+    More frames than the returned number may be uniform. Returns 0 instead of a number below MIN_BLOCK_FRAMES.
 
-    ``most``: frames of ``size_bytes`` that are there. Untrusted input; never raises.
+    ``most``: the number of frames of ``size_bytes`` in the buffer. Untrusted input; never raises.
     """
     while most >= MIN_BLOCK_FRAMES:
         if are_uniform(view[start : start + most * size_bytes], size_bytes):

@@ -51,7 +51,7 @@ def is_bounded(packet_bytes: int, gso_size: int) -> bool:
 def validate_vnet_header(frame: memoryview) -> bool:
     """Whether a deployed peer's kernel accepts this frame.
 
-    ``frame``: from its length field on; IPv4, at least 34 bytes. Untrusted input; never raises.
+    ``frame``: an IPv4 frame from its length field on, at least 34 bytes. Untrusted input; never raises.
 
     A deployed peer exits if its kernel refuses a header, so a frame from one client is checked before it is
     forwarded to another. Follows virtio_net_hdr_to_skb (linux/virtio_net.h) and tun_get_user

@@ -64,8 +64,8 @@ class WebSocketBody:
         ended: the peer's close came.
         ping: payload of the newest ping, for the caller to answer and to clear; None: there is none to answer. Older
             pings need no answer (section 5.5.3).
-        code: of the close that ended the body; NO_STATUS if it had none.
-        reason: of the close, made safe for a log line.
+        code: the code of the close that ended the body; NO_STATUS if it had none.
+        reason: the reason of that close, made safe for a log line.
     """
 
     __slots__ = (
@@ -180,7 +180,8 @@ class WebSocketBody:
 
 
 def frame_head(opcode: int, size_bytes: int, key: bytes = b"") -> bytes:
-    """The head of a message in one frame, or of a control frame. ``key``: of a masked frame; it ends the head."""
+    """The head of a message in one frame, or of a control frame. ``key``: the key of a masked frame, which ends the
+    head."""
     masked = _MASKED if key else 0
     if size_bytes < 126:
         return _HEAD.pack(_FINAL | opcode, masked | size_bytes) + key
@@ -195,7 +196,8 @@ def frame(opcode: int, payload: bytes, key: bytes = b"") -> bytes:
 
 
 def mask(payload: bytes | bytearray | memoryview, key: bytes) -> bytes | bytearray:
-    """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Done twice it is the payload again.
+    """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Applied twice, it gives the payload
+    again.
 
     There is no loop over bytes. A short payload is one XOR of two large integers. These have to be converted to digits
     of 30 bits and back, so for a long payload four translations of every fourth byte are 1.5 times as fast (0.6 GB/s).

@@ -67,8 +67,8 @@ def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
     client.ip(f"route add {mine} via {SERVER}")
     with running(server, server_config(push_routes=[mine, free])), running(client, client_config()) as daemon:
         wait_for_ping(client, TUNNEL_SERVER)
-        wait_until(lambda: "goes on without what the server pushed" in daemon.log, 5, "the word about it", daemon.tail)
-        [line] = [line for line in daemon.log.splitlines() if "goes on without" in line]
+        wait_until(lambda: "continuing without what the server" in daemon.log, 5, "the word about it", daemon.tail)
+        [line] = [line for line in daemon.log.splitlines() if "continuing without" in line]
         assert mine in line
         assert "another route of protocol" in line
         assert "remove it" in line
@@ -78,7 +78,7 @@ def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
         client.ip("link set tun0 up")
         wait_until(lambda: devices(client) == {mine: ["tun0"], free: ["tun0"]}, 10, "both routes", daemon.tail)
         wait_for_ping(client, TUNNEL_SERVER)
-        assert daemon.log.count("goes on without") == 1
+        assert daemon.log.count("continuing without") == 1
     assert devices(client) == {}
 
 
@@ -272,7 +272,7 @@ def test_an_interface_that_somebody_deletes_comes_back(lab: Lab) -> None:
         for host, daemon in ((it.server, it.server_daemon), (it.client, it.client_daemon)):
             number = index(host, "tun0")
             host.ip("link del tun0")
-            daemon.wait_for_log("somebody else deleted it")
+            daemon.wait_for_log("is gone: another program deleted it")
             wait_until(lambda: has_interface(host, "tun0"), RETRY_S, "another tun0", daemon.tail)  # noqa: B023
             assert index(host, "tun0") != number
         wait_for_ping(it.client, TUNNEL_SERVER, RETRY_S)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.netns
 
 REFUSED_S: Final = 15.0  # it waits for two seconds, and a start takes some here
 NOBODY: Final = 65534
-DOUBT: Final = "a second start of it is noticed only once it is up"
+DOUBT: Final = "a second start is noticed only once the tunnel is up"
 
 # Takes the name of an interface as the program does, and answers nobody. A mighty one has CAP_NET_ADMIN and has given
 # up gaining more, as the program has, but in a user namespace of its own: anybody may have that.

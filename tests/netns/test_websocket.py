@@ -154,7 +154,7 @@ def test_a_websocket_that_is_kept_alive_and_ended(lab: Lab) -> None:
                 time.sleep(5)  # longer than a stream without answers lives
             assert ping(client, TUNNEL_SERVER).ok
             assert first.log.count("connected from") == 1
-        first.wait_for_log("the client says goodbye: the client is shutting down")
+        first.wait_for_log("the client ends the session: the client is shutting down")
         with running(client, config, until=WEBSOCKET) as daemon:
             at = daemon.log_end
             assert first.stop() == 0

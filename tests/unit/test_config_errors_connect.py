@@ -37,7 +37,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([two(token="sha256:" + B)], "[0].clients[1].token: *** is not a SHA-256 hash; write sha256: and 64 digits of "
      "lower-case hex"),
     ([two(token=sha256("b")[7:])], "[0].clients[1].token: *** looks like a SHA-256 without its prefix, or like a raw "
-     f"token; write sha256: before the hash; of a raw token {HASH}"),
+     f"token; write sha256: before the hash; for a raw token, {HASH}"),
     ([two(token=B[:39])], f"[0].clients[1].token: *** has 39 hex digits and a SHA-1 has 40; copy all of it, or {HASH}"),
     ([two(token=B + "\n")], "[0].clients[1].token: *** is not a hash; it looks like the raw token, which belongs on "
      f"the client only; {HASH}"),

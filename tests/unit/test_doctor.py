@@ -135,7 +135,7 @@ def test_a_healthy_machine() -> None:
             SERVER,
             "warning",
             "routes",
-            "process 7 of user 1001 (sh), which is no tapotun process, has reserved the name hub",
+            "process 7 of user 1001 (sh), which is not a tapotun process, has reserved the name hub",
         ),
         (HEALTHY, replace(ROUTER, mtu=1400), "warning", "mtu", "clamp the MSS"),
         (

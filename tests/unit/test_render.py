@@ -126,7 +126,7 @@ interface: corp0
     last heard: 1 s ago
     received:   1.21 GiB in 1234567 packets, now 93.1 Mbit/s
     sent:       3.40 MiB in 1 packet, now 1.23 kbit/s
-    round trip: 12.3 ms, mean 1.3 s, least 11.9 ms
+    round trip: 12.3 ms, mean 1.3 s, min 11.9 ms
     waiting:    64.0 KiB in 45 packets
     dropped:    40 codel, 2 queue-age
     ended:      3 broken, 1 silent

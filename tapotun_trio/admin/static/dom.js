@@ -36,7 +36,7 @@ export function setShown(node, visible) {
   if (node.hidden === visible) node.hidden = !visible;
 }
 
-/** Give a parent exactly these children in this order. A child in its place is not touched; the focus is kept. */
+/** Give a parent exactly these children in this order. A child that is already in its place keeps the focus. */
 export function setChildren(parent, wanted) {
   const focused = document.activeElement;
   const staying = new Set(wanted);

@@ -1,7 +1,7 @@
 // The connection to the daemon: session, live messages and requests; it reconnects by itself.
 //
 //   login ──token──▶ connecting ──first status──▶ live ──silence, break──▶ lost ──after a pause──▶ connecting
-//     ▲                  └── 401: the session is over (a daemon that starts again knows none) ──┐
+//     ▲                  └── 401: the session is over (a restarted daemon knows none) ─────────┐
 //     └─────────────────────────────────────────────────────────────────────────────────────────┘
 
 const SILENCE_MS = 6000; // a status comes every second
@@ -9,12 +9,12 @@ const ANSWER_MS = 10_000;
 const ACTION_MS = 120_000; // a reload may restart interfaces
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
-// Scripts cannot see the session's cookie. This mark says whether there may be one, so that a first visit asks nothing.
+// Scripts cannot see the session's cookie. This mark says whether there may be one; a first visit sends no request.
 const MARK = "tapotun-logged-in";
 const POLICY_VIOLATION = 1008; // the daemon's close code when the session is over
 // A browser does not tell scripts why a WebSocket was refused.
 const NOT_LIVE =
-  "it answers, but not on /api/live: a proxy must forward Host, Upgrade and Connection; or 16 panels are open already";
+  "no WebSocket at /api/live: a proxy must forward Host, Upgrade and Connection, or 16 panels are open already";
 
 /** A request that the daemon or a proxy has refused. The message is for the operator. */
 export class Refused extends Error {
@@ -150,7 +150,7 @@ export class Link {
     }
   }
 
-  // A connection may die silently, and so may a daemon that is stopped or hangs.
+  // A connection may break silently. A daemon that is stopped or hangs is silent too.
   #watch() {
     if (this.#socket !== null && performance.now() - this.#heard > SILENCE_MS) {
       this.#begin();
@@ -210,7 +210,7 @@ async function ask(method, path, { body = null, csrf = null, timeout = ANSWER_MS
   try {
     content = text === "" ? null : JSON.parse(text);
   } catch {
-    // Not from the daemon but a proxy's page, whose status is enough.
+    // A page of a proxy and not the daemon's response: its status is enough.
   }
   if (answer.ok) return content;
   const pause = answer.status === 429 ? answer.headers.get("Retry-After") : null;

@@ -113,8 +113,8 @@ export class Recently {
   #steps = []; // [at, Map of name to growth] within the last minute, oldest first
 
   /**
-   * Record the counters, and return how much each has grown. One that fell has restarted with its interface or daemon,
-   * or is a sum without a peer that has gone: this counts as no growth.
+   * Record the counters, and return how much each has grown. A counter that fell counts as no growth: it restarted with
+   * its interface or daemon, or is a sum that a peer has left.
    */
   growth(at, counters) {
     const passed = this.#at === null ? 0 : at - this.#at;

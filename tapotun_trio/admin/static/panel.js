@@ -54,7 +54,7 @@ function showConfig(status, now) {
   setItems(byId("config-changes"), reload?.changes ?? []);
   setText(byId("config-error"), reload?.error ?? "");
   const when = reload === null ? "" : `${moment(Date.parse(reload.at))}, ${since(reload.at, now)} ago`;
-  let text = "As it was read at the start; not read again since.";
+  let text = "Read at the start, not reloaded since.";
   if (reload?.error != null) text = `The last reload, ${when}, was refused, and the old config stays in use:`;
   else if (reload?.changes.length) text = `Changed by the last reload, ${when}:`;
   else if (reload !== null) text = `Reloaded ${when}: nothing had changed.`;
@@ -96,7 +96,7 @@ function tick() {
   setText(byId("lost-what"), `Lost since ${clock(lostAt)}: ${link.why}.`);
   const waits = state === "lost" && nextTryAt !== null;
   const wait = waits ? `Next attempt in ${span(nextTryAt - Date.now() + 999)}.` : "Trying…";
-  const stale = byId("main").hidden ? "" : "Everything below is from before that. ";
+  const stale = byId("main").hidden ? "" : "Everything below is older. ";
   setText(byId("lost-next"), `That was ${span(Date.now() - lostAt)} ago. ${stale}${wait}`);
 }
 

@@ -92,7 +92,7 @@ async def _resolve(host: str, port: int) -> list[_Address]:
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
-        # If the resolver got no descriptor, the C library reports that the name is unknown, or that one may try again.
+        # If the resolver got no descriptor, the C library reports an unknown name or a temporary failure.
         raise _shortage_of_resolver(exc, doing) or PeerError(
             f"{host} does not resolve: {exc.strerror}", reason=EndReason.DNS
         ) from exc

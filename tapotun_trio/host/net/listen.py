@@ -73,7 +73,7 @@ class Listener:
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
             if self._file is not None:
-                self._file.remove()  # before closing: then it is stale, and another process may replace it
+                self._file.remove()  # first, because another process may replace the file of a closed socket
             self._sock.close()
 
 

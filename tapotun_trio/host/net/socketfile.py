@@ -10,7 +10,7 @@ by a link to any other file, and a part of the path by a link to another directo
   removed only if the moved file is the checked one.
 
 bind(2) and connect(2) take a path instead of a descriptor, so they get a path below /proc/self/fd. That is also the
-name that ``ss -xl`` shows. Without /proc they get the real path. What they find is checked in either case.
+name that ``ss -xl`` shows. Without /proc they get the real path. The file that they find is checked in either case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Byte streams for the data path: they try at once, without a task switch, and wait only when there is nothing to do.
+"""Byte streams for the data path: a call tries at once, without a task switch, and waits only if nothing can be done.
 
 trio.SocketStream checkpoints at every call, and trio.SSLStream moves each byte through a MemoryBIO (measured: 2.2 times
 the CPU per byte of an `ssl.SSLSocket`). Here an attempt is one system call, and waiting is a separate call.
@@ -51,7 +51,7 @@ _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 # See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
 BBR: Final = "bbr"
 CUBIC: Final = "cubic"
-RENO: Final = "reno"  # until that choice; every kernel has it
+RENO: Final = "reno"  # used until that choice; every kernel has it
 
 # Errors that only a bug of ours can cause. All others may come from the network, and there are many (icmp_err_convert
 # in net/ipv4/icmp.c; a `prohibit` route causes EACCES, a `blackhole` route EINVAL).
@@ -164,8 +164,8 @@ class Connection:
 
     @property
     def preferred_congestion_control(self) -> str | None:
-        """The algorithm that the host prefers: the route's (``ip route ... congctl``) or the machine's default, for
-        which a free descriptor is needed. None if this is not TCP or closed."""
+        """The algorithm that the host prefers: the route's (``ip route ... congctl``) or the machine's default.
+        Needs a free descriptor. None if this is not TCP or closed."""
         if (present := self.congestion_control) != RENO:
             return present
         try:
@@ -217,7 +217,7 @@ class Connection:
 
     @property
     def local_address(self) -> str | None:
-        """The local IP address; None for a Unix socket, and once closed."""
+        """The local IP address; None for a Unix socket or a closed connection."""
         try:
             address = self._sock.getsockname()
         except OSError:
@@ -241,7 +241,7 @@ class Connection:
 
     def shutdown_sending(self) -> None:
         """Send the end of the stream; receiving continues."""
-        with suppress(OSError):  # it is gone already, which the next receive reports
+        with suppress(OSError):  # the connection is gone already, which the next receive reports
             self._sock.shutdown(socket.SHUT_WR)
 
     def detach(self) -> socket.socket:

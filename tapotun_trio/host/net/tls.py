@@ -17,7 +17,7 @@ from .tls_errors import broke, certificate_info, failed, is_unknown_authority, n
 from .tls_files import client_context
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: the maximum of plaintext in a record
-BATCH_BYTES: Final = 128 * 1024  # received at a time, about; the peer sends that much at a time
+BATCH_BYTES: Final = 128 * 1024  # about as much as one receive takes, because the peer sends as much at a time
 
 
 class TlsConnection(Connection):
@@ -29,7 +29,7 @@ class TlsConnection(Connection):
 
     def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
         super().__init__(sock, name)
-        self.client: TlsClient | None = None  # gets the session at the end
+        self.client: TlsClient | None = None  # gets the session when this closes
 
     @property
     def session_reused(self) -> bool:
@@ -87,7 +87,8 @@ class TlsConnection(Connection):
         except ssl.SSLWantWriteError:
             pass
         except ssl.SSLWantReadError as exc:
-            # Only in a handshake. If this returned 0, our callers would wait for a socket that is writable.
+            # This happens only in a handshake. If this returned 0, our callers would wait for a socket that is already
+            # writable.
             raise PeerError(f"{self.name} wants another TLS handshake", reason=EndReason.TLS) from exc
         except OSError as exc:
             if not sent:  # otherwise the next send gets the same error
@@ -112,8 +113,8 @@ class TlsConnection(Connection):
     def _reason(self, exc: OSError) -> OSError:
         """The error that explains why a send failed.
 
-        With TLS 1.3 the server verifies our certificate after we may send. If it refuses, its alert waits to be
-        received and is returned; otherwise ``exc``.
+        With TLS 1.3 we may send before the server has verified our certificate. If it refuses the certificate, its
+        alert waits to be received. Returns that alert if there is one, otherwise ``exc``.
         """
         try:
             self._sock.recv(1)
@@ -142,7 +143,7 @@ class TlsClient:
         self.config = config
         self._context = client_context(config)
         self._session: ssl.SSLSession | None = None
-        self._newest: TlsConnection | None = None  # still open
+        self._newest: TlsConnection | None = None  # the newest connection, while it is open
 
     def remember(self, connection: TlsConnection) -> None:
         """Keep the session of a connection that is still open, if it has one."""
@@ -151,7 +152,7 @@ class TlsClient:
             self._newest = None
 
     async def handshake(self, connection: Connection, host: str) -> TlsConnection:
-        """Start TLS on ``connection``, which this takes over, with the name ``server_name`` or else ``host``.
+        """Start TLS on ``connection``, and own it from now on. The server's name is ``server_name``, or else ``host``.
 
         The caller bounds the time. If it is cancelled or fails, the connection is closed. Raises PeerError with an
         explanation and a remedy: expired, wrong name, unknown authority, not TLS at all.
@@ -200,14 +201,14 @@ class TlsClient:
         except BaseException:
             tls.close()
             raise
-        # Not earlier: the session of a failed handshake was never verified, and must not be resumed.
+        # Set only now: the session of a failed handshake was never verified, and must not be resumed.
         tls.client, self._session, self._newest = self, session, tls
         return tls
 
 
 def _peek(sock: ssl.SSLSocket) -> bytes:
-    """The first bytes of the answer, without receiving them. If it is plain HTTP, OpenSSL only says that it is not
-    TLS."""
+    """The first bytes of the answer, which stay in the socket. They show plain HTTP, for which OpenSSL only says that
+    it is not TLS."""
     try:
         return socket.socket.recv(sock, 5, socket.MSG_PEEK)
     except OSError:  # the handshake reports it

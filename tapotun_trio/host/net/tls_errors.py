@@ -25,7 +25,7 @@ _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 
 _VERSION: Final = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW"})
 _WANTS_CERTIFICATE: Final = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
-# A TLS 1.2 server that wants a client certificate and gets none sends only this.
+# A TLS 1.2 server that wants a client certificate and gets none sends only this alert.
 _HANDSHAKE_FAILURE: Final = frozenset({"SSLV3_ALERT_HANDSHAKE_FAILURE"})
 _REFUSES_CERTIFICATE: Final = frozenset(
     {
@@ -71,7 +71,8 @@ def is_unknown_authority(exc: ssl.SSLCertVerificationError) -> bool:
 
 
 def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfig) -> PeerError:
-    """The error for a handshake that failed for another reason. ``first``: the first bytes of the server's answer."""
+    """The error for a handshake that failed, except for a refused certificate. ``first``: the first bytes of the
+    server's answer."""
     reason = getattr(exc, "reason", None)
     is_gone = isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError)
     in_tls = bool(first) and first.startswith(tuple(record[: len(first)] for record in _HANDSHAKE_RECORDS))
@@ -89,8 +90,8 @@ def failed(exc: OSError, first: bytes, name: str, address: str, config: TlsConfi
 
 
 def broke(exc: ssl.SSLError, address: str, config: TlsConfig) -> PeerError:
-    """The error for a connection that broke after its handshake: with TLS 1.3 a server verifies the client's
-    certificate then."""
+    """The error for a connection that broke after its handshake. With TLS 1.3 the server verifies the client's
+    certificate only then."""
     problem = _alert(exc, config) or exc.reason or str(exc)
     return PeerError(f"TLS connection to {address} broke: {problem}", reason=EndReason.BROKEN, key=f"tls: {problem}")
 

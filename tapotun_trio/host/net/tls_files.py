@@ -1,5 +1,5 @@
-"""Loads the files that the TLS options name into an SSL context. Without trio, since it also checks a config that is
-not running yet."""
+"""Loads the files that the TLS options name into an SSL context. It does not use trio, since it also checks a config
+that does not run yet."""
 
 from __future__ import annotations
 

@@ -33,12 +33,12 @@ class VersionClient(TlsClient):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # about the old versions, which we test for
-            # Downwards first: a minimum above the maximum is refused.
+            warnings.simplefilter("ignore", DeprecationWarning)  # the old versions are deprecated, but we test for them
+            # Lower the minimum first: OpenSSL refuses a maximum below the minimum.
             context.minimum_version = ssl.TLSVersion.TLSv1
             context.maximum_version = context.minimum_version = VERSIONS[version]
         if version in ("TLSv1", "TLSv1.1"):
-            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 allows their signatures at no other level
+            context.set_ciphers("DEFAULT@SECLEVEL=0")  # OpenSSL 3 allows these versions only at this level
         self._context = context
 
 
@@ -57,5 +57,5 @@ async def certificate_by(
     try:
         return tls.certificate()
     finally:
-        tls.client = None  # no session of an unchecked handshake is kept
+        tls.client = None  # the session of an unverified handshake must not be kept
         tls.close()

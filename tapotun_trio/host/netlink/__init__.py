@@ -7,5 +7,5 @@ notifications describes, `route_lookup` finds the route to an address.
 
 from . import light_pyroute2
 
-# Before any module of this package imports from pyroute2: this saves 11 MB.
+# Called before any module of this package imports from pyroute2, since it saves 11 MB.
 light_pyroute2.install()

@@ -36,7 +36,7 @@ from .tracker import HALF_DEFAULT, LinkTracker, NetworkTracker
 
 # A change is reported after this much silence: a DHCP client, or `ip link set down`, makes several changes at once.
 SETTLE_S: Final = 0.3
-# It is reported after this time even if there was no silence.
+# A change is reported after this time even if there was no silence.
 SETTLE_LIMIT_S: Final = 1.5
 
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; Python's socket module has no names for these two
@@ -155,7 +155,8 @@ async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Chang
     tracker = NetworkTracker(own)
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
     async with _open_monitor(groups, tracker) as monitor:
-        # After joining, so that nothing is missed in between. What is both read and notified changes nothing.
+        # Loaded after joining, so that nothing is missed in between. A notification about a loaded item changes
+        # nothing.
         await monitor.load()
         tracker.drain()
         yield monitor

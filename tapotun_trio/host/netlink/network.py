@@ -2,8 +2,8 @@
 
 The rules of this file:
 
-- What we make carries `codec.PROTOCOL`, and only what carries it is ever changed or removed.
-- Adding is exclusive. If the kernel refuses because the item exists, we read whose it is.
+- Items that we add carry `codec.PROTOCOL`, and only items that carry it are ever changed or removed.
+- Adding is exclusive. If the kernel refuses because the item exists, we find out whose item it is.
 - In the main table a network has at most one route of ours; the interface that was configured last has it.
 - Every other table is shared, since two interfaces (even of two processes) may have the same ``mark``. There an
   interface takes a *slot*, a number that is the metric of its routes and the priority of its rules in that table. So
@@ -136,7 +136,7 @@ class Netlink:
             failures: list[HostError] = []
             for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
                 failures += await self._remove_host_routes(name, link, host_routes)
-                if link is not None:  # else they disappeared with it
+                if link is not None:  # otherwise they disappeared with it
                     batch = (codec.remove_address(link.index, address) for address in addresses)
                     refusals = await self._kernel.transact(chain(batch, codec.remove_routes(link.index, routes)))
                     both: list[Item] = [*addresses, *routes]
@@ -228,8 +228,8 @@ class Netlink:
     ) -> dict[int, Refusal]:
         """Try again with the routes that were refused because a route exists. Returns the remaining refusals.
 
-        An existing route of ours is removed first. Removal and addition are sent together, so hardly a packet meets the
-        gap. NLM_F_REPLACE would leave no gap, but it replaces the first route that it finds, ours or not.
+        An existing route of ours is removed first. Removal and addition are sent together, so very few packets fall
+        into the gap. NLM_F_REPLACE would leave no gap, but it replaces the first route that it finds, ours or not.
         """
         remaining = dict(refusals)
         batch: list[bytearray] = []
@@ -311,7 +311,8 @@ class Netlink:
         if not host_routes:
             return []
         if link is None:
-            # They outlive the interface, and its index is not known any more. All that have no interface are stale.
+            # Host routes outlive the interface, and its index is not known any more. All host routes without an
+            # interface are stale.
             found = await left_over(self._reader)
             await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return []
@@ -325,8 +326,8 @@ class Netlink:
         if priority is not None:
             priorities = [priority]
         else:
-            # It was not added, or by another Netlink object. Then it is the one in the slot of our route, or in a slot
-            # that nobody has. Rules are read before routes, as in `_remove_left_over`.
+            # The rule was not added, or another Netlink object added it. In that case it is in the slot of our route,
+            # or in a slot without an owner. Rules are read before routes, as in `_remove_left_over`.
             candidates = [
                 found.priority
                 for found in await self._reader.rules()

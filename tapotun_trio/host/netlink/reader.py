@@ -15,7 +15,8 @@ from . import codec
 from .codec import PROTOCOL, KernelRoute, KernelRule, Link
 from .socket import Refusal, Rtnetlink
 
-# As `ip route` prints them; pyroute2 0.9.7 has no names for the last two (rt_protos of iproute2).
+# The names of protocols as `ip route` prints them; pyroute2 0.9.7 has no names for the last two (rt_protos of
+# iproute2).
 _PROTOCOL_NAMES: Final[dict[int, str]] = {**rt_proto, 186: "bgp", 188: "ospf"}
 
 
@@ -26,7 +27,7 @@ class NetworkReader:
         self._kernel = kernel
 
     async def find_link(self, *, name: str = "", index: int = 0) -> Link | None:
-        """By name, or by index; None if there is none."""
+        """The link with this name or this index; None if there is none."""
         answer = await self._kernel.ask(codec.get_link(name=name, index=index))
         if not isinstance(answer, Refusal):
             return codec.read_link(memoryview(answer))
@@ -88,14 +89,14 @@ class NetworkReader:
         }
 
     async def describe_obstacle(self, route: Route) -> str:
-        """Which other route keeps this one from being added, and what to do about it."""
+        """The other route that keeps this one from being added, and what to do about it, for an error."""
         for other in await self.routes(route.table, network=route.network):
             if (other.metric, other.tos) == (0, 0):
                 link = await self.find_link(index=other.index) if other.index else None
                 protocol = _PROTOCOL_NAMES.get(other.protocol, str(other.protocol))
                 through = f" through {link.name}" if link else ""
                 return (
-                    f"another route of protocol {protocol}{through} stands in the way: "
+                    f"another route of protocol {protocol}{through} conflicts with it: "
                     "remove it, or take this network out of the config that asks for it"
                 )
-        return "another route stood in the way and is gone again: try once more"
+        return "a route that conflicted with it is gone again: try once more"

@@ -5,13 +5,13 @@ Follows linux/rtnetlink.h and `inet_rtm_getroute` in net/ipv4/route.c.
 Our own routes may hide the answer:
 
 - A host route of ours wins over the route that would otherwise be used. So one send removes it, asks, and adds it
-  again. The kernel works off a send at once: hardly a packet meets the gap, and a kill cannot come in between.
+  again. The kernel executes a send as a whole: very few packets fall into the gap, and a kill cannot come in between.
 - A route into our own interface stays, because without it packets would leave this machine unencrypted. To see past
   it, the kernel is asked once for every other device.
 
 A host route of ours carries our protocol number. Its metric is METRIC plus the index of the interface that it was made
-for. So the host routes of two interfaces with the same server do not collide; one whose interface is gone was left by
-a killed run; and another program's route to the same address has a lower metric and wins.
+for. So the host routes of two interfaces with the same server do not collide; a host route whose interface is gone was
+left by a killed run; and another program's route to the same address has a lower metric and wins.
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ def _hiding_route(address: IPv4Address, match: KernelRoute) -> _HidingRoute | No
 
 @asynccontextmanager
 async def alone() -> AsyncIterator[None]:
-    """Held while host routes are added, removed or looked behind: by one task at a time, of all processes in this
-    network namespace. The name of an abstract socket belongs to the namespace, and kill -9 frees it.
+    """A lock to hold while host routes are added, removed or looked behind, by one task at a time among all processes
+    of this network namespace. It is the name of an abstract socket, which belongs to the namespace and is freed even by
+    kill -9.
 
-    It is a courtesy: a task that has waited for ALONE_S goes on, as anybody may take that name. So does one for which
-    this machine is short of something, such as descriptors: the interface must outlive that.
+    The lock is advisory. A task that has waited for ALONE_S continues without it, since any process may take that name.
+    A task also continues if this machine lacks a resource for the lock, such as a descriptor, because the interface
+    must outlive a shortage.
     """
     with ExitStack() as stack:
         try:
@@ -139,9 +141,10 @@ class RouteLookup:
                 break
             tries += 1
             if found not in hiding:
-                # Made for another interface of ours. It shows what that one found, perhaps a while ago: look behind it.
+                # This route was made for another interface of ours. It shows what was found for that one, perhaps long
+                # ago, so look behind it.
                 hiding.append(found)
-        if found is not None:  # another process puts it back all the time, so it has just looked itself
+        if found is not None:  # another process adds it again each time, so that process has just looked
             return await self._next_hop_of(replace(match, network=_EVERYTHING), chosen, mark)
         # The routes behind may lead into one of the interfaces that these host routes were made for.
         ours = {own & _INDEX_MASK, *(route.owner & _INDEX_MASK for route in hiding)}
@@ -154,7 +157,7 @@ class RouteLookup:
             questions = [codec.lookup_route(address, mark, index=index, match=True) for index in some]
             for index, answer in zip(some, await self._ask_without(hiding, questions), strict=True):
                 if answer is not None and answer.type == RTN_UNICAST:
-                    if _hiding_route(address, answer) is not None:  # of a process that did not wait for us
+                    if _hiding_route(address, answer) is not None:  # a route of a process that did not wait for us
                         answer = replace(answer, network=_EVERYTHING)
                     priority = await self._rule_priority(answer.table, mark)
                     candidates.append(((priority, -answer.network.prefixlen, answer.metric), index, answer))
@@ -173,7 +176,7 @@ class RouteLookup:
         removals = [codec.remove_host_route(route.item, host_route_metric(route.owner)) for route in hiding]
         batch = [bytearray(removal) for removal in removals]
         batch += questions
-        # If one cannot be added again, it was of no use any more: its device is down, or has lost an address.
+        # A route that cannot be added again was useless already: its device is down, or has lost an address.
         batch += [codec.add_host_route(route.item, host_route_metric(route.owner), replace=False) for route in hiding]
         answers = await self._kernel.ask_together(batch)
         # If its owner removed it before we did, it must not come back.

@@ -52,7 +52,7 @@ _I32: Final = struct.Struct("=i")
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _SEQUENCE_OFFSET: Final = 8
 _FLAGS_OFFSET: Final = 6
-_ACK_TLVS_OFFSET: Final = 20  # capped: of our request, its header only
+_ACK_TLVS_OFFSET: Final = 20  # a capped answer repeats only the header of our request
 
 # Messages in one send. If all of them fail, their answers (about 1 KiB each, by the kernel's accounting) have to fit
 # into the socket's receive buffer, 208 KiB by default (net.core.rmem_default).
@@ -154,8 +154,8 @@ class Rtnetlink:
         replies: dict[int, bytes] = {}
         first = self._number(group)
         last = first + len(group) - 1
-        # The kernel always sends a refusal, but a success only on demand. That of the last request shows that all are
-        # executed.
+        # The kernel always reports a refusal, but reports a success only on demand. A report on the last request shows
+        # that all are executed.
         _set_flags(group[-1], NLM_F_ACK)
         with self._complete_exchange():
             await self._send(b"".join(group))
@@ -208,8 +208,8 @@ class Rtnetlink:
 
     @contextmanager
     def _complete_exchange(self) -> Iterator[None]:
-        """Around a request and its answers. An early exit leaves answers unread, so the next request uses a new socket.
-        (While a dump is incomplete, the kernel also refuses another one: EBUSY.)"""
+        """A context manager for a request and its answers. An early exit leaves answers unread, so the next request
+        uses a new socket. (While a dump is incomplete, the kernel also refuses another one: EBUSY.)"""
         if self._closed:
             raise trio.ClosedResourceError("this netlink socket is closed")
         try:
@@ -244,12 +244,12 @@ def _open() -> trio.socket.SocketType:
     try:
         sock.bind((0, 0))
         sock.connect((0, 0))  # from now on only the kernel may send to this socket
-        # Refusals without the request's payload, and with the kernel's message (Linux 4.3 and 4.12). The message is
-        # only found behind a request without its payload.
+        # Ask for refusals without the request's payload (Linux 4.3) and with the kernel's message (4.12). We look for
+        # the message directly behind the request's header.
         with suppress(OSError):
             sock.setsockopt(SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        # Filters in dumps. A kernel before 4.20 sends everything, so the reader filters again.
+        # Ask the kernel to filter dumps. A kernel before 4.20 sends everything, so the reader filters again.
         with suppress(OSError):
             sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         return trio.socket.from_stdlib_socket(sock)

@@ -2,13 +2,15 @@
 
 What is reported as a change, and what is not:
 
-- An address that is added or removed. Not the renewal of its lifetime; not an IPv6 address while the kernel still looks
-  for a duplicate of it; not link-local and loopback addresses, which come and go with their links.
-- A link that goes up or down, if it has an address that is tracked. The ports of a bridge and the far ends of
-  containers have none, and no connection of this machine uses them as its path.
-- A default route of the main table, or half of one (other VPNs override it with 0.0.0.0/1 and 128.0.0.0/1).
-- Nothing of ours: neither the interfaces of this process, which are known by name, nor addresses and routes that carry
-  our protocol number, of any process. (For addresses the kernel has a field for that number since 5.18.)
+- An address is reported when it is added or removed. Three things are not: the renewal of its lifetime; an IPv6 address
+  while the kernel still looks for a duplicate; link-local and loopback addresses, which come and go with their links.
+- A link is reported when it goes up or down, if it has an address that is tracked. The ports of a bridge and the far
+  ends of containers have none, and no connection of this machine uses them as its path.
+- A default route of the main table is reported, and half of one (other VPNs override it with 0.0.0.0/1 and
+  128.0.0.0/1).
+- Nothing of ours is reported: neither the interfaces of this process, which are known by name, nor the addresses and
+  routes of any process that carry our protocol number. (For addresses the kernel has a field for that number since
+  5.18.)
 
 The kernel sends no notification when IPv4 routes vanish together with their link or their source address. So after
 either event the tracker forgets the routes of that link, and reports the next notification about one of them.
@@ -30,8 +32,8 @@ from ..items import MAIN_TABLE
 from . import codec
 from .codec import PROTOCOL, KernelAddress, Link
 
-# What makes two routes to one network different. Not the lifetime in CACHEINFO: IPv6 routers renew it every few
-# minutes.
+# The attributes that make two routes to one network different. The lifetime in CACHEINFO is not one of them: IPv6
+# routers renew it every few minutes.
 _ROUTE_IDENTITY: Final = frozenset(
     {
         codec.RTA_DST,
@@ -47,7 +49,7 @@ _ROUTE_IDENTITY: Final = frozenset(
         codec.RTA_NH_ID,
     }
 )
-# What only one route can have: NLM_F_REPLACE replaces the route that has the same.
+# The attributes that identify a route: NLM_F_REPLACE replaces the route in which they are the same.
 _REPLACE_KEY: Final = frozenset({codec.RTA_DST, codec.RTA_PRIORITY})
 
 HALF_DEFAULT: Final = 1  # the longest prefix length that still counts as a default route
@@ -64,7 +66,7 @@ class _Route:
     prefix: int
     tos: int
     index: int
-    """The interface's; 0 if the route has none, or several (multipath)."""
+    """The index of the interface; 0 if the route has none, or several (multipath)."""
     identity: _Attributes
 
     @property
@@ -81,8 +83,8 @@ class NetworkTracker:
         self._own = own
         self._links: dict[int, Link] = {}
         self._addresses: dict[_AddressKey, KernelAddress] = {}
-        # Not all of them: a table may have a million routes, so they are not read at the start. Hence a route that
-        # existed before is reported once, when it is renewed for the first time.
+        # Only routes about which a notification came: a table may have a million routes, so none are read at the start.
+        # Hence a route that existed before is reported once, when it is renewed for the first time.
         self._routes: set[_Route] = set()
         # The state at the last `drain`, and what was touched since. A thing may have changed and changed back, so a
         # comparison of both states is not enough.
@@ -109,13 +111,13 @@ class NetworkTracker:
         self._routes.clear()
 
     def overflow(self) -> None:
-        """Record that notifications were lost. That alone is reported: one of them may have been about a route, which
-        `load` does not see."""
+        """Record that notifications were lost. The loss itself is reported as a change, since one of them may have been
+        about a route, and `load` reads no routes."""
         self._overflowed = True
 
     def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
-        """Take in one notification: its type, its flags, and all of it with its header. Returns whether it says
-        that something has happened."""
+        """Process one notification. ``message``: all of it, with its header. Returns whether it says that something has
+        happened."""
         if kind in (RTM_NEWROUTE, RTM_DELROUTE):
             return self._handle_route(kind, flags, message)
         if kind in (RTM_NEWADDR, RTM_DELADDR):
@@ -127,7 +129,7 @@ class NetworkTracker:
         return False
 
     def drain(self) -> Change | None:
-        """What has changed since the last call; None if nothing that is reported."""
+        """What has changed since the last call; None if nothing is to be reported."""
         phrases = [*self._link_changes(), *self._address_changes(), *self._route_changes()]
         if self._overflowed and not phrases:
             phrases.append("more happened to addresses and routes than could be followed")
@@ -190,7 +192,7 @@ class NetworkTracker:
         return True
 
     def _forget_routes(self, index: int) -> None:
-        """After an event with which the kernel may remove routes and send no notification about them."""
+        """Forget the routes of a link, after an event with which the kernel may remove them without a notification."""
         self._routes = {route for route in self._routes if route.index not in (index, 0)}
 
     # -- describing changes

@@ -1,4 +1,4 @@
-"""Changes settings of the interpreter, which all threads share, while one thread has much to do.
+"""Changes settings of the interpreter while one thread has much work. All threads share these settings.
 
 Each change may be held several times at once: the first holder makes it, and the last one undoes it.
 """
@@ -55,12 +55,12 @@ def _collect_later() -> Callable[[], None]:
 
 
 switching_often: Final = _Shared(_switch_often)
-"""Hold it while a thread computes, so that the event loop waits at most `SWITCH_S` for the interpreter."""
+"""Hold this while a thread computes, so that the event loop waits at most `SWITCH_S` for the interpreter."""
 
 collecting_later: Final = _Shared(_collect_later)
-"""Hold it while many objects are created. The garbage collector would examine all of them again and again, and for
-300,000 objects it stops every thread for 100 ms. Cyclic garbage stays in memory meanwhile, so hold it for bounded work
-only."""
+"""Hold this while many objects are created. The garbage collector would examine all of them again and again, and for
+300,000 objects it stops every thread for 100 ms. Cyclic garbage stays in memory meanwhile, so hold this for bounded
+work only."""
 
 
 def settle() -> None:

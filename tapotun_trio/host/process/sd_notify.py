@@ -93,8 +93,8 @@ class ServiceManager:
             self._send(encode(STATUS=text))
 
     def reloading(self) -> None:
-        """A reload begins; `reloaded` ends it. Before `ready` neither sends anything, since the manager would take a
-        process that is still starting for ready."""
+        """A reload begins; `reloaded` ends it. Before `ready` both methods send nothing, since the manager would regard
+        a process that is still starting as ready."""
         if self._ready:
             self._send(encode(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000), keep=True)
 
