@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     try:
-        arguments = _parser().parse_args(with_verb(argv))
+        arguments = build_parser().parse_args(with_verb(argv))
         verb: Callable[[argparse.Namespace], int] = arguments.verb
         if verb is not _run:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
@@ -209,7 +209,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
         description=_DESCRIPTION,
@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
-    add_printing_verbs(verbs, _parser)
+    add_printing_verbs(verbs, build_parser)
     return parser
 
 

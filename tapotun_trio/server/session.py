@@ -167,7 +167,7 @@ class Session:
         self.removed = False  # the config no longer has it: packets that its client still sends are dropped
         self._session_log = SessionLog(self.counters, self.rtt)
         self.uploads: list[Receiver] = []
-        self._downloads: list[Connection] = []
+        self.downloads: list[Connection] = []
         self.transport: Transport | None = None  # the transport of the newest download; None: there was none yet
         self._config = config
         self._parameters = ClientParameters(config, client)
@@ -286,9 +286,9 @@ class Session:
 
     def stream_ended(self, reason: str) -> None:
         """A stream has ended for ``reason``. After the last one, one log line sums up the session."""
-        if not self._downloads:
+        if not self.downloads:
             self.peer_info.mark_disconnected()  # also for a download that failed before `downloading`
-        if not self._downloads and not self.uploads:
+        if not self.downloads and not self.uploads:
             self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
@@ -334,15 +334,15 @@ class Session:
 
         If there are more than MAX_DOWNLOADS, the oldest is aborted; its task then ends with PeerError.
         """
-        if len(self._downloads) >= MAX_DOWNLOADS:
-            self._downloads.pop(0).abort()
-        self._downloads.append(connection)
+        if len(self.downloads) >= MAX_DOWNLOADS:
+            self.downloads.pop(0).abort()
+        self.downloads.append(connection)
         try:
             yield
         finally:
-            if connection in self._downloads:
-                self._downloads.remove(connection)
-            if not self._downloads:
+            if connection in self.downloads:
+                self.downloads.remove(connection)
+            if not self.downloads:
                 self.peer_info.mark_disconnected()
 
     @property

@@ -112,9 +112,9 @@ async def test_one_reader_gets_everything_of_all() -> None:
 @in_fresh_namespace
 async def test_nobody_waits_longer_than_the_others_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two flood and one does not: it comes in the round after the present one, and a turn is bounded both ways."""
-    monkeypatch.setattr(tun_queues, "_BURSTS_PER_TURN", 2)
+    monkeypatch.setattr(tun_queues, "BURSTS_PER_TURN", 2)
     for packets_per_turn, turn in ((1000, 2), (15, 1)):
-        monkeypatch.setattr(tun_queues, "_PACKETS_PER_TURN", packets_per_turn)
+        monkeypatch.setattr(tun_queues, "PACKETS_PER_TURN", packets_per_turn)
         with configured() as device, flows(device) as (one, quiet, two):
             for _ in range(200):
                 one.send(b"x")

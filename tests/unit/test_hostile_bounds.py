@@ -281,13 +281,13 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
     async with besieged() as siege:
         (await siege.connect(b"GET /ip HTTP/1.1\r\n")).shut()
         await until(lambda: siege.refusals == {"closed": 1}, "the counter")
-        siege.server.endpoints[0].pending._limit = 2
+        siege.server.endpoints[0].pending.limit = 2
         for _ in range(5):
             await siege.connect(b"GET /ip HTTP/1.1\r\n")
         await until(lambda: siege.refusals["evicted"] == 3, "the evictions")
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert siege.refusals == {"closed": 1, "evicted": 3}
-        siege.server.endpoints[0].pending._limit = 256
+        siege.server.endpoints[0].pending.limit = 256
 
 
 @table(
@@ -299,7 +299,7 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
 async def test_refused_ones_that_linger_are_bounded(wire: bytes, status: int) -> None:
     """Each may linger for a second; but with or without a token it stays in the lobby meanwhile."""
     async with besieged() as siege:
-        siege.server.endpoints[0].pending._limit = 16
+        siege.server.endpoints[0].pending.limit = 16
         ours = 100
         for _ in range(ours):
             raw = await siege.connect(wire)

@@ -106,7 +106,7 @@ def at_getaddrinfo(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 
 def at_connect(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(dial, "_connect_socket", fault.before(dial._connect_socket))
+    patch.setattr(dial, "connect_socket", fault.before(dial.connect_socket))
 
 
 def at_thread(patch: pytest.MonkeyPatch, fault: Fault) -> None:

@@ -389,7 +389,7 @@ def says(*parts: bytes, fields: tuple[str, ...] = GOOD_FIELDS, then: str = "wait
     async def answer(raw: Raw, head: bytes) -> None:
         await raw.send(accepts(head, *fields), *parts)
         if then == "waits":
-            while await raw._receive():
+            while await raw.receive():
                 pass
 
     return answer
