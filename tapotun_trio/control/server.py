@@ -80,7 +80,9 @@ class ConnectionCounts:
             self.served += 1
 
 
-async def _serve(connection: Connection, commands: Commands, log: Log, counts: ConnectionCounts, faults: Faults) -> None:
+async def _serve(
+    connection: Connection, commands: Commands, log: Log, counts: ConnectionCounts, faults: Faults
+) -> None:
     answer = BUSY
     if counts.served <= MAX_CONNECTIONS:
         with trio.move_on_after(REQUEST_S) as deadline:

@@ -44,10 +44,10 @@ _RETRY_S: Final = 0.05
 ANSWER_S: Final = 0.5  # for the owner's answer; a suspended owner sends none
 # Any process may connect; each connection is handled within one pause. So a full backlog takes 0.32 s, which is less
 # than ANSWER_S, and a process that waits for its answer gets it.
-_BACKLOG: Final = 64
-_PAUSE_S: Final = 0.005
+BACKLOG: Final = 64
+PAUSE_S: Final = 0.005
 
-_PROC: Final = "/proc/{pid}/{name}"
+PROC: Final = "/proc"
 
 _ANSWER_BYTES: Final = 8192
 _COMMAND_CHARS: Final = 200
@@ -135,7 +135,7 @@ async def own_name(
 
 def holder_of(name: str) -> Holder | None:
     """The owner of the name; None if there is none, or if it does not listen. Blocks for ANSWER_S at most."""
-    if (found := _connect(name, {0, os.geteuid()})) is None:
+    if (found := connect_to_owner(name, {0, os.geteuid()})) is None:
         return None
     sock, holder = found
     with sock:
@@ -207,8 +207,8 @@ class _Competitor:
         """
         # A suspended owner accepts no connection, and each stays in its backlog: so at most two are made.
         if self._first is None:
-            self._first = found = _connect(self._name, self._trusted)
-        elif last and (found := _connect(self._name, self._trusted)) is not None:
+            self._first = found = connect_to_owner(self._name, self._trusted)
+        elif last and (found := connect_to_owner(self._name, self._trusted)) is not None:
             self.close()
             self._first = found
         else:
@@ -246,22 +246,22 @@ def _listen(name: str) -> socket.socket:
     """Raises OSError."""
     sock = _socket()
     try:
-        sock.bind(_address(name))
-        sock.listen(_BACKLOG)
+        sock.bind(abstract_address(name))
+        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _connect(name: str, trusted: Collection[int]) -> tuple[socket.socket, Holder] | None:
+def connect_to_owner(name: str, trusted: Collection[int]) -> tuple[socket.socket, Holder] | None:
     """A connection to the process that listens, for the caller to close. None: none listens, or its backlog is full."""
     try:
         sock = _socket()
     except OSError:
         return None
     try:
-        sock.connect(_address(name))
+        sock.connect(abstract_address(name))
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
     except OSError:
@@ -284,9 +284,9 @@ def _has_net_admin_for_good(pid: int, uid: int) -> bool:
     if pid <= 0:
         return False
     try:
-        with open(_PROC.format(pid=pid, name="status"), encoding="ascii", errors="replace") as file:
+        with open(f"{PROC}/{pid}/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
-        with open(_PROC.format(pid=pid, name="uid_map"), "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
+        with open(f"{PROC}/{pid}/uid_map", "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
             same_namespace = theirs.read(_ANSWER_BYTES) == ours.read(_ANSWER_BYTES)
         has_it = bool(int(fields["CapEff"], 16) >> CAP_NET_ADMIN & 1)
         users = {int(user) for user in fields["Uid"].split()}
@@ -310,7 +310,8 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
-def _address(name: str) -> bytes:
+def abstract_address(name: str) -> bytes:
+    """The address of the Unix socket on which the owner of an interface's name listens."""
     return b"\0tapotun-trio/interface/" + os.fsencode(name)
 
 
@@ -329,7 +330,7 @@ def _command_of(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        with open(_PROC.format(pid=pid, name="cmdline"), "rb") as file:
+        with open(f"{PROC}/{pid}/cmdline", "rb") as file:
             return file.read(_ANSWER_BYTES).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
@@ -357,4 +358,4 @@ async def _answer(sock: socket.socket, introduction: bytes, trusted: Collection[
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
                 if _PEER_CREDENTIALS.unpack(credentials)[1] in trusted:
                     connection.send(introduction)
-        await trio.sleep(_PAUSE_S)
+        await trio.sleep(PAUSE_S)

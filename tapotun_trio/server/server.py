@@ -132,6 +132,11 @@ class TunnelServer:
         """The open endpoints."""
         return self.registration.endpoints
 
+    @property
+    def cached_verdicts(self) -> int:
+        """How many pairs of addresses have a cached verdict, at most CACHE_ENTRIES."""
+        return len(self._verdicts)
+
     # -- see lifecycle.tunnel.Tunnel
 
     interface_state: Final[InterfaceState] = "up"  # once it has started it can be reached

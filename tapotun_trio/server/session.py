@@ -346,6 +346,11 @@ class Session:
                 self.peer_info.mark_disconnected()
 
     @property
+    def cached_verdicts(self) -> int:
+        """How many pairs of addresses have a cached verdict, at most CACHE_ENTRIES."""
+        return len(self._verdicts)
+
+    @property
     def state(self) -> PeerState:
         if self.sender.streaming and self.uploads:
             return "connected"

@@ -188,7 +188,9 @@ async def test_every_step_of_the_control_socket(when: When, tmp_path: Path, capl
     not_steps = {"server.serve_control", "ConnectionCounts.__init__", "LineReader.__init__"}
     _of_mallory.set(True)  # whoever asks
     async with served(tmp_path) as path:
-        for step in steps_of((control_server, control_server.ConnectionCounts, protocol, protocol.LineReader), not_steps):
+        for step in steps_of(
+            (control_server, control_server.ConnectionCounts, protocol, protocol.LineReader), not_steps
+        ):
             with step.broken(when) as hits:
                 for data in (request, b"nonsense\n", b"x" * 20_000, b'{"command":"refuse"}\n'):
                     with suppress(trio.BrokenResourceError):

@@ -353,16 +353,23 @@ async def counted_steps() -> AsyncIterator[Steps]:
 
 
 class World:
-    """A process with one server, without a control socket. ``file``: what its config says; an exception is raised."""
+    """A process with one server, without a control socket.
+
+    Attributes:
+        file: what its config says; an exception is raised.
+        before_reading: called in the thread that reads the file.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self.file: ServerConfig | Exception = config
         self.registry = Registry()
         self.host = SetHost()
         self.seen: list[tuple[float, bool]] = []
+        self.before_reading: Callable[[], object] = lambda: None
         self.reloader: Reloader
 
     def read(self) -> Config:
+        self.before_reading()
         self.seen.append((sys.getswitchinterval(), gc.isenabled()))
         if isinstance(self.file, Exception):
             raise self.file
@@ -465,7 +472,7 @@ async def test_a_config_that_cannot_be_read_in_time_leaves_the_interpreter_as_it
     config = listening(server(3), free_port())
     try:
         async with world(config) as it:
-            monkeypatch.setattr(it.reloader, "_read", stays.wait)
+            monkeypatch.setattr(it, "before_reading", stays.wait)
             with pytest.raises(RefusedError, match="could not be read within"):
                 await it.reloader.reload()
             assert (sys.getswitchinterval(), gc.isenabled()) == before

@@ -171,11 +171,11 @@ async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
 
     async def change(client: TunnelClient, done: trio.Event) -> None:
         while not done.is_set():
-            await until(lambda: client.transport == "http" and client._upload is not None, "HTTP")
+            await until(lambda: client.transport == "http" and client.upload is not None, "HTTP")
             await trio.sleep(0.05)
             seen.append(client.transport)
-            client._selector.state = TransportState.TRYING_WEBSOCKET
-            client._download_gate.wake()
+            client.selector.state = TransportState.TRYING_WEBSOCKET
+            client.path_changed("the test", None)
             await until(lambda: client.transport == "websocket", "a WebSocket")
             seen.append(client.transport)
 
