@@ -175,7 +175,6 @@ async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
             await trio.sleep(0.05)
             seen.append(client.transport)
             client.selector.state = TransportState.TRYING_WEBSOCKET
-            client.path_changed("the test", None)
             await until(lambda: client.transport == "websocket", "a WebSocket")
             seen.append(client.transport)
 
