@@ -32,7 +32,7 @@ from typing import Final, Self
 import msgspec
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, ShortageError, shortage_of
 from ..text import one_line, shorten
 from .process.privileges import CAP_NET_ADMIN
 from .tun import taken_by
@@ -100,7 +100,8 @@ class OwnedName:
         self.doubt = doubt
 
     def require_free(self) -> None:
-        """Call before creating the interface. Raises HostError if there already is an interface of that name."""
+        """Call before creating the interface. Raises HostError if there already is an interface of that name;
+        ShortageError if this machine lacks what it takes to find out."""
         if has_link(self._name):
             raise HostError(f"cannot create TUN interface {self._name}: {taken_by(self._name)}")
 
@@ -120,6 +121,7 @@ async def own_name(
 
     Raises:
         HostError: after two seconds another process still has the name, or an interface of that name exists.
+        ShortageError: after two seconds this machine still lacks what it takes to find out whether one exists.
     """
     trusted = {0, os.geteuid()} if trusted is None else trusted
     sock, owned = await _take(name, trusted)
@@ -145,19 +147,24 @@ def holder_of(name: str) -> Holder | None:
 
 
 def has_link(name: str) -> bool:
-    """Whether an interface has this name or alternative name. False also if the kernel cannot be asked: creating the
-    interface will report the reason."""
-    # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
-    # modprobe if there is no such interface (net/core/dev_ioctl.c).
-    from .netlink import codec
-    from .netlink.socket import HEADER
+    """Whether an interface has this name or alternative name.
 
+    False also if the kernel does not answer the question at all: creating the interface will report the reason. But
+    raises ShortageError if this machine lacks descriptors or memory at the moment, which says nothing about the name.
+    """
     try:
+        # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
+        # modprobe if there is no such interface (net/core/dev_ioctl.c).
+        from .netlink import codec
+        from .netlink.socket import HEADER
+
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
             sock.send(codec.get_link(name=name))
             # The answer was queued when the send returned, see `netlink.socket`. Its header is enough.
             answer = sock.recv(HEADER.size, socket.MSG_DONTWAIT)
-    except OSError:
+    except (OSError, MemoryError) as exc:
+        if (shortage := shortage_of(exc, f"cannot look for an interface named {name}")) is not None:
+            raise shortage from exc
         return False
     return codec.is_link(answer)
 
@@ -179,16 +186,20 @@ async def _take(name: str, trusted: Collection[int]) -> tuple[socket.socket | No
                         doubt, refusal = await competitor.check(last=last)
                     else:
                         doubt = f"the name {name} cannot be reserved: {exc.strerror or exc}"
-            if refusal is None and has_link(name):
-                refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
-                refusal += "" if doubt is None else f" ({doubt})"
-            if refusal is None:
+            shortage: ShortageError | None = None
+            try:
+                if refusal is None and has_link(name):
+                    refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
+                    refusal += "" if doubt is None else f" ({doubt})"
+            except ShortageError as exc:
+                shortage = exc.without_traceback()
+            if refusal is None and shortage is None:
                 if sock is not None:
                     undo.pop_all()
                     competitor.close()
                 return sock, OwnedName(name, doubt)
             if last:
-                raise HostError(refusal)
+                raise shortage or HostError(refusal)
             await trio.sleep(_RETRY_S)
 
 

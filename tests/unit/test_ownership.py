@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.errors import HostError, leaves
+from tapotun_trio.errors import HostError, ShortageError, leaves
 from tapotun_trio.host import ownership
 from tapotun_trio.host.ownership import PATIENCE_S, Holder, has_link, holder_of, own_name
 from tapotun_trio.http.virtual_hosts import open_listeners
@@ -25,6 +25,7 @@ from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.restart import RESTART_S
 from tapotun_trio.lifecycle.supervisor import require_names, run_interfaces
 
+from ..descriptors import descriptors_left
 from ..fakes import MemoryHost
 from .support import allowed, client_config, free_port, server_config
 
@@ -314,6 +315,46 @@ async def test_an_interface_that_is_there(autojump_clock: trio.testing.MockClock
     assert text.startswith("cannot create TUN interface lo: the name is taken, by ")
     assert trio.current_time() >= PATIENCE_S
     assert holder_of("lo") is None  # given back
+
+
+async def test_without_a_descriptor_nobody_says_that_there_is_no_interface(
+    name: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A client that took the name for free would connect, and end the tunnel of the process that has it."""
+    async with own_name(name) as owned:
+        with descriptors_left(0):
+            for ask in (lambda: has_link("lo"), lambda: has_link("no-such-link"), owned.require_free):
+                with pytest.raises(
+                    ShortageError, match=r"^cannot look for an interface named \S+: Too many open files; "
+                ):
+                    ask()
+        owned.require_free()
+    for interface in ("lo", f"{name}y"):
+        began = trio.current_time()
+        with descriptors_left(0), pytest.raises(ShortageError, match="Too many open files"):
+            async with own_name(interface):
+                raise AssertionError("it must not come to that")
+        assert trio.current_time() >= began + PATIENCE_S
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_a_shortage_that_passes_is_waited_for(
+    name: str, exists: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def shortly() -> None:
+        with descriptors_left(0):
+            await trio.sleep(PATIENCE_S / 2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shortly)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        if exists:
+            assert "lo: the name is taken, by " in await refusal("lo")
+        else:
+            async with own_name(name) as owned:
+                assert owned.doubt is None
+                assert trio.current_time() >= began + PATIENCE_S / 2
 
 
 def test_a_process_that_is_not_to_be_seen() -> None:
