@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import trio
@@ -101,7 +100,7 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
     if not session.replaced_by_another(hello):
         return b""
     text = "another machine uses this client's token; its newer session wins"
-    session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
+    session.client_log.taken_over(text)
     return control.bye(f"{control.REPLACED}another machine uses this token") if hello.extended else b""
 
 

@@ -30,8 +30,8 @@ from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import DISCONNECTED, Record
+from tapotun_trio.server import client_log
 from tapotun_trio.server import handlers as serving_module
-from tapotun_trio.server import session as session_module
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 from tapotun_trio.wire.body import LAST_CHUNK
@@ -534,7 +534,7 @@ async def test_a_client_of_the_other_generation_is_told_of(
 ) -> None:
     """One line, once it has left at once again and again, however often it comes after that."""
     monkeypatch.setattr(serving_module, "EARLY_EXIT_S", 60.0)  # a busy machine may take a second for it
-    monkeypatch.setattr(session_module, "EARLY_EXITS_WITHIN_S", 600.0)
+    monkeypatch.setattr(client_log, "EARLY_EXITS_WITHIN_S", 600.0)
     async with serving(served) as server:
         for number in range(1, 7):
             client = BaseClient(f"http://127.0.0.1:{server.port}/ip", "test", generation=known, timers=FAST)
