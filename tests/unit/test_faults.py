@@ -31,7 +31,7 @@ from tapotun_trio.http import server as http_server
 from tapotun_trio.http import websocket as http_websocket
 from tapotun_trio.peer import info, session_log
 from tapotun_trio.routing import router
-from tapotun_trio.server import handlers, server, session
+from tapotun_trio.server import client_log, handlers, server, session
 from tapotun_trio.wire import body, control, frames
 from tapotun_trio.wire import websocket as wire_websocket
 
@@ -65,6 +65,7 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     handlers.Upload,
     session.Session,
     session.ClientHello,
+    client_log.ClientLog,
     sender,
     sender.Sender,
     scheduler.SendScheduler,
