@@ -72,4 +72,4 @@ def _read(how: int, pieces: list[bytes]) -> object:
         assert control.bye_reason(payload).isprintable()
         if kind == control.PONG and len(payload) == 8:
             control.echoed_clock(payload)
-    return frames, reader.controls, reader.pings
+    return frames, reader.controls

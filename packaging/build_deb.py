@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import manpages
-from tapotun_trio.cli import _parser
+from tapotun_trio.cli import build_parser
 from tapotun_trio.config.schema import schema
 from tapotun_trio.shell import bash, fish, zsh
 from tapotun_trio.shell.usage import own_options, verbs
@@ -88,7 +88,7 @@ def _documentation(root: Path) -> None:
 
 
 def _completions(root: Path) -> None:
-    parser = _parser()
+    parser = build_parser()
     for file, script in {
         "usr/share/bash-completion/completions/tapotun": bash.script,
         "usr/share/zsh/vendor-completions/_tapotun": zsh.script,

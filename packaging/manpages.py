@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tapotun_trio import exit_codes
-from tapotun_trio.cli import _parser
+from tapotun_trio.cli import build_parser
 from tapotun_trio.shell.usage import Argument, Verb, verbs
 from vendor import BUILD, ROOT, source_date, version
 
@@ -52,7 +52,7 @@ def _page(name: str, section: str, parts: dict[str, str]) -> str:
 
 
 def _verbs() -> str:
-    return "\n".join(line for verb in verbs(_parser()) for line in _verb(verb))
+    return "\n".join(line for verb in verbs(build_parser()) for line in _verb(verb))
 
 
 def _verb(verb: Verb) -> Iterator[str]:

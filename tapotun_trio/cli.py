@@ -26,6 +26,8 @@ from .shell.typed import DEFAULT_PAUSE_S, with_verb
 TOKEN_BYTES: Final = 32
 # trio imports all of these except hashlib, and most processes use none of them. Each of the first three loads OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
+# argparse imports shutil, which tries whether it can import these, for archives that this program does not have.
+_NEEDED_BY_NONE: Final = ("bz2", "lzma")
 READY_TIMEOUT_S: Final = 30.0
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    for module in _NEEDED_BY_NONE:
+        lazy_import(module)
     try:
-        arguments = _parser().parse_args(with_verb(argv))
+        arguments = build_parser().parse_args(with_verb(argv))
         verb: Callable[[argparse.Namespace], int] = arguments.verb
         if verb is not _run:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
@@ -209,7 +213,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
         description=_DESCRIPTION,
@@ -266,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
-    add_printing_verbs(verbs, _parser)
+    add_printing_verbs(verbs, build_parser)
     return parser
 
 

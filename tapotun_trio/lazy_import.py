@@ -16,11 +16,12 @@ from typing import Final
 
 
 def lazy_import(name: str) -> None:
-    """Register a module that loads itself when one of its attributes is used. Does nothing if it is loaded already."""
-    if name in sys.modules:
+    """Register a module that loads itself when one of its attributes is used.
+
+    Does nothing if it is loaded already, or if this Python does not have it: then the import statement says so.
+    """
+    if name in sys.modules or (spec := find_spec(name)) is None:
         return
-    spec = find_spec(name)
-    assert spec is not None, name
     module = module_from_spec(spec)
     module.__class__ = _LazyModule
     module.__dict__[_NOT_LOADED] = True

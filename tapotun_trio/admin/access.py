@@ -75,6 +75,11 @@ class Access:
         self._limiter = Limiter()
 
     @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions of browsers, oldest first. Those that are over are among them until the next login."""
+        return tuple(self._sessions.values())
+
+    @property
     def has_token(self) -> bool:
         return self._token is not None
 

@@ -103,7 +103,7 @@ class AdminApi:
         self._registry = registry
         self._reload = reload
         self._on_authenticated = on_authenticated
-        self._live = 0
+        self.live = 0  # WebSockets that are open
         self._unauthenticated = RateLimitedLog()
         self._faults = Faults()
         self._rendering = trio.Lock()
@@ -192,7 +192,7 @@ class AdminApi:
     async def _metrics(self, request: Request) -> Answer:
         async with self._rendering:  # one at a time, so that many scrapes at once do not delay packets
             parts, kind = render_in_parts(await self._process_status(), request.exchange.head.headers.get("accept"))
-            return Answer(200, await _joined(parts), kind)
+            return Answer(200, await join_cooperatively(parts), kind)
 
     # ------------------------------------------------------------------ for the panel and other clients with a token
 
@@ -254,9 +254,9 @@ class AdminApi:
     async def _watch(self, request: Request) -> None:
         assert request.visitor is not None
         session = request.visitor.session
-        if self._live >= MAX_LIVE:
+        if self.live >= MAX_LIVE:
             raise Refused(503, f"{MAX_LIVE} panels are open already; close one")
-        self._live += 1
+        self.live += 1
         try:
             await serve_live(
                 request.exchange,
@@ -265,7 +265,7 @@ class AdminApi:
                 lambda: self.retiring or (session is not None and session.is_over(trio.current_time())),
             )
         finally:
-            self._live -= 1
+            self.live -= 1
 
     # ------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class AdminApi:
             return self._status[1]
 
 
-async def _joined(parts: Iterable[bytes]) -> bytes:
+async def join_cooperatively(parts: Iterable[bytes]) -> bytes:
     """Join parts that take long to make, with pauses in which packets pass.
 
     A turn lasts as long as the previous turn of the other tasks, within the limits of `TURN_S`. With shorter turns a

@@ -46,6 +46,10 @@ class Limiter:
         self._addresses: OrderedDict[str, _Bucket] = OrderedDict()  # the most recent failure last
         self._known: OrderedDict[str, None] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many entries it keeps, at most twice MAX_ADDRESSES: those that have failed, and that have succeeded."""
+        return len(self._addresses) + len(self._known)
+
     def wait_s(self, address: str, now: float) -> float:
         """How long tokens from this address are refused unchecked, in seconds; 0: they are checked."""
         bucket = self._addresses.get(address)

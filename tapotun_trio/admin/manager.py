@@ -48,7 +48,7 @@ class AdminManager:
     async def prepare(self, after: AdminConfig | None) -> None:
         """Import the modules that `changing` needs, in a thread: it takes 0.1 s, during which packets would wait."""
         if after is not None and self._server is None:
-            await trio.to_thread.run_sync(_load)
+            await trio.to_thread.run_sync(load_modules)
 
     @contextmanager
     def changing(self, after: AdminConfig | None) -> Iterator[None]:
@@ -190,7 +190,7 @@ class AdminManager:
         return changes
 
 
-def _load() -> None:
+def load_modules() -> None:
     """Import what `_server_for` needs. Blocking."""
     for name in ("access", "events", "server", "api"):
         import_module(f"{__package__}.{name}")

@@ -44,6 +44,11 @@ class AdminServer:
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._unauthenticated) + len(self._authenticated)
+
     async def run(self) -> None:
         """Accept and answer until cancelled or retired. After a bug, or if the listening socket fails, it starts again
         after a growing pause."""

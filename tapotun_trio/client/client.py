@@ -128,6 +128,21 @@ class TunnelClient:
         return self._agreement.transport
 
     @property
+    def download(self) -> Download | WebSocketStream | None:
+        """The newest one, which may be over; None: there was none yet."""
+        return self._download
+
+    @property
+    def upload(self) -> Upload | None:
+        """The newest one over HTTP, which may be over; None: there was none yet, or a WebSocket has replaced it."""
+        return self._upload
+
+    @property
+    def selector(self) -> TransportSelector:
+        """What chooses the transport of the next stream."""
+        return self._selector
+
+    @property
     def desired(self) -> DesiredState | None:
         """The desired state of the host; None: the server has not answered yet."""
         return self._parameters.desired

@@ -47,21 +47,21 @@ Commands: TypeAlias = Mapping[str, Command]
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
     sock.setblocking(False)
-    room, faults = _Room(), Faults()
+    counts, faults = ConnectionCounts(), Faults()
 
     async def serve(connection: Connection) -> None:
-        room.served += 1
+        counts.served += 1
         try:
-            await _serve(connection, commands, log, room, faults)
+            await _serve(connection, commands, log, counts, faults)
         finally:
-            room.served -= 1
+            counts.served -= 1
 
     acceptor = Acceptor(Listener(sock, f"unix:{sock.getsockname()}"), serve, log, label="control socket: ")
     async with trio.open_nursery() as nursery:
         await acceptor.run(nursery)
 
 
-class _Room:
+class ConnectionCounts:
     """The number of connections that are being served, and that wait."""
 
     def __init__(self) -> None:
@@ -80,9 +80,11 @@ class _Room:
             self.served += 1
 
 
-async def _serve(connection: Connection, commands: Commands, log: Log, room: _Room, faults: Faults) -> None:
+async def _serve(
+    connection: Connection, commands: Commands, log: Log, counts: ConnectionCounts, faults: Faults
+) -> None:
     answer = BUSY
-    if room.served <= MAX_CONNECTIONS:
+    if counts.served <= MAX_CONNECTIONS:
         with trio.move_on_after(REQUEST_S) as deadline:
             line = await _read_line(connection)
         if deadline.cancelled_caught:
@@ -90,7 +92,7 @@ async def _serve(connection: Connection, commands: Commands, log: Log, room: _Ro
         if line is None:
             answer = encode_error("the request is too long")
         else:
-            answer = await _answer(line, commands, log, room, faults)
+            answer = await _answer(line, commands, log, counts, faults)
     with trio.move_on_after(ANSWER_S):
         await connection.send_all(answer)
 
@@ -109,7 +111,7 @@ async def _read_line(connection: Connection) -> bytes | None:
     return line
 
 
-async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults: Faults) -> bytes:
+async def _answer(line: bytes, commands: Commands, log: Log, counts: ConnectionCounts, faults: Faults) -> bytes:
     """Run the command. Any failure of it ends here, with an error for the client."""
     try:
         request = decode_request(line)
@@ -117,9 +119,9 @@ async def _answer(line: bytes, commands: Commands, log: Log, room: _Room, faults
         if command is None:
             return encode_error(f"no such command; this process has {', '.join(sorted(commands))}")
         arguments = decode_arguments(request.arguments, command.arguments)
-        if command.waits and room.waiting >= MAX_WAITING:
+        if command.waits and counts.waiting >= MAX_WAITING:
             return BUSY
-        with room.aside() if command.waits else nullcontext():
+        with counts.aside() if command.waits else nullcontext():
             return encode_result(await command.run(arguments))
     except TapotunError as exc:
         return encode_error(str(exc))

@@ -157,6 +157,11 @@ class Sender:
         """Whether a stream is attached."""
         return self.stream is not None
 
+    @property
+    def waiting_controls(self) -> int:
+        """How many control frames wait for the socket to take more, at most MAX_CONTROLS."""
+        return len(self._controls)
+
     def send(self, frames: memoryview | bytes, packets: int) -> None:
         """Send a batch of whole frames, or queue a copy of what the socket does not take now.
 

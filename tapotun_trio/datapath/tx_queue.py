@@ -29,9 +29,10 @@ class TxQueue:
     Attributes:
         batches: what is queued, oldest first: when it was put, number of packets, their frames. The sender looks at it
             to see whether the queue is empty, which costs less than a call.
+        head_offset: how many bytes of the oldest batch have left already.
     """
 
-    __slots__ = ("_bytes", "_codel", "_drops", "_head_offset", "_head_packets", "_max_age_s", "_max_bytes", "batches")
+    __slots__ = ("_bytes", "_codel", "_drops", "_head_packets", "_max_age_s", "_max_bytes", "batches", "head_offset")
 
     def __init__(self, drops: Counter[str], *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
         self._drops = drops
@@ -39,7 +40,7 @@ class TxQueue:
         self._max_age_s = max_age_s
         self._codel = CoDel()
         self.batches: deque[tuple[float, int, bytes]] = deque()
-        self._head_offset = 0  # bytes of the head batch that have left already
+        self.head_offset = 0
         self._head_packets = 0  # packets of the head batch that have left already
         self._bytes = 0
 
@@ -61,7 +62,7 @@ class TxQueue:
         """Queue a copy of a batch. If it does not fit, the oldest batches are dropped."""
         self.expire(now)
         while self.batches and self._bytes + len(frames) > self._max_bytes:
-            self._drop_oldest(DropReason.QUEUE_FULL)
+            self.drop_oldest(DropReason.QUEUE_FULL)
         self.batches.append((now, packets, bytes(frames)))
         self._bytes += len(frames)
 
@@ -83,7 +84,7 @@ class TxQueue:
             # One decision is enough for a whole batch: its packets have waited equally long, and CoDel's next drop is
             # in the future.
             while self.batches and self._codel.should_drop(now - self.batches[0][0], self._bytes, now):
-                self._drop_frame(DropReason.CODEL)
+                self.drop_frame(DropReason.CODEL)
             if not self.batches:
                 break
             count, frames = self._cut(limit_bytes - size, cut=cut, needed=not taken)
@@ -99,12 +100,12 @@ class TxQueue:
     def expire(self, now: float) -> None:
         """Drop what is too old."""
         while self.batches and now - self.batches[0][0] > self._max_age_s:
-            self._drop_oldest(DropReason.QUEUE_AGE)
+            self.drop_oldest(DropReason.QUEUE_AGE)
 
     def _cut(self, limit_bytes: int, *, cut: bool, needed: bool) -> tuple[int, memoryview | bytes]:
         """Take what fits of the head batch; if ``cut``, that may be a part of it. If ``needed``, at least one frame."""
         _, packets, frames = self.batches[0]
-        start, stop, count = self._head_offset, len(frames), packets - self._head_packets
+        start, stop, count = self.head_offset, len(frames), packets - self._head_packets
         if stop - start > limit_bytes and (cut or not needed):
             stop, count = (_frame_end(frames, start), 1) if needed else (start, 0)
             while cut and stop < len(frames) and (end := _frame_end(frames, stop)) - start <= limit_bytes:
@@ -113,23 +114,25 @@ class TxQueue:
         self._remove(stop, count)
         return count, frames if stop - start == len(frames) else memoryview(frames)[start:stop]
 
-    def _drop_frame(self, reason: str) -> None:
-        self._remove(_frame_end(self.batches[0][2], self._head_offset), 1)
+    def drop_frame(self, reason: str) -> None:
+        """Drop the oldest frame. The queue must not be empty."""
+        self._remove(_frame_end(self.batches[0][2], self.head_offset), 1)
         self._drops[reason] += 1
 
-    def _drop_oldest(self, reason: str) -> None:
+    def drop_oldest(self, reason: str) -> None:
+        """Drop what is left of the oldest batch. The queue must not be empty."""
         _, packets, frames = self.batches[0]
         self._drops[reason] += packets - self._head_packets
         self._remove(len(frames), 0)
 
     def _remove(self, stop: int, packets: int) -> None:
         """Remove the head batch up to this offset, which is that many packets."""
-        self._bytes -= stop - self._head_offset
-        self._head_offset = stop
+        self._bytes -= stop - self.head_offset
+        self.head_offset = stop
         self._head_packets += packets
         if stop == len(self.batches[0][2]):
             self.batches.popleft()
-            self._head_offset = self._head_packets = 0
+            self.head_offset = self._head_packets = 0
 
 
 def _frame_end(frames: bytes, at: int) -> int:

@@ -125,7 +125,8 @@ class OwnedName(Protocol):
         """Why another start of this program might not notice the reservation; None: it will notice."""
 
     def require_free(self) -> None:
-        """Call before opening the device. Raises HostError if another program has created an interface of that name."""
+        """Call before opening the device. Raises HostError if another program has created an interface of that name;
+        ShortageError if this machine lacks what it takes to find out."""
 
 
 class Host(Protocol):
@@ -135,7 +136,8 @@ class Host(Protocol):
         """Reserve an interface's name in this network namespace until exit. To be called before anything else is done
         for the interface. Waits a moment for a process that is just releasing the name.
 
-        Raises HostError if another process runs such an interface, or if an interface of that name exists. Cancel-safe.
+        Raises HostError if another process runs such an interface, or if an interface of that name exists;
+        ShortageError if this machine lacks what it takes to find out. Cancel-safe.
         """
 
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:

@@ -32,7 +32,7 @@ from typing import Final, Self
 import msgspec
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, ShortageError, shortage_of
 from ..text import one_line, shorten
 from .process.privileges import CAP_NET_ADMIN
 from .tun import taken_by
@@ -44,10 +44,10 @@ _RETRY_S: Final = 0.05
 ANSWER_S: Final = 0.5  # for the owner's answer; a suspended owner sends none
 # Any process may connect; each connection is handled within one pause. So a full backlog takes 0.32 s, which is less
 # than ANSWER_S, and a process that waits for its answer gets it.
-_BACKLOG: Final = 64
-_PAUSE_S: Final = 0.005
+BACKLOG: Final = 64
+PAUSE_S: Final = 0.005
 
-_PROC: Final = "/proc/{pid}/{name}"
+PROC: Final = "/proc"
 
 _ANSWER_BYTES: Final = 8192
 _COMMAND_CHARS: Final = 200
@@ -100,7 +100,8 @@ class OwnedName:
         self.doubt = doubt
 
     def require_free(self) -> None:
-        """Call before creating the interface. Raises HostError if there already is an interface of that name."""
+        """Call before creating the interface. Raises HostError if there already is an interface of that name;
+        ShortageError if this machine lacks what it takes to find out."""
         if has_link(self._name):
             raise HostError(f"cannot create TUN interface {self._name}: {taken_by(self._name)}")
 
@@ -120,6 +121,7 @@ async def own_name(
 
     Raises:
         HostError: after two seconds another process still has the name, or an interface of that name exists.
+        ShortageError: after two seconds this machine still lacks what it takes to find out whether one exists.
     """
     trusted = {0, os.geteuid()} if trusted is None else trusted
     sock, owned = await _take(name, trusted)
@@ -135,7 +137,7 @@ async def own_name(
 
 def holder_of(name: str) -> Holder | None:
     """The owner of the name; None if there is none, or if it does not listen. Blocks for ANSWER_S at most."""
-    if (found := _connect(name, {0, os.geteuid()})) is None:
+    if (found := connect_to_owner(name, {0, os.geteuid()})) is None:
         return None
     sock, holder = found
     with sock:
@@ -145,19 +147,24 @@ def holder_of(name: str) -> Holder | None:
 
 
 def has_link(name: str) -> bool:
-    """Whether an interface has this name or alternative name. False also if the kernel cannot be asked: creating the
-    interface will report the reason."""
-    # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
-    # modprobe if there is no such interface (net/core/dev_ioctl.c).
-    from .netlink import codec
-    from .netlink.socket import HEADER
+    """Whether an interface has this name or alternative name.
 
+    False also if the kernel does not answer the question at all: creating the interface will report the reason. But
+    raises ShortageError if this machine lacks descriptors or memory at the moment, which says nothing about the name.
+    """
     try:
+        # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
+        # modprobe if there is no such interface (net/core/dev_ioctl.c).
+        from .netlink import codec
+        from .netlink.socket import HEADER
+
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
             sock.send(codec.get_link(name=name))
             # The answer was queued when the send returned, see `netlink.socket`. Its header is enough.
             answer = sock.recv(HEADER.size, socket.MSG_DONTWAIT)
-    except OSError:
+    except (OSError, MemoryError) as exc:
+        if (shortage := shortage_of(exc, f"cannot look for an interface named {name}")) is not None:
+            raise shortage from exc
         return False
     return codec.is_link(answer)
 
@@ -179,16 +186,20 @@ async def _take(name: str, trusted: Collection[int]) -> tuple[socket.socket | No
                         doubt, refusal = await competitor.check(last=last)
                     else:
                         doubt = f"the name {name} cannot be reserved: {exc.strerror or exc}"
-            if refusal is None and has_link(name):
-                refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
-                refusal += "" if doubt is None else f" ({doubt})"
-            if refusal is None:
+            shortage: ShortageError | None = None
+            try:
+                if refusal is None and has_link(name):
+                    refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
+                    refusal += "" if doubt is None else f" ({doubt})"
+            except ShortageError as exc:
+                shortage = exc.without_traceback()
+            if refusal is None and shortage is None:
                 if sock is not None:
                     undo.pop_all()
                     competitor.close()
                 return sock, OwnedName(name, doubt)
             if last:
-                raise HostError(refusal)
+                raise shortage or HostError(refusal)
             await trio.sleep(_RETRY_S)
 
 
@@ -207,8 +218,8 @@ class _Competitor:
         """
         # A suspended owner accepts no connection, and each stays in its backlog: so at most two are made.
         if self._first is None:
-            self._first = found = _connect(self._name, self._trusted)
-        elif last and (found := _connect(self._name, self._trusted)) is not None:
+            self._first = found = connect_to_owner(self._name, self._trusted)
+        elif last and (found := connect_to_owner(self._name, self._trusted)) is not None:
             self.close()
             self._first = found
         else:
@@ -246,22 +257,22 @@ def _listen(name: str) -> socket.socket:
     """Raises OSError."""
     sock = _socket()
     try:
-        sock.bind(_address(name))
-        sock.listen(_BACKLOG)
+        sock.bind(abstract_address(name))
+        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _connect(name: str, trusted: Collection[int]) -> tuple[socket.socket, Holder] | None:
+def connect_to_owner(name: str, trusted: Collection[int]) -> tuple[socket.socket, Holder] | None:
     """A connection to the process that listens, for the caller to close. None: none listens, or its backlog is full."""
     try:
         sock = _socket()
     except OSError:
         return None
     try:
-        sock.connect(_address(name))
+        sock.connect(abstract_address(name))
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
     except OSError:
@@ -284,9 +295,9 @@ def _has_net_admin_for_good(pid: int, uid: int) -> bool:
     if pid <= 0:
         return False
     try:
-        with open(_PROC.format(pid=pid, name="status"), encoding="ascii", errors="replace") as file:
+        with open(f"{PROC}/{pid}/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
-        with open(_PROC.format(pid=pid, name="uid_map"), "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
+        with open(f"{PROC}/{pid}/uid_map", "rb") as theirs, open("/proc/self/uid_map", "rb") as ours:
             same_namespace = theirs.read(_ANSWER_BYTES) == ours.read(_ANSWER_BYTES)
         has_it = bool(int(fields["CapEff"], 16) >> CAP_NET_ADMIN & 1)
         users = {int(user) for user in fields["Uid"].split()}
@@ -310,7 +321,8 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
-def _address(name: str) -> bytes:
+def abstract_address(name: str) -> bytes:
+    """The address of the Unix socket on which the owner of an interface's name listens."""
     return b"\0tapotun-trio/interface/" + os.fsencode(name)
 
 
@@ -329,7 +341,7 @@ def _command_of(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        with open(_PROC.format(pid=pid, name="cmdline"), "rb") as file:
+        with open(f"{PROC}/{pid}/cmdline", "rb") as file:
             return file.read(_ANSWER_BYTES).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
@@ -357,4 +369,4 @@ async def _answer(sock: socket.socket, introduction: bytes, trusted: Collection[
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
                 if _PEER_CREDENTIALS.unpack(credentials)[1] in trusted:
                     connection.send(introduction)
-        await trio.sleep(_PAUSE_S)
+        await trio.sleep(PAUSE_S)

@@ -25,8 +25,8 @@ from .tun import QueueRefusedError, TunDevice, add_queue, open_tun
 # packets are slow and other queues wait. With four bursts per turn eight clients got 6.8 Gbit/s in total, with eight
 # bursts 8 Gbit/s, and still equal shares (Jain's index at least 0.99). The more packets of one client come in
 # succession, the fewer wake-ups all clients need.
-_BURSTS_PER_TURN: Final = 8
-_PACKETS_PER_TURN: Final = 1024
+BURSTS_PER_TURN: Final = 8
+PACKETS_PER_TURN: Final = 1024
 
 
 class TunQueues:
@@ -64,7 +64,7 @@ class TunQueues:
         lengths, more = ready[0].read_burst(into, limit_bytes, most)
         self._bursts += 1
         self._packets += len(lengths)
-        if not more or self._bursts == _BURSTS_PER_TURN or self._packets >= _PACKETS_PER_TURN:
+        if not more or self._bursts == BURSTS_PER_TURN or self._packets >= PACKETS_PER_TURN:
             ready.popleft()
             self._bursts = self._packets = 0
             if more:

@@ -67,10 +67,10 @@ class Acceptor:
                 self._count_fault(f"connection on {self.listener.name} not accepted", exc)
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            nursery.start_soon(self._serve, connection)
+            nursery.start_soon(self.serve, connection)
 
-    async def _serve(self, connection: Connection) -> None:
-        """Serve one connection, from accept to close."""
+    async def serve(self, connection: Connection) -> None:
+        """Serve one connection, from accept to close. Raises nothing but trio.Cancelled."""
         try:
             try:
                 await self._serve_connection(connection)

@@ -14,18 +14,26 @@ class PendingConnections:
 
     They cannot keep an honest client out: its request head comes at once, and the oldest silent connection is evicted
     for it.
+
+    Attributes:
+        limit: the most connections. After it was lowered, the surplus stays until its connections end.
+        evicted: how many were aborted for a newer one.
     """
 
-    __slots__ = ("_connections", "_limit", "evicted")
+    __slots__ = ("_connections", "evicted", "limit")
 
     def __init__(self, limit: int = MAX_CONNECTIONS) -> None:
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
-        self._limit = limit
+        self.limit = limit
         self.evicted = 0
+
+    def __len__(self) -> int:
+        """How many are pending now."""
+        return len(self._connections)
 
     def add(self, connection: Connection) -> None:
         """A connection was accepted. May abort the oldest one; the task of that one then ends with PeerError."""
-        if len(self._connections) >= self._limit:
+        if len(self._connections) >= self.limit:
             oldest = next(iter(self._connections))
             del self._connections[oldest]
             self.evicted += 1

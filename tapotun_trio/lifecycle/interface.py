@@ -26,7 +26,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import trio
 
@@ -120,13 +120,13 @@ async def run_client(
         task_status.started()
         desired = await client.wait_for_parameters()
 
-        with host.open_device(config.name) as device:
+        with ExitStack() as stack:
+            device = stack.enter_context(host.open_device(config.name))
+            (queue,) = device.queues
+            writer = DeviceWriter(queue, client.counters.drops)
+            reconciler = Reconciler(host, device.name, log, client.guard)
+            stack.enter_context(client.guard.rechecking(reconciler.recheck))
             async with trio.open_nursery() as device_nursery:
-                (queue,) = device.queues
-                writer = DeviceWriter(queue, client.counters.drops)
-                reconciler = Reconciler(host, device.name, log, client.guard)
-                client.guard.look = reconciler.recheck
-
                 await device_nursery.start(reconciler.run, desired)
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)

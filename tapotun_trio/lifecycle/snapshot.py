@@ -10,20 +10,14 @@ from collections.abc import Iterable
 import msgspec
 
 from ..config.model import ServerConfig
-from ..cooperative import Steps, run_now
+from ..cooperative import Steps
 from ..peer.boottime import wall_time
 from ..status.model import InterfaceState, InterfaceStatus
 from .registry import Record
 
 
-def snapshot(records: Iterable[Record]) -> list[InterfaceStatus]:
-    """The status of each interface, at this moment."""
-    return run_now(snapshot_in_steps(records))
-
-
 def snapshot_in_steps(records: Iterable[Record]) -> Steps[list[InterfaceStatus]]:
-    """As `snapshot`, in steps between which other tasks run. Each interface's status is from the step that reaches
-    it."""
+    """The status of each interface, in steps between which other tasks run: as it is in the step that reaches it."""
     found: list[InterfaceStatus] = []
     for record in records:
         common, tunnel = _common(record), record.tunnel

@@ -7,20 +7,18 @@ from ipaddress import IPv4Interface, IPv4Network
 from typing import Final
 
 from ..config.model import AllowedClient, Mark, ServerConfig
-from ..cooperative import PART, Steps, run_now
+from ..cooperative import PART, Steps
 from ..host.items import Address, DesiredState, Item, Route, Rule
 from ..wire.tunconf import TunConf
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
-def desired_for_server(config: ServerConfig) -> DesiredState:
-    """The addresses, the routes to networks behind clients that the connected network does not cover, and the mark."""
-    return run_now(desired_for_server_in_steps(config))
-
-
 def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
-    """As `desired_for_server`, in steps between which other tasks run: a server may have thousands of clients."""
+    """The addresses, the routes to networks behind clients that the connected network does not cover, and the mark.
+
+    In steps between which other tasks run: a server may have thousands of clients.
+    """
     own = config.net.network
     first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
     items: list[Item] = [Address(config.net)]

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -29,13 +29,21 @@ CHECK_S: Final = 2.0
 _LINES: Final = 5  # log lines about the conflicts of one decision
 _UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
+Recheck: TypeAlias = Callable[[bool], Awaitable[None]]
+"""Makes the reconciler decide again; with a false argument, only if something is amiss. Raises HostError."""
+
+
+async def _nothing_to_recheck(_thorough: bool) -> None:
+    """Without an interface no route is ours."""
+
 
 class TransportGuard:
     """The guard of one client interface.
 
+    It exists before the interface does, since the interface's parameters come over the first connection. `rechecking`
+    connects it to the interface's reconciler.
+
     Attributes:
-        look: makes the reconciler decide again; with a false argument, only if something is amiss.
-            None: there is no interface.
         conflicts: the routes that would lead the transport into the tunnel, by the newest decision.
     """
 
@@ -43,7 +51,7 @@ class TransportGuard:
         """``mark``: the fwmark of the transport's sockets."""
         self._mark = mark
         self._log = log
-        self.look: Callable[[bool], Awaitable[None]] | None = None
+        self._recheck: Recheck = _nothing_to_recheck
         self.conflicts: tuple[Conflict, ...] = ()
         self._trying: Counter[IPv4Address] = Counter()
         self._connections: list[Connection] = []
@@ -97,6 +105,15 @@ class TransportGuard:
 
     # -- when to decide again
 
+    @contextmanager
+    def rechecking(self, recheck: Recheck) -> Iterator[None]:
+        """Within the block the interface exists, and ``recheck`` is called when its reconciler has to decide again."""
+        self._recheck = recheck
+        try:
+            yield
+        finally:
+            self._recheck = _nothing_to_recheck
+
     async def run(self) -> None:
         """Request a new decision after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
         while True:
@@ -133,10 +150,8 @@ class TransportGuard:
             self.mark_dirty()
 
     async def _look(self, *, thorough: bool) -> None:
-        if self.look is None:
-            return
         try:
-            await self.look(thorough)
+            await self._recheck(thorough)
         except HostError as exc:
             self._log_line("look", logging.WARNING, f"cannot keep the tunnel's own connections out of it now: {exc}")
 

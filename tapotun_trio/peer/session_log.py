@@ -9,7 +9,7 @@ import trio
 from ..datapath.counters import Counters
 from ..datapath.rtt import RoundTrip
 from ..log import Log, flap_damped
-from ..status.render import ago
+from ..status.duration import ago
 from .boottime import BootTime, boottime, wall_time
 
 

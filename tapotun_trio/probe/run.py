@@ -50,7 +50,7 @@ def probe(arguments: Namespace) -> int:
     measured = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
     began = time.monotonic()
     try:
-        stopped_by = trio.run(_measure, config, limit_s, measured)
+        stopped_by = trio.run(measure_until_stopped, config, limit_s, measured)
     except* HostError as group:
         failures = [str(exc) for exc in leaves(group)]
     else:
@@ -71,7 +71,7 @@ def _misused(text: str) -> int:
     return exit_codes.USAGE
 
 
-async def _measure(config: ClientConfig, idle_limit_s: float, measured: Measured) -> int | None:
+async def measure_until_stopped(config: ClientConfig, idle_limit_s: float, measured: Measured) -> int | None:
     """Measure until done, until the time is up, or until a signal, whose number is returned."""
     stopped_by: int | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import trio
@@ -101,7 +100,7 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
     if not session.replaced_by_another(hello):
         return b""
     text = "another machine uses this client's token; its newer session wins"
-    session.takeovers.log(session.log, logging.WARNING, trio.current_time(), text)
+    session.client_log.taken_over(text)
     return control.bye(f"{control.REPLACED}another machine uses this token") if hello.extended else b""
 
 
@@ -114,7 +113,7 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
     reader = FrameReader(await exchange.accept_upload(), control=extended)
-    upload = _Upload(session, seen)
+    upload = Upload(session, seen)
     receiver = upload.receiver(exchange.connection, reader)
     with session.uploading(receiver) as older, receiver.running():
         upload.older = older if extended else None
@@ -143,7 +142,7 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
     duplex = DuplexStream(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:
-        upload = _Upload(session)
+        upload = Upload(session)
         receiver = upload.receiver(exchange.connection, reader)
         with session.uploading(receiver) as upload.older, receiver.running():
             await duplex.receive(receiver, reader.prime(exchange.leftover))
@@ -153,7 +152,7 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
         await duplex.run(receive, shutdown=shutdown, farewell=lambda: _farewell(session, hello))
 
 
-class _Upload:
+class Upload:
     """Passes what an upload, or the receiving half of a WebSocket, receives on to its session.
 
     Attributes:

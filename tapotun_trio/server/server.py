@@ -132,6 +132,11 @@ class TunnelServer:
         """The open endpoints."""
         return self.registration.endpoints
 
+    @property
+    def cached_verdicts(self) -> int:
+        """How many pairs of addresses have a cached verdict, at most CACHE_ENTRIES."""
+        return len(self._verdicts)
+
     # -- see lifecycle.tunnel.Tunnel
 
     interface_state: Final[InterfaceState] = "up"  # once it has started it can be reached
@@ -267,7 +272,7 @@ class TunnelServer:
             return
         if method not in ("GET", "PUT"):
             text = f"{name} refused: method {method[:20]}"
-            session.refusal_log.log(session.log, logging.WARNING, trio.current_time(), text)
+            session.client_log.refused(text)
             await self._refuse(exchange, 405, RefusalReason.BAD_METHOD, (("Allow", "GET, PUT"),))
             return
         websocket = exchange.head.asks_for_websocket and ClientHello.of(exchange.head.headers).may_use_websocket
@@ -293,7 +298,7 @@ class TunnelServer:
             is_request, reason, ending, level = _describe_failure(group)
             counter = self.refusals if is_request else session.counters.ends
             counter[reason] += 1
-            session.endings.log(session.log, level, trio.current_time(), f"{stream} from {name} ended: {ending}")
+            session.client_log.stream_ended(level, f"{stream} from {name} ended: {ending}")
         except* HostError:
             raise
         except* Exception as group:  # noqa: BLE001 - logged with its traceback, counted, answered

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from ipaddress import IPv4Interface
 from typing import Final, NamedTuple
-
-import trio
 
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
@@ -21,7 +16,7 @@ from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEE
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
-from ..log import FLAPPING_S, RateLimitedLog, client_logger, flap_damped
+from ..log import Log, client_logger
 from ..netconf.desired import pushed_routes
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
@@ -39,6 +34,7 @@ from ..wire.frames import (
 )
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
+from .client_log import ClientLog
 
 # The limit of cached verdicts for one sender. If a client scans the address space, its cache is emptied again and
 # again, which does no other harm.
@@ -49,10 +45,6 @@ MAX_UPLOADS: Final = 4
 MAX_DOWNLOADS: Final = 4
 # A deployed client pings an idle upload after 55 s. An upload that is silent for this long is dead.
 BASE_UPLOAD_SILENCE_S: Final = 90.0
-# After this many early exits within this time, a warning names the option `peers`. A service manager restarts a client
-# within seconds, so one that exits because of `peers` comes back that often.
-EARLY_EXITS: Final = 3
-EARLY_EXITS_WITHIN_S: Final = 90.0
 
 
 class ClientHello:
@@ -158,7 +150,7 @@ class Session:
         """``index``: where the session is, or will be, in ``table.sessions``."""
         self.index = index
         self.client = client
-        self.log = client_logger(config.name, client.name)
+        self.client_log = ClientLog(config.name, client.name)
         self.counters = Counters()
         self.sender = Sender(self.counters)
         self.rtt = RoundTrip()
@@ -167,7 +159,7 @@ class Session:
         self.removed = False  # the config no longer has it: packets that its client still sends are dropped
         self._session_log = SessionLog(self.counters, self.rtt)
         self.uploads: list[Receiver] = []
-        self._downloads: list[Connection] = []
+        self.downloads: list[Connection] = []
         self.transport: Transport | None = None  # the transport of the newest download; None: there was none yet
         self._config = config
         self._parameters = ClientParameters(config, client)
@@ -178,6 +170,11 @@ class Session:
         self._verdicts: dict[bytes, Session | bool] = {}
 
     @property
+    def log(self) -> Log:
+        """For lines that need no rate limit."""
+        return self.client_log.plain
+
+    @property
     def tun_conf(self) -> str:
         """The value of x-tun-conf in the answer to a download."""
         return self._parameters.tun_conf
@@ -186,37 +183,6 @@ class Session:
     def params(self) -> bytes:
         """The payload of PARAMS."""
         return self._parameters.params
-
-    # Each log is created with its first line: most of thousands of clients never log one.
-
-    @cached_property
-    def goodbyes(self) -> RateLimitedLog:
-        return RateLimitedLog()
-
-    @cached_property
-    def takeovers(self) -> RateLimitedLog:
-        return RateLimitedLog()
-
-    @cached_property
-    def refusal_log(self) -> RateLimitedLog:
-        return RateLimitedLog()
-
-    @cached_property
-    def endings(self) -> RateLimitedLog:
-        return flap_damped()
-
-    @cached_property
-    def _arrivals(self) -> RateLimitedLog:
-        return flap_damped()
-
-    @cached_property
-    def _early_exits(self) -> deque[float]:
-        """When a base client left right after the answer to its download."""
-        return deque(maxlen=EARLY_EXITS)
-
-    @cached_property
-    def _hints(self) -> RateLimitedLog:
-        return RateLimitedLog(FLAPPING_S)
 
     def download_began(self, hello: ClientHello, name: str, transport: Transport) -> None:
         """A download begins. From now on ``hello`` describes the client; uploads of another machine end.
@@ -230,7 +196,7 @@ class Session:
         if continues and self.transport == transport:  # a rotation
             self.log.debug("%s", text)
         else:
-            self._arrivals.log(self.log, logging.INFO, trio.current_time(), text)
+            self.client_log.connected(text)
         if before is not None and before.session_id != hello.session_id:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
@@ -262,7 +228,7 @@ class Session:
         if parameters is None:
             return None
         if client.name != name:
-            self.log = client_logger(config.name, client.name)
+            self.client_log.plain = client_logger(config.name, client.name)
         before, self._parameters = self._parameters, parameters
         return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
 
@@ -286,9 +252,9 @@ class Session:
 
     def stream_ended(self, reason: str) -> None:
         """A stream has ended for ``reason``. After the last one, one log line sums up the session."""
-        if not self._downloads:
+        if not self.downloads:
             self.peer_info.mark_disconnected()  # also for a download that failed before `downloading`
-        if not self._downloads and not self.uploads:
+        if not self.downloads and not self.uploads:
             self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
@@ -334,16 +300,21 @@ class Session:
 
         If there are more than MAX_DOWNLOADS, the oldest is aborted; its task then ends with PeerError.
         """
-        if len(self._downloads) >= MAX_DOWNLOADS:
-            self._downloads.pop(0).abort()
-        self._downloads.append(connection)
+        if len(self.downloads) >= MAX_DOWNLOADS:
+            self.downloads.pop(0).abort()
+        self.downloads.append(connection)
         try:
             yield
         finally:
-            if connection in self._downloads:
-                self._downloads.remove(connection)
-            if not self._downloads:
+            if connection in self.downloads:
+                self.downloads.remove(connection)
+            if not self.downloads:
                 self.peer_info.mark_disconnected()
+
+    @property
+    def cached_verdicts(self) -> int:
+        """How many pairs of addresses have a cached verdict, at most CACHE_ENTRIES."""
+        return len(self._verdicts)
 
     @property
     def state(self) -> PeerState:
@@ -357,16 +328,8 @@ class Session:
         return self.disconnect_reason is not None and not self.sender.streaming
 
     def left_early(self) -> None:
-        """A base client left right after the answer to its download. If that repeats, warn about `peers`."""
-        now = trio.current_time()
-        self._early_exits.append(now)
-        if len(self._early_exits) == EARLY_EXITS and now - self._early_exits[0] <= EARLY_EXITS_WITHIN_S:
-            peers = self._config.peers
-            text = (
-                f"the client left within a second of its download's answer, {EARLY_EXITS} times: a deployed client"
-                f' exits if x-tun-conf is not of its generation; this interface has "peers": {peers}, try {3 - peers}'
-            )
-            self._hints.log(self.log, logging.WARNING, now, text)
+        """A base client left right after the answer to its download. If that repeats, a warning names `peers`."""
+        self.client_log.left_early(self._config.peers)
 
     def disconnect(self, reason: str, *, uploads: bool = True) -> bool:
         """End the client's streams and say why in a BYE. The client may connect again. Returns whether it had streams.
@@ -416,7 +379,7 @@ class Session:
             self.peer_info.agent = control.agent_payload(payload)
         elif kind == control.BYE:
             text = f"the client ends the session: {control.bye_reason(payload)}"
-            self.goodbyes.log(self.log, logging.INFO, trio.current_time(), text)
+            self.client_log.goodbye(text)
 
     def forward(
         self,

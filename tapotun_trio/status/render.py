@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from ..text import one_line, shorten
+from .duration import ago
 from .model import InterfaceStatus, PeerStatus, ProcessStatus, TransportConflictStatus
 
 WIDTH: Final = 80
@@ -226,21 +227,6 @@ def _scaled(value: float, base: int, units: tuple[str, ...], *, whole: bool) -> 
         return f"{value:.0f} {units[0]}"
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f} {units[at]}"
-
-
-def ago(then: datetime, now: datetime) -> str:
-    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
-    seconds = max(int((now - then).total_seconds()), 0)
-    parts: list[str] = []
-    for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, seconds = divmod(seconds, length)
-        if parts and not number:
-            break
-        if number:
-            parts.append(f"{number} {name}")
-        if len(parts) == 2:
-            break
-    return " ".join(parts) or "0 s"
 
 
 def columns(text: str) -> int:

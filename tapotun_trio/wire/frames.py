@@ -166,7 +166,6 @@ class FrameReader:
         self._failure: PeerError | None = None
         # Frames to skip before the next look for a block, and how many they were after the last failure: see `_block`.
         self._skips_left = self._skips = 0
-        self.pings = 0
         self.control = control
         self.controls: list[tuple[int, bytes]] = []
         self.leftover = b""
@@ -237,7 +236,6 @@ class FrameReader:
                         head = after
                         continue
                 elif length == 0:
-                    self.pings += 1
                     head += LENGTH_BYTES
                     continue
                 else:

@@ -44,9 +44,11 @@ def nginx(upstream: int, version: str = "1.1") -> Iterator[int]:
     """Run nginx in front of a local port, speaking HTTP 1.0 (its default) or 1.1 to it; gives its port."""
     if NGINX is None:
         raise FileNotFoundError("nginx")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="basepeer-nginx-") as folder:
+    # Bound here and not listening, so that no other process gets the port. nginx sets SO_REUSEADDR, too.
+    with socket.socket() as reserved, tempfile.TemporaryDirectory(prefix="basepeer-nginx-") as folder:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port: int = reserved.getsockname()[1]
         config = Path(folder, "nginx.conf")
         config.write_text(_CONFIG.format(dir=folder, port=port, upstream=upstream, version=version))
         command = [NGINX, "-p", folder, "-e", f"{folder}/error.log", "-c", str(config)]

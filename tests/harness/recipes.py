@@ -74,7 +74,7 @@ class Proxy(ABC):
     # What differs
 
     @abstractmethod
-    def _argv(self) -> Sequence[str | Path]:
+    def argv(self) -> Sequence[str | Path]:
         """The command that runs it in the foreground, as Debian's unit runs it."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class Proxy(ABC):
 
     def start(self) -> None:
         """Start it, and wait until it listens. Raises ProcessError or WaitError, with its log."""
-        self.process = self.host.start(self._argv(), name=self.name, env={"HOME": str(self.directory)})
+        self.process = self.host.start(self.argv(), name=self.name, env={"HOME": str(self.directory)})
         self.host.wait_for_listener(443, START_S, by=self.process)
         self.wait_until_answering()
 
@@ -163,7 +163,7 @@ class Nginx(Proxy):
     log_directory = "/var/log/nginx"
     state_directory = "/var/lib/nginx"
 
-    def _argv(self) -> Sequence[str | Path]:
+    def argv(self) -> Sequence[str | Path]:
         return ["nginx", "-c", self.config, "-g", "daemon off;"]
 
     def _reload(self) -> None:
@@ -177,7 +177,7 @@ class Caddy(Proxy):
     file = "Caddyfile"
     stop_timeout_s = 5.0  # it waits for its streams' ends, and Debian's unit does not wait longer for it
 
-    def _argv(self) -> Sequence[str | Path]:
+    def argv(self) -> Sequence[str | Path]:
         return ["caddy", "run", "--config", self.config, "--adapter", "caddyfile"]
 
     def _reload(self) -> None:
@@ -190,7 +190,7 @@ class HAProxy(Proxy):
     name = "haproxy"
     file = "haproxy.cfg"
 
-    def _argv(self) -> Sequence[str | Path]:
+    def argv(self) -> Sequence[str | Path]:
         return ["haproxy", "-W", "-db", "-f", self.config]
 
     def _reload(self) -> None:
@@ -205,7 +205,7 @@ class Apache(Proxy):
     log_directory = "/var/log/apache2"
     run_directory = "/run/apache2"
 
-    def _argv(self) -> Sequence[str | Path]:
+    def argv(self) -> Sequence[str | Path]:
         return ["apache2", "-f", self.config, "-DFOREGROUND"]
 
     def _reload(self) -> None:

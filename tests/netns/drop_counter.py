@@ -24,7 +24,7 @@ dropped = 0
 def counting(drop):
     def drop_and_count(queue, *args):
         global dropped
-        batch, at = queue.batches[0][2], queue._head_offset
+        batch, at = queue.batches[0][2], queue.head_offset
         while at < len(batch):
             if batch[at + 23] == 17 and batch[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big"):
                 dropped += 1
@@ -35,8 +35,8 @@ def counting(drop):
     return drop_and_count
 
 
-drop_frame = TxQueue._drop_frame
-TxQueue._drop_frame, TxQueue._drop_oldest = counting(drop_frame), counting(TxQueue._drop_oldest)
+drop_frame = TxQueue.drop_frame
+TxQueue.drop_frame, TxQueue.drop_oldest = counting(drop_frame), counting(TxQueue.drop_oldest)
 atexit.register(lambda: print("dropped on purpose:", dropped))
 """
 """The sitecustomize module of such a daemon, for `injection`. A quick machine drops nothing for days, so

@@ -29,6 +29,7 @@ from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import open_tun
 from tests.harness import Host, Lab, Process, ping, tapotun, wait_for_ping, wait_until
 
+from ..descriptors import descriptors_left
 from .fresh_namespace import in_fresh_namespace, ip
 from .test_host_netlink import address, marked, route
 
@@ -177,17 +178,17 @@ async def test_a_thousand_unrelated_routes_are_no_change(filtered: bool) -> None
     """With the filter they do not even wake us; where there is none, they are looked at and left."""
     with pytest.MonkeyPatch.context() as patch:
         if not filtered:
-            patch.setattr(module, "_attach_filter", refuse)
+            patch.setattr(module, "attach_filter", refuse)
         heard = 0
-        receive = module._Notifications.receive
+        receive = module.Notifications.receive
 
-        async def counted(self: module._Notifications) -> Iterator[tuple[int, int, memoryview]] | None:
+        async def counted(self: module.Notifications) -> Iterator[tuple[int, int, memoryview]] | None:
             nonlocal heard
             messages = await receive(self)
             heard += 1
             return messages
 
-        patch.setattr(module._Notifications, "receive", counted)
+        patch.setattr(module.Notifications, "receive", counted)
         async with on_eth0() as changes:
             await assert_silence(changes)
             heard = 0
@@ -217,7 +218,7 @@ async def ip_batch(family: str, lines: list[str]) -> None:
 @in_fresh_namespace
 async def test_what_did_not_fit_is_read_anew() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_RECEIVE_BUFFER_BYTES", 4096)
+        patch.setattr(module, "RECEIVE_BUFFER_BYTES", 4096)
         async with on_eth0() as changes:
             # The loop stands still meanwhile, as everything here is blocking.
             for number in range(20):
@@ -366,11 +367,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
 
 @in_fresh_namespace
 async def test_no_socket_is_a_host_error() -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_join", full)
+    with descriptors_left(0):
         for opening in (open_changes(()), open_link("lo")):
             with pytest.raises(HostError, match=r"cannot watch for changes .*: Too many open files"):
                 async with opening:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +18,7 @@ from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, VNET_HEADER_BYTES, add_queue, open_tun
 from tapotun_trio.host.tun_queues import TunQueues, open_tun_queues
 
+from ..descriptors import descriptors_left
 from .fresh_namespace import in_fresh_namespace, ip
 from .test_host_tun import HERE, THERE, open_fds, udp_frame
 
@@ -79,11 +77,6 @@ def queues_of_tun0() -> int:
     return int(info["numqueues"]) if info["multi_queue"] else 1
 
 
-def free_fds() -> Iterator[int]:
-    """In the order in which they are given away."""
-    return (fd for fd in itertools.count() if not os.path.lexists(f"/proc/self/fd/{fd}"))
-
-
 @in_fresh_namespace
 async def test_a_flow_comes_back_through_the_queue_that_it_is_written_to() -> None:
     with configured() as device, flows(device) as sockets:
@@ -112,9 +105,9 @@ async def test_one_reader_gets_everything_of_all() -> None:
 @in_fresh_namespace
 async def test_nobody_waits_longer_than_the_others_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two flood and one does not: it comes in the round after the present one, and a turn is bounded both ways."""
-    monkeypatch.setattr(tun_queues, "_BURSTS_PER_TURN", 2)
+    monkeypatch.setattr(tun_queues, "BURSTS_PER_TURN", 2)
     for packets_per_turn, turn in ((1000, 2), (15, 1)):
-        monkeypatch.setattr(tun_queues, "_PACKETS_PER_TURN", packets_per_turn)
+        monkeypatch.setattr(tun_queues, "PACKETS_PER_TURN", packets_per_turn)
         with configured() as device, flows(device) as (one, quiet, two):
             for _ in range(200):
                 one.send(b"x")
@@ -212,11 +205,8 @@ async def test_closing_wakes_the_task_that_waits() -> None:
 async def test_without_a_descriptor_left_nothing_stays(left: int) -> None:
     """One for each queue, and one more to watch them."""
     before = open_fds()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as stack:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free_fds(), left, None)), hard))
-        with pytest.raises(HostError, match="Too many open files"), open_tun_queues("tun0", COUNT):
+    with descriptors_left(left), pytest.raises(HostError, match="Too many open files"):
+        with open_tun_queues("tun0", COUNT):
             pass
     assert open_fds() == before
     assert [link["ifname"] for link in ip("link", "show")] == ["lo"]

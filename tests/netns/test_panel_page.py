@@ -7,7 +7,8 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio.status.render import ago, rate, size
+from tapotun_trio.status.duration import ago
+from tapotun_trio.status.render import rate, size
 from tests.harness import Lab, wait_until
 
 from .panels import DESKTOP, PATIENCE_S, PHONE, station

@@ -313,7 +313,7 @@ def test_tls_and_addresses(lab: Lab) -> None:
 def _restart_expired(proxy: Proxy) -> None:
     """It listens; nobody who checks its certificate gets an answer."""
     proxy.stop()
-    proxy.process = proxy.host.start(proxy._argv(), name=proxy.name, env={"HOME": str(proxy.directory)})
+    proxy.process = proxy.host.start(proxy.argv(), name=proxy.name, env={"HOME": str(proxy.directory)})
     proxy.host.wait_for_listener(443, by=proxy.process)
 
 

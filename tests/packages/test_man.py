@@ -50,8 +50,8 @@ def test_groff_and_mandoc_have_nothing_to_say(pages: Path, page: str) -> None:
 def test_every_verb_option_and_exit_code_is_there(pages: Path) -> None:
     text = shown(pages / "tapotun.8")
     sections = re.split(r"(?m)^   (?=\S)", text)
-    assert len(verbs(cli._parser())) > 10
-    for verb in verbs(cli._parser()):
+    assert len(verbs(cli.build_parser())) > 10
+    for verb in verbs(cli.build_parser()):
         (section,) = [it for it in sections if it.split(maxsplit=1)[0] == verb.name]
         for argument in (*verb.options, *verb.positionals):
             if "--help" not in argument.flags:

@@ -21,6 +21,7 @@ from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.host.net.listen import Listener
 from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.http.server import Exchange
 from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.log import add_handler, process_logger, remove_handler
 from tapotun_trio.peer.boottime import boottime
@@ -85,13 +86,15 @@ class World:
         process = Process("hub", "/etc/tapotun/hub.json", boottime())
         self.access = Access(token)
         pages = {"/": PAGE, "/panel.js": Page(b"'use strict'", "text/javascript; charset=utf-8", '"2"')}
-        self.server = AdminServer(
-            self.listener,
-            lambda on_authenticated: AdminApi(
-                self.access, pages, self.events, process, self.registry, self._reload, on_authenticated
-            ),
-            process_logger(),
-        )
+        self.apis: list[AdminApi] = []
+
+        def make_api(on_authenticated: Callable[[Exchange], None]) -> AdminApi:
+            self.apis.append(
+                AdminApi(self.access, pages, self.events, process, self.registry, self._reload, on_authenticated)
+            )
+            return self.apis[-1]
+
+        self.server = AdminServer(self.listener, make_api, process_logger())
 
     async def _reload(self, dry_run: bool) -> list[str]:
         self.reloads.append(dry_run)

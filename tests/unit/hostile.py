@@ -90,7 +90,7 @@ class Raw:
         """What the server says up to the next empty line, or to the end of the connection."""
         with trio.fail_after(PATIENCE_S):
             while (end := self._read.find(b"\r\n\r\n")) < 0:
-                if not (more := await self._receive()):
+                if not (more := await self.receive()):
                     break
                 self._read += more
         head, self._read = self._read[: end + 4], self._read[end + 4 :]
@@ -104,7 +104,7 @@ class Raw:
     async def exactly(self, n: int) -> bytes:
         with trio.fail_after(PATIENCE_S):
             while len(self._read) < n:
-                more = await self._receive()
+                more = await self.receive()
                 assert more, f"the connection ended after {self._read!r}"
                 self._read += more
         data, self._read = self._read[:n], self._read[n:]
@@ -114,11 +114,11 @@ class Raw:
         """Everything up to the end of the connection, be it a reset."""
         data, self._read = self._read, b""
         with trio.fail_after(PATIENCE_S):
-            while more := await self._receive():
+            while more := await self.receive():
                 data += more
         return data
 
-    async def _receive(self) -> bytes:
+    async def receive(self) -> bytes:
         try:
             return bytes(await self.stream.receive_some(65536))
         except trio.BrokenResourceError:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import random
 import re
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import cycle
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -33,27 +31,38 @@ from tapotun_trio.lifecycle.registry import Record
 
 from ..fakes import MemoryHost
 
-
-def _ports_not_given_out() -> Iterator[int]:
-    """Ports below those that the kernel gives to outgoing connections and to bind(0), again and again."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
-    ports = range(10_000, max(lowest, 20_000))  # 32768 on most machines
-    return cycle(random.Random().sample(ports, len(ports)))  # another order in each process that runs tests
+# More than one test uses at a time. After so many calls the first port comes again.
+_RESERVED: Final = 64
 
 
-_PORTS: Final = _ports_not_given_out()
+def _reserve() -> list[int]:
+    """Ports of sockets that are bound and do not listen.
+
+    The kernel gives such a port to nobody else: neither to bind(0) nor to an outgoing connection, of any process. But
+    another socket may be bound to it and listen, if it has SO_REUSEADDR as well: inet_csk_bind_conflict in
+    net/ipv4/inet_connection_sock.c.
+    """
+    ports = []
+    for _ in range(_RESERVED):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        ports.append(sock.getsockname()[1])
+        sock.detach()  # open until the process ends
+    return ports
+
+
+# Reserved at the import, and not by the first test that needs one: tests count the descriptors that they open.
+_PORTS: Final = cycle(_reserve())
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nothing listens, and which nothing else gets before the test listens there: neither
-    the kernel nor a later call gives it out."""
-    for port in _PORTS:
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):  # something listens there
-                sock.bind(("127.0.0.1", port))
-                return port
-    raise AssertionError("the ports never end")
+    """A port of 127.0.0.1 at which nothing listens, and which no other process gets before the test listens there.
+
+    For a port that has to be known before its server runs: it stands in a config, where 0 is not allowed, or in that of
+    nginx, which does not tell what it got for 0. A server that the test itself opens listens at port 0 and says where.
+    """
+    return next(_PORTS)
 
 
 def allowed(name: str, ip: str, routes: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> AllowedClient:

@@ -122,13 +122,13 @@ async def everything(world: World) -> None:
 
 @contextmanager
 def marking() -> Iterator[None]:
-    serve = acceptor.Acceptor._serve
+    serve = acceptor.Acceptor.serve
 
     async def marked(self: acceptor.Acceptor, connection: Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(acceptor.Acceptor, "_serve", marked):
+    with patch.object(acceptor.Acceptor, "serve", marked):
         yield
 
 
@@ -164,11 +164,11 @@ async def test_a_malformed_handshake_is_a_400(
     assert errors_in(caplog) == []
 
 
-@pytest.mark.parametrize("step", ["wrap_server_stream", "_send_updates"])
+@pytest.mark.parametrize("step", ["wrap_server_stream", "encode_events"])
 async def test_a_500_before_the_handshakes_answer_and_none_behind_it(
     step: str, autojump_clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def bug(*_: object, **__: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(live, step, bug)
@@ -185,10 +185,12 @@ async def test_a_500_before_the_handshakes_answer_and_none_behind_it(
 async def test_every_step_of_the_control_socket(when: When, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reached: set[str] = set()
     request = encode_request("echo", StatusArguments(["a"]))
-    not_steps = {"server.serve_control", "_Room.__init__", "LineReader.__init__"}
+    not_steps = {"server.serve_control", "ConnectionCounts.__init__", "LineReader.__init__"}
     _of_mallory.set(True)  # whoever asks
     async with served(tmp_path) as path:
-        for step in steps_of((control_server, control_server._Room, protocol, protocol.LineReader), not_steps):
+        for step in steps_of(
+            (control_server, control_server.ConnectionCounts, protocol, protocol.LineReader), not_steps
+        ):
             with step.broken(when) as hits:
                 for data in (request, b"nonsense\n", b"x" * 20_000, b'{"command":"refuse"}\n'):
                     with suppress(trio.BrokenResourceError):

@@ -220,13 +220,13 @@ async def test_a_bug_in_a_request_is_a_500_and_its_own(
 async def test_a_bug_in_a_websocket_is_its_own(
     autojump_clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def bug(*_: object) -> None:
+    def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tapotun_trio.admin.live._send_updates", bug)
     handshake = f"Authorization: {BEARER['authorization']}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     async with opened() as world:
+        monkeypatch.setattr(world.events, "since", bug)
         data = f"GET /api/live HTTP/1.1\r\nHost: h\r\n{handshake}{key}".encode()
         assert await status_of(world, data) in (0, 101)
         assert (await world.ask("GET", "/healthz")).status == 200
@@ -299,7 +299,6 @@ async def test_who_goes_half_way_leaves_nothing(
 ) -> None:
     """Cut at every byte: no task, no connection, no place."""
     async with opened() as world:
-        api = world.server._api
         await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
         for end in range(len(data) + 1):
@@ -313,8 +312,7 @@ async def test_who_goes_half_way_leaves_nothing(
                 client.connection.close()
             await trio.sleep(IDLE_S + 2 * ANSWER_S)
             assert trio.lowlevel.current_statistics().tasks_living == tasks, data[:end]
-            assert not world.server._unauthenticated._connections
-            assert not world.server._authenticated._connections
-            assert api._live == 0
+            assert world.server.connections == 0
+            assert [api.live for api in world.apis] == [0]
         assert (await world.ask("GET", "/healthz")).status == 200
     assert errors_in(caplog) == []

@@ -131,7 +131,7 @@ async def test_by_a_session(autojump_clock: Clock) -> None:
         browser = await world.browser()
         async with panel(world, {"cookie": browser.cookie, "origin": ORIGIN}) as it:
             await it.message_of("status")
-            world.access._sessions[next(iter(world.access._sessions))].until = trio.current_time()
+            world.access.sessions[0].until = trio.current_time()
             assert await it.closed() == 1008
         assert SESSION_S == 12 * 3600
 

@@ -296,13 +296,13 @@ async def test_the_logs_level_changes() -> None:
 async def test_a_reload_that_adds_it_loads_it_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes 0.1 s, for which no packet shall wait."""
     threads: list[int] = []
-    load = manager._load
+    load = manager.load_modules
 
     def note() -> None:
         threads.append(threading.get_ident())
         load()
 
-    monkeypatch.setattr(manager, "_load", note)
+    monkeypatch.setattr(manager, "load_modules", note)
     rig = Rig()
     rig.config = replace(rig.config, admin=None)
     async with rig.running():

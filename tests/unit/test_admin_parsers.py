@@ -200,7 +200,7 @@ def test_memory_is_bounded() -> None:
     for number in range(3 * MAX_ADDRESSES):
         limiter.failed(str(number), 0.0)
         limiter.succeeded(str(number))
-    assert len(limiter._addresses) == len(limiter._known) == MAX_ADDRESSES
+    assert len(limiter) == 2 * MAX_ADDRESSES
     assert limiter.wait_s(str(3 * MAX_ADDRESSES - 1), 0.0) == 0
 
 

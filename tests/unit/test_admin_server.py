@@ -19,7 +19,7 @@ import trio.testing
 from tapotun_trio import __version__
 from tapotun_trio.admin import limits
 from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
-from tapotun_trio.admin.api import _joined
+from tapotun_trio.admin.api import join_cooperatively
 from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.handlers import Process, process_status
 from tapotun_trio.errors import HostError
@@ -213,7 +213,7 @@ async def test_a_session_has_an_end(autojump_clock: trio.testing.MockClock) -> N
 def test_sessions_are_few() -> None:
     access = Access(Secret(TOKEN))
     found = [access.log_in(TOKEN, head(), "a", float(number)) for number in range(MAX_SESSIONS + 1)]
-    assert len(access._sessions) == MAX_SESSIONS
+    assert len(access.sessions) == MAX_SESSIONS
     for identifier, ended in ((found[0], True), (found[1], False), (found[-1], False)):
         request = head(cookie=f"tapotun_session={identifier}")
         if ended:
@@ -222,7 +222,7 @@ def test_sessions_are_few() -> None:
         else:
             assert access.see(request, "a", 100.0).session is not None
     access.log_in(TOKEN, head(), "a", 100.0 + SESSION_S)
-    assert len(access._sessions) == 1
+    assert len(access.sessions) == 1
 
 
 async def test_a_wrong_token_is_told_and_too_many_are_not_looked_at(autojump_clock: trio.testing.MockClock) -> None:
@@ -378,7 +378,7 @@ async def test_metrics_are_made_in_turns_with_the_others(
 
     monkeypatch.setattr("tapotun_trio.admin.api.perf_counter", lambda: now_s)
     monkeypatch.setattr("trio.lowlevel.checkpoint", others)
-    assert await _joined(parts()) == b"x" * 100
+    assert await join_cooperatively(parts()) == b"x" * 100
     assert found == turns
 
 

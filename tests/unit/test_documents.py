@@ -129,7 +129,7 @@ def test_every_verb_and_option_is_documented() -> None:
     parts = re.split(r"(?m)^#{2,3} (.+)\n", text_of(DOCS / "cli.md"))[1:]
     found = dict(zip(parts[::2], parts[1::2], strict=True))
     as_run, while_it_runs = {"server": "run", "client": "run"}, found["While it runs"]
-    for verb in verbs(cli._parser()):
+    for verb in verbs(cli.build_parser()):
         section = found[verb.name] + found[as_run.get(verb.name, verb.name)] + while_it_runs
         for option in verb.options:
             found_here = any(f"`{flag}" in section for flag in option.flags)

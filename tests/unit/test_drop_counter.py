@@ -23,7 +23,7 @@ def packet(protocol: int, port: int) -> bytes:
 BATCH: Final = packet(UDP, PORT) + packet(UDP, PORT + 1) + packet(UDP, PORT) + packet(TCP, PORT)
 
 DROPS: Final = {
-    "one frame, as CoDel does": ("queue.put(batch, 4, 0)\nqueue._drop_frame('')", 1),
+    "one frame, as CoDel does": ("queue.put(batch, 4, 0)\nqueue.drop_frame('')", 1),
     "a batch too old": (f"queue.put(batch, 4, 0)\nqueue.expire({MAX_AGE_S + 1})", 2),
     "the rest of a batch": (f"queue.put(batch, 4, 0)\nqueue.take(0, 2500)\nqueue.expire({MAX_AGE_S + 1})", 1),
     "no room": ("[queue.put(batch * 1000, 4000, 0) for _ in range(4)]", 2000),

@@ -31,7 +31,7 @@ from tapotun_trio.http import server as http_server
 from tapotun_trio.http import websocket as http_websocket
 from tapotun_trio.peer import info, session_log
 from tapotun_trio.routing import router
-from tapotun_trio.server import handlers, server, session
+from tapotun_trio.server import client_log, handlers, server, session
 from tapotun_trio.wire import body, control, frames
 from tapotun_trio.wire import websocket as wire_websocket
 
@@ -62,9 +62,10 @@ STEPS_OF: Final[tuple[type | ModuleType, ...]] = (
     virtual_hosts.Endpoint,
     server.TunnelServer,
     handlers,
-    handlers._Upload,
+    handlers.Upload,
     session.Session,
     session.ClientHello,
+    client_log.ClientLog,
     sender,
     sender.Sender,
     scheduler.SendScheduler,
@@ -124,10 +125,10 @@ REACHED: Final = {
     "handlers.serve_download",
     "handlers.serve_upload",
     "handlers.serve_websocket",
-    "_Upload.receiver",
-    "_Upload._deliver",
-    "_Upload._on_control",
-    "_Upload._acknowledge",
+    "Upload.receiver",
+    "Upload._deliver",
+    "Upload._on_control",
+    "Upload._acknowledge",
     "Sender.serve",
     "Sender.send_control",
     "Sender._work",
@@ -292,7 +293,7 @@ async def gone(siege: Siege, after: str) -> None:
     """Mallory goes, and nothing is left of its streams."""
     mallory = siege.mallory
     siege.withdraw()
-    await until(lambda: mallory.state == "offline" and not mallory._downloads, f"no stream to be left after {after}")
+    await until(lambda: mallory.state == "offline" and not mallory.downloads, f"no stream to be left after {after}")
     await until(lambda: open_fds() <= siege.fds, f"{open_fds()} descriptors to be {siege.fds} again after {after}")
     siege.hub.outbound.clear()
 
@@ -319,13 +320,13 @@ async def assert_well_again(siege: Siege, after: str) -> None:
 @contextmanager
 def marking() -> Iterator[None]:
     """Every connection that comes from here on is mallory's."""
-    serve = acceptor.Acceptor._serve
+    serve = acceptor.Acceptor.serve
 
     async def marked(self: acceptor.Acceptor, connection: sockets.Connection) -> None:
         _of_mallory.set(True)
         await serve(self, connection)
 
-    with patch.object(acceptor.Acceptor, "_serve", marked):
+    with patch.object(acceptor.Acceptor, "serve", marked):
         yield
 
 

@@ -17,12 +17,13 @@ import pytest
 import trio
 
 from tapotun_trio.config.model import ServerConfig, TransportChoice
+from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.errors import HostError
 from tapotun_trio.routing.prefixes import PrefixTable
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 
-from ..fakes import HANG_S, MemoryHost
+from ..fakes import HANG_S, MemoryDevice, MemoryHost
 from ..packets import frame, ipv4
 from .hostile import until
 from .support import allowed, client_config, counting_streams, free_port, running, server_config
@@ -125,10 +126,11 @@ async def reload(it: World, config: ServerConfig) -> TunnelServer:
 
 def introduce(tunnel: TunnelServer) -> None:
     """Each session has a verdict about the next one."""
-    sessions = tunnel.sessions
+    sessions, writer = tunnel.sessions, DeviceWriter(MemoryDevice("hub"), Counter())
     for one, other in zip(sessions, [*sessions[1:], sessions[0]], strict=True):
-        key = one.client.ip.packed + other.client.ip.packed
-        assert one._decide(memoryview(frame(ipv4(str(one.client.ip), str(other.client.ip), b"")))[2:], key, sessions)
+        data = frame(ipv4(str(one.client.ip), str(other.client.ip), b""))
+        one.forward(memoryview(data), [(0, len(data), 1)], writer, sessions)
+        assert one.cached_verdicts == 1
 
 
 async def test_clients_that_a_reload_removes() -> None:

@@ -8,12 +8,13 @@ complains of every other clean end.
 from __future__ import annotations
 
 import gc
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import pytest
 import trio
@@ -23,13 +24,14 @@ from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.datapath import sender as sender_module
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import GENERATION_2_KEEPALIVE, GRACE_S, Sender, break_off, breaking_off
+from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import DISCONNECTED, Record
+from tapotun_trio.server import client_log
 from tapotun_trio.server import handlers as serving_module
-from tapotun_trio.server import session as session_module
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 from tapotun_trio.wire.body import LAST_CHUNK
@@ -174,10 +176,10 @@ async def change_address(server: Server, _: pytest.MonkeyPatch) -> None:
 
 
 async def have_a_bug(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(*_: object) -> None:
+    def take(*_: object, **__: object) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Sender, "_work", work)
+    monkeypatch.setattr(TxQueue, "take", take)
     # Something that needs the download's own task: more than a socket takes.
     hub = await server.host.device("hub")
     for _ in range(200):
@@ -479,7 +481,8 @@ def dead_after_s(stream: trio.SocketStream) -> float:
     """What the server has its kernel do about the other end of this."""
     name = "{}:{}".format(*stream.socket.getsockname())
     [found] = [it for it in gc.get_objects() if isinstance(it, Connection) and it.name == name]
-    return user_timeout_ms(found._sock) / 1000
+    with socket.socket(fileno=os.dup(found.fileno())) as same:
+        return user_timeout_ms(same) / 1000
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["base", "ours"])
@@ -531,7 +534,7 @@ async def test_a_client_of_the_other_generation_is_told_of(
 ) -> None:
     """One line, once it has left at once again and again, however often it comes after that."""
     monkeypatch.setattr(serving_module, "EARLY_EXIT_S", 60.0)  # a busy machine may take a second for it
-    monkeypatch.setattr(session_module, "EARLY_EXITS_WITHIN_S", 600.0)
+    monkeypatch.setattr(client_log, "EARLY_EXITS_WITHIN_S", 600.0)
     async with serving(served) as server:
         for number in range(1, 7):
             client = BaseClient(f"http://127.0.0.1:{server.port}/ip", "test", generation=known, timers=FAST)

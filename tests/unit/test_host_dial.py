@@ -16,7 +16,7 @@ SO_MARK = 36
 @pytest.mark.parametrize("mark", [1, 2**31, 2**32 - 1])
 def test_every_mark_that_a_config_may_hold_can_be_set(mark: int) -> None:
     try:
-        sock = dial._socket(socket.AF_INET, mark)
+        sock = dial.open_transport_socket(socket.AF_INET, mark)
     except HostError as exc:
         pytest.skip(str(exc))
     with sock:
@@ -24,5 +24,5 @@ def test_every_mark_that_a_config_may_hold_can_be_set(mark: int) -> None:
 
 
 def test_without_a_mark() -> None:
-    with dial._socket(socket.AF_INET6, None) as sock:
+    with dial.open_transport_socket(socket.AF_INET6, None) as sock:
         assert not sock.getblocking()

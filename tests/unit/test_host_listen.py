@@ -102,3 +102,18 @@ async def test_a_family_that_the_kernel_does_not_have(monkeypatch: pytest.Monkey
     with pytest.raises(AbsentError, match=r"cannot listen on \[::1\]:1: this machine has no IPv6; switch it on"):
         listen(TcpAddress("::1", 1))
     assert listen(TcpAddress("::1", 1, optional=True)) is None
+
+
+async def test_a_port_that_a_test_was_given_is_nobody_elses() -> None:
+    """Until the test's own server listens there, and while it does."""
+    port = free_port()
+    for _ in range(2):
+        with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        listener = listen(TcpAddress("127.0.0.1", port))
+        assert listener is not None
+        with pytest.raises(HostError, match="the port is in use"):
+            listen(TcpAddress("127.0.0.1", port))
+        listener.close()

@@ -316,7 +316,7 @@ def test_a_socket_is_found_only_when_it_listens(shared: Path) -> None:
 
 async def test_without_proc(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some containers have none."""
-    monkeypatch.setattr("tapotun_trio.host.net.socketfile._by_descriptor", lambda fd: None)
+    monkeypatch.setattr("tapotun_trio.host.net.socketfile.path_by_descriptor", lambda fd: None)
     path = shared / "x.sock"
     leave_stale(path)
     listener = opened(path, 0o606)

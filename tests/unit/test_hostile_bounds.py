@@ -25,6 +25,7 @@ from tapotun_trio.wire.body import LAST_CHUNK, Body, ChunkedBody, CloseBody
 from tapotun_trio.wire.frames import (
     BASE_PING,
     BUFFER_BYTES,
+    HEADER_BYTES,
     STEP_CONTROLS,
     STEP_ITEMS,
     FrameRange,
@@ -71,26 +72,33 @@ class CountingBody:
 
 
 @table(
-    "data body",
-    ("1-byte chunks of pings", b"1\r\n\0\r\n" * (BUFFER_BYTES // 6), ChunkedBody()),
+    "data items body",
+    (
+        "1-byte chunks of pings",
+        b"1\r\n\0\r\n" * (BUFFER_BYTES // 6),
+        BUFFER_BYTES // 6 + BUFFER_BYTES // 12,
+        ChunkedBody(),
+    ),
     (
         "1-byte chunks of a frame",
         b"".join(chunk(b"%c" % byte) for byte in frame(bytes([0x45]) * 30_000)),
+        30_000 + HEADER_BYTES + 1,
         ChunkedBody(),
     ),
-    ("empty control frames", control.encode(control.PING) * (BUFFER_BYTES // 7), CloseBody()),
-    ("base pings", BASE_PING * (BUFFER_BYTES // 2), CloseBody()),
-    ("the smallest frames", frame(bytes([0x45]) * 20) * (BUFFER_BYTES // 34), CloseBody()),
+    ("empty control frames", control.encode(control.PING) * (BUFFER_BYTES // 7), BUFFER_BYTES // 7, CloseBody()),
+    ("base pings", BASE_PING * (BUFFER_BYTES // 2), BUFFER_BYTES // 2, CloseBody()),
+    ("the smallest frames", frame(bytes([0x45]) * 20) * (BUFFER_BYTES // 34), BUFFER_BYTES // 34, CloseBody()),
 )
-def test_a_full_receive_is_taken_in_bounded_steps(data: bytes, body: Body) -> None:
+def test_a_full_receive_is_taken_in_bounded_steps(data: bytes, items: int, body: Body) -> None:
+    """``items``: frames of any kind and chunks in ``data``, of which a step takes STEP_ITEMS at most."""
     counting = CountingBody(body)
     reader = FrameReader(counting, control=True)  # type: ignore[arg-type]
     reader.space()[: len(data)] = data
     received, steps, frames, controls = len(data), 0, 0, 0
     while True:
-        spans, pings = counting.spans, reader.pings
+        spans = counting.spans
         found = number_of(reader.feed(received))
-        assert found + counting.spans - spans + reader.pings - pings <= STEP_ITEMS
+        assert found + counting.spans - spans <= STEP_ITEMS
         assert len(reader.controls) <= STEP_CONTROLS
         frames += found
         controls += len(reader.controls)
@@ -100,8 +108,9 @@ def test_a_full_receive_is_taken_in_bounded_steps(data: bytes, body: Body) -> No
             break
         with pytest.raises(AssertionError):
             reader.space()
-    report(f"{len(data)} bytes in {steps} steps: {frames} frames, {controls} controls, {reader.pings} pings")
+    report(f"{len(data)} bytes in {steps} steps: {frames} frames, {controls} controls")
     assert steps > 5
+    assert items <= steps * STEP_ITEMS
     if data.startswith(control.encode(control.PING)):
         assert controls == BUFFER_BYTES // 7
 
@@ -281,13 +290,13 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
     async with besieged() as siege:
         (await siege.connect(b"GET /ip HTTP/1.1\r\n")).shut()
         await until(lambda: siege.refusals == {"closed": 1}, "the counter")
-        siege.server.endpoints[0].pending._limit = 2
+        siege.server.endpoints[0].pending.limit = 2
         for _ in range(5):
             await siege.connect(b"GET /ip HTTP/1.1\r\n")
         await until(lambda: siege.refusals["evicted"] == 3, "the evictions")
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert siege.refusals == {"closed": 1, "evicted": 3}
-        siege.server.endpoints[0].pending._limit = 256
+        siege.server.endpoints[0].pending.limit = 256
 
 
 @table(
@@ -299,7 +308,7 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
 async def test_refused_ones_that_linger_are_bounded(wire: bytes, status: int) -> None:
     """Each may linger for a second; but with or without a token it stays in the lobby meanwhile."""
     async with besieged() as siege:
-        siege.server.endpoints[0].pending._limit = 16
+        siege.server.endpoints[0].pending.limit = 16
         ours = 100
         for _ in range(ours):
             raw = await siege.connect(wire)

@@ -258,7 +258,7 @@ async def test_strangers_that_are_evicted_in_the_middle_of_their_refusal() -> No
     """Each speaks up just when the next one comes: pushed out between two steps of its refusal, it is over, and that
     is all. (It takes no token to do this to a server.)"""
     async with besieged() as siege:
-        siege.server.endpoints[0].pending._limit = 1
+        siege.server.endpoints[0].pending.limit = 1
         for _ in range(10):
             with ExitStack() as strangers:
                 for _ in range(30):  # blocking: they all wait to be accepted with their request already there
@@ -270,7 +270,7 @@ async def test_strangers_that_are_evicted_in_the_middle_of_their_refusal() -> No
 async def test_idle_connections_of_a_client_are_bounded() -> None:
     """A token is no licence to hold every descriptor: after their requests the connections wait like strangers'."""
     async with besieged() as siege:
-        siege.server.endpoints[0].pending._limit = 16
+        siege.server.endpoints[0].pending.limit = 16
         ours = 100
         for _ in range(ours):
             raw = await siege.connect(put("Content-Length: 0"))

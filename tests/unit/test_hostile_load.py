@@ -168,7 +168,7 @@ async def test_a_flood_of_pings_whose_pongs_nobody_reads(payload: bytes, count: 
         with memory_below(6 * 2**20, f"{count} PINGs of {len(ping)} bytes"):
             for _ in range(0, count, burst):
                 await upload.send(chunk(ping * burst))
-                most = max(most, len(siege.mallory.sender._controls))
+                most = max(most, siege.mallory.sender.waiting_controls)
         assert most <= MAX_CONTROLS
         assert not payload or len(ping) < 100 or most == MAX_CONTROLS
         await upload.send(chunk(frame(packet := ipv4(ME, HUB, b"behind them"))))
@@ -211,7 +211,7 @@ async def test_a_scan_of_addresses_from_a_client() -> None:
             await upload.send(chunk(b"".join(frames)))
             for _ in frames:
                 await siege.hub.receive()
-            most = max(most, len(siege.mallory._verdicts))
+            most = max(most, siege.mallory.cached_verdicts)
         report(f"a client's scan: at most {most} cached verdicts")
         assert CACHE_ENTRIES // 2 < most <= CACHE_ENTRIES
 
@@ -223,7 +223,7 @@ async def test_a_scan_of_addresses_from_behind_the_server() -> None:
             siege.hub.send(ipv4(str(IPv4Address(0x20000000 + n)), "10.10.0.200"))
             if n % 200 == 199:
                 await until(lambda: not siege.hub.inbound, "the device to be read")
-                most = max(most, len(siege.server._verdicts))
+                most = max(most, siege.server.cached_verdicts)
         assert CACHE_ENTRIES // 2 < most <= CACHE_ENTRIES
         assert siege.server.device_drops["no-route"] == 12_000
 

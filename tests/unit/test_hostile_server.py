@@ -72,7 +72,7 @@ class Server:
 
 
 async def _swallow(raw: Raw) -> None:
-    while await raw._receive():
+    while await raw.receive():
         pass
 
 

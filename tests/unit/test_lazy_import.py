@@ -9,6 +9,8 @@ from typing import Final
 
 import pytest
 
+from tapotun_trio.lazy_import import lazy_import
+
 RUN: Final = """
 import sys
 from tapotun_trio.cli import NEEDED_BY_FEW
@@ -73,3 +75,27 @@ print(found, type(slow).__name__)
 def test_what_it_does_not_have_it_does_not_have() -> None:
     use = "import ssl; print(hasattr(ssl, 'nothing'), hasattr(ssl, 'SSLError'))"
     assert run(f"{RUN}{use}") == "False True"
+
+
+@pytest.mark.parametrize("module", ["_bz2", "_lzma", "tapotun_trio.status.render"])
+def test_what_runs_interfaces_does_not_load(module: str) -> None:
+    """The command line, whose help makes use of all of argparse, and then everything that an interface needs."""
+    code = f"""
+import sys
+from tapotun_trio import cli
+try:
+    cli.main(["run", "--help"])
+except SystemExit:
+    pass
+import tapotun_trio.app
+print({module!r} in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "usage: tapotun run" in done.stdout
+    assert done.stderr.split() == ["False"]
+
+
+def test_a_module_that_this_python_does_not_have_is_left_to_the_import_statement() -> None:
+    lazy_import("no_such_module_anywhere")
+    with pytest.raises(ModuleNotFoundError):
+        __import__("no_such_module_anywhere")

@@ -6,13 +6,13 @@ import errno
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.netlink import socket
 from tapotun_trio.host.netlink.socket import DEADLINE_S, GROUP, Refusal, Rtnetlink
 
 HEADER = struct.Struct("=IHHII")
@@ -86,13 +86,8 @@ class FakeSocket:
         return len(datagram), (pid, 0)
 
 
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], Rtnetlink]:
-    def start(kernel: FakeKernel) -> Rtnetlink:
-        monkeypatch.setattr(socket, "_open", kernel.open)
-        return Rtnetlink()
-
-    return start
+def start(kernel: FakeKernel, *, last_sequence: int = 0) -> Rtnetlink:
+    return Rtnetlink(cast(Callable[[], trio.socket.SocketType], kernel.open), last_sequence=last_sequence)
 
 
 def refuse(wanted: dict[int, bytes]) -> Callable[[list[tuple[int, int]]], list[bytes | OSError]]:
@@ -110,9 +105,7 @@ def refuse(wanted: dict[int, bytes]) -> Callable[[list[tuple[int, int]]], list[b
     return answer
 
 
-async def test_a_batch_goes_out_in_groups_and_its_last_message_is_acknowledged(
-    start: Callable[[FakeKernel], Rtnetlink],
-) -> None:
+async def test_a_batch_goes_out_in_groups_and_its_last_message_is_acknowledged() -> None:
     kernel = FakeKernel(refuse({}))
     link = start(kernel)
     assert await link.transact([request() for _ in range(GROUP * 2 + 1)]) == {}
@@ -123,9 +116,7 @@ async def test_a_batch_goes_out_in_groups_and_its_last_message_is_acknowledged(
     assert await link.transact([]) == {}
 
 
-async def test_refusals_are_told_by_index_with_the_kernels_words(
-    start: Callable[[FakeKernel], Rtnetlink],
-) -> None:
+async def test_refusals_are_told_by_index_with_the_kernels_words() -> None:
     refused = {
         2: acknowledge(2, errno.EEXIST),
         GROUP: acknowledge(GROUP, errno.EINVAL, "Invalid prefsrc address"),
@@ -141,7 +132,7 @@ async def test_refusals_are_told_by_index_with_the_kernels_words(
     assert Refusal(errno.EINVAL, "why").text == "Invalid argument (why)"
 
 
-async def test_a_question_has_one_answer(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+async def test_a_question_has_one_answer() -> None:
     reply = message(OTHER, 1, b"here")
     link = start(FakeKernel(lambda seen: [reply, acknowledge(seen[0][0])]))
     assert await link.ask(request()) == reply
@@ -152,7 +143,7 @@ async def test_a_question_has_one_answer(start: Callable[[FakeKernel], Rtnetlink
         await link.ask(request())
 
 
-async def test_only_the_kernel_is_heard(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+async def test_only_the_kernel_is_heard() -> None:
     kernel = FakeKernel(lambda _: [])
     link = start(kernel)
     kernel.answer = lambda seen: [acknowledge(seen[-1][0] + 77), acknowledge(seen[-1][0])]
@@ -160,7 +151,7 @@ async def test_only_the_kernel_is_heard(start: Callable[[FakeKernel], Rtnetlink]
     assert await link.transact([request()]) == {}
 
 
-async def test_a_dump_is_read_to_its_end(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+async def test_a_dump_is_read_to_its_end() -> None:
     def answer(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
         ((sequence, _),) = seen
         parts = [message(OTHER, sequence, bytes([i]) * 4, MULTI) for i in range(5)]
@@ -172,9 +163,7 @@ async def test_a_dump_is_read_to_its_end(start: Callable[[FakeKernel], Rtnetlink
     assert await link.dump(request(), lambda data: data[16] if data[16] % 2 else None) == [1, 3]
 
 
-async def test_an_interrupted_dump_is_tried_again_but_not_for_ever(
-    start: Callable[[FakeKernel], Rtnetlink],
-) -> None:
+async def test_an_interrupted_dump_is_tried_again_but_not_for_ever() -> None:
     def answer(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
         ((sequence, _),) = seen
         flags = MULTI | (DUMP_INTR if interrupted(sequence) else 0)
@@ -192,9 +181,7 @@ async def test_an_interrupted_dump_is_tried_again_but_not_for_ever(
         await link.dump(request(), lambda data: data[16])
 
 
-async def test_a_dump_of_a_table_that_does_not_exist_is_empty(
-    start: Callable[[FakeKernel], Rtnetlink],
-) -> None:
+async def test_a_dump_of_a_table_that_does_not_exist_is_empty() -> None:
     link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0], errno.ENOENT)]))
     assert await link.dump(request(), bytes) == []
     done = struct.pack("=i", -errno.ENOENT)
@@ -205,9 +192,7 @@ async def test_a_dump_of_a_table_that_does_not_exist_is_empty(
         await link.dump(request(), bytes)
 
 
-async def test_lost_answers_are_a_host_error_and_the_next_call_has_a_fresh_socket(
-    start: Callable[[FakeKernel], Rtnetlink],
-) -> None:
+async def test_lost_answers_are_a_host_error_and_the_next_call_has_a_fresh_socket() -> None:
     kernel = FakeKernel(lambda _: [OSError(errno.ENOBUFS, "No buffer space available")])
     link = start(kernel)
     with pytest.raises(HostError, match="No buffer space"):
@@ -222,9 +207,7 @@ async def test_lost_answers_are_a_host_error_and_the_next_call_has_a_fresh_socke
     assert kernel.opened == 2
 
 
-async def test_silence_is_a_host_error(
-    start: Callable[[FakeKernel], Rtnetlink], autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_silence_is_a_host_error(autojump_clock: trio.testing.MockClock) -> None:
     link = start(FakeKernel(lambda _: []))
     before = trio.current_time()
     with pytest.raises(HostError, match="no answer within 5 s"):
@@ -232,9 +215,7 @@ async def test_silence_is_a_host_error(
     assert trio.current_time() - before == pytest.approx(DEADLINE_S)
 
 
-async def test_a_cancelled_exchange_leaves_nothing_for_the_next(
-    start: Callable[[FakeKernel], Rtnetlink], autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_cancelled_exchange_leaves_nothing_for_the_next(autojump_clock: trio.testing.MockClock) -> None:
     kernel = FakeKernel(lambda _: [])
     link = start(kernel)
     with trio.move_on_after(1) as scope:
@@ -246,15 +227,14 @@ async def test_a_cancelled_exchange_leaves_nothing_for_the_next(
 
 
 @pytest.mark.parametrize("broken", [b"\x10", HEADER.pack(15, 2, 0, 1, 0), HEADER.pack(99, 2, 0, 1, 0)])
-async def test_half_a_message_is_a_host_error(start: Callable[[FakeKernel], Rtnetlink], broken: bytes) -> None:
+async def test_half_a_message_is_a_host_error(broken: bytes) -> None:
     link = start(FakeKernel(lambda _: [broken]))
     with pytest.raises(HostError, match="half a message"):
         await link.transact([request()])
 
 
-async def test_sequence_numbers_wrap_between_batches(start: Callable[[FakeKernel], Rtnetlink]) -> None:
+async def test_sequence_numbers_wrap_between_batches() -> None:
     kernel = FakeKernel(refuse({}))
-    link = start(kernel)
-    link._sequence = 0xFFFF_FFFE
+    link = start(kernel, last_sequence=0xFFFF_FFFE)
     assert await link.transact([request(), request()]) == {}
     assert [sequence for sequence, _ in kernel.sends[0]] == [1, 2]

@@ -7,8 +7,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.errors import HostError, leaves
+from tapotun_trio.errors import HostError, ShortageError, leaves
 from tapotun_trio.host import ownership
 from tapotun_trio.host.ownership import PATIENCE_S, Holder, has_link, holder_of, own_name
 from tapotun_trio.http.virtual_hosts import open_listeners
@@ -25,6 +25,7 @@ from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.restart import RESTART_S
 from tapotun_trio.lifecycle.supervisor import require_names, run_interfaces
 
+from ..descriptors import descriptors_left
 from ..fakes import MemoryHost
 from .support import allowed, client_config, free_port, server_config
 
@@ -143,12 +144,12 @@ def stranger(name: str, *, listens: bool = True, backlog: int = 8, waiting: int 
     """Somebody who takes the name and answers nobody; ``waiting`` connections are in its queue."""
     with ExitStack() as stack:
         sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        sock.bind(ownership._address(name))
+        sock.bind(ownership.abstract_address(name))
         if listens:
             sock.listen(backlog)
         for _ in range(waiting):
             other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            other.connect(ownership._address(name))
+            other.connect(ownership.abstract_address(name))
         yield
 
 
@@ -211,11 +212,13 @@ def test_another_user_s_is_trusted_if_it_has_the_capability_for_good(
 ) -> None:
     fields = {**_STATUS, **changed}.items()
     status = "".join(f"{key}:\t{value.format(uid=os.geteuid())}\n" for key, value in fields)
-    (tmp_path / "status").write_text(status, encoding="ascii")
-    (tmp_path / "uid_map").write_text(uid_map or Path("/proc/self/uid_map").read_text("ascii"), encoding="ascii")
-    monkeypatch.setattr(ownership, "_PROC", f"{tmp_path}/{{name}}")
+    directory = tmp_path / str(os.getpid())
+    directory.mkdir()
+    (directory / "status").write_text(status, encoding="ascii")
+    (directory / "uid_map").write_text(uid_map or Path("/proc/self/uid_map").read_text("ascii"), encoding="ascii")
+    monkeypatch.setattr(ownership, "PROC", str(tmp_path))
     with stranger(name):
-        found = ownership._connect(name, frozenset())
+        found = ownership.connect_to_owner(name, frozenset())
         assert found is not None
         found[0].close()
         assert found[1].trusted == trusted
@@ -223,7 +226,7 @@ def test_another_user_s_is_trusted_if_it_has_the_capability_for_good(
 
 async def test_a_stranger_who_asks_hears_nothing(name: str) -> None:
     async with own_name(name, CONFIG, trusted=frozenset()):
-        found = ownership._connect(name, frozenset())
+        found = ownership.connect_to_owner(name, frozenset())
         assert found is not None
         sock, _ = found
         with sock, trio.fail_after(10):
@@ -244,16 +247,34 @@ async def test_many_who_ask_cost_a_bounded_time(name: str, autojump_clock: trio.
     async with own_name(name, CONFIG):
         for _ in range(200):
             with trio.fail_after(10):
-                found = await soon(lambda: ownership._connect(name, frozenset()))  # its queue may be full
+                found = await soon(lambda: ownership.connect_to_owner(name, frozenset()))  # its queue may be full
             found[0].close()
-        assert trio.current_time() >= (200 - ownership._BACKLOG - 2) * ownership._PAUSE_S
+        assert trio.current_time() >= (200 - ownership.BACKLOG - 2) * ownership.PAUSE_S
         assert CONFIG in await refusal(name)
 
 
-async def test_what_a_holder_tells_is_one_bounded_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def owner_that_answers(name: str, answer: bytes) -> AsyncIterator[None]:
+    """A process of this user that owns the name, with another answer than ours to those who ask."""
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        await sock.bind(ownership.abstract_address(name))
+        sock.listen()
+
+        async def serve() -> None:
+            while True:
+                connection, _ = await sock.accept()
+                with connection:
+                    await connection.send(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_a_holder_tells_is_one_bounded_line(name: str) -> None:
     hostile = b'{"pid":1,"command":"a\\nb\\u202e' + b"c" * 4000 + b'","config":"/x\\u001b[2J"}'
-    monkeypatch.setattr(ownership, "_introduction", lambda config_file: hostile)
-    async with own_name(name):
+    async with owner_that_answers(name, hostile):
         holder = await trio.to_thread.run_sync(holder_of, name)
     text = str(holder)
     assert text.isprintable()
@@ -262,9 +283,8 @@ async def test_what_a_holder_tells_is_one_bounded_line(name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]", b'{"pid":"x"}', b"\xff", b'{"command":{}}'])
-async def test_nonsense_from_a_holder(name: str, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "_introduction", lambda config_file: answer)
-    async with own_name(name):
+async def test_nonsense_from_a_holder(name: str, answer: bytes) -> None:
+    async with owner_that_answers(name, answer):
         holder = await trio.to_thread.run_sync(holder_of, name)
     assert holder is not None
     assert (holder.pid, holder.config) == (os.getpid(), "")
@@ -274,10 +294,14 @@ async def test_nonsense_from_a_holder(name: str, answer: bytes, monkeypatch: pyt
 async def test_where_there_is_no_such_socket_the_interface_runs(
     name: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> socket.socket:
-        raise OSError(number, os.strerror(number))
+    real = socket.socket
 
-    monkeypatch.setattr(ownership, "_socket", refuse)
+    def refuse(family: int, *rest: int) -> socket.socket:
+        if family == socket.AF_UNIX:
+            raise OSError(number, os.strerror(number))
+        return real(family, *rest)
+
+    monkeypatch.setattr(socket, "socket", refuse)
     async with own_name(name) as owned:
         assert owned.doubt == f"the name {name} cannot be reserved: {os.strerror(number)}"
     assert holder_of(name) is None
@@ -291,6 +315,46 @@ async def test_an_interface_that_is_there(autojump_clock: trio.testing.MockClock
     assert text.startswith("cannot create TUN interface lo: the name is taken, by ")
     assert trio.current_time() >= PATIENCE_S
     assert holder_of("lo") is None  # given back
+
+
+async def test_without_a_descriptor_nobody_says_that_there_is_no_interface(
+    name: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A client that took the name for free would connect, and end the tunnel of the process that has it."""
+    async with own_name(name) as owned:
+        with descriptors_left(0):
+            for ask in (lambda: has_link("lo"), lambda: has_link("no-such-link"), owned.require_free):
+                with pytest.raises(
+                    ShortageError, match=r"^cannot look for an interface named \S+: Too many open files; "
+                ):
+                    ask()
+        owned.require_free()
+    for interface in ("lo", f"{name}y"):
+        began = trio.current_time()
+        with descriptors_left(0), pytest.raises(ShortageError, match="Too many open files"):
+            async with own_name(interface):
+                raise AssertionError("it must not come to that")
+        assert trio.current_time() >= began + PATIENCE_S
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_a_shortage_that_passes_is_waited_for(
+    name: str, exists: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def shortly() -> None:
+        with descriptors_left(0):
+            await trio.sleep(PATIENCE_S / 2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shortly)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        if exists:
+            assert "lo: the name is taken, by " in await refusal("lo")
+        else:
+            async with own_name(name) as owned:
+                assert owned.doubt is None
+                assert trio.current_time() >= began + PATIENCE_S / 2
 
 
 def test_a_process_that_is_not_to_be_seen() -> None:

@@ -20,7 +20,7 @@ from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.probe import steps, traffic
 from tapotun_trio.probe.measured import Measured
 from tapotun_trio.probe.report import report_json
-from tapotun_trio.probe.run import _measure
+from tapotun_trio.probe.run import measure_until_stopped
 from tapotun_trio.probe.verdict import Verdict, judge
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import control
@@ -45,7 +45,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def measured(port: int, who: str = "a", idle_s: float = 0.0) -> tuple[Measured, Verdict]:
     it = Measured(f"http://127.0.0.1:{port}/ip")
     with trio.fail_after(60):
-        assert await _measure(client_config(who, port), idle_s, it) is None
+        assert await measure_until_stopped(client_config(who, port), idle_s, it) is None
     return it, judge(it)
 
 
@@ -304,7 +304,7 @@ async def test_through_an_outgoing_proxy(by: str, monkeypatch: pytest.MonkeyPatc
             else:
                 monkeypatch.setenv("http_proxy", f"http://user:raw-token@127.0.0.1:{port}")
             with trio.fail_after(60):
-                await _measure(config, 0.0, it)
+                await measure_until_stopped(config, 0.0, it)
             assert judge(it).usable
             assert it.outgoing_proxy == f"127.0.0.1:{port}"
             assert set(asked) == {f"127.0.0.1:{hub_port}".encode()}

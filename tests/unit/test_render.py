@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tapotun_trio.status.duration import ago
 from tapotun_trio.status.model import (
     InterfaceStatus,
     ListenerStatus,
@@ -22,7 +23,7 @@ from tapotun_trio.status.model import (
     RoundTripStatus,
     TransportConflictStatus,
 )
-from tapotun_trio.status.render import MIN_WIDTH, ago, columns, fit, rate, render, size
+from tapotun_trio.status.render import MIN_WIDTH, columns, fit, rate, render, size
 
 from ..tables import table
 

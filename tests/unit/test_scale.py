@@ -32,6 +32,7 @@ from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import AllowedClient, Config, ServerConfig, TokenHash
 from tapotun_trio.control.handlers import Process, process_status
 from tapotun_trio.control.protocol import encode_result
+from tapotun_trio.cooperative import run_now
 from tapotun_trio.doctor.checks import Routes, judge
 from tapotun_trio.doctor.machine import Machine
 from tapotun_trio.doctor.machine import Route as MachineRoute
@@ -40,10 +41,10 @@ from tapotun_trio.host.items import Item
 from tapotun_trio.host.process.interpreter import collecting_later, switching_often
 from tapotun_trio.host.process.sd_notify import ServiceManager
 from tapotun_trio.lifecycle.registry import Registry
-from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.lifecycle.snapshot import snapshot_in_steps
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import interface_logger, process_logger
-from tapotun_trio.netconf.desired import desired_for_server
+from tapotun_trio.netconf.desired import desired_for_server_in_steps
 from tapotun_trio.netconf.reconciler import Reconciler
 from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.reload import RefusedError, Reloader
@@ -208,7 +209,7 @@ def routing_one_network(count: int) -> Callable[[], object]:
 
 def planning(count: int) -> Callable[[], object]:
     config = server(count)
-    return lambda: desired_for_server(config)
+    return lambda: run_now(desired_for_server_in_steps(config))
 
 
 def reconfiguring(count: int) -> Callable[[], object]:
@@ -233,7 +234,10 @@ def ticking(count: int) -> Callable[[], object]:
 
 def programming(count: int) -> Callable[[], object]:
     """What a reload makes of it: most go, come again, and one comes alone."""
-    plans = [desired_for_server(it) for it in (server(count), few(count), server(count), one_changed(server(count)))]
+    plans = [
+        run_now(desired_for_server_in_steps(it))
+        for it in (server(count), few(count), server(count), one_changed(server(count)))
+    ]
 
     async def main() -> None:
         host = SetHost()
@@ -260,7 +264,7 @@ def registered(count: int) -> Registry:
 
 def taking_a_snapshot(count: int) -> Callable[[], object]:
     registry = registered(count)
-    return lambda: snapshot(registry)
+    return lambda: run_now(snapshot_in_steps(registry))
 
 
 def whole_status(registry: Registry) -> ProcessStatus:
@@ -353,16 +357,23 @@ async def counted_steps() -> AsyncIterator[Steps]:
 
 
 class World:
-    """A process with one server, without a control socket. ``file``: what its config says; an exception is raised."""
+    """A process with one server, without a control socket.
+
+    Attributes:
+        file: what its config says; an exception is raised.
+        before_reading: called in the thread that reads the file.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self.file: ServerConfig | Exception = config
         self.registry = Registry()
         self.host = SetHost()
         self.seen: list[tuple[float, bool]] = []
+        self.before_reading: Callable[[], object] = lambda: None
         self.reloader: Reloader
 
     def read(self) -> Config:
+        self.before_reading()
         self.seen.append((sys.getswitchinterval(), gc.isenabled()))
         if isinstance(self.file, Exception):
             raise self.file
@@ -401,7 +412,7 @@ async def largest_steps(count: int) -> dict[str, int]:
             async with counted_steps() as steps:
                 lines = await it.reloader.reload()
             assert lines
-            assert it.host.items.keys() == set(desired_for_server(config).items)
+            assert it.host.items.keys() == set(run_now(desired_for_server_in_steps(config)).items)
             [record] = it.registry
             assert isinstance(record.tunnel, TunnelServer)
             assert [session.client for session in record.tunnel.sessions] == list(config.clients)
@@ -465,7 +476,7 @@ async def test_a_config_that_cannot_be_read_in_time_leaves_the_interpreter_as_it
     config = listening(server(3), free_port())
     try:
         async with world(config) as it:
-            monkeypatch.setattr(it.reloader, "_read", stays.wait)
+            monkeypatch.setattr(it, "before_reading", stays.wait)
             with pytest.raises(RefusedError, match="could not be read within"):
                 await it.reloader.reload()
             assert (sys.getswitchinterval(), gc.isenabled()) == before

@@ -28,7 +28,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.host.interfaces import PathState
 from tapotun_trio.http.writer import BodyWriter
 from tapotun_trio.wire import control
-from tapotun_trio.wire.body import ChunkedBody
+from tapotun_trio.wire.body import ChunkedBody, chunk_head
 from tapotun_trio.wire.frames import BASE_PING, FrameReader, each
 
 from ..packets import frame, ipv4
@@ -43,20 +43,27 @@ def numbered(number: int, payload_bytes: int = 20) -> bytes:
 
 
 class Peer:
-    """The far end of one stream: what has come, as frames."""
+    """The far end of one stream: what has come, as frames.
+
+    Attributes:
+        pings: base PINGs, each of which came as a chunk of its own.
+    """
 
     def __init__(self, connection: MemoryConnection, ours: MemoryConnection) -> None:
         self.connection = connection
         self.ours = ours  # the sender's end
         self.reader = FrameReader(ChunkedBody(), control=True)
         self.frames: list[bytes] = []
+        self._bytes = bytearray()
 
     def take(self, limit_bytes: int = 1 << 30) -> list[bytes]:
         """Receive what is there, up to so many bytes. All frames that ever came."""
         while limit_bytes:
-            received = self.connection.try_receive(self.reader.space()[:limit_bytes])
+            space = self.reader.space()[:limit_bytes]
+            received = self.connection.try_receive(space)
             if not received:
                 break
+            self._bytes += space[:received]
             limit_bytes -= received
             self.frames += [bytes(self.reader.view[a:b]) for a, b in each(self.reader.feed(received))]
         return self.frames
@@ -69,7 +76,7 @@ class Peer:
     @property
     def pings(self) -> int:
         self.take()
-        return self.reader.pings
+        return self._bytes.count(chunk_head(len(BASE_PING)) + BASE_PING + b"\r\n")
 
 
 def stream(capacity_bytes: int = 1 << 20) -> tuple[BodyWriter, Peer]:

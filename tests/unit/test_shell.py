@@ -21,7 +21,7 @@ SCRIPTS = {"bash": bash.script, "zsh": zsh.script, "fish": fish.script}
 
 
 def parser() -> argparse.ArgumentParser:
-    return cli._parser()
+    return cli.build_parser()
 
 
 def test_every_verb_can_be_told_from_a_file_name() -> None:

@@ -26,7 +26,6 @@ from tapotun_trio.client import client, requests
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig, TcpAddress, TlsConfig, TransportChoice, Url
-from tapotun_trio.datapath import tun_io as device
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tx_queue import TxQueue
@@ -57,7 +56,7 @@ from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import frames
 from tapotun_trio.wire.frames import FrameReader
 
-from ..fakes import MemoryHost, MemoryNetwork
+from ..fakes import MemoryDevice, MemoryHost, MemoryNetwork
 from ..packets import frame, ipv4
 from ..tables import table
 from .hostile import assert_quiet, logged, open_fds, until
@@ -106,7 +105,7 @@ def at_getaddrinfo(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 
 def at_connect(patch: pytest.MonkeyPatch, fault: Fault) -> None:
-    patch.setattr(dial, "_connect_socket", fault.before(dial._connect_socket))
+    patch.setattr(dial, "connect_socket", fault.before(dial.connect_socket))
 
 
 def at_thread(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -284,16 +283,16 @@ async def test_at_a_rotation(case: str, monkeypatch: pytest.MonkeyPatch) -> None
             tun, standing, peer = it.host.devices["a"], list(it.host.standing["a"]), it.client
             fault.armed = True
             await until(lambda: fault.hits >= 4, "attempts")
-            old = peer._download
+            old = peer.download
             await it.passes()
-            assert peer._download is old
+            assert peer.download is old
             assert peer.state == "connected"
             assert (it.host.devices["a"], it.host.standing["a"]) == (tun, standing)
             hits = fault.hits
             await until(lambda: fault.hits > hits, "another attempt")
             assert_told(log, peer, reason)
             fault.armed = False
-            await until(lambda: peer._download is not old, "the next download")
+            await until(lambda: peer.download is not old, "the next download")
             await it.passes()
             assert (it.host.devices["a"], it.client) == (tun, peer)
             assert peer.peer_info.reconnects == 0
@@ -312,7 +311,7 @@ async def test_at_a_reconnect(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
             await it.passes()
             tun, standing, peer = it.host.devices["a"], list(it.host.standing["a"]), it.client
             fault.armed = True
-            for stream in (peer._download, peer._upload):
+            for stream in (peer.download, peer.upload):
                 assert stream is not None
                 stream.end(PeerError("the test ends it", reason=EndReason.CLOSED, key="test"))
             log.clear()
@@ -652,7 +651,7 @@ async def test_a_server_without_memory_for_an_upload(
             await it.passes()
             hub, (session,) = it.host.devices["hub"], it.server.sessions
             fault.armed = True
-            stream = it.client._upload or it.client._download
+            stream = it.client.upload or it.client.download
             assert stream is not None
             stream.end(PeerError("the test ends it", reason=EndReason.CLOSED, key="test"))
             await until(lambda: session.counters.ends["no-memory"] >= 2, "attempts")
@@ -699,7 +698,7 @@ async def test_packets_without_memory_are_lost_and_no_interface(monkeypatch: pyt
     """Those of the moment; the next ones pass again."""
     fault = Fault(MemoryError)
     if where == "device":
-        monkeypatch.setattr(device, "_read_burst", fault.before(device._read_burst))
+        monkeypatch.setattr(MemoryDevice, "read_burst", fault.before(MemoryDevice.read_burst))
     else:
         monkeypatch.setattr(BodyWriter, "send", fault.before(BodyWriter.send))
     with logged() as log:

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from tapotun_trio import AGENT
 from tapotun_trio.config.model import ClientConfig, ServerConfig, TcpAddress, TransportChoice
+from tapotun_trio.cooperative import run_now
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.lifecycle.registry import DISCONNECTED, NoSuchPeerError, Registry
-from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.lifecycle.snapshot import snapshot_in_steps
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.peer.info import RATE_TICKS, PeerInfo
 from tapotun_trio.status.model import InterfaceStatus, PeerStatus
@@ -43,7 +44,7 @@ class World:
         self.host, self.registry = host, registry
 
     def interface(self, name: str) -> InterfaceStatus:
-        (found,) = snapshot(self.registry.select([name]))
+        (found,) = run_now(snapshot_in_steps(self.registry.select([name])))
         return found
 
     def peer(self, name: str) -> PeerStatus:
@@ -120,11 +121,13 @@ async def test_both_ends_of_a_tunnel(transport: TransportChoice) -> None:
         assert (ours.outbox.bytes, ours.outbox.packets) == (0, 0)
         assert ours.reconnects == theirs.reconnects == 0
 
-        said = msgspec.json.encode(snapshot(it.registry)).decode()
+        said = msgspec.json.encode(run_now(snapshot_in_steps(it.registry))).decode()
         secrets = "a", hashlib.sha1(b"a").hexdigest()
         assert f'"{secrets[0]}"' not in said.replace('"name":"a"', "")
         assert secrets[1] not in said
-        assert msgspec.json.decode(said, type=list[InterfaceStatus], strict=True) == snapshot(it.registry)
+        assert msgspec.json.decode(said, type=list[InterfaceStatus], strict=True) == run_now(
+            snapshot_in_steps(it.registry)
+        )
 
 
 @pytest.mark.parametrize("agent", ["", "curl/8.1\x80 " + 100 * "x"])

@@ -164,15 +164,22 @@ async def test_every_address_of_an_attempt_is_asked_for_before_it_is_tried() -> 
         assert thorough
         seen.append(it.addresses)
 
-    it.look = look
     first, second = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
     with it.attempt() as attempt:
-        await attempt.resolved(["192.0.2.1", "2001:db8::1", "192.0.2.2"])
-        assert seen == [{first, second}]
-    assert it.addresses == {first, second}  # until something else is tried
+        await attempt.resolved(["192.0.2.1"])  # there is no interface yet, so nobody to decide
+    assert seen == []
+    with it.rechecking(look):
+        with it.attempt() as attempt:
+            await attempt.resolved(["192.0.2.1", "2001:db8::1", "192.0.2.2"])
+            assert seen == [{first, second}]
+        assert it.addresses == {first, second}  # until something else is tried
+        with it.attempt() as attempt:
+            await attempt.resolved(["192.0.2.2"])
+        assert it.addresses == {second}
+        assert len(seen) == 2
     with it.attempt() as attempt:
-        await attempt.resolved(["192.0.2.2"])
-    assert it.addresses == {second}
+        await attempt.resolved(["192.0.2.1"])  # nor is there one any more
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(

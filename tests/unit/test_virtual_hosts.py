@@ -17,12 +17,13 @@ import trio.testing
 
 from tapotun_trio.config.load import check_content
 from tapotun_trio.config.model import ListenAddress, ServerConfig, TcpAddress
+from tapotun_trio.cooperative import run_now
 from tapotun_trio.errors import HostError, leaves
 from tapotun_trio.http import virtual_hosts
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
-from tapotun_trio.lifecycle.snapshot import snapshot
+from tapotun_trio.lifecycle.snapshot import snapshot_in_steps
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.status.model import InterfaceStatus, ProcessStatus
 from tapotun_trio.status.render import render
@@ -214,14 +215,14 @@ async def test_one_endpoint_that_is_refused_does_not_end_the_other(caplog_of_our
             [line] = told(caplog_of_ours)
             assert line.startswith(f"cannot listen on 127.0.0.1:{taken}: the port is in use; stop the other program")
             assert line.endswith("continuing without it, and trying again")
-            listed = {it.address: it.problem for it in snapshot([record])[0].listen}
+            listed = {it.address: it.problem for it in run_now(snapshot_in_steps([record]))[0].listen}
             assert listed[f"127.0.0.1:{port}"] is None
             assert "the port is in use" in (listed[f"127.0.0.1:{taken}"] or "")
         tunnel = record.tunnel
         assert isinstance(tunnel, TunnelServer)
         await until(lambda: len(tunnel.endpoints) == 2)
         assert await status(taken, "GET", "/", "tun0") == 200
-        assert [it.problem for it in snapshot([record])[0].listen] == [None, None]
+        assert [it.problem for it in run_now(snapshot_in_steps([record]))[0].listen] == [None, None]
         nursery.cancel_scope.cancel()
     for number in (taken, port):
         socket.create_server(("127.0.0.1", number)).close()
@@ -286,7 +287,7 @@ async def test_an_address_that_is_not_there_is_told(caplog_of_ours: pytest.LogCa
         assert await status(port, "GET", "/", "tun0") == 200
         [line] = told(caplog_of_ours)
         assert line.startswith(f"192.0.2.77:{port}: this machine does not have that address yet")
-        shown = snapshot([record])[0]
+        shown = run_now(snapshot_in_steps([record]))[0]
         assert [it.problem for it in shown.listen] == ["this machine does not have that address yet", None]
         page = render([process_of(shown)], datetime.now(UTC), width=200)
         assert re.search(rf"problem: +192\.0\.2\.77:{port}: this machine does not have that address yet\n", page)

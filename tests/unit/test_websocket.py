@@ -171,11 +171,10 @@ async def test_changing_to_a_websocket_and_back_loses_nothing() -> None:
 
     async def change(client: TunnelClient, done: trio.Event) -> None:
         while not done.is_set():
-            await until(lambda: client.transport == "http" and client._upload is not None, "HTTP")
+            await until(lambda: client.transport == "http" and client.upload is not None, "HTTP")
             await trio.sleep(0.05)
             seen.append(client.transport)
-            client._selector.state = TransportState.TRYING_WEBSOCKET
-            client._download_gate.wake()
+            client.selector.state = TransportState.TRYING_WEBSOCKET
             await until(lambda: client.transport == "websocket", "a WebSocket")
             seen.append(client.transport)
 
@@ -389,7 +388,7 @@ def says(*parts: bytes, fields: tuple[str, ...] = GOOD_FIELDS, then: str = "wait
     async def answer(raw: Raw, head: bytes) -> None:
         await raw.send(accepts(head, *fields), *parts)
         if then == "waits":
-            while await raw._receive():
+            while await raw.receive():
                 pass
 
     return answer

@@ -53,8 +53,8 @@ async def connect(host: str, port: int, mark: int | None = None, resolved: Resol
         nonlocal winner
         sock: socket.socket | None = None
         try:
-            sock = _socket(address[0], mark)
-            await _connect_socket(sock, address[1])
+            sock = open_transport_socket(address[0], mark)
+            await connect_socket(sock, address[1])
         except OSError as exc:
             failures[str(address[1][0])] = exc.errno or errno.EIO
             failed.set()
@@ -117,8 +117,11 @@ def interleave(addresses: Sequence[_Address]) -> list[_Address]:
     return [a for a in chain.from_iterable(zip_longest(first, other)) if a is not None]
 
 
-def _socket(family: int, mark: int | None) -> socket.socket:
-    """Raises OSError, and HostError if the mark is not allowed."""
+def open_transport_socket(family: int, mark: int | None) -> socket.socket:
+    """A non-blocking TCP socket with the mark, for the caller to close.
+
+    Raises OSError, and HostError if the mark is not allowed.
+    """
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     avoid_bbr(sock)
     try:
@@ -133,7 +136,7 @@ def _socket(family: int, mark: int | None) -> socket.socket:
     return sock
 
 
-async def _connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
+async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
     """connect(2) without blocking. Raises OSError. If it is cancelled, the caller closes the socket."""
     error = sock.connect_ex(address)
     if error == errno.EINPROGRESS:

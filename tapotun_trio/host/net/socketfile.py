@@ -144,7 +144,7 @@ class SocketDirectory:
         """Whether a process listens on this socket. Raises OSError if that cannot be found out."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
             try:
-                probe.connect(_by_descriptor(found) or os.path.join(self._path, name))
+                probe.connect(path_by_descriptor(found) or os.path.join(self._path, name))
             except (ConnectionRefusedError, FileNotFoundError):
                 return False
             except BlockingIOError:  # its backlog is full
@@ -164,7 +164,7 @@ class SocketDirectory:
                 status = os.fstat(own)
                 if status.st_uid != os.geteuid() or status.st_mode & 0o077:
                     raise OSError(errno.EPERM, "another process replaces what this process creates there")
-                link = _by_descriptor(own)
+                link = path_by_descriptor(own)
                 if status.st_mode & 0o700 != 0o700 and link is not None:  # because of the umask
                     os.chmod(link, 0o700)
                 yield own, os.path.join(self._path, name)
@@ -213,10 +213,10 @@ def _link(name: str, directory: int, new_name: str, new_directory: int) -> None:
 
 def _reach(directory: int, path: str, name: str) -> str:
     """A path to an entry of the directory, which was opened at ``path``."""
-    return os.path.join(_by_descriptor(directory) or path, name)
+    return os.path.join(path_by_descriptor(directory) or path, name)
 
 
-def _by_descriptor(fd: int) -> str | None:
+def path_by_descriptor(fd: int) -> str | None:
     """A path to the file of a descriptor that stays valid when the file is renamed. None without /proc."""
     path = f"/proc/self/fd/{fd}"
     try:

@@ -82,6 +82,10 @@ class Connection:
         if self._tcp:
             _tune(sock)
 
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 after `close`."""
+        return self._fd
+
     def try_receive(self, into: memoryview) -> int | None:
         """Receive what is available. Returns its length, 0 at the end of the stream, None if nothing is available
         yet."""

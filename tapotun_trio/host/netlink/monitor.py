@@ -42,14 +42,14 @@ SETTLE_LIMIT_S: Final = 1.5
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; Python's socket module has no names for these two
 _SO_RCVBUFFORCE: Final = 33
 # By the kernel's accounting a notification about a link takes 2 to 4 KiB: room for a few hundred.
-_RECEIVE_BUFFER_BYTES: Final = 1 << 20
+RECEIVE_BUFFER_BYTES: Final = 1 << 20
 # The largest message is about a link with all its attributes, some KiB; the kernel's own buffers for them are 16 KiB.
 _MESSAGE_BYTES: Final = 32 * 1024
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-class _Notifications:
+class Notifications:
     """A netlink socket that joined multicast groups, in the network namespace of the thread that made it."""
 
     def __init__(self, groups: int) -> None:
@@ -97,7 +97,7 @@ class _Monitor(Generic[T_co]):
     All that was received is in the tracker, so a cancelled `__anext__` loses nothing.
     """
 
-    def __init__(self, notifications: _Notifications, tracker: _Tracker[T_co]) -> None:
+    def __init__(self, notifications: Notifications, tracker: _Tracker[T_co]) -> None:
         self._notifications = notifications
         self._tracker = tracker
         self._stale = False
@@ -171,7 +171,7 @@ async def open_link(name: str) -> AsyncIterator[AsyncIterator[bool]]:
 
 @asynccontextmanager
 async def _open_monitor(groups: int, tracker: _Tracker[T_co]) -> AsyncIterator[_Monitor[T_co]]:
-    with closing(_Notifications(groups)) as notifications:
+    with closing(Notifications(groups)) as notifications:
         yield _Monitor(notifications, tracker)
 
 
@@ -181,9 +181,9 @@ def _join(groups: int) -> trio.socket.SocketType:
         # Both are optimisations and may fail: an emulated kernel may have no filters, and the larger buffer takes
         # CAP_NET_ADMIN.
         with suppress(OSError):
-            _attach_filter(sock)
+            attach_filter(sock)
         with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         sock.bind((0, groups))
         sock.connect((0, 0))  # from now on only the kernel may send to this socket's own address
         return trio.socket.from_stdlib_socket(sock)
@@ -192,7 +192,7 @@ def _join(groups: int) -> trio.socket.SocketType:
         raise
 
 
-def _attach_filter(sock: socket.socket) -> None:
+def attach_filter(sock: socket.socket) -> None:
     """Have the kernel drop all notifications about routes that are not default routes of the main table.
 
     A router gets tens of thousands of them, and each would wake this process. linux/filter.h, struct sock_filter: code

@@ -92,12 +92,21 @@ class Rtnetlink:
     the kernel does not answer within `DEADLINE_S`, or if answers are lost.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, open_socket: Callable[[], trio.socket.SocketType] | None = None, *, last_sequence: int = 0
+    ) -> None:
+        """Raises OSError.
+
+        Args:
+            open_socket: opens a connected socket; `open_kernel_socket` if it is None.
+            last_sequence: the first request gets the sequence number after this one.
+        """
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
-        self._sequence = 0
+        self._sequence = last_sequence
         self._unread_answers = False
         self._closed = False
-        self._sock = _open()
+        self._open_socket = open_socket or open_kernel_socket
+        self._sock = self._open_socket()
 
     def close(self) -> None:
         """Idempotent. Every later call of another method raises trio.ClosedResourceError."""
@@ -215,7 +224,7 @@ class Rtnetlink:
         try:
             if self._unread_answers:
                 self._sock.close()
-                self._sock = _open()
+                self._sock = self._open_socket()
             self._unread_answers = True
             yield
         except trio.TooSlowError as exc:
@@ -239,7 +248,8 @@ class Rtnetlink:
                     return self._buffer[:length]
 
 
-def _open() -> trio.socket.SocketType:
+def open_kernel_socket() -> trio.socket.SocketType:
+    """A NETLINK_ROUTE socket that is connected to the kernel, for the caller to close. Raises OSError."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     try:
         sock.bind((0, 0))

@@ -1,0 +1,20 @@
+"""A time span as text for people. A module of its own: every process logs one, and few render a status."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
+    seconds = max(int((now - then).total_seconds()), 0)
+    parts: list[str] = []
+    for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, seconds = divmod(seconds, length)
+        if parts and not number:
+            break
+        if number:
+            parts.append(f"{number} {name}")
+        if len(parts) == 2:
+            break
+    return " ".join(parts) or "0 s"
