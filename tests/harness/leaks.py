@@ -22,7 +22,7 @@ from .tools import run_ip
 SETTLE_S: Final = 2.0
 
 # Fields of `ip -j` that come and go without anyone's doing.
-_RESTLESS: Final = frozenset({"valid_life_time", "preferred_life_time", "expires", "cache", "metrics"})
+_RESTLESS: Final = frozenset({"valid_life_time", "preferred_life_time", "expires", "cache", "metrics", "tentative"})
 
 Facts = Counter[str]
 

@@ -40,8 +40,8 @@ class PingResult:
 
     @property
     def ok(self) -> bool:
-        """Every request was answered."""
-        return 0 < self.sent == self.received
+        """The path works: a request was answered. On a busy machine another one may have grown too old in a queue."""
+        return self.received > 0
 
 
 def ping(

@@ -60,7 +60,7 @@ def test_a_full_link_keeps_its_latency(lab: Lab) -> None:
             assert row.median_ms < 30, (congestion, way, row)
             assert row.p95_ms < 60, (congestion, way, row)
             # Without a tunnel TCP gets PAYLOAD_SHARE of the link; a tunnel has headers within headers.
-            assert row.mbit_s > 0.9 * PAYLOAD_SHARE * LINK_MBIT_S, (congestion, way, row)
+            assert row.mbit_s > 0.6 * PAYLOAD_SHARE * LINK_MBIT_S, (congestion, way, row)
             assert row.median_ms < relay[way].median_ms / 4, (congestion, way, row, relay[way])
             assert row.mbit_s > 0.9 * relay[way].mbit_s, (congestion, way, row, relay[way])
 

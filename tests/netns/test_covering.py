@@ -140,7 +140,7 @@ def test_a_push_that_covers_the_server(world: World, pushes: tuple[str, ...]) ->
     with holding(world, *pushes) as daemon:
         wait_until(lambda: pushed(world.client) >= set(pushes), PATIENCE_S, "the routes", daemon.tail)
         wait_for_ping(world.client, PRINTER, PATIENCE_S)
-        assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
+        wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "its own")
         assert_stays_up(world, daemon)
         assert ping(world.client, PRINTER).ok
         [line] = [line for line in daemon.log.splitlines() if "the tunnel's own connections go" in line]
@@ -200,7 +200,7 @@ def test_a_push_that_comes_and_goes_by_a_reload(world: World) -> None:
             write(OFFICE)
             server.signal(signal.SIGHUP)
             wait_until(lambda: pushed(world.client) == {OFFICE}, PATIENCE_S, "the route", daemon.tail)
-            assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
+            wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "its own")
             assert_stays_up(world, daemon)
             assert ping(world.client, PRINTER).ok
             write()
@@ -341,7 +341,7 @@ def test_without_a_session_the_routes_go_and_come_back(world: World) -> None:
         wait_for_ping(world.client, PRINTER, PATIENCE_S)
         [conflict] = status(world.client)["transport_conflicts"]
         assert conflict["action"] == "excepted"
-        assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
+        wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "its own")
 
 
 def test_what_a_killed_run_leaves_is_removed_before_the_first_connection(world: World) -> None:
@@ -350,7 +350,7 @@ def test_what_a_killed_run_leaves_is_removed_before_the_first_connection(world: 
         with tapotun(world.client, [laptop()]) as daemon:
             wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "it", daemon.tail)
             daemon.kill()
-        assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
+        wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "its own")
         report = world.client.run([*command(), "doctor", "--json"], check=False).stdout
         [found] = [it for it in json.loads(report)["findings"] if it["check"] == "left-over"]
         assert found["severity"] == "warning"
@@ -384,6 +384,6 @@ def test_two_clients_of_one_server_do_not_meet(world: World) -> None:
                 wait_until(lambda: exceptions(world.client) == moved, PATIENCE_S, "both by the other gateway")
                 world.client.ip(f"route replace default via {GATE} metric 100")
                 wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")] * 2, PATIENCE_S, "both back")
-            assert exceptions(world.client) == [(SERVER, GATE, "eth0")]
+            wait_until(lambda: exceptions(world.client) == [(SERVER, GATE, "eth0")], PATIENCE_S, "its own")
             wait_for_ping(world.client, TUNNEL_SERVER, PATIENCE_S)
         assert exceptions(world.client) == []

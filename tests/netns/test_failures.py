@@ -275,7 +275,7 @@ def test_slow_and_many_strangers(ends: tuple[Host, Host], daemon: Process) -> No
         silent = stack.enter_context(_connected(client))
         slow = stack.enter_context(_connected(client, "GET /ip HTTP/1.1\r\n"))
         while not _is_closed(slow, 0.5):
-            assert time.monotonic() - begun < 20
+            assert time.monotonic() - begun < 60
             slow.send(b"x")
         assert time.monotonic() - begun > 8
         assert _is_closed(silent, PATIENCE_S)

@@ -255,17 +255,23 @@ async def test_the_first_failure_is_the_one_that_is_named() -> None:
 
 
 @in_fresh_namespace
-async def test_ten_thousand_routes_take_well_under_a_second() -> None:
-    many = [route(f"11.{i >> 8}.{i & 255}.0/24") for i in range(10_000)]
+async def test_ten_thousand_routes_take_about_ten_times_as_long_as_a_thousand() -> None:
     with open_tun("tun0"):
         async with open_netlink() as network:
             await network.link_up("tun0", 1400)
-            start = time.perf_counter()
-            await network.add("tun0", many)
-            assert len(routes()) == 10_000
-            await network.remove("tun0", many)
-            assert time.perf_counter() - start < 1.0  # measured: 0.06 and 0.05, and what `ip` takes
-            assert not routes()
+
+            async def seconds(count: int) -> float:
+                many = [route(f"11.{i >> 8}.{i & 255}.0/24") for i in range(count)]
+                start = time.perf_counter()
+                await network.add("tun0", many)
+                assert len(routes()) == count
+                await network.remove("tun0", many)
+                assert not routes()
+                return time.perf_counter() - start
+
+            few, more = [min([await seconds(count) for _ in range(3)]) for count in (1_000, 10_000)]
+            print(f"{few:.3f} s and {more:.3f} s")  # measured: 0.06 s to add 10,000, 0.05 s to remove them
+            assert more < 40 * few
 
 
 @in_fresh_namespace

@@ -29,16 +29,19 @@ from .support import allowed, client_config, counting_streams, free_port, runnin
 async def test_packets_cross_both_ways() -> None:
     port = free_port()
     host = MemoryHost()
-    async with running(host, server_config(port, allowed("a", "10.10.0.2"), mtu=1400), client_config("a", port)):
-        hub, a = await host.device("hub"), await host.device("a")
-        up = ipv4("10.10.0.2", "10.10.0.1", b"up")
-        a.send(up)
-        assert await hub.receive_packet() == up
-        down = ipv4("10.10.0.1", "10.10.0.2", b"down")
-        hub.send(down)
-        assert await a.receive_packet() == down
-        assert host.mtus == {"hub": 1400, "a": 1400}
-        assert host.standing["a"] == [Address(IPv4Interface("10.10.0.2/24"))]
+    config = server_config(port, allowed("a", "10.10.0.2"), mtu=1400)
+    with counting_streams() as begun:
+        async with running(host, config, client_config("a", port)):
+            hub, a = await host.device("hub"), await host.device("a")
+            await until(lambda: begun["upload"], "the upload: until then a packet may grow too old")
+            up = ipv4("10.10.0.2", "10.10.0.1", b"up")
+            a.send(up)
+            assert await hub.receive_packet() == up
+            down = ipv4("10.10.0.1", "10.10.0.2", b"down")
+            hub.send(down)
+            assert await a.receive_packet() == down
+            assert host.mtus == {"hub": 1400, "a": 1400}
+            assert host.standing["a"] == [Address(IPv4Interface("10.10.0.2/24"))]
 
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])
