@@ -7,6 +7,7 @@ sends and on changes of this machine, and fires the events.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.interfaces import Host
 from ..host.items import DesiredState
-from ..host.net.sockets import Connection
+from ..host.net.segments import SegmentLimits
+from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.netlink.rewatch import Rewatch
 from ..http.client import check_status
 from ..log import Log
@@ -93,7 +95,8 @@ class TunnelClient:
         self.failure_log = FailureLog(log)
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
-        self._requests = Requests(config, self._selector, self.guard)
+        self.segment_limits = SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING))
+        self._requests = Requests(config, self._selector, self.guard, self.segment_limits)
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
@@ -105,6 +108,7 @@ class TunnelClient:
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
         self._stall = Stall()
+        self._proving = False  # segments are missing; the kernel asks for signs of life more often
 
     # -- for the status
 
@@ -164,7 +168,10 @@ class TunnelClient:
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the client knows, in one step."""
         yield from ()
-        return client_status(common, self, self._config.server.authority, self.desired, self.guard.conflicts)
+        address = "" if self._download is None else self._download.connection.remote_address or ""
+        limit, problem = self.segment_limits.limit(address), self.segment_limits.problem(address)
+        server, conflicts = self._config.server.authority, self.guard.conflicts
+        return client_status(common, self, server, self.desired, conflicts, limit, problem)
 
     # -- the device's side
 
@@ -221,7 +228,9 @@ class TunnelClient:
         """Do once a second, for ever: send keepalives, drop packets that are too old, and end a silent download."""
         suspends = SuspendDetector()
         while True:
-            await trio.sleep(TICK_S)
+            for _ in range(2):
+                await trio.sleep(TICK_S / 2)
+                self._watch_segments(trio.current_time())
             now, silence_s = trio.current_time(), self._agreement.silence_s
             self.sender.tick(now, TICK_S)
             heard = self._download is not None and self._download.receiver.tick(now, silence_s)
@@ -236,6 +245,25 @@ class TunnelClient:
                 self._log_stall()
             if slept_s := suspends.suspended_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
+
+    def _watch_segments(self, now: float) -> None:
+        """End a stream whose large segments are lost, so that the next one is opened with smaller ones."""
+        streams = [stream for stream in (self._download, self._upload) if stream is not None and not stream.over]
+        states = [(stream, stream.connection.segments()) for stream in streams]
+        heard_at = max((now - state.ack_age_s for _, state in states if state is not None), default=-math.inf)
+        for stream, state in states:
+            address = stream.connection.remote_address
+            if state is None or address is None:
+                continue
+            if stream.segments.look(now, state, heard_at):
+                stream.abandon(self.segment_limits.reduce(address, state.mss))
+                # The other direction is on a connection of its own, with the same way to go.
+                (self._upload_gate if stream is self._download else self._download_gate).wake()
+        proving = any(stream.segments.wants_proof for stream in streams)
+        if proving != self._proving:
+            self._proving = proving
+            for stream in streams:
+                stream.connection.keepalive_after(1 if proving else KEEPALIVE_S)
 
     def _log_stall(self) -> None:
         stall = self._stall
@@ -288,6 +316,7 @@ class TunnelClient:
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
                 self._selector.path_changed()
+        self.segment_limits.forget()
         self._download_gate.wake()
         self._upload_gate.wake()
 

@@ -1,0 +1,97 @@
+"""A path that passes small packets and drops large ones in silence: the tunnel finds a size that passes."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trustme
+
+from tests.harness import Host, Lab, command, download, ping, upload, wait_until
+from tests.harness.recipes import NAME, Nginx
+
+from .black_hole import black_hole
+from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
+
+pytestmark = pytest.mark.netns
+
+FOUND_S = 60.0  # for a slow machine; it takes about four seconds
+BYTES = 300_000
+MTU = "large ones do not (MTU)"
+
+
+def pings(host: Host, address: str) -> None:
+    """Until a large packet has come back."""
+    wait_until(lambda: ping(host, address, count=1, size=1400).ok, FOUND_S, "a large packet to come back")
+
+
+def both_ways(server: Host, client: Host) -> None:
+    """Checked bytes pass in both directions."""
+    upload(client, server, TUNNEL_SERVER, BYTES, timeout=FOUND_S)
+    download(client, server, TUNNEL_SERVER, BYTES, timeout=FOUND_S)
+
+
+def status(client: Host) -> str:
+    return client.run([*command(), "status"]).stdout
+
+
+class LargeCertificate(Nginx):
+    """Its certificate does not fit into one segment, as most do not."""
+
+    def _issue_certificate(self) -> None:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca_file)
+        leaf = authority.issue_cert(NAME, *(f"alternative-{number}.{NAME}" for number in range(60)))
+        leaf.private_key_pem.write_to_path(self.directory / "privkey.pem")
+        for chain in leaf.cert_chain_pems:
+            chain.write_to_path(self.directory / "fullchain.pem", append=True)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "size", "transport"), [(1300, 1220, "auto"), (700, 536, "auto"), (1300, 1220, "websocket")]
+)
+def test_over_http(lab: Lab, mtu: int, size: int, transport: str) -> None:
+    server, client = black_hole(lab, mtu)
+    config = client_config(transport=transport)
+    with running(server, server_config(keepalive=3)), running(client, config, until="download|WebSocket") as daemon:
+        pings(client, TUNNEL_SERVER)
+        assert f"small packets pass to and from {SERVER}, {MTU}" in daemon.log, daemon.tail()
+        assert "ICMP type 3 code 4" in daemon.log
+        assert f"segments of at most {size} bytes" in status(client)
+        found = len(daemon.log)
+        both_ways(server, client)
+        assert MTU not in daemon.log[found:], daemon.tail()
+
+
+def test_what_the_server_sends_is_lost(lab: Lab) -> None:
+    """The client sees a gap in its download that is not filled."""
+    server, client = black_hole(lab, ways="down")
+    with running(server, server_config()), running(client, client_config(), until=UPLOADING) as daemon:
+        with server.socket(kind=socket.SOCK_DGRAM) as sock:
+
+            def answered() -> bool:
+                # A large packet and a small one next to it, as of any transfer.
+                for size in (1400, 100):
+                    sock.sendto(bytes(size), (TUNNEL_CLIENT, 9))
+                return MTU in daemon.log
+
+            wait_until(answered, FOUND_S, "the client to notice", daemon.tail)
+        pings(server, TUNNEL_CLIENT)
+        both_ways(server, client)
+
+
+def test_over_https(lab: Lab) -> None:
+    """The server's certificate is lost already."""
+    server, client = black_hole(lab)
+    client.hosts({NAME: SERVER})
+    config = server_config()
+    del config["listen"]
+    with running(server, config), LargeCertificate(server) as proxy:
+        tls = {"ca_file": str(proxy.ca_file)}
+        options = client_config(server=f"https://{NAME}/ip", tls=tls)
+        with running(client, options, until=None) as daemon:
+            daemon.wait_for_log(UPLOADING, FOUND_S)
+            assert f"small packets pass to and from {SERVER}, {MTU}" in daemon.log, daemon.tail()
+            pings(client, TUNNEL_SERVER)
+            both_ways(server, client)
+            assert daemon.log.count(MTU) == 1, daemon.tail()
