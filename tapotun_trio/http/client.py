@@ -63,30 +63,29 @@ async def open_connection(
                 connection = await _by_proxy(url, proxy, mark, resolved, limit)
             if tls is None:
                 return connection
-            if limits is None or (address := connection.remote_address) is None:
-                return await tls.handshake(connection, url.host)
-
-            async def again(size: int) -> Connection:
-                if proxy is None:
-                    return await connect(address, url.port, mark, None, lambda address: size)
-                return await _by_proxy(url, replace(proxy, host=address), mark, None, lambda address: size)
-
-            return await _secure(connection, address, url, tls, limits, again)
+            return await secure(connection, url, tls, limits, mark, proxy)
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
         raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason=EndReason.CONNECT) from exc
 
 
-async def _secure(
+async def secure(
     first: Connection,
-    address: str,
     url: Url,
     tls: TlsClient,
-    limits: SegmentLimits,
-    again: Callable[[int], Awaitable[Connection]],
+    limits: SegmentLimits | None,
+    mark: int | None = None,
+    proxy: Proxy | None = None,
 ) -> TlsConnection:
-    """The TLS handshake on ``first``; while it brings nothing, others with smaller and smaller segments next to it, on
-    connections that ``again`` makes. The first that is done wins. Raises PeerError, of the first handshake."""
+    """The TLS handshake on ``first``, which this takes over. Has no deadline. Cancelled, nothing stays open.
+
+    While the handshake brings nothing, others with smaller and smaller segments are made next to it, on connections of
+    their own. The first that is done wins. Without ``limits`` there is only the first.
+
+    Raises PeerError, of the first handshake.
+    """
+    if limits is None or (address := first.remote_address) is None:
+        return await tls.handshake(first, url.host)
     winner: TlsConnection | None = None
     failure: PeerError | None = None
     watched: Connection | None = None
@@ -95,6 +94,11 @@ async def _secure(
     def received() -> int:
         state = None if watched is None else watched.segments()
         return -1 if state is None else state.received_bytes
+
+    async def again(size: int) -> Connection:
+        if proxy is None:
+            return await connect(address, url.port, mark, None, lambda address: size)
+        return await _by_proxy(url, replace(proxy, host=address), mark, None, lambda address: size)
 
     async def attempt(size: int | None, silent_at: int) -> None:
         nonlocal winner, failure, size_of_winner

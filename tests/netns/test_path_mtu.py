@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 
 import pytest
 import trustme
@@ -11,6 +12,7 @@ from tests.harness import Host, Lab, command, download, ping, upload, wait_until
 from tests.harness.recipes import NAME, Nginx
 
 from .black_hole import black_hole
+from .test_probe import probe, report, serious
 from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
@@ -95,3 +97,29 @@ def test_over_https(lab: Lab) -> None:
             pings(client, TUNNEL_SERVER)
             both_ways(server, client)
             assert daemon.log.count(MTU) == 1, daemon.tail()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_probe_names_it(lab: Lab, scheme: str) -> None:
+    """And a client could use the path all the same."""
+    server, client = black_hole(lab)
+    client.hosts({NAME: SERVER})
+    with ExitStack() as stack:
+        config = server_config(listen=[SERVER, "127.0.0.1"])
+        stack.enter_context(running(server, config))
+        if scheme == "https":
+            proxy = stack.enter_context(LargeCertificate(server))
+            found = report(probe(client, f"https://{NAME}/ip", "--ca-file", str(proxy.ca_file), "--idle-limit", "0"))
+        else:
+            found = report(probe(client, f"http://{NAME}:8080/ip", "--idle-limit", "0"))
+    assert serious(found) == {"path-mtu"}, found
+    assert (found["usable"], found["carrier"], found["exit"]) == (True, "http", 0)
+    assert "segments of at most 1220 bytes" in found["verdict"]
+    assert (found["path_mtu"]["ok"], found["path_mtu"]["passing_bytes"]) == (False, 1220)
+    assert any("ICMP type 3 code 4" in line for finding in found["findings"] for line in finding["change"])
+    assert (found["upload"]["state"], found["download"]["state"], found["websocket"]["ok"]) == (
+        "streams",
+        "streams",
+        True,
+    )
+    assert found["throughput"]["up_mbit_s"] > 0.1

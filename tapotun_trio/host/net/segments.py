@@ -176,8 +176,10 @@ def explain(address: str, mss: int | None, size: int | None) -> str:
     if mss is not None:
         text += f": segments of {mss} bytes are lost"
     if size is None:
-        return f"{text}, and smaller ones do not help; {REMEDY}"
-    return f"{text}; using segments of at most {size} bytes; {REMEDY}"
+        text += ", and smaller ones do not help"
+    else:
+        text += f"; using segments of at most {size} bytes"
+    return f"{text}; {REMEDY}"
 
 
 REMEDY: Final = (
