@@ -43,6 +43,7 @@ from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .failure_log import FailureLog
+from .large_ping import LargePing
 from .parameters import InterfaceParameters
 from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
@@ -108,6 +109,7 @@ class TunnelClient:
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
         self._stall = Stall()
+        self._large_ping = LargePing()
         self._proving = False  # segments are missing; the kernel asks for signs of life more often
 
     # -- for the status
@@ -259,11 +261,21 @@ class TunnelClient:
                 stream.abandon(self.segment_limits.reduce(address, state.mss))
                 # The other direction is on a connection of its own, with the same way to go.
                 (self._upload_gate if stream is self._download else self._download_gate).wake()
+        carrier = self._download if self.transport == "websocket" else self._upload
+        arrives = carrier is not None and not carrier.over and (carrier is self._download or self._upload_seen)
+        if self._agreement.extended and arrives and not is_over(self._download):
+            frame = self._large_ping.take(self._download, time.monotonic_ns())
+            if frame is not None:
+                self.sender.send_control(frame)
         proving = any(stream.segments.wants_proof for stream in streams)
         if proving != self._proving:
             self._proving = proving
             for stream in streams:
                 stream.connection.keepalive_after(1 if proving else KEEPALIVE_S)
+
+    @property
+    def _upload_seen(self) -> bool:
+        return self._upload is not None and self._upload.seen.is_set()
 
     def _log_stall(self) -> None:
         stall = self._stall
@@ -460,6 +472,8 @@ class TunnelClient:
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
+        if failure is not None and failure.reason is EndReason.SILENT:
+            self._large_ping.fell_silent()
         if not is_over(self._download):  # only a replacement failed: the present stream and the uploads continue
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
@@ -509,13 +523,19 @@ class TunnelClient:
 
     def _select_transport(self) -> None:
         """Where uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
-        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived."""
-        if not is_over(self._download) and self._selector.try_websocket(trio.current_time()):
+        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived; neither
+        while a part of the download is missing."""
+        download = self._download
+        if download is None or download.over or download.segments.missing:
+            return
+        if self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        if failure is not None and failure.reason is EndReason.SILENT:
+            self._large_ping.fell_silent()
         if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         return None
@@ -531,8 +551,9 @@ class TunnelClient:
         if kind == control.PING:
             self._selector.warn_no_fallback(trio.current_time())
         elif kind == control.PONG:
-            self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
+            if not self._large_ping.answered(payload):
+                self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
             offered = params.decode(payload)

@@ -87,8 +87,8 @@ def judge(measured: Measured) -> Verdict:
 
 
 def may_replace_get(http: Http) -> bool:
-    """Whether a client tries a WebSocket after such an answer to its GET: something else than its server refused it, and
-    neither wants a login or a pause nor misses the server."""
+    """Whether a client tries a WebSocket after such an answer to its GET: not if the server itself refused it, or
+    something that wants a login or a pause, or that does not reach the server."""
     if http.status == 200:
         return http.error is not None
     return http.status is None or (not http.own and http.status not in _OF_SERVER)
@@ -158,7 +158,8 @@ class _Judge:
         if kinds == ["none"]:
             where = "the device or proxy between this machine and the server"
         else:
-            where = f"the config of {' or '.join(NAMES[kind] for kind in kinds)}"
+            names = " or ".join(map(NAMES.__getitem__, kinds))
+            where = f"the config of {names}"
         change = [
             line if len(kinds) == 1 else f"{NAMES[kind]}: {line}"
             for kind in kinds
@@ -296,7 +297,8 @@ class _Judge:
     def _websocket(self) -> None:
         websocket = self._measured.websocket
         if websocket.ok is False:
-            needed = self._measured.transport == "websocket" or self._measured.upload.state == "held-back"
+            held = "held-back" in (self._measured.download.state, self._measured.upload.state)
+            needed = self._measured.transport == "websocket" or held or self._measured.upload.state == "broken"
             severity: Severity = "fault" if self._measured.transport == "websocket" else "warning" if needed else "note"
             tail = "" if needed else "; not needed while uploads stream"
             self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")

@@ -49,7 +49,10 @@ proxy.header = ( "upgrade" => "enable" )
 _NODE: Final = """const http = require('http');
 const server = http.createServer((request, response) => {
   const upstream = http.request({ port: 8080, method: request.method, path: request.url, headers: request.headers });
-  upstream.on('response', (answer) => { response.writeHead(answer.statusCode, answer.headers); answer.pipe(response); });
+  upstream.on('response', (answer) => {
+    response.writeHead(answer.statusCode, answer.headers);
+    answer.pipe(response);
+  });
   upstream.on('error', () => response.destroy());
   response.on('close', () => upstream.destroy());
   request.pipe(upstream);

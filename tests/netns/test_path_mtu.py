@@ -82,6 +82,18 @@ def test_what_the_server_sends_is_lost(lab: Lab) -> None:
         both_ways(server, client)
 
 
+def test_everything_that_the_server_sends_is_lost(lab: Lab) -> None:
+    """Each packet fills less than a segment, so not even a gap is seen; only silence."""
+    server, client = black_hole(lab, ways="down")
+    with (
+        running(server, server_config(keepalive=1)),
+        running(client, client_config(), until=UPLOADING) as daemon,
+    ):
+        pings(server, TUNNEL_CLIENT)
+        assert MTU in daemon.log, daemon.tail()
+        both_ways(server, client)
+
+
 def test_over_https(lab: Lab) -> None:
     """The server's certificate is lost already."""
     server, client = black_hole(lab)

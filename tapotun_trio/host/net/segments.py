@@ -24,9 +24,10 @@ SIZES: Final = (1220, 1000, 536)
 
 # A segment is lost for its size if it was sent this many times more (after 0.2, 0.6 and 1.4 s on a short path).
 RESENDS: Final = 3
-# A gap in what was received is not a passing loss if it is this old. By then the peer has sent the segment again four
-# times.
-GAP_S: Final = 3.0
+# A gap in what was received is not a passing loss if it is this old, and this many round trips. By then the peer has
+# sent the segment again three times.
+GAP_S: Final = 2.0
+GAP_ROUND_TRIPS: Final = 10
 
 UNLIMITED: Final = 65535
 _MAX_ADDRESSES: Final = 64  # that are remembered
@@ -45,6 +46,7 @@ class SegmentState:
         received_bytes: received in order since the start.
         gap: something was received behind a segment that is missing.
         ack_age_s: since the last segment from the peer, of whatever kind.
+        rtt_s: the smoothed round trip.
     """
 
     mss: int
@@ -54,6 +56,7 @@ class SegmentState:
     received_bytes: int
     gap: bool
     ack_age_s: float
+    rtt_s: float
 
 
 class SegmentWatch:
@@ -80,6 +83,11 @@ class SegmentWatch:
         """
         heard_at = max(heard_at, now - state.ack_age_s)
         return self._look_sent(now, state, heard_at) | self._look_received(now, state, heard_at)
+
+    @property
+    def missing(self) -> bool:
+        """Segments are missing, for whatever reason."""
+        return self._stalled_since is not None or self._gap_since is not None
 
     @property
     def wants_proof(self) -> bool:
@@ -113,7 +121,9 @@ class SegmentWatch:
                 self._passed_at = now
             return False
         # The peer's timer doubles with each try, so its next try comes before the time since the first has doubled.
-        return now - self._passed_at >= max(GAP_S, self._passed_at - self._gap_since + 1.0)
+        # The gap may be older than known by the time between two looks.
+        outage_s = self._passed_at - self._gap_since
+        return now - self._gap_since >= max(GAP_S, GAP_ROUND_TRIPS * state.rtt_s, 2 * outage_s + 1.0)
 
 
 class SegmentLimits:

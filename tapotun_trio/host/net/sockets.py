@@ -47,8 +47,8 @@ UNLIMITED_BYTES: Final = 1 << 30
 # struct tcp_info, linux/tcp.h: tcpi_snd_mss, _unacked, _sacked, _lost, _retrans, _rtt, _total_retrans,
 # _notsent_bytes, _min_rtt, _data_segs_out, _delivery_rate.
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
-# tcpi_retransmits, _snd_mss, _last_ack_recv, _bytes_acked, _bytes_received, _notsent_bytes.
-_SEGMENT_INFO: Final = struct.Struct("=2xB13xI36xI60xQQ8xI")
+# tcpi_retransmits, _snd_mss, _last_ack_recv, _rtt, _bytes_acked, _bytes_received, _notsent_bytes.
+_SEGMENT_INFO: Final = struct.Struct("=2xB13xI36xI8xI48xQQ8xI")
 _SO_MEMINFO: Final = 55  # asm-generic/socket.h; the first of its u32 (SK_MEMINFO_RMEM_ALLOC) is what was received
 _SIOCINQ: Final = termios.FIONREAD  # the same number, linux/sockios.h
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
@@ -173,7 +173,7 @@ class Connection:
             return None
         try:
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEGMENT_INFO.size)
-            retransmits, mss, ack_age_ms, acked, received, unsent = _SEGMENT_INFO.unpack(info)
+            retransmits, mss, ack_age_ms, rtt_us, acked, received, unsent = _SEGMENT_INFO.unpack(info)
             flying = self.unacknowledged_bytes - unsent
             held = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4)
             readable = fcntl.ioctl(self._fd, _SIOCINQ, bytes(4))
@@ -181,7 +181,7 @@ class Connection:
             return None
         # The kernel holds something that cannot be read: it came behind a gap.
         gap = any(held) and not any(readable)
-        return SegmentState(mss, flying, retransmits, acked, received, gap, ack_age_ms / 1e3)
+        return SegmentState(mss, flying, retransmits, acked, received, gap, ack_age_ms / 1e3, rtt_us / 1e6)
 
     @property
     def congestion_control(self) -> str | None:
