@@ -12,7 +12,7 @@ import trio
 from ..config.model import Proxy, Url
 from ..errors import EndReason, PeerError, ShortageError
 from ..host.net.dial import Resolved, SegmentLimit, connect
-from ..host.net.segments import SegmentLimits, SegmentWatch
+from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.net.tls import TlsClient, TlsConnection
 from ..host.net.tls_errors import NO_CERTIFICATE
@@ -24,9 +24,11 @@ from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
-# A handshake that brings nothing for this long may lack the large segments of the server's certificates. The next
-# smaller size of segment is tried next to it, and so on, all within CONNECT_S.
+# A handshake that brings nothing for this long, and shows a gap or an own segment that is lost, lacks large segments:
+# those of the server's certificates, or of a large ClientHello. The next smaller size of segment is tried next to it,
+# and so on, all within CONNECT_S. Without such a sign a server may just be busy, and it takes twice as long.
 SMALLER_S: Final = 1.8
+SETTLE_S: Final = 0.3  # in which a server that was slow answers the other handshakes, too
 LOOK_S: Final = 0.5  # how often the segments of a connection are looked at while its answer is awaited
 
 T = TypeVar("T")
@@ -91,9 +93,15 @@ async def secure(
     watched: Connection | None = None
     size_of_winner: int | None = None
 
+    def done() -> bool:
+        return winner is not None
+
+    def state() -> SegmentState | None:
+        return None if watched is None else watched.segments()
+
     def received() -> int:
-        state = None if watched is None else watched.segments()
-        return -1 if state is None else state.received_bytes
+        found = state()
+        return -1 if found is None else found.received_bytes
 
     async def again(size: int) -> Connection:
         if proxy is None:
@@ -116,26 +124,33 @@ async def secure(
                 failure = exc
                 nursery.cancel_scope.cancel()
             return
-        if winner is None:
-            # The server has answered this one. If the first has got nothing since before this one began, its segments
-            # are too large; otherwise the server was slow.
-            if size is not None and received() == silent_at:
-                size_of_winner = size
-            winner = secured
-            nursery.cancel_scope.cancel()
-        else:
+        if winner is not None:
             secured.close()
+            return
+        winner = secured
+        if size is not None:
+            # The server has answered this one. If the first still has nothing more than when this one began, its
+            # segments are too large; otherwise the server was slow, and answers all of them now.
+            await trio.sleep(SETTLE_S)
+            if received() == silent_at:
+                size_of_winner = size
+        nursery.cancel_scope.cancel()
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attempt, None, -1)
+            began = trio.current_time()
             for size in limits.smaller(address):
-                while True:
+                while not done():
                     before = received()
                     await trio.sleep(SMALLER_S)
-                    if received() == before >= 0:
+                    found = state()
+                    silent = found is not None and found.received_bytes == before
+                    lost = found is not None and (found.gap or found.retransmits)
+                    due = lost or trio.current_time() - began >= 2 * SMALLER_S
+                    if silent and due and not done():
+                        nursery.start_soon(attempt, size, before)
                         break
-                nursery.start_soon(attempt, size, before)
     except BaseException:
         if winner is not None:
             winner.close()
