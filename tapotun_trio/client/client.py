@@ -268,10 +268,10 @@ class TunnelClient:
             if frame is not None:
                 self.sender.send_control(frame)
         proving = any(stream.segments.wants_proof for stream in streams)
-        if proving != self._proving:
-            self._proving = proving
+        if proving or self._proving:
             for stream in streams:
                 stream.connection.keepalive_after(1 if proving else KEEPALIVE_S)
+        self._proving = proving
 
     @property
     def _upload_seen(self) -> bool:

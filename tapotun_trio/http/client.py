@@ -164,7 +164,8 @@ async def secure(
 
 async def answered(connection: Connection, limits: SegmentLimits, work: Callable[[], Awaitable[T]]) -> T:
     """The result of ``work``, which waits for an answer on ``connection``. Raises what it raises, or a PeerError as
-    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered."""
+    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered, and the
+    connection is closed."""
     failure: PeerError | None = None
     address, watch = connection.remote_address, SegmentWatch()
 
@@ -176,6 +177,8 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
             if address is not None and state is not None and watch.look(trio.current_time(), state):
                 failure = limits.reduce(address, state.mss)
                 nursery.cancel_scope.cancel()
+                connection.abort()  # an orderly end may not arrive
+                return
             connection.keepalive_after(1 if watch.wants_proof else KEEPALIVE_S)
 
     async with trio.open_nursery() as nursery:
@@ -183,7 +186,7 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
         try:
             result = await work()
         except PeerError as exc:
-            failure = exc
+            failure = failure or exc
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

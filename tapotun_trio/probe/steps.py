@@ -157,7 +157,7 @@ class _Steps:
         measured, http = self._measured, self._http
         try:
             connection = await self._opener.request("GET", self._download_fields())
-            began = trio.current_time()
+            began, address, state = trio.current_time(), connection.remote_address, connection.segments()
             with trio.move_on_after(HEAD_S):
                 answer = await answered(connection, self._path.limits, partial(read_answer, connection, "GET"))
                 http.ms = (trio.current_time() - began) * 1e3
@@ -169,8 +169,6 @@ class _Steps:
         except PeerError as exc:
             measured.http = http
             if exc.reason is EndReason.PATH_MTU:
-                state, address = connection.segments(), connection.remote_address
-                connection.close()
                 self._path.note_limit(measured.path_mtu, address, None if state is None else state.mss)
                 if measured.path_mtu.passing_bytes is not None:
                     return await self._get()

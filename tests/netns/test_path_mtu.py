@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import ExitStack
 
@@ -92,6 +93,19 @@ def test_everything_that_the_server_sends_is_lost(lab: Lab) -> None:
         pings(server, TUNNEL_CLIENT)
         assert MTU in daemon.log, daemon.tail()
         both_ways(server, client)
+
+
+def test_the_first_frame_is_large(lab: Lab) -> None:
+    """So many routes that the parameters do not fit into a segment: the download stalls right after its head."""
+    server, client = black_hole(lab, ways="down")
+    push = [f"10.{100 + number // 250}.{number % 250}.0/24" for number in range(250)]
+    with (
+        running(server, server_config(push_routes=push)),
+        running(client, client_config(), until=None) as daemon,
+    ):
+        daemon.wait_for_log(re.escape(MTU), FOUND_S)
+        pings(client, TUNNEL_SERVER)
+        wait_until(lambda: len(client.ip("route show dev tun0")) > 250, FOUND_S, "the pushed routes")
 
 
 def test_over_https(lab: Lab) -> None:

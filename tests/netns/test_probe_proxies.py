@@ -27,6 +27,7 @@ def test_next_to_a_running_client(lab: Lab) -> None:
             server, client = stack.enter_context(pair(lab, kind))
             stack.enter_context(running(server, server_config(listen="127.0.0.1")))
             proxy = stack.enter_context(recipe(server))
+            stack.callback(proxy.process.kill)  # a stop takes some of them seconds
             ca_file = str(proxy.ca_file)
             entry = client_config(server=f"https://{NAME}/ip", tls={"ca_file": ca_file})
             stack.enter_context(running(client, entry, until=UPLOADING))
@@ -49,6 +50,7 @@ def test_a_base_server_behind_each_proxy(lab: Lab) -> None:
             peer = stack.enter_context(server.start(argv, name="base-server", cwd=ROOT))
             peer.wait_for_log("READY", 20)
             proxy = stack.enter_context(recipe(server))
+            stack.callback(proxy.process.kill)  # a stop takes some of them seconds
             url, options = f"https://{NAME}/ip", ("--ca-file", str(proxy.ca_file), "--idle-limit", "0")
             probes[kind] = probe(client, url, *options)
         reports = {kind: report(process) for kind, process in probes.items()}
@@ -69,6 +71,7 @@ def test_a_probe_leaves_nothing_behind(lab: Lab) -> None:
             server, client = stack.enter_context(pair(lab, kind))
             stack.enter_context(running(server, server_config(listen="127.0.0.1")))
             proxy = stack.enter_context(recipe(server))
+            stack.callback(proxy.process.kill)  # a stop takes some of them seconds
             options = ("--ca-file", str(proxy.ca_file), "--idle-limit", "1")
             probes[kind] = client, options, probe(client, f"https://{NAME}/ip", *options)
         for _, _, process in probes.values():

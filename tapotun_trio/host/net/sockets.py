@@ -221,8 +221,10 @@ class Connection:
                 _presume_dead_after(self._sock, dead_s)
 
     def keepalive_after(self, idle_s: int) -> None:
-        """Make the kernel ask the peer's for a sign of life when the connection has been idle for this long
-        (KEEPALIVE_S at the start)."""
+        """Make the kernel probe the peer when the connection has been idle for this long (KEEPALIVE_S at the start).
+
+        Without effect while something is unacknowledged (tcp_keepalive_timer in net/ipv4/tcp_timer.c).
+        """
         if self._tcp:
             with suppress(OSError):  # reset or closed, which its next use reports
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
