@@ -18,7 +18,7 @@ from ..wire import control, tunconf
 from ..wire.frames import BASE_PING, FrameReader
 from .identify import identify
 from .idle import measure_idle
-from .measured import Direction, Http, Idle, Measured
+from .measured import Direction, Http, Idle, Measured, WebSocket
 from .path import Path
 from .remedies import NAMES
 from .segments import LossWatch
@@ -88,7 +88,7 @@ class _Steps:
         try:
             await self._measure()
         finally:
-            if self._ours:
+            if self._ours or self._measured.websocket.ok:
                 with trio.move_on_after(GOODBYE_S, shield=True):
                     await self._leave()
 
@@ -129,10 +129,14 @@ class _Steps:
         """End our last download at the server. Otherwise a proxy that does not notice that we are gone keeps it open,
         and the server believes that a client uses the token.
 
-        A newer download of the same session ends the older ones. That one is reset, and what the server sends on it in
-        answer to PINGs makes a proxy notice. Without effect if another client has taken the token.
+        A newer download of the same session ends the older ones. A WebSocket does, and can be closed. Where none
+        passes, a GET is reset, and what the server sends on it in answer to PINGs makes a proxy notice. Without effect
+        if another client has taken the token.
         """
         self._features = control.SUPPORTED  # without, there would be no PINGs
+        if self._measured.websocket.ok:
+            await try_websocket(WebSocket(), self._opener, self._download_fields(), GOODBYE_S)
+            return
         try:
             connection, _ = await self._download_again()
             async with trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ from tests.harness import Host, Lab, command, download, ping, upload, wait_until
 from tests.harness.recipes import NAME, Nginx
 
 from .black_hole import black_hole
-from .test_probe import probe, report, serious
+from .test_probe import faults, probe, report
 from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
@@ -138,7 +138,7 @@ def test_the_probe_names_it(lab: Lab, scheme: str) -> None:
             found = report(probe(client, f"https://{NAME}/ip", "--ca-file", str(proxy.ca_file), "--idle-limit", "0"))
         else:
             found = report(probe(client, f"http://{NAME}:8080/ip", "--idle-limit", "0"))
-    assert serious(found) == {"path-mtu"}, found
+    assert faults(found) == {"path-mtu"}, found
     assert (found["usable"], found["carrier"], found["exit"]) == (True, "http", 0)
     assert "segments of at most 1220 bytes" in found["verdict"]
     assert (found["path_mtu"]["ok"], found["path_mtu"]["passing_bytes"]) == (False, 1220)

@@ -79,6 +79,11 @@ def serious(found: dict[str, Any]) -> set[str]:
     return {it["code"] for it in found["findings"] if it["severity"] != "note"}
 
 
+def faults(found: dict[str, Any]) -> set[str]:
+    """Without warnings: a machine that is busy may cause some."""
+    return {it["code"] for it in found["findings"] if it["severity"] == "fault"}
+
+
 @contextmanager
 def pair(lab: Lab, name: str) -> Iterator[tuple[Host, Host]]:
     server, client = lab.host(f"server-{name}"), lab.host(f"client-{name}")
