@@ -12,7 +12,7 @@ import trustme
 from tests.harness import Host, Lab, command, download, ping, upload, wait_until
 from tests.harness.recipes import NAME, Nginx
 
-from .black_hole import black_hole
+from .black_hole import SERVER_6, black_hole
 from .test_probe import faults, probe, report
 from .topologies import SERVER, TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, client_config, running, server_config
 
@@ -64,6 +64,17 @@ def test_over_http(lab: Lab, mtu: int, size: int, transport: str) -> None:
         found = len(daemon.log)
         both_ways(server, client)
         assert MTU not in daemon.log[found:], daemon.tail()
+
+
+def test_over_ipv6(lab: Lab) -> None:
+    """Its headers are larger, and the least MTU of its links is 1280."""
+    server, client = black_hole(lab, 1280)
+    config = client_config(server=f"http://[{SERVER_6}]:8080/ip")
+    with running(server, server_config(listen=SERVER_6)), running(client, config, until=UPLOADING) as daemon:
+        pings(client, TUNNEL_SERVER)
+        assert f"small packets pass to and from {SERVER_6}, {MTU}" in daemon.log, daemon.tail()
+        both_ways(server, client)
+        assert "segments of at most 1220 bytes" in status(client)
 
 
 def test_what_the_server_sends_is_lost(lab: Lab) -> None:
