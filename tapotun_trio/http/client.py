@@ -164,8 +164,8 @@ async def secure(
 
 async def answered(connection: Connection, limits: SegmentLimits, work: Callable[[], Awaitable[T]]) -> T:
     """The result of ``work``, which waits for an answer on ``connection``. Raises what it raises, or a PeerError as
-    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered, and the
-    connection is closed."""
+    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered. The
+    connection is closed whenever this raises."""
     failure: PeerError | None = None
     address, watch = connection.remote_address, SegmentWatch()
 
@@ -186,7 +186,13 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
         try:
             result = await work()
         except PeerError as exc:
+            connection.close()
             failure = failure or exc
+        except BaseException:
+            # Before the nursery lets other tasks run: the server must not answer what nobody will read, since its
+            # answer ends the present download.
+            connection.close()
+            raise
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
