@@ -60,9 +60,9 @@ async def open_connection(
         with trio.fail_after(CONNECT_S):
             limit = None if limits is None else limits.limit
             if proxy is None:
-                connection = await connect(url.host, url.port, mark, resolved, limit)
+                connection = await connect(url.host, url.port, mark, resolved, segment_limit=limit)
             else:
-                connection = await _by_proxy(url, proxy, mark, resolved, limit)
+                connection = await _by_proxy(url, proxy, mark, resolved, segment_limit=limit)
             if tls is None:
                 return connection
             return await secure(connection, url, tls, limits, mark, proxy)
@@ -105,8 +105,8 @@ async def secure(
 
     async def again(size: int) -> Connection:
         if proxy is None:
-            return await connect(address, url.port, mark, None, lambda address: size)
-        return await _by_proxy(url, replace(proxy, host=address), mark, None, lambda address: size)
+            return await connect(address, url.port, mark, segment_limit=lambda _: size)
+        return await _by_proxy(url, replace(proxy, host=address), mark, None, segment_limit=lambda _: size)
 
     async def attempt(size: int | None, silent_at: int) -> None:
         nonlocal winner, failure, size_of_winner
@@ -206,7 +206,7 @@ async def _by_proxy(
     from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark, resolved, segment_limit)
+        connection = await connect(proxy.host, proxy.port, mark, resolved, segment_limit=segment_limit)
     except ShortageError:
         raise
     except PeerError as exc:

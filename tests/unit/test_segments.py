@@ -169,7 +169,7 @@ async def test_real_connections(host: str) -> None:
             asked.append(address)
             return 1000
 
-        near = await connect(host, listener.getsockname()[1], None, None, limit)
+        near = await connect(host, listener.getsockname()[1], segment_limit=limit)
         accepted, _ = listener.accept()
     assert asked == [host]
     far = Connection(accepted, "far")
