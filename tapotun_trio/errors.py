@@ -51,6 +51,7 @@ class EndReason(StrEnum):
     DNS = "dns", "the server's name does not resolve"
     ENDED = "ended", "the other end ended the upload early"
     NO_WEBSOCKET = "no-websocket", "something on the path does not pass a WebSocket"
+    PATH_MTU = "path-mtu", "small packets pass on the path, large ones do not"
     PROXY = "proxy", "the outgoing proxy did not make the connection"
     REFUSED = "refused", "nothing listens at the address"
     SILENT = "silent", "nothing was received, or a ping was not answered"
@@ -131,7 +132,7 @@ class EndReason(StrEnum):
     @property
     def is_one_way(self) -> bool:
         """Whether nothing can be sent any more, or the other end would not read it."""
-        return self in (EndReason.BROKEN, EndReason.CLOSED)
+        return self in (EndReason.BROKEN, EndReason.CLOSED, EndReason.PATH_MTU)
 
     @property
     def rules_out_websocket(self) -> bool:

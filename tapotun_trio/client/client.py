@@ -7,6 +7,7 @@ sends and on changes of this machine, and fires the events.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.interfaces import Host
 from ..host.items import DesiredState
-from ..host.net.sockets import Connection
+from ..host.net.segments import SegmentLimits
+from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.netlink.rewatch import Rewatch
 from ..http.client import check_status
 from ..log import Log
@@ -41,6 +43,7 @@ from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .failure_log import FailureLog
+from .large_ping import LargePing
 from .parameters import InterfaceParameters
 from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
@@ -93,7 +96,8 @@ class TunnelClient:
         self.failure_log = FailureLog(log)
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
-        self._requests = Requests(config, self._selector, self.guard)
+        self.segment_limits = SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING))
+        self._requests = Requests(config, self._selector, self.guard, self.segment_limits)
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
@@ -105,6 +109,8 @@ class TunnelClient:
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
         self._stall = Stall()
+        self._large_ping = LargePing()
+        self._proving = False  # segments are missing; the kernel asks for signs of life more often
 
     # -- for the status
 
@@ -164,7 +170,10 @@ class TunnelClient:
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the client knows, in one step."""
         yield from ()
-        return client_status(common, self, self._config.server.authority, self.desired, self.guard.conflicts)
+        address = "" if self._download is None else self._download.connection.remote_address or ""
+        limit, problem = self.segment_limits.limit(address), self.segment_limits.problem(address)
+        server, conflicts = self._config.server.authority, self.guard.conflicts
+        return client_status(common, self, server, self.desired, conflicts, limit, problem)
 
     # -- the device's side
 
@@ -221,7 +230,9 @@ class TunnelClient:
         """Do once a second, for ever: send keepalives, drop packets that are too old, and end a silent download."""
         suspends = SuspendDetector()
         while True:
-            await trio.sleep(TICK_S)
+            for _ in range(2):
+                await trio.sleep(TICK_S / 2)
+                self._watch_segments(trio.current_time())
             now, silence_s = trio.current_time(), self._agreement.silence_s
             self.sender.tick(now, TICK_S)
             heard = self._download is not None and self._download.receiver.tick(now, silence_s)
@@ -236,6 +247,35 @@ class TunnelClient:
                 self._log_stall()
             if slept_s := suspends.suspended_s():
                 self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
+
+    def _watch_segments(self, now: float) -> None:
+        """End a stream whose large segments are lost, so that the next one is opened with smaller ones."""
+        streams = [stream for stream in (self._download, self._upload) if stream is not None and not stream.over]
+        states = [(stream, stream.connection.segments()) for stream in streams]
+        heard_at = max((now - state.ack_age_s for _, state in states if state is not None), default=-math.inf)
+        for stream, state in states:
+            address = stream.connection.remote_address
+            if state is None or address is None:
+                continue
+            if stream.segments.look(now, state, heard_at):
+                stream.abandon(self.segment_limits.reduce(address, state.mss))
+                # The other direction is on a connection of its own, with the same way to go.
+                (self._upload_gate if stream is self._download else self._download_gate).wake()
+        carrier = self._download if self.transport == "websocket" else self._upload
+        arrives = carrier is not None and not carrier.over and (carrier is self._download or self._upload_seen)
+        if self._agreement.extended and arrives and not is_over(self._download):
+            frame = self._large_ping.take(self._download, time.monotonic_ns())
+            if frame is not None:
+                self.sender.send_control(frame)
+        proving = any(stream.segments.wants_proof for stream in streams)
+        if proving or self._proving:
+            for stream in streams:
+                stream.connection.keepalive_after(1 if proving else KEEPALIVE_S)
+        self._proving = proving
+
+    @property
+    def _upload_seen(self) -> bool:
+        return self._upload is not None and self._upload.seen.is_set()
 
     def _log_stall(self) -> None:
         stall = self._stall
@@ -288,6 +328,7 @@ class TunnelClient:
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
                 self._selector.path_changed()
+        self.segment_limits.forget()
         self._download_gate.wake()
         self._upload_gate.wake()
 
@@ -431,6 +472,8 @@ class TunnelClient:
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
+        if failure is not None and failure.reason is EndReason.SILENT:
+            self._large_ping.fell_silent()
         if not is_over(self._download):  # only a replacement failed: the present stream and the uploads continue
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
@@ -480,13 +523,19 @@ class TunnelClient:
 
     def _select_transport(self) -> None:
         """Where uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
-        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived."""
-        if not is_over(self._download) and self._selector.try_websocket(trio.current_time()):
+        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived; neither
+        while a part of the download is missing."""
+        download = self._download
+        if download is None or download.over or download.segments.missing:
+            return
+        if self._selector.try_websocket(trio.current_time()):
             self._download_gate.wake()
 
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        if failure is not None and failure.reason is EndReason.SILENT:
+            self._large_ping.fell_silent()
         if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         return None
@@ -502,8 +551,9 @@ class TunnelClient:
         if kind == control.PING:
             self._selector.warn_no_fallback(trio.current_time())
         elif kind == control.PONG:
-            self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self.sender.answered()
+            if not self._large_ping.answered(payload):
+                self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
             offered = params.decode(payload)

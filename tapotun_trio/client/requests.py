@@ -6,14 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from ..config.model import NO_PROXY, ClientConfig, Proxy
 from ..errors import EndReason, HostError, PeerError
+from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import GONE, Connection
 from ..host.net.tls import TlsClient
-from ..http.client import RESPONSE_S, check_status, open_connection, read_response, rest_of_refusal, send_request
+from ..http.client import (
+    RESPONSE_S,
+    answered,
+    check_status,
+    open_connection,
+    read_response,
+    rest_of_refusal,
+    send_request,
+)
 from ..http.heads import ResponseHead
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
@@ -41,14 +51,17 @@ class Requests:
     """Requests of one client. Each method raises PeerError. If it fails or is cancelled, it leaves no connection
     open."""
 
-    def __init__(self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard) -> None:
-        """``guard`` learns where connections go.
+    def __init__(
+        self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard, limits: SegmentLimits
+    ) -> None:
+        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there.
 
         Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
         self._config = config
         self._selector = selector
         self._guard = guard
+        self._limits = limits
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
@@ -82,11 +95,13 @@ class Requests:
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
-                    head, rest = await open_websocket(connection, url, headers)
+                    head, rest = await answered(
+                        connection, self._limits, partial(open_websocket, connection, url, headers)
+                    )
                     check_upgrade(head, url, await rest_of_refusal(connection, head, rest))
                 else:
                     await send_request(connection, "GET", url, headers)
-                    head, rest = await read_response(connection, "GET")
+                    head, rest = await answered(connection, self._limits, partial(read_response, connection, "GET"))
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason=EndReason.SILENT)
@@ -104,7 +119,7 @@ class Requests:
         with self._guard.attempt() as attempt:
             try:
                 connection = await open_connection(
-                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved
+                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved, self._limits
                 )
             except PeerError as exc:
                 if exc.reason == EndReason.DNS:

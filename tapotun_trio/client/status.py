@@ -17,13 +17,20 @@ MAX_CONFLICTS: Final = 100  # a server may push any number of routes
 
 
 def client_status(
-    common: InterfaceStatus, peer: Peer, server: str, desired: DesiredState | None, conflicts: Sequence[Conflict]
+    common: InterfaceStatus,
+    peer: Peer,
+    server: str,
+    desired: DesiredState | None,
+    conflicts: Sequence[Conflict],
+    segment_limit_bytes: int | None,
+    path_problem: str | None,
 ) -> InterfaceStatus:
     """``common``, completed with what the client knows.
 
     Args:
         server: the name of ``peer``.
         desired: None: the server has not answered yet.
+        segment_limit_bytes, path_problem: of the newest stream's path.
     """
     items = () if desired is None else desired.items
     # The routes into the tunnel: those that the server pushed, and the default route of packets with the mark.
@@ -34,7 +41,13 @@ def client_status(
         addresses=[str(item.interface) for item in items if isinstance(item, Address)],
         mtu_bytes=None if desired is None else desired.mtu,
         transport_conflicts=[_conflict(conflict) for conflict in conflicts[:MAX_CONFLICTS]],
-        peers=[peer_status(peer, server, routes=routes)],
+        peers=[
+            msgspec.structs.replace(
+                peer_status(peer, server, routes=routes),
+                segment_limit_bytes=segment_limit_bytes,
+                path_problem=path_problem,
+            )
+        ],
     )
 
 

@@ -16,6 +16,7 @@ from ..datapath.duplex import DuplexStream
 from ..datapath.receiver import Deliver, OnControl, Receiver
 from ..datapath.sender import Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
+from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
 from ..http.client import read_response
 from ..http.heads import ResponseHead
@@ -40,6 +41,7 @@ class _ClientStream(ABC):
         ended: set last.
         failure: why the stream has ended; None before its end, and after a clean end.
         connection: the connection of this stream alone.
+        segments: judges whether the connection loses large segments.
     """
 
     _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
@@ -49,6 +51,7 @@ class _ClientStream(ABC):
         self.connection = connection
         self.ended = trio.Event()
         self.failure: PeerError | None = None
+        self.segments = SegmentWatch()
         self._ends = ends
 
     async def run(self, older: Stream | None) -> None:
@@ -62,7 +65,10 @@ class _ClientStream(ABC):
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1
-            self.connection.close()
+            if self.failure is not None and self.failure.reason is EndReason.PATH_MTU:
+                self.connection.abort()  # a reset arrives, an orderly end would wait behind the large segments
+            else:
+                self.connection.close()
             self.ended.set()
 
     @abstractmethod
@@ -77,6 +83,10 @@ class _ClientStream(ABC):
     @abstractmethod
     def end(self, because: PeerError) -> None:
         """End it now; `failure` will be ``because``."""
+
+    def abandon(self, because: PeerError) -> None:
+        """As `end`, without an attempt to send the rest."""
+        self.end(because)
 
 
 class _InboundClientStream(_ClientStream):

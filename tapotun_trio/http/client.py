@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from dataclasses import replace
+from typing import Final, TypeVar
 
 import trio
 
 from ..config.model import Proxy, Url
 from ..errors import EndReason, PeerError, ShortageError
-from ..host.net.dial import Resolved, connect
-from ..host.net.sockets import Connection
-from ..host.net.tls import TlsClient
+from ..host.net.dial import Resolved, SegmentLimit, connect
+from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
+from ..host.net.sockets import KEEPALIVE_S, Connection
+from ..host.net.tls import TlsClient, TlsConnection
 from ..host.net.tls_errors import NO_CERTIFICATE
 from ..text import one_line, shorten
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
@@ -21,6 +24,14 @@ from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
+# A handshake that brings nothing for this long, and shows a gap or an own segment that is lost, lacks large segments:
+# those of the server's certificates, or of a large ClientHello. The next smaller size of segment is tried next to it,
+# and so on, all within CONNECT_S. Without such a sign a server may just be busy, and it takes twice as long.
+SMALLER_S: Final = 1.8
+SETTLE_S: Final = 0.3  # in which a server that was slow answers the other handshakes, too
+LOOK_S: Final = 0.5  # how often the segments of a connection are looked at while its answer is awaited
+
+T = TypeVar("T")
 
 
 async def open_connection(
@@ -29,6 +40,7 @@ async def open_connection(
     mark: int | None = None,
     proxy: Proxy | None = None,
     resolved: Resolved | None = None,
+    limits: SegmentLimits | None = None,
 ) -> Connection:
     """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
@@ -37,6 +49,7 @@ async def open_connection(
         mark: the fwmark of the socket.
         proxy: the proxy to connect through; None: connect directly.
         resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
+        limits: of the segments' size. A limit that a TLS handshake turns out to need is added.
 
     Raises:
         PeerError: resolving the name, connecting to every address, or the handshake failed, or took longer than
@@ -45,22 +58,155 @@ async def open_connection(
     """
     try:
         with trio.fail_after(CONNECT_S):
+            limit = None if limits is None else limits.limit
             if proxy is None:
-                connection = await connect(url.host, url.port, mark, resolved)
+                connection = await connect(url.host, url.port, mark, resolved, segment_limit=limit)
             else:
-                connection = await _by_proxy(url, proxy, mark, resolved)
-            return connection if tls is None else await tls.handshake(connection, url.host)
+                connection = await _by_proxy(url, proxy, mark, resolved, segment_limit=limit)
+            if tls is None:
+                return connection
+            return await secure(connection, url, tls, limits, mark, proxy)
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
         raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason=EndReason.CONNECT) from exc
 
 
-async def _by_proxy(url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None) -> Connection:
+async def secure(
+    first: Connection,
+    url: Url,
+    tls: TlsClient,
+    limits: SegmentLimits | None,
+    mark: int | None = None,
+    proxy: Proxy | None = None,
+) -> TlsConnection:
+    """The TLS handshake on ``first``, which this takes over. Has no deadline. Cancelled, nothing stays open.
+
+    While the handshake brings nothing, others with smaller and smaller segments are made next to it, on connections of
+    their own. The first that is done wins. Without ``limits`` there is only the first.
+
+    Raises PeerError, of the first handshake.
+    """
+    if limits is None or (address := first.remote_address) is None:
+        return await tls.handshake(first, url.host)
+    winner: TlsConnection | None = None
+    failure: PeerError | None = None
+    watched: Connection | None = None
+    size_of_winner: int | None = None
+
+    def done() -> bool:
+        return winner is not None
+
+    def state() -> SegmentState | None:
+        return None if watched is None else watched.segments()
+
+    def received() -> int:
+        found = state()
+        return -1 if found is None else found.received_bytes
+
+    async def again(size: int) -> Connection:
+        if proxy is None:
+            return await connect(address, url.port, mark, segment_limit=lambda _: size)
+        return await _by_proxy(url, replace(proxy, host=address), mark, None, segment_limit=lambda _: size)
+
+    async def attempt(size: int | None, silent_at: int) -> None:
+        nonlocal winner, failure, size_of_winner
+
+        def began(connection: Connection) -> None:
+            nonlocal watched
+            if size is None:
+                watched = connection
+
+        try:
+            connection = first if size is None else await again(size)
+            secured = await tls.handshake(connection, url.host, began)
+        except PeerError as exc:
+            if size is None:
+                failure = exc
+                nursery.cancel_scope.cancel()
+            return
+        if winner is not None:
+            secured.close()
+            return
+        winner = secured
+        if size is not None:
+            # The server has answered this one. If the first still has nothing more than when this one began, its
+            # segments are too large; otherwise the server was slow, and answers all of them now.
+            await trio.sleep(SETTLE_S)
+            if received() == silent_at:
+                size_of_winner = size
+        nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt, None, -1)
+            began = trio.current_time()
+            for size in limits.smaller(address):
+                while not done():
+                    before = received()
+                    await trio.sleep(SMALLER_S)
+                    found = state()
+                    silent = found is not None and found.received_bytes == before
+                    lost = found is not None and (found.gap or found.retransmits)
+                    due = lost or trio.current_time() - began >= 2 * SMALLER_S
+                    if silent and due and not done():
+                        nursery.start_soon(attempt, size, before)
+                        break
+    except BaseException:
+        if winner is not None:
+            winner.close()
+        raise
+    if winner is None:
+        raise failure or PeerError(f"no TLS handshake with {url.authority}", reason=EndReason.TLS)
+    if size_of_winner is not None:
+        limits.found(address, size_of_winner)
+    return winner
+
+
+async def answered(connection: Connection, limits: SegmentLimits, work: Callable[[], Awaitable[T]]) -> T:
+    """The result of ``work``, which waits for an answer on ``connection``. Raises what it raises, or a PeerError as
+    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered. The
+    connection is closed whenever this raises."""
+    failure: PeerError | None = None
+    address, watch = connection.remote_address, SegmentWatch()
+
+    async def look() -> None:
+        nonlocal failure
+        while True:
+            await trio.sleep(LOOK_S)
+            state = connection.segments()
+            if address is not None and state is not None and watch.look(trio.current_time(), state):
+                failure = limits.reduce(address, state.mss)
+                nursery.cancel_scope.cancel()
+                connection.abort()  # an orderly end may not arrive
+                return
+            connection.keepalive_after(1 if watch.wants_proof else KEEPALIVE_S)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        try:
+            result = await work()
+        except PeerError as exc:
+            connection.close()
+            failure = failure or exc
+        except BaseException:
+            # Before the nursery lets other tasks run: the server must not answer what nobody will read, since its
+            # answer ends the present download.
+            connection.close()
+            raise
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result
+
+
+async def _by_proxy(
+    url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None, segment_limit: SegmentLimit | None = None
+) -> Connection:
     """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
     from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark, resolved)
+        connection = await connect(proxy.host, proxy.port, mark, resolved, segment_limit=segment_limit)
     except ShortageError:
         raise
     except PeerError as exc:

@@ -6,6 +6,7 @@
      └─ steps      the measurements and their order
          ├─ path       DNS, TCP, TLS
          ├─ streams    a download and an upload, as the client opens them
+         ├─ segments   whether large packets are lost, watched meanwhile
          └─ traffic    control frames through them: delay, round trip, throughput
     measured   the results
     identify   which proxy answered (pure)

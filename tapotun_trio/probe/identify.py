@@ -1,4 +1,4 @@
-"""Which reverse proxy an answer came from, by its headers. Untrusted input; never raises."""
+"""Which reverse proxies an answer came through, by its headers. Untrusted input; never raises."""
 
 from __future__ import annotations
 
@@ -7,43 +7,97 @@ from typing import Final
 
 from .measured import Kind
 
-# Words in a Server header. OpenResty, Tengine and Angie are derived from nginx.
-_SERVERS: Final[tuple[tuple[str, Kind], ...]] = (
+# Words in Server and Via. OpenResty, Tengine and Angie are derived from nginx. The first that is found counts.
+_WORDS: Final[tuple[tuple[str, Kind], ...]] = (
+    ("cloudfront", "cloudfront"),
+    ("cloudflare", "cloudflare"),
     ("nginx", "nginx"),
     ("openresty", "nginx"),
     ("tengine", "nginx"),
     ("angie", "nginx"),
     ("caddy", "caddy"),
+    ("varnish", "varnish"),
+    ("squid", "squid"),
+    ("lighttpd", "lighttpd"),
+    ("trafficserver", "trafficserver"),
+    ("traffic_server", "trafficserver"),
+    ("ats/", "trafficserver"),
+    ("envoy", "envoy"),
+    ("traefik", "traefik"),
+    ("haproxy", "haproxy"),
     ("apache", "apache"),
-    ("cloudflare", "cloudflare"),
-    ("cloudfront", "cloudfront"),
+    ("node", "node"),
+    ("express", "node"),
 )
-_VIAS: Final[tuple[tuple[str, Kind], ...]] = (("cloudfront", "cloudfront"), ("caddy", "caddy"))
-# CDNs that forward another Server header are recognised by headers of their own.
+# Headers that only one kind of proxy sends, also where it forwards the Server header of what is behind it.
 _OWN_HEADERS: Final[tuple[tuple[str, Kind], ...]] = (
     ("cf-ray", "cloudflare"),
     ("x-amz-cf-id", "cloudfront"),
     ("x-fastly-request-id", "fastly"),
+    ("x-varnish", "varnish"),
+    ("x-squid-error", "squid"),
+    ("x-envoy-upstream-service-time", "envoy"),
 )
+_TRAEFIK_ISSUER: Final = "TRAEFIK DEFAULT CERT"
 
 
-def identify(headers: Mapping[str, str], names: Sequence[str]) -> Kind:
-    """The proxy that sent these headers. ``headers``: lower-case name to value; ``names``: the names as they were sent.
+def identify(
+    headers: Mapping[str, str], names: Sequence[str], *, https: bool = False, issuer: str | None = None
+) -> list[Kind]:
+    """The proxies that these headers show, the nearest first as far as they tell; at least one.
 
-    HAProxy does not name itself, but sends every name in lower case. Our server sends ``Content-Type``, and neither
-    Date nor Server.
+    A proxy that forwards the Server header of another stands before it; whether it is nearer cannot be known.
+
+    Args:
+        headers: lower-case name to value.
+        names: the names as they were sent.
+        https: the connection used TLS, so something ended that: our server does not.
+        issuer: of the certificate.
     """
-    for name, kind in _OWN_HEADERS:
-        if name in headers:
-            return kind
+    found: list[Kind] = [kind for name, kind in _OWN_HEADERS if name in headers]
     if headers.get("x-served-by", "").startswith("cache-"):
-        return "fastly"
-    for table, header in ((_VIAS, headers.get("via", "")), (_SERVERS, headers.get("server", ""))):
-        for word, kind in table:
-            if word in header.lower():
-                return kind
+        found.append("fastly")
+    # Each proxy adds itself to the end of Via (RFC 9110 section 7.6.3).
+    for entry in reversed(headers.get("via", "").split(",")):
+        found += _named_in(_product(entry))
+    for name in ("server", "x-powered-by"):
+        found += _named_in(headers.get(name, ""))
+    if found:
+        return list(dict.fromkeys(found))
+    return [_by_behaviour(headers, names, https=https, issuer=issuer)]
+
+
+def _product(entry: str) -> str:
+    """The program of an entry of Via: its comment, as in ``1.1 host (squid/5.7)``, or else the name, as in
+    ``1.1 Caddy``. The name of a host is no program."""
+    comment = entry.partition("(")[2]
+    name = entry.split()[-1] if entry.split() else ""
+    return comment or (name if any(name.lower() == word for word, _ in _WORDS) else "")
+
+
+def _named_in(text: str) -> list[Kind]:
+    """The proxy that the text names; one or none."""
+    return [kind for word, kind in _WORDS if word in text.lower()][:1]
+
+
+def _by_behaviour(headers: Mapping[str, str], names: Sequence[str], *, https: bool, issuer: str | None) -> Kind:
+    """A proxy that does not name itself."""
+    if issuer == _TRAEFIK_ISSUER:
+        return "traefik"
     if "server" in headers or "via" in headers or not names:
         return "unknown"
+    if "date" in headers:
+        if "keep-alive" in headers:  # Node's http module adds Date, Connection and Keep-Alive
+            return "node"
+        return "traefik" if _is_gos(names) else "unknown"
     if all(name.islower() for name in names):
         return "haproxy"
-    return "none" if "Content-Type" in names and "date" not in headers else "unknown"
+    return "none" if "Content-Type" in names and not https else "unknown"
+
+
+def _is_gos(names: Sequence[str]) -> bool:
+    """Whether the order is that of Go's net/http: sorted, then Date and what it adds about the body and the
+    connection. Traefik is written in Go and sends no header of its own."""
+    before = list(names[: names.index("Date")]) if "Date" in names else []
+    added = {"Content-Length", "Content-Type", "Connection", "Transfer-Encoding"}
+    return len(before) > 1 and before == sorted(before) and set(names[len(before) + 1 :]) <= added

@@ -12,7 +12,22 @@ Flow: TypeAlias = Literal["streams", "held-back", "broken", "not-tested"]
 """``broken``: neither forwarded nor held back: there was a response or an end instead."""
 
 Kind: TypeAlias = Literal[
-    "nginx", "caddy", "haproxy", "apache", "cloudflare", "cloudfront", "fastly", "none", "unknown"
+    "nginx",
+    "caddy",
+    "haproxy",
+    "apache",
+    "varnish",
+    "squid",
+    "lighttpd",
+    "trafficserver",
+    "envoy",
+    "traefik",
+    "node",
+    "cloudflare",
+    "cloudfront",
+    "fastly",
+    "none",
+    "unknown",
 ]
 """What responded: a known reverse proxy; ``none``: our server itself; ``unknown``: something else."""
 
@@ -61,18 +76,38 @@ class Tls:
 class Http:
     """The response to the GET. With a ``status`` of None, ``error`` says why there was none.
 
-    ``own``: whether the body of an error response comes from a tapotun server, and not from a proxy.
+    ``proxies``: every proxy that the response shows, the nearest first as far as its headers tell; ``proxy`` is the
+    first of them. ``own``: whether the body of an error response comes from a tapotun server, and not from
+    a proxy.
     """
 
     ms: float | None = None
     status: int | None = None
     server: Server = "unknown"
     proxy: Kind = "unknown"
+    proxies: list[Kind] = field(default_factory=list)
     server_header: str | None = None
     via: str | None = None
     own: bool = False
     keepalive_s: float | None = None
     error: str | None = None
+
+
+@dataclass(slots=True)
+class PathMtu:
+    """Whether large packets pass.
+
+    Attributes:
+        ok: None: not tested.
+        lost_bytes: the size of TCP segments that are lost; None: not known, as they are the server's.
+        passing_bytes: the size that was found to pass instead; None: none was.
+        address: where the segments go to or come from.
+    """
+
+    ok: bool | None = None
+    lost_bytes: int | None = None
+    passing_bytes: int | None = None
+    address: str | None = None
 
 
 @dataclass(slots=True)
@@ -159,6 +194,7 @@ class Measured:
     tcp: Tcp | None = None
     tls: Tls | None = None
     http: Http | None = None
+    path_mtu: PathMtu = field(default_factory=PathMtu)
     download: Direction = field(default_factory=Direction)
     upload: Direction = field(default_factory=Direction)
     rtt: Rtt | None = None

@@ -18,11 +18,12 @@ from ..client.requests import outgoing_proxy
 from ..config.model import ClientConfig
 from ..errors import PeerError
 from ..host.net.dial import connect
+from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import Connection
 from ..host.net.tls import TlsClient
-from ..http.client import CONNECT_S, open_connection
+from ..http.client import CONNECT_S, open_connection, secure
 from ..text import one_line, shorten
-from .measured import Dns, Measured, Tcp, Tls
+from .measured import Dns, Measured, PathMtu, Tcp, Tls
 
 ADDRESS_S: Final = 4.0  # for one address; all are tried at the same time
 MAX_ADDRESSES: Final = 8
@@ -31,17 +32,28 @@ _DAY_S: Final = 86400.0
 
 
 class Path:
-    """Makes connections to the URL of ``config``."""
+    """Makes connections to the URL of ``config``.
+
+    Attributes:
+        limits: the size of segments on all connections, as far as larger ones were found to be lost.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
         """Raises HostError if a TLS file or the proxy of the environment is unusable."""
         self.config = config
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self.proxy = outgoing_proxy(config)
+        self.limits = SegmentLimits()
 
     async def open(self) -> Connection:
         """A connection like the client's, which the caller closes. Raises PeerError."""
-        return await open_connection(self.config.server, self._tls, None, self.proxy)
+        return await open_connection(self.config.server, self._tls, None, self.proxy, None, self.limits)
+
+    def note_limit(self, path_mtu: PathMtu, address: str | None, lost_bytes: int | None) -> None:
+        """Fill ``path_mtu`` in: large segments are lost, and ``limits`` has the size to use instead."""
+        path_mtu.ok, path_mtu.address = False, address
+        path_mtu.lost_bytes = path_mtu.lost_bytes or lost_bytes
+        path_mtu.passing_bytes = None if address is None else self.limits.limit(address)
 
     async def explore(self, measured: Measured) -> bool:
         """Measure DNS, TCP, proxy and TLS, until one fails. Returns whether requests can be made."""
@@ -64,6 +76,10 @@ class Path:
             return True
         measured.tls = Tls()
         await self._handshake(measured.tls)
+        limited = [address for address in measured.dns.addresses if self.limits.limit(address) is not None]
+        if limited:
+            self.note_limit(measured.path_mtu, limited[0], None)
+            await self._handshake(measured.tls)  # once more, without the wait for what was lost
         await self._versions(measured.tls)
         return measured.tls.error is None
 
@@ -89,10 +105,10 @@ class Path:
         assert self._tls is not None, "https"
         url = self.config.server
         try:
-            connection = await open_connection(url, None, None, self.proxy)
+            connection = await open_connection(url, None, None, self.proxy, None, self.limits)
             began = time.monotonic()
             with trio.fail_after(CONNECT_S):
-                secured = await self._tls.handshake(connection, url.host)
+                secured = await secure(connection, url, self._tls, self.limits, None, self.proxy)
         except PeerError as exc:
             tls.error = str(exc)
             return
@@ -110,7 +126,7 @@ class Path:
 
         async def try_one(version: str) -> None:
             with trio.move_on_after(VERSION_S), suppress(PeerError):
-                connection = await open_connection(self.config.server, None, None, self.proxy)
+                connection = await open_connection(self.config.server, None, None, self.proxy, None, self.limits)
                 certificate = await certificate_by(connection, self.config.tls, version, self.config.server.host)
                 if certificate is not None:
                     spoken.add(version)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Final
 
 from ..text import one_line
-from .measured import Direction, Measured
+from .measured import Direction, Measured, PathMtu
 from .remedies import NAMES
 from .verdict import RECIPES, Verdict
 
@@ -59,6 +59,8 @@ def _steps(measured: Measured) -> Iterator[tuple[str, str]]:
         yield "http", "; ".join(_http(measured))
         yield "download", _stream(measured.download)
         yield "upload", _stream(measured.upload)
+    if measured.path_mtu.ok is not None:
+        yield "path mtu", _path_mtu(measured.path_mtu)
     if measured.rtt is not None:
         rtt = measured.rtt
         yield "round trip", f"{_ms(rtt.min_ms)} min, {_ms(rtt.median_ms)} median, {_ms(rtt.max_ms)} max"
@@ -100,11 +102,23 @@ def _http(measured: Measured) -> Iterator[str]:
         yield http.error or "no answer"
     else:
         yield f"{http.status}" + ("" if http.ms is None else f" after {_ms(http.ms)}")
-    server = f" (Server: {http.server_header})" if http.server_header else ""
-    yield f"{NAMES[http.proxy]}{server}"
+    headers = [f"{name}: {value}" for name, value in (("Server", http.server_header), ("Via", http.via)) if value]
+    names = " and ".join(NAMES[kind] for kind in http.proxies or [http.proxy])
+    yield names + (f" ({'; '.join(headers)})" if headers else "")
     if http.server != "unknown":
         keepalive = "" if http.keepalive_s is None else f", keepalive {http.keepalive_s:g} s"
         yield f"{'tapotun, extended protocol' if http.server == 'extended' else 'base protocol'}{keepalive}"
+
+
+def _path_mtu(found: PathMtu) -> str:
+    if found.ok:
+        return "large packets pass"
+    lost = "large packets are lost"
+    if found.lost_bytes is not None:
+        lost += f" (segments of {found.lost_bytes} bytes)"
+    if found.passing_bytes is None:
+        return f"{lost}, and smaller segments do not help"
+    return f"{lost}; segments of {found.passing_bytes} bytes pass"
 
 
 def _stream(stream: Direction) -> str:

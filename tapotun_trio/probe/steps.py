@@ -11,24 +11,34 @@ import trio
 
 from ..client.requests import download_fields, upload_fields
 from ..config.model import ClientConfig
-from ..errors import PeerError, leaves
+from ..errors import EndReason, PeerError, leaves
 from ..host.net.sockets import Connection
-from ..http.client import check_status
+from ..http.client import answered, check_status
 from ..wire import control, tunconf
 from ..wire.frames import BASE_PING, FrameReader
 from .identify import identify
 from .idle import measure_idle
-from .measured import Direction, Http, Idle, Measured
+from .measured import Direction, Http, Idle, Measured, WebSocket
 from .path import Path
+from .remedies import NAMES
+from .segments import LossWatch
 from .streams import Answer, Opener, Receiver, read_answer, read_page
-from .traffic import padding, round_trips, throughput, wait_for_first
+from .traffic import large_packets, padding, round_trips, throughput, wait_for_first
+from .verdict import may_replace_get
 from .websocket import try_websocket
 
 HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
-GOODBYE_S: Final = 1.0
+GOODBYE_S: Final = 3.0
+GOODBYE_PINGS: Final = 3
+GOODBYE_PAUSE_S: Final = 0.1
 _BYE: Final = "the probe is done"
 # The whole body of a tapotun server's response to a refused request.
 _OWN_PAGES: Final = (b"403\n", b"404\n", b"405\n", b"409\n")
+
+
+# A refusal that comes before the request has ended is forwarded at once by these. Apache waits for the end; what is
+# written in Go (Caddy, Traefik) reads up to 256 KiB of the request first (net/http/server.go, maxPostHandlerReadBytes).
+_FORWARDS_EARLY_REFUSALS: Final = frozenset({"nginx", "haproxy", "none"})
 
 
 class _Taken(Exception):
@@ -46,7 +56,7 @@ async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured)
         return
     opener = Opener(config, path.open)
     try:
-        await _Steps(config, idle_limit_s, measured, opener).run()
+        await _Steps(config, idle_limit_s, measured, opener, path).run()
     except* _Taken:
         measured.token_in_use = True
         measured.not_tested.append("the rest: a client with this token connected")
@@ -61,16 +71,28 @@ async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured)
 
 
 class _Steps:
-    def __init__(self, config: ClientConfig, idle_limit_s: float, measured: Measured, opener: Opener) -> None:
+    def __init__(
+        self, config: ClientConfig, idle_limit_s: float, measured: Measured, opener: Opener, path: Path
+    ) -> None:
         self._config = config
         self._idle_limit_s = idle_limit_s
         self._measured = measured
         self._opener = opener
+        self._path = path
         self._http = Http()
         self._numbers = 0
         self._features = control.SUPPORTED
+        self._ours = False  # the server counts streams of ours
 
     async def run(self) -> None:
+        try:
+            await self._measure()
+        finally:
+            if self._ours or self._measured.websocket.ok:
+                with trio.move_on_after(GOODBYE_S, shield=True):
+                    await self._leave()
+
+    async def _measure(self) -> None:
         measured, http = self._measured, self._http
         answer = await self._get()
         if answer is None:
@@ -84,7 +106,9 @@ class _Steps:
             await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1), 409)
         elif http.status == 200 and http.error is None:
             if http.server == "extended":
-                await self._streams(connection, found)
+                self._ours = True
+                while not await self._streams(connection, found):
+                    connection, found = await self._download_again()
                 if measured.download.state == "held-back":
                     await self._held_download()
                 await self._websocket()
@@ -94,6 +118,37 @@ class _Steps:
                 measured.not_tested.append("round trip, throughput, WebSocket: the base protocol cannot measure them")
                 await self._refused_upload([("Transfer-Encoding", "chunked")], 403)
             await self._idle()
+        elif control.WS in self._features and may_replace_get(http):
+            await self._websocket()
+
+    def _taken(self) -> _Taken:
+        self._ours = False
+        return _Taken()
+
+    async def _leave(self) -> None:
+        """End our last download at the server. Otherwise a proxy that does not notice that we are gone keeps it open,
+        and the server believes that a client uses the token.
+
+        A newer download of the same session ends the older ones. A WebSocket does, and can be closed. Where none
+        passes, a GET is reset, and what the server sends on it in answer to PINGs makes a proxy notice. Without effect
+        if another client has taken the token.
+        """
+        self._features = control.SUPPORTED  # without, there would be no PINGs
+        if self._measured.websocket.ok:
+            await try_websocket(WebSocket(), self._opener, self._download_fields(), GOODBYE_S)
+            return
+        try:
+            connection, _ = await self._download_again()
+            async with trio.open_nursery() as nursery:
+                up = await self._opener.upload(nursery, self._upload_fields())
+                connection.abort()
+                for _ in range(GOODBYE_PINGS):
+                    await up.send(up.ping()[1])
+                    await trio.sleep(GOODBYE_PAUSE_S)
+                await up.finish(GOODBYE_S, control.bye(_BYE))
+                nursery.cancel_scope.cancel()
+        except* (PeerError, _Taken):
+            pass  # then a server that cannot be reached, or another client, ends them
 
     # -- the GET
 
@@ -106,9 +161,9 @@ class _Steps:
         measured, http = self._measured, self._http
         try:
             connection = await self._opener.request("GET", self._download_fields())
-            began = trio.current_time()
+            began, address, state = trio.current_time(), connection.remote_address, connection.segments()
             with trio.move_on_after(HEAD_S):
-                answer = await read_answer(connection, "GET")
+                answer = await answered(connection, self._path.limits, partial(read_answer, connection, "GET"))
                 http.ms = (trio.current_time() - began) * 1e3
                 measured.http = http
                 await self._describe(connection, answer)
@@ -117,8 +172,24 @@ class _Steps:
             await self._unanswered()
         except PeerError as exc:
             measured.http = http
+            if exc.reason is EndReason.PATH_MTU:
+                self._path.note_limit(measured.path_mtu, address, None if state is None else state.mss)
+                if measured.path_mtu.passing_bytes is not None:
+                    return await self._get()
             http.error = str(exc)
+            if exc.reason is not EndReason.PATH_MTU:
+                await self._websocket()
         return None
+
+    async def _download_again(self) -> tuple[Connection, Answer]:
+        """A GET like the one that was answered, on a connection with smaller segments. Raises PeerError, and _Taken."""
+        connection = await self._opener.request("GET", self._download_fields())
+        with trio.fail_after(HEAD_S):
+            answer = await read_answer(connection, "GET")
+        if answer.head.status == 409:
+            raise self._taken()
+        check_status(answer.head, self._config.server)
+        return connection, answer
 
     async def _describe(self, connection: Connection, answer: Answer) -> None:
         http, head, url = self._http, answer.head, self._config.server
@@ -147,7 +218,11 @@ class _Steps:
 
     def _identify(self, answer: Answer) -> None:
         http, headers = self._http, answer.head.headers
-        http.proxy = identify(headers, answer.names)
+        tls = self._measured.tls
+        http.proxies = identify(
+            headers, answer.names, https=tls is not None, issuer=None if tls is None else tls.issuer
+        )
+        http.proxy = http.proxies[0]
         http.server_header, http.via = headers.get("server"), headers.get("via")
 
     async def _unanswered(self) -> None:
@@ -169,9 +244,9 @@ class _Steps:
                 f"a request without a token was answered ({answer.head.status}), the one with the token was not"
             )
         connection.close()
+        await self._websocket()
         if measured.download.state != "held-back":
             return
-        await self._websocket()
         if measured.websocket.ok:  # a server with WebSockets knows control frames
             http.server = "extended"
             await self._held_download()
@@ -226,7 +301,26 @@ class _Steps:
             nursery.cancel_scope.cancel()
         connection.close()
 
-    async def _streams(self, connection: Connection, answer: Answer) -> None:
+    async def _streams(self, connection: Connection, answer: Answer) -> bool:
+        """Measure both streams. False: large segments were lost, and smaller ones are to be tried."""
+        measured = self._measured
+        watch = LossWatch(self._path.limits)
+        watch.add(connection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run, nursery.cancel_scope)
+            await self._measure_streams(connection, answer, watch)
+            nursery.cancel_scope.cancel()
+        if watch.failure is None:
+            return True
+        connection.close()
+        path_mtu = measured.path_mtu
+        self._path.note_limit(path_mtu, watch.address, watch.lost_bytes)
+        measured.download, measured.upload, measured.rtt, measured.throughput = Direction(), Direction(), None, None
+        if path_mtu.passing_bytes is None:
+            measured.not_tested.append(f"the streams: {watch.failure}")
+        return path_mtu.passing_bytes is None
+
+    async def _measure_streams(self, connection: Connection, answer: Answer, watch: LossWatch) -> None:
         measured, progress = self._measured, self._opener.progress
         measured.download.state = "streams"
         rtt_s = (self._http.ms or 0.0) / 1e3
@@ -242,6 +336,7 @@ class _Steps:
                 return
             self._http.keepalive_s = down.params.keepalive
             up = await self._opener.upload(nursery, self._upload_fields())
+            watch.add(up.connection)
             down.answer = up.answer
             number = self._numbers
             pinged: list[int] = []
@@ -258,6 +353,8 @@ class _Steps:
 
             if await wait_for_first(measured.upload, up, progress, arrived, fill, rtt_s):
                 measured.rtt = await round_trips(up, down, progress)
+                if await large_packets(up, down, progress) and measured.path_mtu.ok is None:
+                    measured.path_mtu.ok = True
                 measured.throughput = await throughput(up, down, progress, rtt_s)
                 if up.ended and not down.replaced:
                     measured.upload.status, measured.upload.ended_after_bytes = up.status, up.sent_bytes
@@ -266,7 +363,7 @@ class _Steps:
             if down.failure is not None and measured.download.state == "streams":
                 measured.download.state, measured.download.error = "broken", str(down.failure)
             if down.replaced:
-                raise _Taken
+                raise self._taken()
             if not up.ended:
                 await up.finish(GOODBYE_S, control.bye(_BYE))
 
@@ -280,13 +377,14 @@ class _Steps:
             refused = partial(lambda up: up.status == status, up)
             await wait_for_first(measured.upload, up, opener.progress, refused, zeros, (self._http.ms or 0.0) / 1e3)
             nursery.cancel_scope.cancel()
-        if measured.upload.state != "streams" and self._http.proxy == "apache" and measured.upload.status != 413:
-            measured.upload.state, measured.upload.held_bytes, measured.upload.held_until_end = (
-                "not-tested",
-                None,
-                False,
+        early = all(kind in _FORWARDS_EARLY_REFUSALS for kind in self._http.proxies)
+        if measured.upload.state != "streams" and measured.upload.status != 413 and not early:
+            measured.upload = Direction()
+            names = " or ".join(NAMES[kind] for kind in self._http.proxies if kind not in _FORWARDS_EARLY_REFUSALS)
+            measured.not_tested.append(
+                f"upload: only a refused one could be tried, and {names} may forward a refusal only when the upload, "
+                "or much of it, has arrived"
             )
-            measured.not_tested.append("upload: Apache forwards a refusal only when the upload has ended")
 
     # -- the rest
 
@@ -328,7 +426,7 @@ class _Steps:
         with trio.move_on_after(HEAD_S):
             answer = await read_answer(connection, "GET")
         if answer is not None and answer.head.status == 409:
-            raise _Taken
+            raise self._taken()
         return connection, answer
 
     async def _still_ours(self) -> bool:

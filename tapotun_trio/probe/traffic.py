@@ -31,6 +31,11 @@ PINGS: Final = 10
 PING_S: Final = 2.0
 PAUSE_S: Final = 0.02
 
+# Two full segments and a small one, by which the other end notices the gap.
+LARGE_BYTES: Final = 3_000
+# In which the kernel sends a lost segment again five times.
+LARGE_S: Final = 10.0
+
 LOAD_S: Final = 1.5
 LOAD_BYTES: Final = 64 << 20
 # Send at least this much, even on a slow path, so that a limit of 1 MiB is noticed.
@@ -110,6 +115,14 @@ async def round_trips(up: Uploader, down: Receiver, progress: Progress) -> Rtt |
     if not samples:
         return None
     return Rtt(len(samples), min(samples), statistics.median(samples), max(samples))
+
+
+async def large_packets(up: Uploader, down: Receiver, progress: Progress) -> bool:
+    """Whether a PING and its PONG of several full segments pass. If they do not, `segments.LossWatch` finds out why."""
+    number, ping = up.ping(LARGE_BYTES, _NOISE)
+    await up.send(ping)
+    await progress.until(lambda: down.pong >= number or down.ended or up.ended, LARGE_S)
+    return down.pong >= number
 
 
 async def throughput(up: Uploader, down: Receiver, progress: Progress, rtt_s: float) -> Throughput:

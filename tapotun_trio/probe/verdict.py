@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from .measured import Direction, Http, Measured
+from ..host.net.segments import explain
+from .measured import Direction, Http, Kind, Measured
 from .remedies import NAMES, Fault, lines
 
 Severity: TypeAlias = Literal["fault", "warning", "note"]
@@ -21,8 +22,18 @@ LATE_MS: Final = 500.0
 BASE_PING_S: Final = 55.0
 # A timeout must exceed the keepalive by this factor, because a keepalive may be late.
 MARGIN: Final = 1.2
+_PATH_MTU_LINES: Final = (
+    "let ICMP type 3 code 4 (fragmentation needed) and ICMPv6 type 2 (packet too big) pass",
+    "or, on the router of the link with the small MTU: "
+    "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu",
+)
 # Faults that may affect a WebSocket too.
 _SILENCE: Final = frozenset({"idle-download", "idle-upload"})
+PATH_MTU: Final = "path-mtu"
+# Faults that make a client of `auto` try a WebSocket, and how the codes begin that say that a GET was not served.
+_CHANGING: Final = frozenset({"upload-held", "upload-broken", "download-held"})
+_GET: Final = ("http-", "no-answer", "not-tapotun")
+_OF_SERVER: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
 
 
@@ -52,24 +63,40 @@ def judge(measured: Measured) -> Verdict:
     verdict = Verdict()
     _Judge(measured, verdict.findings).judge()
     faults = {finding.code for finding in verdict.findings if finding.severity == "fault"}
+    if measured.path_mtu.passing_bytes is not None:
+        faults.discard(PATH_MTU)  # a client finds that size, too
     reached = measured.http is not None and measured.http.status == 200
-    # Faults of GET and PUT that may not affect a WebSocket. A client detects upload-held itself, and changes to a
-    # WebSocket.
-    http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-"))}
+    # Faults of GET and PUT that may not affect a WebSocket.
+    http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-", *_GET))}
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:
-        verdict.usable = not faults
-        verdict.selector = "http" if verdict.usable else None
+        # With uploads held back a client runs over a WebSocket, if at all, and that cannot be tested.
+        moves = measured.transport == "auto" and faults == {"upload-held"}
+        verdict.usable = not faults or moves
+        verdict.selector = None if not verdict.usable else "websocket" if moves else "http"
     elif measured.transport != "websocket" and reached and not faults:
         verdict.usable, verdict.selector = True, "http"
-    elif (measured.transport == "websocket" or (measured.transport == "auto" and http_only == {"upload-held"})) and (
-        reached or measured.transport == "websocket"
+    elif measured.transport == "websocket" or (
+        measured.transport == "auto" and _changes_to_websocket(http_only) and not http_only & _SILENCE
     ):
         verdict.usable, verdict.selector = websocket, "websocket" if websocket else None
     if websocket and not verdict.usable and measured.transport == "auto" and http_only and not faults & _SILENCE:
         _suggest_websocket(verdict)
     verdict.text = _text(measured, verdict)
     return verdict
+
+
+def may_replace_get(http: Http) -> bool:
+    """Whether a client tries a WebSocket after such an answer to its GET: not if the server itself refused it, or
+    something that wants a login or a pause, or that does not reach the server."""
+    if http.status == 200:
+        return http.error is not None
+    return http.status is None or (not http.own and http.status not in _OF_SERVER)
+
+
+def _changes_to_websocket(faults: set[str]) -> bool:
+    """Whether a client notices one of these, and replaces GET and PUT by a WebSocket (`client.transport_choice`)."""
+    return any(code in _CHANGING or code.startswith(_GET) for code in faults)
 
 
 def _suggest_websocket(verdict: Verdict) -> None:
@@ -80,17 +107,25 @@ def _suggest_websocket(verdict: Verdict) -> None:
 
 
 def _text(measured: Measured, verdict: Verdict) -> str:
-    faults = [finding for finding in verdict.findings if finding.severity == "fault"]
+    size = measured.path_mtu.passing_bytes
+    faults = [
+        finding
+        for finding in verdict.findings
+        if finding.severity == "fault" and (size is None or finding.code != PATH_MTU)
+    ]
+    limited = "" if size is None else f", with segments of at most {size} bytes, since larger ones are lost (MTU)"
     if measured.token_in_use:
         if verdict.usable:
-            return "usable as far as could be tested: this token is in use by a running client"
+            over = ", over a WebSocket," if verdict.selector == "websocket" else ""
+            return f"usable{limited}{over} as far as could be tested: this token is in use by a running client"
         return f"not usable: {faults[0].text}"
     if verdict.selector == "websocket":
         because = f"; GET and PUT are not ({faults[0].text})" if faults else ""
-        return f"usable, over a WebSocket{because}"
+        return f"usable, over a WebSocket{limited}{because}"
     if verdict.usable:
         warned = any(finding.severity == "warning" for finding in verdict.findings)
-        return f"usable{', with warnings' if warned else ''}"
+        untested = " as far as could be tested" if measured.upload.state == "not-tested" else ""
+        return f"usable{limited}{untested}{', with warnings' if warned else ''}"
     return f"not usable: {faults[0].text}" if faults else "not usable: not tested to the end"
 
 
@@ -100,11 +135,13 @@ class _Judge:
     def __init__(self, measured: Measured, findings: list[Finding]) -> None:
         self._measured = measured
         self._findings = findings
-        self._kind = measured.http.proxy if measured.http is not None else "unknown"
+        self._kind: Kind = measured.http.proxy if measured.http is not None else "unknown"
+        self._kinds = [self._kind] if measured.http is None else measured.http.proxies or [self._kind]
         rest = measured.url.partition("://")[2]
         self._path = "/" + rest.partition("/")[2].partition("?")[0]
 
     def judge(self) -> None:
+        self._path_mtu()
         if self._connection() and self._answer():
             self._download()
             self._upload()
@@ -116,14 +153,27 @@ class _Judge:
         self._findings.append(Finding(severity, code, text, where, change))
 
     def _blame(self, severity: Severity, code: str, text: str, fault: Fault) -> None:
-        """Add a finding with the lines that the proxy's config needs."""
-        if self._kind == "none":
+        """Add a finding with the lines that the config of the proxy needs; of several, any may be meant."""
+        kinds = self._kinds
+        if kinds == ["none"]:
             where = "the device or proxy between this machine and the server"
         else:
-            where = f"the config of {NAMES[self._kind]}"
-        self._add(severity, code, text, where, *lines(self._kind, fault, self._path))
+            names = " or ".join(map(NAMES.__getitem__, kinds))
+            where = f"the config of {names}"
+        change = [
+            line if len(kinds) == 1 else f"{NAMES[kind]}: {line}"
+            for kind in kinds
+            for line in lines(kind, fault, self._path)
+        ]
+        self._add(severity, code, text, where, *change)
 
     # -- up to the connection
+
+    def _path_mtu(self) -> None:
+        found = self._measured.path_mtu
+        if found.ok is False and found.address is not None:
+            text = explain(found.address, found.lost_bytes, found.passing_bytes)
+            self._add("fault", PATH_MTU, text, "the firewalls and routers on the path", *_PATH_MTU_LINES)
 
     def _connection(self) -> bool:
         """Whether there was a connection, so that there may be a response."""
@@ -247,7 +297,8 @@ class _Judge:
     def _websocket(self) -> None:
         websocket = self._measured.websocket
         if websocket.ok is False:
-            needed = self._measured.transport == "websocket" or self._measured.upload.state == "held-back"
+            held = "held-back" in (self._measured.download.state, self._measured.upload.state)
+            needed = self._measured.transport == "websocket" or held or self._measured.upload.state == "broken"
             severity: Severity = "fault" if self._measured.transport == "websocket" else "warning" if needed else "note"
             tail = "" if needed else "; not needed while uploads stream"
             self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")

@@ -76,6 +76,8 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     drops: dict[str, int] = {}
     stream_ends: dict[str, int] = {}
     reconnects: int = 0
+    segment_limit_bytes: int | None = None
+    path_problem: str | None = None
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True, gc=False):

@@ -111,6 +111,8 @@ class _Page:
         if rtt.last_ms is not None and rtt.smoothed_ms is not None and rtt.min_ms is not None:
             figures = f"{_ms(rtt.last_ms)}, mean {_ms(rtt.smoothed_ms)}, min {_ms(rtt.min_ms)}"
             self._field("    ", "round trip", [figures])
+        if peer.path_problem is not None:
+            self._text("    ", "path", peer.path_problem, _YELLOW)
         if peer.outbox.packets:
             self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])
         self._field("    ", "dropped", _reasons(peer.drops))

@@ -20,6 +20,7 @@ TOOLS: Final = {
     "tcpdump": "tcpdump",
     "iperf3": "iperf3",
     "curl": "curl",
+    "nft": "nftables",
     "nginx": "nginx",
     "caddy": "caddy",
     "haproxy": "haproxy",

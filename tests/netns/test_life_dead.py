@@ -67,6 +67,7 @@ def world(lab: Lab, *, load: bool) -> Iterator[World]:
             tcp.wait_for_flow()
         udp.wait_for_flow()
         yield World(server, client, switch, server_daemon, client_daemon, udp)
+        assert "(MTU)" not in client_daemon.log, client_daemon.tail()  # a path that is down loses small packets, too
 
 
 DEATH = r"nothing came for|does not answer any more|broke|timed out"

@@ -79,6 +79,11 @@ def serious(found: dict[str, Any]) -> set[str]:
     return {it["code"] for it in found["findings"] if it["severity"] != "note"}
 
 
+def faults(found: dict[str, Any]) -> set[str]:
+    """Without warnings: a machine that is busy may cause some."""
+    return {it["code"] for it in found["findings"] if it["severity"] == "fault"}
+
+
 @contextmanager
 def pair(lab: Lab, name: str) -> Iterator[tuple[Host, Host]]:
     server, client = lab.host(f"server-{name}"), lab.host(f"client-{name}")
@@ -189,11 +194,11 @@ def test_downloads_that_are_held_back(lab: Lab) -> None:
             {"proxy_buffering off;": "proxy_ignore_headers X-Accel-Buffering;"},
             held,
             ("proxy_buffering off", "X-Accel-Buffering"),
+            usable=True,
         ),
-        Case("caddy", {"header_up -Forwarded": "buffer_responses"}, held, ("buffer_responses",)),
+        Case("caddy", {"header_up -Forwarded": "buffer_responses"}, held | {"websocket"}, ("buffer_responses",)),
     )
-    for found in reports:
-        print(found["download"])
+    assert [found["carrier"] for found in reports] == ["websocket", None]
 
 
 def test_limits_and_delays_and_no_way_for_a_websocket(lab: Lab) -> None:

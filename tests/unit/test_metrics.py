@@ -435,6 +435,8 @@ NOT_EXPORTED: Final = {
     "PeerStatus.addresses": "text for people",
     "PeerStatus.routes": "text for people, any number of them",
     "PeerStatus.sources": "text for people, any number of them",
+    "PeerStatus.segment_limit_bytes": "the log says it once, and stream ends for path-mtu are counted",
+    "PeerStatus.path_problem": "text for people",
     "RateStatus.rx_bits_per_s": "rate() of tapotun_client_receive_bytes_total",
     "RateStatus.tx_bits_per_s": "rate() of tapotun_client_transmit_bytes_total",
 }

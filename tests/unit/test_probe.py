@@ -86,7 +86,7 @@ async def test_packets_for_the_client_are_thrown_away() -> None:
         nursery.start_soon(flood)
         _, verdict = await measured(port)
         assert verdict.usable
-        assert server.sessions[0].counters.tx_packets > 100, "hardly any of the packets were sent to the probe"
+        assert server.sessions[0].counters.tx_packets > 20, "hardly any of the packets were sent to the probe"
 
 
 async def test_a_running_client_is_left_alone() -> None:

@@ -12,10 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapotun_trio.probe.identify import identify
-from tapotun_trio.probe.measured import Direction, Dns, Http, Idle, Kind, Measured, Rtt, Tcp, Throughput, Tls, WebSocket
+from tapotun_trio.probe.measured import (
+    Direction,
+    Dns,
+    Http,
+    Idle,
+    Kind,
+    Measured,
+    PathMtu,
+    Rtt,
+    Tcp,
+    Throughput,
+    Tls,
+    WebSocket,
+)
 from tapotun_trio.probe.remedies import NAMES, Fault, lines
 from tapotun_trio.probe.report import VERSION, report_json, report_text
-from tapotun_trio.probe.verdict import Verdict, judge
+from tapotun_trio.probe.verdict import Verdict, judge, may_replace_get
 
 from ..tables import table
 
@@ -89,12 +102,6 @@ def _http(status: int | None, **named: object) -> Callable[[Measured], object]:
     ("moved", _http(301), "http-301", ""),
     ("a web page", _http(200), "not-tapotun", ""),
     (
-        "download held back",
-        lambda it: setattr(it, "download", Direction("held-back", 16384)),
-        "download-held",
-        "proxy_buffering off;",
-    ),
-    (
         "download broken",
         lambda it: setattr(it, "download", Direction("broken", error="closed")),
         "download-broken",
@@ -112,7 +119,6 @@ def _http(status: int | None, **named: object) -> Callable[[Measured], object]:
         "upload-cut",
         "client_body_timeout 5m;",
     ),
-    ("upload broken", lambda it: setattr(it, "upload", Direction("broken", status=500)), "upload-broken", ""),
     (
         "idle download",
         lambda it: setattr(it, "idle", Idle(20, 5, 20, download_s=5.0)),
@@ -213,6 +219,57 @@ def test_an_upload_that_is_held_back(transport: str, passes: bool | None) -> Non
     assert verdict.text.startswith("usable, over a WebSocket" if usable else "not usable: ")
 
 
+@table(
+    "change code",
+    ("the download is held back", lambda it: setattr(it, "download", Direction("held-back")), "download-held"),
+    ("uploads are refused", lambda it: setattr(it, "upload", Direction("broken", status=405)), "upload-broken"),
+    (
+        "held back, and limited: what nginx does by itself",
+        lambda it: setattr(it, "upload", Direction("held-back", status=413, ended_after_bytes=1 << 20)),
+        "upload-held",
+    ),
+    ("a GET is refused by a proxy", _http(404), "http-404"),
+    ("a GET is refused by a firewall", _http(403), "http-403"),
+    ("a GET is not answered", _http(None), "no-answer"),
+    ("a web page", _http(200), "not-tapotun"),
+)
+def test_what_a_client_replaces_by_a_websocket(change: Callable[[Measured], object], code: str) -> None:
+    for transport, passes in (("auto", True), ("auto", False), ("http", True)):
+        it = good()
+        change(it)
+        it.transport, it.websocket = transport, WebSocket(passes)  # type: ignore[assignment]
+        verdict = judge(it)
+        usable = transport == "auto" and passes
+        assert (verdict.usable, verdict.selector) == (usable, "websocket" if usable else None)
+        assert code in [finding.code for finding in verdict.findings if finding.severity == "fault"]
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 502, 503, 504, 511])
+def test_answers_of_a_server_that_is_away_are_no_matter_of_the_transport(status: int) -> None:
+    assert not may_replace_get(Http(status=status, error="x"))
+    assert not may_replace_get(Http(status=404, own=True, error="x"))
+    assert may_replace_get(Http(status=404, error="x"))
+
+
+def test_large_packets_are_lost() -> None:
+    """A client finds a smaller size, if there is one."""
+
+    def change(it: Measured) -> None:
+        it.path_mtu = PathMtu(False, 1448, 1220, "192.0.2.1")
+
+    verdict, it = judged(change)
+    assert (verdict.usable, verdict.selector) == (True, "http")
+    assert [(it.severity, it.code) for it in verdict.findings] == [("fault", "path-mtu")]
+    assert "segments of at most 1220 bytes" in verdict.text
+    assert "ICMP type 3 code 4" in changes(verdict)
+    assert "large packets are lost (segments of 1448 bytes); segments of 1220 bytes pass" in report_text(it, verdict)
+    it.path_mtu.passing_bytes = None
+    it.download = it.upload = Direction()
+    verdict = judge(it)
+    assert not verdict.usable
+    assert "smaller ones do not help" in verdict.text
+
+
 @pytest.mark.parametrize("ok", [True, False])
 def test_nothing_but_a_websocket(ok: bool) -> None:
     it = good()
@@ -222,14 +279,10 @@ def test_nothing_but_a_websocket(ok: bool) -> None:
 
 
 def test_a_websocket_as_a_way_out() -> None:
-    """The client does not find it by itself where the download is held back, or uploads are limited."""
-    for change in (
-        lambda it: setattr(it, "download", Direction("held-back")),
-        lambda it: setattr(it, "upload", Direction("streams", status=413, ended_after_bytes=1 << 20)),
-    ):
-        verdict, _ = judged(change)
-        assert not verdict.usable
-        assert verdict.findings[-1].change == ('"transport": "websocket"',)
+    """The client does not find it by itself where uploads pass up to a limit of their size."""
+    verdict, _ = judged(lambda it: setattr(it, "upload", Direction("streams", status=413, ended_after_bytes=1 << 20)))
+    assert not verdict.usable
+    assert verdict.findings[-1].change == ('"transport": "websocket"',)
     verdict, _ = judged(lambda it: setattr(it, "idle", Idle(20, 3, 20, download_s=3.0)))
     assert "websocket-passes" not in [it.code for it in verdict.findings]  # it would be silent as long
 
@@ -244,7 +297,12 @@ def test_a_token_in_use() -> None:
     verdict = judge(it)
     assert verdict.usable
     assert "in use by a running client" in verdict.text
+    it.upload = Direction()
+    assert judge(it).usable
     _held(it)
+    verdict = judge(it)
+    assert (verdict.usable, verdict.selector) == (True, "websocket")
+    it.transport = "http"
     verdict = judge(it)
     assert not verdict.usable
     assert "held back" in verdict.text
@@ -279,19 +337,62 @@ def test_every_proxy_and_every_fault_has_a_line(kind: Kind, fault: Fault) -> Non
     ("Apache", {"server": "Apache/2.4.68 (Debian)"}, ["Server"], "apache"),
     ("HAProxy, which writes lower case", {"content-type": "a"}, ["content-type", "x-tun-conf"], "haproxy"),
     ("our server", {"content-type": "a"}, ["Content-Type", "x-tun-conf"], "none"),
-    ("Cloudflare before nginx", {"server": "nginx", "cf-ray": "1"}, ["Server", "CF-RAY"], "cloudflare"),
+    ("Cloudflare", {"server": "cloudflare", "cf-ray": "1"}, ["Server", "CF-RAY"], "cloudflare"),
     ("CloudFront", {"via": "1.1 abc.cloudfront.net (CloudFront)"}, ["Via"], "cloudfront"),
     ("Fastly", {"x-served-by": "cache-fra-1"}, ["X-Served-By"], "fastly"),
-    ("something else", {"server": "envoy"}, ["server"], "unknown"),
+    ("Varnish", {"via": "1.1 v1 (Varnish/7.1)", "x-varnish": "5"}, ["Via", "X-Varnish"], "varnish"),
+    ("Varnish, older", {"via": "1.1 varnish"}, ["Via"], "varnish"),
+    ("Squid, on a host called nginx", {"via": "1.1 nginx (squid/5.7)"}, ["Via"], "squid"),
+    ("Traffic Server", {"server": "ATS/9.2.5"}, ["Server"], "trafficserver"),
+    ("Traffic Server", {"via": "http/1.1 a (ApacheTrafficServer/9.2.5 [cMsSfW])"}, ["Via"], "trafficserver"),
+    ("lighttpd", {"server": "lighttpd/1.4.69"}, ["Server"], "lighttpd"),
+    ("Envoy", {"server": "envoy"}, ["server"], "envoy"),
+    ("Envoy that forwards Server", {"x-envoy-upstream-service-time": "1"}, ["x"], "envoy"),
+    ("Node", {"date": "x", "keep-alive": "timeout=5"}, ["content-type", "Date", "Keep-Alive"], "node"),
+    ("Express", {"x-powered-by": "Express"}, ["X-Powered-By"], "node"),
+    (
+        "Go",
+        {"date": "x", "content-type": "a"},
+        ["Cache-Control", "Content-Type", "X-Tun-Conf", "Date", "Transfer-Encoding"],
+        "traefik",
+    ),
+    ("something else", {"server": "gunicorn"}, ["Server"], "unknown"),
+    ("a date alone", {"date": "x"}, ["Date", "Content-Type"], "unknown"),
     ("no headers", {}, [], "unknown"),
 )
 def test_who_it_is(headers: dict[str, str], names: list[str], kind: Kind) -> None:
-    assert identify(headers, names) == kind
+    assert identify(headers, names) == [kind]
 
 
-@given(st.dictionaries(st.text(), st.text()), st.lists(st.text()))
-def test_any_headers(headers: dict[str, str], names: list[str]) -> None:
-    assert identify(headers, names) in KINDS
+def test_several_proxies() -> None:
+    """The last in Via is the nearest; who sends Server cannot be placed."""
+    headers = {"via": "1.1 a (Varnish/7.1), 1.1 b (squid/5.7)", "server": "nginx/1.22.1"}
+    assert identify(headers, ["Via", "Server"]) == ["squid", "varnish", "nginx"]
+    assert identify({"server": "nginx", "cf-ray": "1"}, ["Server", "CF-RAY"]) == ["cloudflare", "nginx"]
+    it = good("squid")
+    assert it.http is not None
+    it.http.proxies, it.http.server_header, it.http.via = ["squid", "nginx"], "nginx", "1.1 b (squid/5.7)"
+    _held(it)
+    verdict = judge(it)
+    assert "nginx: proxy_request_buffering off;" in changes(verdict)
+    assert "the config of Squid or nginx" in [finding.where for finding in verdict.findings]
+    assert "Squid and nginx (Server: nginx; Via: 1.1 b (squid/5.7))" in report_text(it, verdict)
+
+
+def test_something_ends_tls() -> None:
+    """Our server does not, so there is a proxy, also if it adds nothing."""
+    names = ["Content-Type", "x-tun-conf"]
+    assert identify({"content-type": "a"}, names) == ["none"]
+    assert identify({"content-type": "a"}, names, https=True) == ["unknown"]
+    assert identify({"content-type": "a"}, names, https=True, issuer="TRAEFIK DEFAULT CERT") == ["traefik"]
+
+
+@given(st.dictionaries(st.text(), st.text()), st.lists(st.text()), st.booleans())
+def test_any_headers(headers: dict[str, str], names: list[str], https: bool) -> None:
+    found = identify(headers, names, https=https)
+    assert found
+    assert set(found) <= set(KINDS)
+    assert not (https and "none" in found)
 
 
 # ------------------------------------------------------------------ the report

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import chain, zip_longest
 from typing import Final, TypeAlias
 
@@ -25,8 +26,17 @@ _Address = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, so
 Resolved: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
 """Called with the addresses of a name before the first of them is tried; it may prepare for them."""
 
+SegmentLimit: TypeAlias = Callable[[str], int | None]
+"""The maximum segment size for connections to an address (see `segments.SegmentLimits`); None: the kernel's."""
 
-async def connect(host: str, port: int, mark: int | None = None, resolved: Resolved | None = None) -> Connection:
+
+async def connect(
+    host: str,
+    port: int,
+    mark: int | None = None,
+    resolved: Resolved | None = None,
+    segment_limit: SegmentLimit | None = None,
+) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
     Resolves the name each time. The caller bounds the time. If it is cancelled, no socket stays open.
@@ -36,6 +46,7 @@ async def connect(host: str, port: int, mark: int | None = None, resolved: Resol
         mark: the fwmark of every socket (needs CAP_NET_ADMIN), by which policy routing can keep the transport out of
             the tunnel.
         resolved: called with the addresses first.
+        segment_limit: asked for each address.
 
     Raises:
         PeerError: the name does not resolve, or no address answers (with the reason of each). Addresses of a family
@@ -54,6 +65,9 @@ async def connect(host: str, port: int, mark: int | None = None, resolved: Resol
         sock: socket.socket | None = None
         try:
             sock = open_transport_socket(address[0], mark)
+            if segment_limit is not None and (mss := segment_limit(str(address[1][0]))) is not None:
+                with suppress(OSError):  # then a connection that needs the limit fails, as it would without
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
             await connect_socket(sock, address[1])
         except OSError as exc:
             failures[str(address[1][0])] = exc.errno or errno.EIO

@@ -20,6 +20,7 @@ import trio
 
 from ...errors import EndReason, PeerError, shortage_of
 from ..interfaces import PathState
+from .segments import SegmentState
 
 # Unsent data beyond this stays in our TxQueue, where it can still be dropped (tcp(7), TCP_NOTSENT_LOWAT). See
 # `Connection.limit_unsent` for streams that turn out to be fast.
@@ -46,6 +47,10 @@ UNLIMITED_BYTES: Final = 1 << 30
 # struct tcp_info, linux/tcp.h: tcpi_snd_mss, _unacked, _sacked, _lost, _retrans, _rtt, _total_retrans,
 # _notsent_bytes, _min_rtt, _data_segs_out, _delivery_rate.
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
+# tcpi_retransmits, _snd_mss, _last_ack_recv, _rtt, _bytes_acked, _bytes_received, _notsent_bytes.
+_SEGMENT_INFO: Final = struct.Struct("=2xB13xI36xI8xI48xQQ8xI")
+_SO_MEMINFO: Final = 55  # asm-generic/socket.h; the first of its u32 (SK_MEMINFO_RMEM_ALLOC) is what was received
+_SIOCINQ: Final = termios.FIONREAD  # the same number, linux/sockios.h
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
 # See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
@@ -161,6 +166,23 @@ class Connection:
         min_rtt_us = min(min_rtt_us, rtt_us)  # all ones while it is not known
         return PathState(rtt_us / 1e6, min_rtt_us / 1e6, rate, flying * mss, unsent, sent, resent)
 
+    def segments(self) -> SegmentState | None:
+        """What became of the segments that were sent and received; None for a Unix socket, a closed one, and with a
+        kernel before 4.12."""
+        if not self._tcp or self._fd < 0:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEGMENT_INFO.size)
+            retransmits, mss, ack_age_ms, rtt_us, acked, received, unsent = _SEGMENT_INFO.unpack(info)
+            flying = self.unacknowledged_bytes - unsent
+            held = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4)
+            readable = fcntl.ioctl(self._fd, _SIOCINQ, bytes(4))
+        except (OSError, struct.error, PeerError):
+            return None
+        # The kernel holds something that cannot be read: it came behind a gap.
+        gap = any(held) and not any(readable)
+        return SegmentState(mss, flying, retransmits, acked, received, gap, ack_age_ms / 1e3, rtt_us / 1e6)
+
     @property
     def congestion_control(self) -> str | None:
         """The algorithm in use, e.g. ``cubic``; None if this is not TCP or closed."""
@@ -197,6 +219,15 @@ class Connection:
         if self._tcp:
             with suppress(OSError):  # reset or closed, which its next use reports
                 _presume_dead_after(self._sock, dead_s)
+
+    def keepalive_after(self, idle_s: int) -> None:
+        """Make the kernel probe the peer when the connection has been idle for this long (KEEPALIVE_S at the start).
+
+        Without effect while something is unacknowledged (tcp_keepalive_timer in net/ipv4/tcp_timer.c).
+        """
+        if self._tcp:
+            with suppress(OSError):  # reset or closed, which its next use reports
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
 
     @property
     def unacknowledged_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -151,8 +151,12 @@ class TlsClient:
         if self._newest is connection:
             self._newest = None
 
-    async def handshake(self, connection: Connection, host: str) -> TlsConnection:
+    async def handshake(
+        self, connection: Connection, host: str, began: Callable[[Connection], None] = lambda connection: None
+    ) -> TlsConnection:
         """Start TLS on ``connection``, and own it from now on. The server's name is ``server_name``, or else ``host``.
+
+        ``began``: called with the new connection before the handshake, to observe it.
 
         The caller bounds the time. If it is cancelled or fails, the connection is closed. Raises PeerError with an
         explanation and a remedy: expired, wrong name, unknown authority, not TLS at all.
@@ -178,6 +182,7 @@ class TlsClient:
             sock.close()
             raise
         first = b""
+        began(tls)
         try:
             while True:
                 try:
