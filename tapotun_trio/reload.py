@@ -138,6 +138,10 @@ class Reloader:
         await self._admin.prepare(config.admin)
         with self._admin.changing(config.admin):
             await self._interfaces.change(interface_changes)
+        # The operator expects the config to hold afterwards, also where it has not changed.
+        repaired = await self._interfaces.repair()
+        await self._log_lines(logging.INFO, (f"reload: {line}" for line in repaired))
+        lines = lines + repaired
         self._registry.sort(interface.name for interface in config.interfaces)
         if config.log != self._config.log:
             set_up_logging(config.log.level, config.log.format)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 import trio
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host.interfaces import Change
-from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, NextHop, Route
+from tapotun_trio.host.interfaces import Change, InterfaceChange
+from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, LinkState, NextHop, Route, RouteKey
 from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange
 
 PLAIN_VNET: Final = bytes(12)
@@ -136,6 +136,29 @@ class MemoryNetwork:
     async def link_up(self, name: str, mtu: int) -> None:
         await trio.lowlevel.checkpoint()
         self._host.mtus[name] = mtu
+        self._host.down.discard(name)
+
+    async def index(self, name: str) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._host.index_of(name)
+
+    async def state(self, name: str) -> LinkState | None:
+        await trio.lowlevel.checkpoint()
+        if name in self._host.moved:
+            return None
+        now = self._host.renamed.get(name, name)
+        return LinkState(now, name not in self._host.down, self._host.mtus.get(name, 0))
+
+    async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
+        await trio.lowlevel.checkpoint()
+        self._host.looks += 1
+        if self._host.ways_fail:
+            raise HostError("the kernel does not say")
+        return [item for item in items if item not in self._host.standing.get(name, [])]
+
+    async def rename(self, name: str) -> None:
+        await trio.lowlevel.checkpoint()
+        del self._host.renamed[name]
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
         refused: dict[Item, str] = {}
@@ -212,7 +235,12 @@ class MemoryHost:
         self.doubt: str | None = None
         self._opened = trio.Event()
         self._watching: list[trio.MemorySendChannel[Change]] = []
-        self._watching_links: dict[str, list[trio.MemorySendChannel[bool]]] = {}
+        self._watching_links: dict[int, list[trio.MemorySendChannel[InterfaceChange]]] = {}
+        self._names: list[str] = []  # by index
+        self.down: set[str] = set()
+        self.moved: set[str] = set()  # interfaces that are in another network namespace
+        self.renamed: dict[str, str] = {}  # our name for it: the one that it has
+        self.looks = 0  # for what is missing
 
     @asynccontextmanager
     async def own_name(self, name: str) -> AsyncIterator[MemoryName]:
@@ -250,9 +278,16 @@ class MemoryHost:
             yield changes
 
     @asynccontextmanager
-    async def open_link(self, name: str) -> AsyncIterator[AsyncIterator[bool]]:
-        async with self._watch(self._watching_links.setdefault(name, [])) as changes:
+    async def open_interface(
+        self, index: int, is_route: Callable[[RouteKey], bool]
+    ) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
+        async with self._watch(self._watching_links.setdefault(index, [])) as changes:
             yield changes
+
+    def index_of(self, name: str) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        return self._names.index(name)
 
     @asynccontextmanager
     async def _watch(self, watching: list[trio.MemorySendChannel[T]]) -> AsyncIterator[AsyncIterator[T]]:
@@ -276,10 +311,23 @@ class MemoryHost:
 
     def set_link(self, name: str, up: bool) -> None:
         """Somebody sets an interface up or down, which takes its routes away."""
-        if not up:
+        if up:
+            self.down.discard(name)
+        else:
+            self.down.add(name)
             self.standing[name] = [item for item in self.standing[name] if not isinstance(item, Route)]
-        for watch in self._watching_links[name]:
-            watch.send_nowait(up)
+        self.tell(name, toggled=True)
+
+    def take(self, name: str, *items: Item) -> None:
+        """Somebody removes items of an interface."""
+        for item in items:
+            self.standing[name].remove(item)
+        self.tell(name)
+
+    def tell(self, name: str, *, toggled: bool = False, moved: bool = False) -> None:
+        """The kernel reports that something was done to an interface."""
+        for watch in self._watching_links[self.index_of(name)]:
+            watch.send_nowait(InterfaceChange(toggled, moved))
 
     @property
     def watchers(self) -> int:

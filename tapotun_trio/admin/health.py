@@ -18,6 +18,10 @@ def not_ready(records: Iterable[Record]) -> list[str]:
 
 
 def _reason(record: Record) -> str:
-    problem = (record.tunnel and record.tunnel.problem) or record.last_error
-    text = f"{record.config.name}: {state_of(record)}"
+    state = state_of(record)
+    if state == "degraded":
+        problem = record.health.degraded
+    else:
+        problem = (record.tunnel and record.tunnel.problem) or record.last_error
+    text = f"{record.config.name}: {state}"
     return one_line(f"{text}: {problem}" if problem else text)

@@ -142,7 +142,7 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
         "tapotun_interface_up",
         "1: a server listens, a client's streams carry packets.",
-        lambda status: status.state == "up",
+        lambda status: status.state in ("up", "degraded"),
     ),
     _Gauge(
         "tapotun_interface_state_since_timestamp_seconds",
@@ -154,6 +154,16 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "tapotun_interface_restarts",
         "How often the interface failed and was started again.",
         lambda status: status.restarts,
+    ),
+    _Gauge(
+        "tapotun_interface_degraded",
+        "1: something that it needs on this machine is missing, because another program took it away.",
+        lambda status: status.degraded is not None,
+    ),
+    _Counter(
+        "tapotun_interface_repairs",
+        "How often something that another program took away was put back.",
+        lambda status: status.repairs,
     ),
     _Reasons(
         "tapotun_interface_dropped_packets",

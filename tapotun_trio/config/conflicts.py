@@ -35,7 +35,7 @@ class ConflictChecker:
         self._nets: list[tuple[IPv4Network, Path]] = []
         self._routes: dict[IPv4Network, Path] = {}
         self._logins: dict[tuple[Url, str], Path] = {}
-        self._marks: dict[int, tuple[int, Path]] = {}
+        self._marks: dict[Mark, Path] = {}
         self._tables: dict[int, Path] = {}
         self._listeners: dict[ListenScope, dict[ListenAddress, Path]] = {}  # by scope, then by key
         self._wildcards: dict[ListenScope, Path] = {}
@@ -88,14 +88,22 @@ class ConflictChecker:
 
     def mark(self, path: Path, mark: Mark) -> None:
         """Register the policy routing of an entry."""
-        table, earlier = self._marks.setdefault(mark.value, (mark.table, path))
-        if table != mark.table:
-            self._findings.error(
-                f"{path}.table",
-                show(mark.table),
-                f"differs from table {table} that {earlier} has for mark {mark.value}",
-                "use one table for one mark, or another mark",
-            )
+        for other, earlier in self._marks.items():
+            common = mark.mask & other.mask
+            if mark.table == other.table or (mark.value ^ other.value) & common:
+                continue  # the same packets into the same table, or other packets
+            if common in (mark.mask, other.mask):  # one of them takes all packets of the other
+                same = (mark.value, mark.mask) == (other.value, other.mask)
+                self._findings.error(
+                    f"{path}.table",
+                    show(mark.table),
+                    f"differs from table {other.table} that {earlier} has for mark {other}",
+                    "use one table for one mark, or another mark"
+                    if same
+                    else f"use one table for both, or marks that exclude each other: mark {mark} does not exclude it",
+                )
+                break
+        self._marks.setdefault(mark, path)
         first_user = self._tables.setdefault(mark.table, path)
         if first_user != path:
             self._findings.warning(

@@ -192,5 +192,5 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mark):
-        return f"{value.value} in table {value.table}"
+        return f"{value} in table {value.table}"
     return str(value)

@@ -16,6 +16,8 @@ AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
+FULL_MASK: Final = 0xFFFF_FFFF  # of a fwmark: all of it has to match
+
 
 class Secret(str):
     """A string that cannot be printed by accident: str, repr and format give ``***``. `reveal` gives the characters."""
@@ -38,10 +40,20 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """fwmark policy routing: packets marked ``value`` use routing table ``table``. Both uint32."""
+    """fwmark policy routing: packets whose mark is ``value`` in the bits of ``mask`` use routing table ``table``. All
+    uint32; ``value`` has no bit outside of ``mask``."""
 
     value: int
     table: int
+    mask: int = FULL_MASK
+
+    def matches(self, mark: int) -> bool:
+        """Whether packets with this mark are meant."""
+        return (mark ^ self.value) & self.mask == 0
+
+    def __str__(self) -> str:
+        """As `ip rule` takes it."""
+        return str(self.value) if self.mask == FULL_MASK else f"{self.value:#x}/{self.mask:#x}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
 _SOCKET_MODE: Final = re.compile(r"0?[0-7]{3}")
 _PREFIX: Final = re.compile(r"[0-9]|[12][0-9]|3[0-2]")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
+_HEX_MASK: Final = re.compile(r"0[xX][0-9a-fA-F]{1,8}")
 _LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
 _ADMIN_EXAMPLE: Final = '"127.0.0.1:9433"'
@@ -393,6 +394,16 @@ def _unix(text: str) -> UnixAddress:
     if size > UNIX_PATH_BYTES:
         raise InvalidValue(f"has a path of {size} bytes", f"choose one of at most {UNIX_PATH_BYTES} bytes")
     return UnixAddress(path)
+
+
+def parse_mask(text: str) -> int:
+    """The mask of a fwmark, such as ``0xff``: a uint32 above 0."""
+    if not _HEX_MASK.fullmatch(text):
+        raise InvalidValue("is not a hexadecimal number of up to 32 bits", 'write one such as "0xff"')
+    mask = int(text, 16)
+    if not mask:
+        raise InvalidValue("has no bit, so that every packet would match", 'write a mask such as "0xff"')
+    return mask
 
 
 def parse_admin_listen(text: str) -> ListenAddress:

@@ -38,6 +38,17 @@ class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     value: Annotated[int, _uint32("the fwmark", 100)]
     table: Annotated[int, _uint32("the routing table of packets with that mark", 100)]
+    mask: (
+        Annotated[
+            str,
+            _text(
+                "the bits of a packet's mark that have to be those of value, in hexadecimal",
+                "0xff",
+                pattern="^0[xX][0-9a-fA-F]{1,8}$",
+            ),
+        ]
+        | Annotated[int, _uint32("the same as a number", 255, least=1)]
+    ) = "0xffffffff"
 
 
 class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from .conflicts import ServerConflictChecker
 from .context import FileContent, LoadContext
 from .diagnostics import MASK, InvalidValue, quote, show
 from .model import (
+    FULL_MASK,
     AdminConfig,
     AllowedClient,
     AuthHeader,
@@ -81,6 +82,14 @@ def validate_mark(node: Node, context: LoadContext) -> Mark | None:
     if mark_node is None:
         return None
     value, table = mark_node.get("value", int), mark_node.get("table", int)
+    mask = mark_node.get("mask", int) or context.parse_field(mark_node, "mask", parsers.parse_mask)
+    if value and mask and value & ~mask:
+        context.findings.error(
+            mark_node.at("value"),
+            f"{value} ({value:#x})",
+            f"has bits outside of the mask {mask:#x}, so no packet could match",
+            f"write {quote(f'{mask | value:#x}')} as the mask" + (f", or {value & mask} here" if value & mask else ""),
+        )
     if value == 0:
         # The kernel gives a rule with fwmark 0 the mask 0 (net/core/fib_rules.c).
         context.findings.error(mark_node.at("value"), "0", "would match every packet", "choose a mark from 1 on")
@@ -91,9 +100,9 @@ def validate_mark(node: Node, context: LoadContext) -> Mark | None:
             f"is {_RESERVED_TABLES[table]}, where a default route would take all traffic",
             "choose a table of its own, such as 100",
         )
-    if value is None or table is None:
+    if not value or table is None or not mask or value & ~mask:
         return None
-    mark = Mark(value, table)
+    mark = Mark(value, table, mask)
     context.conflicts.mark(mark_node.path, mark)
     return mark
 
@@ -437,7 +446,7 @@ class _ClientValidator:
         tls = self._validate_tls()
         rotate_s = self._validate_rotation()
         transport = cast("TransportChoice | None", node.get("transport", str))
-        transport_mark = self._validate_transport_mark()
+        transport_mark = self._validate_transport_mark(mark)
         proxy = context.parse_field(node, "proxy", urls.parse_proxy)
         auth_header = cast("AuthHeader | None", node.get("auth_header", str))
         if server is not None and token is not None:
@@ -605,15 +614,19 @@ class _ClientValidator:
             return None
         return least, most
 
-    def _validate_transport_mark(self) -> int | None:
+    def _validate_transport_mark(self, mark: Mark | None) -> int | None:
         """None: invalid, or not given."""
         value = self._node.get("transport_mark", int)
         mark_node = self._node.get("mark", Node)
-        if value is not None and mark_node is not None and mark_node.get("value", int) == value:
+        marked = None if mark_node is None else mark_node.get("value", int)
+        # Also if the mark is not valid, as far as it goes.
+        mask = FULL_MASK if mark is None else mark.mask
+        if value is not None and mark_node is not None and marked is not None and not (marked ^ value) & mask:
             self._findings.error(
                 self._node.at("transport_mark"),
                 show(value),
-                f"is the mark of {mark_node.at('value')} too, and the transport would enter its own tunnel",
+                ("is" if marked == value else "is matched by")
+                + f" the mark of {mark_node.at('value')} too, and the transport would enter its own tunnel",
                 "choose another mark",
             )
         return value

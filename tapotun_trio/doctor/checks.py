@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, ip_address
 from typing import Final, Literal, TypeAlias
 
 from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpAddress
+from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text
 from .machine import Machine, Route
@@ -40,7 +41,8 @@ class Finding:
 def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConfig | None = None) -> list[Finding]:
     """All findings, good and bad, in a fixed order."""
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
-    found += [*_forwarding(machine, configs), *_rp_filter(machine, configs), _clock(machine, configs)]
+    found += [*_forwarding(machine, configs), *_forward_chains(machine, configs), *_rp_filter(machine, configs)]
+    found += [*_managers(machine, configs), _clock(machine, configs)]
     found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
     found += [*_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
     return found
@@ -154,6 +156,55 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
     else:
         text = "this machine does not forward IPv4: only this machine itself can use a tunnel"
         yield Finding("note", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1 if other machines have to use it")
+
+
+def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """Whether a firewall drops what goes through the tunnels: Docker sets this policy when it starts."""
+    routers = [config.name for config in configs if isinstance(config, ServerConfig) and _routes_for_others(config)]
+    for chain in machine.forward_chains:
+        unnamed = [name for name in routers if name not in chain.named]
+        text = f"{chain.name} drops forwarded packets that no rule accepts, as Docker sets it"
+        if unnamed:
+            rules = " and ".join(f"`iptables -I FORWARD {way} {unnamed[0]} -j ACCEPT`" for way in ("-i", "-o"))
+            remedy = f"accept them: {rules}; with Docker in the chain DOCKER-USER, which it leaves alone"
+            yield Finding("warning", "firewall", f"{text}, and no rule names {', '.join(unnamed)}", remedy)
+        else:
+            yield Finding("note", "firewall", text)
+    if not machine.forward_chains:
+        yield Finding("ok", "firewall", "no firewall drops forwarded packets by its policy")
+
+
+def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """Programs that take away what others configure, and whether their settings allow it."""
+    found = 0
+    for manager, taken in machine.managers.items():
+        for config in configs:
+            at_risk = [kind for kind in KINDS if kind in taken.get(config.name, ()) and kind in _used(config)]
+            if not at_risk:
+                continue
+            found += 1
+            what = ", ".join(f"{kind}s" if kind != "address" else "addresses" for kind in at_risk)
+            if manager == "systemd-networkd":
+                text = f"systemd-networkd runs here, and takes away {what} of {config.name} when a link appears"
+                yield Finding("warning", "managers", text, remedy(manager, at_risk, config.name))
+            else:  # it leaves alone what it did not make, unless it was told to manage the interface
+                text = f"{manager} runs here, and would take away {what} of {config.name} if it managed that interface"
+                yield Finding("note", "managers", text, remedy(manager, at_risk, config.name))
+    if not found:
+        running = ", ".join(machine.managers)
+        spares = "take" if len(machine.managers) > 1 else "takes"
+        text = f"{running} {spares} nothing of the interfaces away" if configs else f"{running} runs here"
+        yield Finding("ok", "managers", text if running else "no program takes away what others configure")
+
+
+def _used(config: InterfaceConfig) -> set[Kind]:
+    """What an interface has in the kernel that another program might take away."""
+    used: set[Kind] = {"address"}
+    if not isinstance(config, ServerConfig) or (config.install_routes and _routes_for_others(config)):
+        used.add("route")
+    if config.mark is not None:
+        used |= {"rule", "route"}
+    return used
 
 
 def _routes_for_others(config: ServerConfig) -> bool:

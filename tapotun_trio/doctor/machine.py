@@ -16,7 +16,9 @@ from typing import Final
 
 from ..control.subcommands import running
 from ..errors import HostError
+from ..host.firewall import ForwardChain, dropping_forward_chains
 from ..host.netlink.footprint import Footprint, read_footprint
+from ..host.network_managers import Kind, Manager, managers_running, taken_by
 from ..host.ownership import Holder, holder_of
 from ..host.process.privileges import effective_capabilities, open_tun_node
 from ..status.model import TransportConflictStatus
@@ -61,6 +63,9 @@ class Machine:
     reachable: IPv4 addresses at which other machines may reach it, each with its interface.
     left_over: destinations of host routes that killed processes left behind.
     conflicts: routes that would lead running clients into their own tunnels, each with the interface.
+    managers: the running programs that may take away what they did not make: of each interface that has to run here,
+        what they may take with their present settings.
+    forward_chains: chains of the firewall whose policy drops what this machine forwards.
     """
 
     tun_error: str | None = None
@@ -77,13 +82,20 @@ class Machine:
     reachable: tuple[tuple[IPv4Address, str], ...] = ()
     left_over: tuple[str, ...] = ()
     conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
+    managers: Mapping[Manager, Mapping[str, frozenset[Kind]]] = field(default_factory=dict)
+    forward_chains: tuple[ForwardChain, ...] = ()
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
     """Inspect this machine now. ``names``: the interfaces that have to run here. Facts that cannot be read are left
     out."""
+    names = tuple(names)
     footprint = _footprint()
     return Machine(
+        managers={
+            manager: {name: frozenset(taken_by(manager, name)) for name in names} for manager in managers_running()
+        },
+        forward_chains=dropping_forward_chains(names),
         reachable=footprint.addresses,
         left_over=footprint.left_over,
         conflicts=tuple(

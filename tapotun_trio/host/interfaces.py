@@ -6,14 +6,14 @@ tests use implementations in memory (tests/fakes.py).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
 from ..wire.frames import FrameRange
-from .items import HostRoute, Item, NextHop
+from .items import HostRoute, Item, LinkState, NextHop, RouteKey
 
 
 class Queue(Protocol):
@@ -70,6 +70,8 @@ class Network(Protocol):
     """Configures one interface's link, addresses, routes and rules. Everything that it adds carries our protocol number
     if the kernel has a field for one.
 
+    ``name``: the interface that has this name at the first call. It stays the same one if it is renamed.
+
     Every method sends its items as one batch, and raises HostError naming the first item that failed. After a
     cancellation a part of the batch may be in the kernel, and every item of it may be removed. A refused item does not
     keep the others from being added or removed.
@@ -77,6 +79,19 @@ class Network(Protocol):
 
     async def link_up(self, name: str, mtu: int) -> None:
         """Set the MTU in bytes and bring the link up. Idempotent: also used to change the MTU alone."""
+
+    async def index(self, name: str) -> int:
+        """The interface's index."""
+
+    async def state(self, name: str) -> LinkState | None:
+        """The interface as it is now; None: it is gone, or in another network namespace."""
+
+    async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
+        """Those of the items that were added and are not in the kernel now, in their order. Costs one dump per table,
+        and lookups in steps between which other tasks run."""
+
+    async def rename(self, name: str) -> None:
+        """Give the interface its name ``name`` again. A kernel before 6.2 takes it down for that, and it stays down."""
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
         """Add the items, in order.
@@ -115,6 +130,21 @@ class Change:
     """For one log line: ``eth0 is up; eth0: address 192.0.2.7 added``."""
     addresses: frozenset[str]
     """All local addresses that this machine has now, IPv4 and IPv6, without prefix length and zone."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceChange:
+    """Something was done to an interface of ours, by this process or by others.
+
+    Attributes:
+        toggled: it was set down, or up, or both.
+        moved: it went to another network namespace.
+        senders: the netlink port numbers of who did it, usually process ids. 0 is the kernel itself.
+    """
+
+    toggled: bool = False
+    moved: bool = False
+    senders: frozenset[int] = frozenset()
 
 
 class OwnedName(Protocol):
@@ -157,11 +187,18 @@ class Host(Protocol):
         then the iterator is finished, and may be opened again.
         """
 
-    def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
-        """Yields whether the interface ``name`` is up, each time that it is set down or up. The interface has to be up
-        at the call. If it is set down and up again at once, this yields one True.
+    def open_interface(
+        self, index: int, is_route: Callable[[RouteKey], bool]
+    ) -> AbstractAsyncContextManager[AsyncIterator[InterfaceChange]]:
+        """Changes, from now on, after which something of ours may be missing: of the interface ``index`` itself, which
+        has to be up at the call; removals of its addresses and routes, of host routes for it, and of our rules.
+        Several at once are reported as one. If notifications were lost, that is reported as a change.
 
         Closed at exit. Cancel-safe, and raises as `open_changes`.
+
+        Args:
+            is_route: whether the interface has this route (`items.RouteKey`), so that its replacement by another
+                program's matters.
         """
 
 

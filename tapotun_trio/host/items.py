@@ -14,6 +14,7 @@ from typing import TypeAlias
 from ..errors import HostError, ShortageError
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
+FULL_MASK = 0xFFFF_FFFF  # of a fwmark: all of it has to match
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class Address:
     interface: IPv4Interface
 
 
+RouteKey: TypeAlias = tuple[int, int, int]
+"""What identifies a route of one interface: destination, prefix length, table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """``network`` goes out through the interface, with no gateway."""
@@ -30,14 +35,32 @@ class Route:
     network: IPv4Network
     table: int = MAIN_TABLE
 
+    @property
+    def key(self) -> RouteKey:
+        return int(self.network.network_address), self.network.prefixlen, self.table
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets with this fwmark are looked up in ``table`` (both uint32). The rule outlives the interface unless it is
-    removed."""
+    """Packets whose fwmark equals ``fwmark`` in the bits of ``mask`` are looked up in ``table`` (all uint32). It
+    outlives the interface unless it is removed."""
 
     fwmark: int
     table: int
+    mask: int = FULL_MASK
+
+    def matches(self, mark: int) -> bool:
+        """Whether the kernel applies it to packets with this fwmark (fib_rule_match)."""
+        return (mark ^ self.fwmark) & self.mask == 0
+
+    def overlaps(self, other: Rule) -> bool:
+        """Whether there are marks that both match."""
+        return (self.fwmark ^ other.fwmark) & self.mask & other.mask == 0
+
+    def __str__(self) -> str:
+        mask = "" if self.mask == FULL_MASK else f"/{self.mask:#x}"
+        mark = f"{self.fwmark:#x}" if mask else str(self.fwmark)
+        return f"rule fwmark {mark}{mask} lookup {self.table}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,15 @@ class NextHop:
     above_main: bool = False
     usable: bool = True
     captured_by: tuple[IPv4Network, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """An interface of ours as the kernel has it. ``up``: as the administrator has set it; its MTU in bytes."""
+
+    name: str
+    up: bool
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)

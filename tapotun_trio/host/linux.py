@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-from .interfaces import Change, Device, Network, OwnedName
+from .interfaces import Change, Device, InterfaceChange, Network, OwnedName
+from .items import RouteKey
 from .ownership import own_name
 from .process.privileges import raise_fd_limit, require_tun_privileges
 from .tun import open_tun
@@ -43,7 +44,9 @@ class RealHost:
 
         return open_changes(self._own)
 
-    def open_link(self, name: str) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
-        from .netlink.monitor import open_link
+    def open_interface(
+        self, index: int, is_route: Callable[[RouteKey], bool]
+    ) -> AbstractAsyncContextManager[AsyncIterator[InterfaceChange]]:
+        from .netlink.monitor import open_interface
 
-        return open_link(name)
+        return open_interface(index, is_route)

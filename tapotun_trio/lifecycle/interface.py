@@ -8,7 +8,7 @@
     │     └─ nursery
     │        ├─ device reader     TUN -> the sender of the client that has the destination
     │        ├─ device writers    streams -> TUN, when the TUN was full; one for each queue
-    │        ├─ reconciler        addresses, routes, rules: makes, watches and restores them, undoes them at the end
+    │        ├─ reconciler        addresses, routes, rules: makes, watches and repairs them, undoes them at the end
     │        ├─ transport         listeners; one task for each connection
     │        └─ clock             keepalive, queue ageing, rates
     └─ run_client
@@ -87,7 +87,7 @@ async def run_server(
             server = record.tunnel = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
         with closing(server):
             async with trio.open_nursery() as nursery:
-                reconciler = Reconciler(host, device.name, log)
+                reconciler = Reconciler(host, device.name, log, health=record.health)
 
                 await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
                 for writer in writers:
@@ -104,7 +104,7 @@ async def run_server(
                     await reconciler.apply(desired)
                     await run_cooperatively(server.adopt(prepared))
 
-                record.reconfigure = reconfigure
+                record.reconfigure, record.repair = reconfigure, reconciler.repair
                 task_status.started()
 
 
@@ -124,7 +124,7 @@ async def run_client(
             device = stack.enter_context(host.open_device(config.name))
             (queue,) = device.queues
             writer = DeviceWriter(queue, client.counters.drops)
-            reconciler = Reconciler(host, device.name, log, client.guard)
+            reconciler = Reconciler(host, device.name, log, client.guard, record.health)
             stack.enter_context(client.guard.rechecking(reconciler.recheck))
             async with trio.open_nursery() as device_nursery:
                 await device_nursery.start(reconciler.run, desired)
@@ -139,4 +139,4 @@ async def run_client(
                     assert isinstance(newer, ClientConfig), "an interface of another kind is restarted"
                     await client.reconfigure(newer)
 
-                record.reconfigure = reconfigure
+                record.reconfigure, record.repair = reconfigure, reconciler.repair

@@ -13,6 +13,7 @@ import trio
 from ..config.model import InterfaceConfig
 from ..errors import TapotunError
 from ..log import interface_logger
+from ..netconf.repairer import Health
 from ..peer.boottime import BootTime, boottime
 from ..status.model import ReloadStatus
 from ..text import one_line, shorten
@@ -34,6 +35,9 @@ class Record:
         doubt: why another start of this program might not notice this interface (the logged text); see
             `host.interfaces.OwnedName`.
         reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
+        repair: puts back what others have taken from the running interface (`Reconciler.repair`); set by
+            `run_interface`. None: there is no device.
+        health: what is missing of the interface on this machine.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
             is over.
     """
@@ -47,6 +51,8 @@ class Record:
         self.last_error: str | None = None
         self.doubt: str | None = None
         self.reconfigure: Callable[[InterfaceConfig], Awaitable[None]] | None = None
+        self.repair: Callable[[], Awaitable[list[str]]] | None = None
+        self.health = Health(self._note_health)
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 
@@ -56,10 +62,15 @@ class Record:
 
     def failed(self, error: str) -> None:
         """The interface has ended with ``error``, and will be restarted."""
-        self.tunnel = self.reconfigure = None
+        self.tunnel = self.reconfigure = self.repair = None
+        self.health.set_degraded(None)
         self.ready, self.since = False, boottime()
         self.last_error = one_line(shorten(error, LAST_ERROR_CHARS))
         self.restarts += 1
+
+    def _note_health(self) -> None:
+        if self.ready:
+            self.since = boottime()
 
     def note_doubt(self, doubt: str | None) -> None:
         """Log a new doubt once, although the interface may restart many times. None: there is no doubt (any more)."""

@@ -30,7 +30,10 @@ def state_of(record: Record) -> InterfaceState:
     """The interface's state alone, which costs less than its status."""
     if record.tunnel is None:
         return "starting" if record.last_error is None else "failed"
-    return record.tunnel.interface_state if record.ready else "starting"
+    if not record.ready:
+        return "starting"
+    state = record.tunnel.interface_state
+    return "degraded" if state == "up" and record.health.degraded is not None else state
 
 
 def _common(record: Record) -> InterfaceStatus:
@@ -43,6 +46,8 @@ def _common(record: Record) -> InterfaceStatus:
         since=wall_time(record.since),
         restarts=record.restarts,
         last_error=record.last_error,
+        degraded=record.health.degraded,
+        repairs=record.health.repairs,
     )
     if not isinstance(config, ServerConfig):
         return status

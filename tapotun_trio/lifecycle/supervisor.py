@@ -56,6 +56,21 @@ class Interfaces:
                 await self._make_all([change.inverse for change in reversed(changes)], back=True)
                 raise refusal
 
+    async def repair(self) -> list[str]:
+        """Put back what other programs have taken from the interfaces that run, whatever the limits. Returns a line for
+        each thing that was put back. What cannot be put back is logged, and in the status."""
+        lines: list[str] = []
+        async with self._lock:
+            for record in self._registry:
+                if record.repair is None:
+                    continue
+                name = record.config.name
+                try:
+                    lines += [f"{name}: {what}" for what in await record.repair()]
+                except HostError as exc:
+                    interface_logger(name).warning("not everything that is missing could be put back: %s", exc)
+        return lines
+
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
         """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
         error.

@@ -2,5 +2,6 @@
 
 Read `desired` first (pure: config and the server's parameters in, wanted addresses, routes and rules out), then
 `reconciler` (the task that makes the kernel agree, and undoes everything at its end). `installed` records what is in
-the kernel and changes it; `transport_guard` and `transport_routes` keep the transport out of its own tunnel.
+the kernel and changes it; `repairer` puts back what others take, as often as `repair` allows; `transport_guard` and
+`transport_routes` keep the transport out of its own tunnel.
 """

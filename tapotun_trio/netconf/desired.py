@@ -64,7 +64,7 @@ def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
 def _mark_items(mark: Mark | None) -> Iterable[Item]:
     """Policy routing: packets with the mark go into the tunnel. The route comes first, so that the rule never points
     to an empty table."""
-    return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table))
+    return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table, mark.mask))
 
 
 def describe(conf: TunConf) -> str:

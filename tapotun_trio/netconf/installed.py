@@ -10,7 +10,7 @@ from typing import Final
 from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError
 from ..host.interfaces import Network
-from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused
+from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule
 
 MAX_REFUSAL_LINES: Final = 5  # warnings about refused routes at a time; a server may push hundreds
 
@@ -26,16 +26,62 @@ class InstalledItems:
 
     Attributes:
         network: the netlink connection.
-        items: what is in the kernel, or may be.
+        items: what is in the kernel, or may be. To be replaced, not changed in place.
     """
 
     def __init__(self, network: Network, device_name: str, log: logging.LoggerAdapter[logging.Logger]) -> None:
         self.network = network
         self._name = device_name
         self._log = log
-        self.items: list[Item] = []
+        self._items: list[Item] = []
+        self._route_keys: set[RouteKey] | None = None  # of `items`; None: not computed since they changed
         self._missing: dict[Item, str] = {}  # pushed items that the kernel refused, and why
         self._mtu: int | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        return self._items
+
+    @items.setter
+    def items(self, items: list[Item]) -> None:
+        self._items, self._route_keys = items, None
+
+    @property
+    def mtu(self) -> int | None:
+        """In bytes, as it was set last; None: never."""
+        return self._mtu
+
+    def may_have_route(self, key: RouteKey) -> bool:
+        """Whether a route with this key is among the items. True if that is not known at present; see `absent`."""
+        return self._route_keys is None or key in self._route_keys
+
+    async def absent(self) -> list[Item]:
+        """The recorded items that are not in the kernel. Raises HostError."""
+        items = self._items
+        missing = await self.network.missing(self._name, items)
+        if self._route_keys is None:
+            keys = await run_cooperatively(_route_keys(items))
+            if items is self._items:
+                self._route_keys = keys
+        return missing
+
+    async def put_back(self, missing: Sequence[Item]) -> None:
+        """Set the MTU and the link up, and add again these items of `absent`, except for host routes: whether those are
+        right is for the guard to say.
+
+        Raises HostError; the items stay recorded.
+        """
+        if self._mtu is not None:
+            await self.network.link_up(self._name, self._mtu)
+        if not missing:
+            return
+        if misplaced := _misplaced(self.items, missing):
+            # Without addresses the kernel removes the routes, too, so everything is added.
+            await self.network.remove(self._name, misplaced)
+            again: list[Item] = [item for item in self.items if not isinstance(item, HostRoute)]
+        else:
+            again = await run_cooperatively(_again(self.items, missing))
+        await self.network.add(self._name, again)
 
     async def change(self, desired: DesiredState) -> None:
         """Set the MTU, remove the recorded items that are not desired, and add the desired ones that are not recorded.
@@ -49,7 +95,7 @@ class InstalledItems:
         if obsolete:
             await self.network.remove(self._name, obsolete[::-1])
             self.items = kept
-        self.items += new
+        self.items = [*self.items, *new]
         logged, self._missing = self._missing, {}
         if new:
             try:
@@ -65,7 +111,7 @@ class InstalledItems:
 
         Routes that are already recorded are added again, because the kernel removes a route together with its device.
         """
-        self.items += [item for item in routes if item not in self.items]
+        self.items = [*self.items, *(item for item in routes if item not in self.items)]
         if not routes:
             return frozenset()
         try:
@@ -80,8 +126,11 @@ class InstalledItems:
         """Add everything that is recorded: after a failure it may be in the kernel or not. Raises HostError."""
         await self.network.add(self._name, self.items)
 
-    async def restore(self) -> None:
-        """Add again what the kernel removed when the link went down, and what it refused before."""
+    async def restore(self, who: str) -> None:
+        """Add again what the kernel removed when the link went down, and what it refused before.
+
+        ``who``: set the link up again, for the log.
+        """
         # The missing items come last: they may have been refused because the link was down.
         missing, items = self._missing, self.items
         self.items = [*items, *missing]
@@ -93,13 +142,11 @@ class InstalledItems:
             self.items = [item for item in self.items if item not in self._missing]
             if not isinstance(exc, ItemsRefused) or not refused.keys() <= missing.keys():
                 # Another program's route may have replaced ours meanwhile. It stays; we try again at the next link up.
-                self._log.warning(
-                    "another program set this interface up again, and not everything could be put back: %s", exc
-                )
+                self._log.warning("%s set this interface up again, and not everything could be put back: %s", who, exc)
                 return
         else:
             self._missing = {}
-        self._log.info("another program set this interface up again: put its addresses and routes back")
+        self._log.info("%s set this interface up again: put its addresses and routes back", who)
 
     async def remove_all(self) -> None:
         """Remove all items. Logs those that could not be removed."""
@@ -129,6 +176,48 @@ class InstalledItems:
             self._log.warning("continuing without what the server pushed (its push_routes): %s", reason)
         if len(reasons) > MAX_REFUSAL_LINES:
             self._log.warning("continuing without %d more that the server pushed", len(reasons) - MAX_REFUSAL_LINES)
+
+
+def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
+    """The addresses that are there and would come before a missing one of their network, which they came after.
+
+    The first address of a network is the source of this machine's packets to it.
+    """
+    gone = {item for item in missing if isinstance(item, Address)}
+    networks: set[IPv4Network] = set()
+    found: list[Item] = []
+    for item in items if gone else ():
+        if isinstance(item, Address):
+            if item in gone:
+                networks.add(item.interface.network)
+            elif item.interface.network in networks:
+                found.append(item)
+    return found
+
+
+def _again(items: Sequence[Item], missing: Sequence[Item]) -> Steps[list[Item]]:
+    """What to add if these are missing, in the order of ``items``. In steps, as `_difference`."""
+    # The route of a mark's table may get another slot, and then its rule has to follow it.
+    tables = {item.table for item in missing if isinstance(item, Route)}
+    found: list[Item] = [item for item in missing if not isinstance(item, (HostRoute, Rule))]
+    yield
+    rules = {item for item in missing if isinstance(item, Rule)}
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Rule) and (item in rules or item.table in tables):
+            found.append(item)
+        if number % PART == 0:
+            yield
+    return found
+
+
+def _route_keys(items: Iterable[Item]) -> Steps[set[RouteKey]]:
+    found: set[RouteKey] = set()
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Route):
+            found.add(item.key)
+        if number % PART == 0:
+            yield
+    return found
 
 
 def _difference(

@@ -10,10 +10,11 @@ from typing import Final
 import trio
 
 from ..errors import HostError, ShortageError
-from ..host.interfaces import Host
+from ..host.interfaces import Host, InterfaceChange
 from ..host.items import DesiredState
 from ..host.netlink.rewatch import Rewatch
 from .installed import InstalledItems
+from .repairer import UNKNOWN_CHANGE, GoneError, Health, Repairer
 from .transport_guard import TransportGuard
 
 _ENDED: Final = "this interface ended meanwhile"
@@ -29,19 +30,23 @@ class _Recheck:
 
 
 @dataclass(frozen=True, slots=True)
-class _Restore:
-    """Add again what the kernel removed while the link was down."""
+class _Look:
+    """Put back what is missing after ``change``. ``forced``: as `Repairer.look`."""
+
+    change: InterfaceChange = UNKNOWN_CHANGE
+    forced: bool = False
 
 
 class _Request:
     """A request to the task, and its outcome. The task works on it within this context manager."""
 
-    __slots__ = ("action", "done", "refusal")
+    __slots__ = ("action", "done", "put_back", "refusal")
 
-    def __init__(self, action: DesiredState | _Recheck | _Restore) -> None:
+    def __init__(self, action: DesiredState | _Recheck | _Look) -> None:
         self.action = action
         self.done = trio.Event()
         self.refusal: HostError | None = None
+        self.put_back: list[str] = []
 
     def __enter__(self) -> None: ...
 
@@ -55,9 +60,7 @@ class _Request:
 class Reconciler:
     """Owns the addresses, routes and rules of one interface.
 
-    If another program sets the interface down, the kernel removes the routes and does not add them again when the
-    interface is up again. So this adds them, once each time. No other change that another program makes to the
-    interface is undone, since it may be intended.
+    What others take away from it is noticed and put back (`Repairer`).
 
     A pushed item that the kernel refuses is left out (`InstalledItems`). A shortage of this machine is reported to the
     requester, who may repeat the request; until then the old state stays. Any other refusal ends the interface.
@@ -71,40 +74,58 @@ class Reconciler:
         device_name: str,
         log: logging.LoggerAdapter[logging.Logger],
         guard: TransportGuard | None = None,
+        health: Health | None = None,
     ) -> None:
+        """``health``: learns what is missing."""
         self._host = host
         self._name = device_name
         self._log = log
         self._guard = guard
+        self._health = health or Health()
         self._requests, self._inbox = trio.open_memory_channel[_Request](0)
 
     async def run(
         self, desired: DesiredState, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Apply ``desired``, report started, then serve requests, and restore what is lost with the link. Undoes
-        everything when cancelled.
+        """Apply ``desired``, report started, then serve requests, and put back what others take away. Undoes everything
+        when cancelled.
 
-        Raises HostError if the kernel refuses an item that was not pushed.
+        Raises HostError if the kernel refuses an item that was not pushed, or if the interface is gone from this
+        network namespace.
         """
         async with self._host.open_network() as network:
             installed = InstalledItems(network, self._name, self._log)
+            wanted = desired
+
+            async def reinstall() -> None:
+                await self._install(installed, wanted)
+
+            repairer = Repairer(self._name, installed, self._health, self._log, reinstall)
+            self._health.set_degraded(None)
             try:
                 await self._install(installed, desired)
+                index = await network.index(self._name)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch_link)
+                    nursery.start_soon(self._watch, index, installed)
+                    nursery.start_soon(self._repair_when_due, repairer)
                     task_status.started()
                     async for request in self._inbox:
                         with request:
                             match request.action:
-                                case _Restore():
-                                    await installed.restore()
+                                case _Look(change, forced):
+                                    try:
+                                        request.put_back = await repairer.look(change, forced=forced)
+                                    except GoneError:
+                                        raise
+                                    except HostError as exc:
+                                        request.refusal = exc
                                 case _Recheck(thorough):
                                     if thorough or await self._is_transport_captured(installed):
-                                        request.refusal = await self._try(installed, desired, desired)
-                                case DesiredState() as wanted:
-                                    request.refusal = await self._try(installed, desired, wanted)
+                                        request.refusal = await self._try(installed, wanted, wanted)
+                                case DesiredState() as newer:
+                                    request.refusal = await self._try(installed, wanted, newer)
                                     if request.refusal is None:
-                                        desired = wanted
+                                        wanted = newer
             finally:
                 self._inbox.close()
                 with trio.move_on_after(UNDO_S, shield=True) as deadline:
@@ -125,7 +146,13 @@ class Reconciler:
         ``thorough``. Raises as `apply`."""
         await self._request(_Recheck(thorough))
 
-    async def _request(self, action: DesiredState | _Recheck | _Restore) -> None:
+    async def repair(self) -> list[str]:
+        """Have the task put back everything that is missing, whoever took it, also the interface's name and its state
+        "up". Returns what was put back, a phrase for each; empty if nothing was missing. Raises HostError if something
+        could not be put back, or if the task is over."""
+        return (await self._request(_Look(forced=True))).put_back
+
+    async def _request(self, action: DesiredState | _Recheck | _Look) -> _Request:
         request = _Request(action)
         try:
             await self._requests.send(request)
@@ -136,23 +163,24 @@ class Reconciler:
             # If the requester is cancelled as well, its cancellation is the outcome.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise request.refusal
+        return request
 
-    async def _watch_link(self) -> None:
+    async def _watch(self, index: int, installed: InstalledItems) -> None:
         async def watch() -> None:
-            async with self._host.open_link(self._name) as changes:
-                if retry.lapsed:  # the link may have been down and up unnoticed; to restore twice changes nothing
-                    await self._request(_Restore())
+            async with self._host.open_interface(index, installed.may_have_route) as changes:
+                # Something may have been taken before, or since the last watch failed.
+                await self._request(_Look())
                 retry.worked()
-                async for up in changes:
-                    if up:
-                        await self._request(_Restore())
-                    else:
-                        self._log.warning(
-                            "another program set this interface down: no packet passes until it is up again"
-                        )
+                async for change in changes:
+                    await self._request(_Look(change))
 
-        retry = Rewatch(self._log, "if another program sets this interface down, its routes will not come back")
+        retry = Rewatch(self._log, "what another program takes away from this interface will stay away")
         await retry.keep(watch)
+
+    async def _repair_when_due(self, repairer: Repairer) -> None:
+        while True:
+            await repairer.wait_due()
+            await self._request(_Look())
 
     async def _try(self, installed: InstalledItems, before: DesiredState, desired: DesiredState) -> HostError | None:
         """Change to ``desired``. If that fails, change back and return the reason. Raises HostError if changing back

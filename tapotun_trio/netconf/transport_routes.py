@@ -82,7 +82,7 @@ def decide(
         withdraws_all: the addresses of the server are not known either.
         made: the items that the interface has now, which must not be mistaken for routes of others.
     """
-    tables = {item.table for item in items if isinstance(item, Rule) and item.fwmark == (mark or 0)}
+    tables = {item.table for item in items if isinstance(item, Rule) and item.matches(mark or 0)}
     ours = {route for route in map(_route_of, made) if route is not None}
     conflicts: list[Conflict] = []
     exceptions: dict[tuple[IPv4Address, int], HostRoute] = {}

@@ -20,8 +20,9 @@ from msgspec import Struct, field
 SCHEMA: Final = 1
 
 InterfaceKind: TypeAlias = Literal["server", "client"]
-# up: a server listens, a client's streams carry packets. connecting: a client without streams. failed: it will restart.
-InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "failed"]
+# up: a server listens, a client's streams carry packets. degraded: as up, but something that the interface needs on
+# this machine is missing. connecting: a client without streams. failed: it will restart.
+InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "degraded", "failed"]
 # connected: both directions. connecting: one or none yet. replaced: another machine uses this client's token.
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 
@@ -112,6 +113,8 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     refusals: dict[str, int] = {}
     restarts: int = 0
     last_error: str | None = None
+    degraded: str | None = None
+    repairs: int = 0
     transport_conflicts: list[TransportConflictStatus] = []
     peers: list[PeerStatus] = []
 

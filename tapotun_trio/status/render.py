@@ -69,6 +69,8 @@ class _Page:
         )
         if interface.state == "failed":
             self._text("  ", "why", interface.last_error or "not known", _RED)
+        if interface.degraded is not None:
+            self._text("  ", "degraded", interface.degraded, _YELLOW)
         mtu = [] if interface.mtu_bytes is None else [f"MTU {interface.mtu_bytes}"]
         self._field("  ", "addresses", [*interface.addresses, *mtu])
         path = "" if interface.path is None else f" {interface.path}"
@@ -85,6 +87,8 @@ class _Page:
         if interface.restarts and interface.state != "failed":
             last = "" if interface.last_error is None else f", the last because of: {interface.last_error}"
             self._text("  ", "restarts", f"{interface.restarts}{last}")
+        if interface.repairs:
+            self._text("  ", "repairs", f"what others took away was put back {_times(interface.repairs)}")
         for conflict in interface.transport_conflicts[:LIST_LIMIT]:
             self._text("  ", "transport", conflict_text(conflict), _YELLOW)
         if len(interface.transport_conflicts) > LIST_LIMIT:

@@ -62,3 +62,35 @@ def test_rights_and_the_driver(lab: Lab) -> None:
     code, found = findings(server)
     assert code == 1
     assert "modprobe tun" in found["tun"][0][1]
+
+
+@pytest.mark.parametrize(
+    "firewall",
+    [
+        [
+            "nft add table ip filter",
+            "nft add chain ip filter FORWARD {type filter hook forward priority 0;policy drop;}",
+        ],
+        ["iptables-nft -P FORWARD DROP"],
+        ["iptables-legacy -P FORWARD DROP"],
+    ],
+)
+def test_a_firewall_that_drops_what_is_forwarded(lab: Lab, firewall: list[str]) -> None:
+    """As Docker sets it. The remedy is tried as it is printed."""
+    server, _ = cable(lab)
+    file = server.tmp / "hub.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([server_config(allowed("a", routes=[BEHIND]))]), encoding="utf-8")
+    server.sysctl("net.ipv4.ip_forward", 1)
+    assert "firewall" not in findings(server, file=str(file))[1]
+    for order in firewall:
+        server.run(["sh", "-c", order.replace("{", "'{").replace("}", "}'")])
+    [(severity, text)] = findings(server, file=str(file))[1]["firewall"]
+    assert severity == "warning"
+    assert "FORWARD" in text
+    kind = "iptables-legacy" if "legacy" in firewall[0] else "iptables-nft"
+    orders = text.split("`")[1::2]
+    assert len(orders) == 2
+    for order in orders:
+        server.run(order.replace("iptables", kind).split())
+    assert findings(server, file=str(file))[1]["firewall"][0][0] == "note"

@@ -22,9 +22,10 @@ import trio.testing
 
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.interfaces import Change
+from tapotun_trio.host.items import Route, RouteKey
 from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.netlink import monitor as module
-from tapotun_trio.host.netlink.monitor import SETTLE_LIMIT_S, SETTLE_S, open_changes, open_link
+from tapotun_trio.host.netlink.monitor import SETTLE_LIMIT_S, SETTLE_S, open_changes, open_interface
 from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import open_tun
 from tests.harness import Host, Lab, Process, ping, tapotun, wait_for_ping, wait_until
@@ -49,6 +50,10 @@ async def next_of(changes: AsyncIterator[T], within_s: float = SETTLE_LIMIT_S + 
 async def assert_silence(changes: AsyncIterator[T]) -> None:
     with trio.move_on_after(QUIET_S):
         pytest.fail(f"unexpected: {await anext(changes)}")
+
+
+def no_route(_: RouteKey) -> bool:
+    return False
 
 
 @asynccontextmanager
@@ -200,7 +205,7 @@ async def test_a_thousand_unrelated_routes_are_no_change(filtered: bool) -> None
             assert heard < 10 if filtered else heard > 1000, heard
 
 
-def refuse(_: socket.socket) -> None:
+def refuse(*_: object) -> None:
     raise OSError(errno.ENOPROTOOPT, "no filters here")
 
 
@@ -234,11 +239,12 @@ async def test_what_did_not_fit_is_read_anew() -> None:
                 ip("link", "set", "eth0", "promisc", "off")
             assert (await next_of(changes)).what == "more happened to addresses and routes than could be followed"
             await assert_silence(changes)
-        async with open_link("eth0") as ups:
+        async with open_interface(socket.if_nametoindex("eth0"), no_route) as own:
             for _ in range(20):
                 ip("link", "set", "eth0", "promisc", "on")
                 ip("link", "set", "eth0", "promisc", "off")
-            assert await next_of(ups) is True
+            lost = await next_of(own)  # it may have been anything
+            assert not lost.toggled | lost.moved
 
 
 @in_fresh_namespace
@@ -260,7 +266,7 @@ async def test_what_is_ours_is_not_told() -> None:
         await assert_silence(changes)
         # But a default route that a person points into our interface concerns the transport.
         with host.open_device("tun0"):
-            await network.link_up("tun0", 1400)
+            ip("link", "set", "tun0", "up")
             ip("route", "add", "default", "dev", "tun0")
             assert (await next_of(changes)).what == "default route changed"
 
@@ -296,19 +302,63 @@ def proc_net_netlink() -> list[list[str]]:
 async def test_our_link_set_down_and_up() -> None:
     with open_tun("tun0"):
         ip("link", "set", "tun0", "up")
-        async with open_link("tun0") as ups:
+        async with open_interface(socket.if_nametoindex("tun0"), no_route) as own:
             ip("link", "set", "tun0", "mtu", "1300")
+            assert not (await next_of(own)).toggled
             ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
             ip("link", "set", "eth0", "up")
-            await assert_silence(ups)
-            ip("link", "set", "tun0", "down")
-            assert await next_of(ups) is False
-            ip("link", "set", "tun0", "up")
-            assert await next_of(ups) is True
-            ip("link", "set", "tun0", "down")
-            ip("link", "set", "tun0", "up")
-            assert await next_of(ups) is True
-            await assert_silence(ups)
+            await assert_silence(own)
+            for words in (["down"], ["up"], ["down", "up"]):
+                for word in words:
+                    ip("link", "set", "tun0", word)
+                assert (await next_of(own)).toggled
+            await assert_silence(own)
+
+
+@in_fresh_namespace
+async def test_what_is_taken_from_our_interface_is_told() -> None:
+    """By others: with who it was. What is added, and what concerns other interfaces, is not."""
+    items = [address("10.50.0.1/24"), address("10.50.0.9/24"), route("10.60.0.0/24"), route("10.61.0.0/24"), *marked()]
+    ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    ip("link", "set", "eth0", "up")
+    ip("addr", "add", "192.0.2.7/24", "dev", "eth0")
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            index = await network.index("tun0")
+            await network.link_up("tun0", 1400)
+            keys = {item.key for item in items if isinstance(item, Route)}
+            async with open_interface(index, keys.__contains__) as own:
+                await network.add("tun0", items)
+                for words in (
+                    ["route", "replace", "10.62.0.0/24", "dev", "eth0"],
+                    ["route", "replace", "10.62.0.0/24", "via", "192.0.2.1"],
+                    ["route", "del", "10.62.0.0/24"],
+                    ["route", "add", "10.63.0.0/24", "dev", "tun0"],
+                    ["rule", "add", "fwmark", "7", "lookup", "7"],
+                    ["rule", "del", "fwmark", "7", "lookup", "7"],
+                    ["addr", "del", "192.0.2.7/24", "dev", "eth0"],
+                ):
+                    ip(*words)
+                await assert_silence(own)
+                assert await network.missing("tun0", items) == []
+                for words, missing in (
+                    (["route", "del", "10.60.0.0/24"], [items[2]]),
+                    (["route", "replace", "10.61.0.0/24", "dev", "eth0"], [items[3]]),
+                    (["rule", "del", "fwmark", "100"], [items[-1]]),
+                    (["route", "flush", "table", "100"], [items[-2]]),
+                    (["addr", "del", "10.50.0.9/24", "dev", "tun0"], [items[1]]),
+                    (["addr", "flush", "dev", "tun0"], [items[0], items[1], items[2], items[3], items[-2]]),
+                ):
+                    ip(*words)
+                    change = await next_of(own)
+                    assert change.senders - {0}, words
+                    assert not change.toggled | change.moved
+                    assert await network.missing("tun0", items) == missing, words
+                    if words[1] == "replace":
+                        ip("route", "del", "10.61.0.0/24", "dev", "eth0")
+                    await network.add("tun0", items)
+                    assert await network.missing("tun0", items) == []
+                    await assert_silence(own)
 
 
 @in_fresh_namespace
@@ -338,9 +388,9 @@ async def test_nothing_is_left_open() -> None:
         async with open_changes(()) as changes:
             await anext(changes)
 
-    async def watch_link() -> None:
-        async with open_link("lo") as ups:
-            await anext(ups)
+    async def watch_interface() -> None:
+        async with open_interface(1, no_route) as own:
+            await anext(own)
 
     async def cancelled_after(watch: Callable[[], Awaitable[None]], seconds: float) -> None:
         with trio.move_on_after(seconds) as scope:
@@ -349,7 +399,7 @@ async def test_nothing_is_left_open() -> None:
 
     await cancelled_after(watch_changes, 0)
     before = fds()
-    for watch in (watch_changes, watch_link):
+    for watch in (watch_changes, watch_interface):
         for seconds in (0, 0.0001, 0.001, 0.01) * 10:
             await cancelled_after(watch, seconds)
     assert fds() == before
@@ -368,7 +418,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
 @in_fresh_namespace
 async def test_no_socket_is_a_host_error() -> None:
     with descriptors_left(0):
-        for opening in (open_changes(()), open_link("lo")):
+        for opening in (open_changes(()), open_interface(1, no_route)):
             with pytest.raises(HostError, match=r"cannot watch for changes .*: Too many open files"):
                 async with opening:
                     pass

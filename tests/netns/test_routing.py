@@ -20,6 +20,7 @@ from .topologies import (
     STOP_S,
     TUNNEL_SERVER,
     UPLOADING,
+    Config,
     allowed,
     cable,
     client_config,
@@ -202,6 +203,37 @@ def test_answers_to_marked_packets_pass_the_reverse_path_filter(lab: Lab, rp_fil
     ):
         assert ping(client, "198.51.100.7", mark=100).ok
         packets.wait_for(6)
+
+
+def test_a_mask_lets_other_bits_of_the_mark_be_anothers(lab: Lab) -> None:
+    """As kube-proxy's 0x4000. What is not the tunnel's goes its own way."""
+    server, client = cable(lab)
+    server.ip("address add 198.51.100.7/32 dev lo")
+    client.ip(f"route add default via {SERVER}")
+    with (
+        running(server, server_config()),
+        running(client, client_config(mark={**MARK, "mask": "0xff"}), until=UPLOADING),
+        capture(server, "tun0", "icmp") as packets,
+    ):
+        for mark in (0x4064, 0x64, 0xFFFF_FF64):
+            assert ping(client, "198.51.100.7", count=1, mark=mark).ok
+        packets.wait_for(6)
+        for mark in (0, 0x4000, 0x65, 0x164 ^ 0x64):
+            assert ping(client, "198.51.100.7", count=1, mark=mark).ok
+        assert len(packets.packets) == 6
+
+
+def test_a_killed_runs_rule_goes_also_if_its_mask_was_another(lab: Lab) -> None:
+    server, _ = cable(lab)
+    masks: list[Config] = [{"mask": "0xff"}, {}, {"mask": 0xFFFF}, {"mask": "0xff"}]
+    for number, mask in enumerate(masks):
+        with running(server, server_config(mark={**MARK, **mask})) as daemon:
+            [rule] = [rule for rule in server.ip("-4 rule show") if "fwmark" in rule]
+            assert int(rule["fwmark"], 16) == 100
+            assert int(rule.get("fwmask", "0xffffffff"), 16) == [0xFF, 0xFFFF_FFFF, 0xFFFF, 0xFF][number]
+            daemon.stop(STOP_S, with_signal=signal.SIGKILL if number < len(masks) - 1 else signal.SIGTERM)
+        wait_until(lambda: not has_interface(server, "tun0"), STOP_S, "tun0 to go")
+    assert mark_rules(server) == []
 
 
 # One client's flood and another one's packets

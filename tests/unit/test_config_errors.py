@@ -25,8 +25,8 @@ def other(**changes: Any) -> Json:
     return server(**{"name": "b", "port": 81, "net": "10.11.0.1/24", "clients": [allowed(ip="10.11.0.2")], **changes})
 
 
-def mark(value: object, table: object) -> Json:
-    return {"mark": {"value": value, "table": table}}
+def mark(value: object, table: object, mask: object = ...) -> Json:
+    return {"mark": {"value": value, "table": table, **({} if mask is ... else {"mask": mask})}}
 
 
 FIELDS: Final = (  # of a server
@@ -109,7 +109,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([two(token=5)], '[0].clients[1].token: *** is a number, not text; write "<hash of the raw token>"'),
     ([client(token=["s3cret"])], '[0].token: *** is a list, not text; write "<raw token>"'),
     ([client(token=None)], '[0].token: *** is not text; write "<raw token>"'),
-    ([client(mark=100)], '[0].mark: 100 is a number, not an object; write {"value": 100, "table": 100}'),
+    ([client(mark=100)], '[0].mark: 100 is a number, not an object; write {"value": 100, "table": 100, ...}'),
     ([client(tls=True)], '[0].tls: true is not an object; write {"ca_file": "/etc/ssl/corp.pem", '
      '"cert_file": "/etc/tapotun/client.pem", "key_file": "/etc/tapotun/client.key", "server_name": "vpn.example.com", '
      '"min_version": "1.2", "insecure": false}'),

@@ -171,6 +171,22 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ),
     ([server(**mark(100, 100)), client(**mark(100, 200))], "[1].mark.table: 200 differs from table 100 that [0].mark "
      "has for mark 100; use one table for one mark, or another mark"),
+    ([server(**mark(100, 100, "0xff")), client(**mark(0x4064, 200, "0xffff"))], "[1].mark.table: 200 differs from "
+     "table 100 that [0].mark has for mark 0x64/0xff; use one table for both, or marks that exclude each other: mark "
+     "0x4064/0xffff does not exclude it"),
+    ([server(**mark(100, 100)), client(**mark(100, 200, "0xff"))], "[1].mark.table: 200 differs from table 100 that "
+     "[0].mark has for mark 100; use one table for both, or marks that exclude each other: mark 0x64/0xff does not "
+     "exclude it"),
+    ([server(**mark(0x4064, 100, "0xff"))], "[0].mark.value: 16484 (0x4064) has bits outside of the mask 0xff, so no "
+     'packet could match; write "0x40ff" as the mask, or 100 here'),
+    ([server(**mark(256, 100, 0xFF))], "[0].mark.value: 256 (0x100) has bits outside of the mask 0xff, so no packet "
+     'could match; write "0x1ff" as the mask'),
+    ([server(**mark(100, 100, "0x0"))], '[0].mark.mask: "0x0" has no bit, so that every packet would match; write a '
+     'mask such as "0xff"'),
+    ([server(**mark(100, 100, "255"))], '[0].mark.mask: "255" is not a hexadecimal number of up to 32 bits; write one '
+     'such as "0xff"'),
+    ([client(transport_mark=0x4064, **mark(100, 200, "0xff"))], "[0].transport_mark: 16484 is matched by the mark "
+     "of [0].mark.value too, and the transport would enter its own tunnel; choose another mark"),
     ([client(transport_mark=100, **mark(100, 200))], "[0].transport_mark: 100 is the mark of [0].mark.value too, and "
      "the transport would enter its own tunnel; choose another mark"),
     # --- URLs ---

@@ -265,6 +265,18 @@ def test_rotate_s(rotate_s: list[float]) -> None:
     assert accept_client(rotate_s=rotate_s).rotate_s == tuple(rotate_s)
 
 
+@pytest.mark.parametrize(("mask", "expected"), [("0xff", 0xFF), ("0X4064", 0x4064), (0xFFFF, 0xFFFF)])
+def test_a_mark_with_a_mask(mask: object, expected: int) -> None:
+    assert accept_client(mark={"value": 100, "mask": mask, "table": 100}).mark == Mark(100, 100, expected)
+
+
+def test_marks_of_other_bits_may_have_other_tables() -> None:
+    first = client(mark={"value": 1, "mask": "0x1", "table": 100}, transport_mark=2)
+    second = client(name="tun2", token="b", mark={"value": 2, "mask": "0x2", "table": 200})
+    third = client(name="tun3", token="c", mark={"value": 4, "mask": "0x6", "table": 300})
+    assert load_entries(first, second, third)[1] == []
+
+
 @pytest.mark.parametrize("value", [1, 2**32 - 1])
 def test_transport_mark(value: int) -> None:
     assert accept_client(transport_mark=value, mark={"value": 100, "table": 100}).transport_mark == value
@@ -411,7 +423,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
         },
         {"name", "server"},
     )
-    assert fields("RawMark") == ({"value", "table"}, {"value", "table"})
+    assert fields("RawMark") == ({"value", "table", "mask"}, {"value", "table"})
     assert all(part["additionalProperties"] is False for part in schema.values())
 
 

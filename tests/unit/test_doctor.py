@@ -18,6 +18,8 @@ from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpAdd
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import Machine, Route, inspect_machine, parse_addresses, parse_routes
 from tapotun_trio.doctor.run import doctor
+from tapotun_trio.host.firewall import ForwardChain
+from tapotun_trio.host.network_managers import Kind, Manager
 from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
 from tapotun_trio.status.model import TransportConflictStatus
@@ -60,11 +62,45 @@ def routed(*networks: str, interface: str = "eth1") -> Machine:
     return replace(HEALTHY, routes=tuple(Route(IPv4Network(it), interface) for it in networks))
 
 
+CHAIN = "chain FORWARD of the nftables table ip filter"
+
+
+def managed(manager: Manager, *kinds: Kind) -> Machine:
+    return replace(HEALTHY, managers={manager: {"hub": frozenset(kinds), "tun0": frozenset(kinds)}})
+
+
+@pytest.mark.parametrize(
+    ("machine", "config", "severity", "check", "words"),
+    [
+        (managed("systemd-networkd", "rule", "route"), replace(SERVER, mark=Mark(1, 1)), "warning", "managers",
+         "set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in [Network]"),
+        (managed("systemd-networkd", "route"), ROUTER, "warning", "managers", "set ManageForeignRoutes=no in"),
+        (managed("systemd-networkd", "rule", "route"), SERVER, "ok", "managers", "takes nothing"),
+        (managed("systemd-networkd", "rule"), CLIENT, "ok", "managers", "takes nothing"),
+        (managed("systemd-networkd", "address"), SERVER, "warning", "managers", "Unmanaged=yes"),
+        (managed("NetworkManager", "route"), CLIENT, "note", "managers", "unmanaged-devices=interface-name:tun0"),
+        (managed("dhcpcd", "address"), CLIENT, "note", "managers", "denyinterfaces tun0"),
+        (managed("dhcpcd"), CLIENT, "ok", "managers", "dhcpcd takes nothing"),
+        (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN),)), ROUTER, "warning", "firewall",
+         "iptables -I FORWARD -i hub -j ACCEPT"),
+        (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN, frozenset({"hub"})),)), ROUTER, "note", "firewall",
+         CHAIN),
+        (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN),)), CLIENT, "note", "firewall", CHAIN),
+    ],
+)  # fmt: skip
+def test_programs_that_stand_in_the_way(
+    machine: Machine, config: InterfaceConfig, severity: str, check: str, words: str
+) -> None:
+    [found] = [it for it in judge(machine, [config]) if it.check == check]
+    assert found.severity == severity
+    assert words in f"{found.text}; {found.remedy}"
+
+
 def test_a_healthy_machine() -> None:
     found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
     assert [it.severity for it in found] == ["ok"] * len(found)
-    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "rp_filter", "clock", "listen", "routes"]
-    checks += ["covering", "left-over", "mtu", "files"]
+    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "firewall", "rp_filter", "managers", "clock"]
+    checks += ["listen", "routes", "covering", "left-over", "mtu", "files"]
     assert [it.check for it in found] == checks
 
 

@@ -107,7 +107,7 @@ DROPS: Final = {
 
 
 def test_every_number() -> None:
-    states = ("starting", "connecting", "up", "failed")
+    states = ("starting", "connecting", "up", "degraded", "failed")
     assert page_of(hub()) == {
         series("tapotun_build_info", version="0.1.0", python=sys.version.split()[0]): 1,
         series("tapotun_config_last_reload_successful"): 0,
@@ -121,6 +121,10 @@ def test_every_number() -> None:
         series("tapotun_interface_mtu_bytes", **CORP): 1400,
         series("tapotun_interface_restarts_total", **CORP): 1,
         series("tapotun_interface_restarts_total", **TUN): 2,
+        series("tapotun_interface_degraded", **CORP): 0,
+        series("tapotun_interface_degraded", **TUN): 0,
+        series("tapotun_interface_repairs_total", **CORP): 0,
+        series("tapotun_interface_repairs_total", **TUN): 0,
         series("tapotun_interface_dropped_packets_total", reason="no-route", **CORP): 12,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
@@ -394,6 +398,8 @@ EXPORTED: Final[dict[str, set[str]]] = {
     "InterfaceStatus.device_drops": {"tapotun_interface_dropped_packets_total"},
     "InterfaceStatus.refusals": {"tapotun_interface_refused_requests_total"},
     "InterfaceStatus.restarts": {"tapotun_interface_restarts_total"},
+    "InterfaceStatus.degraded": {"tapotun_interface_degraded"},
+    "InterfaceStatus.repairs": {"tapotun_interface_repairs_total"},
     "ListenerStatus.address": {"tapotun_listener_refused_connections_total"},
     "ListenerStatus.refusals": {"tapotun_listener_refused_connections_total"},
     "PeerStatus.name": LABEL,

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from tapotun_trio.host.items import MAIN_TABLE, Address, Route, Rule
+from tapotun_trio.host.items import FULL_MASK, MAIN_TABLE, Address, Route, Rule
 from tapotun_trio.host.netlink import codec
 from tapotun_trio.host.netlink.codec import PROTOCOL, KernelRoute
 
@@ -94,9 +94,9 @@ def test_a_multipath_route_without_a_table_attribute() -> None:
 
 
 @pytest.mark.parametrize("table", [1, 100, 255, 256, 0xFFFF_FFFF])
-@pytest.mark.parametrize("fwmark", [0, 1, 0xFFFF_FFFF])
-def test_rules_name_all_that_makes_them_ours(fwmark: int, table: int) -> None:
-    rule = Rule(fwmark, table)
+@pytest.mark.parametrize(("fwmark", "mask"), [(0, FULL_MASK), (1, FULL_MASK), (FULL_MASK, FULL_MASK), (0x64, 0xFF)])
+def test_rules_name_all_that_makes_them_ours(fwmark: int, mask: int, table: int) -> None:
+    rule = Rule(fwmark, table, mask)
     for data, kind, flags in (
         (codec.add_rule(rule, 11_600), 32, 0x601),
         (codec.remove_rule(rule, 11_600), 33, 1),
@@ -108,9 +108,9 @@ def test_rules_name_all_that_makes_them_ours(fwmark: int, table: int) -> None:
         assert message.get_attr("FRA_TABLE") == table
         assert message.get_attr("FRA_PRIORITY") == 11_600
         assert message.get_attr("FRA_FWMARK") == fwmark
-        assert message.get_attr("FRA_FWMASK") == 0xFFFF_FFFF
+        assert message.get_attr("FRA_FWMASK") == mask
         assert message.get_attr("FRA_PROTOCOL") == PROTOCOL
-        assert codec.read_rule(memoryview(data)) == codec.KernelRule(11_600, table, PROTOCOL, fwmark)
+        assert codec.read_rule(memoryview(data)) == codec.KernelRule(11_600, table, PROTOCOL, fwmark, mask)
 
 
 def test_addresses() -> None:

@@ -78,6 +78,15 @@ class SetNetwork(MemoryNetwork):
                 await trio.lowlevel.checkpoint()
             self._sets.items.pop(item, None)
 
+    async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
+        found: list[Item] = []
+        for number, item in enumerate(items):
+            if number % 50 == 0:
+                await trio.lowlevel.checkpoint()
+            if item not in self._sets.items:
+                found.append(item)
+        return found
+
 
 class SetHost(MemoryHost):
     def __init__(self) -> None:

@@ -39,8 +39,8 @@ from tapotun_trio.errors import (
     passing_shortages,
     shortage_of,
 )
-from tapotun_trio.host.interfaces import Change
-from tapotun_trio.host.items import Address, Item, ItemsRefused
+from tapotun_trio.host.interfaces import Change, InterfaceChange
+from tapotun_trio.host.items import Address, Item, ItemsRefused, RouteKey
 from tapotun_trio.host.net import dial, tls
 from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.host.net.tls import TlsClient
@@ -529,9 +529,11 @@ class ShortHost(MemoryHost):
             yield changes
 
     @asynccontextmanager
-    async def open_link(self, name: str) -> AsyncIterator[AsyncIterator[bool]]:
+    async def open_interface(
+        self, index: int, is_route: Callable[[RouteKey], bool]
+    ) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
         self.fault.check()
-        async with super().open_link(name) as changes:
+        async with super().open_interface(index, is_route) as changes:
             self.opened["link"] += 1
             yield changes
 

@@ -50,6 +50,9 @@ BOUNDS_S: Final = {
     "rotation": 1.0 + SLACK_S,
     # While the network is pushed, and when it is taken back: the way to the server is kept out of it at once.
     "covering push": 1.0 + SLACK_S,
+    # Noticed after 1.5 s at most, and put back at once.
+    "rule removed": 1.5 + SLACK_S,
+    "addresses flushed": 1.5 + SLACK_S,
     # The longest silence while the second process runs. It disturbs nothing, but a rotation may happen meanwhile.
     "second start": 1.0 + SLACK_S,
     # It tries again 5 to 10 s after its streams broke, for any reason; our client has its own bound within that.

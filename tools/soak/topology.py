@@ -13,16 +13,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from tests.harness import ROOT, Host, Lab, Process, WaitError, nginx_proxy, tapotun, wait_for_ping
+from tests.harness import ROOT, Host, Lab, Process, WaitError, nginx_proxy, tapotun, wait_for_ping, wait_until
 from tests.integrity import CheckedUdp
 from tests.netns.topologies import (
     CLIENT,
+    PROTOCOL,
     SERVER,
     TUNNEL_SERVER,
     Config,
     allowed,
     cable,
     client_config,
+    has_interface,
+    mark_rules,
     server_config,
     token,
 )
@@ -39,6 +42,8 @@ HURRIED_PAUSE_S: Final = (0.5, 0.9)  # where the faults so far took longer than 
 SERVER_AT_OLD: Final = "198.51.100.1"  # the server's address on its cable to the deployed peer
 OLD: Final = "198.51.100.2"
 TUNNEL_OLD: Final = "10.10.0.3"
+MARK: Final = {"value": 100, "mask": "0xff", "table": 100}
+RULES: Final = [(100, "100", PROTOCOL)]
 # The server's own address is in it, and it is narrower than the network of the cable.
 COVERING: Final = "192.0.2.0/25"
 STEADY_S: Final = 0.4  # traffic that goes away again within this time had not come back
@@ -83,7 +88,7 @@ class World:
         return tapotun(self.server, self._server_file, "--log-level", "debug", name="tapotun-server")
 
     def start_client(self, name: str = "tapotun-client") -> Process:
-        config = client_config(server=f"http://{SERVER}/ip", rotate_s=ROTATE_S)
+        config = client_config(server=f"http://{SERVER}/ip", rotate_s=ROTATE_S, mark=MARK)
         _write(self.client_file, config)
         return tapotun(self.client, self.client_file, "--log-level", "debug", name=name)
 
@@ -91,9 +96,13 @@ class World:
         """Have the server push these networks, by a reload."""
         self.pushed = networks
         self._write_server()
-        mark = self.server_daemon.log_end
-        self.server_daemon.signal(signal.SIGHUP)
-        self.server_daemon.wait_for_log("reload: done", SOON_S, after=mark)
+        self.reload(self.server_daemon)
+
+    def reload(self, daemon: Process) -> None:
+        """Have a daemon read its config again."""
+        mark = daemon.log_end
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for_log("reload: (done|the config has not changed)", SOON_S, after=mark)
 
     def _write_server(self) -> None:
         listen = ["127.0.0.1", SERVER_AT_OLD]
@@ -337,6 +346,29 @@ def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUd
     return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
 
 
+def _remove_rule(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """As systemd-networkd does when a link appears."""
+    setup.reload(setup.client_daemon)  # it repairs without a pause, however many faults came before
+    wait_until(lambda: mark_rules(setup.client) == RULES, SOON_S, "the rule", setup.client_daemon.tail)
+    setup.client.ip(f"rule del fwmark {MARK['value']}/{MARK['mask']}")
+    begun_ns = time.monotonic_ns()
+    try:
+        wait_until(lambda: mark_rules(setup.client) == RULES, LATE_S, "the rule to be back", setup.client_daemon.tail)
+    except WaitError:
+        return Outcome(begun_ns, "it never came back", float("inf"))
+    return Outcome(begun_ns, "at the client", (time.monotonic_ns() - begun_ns) / 1e9)
+
+
+def _flush(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """Its addresses, and with them its routes."""
+    host, daemon = rng.choice(((setup.server, setup.server_daemon), (setup.client, setup.client_daemon)))
+    setup.reload(daemon)
+    # Just after a restart there may be none yet.
+    wait_until(lambda: has_interface(host, "tun0"), SOON_S, "the interface", daemon.tail)
+    host.ip("address flush dev tun0")
+    return _now(f"at the {host.name}")
+
+
 FAULTS: Final[dict[str, Fault]] = {
     "kill -9 server": _kill_server,
     "server restart, other MTU": _restart_server,
@@ -351,5 +383,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "rotation": _rotate,
     "covering push": _covering_push,
     "second start": _second_start,
+    "rule removed": _remove_rule,
+    "addresses flushed": _flush,
     "generation 2 restart": _restart_under_generation_2,
 }

@@ -4,8 +4,9 @@ import { byId, el, Keyed, setAttribute, setShown, setText } from "./dom.js";
 import { count, moment, plural, rate, reasons, since, size, total } from "./format.js";
 import { added, ofInterface, summed } from "./model.js";
 
-const FACTS = ["Addresses", "MTU", "Listening", "Peers", "Received", "Sent", "Dropped", "Refused", "Restarts"];
-const TONES = { up: "good", connecting: "warn", starting: "warn", failed: "bad" };
+const TRAFFIC = ["Received", "Sent", "Dropped", "Refused"];
+const FACTS = ["Addresses", "MTU", "Listening", "Peers", ...TRAFFIC, "Restarts", "Repairs"];
+const TONES = { up: "good", connecting: "warn", starting: "warn", degraded: "warn", failed: "bad" };
 
 export class Interfaces {
   #cards;
@@ -53,7 +54,8 @@ class Card {
     setAttribute(this.#pill, "title", `since ${moment(Date.parse(status.since))}`);
     setText(this.#state, `${status.state} for ${since(status.since, now)}`);
     const why = status.last_error ?? "";
-    setText(this.#error, status.state === "failed" || why === "" ? why : `Last failure: ${why}`);
+    const last = status.state === "failed" || why === "" ? why : `Last failure: ${why}`;
+    setText(this.#error, status.degraded ?? last);
     const sum = summed(peers);
     this.#fact("Addresses", status.addresses.join(", "));
     this.#fact("MTU", status.mtu_bytes === null ? "" : String(status.mtu_bytes));
@@ -66,6 +68,7 @@ class Card {
     const refused = added(status.refusals, ...status.listen.map((at) => at.refusals));
     this.#fact("Refused", total(refused) ? reasons(refused) : "");
     this.#fact("Restarts", status.restarts ? plural(status.restarts, "time") : "");
+    this.#fact("Repairs", status.repairs ? plural(status.repairs, "time") : "");
   }
 
   #fact(label, text) {

@@ -2,7 +2,8 @@
 
 Read `network` first (adds and removes items), then `reader` (queries the current state) and `monitor` (reports
 changes). `socket` sends and receives, `codec` encodes and decodes messages, `tracker` keeps the state that a stream of
-notifications describes, `route_lookup` finds the route to an address.
+notifications describes, `route_lookup` finds the route to an address, `inventory` finds the items of an interface that
+others have removed.
 """
 
 from . import light_pyroute2

@@ -1,4 +1,4 @@
-"""Watches the kernel for changes to addresses, links and routes: `Host.open_changes` and `Host.open_link`.
+"""Watches the kernel for changes to addresses, links, routes and rules: `Host.open_changes` and `Host.open_interface`.
 
 Follows netlink(7) and rtnetlink(7): a socket that has joined multicast groups gets a copy of every notification. If it
 does not read in time, the kernel drops what does not fit into the receive buffer, and the next read fails with
@@ -11,28 +11,30 @@ import array
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Container, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import trio
+from pyroute2.netlink import NLM_F_REPLACE
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
     RTM_NEWROUTE,
     RTMGRP_IPV4_IFADDR,
     RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV4_RULE,
     RTMGRP_IPV6_IFADDR,
     RTMGRP_IPV6_ROUTE,
     RTMGRP_LINK,
 )
 
 from ...errors import HostError, shortage_of
-from ..interfaces import Change
-from ..items import MAIN_TABLE
+from ..interfaces import Change, InterfaceChange
+from ..items import MAIN_TABLE, RouteKey
 from . import codec
-from .codec import KernelAddress, Link
+from .codec import PROTOCOL, KernelAddress, Link
 from .socket import Rtnetlink, split
-from .tracker import HALF_DEFAULT, LinkTracker, NetworkTracker
+from .tracker import HALF_DEFAULT, InterfaceTracker, NetworkTracker
 
 # A change is reported after this much silence: a DHCP client, or `ip link set down`, makes several changes at once.
 SETTLE_S: Final = 0.3
@@ -52,11 +54,11 @@ T_co = TypeVar("T_co", covariant=True)
 class Notifications:
     """A netlink socket that joined multicast groups, in the network namespace of the thread that made it."""
 
-    def __init__(self, groups: int) -> None:
-        """Raises HostError."""
+    def __init__(self, groups: int, route_filter: FilterProgram) -> None:
+        """``route_filter``: which notifications about routes to receive. Raises HostError."""
         with _as_host_error():
             self._buffer = memoryview(bytearray(_MESSAGE_BYTES))
-            self._sock = _join(groups)
+            self._sock = _join(groups, route_filter)
 
     def close(self) -> None:
         self._sock.close()
@@ -81,7 +83,7 @@ class Notifications:
 
 
 class _Tracker(Protocol[T_co]):
-    """The known state and its changes: `tracker.NetworkTracker` or `tracker.LinkTracker`."""
+    """The known state and its changes: `tracker.NetworkTracker` or `tracker.InterfaceTracker`."""
 
     @property
     def dirty(self) -> bool: ...
@@ -154,7 +156,7 @@ async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Chang
     """As `Host.open_changes`. ``own``: the names of this process's interfaces, looked up at each change."""
     tracker = NetworkTracker(own)
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
-    async with _open_monitor(groups, tracker) as monitor:
+    async with _open_monitor(groups, tracker, DEFAULT_ROUTES) as monitor:
         # Loaded after joining, so that nothing is missed in between. A notification about a loaded item changes
         # nothing.
         await monitor.load()
@@ -163,25 +165,31 @@ async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Chang
 
 
 @asynccontextmanager
-async def open_link(name: str) -> AsyncIterator[AsyncIterator[bool]]:
-    """As `Host.open_link`."""
-    async with _open_monitor(RTMGRP_LINK, LinkTracker(name)) as monitor:
+async def open_interface(
+    index: int, is_route: Callable[[RouteKey], bool]
+) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
+    """As `Host.open_interface`."""
+    tracker = InterfaceTracker(index, is_route)
+    groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
+    async with _open_monitor(groups, tracker, OUR_ROUTES) as monitor:
         yield monitor
 
 
 @asynccontextmanager
-async def _open_monitor(groups: int, tracker: _Tracker[T_co]) -> AsyncIterator[_Monitor[T_co]]:
-    with closing(Notifications(groups)) as notifications:
+async def _open_monitor(
+    groups: int, tracker: _Tracker[T_co], route_filter: FilterProgram
+) -> AsyncIterator[_Monitor[T_co]]:
+    with closing(Notifications(groups, route_filter)) as notifications:
         yield _Monitor(notifications, tracker)
 
 
-def _join(groups: int) -> trio.socket.SocketType:
+def _join(groups: int, route_filter: FilterProgram) -> trio.socket.SocketType:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     try:
         # Both are optimisations and may fail: an emulated kernel may have no filters, and the larger buffer takes
         # CAP_NET_ADMIN.
         with suppress(OSError):
-            attach_filter(sock)
+            attach_filter(sock, route_filter)
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         sock.bind((0, groups))
@@ -192,26 +200,42 @@ def _join(groups: int) -> trio.socket.SocketType:
         raise
 
 
-def attach_filter(sock: socket.socket) -> None:
-    """Have the kernel drop all notifications about routes that are not default routes of the main table.
+# linux/filter.h, struct sock_filter: code u16, jumps if true and if false u8 (in instructions), k u32. A notification
+# is the first and only message of its datagram. The filter loads big-endian numbers; netlink is in host order.
+FilterProgram: TypeAlias = tuple[tuple[int, int, int, int], ...]
+_LOAD_U16, _LOAD_U8, _EQUAL, _GREATER, _ANY_BIT, _ACCEPT = 0x28, 0x30, 0x15, 0x25, 0x45, 0x06
+_EVERYTHING, _NOTHING = 0xFFFF_FFFF, 0
+_NEW_ROUTE, _DEL_ROUTE = socket.htons(RTM_NEWROUTE), socket.htons(RTM_DELROUTE)
 
-    A router gets tens of thousands of them, and each would wake this process. linux/filter.h, struct sock_filter: code
-    u16, jumps if true and if false u8 (in instructions), k u32. A notification is the first and only message of its
-    datagram. The filter loads big-endian numbers; netlink is in host order.
-    """
-    load_u16, load_u8, equal, greater, accept = 0x28, 0x30, 0x15, 0x25, 0x06
-    everything, nothing = 0xFFFF_FFFF, 0
-    program = [
-        (load_u16, 0, 0, 4),  # nlmsg_type
-        (equal, 1, 0, socket.htons(RTM_NEWROUTE)),
-        (equal, 0, 4, socket.htons(RTM_DELROUTE)),  # not a route: accept
-        (load_u8, 0, 0, 17),  # rtm_dst_len
-        (greater, 3, 0, HALF_DEFAULT),
-        (load_u8, 0, 0, 20),  # rtm_table; for a larger number it is 252
-        (equal, 0, 1, MAIN_TABLE),
-        (accept, 0, 0, everything),
-        (accept, 0, 0, nothing),
-    ]
+# Of the notifications about routes, those about default routes of the main table. A router gets tens of thousands of
+# others, and each would wake this process.
+DEFAULT_ROUTES: Final[FilterProgram] = (
+    (_LOAD_U16, 0, 0, 4),  # nlmsg_type
+    (_EQUAL, 1, 0, _NEW_ROUTE),
+    (_EQUAL, 0, 4, _DEL_ROUTE),  # not a route: accept
+    (_LOAD_U8, 0, 0, 17),  # rtm_dst_len
+    (_GREATER, 3, 0, HALF_DEFAULT),
+    (_LOAD_U8, 0, 0, 20),  # rtm_table; for a larger number it is 252
+    (_EQUAL, 0, 1, MAIN_TABLE),
+    (_ACCEPT, 0, 0, _EVERYTHING),
+    (_ACCEPT, 0, 0, _NOTHING),
+)
+
+# The removals of routes with our protocol number, and the routes that replaced another one.
+OUR_ROUTES: Final[FilterProgram] = (
+    (_LOAD_U16, 0, 0, 4),  # nlmsg_type
+    (_EQUAL, 3, 0, _NEW_ROUTE),
+    (_EQUAL, 0, 4, _DEL_ROUTE),  # not a route: accept
+    (_LOAD_U8, 0, 0, 21),  # rtm_protocol
+    (_EQUAL, 2, 3, PROTOCOL),
+    (_LOAD_U16, 0, 0, 6),  # nlmsg_flags
+    (_ANY_BIT, 0, 1, socket.htons(NLM_F_REPLACE)),
+    (_ACCEPT, 0, 0, _EVERYTHING),
+    (_ACCEPT, 0, 0, _NOTHING),
+)
+
+
+def attach_filter(sock: socket.socket, program: FilterProgram) -> None:
     code = array.array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
     address, _ = code.buffer_info()
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), address))

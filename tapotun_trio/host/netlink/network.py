@@ -39,11 +39,13 @@ from typing import Final
 
 import trio
 
+from ...cooperative import run_cooperatively
 from ...errors import HostError, ShortageError, shortage_of
-from ..items import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, NextHop, Route, Rule
+from ..items import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, LinkState, NextHop, Route, Rule
 from ..process.privileges import missing_net_admin
 from . import codec
-from .codec import PROTOCOL, KernelRoute, KernelRule, Link
+from .codec import PROTOCOL, KernelRoute, Link
+from .inventory import Inventory, absent
 from .reader import NetworkReader
 from .route_lookup import RouteLookup, alone, host_route_metric, left_over
 from .socket import Refusal, Rtnetlink
@@ -78,9 +80,10 @@ class Netlink:
         self._lookup = RouteLookup(kernel, self._reader)
         self._lock = trio.Lock()
         self._shortage: ShortageError | None = None  # the first one during the current `add`
+        self._indexes: dict[str, int] = {}  # of each interface, since its name may change
         # Both are written before the request is sent, so that a cancelled `add` can be undone.
-        self._slots: dict[tuple[str, int], int] = {}  # interface and table
-        self._rules: dict[tuple[str, Rule], int] = {}  # interface and rule: its priority
+        self._slots: dict[tuple[int, int], int] = {}  # index of the interface, and table
+        self._rules: dict[tuple[int, Rule], int] = {}  # index of the interface, and rule: its priority
 
     async def link_up(self, name: str, mtu: int) -> None:
         """As `Network.link_up`. IPv6 link-local is switched off first, so that the interface sends nothing of its own.
@@ -89,7 +92,7 @@ class Netlink:
         once, because below that MTU the kernel has discarded the interface's IPv6 settings.
         """
         async with self._lock:
-            link = await self._reader.link(name)
+            link = await self._link(name)
             silent = codec.set_ipv6_silent(link.index)
             up = codec.set_link_up(link.index, mtu)
             optional = [codec.set_promote_secondaries(link.index), silent]
@@ -101,7 +104,7 @@ class Netlink:
     async def add(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.add`. A rule has to come after the route of its table: see the top of this file."""
         async with self._lock:
-            link = await self._reader.link(name)
+            link = await self._link(name)
             failed: dict[Item, str] = {}
             self._shortage = None
             for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
@@ -132,7 +135,7 @@ class Netlink:
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.remove`. Continues after a failure, and raises the first one at the end."""
         async with self._lock:
-            link = await self._reader.find_link(name=name)
+            link = await self._find_link(name)
             failures: list[HostError] = []
             for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
                 failures += await self._remove_host_routes(name, link, host_routes)
@@ -145,7 +148,7 @@ class Netlink:
                         for index, refusal in sorted(_without(refusals, _ABSENT).items())
                     ]
                 for rule in rules:
-                    refusals = await self._remove_rule(name, link, rule)
+                    refusals = await self._remove_rule(name, rule)
                     failures += [_refused(_describe(rule, name), name, refusal) for refusal in refusals.values()]
             if failures:
                 raise failures[0]
@@ -155,13 +158,13 @@ class Netlink:
     ) -> NextHop | None:
         """As `Network.next_hop`."""
         async with self._lock, alone():
-            link = await self._reader.link(name)
+            link = await self._link(name)
             return await self._lookup.next_hop(link.index, address, mark or 0, hidden)
 
     async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
         """As `Network.leads_into`."""
         async with self._lock:
-            link = await self._reader.link(name)
+            link = await self._link(name)
             return await self._lookup.leads_into(link.index, address, mark or 0)
 
     async def addresses(self) -> list[tuple[IPv4Address, str]]:
@@ -180,6 +183,54 @@ class Netlink:
             found = await left_over(self._reader)
             await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return [str(route.network.network_address) for route in found]
+
+    async def index(self, name: str) -> int:
+        """As `Network.index`."""
+        async with self._lock:
+            return (await self._link(name)).index
+
+    async def state(self, name: str) -> LinkState | None:
+        """As `Network.state`."""
+        async with self._lock:
+            link = await self._find_link(name)
+            return None if link is None else LinkState(link.name, link.admin_up, link.mtu)
+
+    async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
+        """As `Network.missing`."""
+        async with self._lock:
+            link = await self._link(name)
+            priorities = {rule: priority for (index, rule), priority in self._rules.items() if index == link.index}
+            inventory = Inventory(self._kernel, self._reader, link.index)
+            if any(isinstance(item, HostRoute) for item in items):
+                async with alone():  # another task or process may just be looking behind one
+                    present = await inventory.read(items, priorities)
+            else:
+                present = await inventory.read(items, priorities)
+            return await run_cooperatively(absent(items, present))
+
+    async def rename(self, name: str) -> None:
+        """As `Network.rename`."""
+        async with self._lock:
+            link = await self._link(name)
+            rename = codec.rename_link(link.index, name)
+            refusal = (await self._kernel.transact([bytearray(rename)])).get(0)
+            if refusal is not None and refusal.errno == errno.EBUSY:  # Linux before 6.2: not while it is up
+                refusal = (await self._kernel.transact([codec.set_link_down(link.index), rename])).get(1)
+            if refusal is not None:
+                raise _refused(f"interface {link.name} cannot be renamed to {name}", link.name, refusal)
+
+    async def _find_link(self, name: str) -> Link | None:
+        index = self._indexes.get(name)
+        link = await (self._reader.find_link(name=name) if index is None else self._reader.find_link(index=index))
+        if link is not None:
+            self._indexes[name] = link.index
+        return link
+
+    async def _link(self, name: str) -> Link:
+        link = await self._find_link(name)
+        if link is None:
+            raise HostError(f"interface {name} does not exist (any more)")
+        return link
 
     # -- adding: each method returns the refused items with the reasons
 
@@ -215,7 +266,7 @@ class Netlink:
                 break
             # Another process took the slot first, or while our interface was down and had no routes.
             await self._kernel.transact(codec.remove_routes(link.index, routes))
-            del self._slots[link.name, table]
+            del self._slots[link.index, table]
         return await self._reasons(link, routes, refusals)
 
     async def _replace_ours(
@@ -265,15 +316,15 @@ class Netlink:
             except HostError as exc:
                 failed[rule] = str(exc)
                 continue
-            before = self._rules.get((link.name, rule))
-            self._rules[link.name, rule] = slot
+            before = self._rules.get((link.index, rule))
+            self._rules[link.index, rule] = slot
             refusals = await self._kernel.transact([codec.add_rule(rule, slot)])
             # EEXIST is no failure: table, mark and priority show that the rule is ours, from before.
             failed |= await self._reasons(link, [rule], _without(refusals, {errno.EEXIST}))
             if before is not None and before != slot:
                 await self._kernel.transact([codec.remove_rule(rule, before)])
         if rules:
-            await self._remove_left_over({rule.fwmark for rule in rules})
+            await self._remove_left_over(rules)
         return failed
 
     async def _accept_replies(self, link: Link) -> None:
@@ -285,7 +336,7 @@ class Netlink:
 
     async def _slot(self, link: Link, table: int) -> int:
         """The slot of an interface in a table: the one it has, or a free one."""
-        key = link.name, table
+        key = link.index, table
         if key not in self._slots:
             rules = await self._reader.rules()
             routes = await self._reader.routes(table)
@@ -321,8 +372,9 @@ class Netlink:
             refusals = _without(await self._kernel.transact(batch), _ABSENT)
         return [_refused(_describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
 
-    async def _remove_rule(self, name: str, link: Link | None, rule: Rule) -> dict[int, Refusal]:
-        priority = self._rules.get((name, rule))
+    async def _remove_rule(self, name: str, rule: Rule) -> dict[int, Refusal]:
+        index = self._indexes.get(name, 0)
+        priority = self._rules.get((index, rule))
         if priority is not None:
             priorities = [priority]
         else:
@@ -331,32 +383,33 @@ class Netlink:
             candidates = [
                 found.priority
                 for found in await self._reader.rules()
-                if _is_ours(found, {rule.fwmark}) and found.table == rule.table
+                if found.protocol == PROTOCOL and found.item == rule
             ]
             owners = await self._reader.slot_owners({rule.table}) if candidates else {}
-            index = 0 if link is None else link.index
             priorities = [number for number in candidates if owners.get((rule.table, number)) in (None, index)]
         refusals = await self._kernel.transact([codec.remove_rule(rule, number) for number in priorities])
-        self._rules.pop((name, rule), None)
+        self._rules.pop((index, rule), None)
         return _without(refusals, _ABSENT)
 
-    async def _remove_left_over(self, fwmarks: set[int]) -> None:
-        """Remove our rules for these marks whose owner is gone."""
+    async def _remove_left_over(self, added: Sequence[Rule]) -> None:
+        """Remove our rules whose owner is gone and that match packets of these rules. The killed run may have had
+        another mask."""
         mine = {(rule.table, priority) for (_, rule), priority in self._rules.items()}
         # Rules are read before routes, since an owner adds its route before its rule, and removes it after its rule.
         rules = [
             rule
             for rule in await self._reader.rules()
-            if _is_ours(rule, fwmarks) and (rule.table, rule.priority) not in mine
+            if rule.protocol == PROTOCOL
+            and rule.priority in SLOTS
+            and any(rule.item.overlaps(other) for other in added)
+            and (rule.table, rule.priority) not in mine
         ]
         if not rules:
             return
         owners = await self._reader.slot_owners({rule.table for rule in rules})
         stale = [rule for rule in rules if (rule.table, rule.priority) not in owners]
         # Refusals are ignored: another owner may remove the same rules at the same time.
-        await self._kernel.transact(
-            [codec.remove_rule(Rule(rule.fwmark or 0, rule.table), rule.priority) for rule in stale]
-        )
+        await self._kernel.transact([codec.remove_rule(rule.item, rule.priority) for rule in stale])
 
     # -- errors
 
@@ -418,10 +471,6 @@ def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPv4Network,
     return {route.network: route for route in routes if (route.metric, route.tos) == (metric, 0)}
 
 
-def _is_ours(rule: KernelRule, fwmarks: set[int]) -> bool:
-    return rule.protocol == PROTOCOL and rule.fwmark in fwmarks
-
-
 def _rp_filter(interface: str) -> int:
     """The setting of an interface or of "all"; 0 if /proc does not have it."""
     try:
@@ -437,8 +486,8 @@ def _describe(item: Item, name: str) -> str:
             return f"address {interface} dev {name}"
         case Route(network, table):
             return f"route {network} dev {name}" + (f" table {table}" if table != MAIN_TABLE else "")
-        case Rule(fwmark, table):
-            return f"rule fwmark {fwmark} lookup table {table} of {name}"
+        case Rule():
+            return f"{item} of {name}"
         case HostRoute(table=table):
             return f"host route {item}" + (f" table {table}" if table != MAIN_TABLE else "") + f" past {name}"
 

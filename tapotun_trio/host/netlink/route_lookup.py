@@ -218,7 +218,7 @@ class RouteLookup:
     async def _rule_priority(self, table: int, mark: int) -> int:
         """The priority of the first rule to this table that may match a packet with the mark."""
         priorities = [
-            rule.priority for rule in await self._reader.rules() if rule.table == table and rule.fwmark in (None, mark)
+            rule.priority for rule in await self._reader.rules() if rule.table == table and rule.item.matches(mark)
         ]
         return min(priorities, default=1 << 32)
 

@@ -18,17 +18,25 @@ either event the tracker forgets the routes of that link, and reports the next n
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from socket import AF_INET6
+from socket import AF_INET, AF_INET6
 from typing import Final
 
 from pyroute2.netlink import NLM_F_REPLACE
-from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+)
 
 from ...text import one_line
-from ..interfaces import Change
-from ..items import MAIN_TABLE
+from ..interfaces import Change, InterfaceChange
+from ..items import MAIN_TABLE, RouteKey
 from . import codec
 from .codec import PROTOCOL, KernelAddress, Link
 
@@ -55,6 +63,8 @@ _REPLACE_KEY: Final = frozenset({codec.RTA_DST, codec.RTA_PRIORITY})
 HALF_DEFAULT: Final = 1  # the longest prefix length that still counts as a default route
 
 _MAX_PHRASES: Final = 4  # in one log line
+_MAX_SENDERS: Final = 8  # of the changes to one interface
+_HOST: Final = 32  # prefix length: it may be a host route for this interface, whose device is another one
 
 _AddressKey = tuple[int, str, int]  # interface index, address, prefix length
 _Attributes = frozenset[tuple[int, bytes]]
@@ -237,38 +247,75 @@ class NetworkTracker:
         return f"interface {index}" if link is None else one_line(link.name)
 
 
-class LinkTracker:
-    """Whether one interface is set up, and whether that has changed."""
+class InterfaceTracker:
+    """Whether something was done to one interface of ours, its addresses and routes, or to our rules."""
 
-    def __init__(self, name: str) -> None:
-        """Assumes that the interface is up."""
-        self._name = name
+    def __init__(self, index: int, is_route: Callable[[RouteKey], bool]) -> None:
+        """As `Host.open_interface`. Assumes that the interface is up."""
+        self._index = index
+        self._is_route = is_route
         self._admin_up = True
+        self._link: tuple[str, int] | None = None  # name and MTU
+        self._toggled = False
+        self._moved = False
+        self._senders: set[int] = set()
         self.dirty = False
 
     def load(self, links: Iterable[Link], addresses: Iterable[KernelAddress]) -> None:
         """As `NetworkTracker.load`."""
         for link in links:
-            if link.name == self._name:
-                self._admin_up = link.admin_up
+            if link.index == self._index:
+                self._set_link(link)
 
     def overflow(self) -> None:
-        """As `NetworkTracker.overflow`: the link may have been down and up again."""
+        """As `NetworkTracker.overflow`."""
         self.dirty = True
 
     def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
         """As `NetworkTracker.handle_message`."""
-        link = codec.read_link(message) if kind == RTM_NEWLINK else None
-        if link is None or link.name != self._name or link.admin_up == self._admin_up:
+        if not self._concerns(kind, flags, message):
             return False
-        self._admin_up = link.admin_up
         self.dirty = True
+        if len(self._senders) < _MAX_SENDERS:
+            self._senders.add(codec.read_sender(message))
         return True
 
-    def drain(self) -> bool:
-        """Whether it is up now."""
-        self.dirty = False
-        return self._admin_up
+    def drain(self) -> InterfaceChange:
+        """What happened since the last call."""
+        change = InterfaceChange(self._toggled, self._moved, frozenset(self._senders))
+        self._toggled = self._moved = self.dirty = False
+        self._senders.clear()
+        return change
+
+    def _concerns(self, kind: int, flags: int, message: memoryview) -> bool:
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            link = codec.read_link(message)
+            if link is None or link.index != self._index:
+                return False
+            if kind == RTM_DELLINK:
+                self._moved = codec.is_move(message)
+                return True
+            return self._set_link(link)
+        if kind == RTM_DELADDR:
+            address = codec.read_address(message)
+            return address is not None and address.index == self._index and ":" not in address.text
+        if kind == RTM_DELRULE:
+            rule = codec.read_rule(message)
+            return rule is not None and rule.protocol == PROTOCOL
+        if kind not in (RTM_NEWROUTE, RTM_DELROUTE) or codec.read_route_header(message).family != AF_INET:
+            return False
+        key, protocol, index, _ = codec.read_route_key(message)
+        if kind == RTM_DELROUTE:
+            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST)
+        return bool(flags & NLM_F_REPLACE) and index != self._index and self._is_route(key)
+
+    def _set_link(self, link: Link) -> bool:
+        changed = link.admin_up != self._admin_up
+        if changed:
+            self._admin_up = link.admin_up
+            self._toggled = True
+        before, self._link = self._link, (link.name, link.mtu)
+        return changed or before != self._link
 
 
 def _is_running(link: Link | None) -> bool:

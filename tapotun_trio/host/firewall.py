@@ -1,0 +1,183 @@
+"""Which firewalls of this machine drop forwarded IPv4 packets unless a rule accepts them. Blocking; changes nothing.
+
+Asks the kernel, so that no program has to be installed: nftables (and with it iptables-nft) over nfnetlink, as in
+linux/netfilter/nf_tables.h; iptables-legacy by a socket option, as in linux/netfilter_ipv4/ip_tables.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_NETLINK_NETFILTER: Final = 12  # linux/netlink.h
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_DUMP: Final = 0x300
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_GENERIC: Final = struct.Struct("=BBH")  # struct nfgenmsg: family, version, resource id
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
+_TYPE_MASK: Final = 0x3FFF
+_NFTABLES: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_NEW_CHAIN, _GET_CHAIN, _NEW_RULE, _GET_RULE = 3, 4, 6, 7  # enum nf_tables_msg_types
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5  # enum nft_chain_attributes
+_HOOK_NUMBER: Final = 1  # enum nft_hook_attributes
+_RULE_TABLE: Final = 1  # enum nft_rule_attributes
+_FORWARD: Final = 2  # NF_INET_FORWARD
+_DROP: Final = 0  # NF_DROP
+_FAMILIES: Final = {1: "inet", 2: "ip"}  # NFPROTO_INET, NFPROTO_IPV4
+_RECEIVE_BYTES: Final = 64 * 1024
+_TIMEOUT_S: Final = 3.0
+
+_IPT_SO_GET_INFO: Final = 64
+_IPT_SO_GET_ENTRIES: Final = 65
+_NAME_BYTES: Final = 32  # XT_TABLE_MAXNAMELEN
+_INFO: Final = struct.Struct("=32sI5I5III")  # struct ipt_getinfo: name, hooks, entries, underflows, number, size
+_ENTRIES: Final = struct.Struct("=32sI4x")  # struct ipt_get_entries: name, size
+_ENTRY_TARGET: Final = 88  # offset of target_offset in struct ipt_entry
+_TARGET_BYTES: Final = 32  # struct xt_entry_target; the verdict of a standard target follows
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardChain:
+    """A chain at the forward hook whose policy is to drop.
+
+    Attributes:
+        name: the table and the chain, for people.
+        named: those of the interfaces in question that a rule of the table names.
+    """
+
+    name: str
+    named: frozenset[str] = frozenset()
+
+
+def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ...]:
+    """The chains whose policy drops what no rule accepts. What cannot be read is left out.
+
+    ``interfaces``: whose names are looked for in the rules.
+    """
+    names = tuple(interfaces)
+    found: list[ForwardChain] = []
+    for read in (_nftables, _legacy):
+        try:
+            found += read(names)
+        except (OSError, struct.error):  # no such kernel module, no permission
+            continue
+    return tuple(found)
+
+
+# -- nftables
+
+
+def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
+        sock.settimeout(_TIMEOUT_S)
+        sock.bind((0, 0))
+        chains = [chain for message in _dump(sock, _GET_CHAIN, _NEW_CHAIN) if (chain := _drops(message)) is not None]
+        if not chains:
+            return
+        rules: dict[tuple[int, str], list[bytes]] = {}
+        for message in _dump(sock, _GET_RULE, _NEW_RULE):
+            family, found = _parse(message)
+            rules.setdefault((family, _text(found.get(_RULE_TABLE))), []).append(message)
+    for family, table, name in chains:
+        named = frozenset(
+            interface
+            for interface in interfaces
+            if any(_is_named(interface, rule) for rule in rules.get((family, table), ()))
+        )
+        yield ForwardChain(f"chain {name} of the nftables table {_FAMILIES[family]} {table}", named)
+
+
+def _dump(sock: socket.socket, request: int, answer: int) -> list[bytes]:
+    """The payloads of all answers. Raises OSError."""
+    payload = _GENERIC.pack(0, 0, 0)
+    sock.send(
+        _HEADER.pack(_HEADER.size + len(payload), _NFTABLES | request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + payload
+    )
+    found: list[bytes] = []
+    while True:
+        datagram = sock.recv(_RECEIVE_BYTES)
+        offset = 0
+        while offset + _HEADER.size <= len(datagram):
+            length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
+            if kind == _NLMSG_DONE:
+                return found
+            if kind == _NLMSG_ERROR or length < _HEADER.size:
+                raise OSError("nfnetlink refuses")
+            if kind == _NFTABLES | answer:
+                found.append(datagram[offset + _HEADER.size : offset + length])
+            offset += length + 3 & ~3
+
+
+def _drops(message: bytes) -> tuple[int, str, str] | None:
+    """Family, table and name of a chain; None unless it is at the forward hook and its policy is to drop."""
+    family, found = _parse(message)
+    hook = _attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
+    if family not in _FAMILIES or hook is None or int.from_bytes(hook, "big") != _FORWARD:
+        return None
+    if int.from_bytes(found.get(_CHAIN_POLICY, b"\1"), "big") != _DROP:
+        return None
+    return family, _text(found.get(_CHAIN_TABLE)), _text(found.get(_CHAIN_NAME))
+
+
+def _parse(message: bytes) -> tuple[int, dict[int, bytes]]:
+    return message[0], _attributes(message[_GENERIC.size :])
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += length + 3 & ~3
+    return found
+
+
+def _text(data: bytes | None) -> str:
+    return (data or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _is_named(interface: str, rule: bytes) -> bool:
+    """Whether the name is in a rule, as the operand of a comparison: up to 16 bytes, the rest of them 0."""
+    return interface.encode(errors="surrogateescape") + b"\0" in rule
+
+
+# -- iptables-legacy
+
+
+def _legacy(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
+    with open("/proc/net/ip_tables_names", encoding="ascii", errors="replace") as file:
+        if "filter" not in file.read().split():
+            return  # asking would make the table
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as sock:
+        table = b"filter".ljust(_NAME_BYTES, b"\0")
+        info = _get(sock, _IPT_SO_GET_INFO, table.ljust(_INFO.size, b"\0"))
+        fields = _INFO.unpack(info)
+        underflow, size = fields[7 + _FORWARD], fields[-1]
+        answer = _get(sock, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
+    entries = answer[_ENTRIES.size :]
+    (target,) = struct.unpack_from("=H", entries, underflow + _ENTRY_TARGET)
+    (verdict,) = struct.unpack_from("=i", entries, underflow + target + _TARGET_BYTES)
+    if verdict == -_DROP - 1:
+        named = frozenset(interface for interface in interfaces if _is_named(interface, entries))
+        yield ForwardChain("chain FORWARD of iptables-legacy", named)
+
+
+def _get(sock: socket.socket, option: int, request: bytes) -> bytes:
+    """getsockopt(2) with a request in the buffer, which Python's own does not pass. Raises OSError."""
+    buffer = ctypes.create_string_buffer(request, len(request))
+    length = ctypes.c_uint32(len(request))  # socklen_t
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.getsockopt(sock.fileno(), socket.IPPROTO_IP, option, buffer, ctypes.byref(length)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer.raw[: length.value]

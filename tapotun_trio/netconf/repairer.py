@@ -1,0 +1,273 @@
+"""Notices what others have taken from an interface, puts it back within limits, and says who it may have been.
+
+The reconciler has a `Repairer` look after each change that the kernel reports, and when a repair is due. It compares
+what should be in the kernel with what is, so changes of our own, which are recorded before they are made, lead to
+nothing.
+
+What is put back: addresses, routes, rules, host routes, the MTU. What is not: a link that was set down stays down until
+it is set up again, and a new name stays, since a person may want either; a reload undoes both. An interface that was
+moved to another network namespace is made again here, as one that was deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..errors import HostError, shortage_of
+from ..host.interfaces import InterfaceChange
+from ..host.items import MAIN_TABLE, Address, HostRoute, Item, LinkState, Route, Rule
+from ..host.network_managers import Kind, Manager, remedy, suspects
+from ..log import Log, flap_damped
+from ..text import one_line, shorten
+from .installed import InstalledItems
+from .repair import RepairLimit
+
+_NAMED: Final = 3  # items in one line
+_REASON_CHARS: Final = 500
+_DOWN: Final = "another program set this interface down: no packet passes until it is up again"
+_BLAME_S: Final = 2.0  # how long to look for who it was; on a busy machine it takes a tenth of a second
+UNKNOWN_CHANGE: Final = InterfaceChange()
+
+_KINDS: Final[dict[type[Item], Kind]] = {Address: "address", Route: "route", HostRoute: "route", Rule: "rule"}
+_LOOKS: Final = trio.CapacityLimiter(1)  # threads that look for who it was
+
+
+class GoneError(HostError):
+    """The interface is not in this network namespace any more."""
+
+
+class Health:
+    """Whether everything that an interface wants is in the kernel. It outlives restarts of the interface.
+
+    Attributes:
+        degraded: what is missing and why, in one phrase; None: nothing.
+        repairs: how often something was put back.
+    """
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """``on_change``: called when the interface becomes degraded, or is so no more."""
+        self.degraded: str | None = None
+        self.repairs = 0
+        self._on_change = on_change
+
+    def set_degraded(self, reason: str | None) -> None:
+        changed = (reason is None) != (self.degraded is None)
+        self.degraded = None if reason is None else one_line(shorten(reason, _REASON_CHARS))
+        if changed:
+            self._on_change()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """What is missing: ``items``, and the MTU if ``mtu`` is the wrong one that the interface has."""
+
+    items: Sequence[Item]
+    mtu: int | None
+    wanted_mtu: int | None
+
+    def __bool__(self) -> bool:
+        return bool(self.items) or self.mtu is not None
+
+    @property
+    def kinds(self) -> set[Kind]:
+        found: set[Kind] = {_KINDS[kind] for kind in {type(item) for item in self.items}}
+        return found | ({"link"} if self.mtu is not None else set())
+
+    def __str__(self) -> str:
+        parts = [_text(item) for item in self.items[:_NAMED]]
+        if len(self.items) > _NAMED:
+            parts.append(f"{len(self.items) - _NAMED} more")
+        if self.mtu is not None:
+            parts.append(f"MTU {self.wanted_mtu} (it was set to {self.mtu})")
+        return ", ".join(parts)
+
+
+class Repairer:
+    """Watches over one interface. All methods are for the task of the reconciler."""
+
+    def __init__(
+        self, name: str, installed: InstalledItems, health: Health, log: Log, reinstall: Callable[[], Awaitable[None]]
+    ) -> None:
+        """``reinstall``: decides again which host routes are needed, and adds them. It raises HostError."""
+        self._name = name
+        self._installed = installed
+        self._health = health
+        self._log = log
+        self._reinstall = reinstall
+        self._limit = RepairLimit()
+        self._lines = flap_damped()
+        self._down = False
+        self._seen_name = name
+        self._stuck = False  # a warning has said that something stays missing
+        self._due = trio.Event()
+        self._due_at = 0.0
+
+    async def wait_due(self) -> None:
+        """Return when a repair that had to wait may be made. Cancel-safe."""
+        await self._due.wait()
+        await trio.sleep_until(self._due_at)
+        self._due = trio.Event()
+
+    async def look(self, change: InterfaceChange = UNKNOWN_CHANGE, *, forced: bool = False) -> list[str]:
+        """Compare, and put back what is missing if that may be done now. Returns what was put back.
+
+        Args:
+            forced: the operator asks for it. There is no limit, and the interface is set up and renamed as well.
+
+        Raises:
+            HostError: the interface is gone from this network namespace; if ``forced``, also that something could not
+                be put back.
+        """
+        try:
+            return await self._look(change, forced=forced)
+        except GoneError:
+            raise
+        except HostError as exc:
+            self._wait(f"cannot see what others have changed, or put it back: {exc}")
+            if forced:
+                raise
+            return []
+
+    async def _look(self, change: InterfaceChange, *, forced: bool) -> list[str]:
+        state = await self._installed.network.state(self._name)
+        if state is None:
+            what = "moved this interface to another network namespace" if change.moved else "deleted this interface"
+            raise GoneError(f"another program {what}: it is made again here")
+        done: list[str] = []
+        if forced:
+            self._limit.reset()
+            done += await self._set_up(state)
+            state = await self._installed.network.state(self._name) or state
+        toggled = change.toggled or self._down or bool(done)
+        self._note_link(state)
+        if not state.up:
+            self._health.set_degraded("another program set it down")
+            return done
+        if toggled:
+            await self._installed.restore("a reload" if done else "another program")
+        loss = await self._loss(state)
+        if loss:
+            done += await self._repair(loss, change.senders, forced=forced)
+        else:
+            self._settle()
+        return done
+
+    async def _loss(self, state: LinkState) -> _Loss:
+        wanted = self._installed.mtu
+        return _Loss(await self._installed.absent(), None if state.mtu in (0, wanted) else state.mtu, wanted)
+
+    async def _repair(self, loss: _Loss, senders: Collection[int], *, forced: bool) -> list[str]:
+        now = trio.current_time()
+        if not forced and self._limit.wait_s(now):
+            rests = self._limit.rests(now)
+            why = "another program takes it away again and again" if rests else "another program took it away"
+            await self._stay_missing(loss, why, senders, warn=rests)
+            return []
+        self._limit.repaired(now)
+        try:
+            await self._installed.put_back(loss.items)
+            if any(isinstance(item, HostRoute) for item in loss.items):
+                await self._reinstall()
+        except HostError as exc:
+            await self._stay_missing(loss, str(exc), senders, warn=True)
+            if forced:
+                raise
+            return []
+        self._health.repairs += 1
+        told = forced or self._stuck
+        self._settle()
+        if all(isinstance(item, HostRoute) for item in loss.items) and loss.mtu is None:
+            # Nobody need have done it: the kernel removes them with the device or the address that they depend on.
+            self._log.info("%s was gone: looked again for the way past this interface", loss)
+        elif not told:
+            text = f"another program took away {loss}: put back{await self._blame(loss, senders)}"
+            self._lines.log(self._log, logging.WARNING, trio.current_time(), text)
+        return [f"put back {loss}"]
+
+    async def _set_up(self, state: LinkState) -> list[str]:
+        done: list[str] = []
+        if state.name != self._name:
+            await self._installed.network.rename(self._name)
+            done.append(f"renamed from {one_line(state.name)}")
+            state = await self._installed.network.state(self._name) or state
+        if not state.up:
+            await self._installed.put_back([])
+            done.append("set up again")
+        return done
+
+    def _note_link(self, state: LinkState) -> None:
+        if not state.up and not self._down:
+            self._log.warning(_DOWN)
+        self._down = not state.up
+        if state.name != self._seen_name:
+            if state.name == self._name:
+                self._log.info("this interface has its name again")
+            else:
+                self._log.warning("%s", _renamed(state.name, self._name))
+        self._seen_name = state.name
+
+    def _settle(self) -> None:
+        """Nothing is missing."""
+        if self._stuck:
+            self._stuck = False
+            self._log.info("everything of this interface is in place again")
+        renamed = None if self._seen_name == self._name else _renamed(self._seen_name, self._name)
+        self._health.set_degraded(renamed)
+
+    async def _stay_missing(self, loss: _Loss, why: str, senders: Collection[int], *, warn: bool) -> None:
+        if warn and not self._stuck:
+            self._stuck = True
+            text = f"{loss} stays missing for now: {why}{await self._blame(loss, senders)}"
+            self._lines.log(self._log, logging.WARNING, trio.current_time(), text)
+        self._wait(f"missing: {loss}; {why}")
+
+    def _wait(self, reason: str) -> None:
+        """Stay degraded until the limit allows another repair."""
+        self._health.set_degraded(reason)
+        now = trio.current_time()
+        # If this was not a repair, as the kernel did not answer, it counts as one: it has to be tried again later.
+        if not self._limit.wait_s(now):
+            self._limit.repaired(now)
+        self._due_at = now + self._limit.wait_s(now)
+        self._due.set()
+
+    async def _blame(self, loss: _Loss, senders: Iterable[int]) -> str:
+        """Who it may have been and what to do, as the end of a sentence; empty if that cannot be told."""
+        kinds, found, certain = loss.kinds, list[Manager](), False
+        try:
+            with trio.move_on_after(_BLAME_S):
+                found, certain = await trio.to_thread.run_sync(
+                    suspects, tuple(senders), kinds, self._name, abandon_on_cancel=True, limiter=_LOOKS
+                )
+        except Exception as exc:
+            if shortage_of(exc, "") is None:
+                raise
+        if not found:
+            return ""
+        verb = "did it" if certain else "runs here and does such things"
+        return "; " + "; ".join(f"{manager} {verb}: {remedy(manager, kinds, self._name)}" for manager in found)
+
+
+def _renamed(now: str, wanted: str) -> str:
+    now = one_line(now)
+    return (
+        f"another program renamed it to {now}: it works on, but whatever names {wanted} does not find it; "
+        f"`ip link set {now} name {wanted}`, or a reload, renames it back"
+    )
+
+
+def _text(item: Item) -> str:
+    match item:
+        case Address(interface):
+            return f"address {interface}"
+        case Route(network, table):
+            return f"route {network}" + (f" in table {table}" if table != MAIN_TABLE else "")
+        case Rule():
+            return str(item)
+        case HostRoute():
+            return f"host route {item}"

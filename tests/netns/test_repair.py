@@ -1,0 +1,325 @@
+"""What others take from our interfaces: noticed, told, put back; and shown while it is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+
+from tapotun_trio.host.items import Item, Route
+from tapotun_trio.host.netlink.network import open_netlink
+from tapotun_trio.host.tun import open_tun
+from tests.harness import Host, Lab, Process, command, ping, wait_for_ping, wait_until
+
+from .fresh_namespace import in_fresh_namespace, ip
+from .test_admin import ADMIN, URL, admin, curl, write
+from .test_host_netlink import address, marked
+from .topologies import (
+    PROTOCOL,
+    SERVER,
+    TUNNEL_CLIENT,
+    TUNNEL_SERVER,
+    UPLOADING,
+    allowed,
+    cable,
+    client_config,
+    has_interface,
+    index,
+    mark_rules,
+    mtu,
+    routes,
+    running,
+    server_config,
+)
+
+pytestmark = pytest.mark.netns
+
+PATIENCE_S: Final = 30.0
+BEHIND: Final = "10.60.0.0/24"  # the client
+PUSHED: Final = "10.61.0.0/24"  # behind the server
+MARK: Final = {"value": 100, "table": 100}
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a tunnel, and what it has on its machine."""
+
+    host: Host
+    daemon: Process
+    other: str
+    network: str
+    """Where it has a route to."""
+
+    def status(self) -> dict[str, Any]:
+        answer = self.host.run([*command(), "status", "--json"], timeout=PATIENCE_S + 30).stdout
+        [process] = json.loads(answer)["processes"]
+        [interface] = process["interfaces"]
+        assert isinstance(interface, dict)
+        return interface
+
+    def until(self, what: str, holds: Callable[[], object]) -> None:
+        wait_until(holds, PATIENCE_S, what, self.daemon.tail)
+
+    def until_state(self, state: str) -> dict[str, Any]:
+        self.until(f"state {state}", lambda: self.status()["state"] == state)
+        return self.status()
+
+    def kernel(self) -> list[object]:
+        """All that we have in the kernel, by the interface's name."""
+        addresses = [
+            (entry["local"], entry["prefixlen"])
+            for link in self.host.ip("-4 address show")
+            if link["ifname"].startswith("tun")
+            for entry in link["addr_info"]
+        ]
+        ours = {route for table in ("main", "100") for route in routes(self.host, table) if route[2] == PROTOCOL}
+        return [addresses, ours, mark_rules(self.host)]
+
+    def reload(self) -> str:
+        return self.host.run([*command(), "reload"], timeout=PATIENCE_S + 30).stdout
+
+
+@contextmanager
+def ends(lab: Lab) -> Iterator[tuple[End, End]]:
+    """A server and a client that are connected, each with an address, a route, and a mark."""
+    server, client = cable(lab)
+    hub = server_config(allowed("laptop", routes=[BEHIND]), push_routes=[PUSHED], mark=MARK, ips=["10.10.0.254"])
+    with (
+        running(server, write(server, hub, admin=admin())) as one,
+        running(client, write(client, client_config(mark=MARK), admin=admin()), until=UPLOADING) as other,
+    ):
+        wait_for_ping(client, TUNNEL_SERVER)
+        yield End(server, one, TUNNEL_CLIENT, BEHIND), End(client, other, TUNNEL_SERVER, PUSHED)
+
+
+def test_what_others_remove_is_put_back_and_told(lab: Lab) -> None:
+    with ends(lab) as both:
+        for end in both:
+            before, number = end.kernel(), index(end.host, "tun0")
+            own = {TUNNEL_SERVER: TUNNEL_CLIENT, TUNNEL_CLIENT: TUNNEL_SERVER}[end.other]
+            assert all(before)
+            for words, told in (
+                (f"route del {end.network} dev tun0", rf"another program took away route {end.network}: put back"),
+                ("rule del fwmark 100", r"took away rule fwmark 100 lookup 100: put back"),
+                ("route flush table 100", r"took away route 0\.0\.0\.0/0 in table 100: put back"),
+                ("address flush dev tun0", r"took away address 10\.10\.0\.\d+/24.*: put back"),
+                (f"address del {own}/24 dev tun0", rf"took away address {own}/24.*: put back"),
+                ("link set tun0 mtu 1280", r"took away MTU 1500 \(it was set to 1280\): put back"),
+            ):
+                until_now = end.daemon.log_end
+                end.host.ip(words)
+                end.daemon.wait_for_log(f" WARNING .*{told}", PATIENCE_S, after=until_now)
+                end.until(f"all that {words!r} took", lambda: (end.kernel(), mtu(end.host, "tun0")) == (before, 1500))  # noqa: B023
+                end.daemon.signal(signal.SIGHUP)  # which also ends the pauses between repairs
+                end.daemon.wait_for_log("reload: the config has not changed", PATIENCE_S, after=until_now)
+            wait_for_ping(end.host, end.other)
+            assert end.until_state("up")["repairs"] >= 6
+            assert index(end.host, "tun0") == number
+            assert end.status()["restarts"] == 0
+
+
+def test_our_own_changes_are_nobody_elses(lab: Lab) -> None:
+    """A reload that takes away a thousand routes, and one that brings them back."""
+    server, _ = cable(lab)
+    nets = [f"10.{60 + number // 256}.{number % 256}.0/24" for number in range(1000)]
+
+    def config(chosen: list[str], mark: int) -> Path:
+        fields = {"mark": {"value": mark, "table": mark}}
+        return write(server, server_config(allowed("laptop", routes=chosen), **fields))
+
+    with running(server, config(nets, 100)) as daemon:
+        end = End(server, daemon, TUNNEL_CLIENT, BEHIND)
+        for chosen, mark in (([], 101), (nets, 101), (nets[:500], 100)):
+            config(chosen, mark)
+            end.reload()
+            assert len([route for route in routes(server) if route[2] == PROTOCOL]) == len(chosen)
+            assert mark_rules(server) == [(mark, str(mark), PROTOCOL)]
+        status = end.until_state("up")
+        assert status["repairs"] == 0
+        assert " WARNING " not in daemon.log
+
+
+def test_a_route_that_is_another_programs_now_stays_and_is_shown(lab: Lab) -> None:
+    with ends(lab) as (hub, _):
+        hub.host.ip(f"route replace {BEHIND} via {SERVER.replace('.1', '.2')} dev eth0")
+        hub.daemon.wait_for_log(
+            f" WARNING .*route {BEHIND} stays missing for now: .*through eth0 conflicts with it", PATIENCE_S
+        )
+        status = hub.until_state("degraded")
+        assert f"route {BEHIND}" in status["degraded"]
+        assert f"route {BEHIND}" in hub.host.run([*command(), "status"], timeout=PATIENCE_S + 30).stdout
+        hub.host.ip(f"route del {BEHIND} dev eth0")
+        hub.reload()  # which may find that it is back already
+        assert hub.until_state("up")["degraded"] is None
+        assert (BEHIND, "tun0", PROTOCOL) in routes(hub.host)
+        hub.daemon.wait_for_log("everything of this interface is in place again", PATIENCE_S)
+
+
+def test_a_link_that_was_set_down_stays_down_until_a_reload(lab: Lab) -> None:
+    with ends(lab) as both:
+        for end in both:
+            before = end.kernel()
+            end.host.ip("link set tun0 down")
+            status = end.until_state("degraded")
+            assert status["degraded"] == "another program set it down"
+            answer = curl(end.host, f"{URL}/readyz")
+            assert (answer.status, answer.body) == (503, "tun0: degraded: another program set it down\n")
+            metrics = curl(end.host, f"{URL}/metrics", "-H", f"Authorization: Bearer {ADMIN}").body
+            assert re.search(r"(?m)^tapotun_interface_degraded\{.*\} 1.0$", metrics)
+            assert re.search(r"(?m)^tapotun_interface_up\{.*\} 1.0$", metrics)
+            assert end.reload() == "tun0: set up again\n"
+            end.until_state("up")
+            assert end.kernel() == before
+            assert curl(end.host, f"{URL}/readyz").body == "ready\n"
+            wait_for_ping(end.host, end.other)
+
+
+def test_a_new_name_is_followed_and_told(lab: Lab) -> None:
+    with ends(lab) as both:
+        for end in both:
+            before, number = end.kernel(), index(end.host, "tun0")
+            end.host.ip("link set tun0 name tun9")
+            end.daemon.wait_for_log(" WARNING .*renamed it to tun9", PATIENCE_S)
+            assert "tun9" in end.until_state("degraded")["degraded"]
+            assert ping(end.host, end.other).ok
+            end.host.ip(f"route del {end.network} dev tun9")
+            end.until("the route", lambda: (end.network, "tun9", PROTOCOL) in routes(end.host))  # noqa: B023
+            assert "renamed from tun9" in end.reload()
+            end.until_state("up")
+            assert index(end.host, "tun0") == number
+            end.until("everything", lambda: end.kernel() == before)  # noqa: B023
+            wait_for_ping(end.host, end.other)
+
+
+def indexes(host: Host) -> list[int]:
+    return [int(link["ifindex"]) for link in host.ip("link show")]
+
+
+@pytest.mark.parametrize("words", ["link set tun0 netns", "link delete tun0"])
+def test_an_interface_that_was_moved_or_deleted_is_made_again(lab: Lab, words: str) -> None:
+    with ends(lab) as both:
+        for end in both:
+            before, number = end.kernel(), index(end.host, "tun0")
+            if "netns" in words:
+                other = end.host.tmp / "other"
+                script = f"echo $$ >{other}.new; mv {other}.new {other}; exec sleep 99"
+                end.host.start(["unshare", "-n", "sh", "-c", script])
+                end.until("another namespace", other.exists)
+                words = f"link set tun0 netns {other.read_text()}"
+            end.host.ip(words)
+            end.until("its end", lambda: number not in indexes(end.host))  # noqa: B023
+            end.until("another one", lambda: has_interface(end.host, "tun0"))  # noqa: B023
+            end.until("everything of it", lambda: end.kernel() == before)  # noqa: B023
+            assert end.status()["restarts"] == 1
+            if "netns" in words:
+                assert "moved this interface to another network namespace" in end.status()["last_error"]
+            wait_for_ping(end.host, end.other, PATIENCE_S)
+
+
+@in_fresh_namespace
+async def test_a_look_at_thousands_of_routes_lets_others_run() -> None:
+    """And so does putting them back."""
+    nets: list[Item] = [Route(IPv4Network((10 << 24 | number << 8, 24))) for number in range(1 << 12, (1 << 12) + 5000)]
+    items: list[Item] = [address("192.168.0.1/24"), *nets, *marked()]
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    with open_tun("tun0"):
+        async with open_netlink() as network, trio.open_nursery() as nursery:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", items)
+            nursery.start_soon(others)
+            for words, count in (
+                ([], 0),
+                (["route", "del", "10.16.7.0/24"], 1),
+                (["route", "flush", "dev", "tun0"], 5000),
+            ):
+                if words:
+                    ip(*words)
+                before, turns = turns, 0
+                missing = await network.missing("tun0", items)
+                assert len(missing) >= count
+                assert turns > len(items) / 200, before
+                turns = 0
+                await network.add("tun0", missing)
+                assert turns > len(missing) / 200
+                assert await network.missing("tun0", items) == []
+            nursery.cancel_scope.cancel()
+
+
+# The real systemd-networkd, without the rest of systemd: it needs neither a bus nor udev (where /sys is read-only)
+
+
+NETWORKD: Final = "/lib/systemd/systemd-networkd"
+
+
+LAN0: Final = """[Match]
+Name=lan0
+[Network]
+Address=198.51.100.77/24
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+"""
+
+
+@contextmanager
+def networkd(host: Host, settings: str = "") -> Iterator[Process]:
+    """It runs on the host, with these lines in [Network] of its config, and configures lan0 as soon as that appears."""
+    script = f"""set -e
+        mount -o remount,bind,ro /sys
+        mkdir -p /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp /run/systemd/network
+        mkdir -p /run/systemd/networkd.conf.d
+        printf '[Network]\\n{settings}\\n' >/run/systemd/networkd.conf.d/test.conf
+        cp {host.tmp}/lan0.network /run/systemd/network/10-lan0.network
+        chown -R systemd-network: /run/systemd/netif
+        SYSTEMD_LOG_LEVEL=debug exec {NETWORKD}"""
+    (host.tmp / "lan0.network").write_text(LAN0, encoding="utf-8")
+    with host.start(["sh", "-c", script], name="networkd") as process:
+        process.wait_for_log("Enumeration completed", PATIENCE_S)
+        yield process
+
+
+def plug_in_lan0(host: Host, process: Process) -> None:
+    """A link appears, and networkd configures it."""
+    until_now = process.log_end
+    host.ip("link add lan0 type veth peer name lan1")
+    host.ip("link set lan1 up")
+    process.wait_for_log("lan0: State changed: configuring -> configured", PATIENCE_S, after=until_now)
+
+
+def test_networkd_takes_rules_and_is_named(lab: Lab) -> None:
+    with ends(lab) as (_, end):
+        before = end.kernel()
+        with networkd(end.host) as process:
+            until_now = end.daemon.log_end
+            plug_in_lan0(end.host, process)
+            assert "Removing foreign routing policy rule" in process.log
+            end.daemon.wait_for_log(
+                " WARNING .*took away rule fwmark 100 lookup 100.*: put back; systemd-networkd .*"
+                "set ManageForeignRoutingPolicyRules=no.* in .*networkd.conf",
+                PATIENCE_S,
+                after=until_now,
+            )
+            end.until("the rule", lambda: end.kernel() == before)
+            end.until_state("up")
+        repairs = end.status()["repairs"]
+        end.host.ip("link del lan0")
+        with networkd(end.host, "ManageForeignRoutingPolicyRules=no\\nManageForeignRoutes=no") as process:
+            plug_in_lan0(end.host, process)
+            assert "Removing foreign routing policy rule" not in process.log
+            assert end.kernel() == before
+        assert end.status()["repairs"] == repairs
