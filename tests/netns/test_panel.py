@@ -161,7 +161,7 @@ def test_reload(lab: Lab) -> None:
     with station(lab) as it:
         window = it.window
         it.log_in()
-        window.wait_for_text("#config-when", "not read again since")
+        window.wait_for_text("#config-when", "not reloaded since")
         phone = allowed("phone", "10.10.0.3")
         it.write(server_config(allowed("laptop"), phone, keepalive=1, ips=["10.10.0.99"]))
         planned = ["tun0: ips changed (+10.10.0.99)", "tun0 phone: added"]
