@@ -12,7 +12,13 @@ from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
-from ..datapath.sender import BASE_DOWNLOAD_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
+from ..datapath.sender import (
+    BASE_DOWNLOAD_KEEPALIVE,
+    GENERATION_2_KEEPALIVE,
+    SILENT_KEEPALIVES,
+    Sender,
+    extended_keepalive,
+)
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
