@@ -641,10 +641,12 @@ class TunnelClient:
         for stream in (self._download, self._upload):
             if stream is not None:
                 stream.explained = True
-        if not reason.startswith(control.REPLACED):
+        if reason.startswith(control.REPLACED):
+            self._machine.fire(ClientEvent.TOKEN_TAKEN)
+            self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
+            end = PeerError("another machine uses this token", reason=EndReason.REPLACED)
+        else:
             self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
-            return
-        self._machine.fire(ClientEvent.TOKEN_TAKEN)
-        self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
-        if self._upload is not None:
-            self._upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
+            end = PeerError("the server ended the session", reason=EndReason.DISCONNECTED)
+        if self._upload is not None:  # some proxies look for the answer to an upload only at its end
+            self._upload.end(end)
