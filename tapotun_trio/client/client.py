@@ -647,6 +647,6 @@ class TunnelClient:
             end = PeerError("another machine uses this token", reason=EndReason.REPLACED)
         else:
             self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
-            end = PeerError("the server ended the session", reason=EndReason.DISCONNECTED)
+            end = PeerError("the server ended the session", reason=EndReason.ENDED)
         if self._upload is not None:  # some proxies look for the answer to an upload only at its end
             self._upload.end(end)

@@ -289,7 +289,6 @@ class Upload(_ClientStream):
         """Call before `run`. Returns whether the server says within UPLOAD_SEEN_S that the upload arrives. Only a PING
         is sent on it. Raises PeerError, also for an answer. Cancel-safe."""
         self._writer.send(AGENT_FRAME + control.ping(time.monotonic_ns()))
-
         failure: PeerError | None = None
 
         async def watch_answer() -> None:
