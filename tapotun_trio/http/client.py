@@ -268,7 +268,7 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
         405: "this URL is a web page, or a proxy lets only some methods pass",
-        408: "a proxy limits how long a request may take, which is no fault of the URL (Node: requestTimeout; Apache: "
+        408: "a proxy limits how long a request may take or be silent; the URL is right (Node: requestTimeout; Apache: "
         "RequestReadTimeout; Google: timeoutSec)",
         409: "this session is over, or another machine uses the token",
         413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",

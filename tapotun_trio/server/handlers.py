@@ -110,7 +110,7 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
 
     An extended client's upload that the server ends on purpose is answered, too. Otherwise a proxy would answer it
     with a 502, which sounds like a server that is down. A deployed client takes an answer before the end of its body
-    for that end, so it gets none. """
+    for that end, so it gets none."""
     hello = ClientHello.of(exchange.head.headers)
     extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
