@@ -55,7 +55,7 @@ class StreamKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class Lifetime:
     """One stream, now or at its end.
 
     Attributes:
@@ -79,14 +79,14 @@ class SilenceMeter:
         self._began = self._last_at = self._silent_until = now
         self._longest_s = 0.0
 
-    def sample(self, now: float, ago_s: float | None) -> Life:
+    def sample(self, now: float, ago_s: float | None) -> Lifetime:
         """``ago_s``: when the last byte passed, before ``now``; None: not known."""
         if ago_s is not None:
             if (last_at := now - ago_s) > self._last_at + 0.05:  # the kernel's clock ticks every few milliseconds
                 self._longest_s = max(self._longest_s, self._silent_until - self._last_at)
                 self._last_at = last_at
             self._silent_until = now
-        return Life(now - self._began, now - self._last_at, self._longest_s)
+        return Lifetime(now - self._began, now - self._last_at, self._longest_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ class Plan:
     age_s: float
     silence_s: float = math.inf
 
-    def left_s(self, life: Life) -> float:
+    def left_s(self, lifetime: Lifetime) -> float:
         """Seconds until then, if the stream stays silent. Not above 0: now."""
-        return min(self.age_s - life.age_s, self.silence_s - life.silent_s)
+        return min(self.age_s - lifetime.age_s, self.silence_s - lifetime.silent_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +185,19 @@ class AgeLimit:
 
         return Plan(min(normal_s, part(limit.age_s)), part(limit.silence_s))
 
-    def lives(self, life: Life, now: float) -> bool:
+    def observe(self, lifetime: Lifetime) -> bool:
         """A stream has come so far. Returns whether the limit that was known has turned out to be gone."""
-        silence_s = max(life.silent_s, life.longest_s)
+        silence_s = max(lifetime.silent_s, lifetime.longest_s)
         for _ in range(len(self._cuts)):
             cut = self._cuts.popleft()
-            age = None if _disproved(cut.age_s, life.age_s) else cut.age_s
+            age = None if _disproved(cut.age_s, lifetime.age_s) else cut.age_s
             silence = None if _disproved(cut.silence_s, silence_s) else cut.silence_s
             if age is not None or silence is not None:
                 self._cuts.append(replace(cut, age_s=age, silence_s=silence))
         before = self.limit
         if before is None:
             return False
-        age = None if _disproved(before.age_s, life.age_s) else before.age_s
+        age = None if _disproved(before.age_s, lifetime.age_s) else before.age_s
         silence = None if _disproved(before.silence_s, silence_s) else before.silence_s
         if (age, silence) == (before.age_s, before.silence_s):
             return False
@@ -207,18 +207,18 @@ class AgeLimit:
         self.limit = Limit(age, silence)
         return False
 
-    def cut(self, life: Life, now: float, *, clean: bool = False, by_clock: bool = False) -> bool:
+    def cut(self, lifetime: Lifetime, now: float, *, clean: bool = False, by_clock: bool = False) -> bool:
         """A stream was ended on the way. Returns whether a limit was recognised that was not known.
 
         Args:
             clean: as if the server had ended it, which a base server may do.
             by_clock: the answer said that it took too long (408), so one is enough.
         """
-        self.lives(life, now)
-        if life.age_s < LEAST_AGE_S:
+        self.observe(lifetime)
+        if lifetime.age_s < LEAST_AGE_S:
             return False
-        silent = life.silent_s >= LEAST_SILENCE_S and not _disproved(life.silent_s, life.longest_s)
-        new = _Cut(life.age_s, life.silent_s if silent else None, clean)
+        silent = lifetime.silent_s >= LEAST_SILENCE_S and not _disproved(lifetime.silent_s, lifetime.longest_s)
+        new = _Cut(lifetime.age_s, lifetime.silent_s if silent else None, clean)
         if self._confirms(new, now):
             self._cuts.append(new)
             return False
@@ -239,17 +239,10 @@ class AgeLimit:
         limit = self.limit
         if limit is None:
             return False
-        age, silence = limit.age_s, limit.silence_s
-        by_age = age is not None and new.age_s is not None and new.age_s >= LOWER * age
-        by_silence = silence is not None and new.silence_s is not None and new.silence_s >= LOWER * silence
-        if not by_age and not by_silence:
+        age, silence = _lowered(limit.age_s, new.age_s), _lowered(limit.silence_s, new.silence_s)
+        if age is None and silence is None:
             return False
-        self.limit = Limit(
-            min(age, new.age_s) if by_age and age is not None and new.age_s is not None else age,
-            min(silence, new.silence_s)
-            if by_silence and silence is not None and new.silence_s is not None
-            else silence,
-        )
+        self.limit = Limit(limit.age_s if age is None else age, limit.silence_s if silence is None else silence)
         if now >= self._retry_at:  # it was left alone
             self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
             self._retry_at = now + self._pause_s
@@ -317,7 +310,7 @@ def is_cut(failure: PeerError | None) -> bool:
 class AgeLimits:
     """The limits of all kinds of streams of one client, and what it says of them."""
 
-    __slots__ = ("_limits", "_opening_s", "_random", "_rotate_s", "_tell")
+    __slots__ = ("_limits", "_random", "_rotate_s", "_tell")
 
     def __init__(
         self, rotate_s: tuple[float, float], tell: Callable[[int, str], None], rng: random.Random | None = None
@@ -336,19 +329,19 @@ class AgeLimits:
         """When to replace a stream that begins now. ``opening_s``: how long it took to open it."""
         return self._limits[kind].plan(now, self._random.uniform(*self._rotate_s), opening_s, self._random)
 
-    def lives(self, kind: StreamKind, life: Life, now: float) -> None:
+    def observe(self, kind: StreamKind, lifetime: Lifetime) -> None:
         """A stream has come so far. To be called about once a second, and when a stream has been replaced."""
         limit = self._limits[kind].limit
-        if self._limits[kind].lives(life, now):
+        if self._limits[kind].observe(lifetime):
             self._tell(
                 logging.INFO, f"{kind.value} are no longer ended {limit}: they are replaced at the usual times again"
             )
 
-    def cut(self, kind: StreamKind, life: Life, failure: PeerError | None, now: float, *, base: bool) -> None:
+    def cut(self, kind: StreamKind, lifetime: Lifetime, failure: PeerError | None, now: float, *, base: bool) -> None:
         """A stream that had worked was ended, and neither end has said why. ``base``: the server is a base server."""
         found = self._limits[kind]
         by_clock = failure is not None and failure.reason == EndReason.http(408)
-        if found.cut(life, now, clean=base and failure is None, by_clock=by_clock):
+        if found.cut(lifetime, now, clean=base and failure is None, by_clock=by_clock):
             assert found.limit is not None, "it was just recognised"
             self._tell(logging.WARNING, describe(kind, found.limit))
 

@@ -246,7 +246,7 @@ class TunnelClient:
             self._select_transport()
             for stream in (self._download, self._upload):
                 if stream is not None and not stream.over:
-                    self._ages.lives(stream.kind, stream.life(), now)
+                    self._ages.observe(stream.kind, stream.lifetime())
             # Without a download no stall is reported: the failures of the download are the reason, and have been
             # logged.
             dropped = self.counters.drops[DropReason.QUEUE_AGE]

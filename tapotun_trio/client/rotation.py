@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias
 import trio
 
 from ..errors import InternalError, PeerError, failure_of
-from .ages import AgeLimits, Life, Plan, StreamKind, is_cut
+from .ages import AgeLimits, Lifetime, Plan, StreamKind, is_cut
 from .backoff import Backoff
 
 # A stream that the peer ended sooner than this counts as failed, so there is a pause: at a base server, two clients
@@ -42,7 +42,7 @@ class Stream(Protocol):
     def worked(self) -> bool:
         """The server has taken part in it, as far as can be known."""
 
-    def life(self) -> Life:
+    def lifetime(self) -> Lifetime:
         """How long it has lived and been silent; once ended: at its end."""
 
     @property
@@ -161,7 +161,7 @@ async def keep_streaming(
                 present = None
                 failure, worked = stream.failure, stream.worked
                 if worked and not stream.explained and is_cut(failure):
-                    ages.cut(stream.kind, stream.life(), failure, trio.current_time(), base=stream.base)
+                    ages.cut(stream.kind, stream.lifetime(), failure, trio.current_time(), base=stream.base)
             now = trio.current_time()
             if failure is None and now - began >= SETTLED_S:
                 backoff.reset()
@@ -177,7 +177,7 @@ async def keep_streaming(
 
 async def _wait_for_end(stream: Stream, plan: Plan, gate: RetryGate) -> None:
     """Wait until the stream has ended or is to be replaced."""
-    while not stream.ended.is_set() and (left_s := plan.left_s(stream.life())) > DUE_S:
+    while not stream.ended.is_set() and (left_s := plan.left_s(stream.lifetime())) > DUE_S:
         if await gate.wait(left_s, stream.ended):
             return
 
@@ -186,9 +186,9 @@ def _learn_from_replaced(stream: Stream, ages: AgeLimits, now: float) -> None:
     """Its successor is there. Until then the stream has lived, or it was ended while the successor was being opened; a
     clean end is the server's doing, as it should be."""
     if not stream.ended.is_set():
-        ages.lives(stream.kind, stream.life(), now)
+        ages.observe(stream.kind, stream.lifetime())
     elif stream.failure is not None and stream.worked and not stream.explained and is_cut(stream.failure):
-        ages.cut(stream.kind, stream.life(), stream.failure, now, base=stream.base)
+        ages.cut(stream.kind, stream.lifetime(), stream.failure, now, base=stream.base)
 
 
 async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:

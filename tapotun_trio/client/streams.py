@@ -25,7 +25,7 @@ from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
 from ..wire.websocket import WebSocketBody
-from .ages import Life, SilenceMeter, StreamKind
+from .ages import Lifetime, SilenceMeter, StreamKind
 from .rotation import SETTLED_S, Stream
 from .transport_choice import UPLOAD_SEEN_S
 
@@ -61,7 +61,7 @@ class _ClientStream(ABC):
         self.explained = False
         self._ends = ends
         self._silence = SilenceMeter(trio.current_time())
-        self._life: Life | None = None  # once ended
+        self._lifetime: Lifetime | None = None  # once ended
 
     async def run(self, older: Stream | None) -> None:
         """As `rotation.Stream.run`."""
@@ -75,17 +75,17 @@ class _ClientStream(ABC):
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1
             # Not a new sample: what the other end has sent to end the stream is no traffic of it.
-            self._life = self._silence.sample(trio.current_time(), None)
+            self._lifetime = self._silence.sample(trio.current_time(), None)
             if self.failure is not None and self.failure.reason is EndReason.PATH_MTU:
                 self.connection.abort()  # a reset arrives, an orderly end would wait behind the large segments
             else:
                 self.connection.close()
             self.ended.set()
 
-    def life(self) -> Life:
+    def lifetime(self) -> Lifetime:
         """How long it has lived and been silent. To be called once a second; once ended: at its end."""
-        if self._life is not None:
-            return self._life
+        if self._lifetime is not None:
+            return self._lifetime
         silence = self.connection.silence()
         return self._silence.sample(trio.current_time(), None if silence is None else silence[self._receives])
 
@@ -274,7 +274,7 @@ class Upload(_ClientStream):
         if self.seen.is_set() or (self.failure is not None and self.failure.reason == EndReason.ENDED):
             return True
         cut_off = self.failure is not None and self.failure.reason in (EndReason.BROKEN, EndReason.CLOSED)
-        return self.may_be_unseen and (cut_off or self.life().age_s >= SETTLED_S)
+        return self.may_be_unseen and (cut_off or self.lifetime().age_s >= SETTLED_S)
 
     def end(self, because: PeerError) -> None:
         self._because = because

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from ..client.ages import AgeLimit, Life, agree
+from ..client.ages import AgeLimit, Lifetime, agree
 from .measured import Ages
 from .streams import Progress, Receiver, Uploader
 
@@ -51,22 +51,22 @@ class AgeSearch:
 
     def _learn(self, up: Uploader, down: Receiver, began: float) -> None:
         ages, now = self._ages, trio.current_time()
-        lives = _life(down, began, now), _life(up, began, now)
-        ages.download_tested_s = max(ages.download_tested_s, lives[0].age_s)
-        ages.upload_tested_s = max(ages.upload_tested_s, lives[1].age_s)
+        lifetimes = _lifetime(down, began, now), _lifetime(up, began, now)
+        ages.download_tested_s = max(ages.download_tested_s, lifetimes[0].age_s)
+        ages.upload_tested_s = max(ages.upload_tested_s, lifetimes[1].age_s)
         unclear: list[float] = []
-        for limit, life, ended in zip(self._limits, lives, (down.ended, up.ended), strict=True):
+        for limit, lifetime, ended in zip(self._limits, lifetimes, (down.ended, up.ended), strict=True):
             if not ended:
-                limit.lives(life, now)
-            elif not limit.cut(life, now) and limit.limit is None:
-                unclear.append(life.age_s)
+                limit.observe(lifetime)
+            elif not limit.cut(lifetime, now) and limit.limit is None:
+                unclear.append(lifetime.age_s)
         ages.download_s, ages.upload_s = map(_age_of, self._limits)
         self.next_s = max((BEYOND * age_s + BEYOND_S for age_s in unclear), default=0.0)
 
 
-def _life(stream: Uploader | Receiver, began: float, now: float) -> Life:
+def _lifetime(stream: Uploader | Receiver, began: float, now: float) -> Lifetime:
     end = stream.ended_at if stream.ended else now
-    return Life(end - began, end - stream.last_at)
+    return Lifetime(end - began, end - stream.last_at)
 
 
 def _age_of(found: AgeLimit) -> float | None:

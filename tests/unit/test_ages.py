@@ -18,7 +18,7 @@ from tapotun_trio.client.ages import (
     SHARE,
     AgeLimit,
     AgeLimits,
-    Life,
+    Lifetime,
     Limit,
     SilenceMeter,
     StreamKind,
@@ -27,7 +27,11 @@ from tapotun_trio.client.ages import (
     is_cut,
     likely,
 )
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.errors import EndReason, PeerError
+from tapotun_trio.log import interface_logger
+
+from .support import client_config
 
 D, U, W = StreamKind.DOWNLOAD, StreamKind.UPLOAD, StreamKind.WEBSOCKET
 ROTATE_S: Final = (420.0, 900.0)
@@ -89,9 +93,9 @@ class World:
                 next_traffic = self.now + self._random.uniform(0, self.pause_s)
             if self.now - sampled >= 1:
                 sampled = self.now
-                self.ages.lives(self.kind, meter.sample(self.now, self.now - traffic), self.now)
+                self.ages.observe(self.kind, meter.sample(self.now, self.now - traffic))
             if plan.left_s(meter.sample(self.now, self.now - traffic)) <= 0:
-                self.ages.lives(self.kind, meter.sample(self.now, self.now - traffic), self.now)
+                self.ages.observe(self.kind, meter.sample(self.now, self.now - traffic))
                 return
 
 
@@ -180,11 +184,11 @@ def test_a_path_that_breaks_at_random_has_no_limit_for_long(seed: int) -> None:
         plan = limits.plan(now, 600.0, 0.1, chance)
         lived_s = min(age_s, plan.age_s)
         now += lived_s
-        life = Life(lived_s, 0.0)
+        life = Lifetime(lived_s, 0.0)
         if age_s < plan.age_s:
             told += limits.cut(life, now)
         else:
-            limits.lives(life, now)
+            limits.observe(life)
     assert told <= 20
 
 
@@ -205,7 +209,7 @@ def test_a_path_that_breaks_at_random_has_no_limit_for_long(seed: int) -> None:
 def test_which_is_which(lives: list[tuple[float, float, float]], limit: Limit | None) -> None:
     found = AgeLimit()
     for life in lives:
-        found.cut(Life(*life), 0.0)
+        found.cut(Lifetime(*life), 0.0)
     assert found.limit == limit
 
 
@@ -213,7 +217,7 @@ def test_a_408_says_it_at_once() -> None:
     told: list[tuple[int, str]] = []
     ages = AgeLimits(ROTATE_S, lambda level, text: told.append((level, text)))
     refused = PeerError("answered 408", reason=EndReason.http(408))
-    ages.cut(U, Life(305.0, 4.0, 9.0), refused, 0.0, base=False)
+    ages.cut(U, Lifetime(305.0, 4.0, 9.0), refused, 0.0, base=False)
     assert ages.limit(U) == Limit(305.0, None)
     assert [level for level, _ in told] == [logging.WARNING]
     assert "requestTimeout" in told[0][1]
@@ -224,24 +228,24 @@ def test_clean_ends_of_a_base_server_need_more() -> None:
     """Two clients with one token end each other's downloads cleanly."""
     found = AgeLimit()
     for age_s in (3.0, 3.6, 2.4, 3.1):
-        assert not found.cut(Life(age_s, 0.0), 0.0, clean=True)
+        assert not found.cut(Lifetime(age_s, 0.0), 0.0, clean=True)
     found.forget()
-    assert [found.cut(Life(age_s, 0.0), 0.0, clean=True) for age_s in (3.0, 3.05, 3.1)] == [False, False, True]
+    assert [found.cut(Lifetime(age_s, 0.0), 0.0, clean=True) for age_s in (3.0, 3.05, 3.1)] == [False, False, True]
 
 
 def test_an_end_somewhat_below_a_limit_lowers_it() -> None:
     """A proxy that notices with its next write that the limit is over seems to have different ones."""
     found = AgeLimit()
-    found.cut(Life(38.0, 8.0, 10.0), 0.0)
-    assert found.cut(Life(38.5, 8.0, 10.0), 0.0)
-    assert not found.cut(Life(30.0, 1.0, 1.0), 1.0)
+    found.cut(Lifetime(38.0, 8.0, 10.0), 0.0)
+    assert found.cut(Lifetime(38.5, 8.0, 10.0), 0.0)
+    assert not found.cut(Lifetime(30.0, 1.0, 1.0), 1.0)
     assert found.limit == Limit(30.0, None)
 
 
 def test_a_stream_that_takes_long_to_open_is_opened_earlier() -> None:
     found, chance = AgeLimit(), random.Random(1)
     for _ in range(2):
-        found.cut(Life(15.0, 1.0, 1.0), 0.0)
+        found.cut(Lifetime(15.0, 1.0, 1.0), 0.0)
     for opening_s in (0.0, 1.0, 3.0, 100.0):
         for _ in range(100):
             age_s = found.plan(0.0, 600.0, opening_s, chance).age_s
@@ -253,20 +257,20 @@ def test_a_stream_that_takes_long_to_open_is_opened_earlier() -> None:
 def test_a_shorter_rotation_stays() -> None:
     found = AgeLimit()
     for _ in range(2):
-        found.cut(Life(15.0, 1.0, 1.0), 0.0)
+        found.cut(Lifetime(15.0, 1.0, 1.0), 0.0)
     assert found.plan(0.0, 2.0, 0.0, random.Random(1)).age_s == 2.0
 
 
 def test_the_pause_between_attempts_has_a_bound() -> None:
     found, now, chance = AgeLimit(), 0.0, random.Random(1)
-    found.cut(Life(15.0, 1.0, 1.0), now)
-    found.cut(Life(15.0, 1.0, 1.0), now)
+    found.cut(Lifetime(15.0, 1.0, 1.0), now)
+    found.cut(Lifetime(15.0, 1.0, 1.0), now)
     for _ in range(20):
         began = now
         while found.plan(now, 600.0, 0.0, chance).age_s < 600.0:
             now += 10.0
             assert now - began <= RETRY_LIMIT_S + 10
-        found.cut(Life(15.0, 1.0, 1.0), now)
+        found.cut(Lifetime(15.0, 1.0, 1.0), now)
     assert now > 20 * RETRY_S
 
 
@@ -302,8 +306,36 @@ def test_what_counts_as_an_end_on_the_way() -> None:
 
 def test_silence_is_measured_from_samples() -> None:
     meter = SilenceMeter(100.0)
-    assert meter.sample(101.0, 1.0) == Life(1.0, 1.0, 0.0)
-    assert meter.sample(104.0, 0.5) == Life(4.0, 0.5, 1.0)  # at least
-    assert meter.sample(107.0, 3.5) == Life(7.0, 3.5, 1.0)
-    assert meter.sample(108.0, 0.0) == Life(8.0, 0.0, 3.5)
-    assert meter.sample(110.0, None) == Life(10.0, 2.0, 3.5)
+    assert meter.sample(101.0, 1.0) == Lifetime(1.0, 1.0, 0.0)
+    assert meter.sample(104.0, 0.5) == Lifetime(4.0, 0.5, 1.0)  # at least
+    assert meter.sample(107.0, 3.5) == Lifetime(7.0, 3.5, 1.0)
+    assert meter.sample(108.0, 0.0) == Lifetime(8.0, 0.0, 3.5)
+    assert meter.sample(110.0, None) == Lifetime(10.0, 2.0, 3.5)
+
+
+class _Moved:
+    """A download of which the local address is gone."""
+
+    over = False
+    explained = False
+
+    def __init__(self) -> None:
+        self.connection = self
+
+    def has_lost_its_address(self, local_addresses: frozenset[str] | None) -> bool:
+        return local_addresses is not None
+
+    def end(self, because: PeerError) -> None:
+        self.over = True
+
+
+async def test_another_network_begins_anew() -> None:
+    """What something on the old path did says nothing about the new one. As long as the address stays, it is the same."""
+    client = TunnelClient(client_config("a", 1), interface_logger("a"))
+    for _ in range(2):
+        client._ages.cut(D, Lifetime(15.0, 1.0, 1.0), CUT, 0.0, base=False)
+    client._download = _Moved()  # type: ignore[assignment]
+    client.path_changed("a route changed", None)
+    assert client._ages.limit(D) is not None
+    client.path_changed("an address changed", frozenset())
+    assert client._ages.limit(D) is None

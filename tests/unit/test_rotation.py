@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tapotun_trio.client import rotation
-from tapotun_trio.client.ages import AgeLimits, Life, StreamKind
+from tapotun_trio.client.ages import AgeLimits, Lifetime, StreamKind
 from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, WORKED_S, Backoff
 from tapotun_trio.client.rotation import RetryGate, keep_streaming
 from tapotun_trio.errors import EndReason, PeerError
@@ -56,8 +56,8 @@ class ScriptedStream:
         self._fall = trio.Event()
         self._began = trio.current_time()
 
-    def life(self) -> Life:
-        return Life(trio.current_time() - self._began, 0.0)
+    def lifetime(self) -> Lifetime:
+        return Lifetime(trio.current_time() - self._began, 0.0)
 
     async def run(self, older: rotation.Stream | None) -> None:
         if isinstance(older, ScriptedStream):
