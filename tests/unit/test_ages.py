@@ -330,7 +330,7 @@ class _Moved:
 
 
 async def test_another_network_begins_anew() -> None:
-    """What something on the old path did says nothing about the new one. As long as the address stays, it is the same."""
+    """What was learned on the old path says nothing about the new one. While the address stays, it is the same path."""
     client = TunnelClient(client_config("a", 1), interface_logger("a"))
     for _ in range(2):
         client._ages.cut(D, Lifetime(15.0, 1.0, 1.0), CUT, 0.0, base=False)
