@@ -528,8 +528,10 @@ class TunnelClient:
                     raise replaced_by_websocket()
                 upload = self._new_upload(connection, number)
                 if number is not None:
-                    if on_schedule and self._upload is not None and self._upload.seen.is_set():
-                        await self._wait_until_seen(upload, number, self._upload)
+                    older = self._upload
+                    if on_schedule and older is not None and not older.over and older.seen.is_set():
+                        await self._wait_until_seen(upload, number, older)
+                        self._require_uploads_allowed()
                     if not upload.seen.is_set():
                         self._selector.upload_began(number, upload.began, follows=not is_over(self._upload))
                 undo.pop_all()
@@ -537,6 +539,13 @@ class TunnelClient:
         self.failure_log.note("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload
+
+    def _require_uploads_allowed(self) -> None:
+        """Raises PeerError if the download has ended meanwhile, or a WebSocket has replaced both streams."""
+        if self.transport == "websocket":
+            raise replaced_by_websocket()
+        if not self._machine.uploads_allowed:
+            raise PeerError("the download ended before the next upload was seen", reason=EndReason.ENDED)
 
     async def _wait_until_seen(self, upload: Upload, number: int, older: Upload) -> None:
         """Wait until the server has seen ``upload``, which is to replace ``older``, or until that has ended.

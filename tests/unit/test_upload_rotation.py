@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 
 from tapotun_trio.client import streams
+from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.states import ClientEvent
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.wire import control
 
 from ..fakes import MemoryHost
@@ -87,6 +90,37 @@ async def test_an_upload_whose_successor_is_refused_goes_on(monkeypatch: pytest.
                 assert await hub.receive_packet() == packet
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_session_that_ends_while_the_next_upload_is_awaited_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The download is lost at that moment: the next upload belongs to the next download."""
+    host, port = MemoryHost(), free_port()
+    config = replace(client_config("a", port), rotate_s=(0.2, 0.3))
+    real, lost = streams.Upload.prove, list[int]()
+
+    async def prove(upload: streams.Upload) -> bool:
+        seen = await real(upload)
+        if not lost:
+            lost.append(1)
+            clients[0]._machine.fire(ClientEvent.LOST)
+        return seen
+
+    monkeypatch.setattr(streams.Upload, "prove", prove)
+    clients: list[TunnelClient] = []
+
+    def client(*args: Any, **options: Any) -> TunnelClient:
+        clients.append(TunnelClient(*args, **options))
+        return clients[-1]
+
+    monkeypatch.setattr(interface, "TunnelClient", client)
+    async with running(host, server_config(port, allowed("a", ME)), config):
+        hub, device = await host.device("hub"), await host.device("a")
+        await until(lambda: clients[0].counters.ends["ended"], "the attempt that comes to nothing")
+        await until(lambda: clients[0].state == "connected", "the client to be connected")
+        device.send(packet := ipv4(ME, HUB, b"up"))
+        assert await hub.receive_packet() == packet
 
 
 async def copy(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
