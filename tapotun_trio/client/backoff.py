@@ -28,10 +28,10 @@ class Backoff:
         self._random = rng or random.Random()
         self._failures = 0
 
-    def next_s(self, *, worked_s: float = 0.0, near: bool = False) -> float:
-        """Seconds to wait after the failure of a stream that had worked for ``worked_s``. ``near``: the other end
+    def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
+        """Seconds to wait after the failure of a stream that had worked for ``lived_s``. ``near``: the other end
         answered; it was not silent."""
-        if worked_s >= WORKED_S:
+        if lived_s >= WORKED_S:
             self._failures = 0
         self._failures += 1
         if self._failures == 1:

@@ -167,8 +167,8 @@ async def keep_streaming(
                 backoff.reset()
                 wait_s = 0.0
             else:
-                worked_s = now - working_since if worked and failure is not None and working_since is not None else 0.0
-                wait_s = backoff.next_s(worked_s=worked_s, near=failure is None or failure.reason.is_answer)
+                lived_s = now - working_since if worked and failure is not None and working_since is not None else 0.0
+                wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
             working_since = None  # earlier failures are forgiven once, also if an older stream still runs
             other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):

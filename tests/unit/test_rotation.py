@@ -159,8 +159,8 @@ def test_a_stream_that_worked_pays_back() -> None:
     backoff = Backoff(random.Random(1))
     for _ in range(10):
         backoff.next_s()
-    assert backoff.next_s(worked_s=WORKED_S) == 0
-    assert backoff.next_s(worked_s=0.9 * WORKED_S) <= FIRST_S
+    assert backoff.next_s(lived_s=WORKED_S) == 0
+    assert backoff.next_s(lived_s=0.9 * WORKED_S) <= FIRST_S
 
 
 @pytest.mark.usefixtures("hardest_backoff")
