@@ -73,7 +73,7 @@ async def test_an_upload_whose_successor_is_refused_goes_on() -> None:
         if head.startswith(b"PUT") and uploads > 1:
             await refuse(stream)
             return
-        with suppress(OSError):  # the server has stopped
+        with suppress(OSError, trio.BrokenResourceError):  # the server has stopped
             async with stream, await trio.open_tcp_stream("127.0.0.1", port) as far:
                 await far.send_all(head)
                 async with trio.open_nursery() as nursery:
