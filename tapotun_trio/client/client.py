@@ -108,7 +108,7 @@ class TunnelClient:
         # The newest streams, which may have ended.
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
-        self._proving: Upload | None = None  # an upload that has not shown yet that it arrives
+        self._next_upload: Upload | None = None  # an upload that has not shown yet that it arrives
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
@@ -486,11 +486,11 @@ class TunnelClient:
 
     async def _prove(self, upload: Upload) -> bool:
         """Whether the upload arrives (`Upload.prove`). Raises PeerError."""
-        self._proving = upload
+        self._next_upload = upload
         try:
             return await upload.prove()
         finally:
-            self._proving = None
+            self._next_upload = None
 
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
@@ -637,7 +637,7 @@ class TunnelClient:
             await self._parameters.apply_params(offered)
         elif kind == control.UPLOAD_SEEN:
             number = control.seen_number(payload)
-            for upload in (self._upload, self._proving):
+            for upload in (self._upload, self._next_upload):
                 if upload is not None and number in (None, upload.number):
                     upload.seen.set()
             self._selector.upload_seen(number, trio.current_time())
