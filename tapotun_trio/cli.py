@@ -375,6 +375,9 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
     text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not look. Default: 20, at most 80"
     verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
+    text = "look for limits that end a stream at an age of up to SECONDS, even while data flows; such an end that the "
+    text += "other tests meet is always looked into. Default: 0, at most 3600"
+    verb.add_argument("--age-limit", metavar="SECONDS", type=float, default=0.0, help=text)
     text = "the transport in the client's config, for which the verdict is given. Default: auto"
     verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
     for option in ("--ca-file", "--cert-file", "--key-file"):

@@ -10,7 +10,9 @@ LIMIT_S: Final = 10.0
 # The server's machine or its proxy answered, so the server itself is restarting. A retry costs little, and all clients
 # of a restarted server should be back within 5 s.
 NEAR_LIMIT_S: Final = 4.0
-HEALTHY_STREAM_S: Final = 60.0  # after a stream that lived for this long, earlier failures no longer count
+# After a stream that worked for this long, earlier failures no longer count. Something on the way may end every
+# stream at a fixed age, and that is no reason to wait. It also limits how often such a stream is opened.
+WORKED_S: Final = 1.0
 
 
 class Backoff:
@@ -27,9 +29,9 @@ class Backoff:
         self._failures = 0
 
     def next_s(self, *, lived_s: float = 0.0, near: bool = False) -> float:
-        """Seconds to wait after the failure of a stream that had lived for ``lived_s``. ``near``: the other end
+        """Seconds to wait after the failure of a stream that had worked for ``lived_s``. ``near``: the other end
         answered; it was not silent."""
-        if lived_s >= HEALTHY_STREAM_S:
+        if lived_s >= WORKED_S:
             self._failures = 0
         self._failures += 1
         if self._failures == 1:

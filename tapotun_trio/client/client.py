@@ -42,6 +42,7 @@ from ..peer.session_log import SessionLog
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
+from .ages import AgeLimits
 from .failure_log import FailureLog
 from .large_ping import LargePing
 from .parameters import InterfaceParameters
@@ -60,7 +61,7 @@ from .streams import (
     level_of,
     replaced_by_websocket,
 )
-from .transport_choice import TransportSelector
+from .transport_choice import UPLOAD_SEEN_S, TransportSelector
 
 TICK_S: Final = 1.0
 # When an upload breaks, the reason may be about to arrive on the download: a stopping server, or another machine.
@@ -102,9 +103,12 @@ class TunnelClient:
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
         self._download_gate, self._upload_gate = RetryGate(), RetryGate()
+        self._ages = AgeLimits(config.rotate_s, partial(self.failure_log.note, "ages"))
+        self._probe_http_at = -math.inf  # HTTP is not tried again before this time
         # The newest streams, which may have ended.
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
+        self._next_upload: Upload | None = None  # an upload that has not shown yet that it arrives
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
@@ -217,7 +221,7 @@ class TunnelClient:
         try:
             await keep_streaming(
                 open_stream,
-                rotate_s=self._config.rotate_s,
+                ages=self._ages,
                 gate=gate,
                 on_failure=on_failure,
                 on_bug=self.failure_log.bug,
@@ -240,6 +244,9 @@ class TunnelClient:
             connected = not is_over(self._download)
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._select_transport()
+            for stream in (self._download, self._upload):
+                if stream is not None and not stream.over:
+                    self._ages.observe(stream.kind, stream.lifetime())
             # Without a download no stall is reported: the failures of the download are the reason, and have been
             # logged.
             dropped = self.counters.drops[DropReason.QUEUE_AGE]
@@ -328,6 +335,7 @@ class TunnelClient:
             if stream is not None and stream.connection.has_lost_its_address(local_addresses):
                 stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
                 self._selector.path_changed()
+                self._ages.forget()
         self.segment_limits.forget()
         self._download_gate.wake()
         self._upload_gate.wake()
@@ -342,6 +350,8 @@ class TunnelClient:
         on_schedule = not self._download_gate.take_woken()
         replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
         probes = self._selector.automatic and self._machine.state is ClientState.WEBSOCKET
+        # A WebSocket that is replaced early, because something on the way would end it, has no time for this.
+        on_schedule = on_schedule and trio.current_time() >= self._probe_http_at
         if probes and on_schedule and replaces and (download := await self._probe_http()) is not None:
             return download
         if self._selector.websocket:
@@ -370,7 +380,7 @@ class TunnelClient:
             self._selector.offered = control.WS in answer.features
             deliver = partial(self._deliver, interface.writer)
             receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
-            download = Download(answer.connection, receiver, frames, self.counters.ends)
+            download = Download(answer.connection, receiver, frames, self.counters.ends, base=not extended)
             self._download_begins(download, "http", answer, replaces=replaces)
             undo.pop_all()
         return download
@@ -412,6 +422,8 @@ class TunnelClient:
     ) -> None:
         """The stream is open. A session begins with it, or continues if it ``replaces`` another."""
         websocket = transport == "websocket"
+        if websocket and not (replaces and self.transport == "websocket"):
+            self._probe_http_at = trio.current_time() + self._config.rotate_s[0]
         keepalive_s = DEFAULT_KEEPALIVE_S if websocket or control.CTL in answer.features else None
         keepalive, silence_s = keepalive_policy(keepalive_s, answer.conf.generation)
         agreement = Agreement(
@@ -439,6 +451,8 @@ class TunnelClient:
         if is_over(self._download):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
+        if self._upload is not None and not replaces:
+            self._upload.may_be_unseen = True
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
         if not replaces and is_over(self._upload):
             # The server is there again. An upload may have failed several times before the download did, so its next
@@ -449,15 +463,16 @@ class TunnelClient:
         """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
         it; otherwise return None."""
         self._machine.fire(ClientEvent.PROBE_BEGAN)
+        self._probe_http_at = trio.current_time() + self._config.rotate_s[0]
         try:
             with ExitStack() as undo:
                 number = self._selector.next_upload_number()
-                self._upload = upload = self._new_upload(await self._requests.put(number), number)
+                upload = self._new_upload(await self._requests.put(number), number)
                 undo.callback(upload.connection.close)
-                undo.callback(setattr, self, "_upload", None)
-                if await upload.prove():
+                if await self._prove(upload):
                     download = await self._open_get(replaces=True)
                     undo.pop_all()
+                    self._upload = upload
                     self._selector.http_works()
                     self._proven = upload
                     self._upload_gate.wake()
@@ -468,6 +483,14 @@ class TunnelClient:
         finally:
             self._machine.fire(ClientEvent.PROBE_ENDED)
         return None
+
+    async def _prove(self, upload: Upload) -> bool:
+        """Whether the upload arrives (`Upload.prove`). Raises PeerError."""
+        self._next_upload = upload
+        try:
+            return await upload.prove()
+        finally:
+            self._next_upload = None
 
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
@@ -493,6 +516,7 @@ class TunnelClient:
         if self._proven is None and self._upload is not None and self._upload.over:
             await trio.sleep(END_REASON_GRACE_S)
         await self._machine.wait_uploads_allowed()
+        on_schedule = not self._upload_gate.take_woken()
         if self._proven is not None:
             upload, self._proven = self._proven, None
         else:
@@ -504,11 +528,55 @@ class TunnelClient:
                     raise replaced_by_websocket()
                 upload = self._new_upload(connection, number)
                 if number is not None:
-                    self._selector.upload_began(number, trio.current_time(), follows=not is_over(self._upload))
+                    older = self._upload
+                    if on_schedule and older is not None and not older.over and older.seen.is_set():
+                        await self._wait_until_seen(upload, number, older)
+                        self._require_uploads_allowed()
+                    if not upload.seen.is_set():
+                        self._selector.upload_began(number, upload.began, follows=not is_over(self._upload))
                 undo.pop_all()
+        upload.may_be_unseen |= is_over(self._download)
         self.failure_log.note("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
         return upload
+
+    def _require_uploads_allowed(self) -> None:
+        """Raises PeerError if the download has ended meanwhile, or a WebSocket has replaced both streams."""
+        if self.transport == "websocket":
+            raise replaced_by_websocket()
+        if not self._machine.uploads_allowed:
+            raise PeerError("the download ended before the next upload was seen", reason=EndReason.ENDED)
+
+    async def _wait_until_seen(self, upload: Upload, number: int, older: Upload) -> None:
+        """Wait until the server has seen ``upload``, which is to replace ``older``, or until that has ended.
+
+        Until then ``older`` carries the packets: behind a proxy, the new one may wait for a server that is busy. Not
+        for streams that are renewed because the path has changed, which may have taken the older one with it.
+
+        Raises PeerError if the server has not seen it in time, so that ``older`` goes on.
+        """
+        async with trio.open_nursery() as nursery:
+
+            async def watch_older() -> None:
+                await older.ended.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch_older)
+            failure: PeerError | None = None
+            try:
+                seen = await self._prove(upload)
+            except PeerError as exc:
+                failure = exc.without_traceback()
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not older.over and not seen:
+            self._selector.upload_began(number, upload.began, follows=True)
+            self._select_transport()
+            if not self._selector.websocket:
+                self._selector.upload_given_up()
+            text = f"nothing of the next upload arrived within {UPLOAD_SEEN_S:.0f} s; the present one goes on"
+            raise PeerError(text, reason=EndReason.SILENT)
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
         unseen = None if number is None else self._on_upload_unseen
@@ -536,7 +604,9 @@ class TunnelClient:
         count_attempt(self.counters.ends, self._upload, failure)
         if failure is not None and failure.reason is EndReason.SILENT:
             self._large_ping.fell_silent()
-        if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
+        if self._upload is not None and self._upload.explained and failure is self._upload.failure:
+            self._log.debug("upload: %s", failure)
+        elif not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         return None
 
@@ -567,8 +637,9 @@ class TunnelClient:
             await self._parameters.apply_params(offered)
         elif kind == control.UPLOAD_SEEN:
             number = control.seen_number(payload)
-            if self._upload is not None and number in (None, self._upload.number):
-                self._upload.seen.set()
+            for upload in (self._upload, self._next_upload):
+                if upload is not None and number in (None, upload.number):
+                    upload.seen.set()
             self._selector.upload_seen(number, trio.current_time())
         elif kind == control.BYE:
             self._take_bye(control.bye_reason(payload))
@@ -576,10 +647,15 @@ class TunnelClient:
     def _take_bye(self, reason: str) -> None:
         text = reason.removeprefix(control.REPLACED)
         self._farewell = f"the server ended it: {text}"
-        if not reason.startswith(control.REPLACED):
+        for stream in (self._download, self._upload):
+            if stream is not None:
+                stream.explained = True
+        if reason.startswith(control.REPLACED):
+            self._machine.fire(ClientEvent.TOKEN_TAKEN)
+            self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
+            end = PeerError("another machine uses this token", reason=EndReason.REPLACED)
+        else:
             self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
-            return
-        self._machine.fire(ClientEvent.TOKEN_TAKEN)
-        self.failure_log.farewell(logging.WARNING, f"{text}; waiting until it is gone")
-        if self._upload is not None:
-            self._upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
+            end = PeerError("the server ended the session", reason=EndReason.ENDED)
+        if self._upload is not None:  # some proxies look for the answer to an upload only at its end
+            self._upload.end(end)

@@ -36,7 +36,9 @@ class FailureLog:
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
         """The stream failed (None: the server ended it cleanly), and is tried again after ``wait_s`` seconds."""
         text = "ended by the server" if failure is None else str(failure)
-        level = logging.INFO if failure is None else logging.WARNING
+        # A 200 in the middle of an upload is how a server, or a proxy, ends one in good order.
+        in_order = failure is None or failure.reason == EndReason.ENDED
+        level = logging.INFO if in_order else logging.WARNING
         shortage = isinstance(failure, ShortageError)
         cause = "" if shortage else stream, _cause_of(failure)
         if cause in self._known:

@@ -3,13 +3,13 @@ a pause first. Both directions of a client use this."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeAlias
 
 import trio
 
 from ..errors import InternalError, PeerError, failure_of
+from .ages import AgeLimits, Lifetime, Plan, StreamKind, is_cut
 from .backoff import Backoff
 
 # A stream that the peer ended sooner than this counts as failed, so there is a pause: at a base server, two clients
@@ -21,11 +21,29 @@ SETTLED_S: Final = 5.0
 # a fast series of changes.
 ATTEMPT_S: Final = 3.0
 
+DUE_S: Final = 0.001  # below the resolution of the clocks that a stream's age and silence are measured with
+
 
 class Stream(Protocol):
-    """One download or upload that is open."""
+    """One download, upload or WebSocket that is open.
+
+    Attributes:
+        kind: which of them.
+        base: the server is a base server.
+        explained: the server has said why it ends the stream.
+    """
 
     ended: trio.Event
+    kind: StreamKind
+    base: bool
+    explained: bool
+
+    @property
+    def worked(self) -> bool:
+        """The server has taken part in it, as far as can be known."""
+
+    def lifetime(self) -> Lifetime:
+        """How long it has lived and been silent; once ended: at its end."""
 
     @property
     def failure(self) -> PeerError | None:
@@ -91,7 +109,7 @@ OnFailure: TypeAlias = Callable[[PeerError | None, float], float | None]
 async def keep_streaming(
     open_stream: OpenStream,
     *,
-    rotate_s: tuple[float, float],
+    ages: AgeLimits,
     gate: RetryGate,
     on_failure: OnFailure,
     on_bug: Callable[[Exception], None] | None = None,
@@ -103,7 +121,7 @@ async def keep_streaming(
     Args:
         open_stream: opens the next one. Raises PeerError, or the error of a shortage of this machine; then the present
             stream goes on.
-        rotate_s: a stream is replaced after a random time between these two.
+        ages: says when to replace each stream, and learns from each stream that something on the way ends.
         gate: its `wake` replaces a running stream now, retries a failed one now, and restarts an attempt that has taken
             too long.
         on_failure: called with each failure (None: a clean end) and the seconds until the next attempt. It may return
@@ -114,7 +132,7 @@ async def keep_streaming(
         on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
-    healthy_since: float | None = None  # when the present series of streams without a failure began
+    working_since: float | None = None  # when the present series of streams without a failure began
     async with trio.open_nursery() as nursery:
         while True:
             began = trio.current_time()
@@ -125,29 +143,52 @@ async def keep_streaming(
                 failure = failure_of(group, "cannot open a stream")
                 if isinstance(failure, InternalError):
                     on_bug(group)
+                worked = True  # the streams before this attempt
             else:
                 if stream is None:
                     backoff.reset()
                     continue
+                opened = trio.current_time()
+                if present is not None:
+                    _learn_from_replaced(present, ages, opened)
                 nursery.start_soon(_run, stream, present, on_bug)
                 present = stream
-                if healthy_since is None:
-                    healthy_since = began
-                await gate.wait(random.uniform(*rotate_s), stream.ended)
+                if working_since is None:
+                    working_since = opened
+                await _wait_for_end(stream, ages.plan(stream.kind, opened, opened - began), gate)
                 if not stream.ended.is_set():
                     continue  # a rotation: the next one opens while this one goes on
-                failure = stream.failure
+                present = None
+                failure, worked = stream.failure, stream.worked
+                if worked and not stream.explained and is_cut(failure):
+                    ages.cut(stream.kind, stream.lifetime(), failure, trio.current_time(), base=stream.base)
             now = trio.current_time()
             if failure is None and now - began >= SETTLED_S:
                 backoff.reset()
                 wait_s = 0.0
             else:
-                lived_s = 0.0 if healthy_since is None else now - healthy_since
+                lived_s = now - working_since if worked and failure is not None and working_since is not None else 0.0
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
-            healthy_since = None  # earlier failures are forgiven once, also if an older stream still runs
+            working_since = None  # earlier failures are forgiven once, also if an older stream still runs
             other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()
+
+
+async def _wait_for_end(stream: Stream, plan: Plan, gate: RetryGate) -> None:
+    """Wait until the stream has ended or is to be replaced."""
+    while not stream.ended.is_set() and (left_s := plan.left_s(stream.lifetime())) > DUE_S:
+        if await gate.wait(left_s, stream.ended):
+            return
+
+
+def _learn_from_replaced(stream: Stream, ages: AgeLimits, now: float) -> None:
+    """Its successor is there. Until then the stream has lived, or it was ended while the successor was being opened; a
+    clean end is the server's doing, as it should be."""
+    if not stream.ended.is_set():
+        ages.observe(stream.kind, stream.lifetime())
+    elif stream.failure is not None and stream.worked and not stream.explained and is_cut(stream.failure):
+        ages.cut(stream.kind, stream.lifetime(), stream.failure, now, base=stream.base)
 
 
 async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:

@@ -14,18 +14,19 @@ import trio
 
 from ..datapath.duplex import DuplexStream
 from ..datapath.receiver import Deliver, OnControl, Receiver
-from ..datapath.sender import Sender, ending_cleanly
+from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
 from ..http.client import read_response
-from ..http.heads import ResponseHead
+from ..http.heads import ResponseHead, ResponseParser
 from ..http.websocket import WebSocketWriter
 from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
 from ..wire.websocket import WebSocketBody
-from .rotation import Stream
+from .ages import Lifetime, SilenceMeter, StreamKind
+from .rotation import SETTLED_S, Stream
 from .transport_choice import UPLOAD_SEEN_S
 
 # How long a newer download waits for the older one to end, so that packets keep their order. Frames that the server had
@@ -42,17 +43,25 @@ class _ClientStream(ABC):
         failure: why the stream has ended; None before its end, and after a clean end.
         connection: the connection of this stream alone.
         segments: judges whether the connection loses large segments.
+        base: the server is a base server.
+        explained: the server has said why it ends the stream.
     """
 
+    kind: StreamKind
     _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
+    _receives: ClassVar[bool]  # the direction whose silence matters to what is on the way
 
-    def __init__(self, connection: Connection, ends: Counter[str]) -> None:
+    def __init__(self, connection: Connection, ends: Counter[str], *, base: bool) -> None:
         """A failure is counted in ``ends``."""
         self.connection = connection
         self.ended = trio.Event()
         self.failure: PeerError | None = None
         self.segments = SegmentWatch()
+        self.base = base
+        self.explained = False
         self._ends = ends
+        self._silence = SilenceMeter(trio.current_time())
+        self._lifetime: Lifetime | None = None  # once ended
 
     async def run(self, older: Stream | None) -> None:
         """As `rotation.Stream.run`."""
@@ -65,11 +74,20 @@ class _ClientStream(ABC):
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1
+            # Not a new sample: what the other end has sent to end the stream is no traffic of it.
+            self._lifetime = self._silence.sample(trio.current_time(), None)
             if self.failure is not None and self.failure.reason is EndReason.PATH_MTU:
                 self.connection.abort()  # a reset arrives, an orderly end would wait behind the large segments
             else:
                 self.connection.close()
             self.ended.set()
+
+    def lifetime(self) -> Lifetime:
+        """How long it has lived and been silent. To be called once a second; once ended: at its end."""
+        if self._lifetime is not None:
+            return self._lifetime
+        silence = self.connection.silence()
+        return self._silence.sample(trio.current_time(), None if silence is None else silence[self._receives])
 
     @abstractmethod
     async def _work(self, older: Stream | None) -> None:
@@ -96,9 +114,16 @@ class _InboundClientStream(_ClientStream):
         receiver: its receiving half.
     """
 
-    def __init__(self, receiver: Receiver, connection: Connection, ends: Counter[str]) -> None:
-        super().__init__(connection, ends)
+    _receives = True
+
+    def __init__(self, receiver: Receiver, connection: Connection, ends: Counter[str], *, base: bool) -> None:
+        super().__init__(connection, ends, base=base)
         self.receiver = receiver
+
+    @property
+    def worked(self) -> bool:
+        """It was answered."""
+        return True
 
     @property
     def over(self) -> bool:
@@ -116,14 +141,21 @@ class _InboundClientStream(_ClientStream):
 class Download(_InboundClientStream):
     """A GET that was answered with 200."""
 
+    kind = StreamKind.DOWNLOAD
     _DOING = "cannot receive"
 
     def __init__(
-        self, connection: Connection, receiver: Receiver, first_frames: list[FrameRange], ends: Counter[str]
+        self,
+        connection: Connection,
+        receiver: Receiver,
+        first_frames: list[FrameRange],
+        ends: Counter[str],
+        *,
+        base: bool,
     ) -> None:
         """``receiver``: receives from this connection. ``first_frames``: the frames that came together with the
         head."""
-        super().__init__(receiver, connection, ends)
+        super().__init__(receiver, connection, ends, base=base)
         self._first_frames = first_frames
         self._began = trio.current_time()
 
@@ -140,6 +172,7 @@ class Download(_InboundClientStream):
 class WebSocketStream(_InboundClientStream):
     """Download and upload at once: a WebSocket that was answered with 101."""
 
+    kind = StreamKind.WEBSOCKET
     _DOING = "cannot send or receive"
 
     def __init__(
@@ -157,7 +190,7 @@ class WebSocketStream(_InboundClientStream):
         body = WebSocketBody(masked=False)
         self._reader = FrameReader(body, control=True, memory=memory)
         receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control)
-        super().__init__(receiver, connection, ends)
+        super().__init__(receiver, connection, ends, base=False)
         self._rest = rest
         self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
 
@@ -178,9 +211,12 @@ class Upload(_ClientStream):
         began: when it began, by trio's clock.
         number: the number by which the server names this upload; None: a base server names none.
         seen: set when the server says that the first bytes have arrived.
+        may_be_unseen: the server cannot say so, or said so on a download that was lost.
     """
 
+    kind = StreamKind.UPLOAD
     _DOING = "cannot send"
+    _receives = False
 
     def __init__(
         self,
@@ -196,14 +232,16 @@ class Upload(_ClientStream):
             check: raises PeerError for an answer that is not 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
-        super().__init__(connection, ends)
+        super().__init__(connection, ends, base=number is None)
         self.began = trio.current_time()
         self.number = number
         self.seen = trio.Event()
+        self.may_be_unseen = number is None
         self._sender = sender
         self._check = check
         self._unseen = unseen
         self._writer = BodyWriter(connection)
+        self._answer = ResponseParser("PUT")
         self._scope = trio.CancelScope()
         self._because: PeerError | None = None
 
@@ -229,6 +267,15 @@ class Upload(_ClientStream):
     def over(self) -> bool:
         return self.ended.is_set() or self._because is not None
 
+    @property
+    def worked(self) -> bool:
+        """The server has seen it. Where it cannot say so, an upload has worked unless something refused it, and a
+        refusal would have come within SETTLED_S. A 200 is no refusal."""
+        if self.seen.is_set() or (self.failure is not None and self.failure.reason == EndReason.ENDED):
+            return True
+        cut_off = self.failure is not None and self.failure.reason in (EndReason.BROKEN, EndReason.CLOSED)
+        return self.may_be_unseen and (cut_off or self.lifetime().age_s >= SETTLED_S)
+
     def end(self, because: PeerError) -> None:
         self._because = because
         self._scope.cancel()
@@ -239,11 +286,26 @@ class Upload(_ClientStream):
         self.end(because)
 
     async def prove(self) -> bool:
-        """Call before `run`. Returns whether the server says in time that the upload arrives. Raises PeerError.
-        Cancel-safe."""
-        self._writer.send(control.ping(time.monotonic_ns()))
+        """Call before `run`. Returns whether the server says within UPLOAD_SEEN_S that the upload arrives. Only a PING
+        is sent on it. Raises PeerError, also for an answer. Cancel-safe."""
+        self._writer.send(AGENT_FRAME + control.ping(time.monotonic_ns()))
+        failure: PeerError | None = None
+
+        async def watch_answer() -> None:
+            nonlocal failure
+            try:
+                await self._read_answer(nursery.cancel_scope)
+            except PeerError as exc:
+                failure = exc.without_traceback()
+                nursery.cancel_scope.cancel()
+
         with trio.move_on_after(UPLOAD_SEEN_S):
-            await self.seen.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch_answer)
+                await self.seen.wait()
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         return self.seen.is_set()
 
     async def _watch_seen(self, unseen: Callable[[], None]) -> None:
@@ -257,7 +319,7 @@ class Upload(_ClientStream):
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
-        head, _ = await read_response(self.connection, "PUT")
+        head, _ = await read_response(self.connection, "PUT", self._answer)
         self._check(head)
         if not self._writer.finished or self._writer.pending:
             raise PeerError("the server ended the upload", reason=EndReason.ENDED)

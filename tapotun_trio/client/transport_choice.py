@@ -163,6 +163,10 @@ class TransportSelector:
             self._unseen_since = None
             self._warned = None
 
+    def upload_given_up(self) -> None:
+        """The newest upload, which was to replace one that goes on, was given up."""
+        self._unseen_since = None
+
     def download_ended(self) -> None:
         """The server can no longer say that an upload arrived."""
         self._unseen_since = None

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -60,9 +60,12 @@ class KeepalivePolicy:
 
 
 BASE_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, lambda clock_ns: BASE_PING)
+# On a download there is a ping at once: some proxies forward the head of an answer only together with the first bytes
+# of its body, and a base client would wait for that head until the first packet.
+BASE_DOWNLOAD_KEEPALIVE: Final = replace(BASE_KEEPALIVE, at_once=True)
 # The client echoes this ping, which keeps its upload alive even while the download carries packets: it gives an upload
 # up after 60 s without a byte, and sends no ping of its own.
-GENERATION_2_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, encode_echo, always=True)
+GENERATION_2_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, encode_echo, always=True, at_once=True)
 # To a generation 2 server our ping is a malformed frame, which ends the upload. The echoes of its own pings keep the
 # upload alive.
 NO_PINGING: Final = KeepalivePolicy(math.inf, lambda clock_ns: b"")
@@ -306,10 +309,6 @@ class Sender:
         """A PONG arrived, so what we send arrives."""
         if self.stream is not None:
             self.stream.answered_at = trio.current_time()
-
-    def begin_pinging(self, *, due: bool) -> None:
-        """A stream is about to begin where there was none. ``due``: ping at the next tick, not an interval later."""
-        self._pinged_at = -math.inf if due else trio.current_time()
 
     def ping(self) -> None:
         """Ping now, however recent the last ping is."""

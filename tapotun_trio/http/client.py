@@ -224,11 +224,13 @@ async def send_request(connection: Connection, method: str, url: Url, headers: l
     await connection.send_all(encode_request(method, url.target, [("Host", url.authority), *headers]))
 
 
-async def read_response(connection: Connection, method: str) -> tuple[ResponseHead, bytes]:
+async def read_response(
+    connection: Connection, method: str, parser: ResponseParser | None = None
+) -> tuple[ResponseHead, bytes]:
     """The head of the final answer, and the first bytes of its body. This has no deadline, since the answer to an
     upload comes when the upload ends. Raises PeerError: closed, or not HTTP. If this is cancelled, received bytes are
-    lost."""
-    parser = ResponseParser(method)
+    lost, unless the caller gave a ``parser`` for the method: the next call with it continues from there."""
+    parser = parser or ResponseParser(method)
     buffer = memoryview(bytearray(READ_BYTES))
     while True:
         received = await connection.receive(buffer)
@@ -266,6 +268,8 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
         405: "this URL is a web page, or a proxy lets only some methods pass",
+        408: "a proxy limits how long a request may take or be silent; the URL is right (Node: requestTimeout; Apache: "
+        "RequestReadTimeout; Google: timeoutSec)",
         409: "this session is over, or another machine uses the token",
         413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
         502: "the proxy does not reach the tapotun server behind it",

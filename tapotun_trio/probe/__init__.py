@@ -7,6 +7,8 @@
          ├─ path       DNS, TCP, TLS
          ├─ streams    a download and an upload, as the client opens them
          ├─ segments   whether large packets are lost, watched meanwhile
+         ├─ idle       how long a silent stream lives
+         ├─ ages       how long a busy stream lives
          └─ traffic    control frames through them: delay, round trip, throughput
     measured   the results
     identify   which proxy answered (pure)

@@ -182,6 +182,18 @@ class Idle:
 
 
 @dataclass(slots=True)
+class Ages:
+    """The age at which something on the path ends streams on which data flows, found with two streams of each; None: a
+    stream survived ``.._tested_s`` (0: not tested)."""
+
+    limit_s: float
+    download_tested_s: float = 0.0
+    upload_tested_s: float = 0.0
+    download_s: float | None = None
+    upload_s: float | None = None
+
+
+@dataclass(slots=True)
 class Measured:
     """All results. A field that is None or ``not-tested`` was not measured; ``not_tested`` has the reasons, for
     people."""
@@ -201,5 +213,6 @@ class Measured:
     throughput: Throughput | None = None
     websocket: WebSocket = field(default_factory=WebSocket)
     idle: Idle | None = None
+    ages: Ages | None = None
     not_tested: list[str] = field(default_factory=list)
     seconds: float = 0.0

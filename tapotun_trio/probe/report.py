@@ -78,6 +78,14 @@ def _steps(measured: Measured) -> Iterator[tuple[str, str]]:
             f"download {_idle(measured.idle.download_s, measured.idle.download_tested_s)}, "
             f"upload {_idle(measured.idle.upload_s, measured.idle.upload_tested_s, late=measured.idle.upload_late)}",
         )
+    if measured.ages is not None:
+        ages = measured.ages
+        download, upload = _age(ages.download_s, ages.download_tested_s), _age(ages.upload_s, ages.upload_tested_s)
+        yield "age", f"download {download}, upload {upload}"
+
+
+def _age(found_s: float | None, tested_s: float) -> str:
+    return f"survives {tested_s:.0f} s" if found_s is None else f"ended at {found_s:.1f} s"
 
 
 def _tls(measured: Measured) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
 from ..text import one_line
+from .ages import MAX_AGE_S
 from .idle import LIMIT_S
 from .measured import Measured
 from .report import report_json, report_text
@@ -28,7 +29,7 @@ from .verdict import judge
 USABLE: Final = 0
 NOT_USABLE: Final = 1
 
-TOTAL_S: Final = 75.0  # for everything but the idle test
+TOTAL_S: Final = 75.0  # for everything but the tests of limits
 _TOKEN_FILE_BYTES: Final = 64 * 1024
 
 
@@ -44,13 +45,17 @@ def probe(arguments: Namespace) -> int:
         if not 0 <= limit_s <= LIMIT_S:
             text = f"--idle-limit {limit_s:g} is not between 0 and {LIMIT_S:g}"
             raise Misused(f"{text}; a server itself ends streams that are silent for longer")
+        age_limit_s: float = arguments.age_limit
+        if not 0 <= age_limit_s <= MAX_AGE_S:
+            text = f"--age-limit {age_limit_s:g} is not between 0 and {MAX_AGE_S:g}"
+            raise Misused(f"{text}; a client replaces its streams every 15 minutes anyway")
     except Misused as exc:
         return _misused(str(exc))
     target = _without_query(config.server.target)
     measured = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
     began = time.monotonic()
     try:
-        stopped_by = trio.run(measure_until_stopped, config, limit_s, measured)
+        stopped_by = trio.run(measure_until_stopped, config, limit_s, measured, age_limit_s)
     except* HostError as group:
         failures = [str(exc) for exc in leaves(group)]
     else:
@@ -71,7 +76,9 @@ def _misused(text: str) -> int:
     return exit_codes.USAGE
 
 
-async def measure_until_stopped(config: ClientConfig, idle_limit_s: float, measured: Measured) -> int | None:
+async def measure_until_stopped(
+    config: ClientConfig, idle_limit_s: float, measured: Measured, age_limit_s: float = 0.0
+) -> int | None:
     """Measure until done, until the time is up, or until a signal, whose number is returned."""
     stopped_by: int | None = None
 
@@ -84,10 +91,12 @@ async def measure_until_stopped(config: ClientConfig, idle_limit_s: float, measu
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop, signals)
-            with trio.move_on_after(TOTAL_S + idle_limit_s) as deadline:
-                await measure(config, idle_limit_s, measured)
+            # An age that is found is looked for once more.
+            total_s = TOTAL_S + idle_limit_s + 2.5 * max(age_limit_s, idle_limit_s)
+            with trio.move_on_after(total_s) as deadline:
+                await measure(config, idle_limit_s, measured, age_limit_s)
             if deadline.cancelled_caught:
-                measured.not_tested.append(f"the rest: the probe ends after {TOTAL_S + idle_limit_s:.0f} s")
+                measured.not_tested.append(f"the rest: the probe ends after {total_s:.0f} s")
             nursery.cancel_scope.cancel()
     return stopped_by
 

@@ -16,18 +16,20 @@ from ..host.net.sockets import Connection
 from ..http.client import answered, check_status
 from ..wire import control, tunconf
 from ..wire.frames import BASE_PING, FrameReader
+from .ages import BEYOND, BEYOND_S, AgeSearch
 from .identify import identify
 from .idle import measure_idle
-from .measured import Direction, Http, Idle, Measured, WebSocket
+from .measured import Ages, Direction, Http, Idle, Measured, WebSocket
 from .path import Path
 from .remedies import NAMES
 from .segments import LossWatch
-from .streams import Answer, Opener, Receiver, read_answer, read_page
+from .streams import Answer, Opener, Receiver, Uploader, read_answer, read_page
 from .traffic import large_packets, padding, round_trips, throughput, wait_for_first
 from .verdict import may_replace_get
 from .websocket import try_websocket
 
 HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
+MAX_PAIRS: Final = 3  # of streams, in search of a limit of age
 GOODBYE_S: Final = 3.0
 GOODBYE_PINGS: Final = 3
 GOODBYE_PAUSE_S: Final = 0.1
@@ -45,7 +47,7 @@ class _Taken(Exception):
     """Another client has taken the token over."""
 
 
-async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured) -> None:
+async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured, age_limit_s: float = 0.0) -> None:
     """Fill ``measured`` in, step by step, so that it is valid even if this is cancelled. Closes every connection.
 
     Raises HostError if a TLS file or the proxy of the environment is unusable.
@@ -56,7 +58,7 @@ async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured)
         return
     opener = Opener(config, path.open)
     try:
-        await _Steps(config, idle_limit_s, measured, opener, path).run()
+        await _Steps(config, idle_limit_s, measured, opener, path, age_limit_s).run()
     except* _Taken:
         measured.token_in_use = True
         measured.not_tested.append("the rest: a client with this token connected")
@@ -72,10 +74,17 @@ async def measure(config: ClientConfig, idle_limit_s: float, measured: Measured)
 
 class _Steps:
     def __init__(
-        self, config: ClientConfig, idle_limit_s: float, measured: Measured, opener: Opener, path: Path
+        self,
+        config: ClientConfig,
+        idle_limit_s: float,
+        measured: Measured,
+        opener: Opener,
+        path: Path,
+        age_limit_s: float,
     ) -> None:
         self._config = config
         self._idle_limit_s = idle_limit_s
+        self._age_limit_s = age_limit_s
         self._measured = measured
         self._opener = opener
         self._path = path
@@ -118,6 +127,7 @@ class _Steps:
                 measured.not_tested.append("round trip, throughput, WebSocket: the base protocol cannot measure them")
                 await self._refused_upload([("Transfer-Encoding", "chunked")], 403)
             await self._idle()
+            await self._ages()
         elif control.WS in self._features and may_replace_get(http):
             await self._websocket()
 
@@ -182,7 +192,7 @@ class _Steps:
         return None
 
     async def _download_again(self) -> tuple[Connection, Answer]:
-        """A GET like the one that was answered, on a connection with smaller segments. Raises PeerError, and _Taken."""
+        """A GET like the one that was answered. Raises PeerError, trio.TooSlowError, and _Taken."""
         connection = await self._opener.request("GET", self._download_fields())
         with trio.fail_after(HEAD_S):
             answer = await read_answer(connection, "GET")
@@ -322,6 +332,7 @@ class _Steps:
 
     async def _measure_streams(self, connection: Connection, answer: Answer, watch: LossWatch) -> None:
         measured, progress = self._measured, self._opener.progress
+        began = trio.current_time()
         measured.download.state = "streams"
         rtt_s = (self._http.ms or 0.0) / 1e3
         async with self._receiving(connection, answer) as (down, nursery):
@@ -362,6 +373,7 @@ class _Steps:
                     measured.upload.error = None if up.failure is None else str(up.failure)
             if down.failure is not None and measured.download.state == "streams":
                 measured.download.state, measured.download.error = "broken", str(down.failure)
+                measured.download.ended_after_s = down.ended_at - began
             if down.replaced:
                 raise self._taken()
             if not up.ended:
@@ -414,6 +426,43 @@ class _Steps:
             await measure_idle(measured.idle, up, down, self._opener.progress, self._still_ours)
         if down.clean and measured.idle.download_s is None:
             measured.not_tested.append("idle timeout of a download: the server ended it")
+
+    async def _ages(self) -> None:
+        """Look for limits of age: up to --age-limit, and wherever a stream was ended before."""
+        measured, idle = self._measured, self._measured.idle
+        ended = [measured.download.ended_after_s, measured.upload.ended_after_s]
+        if idle is not None:
+            ended += [idle.download_s, idle.upload_s]
+        limit_s = max([self._age_limit_s, *(BEYOND * at_s + BEYOND_S for at_s in ended if at_s is not None)])
+        held = "held-back" in (measured.upload.state, measured.download.state)
+        if not limit_s or held or self._http.server != "extended":
+            cause = "--age-limit 0" if not limit_s else "streams are held back" if held else "a base server"
+            measured.not_tested.append(f"limits on the age of a stream: {cause}")
+            return
+        self._features = control.SUPPORTED
+        measured.ages = Ages(limit_s)
+        search = AgeSearch(measured.ages)
+        for _ in range(MAX_PAIRS):
+            try:
+                connection, answer = await self._download_again()
+            except trio.TooSlowError:
+                measured.not_tested.append("limits on the age of a stream: a further download was not answered")
+                return
+            async with self._receiving(connection, answer) as (down, nursery):
+                up = await search.watch(partial(self._answering_upload, nursery, down), down, self._opener.progress)
+                if down.replaced:
+                    raise self._taken()
+                if not up.ended:
+                    await up.finish(GOODBYE_S, control.bye(_BYE))
+            if not search.next_s:
+                return
+        measured.not_tested.append("limits on the age of a stream: streams were ended at ages that do not agree")
+
+    async def _answering_upload(self, nursery: trio.Nursery, down: Receiver) -> Uploader:
+        """A new upload, on which the PINGs of ``down`` are answered. Raises PeerError."""
+        up = await self._opener.upload(nursery, self._upload_fields())
+        down.answer = up.answer
+        return up
 
     async def _base_download(self) -> tuple[Connection, Answer | None]:
         """A GET without features, as a base client sends it. None: no response. Raises _Taken."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from ..client.ages import SHARE, Limit, StreamKind, likely
 from ..host.net.segments import explain
+from .ages import is_same_limit
 from .measured import Direction, Http, Kind, Measured
 from .remedies import NAMES, Fault, lines
 
@@ -35,6 +37,12 @@ _CHANGING: Final = frozenset({"upload-held", "upload-broken", "download-held"})
 _GET: Final = ("http-", "no-answer", "not-tapotun")
 _OF_SERVER: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
+
+
+_AGES: Final[tuple[tuple[Literal["download", "upload"], StreamKind, Literal["age-download", "age-upload"]], ...]] = (
+    ("download", StreamKind.DOWNLOAD, "age-download"),
+    ("upload", StreamKind.UPLOAD, "age-upload"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,7 @@ class _Judge:
             self._delay()
             self._websocket()
             self._idle()
+            self._ages()
 
     def _add(self, severity: Severity, code: str, text: str, where: str = "", *change: str) -> None:
         self._findings.append(Finding(severity, code, text, where, change))
@@ -256,7 +265,7 @@ class _Judge:
         if down.state == "held-back":
             text = f"the download is held back: {_held(down, 'answered')}"
             self._blame("fault", "download-held", text, "download-held")
-        elif down.state == "broken":
+        elif down.state == "broken" and not is_same_limit(self._age_s("download"), down.ended_after_s or 0.0):
             self._add("fault", "download-broken", f"the download broke: {down.error}")
 
     def _upload(self) -> None:
@@ -276,7 +285,7 @@ class _Judge:
                 f"the proxy ended an upload with 413 after about {_size(up.ended_after_bytes or 0)}: it limits the size"
             )
             self._blame("fault", "upload-limit", text, "upload-limit")
-        elif up.ended_after_s is not None:
+        elif up.ended_after_s is not None and not is_same_limit(self._age_s("upload"), up.ended_after_s):
             how = up.error or f"answered {up.status}"
             text = f"an upload was ended {up.ended_after_s:.1f} s after its beginning, while it carried data ({how})"
             self._blame("fault", "upload-cut", text, "idle-upload")
@@ -303,6 +312,25 @@ class _Judge:
             tail = "" if needed else "; not needed while uploads stream"
             self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")
 
+    def _age_s(self, name: Literal["download", "upload"]) -> float | None:
+        """The age at which streams of this direction are ended."""
+        ages = self._measured.ages
+        return None if ages is None else ages.download_s if name == "download" else ages.upload_s
+
+    def _ages(self) -> None:
+        """No fault: a client of ours copes. A deployed one does not."""
+        for name, kind, fault in _AGES:
+            age_s = self._age_s(name)
+            if age_s is None:
+                continue
+            least_s, most_s = (share * age_s for share in SHARE)
+            text = (
+                f"{name}s are ended at an age of {age_s:.1f} s, even while data flows, probably by "
+                f"{likely(kind, Limit(age_s, None))}; a client notices that after two, then replaces each after "
+                f"{least_s:.1f} to {most_s:.1f} s, and nothing is lost; a deployed client loses its streams each time"
+            )
+            self._blame("warning", fault, text, fault)
+
     def _idle(self) -> None:
         idle, http = self._measured.idle, self._measured.http
         if idle is None or http is None:
@@ -310,12 +338,14 @@ class _Judge:
         need_s = http.keepalive_s or BASE_PING_S
         # Measured with GET and PUT; a WebSocket may have other timeouts.
         severity: Severity = "warning" if self._measured.transport == "websocket" else "fault"
-        found: tuple[tuple[str, float | None, Literal["idle-download", "idle-upload"]], ...] = (
+        found: tuple[
+            tuple[Literal["download", "upload"], float | None, Literal["idle-download", "idle-upload"]], ...
+        ] = (
             ("download", idle.download_s, "idle-download"),
             ("upload", idle.upload_s, "idle-upload"),
         )
         for name, found_s, fault in found:
-            if found_s is None:
+            if found_s is None or is_same_limit(self._age_s(name), found_s):
                 continue
             if name == "upload" and idle.upload_late:
                 text = f"an upload that was silent for {found_s:.0f} s turned out to be dead when it was used again"

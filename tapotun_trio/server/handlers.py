@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -105,8 +106,11 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
 
 
 async def serve_upload(session: Session, exchange: Exchange) -> None:
-    """Take frames from the client until its body ends, then answer. Raises PeerError without an answer, because a
-    deployed client takes an answer before the end of its body for that end."""
+    """Take frames from the client until its body ends, then answer. Raises PeerError.
+
+    An extended client's upload that the server ends on purpose is answered, too. Otherwise a proxy would answer it
+    with a 502, which sounds like a server that is down. A deployed client takes an answer before the end of its body
+    for that end, so it gets none."""
     hello = ClientHello.of(exchange.head.headers)
     extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
@@ -115,9 +119,14 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
     reader = FrameReader(await exchange.accept_upload(), control=extended)
     upload = Upload(session, seen)
     receiver = upload.receiver(exchange.connection, reader)
-    with session.uploading(receiver) as older, receiver.running():
-        upload.older = older if extended else None
-        await receiver.run(reader.prime(exchange.leftover))
+    try:
+        with session.uploading(receiver) as older, receiver.running():
+            upload.older = older if extended else None
+            await receiver.run(reader.prime(exchange.leftover))
+    except PeerError as exc:
+        if extended:
+            await _answer_ended_upload(session, hello, exchange, exc.reason)
+        raise
     greedy = len(reader.leftover) > MAX_PIPELINED_BYTES
     await exchange.finish_upload(close=greedy)
     if greedy:
@@ -125,6 +134,15 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
             f"more than {MAX_PIPELINED_BYTES} bytes came behind an upload's end", reason=EndReason.PIPELINING
         )
     exchange.leftover = reader.leftover
+
+
+async def _answer_ended_upload(session: Session, hello: ClientHello, exchange: Exchange, reason: EndReason) -> None:
+    """Answer the upload of an extended client that this end ended before its body had ended, if it was on purpose."""
+    with suppress(PeerError):  # the client has gone meanwhile
+        if reason == EndReason.DISCONNECTED:
+            await exchange.respond(200, [("Content-Type", "text/plain")], b"ok\n", close=True)
+        elif reason == EndReason.REPLACED and session.replaced_by_another(hello):
+            await exchange.refuse(409)  # as any further request of this session
 
 
 async def serve_websocket(session: Session, exchange: Exchange) -> None:

@@ -12,7 +12,13 @@ from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
-from ..datapath.sender import BASE_KEEPALIVE, GENERATION_2_KEEPALIVE, SILENT_KEEPALIVES, Sender, extended_keepalive
+from ..datapath.sender import (
+    BASE_DOWNLOAD_KEEPALIVE,
+    GENERATION_2_KEEPALIVE,
+    SILENT_KEEPALIVES,
+    Sender,
+    extended_keepalive,
+)
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
@@ -206,13 +212,10 @@ class Session:
         self.transport = transport
         self.disconnect_reason = None
         self.peer_info.mark_connected(name, hello.agent, extended=hello.extended, continues=continues)
-        if not self.sender.streaming:
-            # The client may be about to give up an upload that is still open, because it got no echo.
-            self.sender.begin_pinging(due=bool(self.uploads))
         if hello.extended:
             self.sender.keepalive = extended_keepalive(self._config.keepalive_s)
         else:
-            self.sender.keepalive = BASE_KEEPALIVE if self._config.peers == 1 else GENERATION_2_KEEPALIVE
+            self.sender.keepalive = BASE_DOWNLOAD_KEEPALIVE if self._config.peers == 1 else GENERATION_2_KEEPALIVE
 
     def reconfigure(
         self, index: int, client: AllowedClient, config: ServerConfig, parameters: ClientParameters | None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from tests.harness import Lab, Process, nginx_proxy, no_leaks, wait_until
+from tests.harness import ROOT, Lab, Process, nginx_proxy, no_leaks, wait_until
 from tests.integrity import CheckedTcp, CheckedUdp, Direction
 
 from .drop_counter import DROP_COUNTER, PORT, dropped
@@ -81,6 +82,30 @@ def test_rotations_under_load(lab: Lab, way: str, load: str) -> None:
     assert bytes_moved > 0
     for daemon in (server_daemon, client_daemon):
         assert " WARNING " not in daemon.log
+
+
+def test_a_new_upload_waits_for_its_server(lab: Lab) -> None:
+    """Behind a proxy whose upstream takes its time for each new request, the old upload carries the packets until the
+    server has seen the new one."""
+    server, client = cable(lab)
+    relay = [sys.executable, "-m", "tests.netns.cutting_relay", "80", "8080", "1000", "1.5"]
+    with (
+        running(server, server_config(listen="127.0.0.1"), "--log-level", "debug") as server_daemon,
+        server.start(relay, name="relay", cwd=ROOT) as slow,
+    ):
+        slow.wait_for_log("ready")
+        config = client_config(server=f"http://{SERVER}/ip", rotate_s=[0.5, 1.0], transport="http")
+        with (
+            running(client, config, until=UPLOADING),
+            CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=100) as udp,
+        ):
+            udp.wait_for_flow(timeout=20)
+            before, since_ns = rotations(server_daemon), time.monotonic_ns()
+            wait_until(lambda: rotations(server_daemon) - before >= 6, 60, "the rotations", udp.tail)
+            until_ns = time.monotonic_ns()
+            up, _ = udp.finish()
+    lost, sent = up.lost_between(since_ns, until_ns), sum(since_ns < at < until_ns for at in up.sent_ns)
+    assert lost <= 0.02 * sent, f"{lost} of {sent} lost: {up}"
 
 
 def _when(way: Direction, daemon: Process) -> str:

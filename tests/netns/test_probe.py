@@ -255,6 +255,24 @@ def test_timeouts(lab: Lab) -> None:
     assert reports[3]["idle"]["upload_late"]
 
 
+def test_limits_of_age(lab: Lab) -> None:
+    """A client copes with them, so they are no fault: where other tests have met them, or when they are looked for."""
+    timeouts = "{\n\tservers {\n\t\ttimeouts {\n\t\t\tread_body 4s\n\t\t\twrite 4s\n\t\t}\n\t}\n\tlog"
+    both = {"age-download", "age-upload"}
+    lines = ("no servers timeouts write", "no servers timeouts read_body")
+    reports = check_all(
+        lab,
+        Case("caddy", {CADDY_SERVERS: timeouts}, both, lines, True, options=("--idle-limit", "8")),
+        Case("caddy", {CADDY_SERVERS: timeouts}, both, lines, True, options=("--idle-limit", "0", "--age-limit", "8")),
+        Case("nginx", {}, set(), (), True, options=("--idle-limit", "0", "--age-limit", "4")),
+    )
+    for found in reports[:2]:
+        for name in ("download_s", "upload_s"):
+            assert 3.5 <= found["ages"][name] <= 6, found["ages"]
+    assert reports[2]["ages"]["download_s"] is None
+    assert reports[2]["ages"]["upload_tested_s"] >= 3.5
+
+
 def test_answers_that_are_none_of_a_tunnel(lab: Lab) -> None:
     """The wrong upstream, path and token; at each, what it says is the proxy's or the server's."""
     upstream = {"nginx": "http-502", "caddy": "http-502", "haproxy": "http-503", "apache": "http-503"}

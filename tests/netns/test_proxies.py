@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness import Host, Lab, Payload, Process, download, ping, upload
+from tests.harness import Host, Lab, Payload, Process, command, download, ping, upload
 from tests.harness.recipes import NAME, RECIPES, Proxy
 from tests.integrity import CheckedTcp, CheckedUdp
 
@@ -177,6 +177,25 @@ def test_reload_and_restart_under_load(lab: Lab, kind: str) -> None:
             assert (way.duplicated, way.corrupted) == (0, 0)
             in_restart = way.lost_between(restarted_ns - 100_000_000, recovered_ns)
             assert way.lost == in_restart, f"{way.lost - in_restart} lost without a restart: {way.losses()}"
+
+
+@EACH
+def test_a_disconnect_is_no_failure_of_the_proxy(lab: Lab, kind: str) -> None:
+    """The operator ends a session. The client says that, comes back, and blames nobody."""
+    server, client = cable(lab)
+    config = server_config()
+    del config["listen"]
+    with (
+        RECIPES[kind](server) as proxy,  # first, since it has its own /run
+        running(server, config),
+        running(client, _https_client(proxy), until=CONNECTED) as daemon,
+    ):
+        before = daemon.log_end
+        server.run([*command(), "disconnect", "laptop"])
+        daemon.wait_for_log("the server ends the session: disconnected by the operator", after=before)
+        daemon.wait_for_log(UPLOADING, after=before)
+        said = daemon.log[before:]
+        assert " WARNING " not in said, said
 
 
 HELD_BACK: Final = "(?i) WARNING .*proxy_request_buffering"

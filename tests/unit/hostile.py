@@ -25,6 +25,8 @@ from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.lifecycle import interface
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
+from tapotun_trio.wire import control
+from tapotun_trio.wire.frames import BASE_PING
 
 from ..fakes import MemoryDevice, MemoryHost
 from ..packets import ipv4
@@ -185,6 +187,9 @@ class Siege:
         raw = await self.connect(request("GET", "mallory", *fields), receive_buffer_bytes=receive_buffer_bytes)
         assert await raw.status() == 200
         await until(lambda: self.mallory.sender.stream not in (None, before), "the download")
+        if not any(control.FEATURES_HEADER in field for field in fields):  # a base client: a ping comes at once
+            ping = b"%x\r\n%s\r\n" % (len(BASE_PING), BASE_PING)
+            assert await raw.exactly(len(ping)) == ping
         return raw
 
     async def upload(self, *fields: str) -> Raw:

@@ -124,6 +124,7 @@ async def test_pipelined_requests_are_answered_one_after_the_other(bytewise: boo
             assert await raw.exactly(3) == b"ok\n"
         assert await raw.status() == 200
         await until(lambda: siege.mallory.sender.streaming, "the download")
+        assert await raw.exactly(7) == b"2\r\n\0\0\r\n"  # its first ping
         siege.hub.send(down := ipv4(HUB, ME, b"down"))
         assert await raw.exactly(len(chunk(frame(down)))) == chunk(frame(down))
         assert siege.mallory.counters.ends == {}

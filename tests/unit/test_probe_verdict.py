@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tapotun_trio.probe.identify import identify
 from tapotun_trio.probe.measured import (
+    Ages,
     Direction,
     Dns,
     Http,
@@ -438,3 +439,39 @@ def test_nothing_of_a_terminal_s_own() -> None:
     text = report_text(it, judge(it))
     assert "\x1b" not in text
     assert len([line for line in text.splitlines() if line.startswith("verdict")]) == 1
+
+
+def test_a_limit_of_age_is_what_the_client_copes_with() -> None:
+    """Not a fault, also where the streams of other steps met it, and a silent stream."""
+
+    def change(it: Measured) -> None:
+        it.ages = Ages(6.0, 3.1, 6.0, download_s=3.0)
+        it.download = Direction("broken", ended_after_s=3.05, error="connection closed inside a chunked body")
+        it.idle = Idle(20, 3.2, 20, download_s=3.2)
+
+    verdict, it = judged(change, "caddy")
+    assert verdict.usable
+    assert [(finding.severity, finding.code) for finding in verdict.findings] == [("warning", "age-download")]
+    assert "no servers timeouts write" in changes(verdict)
+    assert "replaces each after 1.8 to 2.4 s" in verdict.findings[0].text
+    assert "download ended at 3.0 s, upload survives 6 s" in report_text(it, verdict)
+
+
+def test_a_silent_stream_that_ends_before_that_age_is_a_fault() -> None:
+    def change(it: Measured) -> None:
+        it.ages = Ages(60.0, 30.0, 60.0, download_s=30.0)
+        it.idle = Idle(20, 5, 20, download_s=5.0)
+
+    verdict, _ = judged(change)
+    assert {finding.code for finding in verdict.findings} == {"idle-download", "age-download"}
+    assert not verdict.usable
+
+
+def test_an_upload_that_is_cut_at_its_age() -> None:
+    def change(it: Measured) -> None:
+        it.upload.ended_after_s, it.upload.error = 3.0, "closed"
+        it.ages = Ages(5.0, 5.0, 3.0, upload_s=3.0)
+
+    verdict, _ = judged(change)
+    assert verdict.usable
+    assert [finding.code for finding in verdict.findings] == ["age-upload"]

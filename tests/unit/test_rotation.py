@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from tapotun_trio.client import rotation
-from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, Backoff
+from tapotun_trio.client.ages import AgeLimits, Lifetime, StreamKind
+from tapotun_trio.client.backoff import FIRST_S, LIMIT_S, NEAR_LIMIT_S, WORKED_S, Backoff
 from tapotun_trio.client.rotation import RetryGate, keep_streaming
 from tapotun_trio.errors import EndReason, PeerError
 
@@ -23,6 +24,8 @@ class Script:
         self.refusing = False
         self.attempts: list[float] = []
         self.streams: list[ScriptedStream] = []
+        self.told: list[str] = []
+        self.opened = trio.Event()  # the next stream was opened
 
     async def open(self) -> ScriptedStream:
         await trio.lowlevel.checkpoint()
@@ -31,17 +34,30 @@ class Script:
             raise PeerError("refused", reason=EndReason.CONNECT)
         stream = ScriptedStream()
         self.streams.append(stream)
+        self.opened.set()
+        self.opened = trio.Event()
         return stream
 
     def failed(self, failure: PeerError | None, wait_s: float) -> float | None:
         return None
+
+    def tell(self, level: int, text: str) -> None:
+        self.told.append(text)
 
 
 class ScriptedStream:
     def __init__(self) -> None:
         self.ended = trio.Event()
         self.failure: PeerError | None = None
+        self.kind = StreamKind.DOWNLOAD
+        self.base = False
+        self.explained = False
+        self.worked = True
         self._fall = trio.Event()
+        self._began = trio.current_time()
+
+    def lifetime(self) -> Lifetime:
+        return Lifetime(trio.current_time() - self._began, 0.0)
 
     async def run(self, older: rotation.Stream | None) -> None:
         if isinstance(older, ScriptedStream):
@@ -61,7 +77,8 @@ def hardest_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def start(nursery: trio.Nursery, script: Script, rotate_s: tuple[float, float], gate: RetryGate) -> None:
     async def run() -> None:
-        await keep_streaming(script.open, rotate_s=rotate_s, gate=gate, on_failure=script.failed)
+        ages = AgeLimits(rotate_s, script.tell)
+        await keep_streaming(script.open, ages=ages, gate=gate, on_failure=script.failed)
 
     nursery.start_soon(run)
 
@@ -138,9 +155,58 @@ def tenth_wait(seed: int, *, near: bool) -> float:
     return last
 
 
-def test_a_minute_of_health_pays_back() -> None:
+def test_a_stream_that_worked_pays_back() -> None:
     backoff = Backoff(random.Random(1))
     for _ in range(10):
         backoff.next_s()
-    assert backoff.next_s(lived_s=60) == 0
-    assert backoff.next_s(lived_s=59) <= FIRST_S
+    assert backoff.next_s(lived_s=WORKED_S) == 0
+    assert backoff.next_s(lived_s=0.9 * WORKED_S) <= FIRST_S
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_streams_that_are_cut_again_and_again_cost_no_pause(autojump_clock: Clock) -> None:
+    """At ages that do not agree, so that nothing is learned from them."""
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (1000, 1000), RetryGate())
+        for age_s in (2, 9, 4, 16, 7, 25, 12, 3, 40):
+            await trio.sleep(age_s)
+            count = len(script.attempts)
+            script.streams[-1].fall(PeerError("cut", reason=EndReason.BROKEN))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(script.attempts) == count + 1
+        assert script.told == []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_streams_that_never_worked_are_not_opened_without_a_pause(autojump_clock: Clock) -> None:
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (1000, 1000), RetryGate())
+        for _ in range(10):
+            await trio.testing.wait_all_tasks_blocked()
+            script.streams[-1].worked = False
+            script.streams[-1].fall(PeerError("refused", reason=EndReason.http(502)))
+            await script.opened.wait()
+        assert trio.current_time() > 15
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("hardest_backoff")
+async def test_two_clients_of_a_base_server_do_not_fight(autojump_clock: Clock) -> None:
+    """Each new download of one ends the other's cleanly, which is to be followed by ever longer pauses."""
+    script = Script()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (1000, 1000), RetryGate())
+        began = trio.current_time()
+        lives_s = [1.5, 2.2, 1.1, 3.1, 2.0, 4.4, 1.4, 2.8, 3.6, 1.8]
+        for life_s in lives_s:
+            await trio.testing.wait_all_tasks_blocked()
+            script.streams[-1].base = True
+            await trio.sleep(life_s)
+            script.streams[-1].fall(None)
+            await script.opened.wait()
+        assert trio.current_time() - began - sum(lives_s) > 20
+        assert script.told == []
+        nursery.cancel_scope.cancel()

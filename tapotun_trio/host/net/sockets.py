@@ -51,6 +51,8 @@ _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
 _SEGMENT_INFO: Final = struct.Struct("=2xB13xI36xI8xI48xQQ8xI")
 _SO_MEMINFO: Final = 55  # asm-generic/socket.h; the first of its u32 (SK_MEMINFO_RMEM_ALLOC) is what was received
 _SIOCINQ: Final = termios.FIONREAD  # the same number, linux/sockios.h
+# Of the same: tcpi_last_data_sent and tcpi_last_data_recv, in milliseconds.
+_TCP_SILENCE: Final = struct.Struct("=44xI4xI")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
 # See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
@@ -182,6 +184,18 @@ class Connection:
         # The kernel holds something that cannot be read: it came behind a gap.
         gap = any(held) and not any(readable)
         return SegmentState(mss, flying, retransmits, acked, received, gap, ack_age_ms / 1e3, rtt_us / 1e6)
+
+    def silence(self) -> tuple[float, float] | None:
+        """Seconds since this end has last sent data, and since it has last received some; since the connection began,
+        if there was none. None for a Unix socket and a closed one. Takes 1 us."""
+        if not self._tcp:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_SILENCE.size)
+            sent_ms, received_ms = _TCP_SILENCE.unpack(info)
+        except (OSError, struct.error):
+            return None
+        return sent_ms / 1e3, received_ms / 1e3
 
     @property
     def congestion_control(self) -> str | None:
