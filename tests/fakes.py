@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, TypeVar
 
 import trio
 
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.interfaces import Change, InterfaceChange
-from tapotun_trio.host.items import HostRoute, Item, ItemsRefused, LinkState, NextHop, Route, RouteKey
+from tapotun_trio.host.items import (
+    AttachedNetwork,
+    CurrentRoute,
+    HostRoute,
+    Item,
+    ItemsRefused,
+    LinkState,
+    NextHop,
+    Route,
+    RouteKey,
+)
 from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange
 
 PLAIN_VNET: Final = bytes(12)
@@ -196,6 +206,23 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         return address in self._host.led_into
 
+    async def current_routes(
+        self, name: str, addresses: Collection[str], mark: int | None
+    ) -> dict[str, CurrentRoute | None]:
+        """By the same way as ever, unless the test says otherwise."""
+        await trio.lowlevel.checkpoint()
+        return {it: self._host.current.get(it, CurrentRoute(1, None, it)) for it in addresses}
+
+    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+        await trio.lowlevel.checkpoint()
+        if self._host.ways_fail:
+            raise HostError("the kernel does not say")
+        return [it for it in self._host.attached if any(net.subnet_of(it.network) for net in networks)]
+
+    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+        await trio.lowlevel.checkpoint()
+        return frozenset(self._host.machine)
+
     async def remove_left_over(self) -> list[str]:
         await trio.lowlevel.checkpoint()
         return []
@@ -229,6 +256,9 @@ class MemoryHost:
         self.ways: dict[IPv4Address, NextHop] = {}  # without our interfaces
         self.ways_fail = False
         self.led_into: set[IPv4Address] = set()
+        self.current: dict[str, CurrentRoute | None] = {}
+        self.attached: list[AttachedNetwork] = []
+        self.machine: set[IPv4Interface] = set()
         self.deaf = False  # to changes: watching is refused
         self.owned: set[str] = set()  # names
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused
@@ -304,10 +334,24 @@ class MemoryHost:
 
     # -- the test's side
 
-    def change(self, what: str, *addresses: str) -> None:
+    def change(
+        self,
+        what: str,
+        *addresses: str,
+        touched: Collection[str] = (),
+        links: Collection[int] = (),
+        incomplete: bool = False,
+    ) -> None:
         """Something happens to the paths; these local addresses are left."""
+        change = Change(
+            what,
+            frozenset(addresses),
+            touched_addresses=frozenset(touched),
+            touched_links=frozenset(links),
+            incomplete=incomplete,
+        )
         for watch in self._watching:
-            watch.send_nowait(Change(what, frozenset(addresses)))
+            watch.send_nowait(change)
 
     def set_link(self, name: str, up: bool) -> None:
         """Somebody sets an interface up or down, which takes its routes away."""

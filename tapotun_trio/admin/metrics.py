@@ -170,7 +170,9 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "Packets from the interface's device that were delivered to no peer, by reason.",
         lambda status: status.device_drops,
         lambda status: (
-            (DropReason.INTERNAL_ERROR, DropReason.NO_ROUTE, DropReason.NOT_IPV4) if status.kind == "server" else ()
+            (DropReason.INTERNAL_ERROR, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
+            if status.kind == "server"
+            else ()
         ),
     ),
     _Reasons(
@@ -189,7 +191,7 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     ),
 )
 
-_DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.INTERNAL_ERROR}))
+_DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.LOOP, DropReason.INTERNAL_ERROR}))
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda status: status.state == "connected"),

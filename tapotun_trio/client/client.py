@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, Sender, keepalive_policy
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
-from ..host.interfaces import Host
+from ..host.interfaces import Change, Host
 from ..host.items import DesiredState
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import KEEPALIVE_S, Connection
@@ -46,6 +46,7 @@ from .ages import AgeLimits
 from .failure_log import FailureLog
 from .large_ping import LargePing
 from .parameters import InterfaceParameters
+from .path_table import PathTable
 from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
@@ -64,6 +65,8 @@ from .streams import (
 from .transport_choice import UPLOAD_SEEN_S, TransportSelector
 
 TICK_S: Final = 1.0
+# How often the route to the server is looked up. One lookup takes 0.2 ms.
+ROUTE_CHECK_S: Final = 2.0
 # When an upload breaks, the reason may be about to arrive on the download: a stopping server, or another machine.
 END_REASON_GRACE_S: Final = 0.1
 DEFAULT_KEEPALIVE_S: Final = 10.0  # docs/protocol.md#timing; until the server's PARAMS say otherwise
@@ -115,6 +118,9 @@ class TunnelClient:
         self._stall = Stall()
         self._large_ping = LargePing()
         self._proving = False  # segments are missing; the kernel asks for signs of life more often
+        self._paths = PathTable()
+        self._route_check, self._route_check_due = trio.CancelScope(), False
+        self.guard.on_new_remotes = self._check_route
 
     # -- for the status
 
@@ -177,7 +183,8 @@ class TunnelClient:
         address = "" if self._download is None else self._download.connection.remote_address or ""
         limit, problem = self.segment_limits.limit(address), self.segment_limits.problem(address)
         server, conflicts = self._config.server.authority, self.guard.conflicts
-        return client_status(common, self, server, self.desired, conflicts, limit, problem)
+        left_out = self.guard.push_filter.left_out
+        return client_status(common, self, server, self.desired, conflicts, left_out, limit, problem)
 
     # -- the device's side
 
@@ -253,7 +260,7 @@ class TunnelClient:
             if self._stall.tick(now, self.counters.tx_packets, dropped, tell=connected):
                 self._log_stall()
             if slept_s := suspends.suspended_s():
-                self.path_changed(f"this machine slept for {slept_s:.0f} s", None)
+                self.path_changed(f"this machine slept for {slept_s:.0f} s")
 
     def _watch_segments(self, now: float) -> None:
         """End a stream whose large segments are lost, so that the next one is opened with smaller ones."""
@@ -309,33 +316,66 @@ class TunnelClient:
         )
 
     async def watch_path(self, host: Host) -> None:
-        """Renew the streams whenever this machine's addresses, links or default routes change; for ever. While the
-        kernel's notifications are not available, a lost path is noticed only by the silence of its streams."""
+        """Renew the streams when their local address, their link or the route to the server changes; for ever. While
+        the kernel's notifications are not available, a lost path is noticed only by the silence of its streams.
+
+        The route is looked up every ROUTE_CHECK_S too, since the kernel reports only the changes of some routes; and
+        before a connection is made to another address, to have something to compare with.
+        """
 
         async def watch() -> None:
-            async with host.open_changes() as changes:
+            async with host.open_changes() as changes, host.open_network() as network:
                 if retry.lapsed:
-                    self.path_changed("this machine's addresses and routes may have changed unseen", None)
+                    self.path_changed("this machine's addresses and routes may have changed unseen")
                 retry.worked()
-                async for change in changes:
-                    self.path_changed(change.what, change.addresses)
+                while True:
+                    change = None
+                    with trio.move_on_after(ROUTE_CHECK_S) as self._route_check:
+                        if self._route_check_due:
+                            self._route_check.cancel()
+                        change = await anext(changes)
+                    self._route_check_due = False
+                    if change is not None:
+                        self.guard.mark_dirty()
+                    remotes = self.guard.remotes
+                    mark = self._config.transport_mark
+                    routes = await network.current_routes(self._config.name, remotes, mark)
+                    self._follow(change, remotes, self._paths.update(remotes, routes, change))
 
         retry = Rewatch(self._log, "a lost path will be noticed later, by its silence")
         await retry.keep(watch)
 
-    def path_changed(self, what: str, local_addresses: frozenset[str] | None) -> None:
-        """Something happened that streams may not have survived: replace them now, or try again now.
+    def _check_route(self) -> None:
+        """Have `watch_path` look up the routes now."""
+        self._route_check_due = True
+        self._route_check.cancel()
 
-        ``local_addresses``: the addresses that this machine has now; a stream from any other address is ended. None:
-        they are not known.
-        """
+    def _follow(self, change: Change | None, remotes: Collection[str], concerned: Collection[str]) -> None:
+        """Renew the streams if the change concerns them, or may help where there is none. End those whose local address
+        is gone. ``concerned``: those of ``remotes`` that are reached by another path now (`PathTable.update`)."""
+        renews = bool(concerned)
+        if change is not None:
+            # If no address of the server is known, its name does not resolve, and any change may help.
+            renews |= not remotes and is_over(self._download)
+            for stream in (self._download, self._upload):
+                if stream is None or stream.over:
+                    continue
+                renews |= stream.connection.local_address in change.touched_addresses
+                if stream.connection.has_lost_its_address(change.addresses):
+                    renews = True
+                    stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
+                    self._selector.path_changed()
+                    self._ages.forget()
+        if renews:
+            routes = f"the route to {', '.join(sorted(concerned))} changed"
+            self.path_changed(routes if change is None else change.what)
+        elif change is not None:
+            self._log.debug("%s: that concerns no stream", change.what)
+
+    def path_changed(self, what: str) -> None:
+        """Something happened that streams may not have survived: replace them now, or try again now."""
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
-        for stream in (self._download, self._upload):
-            if stream is not None and stream.connection.has_lost_its_address(local_addresses):
-                stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
-                self._selector.path_changed()
-                self._ages.forget()
         self.segment_limits.forget()
         self._download_gate.wake()
         self._upload_gate.wake()

@@ -8,12 +8,13 @@ from typing import Final
 import msgspec
 
 from ..host.items import Address, DesiredState, Route
+from ..netconf.left_out import LeftOut
 from ..netconf.transport_routes import Conflict, host_route_text
 from ..peer.boottime import wall_time
 from ..peer.status import Peer, peer_status
-from ..status.model import InterfaceStatus, TransportConflictStatus
+from ..status.model import InterfaceStatus, LeftOutStatus, TransportConflictStatus
 
-MAX_CONFLICTS: Final = 100  # a server may push any number of routes
+MAX_CONFLICTS: Final = 100  # in either list; a server may push any number of routes
 
 
 def client_status(
@@ -22,6 +23,7 @@ def client_status(
     server: str,
     desired: DesiredState | None,
     conflicts: Sequence[Conflict],
+    left_out: Sequence[LeftOut],
     segment_limit_bytes: int | None,
     path_problem: str | None,
 ) -> InterfaceStatus:
@@ -34,13 +36,15 @@ def client_status(
     """
     items = () if desired is None else desired.items
     # The routes into the tunnel: those that the server pushed, and the default route of packets with the mark.
-    routes = [item.network for item in items if isinstance(item, Route)]
+    absent = {each.item for each in left_out}
+    routes = [item.network for item in items if isinstance(item, Route) and item not in absent]
     return msgspec.structs.replace(
         common,
         since=wall_time(peer.peer_info.state_since),
         addresses=[str(item.interface) for item in items if isinstance(item, Address)],
         mtu_bytes=None if desired is None else desired.mtu,
         transport_conflicts=[_conflict(conflict) for conflict in conflicts[:MAX_CONFLICTS]],
+        left_out=[_left_out(each) for each in left_out[:MAX_CONFLICTS]],
         peers=[
             msgspec.structs.replace(
                 peer_status(peer, server, routes=routes),
@@ -57,4 +61,14 @@ def _conflict(conflict: Conflict) -> TransportConflictStatus:
         address=str(conflict.address),
         action=conflict.action,
         host_route=host_route_text(conflict),
+    )
+
+
+def _left_out(left_out: LeftOut) -> LeftOutStatus:
+    attached = left_out.attached
+    return LeftOutStatus(
+        route=str(left_out.network),
+        reason=left_out.reason,
+        network=None if attached is None else str(attached.network),
+        device=None if attached is None else attached.device,
     )

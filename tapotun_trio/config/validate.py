@@ -20,6 +20,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from typing import Final, Literal, cast
 
+from ..martians import martian_kind
 from . import parsers, urls
 from .conflicts import ServerConflictChecker
 from .context import FileContent, LoadContext
@@ -220,6 +221,10 @@ class _ServerValidator:
                 problem, remedy = f"is already used at {earlier}", "remove one"
             elif net is not None and route.subnet_of(net.network):
                 problem, remedy = f"is in net {net.network}, to which clients have a route anyway", "remove it"
+            elif (kind := martian_kind(route)) is not None:
+                problem = f"is {kind}, where no packet is ever routed, and clients refuse it"
+                self._findings.error(path, quote(str(route)), problem, "remove it")
+                continue
             elif route.prefixlen == 0:
                 problem = "routes the clients' own connections to this server into the tunnel too"
                 remedy = "write only the networks that are behind this server"

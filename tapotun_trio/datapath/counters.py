@@ -25,6 +25,7 @@ class DropReason(StrEnum):
     DEVICE_FULL = "device-full", "the TUN device accepted nothing for too long"
     DEVICE_REFUSED = "device-refused", "the kernel refused the packet"
     INTERNAL_ERROR = "internal-error", "an error in this program; the log has its traceback"
+    LOOP = "loop", "it came from the client that it was going to: the client has no route to a network of its own"
     NO_MEMORY = "no-memory", "this machine had no free memory for the packet"
     NO_ROUTE = "no-route", "no client has this destination"
     NOT_IPV4 = "not-ipv4", "not IPv4, the only protocol that this interface carries"

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpAddress
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
-from ..status.render import conflict_text
+from ..status.render import conflict_text, left_out_text
 from .machine import Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
@@ -44,7 +44,7 @@ def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConf
     found += [*_forwarding(machine, configs), *_forward_chains(machine, configs), *_rp_filter(machine, configs)]
     found += [*_managers(machine, configs), _clock(machine, configs)]
     found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
-    found += [*_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
+    found += [*_left_out(machine, configs), *_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
     return found
 
 
@@ -304,6 +304,23 @@ def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
                     break
     if not reported and not covered:
         yield Finding("ok", "covering", "no tunnel is routed into itself")
+
+
+def _left_out(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """What running clients leave out of their servers' pushes."""
+    names = {config.name for config in configs}
+    reported = [(name, left_out) for name, left_out in machine.left_out if not configs or name in names]
+    remedies = {
+        "attached": "nothing, if this machine may stay there; else renumber one of the two networks",
+        "tunnel-network": "give the tunnel another network (the server's net)",
+        "martian": "",
+    }
+    for name, left_out in reported:
+        severity: Severity = "warning" if left_out.reason == "tunnel-network" else "note"
+        text = f"{name}: left out: {left_out_text(left_out)}"
+        yield Finding(severity, "left-out", text, remedies[left_out.reason])
+    if not reported:
+        yield Finding("ok", "left-out", "no client leaves out what its server pushed")
 
 
 def _left_over(machine: Machine) -> Iterator[Finding]:

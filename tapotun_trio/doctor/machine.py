@@ -21,7 +21,7 @@ from ..host.netlink.footprint import Footprint, read_footprint
 from ..host.network_managers import Kind, Manager, managers_running, taken_by
 from ..host.ownership import Holder, holder_of
 from ..host.process.privileges import effective_capabilities, open_tun_node
-from ..status.model import TransportConflictStatus
+from ..status.model import LeftOutStatus, TransportConflictStatus
 
 _STATUS_S: Final = 3.0  # how long to wait for a process that may hang
 
@@ -66,6 +66,7 @@ class Machine:
     managers: the running programs that may take away what they did not make: of each interface that has to run here,
         what they may take with their present settings.
     forward_chains: chains of the firewall whose policy drops what this machine forwards.
+    left_out: networks that servers pushed and that running clients leave out, each with the interface.
     """
 
     tun_error: str | None = None
@@ -84,6 +85,7 @@ class Machine:
     conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
     managers: Mapping[Manager, Mapping[str, frozenset[Kind]]] = field(default_factory=dict)
     forward_chains: tuple[ForwardChain, ...] = ()
+    left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
@@ -91,6 +93,7 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
     out."""
     names = tuple(names)
     footprint = _footprint()
+    interfaces = [interface for process in running(_STATUS_S) for interface in process.interfaces]
     return Machine(
         managers={
             manager: {name: frozenset(taken_by(manager, name)) for name in names} for manager in managers_running()
@@ -99,11 +102,9 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
         reachable=footprint.addresses,
         left_over=footprint.left_over,
         conflicts=tuple(
-            (interface.name, conflict)
-            for process in running(_STATUS_S)
-            for interface in process.interfaces
-            for conflict in interface.transport_conflicts
+            (interface.name, conflict) for interface in interfaces for conflict in interface.transport_conflicts
         ),
+        left_out=tuple((interface.name, left_out) for interface in interfaces for left_out in interface.left_out),
         tun_error=_tun_error(),
         capabilities=_capabilities(),
         kernel=platform.release(),

@@ -6,14 +6,14 @@ tests use implementations in memory (tests/fakes.py).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol
 
 from ..wire.frames import FrameRange
-from .items import HostRoute, Item, LinkState, NextHop, RouteKey
+from .items import AttachedNetwork, CurrentRoute, HostRoute, Item, LinkState, NextHop, RouteKey
 
 
 class Queue(Protocol):
@@ -118,6 +118,22 @@ class Network(Protocol):
     async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
         """Whether packets to the address leave through the interface ``name`` at present. Raises as `next_hop`."""
 
+    async def current_routes(
+        self, name: str, addresses: Collection[str], mark: int | None
+    ) -> dict[str, CurrentRoute | None]:
+        """How packets with this fwmark are sent to each of the addresses, IPv4 and IPv6, at present. None: there is no
+        route. Left out are IPv6 link-local addresses, and those that lead into the interface ``name``, which need not
+        exist.
+
+        Raises HostError if the kernel does not answer."""
+
+    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+        """The networks that contain one of ``networks``, and to which an interface other than ``name`` attaches this
+        machine: see `netlink.attached`. Raises as `next_hop`."""
+
+    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+        """All IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
+
     async def remove_left_over(self) -> list[str]:
         """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
 
@@ -130,6 +146,12 @@ class Change:
     """For one log line: ``eth0 is up; eth0: address 192.0.2.7 added``."""
     addresses: frozenset[str]
     """All local addresses that this machine has now, IPv4 and IPv6, without prefix length and zone."""
+    touched_addresses: frozenset[str] = field(default=frozenset(), kw_only=True)
+    """Addresses that came, went, or were gone for a moment, and those of the links in ``touched_links``."""
+    touched_links: frozenset[int] = field(default=frozenset(), kw_only=True)
+    """Indexes of links that went up or down, or were down for a moment."""
+    incomplete: bool = field(default=False, kw_only=True)
+    """More has happened than is known."""
 
 
 @dataclass(frozen=True, slots=True)

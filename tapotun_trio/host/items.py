@@ -130,6 +130,36 @@ class LinkState:
 
 
 @dataclass(frozen=True, slots=True)
+class CurrentRoute:
+    """How the kernel sends packets to an address at present.
+
+    Attributes:
+        index: of the device.
+        gateway: None if the address is a neighbour on that device.
+        source: the local address that a new connection would have. None for IPv6, where the kernel chooses among
+            several that come and go.
+    """
+
+    index: int
+    gateway: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedNetwork:
+    """A network that an interface other than ours connects this machine to, without a gateway.
+
+    Attributes:
+        device: the name of that interface.
+        is_tunnel: it is, or may be, an interface of this program, and its network is the tunnel's.
+    """
+
+    network: IPv4Network
+    device: str
+    is_tunnel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """Everything that one interface wants: its MTU in bytes, and the items in the order in which they are added.
 

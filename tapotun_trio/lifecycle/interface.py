@@ -9,12 +9,13 @@
     │        ├─ device reader     TUN -> the sender of the client that has the destination
     │        ├─ device writers    streams -> TUN, when the TUN was full; one for each queue
     │        ├─ reconciler        addresses, routes, rules: makes, watches and repairs them, undoes them at the end
+    │        ├─ machine watch     this machine's addresses, from which no client may send
     │        ├─ transport         listeners; one task for each connection
     │        └─ clock             keepalive, queue ageing, rates
     └─ run_client
        └─ nursery
           ├─ download             GET after GET, or a WebSocket
-          ├─ path watch           replaces the streams when this machine's addresses or routes change
+          ├─ path watch           replaces the streams when their address, their link or the route to the server changes
           └─ device               made when the server's first answer has given the address
              └─ nursery
                 ├─ device reader, device writer, reconciler    as above
@@ -90,6 +91,7 @@ async def run_server(
                 reconciler = Reconciler(host, device.name, log, health=record.health)
 
                 await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
+                await nursery.start(server.watch_machine, host)
                 for writer in writers:
                     nursery.start_soon(writer.run)
                 nursery.start_soon(read_device, device, server.classify, server.only_sender, log)

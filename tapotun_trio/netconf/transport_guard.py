@@ -1,9 +1,10 @@
 """Keeps a client's own connections out of its tunnel: knows where they go, and asks the kernel how they get there.
 
-`transport_routes` decides and `reconciler` carries the decision out. The guard requests a new decision whenever the
-result may have changed: before a connection is made to an address, when the server's parameters change, and when this
-machine's addresses, links or routes change. Every CHECK_S it looks for a route, made by anyone, that leads the
-transport into the tunnel.
+`transport_routes` decides and `reconciler` carries the decision out. `push_filter` is asked before, for the routes that
+this machine must not have in any case. The guard requests a new decision whenever the result may have changed: before a
+connection is made to an address, when the server's parameters change, and when this machine's addresses, links or
+routes change. Every CHECK_S it looks for a route, made by anyone, that leads the transport into the tunnel, and for
+changes of the networks to which this machine is attached.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..host.interfaces import Network
 from ..host.items import DesiredState, HostRoute, Item, NextHop
 from ..host.net.sockets import Connection
 from ..log import Log, RateLimitedLog, flap_damped
+from .push_filter import PushFilter
 from .transport_routes import Conflict, Decision, decide, describe, makes_local
 
 CHECK_S: Final = 2.0
@@ -45,6 +47,8 @@ class TransportGuard:
 
     Attributes:
         conflicts: the routes that would lead the transport into the tunnel, by the newest decision.
+        on_new_remotes: called when `remotes` has addresses that it did not have before.
+        push_filter: what is left out for another reason. It is asked before each decision about the transport.
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
@@ -53,9 +57,12 @@ class TransportGuard:
         self._log = log
         self._recheck: Recheck = _nothing_to_recheck
         self.conflicts: tuple[Conflict, ...] = ()
+        self.push_filter = PushFilter(log)
+        self.on_new_remotes: Callable[[], None] = lambda: None
         self._trying: Counter[IPv4Address] = Counter()
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
+        self._tried: frozenset[str] = frozenset()  # the same, of both families
         self._unresolved = False  # the newest attempt found no address
         self._is_blind = False  # the newest decision had neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
@@ -74,6 +81,13 @@ class TransportGuard:
         remotes = (_ipv4(connection.remote_address or "") for connection in self._connections)
         return frozenset(self._trying) | self._last | {remote for remote in remotes if remote is not None}
 
+    @property
+    def remotes(self) -> frozenset[str]:
+        """The same, with IPv6 addresses; of the newest attempt, those that it has not ruled out."""
+        self._connections = [connection for connection in self._connections if connection.remote_address is not None]
+        remotes = (connection.remote_address for connection in self._connections)
+        return self._tried | {remote for remote in remotes if remote is not None}
+
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
         """Hold this while a connection is made."""
@@ -84,14 +98,19 @@ class TransportGuard:
             self._trying.subtract(attempt.addresses)
             self._trying = +self._trying
 
-    async def resolved(self, addresses: Sequence[IPv4Address]) -> None:
-        """A connection to one of these will be made. When this returns, no route of ours leads them into the tunnel."""
+    async def resolved(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
+        """A connection to one of ``remotes`` will be made, of which ``addresses`` are the IPv4 ones. When this returns,
+        no route of ours leads them into the tunnel."""
         self._trying.update(addresses)
+        before, self._tried = self.remotes, frozenset(remotes)
+        if not self._tried <= before:
+            self.on_new_remotes()
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
 
     def unresolved(self) -> None:
         """The name does not resolve. Any of our routes may be the reason that the name server cannot be reached."""
+        self._tried = frozenset()
         if not self._unresolved:
             self._unresolved = True
             self.mark_dirty()
@@ -99,7 +118,10 @@ class TransportGuard:
     def opened(self, connection: Connection) -> None:
         """An attempt has made this connection. Its holder closes it."""
         self._connections.append(connection)
-        address = _ipv4(connection.remote_address or "")
+        remote = connection.remote_address
+        if remote is not None:
+            self._tried = frozenset({remote})
+        address = _ipv4(remote or "")
         if address is not None:
             self._last = frozenset({address})
 
@@ -165,7 +187,7 @@ class TransportGuard:
         for address in addresses:
             if await network.leads_into(name, address, self._mark):
                 return True
-        return False
+        return await self.push_filter.is_outdated(network, name)
 
     async def decide(
         self,
@@ -181,6 +203,7 @@ class TransportGuard:
             made: the items that the interface has now.
             refused: addresses for which the kernel has refused a host route.
         """
+        items = await self.push_filter.acceptable(network, name, desired)
         hidden = [item for item in made if isinstance(item, HostRoute)]
         addresses = self.addresses
         next_hops: dict[IPv4Address, NextHop | None] = {}
@@ -188,7 +211,7 @@ class TransportGuard:
             next_hop = await self._next_hop(network, name, address, hidden)
             next_hops[address] = replace(next_hop or _UNKNOWN, usable=False) if address in refused else next_hop
         decision = decide(
-            desired.items,
+            items,
             next_hops,
             self._mark,
             pushed=desired.pushed,
@@ -262,7 +285,7 @@ class Attempt:
         """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
         parsed = map(_ipv4, addresses)
         self.addresses = tuple(address for address in parsed if address is not None)
-        await self._guard.resolved(self.addresses)
+        await self._guard.resolved(self.addresses, addresses)
 
 
 def _ipv4(text: str) -> IPv4Address | None:

@@ -6,12 +6,14 @@ one of the negative constants below.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import chain
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
+from ..martians import MARTIANS
 from .prefixes import PrefixTable, host_network
 
 TO_DEVICE: Final = -1  # into the server's TUN
@@ -19,6 +21,8 @@ NO_ROUTE: Final = -2  # no client has the destination: drop
 BAD_SOURCE: Final = -3  # the client may not use the source address: drop
 
 _SERVER: Final = -1  # the server as the owner of an address; a client is its index
+_NOBODY: Final = -2  # as the owner of a martian
+_NO_BROADCAST: Final = 31  # from this prefix length on a network has no broadcast address (RFC 3021)
 _STEP: Final = 50  # clients between two yields; they take about half a millisecond
 
 
@@ -40,7 +44,10 @@ class Router:
         clients: a client is identified by its index in this sequence.
         source_check: ``strict``: a client may use its ``ip`` and ``routes`` only; ``loose``: also any address that
             neither another client nor the server owns (nobody owns the networks in ``local``, and ``sources`` do not
-            make a client an owner); ``off``: any address.
+            make a client an owner), and that is no martian (`martians`); ``off``: any address.
+
+    A client owns an address by the longest prefix. So a route as wide as 0.0.0.0/0 makes it no owner of martians or of
+    addresses of the server; a prefix within them does.
 
     Methods take addresses as 4 bytes in network order.
     """
@@ -77,8 +84,10 @@ class Router:
     ) -> Generator[None, None, None]:
         owned: list[tuple[IPv4Network, int]] = []
         pinned: dict[int, int] = {}
+        client_addresses: dict[int, int] = {}
         for index, client in enumerate(clients):
             owned.append((host_network(client.ip), index))
+            client_addresses.setdefault(int(client.ip), index)
             owned += [(net, index) for net in client.routes]
             for source in client.sources:
                 pinned.setdefault(int(source), index)
@@ -86,10 +95,29 @@ class Router:
                 yield
         self._clients = yield from PrefixTable.in_steps(owned)
         servers = [(host_network(address), _SERVER) for address in addresses]
-        self._owners = yield from PrefixTable.in_steps(chain(servers, owned))
+        martians = [(network, _NOBODY) for network in MARTIANS]
+        self._owners = yield from PrefixTable.in_steps(chain(martians, servers, owned))
+        self._client_addresses = client_addresses
+        self._machine: frozenset[int] = frozenset()
         self._local = PrefixTable([(net, True) for net in (*map(host_network, addresses), *local)])
         self._pinned = pinned
         self._source_check = source_check
+
+    def with_machine(self, interfaces: Iterable[IPv4Interface]) -> Self:
+        """This router on a machine that has these addresses too, on any of its interfaces. Quick: it shares the tables.
+
+        They are the server's own, and so are the broadcast addresses of their networks. One that is a client's ``ip``
+        stays the client's: client and server may run on one machine.
+        """
+        machine: set[int] = set()
+        for interface in interfaces:
+            machine.add(int(interface.ip))
+            network = interface.network
+            if network.prefixlen < _NO_BROADCAST:
+                machine |= {int(network.network_address), int(network.broadcast_address)}
+        router = copy(self)
+        router._machine = frozenset(machine)
+        return router
 
     def from_device(self, source: bytes, destination: bytes) -> int:
         """The verdict for a packet that the server's host sends into the tunnel: a client's index or NO_ROUTE."""
@@ -119,5 +147,7 @@ class Router:
     def _may_use(self, sender: int, source: int) -> bool:
         if self._source_check == "off":
             return True
+        if source in self._machine:
+            return self._client_addresses.get(source) == sender
         owner = self._owners.lookup(source)
         return owner == sender or (owner is None and self._source_check == "loose")

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface
 from itertools import product
 from typing import Final, Literal
 
@@ -18,14 +19,16 @@ from ..datapath.counters import DropReason
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
+from ..host.interfaces import Host
 from ..http.heads import BadRequest
 from ..http.server import Exchange
 from ..http.virtual_hosts import Endpoint, ListenerManager, Registration, VirtualHost
-from ..log import Faults, Log, RateLimitedLog
+from ..log import Faults, Log, RateLimitedLog, flap_damped
 from ..routing.router import ClientNetworks, Router
 from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
+from .machine_addresses import watch_machine_addresses
 from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
 from .status import server_status
 
@@ -122,9 +125,11 @@ class TunnelServer:
         self._table = first.table
         self._table.router, self._table.sessions = first.router, first.sessions
         self.sessions, self._by_token = first.sessions, first.by_token
-        self._verdicts: dict[bytes, Sender | bool] = {}
+        self._verdicts = self._table.device_verdicts
+        self._machine: frozenset[IPv4Interface] = frozenset()
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
         self._refusal_log = RateLimitedLog(burst=LOG_BURST)
+        self._loop_log = flap_damped()
         self._faults = Faults()
 
     @property
@@ -168,7 +173,7 @@ class TunnelServer:
 
     def adopt(self, prepared: Prepared) -> Steps[None]:
         """The second half. The first step makes the whole change; the others notify the clients that it affects."""
-        self._config, self._table.router = prepared.config, prepared.router
+        self._config, self._table.router = prepared.config, prepared.router.with_machine(self._machine)
         self.sessions = self._table.sessions = prepared.sessions
         self._by_token = prepared.by_token
         self._verdicts.clear()
@@ -187,6 +192,16 @@ class TunnelServer:
                 yield
             session.disconnect("its token is not in the config any more")
 
+    async def watch_machine(self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the router informed of this machine's own addresses, for ever. See `watch_machine_addresses`."""
+        await watch_machine_addresses(host, self._log, self._set_machine, task_status=task_status)
+
+    def _set_machine(self, interfaces: frozenset[IPv4Interface]) -> None:
+        self._machine = interfaces
+        self._table.router = self._table.router.with_machine(interfaces)
+        for session in self.sessions:
+            session.forget_verdicts()
+
     def close(self) -> None:
         """The interface has ended. Leave no reference cycle: the garbage collector may never look at sessions."""
         for session in self.sessions:
@@ -199,7 +214,13 @@ class TunnelServer:
     # -- the device's side
 
     def classify(self, view: memoryview, at: int) -> Sender | None:
-        """The sender of a frame from the device (see `tun_io.Classify`)."""
+        """The sender of a frame from the device (see `tun_io.Classify`).
+
+        If a client has no route to a network of its own, it sends packets for that network to us, our kernel routes
+        them back into the device, and so on, until their TTL is used up. Such a packet is dropped when it comes back.
+        A client's packet cannot be dropped before it enters the device: our kernel may have a longer route for it,
+        which the config does not know.
+        """
         first, key = ADDRESSES.unpack_from(view, at)
         if first >> 4 != 4:
             self.device_drops[DropReason.NOT_IPV4] += 1
@@ -210,7 +231,7 @@ class TunnelServer:
             if to is None:
                 return None
         if isinstance(to, bool):
-            self.device_drops[DropReason.NO_ROUTE] += 1
+            self.device_drops[DropReason.LOOP if to else DropReason.NO_ROUTE] += 1
             return None
         return to
 
@@ -218,7 +239,11 @@ class TunnelServer:
         """Ask the router, and cache the answer. None: a bug; this packet is dropped and the interface continues."""
         try:
             verdict = self._table.router.from_device(key[:4], key[4:])
-            to = self.sessions[verdict].sender if verdict >= 0 else False
+            session = self.sessions[verdict] if verdict >= 0 else None
+            to: Sender | bool = False if session is None else session.sender
+            if session is not None and session.sends_into_device(key):
+                to = True
+                self._log_loop(session, IPv4Address(key[4:]))
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
             self._verdicts[key] = to
@@ -228,6 +253,13 @@ class TunnelServer:
             self.device_drops[DropReason.INTERNAL_ERROR] += 1
             return None
         return to
+
+    def _log_loop(self, session: Session, destination: IPv4Address) -> None:
+        text = (
+            f"client {session.client.name} sends packets for {destination}, which is in its own networks: dropped, "
+            "since they would go round in circles; the client's machine needs a route there"
+        )
+        self._loop_log.log(self._log, logging.WARNING, trio.current_time(), text)
 
     def only_sender(self) -> Sender | None:
         """See `tun_io.read_device`."""

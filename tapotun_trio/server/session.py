@@ -137,15 +137,18 @@ class ForwardingTable:
     Attributes:
         router: decides by source and destination.
         sessions: the sessions, at the index that the router returns.
+        device_verdicts: the cached verdicts for packets from the device, by key: a sender; False: no route; True: the
+            packet came from the client that it would go to.
         writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
     """
 
-    __slots__ = ("router", "sessions", "writers")
+    __slots__ = ("device_verdicts", "router", "sessions", "writers")
 
     def __init__(self, writers: Sequence[DeviceWriter] = ()) -> None:
         """Nothing is routed at first. Without ``writers`` no session may receive."""
         self.router = Router((), (), ())
         self.sessions: list[Session] = []
+        self.device_verdicts: dict[bytes, Sender | bool] = {}
         self.writers = writers
 
 
@@ -234,6 +237,14 @@ class Session:
             self.client_log.plain = client_logger(config.name, client.name)
         before, self._parameters = self._parameters, parameters
         return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
+
+    def forget_verdicts(self) -> None:
+        """The router was replaced."""
+        self._verdicts.clear()
+
+    def sends_into_device(self, key: bytes) -> bool:
+        """Whether packets from this client with this key went into the device, as far as is remembered."""
+        return self._verdicts.get(key) is True
 
     def mark_removed(self) -> None:
         """The config no longer has this client, or the interface ends: forward none of its packets any more."""
@@ -448,6 +459,8 @@ class Session:
         if verdict == BAD_SOURCE:
             self.log.debug("source %s is not an address of this client", ".".join(map(str, source)))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
+        if to is True:  # if it comes back from there, it must be recognised: see `TunnelServer.classify`
+            self._table.device_verdicts.pop(key, None)
         if len(self._verdicts) >= CACHE_ENTRIES:
             self._verdicts.clear()
         self._verdicts[key] = to

@@ -30,6 +30,10 @@ PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 # made. withdrawn: removed while there is no session. captured: others made it, and the operator has to remove it.
 TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
 
+# Why a pushed network is left out. attached: an interface attaches this machine to it. tunnel-network: the same, for
+# the network of the tunnel's own address. martian: no packet is ever routed there.
+LeftOutReason: TypeAlias = Literal["attached", "tunnel-network", "martian"]
+
 
 class RoundTripStatus(Struct, frozen=True, kw_only=True, gc=False):
     """Round trips of pings through the tunnel's streams; null until the first is answered."""
@@ -98,6 +102,15 @@ class TransportConflictStatus(Struct, frozen=True, kw_only=True, gc=False):
     host_route: str | None = None
 
 
+class LeftOutStatus(Struct, frozen=True, kw_only=True, gc=False):
+    """A network that the server pushed and that this machine does not route into the tunnel."""
+
+    route: str
+    reason: LeftOutReason
+    network: str | None = None
+    device: str | None = None
+
+
 class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One interface of the config."""
 
@@ -116,6 +129,7 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     degraded: str | None = None
     repairs: int = 0
     transport_conflicts: list[TransportConflictStatus] = []
+    left_out: list[LeftOutStatus] = []
     peers: list[PeerStatus] = []
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..text import one_line, shorten
 from .duration import ago
-from .model import InterfaceStatus, PeerStatus, ProcessStatus, TransportConflictStatus
+from .model import InterfaceStatus, LeftOutStatus, PeerStatus, ProcessStatus, TransportConflictStatus
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
@@ -93,6 +93,10 @@ class _Page:
             self._text("  ", "transport", conflict_text(conflict), _YELLOW)
         if len(interface.transport_conflicts) > LIST_LIMIT:
             self._text("  ", "", f"and {len(interface.transport_conflicts) - LIST_LIMIT} more routes")
+        for left_out in interface.left_out[:LIST_LIMIT]:
+            self._text("  ", "left out", left_out_text(left_out), _YELLOW)
+        if len(interface.left_out) > LIST_LIMIT:
+            self._text("  ", "", f"and {len(interface.left_out) - LIST_LIMIT} more")
         for peer in interface.peers:
             self._peer(peer, now)
 
@@ -183,6 +187,18 @@ def conflict_text(conflict: TransportConflictStatus) -> str:
         "captured": "it leads the tunnel into itself; remove it",
     }
     return f"route {conflict.route} covers {conflict.address}: {outcome[conflict.action]}"
+
+
+def left_out_text(left_out: LeftOutStatus) -> str:
+    """What is left out, and why. `tapotun doctor` uses the same text."""
+    attached = f"{left_out.device} attaches this machine to {left_out.network}"
+    match left_out.reason:
+        case "attached":
+            return f"pushed route {left_out.route}: {attached}, which wins"
+        case "tunnel-network":
+            return f"the tunnel's network {left_out.route}: {attached}, which wins; the server's net should be another"
+        case "martian":
+            return f"pushed route {left_out.route}: no packet is ever routed there; remove it from the server's config"
 
 
 def _endpoint(peer: PeerStatus) -> list[str]:

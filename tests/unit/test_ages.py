@@ -29,6 +29,7 @@ from tapotun_trio.client.ages import (
 )
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.errors import EndReason, PeerError
+from tapotun_trio.host.interfaces import Change
 from tapotun_trio.log import interface_logger
 
 from .support import client_config
@@ -318,6 +319,7 @@ class _Moved:
 
     over = False
     explained = False
+    local_address = "192.0.2.7"
 
     def __init__(self) -> None:
         self.connection = self
@@ -335,7 +337,7 @@ async def test_another_network_begins_anew() -> None:
     for _ in range(2):
         client._ages.cut(D, Lifetime(15.0, 1.0, 1.0), CUT, 0.0, base=False)
     client._download = _Moved()  # type: ignore[assignment]
-    client.path_changed("a route changed", None)
+    client.path_changed("a route changed")
     assert client._ages.limit(D) is not None
-    client.path_changed("an address changed", frozenset())
+    client._follow(Change("an address changed", frozenset()), (), ())
     assert client._ages.limit(D) is None

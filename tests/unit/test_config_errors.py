@@ -332,6 +332,19 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "choose another"),
     ([server(clients=[allowed(name="a"), allowed(token=B, ip="10.10.0.3", name="a")])],
      '[0].clients[1].name: "a" already names the client of [0].clients[0].name; choose another'),
+    *(
+        ([server(push_routes=[net])], f'[0].push_routes[0]: "{net}" is {kind}, where no packet is ever routed, and '
+         "clients refuse it; remove it")
+        for net, kind in {
+            "127.0.0.0/8": "in the loopback network (127.0.0.0/8)",
+            "127.0.0.1/32": "in the loopback network (127.0.0.0/8)",
+            "0.0.0.0/8": 'in "this network" (0.0.0.0/8)',
+            "224.0.0.0/4": "multicast (224.0.0.0/4)",
+            "224.0.0.0/3": "multicast and reserved (224.0.0.0/3)",
+            "240.0.0.0/8": "reserved (240.0.0.0/4)",
+            "255.255.255.255/32": "the broadcast address",
+        }.items()
+    ),
     # --- warnings ---
     ([server(clients=...)], "warning: [0].clients: lists no client, so none can connect; add one"),
     ([server(clients=[])], "warning: [0].clients: [] lists no client, so none can connect; add one"),

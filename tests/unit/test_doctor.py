@@ -22,7 +22,7 @@ from tapotun_trio.host.firewall import ForwardChain
 from tapotun_trio.host.network_managers import Kind, Manager
 from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
-from tapotun_trio.status.model import TransportConflictStatus
+from tapotun_trio.status.model import LeftOutStatus, TransportConflictStatus
 
 from .support import allowed, client_config, server_config
 
@@ -100,7 +100,7 @@ def test_a_healthy_machine() -> None:
     found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
     assert [it.severity for it in found] == ["ok"] * len(found)
     checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "firewall", "rp_filter", "managers", "clock"]
-    checks += ["listen", "routes", "covering", "left-over", "mtu", "files"]
+    checks += ["listen", "routes", "covering", "left-out", "left-over", "mtu", "files"]
     assert [it.check for it in found] == checks
 
 
@@ -249,6 +249,26 @@ def test_what_running_clients_say_of_their_transport() -> None:
     )
     assert covering(machine, CLIENT)[0] == told[0]
     assert len(covering(machine, CLIENT)) == 1
+
+
+def test_what_running_clients_leave_out() -> None:
+    lan = LeftOutStatus(route="10.60.1.0/24", reason="attached", network="10.60.0.0/16", device="eth0")
+    own = replace_struct(lan, route="10.10.0.0/24", reason="tunnel-network")
+    martian = LeftOutStatus(route="127.0.0.0/8", reason="martian")
+    machine = replace(HEALTHY, left_out=(("tun0", lan), ("tun0", own), ("tun1", martian)))
+
+    def told(*configs: InterfaceConfig) -> list[tuple[str, str, str]]:
+        found = [it for it in judge(machine, configs) if it.check == "left-out"]
+        return [(it.severity, it.text, it.remedy) for it in found]
+
+    (first, text, _), (second, tunnel, remedy), (third, nowhere, _) = told()
+    assert (first, second, third) == ("note", "warning", "note")
+    assert text == ("tun0: left out: pushed route 10.60.1.0/24: eth0 attaches this machine to 10.60.0.0/16, which wins")
+    assert "the tunnel's network 10.10.0.0/24" in tunnel
+    assert "the server's net" in remedy
+    assert "127.0.0.0/8: no packet is ever routed there" in nowhere
+    assert told(CLIENT) == told()[:2]
+    assert told(SERVER) == [("ok", "no client leaves out what its server pushed", "")]
 
 
 def test_host_routes_that_a_killed_run_left() -> None:

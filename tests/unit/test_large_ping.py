@@ -40,5 +40,5 @@ async def test_another_path_may_pass_more() -> None:
     client = TunnelClient(client_config("a", 1), logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
     client.segment_limits.reduce("192.0.2.1", 1448)
     assert client.segment_limits.limit("192.0.2.1") is not None
-    client.path_changed("the default route changed", None)
+    client.path_changed("the default route changed")
     assert client.segment_limits.limit("192.0.2.1") is None

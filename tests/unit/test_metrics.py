@@ -24,6 +24,7 @@ from tapotun_trio.datapath.counters import DropReason
 from tapotun_trio.status import model
 from tapotun_trio.status.model import (
     InterfaceStatus,
+    LeftOutStatus,
     ListenerStatus,
     OutboxStatus,
     PeerStatus,
@@ -126,6 +127,7 @@ def test_every_number() -> None:
         series("tapotun_interface_repairs_total", **CORP): 0,
         series("tapotun_interface_repairs_total", **TUN): 0,
         series("tapotun_interface_dropped_packets_total", reason="no-route", **CORP): 12,
+        series("tapotun_interface_dropped_packets_total", reason="loop", **CORP): 0,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
         **none_of("tapotun_interface_dropped_packets_total", ("internal-error",), **CORP),
@@ -169,10 +171,10 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
             reasons.setdefault(name, set()).add(dict(labels)["reason"])
     assert reasons == {
         "tapotun_client_dropped_packets_total": DROPS,
-        "tapotun_interface_dropped_packets_total": {"internal-error", "no-route", "not-ipv4"},
+        "tapotun_interface_dropped_packets_total": {"internal-error", "loop", "no-route", "not-ipv4"},
         "tapotun_interface_refused_requests_total": {"bad-method", "bad-token", "internal-error", "other-session"},
     }
-    assert DROPS | {"internal-error", "no-route"} == set(DropReason)
+    assert DROPS | {"internal-error", "loop", "no-route"} == set(DropReason)
 
 
 def test_the_kernel_tells_of_this_process() -> None:
@@ -367,6 +369,7 @@ WHOLE: Final = ProcessStatus(
             transport_conflicts=[
                 TransportConflictStatus(route="203.0.113.0/24", address="203.0.113.10", action="excepted")
             ],
+            left_out=[LeftOutStatus(route="10.60.0.0/24", reason="attached", network="10.60.0.0/16", device="eth0")],
             peers=[
                 PeerStatus(
                     name="a",
@@ -435,6 +438,10 @@ NOT_EXPORTED: Final = {
     "TransportConflictStatus.address": "text for people, any number of them",
     "TransportConflictStatus.action": "said by the log once, and by the doctor",
     "TransportConflictStatus.host_route": "text for people, any number of them",
+    "LeftOutStatus.route": "text for people, any number of them",
+    "LeftOutStatus.reason": "said by the log once, and by the doctor",
+    "LeftOutStatus.network": "text for people, any number of them",
+    "LeftOutStatus.device": "text for people, any number of them",
     "ListenerStatus.problem": "text for people",
     "PeerStatus.endpoint": "another one with each connection: a series more each time",
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
@@ -453,6 +460,7 @@ STRUCTS: Final = (
     InterfaceStatus,
     ListenerStatus,
     TransportConflictStatus,
+    LeftOutStatus,
     PeerStatus,
     RateStatus,
     RoundTripStatus,
@@ -463,6 +471,7 @@ HOLDERS: Final = {
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
     "InterfaceStatus.transport_conflicts",
+    "InterfaceStatus.left_out",
     "InterfaceStatus.peers",
     "PeerStatus.rates",
     "PeerStatus.rtt",

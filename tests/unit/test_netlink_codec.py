@@ -143,3 +143,30 @@ def test_link_options_are_nested_as_the_kernel_takes_them() -> None:
     )
     for data in (silent, loose):
         assert HEADER.unpack_from(data)[0] == len(data)
+
+
+LINK = struct.Struct("=BxHiII")
+
+
+def link_message(hardware_type: int, *attributes: bytes) -> memoryview:
+    body = LINK.pack(socket.AF_UNSPEC, hardware_type, 7, 0x41, 0) + b"".join(attributes)  # up and running
+    return memoryview(HEADER.pack(16 + len(body), 16, 2, 1, 0) + body)
+
+
+@pytest.mark.parametrize(
+    ("hardware_type", "info", "bare", "in_vrf"),
+    [
+        (1, b"", False, False),
+        (1, attribute(1, b"bridge\0"), False, False),
+        (0xFFFE, attribute(1, b"tun\0"), True, False),
+        (1, attribute(1, b"vrf\0"), False, True),
+        (1, attribute(1, b"veth\0") + attribute(4, b"vrf\0"), False, True),
+        (1, attribute(1, b"veth\0") + attribute(4, b"bridge\0"), False, False),
+    ],
+)
+def test_links_that_attach_and_those_of_a_vrf(hardware_type: int, info: bytes, bare: bool, in_vrf: bool) -> None:
+    """linux/if_link.h: IFLA_LINKINFO (18) with IFLA_INFO_KIND (1) and IFLA_INFO_SLAVE_KIND (4)."""
+    found = codec.read_attachable_link(link_message(hardware_type, attribute(3, b"eth0\0"), attribute(18, info)))
+    assert found is not None
+    assert (found.link.name, found.link.index, found.link.running) == ("eth0", 7, True)
+    assert (found.bare, found.in_vrf) == (bare, in_vrf)

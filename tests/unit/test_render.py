@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tapotun_trio.status.duration import ago
 from tapotun_trio.status.model import (
     InterfaceStatus,
+    LeftOutStatus,
     ListenerStatus,
     OutboxStatus,
     PeerStatus,
@@ -100,6 +101,11 @@ HUB: Final = ProcessStatus(
                     host_route="203.0.113.10 via 192.0.2.1 dev eth0",
                 )
             ],
+            left_out=[
+                LeftOutStatus(route="10.60.1.0/24", reason="attached", network="10.60.0.0/16", device="eth1"),
+                LeftOutStatus(route="10.10.0.0/24", reason="tunnel-network", network="10.10.0.0/24", device="eth1"),
+                LeftOutStatus(route="127.0.0.0/8", reason="martian"),
+            ],
             peers=[],
         ),
     ],
@@ -142,6 +148,12 @@ interface: tun0
   why:        tun0: the name is taken
   transport:  route 203.0.113.0/24 covers 203.0.113.10: its own connections use
               host route 203.0.113.10 via 192.0.2.1 dev eth0
+  left out:   pushed route 10.60.1.0/24: eth1 attaches this machine to
+              10.60.0.0/16, which wins
+  left out:   the tunnel's network 10.10.0.0/24: eth1 attaches this machine to
+              10.10.0.0/24, which wins; the server's net should be another
+  left out:   pushed route 127.0.0.0/8: no packet is ever routed there; remove
+              it from the server's config
 """
 
 

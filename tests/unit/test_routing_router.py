@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import Literal
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -68,12 +68,14 @@ def route_from_device(world: World, source: IPv4Address, destination: IPv4Addres
 
 
 _SERVER = -1
+_NOBODY = -2
 
 
 def owner_of(world: World, address: IPv4Address) -> int | None:
-    """An address belongs to the client, or the server, with the longest network around it."""
+    """An address belongs to the client, or the server, with the longest network around it; a martian to nobody."""
+    martians = (_NOBODY, [IPv4Network(it) for it in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4")])
     server = (_SERVER, [IPv4Network(it) for it in world.addresses])
-    return longest_prefix(address, [server, *((i, networks_of(c)) for i, c in enumerate(world.clients))])
+    return longest_prefix(address, [martians, server, *((i, networks_of(c)) for i, c in enumerate(world.clients))])
 
 
 def may_use(world: World, check: Check, sender: int, source: IPv4Address) -> bool:
@@ -86,6 +88,7 @@ def may_use(world: World, check: Check, sender: int, source: IPv4Address) -> boo
 addresses = st.builds(
     lambda third, last: IPv4Address(bytes([10, 0, third, last])), st.integers(0, 3), st.integers(0, 3)
 )
+sources = addresses | st.sampled_from([IPv4Address(it) for it in ("0.0.0.1", "127.0.0.1", "224.0.0.5", "240.0.0.9")])
 networks = st.builds(
     lambda address, length: IPv4Network((address, length), strict=False),
     addresses,
@@ -109,7 +112,7 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 @settings(max_examples=100, deadline=None)
-@given(worlds(), checks, st.lists(st.tuples(addresses, addresses), min_size=1, max_size=8))
+@given(worlds(), checks, st.lists(st.tuples(sources, addresses), min_size=1, max_size=8))
 def test_against_the_text(world: World, check: Check, packets: list[tuple[IPv4Address, IPv4Address]]) -> None:
     router = world.router(check)
     for source, destination in packets:
@@ -164,7 +167,7 @@ def packed(*texts: str) -> tuple[bytes, ...]:
     ("a source of the other client", A, "10.70.0.1", "1.1.1.1", BAD_SOURCE),
     ("a source of the server", A, "10.50.0.254", "10.50.0.3", BAD_SOURCE),
     ("a source that nobody has", A, "8.8.8.8", "10.50.0.3", B),
-    ("the unspecified source", A, "0.0.0.0", "10.50.0.3", B),
+    ("the unspecified source", A, "0.0.0.0", "10.50.0.3", BAD_SOURCE),
 )
 def test_corp_from_a_client(sender: int, source: str, destination: str, verdict: int) -> None:
     assert CORP.router("loose").from_client(sender, *packed(source, destination)) == verdict
@@ -181,6 +184,17 @@ def test_corp_from_a_client(sender: int, source: str, destination: str, verdict:
     ("loose: a local network's", "loose", "172.20.0.1", True),
     ("loose: the other's", "loose", "10.50.0.3", False),
     ("loose: the server's", "loose", "10.50.0.1", False),
+    ("loose: another one of the server", "loose", "10.50.0.254", False),
+    ("loose: this network", "loose", "0.1.2.3", False),
+    ("loose: loopback", "loose", "127.0.0.1", False),
+    ("loose: the rest of loopback", "loose", "127.255.255.254", False),
+    ("loose: multicast", "loose", "224.0.0.1", False),
+    ("loose: the end of multicast", "loose", "239.255.255.255", False),
+    ("loose: reserved", "loose", "240.0.0.1", False),
+    ("loose: broadcast", "loose", "255.255.255.255", False),
+    ("loose: link-local", "loose", "169.254.1.1", True),
+    ("loose: beside loopback", "loose", "126.255.255.255", True),
+    ("loose: beside multicast", "loose", "223.255.255.255", True),
     ("off: the other's", "off", "10.50.0.3", True),
     ("off: the server's", "off", "10.50.0.1", True),
 )
@@ -214,3 +228,39 @@ def test_a_source_pinned_to_two_clients_goes_to_the_first() -> None:
 def test_no_clients(check: Check) -> None:
     router = Router([IPv4Address("10.0.0.1")], [], [], check)
     assert router.from_device(*packed("10.0.0.1", "10.0.0.2")) == NO_ROUTE
+
+
+# A client that everything leads to, as an exit does, and one with addresses that only its config may make its own.
+EXITS: Final = (
+    ClientNetworks(IPv4Address("10.50.0.2"), (IPv4Network("0.0.0.0/0"),)),
+    ClientNetworks(IPv4Address("10.50.0.3"), (IPv4Network("240.1.0.0/16"),)),
+)
+MACHINE: Final = [IPv4Interface(it) for it in ("203.0.113.10/24", "10.50.0.1/24", "10.50.0.3/24", "192.0.2.4/31")]
+
+
+@table(
+    "sender source allowed",
+    ("anybody's, by the default route", A, "8.8.8.8", True),
+    ("the server's", A, "10.50.0.1", False),
+    ("a martian by the default route", A, "127.0.0.1", False),
+    ("a martian that is another client's", A, "240.1.2.3", False),
+    ("a martian that the config gives to it", B, "240.1.2.3", True),
+    ("this machine's on another interface", A, "203.0.113.10", False),
+    ("this machine's, where nobody owns it", B, "203.0.113.10", False),
+    ("a neighbour of this machine", A, "203.0.113.11", True),
+    ("the broadcast address there", A, "203.0.113.255", False),
+    ("the network address there", A, "203.0.113.0", False),
+    ("the broadcast address of the tunnel", A, "10.50.0.255", False),
+    ("the other end of a network without a broadcast address", A, "192.0.2.5", True),
+    ("its own, where it runs on this machine", B, "10.50.0.3", True),
+    ("that of a client on this machine", A, "10.50.0.3", False),
+)
+@pytest.mark.parametrize("check", ["strict", "loose"])
+def test_sources_on_a_machine_with_other_addresses(check: Check, sender: int, source: str, allowed: bool) -> None:
+    router = Router([IPv4Address("10.50.0.1")], [], EXITS, check).with_machine(MACHINE)
+    assert (router.from_client(sender, *packed(source, "1.1.1.1")) != BAD_SOURCE) == allowed
+
+
+def test_another_machine_s_addresses_replace_those_before() -> None:
+    router = Router([IPv4Address("10.50.0.1")], [], EXITS).with_machine(MACHINE).with_machine([])
+    assert router.from_client(A, *packed("203.0.113.10", "1.1.1.1")) == TO_DEVICE

@@ -239,6 +239,7 @@ STRUCTS: Final = {
     "reload": model.ReloadStatus,
     "interface": model.InterfaceStatus,
     "transport conflict": model.TransportConflictStatus,
+    "left-out network": model.LeftOutStatus,
     "listener": model.ListenerStatus,
     "peer": model.PeerStatus,
     "rates": model.RateStatus,

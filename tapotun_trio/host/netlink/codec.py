@@ -43,7 +43,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, IFA_F_OPTIMISTIC, I
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_RUNNING, IFF_UP, ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK, rtmsg
 
-from ..items import Address, HostRoute, Route, RouteKey, Rule
+from ..items import Address, CurrentRoute, HostRoute, Route, RouteKey, Rule
 from .socket import HEADER, attributes
 
 PROTOCOL: Final = 116
@@ -100,6 +100,8 @@ _RTEXT_FILTER_SKIP_STATS: Final = 1 << 3  # linux/rtnetlink.h
 _IFA_PROTO: Final = 11  # linux/if_addr.h, Linux 5.18; pyroute2 before 0.9.3 has no name for it
 _IFLA_NEW_NETNSID: Final = 45  # linux/if_link.h, Linux 4.16
 _IFLA_INFO_KIND: Final = 1  # linux/if_link.h
+_IFLA_INFO_SLAVE_KIND: Final = 4  # linux/if_link.h
+_ARPHRD_NONE: Final = 0xFFFE  # linux/if_arp.h
 _IFLA_INET_CONF: Final = 1  # linux/if_link.h
 _IFLA_INET6_ADDR_GEN_MODE: Final = 8  # linux/if_link.h
 _IN6_ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h
@@ -131,6 +133,20 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class AttachableLink:
+    """A link, and what decides whether it attaches this machine to the networks of its addresses.
+
+    Attributes:
+        bare: its packets have no link-layer header (ARPHRD_NONE), as those of TUN interfaces.
+        in_vrf: it is a VRF or belongs to one, so only sockets that are bound to the VRF use it.
+    """
+
+    link: Link
+    bare: bool
+    in_vrf: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KernelAddress:
     """An IPv4 or IPv6 address in the kernel, on the interface ``index``."""
 
@@ -141,6 +157,21 @@ class KernelAddress:
     """False while the kernel looks for a duplicate (RFC 4862), and after it found one."""
     tracked: bool
     """Whether it is neither link-local, nor a loopback address, nor ours by its protocol number."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedAddress:
+    """An IPv4 address in the kernel, on the interface ``index``.
+
+    Attributes:
+        network: that the address connects the interface to; on a point-to-point link the peer's.
+        protocol: who made it (IFA_PROTO); None: the kernel does not say.
+    """
+
+    index: int
+    ip: IPv4Address
+    network: IPv4Network
+    protocol: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +273,18 @@ def read_sender(message: memoryview) -> int:
     return sender
 
 
+def read_attachable_link(message: memoryview) -> AttachableLink | None:
+    """As `read_link`."""
+    link = read_link(message)
+    if link is None:
+        return None
+    hardware_type = _IFINFOMSG.unpack_from(message, HEADER.size)[1]
+    info = dict(attributes(message[_IFINFOMSG_END:])).get(_IFLA_LINKINFO)
+    kinds = {} if info is None else dict(attributes(info))
+    in_vrf = any(bytes(kinds.get(number, b"")) == b"vrf\0" for number in (_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND))
+    return AttachableLink(link, bare=hardware_type == _ARPHRD_NONE, in_vrf=in_vrf)
+
+
 def read_tun_index(message: memoryview) -> int | None:
     """The index from an RTM_NEWLINK. None if the link is neither a TUN nor a TAP interface."""
     for number, payload in attributes(message[_IFINFOMSG_END:]):
@@ -327,7 +370,7 @@ def _address(kind: int, flags: int, index: int, item: Address) -> bytearray:
 
 def dump_addresses(index: int = 0, family: int = AF_UNSPEC) -> bytearray:
     """Request the addresses of one interface (0: of all) and one family (AF_UNSPEC: both); `read_address` decodes the
-    answers.
+    answers, for IPv4 also `read_assigned`.
 
     Filter the answers again: a kernel before 5.0 sends those of all interfaces.
     """
@@ -354,6 +397,25 @@ def read_address(message: memoryview) -> KernelAddress | None:
         prefix,
         usable=not (tentative or flags & IFA_F_DADFAILED),
         tracked=scope < _RT_SCOPE_LINK and (protocol is None or protocol[0] != PROTOCOL),
+    )
+
+
+def read_assigned(message: memoryview) -> AssignedAddress | None:
+    """Decode an IPv4 RTM_NEWADDR. None for another family, which a kernel before 4.20 sends too."""
+    family, prefix, _, _, index = _IFADDRMSG.unpack_from(message, HEADER.size)
+    if family != AF_INET:
+        return None
+    found = dict(attributes(message[_IFADDRMSG_END:]))
+    peer = found.get(_IFA_ADDRESS)
+    own = found.get(_IFA_LOCAL, peer)
+    if own is None or peer is None:
+        return None
+    protocol = found.get(_IFA_PROTO)
+    return AssignedAddress(
+        index,
+        IPv4Address(bytes(own)),
+        IPv4Network((bytes(peer), prefix), strict=False),
+        None if protocol is None else protocol[0],
     )
 
 
@@ -477,7 +539,9 @@ def dump_routes(table: int, protocol: int = 0, index: int = 0) -> bytearray:
     return _encode(rtmsg, RTM_GETROUTE, NLM_F_DUMP, fields, attrs)
 
 
-def lookup_route(address: IPv4Address, mark: int, *, index: int = 0, match: bool) -> bytearray:
+def lookup_route(
+    address: IPv4Address, mark: int, *, index: int = 0, match: bool, source: IPv4Address | None = None
+) -> bytearray:
     """Ask how a TCP packet with this fwmark would be routed.
 
     Args:
@@ -485,8 +549,11 @@ def lookup_route(address: IPv4Address, mark: int, *, index: int = 0, match: bool
         mark: the fwmark; 0 for none.
         index: if not 0, only routes through this device count.
         match: ask for the route that matches; otherwise for the next hop that was chosen from it.
+        source: the packet's; this machine must have it. None: the kernel chooses.
     """
     attrs: list[tuple[str, object]] = [("RTA_DST", str(address))]
+    if source is not None:
+        attrs.append(("RTA_SRC", str(source)))
     if mark:
         attrs.append(("RTA_MARK", mark))
     if index:
@@ -494,8 +561,34 @@ def lookup_route(address: IPv4Address, mark: int, *, index: int = 0, match: bool
     flags = _RTM_F_LOOKUP_TABLE
     if match:
         flags |= _RTM_F_FIB_MATCH
-    fields = {"family": AF_INET, "dst_len": 32, "flags": flags}
+    fields = {"family": AF_INET, "dst_len": 32, "src_len": 0 if source is None else 32, "flags": flags}
     return _append(_encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
+
+
+def lookup_current_route(address: IPv4Address | IPv6Address, mark: int) -> bytearray:
+    """Ask how a TCP packet with this fwmark (0: none) is routed now; `read_current_route` decodes the answer."""
+    attrs: list[tuple[str, object]] = [("RTA_DST", str(address))]
+    if mark:
+        attrs.append(("RTA_MARK", mark))
+    family = AF_INET if address.version == 4 else AF_INET6
+    fields: dict[str, int] = {"family": family, "dst_len": address.max_prefixlen}
+    return _append(_encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
+
+
+def read_current_route(message: memoryview) -> CurrentRoute | None:
+    """None: the kernel has no route, or one that discards the packet."""
+    header = read_route_header(message)
+    if header.type not in (RTN_UNICAST, RTN_LOCAL):
+        return None
+    found = read_route_attributes(message)
+    gateway = found.get(RTA_GATEWAY)
+    via = found.get(RTA_VIA)  # struct rtvia: family u16, address
+    source = found.get(RTA_PREFSRC) if header.family == AF_INET else None
+    return CurrentRoute(
+        read_number(found.get(RTA_OIF)),
+        inet_ntop(header.family, gateway) if gateway is not None else None if via is None else bytes(via).hex(),
+        None if source is None else inet_ntop(AF_INET, source),
+    )
 
 
 def read_route_header(message: memoryview) -> RouteHeader:

@@ -30,20 +30,34 @@ What a fwmark rule needs in addition, for packets of this machine itself:
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import chain, groupby
+from socket import AF_INET
 from typing import Final
 
 import trio
 
 from ...cooperative import run_cooperatively
 from ...errors import HostError, ShortageError, shortage_of
-from ..items import MAIN_TABLE, Address, HostRoute, Item, ItemsRefused, LinkState, NextHop, Route, Rule
+from ..items import (
+    MAIN_TABLE,
+    Address,
+    AttachedNetwork,
+    CurrentRoute,
+    HostRoute,
+    Item,
+    ItemsRefused,
+    LinkState,
+    NextHop,
+    Route,
+    Rule,
+)
 from ..process.privileges import missing_net_admin
 from . import codec
+from .attached import find_attached
 from .codec import PROTOCOL, KernelRoute, Link
 from .inventory import Inventory, absent
 from .reader import NetworkReader
@@ -166,6 +180,26 @@ class Netlink:
         async with self._lock:
             link = await self._link(name)
             return await self._lookup.leads_into(link.index, address, mark or 0)
+
+    async def current_routes(
+        self, name: str, addresses: Collection[str], mark: int | None
+    ) -> dict[str, CurrentRoute | None]:
+        """As `Network.current_routes`."""
+        async with self._lock:
+            link = await self._reader.find_link(name=name)
+            return await self._lookup.current_routes(0 if link is None else link.index, addresses, mark or 0)
+
+    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+        """As `Network.attached`."""
+        async with self._lock:
+            link = await self._link(name)
+            return await find_attached(self._kernel, link.index, networks)
+
+    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+        """As `Network.machine_addresses`."""
+        async with self._lock:
+            found = await self._kernel.dump(codec.dump_addresses(family=AF_INET), codec.read_assigned)
+            return frozenset(IPv4Interface((address.ip, address.network.prefixlen)) for address in found)
 
     async def addresses(self) -> list[tuple[IPv4Address, str]]:
         """The IPv4 addresses by which others may reach this machine, each with the name of its interface."""

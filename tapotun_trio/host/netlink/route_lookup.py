@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from itertools import islice
 from typing import Final
 
 import trio
 
 from ...errors import shortage_of
-from ..items import MAIN_TABLE, HostRoute, NextHop
+from ..items import MAIN_TABLE, CurrentRoute, HostRoute, NextHop
 from . import codec
 from .codec import PROTOCOL, RTN_LOCAL, RTN_UNICAST, KernelRoute
 from .reader import NetworkReader
@@ -125,6 +125,19 @@ class RouteLookup:
         """Whether a packet to the address leaves through the interface ``own`` at present."""
         (answer,) = await self._kernel.ask_together([codec.lookup_route(address, mark, match=False)])
         return isinstance(answer, bytes) and codec.read_route(memoryview(answer)).index == own
+
+    async def current_routes(self, own: int, addresses: Collection[str], mark: int) -> dict[str, CurrentRoute | None]:
+        """As `Network.current_routes`. ``own``: the index of the interface whose routes are left out; 0: none."""
+        found: dict[str, CurrentRoute | None] = {}
+        # The route to an IPv6 link-local address is that of its link, which the connection has chosen.
+        asked = (each for each in map(ip_address, addresses) if each.version == 4 or not each.is_link_local)
+        while some := list(islice(asked, _DEVICES_PER_SEND)):
+            questions = [codec.lookup_current_route(address, mark) for address in some]
+            for address, answer in zip(some, await self._kernel.ask_together(questions), strict=True):
+                route = codec.read_current_route(memoryview(answer)) if isinstance(answer, bytes) else None
+                if route is None or route.index != own:
+                    found[str(address)] = route
+        return found
 
     async def next_hop(self, own: int, address: IPv4Address, mark: int, hidden: Sequence[HostRoute]) -> NextHop | None:
         """How the address is reached without the interface ``own`` and without ``hidden``, its host routes that are in

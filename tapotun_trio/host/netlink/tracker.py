@@ -141,6 +141,13 @@ class NetworkTracker:
     def drain(self) -> Change | None:
         """What has changed since the last call; None if nothing is to be reported."""
         phrases = [*self._link_changes(), *self._address_changes(), *self._route_changes()]
+        incomplete = self._overflowed
+        touched_links = frozenset(self._touched_links)
+        touched_addresses = frozenset(text for _, text, _ in self._touched_addresses) | {
+            address.text
+            for address in (*self._old_addresses.values(), *self._addresses.values())
+            if address.index in touched_links
+        }
         if self._overflowed and not phrases:
             phrases.append("more happened to addresses and routes than could be followed")
         self._touched_links.clear()
@@ -153,7 +160,13 @@ class NetworkTracker:
             return None
         if len(phrases) > _MAX_PHRASES:
             phrases[_MAX_PHRASES:] = [f"and {len(phrases) - _MAX_PHRASES} more"]
-        return Change("; ".join(phrases), frozenset(address.text for address in self._addresses.values()))
+        return Change(
+            "; ".join(phrases),
+            frozenset(address.text for address in self._addresses.values()),
+            touched_addresses=touched_addresses,
+            touched_links=touched_links,
+            incomplete=incomplete,
+        )
 
     # -- updating the state: each returns whether something has happened
 

@@ -1,0 +1,54 @@
+"""Watches which addresses this machine has, since no client may send from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from typing import Final
+
+import trio
+
+from ..host.interfaces import Host
+from ..host.netlink.rewatch import Rewatch
+from ..log import Log
+
+# The addresses of our own interfaces change without a notification: see `Host.open_changes`.
+CHECK_S: Final = 10.0
+
+
+async def watch_machine_addresses(
+    host: Host,
+    log: Log,
+    on_addresses: Callable[[frozenset[IPv4Interface]], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Call ``on_addresses`` with the IPv4 addresses of this machine, and again after each change; for ever.
+
+    Reports started when they were read for the first time, or could not be read, which is logged.
+    """
+    started = False
+
+    async def watch() -> None:
+        nonlocal started
+        try:
+            async with host.open_changes() as changes, host.open_network() as network:
+                retry.worked()
+                known: frozenset[IPv4Interface] | None = None
+                while True:
+                    present = await network.machine_addresses()
+                    if present != known:
+                        known = present
+                        on_addresses(present)
+                    if not started:
+                        started = True
+                        task_status.started()
+                    with trio.move_on_after(CHECK_S):
+                        await anext(changes)
+        finally:
+            if not started:
+                started = True
+                task_status.started()
+
+    retry = Rewatch(log, "clients may send from addresses that this machine gets meanwhile")
+    await retry.keep(watch)

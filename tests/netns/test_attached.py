@@ -1,0 +1,256 @@
+"""To which networks this machine is attached, and how addresses are reached, against the real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Final
+
+import pytest
+import trio
+
+from tapotun_trio.host.items import CurrentRoute
+from tapotun_trio.host.netlink.network import Netlink, open_netlink
+from tapotun_trio.host.tun import open_tun
+from tests.harness import wait_until
+
+from ..tables import table
+from .fresh_namespace import in_fresh_namespace, ip
+from .test_host_netlink import address, route
+
+pytestmark = pytest.mark.netns
+
+LAN: Final = ("10.60.0.0/24", "eth0")
+CARRIER_S: Final = 20.0
+
+
+def cable(name: str, *addresses: str) -> None:
+    ip("link", "add", name, "type", "veth", "peer", "name", f"far-{name}")
+    for text in addresses:
+        ip("addr", "add", *text.split(), "dev", name)
+    for end in (name, f"far-{name}"):
+        ip("link", "set", end, "up")
+    wait_until(lambda: ip("link", "show", name)[0]["operstate"] == "UP", CARRIER_S, f"the carrier of {name}")
+
+
+@asynccontextmanager
+async def tunnel() -> AsyncIterator[Netlink]:
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1500)
+            await network.add("tun0", [address("10.10.0.2/24")])
+            yield network
+
+
+async def attached(network: Netlink, *networks: str) -> list[tuple[str, str]]:
+    found = await network.attached("tun0", [IPv4Network(it) for it in networks])
+    return [(str(it.network), it.device) for it in found]
+
+
+def words(*lines: str) -> list[list[str]]:
+    return [line.split() for line in lines]
+
+
+@table(
+    "setup pushed expected",
+    ("the LAN itself", words("addr add 10.60.0.7/24 dev eth0"), ["10.60.0.0/24"], [LAN]),
+    ("a part of it", words("addr add 10.60.0.7/24 dev eth0"), ["10.60.0.128/25"], [LAN]),
+    ("wider than the LAN", words("addr add 10.60.0.7/24 dev eth0"), ["10.60.0.0/16"], []),
+    ("elsewhere", words("addr add 10.60.0.7/24 dev eth0"), ["10.61.0.0/24"], []),
+    ("with a metric", words("addr add 10.60.0.7/24 dev eth0 metric 100"), ["10.60.0.0/24"], [LAN]),
+    (
+        "as a DHCP client does it",
+        words(
+            "addr add 10.60.0.7/24 dev eth0 noprefixroute",
+            "route add 10.60.0.0/24 dev eth0 proto dhcp scope link src 10.60.0.7 metric 600",
+        ),
+        ["10.60.0.0/24"],
+        [LAN],
+    ),
+    (
+        "as an operator does it",
+        words("addr add 10.60.0.7/24 dev eth0 noprefixroute", "route add 10.60.0.0/24 dev eth0 metric 50"),
+        ["10.60.0.0/25"],
+        [LAN],
+    ),
+    ("an address without a route", words("addr add 10.60.0.7/24 dev eth0 noprefixroute"), ["10.60.0.0/24"], []),
+    (
+        "a route by a gateway only",
+        words(
+            "addr add 192.0.2.7/24 dev eth0",
+            "addr add 10.60.0.7/24 dev eth0 noprefixroute",
+            "route add 10.60.0.0/24 via 192.0.2.1",
+        ),
+        ["10.60.0.0/24"],
+        [],
+    ),
+    (
+        "in another table, for everybody",
+        words(
+            "addr add 10.60.0.7/24 dev eth0 noprefixroute",
+            "route add 10.60.0.0/24 dev eth0 table 100",
+            "rule add lookup 100 priority 40000",
+        ),
+        ["10.60.0.0/24"],
+        [LAN],
+    ),
+    (
+        "in another table, for the LAN's own address",
+        words(
+            "addr add 10.60.0.7/24 dev eth0 noprefixroute",
+            "route add 10.60.0.0/24 dev eth0 table 1000",
+            "rule add from 10.60.0.7 lookup 1000",
+        ),
+        ["10.60.0.64/26"],
+        [LAN],
+    ),
+    (
+        "in another table that has nothing but a default route",
+        words(
+            "addr add 10.60.0.7/24 dev eth0",
+            "route add default via 10.60.0.1 table 100",
+            "rule add from 10.60.0.7 lookup 100",
+        ),
+        ["10.60.0.0/24"],
+        [LAN],
+    ),
+    (
+        "in a table that nothing leads to",
+        words("addr add 10.60.0.7/24 dev eth0 noprefixroute", "route add 10.60.0.0/24 dev eth0 table 100"),
+        ["10.60.0.0/24"],
+        [],
+    ),
+    ("the address alone", words("addr add 10.60.0.7/32 dev eth0"), ["10.60.0.7/32"], [("10.60.0.7/32", "eth0")]),
+    ("around an address alone", words("addr add 10.60.0.7/32 dev eth0"), ["10.60.0.0/24"], []),
+    (
+        "the peer of a point-to-point link",
+        words("addr add 10.60.0.7 peer 10.60.0.1/32 dev eth0"),
+        ["10.60.0.1/32"],
+        [("10.60.0.1/32", "eth0")],
+    ),
+    ("around the peer", words("addr add 10.60.0.7 peer 10.60.0.1/32 dev eth0"), ["10.60.0.0/24"], []),
+    ("two addresses", words("addr add 10.60.0.6/31 dev eth0"), ["10.60.0.6/31"], [("10.60.0.6/31", "eth0")]),
+    ("on the loopback", words("addr add 10.60.0.7/24 dev lo"), ["10.60.0.0/25"], [("10.60.0.0/24", "lo")]),
+    ("a LAN with a link that is down", words("addr add 10.60.0.7/24 dev eth0", "link set eth0 down"), [LAN[0]], []),
+    (
+        "two LANs",
+        words("addr add 10.60.0.7/24 dev eth0", "addr add 10.61.0.7/24 dev eth1"),
+        ["10.60.0.0/24", "10.61.0.0/26", "10.62.0.0/16"],
+        [LAN, ("10.61.0.0/24", "eth1")],
+    ),
+    (
+        "with a longer route by a gateway within it",
+        words("addr add 10.60.0.7/24 dev eth0", "route add 10.60.0.128/25 via 10.60.0.9"),
+        ["10.60.0.0/24"],
+        [LAN],
+    ),
+)
+@in_fresh_namespace
+async def test_attached_networks(setup: list[list[str]], pushed: list[str], expected: list[tuple[str, str]]) -> None:
+    for name in ("eth0", "eth1"):
+        cable(name)
+    for line in setup:
+        ip(*line)
+    async with tunnel() as network:
+        assert await attached(network, *pushed) == expected
+        # The same while our own routes stand in front.
+        await network.add("tun0", [route(it) for it in pushed if it not in _refused(pushed)])
+        assert await attached(network, *pushed) == expected
+
+
+def _refused(pushed: Sequence[str]) -> set[str]:
+    """Those that the kernel would refuse, since a route with our metric is there."""
+    standing = {it["dst"] for it in ip("-4", "route", "show") if "metric" not in it}
+    return {it for it in pushed if it.removesuffix("/32") in standing}
+
+
+@in_fresh_namespace
+async def test_a_carrier_that_comes_and_goes() -> None:
+    """As docker0's does with its containers."""
+    ip("link", "add", "docker0", "type", "bridge")
+    ip("link", "set", "docker0", "up")
+    ip("addr", "add", "172.17.0.1/16", "dev", "docker0")
+    async with tunnel() as network:
+
+        async def until(expected: list[tuple[str, str]]) -> None:
+            with trio.fail_after(CARRIER_S):
+                while await attached(network, "172.17.3.0/24") != expected:  # noqa: ASYNC110 - linkwatch takes a second
+                    await trio.sleep(0.05)
+
+        for _ in range(2):
+            cable("veth0")
+            ip("link", "set", "veth0", "master", "docker0")
+            await until([("172.17.0.0/16", "docker0")])
+            assert await attached(network, "172.16.0.0/12") == []
+            ip("link", "del", "veth0")
+            await until([])
+
+
+@in_fresh_namespace
+async def test_our_own_interface_and_other_tunnels_of_ours() -> None:
+    async with tunnel() as network:
+        assert await attached(network, "10.10.0.0/25") == []
+        with open_tun("tun1"):
+            await network.link_up("tun1", 1500)
+            await network.add("tun1", [address("10.10.0.3/24")])
+            [found] = await network.attached("tun0", [IPv4Network("10.10.0.0/25")])
+            assert (str(found.network), found.device, found.is_tunnel) == ("10.10.0.0/24", "tun1", True)
+            # Another program's tunnel, where the kernel says whose address it is.
+            ip("addr", "add", "10.30.0.3/24", "dev", "tun1")
+            [found] = await network.attached("tun0", [IPv4Network("10.30.0.0/24")])
+            assert not found.is_tunnel
+
+
+@in_fresh_namespace
+async def test_many_addresses() -> None:
+    cable("eth0", *(f"10.{n >> 8}.{n & 255}.7/24" for n in range(100)))
+    async with tunnel() as network:
+        found = await attached(network, *(f"10.0.{n}.0/24" for n in range(200)))
+        assert found == [(f"10.0.{n}.0/24", "eth0") for n in range(100)]
+
+
+@in_fresh_namespace
+async def test_the_machine_s_addresses() -> None:
+    cable("eth0", "192.0.2.7/24", "198.51.100.7 peer 198.51.100.1/32", "2001:db8::7/64 nodad")
+    async with tunnel() as network:
+        expected = ["127.0.0.1/8", "192.0.2.7/24", "198.51.100.7/32", "10.10.0.2/24"]
+        assert await network.machine_addresses() == {IPv4Interface(it) for it in expected}
+
+
+@in_fresh_namespace
+async def test_current_routes() -> None:
+    cable("eth0", "192.0.2.7/24", "2001:db8::7/64 nodad")
+    index = ip("link", "show", "eth0")[0]["ifindex"]
+    far, far6, link_local = "203.0.113.10", "2001:db8:1::10", "fe80::1"
+    async with tunnel() as network:
+
+        async def look(*addresses: str, mark: int | None = None) -> dict[str, CurrentRoute | None]:
+            return await network.current_routes("tun0", addresses, mark)
+
+        assert await look(far, far6, link_local, "fe80::1%eth0") == {far: None, far6: None}
+        ip("route", "add", "default", "via", "192.0.2.1")
+        ip("-6", "route", "add", "default", "via", "2001:db8::1")
+        direct = CurrentRoute(index, None, "192.0.2.7")
+        routed, routed6 = CurrentRoute(index, "192.0.2.1", "192.0.2.7"), CurrentRoute(index, "2001:db8::1")
+        expected = {far: routed, far6: routed6, "192.0.2.9": direct}
+        assert await look(*expected) == expected
+        # What changes nothing: a worse default route, another address on the link.
+        ip("route", "add", "default", "via", "192.0.2.3", "metric", "10")
+        ip("addr", "add", "192.0.2.99/24", "dev", "eth0")
+        ip("addr", "add", "2001:db8::99/64", "dev", "eth0", "nodad")
+        assert await look(*expected) == expected
+        ip("route", "add", "blackhole", "203.0.113.0/24")
+        assert await look(far) == {far: None}
+        ip("route", "del", "blackhole", "203.0.113.0/24")
+        # A host route around the tunnel is the same path, and one into the tunnel is none.
+        await network.add("tun0", [route("203.0.113.0/24")])
+        assert await look(far) == {}
+        ip("route", "add", far, "via", "192.0.2.1")
+        assert await look(far) == {far: routed}
+        # As the transport's mark is routed.
+        ip("route", "add", "default", "via", "192.0.2.4", "table", "200")
+        ip("rule", "add", "fwmark", "200", "lookup", "200")
+        assert await look(far, mark=200) == {far: CurrentRoute(index, "192.0.2.4", "192.0.2.7")}
+        assert await network.current_routes("not0", [far], None) == {far: routed}
+        assert await look(*(f"203.0.114.{n}" for n in range(100))) == {f"203.0.114.{n}": routed for n in range(100)}
