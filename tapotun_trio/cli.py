@@ -385,6 +385,9 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--server-name", metavar="NAME", help="tls.server_name of the client's config")
     verb.add_argument("--min-version", choices=("1.2", "1.3"), default="1.2", help="tls.min_version. Default: 1.2")
     verb.add_argument("--insecure", action="store_true", help="do not check the certificate, as tls.insecure")
+    verb.add_argument("--user", metavar="NAME", help="user of the client's config, for Basic auth")
+    verb.add_argument("--password-file", metavar="F", help="password_file of the client's config")
+    verb.add_argument("--headers-file", metavar="F", help="headers of the client's config, one `Name: value` a line")
     verb.add_argument("--proxy", metavar="URL", help="proxy of the client's config; default: the environment's")
     verb.add_argument(
         "--auth-header",

@@ -150,8 +150,8 @@ def _check_unknown_kind(value: object, path: str, context: LoadContext, *, has_b
 
 
 def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None:
-    """Warn once if the file holds a raw token and every user may read it. Hashes may be public."""
-    path = next(_raw_tokens(root), None)
+    """Warn once if the file holds a secret and every user may read it. Hashes may be public."""
+    path = next(_raw_secrets(root), None)
     if path is not None:
         findings.warning(
             path,
@@ -161,12 +161,18 @@ def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None
         )
 
 
-def _raw_tokens(root: object) -> Iterator[str]:
-    """The paths of values that are, or were meant to be, raw tokens."""
+def _raw_secrets(root: object) -> Iterator[str]:
+    """The paths of values that are, or were meant to be, raw tokens, or that hold a login or another secret."""
     entries, base = (root.get("interfaces"), "interfaces") if isinstance(root, dict) else (root, "")
     for i, value in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(value, dict) and "server" in value and "token" in value:
             yield f"{item(base, i)}.token"
+        if isinstance(value, dict) and "server" in value:
+            if isinstance(value.get("headers"), dict) and value["headers"]:
+                yield f"{item(base, i)}.headers"
+            for name in ("server", "proxy"):
+                if isinstance(value.get(name), str) and "@" in value[name]:  # a login
+                    yield f"{item(base, i)}.{name}"
     admin = root.get("admin") if isinstance(root, dict) else None
     if isinstance(admin, dict) and is_raw_token(admin.get("token")):
         yield "admin.token"

@@ -51,8 +51,7 @@ def probe(arguments: Namespace) -> int:
             raise Misused(f"{text}; a client replaces its streams every 15 minutes anyway")
     except Misused as exc:
         return _misused(str(exc))
-    target = _without_query(config.server.target)
-    measured = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
+    measured = Measured(config.server.shown, config.transport)
     began = time.monotonic()
     try:
         stopped_by = trio.run(measure_until_stopped, config, limit_s, measured, age_limit_s)
@@ -104,9 +103,14 @@ async def measure_until_stopped(
 def client_config(arguments: Namespace) -> ClientConfig:
     """The client config that these options describe. Warns if other users can read the token file. Raises Misused."""
     try:
-        server = parse_url(arguments.url)
+        server, login = parse_url(arguments.url)
     except InvalidValue as exc:
         raise Misused(f"URL {exc.shown or quote(arguments.url)} {exc.problem}; {exc.remedy}") from exc
+    if login is not None:
+        raise Misused(
+            "URL *** has a login, and every user of this machine can read a command line; give --user and "
+            "--password-file instead"
+        )
     proxy: Proxy | NoProxy | None = None
     server_name: str | None = None
     try:
@@ -135,23 +139,70 @@ def client_config(arguments: Namespace) -> ClientConfig:
         ),
         transport=arguments.transport,
         auth_header=arguments.auth_header,
+        headers=_headers(arguments.headers_file),
+        login=_login(arguments),
         proxy=proxy,
     )
 
 
-def _token(name: str) -> Secret:
-    """The token in the file, read like a client's ``token_file``."""
+def _login(arguments: Namespace) -> Secret | None:
+    """The login for Basic auth, as ``user`` and ``password_file`` of a client."""
+    user, file = arguments.user, arguments.password_file
+    if user is None and file is None:
+        return None
+    if user is None or file is None:
+        raise Misused("--user and --password-file belong together; give both")
+    if arguments.auth_header != "x-api-key":
+        raise Misused(f"--auth-header {arguments.auth_header} needs the header that Basic auth needs; give one of them")
+    try:
+        user = parsers.parse_user(user)
+    except InvalidValue as exc:
+        raise Misused(f"--user {quote(user)} {exc.problem}; {exc.remedy}") from exc
+    text = parsers.secret_line(_read("--password-file", file, "the password"))
+    try:
+        return Secret(f"{user}:{parsers.parse_password(text).reveal()}")
+    except InvalidValue as exc:
+        raise Misused(f"--password-file {quote(file)} holds a password that {exc.problem}; {exc.remedy}") from exc
+
+
+def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
+    """The headers in a file, one ``Name: value`` a line."""
+    if name is None:
+        return ()
+    data = _read("--headers-file", name, "further headers")
+    found: dict[str, tuple[str, Secret]] = {}
+    for number, line in enumerate(data.decode("latin-1").splitlines(), 1):
+        if not line.strip():
+            continue
+        key, colon, value = line.partition(":")
+        try:
+            if not colon:
+                raise InvalidValue("has no colon", "write Name: value")
+            if key.lower() in found:
+                raise InvalidValue("has a header that an earlier line has too", "keep one")
+            found[key.lower()] = parsers.parse_header_name(key), parsers.parse_header_value(value.strip())
+        except InvalidValue as exc:
+            raise Misused(f"--headers-file {quote(name)}: line {number} {exc.problem}; {exc.remedy}") from exc
+    return tuple(found.values())
+
+
+def _read(option: str, name: str, what: str) -> bytes:
+    """The content of a file with a secret. Warns if other users can read it. Raises Misused."""
     try:
         content = context.read_file(name, _TOKEN_FILE_BYTES)
     except context.UnreadableFile as exc:
-        text = f"--token-file {quote(name)} cannot be read: {exc}; give the file that holds the client's raw token"
-        raise Misused(text) from exc
+        raise Misused(f"{option} {quote(name)} cannot be read: {exc}; give the file that holds {what}") from exc
     if content.public_mode is not None:
-        text = f"--token-file {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
+        text = f"{option} {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
         _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
-    line = content.data.removesuffix(b"\n").removesuffix(b"\r")
+    return content.data
+
+
+def _token(name: str) -> Secret:
+    """The token in the file, read like a client's ``token_file``."""
+    data = _read("--token-file", name, "the client's raw token")
     try:
-        token = parsers.parse_raw_token(line.decode("latin-1"))
+        token = parsers.parse_raw_token(parsers.secret_line(data))
     except InvalidValue as exc:
         raise Misused(f"--token-file {quote(name)} holds a token that {exc.problem}; {exc.remedy}") from exc
     if parsers.looks_hashed(token.reveal()):
@@ -162,9 +213,3 @@ def _token(name: str) -> Secret:
 
 def _warn(text: str) -> None:
     print(f"tapotun probe: warning: {one_line(text)}", file=sys.stderr)
-
-
-def _without_query(target: str) -> str:
-    """The target without its query, which may hold a key."""
-    path, question, _ = target.partition("?")
-    return f"{path}?***" if question else path

@@ -339,7 +339,8 @@ def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
 @table(
     "argv words",
     ("no scheme", ["vpn.example.com/ip"], "http"),
-    ("a password in the URL", ["https://u:raw-token@vpn.example.com/"], "remove it"),
+    ("a password in the URL", ["https://u:raw-token@vpn.example.com/"], "--user and --password-file"),
+    ("a user without a password", ["https://127.0.0.1/", "--user", "u"], "belong together"),
     ("a proxy that is none", ["http://127.0.0.1/", "--proxy", "socks5://x:1"], "--proxy"),
     ("a name that is none", ["https://127.0.0.1/", "--server-name", "a b"], "--server-name"),
     ("a key without its certificate", ["https://127.0.0.1/", "--key-file", "x"], "--cert-file"),
