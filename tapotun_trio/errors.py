@@ -234,7 +234,7 @@ class ShortageError(HostError, PeerError):
 
 
 # For each errno: the reason by which the shortage is counted, and its remedy. strerror(3) names the shortage itself.
-_MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
+_MORE_MEMORY: Final = "raise MemoryMax= or LimitAS= of the service, or ulimit -v, or give the machine more memory"
 _SHORTAGES: Final = {
     errno.EMFILE: (
         EndReason.NO_DESCRIPTORS,

@@ -6,11 +6,12 @@ Blocking: reads files. A process does that when it starts and when it reloads it
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ..errors import shortage_of
 from .conflicts import ConflictChecker
@@ -19,6 +20,9 @@ from .model import TlsValidator
 from .typecheck import Node
 
 T = TypeVar("T")
+
+PIPE_WAIT_MS: Final = 5000  # for each piece that is written to a pipe
+_PIECE_BYTES: Final = 64 * 1024  # as much as a pipe holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +45,61 @@ class UnreadableFile(Exception):
         self.remedy = remedy
 
 
-def read_file(path: str | os.PathLike[str], limit_bytes: int) -> FileContent:
-    """The whole content of a file or a pipe.
+def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
+    """The whole content of a file or a pipe. Takes no more memory than the content.
+
+    It waits for the disk, and for a pipe without a writer PIPE_WAIT_MS; for nothing else, since nobody can end a thread
+    that waits in a system call.
+
+    ``regular``: another reader will open the file again, so a pipe will not do.
 
     Raises UnreadableFile, also if the content is longer than the limit: ``/dev/zero`` has no end.
     """
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(limit_bytes + 1)
-    except OSError as exc:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if regular and not stat.S_ISREG(status.st_mode) and not stat.S_ISCHR(status.st_mode):
+                raise UnreadableFile("Is a directory" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+            data = _read(fd, status, limit_bytes)
+        finally:
+            os.close(fd)
+    except BlockingIOError as exc:  # such as a terminal, or /proc/kmsg
+        raise UnreadableFile("it has nothing to read now, and would have to be waited for") from exc
+    except (OSError, MemoryError) as exc:
         if (shortage := shortage_of(exc, "")) is not None:
             raise UnreadableFile(shortage.lack, shortage.remedy) from exc
-        raise UnreadableFile(exc.strerror or type(exc).__name__) from exc
-    except ValueError as exc:  # open() raises it for a NUL or a lone surrogate in the path
+        raise UnreadableFile(getattr(exc, "strerror", None) or type(exc).__name__) from exc
+    except ValueError as exc:  # os.open() raises it for a NUL or a lone surrogate in the path
         raise UnreadableFile("not a valid path") from exc
-    if len(data) > limit_bytes:
-        raise UnreadableFile(f"longer than {limit_bytes} bytes")
     mode = stat.S_IMODE(status.st_mode)
     public = stat.S_ISREG(status.st_mode) and mode & stat.S_IROTH
     return FileContent(data, mode if public else None)
+
+
+def _read(fd: int, status: os.stat_result, limit_bytes: int) -> bytes:
+    """Read to the end of the file. Raises OSError, MemoryError, UnreadableFile."""
+    too_long = UnreadableFile(f"longer than {limit_bytes} bytes")
+    if stat.S_ISREG(status.st_mode) and status.st_size > limit_bytes:
+        raise too_long
+    waits = select.poll() if stat.S_ISFIFO(status.st_mode) else None
+    if waits is not None:
+        waits.register(fd, select.POLLIN)
+    # A regular file comes in one piece. Those of /proc say that they have no size.
+    piece_bytes = max(_PIECE_BYTES, min(status.st_size, limit_bytes) + 1)
+    pieces: list[bytes] = []
+    total = 0
+    while True:
+        if waits is not None and not waits.poll(PIPE_WAIT_MS):
+            raise UnreadableFile(f"nobody wrote to this pipe within {PIPE_WAIT_MS / 1000:g} s")
+        piece = os.read(fd, piece_bytes)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        total += len(piece)
+        if total > limit_bytes:
+            raise too_long
+        piece_bytes = _PIECE_BYTES
 
 
 class LoadContext:
@@ -99,16 +138,16 @@ class LoadContext:
         """The absolute path of a file that the config names, relative to the config's own directory."""
         return os.path.join(self._directory, name)
 
-    def read_file(self, path: str, name: str, limit_bytes: int) -> FileContent | None:
+    def read_file(self, path: str, name: str, limit_bytes: int, *, regular: bool = False) -> FileContent | None:
         """The content of a file that the config names; None if it cannot be read, which is reported."""
         try:
-            return read_file(self.absolute_path(name), limit_bytes)
+            return read_file(self.absolute_path(name), limit_bytes, regular=regular)
         except UnreadableFile as exc:
             self.findings.error(
                 path,
                 quote(name),
                 f"cannot be read: {exc}",
-                "write the path of a file, absolute or relative to this one",
+                exc.remedy or "write the path of a file, absolute or relative to this one",
             )
             return None
 

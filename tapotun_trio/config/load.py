@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from ..errors import shortage_of
 from .context import LoadContext, UnreadableFile, read_file
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
@@ -50,9 +51,13 @@ def check(
     file = os.fspath(path)
     try:
         content = read_file(file, _FILE_BYTES)
+        return check_content(content.data, file, content.public_mode, tls_validator)
     except UnreadableFile as exc:
         return None, [Finding("error", "", "", f"cannot be read: {exc}", exc.remedy or "name a config file")]
-    return check_content(content.data, file, content.public_mode, tls_validator)
+    except MemoryError as exc:
+        lack = shortage_of(exc, "")
+        assert lack is not None, "a MemoryError is a shortage"
+        return None, [Finding("error", "", "", f"cannot be read: {lack.lack}", lack.remedy)]
 
 
 def check_content(

@@ -12,7 +12,7 @@ import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, UnsetType, inspect
@@ -38,7 +38,7 @@ class FieldSpec:
         least: the smallest number of elements.
         most: the largest number of elements, or of an object's members, or None.
         example: a value, an element or a whole list that fits.
-        secret: whether the value must never be shown.
+        secret: whether the value must never be shown; "text": only if it is a text.
     """
 
     name: str
@@ -49,7 +49,7 @@ class FieldSpec:
     least: int = 0
     most: int | None = None
     example: object = None
-    secret: bool = False
+    secret: bool | Literal["text"] = False
 
 
 @cache
@@ -97,12 +97,12 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _metadata(annotation: Any) -> tuple[object, bool]:
+def _metadata(annotation: Any) -> tuple[object, bool | Literal["text"]]:
     """The first example in the ``Meta`` of `structs`, and whether the value is secret."""
     for alternative in _alternatives(annotation):
         meta = _meta(alternative)
         if meta is not None:
-            return (meta.examples or [None])[0], bool((meta.extra or {}).get("secret"))
+            return (meta.examples or [None])[0], (meta.extra or {}).get("secret", False)
     return None, False
 
 
@@ -362,7 +362,7 @@ def _is_not(value: object, wanted: str) -> str:
 
 
 def _shown(value: object, spec: FieldSpec) -> str:
-    return MASK if spec.secret else show(value)
+    return MASK if spec.secret is True or (spec.secret and isinstance(value, str)) else show(value)
 
 
 def _pair(spec: FieldSpec) -> str:

@@ -613,7 +613,7 @@ class _ClientValidator:
         insecure = tls_node.get("insecure", bool) or False
         self._warn_insecure(tls_node, ca_file, insecure=insecure)
         if ca_file is not None:
-            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES)
+            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES, regular=True)
         cert_file, key_file = self._validate_certificate(tls_node)
         tls = TlsConfig(
             ca_file=None if ca_file is None else context.absolute_path(ca_file),
@@ -647,10 +647,10 @@ class _ClientValidator:
             if key_file is not None and "cert_file" not in tls_node.given:
                 self._findings.error(key_path, quote(key_file), 'is given without "cert_file"', 'add "cert_file"')
             return None, None
-        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES)
+        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES, regular=True)
         path, name = cert_path, cert_file
         if key_file is not None:
-            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES)
+            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES, regular=True)
             path, name = key_path, key_file
         if content is not None:
             self._check_key(path, name, content)

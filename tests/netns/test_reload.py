@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -279,3 +282,30 @@ def test_a_hangup_while_it_is_being_imported(lab: Lab, moment: str) -> None:
         daemon.wait_for_log("ready: tun0", PATIENCE_S)
         daemon.wait_for_log("reload: the config has not changed", PATIENCE_S)
         assert daemon.stop() == 0
+
+
+def test_forty_reloads_of_a_pipe_leave_no_thread_and_names_resolve(lab: Lab) -> None:
+    """A FIFO that nobody writes to replaces the config. The client still resolves its server's name meanwhile."""
+    server, client = lab.host("server"), lab.host("client")
+    lab.link(server, f"{SERVER}/24", client, f"{CLIENT}/24")
+    client.hosts({"vpn.example.com": SERVER})
+    file = client.tmp / "client.json"
+    file.touch(mode=0o600)
+    config = [client_config(server="http://vpn.example.com:8080/ip")]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with running(server, server_config()) as server_daemon, running(client, file, until=UPLOADING) as daemon:
+        file.unlink()
+        os.mkfifo(file, 0o600)
+        threads = Path(f"/proc/{daemon.pid}/task")
+        reloads = [client.start([*command(), "reload"], name=f"reload-{number}") for number in range(40)]
+        with ExitStack() as stack:
+            for reload in reloads:
+                stack.enter_context(reload)
+            daemon.wait_for_log("nobody wrote to this pipe within 5 s", PATIENCE_S)
+            before = daemon.log_end
+            assert server_daemon.stop() == 0
+            with running(server, server_config()):
+                # The name is resolved again, while the reloads wait for their turns.
+                daemon.wait_for_log(UPLOADING, PATIENCE_S, after=before)
+                ping(client, TUNNEL_SERVER)
+                assert len(list(threads.iterdir())) <= 4
