@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -284,6 +283,18 @@ def test_a_hangup_while_it_is_being_imported(lab: Lab, moment: str) -> None:
         assert daemon.stop() == 0
 
 
+FORTY_RELOADS: Final = """
+import glob, socket, time
+(path,) = glob.glob("/run/tapotun/*.sock")
+socks = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for sock in socks:
+    sock.connect(path)
+    sock.sendall(b'{"command":"reload"}\\n')
+print("asked", flush=True)
+time.sleep(3600)
+"""
+
+
 def test_forty_reloads_of_a_pipe_leave_no_thread_and_names_resolve(lab: Lab) -> None:
     """A FIFO that nobody writes to replaces the config. The client still resolves its server's name meanwhile."""
     server, client = lab.host("server"), lab.host("client")
@@ -297,12 +308,11 @@ def test_forty_reloads_of_a_pipe_leave_no_thread_and_names_resolve(lab: Lab) -> 
         file.unlink()
         os.mkfifo(file, 0o600)
         threads = Path(f"/proc/{daemon.pid}/task")
-        reloads = [client.start([*command(), "reload"], name=f"reload-{number}") for number in range(40)]
-        with ExitStack() as stack:
-            for reload in reloads:
-                stack.enter_context(reload)
+        with client.start([sys.executable, "-c", FORTY_RELOADS], name="reloads") as reloads:
+            reloads.wait_for_log("asked")
             daemon.wait_for_log("nobody wrote to this pipe within 5 s", PATIENCE_S)
             before = daemon.log_end
+            assert client.run([*command(), "status"]).returncode == 0  # also while they wait for each other
             assert server_daemon.stop() == 0
             with running(server, server_config()):
                 # The name is resolved again, while the reloads wait for their turns.
