@@ -93,18 +93,10 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the app handles signals, SIGHUP stays blocked, because a request to reload must not end a process that is
-    # starting. SIGINT and SIGTERM end the process at once: nothing has to be undone yet, and an import might swallow an
-    # exception.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    before = [(number, signal.signal(number, lambda *_: os._exit(exit_codes.OK))) for number in _STOPS]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    try:
+    from .host.process.signals import shielded_from_signals
+
+    with shielded_from_signals(exit_codes.OK):
         return _run_interfaces(arguments)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 from typing import Any, Final, TextIO, TypeAlias
 
 from .errors import EndReason, shortage_in
-from .text import one_line, shorten
+from .text import one_line, one_line_json, shorten
 
 Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
@@ -216,7 +216,8 @@ class JournalFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event and, where known, interface, client and traceback."""
+    """One JSON object a line: time, level, event and, where known, interface, client and traceback. What a terminal
+    might act upon is escaped, because parts of it come from peers."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, str] = {"time": _timestamp(record), "level": record.levelname.lower()}
@@ -226,7 +227,7 @@ class JsonFormatter(logging.Formatter):
         fields["event"] = record.getMessage()
         if record.exc_info:
             fields["traceback"] = _traceback(self.formatException(record.exc_info))
-        return json.dumps(fields, ensure_ascii=False)
+        return one_line_json(json.dumps(fields, ensure_ascii=False))
 
 
 def _traceback(text: str) -> str:

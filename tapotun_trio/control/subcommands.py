@@ -19,7 +19,7 @@ from .. import exit_codes
 from ..errors import EndReason, HostError, PeerError, TapotunError
 from ..status.model import ProcessStatus
 from ..status.render import WIDTH, render
-from ..text import one_line
+from ..text import one_line, one_line_json
 from .client import ANSWER_S, NobodyThereError, ask
 from .protocol import (
     LONGEST_WAIT_S,
@@ -105,7 +105,7 @@ def running(timeout_s: float) -> list[ProcessStatus]:
 def _status(arguments: argparse.Namespace) -> int:
     processes, errors = _fetch(arguments.interfaces, arguments.name)
     if arguments.json:
-        _write(msgspec.json.format(msgspec.json.encode(StatusReport(processes=processes)), indent=2).decode() + "\n")
+        _write(_printable(msgspec.json.format(_encode(processes), indent=2).decode()) + "\n")
     else:
         _write(_page(processes))
     _print_errors(errors)
@@ -124,7 +124,7 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
     while True:
         processes, errors = _fetch(arguments.interfaces, arguments.name)
         if arguments.json:
-            _write(msgspec.json.encode(StatusReport(processes=processes)).decode() + "\n")
+            _write(one_line_json(_encode(processes).decode()) + "\n")
             _print_errors(errors)
         elif on_terminal:
             _write(_screen([*_page(processes).splitlines(), *errors]))
@@ -133,6 +133,15 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
             _print_errors(errors)
         again = True
         time.sleep(arguments.watch)
+
+
+def _encode(processes: list[ProcessStatus]) -> bytes:
+    return msgspec.json.encode(StatusReport(processes=processes))
+
+
+def _printable(text: str) -> str:
+    """Lines of JSON, in which nothing can act upon a terminal: another process has sent their content."""
+    return "\n".join(map(one_line_json, text.split("\n")))
 
 
 def _page(processes: list[ProcessStatus]) -> str:
