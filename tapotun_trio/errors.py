@@ -30,6 +30,7 @@ from .text import one_line, shorten
 T = TypeVar("T", bound=BaseException)
 
 _BUG_CHARS: Final = 100
+PEER_ERROR_CHARS: Final = 1000
 
 
 class EndReason(StrEnum):
@@ -197,6 +198,7 @@ class PeerError(TapotunError):
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
+        text = one_line(shorten(text, PEER_ERROR_CHARS))  # a part of it may come from the peer
         super().__init__(text)
         self.reason = reason
         self.key = text if key is None else key

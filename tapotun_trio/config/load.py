@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from ..errors import shortage_of
-from .context import LoadContext, UnreadableFile, read_file
+from ..files import UnreadableFile, read_file
+from .context import LoadContext
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, TlsValidator

@@ -9,6 +9,8 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from ..text import shorten
+
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
 TlsVersion: TypeAlias = Literal["1.2", "1.3"]
@@ -17,6 +19,9 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
 FULL_MASK: Final = 0xFFFF_FFFF  # of a fwmark: all of it has to match
+
+
+_SHOWN_PATH_CHARS: Final = 200
 
 
 class Secret(str):
@@ -224,9 +229,9 @@ class Url:
 
     @property
     def shown(self) -> str:
-        """The URL for people. The query, which may hold a key, is masked."""
+        """The URL for people, shortened. The query, which may hold a key, is masked."""
         path, question, _ = self.target.partition("?")
-        return f"{self.scheme}://{self.authority}{path}{question and '?***'}"
+        return f"{self.scheme}://{self.authority}{shorten(path, _SHOWN_PATH_CHARS)}{question and '?***'}"
 
 
 @dataclass(frozen=True, slots=True)

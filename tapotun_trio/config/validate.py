@@ -20,9 +20,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from typing import Final, Literal, cast
 
+from ..files import FileContent
 from . import parsers, urls
 from .conflicts import ServerConflictChecker
-from .context import FileContent, LoadContext
+from .context import LoadContext
 from .diagnostics import MASK, InvalidValue, quote, show
 from .model import (
     FULL_MASK,

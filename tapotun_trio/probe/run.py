@@ -13,11 +13,12 @@ from typing import Final
 import trio
 
 from .. import exit_codes
-from ..config import context, parsers
+from ..config import parsers
 from ..config.diagnostics import InvalidValue, quote
 from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
+from ..files import UnreadableFile, read_file
 from ..text import one_line
 from .ages import MAX_AGE_S
 from .idle import LIMIT_S
@@ -189,8 +190,8 @@ def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
 def _read(option: str, name: str, what: str) -> bytes:
     """The content of a file with a secret. Warns if other users can read it. Raises Misused."""
     try:
-        content = context.read_file(name, _TOKEN_FILE_BYTES)
-    except context.UnreadableFile as exc:
+        content = read_file(name, _TOKEN_FILE_BYTES)
+    except UnreadableFile as exc:
         raise Misused(f"{option} {quote(name)} cannot be read: {exc}; give the file that holds {what}") from exc
     if content.public_mode is not None:
         text = f"{option} {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"

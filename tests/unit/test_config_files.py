@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a config, and as any file that it names. No thread waits for it for ever."""
-    monkeypatch.setattr("tapotun_trio.config.context.PIPE_WAIT_MS", 20)
+    monkeypatch.setattr("tapotun_trio.files.PIPE_WAIT_MS", 20)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (finding,) = check(pipe)[1]
