@@ -10,7 +10,7 @@ from typing import Final
 
 from .errors import shortage_of
 
-PIPE_WAIT_MS: Final = 5000  # for each piece that is written to a pipe
+PIPE_WAIT_MS: Final = 10_000  # for each piece that is written to a pipe: a password manager may be slow
 _PIECE_BYTES: Final = 64 * 1024  # as much as a pipe holds
 
 

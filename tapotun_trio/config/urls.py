@@ -102,7 +102,7 @@ def _url_login(text: str) -> Secret:
             'write user:password before the @, or leave it out and use "user" and "password_file"',
         )
     login = _login(text)
-    if login.reveal().endswith(":"):
+    if not login.reveal().partition(":")[2]:
         raise InvalidValue("has an empty password", "write user:password before the @")
     if len(login.reveal()) > LOGIN_BYTES:
         raise InvalidValue(f"has a login of more than {LOGIN_BYTES} bytes", "choose a shorter password")

@@ -168,11 +168,13 @@ def _login(arguments: Namespace) -> Secret | None:
 
 def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
     """The headers in a file, one ``Name: value`` a line."""
-    if name is None:
-        return ()
-    data = _read("--headers-file", name, "further headers")
+    return () if name is None else parse_headers(name, _read("--headers-file", name, "further headers"))
+
+
+def parse_headers(name: str, data: bytes) -> tuple[tuple[str, Secret], ...]:
+    """The headers in the content of a file. Untrusted input; raises Misused, whose text never shows a value."""
     found: dict[str, tuple[str, Secret]] = {}
-    for number, line in enumerate(data.decode("latin-1").splitlines(), 1):
+    for number, line in enumerate(data.decode("latin-1").split("\n"), 1):
         if not line.strip():
             continue
         key, colon, value = line.partition(":")
@@ -181,7 +183,7 @@ def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
                 raise InvalidValue("has no colon", "write Name: value")
             if key.lower() in found:
                 raise InvalidValue("has a header that an earlier line has too", "keep one")
-            found[key.lower()] = parsers.parse_header_name(key), parsers.parse_header_value(value.strip())
+            found[key.lower()] = parsers.parse_header_name(key), parsers.parse_header_value(value.strip(" \t\r"))
         except InvalidValue as exc:
             raise Misused(f"--headers-file {quote(name)}: line {number} {exc.problem}; {exc.remedy}") from exc
     return tuple(found.values())

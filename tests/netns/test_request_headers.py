@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,16 +62,23 @@ def test_a_client_and_a_probe_pass(lab: Lab, transport: str) -> None:
                 assert secret not in text
 
 
+def _with_admin(client: Host, transport: str) -> str:
+    """A config without the login, whose health page everybody on its machine may see."""
+    interface = client_config(server=URL, transport=transport, headers={HEADER: KEY})
+    return _file(client, "client.json", json.dumps({"interfaces": [interface], "admin": {"listen": "9433"}}))
+
+
 @pytest.mark.parametrize("transport", ["http", "websocket"])
 def test_a_401_names_basic_auth(lab: Lab, transport: str) -> None:
     server, client = cable(lab)
     with (
         running(server, server_config(listen="127.0.0.1")),
         nginx_proxy(server, websocket=transport == "websocket", more=_rules(server)),
-        running(
-            client, client_config(server=URL, transport=transport, headers={HEADER: KEY}), until="trying again"
-        ) as daemon,
+        running(client, _with_admin(client, transport), until="trying again") as daemon,
     ):
+        ready = client.run(["curl", "-s", "http://127.0.0.1:9433/readyz"]).stdout
+        assert "401 Unauthorized" in ready
+        assert "query-that-nobody-may-see" not in ready
         assert (
             'answered 401 Unauthorized: a proxy in front of the server wants Basic auth (realm="members")' in daemon.log
         )

@@ -65,9 +65,9 @@ def test_headers_and_a_login_are_loaded_as_secrets(tmp_path: Path) -> None:
 
 
 def test_a_login_in_the_url() -> None:
-    found = loaded(server=f"https://us%65r:{SECRET}%3a%ff@h:444/ip?key=k")
+    found = loaded(server=f"https://us%65r:{SECRET}%ff%3a@h:444/ip?key=k")
     assert found.login is not None
-    assert found.login.reveal() == f"user:{SECRET}:\xff"
+    assert found.login.reveal() == f"user:{SECRET}\xff:"
     assert (found.server.authority, found.server.target) == ("h:444", "/ip?key=k")
     assert found.server.shown == "https://h:444/ip?***"
     assert SECRET not in repr(found)
