@@ -159,26 +159,26 @@ def test_reading_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
     assert peak < 2_000_000
 
 
+@pytest.fixture(scope="module")
+def interpreter_bytes() -> int:
+    """The address space that the interpreter needs by itself."""
+    program = "import re; print(re.search('VmPeak:\\\\s+([0-9]+)', open('/proc/self/status').read())[1])"
+    return 1024 * int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("verb", ["validate-config", "run", "doctor", "status"])
-@pytest.mark.parametrize("limit_mib", [18, 24, 32, 48, 80])
-def test_a_tight_limit_of_memory_is_one_line_and_no_traceback(verb: str, limit_mib: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more_mib", [2, 10, 50])
+def test_a_tight_limit_of_memory_is_one_line_and_no_traceback(
+    verb: str, more_mib: int, interpreter_bytes: int, tmp_path: Path
+) -> None:
     """The config has an error, so that nothing runs where the memory is enough."""
-    argv = [sys.executable, "-m", "tapotun_trio", verb]
+    argv = ["prlimit", f"--as={interpreter_bytes + (more_mib << 20)}", sys.executable, "-m", "tapotun_trio", verb]
     if verb != "status":
         argv.append(write(tmp_path / "t.json", [client(name="")]))
-    done = subprocess.run(
-        ["prlimit", f"--as={limit_mib << 20}", *argv],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     output = done.stdout + done.stderr
-    if "init_" in output or "Fatal Python error" in output:
-        pytest.skip(f"the interpreter itself does not start with {limit_mib} MiB")
     assert "Traceback" not in output
-    assert done.returncode in (0, 1, 3)
+    assert done.returncode in (0, 1, 3), output
     if done.returncode == 3:
         assert output.count("\n") == 1
         assert "not enough memory" in output
