@@ -31,16 +31,16 @@ from tapotun_trio.wire import control
 
 from ..fakes import MemoryHost, MemoryNetwork
 from ..tables import table
-from .hostile import PATIENCE_S, Raw, chunk, extended, logged, request, until
+from .hostile import PATIENCE_S, Raw, chunk, extended, logged, request
 from .support import allowed, client_config, free_port, running, server_config
 from .test_hostile_server import EXTENDED, ME, Answer, Server, ok, params, says
 
-FRAMES: Final = 300  # a real attacker sends as many in a moment
+FRAMES: Final = 100  # a real attacker sends as many in a moment; each is applied here
 MOST_LINES: Final = 120
 MOST_BYTES: Final = 30_000
 
 HOSTILE: Final = "\x1b[2J\u2028\u202e" * 1000
-ROUTES: Final = [f"10.{a}.{b}.0/24" for a in range(20, 22) for b in range(125)]
+ROUTES: Final = [f"10.{a}.{b}.0/24" for a in range(20, 22) for b in range(50)]
 
 
 def written(records: list[logging.LogRecord], level: int = logging.INFO) -> list[str]:
@@ -73,7 +73,9 @@ async def lines_of_a_client(
             port = listeners[0].socket.getsockname()[1]
             nursery.start_soon(trio.serve_listeners, server.serve, listeners)
             async with running(host or MemoryHost(), client_config("a", port)):
-                await until(lambda: is_over(server), "the answers to be sent")
+                with trio.fail_after(6 * PATIENCE_S):  # a busy machine takes its time to apply each
+                    while not is_over(server):  # noqa: ASYNC110 - what is waited for tells no event
+                        await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
     return written(records)
 
@@ -84,7 +86,7 @@ def alternating(one: bytes, other: bytes) -> Callable[[int], bytes]:
 
 @table(
     "make",
-    ("MTU and 250 routes", alternating(params(mtu=1400, routes=ROUTES), params(mtu=1500))),
+    ("MTU and 100 routes", alternating(params(mtu=1400, routes=ROUTES), params(mtu=1500))),
     ("name servers", alternating(params(dns=[f"10.9.{n}.1" for n in range(250)]), params(dns=["10.9.9.9"]))),
     ("addresses", alternating(params(addresses=[f"{ME}/24"]), params(addresses=[f"{ME}/24", "10.10.0.77/24"]))),
     ("goodbyes", lambda number: chunk(control.bye(f"{number} {HOSTILE}"))),
@@ -103,7 +105,7 @@ async def test_what_a_server_sends(make: Callable[[int], bytes]) -> None:
         return make(number)
 
     lines = await lines_of_a_client(sends(counting), lambda server: sent == FRAMES - 1 or server.gets > 30)
-    assert len(lines) < MOST_LINES
+    assert len(lines) < MOST_LINES / 2
     assert sum(len(line.encode()) for line in lines) < MOST_BYTES
 
 
@@ -157,7 +159,7 @@ async def test_routes_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -
         sent = number
         return chunk(params(routes=[f"10.{number % 200 + 20}.{n}.0/24" for n in range(20)]))
 
-    lines = await lines_of_a_client(sends(make, count=300), lambda server: sent == 299 or server.gets > 30)
+    lines = await lines_of_a_client(sends(make, count=100), lambda server: sent == 99 or server.gets > 30)
     assert any("continuing without what the server pushed" in line for line in lines)
     assert len(lines) < MOST_LINES
 
