@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import sys
+from typing import Final
+
+_NO_MEMORY: Final = (
+    b"tapotun: not enough memory to run; raise MemoryMax= or LimitAS= of the service, or ulimit -v, or give the machine"
+    b" more memory\n"
+)
+_EXIT_RUNTIME: Final = 3  # exit_codes.RUNTIME, which may not be importable any more
 
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
     # Imports take most of the start. A signal that arrives meanwhile stays pending until `cli` can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
-    _repair_stdout()
-    from .cli import main
+    try:
+        _repair_stdout()
+        from .cli import main
 
-    return main()
+        return main()
+    except (MemoryError, ImportError, OSError) as exc:
+        if not _is_no_memory(exc):
+            raise
+    # Outside of the handler, so that what the exception refers to is free again.
+    os.write(2, _NO_MEMORY)
+    return _EXIT_RUNTIME
+
+
+def _is_no_memory(exc: BaseException) -> bool:
+    """Whether memory ran out. A library that does not fit into the address space raises ImportError (dlopen(3))."""
+    if isinstance(exc, ImportError):
+        return any(words in str(exc) for words in ("failed to map segment", "annot allocate memory"))
+    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM)
 
 
 def _repair_stdout() -> None:

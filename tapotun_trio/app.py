@@ -23,6 +23,7 @@ from .host.process.interpreter import settle
 from .host.process.malloc import set_mmap_threshold
 from .host.process.privileges import drop_privileges, needed_capabilities, raise_fd_limit, require_tun_privileges
 from .host.process.sd_notify import ServiceManager
+from .host.process.signals import STOPS
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
@@ -30,8 +31,7 @@ from .peer.boottime import boottime
 from .readiness import notify_service_manager
 from .reload import Read, Reloader
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
+_SIGNALS = (*STOPS, signal.SIGHUP)
 _SAME_MOMENT_S = 0.01
 
 
@@ -44,7 +44,7 @@ def run(
     notify_fd: int | None,
     ready_timeout_s: float,
 ) -> int:
-    """Run the interfaces in the foreground until SIGINT or SIGTERM. Returns the exit code.
+    """Run the interfaces in the foreground until one of `STOPS`. Returns the exit code.
 
     ``read``: reads the config again for a reload; see `Reloader`.
     ``name``: the name of this process in `tapotun status`, by default its PID; ``config_file``: the path shown there.
@@ -152,7 +152,7 @@ def _control_socket(name: str) -> Iterator[socket | None]:
 async def _take_signals(
     signals: AsyncIterator[int], nursery: trio.Nursery, manager: ServiceManager, reloader: Reloader
 ) -> None:
-    """SIGHUP reloads the config, in a task of ``nursery``. SIGINT and SIGTERM cancel the nursery."""
+    """SIGHUP reloads the config, in a task of ``nursery``. The STOPS cancel the nursery."""
     async for number in signals:
         if number == signal.SIGHUP:
             nursery.start_soon(reloader.reload_for_a_signal)
@@ -160,8 +160,9 @@ async def _take_signals(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         manager.stopping()
         process_logger().info("%s: stopping; a second signal stops at once", signal.Signals(number).name)
-        for stop in _STOP_SIGNALS:
-            signal.signal(stop, _stop_at_once)  # trio puts the former handlers back at the end
+        for stop in STOPS:  # trio puts the former handlers back at the end
+            # SIGXCPU comes again every second by itself (setrlimit(2)), so it forces nothing.
+            signal.signal(stop, signal.SIG_IGN if stop == signal.SIGXCPU else _stop_at_once)
         # A signal that arrives in the same moment (the service manager's and a Ctrl-C) counts as the same request. The
         # receiver holds it already, and would raise it again when it is closed.
         with trio.move_on_after(_SAME_MOMENT_S):

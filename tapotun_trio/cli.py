@@ -93,18 +93,10 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the app handles signals, SIGHUP stays blocked, because a request to reload must not end a process that is
-    # starting. SIGINT and SIGTERM end the process at once: nothing has to be undone yet, and an import might swallow an
-    # exception.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    before = [(number, signal.signal(number, lambda *_: os._exit(exit_codes.OK))) for number in _STOPS]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    try:
+    from .host.process.signals import shielded_from_signals
+
+    with shielded_from_signals(exit_codes.OK):
         return _run_interfaces(arguments)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _run_interfaces(arguments: argparse.Namespace) -> int:
@@ -385,6 +377,9 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--server-name", metavar="NAME", help="tls.server_name of the client's config")
     verb.add_argument("--min-version", choices=("1.2", "1.3"), default="1.2", help="tls.min_version. Default: 1.2")
     verb.add_argument("--insecure", action="store_true", help="do not check the certificate, as tls.insecure")
+    verb.add_argument("--user", metavar="NAME", help="user of the client's config, for Basic auth")
+    verb.add_argument("--password-file", metavar="F", help="password_file of the client's config")
+    verb.add_argument("--headers-file", metavar="F", help="headers of the client's config, one `Name: value` a line")
     verb.add_argument("--proxy", metavar="URL", help="proxy of the client's config; default: the environment's")
     verb.add_argument(
         "--auth-header",

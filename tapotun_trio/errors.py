@@ -30,6 +30,7 @@ from .text import one_line, shorten
 T = TypeVar("T", bound=BaseException)
 
 _BUG_CHARS: Final = 100
+PEER_ERROR_CHARS: Final = 1000
 
 
 class EndReason(StrEnum):
@@ -197,6 +198,7 @@ class PeerError(TapotunError):
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
+        text = one_line(shorten(text, PEER_ERROR_CHARS))  # a part of it may come from the peer
         super().__init__(text)
         self.reason = reason
         self.key = text if key is None else key
@@ -234,7 +236,7 @@ class ShortageError(HostError, PeerError):
 
 
 # For each errno: the reason by which the shortage is counted, and its remedy. strerror(3) names the shortage itself.
-_MORE_MEMORY: Final = "raise MemoryMax= of the service, or give the machine more memory"
+_MORE_MEMORY: Final = "raise MemoryMax= or LimitAS= of the service, or ulimit -v, or give the machine more memory"
 _SHORTAGES: Final = {
     errno.EMFILE: (
         EndReason.NO_DESCRIPTORS,

@@ -10,11 +10,12 @@ import os
 import select
 import sys
 import time
-from collections.abc import MutableMapping
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final, TextIO, TypeAlias
 
 from .errors import EndReason, shortage_in
-from .text import one_line, shorten
+from .text import one_line, one_line_json, shorten, shorten_escaped
 
 Log: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
 
@@ -26,6 +27,14 @@ READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
 _TRACEBACK_CHARS: Final = 500  # the longest line of a traceback
+LINE_CHARS: Final = 4000  # of one event, escapes included
+# A backstop behind the limits of each kind of line, for each interface and each client: a token bucket. Debug lines
+# have one of their own, since most of them have no other limit.
+SOURCE_BURST: Final = 300
+SOURCE_PER_S: Final = 1.0
+DEBUG_BURST: Final = 2000
+DEBUG_PER_S: Final = 20.0
+MAX_SOURCES: Final = 4096
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog(3)
 
 
@@ -128,6 +137,38 @@ class Faults:
         return EndReason.INTERNAL_ERROR
 
 
+class SourceLimit(logging.Filter):
+    """Limits how fast one source can write: an interface, a client of one, and for debug lines also the process.
+
+    Most lines that a peer can cause have a limit of their own (`RateLimitedLog`); this bounds what is left. The next
+    line of a source has the number of those that were left out. Lines of the process as a whole pass, from level info
+    up: a reload may have thousands.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._buckets: OrderedDict[tuple[object, ...], tuple[float, float, int]] = OrderedDict()  # the newest last
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record passes. Called by logging."""
+        interface, is_debug = getattr(record, "interface", None), record.levelno < logging.INFO
+        if interface is None and not is_debug:
+            return True
+        key = interface, getattr(record, "client", None), is_debug
+        burst, per_s = (DEBUG_BURST, DEBUG_PER_S) if is_debug else (SOURCE_BURST, SOURCE_PER_S)
+        now = self._clock()
+        left, at, missed = self._buckets.pop(key, (float(burst), now, 0))
+        left = min(left + (now - at) * per_s, float(burst))
+        passes = left >= 1
+        if passes and missed:
+            record.msg, record.args = f"{record.getMessage()} ({missed} lines before this were left out)", None
+        self._buckets[key] = (left - 1, now, 0) if passes else (left, now, missed + 1)
+        if len(self._buckets) > MAX_SOURCES:
+            self._buckets.popitem(last=False)
+        return passes
+
+
 class LossyHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream that may fail: a full disk, a pipe whose reader is gone or hangs, a stopped terminal (Ctrl-S).
 
@@ -216,17 +257,18 @@ class JournalFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event and, where known, interface, client and traceback."""
+    """One JSON object a line: time, level, event and, where known, interface, client and traceback. What a terminal
+    might act upon is escaped, because parts of it come from peers."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, str] = {"time": _timestamp(record), "level": record.levelname.lower()}
         for name in ("interface", "client"):
             if value := getattr(record, name, None):
                 fields[name] = value
-        fields["event"] = record.getMessage()
+        fields["event"] = message_of(record)
         if record.exc_info:
             fields["traceback"] = _traceback(self.formatException(record.exc_info))
-        return json.dumps(fields, ensure_ascii=False)
+        return one_line_json(json.dumps(fields, ensure_ascii=False))
 
 
 def _traceback(text: str) -> str:
@@ -245,7 +287,12 @@ def _traceback(text: str) -> str:
 def _placed(record: logging.LogRecord) -> str:
     """The message, preceded by the interface and the client that it is about."""
     where = " ".join(filter(None, (getattr(record, "interface", None), getattr(record, "client", None))))
-    return f"{where}: {record.getMessage()}" if where else record.getMessage()
+    return f"{where}: {message_of(record)}" if where else message_of(record)
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The message, shortened: a part of it may come from a peer."""
+    return shorten_escaped(record.getMessage(), LINE_CHARS)
 
 
 def _timestamp(record: logging.LogRecord) -> str:
@@ -280,5 +327,7 @@ def set_up_logging(level: str, fmt: str) -> None:
         handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     others = [other for other in _ROOT.handlers if not isinstance(other, LossyHandler | logging.NullHandler)]
     _ROOT.handlers[:] = [handler, *others]
+    if not any(isinstance(known, SourceLimit) for known in _ROOT.filters):
+        _ROOT.addFilter(SourceLimit())
     _ROOT.setLevel(level.upper())
     _ROOT.propagate = False

@@ -26,7 +26,10 @@ from .text import one_line, shorten
 
 RELOAD_ERROR_CHARS: Final = 2000
 LINES: Final = 20  # logged in one step, which takes a millisecond
-READ_S: Final = 30.0  # so that a dead network disk or a FIFO does not block all later reloads
+READ_S: Final = 30.0  # so that a dead network disk does not block all later reloads
+# Threads that read the config. One that waits for a dead disk cannot be ended, so a second one reads meanwhile, and no
+# more: each keeps its memory, and trio's own threads stay free to resolve names.
+READERS: Final = 2
 
 Read: TypeAlias = Callable[[], Config]
 
@@ -56,6 +59,7 @@ class Reloader:
         self._manager = manager
         self._log = log
         self._lock = trio.Lock()
+        self._readers = trio.CapacityLimiter(READERS)  # an abandoned thread keeps its place until it ends
 
     def start(self, interfaces: Interfaces) -> None:
         """Allow reloads, because the interfaces run now. A reload that was requested before has waited for this; it
@@ -69,7 +73,7 @@ class Reloader:
         async def run(arguments: ReloadArguments) -> ReloadResult:
             return ReloadResult(await self.reload(dry_run=arguments.dry_run))
 
-        return {"reload": Command(ReloadArguments, run)}
+        return {"reload": Command(ReloadArguments, run, waits=True)}  # for the reloads before it, and for a slow disk
 
     async def reload_for_a_signal(self) -> None:
         """As `reload`, with the outcome in the log. Signals while a reload waits for its turn are merged."""
@@ -113,12 +117,17 @@ class Reloader:
             lines = [line for change in interface_changes for line in change.lines]
             return config, interface_changes, lines + process_lines(before, config)
 
+        stuck = self._readers.borrowed_tokens
+        if stuck >= READERS:
+            raise ConfigError(
+                f"{stuck} earlier reloads still wait for the config's disk; reload when it answers again, or restart"
+            )
         # This runs in a thread, since reading and checking a hundred thousand routes takes a second. `switching_often`
         # keeps the event loop responsive. It is held here and not in the thread, so that an abandoned thread holds
         # nothing.
         with switching_often(), collecting_later(), trio.move_on_after(READ_S) as deadline:
             with passing_shortages("the config cannot be read"):
-                found = await trio.to_thread.run_sync(read_and_compare, abandon_on_cancel=True)
+                found = await trio.to_thread.run_sync(read_and_compare, abandon_on_cancel=True, limiter=self._readers)
         if deadline.cancelled_caught:
             raise ConfigError(f"the config could not be read within {READ_S:.0f} s; is it on a disk that answers?")
         await self._log_lines(logging.WARNING, found[0].warnings)

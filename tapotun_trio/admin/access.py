@@ -149,7 +149,6 @@ class Access:
         if not any(self._is_token(token) for token in shown):
             self._limiter.failed(address, now)
             raise WrongToken()
-        self._limiter.succeeded(address)
 
     def _is_token(self, shown: str) -> bool:
         assert self._token is not None

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import trio
 from msgspec import Struct
 
+from ..log import message_of
 from ..text import one_line, shorten
 
 KEPT: Final = 200
@@ -47,7 +48,8 @@ class Events(logging.Handler):
 
     def _keep(self, record: logging.LogRecord) -> None:
         client = getattr(record, "client", None)
-        text = f"{client}: {record.getMessage()}" if client else record.getMessage()
+        message = message_of(record)
+        text = f"{client}: {message}" if client else message
         level: Literal["info", "warning", "error"] = "info"
         if record.levelno >= logging.WARNING:
             level = "error" if record.levelno >= logging.ERROR else "warning"

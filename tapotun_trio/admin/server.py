@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from ipaddress import ip_network
 from typing import Final
@@ -12,6 +13,7 @@ import trio
 from ..config.model import IngressOptions
 from ..host.net.listen import Listener
 from ..host.net.sockets import Connection
+from ..host.process.descriptors import ReserveDescriptor, share_of_limit
 from ..http.acceptor import Acceptor
 from ..http.client_address import ClientAddress, find_client_address
 from ..http.pending import PendingConnections
@@ -22,6 +24,7 @@ from .api import AdminApi
 
 MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
 MAX_AUTHENTICATED: Final = 64  # connections with a token or a session; one more evicts the oldest
+PART: Final = 8  # each at most this part of the limit of open files
 RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
 # Proxies on this machine are trusted to name the client, for the log.
@@ -38,8 +41,9 @@ class AdminServer:
         self.listener = listener
         self._api = make_api(self._on_authenticated)
         self._log = log
-        self._unauthenticated = PendingConnections(MAX_UNAUTHENTICATED)
-        self._authenticated = PendingConnections(MAX_AUTHENTICATED)
+        self._unauthenticated = PendingConnections(share_of_limit(MAX_UNAUTHENTICATED, PART))
+        self._authenticated = PendingConnections(share_of_limit(MAX_AUTHENTICATED, PART))
+        self._reserve: ReserveDescriptor | None = None  # while it runs
         self._acceptor = Acceptor(listener, self._serve, log, label="admin: ")
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()
@@ -53,7 +57,11 @@ class AdminServer:
         """Accept and answer until cancelled or retired. After a bug, or if the listening socket fails, it starts again
         after a growing pause."""
         pause = RestartPause()
-        with self._serving:
+        reserve = self._reserve = ReserveDescriptor()
+        self.listener.relieve = lambda: self._unauthenticated.evict() or reserve.release()
+        with ExitStack() as undo:
+            undo.callback(reserve.release)
+            undo.enter_context(self._serving)
             while not self._api.retiring:
                 begun = trio.current_time()
                 self._accepting = trio.CancelScope()
@@ -82,6 +90,8 @@ class AdminServer:
             await serve_connection(connection, partial(self._answer, client_address))
         finally:
             connection.close()
+            if self._reserve is not None:
+                self._reserve.refill()
             self._unauthenticated.remove(connection)
             self._authenticated.remove(connection)
 

@@ -434,7 +434,7 @@ class TunnelClient:
             if self.desired is None:
                 await self._parameters.configure(answer.conf)
             interface = await self._parameters.wait_attached()
-            self._selector.websocket_opened()
+            self._selector.websocket_opened(trio.current_time())
             stream = WebSocketStream(
                 answer.connection,
                 answer.rest,

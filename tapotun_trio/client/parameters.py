@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
@@ -11,10 +12,11 @@ from ..config.model import Mark
 from ..datapath.tun_io import DeviceWriter
 from ..errors import HostError
 from ..host.items import DesiredState
-from ..log import Log
+from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
+from ..text import listed
 from ..wire.params import Params
 from ..wire.tunconf import TunConf
 
@@ -51,6 +53,7 @@ class InterfaceParameters:
         self._mark = mark
         self._guard = guard
         self._log = log
+        self._changes = flap_damped()
         self._require_free = require_free
         self._conf: TunConf | None = None  # the newest
         self._first: DesiredState | None = None
@@ -101,7 +104,7 @@ class InterfaceParameters:
         interface = await self.wait_attached()
         if desired != interface.desired:
             if conf != before:
-                self._log.info("the server changed this interface: %s", describe(conf))
+                self._log_change(f"the server changed this interface: {describe(conf)}")
             await interface.apply(desired)
 
     async def set_mark(self, mark: Mark | None) -> None:
@@ -115,9 +118,13 @@ class InterfaceParameters:
             self._mark = before
             raise
 
+    def _log_change(self, text: str) -> None:
+        """The server may change something with every PARAMS frame."""
+        self._changes.log(self._log, logging.INFO, trio.current_time(), text)
+
     async def apply_params(self, offered: Params) -> None:
         """As `configure`, for a PARAMS frame."""
         if offered.dns != self._dns and offered.dns:
-            self._log.info("the server offers DNS at %s; not set here", ", ".join(map(str, offered.dns)))
+            self._log_change(f"the server offers DNS at {listed(offered.dns)}; not set here")
         self._dns = offered.dns
         await self.configure(TunConf(offered.mtu, offered.addresses, offered.routes))

@@ -24,7 +24,7 @@ from ..http.client import (
     rest_of_refusal,
     send_request,
 )
-from ..http.heads import ResponseHead
+from ..http.heads import ResponseHead, basic
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
@@ -150,11 +150,14 @@ def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     return tunconf.decode(value)
 
 
-def token_fields(config: ClientConfig) -> list[tuple[str, str]]:
-    """The headers that carry the token."""
+def credential_fields(config: ClientConfig) -> list[tuple[str, str]]:
+    """The headers that carry the token, the login for Basic auth, and the config's own headers."""
     token, header = config.token.reveal(), config.auth_header
-    fields = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
-    return {"x-api-key": fields[:1], "authorization": fields[1:], "both": fields}[header]
+    bearer = [("x-api-key", token), ("Authorization", f"Bearer {token}")]
+    fields = {"x-api-key": bearer[:1], "authorization": bearer[1:], "both": bearer}[header]
+    if config.login is not None:
+        fields.append(("Authorization", basic(config.login)))
+    return [*fields, *((name, value.reveal()) for name, value in config.headers)]
 
 
 def download_fields(
@@ -162,7 +165,7 @@ def download_fields(
 ) -> list[tuple[str, str]]:
     """The headers of a GET or of a WebSocket's handshake, without Host."""
     fields = [
-        *token_fields(config),
+        *credential_fields(config),
         (control.FEATURES_HEADER, control.offer(features)),
         (control.SESSION_HEADER, session_id),
     ]
@@ -171,7 +174,7 @@ def download_fields(
 
 def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
     """The headers of a PUT, without Host. ``number``: the upload's number; None if the download is not extended."""
-    fields = [*token_fields(config), ("Transfer-Encoding", "chunked")]
+    fields = [*credential_fields(config), ("Transfer-Encoding", "chunked")]
     if number is not None:
         fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))
     return fields

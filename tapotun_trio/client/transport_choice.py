@@ -17,7 +17,7 @@ from typing import Final
 
 from ..config.model import TransportChoice
 from ..errors import PeerError
-from ..log import Log
+from ..log import Log, flap_damped
 from ..wire import control
 
 UPLOAD_SEEN_S: Final = 3.0  # docs/protocol.md#upload_seen: after that something buffers the upload
@@ -98,6 +98,7 @@ class TransportSelector:
         "_pause_s",
         "_unseen_since",
         "_warned",
+        "_warnings",
         "features",
         "offered",
         "state",
@@ -110,6 +111,7 @@ class TransportSelector:
         self.offered = False
         self._authority = authority
         self._log = log
+        self._warnings = flap_damped()
         self._number = 0
         self._began: dict[int, float] = {}  # the newest uploads
         self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
@@ -201,10 +203,10 @@ class TransportSelector:
         self._fire(TransportEvent.HELD_BACK)
         return True
 
-    def websocket_opened(self) -> None:
+    def websocket_opened(self, now: float) -> None:
         """A WebSocket carries the frames."""
         if self._unseen_since is not None:
-            self.warn_held_back("using a WebSocket instead")
+            self.warn_held_back(now, "using a WebSocket instead")
         self._fire(TransportEvent.WEBSOCKET_OPENED)
         self._begin_anew()
 
@@ -220,7 +222,7 @@ class TransportSelector:
         if not rules_out.get(self.state, False):
             self._fire(TransportEvent.WEBSOCKET_FAILED)
             return False
-        self.warn_held_back(f"a WebSocket does not pass either ({failure}); staying with HTTP")
+        self.warn_held_back(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
         self._next_try = now + self._pause_s
         self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
         self._fire(TransportEvent.WEBSOCKET_RULED_OUT)
@@ -244,18 +246,17 @@ class TransportSelector:
         """Warn where uploads are held back and only HTTP can be used. To be called when the server has just shown that
         the path is up."""
         if self.no_fallback and self.held_back(now):
-            self.warn_held_back()
+            self.warn_held_back(now)
 
-    def warn_held_back(self, consequence: str = "") -> None:
+    def warn_held_back(self, now: float, consequence: str = "") -> None:
         """Warn that uploads are held back, and name the remedy and the ``consequence``. It warns once, until an upload
         arrives."""
         again, self._warned = self._warned == consequence, consequence
-        self._log.log(
-            logging.DEBUG if again else logging.WARNING,
-            "something between here and %s holds the upload back: no byte of it arrived within %.0f s; "
-            "let the proxy stream request bodies (%s)%s",
-            self._authority,
-            UPLOAD_SEEN_S,
-            _REMEDY,
-            f"; {consequence}" if consequence else "",
+        text = (
+            f"something between here and {self._authority} holds the upload back: no byte of it arrived within "
+            f"{UPLOAD_SEEN_S:.0f} s; let the proxy stream request bodies ({_REMEDY}){consequence and '; '}{consequence}"
         )
+        if again:
+            self._log.debug("%s", text)
+        else:  # limited, because the server decides what has arrived
+            self._warnings.log(self._log, logging.WARNING, now, text)

@@ -7,60 +7,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import shortage_of
+from ..files import FileContent, UnreadableFile, read_file
 from .conflicts import ConflictChecker
 from .diagnostics import Findings, InvalidValue, quote
 from .model import TlsValidator
 from .typecheck import Node
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class FileContent:
-    """``public_mode`` is the permission bits if every user of the machine may read the file, else None."""
-
-    data: bytes
-    public_mode: int | None
-
-
-class UnreadableFile(Exception):
-    """A file cannot be read.
-
-    The text gives the reason in a few words, without a full stop. ``remedy`` is set only if the reason has nothing to
-    do with the file, such as a lack of memory.
-    """
-
-    def __init__(self, reason: str, remedy: str | None = None) -> None:
-        super().__init__(reason)
-        self.remedy = remedy
-
-
-def read_file(path: str | os.PathLike[str], limit_bytes: int) -> FileContent:
-    """The whole content of a file or a pipe.
-
-    Raises UnreadableFile, also if the content is longer than the limit: ``/dev/zero`` has no end.
-    """
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(limit_bytes + 1)
-    except OSError as exc:
-        if (shortage := shortage_of(exc, "")) is not None:
-            raise UnreadableFile(shortage.lack, shortage.remedy) from exc
-        raise UnreadableFile(exc.strerror or type(exc).__name__) from exc
-    except ValueError as exc:  # open() raises it for a NUL or a lone surrogate in the path
-        raise UnreadableFile("not a valid path") from exc
-    if len(data) > limit_bytes:
-        raise UnreadableFile(f"longer than {limit_bytes} bytes")
-    mode = stat.S_IMODE(status.st_mode)
-    public = stat.S_ISREG(status.st_mode) and mode & stat.S_IROTH
-    return FileContent(data, mode if public else None)
 
 
 class LoadContext:
@@ -99,16 +55,16 @@ class LoadContext:
         """The absolute path of a file that the config names, relative to the config's own directory."""
         return os.path.join(self._directory, name)
 
-    def read_file(self, path: str, name: str, limit_bytes: int) -> FileContent | None:
+    def read_file(self, path: str, name: str, limit_bytes: int, *, regular: bool = False) -> FileContent | None:
         """The content of a file that the config names; None if it cannot be read, which is reported."""
         try:
-            return read_file(self.absolute_path(name), limit_bytes)
+            return read_file(self.absolute_path(name), limit_bytes, regular=regular)
         except UnreadableFile as exc:
             self.findings.error(
                 path,
                 quote(name),
                 f"cannot be read: {exc}",
-                "write the path of a file, absolute or relative to this one",
+                exc.remedy or "write the path of a file, absolute or relative to this one",
             )
             return None
 

@@ -14,7 +14,7 @@ ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 # Fields of a server that cannot change while it runs, and their names in the file.
 _FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
 # Other fields that have another name in the file.
-_NAMES: Final = {"keepalive_s": "keepalive"}
+_NAMES: Final = {"keepalive_s": "keepalive", "login": "the login (user, password_file, server)"}
 # Fields whose values are shown. A token is never shown, nor a field that may hold a login or a token, such as a URL.
 _SHOWN: Final = frozenset(
     {

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from .context import LoadContext, UnreadableFile, read_file
+from ..errors import shortage_of
+from ..files import UnreadableFile, read_file
+from .context import LoadContext
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, TlsValidator
@@ -50,9 +52,13 @@ def check(
     file = os.fspath(path)
     try:
         content = read_file(file, _FILE_BYTES)
+        return check_content(content.data, file, content.public_mode, tls_validator)
     except UnreadableFile as exc:
         return None, [Finding("error", "", "", f"cannot be read: {exc}", exc.remedy or "name a config file")]
-    return check_content(content.data, file, content.public_mode, tls_validator)
+    except MemoryError as exc:
+        lack = shortage_of(exc, "")
+        assert lack is not None, "a MemoryError is a shortage"
+        return None, [Finding("error", "", "", f"cannot be read: {lack.lack}", lack.remedy)]
 
 
 def check_content(
@@ -150,8 +156,8 @@ def _check_unknown_kind(value: object, path: str, context: LoadContext, *, has_b
 
 
 def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None:
-    """Warn once if the file holds a raw token and every user may read it. Hashes may be public."""
-    path = next(_raw_tokens(root), None)
+    """Warn once if the file holds a secret and every user may read it. Hashes may be public."""
+    path = next(_raw_secrets(root), None)
     if path is not None:
         findings.warning(
             path,
@@ -161,12 +167,18 @@ def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None
         )
 
 
-def _raw_tokens(root: object) -> Iterator[str]:
-    """The paths of values that are, or were meant to be, raw tokens."""
+def _raw_secrets(root: object) -> Iterator[str]:
+    """The paths of values that are, or were meant to be, raw tokens, or that hold a login or another secret."""
     entries, base = (root.get("interfaces"), "interfaces") if isinstance(root, dict) else (root, "")
     for i, value in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(value, dict) and "server" in value and "token" in value:
             yield f"{item(base, i)}.token"
+        if isinstance(value, dict) and "server" in value:
+            if isinstance(value.get("headers"), dict) and value["headers"]:
+                yield f"{item(base, i)}.headers"
+            for name in ("server", "proxy"):
+                if isinstance(value.get(name), str) and "@" in value[name]:  # a login
+                    yield f"{item(base, i)}.{name}"
     admin = root.get("admin") if isinstance(root, dict) else None
     if isinstance(admin, dict) and is_raw_token(admin.get("token")):
         yield "admin.token"

@@ -9,6 +9,8 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from ..text import shorten
+
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
 TransportChoice: TypeAlias = Literal["auto", "http", "websocket"]
 TlsVersion: TypeAlias = Literal["1.2", "1.3"]
@@ -17,6 +19,9 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
 FULL_MASK: Final = 0xFFFF_FFFF  # of a fwmark: all of it has to match
+
+
+_SHOWN_PATH_CHARS: Final = 200
 
 
 class Secret(str):
@@ -222,6 +227,12 @@ class Url:
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
 
+    @property
+    def shown(self) -> str:
+        """The URL for people, shortened. The query, which may hold a key, is masked."""
+        path, question, _ = self.target.partition("?")
+        return f"{self.scheme}://{self.authority}{shorten(path, _SHOWN_PATH_CHARS)}{question and '?***'}"
+
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
@@ -292,6 +303,8 @@ class ClientConfig:
         rotate_s: each stream is replaced after a random time between these two.
         transport: what carries the frames.
         auth_header: the header that carries the token.
+        headers: further headers of every request to the server, in the order of the file. No two have the same name.
+        login: ``user:pass`` for Basic auth at the server's URL (RFC 7617); each character is one byte.
         proxy: None: the environment decides.
         transport_mark: fwmark of the transport's own sockets, or None.
     """
@@ -306,6 +319,8 @@ class ClientConfig:
     rotate_s: tuple[float, float] = (420.0, 900.0)
     transport: TransportChoice = "auto"
     auth_header: AuthHeader = "x-api-key"
+    headers: tuple[tuple[str, Secret], ...] = ()
+    login: Secret | None = None
     proxy: Proxy | NoProxy | None = None
     transport_mark: int | None = None
 

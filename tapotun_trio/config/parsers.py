@@ -29,6 +29,9 @@ URL_PATH_CHARS: Final = 1024
 UNIX: Final = "unix"  # in trusted_proxies: any process that connects to a Unix socket
 LOOPBACK: Final = "127.0.0.1"  # where a port without an address listens
 TOKEN_CHARS: Final = 4096  # half of what nginx accepts as one header line by default
+HEADER_NAME_CHARS: Final = 64
+HEADER_VALUE_CHARS: Final = 4096  # as a token
+LOGIN_BYTES: Final = 1024  # user:password
 
 _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -260,6 +263,12 @@ def parse_raw_token(text: str) -> Secret:
     return Secret(text)
 
 
+def secret_line(data: bytes) -> str:
+    """The line that a file with a token or a password holds, without its end. Each byte becomes one character, so that
+    the caller sees, and refuses, what is not ASCII or not one line."""
+    return data.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
+
+
 def is_raw_token(value: object) -> bool:
     """Whether an admin ``token`` is, or was meant to be, the token itself instead of its hash."""
     return isinstance(value, str) and not _LIKE_HASH.fullmatch(value)
@@ -274,6 +283,95 @@ def parse_admin_token(text: str) -> TokenHash | Secret:
     except InvalidValue as exc:
         remedy = 'write the "sha256:..." that tapotun token prints' if not text else exc.remedy
         raise InvalidValue(exc.problem, remedy, shown=MASK) from exc
+
+
+# ------------------------------------------------------------------ further headers of a client, Basic auth
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token, RFC 9110 section 5.6.2
+_TOKEN_REMEDY: Final = 'remove it; "auth_header" chooses the header that carries the token'
+_OURS_REMEDY: Final = "remove it; the tunnel sets it itself"
+_BODY_REMEDY: Final = "remove it; it would change what the answer is, and the tunnel needs the answer as it is"
+_FORBIDDEN_HEADERS: Final = {
+    "host": 'remove it; it is the host of the URL. To ask a certificate for another name, set "server_name" in "tls"',
+    "x-api-key": _TOKEN_REMEDY,
+    "authorization": 'for Basic auth, write "user" and "password_file" instead; "auth_header" is for the token',
+    "proxy-authorization": 'write the login of an outgoing proxy into "proxy", http://user:pass@host:port',
+    **dict.fromkeys(
+        # The framing of the request, and what concerns one connection only (RFC 9110 section 7.6.1).
+        (
+            *("content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"),
+            *("proxy-connection", "expect", "http2-settings", "content-encoding", "content-range"),
+        ),
+        _OURS_REMEDY,
+    ),
+    **dict.fromkeys(
+        # Asks for another answer than a whole and plain 200.
+        (
+            *("accept-encoding", "range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
+            *("if-range", "max-forwards", "x-http-method-override", "x-http-method", "x-method-override"),
+        ),
+        _BODY_REMEDY,
+    ),
+}
+_FORBIDDEN_PREFIXES: Final = ("sec-websocket-", "x-tun-")
+
+
+def parse_header_name(text: str) -> str:
+    """The name of a further header. Refuses those that the tunnel or HTTP itself needs."""
+    if not _HEADER_NAME.fullmatch(text):
+        raise InvalidValue("is not the name of a header", "use letters, digits and - only, without a colon")
+    if len(text) > HEADER_NAME_CHARS:
+        raise InvalidValue(f"has {len(text)} characters", f"choose a name of at most {HEADER_NAME_CHARS}")
+    lower = text.lower()
+    remedy = _FORBIDDEN_HEADERS.get(lower)
+    if remedy is None and lower.startswith(_FORBIDDEN_PREFIXES):
+        remedy = _OURS_REMEDY
+    if remedy is not None:
+        raise InvalidValue("is a header that cannot be set here", remedy)
+    return text
+
+
+def parse_header_value(text: str) -> Secret:
+    """The value of a further header: printable Latin-1, no space at its ends (RFC 9110 section 5.5)."""
+    if not text:
+        raise InvalidValue("is empty", "write a value, or remove the header", shown=MASK)
+    if len(text) > HEADER_VALUE_CHARS:
+        raise InvalidValue(f"has more than {HEADER_VALUE_CHARS} characters", "write a shorter value", shown=MASK)
+    if not text.isprintable():
+        raise InvalidValue(
+            "has characters that an HTTP header cannot carry", "remove line breaks and control characters", shown=MASK
+        )
+    if max(text) > "\xff":
+        raise InvalidValue(
+            "has letters beyond Latin-1", "write them as the other end expects them in ASCII", shown=MASK
+        )
+    if text != text.strip():
+        raise InvalidValue("starts or ends with a space", "remove the space", shown=MASK)
+    return Secret(text)
+
+
+def parse_user(text: str) -> str:
+    """The user of Basic auth, as bytes in UTF-8 (RFC 7617 section 2.1), each of which is one character."""
+    if not text:
+        raise InvalidValue("is empty", "write the user's name")
+    if ":" in text:
+        raise InvalidValue("has a colon, where Basic auth begins the password", "write a user without one")
+    if not text.isprintable():
+        raise InvalidValue("has control characters", "write one line of printable text")
+    if len(text.encode()) > LOGIN_BYTES // 2:
+        raise InvalidValue(f"has more than {LOGIN_BYTES // 2} bytes", "choose a shorter name")
+    return text.encode().decode("latin-1")
+
+
+def parse_password(text: str) -> Secret:
+    """The password of Basic auth; each character is one byte."""
+    if not text:
+        raise InvalidValue("is empty", "write the password", shown=MASK)
+    if len(text) > LOGIN_BYTES // 2:
+        raise InvalidValue(f"has more than {LOGIN_BYTES // 2} bytes", "choose a shorter one", shown=MASK)
+    if any(ord(c) < 0x20 or ord(c) == 0x7F for c in text):
+        raise InvalidValue("has control characters or several lines", "write the password alone", shown=MASK)
+    return Secret(text)
 
 
 # ------------------------------------------------------------------ listeners

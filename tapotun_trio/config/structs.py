@@ -15,6 +15,8 @@ from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, Tra
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value must never be shown."""
+SECRET_TEXT: Final = {"secret": "text"}
+"""The same, but a value that is no text is no secret."""
 
 
 def _text(description: str, *examples: str, **schema: Any) -> Meta:
@@ -143,7 +145,15 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
 class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """An interface definition with ``server``."""
 
-    server: Annotated[str, _text("where to connect", "https://vpn.example.com/ip", format="uri")]
+    server: Annotated[
+        str,
+        Meta(
+            description="where to connect; user:password@ before the host is for Basic auth",
+            examples=["https://vpn.example.com/ip"],
+            extra_json_schema={"format": "uri"},
+            extra=SECRET_TEXT,  # it may hold a login
+        ),
+    ]
     token: Annotated[str, Meta(description="the raw token", examples=["<raw token>"], extra=SECRET)] | UnsetType = UNSET
     token_file: (
         Annotated[str, _text("a file that holds the raw token, relative to this one", "/etc/tapotun/token")] | UnsetType
@@ -163,6 +173,22 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         AuthHeader,
         Meta(description="the header that carries the token; a base server knows x-api-key only"),
     ] = "x-api-key"
+    headers: (
+        Annotated[
+            dict[str, str],
+            Meta(
+                max_length=32,
+                description="further headers of every request to the server",
+                examples=[{"CF-Access-Client-Id": "<id>.access"}],
+                extra=SECRET,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    user: Annotated[str, _text("the user for Basic auth at the server's URL", "branch-a")] | UnsetType = UNSET
+    password_file: (
+        Annotated[str, _text("a file that holds the password for Basic auth", "/etc/tapotun/password")] | UnsetType
+    ) = UNSET
     proxy: (
         Annotated[
             str,

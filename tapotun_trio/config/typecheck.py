@@ -6,12 +6,13 @@ that does not fit is reported and left out. The rest is returned, so that later 
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, UnsetType, inspect
@@ -35,9 +36,9 @@ class FieldSpec:
         one: the annotation of a single value, or None if only a list fits.
         many: the annotation of a list's elements, or None if only a single value fits.
         least: the smallest number of elements.
-        most: the largest number of elements, or None.
+        most: the largest number of elements, or of an object's members, or None.
         example: a value, an element or a whole list that fits.
-        secret: whether the value must never be shown.
+        secret: whether the value must never be shown; "text": only if it is a text.
     """
 
     name: str
@@ -48,7 +49,7 @@ class FieldSpec:
     least: int = 0
     most: int | None = None
     example: object = None
-    secret: bool = False
+    secret: bool | Literal["text"] = False
 
 
 @cache
@@ -72,6 +73,8 @@ def _spec(name: str, info: msgspec.structs.FieldInfo) -> FieldSpec:
             least = most = 1 + len(others)
         else:
             one = alternative if one is None else one | alternative
+            if get_origin(bare) is dict and (meta := _meta(alternative)) is not None:
+                most = meta.max_length
     default = info.default
     if info.default_factory is not msgspec.NODEFAULT:
         default = info.default_factory()
@@ -94,12 +97,12 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _metadata(annotation: Any) -> tuple[object, bool]:
+def _metadata(annotation: Any) -> tuple[object, bool | Literal["text"]]:
     """The first example in the ``Meta`` of `structs`, and whether the value is secret."""
     for alternative in _alternatives(annotation):
         meta = _meta(alternative)
         if meta is not None:
-            return (meta.examples or [None])[0], bool((meta.extra or {}).get("secret"))
+            return (meta.examples or [None])[0], (meta.extra or {}).get("secret", False)
     return None, False
 
 
@@ -109,6 +112,13 @@ def _meta(annotation: Any) -> msgspec.Meta | None:
     meta = get_args(annotation)[1]
     assert isinstance(meta, msgspec.Meta)
     return meta
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """An object whose names are not the program's own: path, name and value of each member that fits."""
+
+    items: list[tuple[str, str, object]] = field(repr=False)  # hidden, because it may hold a secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +159,12 @@ class Node:
     def values(self, name: str) -> list[tuple[str, object]]:
         """Path and value of each element of a list whose elements may be anything."""
         return self._elements(self._value(name))
+
+    def members(self, name: str) -> list[tuple[str, str, str]]:
+        """Path, name and text of each member of an object whose names are not the program's own."""
+        value = self._value(name)
+        found = value.items if isinstance(value, Members) else []
+        return [(path, key, text) for path, key, text in found if isinstance(text, str)]
 
     def nodes(self, name: str) -> list[Node]:
         """The elements of a list that are objects."""
@@ -244,9 +260,10 @@ def _check_one(value: object, annotation: Any, spec: FieldSpec, path: str, findi
         return value
     if get_origin(_bare(annotation)) is dict:
         if not isinstance(value, JsonObject):
-            findings.error(path, _shown(value, spec), _is_not(value, "an object"), "write {...}")
+            remedy = f"write {json.dumps(spec.example)}" if spec.example else "write {...}"
+            findings.error(path, _shown(value, spec), _is_not(value, "an object"), remedy)
             return _MISFIT
-        return value
+        return _check_members(value, get_args(_bare(annotation))[1], spec, path, findings)
     try:
         got: object = msgspec.convert(value, annotation, strict=True)
     except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: half a surrogate pair where a number belongs
@@ -262,6 +279,23 @@ def _check_one(value: object, annotation: Any, spec: FieldSpec, path: str, findi
         )
         return _MISFIT
     return got
+
+
+def _check_members(value: JsonObject, annotation: Any, spec: FieldSpec, path: str, findings: Findings) -> object:
+    """An object with names of its own: path, name and value of each member that fits."""
+    for key in value.repeated:
+        findings.error(member(path, key), quote(key), "is more than once in this object", "keep one")
+    if spec.most is not None and len(value) > spec.most:
+        findings.error(path, _shown(value, spec), f"has {len(value)} members", f"write at most {spec.most}")
+    good: list[tuple[str, str, object]] = []
+    for key, inner in value.items():
+        if annotation is str and not isinstance(inner, str):
+            findings.error(member(path, key), _shown(inner, spec), _is_not(inner, "text"), "write it in double quotes")
+            continue
+        checked = _check_one(inner, annotation, spec, member(path, key), findings)
+        if checked is not _MISFIT:
+            good.append((member(path, key), key, checked))
+    return Members(good)
 
 
 def _is_unicode(text: str) -> bool:
@@ -328,7 +362,7 @@ def _is_not(value: object, wanted: str) -> str:
 
 
 def _shown(value: object, spec: FieldSpec) -> str:
-    return MASK if spec.secret else show(value)
+    return MASK if spec.secret is True or (spec.secret and isinstance(value, str)) else show(value)
 
 
 def _pair(spec: FieldSpec) -> str:

@@ -3,8 +3,8 @@
 The proxy comes from the config, or from the environment as curl reads it.
 
 Untrusted input; every parser raises `InvalidValue` only, whose text never shows a login, a password or a query. Parsing
-is stricter than RFC 3986 for what has no meaning here (credentials, fragment) and for what ``urllib`` would silently
-correct (white space, control characters).
+is stricter than RFC 3986 for what has no meaning here (fragment) and for what ``urllib`` would silently correct (white
+space, control characters).
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from typing import Final, Literal
 
 from .diagnostics import MASK, InvalidValue, quote
 from .model import NO_PROXY, NoProxy, Proxy, Secret, Url
+from .parsers import LOGIN_BYTES
 
 _URL_CHARS: Final = 4096  # half of what nginx accepts as one request line by default
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARS: Final = 253  # RFC 1035, without the final dot
+_PATH: Final = re.compile(r"[/?#].*", re.DOTALL)
+# A host with what can only be meant as its port, or something like an IPv6 literal. Any other authority may be
+# user:password without the @host.
+_NO_PASSWORD: Final = re.compile(r"[^:]*(:[0-9]{0,5})?|\[.*|[0-9A-Fa-f:.]*", re.DOTALL)
 _URL_EXAMPLE: Final = '"https://vpn.example.com/ip"'
 _PROXY_EXAMPLE: Final = '"http://proxy.example.com:3128"'
 # A scheme that people write for proxies, a host, and a text that can only be meant as its port. Any other text may be
@@ -31,8 +36,11 @@ _NO_LOGIN: Final = re.compile(r"((?i:https?|socks[45]?[ah]?|ftp)://)?([^:@]*|\[[
 # ------------------------------------------------------------------ the server's URL
 
 
-def parse_url(text: str) -> Url:
-    """An http or https URL. The host is put in lower case; path and query stay as they are."""
+def parse_url(text: str) -> tuple[Url, Secret | None]:
+    """An http or https URL, and the login in it: ``user:pass``, percent-decoded; None: it has none.
+
+    The host is put in lower case; path and query stay as they are.
+    """
     try:
         return _parse_url(text)
     except InvalidValue as exc:
@@ -41,16 +49,22 @@ def parse_url(text: str) -> Url:
 
 
 def _without_secrets(text: str) -> str:
-    """The URL for a finding. A login before an ``@`` and a query, which may hold a key, are masked."""
-    before, at, after = text.rpartition("@")
+    """The URL for a finding. A login before an ``@`` and a query, which may hold a key, are masked.
+
+    So is what may be a login whose ``@host`` was forgotten.
+    """
+    scheme = _SCHEME.match(text) or re.match(r"https?:", text, re.IGNORECASE)
+    begin = scheme.group() if scheme else ""
+    _, at, after = text.rpartition("@")
     if at:
-        scheme = _SCHEME.match(before)
-        text = f"{scheme.group() if scheme else ''}{MASK}@{after}"
+        text = f"{begin}{MASK}@{after}"
+    elif not _NO_PASSWORD.fullmatch(_PATH.sub("", text.removeprefix(begin))):
+        text = f"{begin}{MASK}"
     before, question, _ = text.partition("?")
     return quote(f"{before}?{MASK}" if question else text)
 
 
-def _parse_url(text: str) -> Url:
+def _parse_url(text: str) -> tuple[Url, Secret | None]:
     if len(text) > _URL_CHARS:
         raise InvalidValue(f"has more than {_URL_CHARS} characters", "write a shorter URL")
     if not text:
@@ -70,15 +84,29 @@ def _parse_url(text: str) -> Url:
         raise InvalidValue("has a fragment, which is never sent", "remove the # and what follows it")
     if not target.isascii():
         raise InvalidValue("has letters beyond ASCII in its path", "write them percent-encoded")
-    if "@" in authority:
-        raise InvalidValue(
-            "has a user name or password",
-            'remove it; the peer knows this client by "token" alone',
-        )
+    given, at, authority = authority.rpartition("@")
+    login = _url_login(given) if at else None
     host, port = _split_authority(authority)
     if port is None:
         port = 443 if scheme == "https" else 80
-    return Url(scheme, host, port, target if target.startswith("/") else f"/{target}")
+    return Url(scheme, host, port, target if target.startswith("/") else f"/{target}"), login
+
+
+def _url_login(text: str) -> Secret:
+    """The login of the server's URL, for Basic auth."""
+    if not text.isascii():
+        raise InvalidValue("has letters beyond ASCII in its login", "write them percent-encoded")
+    if ":" not in text:
+        raise InvalidValue(
+            "has a user name without a password",
+            'write user:password before the @, or leave it out and use "user" and "password_file"',
+        )
+    login = _login(text)
+    if not login.reveal().partition(":")[2]:
+        raise InvalidValue("has an empty password", "write user:password before the @")
+    if len(login.reveal()) > LOGIN_BYTES:
+        raise InvalidValue(f"has a login of more than {LOGIN_BYTES} bytes", "choose a shorter password")
+    return login
 
 
 def _scheme(scheme: str) -> Literal["http", "https"]:
@@ -265,5 +293,5 @@ def _login(text: str) -> Secret:
     if not decoded[0] or ":" in decoded[0]:
         raise InvalidValue("has no user name before its password, or one with a colon", "write user:pass before the @")
     if any(ord(c) < 0x20 or ord(c) == 0x7F for part in decoded for c in part):
-        raise InvalidValue("has control characters in its login", "write the login as the proxy knows it")
+        raise InvalidValue("has control characters in its login", "write the login as the other end knows it")
     return Secret(":".join(decoded))

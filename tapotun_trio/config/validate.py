@@ -15,15 +15,16 @@ Two choices of this program:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from typing import Final, Literal, cast
 
+from ..files import FileContent
 from ..martians import martian_kind
 from . import parsers, urls
 from .conflicts import ServerConflictChecker
-from .context import FileContent, LoadContext
+from .context import LoadContext
 from .diagnostics import MASK, InvalidValue, quote, show
 from .model import (
     FULL_MASK,
@@ -47,10 +48,11 @@ from .model import (
     TransportChoice,
     UnixAddress,
 )
-from .typecheck import Node
+from .typecheck import Members, Node
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 _TOKEN_FILE_BYTES: Final = 64 * 1024
+_HEAD_BYTES: Final = 15 * 1024  # of the 16 KiB that a tapotun server accepts; the rest is for the tunnel's own headers
 _PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
 _PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
 # PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
@@ -445,7 +447,8 @@ class _ClientValidator:
         node, context = self._node, self._context
         name = validate_name(node, context)
         mark = validate_mark(node, context)
-        server = context.parse_field(node, "server", urls.parse_url)
+        found = context.parse_field(node, "server", urls.parse_url)
+        server, url_login = (None, None) if found is None else found
         self._scheme = None if server is None else server.scheme
         token_path, token = self._validate_token()
         tls = self._validate_tls()
@@ -454,13 +457,15 @@ class _ClientValidator:
         transport_mark = self._validate_transport_mark(mark)
         proxy = context.parse_field(node, "proxy", urls.parse_proxy)
         auth_header = cast("AuthHeader | None", node.get("auth_header", str))
+        login = self._validate_login(url_login, auth_header)
+        headers = self._validate_headers()
         if server is not None and token is not None:
             context.conflicts.login(token_path, server, token)
         if name is None or server is None or token is None:
             return None
         if rotate_s is None or transport is None or auth_header is None:
             return None
-        return ClientConfig(
+        config = ClientConfig(
             name=name,
             server=server,
             token=token,
@@ -469,9 +474,13 @@ class _ClientValidator:
             rotate_s=rotate_s,
             transport=transport,
             auth_header=auth_header,
+            headers=headers,
+            login=login,
             proxy=proxy,
             transport_mark=transport_mark,
         )
+        self._check_head_size(config)
+        return config
 
     # --- token ---
 
@@ -503,16 +512,8 @@ class _ClientValidator:
         return token
 
     def _read_token(self, path: str, name: str) -> Secret | None:
-        content = self._context.read_file(path, name, _TOKEN_FILE_BYTES)
-        if content is None:
-            return None
-        self._context.warn_if_public(path, name, content)
-        line = content.data.removesuffix(b"\n").removesuffix(b"\r")
-        try:
-            # Latin-1 maps each byte to one character, so parse_raw_token sees and refuses what is not ASCII.
-            token = parsers.parse_raw_token(line.decode("latin-1"))
-        except InvalidValue as exc:
-            self._findings.error(path, quote(name), f"holds a token that {exc.problem}", exc.remedy)
+        token = self._read_secret(path, name, "token", parsers.parse_raw_token)
+        if token is None:
             return None
         if parsers.looks_hashed(token.reveal()):
             self._findings.warning(
@@ -522,6 +523,86 @@ class _ClientValidator:
                 "write the raw token into it, unless this is the raw token",
             )
         return token
+
+    def _read_secret(self, path: str, name: str, what: str, parser: Callable[[str], Secret]) -> Secret | None:
+        """The token or the password in a file. None: it has none, which is reported."""
+        content = self._context.read_file(path, name, _TOKEN_FILE_BYTES)
+        if content is None:
+            return None
+        self._context.warn_if_public(path, name, content)
+        try:
+            return parser(parsers.secret_line(content.data))
+        except InvalidValue as exc:
+            self._findings.error(path, quote(name), f"holds a {what} that {exc.problem}", exc.remedy)
+            return None
+
+    # --- Basic auth and further headers ---
+
+    def _validate_login(self, url_login: Secret | None, auth_header: AuthHeader | None) -> Secret | None:
+        """The login for Basic auth. None: invalid, or not given."""
+        node = self._node
+        user_path, file_path = node.at("user"), node.at("password_file")
+        user = self._context.parse_field(node, "user", parsers.parse_user)
+        name = node.get("password_file", str)
+        password = None if name is None else self._read_secret(file_path, name, "password", parsers.parse_password)
+        given = [field for field in ("user", "password_file") if field in node.given]
+        if url_login is not None and given:
+            self._findings.error(node.at(given[0]), "", 'is given in addition to the login in "server"', "remove one")
+        elif given == ["user"]:
+            problem, remedy = 'is given without "password_file"', 'add "password_file" with the path of a file'
+            self._findings.error(user_path, "", problem, remedy)
+        elif given == ["password_file"]:
+            self._findings.error(file_path, "", 'is given without "user"', 'add "user"')
+        login = url_login
+        if login is None and user is not None and password is not None:
+            login = Secret(f"{user}:{password.reveal()}")
+        # Both would be the header Authorization, and a request may have it only once.
+        if (login is not None or given) and auth_header not in (None, "x-api-key"):
+            self._findings.error(
+                node.at("auth_header"),
+                quote(auth_header),
+                "needs the header Authorization for the token, which Basic auth needs for the login",
+                'write "x-api-key", or remove the login',
+            )
+        return login
+
+    def _validate_headers(self) -> tuple[tuple[str, Secret], ...]:
+        """Further headers of the requests; those that are valid."""
+        found: dict[str, tuple[str, Secret]] = {}
+        earlier: dict[str, str] = {}
+        for path, name, text in self._node.members("headers"):
+            try:
+                key = parsers.parse_header_name(name).lower()
+            except InvalidValue as exc:
+                self._findings.error(path, quote(name), exc.problem, exc.remedy)
+                continue
+            value = self._context.parse(path, text, parsers.parse_header_value)
+            if key in earlier:
+                self._findings.error(path, quote(name), f"is the header of {earlier[key]} too", "keep one")
+            elif value is not None:
+                found[key] = name, value
+            earlier.setdefault(key, path)
+        return tuple(found.values())
+
+    def _check_head_size(self, config: ClientConfig) -> None:
+        """Report a request head that is longer than a server accepts."""
+        if not config.headers and config.login is None:
+            return
+        tokens = 2 if config.auth_header == "both" else 1
+        size = (
+            len(config.server.target)
+            + tokens * len(config.token)
+            + sum(len(name) + len(value) + len(": \r\n") for name, value in config.headers)
+        )
+        if config.login is not None:
+            size += 4 * len(config.login) // 3
+        if size > _HEAD_BYTES:
+            self._findings.error(
+                self._node.at("headers"),
+                "",
+                f"makes requests of {size} bytes, with the URL and the token, and a server accepts {_HEAD_BYTES}",
+                "write fewer or shorter headers",
+            )
 
     # --- TLS ---
 
@@ -538,7 +619,7 @@ class _ClientValidator:
         insecure = tls_node.get("insecure", bool) or False
         self._warn_insecure(tls_node, ca_file, insecure=insecure)
         if ca_file is not None:
-            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES)
+            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES, regular=True)
         cert_file, key_file = self._validate_certificate(tls_node)
         tls = TlsConfig(
             ca_file=None if ca_file is None else context.absolute_path(ca_file),
@@ -572,10 +653,10 @@ class _ClientValidator:
             if key_file is not None and "cert_file" not in tls_node.given:
                 self._findings.error(key_path, quote(key_file), 'is given without "cert_file"', 'add "cert_file"')
             return None, None
-        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES)
+        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES, regular=True)
         path, name = cert_path, cert_file
         if key_file is not None:
-            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES)
+            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES, regular=True)
             path, name = key_path, key_file
         if content is not None:
             self._check_key(path, name, content)
@@ -702,7 +783,7 @@ def validate_log(root: Node) -> LogConfig:
 
 def warn_update(root: Node, context: LoadContext) -> None:
     """Warn of ``update``: this version does not update itself, but one file may serve versions that do."""
-    if root.get("update", dict) is not None:
+    if root.get("update", Members) is not None:
         context.findings.warning(
             root.at("update"),
             "",

@@ -1,11 +1,18 @@
-"""Sends a command to a running process. Blocking, on plain sockets: a short subcommand needs no event loop."""
+"""Sends a command to running processes. Blocking, on plain sockets: a short subcommand needs no event loop.
+
+All processes are asked at the same time, so that one that hangs delays nobody else's answer. What listens at a socket
+may be anything: time and memory are bounded for each answer, and for all of them together.
+"""
 
 from __future__ import annotations
 
+import errno
+import selectors
 import socket
 import time
-from contextlib import suppress
-from typing import Final, TypeVar
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
@@ -13,6 +20,11 @@ from ..errors import EndReason, HostError, PeerError
 from .protocol import MAX_ANSWER_BYTES, LineReader, decode_answer, encode_request
 
 ANSWER_S: Final = 10.0
+# How long the others may still take once a process has answered a question that is answered at once. A long answer
+# gets as much again for each piece.
+PATIENCE_S: Final = 2.0
+_PATIENCE_BYTES: Final = 256 * 1024
+_CONNECT_RETRY_S: Final = 0.05
 _ANSWER_READ_BYTES: Final = 256 * 1024
 
 T = TypeVar("T")
@@ -20,6 +32,97 @@ T = TypeVar("T")
 
 class NobodyThereError(HostError):
     """The socket is stale or gone: the process has ended."""
+
+
+class _Question(Generic[T]):
+    """One command to one process. ``outcome``: the answer or the error, once there is one."""
+
+    def __init__(self, path: str, request: bytes, kind: type[T], patience_s: float | None) -> None:
+        self.path = path
+        self.outcome: T | HostError | PeerError | None = None
+        self.reader = LineReader(MAX_ANSWER_BYTES)
+        self._unsent = memoryview(request)
+        self._kind = kind
+        self._patience_s = patience_s
+        self._limit_s = 0.0  # of its patience: time.monotonic()
+        self._counted_bytes = 0
+        self._connected = False
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+    def connect(self) -> bool:
+        """Try to connect. False: the process has no room for another connection yet."""
+        try:
+            self.sock.connect(self.path)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self.outcome = self._failed(exc)
+            return True
+        self._connected = True
+        return True
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    @property
+    def events(self) -> int:
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+
+    def hurry(self, now: float) -> None:
+        """Another process has answered."""
+        if self._patience_s is not None:
+            self._limit_s = self._limit_s or now + self._patience_s
+
+    def is_overdue(self, now: float) -> bool:
+        return bool(self._limit_s) and now >= self._limit_s
+
+    def proceed(self, events: int, now: float) -> None:
+        """Send and receive what is possible now."""
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._send()
+            if events & selectors.EVENT_READ:
+                self._receive(now)
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self.outcome = self._failed(exc)
+        except PeerError as exc:
+            gone = exc.reason == EndReason.CLOSED
+            text = f"{self.path}: the process ended before it answered"
+            self.outcome = NobodyThereError(text) if gone else exc
+
+    def forget(self) -> None:
+        """Free what was received."""
+        self.reader = LineReader(0)
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except (BrokenPipeError, ConnectionResetError):  # it may have answered without reading the request
+            self._unsent = memoryview(b"")
+
+    def _receive(self, now: float) -> None:
+        data = self.sock.recv(_ANSWER_READ_BYTES)
+        if data and not self.reader.size and not data.startswith(b"{"):
+            data = data[:1] + b"\n"  # no answer of ours: `decode_answer` says so, and the rest need not be waited for
+        line = self.reader.feed(data)
+        if line is not None:
+            self.forget()
+            self.outcome = decode_answer(line, self._kind)
+        elif self._limit_s and self.reader.size >= self._counted_bytes + _PATIENCE_BYTES:
+            self._counted_bytes = self.reader.size
+            self._limit_s = now + (self._patience_s or 0.0)
+
+    def _failed(self, exc: OSError) -> HostError:
+        if isinstance(exc, ConnectionRefusedError | FileNotFoundError | ConnectionResetError):
+            return NobodyThereError(f"{self.path}: no process listens there any more")
+        if isinstance(exc, PermissionError):
+            return HostError(f"{self.path}: permission denied; ask as root, or as the user whose process it is")
+        if exc.errno == errno.EPROTOTYPE:  # a socket of another kind
+            return NobodyThereError(f"{self.path}: no process listens there")
+        return HostError(f"{self.path}: {exc.strerror or exc}")
 
 
 def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, timeout_s: float = ANSWER_S) -> T:
@@ -30,30 +133,85 @@ def ask(path: str, command: str, arguments: Struct | None, kind: type[T], *, tim
         HostError: permission denied, or no answer.
         PeerError: the answer is an error (reason "refused" or "busy"), or malformed.
     """
+    [(_, outcome)] = ask_all([path], command, arguments, kind, timeout_s=timeout_s)
+    if isinstance(outcome, HostError | PeerError):
+        raise outcome
+    return outcome
+
+
+def ask_all(
+    paths: Iterable[str],
+    command: str,
+    arguments: Struct | None,
+    kind: type[T],
+    *,
+    timeout_s: float = ANSWER_S,
+    patience_s: float | None = None,
+) -> list[tuple[str, T | HostError | PeerError]]:
+    """Send a command to the processes at these sockets, all at the same time.
+
+    Returns each path with the answer, or with the error that `ask` would raise; in the order of ``paths``.
+
+    Args:
+        timeout_s: for all answers.
+        patience_s: once one process has answered, the others have this long; None: they have ``timeout_s``.
+    """
+    request = encode_request(command, arguments)
+    with ExitStack() as undo:
+        selector = undo.enter_context(selectors.DefaultSelector())
+        questions: list[_Question[T]] = []
+        for path in paths:
+            question = _Question(path, request, kind, patience_s)
+            undo.callback(question.sock.close)
+            questions.append(question)
+        _run(questions, selector, timeout_s)
+        found: list[tuple[str, T | HostError | PeerError]] = []
+        for question in questions:
+            outcome = _no_answer(question.path, timeout_s) if question.outcome is None else question.outcome
+            found.append((question.path, outcome))
+        return found
+
+
+def _run(questions: list[_Question[T]], selector: selectors.BaseSelector, timeout_s: float) -> None:
+    """Until every question has its outcome, or its time is over."""
     deadline = time.monotonic() + timeout_s
-    reader = LineReader(MAX_ANSWER_BYTES)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(path)
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered without reading the request
-                sock.sendall(encode_request(command, arguments))
-            while True:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise TimeoutError
-                sock.settimeout(left_s)
-                if (line := reader.feed(sock.recv(_ANSWER_READ_BYTES))) is not None:
-                    return decode_answer(line, kind)
-        except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError) as exc:
-            raise NobodyThereError(f"{path}: no process listens there any more") from exc
-        except PermissionError as exc:
-            raise HostError(f"{path}: permission denied; ask as root, or as the user whose process it is") from exc
-        except (TimeoutError, BlockingIOError) as exc:
-            raise HostError(f"{path}: no answer within {timeout_s:.0f} s; is the process stopped?") from exc
-        except OSError as exc:
-            raise HostError(f"{path}: {exc.strerror or exc}") from exc
-        except PeerError as exc:
-            if exc.reason == EndReason.CLOSED:
-                raise NobodyThereError(f"{path}: the process ended before it answered") from exc
-            raise
+    while open_questions := [question for question in questions if question.outcome is None]:
+        for question in open_questions:
+            if not question.connected and question.connect() and question.outcome is None:
+                selector.register(question.sock, question.events, question)
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        waiting = any(not question.connected for question in open_questions)
+        pause_s = _CONNECT_RETRY_S if waiting or any(q.outcome is not None for q in questions) else deadline - now
+        ready = [(key.data, events) for key, events in selector.select(min(pause_s, deadline - now))]
+        now = time.monotonic()
+        for question, events in ready:
+            question.proceed(events, now)
+        _forget_the_longest(open_questions)
+        for question in open_questions:
+            if question.outcome is None and question.connected:
+                selector.modify(question.sock, question.events, question)
+            elif question.connected:
+                selector.unregister(question.sock)
+        if any(not isinstance(question.outcome, HostError | PeerError | None) for question in questions):
+            for question in open_questions:
+                question.hurry(now)
+                if question.outcome is None and question.is_overdue(now):
+                    question.outcome = _no_answer(question.path, PATIENCE_S)
+                    if question.connected:
+                        selector.unregister(question.sock)
+
+
+def _forget_the_longest(questions: list[_Question[T]]) -> None:
+    """The unfinished answers may take MAX_ANSWER_BYTES in all."""
+    unfinished = [question for question in questions if question.outcome is None]
+    if sum(question.reader.size for question in unfinished) > MAX_ANSWER_BYTES:
+        longest = max(unfinished, key=lambda question: question.reader.size)
+        text = f"{longest.path}: the answers are too long"
+        longest.outcome = PeerError(text, reason=EndReason.TOO_LONG)
+        longest.forget()
+
+
+def _no_answer(path: str, waited_s: float) -> HostError:
+    return HostError(f"{path}: no answer within {waited_s:.0f} s; is the process stopped?")

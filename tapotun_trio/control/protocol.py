@@ -20,7 +20,7 @@ from ..status.model import SCHEMA, ProcessStatus
 from ..text import one_line, shorten
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
-MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024  # status of a hundred thousand clients
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # status of all clients that a /16 has room for
 LONGEST_WAIT_S: Final = 30.0  # of one request; to wait longer, repeat it
 ERROR_CHARS: Final = 1000
 
@@ -95,22 +95,25 @@ class _Answer(Struct, frozen=True):
 
 
 class LineReader:
-    """Bytes in, one line of at most ``limit_bytes`` out. Anything after the line is ignored."""
+    """Bytes in, one line of at most ``limit_bytes`` out. Anything after the line is ignored.
 
-    __slots__ = ("_limit_bytes", "_parts", "_size")
+    ``size``: bytes of the line so far.
+    """
+
+    __slots__ = ("_limit_bytes", "_parts", "size")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._parts: list[bytes] = []
-        self._size = 0
+        self.size = 0
 
     def feed(self, data: bytes) -> bytes | None:
         """The line, without its end, or None if it is not complete. No data means that the other end closed."""
         if not data:
             raise PeerError("closed within a line", reason=EndReason.CLOSED)
         line, end, _ = data.partition(b"\n")
-        self._size += len(line)
-        if self._size > self._limit_bytes:
+        self.size += len(line)
+        if self.size > self._limit_bytes:
             raise PeerError(f"a line of more than {self._limit_bytes} bytes", reason=EndReason.TOO_LONG)
         self._parts.append(line)
         return b"".join(self._parts) if end else None

@@ -14,6 +14,7 @@ from msgspec import Struct
 from ..errors import EndReason, PeerError, TapotunError
 from ..host.net.listen import Listener
 from ..host.net.sockets import Connection
+from ..host.process.descriptors import ReserveDescriptor
 from ..http.acceptor import Acceptor
 from ..log import Faults, Log
 from .protocol import BUSY, MAX_REQUEST_BYTES, LineReader, decode_arguments, decode_request, encode_error, encode_result
@@ -45,9 +46,12 @@ Commands: TypeAlias = Mapping[str, Command]
 
 
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
-    """Accept and answer until cancelled. ``sock`` listens; its owner closes it."""
+    """Accept and answer until cancelled. ``sock`` listens; its owner closes it.
+
+    A descriptor is kept in reserve, so that a process without any other one can still be asked.
+    """
     sock.setblocking(False)
-    counts, faults = ConnectionCounts(), Faults()
+    counts, faults, reserve = ConnectionCounts(), Faults(), ReserveDescriptor()
 
     async def serve(connection: Connection) -> None:
         counts.served += 1
@@ -55,10 +59,16 @@ async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
             await _serve(connection, commands, log, counts, faults)
         finally:
             counts.served -= 1
+            connection.close()
+            reserve.refill()
 
-    acceptor = Acceptor(Listener(sock, f"unix:{sock.getsockname()}"), serve, log, label="control socket: ")
-    async with trio.open_nursery() as nursery:
-        await acceptor.run(nursery)
+    listener = Listener(sock, f"unix:{sock.getsockname()}")
+    listener.relieve = reserve.release
+    try:
+        async with trio.open_nursery() as nursery:
+            await Acceptor(listener, serve, log, label="control socket: ").run(nursery)
+    finally:
+        reserve.release()
 
 
 class ConnectionCounts:

@@ -19,8 +19,8 @@ from .. import exit_codes
 from ..errors import EndReason, HostError, PeerError, TapotunError
 from ..status.model import ProcessStatus
 from ..status.render import WIDTH, render
-from ..text import one_line
-from .client import ANSWER_S, NobodyThereError, ask
+from ..text import one_line, one_line_json
+from .client import ANSWER_S, PATIENCE_S, NobodyThereError, ask, ask_all
 from .protocol import (
     LONGEST_WAIT_S,
     DisconnectArguments,
@@ -94,9 +94,8 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def running(timeout_s: float) -> list[ProcessStatus]:
     """The status of every process of this machine that this user may ask and that answers."""
-    errors: list[str] = []  # ignored
-    answers = _each(None, "status", StatusArguments(), ProcessStatus, errors, timeout_s=timeout_s)
-    return [answer for _, answer in answers if answer is not None]
+    outcomes = _each(None, "status", StatusArguments(), ProcessStatus, timeout_s=timeout_s)
+    return [answer for _, answer in outcomes if isinstance(answer, ProcessStatus)]
 
 
 # ------------------------------------------------------------------ status
@@ -105,7 +104,7 @@ def running(timeout_s: float) -> list[ProcessStatus]:
 def _status(arguments: argparse.Namespace) -> int:
     processes, errors = _fetch(arguments.interfaces, arguments.name)
     if arguments.json:
-        _write(msgspec.json.format(msgspec.json.encode(StatusReport(processes=processes)), indent=2).decode() + "\n")
+        _write(_printable(msgspec.json.format(_encode(processes), indent=2).decode()) + "\n")
     else:
         _write(_page(processes))
     _print_errors(errors)
@@ -124,7 +123,7 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
     while True:
         processes, errors = _fetch(arguments.interfaces, arguments.name)
         if arguments.json:
-            _write(msgspec.json.encode(StatusReport(processes=processes)).decode() + "\n")
+            _write(one_line_json(_encode(processes).decode()) + "\n")
             _print_errors(errors)
         elif on_terminal:
             _write(_screen([*_page(processes).splitlines(), *errors]))
@@ -133,6 +132,15 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
             _print_errors(errors)
         again = True
         time.sleep(arguments.watch)
+
+
+def _encode(processes: list[ProcessStatus]) -> bytes:
+    return msgspec.json.encode(StatusReport(processes=processes))
+
+
+def _printable(text: str) -> str:
+    """Lines of JSON, in which nothing can act upon a terminal: another process has sent their content."""
+    return "\n".join(map(one_line_json, text.split("\n")))
 
 
 def _page(processes: list[ProcessStatus]) -> str:
@@ -202,8 +210,14 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
     """The interfaces that are not up after ``timeout_s``, with their states. Raises NobodyThereError."""
     deadline = time.monotonic() + timeout_s
     waiting: dict[str, str] = {}
-    processes = [(path, answer) for path, answer in _each(name, "status", StatusArguments(), ProcessStatus) if answer]
+    outcomes = _each(name, "status", StatusArguments(), ProcessStatus)
+    processes = [(path, answer) for path, answer in outcomes if isinstance(answer, ProcessStatus)]
     there = {interface.name for _, process in processes for interface in process.interfaces}
+    # A process that does not answer matters only if it may have one of the interfaces.
+    if not (interfaces and there >= set(interfaces)):
+        for _, outcome in outcomes:
+            if isinstance(outcome, HostError | PeerError):
+                raise outcome
     if not there:
         raise NobodyThereError("no tapotun is running")
     for missing in interfaces:
@@ -225,49 +239,29 @@ def _ask_all(
     name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
 ) -> tuple[list[T], list[str]]:
     """Every process's answer, and the errors of those that gave none. Raises NobodyThereError: no process runs."""
-    answers: list[T] = []
-    errors: list[str] = []
-    asked = 0
-    for _, answer in _each(name, command, request, kind, errors, timeout_s=timeout_s):
-        asked += 1
-        if answer is not None:
-            answers.append(answer)
-    if not asked:
+    outcomes = [outcome for _, outcome in _each(name, command, request, kind, timeout_s=timeout_s)]
+    if not outcomes:
         where = ", ".join(place.directory for place in control_directories(os.environ))
         called = "" if name is None else f" named {name}"
         raise NobodyThereError(f"no tapotun{called} is running (no control socket in {where})")
-    return answers, errors
+    answers = [outcome for outcome in outcomes if not isinstance(outcome, HostError | PeerError)]
+    return answers, [one_line(str(outcome)) for outcome in outcomes if isinstance(outcome, HostError | PeerError)]
 
 
 def _each(
-    name: str | None,
-    command: str,
-    request: msgspec.Struct,
-    kind: type[T],
-    errors: list[str] | None = None,
-    *,
-    timeout_s: float = ANSWER_S,
-) -> list[tuple[str, T | None]]:
-    """Each process with its answer. A process that gives none has None and an entry in ``errors``.
+    name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
+) -> list[tuple[str, T | HostError | PeerError]]:
+    """Each process with its answer, or with the reason why it gives none."""
+    paths = [path for path in find(control_directories(os.environ)) if name is None or name_of(path) == name]
+    patience_s = None if command == "reload" else PATIENCE_S  # a reload takes as long as the disk
+    outcomes = ask_all(paths, command, request, kind, timeout_s=timeout_s, patience_s=patience_s)
+    return [(path, outcome) for path, outcome in outcomes if not _is_nobody(outcome)]
 
-    ``errors``: None: raise the first error instead.
-    """
-    found: list[tuple[str, T | None]] = []
-    for path in find(control_directories(os.environ)):
-        if name is not None and name_of(path) != name:
-            continue
-        try:
-            found.append((path, ask(path, command, request, kind, timeout_s=timeout_s)))
-        except NobodyThereError:
-            continue
-        except (HostError, PeerError) as exc:
-            if isinstance(exc, PeerError) and exc.reason == EndReason.FOREIGN:
-                continue  # another program's socket: a server may listen for its proxy in this directory
-            if errors is None:
-                raise
-            errors.append(one_line(str(exc)))
-            found.append((path, None))
-    return found
+
+def _is_nobody(outcome: object) -> bool:
+    """The process has ended, or it is another program: a server may listen for its proxy in this directory."""
+    foreign = isinstance(outcome, PeerError) and outcome.reason == EndReason.FOREIGN
+    return foreign or isinstance(outcome, NobodyThereError)
 
 
 def _write(text: str) -> None:

@@ -262,9 +262,9 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     """Raise PeerError, with a remedy, unless the answer is a 200. ``body``: the beginning of its body."""
     if head.status == 200:
         return
-    place = f"{url.scheme}://{url.authority}{url.target}"
+    place = url.shown
     hints = {
-        401: "a proxy in front of the server requires a login of its own",
+        401: _explain_401(head),
         403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
         404: "nothing is served at this path; compare the path with the proxy's config",
         405: "this URL is a web page, or a proxy lets only some methods pass",
@@ -280,9 +280,33 @@ def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     if head.status == 400 and (explanation := explain_400(body)) is not None:
         hint = explanation
     if 300 <= head.status < 400 and "location" in head.headers:
-        hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
+        hint = _explain_redirect(head.headers["location"])
     reason = one_line(shorten(head.reason, 60))
     raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=EndReason.http(head.status))
+
+
+def _explain_redirect(location: str) -> str:
+    """Where a redirect leads, without its query, which often repeats the query of the request."""
+    where, question, _ = location.partition("?")
+    shown = f"{shorten(where, 200)}{question and '?***'}"
+    if ".cloudflareaccess.com/" in where:
+        return (
+            f"Cloudflare Access wants a login ({shown!r}); set CF-Access-Client-Id and CF-Access-Client-Secret of a "
+            'service token in "headers"'
+        )
+    return f"moved to {shown!r}; put the new URL into the config"
+
+
+def _explain_401(head: ResponseHead) -> str:
+    """What a proxy in front of the server wants: it names the scheme, and perhaps the realm (RFC 9110, 11.6.1)."""
+    challenge = head.headers.get("www-authenticate", "")
+    if challenge.lower().startswith("basic"):
+        realm = one_line(shorten(challenge[len("basic") :].strip(), 60))
+        asks = f"a proxy in front of the server wants Basic auth ({realm})" if realm else "a proxy wants Basic auth"
+        return (
+            f'{asks}, and does not accept what it got; set "user" and "password_file" of this client, or correct them'
+        )
+    return 'a proxy in front of the server requires a login of its own; "headers" can carry one'
 
 
 def explain_400(body: bytes) -> str | None:

@@ -6,13 +6,11 @@ only. Only its status and its reason reach a log.
 
 from __future__ import annotations
 
-import base64
-
 from ..config.model import Proxy, Url
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import GONE, Connection
 from ..text import one_line, shorten
-from .heads import ResponseHead, ResponseParser, encode_request
+from .heads import ResponseHead, ResponseParser, basic, encode_request
 
 _HINTS = {
     400: "it does not understand CONNECT; is that a proxy for outgoing connections?",
@@ -42,8 +40,7 @@ def encode_connect(url: Url, proxy: Proxy) -> bytes:
     target = target_of(url)
     headers = [("Host", target)]
     if proxy.login is not None:
-        login = base64.b64encode(proxy.login.reveal().encode("latin-1")).decode()
-        headers.append(("Proxy-Authorization", f"Basic {login}"))
+        headers.append(("Proxy-Authorization", basic(proxy.login)))
     return encode_request("CONNECT", target, headers)
 
 

@@ -5,12 +5,14 @@ Sans-IO. Untrusted input; raises PeerError only, `BadRequest` with the status to
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import h11
 
+from ..config.model import Secret
 from ..errors import EndReason, PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
 
@@ -238,9 +240,16 @@ def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> 
     """A request head. Raises ValueError (h11.LocalProtocolError) for values that no header can hold; the config was
     checked, so that is a bug of ours."""
     connection = h11.Connection(h11.CLIENT)
-    data = connection.send(h11.Request(method=method, target=target, headers=headers))
+    # As bytes, because h11 takes text for ASCII.
+    fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+    data = connection.send(h11.Request(method=method, target=target, headers=fields))
     assert data is not None
     return data
+
+
+def basic(login: Secret) -> str:
+    """The credentials of ``user:pass`` for Basic auth (RFC 7617). Each character of the login is one byte."""
+    return f"Basic {base64.b64encode(login.reveal().encode('latin-1')).decode('ascii')}"
 
 
 def encode_response(status: int, headers: list[tuple[str, str]]) -> bytes:

@@ -6,7 +6,8 @@ from typing import Final
 
 from ..host.net.sockets import Connection
 
-MAX_CONNECTIONS: Final = 256
+MAX_CONNECTIONS: Final = 256  # of all endpoints of the process together
+PENDING_PART: Final = 4  # and this part of the limit of open files at most
 
 
 class PendingConnections:
@@ -22,7 +23,7 @@ class PendingConnections:
 
     __slots__ = ("_connections", "evicted", "limit")
 
-    def __init__(self, limit: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, limit: int) -> None:
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
         self.limit = limit
         self.evicted = 0
@@ -34,11 +35,18 @@ class PendingConnections:
     def add(self, connection: Connection) -> None:
         """A connection was accepted. May abort the oldest one; the task of that one then ends with PeerError."""
         if len(self._connections) >= self.limit:
-            oldest = next(iter(self._connections))
-            del self._connections[oldest]
-            self.evicted += 1
-            oldest.abort()
+            self.evict()
         self._connections[connection] = None
+
+    def evict(self) -> bool:
+        """Abort the oldest connection; its task then ends with PeerError. Returns whether there was one."""
+        oldest = next(iter(self._connections), None)
+        if oldest is None:
+            return False
+        del self._connections[oldest]
+        self.evicted += 1
+        oldest.abort()
+        return True
 
     def remove(self, connection: Connection) -> bool:
         """The connection has shown a token, or has closed. May be called again. Returns whether it was still

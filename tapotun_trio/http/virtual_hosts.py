@@ -27,10 +27,11 @@ from ..config.model import IngressOptions, ListenAddress, TcpAddress
 from ..errors import HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..host.net.listen import AbsentError, Listener, endpoint_name, listen
 from ..host.net.sockets import Connection
+from ..host.process.descriptors import share_of_limit
 from ..log import Log, RateLimitedLog
 from .acceptor import Acceptor
 from .client_address import ClientAddress, find_client_address
-from .pending import PendingConnections
+from .pending import MAX_CONNECTIONS, PENDING_PART, PendingConnections
 from .server import Exchange, serve_connection
 
 LISTEN_RETRY_S: Final = (1.0, 30.0)  # the first pause before another try to listen, doubled up to the last
@@ -64,17 +65,21 @@ class VirtualHost:
 class Endpoint:
     """One listening socket, its pending connections, and the interfaces that are reached through it."""
 
-    def __init__(self, key: ListenAddress, listener: Listener, ingress: IngressOptions, log: Log) -> None:
+    def __init__(
+        self, key: ListenAddress, listener: Listener, ingress: IngressOptions, pending: PendingConnections, log: Log
+    ) -> None:
+        """``pending``: of all endpoints together."""
         self.key = key
         self.listener = listener
         self.ingress = ingress
-        self.pending = PendingConnections()
+        self.pending = pending
         self.refusals: Counter[str] = Counter()  # connections and requests that reached no interface, by reason
         self.virtual_hosts: dict[str | None, VirtualHost] = {}
         self.scope = trio.CancelScope()
         self._log = log
         self._peer_errors = RateLimitedLog()
         self._acceptor = Acceptor(listener, self._serve, log, failures=self.refusals)
+        listener.relieve = self._relieve
 
     async def run(self) -> None:
         """Accept and serve until cancelled. If the listening socket fails, its interfaces end; the supervisor starts
@@ -157,6 +162,13 @@ class Endpoint:
         if self.pending.evicted != evicted:
             self.refusals[RefusalReason.EVICTED] += 1
 
+    def _relieve(self) -> bool:
+        """No descriptor is left for a new connection: the oldest pending one gives its own."""
+        evicted = self.pending.evict()
+        if evicted:
+            self.refusals[RefusalReason.EVICTED] += 1
+        return evicted
+
 
 async def _fail(exc: Exception) -> None:
     raise exc
@@ -184,6 +196,7 @@ class ListenerManager:
         self._nursery = nursery
         self._log = log
         self._endpoints: dict[ListenAddress, Endpoint] = {}
+        self._pending = PendingConnections(share_of_limit(MAX_CONNECTIONS, PENDING_PART))
 
     @contextmanager
     def register(self, addresses: tuple[ListenAddress, ...], virtual_host: VirtualHost) -> Iterator[Registration]:
@@ -273,7 +286,7 @@ class ListenerManager:
             if listener is None:
                 return None
             key = address.key
-            endpoint = self._endpoints[key] = Endpoint(key, listener, ingress.at(address), self._log)
+            endpoint = self._endpoints[key] = Endpoint(key, listener, ingress.at(address), self._pending, self._log)
             self._nursery.start_soon(endpoint.run)
         return endpoint
 

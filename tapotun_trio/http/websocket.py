@@ -28,7 +28,7 @@ _HEAD_END: Final = b"\r\n\r\n"
 _KEY: Final = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # base64 of 16 bytes
 
 # Statuses that are about the server or the token, and not about WebSockets; `check_status` explains them.
-_PLAIN: Final = frozenset({403, 409, 502, 503, 504})
+_PLAIN: Final = frozenset({401, 403, 409, 502, 503, 504})
 REMEDY: Final = "nginx: proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection upgrade"
 
 
@@ -168,8 +168,7 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
         return
     if head.status in _PLAIN or (head.status == 400 and explain_400(body) is not None):
         check_status(head, url, body)
-    place = f"{url.scheme}://{url.authority}{url.target}"
-    text = f"{place} answered {head.status} to a WebSocket: a proxy in front of the server blocks it, or the server"
+    text = f"{url.shown} answered {head.status} to a WebSocket: a proxy in front of the server blocks it, or the server"
     raise PeerError(
         f"{text} does not support it; have the proxy upgrade connections ({REMEDY})", reason=EndReason.NO_WEBSOCKET
     )

@@ -9,6 +9,7 @@ from typing import Final
 from ..config.model import AllowedClient, Mark, ServerConfig
 from ..cooperative import PART, Steps
 from ..host.items import Address, DesiredState, Item, Route, Rule
+from ..text import listed
 from ..wire.tunconf import TunConf
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
@@ -68,6 +69,6 @@ def _mark_items(mark: Mark | None) -> Iterable[Item]:
 
 
 def describe(conf: TunConf) -> str:
-    """A phrase for a log line."""
-    text = f"address {', '.join(map(str, conf.addresses))}, MTU {conf.mtu}"
-    return f"{text}, routes {', '.join(map(str, conf.routes))}" if conf.routes else text
+    """A phrase for a log line. A server may push hundreds of routes, so only the first are shown."""
+    text = f"address {listed(conf.addresses)}, MTU {conf.mtu}"
+    return f"{text}, routes {listed(conf.routes)}" if conf.routes else text

@@ -7,10 +7,13 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+import trio
+
 from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError
 from ..host.interfaces import Network
 from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule
+from ..log import flap_damped
 
 MAX_REFUSAL_LINES: Final = 5  # warnings about refused routes at a time; a server may push hundreds
 
@@ -33,6 +36,7 @@ class InstalledItems:
         self.network = network
         self._name = device_name
         self._log = log
+        self._warnings = flap_damped()
         self._items: list[Item] = []
         self._route_keys: set[RouteKey] | None = None  # of `items`; None: not computed since they changed
         self._missing: dict[Item, str] = {}  # pushed items that the kernel refused, and why
@@ -117,7 +121,7 @@ class InstalledItems:
         try:
             await self.network.add(self._name, routes)
         except ItemsRefused as exc:
-            self._log.warning("%s", exc)
+            self._warn(str(exc))
             self.items = [item for item in self.items if item not in exc.refused]
             return frozenset(item.address for item in exc.refused if isinstance(item, HostRoute))
         return frozenset()
@@ -173,9 +177,13 @@ class InstalledItems:
         self._missing = refused
         reasons = [reason for item, reason in refused.items() if logged.get(item) != reason]
         for reason in reasons[:MAX_REFUSAL_LINES]:
-            self._log.warning("continuing without what the server pushed (its push_routes): %s", reason)
+            self._warn(f"continuing without what the server pushed (its push_routes): {reason}")
         if len(reasons) > MAX_REFUSAL_LINES:
-            self._log.warning("continuing without %d more that the server pushed", len(reasons) - MAX_REFUSAL_LINES)
+            self._warn(f"continuing without {len(reasons) - MAX_REFUSAL_LINES} more that the server pushed")
+
+    def _warn(self, text: str) -> None:
+        """The server may push something else with every PARAMS frame."""
+        self._warnings.log(self._log, logging.WARNING, trio.current_time(), text)
 
 
 def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:

@@ -13,11 +13,12 @@ from typing import Final
 import trio
 
 from .. import exit_codes
-from ..config import context, parsers
+from ..config import parsers
 from ..config.diagnostics import InvalidValue, quote
 from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
+from ..files import UnreadableFile, read_file
 from ..text import one_line
 from .ages import MAX_AGE_S
 from .idle import LIMIT_S
@@ -51,8 +52,7 @@ def probe(arguments: Namespace) -> int:
             raise Misused(f"{text}; a client replaces its streams every 15 minutes anyway")
     except Misused as exc:
         return _misused(str(exc))
-    target = _without_query(config.server.target)
-    measured = Measured(f"{config.server.scheme}://{config.server.authority}{target}", config.transport)
+    measured = Measured(config.server.shown, config.transport)
     began = time.monotonic()
     try:
         stopped_by = trio.run(measure_until_stopped, config, limit_s, measured, age_limit_s)
@@ -104,9 +104,14 @@ async def measure_until_stopped(
 def client_config(arguments: Namespace) -> ClientConfig:
     """The client config that these options describe. Warns if other users can read the token file. Raises Misused."""
     try:
-        server = parse_url(arguments.url)
+        server, login = parse_url(arguments.url)
     except InvalidValue as exc:
         raise Misused(f"URL {exc.shown or quote(arguments.url)} {exc.problem}; {exc.remedy}") from exc
+    if login is not None:
+        raise Misused(
+            "URL *** has a login, and every user of this machine can read a command line; give --user and "
+            "--password-file instead"
+        )
     proxy: Proxy | NoProxy | None = None
     server_name: str | None = None
     try:
@@ -135,23 +140,72 @@ def client_config(arguments: Namespace) -> ClientConfig:
         ),
         transport=arguments.transport,
         auth_header=arguments.auth_header,
+        headers=_headers(arguments.headers_file),
+        login=_login(arguments),
         proxy=proxy,
     )
 
 
+def _login(arguments: Namespace) -> Secret | None:
+    """The login for Basic auth, as ``user`` and ``password_file`` of a client."""
+    user, file = arguments.user, arguments.password_file
+    if user is None and file is None:
+        return None
+    if user is None or file is None:
+        raise Misused("--user and --password-file belong together; give both")
+    if arguments.auth_header != "x-api-key":
+        raise Misused(f"--auth-header {arguments.auth_header} needs the header that Basic auth needs; give one of them")
+    try:
+        user = parsers.parse_user(user)
+    except InvalidValue as exc:
+        raise Misused(f"--user {quote(user)} {exc.problem}; {exc.remedy}") from exc
+    text = parsers.secret_line(_read("--password-file", file, "the password"))
+    try:
+        return Secret(f"{user}:{parsers.parse_password(text).reveal()}")
+    except InvalidValue as exc:
+        raise Misused(f"--password-file {quote(file)} holds a password that {exc.problem}; {exc.remedy}") from exc
+
+
+def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
+    """The headers in a file, one ``Name: value`` a line."""
+    return () if name is None else parse_headers(name, _read("--headers-file", name, "further headers"))
+
+
+def parse_headers(name: str, data: bytes) -> tuple[tuple[str, Secret], ...]:
+    """The headers in the content of a file. Untrusted input; raises Misused, whose text never shows a value."""
+    found: dict[str, tuple[str, Secret]] = {}
+    for number, line in enumerate(data.decode("latin-1").split("\n"), 1):
+        if not line.strip():
+            continue
+        key, colon, value = line.partition(":")
+        try:
+            if not colon:
+                raise InvalidValue("has no colon", "write Name: value")
+            if key.lower() in found:
+                raise InvalidValue("has a header that an earlier line has too", "keep one")
+            found[key.lower()] = parsers.parse_header_name(key), parsers.parse_header_value(value.strip(" \t\r"))
+        except InvalidValue as exc:
+            raise Misused(f"--headers-file {quote(name)}: line {number} {exc.problem}; {exc.remedy}") from exc
+    return tuple(found.values())
+
+
+def _read(option: str, name: str, what: str) -> bytes:
+    """The content of a file with a secret. Warns if other users can read it. Raises Misused."""
+    try:
+        content = read_file(name, _TOKEN_FILE_BYTES)
+    except UnreadableFile as exc:
+        raise Misused(f"{option} {quote(name)} cannot be read: {exc}; give the file that holds {what}") from exc
+    if content.public_mode is not None:
+        text = f"{option} {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
+        _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
+    return content.data
+
+
 def _token(name: str) -> Secret:
     """The token in the file, read like a client's ``token_file``."""
+    data = _read("--token-file", name, "the client's raw token")
     try:
-        content = context.read_file(name, _TOKEN_FILE_BYTES)
-    except context.UnreadableFile as exc:
-        text = f"--token-file {quote(name)} cannot be read: {exc}; give the file that holds the client's raw token"
-        raise Misused(text) from exc
-    if content.public_mode is not None:
-        text = f"--token-file {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
-        _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
-    line = content.data.removesuffix(b"\n").removesuffix(b"\r")
-    try:
-        token = parsers.parse_raw_token(line.decode("latin-1"))
+        token = parsers.parse_raw_token(parsers.secret_line(data))
     except InvalidValue as exc:
         raise Misused(f"--token-file {quote(name)} holds a token that {exc.problem}; {exc.remedy}") from exc
     if parsers.looks_hashed(token.reveal()):
@@ -162,9 +216,3 @@ def _token(name: str) -> Secret:
 
 def _warn(text: str) -> None:
     print(f"tapotun probe: warning: {one_line(text)}", file=sys.stderr)
-
-
-def _without_query(target: str) -> str:
-    """The target without its query, which may hold a key."""
-    path, question, _ = target.partition("?")
-    return f"{path}?***" if question else path

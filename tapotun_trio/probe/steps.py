@@ -212,10 +212,8 @@ class _Steps:
         except PeerError as exc:
             http.error = str(exc)
             if head.status in (403, 404) and not http.own and b"<" in page:
-                place = f"{url.scheme}://{url.authority}{url.target}"
-                http.error = (
-                    f"{place} answered {head.status} with a page of its own: it is not the tapotun server's response"
-                )
+                answered = f"{url.shown} answered {head.status}"
+                http.error = f"{answered} with a page of its own: it is not the tapotun server's response"
             else:
                 http.own |= head.status == 403
             return

@@ -251,6 +251,9 @@ class _Judge:
         elif status == 403 and http.own:
             hint = "the hash that `tapotun token` printed for this token, in clients[].token"
             self._add("fault", "http-403", text, "the server's config", hint)
+        elif status == 401 and "Basic auth" in text:
+            change = ('"user": "..."', '"password_file": "/etc/tapotun/password"')
+            self._add("fault", "http-401", text, "the client's config", *change)
         elif status in (401, 403, 405):
             self._blame("fault", f"http-{status}", text, "forbidden")
         elif status == 413:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Final
 
-from ..control.client import ask
+from ..control.client import ask_all
 from ..control.protocol import StatusArguments
 from ..control.socket_path import control_directories, find, name_of
 from ..errors import HostError, PeerError
@@ -24,14 +23,15 @@ def names(kind: str) -> list[str]:
 
 
 def _names(kind: str) -> Iterator[str]:
-    for path in find(control_directories(os.environ)):
-        with suppress(HostError, PeerError):  # a prompt has no place for errors
-            process = ask(path, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S)
-            if kind == "processes":
-                yield name_of(path)
-                continue
-            for interface in process.interfaces:
-                if kind == "interfaces":
-                    yield interface.name
-                elif interface.kind == "server":
-                    yield from (peer.name for peer in interface.peers)
+    paths = find(control_directories(os.environ))
+    for path, process in ask_all(paths, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S):
+        if isinstance(process, HostError | PeerError):
+            continue  # a prompt has no place for errors
+        if kind == "processes":
+            yield name_of(path)
+            continue
+        for interface in process.interfaces:
+            if kind == "interfaces":
+                yield interface.name
+            elif interface.kind == "server":
+                yield from (peer.name for peer in interface.peers)

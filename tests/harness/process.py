@@ -16,6 +16,9 @@ from .errors import ProcessError, WaitError, wait_until
 STOP_S: Final = 5.0
 TAIL_LINES: Final = 25
 
+ENDING: Final = (*(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGXCPU, signal.SIGKILL),)
+"""The signals that end our daemon."""
+
 
 class Process:
     """A process that a `Host` started, its standard output and error captured as one log.
@@ -137,7 +140,7 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself (not to its children). None is sent to one that has ended."""
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        if number in ENDING:
             self._end_is_expected = True
         self._popen.send_signal(number)
 

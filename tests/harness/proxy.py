@@ -38,6 +38,7 @@ http {{
 
             proxy_http_version {http_version};
             {upgrade}
+            {more}
             proxy_buffering off;
             proxy_request_buffering {request_buffering};
             client_max_body_size 0;
@@ -62,13 +63,14 @@ def nginx_proxy(
     websocket: bool = False,
     timeout: str = "1d",
     log_level: str = "warn",
+    more: str = "",
 ) -> Iterator[Process]:
     """nginx on all IPv4 addresses of a host at port `listen`, passing everything on to `upstream`.
 
     Set up as its manual tells for endless bodies in both directions; `http_version="1.0"` is what it speaks
     to an upstream when nobody says otherwise, `request_buffering=True` is a proxy that was set up wrongly.
     `websocket`: connections may be upgraded.
-    `timeout` is nginx's own notation. `upstream` may be ``unix:/path``.
+    `timeout` is nginx's own notation. `more`: further directives of its one location. `upstream` may be ``unix:/path``.
 
     Raises ProcessError or WaitError with nginx's log if it does not come up.
     """
@@ -85,6 +87,7 @@ def nginx_proxy(
             upgrade=_UPGRADE if websocket else _PLAIN,
             timeout=timeout,
             log_level=log_level,
+            more=more,
         ),
         encoding="ascii",
     )

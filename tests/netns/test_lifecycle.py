@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
+from tapotun_trio.host.process.signals import STOPS
 from tests.harness import (
+    ROOT,
     Host,
     Lab,
     capture,
@@ -92,8 +95,10 @@ def devices(host: Host) -> dict[str, list[str]]:
 
 # The end
 
+STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)  # until SIGCONT
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stop_leaves_nothing(lab: Lab, number: signal.Signals) -> None:
     server, client = cable(lab)
     fields = {"ips": ["10.10.0.254"], "mark": MARK, "mtu": 1400}
@@ -107,6 +112,26 @@ def test_a_stop_leaves_nothing(lab: Lab, number: signal.Signals) -> None:
         for daemon in (client_daemon, server_daemon):
             assert daemon.stop(STOP_S, with_signal=number) == 0
             assert daemon.log.endswith("INFO    stopped\n")
+
+
+def test_no_other_signal_ends_it(lab: Lab) -> None:
+    """By default each of them would, and leave the rule behind."""
+    others = sorted(signal.valid_signals() - {*STOPS, signal.SIGHUP, signal.SIGKILL, *STOPPING})
+    with tunnel(lab, mark=MARK) as it:
+        for daemon in (it.server_daemon, it.client_daemon):
+            for number in others:
+                daemon.signal(number)
+        assert ping(it.client, TUNNEL_SERVER).ok
+        assert it.server_daemon.running
+        assert it.client_daemon.running
+
+
+def test_a_real_fault_still_ends_it(lab: Lab) -> None:
+    """The signals of a broken program are held back, but not when the kernel itself sends them."""
+    program = "import ctypes\nfrom tapotun_trio.host.process.signals import *\n"
+    program += "with shielded_from_signals(0): ctypes.string_at(0)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize("stopped", ["server", "client"])

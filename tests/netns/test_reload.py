@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -279,3 +281,41 @@ def test_a_hangup_while_it_is_being_imported(lab: Lab, moment: str) -> None:
         daemon.wait_for_log("ready: tun0", PATIENCE_S)
         daemon.wait_for_log("reload: the config has not changed", PATIENCE_S)
         assert daemon.stop() == 0
+
+
+FORTY_RELOADS: Final = """
+import glob, socket, time
+(path,) = glob.glob("/run/tapotun/*.sock")
+socks = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for sock in socks:
+    sock.connect(path)
+    sock.sendall(b'{"command":"reload"}\\n')
+print("asked", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_forty_reloads_of_a_pipe_leave_no_thread_and_names_resolve(lab: Lab) -> None:
+    """A FIFO that nobody writes to replaces the config. The client still resolves its server's name meanwhile."""
+    server, client = lab.host("server"), lab.host("client")
+    lab.link(server, f"{SERVER}/24", client, f"{CLIENT}/24")
+    client.hosts({"vpn.example.com": SERVER})
+    file = client.tmp / "client.json"
+    file.touch(mode=0o600)
+    config = [client_config(server="http://vpn.example.com:8080/ip")]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with running(server, server_config()) as server_daemon, running(client, file, until=UPLOADING) as daemon:
+        file.unlink()
+        os.mkfifo(file, 0o600)
+        threads = Path(f"/proc/{daemon.pid}/task")
+        with client.start([sys.executable, "-c", FORTY_RELOADS], name="reloads") as reloads:
+            reloads.wait_for_log("asked")
+            daemon.wait_for_log("nobody wrote to this pipe within 10 s", PATIENCE_S)
+            before = daemon.log_end
+            assert client.run([*command(), "status"]).returncode == 0  # also while they wait for each other
+            assert server_daemon.stop() == 0
+            with running(server, server_config()):
+                # The name is resolved again, while the reloads wait for their turns.
+                daemon.wait_for_log(UPLOADING, PATIENCE_S, after=before)
+                ping(client, TUNNEL_SERVER)
+                assert len(list(threads.iterdir())) <= 4

@@ -180,7 +180,7 @@ def selector_in(state: TransportState) -> TransportSelector:
         selector.upload_began(selector.next_upload_number(), 0.0)
         assert selector.try_websocket(SEEN_LATE)
     if state is T.WEBSOCKET:
-        selector.websocket_opened()
+        selector.websocket_opened(0.0)
     elif state is T.WEBSOCKET_BLOCKED:
         assert selector.websocket_failed(RULED_OUT, SEEN_LATE)
     assert selector.state is state
@@ -197,7 +197,7 @@ def cause(selector: TransportSelector, event: TransportEvent) -> None:
             selector.upload_began(selector.next_upload_number(), now)
             selector.try_websocket(now + SEEN_LATE)
         case V.WEBSOCKET_OPENED:
-            selector.websocket_opened()
+            selector.websocket_opened(0.0)
         case V.WEBSOCKET_RULED_OUT:
             selector.websocket_failed(RULED_OUT, now)
         case V.WEBSOCKET_FAILED:

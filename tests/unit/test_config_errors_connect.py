@@ -212,12 +212,26 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([client(server="http://h:65536/")], '[0].server: "http://h:65536/" has a port out of range; write a port from 1 '
      "to 65535 after the host"),
     *(
-        ([client(server=f"http://h:{port}/")], f'[0].server: "http://h:{port}/" has no valid port; '
+        ([client(server=f"http://h:{port}/")], '[0].server: "http://***" has no valid port; '
          "write a port from 1 to 65535 after the host")
         for port in ("x", "+80", "٨٠", "123456", "-1")
     ),
-    ([client(server="http://user:pw@h/")], '[0].server: "http://***@h/" has a user name or password; remove it; '
-     'the peer knows this client by "token" alone'),
+    ([client(server="http://user@h/")], '[0].server: "http://***@h/" has a user name without a password; write '
+     'user:password before the @, or leave it out and use "user" and "password_file"'),
+    ([client(server="http://user:@h/")], '[0].server: "http://***@h/" has an empty password; write user:password '
+     "before the @"),
+    ([client(server="http://:pw@h/")], '[0].server: "http://***@h/" has no user name before its password, or one with '
+     "a colon; write user:pass before the @"),
+    ([client(server="http://a%3Ab:pw@h/")], '[0].server: "http://***@h/" has no user name before its password, or one '
+     "with a colon; write user:pass before the @"),
+    ([client(server="http://user:p%0aw@h/")], '[0].server: "http://***@h/" has control characters in its login; write '
+     "the login as the other end knows it"),
+    ([client(server="http://user:pä@h/")], '[0].server: "http://***@h/" has letters beyond ASCII in its login; write '
+     "them percent-encoded"),
+    ([client(server=f"http://user:{'p' * 1024}@h/")], '[0].server: "http://***@h/" has a login of more than 1024 '
+     "bytes; choose a shorter password"),
+    ([client(server="http://user:pw@h:x/")], '[0].server: "http://***@h:x/" has no valid port; write a port from 1 to '
+     "65535 after the host"),
     ([client(server="user:p w@h/?key=k")], '[0].server: "***@h/?***" has white space or control characters; '
      "remove them, or write a space as %20"),
     ([client(server="http://h/#x")], '[0].server: "http://h/#x" has a fragment, which is never sent; '

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import tracemalloc
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -11,8 +18,11 @@ from tapotun_trio.config.diagnostics import Finding, InvalidConfig, report_json,
 from tapotun_trio.config.load import check, check_content, load
 from tapotun_trio.config.model import ClientConfig, Config
 from tapotun_trio.errors import ConfigError
+from tapotun_trio.host.net.tls_files import judge_files
 
 from .test_config_load import accept, client, server, sha1
+
+ROOT: Final = Path(__file__).parents[2]
 
 
 def write(path: Path, content: object, mode: int = 0o600) -> str:
@@ -71,6 +81,107 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert text("x" * 300) == "F: cannot be read: File name too long; name a config file"
     assert text("/proc/self/mem") == "F: cannot be read: Input/output error; name a config file"
     assert text("/dev/null") == "F: is empty; write a list of interface definitions, [{...}]"
+
+
+def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a config, and as any file that it names. No thread waits for it for ever."""
+    monkeypatch.setattr("tapotun_trio.files.PIPE_WAIT_MS", 20)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (finding,) = check(pipe)[1]
+    assert finding.problem == "cannot be read: nobody wrote to this pipe within 0.02 s"
+    for entry, path in (
+        ({**client(), "token": ..., "token_file": str(pipe)}, "[0].token_file"),
+        (client(user="u", password_file=str(pipe)), "[0].password_file"),
+    ):
+        given = {key: value for key, value in entry.items() if value is not ...}
+        (finding,) = check(write(tmp_path / "t.json", [given]))[1]
+        assert (finding.path, finding.problem) == (path, "cannot be read: nobody wrote to this pipe within 0.02 s")
+
+
+@pytest.mark.parametrize("field", ["ca_file", "cert_file", "key_file"])
+def test_a_pipe_is_no_certificate(field: str, tmp_path: Path) -> None:
+    """OpenSSL would open it again, and wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    tls = {"cert_file": "/dev/null", field: str(pipe)}
+    _, findings = check(write(tmp_path / "t.json", [client(server="https://h/", tls=tls)]), judge_files)
+    problems = {found.path: found.problem for found in findings}
+    assert problems[f"[0].tls.{field}"] == "cannot be read: it is not a regular file"
+
+
+def test_a_config_through_a_pipe(tmp_path: Path) -> None:
+    """As by ``tapotun run <(make-config)``: more than a pipe holds, and with pauses."""
+    text = json.dumps([client(name="tun0")]) + " " * 200_000
+    reading, writing = os.pipe()
+
+    def write_slowly() -> None:
+        with open(writing, "wb", buffering=0) as out:
+            for at in range(0, len(text), 50_000):
+                out.write(text[at : at + 50_000].encode())
+
+    thread = threading.Thread(target=write_slowly)
+    thread.start()
+    try:
+        assert load(f"/dev/fd/{reading}").interfaces == (accept(client(name="tun0")),)
+    finally:
+        os.close(reading)
+        thread.join()
+
+
+def test_what_has_nothing_to_read_is_not_waited_for() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        (finding,) = check(os.ttyname(theirs))[1]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert finding.problem == "cannot be read: it has nothing to read now, and would have to be waited for"
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    with file.open("wb") as out:
+        out.truncate(1 << 40)
+    (finding,) = check(file)[1]
+    assert finding.problem == "cannot be read: longer than 67108864 bytes"
+
+
+def test_reading_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.json", [client()])
+    check(file)
+    tracemalloc.start()
+    try:
+        check(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+@pytest.fixture(scope="module")
+def interpreter_bytes() -> int:
+    """The address space that the interpreter needs by itself."""
+    program = "import re; print(re.search('VmPeak:\\\\s+([0-9]+)', open('/proc/self/status').read())[1])"
+    return 1024 * int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("verb", ["validate-config", "run", "doctor", "status"])
+@pytest.mark.parametrize("more_mib", [2, 10, 50])
+def test_a_tight_limit_of_memory_is_one_line_and_no_traceback(
+    verb: str, more_mib: int, interpreter_bytes: int, tmp_path: Path
+) -> None:
+    """The config has an error, so that nothing runs where the memory is enough."""
+    argv = ["prlimit", f"--as={interpreter_bytes + (more_mib << 20)}", sys.executable, "-m", "tapotun_trio", verb]
+    if verb != "status":
+        argv.append(write(tmp_path / "t.json", [client(name="")]))
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output
+    assert done.returncode in (0, 1, 3), output
+    if done.returncode == 3:
+        assert output.count("\n") == 1
+        assert "not enough memory" in output
 
 
 def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:

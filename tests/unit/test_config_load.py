@@ -419,6 +419,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
     assert fields("RawClient") == (
         {
             *("name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport", "transport_mark"),
+            *("headers", "user", "password_file"),
             *("auth_header", "proxy"),
         },
         {"name", "server"},

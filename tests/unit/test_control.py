@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -447,7 +451,7 @@ def answering(tmp_path: Path, answer: bytes | None) -> Iterator[str]:
     ("HTTP", b"HTTP/1.1 400 Bad Request\r\n", PeerError, "not tapotun's control socket"),
     ("rubbish", b'{"\x1b[2J\n', PeerError, "not understood: answer"),
     ("neither", b"{}\n", PeerError, "neither a result nor an error"),
-    ("an endless line", b"x" * 5000, PeerError, "a line of more than 4000 bytes"),
+    ("an endless line", b"{" + b"x" * 5000, PeerError, "a line of more than 4000 bytes"),
     ("nothing", None, HostError, "no answer within 0 s"),
 )
 def test_ask_somebody_strange(
@@ -462,3 +466,143 @@ def test_wait_is_bounded() -> None:
     with pytest.raises(PeerError):
         decode_arguments(msgspec.Raw(b'{"timeout_s":1e9}'), WaitArguments)
     assert WaitArguments().timeout_s == LONGEST_WAIT_S
+
+
+# ------------------------------------------------------------------ several processes at a time
+
+
+@contextmanager
+def strange(path: Path, answer: Iterable[bytes] | None, clients: int = 1) -> Iterator[None]:
+    """A process that listens there: with None it is stopped, and accepts nothing; else it sends these pieces."""
+    over = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+
+        def serve() -> None:
+            for _ in range(clients):
+                sock, _ = listener.accept()
+                with sock, suppress(OSError):
+                    for piece in answer or ():
+                        if over.is_set():
+                            return
+                        sock.sendall(piece)
+                    over.wait(60)
+
+        thread = threading.Thread(target=serve)
+        if answer is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if answer is not None:
+                thread.join()
+
+
+def slowly(pieces: Iterable[bytes], pause_s: float) -> Iterator[bytes]:
+    for piece in pieces:
+        time.sleep(pause_s)
+        yield piece
+
+
+def test_one_that_hangs_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a moment once another has answered, also if it trickles."""
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.2)
+    good, hung, full, slow = (tmp_path / name for name in ("good", "hung", "full", "slow"))
+    trickle = slowly(itertools.repeat(b" ", 10_000), 0.05)
+    with (
+        strange(good, [b'{"result":"fine"}\n']),
+        strange(hung, None),
+        strange(full, None),
+        strange(slow, itertools.chain([b'{"result":"'], trickle)),
+        ExitStack() as stack,
+    ):
+        for _ in range(2):  # its backlog is full: another connect(2) would block
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            with suppress(BlockingIOError):
+                filler.connect(str(full))
+        paths = [str(path) for path in (hung, good, full, slow, tmp_path / "none")]
+        begun = time.monotonic()
+        outcomes = asking.ask_all(paths, "status", None, str, timeout_s=600, patience_s=asking.PATIENCE_S)
+        assert time.monotonic() - begun < 300, "not until the time is over"
+    assert [path for path, _ in outcomes] == paths
+    assert outcomes[1][1] == "fine"
+    assert isinstance(outcomes[4][1], NobodyThereError)
+    for at in (0, 2, 3):
+        assert "no answer within" in str(outcomes[at][1])
+
+
+def test_without_an_answer_the_others_have_their_time(tmp_path: Path) -> None:
+    late, hung = tmp_path / "late", tmp_path / "hung"
+    pieces = slowly([b'{"result":', b'"fine"}\n'], 0.5)
+    with strange(late, pieces), strange(hung, None):
+        (_, outcome), (_, other) = asking.ask_all(
+            [str(late), str(hung)], "status", None, str, timeout_s=60, patience_s=0.01
+        )
+    assert outcome == "fine"
+    assert isinstance(other, HostError)
+
+
+def test_a_long_answer_has_more_patience(tmp_path: Path) -> None:
+    """It is on its way, and a quick process has answered long ago."""
+    quick, long = tmp_path / "quick", tmp_path / "long"
+    piece = b"x" * (512 * 1024)
+    pieces = itertools.chain([b'{"result":"'], slowly([piece] * 20, 0.1), [b'"}\n'])
+    with strange(quick, [b'{"result":"fine"}\n']), strange(long, pieces):
+        outcomes = asking.ask_all([str(quick), str(long)], "status", None, str, timeout_s=600, patience_s=1.5)
+    assert len(str(outcomes[1][1])) == 20 * len(piece)
+
+
+def test_endless_answers_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "MAX_ANSWER_BYTES", 2_000_000)
+    places = [tmp_path / f"endless{number}" for number in range(3)]
+    good = tmp_path / "good"
+    with ExitStack() as stack:
+        for place in places:
+            stack.enter_context(strange(place, itertools.chain([b'{"result":"'], itertools.repeat(b"x" * 65536))))
+        stack.enter_context(strange(good, [b'{"result":"fine"}\n']))
+        tracemalloc.start()
+        try:
+            outcomes = asking.ask_all([*map(str, places), str(good)], "status", None, str, timeout_s=600)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert outcomes[3][1] == "fine"
+    assert [type(outcome) for _, outcome in outcomes[:3]] == [PeerError] * 3
+    assert peak < 8_000_000
+
+
+def test_what_is_no_answer_from_its_first_byte_is_not_read_on(tmp_path: Path) -> None:
+    with strange(tmp_path / "s", itertools.repeat(b"x" * 65536)), pytest.raises(PeerError, match="not tapotun"):
+        ask(str(tmp_path / "s"), "status", None, str, timeout_s=60)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_any_answers(answers: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        paths = [Path(directory) / str(number) for number in range(len(answers))]
+        for path, answer in zip(paths, answers, strict=True):
+            stack.enter_context(answering_once(path, answer))
+        for _, outcome in asking.ask_all(map(str, paths), "status", None, object, timeout_s=30):
+            if isinstance(outcome, Exception):
+                assert isinstance(outcome, HostError | PeerError)
+
+
+@contextmanager
+def answering_once(path: Path, answer: bytes) -> Iterator[None]:
+    """A process that sends this, and ends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock, suppress(OSError):
+                sock.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()

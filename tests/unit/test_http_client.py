@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import trio
 import trio.testing
@@ -103,7 +105,7 @@ def test_check_status_lets_a_200_pass() -> None:
 
 @pytest.mark.parametrize("status", [status for status in REASONS if status > 200] + [301, 401, 502, 503, 504, 204, 999])
 def test_check_status_names_the_url_and_the_status(status: int) -> None:
-    with pytest.raises(PeerError, match=f"https://vpn.example.org/ip.x=y answered {status} ") as caught:
+    with pytest.raises(PeerError, match=rf"https://vpn\.example\.org/ip\?\*\*\* answered {status} ") as caught:
         check_status(ResponseHead(status, "Why", {}), URL)
     assert caught.value.reason == f"http-{status}"
     assert "\n" not in str(caught.value)
@@ -111,7 +113,7 @@ def test_check_status_names_the_url_and_the_status(status: int) -> None:
 
 @table(
     "status remedy",
-    ("a login in between", 401, "login"),
+    ("a login in between", 401, '"headers"'),
     ("a wrong token", 403, "token"),
     ("a wrong path", 404, "path"),
     ("a web page", 405, "methods"),
@@ -126,6 +128,33 @@ def test_check_status_names_the_url_and_the_status(status: int) -> None:
 def test_check_status_says_what_to_do(status: int, remedy: str) -> None:
     with pytest.raises(PeerError, match=remedy):
         check_status(ResponseHead(status, "", {}), URL)
+
+
+@table(
+    "challenge words",
+    ("with a realm", 'Basic realm="members"', 'Basic auth (realm="members")'),
+    ("without one", "basic", "Basic auth,"),
+    ("a long one on two lines", f'Basic realm="a\u2028{"x" * 200}"', "\\u2028"),
+)
+def test_check_status_names_basic_auth(challenge: str, words: str) -> None:
+    with pytest.raises(PeerError, match=re.escape(words)) as caught:
+        check_status(ResponseHead(401, "Unauthorized", {"www-authenticate": challenge}), URL)
+    assert '"user" and "password_file"' in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_check_status_masks_the_query_of_a_redirect() -> None:
+    with pytest.raises(PeerError, match="answered 302") as caught:
+        check_status(ResponseHead(302, "Found", {"location": "https://elsewhere/login?back=/ip?x=y"}), URL)
+    assert "'https://elsewhere/login?***'" in str(caught.value)
+
+
+def test_check_status_names_cloudflare_access() -> None:
+    location = "https://corp.cloudflareaccess.com/cdn-cgi/access/login/vpn.example.org?meta=eyJ"
+    with pytest.raises(PeerError, match="CF-Access-Client-Id") as caught:
+        check_status(ResponseHead(302, "Found", {"location": location}), URL)
+    assert "eyJ" not in str(caught.value)
 
 
 def test_check_status_names_where_it_moved_to() -> None:

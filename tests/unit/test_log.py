@@ -78,10 +78,23 @@ def test_any_text_is_one_printable_line(text: str) -> None:
 @given(st.text(), st.text())
 def test_any_text_is_one_line_of_json(text: str, name: str) -> None:
     line = JsonFormatter().format(record("%s", text, interface=name))
-    assert len(line.encode("utf-8", "backslashreplace").splitlines()) == 1
+    assert line.isprintable()
     fields = json.loads(line)
     assert fields["event"] == text
     assert fields.get("interface", "") == name
+
+
+@pytest.mark.parametrize("fmt", ["json", "journal"])
+@pytest.mark.parametrize("where", ["message", "interface", "client"])
+def test_a_line_of_json_is_harmless_to_a_terminal(where: str, fmt: str) -> None:
+    """C0, DEL, C1, bidi, line separators, tags beyond the BMP, half a surrogate pair: escaped, and decoded as sent."""
+    hostile = "\x07\x1b[31m\x7f\x85\x9b31m\u061c\u200b\u2028\u2029\u202e\u2066\ufeff\U000e0001\ud800 ä"
+    formatter = JsonFormatter() if fmt == "json" else JournalFormatter("json")
+    line = formatter.format(record("%s", hostile) if where == "message" else record("event", **{where: hostile}))
+    assert line.isprintable()
+    assert "ä" in line
+    fields = json.loads(line.removeprefix("<6>"))
+    assert fields["event" if where == "message" else where] == hostile
 
 
 def test_json() -> None:

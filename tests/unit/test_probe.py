@@ -12,15 +12,18 @@ from typing import Literal
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapotun_trio import exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.config.model import Proxy
+from tapotun_trio.http.heads import encode_request
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.probe import steps, traffic
 from tapotun_trio.probe.measured import Measured
 from tapotun_trio.probe.report import report_json
-from tapotun_trio.probe.run import measure_until_stopped
+from tapotun_trio.probe.run import Misused, measure_until_stopped, parse_headers
 from tapotun_trio.probe.verdict import Verdict, judge
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import control
@@ -339,7 +342,8 @@ def run(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
 @table(
     "argv words",
     ("no scheme", ["vpn.example.com/ip"], "http"),
-    ("a password in the URL", ["https://u:raw-token@vpn.example.com/"], "remove it"),
+    ("a password in the URL", ["https://u:raw-token@vpn.example.com/"], "--user and --password-file"),
+    ("a user without a password", ["https://127.0.0.1/", "--user", "u"], "belong together"),
     ("a proxy that is none", ["http://127.0.0.1/", "--proxy", "socks5://x:1"], "--proxy"),
     ("a name that is none", ["https://127.0.0.1/", "--server-name", "a b"], "--server-name"),
     ("a key without its certificate", ["https://127.0.0.1/", "--key-file", "x"], "--cert-file"),
@@ -353,6 +357,40 @@ def test_wrong_options(argv: list[str], words: str, tmp_path: Path, capsys: pyte
     assert (code, out) == (exit_codes.USAGE, "")
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+@table(
+    "content words",
+    ("no colon", b"x-a 1\n", "line 1 has no colon"),
+    ("a space before the colon", b"\nx-a : secret\n", "line 2 is not the name of a header"),
+    ("nothing behind it", b"x-a:\r\n", "line 1 is empty"),
+    ("ours", b"x-a: 1\nHost: secret\n", "line 2 is a header that cannot be set here"),
+    ("twice", b"x-a: secret\nX-A: secret\n", "line 2 has a header that an earlier line has too"),
+    ("a control character", b"x-a: secret\x85x\n", "line 1 has characters"),
+)
+def test_headers_files_that_are_refused(content: bytes, words: str) -> None:
+    with pytest.raises(Misused, match=re.escape(words)) as caught:
+        parse_headers("F", content)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_headers_file() -> None:
+    found = parse_headers("F", b"X-A: one\r\n\nx-b:\ttwo three \nx-c:\xe4\n")
+    assert [(name, value.reveal()) for name, value in found] == [("X-A", "one"), ("x-b", "two three"), ("x-c", "ä")]
+
+
+PIECES = st.lists(st.sampled_from([b"x-a", b":", b" v", b"\r", b"\n", b"\x85", b"Host"])).map(b"".join)
+
+
+@given(st.binary(max_size=60) | PIECES)
+def test_any_headers_file(content: bytes) -> None:
+    headers, refusal = [("Host", "h")], ""
+    try:
+        headers += [(name, value.reveal()) for name, value in parse_headers("F", content)]
+    except Misused as exc:
+        refusal = str(exc)
+    assert refusal == "" or refusal.isprintable()
+    assert encode_request("GET", "/", headers)
 
 
 @table(

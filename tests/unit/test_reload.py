@@ -6,8 +6,9 @@ import errno
 import logging
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -405,6 +406,46 @@ async def test_a_file_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: p
             await it.reloader.reload()
         assert await it.reloader.reload(dry_run=True) == []
         (tmp_path / "config").write_text("so that the thread ends")
+
+
+async def test_forty_reloads_from_a_dead_disk_leave_two_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapotun_trio.reload.READ_S", 0.05)
+    first, second = two()
+    disk_answers, reading = threading.Event(), 0
+
+    def read() -> Config:
+        nonlocal reading
+        reading += 1
+        disk_answers.wait()
+        reading -= 1
+        return Config((first, second))
+
+    async with world(tmp_path, first, second) as it:
+        async with trio.open_nursery() as nursery:
+            it.reloader = reloading(read, [first, second], it.registry, it.manager, nursery)
+            it.reloader.start(await nursery.start(run_interfaces, [], it.host))
+            nursery.cancel_scope.cancel()
+        try:
+            for _ in range(40):
+                with pytest.raises(RefusedError, match="config"):
+                    await it.reloader.reload()
+            await until(lambda: reading == 2, "both threads")
+            # So names still resolve.
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            with pytest.raises(RefusedError, match="2 earlier reloads still wait for the config's disk"):
+                await it.reloader.reload()
+        finally:
+            disk_answers.set()
+        await until(lambda: reading == 0, "the threads to end")
+        monkeypatch.setattr("tapotun_trio.reload.READ_S", 30.0)
+        with trio.fail_after(30):
+            while True:
+                with suppress(RefusedError):  # until trio has seen that both threads ended
+                    assert await it.reloader.reload() == []
+                    break
+                await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -117,6 +118,21 @@ async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
     async with world(client_config("a", free_port())) as it, asked(it):
         assert await call("wait", "--timeout", "0.3") == exit_codes.RUNTIME
         assert capsys.readouterr().err == "tapotun: not up within 0.3 s: a is connecting\n"
+
+
+async def test_a_process_that_hangs(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named, and nobody waits for it who does not ask for it."""
+    async with world(*pair()) as it, asked(it):
+        with socket.socket(socket.AF_UNIX) as hung:
+            hung.bind(str(run_directory / "hung.sock"))
+            hung.listen()
+            assert await call("status") == exit_codes.OK
+            out, err = capsys.readouterr()
+            assert out.startswith("tapotun 0.1.0 office, pid ")
+            assert err == f"tapotun: {run_directory}/hung.sock: no answer within 2 s; is the process stopped?\n"
+            assert await call("wait", "hub", "a", "--timeout", "30") == exit_codes.OK
+            assert await call("wait", "b") == exit_codes.FAILED
+            assert "hung.sock: no answer within 2 s" in capsys.readouterr().err
 
 
 async def test_wait_for_a_process_that_starts_later() -> None:

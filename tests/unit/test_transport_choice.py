@@ -46,11 +46,11 @@ def test_changes_when_an_upload_was_not_seen_in_time(
     assert selector.websocket
     assert not selector.try_websocket(20.0)  # it is under way
     assert told(caplog) == []
-    selector.websocket_opened()
+    selector.websocket_opened(0.0)
     (text,) = told(caplog)
     assert "h:80 holds the upload back" in text
     assert "proxy_request_buffering off" in text
-    selector.websocket_opened()  # at its rotation
+    selector.websocket_opened(0.0)  # at its rotation
     assert len(told(caplog)) == 1
 
 
@@ -106,7 +106,7 @@ def test_what_was_said_is_said_again_if_it_was_well_in_between(
     for start in (0.0, 100.0):
         number = upload(selector, start)
         assert selector.try_websocket(start + 3)
-        selector.websocket_opened()
+        selector.websocket_opened(0.0)
         selector.http_works()
         number = upload(selector, start + 50)
         selector.upload_seen(number, start + 50.1)
@@ -158,8 +158,8 @@ def test_http_is_http(offered: bool, caplog: pytest.LogCaptureFixture) -> None:
     upload(selector, 0.0)
     assert selector.held_back(3.0)
     assert not selector.try_websocket(3.0)
-    selector.warn_held_back()
-    selector.warn_held_back()
+    selector.warn_held_back(0.0)
+    selector.warn_held_back(0.0)
     assert len(told(caplog)) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -27,9 +28,14 @@ class AbsentError(HostError):
 
 
 class Listener:
-    """One listening socket. `close` also removes a Unix socket's file."""
+    """One listening socket. `close` also removes a Unix socket's file.
 
-    __slots__ = ("_file", "_sock", "_waits", "is_unix", "name")
+    Attributes:
+        relieve: called where a connection cannot be accepted because no descriptor is left. It returns whether it has
+            closed one.
+    """
+
+    __slots__ = ("_file", "_sock", "_waits", "is_unix", "name", "relieve")
 
     def __init__(self, sock: socket.socket, name: str, file: SocketFile | None = None, *, waits: bool = False) -> None:
         self._sock = sock
@@ -37,6 +43,7 @@ class Listener:
         self.is_unix = file is not None
         self._waits = waits
         self.name = name
+        self.relieve: Callable[[], bool] = lambda: False
 
     @property
     def waits(self) -> bool:
@@ -54,7 +61,7 @@ class Listener:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
-                sock, _ = self._sock.accept()
+                sock = self._accept()
                 try:
                     return Connection(sock, peer_name(sock))
                 except BaseException:
@@ -67,6 +74,15 @@ class Listener:
                     raise
                 # accept(2) passes on a pending network error of the new socket, which does not concern this one.
                 if exc.errno in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
+                    raise
+
+    def _accept(self) -> socket.socket:
+        while True:
+            try:
+                return self._sock.accept()[0]
+            except OSError as exc:
+                # At once, without a task switch, so that nothing else takes the descriptor that was freed.
+                if exc.errno not in (errno.EMFILE, errno.ENFILE) or not self.relieve():
                     raise
 
     def close(self) -> None:

@@ -1,0 +1,91 @@
+"""Reads files that people name: their whole content, within bounds of size, memory and time."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import shortage_of
+
+PIPE_WAIT_MS: Final = 10_000  # for each piece that is written to a pipe: a password manager may be slow
+_PIECE_BYTES: Final = 64 * 1024  # as much as a pipe holds
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """``public_mode`` is the permission bits if every user of the machine may read the file, else None."""
+
+    data: bytes
+    public_mode: int | None
+
+
+class UnreadableFile(Exception):
+    """A file cannot be read.
+
+    The text gives the reason in a few words, without a full stop. ``remedy`` is set only if the reason has nothing to
+    do with the file, such as a lack of memory.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
+    """The whole content of a file or a pipe. Takes no more memory than the content.
+
+    It waits for the disk, and for a pipe without a writer PIPE_WAIT_MS; for nothing else, since nobody can end a thread
+    that waits in a system call.
+
+    ``regular``: another reader will open the file again, so a pipe will not do.
+
+    Raises UnreadableFile, also if the content is longer than the limit: ``/dev/zero`` has no end.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if regular and not stat.S_ISREG(status.st_mode) and not stat.S_ISCHR(status.st_mode):
+                raise UnreadableFile("Is a directory" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+            data = _read(fd, status, limit_bytes)
+        finally:
+            os.close(fd)
+    except BlockingIOError as exc:  # such as a terminal, or /proc/kmsg
+        raise UnreadableFile("it has nothing to read now, and would have to be waited for") from exc
+    except (OSError, MemoryError) as exc:
+        if (shortage := shortage_of(exc, "")) is not None:
+            raise UnreadableFile(shortage.lack, shortage.remedy) from exc
+        raise UnreadableFile(getattr(exc, "strerror", None) or type(exc).__name__) from exc
+    except ValueError as exc:  # os.open() raises it for a NUL or a lone surrogate in the path
+        raise UnreadableFile("not a valid path") from exc
+    mode = stat.S_IMODE(status.st_mode)
+    public = stat.S_ISREG(status.st_mode) and mode & stat.S_IROTH
+    return FileContent(data, mode if public else None)
+
+
+def _read(fd: int, status: os.stat_result, limit_bytes: int) -> bytes:
+    """Read to the end of the file. Raises OSError, MemoryError, UnreadableFile."""
+    too_long = UnreadableFile(f"longer than {limit_bytes} bytes")
+    if stat.S_ISREG(status.st_mode) and status.st_size > limit_bytes:
+        raise too_long
+    waits = select.poll() if stat.S_ISFIFO(status.st_mode) else None
+    if waits is not None:
+        waits.register(fd, select.POLLIN)
+    # A regular file comes in one piece. Those of /proc say that they have no size.
+    piece_bytes = max(_PIECE_BYTES, min(status.st_size, limit_bytes) + 1)
+    pieces: list[bytes] = []
+    total = 0
+    while True:
+        if waits is not None and not waits.poll(PIPE_WAIT_MS):
+            raise UnreadableFile(f"nobody wrote to this pipe within {PIPE_WAIT_MS / 1000:g} s")
+        piece = os.read(fd, piece_bytes)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        total += len(piece)
+        if total > limit_bytes:
+            raise too_long
+        piece_bytes = _PIECE_BYTES
