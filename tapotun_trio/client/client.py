@@ -28,6 +28,7 @@ from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.interfaces import Host
 from ..host.items import DesiredState
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.netlink.rewatch import Rewatch
@@ -81,11 +82,18 @@ class TunnelClient:
         failure_log: logs failures of the streams, rate-limited.
     """
 
-    def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        log: Log,
+        *,
+        require_free: Callable[[], None] = lambda: None,
+        resolver: Resolver | None = None,
+    ) -> None:
         """Raises HostError if a file that the TLS options name cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
-        could not be made.
+        could not be made. ``resolver``: remembers where the server was found; None: it is known nowhere yet.
         """
         self._config = config
         self._log = log
@@ -97,7 +105,7 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.segment_limits = SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING))
-        self._requests = Requests(config, self._selector, self.guard, self.segment_limits)
+        self._requests = Requests(config, self._selector, self.guard, self.segment_limits, resolver or Resolver())
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()

@@ -12,6 +12,7 @@ import trio
 
 from ..config.model import NO_PROXY, ClientConfig, Proxy
 from ..errors import EndReason, HostError, PeerError
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import GONE, Connection
 from ..host.net.tls import TlsClient
@@ -52,9 +53,15 @@ class Requests:
     open."""
 
     def __init__(
-        self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard, limits: SegmentLimits
+        self,
+        config: ClientConfig,
+        selector: TransportSelector,
+        guard: TransportGuard,
+        limits: SegmentLimits,
+        resolver: Resolver,
     ) -> None:
-        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there.
+        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there;
+        ``resolver``, where the server was found.
 
         Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
@@ -62,6 +69,7 @@ class Requests:
         self._selector = selector
         self._guard = guard
         self._limits = limits
+        self._resolver = resolver
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
@@ -111,20 +119,17 @@ class Requests:
                 raise PeerError(
                     f"{url.authority} answered a WebSocket without agreeing to one", reason=EndReason.NO_WEBSOCKET
                 )
+            place = self._proxy or url
+            self._resolver.worked(place.host, place.port, connection.remote_address)
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
 
     async def _connect(self) -> Connection:
         config = self._config
         with self._guard.attempt() as attempt:
-            try:
-                connection = await open_connection(
-                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved, self._limits
-                )
-            except PeerError as exc:
-                if exc.reason == EndReason.DNS:
-                    self._guard.unresolved()
-                raise
+            connection = await open_connection(
+                config.server, self._tls, config.transport_mark, self._proxy, attempt, self._limits, self._resolver
+            )
             self._guard.opened(connection)
             return connection
 

@@ -11,7 +11,8 @@ import trio
 
 from ..config.model import Proxy, Url
 from ..errors import EndReason, PeerError, ShortageError
-from ..host.net.dial import Resolved, SegmentLimit, connect
+from ..host.net.dial import Preparation, SegmentLimit, connect
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.net.tls import TlsClient, TlsConnection
@@ -39,8 +40,9 @@ async def open_connection(
     tls: TlsClient | None,
     mark: int | None = None,
     proxy: Proxy | None = None,
-    resolved: Resolved | None = None,
+    preparation: Preparation | None = None,
     limits: SegmentLimits | None = None,
+    resolver: Resolver | None = None,
 ) -> Connection:
     """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
@@ -48,7 +50,7 @@ async def open_connection(
         tls: None: no TLS.
         mark: the fwmark of the socket.
         proxy: the proxy to connect through; None: connect directly.
-        resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
+        preparation, resolver: as in `connect`; for the proxy if there is a proxy.
         limits: of the segments' size. A limit that a TLS handshake turns out to need is added.
 
     Raises:
@@ -56,19 +58,24 @@ async def open_connection(
             CONNECT_S.
         HostError: the mark is not allowed.
     """
+    resolver = resolver or Resolver()
     try:
         with trio.fail_after(CONNECT_S):
             limit = None if limits is None else limits.limit
             if proxy is None:
-                connection = await connect(url.host, url.port, mark, resolved, segment_limit=limit)
+                connection = await connect(url.host, url.port, mark, preparation, resolver, segment_limit=limit)
             else:
-                connection = await _by_proxy(url, proxy, mark, resolved, segment_limit=limit)
+                connection = await _by_proxy(url, proxy, mark, preparation, resolver, segment_limit=limit)
             if tls is None:
                 return connection
             return await secure(connection, url, tls, limits, mark, proxy)
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
-        raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason=EndReason.CONNECT) from exc
+        text = f"no connection to {place} within {CONNECT_S:.0f} s"
+        unresolved = resolver.failure(url.host, url.port) if proxy is None else resolver.failure(proxy.host, proxy.port)
+        if unresolved is not None:
+            text = f"{text}: {unresolved}; and the addresses that worked last do not answer"
+        raise PeerError(text, reason=EndReason.CONNECT) from exc
 
 
 async def secure(
@@ -106,7 +113,7 @@ async def secure(
     async def again(size: int) -> Connection:
         if proxy is None:
             return await connect(address, url.port, mark, segment_limit=lambda _: size)
-        return await _by_proxy(url, replace(proxy, host=address), mark, None, segment_limit=lambda _: size)
+        return await _by_proxy(url, replace(proxy, host=address), mark, segment_limit=lambda _: size)
 
     async def attempt(size: int | None, silent_at: int) -> None:
         nonlocal winner, failure, size_of_winner
@@ -200,13 +207,19 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
 
 
 async def _by_proxy(
-    url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None, segment_limit: SegmentLimit | None = None
+    url: Url,
+    proxy: Proxy,
+    mark: int | None,
+    preparation: Preparation | None = None,
+    resolver: Resolver | None = None,
+    *,
+    segment_limit: SegmentLimit | None = None,
 ) -> Connection:
     """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
     from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark, resolved, segment_limit=segment_limit)
+        connection = await connect(proxy.host, proxy.port, mark, preparation, resolver, segment_limit=segment_limit)
     except ShortageError:
         raise
     except PeerError as exc:

@@ -90,6 +90,12 @@ class TransportGuard:
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
 
+    async def remembered(self, addresses: Sequence[IPv4Address]) -> None:
+        """As `resolved`, for addresses that the name had before; they are tried in addition."""
+        self._trying.update(addresses)
+        self._last |= frozenset(addresses)
+        await self._look(thorough=True)
+
     def unresolved(self) -> None:
         """The name does not resolve. Any of our routes may be the reason that the name server cannot be reached."""
         if not self._unresolved:
@@ -260,9 +266,20 @@ class Attempt:
 
     async def resolved(self, addresses: Sequence[str]) -> None:
         """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
-        parsed = map(_ipv4, addresses)
-        self.addresses = tuple(address for address in parsed if address is not None)
-        await self._guard.resolved(self.addresses)
+        await self._guard.resolved(self._add(addresses))
+
+    async def remembered(self, addresses: Sequence[str]) -> None:
+        """As `resolved`, for addresses that are tried in addition."""
+        await self._guard.remembered(self._add(addresses))
+
+    def unresolved(self) -> None:
+        """As `TransportGuard.unresolved`."""
+        self._guard.unresolved()
+
+    def _add(self, addresses: Sequence[str]) -> list[IPv4Address]:
+        found = [address for address in map(_ipv4, addresses) if address is not None]
+        self.addresses += tuple(found)
+        return found
 
 
 def _ipv4(text: str) -> IPv4Address | None:
