@@ -45,5 +45,5 @@ def _read(pieces: list[bytes]) -> object:
     except PeerError as exc:
         assert_printable(exc)
         return exc.reason
-    assert taken <= (MAX_LINE_BYTES if pieces[0][:1] == b"P" else HEADER_BYTES + MAX_REST_BYTES)
+    assert taken <= (MAX_LINE_BYTES if pieces and pieces[0][:1] == b"P" else HEADER_BYTES + MAX_REST_BYTES)
     return taken, parser.needed, parser.source

@@ -33,6 +33,8 @@ from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.netlink.rewatch import Rewatch
 from ..http.client import check_status
+from ..http.heads import ResponseHead
+from ..http.refusal import RefusedError
 from ..log import Log
 from ..netconf.desired import describe
 from ..netconf.reconciler import Reconciler
@@ -349,7 +351,7 @@ class TunnelClient:
         self._parameters.require_free_name()
         on_schedule = not self._download_gate.take_woken()
         replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
-        probes = self._selector.automatic and self._machine.state is ClientState.WEBSOCKET
+        probes = self._selector.probes_http(trio.current_time()) and self._machine.state is ClientState.WEBSOCKET
         if probes and on_schedule and replaces and (download := await self._probe_http()) is not None:
             return download
         if self._selector.websocket:
@@ -358,7 +360,25 @@ class TunnelClient:
             except PeerError as exc:
                 if not self._selector.websocket_failed(exc, trio.current_time()):
                     raise
-        return await self._open_get(replaces=replaces)
+        try:
+            return await self._open_get(replaces=replaces)
+        except PeerError as exc:
+            if not is_over(self._download) or self._yields or not self._selector.get_failed(exc, trio.current_time()):
+                raise
+            get_failure = exc
+        return await self._open_websocket_after(get_failure)
+
+    async def _open_websocket_after(self, get_failure: PeerError) -> WebSocketStream:
+        """Try a WebSocket where no GET passes. Raises PeerError: that of the GET, unless the WebSocket came farther, to
+        a server of ours."""
+        try:
+            return await self._open_websocket(replaces=False)
+        except PeerError as exc:
+            self._selector.websocket_failed(exc, trio.current_time())
+            if isinstance(exc, RefusedError) and exc.is_own:
+                raise
+            self._log.debug("nor a WebSocket: %s", exc)
+            raise get_failure from exc
 
     async def _open_get(self, *, replaces: bool) -> Download:
         """Send a GET, and apply the parameters of its answer. ``replaces``: another download or WebSocket was open when
@@ -376,6 +396,7 @@ class TunnelClient:
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
+            self._selector.get_answered()
             deliver = partial(self._deliver, interface.writer)
             receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
             download = Download(answer.connection, receiver, frames, self.counters.ends)
@@ -392,7 +413,7 @@ class TunnelClient:
             if self.desired is None:
                 await self._parameters.configure(answer.conf)
             interface = await self._parameters.wait_attached()
-            self._selector.websocket_opened()
+            self._selector.websocket_opened(trio.current_time())
             stream = WebSocketStream(
                 answer.connection,
                 answer.rest,
@@ -520,8 +541,12 @@ class TunnelClient:
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
         unseen = None if number is None else self._on_upload_unseen
-        check = partial(check_status, url=self._config.server)
-        return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
+        return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number)
+
+    def _check_upload(self, head: ResponseHead, body: bytes) -> None:
+        """Raise RefusedError unless the answer is a 200."""
+        served = self.transport == "http" and not is_over(self._download)
+        check_status(head, self._config.server, body, method="PUT", served=served)
 
     def _on_upload_unseen(self) -> None:
         """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
@@ -542,6 +567,7 @@ class TunnelClient:
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        self._selector.upload_failed(failure)
         if failure is not None and failure.reason is EndReason.SILENT:
             self._large_ping.fell_silent()
         if not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason

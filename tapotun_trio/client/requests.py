@@ -77,11 +77,12 @@ class Requests:
     async def get(self, *, yields: bool) -> Answer:
         """Begin a download. ``yields``: the request fails if another machine uses the token
         (`control.YIELD_HEADER`)."""
-        return await self._download(yields=yields, websocket=False)
+        answer_s = self._selector.get_answer_s(trio.current_time(), RESPONSE_S)
+        return await self._download(yields=yields, websocket=False, answer_s=answer_s)
 
     async def websocket(self, *, yields: bool) -> Answer:
         """Begin a WebSocket. ``yields``: as for `get`."""
-        return await self._download(yields=yields, websocket=True)
+        return await self._download(yields=yields, websocket=True, answer_s=RESPONSE_S)
 
     async def put(self, number: int | None) -> Connection:
         """Send the head of an upload. ``number``: the upload's number; None if the download is not extended."""
@@ -93,13 +94,13 @@ class Requests:
             undo.pop_all()
         return connection
 
-    async def _download(self, *, yields: bool, websocket: bool) -> Answer:
+    async def _download(self, *, yields: bool, websocket: bool, answer_s: float) -> Answer:
         url = self._config.server
         headers = download_fields(self._config, self._session_id, self._selector.features, yields=yields)
         connection = await self._connect()
         with ExitStack() as undo:
             undo.callback(connection.close)
-            with trio.move_on_after(RESPONSE_S) as deadline, _one_failure_for_no_answer():
+            with trio.move_on_after(answer_s) as deadline, _one_failure_for_no_answer():
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
@@ -112,7 +113,7 @@ class Requests:
                     head, rest = await answered(connection, self._limits, partial(read_response, connection, "GET"))
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
-                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason=EndReason.SILENT)
+                raise PeerError(f"{url.authority} did not answer within {answer_s:.0f} s", reason=EndReason.SILENT)
             conf = _tun_conf(head, url.authority)
             features = control.agree(head.headers.get(control.FEATURES_HEADER))
             if websocket and not features >= {control.CTL, control.WS}:

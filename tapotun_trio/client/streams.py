@@ -18,7 +18,7 @@ from ..datapath.sender import Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
-from ..http.client import read_response
+from ..http.client import read_response, rest_of_refusal
 from ..http.heads import ResponseHead
 from ..http.websocket import WebSocketWriter
 from ..http.writer import FINISH_S, BodyWriter
@@ -186,14 +186,14 @@ class Upload(_ClientStream):
         self,
         connection: Connection,
         sender: Sender,
-        check: Callable[[ResponseHead], None],
+        check: Callable[[ResponseHead, bytes], None],
         unseen: Callable[[], None] | None,
         ends: Counter[str],
         number: int | None,
     ) -> None:
         """
         Args:
-            check: raises PeerError for an answer that is not 200.
+            check: raises PeerError for an answer that is not 200; gets its head and the beginning of its body.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends)
@@ -257,8 +257,8 @@ class Upload(_ClientStream):
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
-        head, _ = await read_response(self.connection, "PUT")
-        self._check(head)
+        head, rest = await read_response(self.connection, "PUT")
+        self._check(head, await rest_of_refusal(self.connection, head, rest))
         if not self._writer.finished or self._writer.pending:
             raise PeerError("the server ended the upload", reason=EndReason.ENDED)
         scope.cancel()

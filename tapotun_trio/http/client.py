@@ -16,9 +16,8 @@ from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.net.tls import TlsClient, TlsConnection
-from ..host.net.tls_errors import NO_CERTIFICATE
-from ..text import one_line, shorten
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
+from .refusal import explain_400, refusal
 
 # The limit for name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the
 # last of them, a new attempt finds it sooner than this one.
@@ -251,11 +250,18 @@ async def read_response(connection: Connection, method: str) -> tuple[ResponseHe
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """The beginning of the body of an error response. For a 400 this waits up to REFUSAL_S for bytes after the head;
-    for any other response it is ``body``, which came with the head. If this is cancelled, received bytes are lost."""
+    """The beginning of the body of an answer that is no stream, as far as it says what the answer means: all of a short
+    one. It may come behind its head; waits for REFUSAL_S at most. Of a 200 or 101, the bytes in ``body``, which came
+    with the head. Cancelled, received bytes are lost."""
+    if head.status in (101, 200):
+        return body
+    length = head.headers.get("content-length", "")
+    wanted = min(int(length), READ_BYTES) if length.isdecimal() and len(length) < 10 else READ_BYTES
+    if "transfer-encoding" in head.headers or head.status in (204, 304):
+        wanted = READ_BYTES if head.status == 400 else 0  # of these only a 400 is understood by its text
     buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
-        while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:
+        while explain_400(body) is None and len(body) < wanted:
             received = await connection.receive(buffer)
             if received == 0:
                 break
@@ -263,43 +269,7 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     return body
 
 
-# Texts of a 400 for plain HTTP on a TLS port: nginx, Go's net/http (Caddy), Apache httpd.
-_HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
-_NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
-_BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
-
-
-def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
-    """Raise PeerError, with a remedy, unless the answer is a 200. ``body``: the beginning of its body."""
-    if head.status == 200:
-        return
-    place = f"{url.scheme}://{url.authority}{url.target}"
-    hints = {
-        401: "a proxy in front of the server requires a login of its own",
-        403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
-        404: "nothing is served at this path; compare the path with the proxy's config",
-        405: "this URL is a web page, or a proxy lets only some methods pass",
-        409: "this session is over, or another machine uses the token",
-        413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
-        502: "the proxy does not reach the tapotun server behind it",
-        503: "the proxy does not reach the tapotun server behind it",
-        504: "the proxy waited too long for the tapotun server behind it",
-    }
-    hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
-    if head.status == 400 and (explanation := explain_400(body)) is not None:
-        hint = explanation
-    if 300 <= head.status < 400 and "location" in head.headers:
-        hint = f"moved to {head.headers['location'][:200]!r}; put the new URL into the config"
-    reason = one_line(shorten(head.reason, 60))
-    raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=EndReason.http(head.status))
-
-
-def explain_400(body: bytes) -> str | None:
-    """The remedy for a 400 of a web server; None: the body is not one of those that we know."""
-    if any(words in body for words in _HTTPS_PORT):
-        return "this port speaks TLS; write https:// into the config"
-    if _NO_CERTIFICATE in body:
-        return f"the server {NO_CERTIFICATE}"
-    if _BAD_CERTIFICATE in body:
-        return "the server does not accept the certificate of tls.cert_file; is it expired, or from another authority?"
-    return None
+def check_status(head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False) -> None:
+    """Raise RefusedError, with a remedy, unless the answer is a 200. The arguments are those of `refusal`."""
+    if head.status != 200:
+        raise refusal(head, url, body, method=method, served=served)
