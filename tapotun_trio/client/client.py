@@ -400,6 +400,7 @@ class TunnelClient:
             deliver = partial(self._deliver, interface.writer)
             receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
             download = Download(answer.connection, receiver, frames, self.counters.ends)
+            download.has_rest = bool(answer.rest)
             self._download_begins(download, "http", answer, replaces=replaces)
             undo.pop_all()
         return download
@@ -561,7 +562,8 @@ class TunnelClient:
         download = self._download
         if download is None or download.over or download.segments.missing:
             return
-        if self._selector.try_websocket(trio.current_time()):
+        held = isinstance(download, Download) and download.brought_nothing
+        if self._selector.try_websocket(trio.current_time(), download_held=held):
             self._download_gate.wake()
 
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:

@@ -150,9 +150,10 @@ def _one_failure_for_no_answer() -> Iterator[None]:
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     value = head.headers.get("x-tun-conf")
     if value is None:
-        raise PeerError(
-            f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason=EndReason.BAD_CONF
-        )
+        text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
+        if head.headers.get("content-type", "").startswith("text/html"):
+            text += ", but a web page; or a captive portal: log in to this network with a browser"
+        raise PeerError(text, reason=EndReason.BAD_CONF)
     return tunconf.decode(value)
 
 

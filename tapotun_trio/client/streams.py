@@ -114,7 +114,11 @@ class _InboundClientStream(_ClientStream):
 
 
 class Download(_InboundClientStream):
-    """A GET that was answered with 200."""
+    """A GET that was answered with 200.
+
+    Attributes:
+        has_rest: something came together with the head; set by the one who has read that.
+    """
 
     _DOING = "cannot receive"
 
@@ -124,8 +128,14 @@ class Download(_InboundClientStream):
         """``receiver``: receives from this connection. ``first_frames``: the frames that came together with the
         head."""
         super().__init__(receiver, connection, ends)
+        self.has_rest = bool(first_frames)
         self._first_frames = first_frames
         self._began = trio.current_time()
+
+    @property
+    def brought_nothing(self) -> bool:
+        """Nothing has come behind the head, although an extended server sends its parameters there at once."""
+        return not self.has_rest and not self.receiver.brought_anything
 
     def heard_since(self, moment: float) -> bool:
         """Whether the server has sent something on this stream after ``moment`` (trio's clock), to within a second."""

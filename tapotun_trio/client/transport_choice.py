@@ -109,6 +109,7 @@ class TransportSelector:
         "_authority",
         "_began",
         "_closed",
+        "_download_held",
         "_follows",
         "_get_failure",
         "_gets_from",
@@ -146,6 +147,7 @@ class TransportSelector:
         self._refused = 0  # its number
         self._get_failure: PeerError | None = None  # why a WebSocket was tried last, if a GET was the reason
         self._gets_from = -math.inf  # a WebSocket that replaced a GET is probed for HTTP from then on only
+        self._download_held = False  # that was the reason to try the newest WebSocket
         self._closed = 0  # GETs in a row that were closed without an answer
         self._websocket_worked = False  # on this path
 
@@ -264,10 +266,14 @@ class TransportSelector:
         """Whether only HTTP can be used."""
         return not (self.automatic and self.offered)
 
-    def try_websocket(self, now: float) -> bool:
-        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so."""
+    def try_websocket(self, now: float, *, download_held: bool = False) -> bool:
+        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so.
+
+        ``download_held``: nothing of the download has come behind its head, so the server cannot say what it has seen.
+        """
         if self.no_fallback or self.websocket or now < self._next_try or not self.held_back(now):
             return False
+        self._download_held = download_held
         self._fire(TransportEvent.HELD_BACK)
         return True
 
@@ -320,6 +326,7 @@ class TransportSelector:
 
     def _begin_anew(self) -> None:
         self._unseen_since = self._refusal = None
+        self._download_held = False
         self._pause_s = RETRY_S
         self._next_try = -math.inf
 
@@ -334,7 +341,13 @@ class TransportSelector:
         an upload arrives."""
         again, self._warned = self._warned == consequence, consequence
         waits = self._number != self._refused and now - self._began.get(self._number, now) >= UPLOAD_SEEN_S
-        if self._refusal is not None and not waits:  # one that is younger may be refused like the others
+        if self._download_held:
+            text = (
+                f"something between here and {self._authority} holds the download back: nothing came behind the head "
+                f"of its answer within {UPLOAD_SEEN_S:.0f} s; let the proxy stream responses (nginx: proxy_buffering "
+                "off; `tapotun probe` finds out more)"
+            )
+        elif self._refusal is not None and not waits:  # one that is younger may be refused like the others
             text = f"no upload to {self._authority} passes: {self._refusal}"
         else:
             text = (

@@ -50,7 +50,8 @@ _FOREIGN: Final = {
     403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
     404: "nothing is served at this path; compare the path with the proxy's config",
     405: "this URL is a web page, or a proxy lets only some methods pass",
-    408: "a time limit of a proxy in front of the server, which ends requests that take long; raise or remove it",
+    408: "a proxy limits how long a request may take, which is no fault of the URL (Node: requestTimeout; Apache: "
+    "RequestReadTimeout; Google: timeoutSec)",
     409: "this session is over, or another machine uses the token",
     413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
     426: "a proxy in front of the server lets only WebSockets pass",
@@ -62,6 +63,11 @@ _FOREIGN: Final = {
     504: "the proxy waited too long for the tapotun server behind it",
     511: f"this network wants a login of its own; {_PORTAL}",
 }
+# A 403 with a page of HTML, which our server never sends.
+_FIREWALL: Final = (
+    "something in front of the server refuses the request with a page of its own: a firewall, or access rules; if it "
+    "replaces the server's pages by its own, the server may not know this token (tapotun token)"
+)
 # To a PUT, while the same URL answers a GET: so path and token are right, and a server of ours is there.
 _PUT_REMEDY: Final = (
     "have it let PUT pass (nginx: limit_except, Apache: Limit and LimitExcept, a web application firewall: its rules)"
@@ -113,6 +119,8 @@ def refusal(
         hint = _redirect(head.status, head.headers["location"], url)
     elif method == "PUT" and served and head.status in _REFUSED_PUT:
         hint = _REFUSED_PUT[head.status]
+    elif head.status == 403 and head.headers.get("content-type", "").startswith("text/html"):
+        hint = _FIREWALL
     else:
         hint = _FOREIGN.get(head.status, _UNKNOWN)
     place = f"{url.scheme}://{url.authority}{url.target}"
@@ -141,14 +149,15 @@ def _redirect(status: int, location: str, url: Url) -> str:
     """What a redirect means. Only a permanent one within the same host is certainly the server's own doing."""
     shown = repr(location[:_LOCATION_CHARS])
     try:
-        host = urlsplit(location).hostname or url.host
+        parts = urlsplit(location)
+        host, to_tls = parts.hostname or url.host, url.scheme == "http" and parts.scheme == "https"
     except ValueError:  # a malformed address in brackets
-        host = ""
+        host, to_tls = "", False
     if host.lower() != url.host.lower():
         return (
             f"redirected to {shown}, on another host: a captive portal or a login page; {_PORTAL}. Only if you know "
             "that the server has moved there, change the URL in the config"
         )
-    if status in (301, 308):
+    if status in (301, 308) or to_tls:
         return f"moved to {shown}; put the new URL into the config"
     return f"redirected to {shown} for now: a login page, or a proxy that does not pass this path on to the server"

@@ -54,7 +54,7 @@ def test_our_own_server_s_answers_are_not_foreign(status: int, words: str) -> No
     ("no bodies of unknown length", 411, True, "unknown length", "check the URL"),
     ("an old proxy", 501, True, "does not know PUT", "check the URL"),
     ("no GET is served", 403, False, "does not know this token", "WAF"),
-    ("a time limit", 408, True, "a time limit", "URL:"),
+    ("a time limit", 408, True, "how long a request may take", "check the URL"),
 )
 def test_a_refused_put(status: int, served: bool, words: str, absent: str) -> None:
     failure = refusal(ResponseHead(status, "No", {}), URL, b"<html>", method="PUT", served=served)
@@ -94,3 +94,14 @@ def test_redirects(status: int, location: str | None, words: str) -> None:
         raise refusal(ResponseHead(status, "", headers), URL)
     if "moved" not in words:
         assert "put the new URL into the config" not in str(refusal(ResponseHead(status, "", headers), URL))
+
+
+def test_a_redirect_to_tls_on_the_same_host_is_for_the_config() -> None:
+    plain = Url("http", "vpn.example.org", 80, "/ip")
+    head = ResponseHead(307, "", {"location": "https://vpn.example.org/ip"})
+    assert "put the new URL into the config" in str(refusal(head, plain))
+
+
+def test_a_firewall_s_page_is_not_our_server_s() -> None:
+    head = ResponseHead(403, "Forbidden", {"content-type": "text/html; charset=utf-8"})
+    assert "a firewall" in str(refusal(head, URL, b"<html>"))

@@ -31,8 +31,8 @@ class Front:
     """Something in front of a server that looks at heads: ``refuse`` says what it answers to one. None: it passes;
     empty: it closes without an answer. The head of a PUT, or of a GET that asks for no WebSocket, is its method."""
 
-    def __init__(self, port: int, refuse: Callable[[str], bytes | None], *, holds_gets: bool = False) -> None:
-        """``port``: the server's. ``holds_gets``: the answer to a GET stays here."""
+    def __init__(self, port: int, refuse: Callable[[str], bytes | None], *, holds_gets: str = "") -> None:
+        """``port``: the server's. ``holds_gets``: the ``answer`` to a GET stays here, or its ``body``."""
         self._port = port
         self._refuse = refuse
         self._holds_gets = holds_gets
@@ -73,6 +73,11 @@ class Front:
 
             await upstream.send_all(head)
             nursery.start_soon(copy, stream, upstream)
+            if kind == "GET" and self._holds_gets == "body":
+                answer = b""
+                while b"\r\n\r\n" not in answer:
+                    answer += await upstream.receive_some()
+                await stream.send_all(answer[: answer.index(b"\r\n\r\n") + 4])
             nursery.start_soon(copy, upstream, None if self._holds_gets and kind == "GET" else stream)
 
 
@@ -105,7 +110,7 @@ class Case:
 
 @asynccontextmanager
 async def behind(
-    refuse: Callable[[str], bytes | None] = lambda kind: None, *, holds_gets: bool = False
+    refuse: Callable[[str], bytes | None] = lambda kind: None, *, holds_gets: str = ""
 ) -> AsyncIterator[Case]:
     """A client behind such a front."""
     host, port, records = MemoryHost(), free_port(), dict[str, Record]()
@@ -156,10 +161,18 @@ async def test_a_location_that_takes_websockets_only(answer: int) -> None:
 
 async def test_an_answer_that_is_held_back() -> None:
     """lighttpd as Debian ships it. The server has answered, and its session is taken over by the WebSocket."""
-    async with behind(holds_gets=True) as case:
+    async with behind(holds_gets="answer") as case:
         await case.until_carried_by("websocket")
         assert case.front.seen == ["GET", "WebSocket"]
         assert "did not answer within" in case.warnings
+
+
+async def test_a_body_that_is_held_back() -> None:
+    """The server says that it has seen the upload, and that does not arrive either."""
+    async with behind(holds_gets="body") as case:
+        await case.until_carried_by("websocket")
+        assert "holds the download back" in case.warnings
+        assert "upload" not in case.warnings
 
 
 async def test_where_neither_passes_the_get_is_what_is_told() -> None:
