@@ -26,6 +26,7 @@ from ..http.client import (
     send_request,
 )
 from ..http.heads import ResponseHead
+from ..http.refusal import RefusedError
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
@@ -98,7 +99,7 @@ class Requests:
         url = self._config.server
         headers = download_fields(self._config, self._session_id, self._selector.features, yields=yields)
         connection = await self._connect()
-        with ExitStack() as undo:
+        with ExitStack() as undo, self._judging(connection.remote_address):
             undo.callback(connection.close)
             with trio.move_on_after(answer_s) as deadline, _one_failure_for_no_answer():
                 if websocket:
@@ -120,10 +121,21 @@ class Requests:
                 raise PeerError(
                     f"{url.authority} answered a WebSocket without agreeing to one", reason=EndReason.NO_WEBSOCKET
                 )
-            place = self._proxy or url
-            self._resolver.worked(place.host, place.port, connection.remote_address)
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
+
+    @contextmanager
+    def _judging(self, address: str | None) -> Iterator[None]:
+        """Around what is done with a connection to ``address``: remember whether the server was found there."""
+        place = self._proxy or self._config.server
+        try:
+            yield
+        except PeerError as exc:
+            foreign = isinstance(exc, RefusedError) and not (exc.is_own or exc.reason.is_answer)
+            if self._proxy is None and (foreign or exc.reason in (EndReason.BAD_CONF, EndReason.BAD_RESPONSE)):
+                self._resolver.doubt(place.host, place.port, address)
+            raise
+        self._resolver.worked(place.host, place.port, address)
 
     async def _connect(self) -> Connection:
         config = self._config

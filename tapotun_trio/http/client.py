@@ -67,7 +67,13 @@ async def open_connection(
                 connection = await _by_proxy(url, proxy, mark, preparation, resolver, segment_limit=limit)
             if tls is None:
                 return connection
-            return await secure(connection, url, tls, limits, mark, proxy)
+            address = connection.remote_address
+            try:
+                return await secure(connection, url, tls, limits, mark, proxy)
+            except PeerError:
+                if proxy is None:
+                    resolver.doubt(url.host, url.port, address)
+                raise
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
         text = f"no connection to {place} within {CONNECT_S:.0f} s"

@@ -154,6 +154,27 @@ async def test_an_answer_that_is_stale(name_server: NameServer, port: int, first
     assert not told.is_unresolved
 
 
+@pytest.mark.parametrize("connects", [True, False], ids=["the old one is there", "the old one is gone"])
+async def test_a_name_that_leads_to_somebody_else(name_server: NameServer, port: int, connects: bool) -> None:
+    """A portal, or a host that has the server's old address. The address that worked is tried first from then on."""
+    known = await knowing(name_server, port, "127.0.0.1" if connects else "127.0.0.8")
+    if not connects:
+        known.worked("server.test", port, "127.0.0.8")
+    with socket.create_server(("127.0.0.5", port)):
+        name_server.says = ["127.0.0.5"]
+        first = await dial.connect("server.test", port, None, None, known)
+        assert first.remote_address == "127.0.0.5"
+        first.close()
+        known.doubt("server.test", port, "127.0.0.5")
+        second = await dial.connect("server.test", port, None, None, known)
+        assert second.remote_address == ("127.0.0.1" if connects else "127.0.0.5")
+        second.close()
+        known.worked("server.test", port, "127.0.0.5")
+        third = await dial.connect("server.test", port, None, None, known)
+        assert third.remote_address == "127.0.0.5"
+        third.close()
+
+
 async def test_both_are_named_where_neither_helps(name_server: NameServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

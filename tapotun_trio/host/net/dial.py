@@ -56,8 +56,8 @@ async def connect(
     """Connect over TCP to the first of the host's addresses that answers.
 
     Resolves the name each time. If that fails, if no address of it answers, or if nothing has after NAME_ALONE_S, the
-    addresses are tried too at which ``resolver`` knows that the server was found. The caller bounds the time. If it is
-    cancelled, no socket stays open.
+    addresses are tried too at which ``resolver`` knows that the server was found. They come first if something else
+    answered at all addresses of the name. The caller bounds the time. If it is cancelled, no socket stays open.
 
     Args:
         host, port: the server.
@@ -76,7 +76,8 @@ async def connect(
     resolver = resolver or Resolver()
     race = _Race(mark, segment_limit)
     unresolved: PeerError | None = None
-    stumbled = trio.Event()
+    stumbled, forgotten = trio.Event(), trio.Event()
+    remembered = resolver.proven(host, port)
 
     async def by_name() -> None:
         nonlocal unresolved
@@ -89,24 +90,29 @@ async def connect(
         else:
             if preparation is not None:
                 await preparation.resolved([str(address[0]) for _, address in addresses])
+            if remembered and resolver.is_doubted(host, port, addresses):
+                stumbled.set()
+                with trio.move_on_after(NAME_ALONE_S):
+                    await forgotten.wait()
             await race.run(addresses)
         stumbled.set()
 
-    async def by_memory(addresses: list[Address]) -> None:
+    async def by_memory() -> None:
         with trio.move_on_after(NAME_ALONE_S):
             await stumbled.wait()
         if isinstance(unresolved, ShortageError):
             return  # it would fail here as well, and is told once
         if preparation is not None:
-            await preparation.remembered([str(address[0]) for _, address in addresses])
-        await race.run(addresses)
+            await preparation.remembered([str(address[0]) for _, address in remembered])
+        await race.run(remembered)
+        forgotten.set()
 
     try:
         async with trio.open_nursery() as nursery:
             race.scope = nursery.cancel_scope
             nursery.start_soon(by_name)
-            if remembered := resolver.proven(host, port):
-                nursery.start_soon(by_memory, remembered)
+            if remembered:
+                nursery.start_soon(by_memory)
     except BaseException:
         race.close()
         raise

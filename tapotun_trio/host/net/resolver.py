@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -39,6 +40,7 @@ class _Name:
         newest: the newest answer.
         proven: the address at which the server was found last, then the others that had the same name.
         failure: why the newest lookup failed; None: it did not.
+        doubted: IP addresses at which something else than the server answered, since the server was found last.
     """
 
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_LOOKUPS))
@@ -46,6 +48,7 @@ class _Name:
     newest: list[Address] = field(default_factory=list)
     proven: list[Address] = field(default_factory=list)
     failure: PeerError | None = None
+    doubted: set[str] = field(default_factory=set)
 
 
 class Resolver:
@@ -102,8 +105,19 @@ class Resolver:
         name = self._names[host, port]
         others = name.newest if any(it[1][0] == address for it in name.newest) else name.proven
         first = [it for it in others if it[1][0] == address]
+        name.doubted.clear()
         if first:
             name.proven = [*first, *(it for it in others if it not in first)][:MAX_ADDRESSES]
+
+    def doubt(self, host: str, port: int, address: str | None) -> None:
+        """Something else than the server answered at ``address`` (None: the connection is gone)."""
+        name = self._names[host, port]
+        if address is not None and len(name.doubted) < MAX_ADDRESSES:
+            name.doubted.add(address)
+
+    def is_doubted(self, host: str, port: int, addresses: Iterable[Address]) -> bool:
+        """Something else answered at every one of ``addresses``."""
+        return all(str(address[1][0]) in self._names[host, port].doubted for address in addresses)
 
     def proven(self, host: str, port: int) -> list[Address]:
         """Where the server of this name was found, the newest address first; empty if it never was."""
