@@ -365,7 +365,7 @@ class TunnelClient:
         except PeerError as exc:
             if not is_over(self._download) or self._yields or not self._selector.get_failed(exc, trio.current_time()):
                 raise
-            get_failure = exc
+            get_failure = exc.without_traceback()
         return await self._open_websocket_after(get_failure)
 
     async def _open_websocket_after(self, get_failure: PeerError) -> WebSocketStream:
@@ -378,7 +378,7 @@ class TunnelClient:
             if isinstance(exc, RefusedError) and exc.is_own:
                 raise
             self._log.debug("nor a WebSocket: %s", exc)
-            raise get_failure from exc
+            raise get_failure.without_traceback() from exc  # a copy: this frame holds the other one
 
     async def _open_get(self, *, replaces: bool) -> Download:
         """Send a GET, and apply the parameters of its answer. ``replaces``: another download or WebSocket was open when

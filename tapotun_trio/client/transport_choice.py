@@ -199,9 +199,10 @@ class TransportSelector:
     def upload_failed(self, failure: PeerError | None) -> None:
         """An upload ended with this. Where the server has seen none of it, it was refused, or closed without an answer,
         and not held back."""
-        refused = isinstance(failure, RefusedError) or (failure is not None and failure.reason.is_one_way)
-        if refused and self._unseen_since is not None:
-            self._refusal, self._refused = failure, self._number
+        if failure is None or self._unseen_since is None:
+            return
+        if isinstance(failure, RefusedError) or failure.reason.is_one_way:
+            self._refusal, self._refused = failure.without_traceback(), self._number
 
     def download_ended(self) -> None:
         """The server can no longer say that an upload arrived."""

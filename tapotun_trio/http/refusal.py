@@ -90,7 +90,8 @@ class RefusedError(PeerError):
 
     Attributes:
         status: the HTTP status.
-        is_own: the answer looks like that of a tapotun server, and not of something in front of it.
+        is_own: the answer may be that of a tapotun server, and not of something in front of it: its page, or a 403
+            that is no page of HTML, with which deployed servers refuse a token.
     """
 
     def __init__(self, text: str, *, status: int, is_own: bool) -> None:
@@ -109,6 +110,7 @@ def refusal(
         served: the same URL answers a GET at the moment, as a tapotun server does.
     """
     own = is_own(head, body)
+    is_html = head.headers.get("content-type", "").startswith("text/html")
     if own:
         hint = _OWN.get(head.status, _UNKNOWN)
         if head.status == 409 and method == "PUT" and served:
@@ -119,14 +121,15 @@ def refusal(
         hint = _redirect(head.status, head.headers["location"], url)
     elif method == "PUT" and served and head.status in _REFUSED_PUT:
         hint = _REFUSED_PUT[head.status]
-    elif head.status == 403 and head.headers.get("content-type", "").startswith("text/html"):
+    elif head.status == 403 and is_html:
         hint = _FIREWALL
     else:
         hint = _FOREIGN.get(head.status, _UNKNOWN)
     place = f"{url.scheme}://{url.authority}{url.target}"
     reason = one_line(shorten(head.reason, _REASON_CHARS))
     to = f" to a {method}" if method != "GET" else ""
-    return RefusedError(f"{place} answered {head.status} {reason}{to}: {hint}", status=head.status, is_own=own)
+    text = f"{place} answered {head.status} {reason}{to}: {hint}"
+    return RefusedError(text, status=head.status, is_own=own or (head.status == 403 and not is_html))
 
 
 def is_own(head: ResponseHead, body: bytes) -> bool:

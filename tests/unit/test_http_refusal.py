@@ -14,6 +14,7 @@ from ..tables import table
 
 URL = Url("https", "vpn.example.org", 443, "/ip")
 PLAIN = {"content-type": "text/plain"}
+HTML = {"content-type": "text/html; charset=utf-8"}
 
 
 def own(status: int) -> tuple[ResponseHead, bytes]:
@@ -53,11 +54,11 @@ def test_our_own_server_s_answers_are_not_foreign(status: int, words: str) -> No
     ("a path for GET only", 404, True, "but not PUT", "nothing is served"),
     ("no bodies of unknown length", 411, True, "unknown length", "check the URL"),
     ("an old proxy", 501, True, "does not know PUT", "check the URL"),
-    ("no GET is served", 403, False, "does not know this token", "WAF"),
+    ("no GET is served", 403, False, "a firewall, or access rules", "GET"),
     ("a time limit", 408, True, "how long a request may take", "check the URL"),
 )
 def test_a_refused_put(status: int, served: bool, words: str, absent: str) -> None:
-    failure = refusal(ResponseHead(status, "No", {}), URL, b"<html>", method="PUT", served=served)
+    failure = refusal(ResponseHead(status, "No", HTML), URL, b"<html>", method="PUT", served=served)
     assert words in str(failure)
     assert absent not in str(failure)
     assert "to a PUT" in str(failure)
@@ -103,5 +104,14 @@ def test_a_redirect_to_tls_on_the_same_host_is_for_the_config() -> None:
 
 
 def test_a_firewall_s_page_is_not_our_server_s() -> None:
-    head = ResponseHead(403, "Forbidden", {"content-type": "text/html; charset=utf-8"})
-    assert "a firewall" in str(refusal(head, URL, b"<html>"))
+    failure = refusal(ResponseHead(403, "Forbidden", HTML), URL, b"<html>")
+    assert "a firewall" in str(failure)
+    assert not failure.is_own
+
+
+@pytest.mark.parametrize("headers", [{}, PLAIN, {"connection": "close"}])
+def test_a_deployed_server_s_403_is_about_the_token(headers: dict[str, str]) -> None:
+    """Its page is another one, so a client must not take it for something that lets a WebSocket pass."""
+    failure = refusal(ResponseHead(403, "Forbidden", headers), URL, b"Forbidden")
+    assert "does not know this token" in str(failure)
+    assert failure.is_own

@@ -84,7 +84,7 @@ async def connect(
         try:
             addresses = interleave(await resolver.resolve(host, port))
         except PeerError as exc:
-            unresolved = exc
+            unresolved = exc.without_traceback()
             if preparation is not None and exc.reason == EndReason.DNS:
                 preparation.unresolved()
         else:
@@ -117,7 +117,10 @@ async def connect(
         race.close()
         raise
     if race.winner is None:
-        raise _failure(host, port, unresolved, race.failures)
+        try:
+            raise _failure(host, port, unresolved, race.failures)
+        finally:
+            unresolved = None  # otherwise this frame and the traceback would refer to each other
     try:
         return Connection(race.winner, peer_name(race.winner))
     except BaseException:
