@@ -190,7 +190,7 @@ def test_get_and_put(lab: Lab, kind: str) -> None:
         assert "WARNING" not in at_client.log, at_client.tail()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in REVERSE if kind != "squid-accelerator"])
+@pytest.mark.parametrize("kind", REVERSE)
 def test_a_websocket(lab: Lab, kind: str) -> None:
     with behind(lab, kind, until=WEBSOCKET, transport="websocket") as (server, client, _, at_client):
         assert_traffic(server, client)
@@ -220,3 +220,10 @@ def test_squid_as_an_outgoing_proxy(lab: Lab, transport: str) -> None:
             daemon.wait_for_log(WEBSOCKET if transport == "websocket" else UPLOADING, START_S)
             assert_traffic(server, client)
             assert "WARNING" not in daemon.log, daemon.tail()
+
+
+def test_hitch_with_version_1(lab: Lab) -> None:
+    lines = lines_of("hitch").replace("write-proxy-v2", "write-proxy-v1")
+    with behind(lab, "hitch", lines=lines) as (_, client, daemon, _at_client):
+        assert ping(client, TUNNEL_SERVER).ok
+        daemon.wait_for_log(rf"connected from {CLIENT}:\d+ \(through 127\.0\.0\.1:\d+\)", START_S)
