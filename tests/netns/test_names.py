@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness import Host, Lab, ping, wait_until
 
-from .topologies import SERVER, STOP_S, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 
@@ -36,7 +36,7 @@ def test_a_client_comes_back_without_a_name_server(lab: Lab) -> None:
     with running(server, server_config(), name="first") as first:
         with running(client, file, until=UPLOADING) as daemon:
             resolve_through_the_tunnel(client)
-            assert first.stop(STOP_S) == 0
+            assert first.stop(BACK_S) == 0
             daemon.wait_for_log(f"{NAME} does not resolve: the name server does not answer", BACK_S)
             with running(server, server_config(), name="second"):
                 wait_until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, BACK_S, "a ping to pass", daemon.tail)
@@ -89,7 +89,7 @@ def test_whatever_a_name_server_says_the_client_comes_back(lab: Lab, said: str, 
         with running(server, server_config(), name="first") as first:
             with running(client, client_config(server=f"http://{NAME}:8080/ip"), until=UPLOADING) as daemon:
                 says.write_text(said, encoding="ascii")
-                assert first.stop(STOP_S) == 0
+                assert first.stop(BACK_S) == 0
                 daemon.wait_for_log(f"WARNING .*({cause})", BACK_S)
                 with running(server, server_config(), name="second"):
                     wait_until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, BACK_S, "a ping to pass", daemon.tail)

@@ -64,7 +64,7 @@ def test_a_location_for_websockets_only(lab: Lab, status: int) -> None:
     with behind(server, client, conditional("$http_upgrade != websocket", status)) as daemon:
         daemon.wait_for_log(WEBSOCKET, PATIENCE_S)
         wait_for_ping(client, TUNNEL_SERVER)
-        daemon.wait_for_log("WARNING .*; using a WebSocket instead")
+        daemon.wait_for_log("WARNING .*; using a WebSocket instead", PATIENCE_S)
 
 
 @pytest.mark.parametrize("hashed", [False, True])
