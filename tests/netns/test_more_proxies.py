@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 import trustme
 
-from tests.harness import ROOT, Host, Lab, Process, download, ping, upload
+from tests.harness import ROOT, Host, Lab, Process, download, upload, wait_for_ping
 
 from .topologies import (
     CLIENT,
@@ -171,8 +171,8 @@ def behind(
 
 
 def assert_traffic(server: Host, client: Host) -> None:
-    assert ping(client, TUNNEL_SERVER).ok
-    assert ping(server, TUNNEL_CLIENT).ok
+    wait_for_ping(client, TUNNEL_SERVER, START_S)
+    wait_for_ping(server, TUNNEL_CLIENT, START_S)
     for move in (upload, download):
         move(client, server, TUNNEL_SERVER, BYTES)
 
@@ -188,6 +188,12 @@ def test_get_and_put(lab: Lab, kind: str) -> None:
         daemon.wait_for_log(rf"connected from {CLIENT}{port} \(through (127\.0\.0\.1|\[::1\]):\d+\)", START_S)
         assert WEBSOCKET not in at_client.log
         assert "WARNING" not in at_client.log, at_client.tail()
+        # What a visitor says of itself is not believed.
+        url = f"{SCHEMES.get(kind, 'http')}://{NAME}:{KINDS[kind].port}/ip"
+        forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6", "-H", "X-Api-Key: wrong"]
+        client.run(["curl", "-sSk", *forged, url], timeout=START_S)
+        daemon.wait_for_log(rf"{CLIENT}{port} \(through .*refused: unknown or missing token", START_S)
+        assert "6.6.6.6" not in daemon.log
 
 
 @pytest.mark.parametrize("kind", REVERSE)
@@ -225,5 +231,5 @@ def test_squid_as_an_outgoing_proxy(lab: Lab, transport: str) -> None:
 def test_hitch_with_version_1(lab: Lab) -> None:
     lines = lines_of("hitch").replace("write-proxy-v2", "write-proxy-v1")
     with behind(lab, "hitch", lines=lines) as (_, client, daemon, _at_client):
-        assert ping(client, TUNNEL_SERVER).ok
+        wait_for_ping(client, TUNNEL_SERVER, START_S)
         daemon.wait_for_log(rf"connected from {CLIENT}:\d+ \(through 127\.0\.0\.1:\d+\)", START_S)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness import Host, Lab, ping, wait_until
+from tests.harness import Host, Lab, ping, wait_for_ping, wait_until
 
 from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
@@ -44,7 +44,7 @@ def test_a_client_comes_back_without_a_name_server(lab: Lab) -> None:
                 file.write_text(json.dumps([{**entry, "rotate_s": [500, 600]}]), encoding="utf-8")
                 daemon.signal(signal.SIGHUP)
                 daemon.wait_for_log(UPLOADING, BACK_S, after=before)
-                assert ping(client, TUNNEL_SERVER).ok
+                wait_for_ping(client, TUNNEL_SERVER, BACK_S)
 
 
 # A name server that answers as the file says, which is its argument: a status of RFC 1035 section 4.1.1, or the address

@@ -52,7 +52,7 @@ def test_a_refused_put(lab: Lab, case: str) -> None:
     replace, words = PUTS[case]
     with behind(server, client, replace) as daemon:
         daemon.wait_for_log(f"WARNING .*no upload to {NAME} passes: .*({words}).*; using a WebSocket", PATIENCE_S)
-        wait_for_ping(client, TUNNEL_SERVER)
+        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
         assert "holds the upload back" not in daemon.log
         assert "does not know this token" not in daemon.log
 
@@ -63,7 +63,7 @@ def test_a_location_for_websockets_only(lab: Lab, status: int) -> None:
     server, client = cable(lab)
     with behind(server, client, conditional("$http_upgrade != websocket", status)) as daemon:
         daemon.wait_for_log(WEBSOCKET, PATIENCE_S)
-        wait_for_ping(client, TUNNEL_SERVER)
+        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
         daemon.wait_for_log("WARNING .*; using a WebSocket instead", PATIENCE_S)
 
 
@@ -82,7 +82,7 @@ def test_two_servers_in_turn(lab: Lab, hashed: bool) -> None:
     with running(second, server_config(listen="203.0.113.2")), behind(server, client, replace) as daemon:
         daemon.wait_for_log(UPLOADING, PATIENCE_S)
         if hashed:
-            wait_for_ping(client, TUNNEL_SERVER)
+            wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
             assert "409" not in daemon.log
         else:
             daemon.wait_for_log(f"WARNING .*answered 409 .*nginx: {re.escape(line)}", PATIENCE_S)
