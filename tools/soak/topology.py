@@ -89,8 +89,7 @@ class World:
         return tapotun(self.server, self._server_file, "--log-level", "debug", name="tapotun-server")
 
     def start_client(self, name: str = "tapotun-client") -> Process:
-        config = client_config(server=f"http://{SERVER}/ip", rotate_s=ROTATE_S, mark=MARK)
-        config = client_config(server=f"http://{NAME}/ip", rotate_s=ROTATE_S)
+        config = client_config(server=f"http://{NAME}/ip", rotate_s=ROTATE_S, mark=MARK)
         _write(self.client_file, config)
         return tapotun(self.client, self.client_file, "--log-level", "debug", name=name)
 
