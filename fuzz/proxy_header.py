@@ -1,11 +1,17 @@
-"""The PROXY protocol's header, alike under every split, and not a byte behind it is taken."""
+"""The PROXY protocol's header of either version, alike under every split, and not a byte behind it is taken."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from tapotun_trio.errors import PeerError
-from tapotun_trio.wire.proxyprotocol import HEADER_BYTES, MAX_REST_BYTES, SIGNATURE, ProxyHeaderParser
+from tapotun_trio.wire.proxyprotocol import (
+    HEADER_BYTES,
+    MAX_LINE_BYTES,
+    MAX_REST_BYTES,
+    SIGNATURE,
+    ProxyHeaderParser,
+)
 
 from .feeding import arrivals, assert_printable
 
@@ -15,7 +21,10 @@ SEEDS: Final = [
     SIGNATURE + b"\x20\0\0\0",
     SIGNATURE + b"\x21\x31\0\xd8" + bytes(216),
     SIGNATURE + b"\x21\x11\xff\xff",
-    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET /",
+    b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.1 65535 0\r\nGET /",
+    b"PROXY UNKNOWN\r\nGET /",
+    b"PROXY UNKNOWN ffff::ffff 1 2 3\r\n",
 ]
 
 
@@ -36,5 +45,5 @@ def _read(pieces: list[bytes]) -> object:
     except PeerError as exc:
         assert_printable(exc)
         return exc.reason
-    assert taken <= HEADER_BYTES + MAX_REST_BYTES
+    assert taken <= (MAX_LINE_BYTES if pieces and pieces[0][:1] == b"P" else HEADER_BYTES + MAX_REST_BYTES)
     return taken, parser.needed, parser.source

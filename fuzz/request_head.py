@@ -20,6 +20,8 @@ SEEDS: Final = [
     + b"\r\nx-tun-yield: 1\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\nContent-Length: 0, 0\r\n\r\n",
     b"POST / HTTP/2.0\r\n\r\n",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c",
 ]
 
 

@@ -40,7 +40,7 @@ def _read(method: str, pieces: list[bytes]) -> object:
             if done is not None:
                 head, rest = done
                 head.body().span(bytearray(rest), 0, 0)
-                _tell(head)
+                _tell(head, rest, method)
                 return head, rest + b"".join(pieces[n + 1 :])
         parser.feed(b"")
     except PeerError as exc:
@@ -49,8 +49,8 @@ def _read(method: str, pieces: list[bytes]) -> object:
     raise AssertionError("the end of the connection is no answer")
 
 
-def _tell(head: ResponseHead) -> None:
+def _tell(head: ResponseHead, body: bytes, method: str) -> None:
     try:
-        check_status(head, _URL)
+        check_status(head, _URL, body, method=method, served=True)
     except PeerError as exc:
         assert_printable(exc)

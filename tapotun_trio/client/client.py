@@ -28,10 +28,13 @@ from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, PeerError
 from ..host.interfaces import Change, Host
 from ..host.items import DesiredState
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.netlink.rewatch import Rewatch
 from ..http.client import check_status
+from ..http.heads import ResponseHead
+from ..http.refusal import RefusedError
 from ..log import Log
 from ..netconf.desired import describe
 from ..netconf.reconciler import Reconciler
@@ -85,11 +88,18 @@ class TunnelClient:
         failure_log: logs failures of the streams, rate-limited.
     """
 
-    def __init__(self, config: ClientConfig, log: Log, *, require_free: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        log: Log,
+        *,
+        require_free: Callable[[], None] = lambda: None,
+        resolver: Resolver | None = None,
+    ) -> None:
         """Raises HostError if a file that the TLS options name cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
-        could not be made.
+        could not be made. ``resolver``: remembers where the server was found; None: it is known nowhere yet.
         """
         self._config = config
         self._log = log
@@ -101,7 +111,7 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.segment_limits = SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING))
-        self._requests = Requests(config, self._selector, self.guard, self.segment_limits)
+        self._requests = Requests(config, self._selector, self.guard, self.segment_limits, resolver or Resolver())
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
@@ -389,7 +399,7 @@ class TunnelClient:
         self._parameters.require_free_name()
         on_schedule = not self._download_gate.take_woken()
         replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
-        probes = self._selector.automatic and self._machine.state is ClientState.WEBSOCKET
+        probes = self._selector.probes_http(trio.current_time()) and self._machine.state is ClientState.WEBSOCKET
         # A WebSocket that is replaced early, because something on the way would end it, has no time for this.
         on_schedule = on_schedule and trio.current_time() >= self._probe_http_at
         if probes and on_schedule and replaces and (download := await self._probe_http()) is not None:
@@ -400,7 +410,25 @@ class TunnelClient:
             except PeerError as exc:
                 if not self._selector.websocket_failed(exc, trio.current_time()):
                     raise
-        return await self._open_get(replaces=replaces)
+        try:
+            return await self._open_get(replaces=replaces)
+        except PeerError as exc:
+            if not is_over(self._download) or self._yields or not self._selector.get_failed(exc, trio.current_time()):
+                raise
+            get_failure = exc.without_traceback()
+        return await self._open_websocket_after(get_failure)
+
+    async def _open_websocket_after(self, get_failure: PeerError) -> WebSocketStream:
+        """Try a WebSocket where no GET passes. Raises PeerError: that of the GET, unless the WebSocket came farther, to
+        a server of ours."""
+        try:
+            return await self._open_websocket(replaces=False)
+        except PeerError as exc:
+            self._selector.websocket_failed(exc, trio.current_time())
+            if isinstance(exc, RefusedError) and exc.is_own:
+                raise
+            self._log.debug("nor a WebSocket: %s", exc)
+            raise get_failure.without_traceback() from exc  # a copy: this frame holds the other one
 
     async def _open_get(self, *, replaces: bool) -> Download:
         """Send a GET, and apply the parameters of its answer. ``replaces``: another download or WebSocket was open when
@@ -418,9 +446,11 @@ class TunnelClient:
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
+            self._selector.get_answered()
             deliver = partial(self._deliver, interface.writer)
             receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
             download = Download(answer.connection, receiver, frames, self.counters.ends, base=not extended)
+            download.has_rest = bool(answer.rest)
             self._download_begins(download, "http", answer, replaces=replaces)
             undo.pop_all()
         return download
@@ -620,8 +650,12 @@ class TunnelClient:
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
         unseen = None if number is None else self._on_upload_unseen
-        check = partial(check_status, url=self._config.server)
-        return Upload(connection, self.sender, check, unseen, self.counters.ends, number)
+        return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number)
+
+    def _check_upload(self, head: ResponseHead, body: bytes) -> None:
+        """Raise RefusedError unless the answer is a 200."""
+        served = self.transport == "http" and not is_over(self._download)
+        check_status(head, self._config.server, body, method="PUT", served=served)
 
     def _on_upload_unseen(self) -> None:
         """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
@@ -636,12 +670,14 @@ class TunnelClient:
         download = self._download
         if download is None or download.over or download.segments.missing:
             return
-        if self._selector.try_websocket(trio.current_time()):
+        held = isinstance(download, Download) and download.brought_nothing
+        if self._selector.try_websocket(trio.current_time(), download_held=held):
             self._download_gate.wake()
 
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        self._selector.upload_failed(failure)
         if failure is not None and failure.reason is EndReason.SILENT:
             self._large_ping.fell_silent()
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:

@@ -12,6 +12,7 @@ import trio
 
 from ..config.model import NO_PROXY, ClientConfig, Proxy
 from ..errors import EndReason, HostError, PeerError
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import GONE, Connection
 from ..host.net.tls import TlsClient
@@ -25,6 +26,7 @@ from ..http.client import (
     send_request,
 )
 from ..http.heads import ResponseHead, basic
+from ..http.refusal import RefusedError
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
@@ -52,9 +54,15 @@ class Requests:
     open."""
 
     def __init__(
-        self, config: ClientConfig, selector: TransportSelector, guard: TransportGuard, limits: SegmentLimits
+        self,
+        config: ClientConfig,
+        selector: TransportSelector,
+        guard: TransportGuard,
+        limits: SegmentLimits,
+        resolver: Resolver,
     ) -> None:
-        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there.
+        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there;
+        ``resolver``, where the server was found.
 
         Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
@@ -62,6 +70,7 @@ class Requests:
         self._selector = selector
         self._guard = guard
         self._limits = limits
+        self._resolver = resolver
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
@@ -69,11 +78,12 @@ class Requests:
     async def get(self, *, yields: bool) -> Answer:
         """Begin a download. ``yields``: the request fails if another machine uses the token
         (`control.YIELD_HEADER`)."""
-        return await self._download(yields=yields, websocket=False)
+        answer_s = self._selector.get_answer_s(trio.current_time(), RESPONSE_S)
+        return await self._download(yields=yields, websocket=False, answer_s=answer_s)
 
     async def websocket(self, *, yields: bool) -> Answer:
         """Begin a WebSocket. ``yields``: as for `get`."""
-        return await self._download(yields=yields, websocket=True)
+        return await self._download(yields=yields, websocket=True, answer_s=RESPONSE_S)
 
     async def put(self, number: int | None) -> Connection:
         """Send the head of an upload. ``number``: the upload's number; None if the download is not extended."""
@@ -85,13 +95,13 @@ class Requests:
             undo.pop_all()
         return connection
 
-    async def _download(self, *, yields: bool, websocket: bool) -> Answer:
+    async def _download(self, *, yields: bool, websocket: bool, answer_s: float) -> Answer:
         url = self._config.server
         headers = download_fields(self._config, self._session_id, self._selector.features, yields=yields)
         connection = await self._connect()
-        with ExitStack() as undo:
+        with ExitStack() as undo, self._judging(connection.remote_address):
             undo.callback(connection.close)
-            with trio.move_on_after(RESPONSE_S) as deadline, _one_failure_for_no_answer():
+            with trio.move_on_after(answer_s) as deadline, _one_failure_for_no_answer():
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
@@ -104,7 +114,7 @@ class Requests:
                     head, rest = await answered(connection, self._limits, partial(read_response, connection, "GET"))
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
-                raise PeerError(f"{url.authority} did not answer within {RESPONSE_S:.0f} s", reason=EndReason.SILENT)
+                raise PeerError(f"{url.authority} did not answer within {answer_s:.0f} s", reason=EndReason.SILENT)
             conf = _tun_conf(head, url.authority)
             features = control.agree(head.headers.get(control.FEATURES_HEADER))
             if websocket and not features >= {control.CTL, control.WS}:
@@ -114,17 +124,25 @@ class Requests:
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
 
+    @contextmanager
+    def _judging(self, address: str | None) -> Iterator[None]:
+        """Around what is done with a connection to ``address``: remember whether the server was found there."""
+        place = self._proxy or self._config.server
+        try:
+            yield
+        except PeerError as exc:
+            foreign = isinstance(exc, RefusedError) and not (exc.is_own or exc.reason.is_answer)
+            if self._proxy is None and (foreign or exc.reason in (EndReason.BAD_CONF, EndReason.BAD_RESPONSE)):
+                self._resolver.doubt(place.host, place.port, address)
+            raise
+        self._resolver.worked(place.host, place.port, address)
+
     async def _connect(self) -> Connection:
         config = self._config
         with self._guard.attempt() as attempt:
-            try:
-                connection = await open_connection(
-                    config.server, self._tls, config.transport_mark, self._proxy, attempt.resolved, self._limits
-                )
-            except PeerError as exc:
-                if exc.reason == EndReason.DNS:
-                    self._guard.unresolved()
-                raise
+            connection = await open_connection(
+                config.server, self._tls, config.transport_mark, self._proxy, attempt, self._limits, self._resolver
+            )
             self._guard.opened(connection)
             return connection
 
@@ -144,9 +162,10 @@ def _one_failure_for_no_answer() -> Iterator[None]:
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     value = head.headers.get("x-tun-conf")
     if value is None:
-        raise PeerError(
-            f"{authority} answered without x-tun-conf: no tapotun server at this URL", reason=EndReason.BAD_CONF
-        )
+        text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
+        if head.headers.get("content-type", "").startswith("text/html"):
+            text += ", but a web page; or a captive portal: log in to this network with a browser"
+        raise PeerError(text, reason=EndReason.BAD_CONF)
     return tunconf.decode(value)
 
 

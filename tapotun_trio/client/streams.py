@@ -18,7 +18,7 @@ from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
-from ..http.client import read_response
+from ..http.client import read_response, rest_of_refusal
 from ..http.heads import ResponseHead, ResponseParser
 from ..http.websocket import WebSocketWriter
 from ..http.writer import FINISH_S, BodyWriter
@@ -139,7 +139,11 @@ class _InboundClientStream(_ClientStream):
 
 
 class Download(_InboundClientStream):
-    """A GET that was answered with 200."""
+    """A GET that was answered with 200.
+
+    Attributes:
+        has_rest: something came together with the head; set by the one who has read that.
+    """
 
     kind = StreamKind.DOWNLOAD
     _DOING = "cannot receive"
@@ -156,8 +160,14 @@ class Download(_InboundClientStream):
         """``receiver``: receives from this connection. ``first_frames``: the frames that came together with the
         head."""
         super().__init__(receiver, connection, ends, base=base)
+        self.has_rest = bool(first_frames)
         self._first_frames = first_frames
         self._began = trio.current_time()
+
+    @property
+    def brought_nothing(self) -> bool:
+        """Nothing has come behind the head, although an extended server sends its parameters there at once."""
+        return not self.has_rest and not self.receiver.brought_anything
 
     def heard_since(self, moment: float) -> bool:
         """Whether the server has sent something on this stream after ``moment`` (trio's clock), to within a second."""
@@ -222,14 +232,14 @@ class Upload(_ClientStream):
         self,
         connection: Connection,
         sender: Sender,
-        check: Callable[[ResponseHead], None],
+        check: Callable[[ResponseHead, bytes], None],
         unseen: Callable[[], None] | None,
         ends: Counter[str],
         number: int | None,
     ) -> None:
         """
         Args:
-            check: raises PeerError for an answer that is not 200.
+            check: raises PeerError for an answer that is not 200; gets its head and the beginning of its body.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends, base=number is None)
@@ -319,8 +329,8 @@ class Upload(_ClientStream):
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
-        head, _ = await read_response(self.connection, "PUT", self._answer)
-        self._check(head)
+        head, rest = await read_response(self.connection, "PUT", self._answer)
+        self._check(head, await rest_of_refusal(self.connection, head, rest))
         if not self._writer.finished or self._writer.pending:
             raise PeerError("the server ended the upload", reason=EndReason.ENDED)
         scope.cancel()

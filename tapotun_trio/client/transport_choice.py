@@ -1,8 +1,13 @@
-"""The choice of a client's transport: GET and PUT, or a WebSocket where something on the path holds a PUT back.
+"""The choice of a client's transport: GET and PUT, or a WebSocket where something on the path stops one of them.
 
-HTTP comes first. Where the server has seen nothing of an upload within UPLOAD_SEEN_S, something holds uploads back.
-That is logged once, and a WebSocket replaces the two streams; at each of its rotations the client tries HTTP first.
-Where no WebSocket passes either, HTTP stays, and a WebSocket is tried again now and then.
+HTTP comes first. Where the server has seen nothing of an upload within UPLOAD_SEEN_S, something holds uploads back, or
+refuses them. That is logged once, and a WebSocket replaces the two streams; at each of its rotations the client tries
+HTTP first. Where no WebSocket passes either, HTTP stays, and a WebSocket is tried again now and then.
+
+Something on the path may also hold back the answer to a GET, or refuse it: some proxies forward the head of an answer
+only with a part of its body, and some locations take nothing but WebSockets. Then a WebSocket is tried in the same
+attempt, as rarely if it does not pass. Where it does, GETs are left alone for GET_RETRY_S: one that the server gets,
+and whose answer the proxy keeps, would end the WebSocket.
 
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
@@ -16,7 +21,8 @@ from enum import Enum
 from typing import Final
 
 from ..config.model import TransportChoice
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
+from ..http.refusal import RefusedError
 from ..log import Log, flap_damped
 from ..wire import control
 
@@ -24,6 +30,13 @@ UPLOAD_SEEN_S: Final = 3.0  # docs/protocol.md#upload_seen: after that something
 # Where neither upload nor WebSocket passes, a WebSocket is tried again after this, then twice that, and so on.
 RETRY_S: Final = 60.0
 RETRY_LIMIT_S: Final = 3600.0
+
+# A server answers a GET at once. An answer that takes longer than this is held back, or the path is down.
+GET_ANSWER_S: Final = 5.0
+GET_RETRY_S: Final = 3600.0
+# Foreign answers that say nothing about GETs: a login, a limit of the rate, a server that is down.
+_OF_SERVER: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
+_CLOSED_IN_A_ROW: Final = 3  # GETs that were closed without an answer; a server that restarts closes one or two
 
 _REMEMBERED: Final = 8  # uploads about which the server may still say that it has seen them
 _LAST_NUMBER: Final = 999_999_999  # x-tun-upload has up to 9 digits (docs/protocol.md)
@@ -49,11 +62,12 @@ class TransportState(Enum):
 class TransportEvent(Enum):
     """An event that may change the state."""
 
-    HELD_BACK = "uploads are held back"
+    HELD_BACK = "uploads are held back or refused"
+    GET_FAILS = "no GET passes"
     WEBSOCKET_OPENED = "a WebSocket was opened"
     WEBSOCKET_RULED_OUT = "no WebSocket passes"
     WEBSOCKET_FAILED = "no WebSocket this time"  # the path is down, or the server restarts
-    HTTP_WORKS = "an upload over HTTP arrived"  # a probe, while a WebSocket carried the frames
+    HTTP_WORKS = "HTTP works"  # a probe's upload arrived, or a GET was answered where none was before
     PATH_CHANGED = "another path"
 
 
@@ -64,6 +78,8 @@ _S, _E = TransportState, TransportEvent
 TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState]] = {
     (_S.HTTP, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
     (_S.WEBSOCKET_BLOCKED, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
+    (_S.HTTP, _E.GET_FAILS): _S.TRYING_WEBSOCKET,
+    (_S.WEBSOCKET_BLOCKED, _E.GET_FAILS): _S.TRYING_WEBSOCKET,
     (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_OPENED): _S.WEBSOCKET,
     (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_RULED_OUT): _S.WEBSOCKET_BLOCKED,
     (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_FAILED): _S.HTTP,
@@ -71,6 +87,7 @@ TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState
     (_S.WEBSOCKET, _E.WEBSOCKET_RULED_OUT): _S.WEBSOCKET_BLOCKED,
     (_S.WEBSOCKET, _E.HTTP_WORKS): _S.HTTP,
     (_S.WEBSOCKET, _E.PATH_CHANGED): _S.HTTP,
+    (_S.WEBSOCKET_BLOCKED, _E.HTTP_WORKS): _S.HTTP,
     (_S.WEBSOCKET_BLOCKED, _E.PATH_CHANGED): _S.HTTP,
 }
 _FIXED: Final[Mapping[TransportChoice, TransportState]] = {
@@ -84,21 +101,28 @@ class TransportSelector:
 
     Attributes:
         state: the decision. Only `_fire` writes it.
-        offered: the server's newest answer to a GET said that it accepts a WebSocket.
+        offered: the server's newest answer to a GET said that it accepts a WebSocket; None: no GET was answered yet.
         features: the features to offer the server.
     """
 
     __slots__ = (
         "_authority",
         "_began",
+        "_closed",
+        "_download_held",
         "_follows",
+        "_get_failure",
+        "_gets_from",
+        "_lines",
         "_log",
         "_next_try",
         "_number",
         "_pause_s",
+        "_refusal",
+        "_refused",
         "_unseen_since",
         "_warned",
-        "_warnings",
+        "_websocket_worked",
         "features",
         "offered",
         "state",
@@ -108,10 +132,10 @@ class TransportSelector:
         """``authority``: host and port of the server, for logs."""
         self.state = _FIXED.get(choice, TransportState.HTTP)
         self.features = control.SUPPORTED - {control.WS} if choice == "http" else control.SUPPORTED
-        self.offered = False
+        self.offered: bool | None = None
         self._authority = authority
         self._log = log
-        self._warnings = flap_damped()
+        self._lines = flap_damped()
         self._number = 0
         self._began: dict[int, float] = {}  # the newest uploads
         self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
@@ -119,6 +143,13 @@ class TransportSelector:
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
+        self._refusal: PeerError | None = None  # of the newest upload that was refused
+        self._refused = 0  # its number
+        self._get_failure: PeerError | None = None  # why a WebSocket was tried last, if a GET was the reason
+        self._gets_from = -math.inf  # a WebSocket that replaced a GET is probed for HTTP from then on only
+        self._download_held = False  # that was the reason to try the newest WebSocket
+        self._closed = 0  # GETs in a row that were closed without an answer
+        self._websocket_worked = False  # on this path
 
     @property
     def automatic(self) -> bool:
@@ -162,16 +193,24 @@ class TransportSelector:
         """The server has seen this upload; None: the newest. An upload that it saw too late counts as held back."""
         began = self._began.get(self._number if number is None else number, -math.inf)
         if now - began < UPLOAD_SEEN_S:
-            self._unseen_since = None
+            self._unseen_since = self._refusal = None
             self._warned = None
 
     def upload_given_up(self) -> None:
         """The newest upload, which was to replace one that goes on, was given up."""
         self._unseen_since = None
 
+    def upload_failed(self, failure: PeerError | None) -> None:
+        """An upload ended with this. Where the server has seen none of it, it was refused, or closed without an answer,
+        and not held back."""
+        if failure is None or self._unseen_since is None:
+            return
+        if isinstance(failure, RefusedError) or failure.reason.is_one_way:
+            self._refusal, self._refused = failure.without_traceback(), self._number
+
     def download_ended(self) -> None:
         """The server can no longer say that an upload arrived."""
-        self._unseen_since = None
+        self._unseen_since = self._refusal = None
 
     def download_began(self, now: float) -> None:
         """A download began after the previous one had ended. What the server said about an upload on the previous one
@@ -189,6 +228,42 @@ class TransportSelector:
         one that it replaces was seen."""
         return self._unseen_since is None or (self._follows and not self.held_back(now))
 
+    # -- whether a GET is answered
+
+    def get_answer_s(self, now: float, limit_s: float) -> float:
+        """How long to wait for the answer to a GET: up to ``limit_s``, but less where a WebSocket can be tried next."""
+        hasty = self.state is TransportState.WEBSOCKET or self._tries_after_get(now)
+        return min(GET_ANSWER_S, limit_s) if hasty else limit_s
+
+    def get_failed(self, failure: PeerError, now: float) -> bool:
+        """A GET has failed, and there is no other download. Returns whether to try a WebSocket now; then
+        `websocket_opened` or `websocket_failed` follows."""
+        self._closed = self._closed + 1 if failure.reason == EndReason.CLOSED else 0
+        refused = isinstance(failure, RefusedError) and not failure.is_own and failure.status not in _OF_SERVER
+        stopped = refused or failure.reason in (EndReason.SILENT, EndReason.BAD_CONF)
+        if not (stopped or self._closed >= _CLOSED_IN_A_ROW) or not self._tries_after_get(now):
+            return False
+        self._get_failure = failure.without_traceback()
+        self._fire(TransportEvent.GET_FAILS)
+        return True
+
+    def get_answered(self) -> None:
+        """A GET is served."""
+        self._closed = 0
+        if self._get_failure is not None:
+            self._get_failure = None
+            self._fire(TransportEvent.HTTP_WORKS)
+            self._begin_anew()
+
+    def _tries_after_get(self, now: float) -> bool:
+        """A server that is known not to take WebSockets is not asked for one, nor is any in a state that waits."""
+        state = self.state in (TransportState.HTTP, TransportState.WEBSOCKET_BLOCKED)
+        return state and self.offered is not False and now >= self._next_try
+
+    def probes_http(self, now: float) -> bool:
+        """Whether HTTP may be tried next to a WebSocket that works."""
+        return self.automatic and now >= self._gets_from
+
     # -- what to do about it
 
     @property
@@ -196,19 +271,30 @@ class TransportSelector:
         """Whether only HTTP can be used."""
         return not (self.automatic and self.offered)
 
-    def try_websocket(self, now: float) -> bool:
-        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so."""
+    def try_websocket(self, now: float, *, download_held: bool = False) -> bool:
+        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so.
+
+        ``download_held``: nothing of the download has come behind its head, so the server cannot say what it has seen.
+        """
         if self.no_fallback or self.websocket or now < self._next_try or not self.held_back(now):
             return False
+        self._download_held = download_held
         self._fire(TransportEvent.HELD_BACK)
         return True
 
     def websocket_opened(self, now: float) -> None:
         """A WebSocket carries the frames."""
-        if self._unseen_since is not None:
+        if self._get_failure is not None:
+            if self.state is TransportState.TRYING_WEBSOCKET:
+                text = f"{self._get_failure}; using a WebSocket instead"
+                self._lines.log(self._log, logging.WARNING, now, text)
+            if now >= self._gets_from:
+                self._gets_from = now + GET_RETRY_S
+        elif self._unseen_since is not None:
             self.warn_held_back(now, "using a WebSocket instead")
         self._fire(TransportEvent.WEBSOCKET_OPENED)
         self._begin_anew()
+        self._websocket_worked = True
 
     def websocket_failed(self, failure: PeerError, now: float) -> bool:
         """A WebSocket could not be opened. Returns whether to try HTTP at once instead.
@@ -222,41 +308,59 @@ class TransportSelector:
         if not rules_out.get(self.state, False):
             self._fire(TransportEvent.WEBSOCKET_FAILED)
             return False
-        self.warn_held_back(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
-        self._next_try = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
+        by_get = self._get_failure is not None  # the failure of the GET is logged, and says more
+        if not by_get:
+            self.warn_held_back(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
+        if not (by_get and self._websocket_worked):  # otherwise the server is away, and GET and WebSocket take turns
+            self._next_try = now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
         self._fire(TransportEvent.WEBSOCKET_RULED_OUT)
         return True
 
     def http_works(self) -> None:
         """An upload over HTTP arrived while a WebSocket carried the frames."""
+        self._get_failure = None
         self._fire(TransportEvent.HTTP_WORKS)
 
     def path_changed(self) -> None:
         """Forget what was learned about the old path, since it says nothing about the new one."""
         self._fire(TransportEvent.PATH_CHANGED)
         self._begin_anew()
+        self._get_failure, self._gets_from, self._closed = None, -math.inf, 0
+        self._websocket_worked = False
 
     def _begin_anew(self) -> None:
-        self._unseen_since = None
+        self._unseen_since = self._refusal = None
+        self._download_held = False
         self._pause_s = RETRY_S
         self._next_try = -math.inf
 
     def warn_no_fallback(self, now: float) -> None:
-        """Warn where uploads are held back and only HTTP can be used. To be called when the server has just shown that
-        the path is up."""
+        """Warn where uploads are held back or refused and only HTTP can be used. To be called when the server has just
+        shown that the path is up."""
         if self.no_fallback and self.held_back(now):
             self.warn_held_back(now)
 
     def warn_held_back(self, now: float, consequence: str = "") -> None:
-        """Warn that uploads are held back, and name the remedy and the ``consequence``. It warns once, until an upload
-        arrives."""
+        """Warn that uploads are held back or refused, and name the remedy and the ``consequence``. It warns once, until
+        an upload arrives."""
         again, self._warned = self._warned == consequence, consequence
-        text = (
-            f"something between here and {self._authority} holds the upload back: no byte of it arrived within "
-            f"{UPLOAD_SEEN_S:.0f} s; let the proxy stream request bodies ({_REMEDY}){consequence and '; '}{consequence}"
-        )
+        waits = self._number != self._refused and now - self._began.get(self._number, now) >= UPLOAD_SEEN_S
+        if self._download_held:
+            text = (
+                f"something between here and {self._authority} holds the download back: nothing came behind the head "
+                f"of its answer within {UPLOAD_SEEN_S:.0f} s; let the proxy stream responses (nginx: proxy_buffering "
+                "off; `tapotun probe` finds out more)"
+            )
+        elif self._refusal is not None and not waits:  # one that is younger may be refused like the others
+            text = f"no upload to {self._authority} passes: {self._refusal}"
+        else:
+            text = (
+                f"something between here and {self._authority} holds the upload back: no byte of it arrived within "
+                f"{UPLOAD_SEEN_S:.0f} s; let the proxy stream request bodies ({_REMEDY})"
+            )
+        text = f"{text}; {consequence}" if consequence else text
         if again:
             self._log.debug("%s", text)
-        else:  # limited, because the server decides what has arrived
-            self._warnings.log(self._log, logging.WARNING, now, text)
+        else:
+            self._lines.log(self._log, logging.WARNING, now, text)

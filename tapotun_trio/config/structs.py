@@ -167,7 +167,7 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     ] = (420.0, 900.0)
     transport: Annotated[
         TransportChoice,
-        Meta(description="GET and PUT, a WebSocket, or a WebSocket only where a PUT is buffered on the path"),
+        Meta(description="GET and PUT, a WebSocket, or a WebSocket only where the path buffers or refuses GET or PUT"),
     ] = "auto"
     auth_header: Annotated[
         AuthHeader,

@@ -166,6 +166,11 @@ class Receiver:
         self._scope.cancel()
 
     @property
+    def brought_anything(self) -> bool:
+        """At least one receive has brought something."""
+        return self._arrivals > 0
+
+    @property
     def heard_at(self) -> float:
         """When something came last, to within one tick; when the stream began, if nothing has come."""
         return self._heard_at

@@ -11,13 +11,13 @@ import trio
 
 from ..config.model import Proxy, Url
 from ..errors import EndReason, PeerError, ShortageError
-from ..host.net.dial import Resolved, SegmentLimit, connect
+from ..host.net.dial import Preparation, SegmentLimit, connect
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.net.tls import TlsClient, TlsConnection
-from ..host.net.tls_errors import NO_CERTIFICATE
-from ..text import one_line, shorten
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
+from .refusal import explain_400, refusal
 
 # The limit for name resolution, TCP and TLS together. SYNs go out after 0, 1, 3 and 7 s. If a path comes back after the
 # last of them, a new attempt finds it sooner than this one.
@@ -39,8 +39,9 @@ async def open_connection(
     tls: TlsClient | None,
     mark: int | None = None,
     proxy: Proxy | None = None,
-    resolved: Resolved | None = None,
+    preparation: Preparation | None = None,
     limits: SegmentLimits | None = None,
+    resolver: Resolver | None = None,
 ) -> Connection:
     """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
@@ -48,7 +49,7 @@ async def open_connection(
         tls: None: no TLS.
         mark: the fwmark of the socket.
         proxy: the proxy to connect through; None: connect directly.
-        resolved: as in `connect`; gets the proxy's addresses if there is a proxy.
+        preparation, resolver: as in `connect`; for the proxy if there is a proxy.
         limits: of the segments' size. A limit that a TLS handshake turns out to need is added.
 
     Raises:
@@ -56,19 +57,30 @@ async def open_connection(
             CONNECT_S.
         HostError: the mark is not allowed.
     """
+    resolver = resolver or Resolver()
     try:
         with trio.fail_after(CONNECT_S):
             limit = None if limits is None else limits.limit
             if proxy is None:
-                connection = await connect(url.host, url.port, mark, resolved, segment_limit=limit)
+                connection = await connect(url.host, url.port, mark, preparation, resolver, segment_limit=limit)
             else:
-                connection = await _by_proxy(url, proxy, mark, resolved, segment_limit=limit)
+                connection = await _by_proxy(url, proxy, mark, preparation, resolver, segment_limit=limit)
             if tls is None:
                 return connection
-            return await secure(connection, url, tls, limits, mark, proxy)
+            address = connection.remote_address
+            try:
+                return await secure(connection, url, tls, limits, mark, proxy)
+            except PeerError:
+                if proxy is None:
+                    resolver.doubt(url.host, url.port, address)
+                raise
     except trio.TooSlowError as exc:
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
-        raise PeerError(f"no connection to {place} within {CONNECT_S:.0f} s", reason=EndReason.CONNECT) from exc
+        text = f"no connection to {place} within {CONNECT_S:.0f} s"
+        unresolved = resolver.failure(url.host, url.port) if proxy is None else resolver.failure(proxy.host, proxy.port)
+        if unresolved is not None:
+            text = f"{text}: {unresolved}; and the addresses that worked last do not answer"
+        raise PeerError(text, reason=EndReason.CONNECT) from exc
 
 
 async def secure(
@@ -106,7 +118,7 @@ async def secure(
     async def again(size: int) -> Connection:
         if proxy is None:
             return await connect(address, url.port, mark, segment_limit=lambda _: size)
-        return await _by_proxy(url, replace(proxy, host=address), mark, None, segment_limit=lambda _: size)
+        return await _by_proxy(url, replace(proxy, host=address), mark, segment_limit=lambda _: size)
 
     async def attempt(size: int | None, silent_at: int) -> None:
         nonlocal winner, failure, size_of_winner
@@ -200,13 +212,19 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
 
 
 async def _by_proxy(
-    url: Url, proxy: Proxy, mark: int | None, resolved: Resolved | None, segment_limit: SegmentLimit | None = None
+    url: Url,
+    proxy: Proxy,
+    mark: int | None,
+    preparation: Preparation | None = None,
+    resolver: Resolver | None = None,
+    *,
+    segment_limit: SegmentLimit | None = None,
 ) -> Connection:
     """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
     from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark, resolved, segment_limit=segment_limit)
+        connection = await connect(proxy.host, proxy.port, mark, preparation, resolver, segment_limit=segment_limit)
     except ShortageError:
         raise
     except PeerError as exc:
@@ -240,11 +258,18 @@ async def read_response(
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """The beginning of the body of an error response. For a 400 this waits up to REFUSAL_S for bytes after the head;
-    for any other response it is ``body``, which came with the head. If this is cancelled, received bytes are lost."""
+    """The beginning of the body of an answer that is no stream, as far as it says what the answer means: all of a short
+    one. It may come behind its head; waits for REFUSAL_S at most. Of a 200 or 101, the bytes in ``body``, which came
+    with the head. Cancelled, received bytes are lost."""
+    if head.status in (101, 200):
+        return body
+    length = head.headers.get("content-length", "")
+    wanted = min(int(length), READ_BYTES) if length.isdecimal() and len(length) < 10 else READ_BYTES
+    if "transfer-encoding" in head.headers or head.status in (204, 304):
+        wanted = READ_BYTES if head.status == 400 else 0  # of these only a 400 is understood by its text
     buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
-        while head.status == 400 and explain_400(body) is None and len(body) < READ_BYTES:
+        while explain_400(body) is None and len(body) < wanted:
             received = await connection.receive(buffer)
             if received == 0:
                 break
@@ -252,69 +277,7 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     return body
 
 
-# Texts of a 400 for plain HTTP on a TLS port: nginx, Go's net/http (Caddy), Apache httpd.
-_HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
-_NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
-_BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
-
-
-def check_status(head: ResponseHead, url: Url, body: bytes = b"") -> None:
-    """Raise PeerError, with a remedy, unless the answer is a 200. ``body``: the beginning of its body."""
-    if head.status == 200:
-        return
-    place = url.shown
-    hints = {
-        401: _explain_401(head),
-        403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
-        404: "nothing is served at this path; compare the path with the proxy's config",
-        405: "this URL is a web page, or a proxy lets only some methods pass",
-        408: "a proxy limits how long a request may take or be silent; the URL is right (Node: requestTimeout; Apache: "
-        "RequestReadTimeout; Google: timeoutSec)",
-        409: "this session is over, or another machine uses the token",
-        413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
-        502: "the proxy does not reach the tapotun server behind it",
-        503: "the proxy does not reach the tapotun server behind it",
-        504: "the proxy waited too long for the tapotun server behind it",
-    }
-    hint = hints.get(head.status, "not an answer that a tapotun server gives; check the URL")
-    if head.status == 400 and (explanation := explain_400(body)) is not None:
-        hint = explanation
-    if 300 <= head.status < 400 and "location" in head.headers:
-        hint = _explain_redirect(head.headers["location"])
-    reason = one_line(shorten(head.reason, 60))
-    raise PeerError(f"{place} answered {head.status} {reason}: {hint}", reason=EndReason.http(head.status))
-
-
-def _explain_redirect(location: str) -> str:
-    """Where a redirect leads, without its query, which often repeats the query of the request."""
-    where, question, _ = location.partition("?")
-    shown = f"{shorten(where, 200)}{question and '?***'}"
-    if ".cloudflareaccess.com/" in where:
-        return (
-            f"Cloudflare Access wants a login ({shown!r}); set CF-Access-Client-Id and CF-Access-Client-Secret of a "
-            'service token in "headers"'
-        )
-    return f"moved to {shown!r}; put the new URL into the config"
-
-
-def _explain_401(head: ResponseHead) -> str:
-    """What a proxy in front of the server wants: it names the scheme, and perhaps the realm (RFC 9110, 11.6.1)."""
-    challenge = head.headers.get("www-authenticate", "")
-    if challenge.lower().startswith("basic"):
-        realm = one_line(shorten(challenge[len("basic") :].strip(), 60))
-        asks = f"a proxy in front of the server wants Basic auth ({realm})" if realm else "a proxy wants Basic auth"
-        return (
-            f'{asks}, and does not accept what it got; set "user" and "password_file" of this client, or correct them'
-        )
-    return 'a proxy in front of the server requires a login of its own; "headers" can carry one'
-
-
-def explain_400(body: bytes) -> str | None:
-    """The remedy for a 400 of a web server; None: the body is not one of those that we know."""
-    if any(words in body for words in _HTTPS_PORT):
-        return "this port speaks TLS; write https:// into the config"
-    if _NO_CERTIFICATE in body:
-        return f"the server {NO_CERTIFICATE}"
-    if _BAD_CERTIFICATE in body:
-        return "the server does not accept the certificate of tls.cert_file; is it expired, or from another authority?"
-    return None
+def check_status(head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False) -> None:
+    """Raise RefusedError, with a remedy, unless the answer is a 200. The arguments are those of `refusal`."""
+    if head.status != 200:
+        raise refusal(head, url, body, method=method, served=served)

@@ -15,6 +15,7 @@ import h11
 from ..config.model import Secret
 from ..errors import EndReason, PeerError
 from ..wire.body import Body, ChunkedBody, CloseBody, LengthBody
+from ..wire.proxyprotocol import version_of
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 READ_BYTES: Final = 4096  # one receive, where heads and short bodies are read
@@ -44,11 +45,17 @@ REASONS: Final = {
 }
 
 
+_UNEXPECTED: Final = (
+    "a PROXY protocol header of version {} came first, which is not expected here; set proxy_protocol to true and name "
+    "the proxy in trusted_proxies, or have the proxy send none"
+)
+
+
 class BadRequest(PeerError):
     """A malformed request. Attribute ``status``: the HTTP status to answer with."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text, reason=EndReason.SLOW_REQUEST if status == 408 else EndReason.BAD_REQUEST)
+    def __init__(self, status: int, text: str, *, reason: EndReason = EndReason.BAD_REQUEST) -> None:
+        super().__init__(text, reason=EndReason.SLOW_REQUEST if status == 408 else reason)
         self.status = status
 
 
@@ -115,11 +122,12 @@ class ResponseHead:
 class RequestParser:
     """Parses one request head. Make a new one for each request."""
 
-    __slots__ = ("_h11", "_raw")
+    __slots__ = ("_h11", "_held", "_raw")
 
     def __init__(self) -> None:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._raw = bytearray()
+        self._held = False  # all bytes so far may be the beginning of a PROXY protocol header
 
     @property
     def started(self) -> bool:
@@ -128,7 +136,16 @@ class RequestParser:
 
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """The head and the bytes behind it; None: it is incomplete. Raises BadRequest."""
+        named = bool(self._raw) and not self._held
         self._raw += data
+        if not named:
+            version = version_of(self._raw)
+            if version:
+                raise BadRequest(400, _UNEXPECTED.format(version), reason=EndReason.BAD_PROXY_HEADER)
+            self._held = version == 0  # not to h11 yet: the error must not depend on how the bytes were split
+            if self._held:
+                return None
+            data = bytes(self._raw)
         try:
             self._h11.receive_data(data)
             event = self._h11.next_event()

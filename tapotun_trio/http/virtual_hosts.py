@@ -31,6 +31,7 @@ from ..host.process.descriptors import share_of_limit
 from ..log import Log, RateLimitedLog
 from .acceptor import Acceptor
 from .client_address import ClientAddress, find_client_address
+from .heads import BadRequest
 from .pending import MAX_CONNECTIONS, PENDING_PART, PendingConnections
 from .server import Exchange, serve_connection
 
@@ -111,7 +112,8 @@ class Endpoint:
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason.is_for_operator or isinstance(exc, ShortageError):
-                    text = f"{self.listener.name}: {exc}"
+                    who = f"{connection.name}: " if isinstance(exc, BadRequest) else ""  # the others say it
+                    text = f"{self.listener.name}: {who}{exc}"
                     self._peer_errors.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
                     self._log.debug("%s: %s", connection.name, exc)

@@ -17,8 +17,9 @@ from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
-from .client import check_status, explain_400
+from .client import check_status
 from .heads import MAX_HEAD_BYTES, READ_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
+from .refusal import explain_400, is_own
 from .writer import BodyWriter
 
 KEY_HEADER: Final = "sec-websocket-key"
@@ -166,7 +167,8 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
     """Raise PeerError, with a remedy, unless the answer is a 101. ``body``: the beginning of its body."""
     if head.status == 101:
         return
-    if head.status in _PLAIN or (head.status == 400 and explain_400(body) is not None):
+    explained = head.status == 400 and explain_400(body) is not None
+    if head.status in _PLAIN or explained or (is_own(head, body) and head.status != 426):
         check_status(head, url, body)
     text = f"{url.shown} answered {head.status} to a WebSocket: a proxy in front of the server blocks it, or the server"
     raise PeerError(

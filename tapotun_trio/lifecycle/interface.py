@@ -115,7 +115,7 @@ async def run_client(
 ) -> None:
     """Connection first, then the device: the server's answer has the device's address."""
     log = interface_logger(config.name)
-    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free)
+    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free, resolver=record.resolver)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)

@@ -12,6 +12,7 @@ import trio
 
 from ..config.model import InterfaceConfig
 from ..errors import TapotunError
+from ..host.net.resolver import Resolver
 from ..log import interface_logger
 from ..netconf.repairer import Health
 from ..peer.boottime import BootTime, boottime
@@ -40,10 +41,13 @@ class Record:
         health: what is missing of the interface on this machine.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
             is over.
+        resolver: remembers where servers were found, also for an interface that starts again: what it needs to resolve
+            the name may lie behind the tunnel.
     """
 
-    def __init__(self, config: InterfaceConfig) -> None:
+    def __init__(self, config: InterfaceConfig, resolver: Resolver | None = None) -> None:
         self.config = config
+        self.resolver = resolver or Resolver()
         self.tunnel: Tunnel | None = None
         self.ready = False
         self.since: BootTime = boottime()
@@ -89,11 +93,12 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
+        self._resolver = Resolver()
         self.last_reload: ReloadStatus | None = None
 
     def add(self, config: InterfaceConfig) -> Record:
         """Add an interface that is about to start."""
-        record = self._records[config.name] = Record(config)
+        record = self._records[config.name] = Record(config, self._resolver)
         return record
 
     def remove(self, name: str) -> None:

@@ -102,11 +102,21 @@ class TransportGuard:
         """A connection to one of ``remotes`` will be made, of which ``addresses`` are the IPv4 ones. When this returns,
         no route of ours leads them into the tunnel."""
         self._trying.update(addresses)
-        before, self._tried = self.remotes, frozenset(remotes)
-        if not self._tried <= before:
-            self.on_new_remotes()
+        self._try(frozenset(remotes))
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
+
+    async def remembered(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
+        """As `resolved`, for addresses that the name had before; they are tried in addition."""
+        self._trying.update(addresses)
+        self._try(self._tried | frozenset(remotes))
+        self._last |= frozenset(addresses)
+        await self._look(thorough=True)
+
+    def _try(self, remotes: frozenset[str]) -> None:
+        before, self._tried = self.remotes, remotes
+        if not remotes <= before:
+            self.on_new_remotes()
 
     def unresolved(self) -> None:
         """The name does not resolve. Any of our routes may be the reason that the name server cannot be reached."""
@@ -283,9 +293,20 @@ class Attempt:
 
     async def resolved(self, addresses: Sequence[str]) -> None:
         """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
-        parsed = map(_ipv4, addresses)
-        self.addresses = tuple(address for address in parsed if address is not None)
-        await self._guard.resolved(self.addresses, addresses)
+        await self._guard.resolved(self._add(addresses), addresses)
+
+    async def remembered(self, addresses: Sequence[str]) -> None:
+        """As `resolved`, for addresses that are tried in addition."""
+        await self._guard.remembered(self._add(addresses), addresses)
+
+    def unresolved(self) -> None:
+        """As `TransportGuard.unresolved`."""
+        self._guard.unresolved()
+
+    def _add(self, addresses: Sequence[str]) -> list[IPv4Address]:
+        found = [address for address in map(_ipv4, addresses) if address is not None]
+        self.addresses += tuple(found)
+        return found
 
 
 def _ipv4(text: str) -> IPv4Address | None:

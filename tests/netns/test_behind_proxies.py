@@ -88,12 +88,14 @@ def test_nginx_over_a_unix_socket(lab: Lab) -> None:
     assert server.run(["ls", SOCKET], check=False).returncode != 0
 
 
-def test_haproxy_with_the_proxy_protocol(lab: Lab) -> None:
-    """The recipe with `send-proxy-v2` in place of a header."""
+@pytest.mark.parametrize("sent", ["send-proxy-v2", "send-proxy"])
+def test_haproxy_with_the_proxy_protocol(lab: Lab, sent: str) -> None:
+    """The recipe with a PROXY protocol header, of version 2 or 1, in place of a header of HTTP."""
     server, client = cable(lab)
     config = server_config(proxy_protocol=True, trusted_proxies=["127.0.0.1", "::1"])
     del config["listen"]
-    spoken = {**SEND_PROXY, "http-request set-header X-Forwarded-For %[src]": ""}
+    line = "server tapotun 127.0.0.1:8080"
+    spoken = {line: f"{line} {sent}", "http-request set-header X-Forwarded-For %[src]": ""}
     with RECIPES["haproxy"](server, replace=spoken) as proxy, running(server, config) as daemon:
         entry = client_config(server=f"https://{NAME}/ip", tls={"ca_file": str(proxy.ca_file)})
         with running(client, entry, until=UPLOADING):
@@ -121,7 +123,7 @@ def test_who_may_not_speak_the_proxy_protocol_and_who_does_not(lab: Lab) -> None
             daemon.wait_for_log(rf"WARNING .*{CLIENT}:\d+ refused: not among trusted_proxies")
             # A proxy without the header, with garbage, and with one that never ends.
             assert asked(server, "127.0.0.1", GET) == b""
-            daemon.wait_for_log("refused: no PROXY protocol header of version 2 came first; have the proxy send it")
+            daemon.wait_for_log("refused: no PROXY protocol header came first; have the proxy send it")
             assert asked(server, "127.0.0.1", SIGNATURE + b"\x29\x11\0\x0c") == b""
             assert asked(server, "127.0.0.1", FROM_AFAR[:20]) == b""
             # And one that is right, byte by byte.

@@ -21,7 +21,7 @@ from ..fakes import MemoryHost
 from ..streams import memory_pair
 from .support import allowed, free_port, running, server_config
 from .test_virtual_hosts import ask, servers
-from .test_wire_proxyprotocol import INET, LOCAL, header
+from .test_wire_proxyprotocol import INET, LOCAL, TCP4, header
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 
@@ -136,24 +136,32 @@ async def test_refusals_of_several_clients_are_all_told(lines: list[str]) -> Non
 # -- the PROXY protocol
 
 
-async def test_a_source_by_the_proxy_protocol(lines: list[str]) -> None:
+@pytest.mark.parametrize("first", [INET, TCP4], ids=["version 2", "version 1"])
+async def test_a_source_by_the_proxy_protocol(first: bytes, lines: list[str]) -> None:
     port = free_port()
     async with running(MemoryHost(), config(port, trusted=LOOPBACK, proxy_protocol=True)):
-        async with connected(port, INET) as stream:
+        async with connected(port, first) as stream:
             # Of a source that is no proxy of ours the headers are not believed.
             assert b" 200 " in await get(stream, "laptop", "X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6")
         assert "connected from 203.0.113.7:4711 (through 127.0.0.1:" in lines
         async with connected(port, header(0x21, 0x11, b"\x7f\0\0\1\x7f\0\0\1\0\1\0\2")) as stream:
             assert b" 403 " in await get(stream, "guess", "X-Forwarded-For: 203.0.113.9")
         assert "203.0.113.9 (through 127.0.0.1:1 (through 127.0.0.1:" in lines
-        for first in (LOCAL, header(0x21, 0, b"")):
-            async with connected(port, first) as stream:
+        for nobody in (LOCAL, header(0x21, 0, b""), b"PROXY UNKNOWN\r\n"):
+            async with connected(port, nobody) as stream:
                 assert b" 403 " in await get(stream, "guess", "X-Forwarded-For: 6.6.6.6")
     assert "6.6.6.6" not in lines
 
 
-@pytest.mark.parametrize("first", [b"", b"PROXY TCP4 203.0.113.7 127.0.0.1 1 2\r\n"])
-async def test_no_proxy_header(first: bytes, lines: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("first", "named"),
+    [
+        (b"", "no PROXY protocol header came first"),
+        (b"\x16\x03\x01", "TLS came first, and no PROXY protocol header"),
+        (b"PROXY TCP5 203.0.113.7 127.0.0.1 1 2\r\n", "malformed PROXY protocol header of version 1"),
+    ],
+)
+async def test_no_proxy_header(first: bytes, named: str, lines: list[str]) -> None:
     """Whoever comes without one is refused without an answer, even with a token."""
     port = free_port()
     async with running(MemoryHost(), config(port, trusted=LOOPBACK, proxy_protocol=True)):
@@ -161,7 +169,8 @@ async def test_no_proxy_header(first: bytes, lines: list[str]) -> None:
             with suppress(trio.BrokenResourceError):  # a reset: there were bytes that nobody has read
                 assert await get(stream, "laptop") == b""
     assert "connected from" not in lines
-    assert "refused: no PROXY protocol header of version 2 came first; have the proxy send it" in lines
+    assert named in lines
+    assert "; have the proxy send it, or set proxy_protocol to false" in lines
 
 
 async def test_an_untrusted_peer_may_not_speak_it(lines: list[str]) -> None:
@@ -176,10 +185,16 @@ async def test_an_untrusted_peer_may_not_speak_it(lines: list[str]) -> None:
     assert "203.0.113.7" not in lines
 
 
-async def test_the_header_is_not_guessed() -> None:
+@pytest.mark.parametrize(("first", "version"), [(INET, 2), (TCP4, 1)])
+async def test_a_header_that_is_not_expected_is_named_and_not_believed(
+    first: bytes, version: int, lines: list[str]
+) -> None:
     port = free_port()
-    async with running(MemoryHost(), config(port, trusted=LOOPBACK)), connected(port, INET) as stream:
+    async with running(MemoryHost(), config(port, trusted=LOOPBACK)), connected(port, first) as stream:
         assert b" 400 " in await get(stream, "laptop")
+    assert f": a PROXY protocol header of version {version} came first" in lines
+    assert "set proxy_protocol to true" in lines
+    assert "203.0.113.7" not in lines
 
 
 @pytest.mark.parametrize("sent", [0, 1, 15, 16, 27])

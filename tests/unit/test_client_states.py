@@ -149,12 +149,13 @@ async def test_an_upload_that_waits_begins_with_the_next_download(autojump_clock
 
 T, V = TransportState, TransportEvent
 RULED_OUT: Final = PeerError("answered 426 to a WebSocket", reason=EndReason.NO_WEBSOCKET)
+UNANSWERED: Final = PeerError("h:80 did not answer within 5 s", reason=EndReason.SILENT)
 DOWN: Final = PeerError("no connection", reason=EndReason.CONNECT)
 SEEN_LATE: Final = UPLOAD_SEEN_S + 1
 
 # By state the next one after each event; where an event is not named, the state stays.
 NEXT: Final[dict[TransportState, dict[TransportEvent, TransportState]]] = {
-    T.HTTP: {V.HELD_BACK: T.TRYING_WEBSOCKET},
+    T.HTTP: {V.HELD_BACK: T.TRYING_WEBSOCKET, V.GET_FAILS: T.TRYING_WEBSOCKET},
     T.TRYING_WEBSOCKET: {
         V.WEBSOCKET_OPENED: T.WEBSOCKET,
         V.WEBSOCKET_RULED_OUT: T.WEBSOCKET_BLOCKED,
@@ -162,7 +163,12 @@ NEXT: Final[dict[TransportState, dict[TransportEvent, TransportState]]] = {
         V.PATH_CHANGED: T.HTTP,
     },
     T.WEBSOCKET: {V.WEBSOCKET_RULED_OUT: T.WEBSOCKET_BLOCKED, V.HTTP_WORKS: T.HTTP, V.PATH_CHANGED: T.HTTP},
-    T.WEBSOCKET_BLOCKED: {V.HELD_BACK: T.TRYING_WEBSOCKET, V.PATH_CHANGED: T.HTTP},
+    T.WEBSOCKET_BLOCKED: {
+        V.HELD_BACK: T.TRYING_WEBSOCKET,
+        V.GET_FAILS: T.TRYING_WEBSOCKET,
+        V.HTTP_WORKS: T.HTTP,
+        V.PATH_CHANGED: T.HTTP,
+    },
     T.HTTP_ONLY: {},
     T.WEBSOCKET_ONLY: {},
 }
@@ -196,6 +202,8 @@ def cause(selector: TransportSelector, event: TransportEvent) -> None:
                 selector.download_ended()  # its upload of before
             selector.upload_began(selector.next_upload_number(), now)
             selector.try_websocket(now + SEEN_LATE)
+        case V.GET_FAILS:
+            selector.get_failed(UNANSWERED, now)
         case V.WEBSOCKET_OPENED:
             selector.websocket_opened(0.0)
         case V.WEBSOCKET_RULED_OUT:

@@ -170,7 +170,11 @@ def conf_1(mtu: int, prefix: int, ip: bytes) -> str:
     ("an endless head", repeats(b"x-a: b\r\n", first=b"HTTP/1.1 200 OK\r\n"), "not HTTP"),
     ("an endless line", repeats(b"x" * 100, first=b"HTTP/1.1 200 "), "not HTTP"),
     ("switching protocols", says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"), "not HTTP|101"),
-    ("a redirect", says(b"HTTP/1.1 302 Found\r\nLocation: http://x/\x9b31m\r\nContent-Length: 0\r\n\r\n"), "moved to"),
+    (
+        "a redirect",
+        says(b"HTTP/1.1 302 Found\r\nLocation: http://x/\x9b31m\r\nContent-Length: 0\r\n\r\n"),
+        "redirected to",
+    ),
     ("a status of terminal controls", says(b"HTTP/1.1 500 \x9b31m\r\nContent-Length: 0\r\n\r\n"), "500"),
     ("a status as long as a book", says(b"HTTP/1.1 500 " + b"x" * 9000 + b"\r\nContent-Length: 0\r\n\r\n"), "500"),
     ("L=5", says(ok(), chunk(b"\5\0" + bytes(40))), "5 bytes"),

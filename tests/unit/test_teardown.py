@@ -4,12 +4,13 @@ nothing in the log that would worry anybody."""
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ import trustme
 
 from tapotun_trio.config.model import ClientConfig, InterfaceConfig, TlsConfig, Url
 from tapotun_trio.host.items import Item
+from tapotun_trio.host.net import resolver
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.wire import control
@@ -229,27 +231,25 @@ async def test_a_client_whose_server_is_not_there() -> None:
         await cancelled(client_config("a", free_port()), MemoryHost(), a_moment)
 
 
-class NoAnswer(trio.abc.HostnameResolver):
-    """A resolver that never answers."""
+async def test_a_client_that_resolves_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver never answers."""
+    asked, over = threading.Event(), threading.Event()
 
-    def __init__(self) -> None:
-        self.asked = trio.Event()
+    def lookup(*args: object) -> NoReturn:
+        asked.set()
+        over.wait()
+        raise OSError("the test is over")
 
-    async def getaddrinfo(self, *args: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:  # type: ignore[override]
-        self.asked.set()
-        await trio.sleep_forever()
-        raise AssertionError
+    async def wait_asked() -> None:
+        await until(asked.is_set, "the lookup")
 
-    async def getnameinfo(self, *args: object) -> tuple[str, str]:
-        raise NotImplementedError
-
-
-async def test_a_client_that_resolves_a_name() -> None:
-    resolver = NoAnswer()
-    trio.socket.set_custom_hostname_resolver(resolver)
+    monkeypatch.setattr(resolver, "lookup", lookup)
     config = replace(client_config("a", 1), server=Url("http", "vpn.example.com", 80, "/ip"))
-    async with nothing_left():
-        await cancelled(config, MemoryHost(), resolver.asked.wait)
+    try:
+        async with nothing_left():
+            await cancelled(config, MemoryHost(), wait_asked)
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -7,6 +7,8 @@ import logging
 import pytest
 
 from tapotun_trio.client.transport_choice import (
+    GET_ANSWER_S,
+    GET_RETRY_S,
     RETRY_LIMIT_S,
     RETRY_S,
     UPLOAD_SEEN_S,
@@ -14,6 +16,7 @@ from tapotun_trio.client.transport_choice import (
     TransportState,
 )
 from tapotun_trio.errors import EndReason, PeerError
+from tapotun_trio.http.refusal import RefusedError
 from tapotun_trio.log import interface_logger
 from tapotun_trio.wire import control
 
@@ -46,11 +49,11 @@ def test_changes_when_an_upload_was_not_seen_in_time(
     assert selector.websocket
     assert not selector.try_websocket(20.0)  # it is under way
     assert told(caplog) == []
-    selector.websocket_opened(0.0)
+    selector.websocket_opened(20.0)
     (text,) = told(caplog)
     assert "h:80 holds the upload back" in text
     assert "proxy_request_buffering off" in text
-    selector.websocket_opened(0.0)  # at its rotation
+    selector.websocket_opened(20.0)  # at its rotation
     assert len(told(caplog)) == 1
 
 
@@ -106,7 +109,7 @@ def test_what_was_said_is_said_again_if_it_was_well_in_between(
     for start in (0.0, 100.0):
         number = upload(selector, start)
         assert selector.try_websocket(start + 3)
-        selector.websocket_opened(0.0)
+        selector.websocket_opened(20.0)
         selector.http_works()
         number = upload(selector, start + 50)
         selector.upload_seen(number, start + 50.1)
@@ -158,8 +161,8 @@ def test_http_is_http(offered: bool, caplog: pytest.LogCaptureFixture) -> None:
     upload(selector, 0.0)
     assert selector.held_back(3.0)
     assert not selector.try_websocket(3.0)
-    selector.warn_held_back(0.0)
-    selector.warn_held_back(0.0)
+    selector.warn_held_back(3.0)
+    selector.warn_held_back(3.0)
     assert len(told(caplog)) == 1
 
 
@@ -194,3 +197,149 @@ def test_a_new_download_doubts_no_upload_that_has_arrived(selector: TransportSel
     selector.download_began(12.5)
     assert selector.uploads_pass(12.6)
     assert not selector.try_websocket(100.0)
+
+
+# ------------------------------------------------------------------ uploads that are refused
+
+
+def refused(status: int, *, own: bool = False) -> RefusedError:
+    return RefusedError(f"http://h/ip answered {status}", status=status, is_own=own)
+
+
+CLOSED = PeerError("the server closed the connection without an answer", reason=EndReason.CLOSED, key="no answer")
+RESET = PeerError("connection broke: Connection reset by peer", reason=EndReason.BROKEN)
+
+
+@pytest.mark.parametrize("failure", [refused(405), refused(403), refused(413), CLOSED, RESET], ids=lambda it: it.reason)
+@pytest.mark.parametrize("pending", [False, True], ids=["all refused", "another one under way"])
+def test_a_refused_upload_is_not_held_back(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture, failure: PeerError, pending: bool
+) -> None:
+    for now in (0.0, 0.1, 1.0):
+        upload(selector, now)
+        selector.upload_failed(failure)
+    if pending:
+        upload(selector, 2.5)
+    assert selector.try_websocket(4.5)
+    selector.websocket_opened(4.5)
+    (text,) = told(caplog)
+    assert text == f"no upload to h:80 passes: {failure}; using a WebSocket instead"
+
+
+def test_one_that_waits_behind_a_refused_one_is_held_back(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload(selector, 0.0)
+    selector.upload_failed(CLOSED)
+    upload(selector, 0.1)
+    assert selector.try_websocket(3.2)
+    selector.websocket_opened(3.2)
+    assert "holds the upload back" in told(caplog)[0]
+
+
+def test_an_upload_that_was_seen_was_not_refused(selector: TransportSelector, caplog: pytest.LogCaptureFixture) -> None:
+    selector.upload_seen(upload(selector, 0.0), 0.1)
+    selector.upload_failed(CLOSED)
+    upload(selector, 1.0)
+    selector.upload_failed(PeerError("x", reason=EndReason.SILENT))
+    assert selector.try_websocket(4.0)
+    selector.websocket_opened(4.0)
+    assert "holds the upload back" in told(caplog)[0]
+
+
+# ------------------------------------------------------------------ GETs that are refused or not answered
+
+SILENT = PeerError("h:80 did not answer within 5 s", reason=EndReason.SILENT)
+A_PAGE = PeerError("h:80 answered without x-tun-conf", reason=EndReason.BAD_CONF)
+
+
+@pytest.fixture
+def first() -> TransportSelector:
+    """Of a client that has had no answer yet."""
+    return TransportSelector("auto", "h:80", interface_logger("tun0"))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [SILENT, A_PAGE, *map(refused, (400, 403, 404, 405, 426, 444, 302, 501))],
+    ids=lambda it: it.reason,
+)
+def test_a_websocket_is_tried_once_where_no_get_passes(
+    first: TransportSelector, caplog: pytest.LogCaptureFixture, failure: PeerError
+) -> None:
+    assert first.get_failed(failure, 0.0)
+    first.websocket_failed(NO_WEBSOCKET, 0.0)
+    assert not first.get_failed(failure, RETRY_S - 1)
+    assert first.get_failed(failure, RETRY_S)
+    first.websocket_failed(NO_WEBSOCKET, RETRY_S)
+    assert not first.get_failed(failure, 2 * RETRY_S)
+    assert told(caplog) == []  # the failure of the GET is logged as ever
+    first.get_answered()
+    assert first.state is TransportState.HTTP
+    assert first.get_failed(failure, 2 * RETRY_S)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *(refused(status, own=True) for status in (400, 403, 404, 409, 431, 500, 503)),
+        *map(refused, (401, 407, 429, 500, 502, 503, 504, 511)),
+        *(PeerError("x", reason=it) for it in (EndReason.REFUSED, EndReason.CONNECT, EndReason.DNS, EndReason.TLS)),
+        *(CLOSED, RESET),
+    ],
+    ids=lambda it: f"{it.reason}",
+)
+def test_a_failure_that_a_websocket_would_share_is_no_reason(first: TransportSelector, failure: PeerError) -> None:
+    assert not first.get_failed(failure, 0.0)
+    assert first.state is TransportState.HTTP
+
+
+def test_a_get_that_is_closed_again_and_again_is_refused(first: TransportSelector) -> None:
+    """nginx's 444. A server that restarts does that, too, but not for long."""
+    assert not first.get_failed(CLOSED, 0.0)
+    assert not first.get_failed(PeerError("x", reason=EndReason.REFUSED), 0.0)
+    assert [first.get_failed(CLOSED, 0.0) for _ in range(3)] == [False, False, True]
+
+
+def test_no_websocket_where_it_is_known_or_configured_that_there_is_none(selector: TransportSelector) -> None:
+    selector.offered = False  # a base server
+    assert not selector.get_failed(SILENT, 0.0)
+    for choice in ("http", "websocket"):
+        fixed = TransportSelector(choice, "h:80", interface_logger("tun0"))
+        assert not fixed.get_failed(SILENT, 0.0)
+        assert fixed.get_answer_s(0.0, 30.0) == 30.0
+
+
+def test_an_answer_is_waited_for_as_long_as_ever_where_no_websocket_passes(first: TransportSelector) -> None:
+    assert first.get_answer_s(0.0, 30.0) == GET_ANSWER_S
+    first.get_failed(SILENT, 0.0)
+    first.websocket_failed(NO_WEBSOCKET, 0.0)
+    assert first.get_answer_s(1.0, 30.0) == 30.0
+    assert first.get_answer_s(RETRY_S, 30.0) == GET_ANSWER_S
+
+
+def test_a_websocket_that_replaces_a_get_stays(first: TransportSelector, caplog: pytest.LogCaptureFixture) -> None:
+    """A GET beside it would end it, if the server got it and the proxy kept the answer."""
+    first.get_failed(SILENT, 0.0)
+    first.websocket_opened(0.0)
+    assert told(caplog) == [f"{SILENT}; using a WebSocket instead"]
+    assert not first.probes_http(GET_RETRY_S - 1)
+    assert first.probes_http(GET_RETRY_S)
+    first.websocket_opened(GET_RETRY_S)  # the probe failed
+    assert not first.probes_http(GET_RETRY_S + 1)
+    first.path_changed()
+    assert first.probes_http(GET_RETRY_S + 1)
+    assert len(told(caplog)) == 1
+
+
+def test_a_proxy_whose_server_is_away_for_a_moment_costs_no_minute(first: TransportSelector) -> None:
+    """A WebSocket has worked, and then the proxy knows no such path, until the server is back."""
+    first.get_failed(refused(404), 0.0)
+    first.websocket_opened(0.0)
+    assert first.websocket_failed(NO_WEBSOCKET, 10.0)
+    for now in (10.0, 11.0, 12.0):
+        assert first.get_failed(refused(404), now)
+        first.websocket_failed(NO_WEBSOCKET, now)
+    assert first.get_failed(refused(404), 13.0)
+    first.websocket_opened(13.0)
+    assert first.websocket

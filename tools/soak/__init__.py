@@ -57,4 +57,6 @@ BOUNDS_S: Final = {
     "second start": 1.0 + SLACK_S,
     # It tries again 5 to 10 s after its streams broke, for any reason; our client has its own bound within that.
     "generation 2 restart": 10.0 + SLACK_S,
+    # A restart, and the name is tried alone for up to 2 s in each of two attempts.
+    "no names": BACKOFF_S + 2 * 2.0 + SLACK_S,
 }

@@ -32,6 +32,7 @@ from tests.netns.topologies import (
 
 from .relay import ANSWERS
 
+NAME: Final = "vpn.example.com"  # which `cable` makes known to the client's machine
 MTUS: Final = (1500, 1400, 1300)
 ROTATE_S: Final = [3.0, 8.0]  # short enough to be in the way of faults, long enough for a silence to be noticed
 KEEPALIVE_S: Final = 1
@@ -88,7 +89,7 @@ class World:
         return tapotun(self.server, self._server_file, "--log-level", "debug", name="tapotun-server")
 
     def start_client(self, name: str = "tapotun-client") -> Process:
-        config = client_config(server=f"http://{SERVER}/ip", rotate_s=ROTATE_S, mark=MARK)
+        config = client_config(server=f"http://{NAME}/ip", rotate_s=ROTATE_S, mark=MARK)
         _write(self.client_file, config)
         return tapotun(self.client, self.client_file, "--log-level", "debug", name=name)
 
@@ -332,6 +333,17 @@ def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return _now("refused", silent_s)
 
 
+def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """The server restarts while its name does not resolve."""
+    setup.client.hosts({})
+    assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
+    setup.server_daemon = setup.start_server()
+    begun_ns = time.monotonic_ns()
+    took_s = recovery_s(udp, begun_ns, LATE_S)
+    setup.client.hosts({NAME: SERVER})
+    return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
+
+
 def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """The server restarts while a deployed client of generation 2 is connected, which is back as soon as it may be."""
     with setup.old_client():
@@ -386,4 +398,5 @@ FAULTS: Final[dict[str, Fault]] = {
     "rule removed": _remove_rule,
     "addresses flushed": _flush,
     "generation 2 restart": _restart_under_generation_2,
+    "no names": _no_names,
 }

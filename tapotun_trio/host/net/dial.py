@@ -1,4 +1,8 @@
-"""Connects to a host name: tries all addresses, in the order and with the delays of RFC 8305."""
+"""Connects to a host name: tries all addresses, in the order and with the delays of RFC 8305.
+
+Beside a name that does not resolve, the addresses at which its server was found last are tried. Who answers there is
+checked as ever: TLS compares the certificate with the name.
+"""
 
 from __future__ import annotations
 
@@ -6,125 +10,180 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain, zip_longest
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
 from ...errors import EndReason, HostError, PeerError, ShortageError, shortage_of
-from ..process.descriptors import no_descriptor_left
+from .resolver import Address, Resolver
 from .sockets import Connection, avoid_bbr, peer_name
 
 # RFC 8305 section 8: how long an attempt runs alone before the next one starts in parallel.
 ATTEMPT_DELAY_S: Final = 0.25
+# How long the name alone is tried. Then the addresses that worked last are tried too.
+NAME_ALONE_S: Final = 2.0
 _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
-_Address = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
-
-Resolved: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
-"""Called with the addresses of a name before the first of them is tried; it may prepare for them."""
 
 SegmentLimit: TypeAlias = Callable[[str], int | None]
 """The maximum segment size for connections to an address (see `segments.SegmentLimits`); None: the kernel's."""
+
+
+class Preparation(Protocol):
+    """Is told where an attempt is about to connect to, and may prepare for it."""
+
+    async def resolved(self, addresses: Sequence[str]) -> None:
+        """The name has these addresses."""
+
+    async def remembered(self, addresses: Sequence[str]) -> None:
+        """These are tried too, since they worked last."""
+
+    def unresolved(self) -> None:
+        """The name does not resolve."""
 
 
 async def connect(
     host: str,
     port: int,
     mark: int | None = None,
-    resolved: Resolved | None = None,
+    preparation: Preparation | None = None,
+    resolver: Resolver | None = None,
     segment_limit: SegmentLimit | None = None,
 ) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
-    Resolves the name each time. The caller bounds the time. If it is cancelled, no socket stays open.
+    Resolves the name each time. If that fails, if no address of it answers, or if nothing has after NAME_ALONE_S, the
+    addresses are tried too at which ``resolver`` knows that the server was found. They come first if something else
+    answered at all addresses of the name. The caller bounds the time. If it is cancelled, no socket stays open.
 
     Args:
         host, port: the server.
         mark: the fwmark of every socket (needs CAP_NET_ADMIN), by which policy routing can keep the transport out of
             the tunnel.
-        resolved: called with the addresses first.
+        preparation: is told of all addresses before the first of them is tried.
+        resolver: None: one that remembers nothing.
         segment_limit: asked for each address.
 
     Raises:
         PeerError: the name does not resolve, or no address answers (with the reason of each). Addresses of a family
             that this machine does not have are left out of the text.
-        ShortageError: this machine lacks memory or descriptors.
+        ShortageError: this machine lacks memory, descriptors or threads.
         HostError: the mark is not allowed.
     """
-    addresses = interleave(await _resolve(host, port))
-    if resolved is not None:
-        await resolved([str(address[0]) for _, address in addresses])
-    failures: dict[str, int] = {}
-    winner: socket.socket | None = None
+    resolver = resolver or Resolver()
+    race = _Race(mark, segment_limit)
+    unresolved: PeerError | None = None
+    stumbled, forgotten = trio.Event(), trio.Event()
+    remembered = resolver.proven(host, port)
 
-    async def attempt(address: _Address, failed: trio.Event, nursery: trio.Nursery) -> None:
-        nonlocal winner
+    async def by_name() -> None:
+        nonlocal unresolved
+        try:
+            addresses = interleave(await resolver.resolve(host, port))
+        except PeerError as exc:
+            unresolved = exc.without_traceback()
+            if preparation is not None and exc.reason == EndReason.DNS:
+                preparation.unresolved()
+        else:
+            if preparation is not None:
+                await preparation.resolved([str(address[0]) for _, address in addresses])
+            if remembered and resolver.is_doubted(host, port, addresses):
+                stumbled.set()
+                with trio.move_on_after(NAME_ALONE_S):
+                    await forgotten.wait()
+            await race.run(addresses)
+        stumbled.set()
+
+    async def by_memory() -> None:
+        with trio.move_on_after(NAME_ALONE_S):
+            await stumbled.wait()
+        if isinstance(unresolved, ShortageError):
+            return  # it would fail here as well, and is told once
+        if preparation is not None:
+            await preparation.remembered([str(address[0]) for _, address in remembered])
+        await race.run(remembered)
+        forgotten.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            race.scope = nursery.cancel_scope
+            nursery.start_soon(by_name)
+            if remembered:
+                nursery.start_soon(by_memory)
+    except BaseException:
+        race.close()
+        raise
+    if race.winner is None:
+        try:
+            raise _failure(host, port, unresolved, race.failures)
+        finally:
+            unresolved = None  # otherwise this frame and the traceback would refer to each other
+    try:
+        return Connection(race.winner, peer_name(race.winner))
+    except BaseException:
+        race.close()
+        raise
+
+
+class _Race:
+    """Attempts to connect to one address each. The first that succeeds ends the others.
+
+    Attributes:
+        scope: of all attempts.
+        winner: the connected socket.
+        failures: address to errno.
+    """
+
+    def __init__(self, mark: int | None, segment_limit: SegmentLimit | None) -> None:
+        self.scope = trio.CancelScope()
+        self.winner: socket.socket | None = None
+        self.failures: dict[str, int] = {}
+        self._mark = mark
+        self._segment_limit = segment_limit
+        self._tried: set[Address] = set()
+
+    async def run(self, addresses: Sequence[Address]) -> None:
+        """Try these, unless they were tried already; until all have failed, or for ever if one succeeds."""
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                if address in self._tried:
+                    continue
+                self._tried.add(address)
+                failed = trio.Event()
+                nursery.start_soon(self._attempt, address, failed)
+                with trio.move_on_after(ATTEMPT_DELAY_S):
+                    await failed.wait()
+
+    async def _attempt(self, address: Address, failed: trio.Event) -> None:
         sock: socket.socket | None = None
         try:
-            sock = open_transport_socket(address[0], mark)
-            if segment_limit is not None and (mss := segment_limit(str(address[1][0]))) is not None:
+            sock = open_transport_socket(address[0], self._mark)
+            limit = self._segment_limit
+            if limit is not None and (mss := limit(str(address[1][0]))) is not None:
                 with suppress(OSError):  # then a connection that needs the limit fails, as it would without
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
             await connect_socket(sock, address[1])
         except OSError as exc:
-            failures[str(address[1][0])] = exc.errno or errno.EIO
+            self.failures[str(address[1][0])] = exc.errno or errno.EIO
             failed.set()
         else:
-            if winner is None:
-                winner = sock
-                nursery.cancel_scope.cancel()
+            if self.winner is None:
+                self.winner = sock
+                self.scope.cancel()
         finally:
-            if sock is not None and sock is not winner:
+            if sock is not None and sock is not self.winner:
                 sock.close()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(attempt, address, failed, nursery)
-                with trio.move_on_after(ATTEMPT_DELAY_S):
-                    await failed.wait()
-    except BaseException:
-        if winner is not None:
-            winner.close()
-        raise
-    if winner is None:
-        raise _no_answer(host, port, failures)
-    try:
-        return Connection(winner, peer_name(winner))
-    except BaseException:
-        winner.close()
-        raise
+    def close(self) -> None:
+        """Close the winner, if there is one."""
+        if self.winner is not None:
+            self.winner.close()
 
 
-async def _resolve(host: str, port: int) -> list[_Address]:
-    """All addresses of a name, in the resolver's order. Raises PeerError."""
-    doing = f"cannot resolve {host}"
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as exc:
-        # If the resolver got no descriptor, the C library reports an unknown name or a temporary failure.
-        raise _shortage_of_resolver(exc, doing) or PeerError(
-            f"{host} does not resolve: {exc.strerror}", reason=EndReason.DNS
-        ) from exc
-    except UnicodeError as exc:  # from the idna codec, if a label is too long
-        raise PeerError(f"{host} is not a host name: {exc}", reason=EndReason.DNS) from exc
-    except (OSError, MemoryError, RuntimeError) as exc:  # EAI_SYSTEM, or no thread can be started
-        shortage = shortage_of(exc, doing)
-        if shortage is None and not isinstance(exc, OSError):
-            raise
-        raise shortage or PeerError(f"{doing}: {exc}", reason=EndReason.DNS) from exc
-    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
-
-
-def _shortage_of_resolver(exc: socket.gaierror, doing: str) -> ShortageError | None:
-    return shortage_of(MemoryError(), doing) if exc.errno == socket.EAI_MEMORY else no_descriptor_left(doing)
-
-
-def interleave(addresses: Sequence[_Address]) -> list[_Address]:
+def interleave(addresses: Sequence[Address]) -> list[Address]:
     """The addresses in the resolver's order, but with alternating families (RFC 8305 section 4)."""
     first = [a for a in addresses if a[0] == addresses[0][0]]
     other = [a for a in addresses if a[0] != addresses[0][0]]
@@ -158,6 +217,21 @@ async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[s
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
         raise OSError(error, os.strerror(error))
+
+
+def _failure(host: str, port: int, unresolved: PeerError | None, failures: dict[str, int]) -> PeerError:
+    """The error if nothing answered. ``unresolved``: why the name did not resolve, if it did not."""
+    if unresolved is None:
+        return _no_answer(host, port, failures)
+    if not failures:
+        return unresolved
+    tried = _no_answer(host, port, failures)
+    if isinstance(tried, ShortageError):
+        return tried
+    places = ", ".join(sorted(failures))
+    reasons = ", ".join(sorted({os.strerror(error) for error in failures.values()}))
+    text = f"{unresolved}; and {places}, which worked last: {reasons}"
+    return PeerError(text, reason=tried.reason, key=f"{unresolved.key}, {tried.key}")
 
 
 def _no_answer(host: str, port: int, failures: dict[str, int]) -> PeerError:

@@ -1,0 +1,184 @@
+"""What an HTTP answer that is no stream means, and what to do about it: from its status, its head and its body.
+
+Pure. The answer is untrusted input; what is quoted of it is bounded, and fit for a line.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from ..config.model import Url
+from ..errors import EndReason, PeerError
+from ..host.net.tls_errors import NO_CERTIFICATE
+from ..text import one_line, shorten
+from .heads import ResponseHead
+
+_LOCATION_CHARS: Final = 200
+_REASON_CHARS: Final = 60
+
+# Texts of a 400 for plain HTTP on a TLS port: nginx, Go's net/http (Caddy), Apache httpd.
+_HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
+_NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
+_BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
+
+ONE_BACKEND: Final = (
+    "if none does, the proxy sends requests to several tapotun servers in turn: have it send all requests of a client "
+    "to the same one (nginx: hash $http_x_api_key consistent; in the upstream block)"
+)
+_PORTAL: Final = "log in to this network with a browser"
+_LIMIT_OF_HEADS: Final = "raise its limit (nginx: large_client_header_buffers), or send fewer headers"
+_PROXY_FAILS: Final = "the proxy does not reach the tapotun server behind it"
+_UNKNOWN: Final = "not an answer that a tapotun server gives; check the URL"
+
+# What our own server means. Others mean other things by these.
+_OWN: Final = {
+    400: "the tapotun server cannot read the request: something on the way has changed it",
+    403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
+    404: "the tapotun server has no interface with this path; compare the path with path in its config",
+    405: "the tapotun server got another method than GET and PUT: something on the way has changed it",
+    408: "the tapotun server got no whole request in time: something on the way holds it back",
+    409: "this session is over, or another machine uses the token",
+    431: "the tapotun server takes request heads of up to 16 KiB; something on the way adds headers",
+    500: "an error in the tapotun server; its log has a traceback",
+    503: "the tapotun server lacks memory, descriptors or threads; its log has more",
+    505: "the tapotun server takes HTTP/1.x only; have the proxy use HTTP/1.1 to it",
+}
+_FOREIGN: Final = {
+    # A proxy may replace the server's page by its own, so it may be the server's answer all the same.
+    403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
+    404: "nothing is served at this path; compare the path with the proxy's config",
+    405: "this URL is a web page, or a proxy lets only some methods pass",
+    408: "a proxy limits how long a request may take, which is no fault of the URL (Node: requestTimeout; Apache: "
+    "RequestReadTimeout; Google: timeoutSec)",
+    409: "this session is over, or another machine uses the token",
+    413: "a proxy limits the size of uploads; nginx: client_max_body_size 0",
+    426: "a proxy in front of the server lets only WebSockets pass",
+    429: "a proxy in front of the server limits the rate of requests",
+    431: f"a proxy in front of the server refuses the request's headers as too long; {_LIMIT_OF_HEADS}",
+    444: "a proxy in front of the server refuses the request",
+    502: _PROXY_FAILS,
+    503: _PROXY_FAILS,
+    504: "the proxy waited too long for the tapotun server behind it",
+    511: f"this network wants a login of its own; {_PORTAL}",
+}
+# A 403 with a page of HTML, which our server never sends.
+_FIREWALL: Final = (
+    "something in front of the server refuses the request with a page of its own: a firewall, or access rules; if it "
+    "replaces the server's pages by its own, the server may not know this token (tapotun token)"
+)
+# To a PUT, while the same URL answers a GET: so path and token are right, and a server of ours is there.
+_PUT_REMEDY: Final = (
+    "have it let PUT pass (nginx: limit_except, Apache: Limit and LimitExcept, a web application firewall: its rules)"
+)
+_REFUSED_PUT: Final = {
+    400: f"something in front of the server refuses uploads; {_PUT_REMEDY}",
+    403: f"something in front of the server refuses PUT, although GET is served; {_PUT_REMEDY}",
+    404: f"something in front of the server serves GET at this path, but not PUT; {_PUT_REMEDY}",
+    405: f"something in front of the server does not let PUT pass; {_PUT_REMEDY}",
+    406: f"something in front of the server refuses PUT, although GET is served; {_PUT_REMEDY}",
+    409: f"another machine uses the token; {ONE_BACKEND}",
+    411: "a proxy in front of the server takes no body of unknown length (chunked); have it pass a WebSocket",
+    501: f"something in front of the server does not know PUT, or no chunked body; {_PUT_REMEDY}",
+}
+
+
+class RefusedError(PeerError):
+    """An HTTP answer with another status than the expected one.
+
+    Attributes:
+        status: the HTTP status.
+        is_own: the answer may be that of a tapotun server, and not of something in front of it: its page, or a 403
+            that is no page of HTML, with which deployed servers refuse a token.
+    """
+
+    def __init__(self, text: str, *, status: int, is_own: bool) -> None:
+        super().__init__(text, reason=EndReason.http(status))
+        self.status = status
+        self.is_own = is_own
+
+
+def refusal(
+    head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False
+) -> RefusedError:
+    """The error for an answer that is no stream.
+
+    Args:
+        body: the beginning of its body.
+        served: the same URL answers a GET at the moment, as a tapotun server does.
+    """
+    own = is_own(head, body)
+    is_html = head.headers.get("content-type", "").startswith("text/html")
+    if own:
+        hint = _OWN.get(head.status, _UNKNOWN)
+        if head.status == 409 and method == "PUT" and served:
+            hint = _REFUSED_PUT[409]
+    elif head.status == 400 and (explanation := explain_400(body)) is not None:
+        hint = explanation
+    elif 300 <= head.status < 400 and "location" in head.headers:
+        hint = _redirect(head.status, head.headers["location"], url)
+    elif head.status == 401:
+        hint = _explain_401(head)
+    elif method == "PUT" and served and head.status in _REFUSED_PUT:
+        hint = _REFUSED_PUT[head.status]
+    elif head.status == 403 and is_html:
+        hint = _FIREWALL
+    else:
+        hint = _FOREIGN.get(head.status, _UNKNOWN)
+    place = url.shown
+    reason = one_line(shorten(head.reason, _REASON_CHARS))
+    to = f" to a {method}" if method != "GET" else ""
+    text = f"{place} answered {head.status} {reason}{to}: {hint}"
+    return RefusedError(text, status=head.status, is_own=own or (head.status == 403 and not is_html))
+
+
+def is_own(head: ResponseHead, body: bytes) -> bool:
+    """Whether it is the page with which a tapotun server refuses (`server.refuse`)."""
+    return body == b"%d\n" % head.status and head.headers.get("content-type", "").startswith("text/plain")
+
+
+def explain_400(body: bytes) -> str | None:
+    """The remedy for a 400 of a web server; None: the body is not one of those that we know."""
+    if any(words in body for words in _HTTPS_PORT):
+        return "this port speaks TLS; write https:// into the config"
+    if _NO_CERTIFICATE in body:
+        return f"the server {NO_CERTIFICATE}"
+    if _BAD_CERTIFICATE in body:
+        return "the server does not accept the certificate of tls.cert_file; is it expired, or from another authority?"
+    return None
+
+
+def _explain_401(head: ResponseHead) -> str:
+    """What a proxy in front of the server wants: it names the scheme, and perhaps the realm (RFC 9110, 11.6.1)."""
+    challenge = head.headers.get("www-authenticate", "")
+    if challenge.lower().startswith("basic"):
+        realm = one_line(shorten(challenge[len("basic") :].strip(), _REASON_CHARS))
+        asks = f"a proxy in front of the server wants Basic auth ({realm})" if realm else "a proxy wants Basic auth"
+        return (
+            f'{asks}, and does not accept what it got; set "user" and "password_file" of this client, or correct them'
+        )
+    return 'a proxy in front of the server requires a login of its own; "headers" can carry one'
+
+
+def _redirect(status: int, location: str, url: Url) -> str:
+    """What a redirect means. Only a permanent one within the same host is certainly the server's own doing."""
+    where, question, _ = location.partition("?")  # the query often repeats that of the request
+    shown = repr(f"{where[:_LOCATION_CHARS]}{question and '?***'}")
+    if ".cloudflareaccess.com/" in where:
+        return (
+            f"Cloudflare Access wants a login ({shown}); set CF-Access-Client-Id and CF-Access-Client-Secret of a "
+            'service token in "headers"'
+        )
+    try:
+        parts = urlsplit(location)
+        host, to_tls = parts.hostname or url.host, url.scheme == "http" and parts.scheme == "https"
+    except ValueError:  # a malformed address in brackets
+        host, to_tls = "", False
+    if host.lower() != url.host.lower():
+        return (
+            f"redirected to {shown}, on another host: a captive portal or a login page; {_PORTAL}. Only if you know "
+            "that the server has moved there, change the URL in the config"
+        )
+    if status in (301, 308) or to_tls:
+        return f"moved to {shown}; put the new URL into the config"
+    return f"redirected to {shown} for now: a login page, or a proxy that does not pass this path on to the server"
