@@ -12,13 +12,13 @@ from tapotun_trio.datapath.codel import CoDel
 from tapotun_trio.datapath.tx_queue import TxQueue
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Undo what the test sets up for the program's log."""
     root = logging.getLogger("tapotun")
-    handlers, level, propagate = root.handlers[:], root.level, root.propagate
+    handlers, filters, level, propagate = root.handlers[:], root.filters[:], root.level, root.propagate
     yield
-    root.handlers[:], root.propagate = handlers, propagate
+    root.handlers[:], root.filters[:], root.propagate = handlers, filters, propagate
     root.setLevel(level)
 
 
