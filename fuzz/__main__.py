@@ -21,6 +21,7 @@ TARGETS: Final = (
     "tun_conf",
     "params",
     "config",
+    "jsonc",
     "websocket",
     "handshake",
     "control",

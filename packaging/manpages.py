@@ -110,8 +110,8 @@ def _reference(page: str) -> str:
     for block in fields.strip().split("\n\n"):
         for heading, text in re.findall(r"(?m)^(#{2,3}) (.+)$", block):
             indented = heading == "###"
-            field = re.search(r"`(.+)`", text)
-            lines += [".TP", f".B {_text(field[1])}"] if field else [f".SH {_text(text.upper())}"]
+            field = re.fullmatch(r"(\w+): `(.+)`", text)
+            lines += [".TP", f".B {_text(_full_name(*field.groups()))}"] if field else [f".SH {_text(text.upper())}"]
         text = re.sub(r"(?m)^#+ .+\n?", "", block)
         if text.startswith("- "):
             items = text[2:].split("\n- ")
@@ -122,6 +122,13 @@ def _reference(page: str) -> str:
             first = lines[-1].startswith(".SH")
             lines += [*([".IP" if indented else ".PP"] if not first else []), _paragraph(text)]
     return "\n".join(lines)
+
+
+def _full_name(struct: str, field: str) -> str:
+    """The field as messages name it: ``tls.ca_file``. Fields of the root and of a definition stand alone."""
+    if struct in ("root", "server", "client"):
+        return field
+    return f"{struct}[].{field}" if struct == "clients" else f"{struct}.{field}"
 
 
 def _paragraph(markdown: str) -> str:
@@ -146,9 +153,13 @@ def _text(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Plain text as sentences, each on its own line, with a capital letter first and a full stop last."""
+    """Plain text as sentences, each on its own line, with a capital letter first and a full stop last.
+
+    A first word that has to be written as it is, such as ``tls.ca_file`` or ``validate-config:``, stays so.
+    """
     text = " ".join(text.split())
-    text = text[:1].upper() + text[1:]
+    if re.match(r"[A-Za-z]+(-[a-z]+)?( |,|;|$)", text):
+        text = text[:1].upper() + text[1:]
     if not text.endswith((".", ")", ":")):
         text += "."
     lines = (line for sentence in text.replace(". Default", ".\nDefault").splitlines() for line in _wrapped(sentence))

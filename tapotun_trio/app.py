@@ -28,7 +28,7 @@ from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import process_logger
 from .peer.boottime import boottime
-from .readiness import notify_service_manager
+from .readiness import log_ready, notify_service_manager
 from .reload import Read, Reloader
 
 _SIGNALS = (*STOPS, signal.SIGHUP)
@@ -102,7 +102,8 @@ async def serve(
             interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
             settle()
             reloader.start(interfaces)
-            log.info("ready: %s", ", ".join(interface.name for interface in config.interfaces))
+            log.info("started: %s", ", ".join(interface.name for interface in config.interfaces))
+            nursery.start_soon(log_ready, registry, log)
             if manager.listens:
                 nursery.start_soon(notify_service_manager, manager, registry, ready_timeout_s, log)
     log.info("stopped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import math
 import os
 import signal
@@ -21,9 +20,9 @@ from .errors import ConfigError
 from .lazy_import import lazy_import
 from .log import LEVELS, process_logger, set_up_logging
 from .shell.arguments import add_printing_verbs
-from .shell.typed import DEFAULT_PAUSE_S, with_verb
+from .shell.typed import DEFAULT_PAUSE_S, UnknownVerbError, unrecognized, with_verb
+from .shell.usage import verb_parsers
 
-TOKEN_BYTES: Final = 32
 # trio imports all of these except hashlib, and most processes use none of them. Each of the first three loads OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
 # argparse imports shutil, which tries whether it can import these, for archives that this program does not have.
@@ -44,7 +43,7 @@ a first tunnel:
   tapotun FILE                       run it (needs CAP_NET_ADMIN)
   tapotun status                     show its state, much as wg show does
   tapotun reload                     make it read its config again
-  tapotun probe URL --token-file F   test the path to a server, proxies included
+  tapotun probe FILE                 test the path to its server, proxies included
 
 exit codes:
   0    stopped on request, or the config is valid
@@ -82,7 +81,9 @@ def _main(argv: Sequence[str]) -> int:
     for module in _NEEDED_BY_NONE:
         lazy_import(module)
     try:
-        arguments = build_parser().parse_args(with_verb(argv))
+        arguments = _parsed(argv)
+        if arguments is None:
+            return exit_codes.USAGE
         verb: Callable[[argparse.Namespace], int] = arguments.verb
         if verb is not _run:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPS, signal.SIGHUP})
@@ -90,6 +91,23 @@ def _main(argv: Sequence[str]) -> int:
     finally:  # also after --help, which raises SystemExit
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace | None:
+    """The arguments. None: there are none, and the help was shown. Raises SystemExit."""
+    parser = build_parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        return None
+    try:
+        words = with_verb(argv)
+    except UnknownVerbError as exc:
+        parser.error(str(exc))
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        verb = verb_parsers(parser)[words[0]]
+        verb.error(unrecognized(rest, (flag for action in verb._actions for flag in action.option_strings)))
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -181,16 +199,9 @@ def _validate_tls(config: TlsConfig) -> TlsProblem | None:
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    import hashlib
-    import secrets
+    from .shell.token import token
 
-    token = secrets.token_urlsafe(TOKEN_BYTES)
-    sha256 = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
-    sha1 = hashlib.sha1(token.encode(), usedforsecurity=False).hexdigest()
-    print(f'client:  "token": {json.dumps(token)}')
-    print(f'server:  "token": {json.dumps(sha256)}')
-    print(f'server:  "token": {json.dumps(sha1)}    (SHA-1: for servers that know no other hash)')
-    return exit_codes.OK
+    return token(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -250,6 +261,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "print a new 256-bit token for a client and its hash for the server"
     verb = verbs.add_parser("token", help=text, description=text, allow_abbrev=False)
+    what = verb.add_mutually_exclusive_group()
+    what.add_argument("--hash", action="store_true", help="print the hashes of the token on standard input instead")
+    text = "write the new token to this file, with mode 0600, instead of printing it; a file that exists is left alone"
+    what.add_argument("--write", metavar="F", help=text)
+    verb.add_argument("--force", action="store_true", help="let --write replace a file that exists")
     verb.set_defaults(verb=_token)
 
     text = "check this machine for anything that would prevent a tunnel from working, and say what to do"
@@ -279,6 +295,8 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
         "--json", action="store_true", help="print JSON for programs; docs/status.md documents the fields"
     )
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
+    text = "everything about every peer. Default: a table, a line for each, if the peers would fill more than a screen"
+    verb.add_argument("--full", action="store_true", help=text)
     verb.set_defaults(verb=_status)
 
     text = "wait until interfaces are up: a server listens, a client's streams carry packets"
@@ -341,6 +359,11 @@ def _seconds(text: str, least: float, most: float) -> float:
     return seconds
 
 
+_TLS_FILES: Final = {
+    "--ca-file": "certificates to trust instead of the system's: tls.ca_file",
+    "--cert-file": "the client's own certificate, with its chain: tls.cert_file",
+    "--key-file": "the key of that certificate: tls.key_file",
+}
 _PROBE_EPILOG: Final = """\
 The probe needs no root, makes no interface and sends no packet. It does not disturb a client
 that runs with the same token: it leaves out every test that would, and the report says which.
@@ -348,12 +371,12 @@ that runs with the same token: it leaves out every test that would, and the repo
 exit codes:
   0    usable (perhaps with warnings, or over a WebSocket)
   1    not usable; the report says what to change
-  2    wrong usage: an option, the URL or the token file
+  2    wrong usage: an option, the URL, the config or the token file
   130  interrupted (143: by SIGTERM), no verdict"""
 
 
 def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "test the path to URL as a client would use it, and say what to change"
+    text = "test the path to a server as a client would use it, and say what to change"
     verb = verbs.add_parser(
         "probe",
         help=text,
@@ -362,29 +385,37 @@ def _add_probe(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_argument("url", metavar="URL", help="the client's server, http or https")
-    verb.add_argument("--token-file", metavar="F", required=True, help="the file with the client's raw token")
+    text = "the client's server, http or https; or a config file with a client, whose settings are used"
+    verb.add_argument("url", metavar="URL|FILE", help=text)
+    text = "the file with the client's raw token. A URL needs it; with FILE it is used instead of FILE's token"
+    verb.add_argument("--token-file", metavar="F", help=text)
+    text = "the client of FILE. Default: its only one"
+    verb.add_argument("--interface", metavar="NAME", help=text)
     verb.add_argument("--json", action="store_true", help="print the report as one JSON object")
     text = "look for timeouts that end a stream after up to SECONDS of silence; 0: do not look. Default: 20, at most 80"
     verb.add_argument("--idle-limit", metavar="SECONDS", type=float, default=20.0, help=text)
     text = "look for limits that end a stream at an age of up to SECONDS, even while data flows; such an end that the "
     text += "other tests meet is always looked into. Default: 0, at most 3600"
     verb.add_argument("--age-limit", metavar="SECONDS", type=float, default=0.0, help=text)
-    text = "the transport in the client's config, for which the verdict is given. Default: auto"
-    verb.add_argument("--transport", choices=("auto", "http", "websocket"), default="auto", help=text)
-    for option in ("--ca-file", "--cert-file", "--key-file"):
-        verb.add_argument(option, metavar="F", help=f"tls.{option[2:].replace('-', '_')} of the client's config")
-    verb.add_argument("--server-name", metavar="NAME", help="tls.server_name of the client's config")
-    verb.add_argument("--min-version", choices=("1.2", "1.3"), default="1.2", help="tls.min_version. Default: 1.2")
-    verb.add_argument("--insecure", action="store_true", help="do not check the certificate, as tls.insecure")
-    verb.add_argument("--user", metavar="NAME", help="user of the client's config, for Basic auth")
-    verb.add_argument("--password-file", metavar="F", help="password_file of the client's config")
-    verb.add_argument("--headers-file", metavar="F", help="headers of the client's config, one `Name: value` a line")
-    verb.add_argument("--proxy", metavar="URL", help="proxy of the client's config; default: the environment's")
+    text = "the client's transport, for which the verdict is given. Default: that of FILE, or auto"
+    verb.add_argument("--transport", choices=("auto", "http", "websocket"), help=text)
+    for option in _TLS_FILES:
+        verb.add_argument(option, metavar="F", help=_TLS_FILES[option])
+    text = "the name to ask for and to check instead of the URL's: tls.server_name"
+    verb.add_argument("--server-name", metavar="NAME", help=text)
+    text = "the oldest version of TLS to accept: tls.min_version. Default: that of FILE, or 1.2"
+    verb.add_argument("--min-version", choices=("1.2", "1.3"), help=text)
+    verb.add_argument("--insecure", action="store_true", help="do not check the certificate: tls.insecure")
+    verb.add_argument("--user", metavar="NAME", help="the user for Basic auth of a proxy in front of the server: user")
+    text = "the file with that user's password: password_file"
+    verb.add_argument("--password-file", metavar="F", help=text)
+    text = "a file with further headers of the requests, one `Name: value` a line: headers"
+    verb.add_argument("--headers-file", metavar="F", help=text)
+    text = "the HTTP proxy to connect through. Default: that of FILE, or the environment's"
+    verb.add_argument("--proxy", metavar="URL", help=text)
     verb.add_argument(
         "--auth-header",
         choices=("x-api-key", "authorization", "both"),
-        default="x-api-key",
-        help="the header that carries the token. Default: x-api-key",
+        help="the header that carries the token. Default: that of FILE, or x-api-key",
     )
     verb.set_defaults(verb=_probe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import stat
 from dataclasses import dataclass
 from typing import Final
@@ -25,13 +26,20 @@ class FileContent:
 class UnreadableFile(Exception):
     """A file cannot be read.
 
-    The text gives the reason in a few words, without a full stop. ``remedy`` is set only if the reason has nothing to
-    do with the file, such as a lack of memory.
+    The text gives the reason in a few words, without a full stop. ``remedy`` is set only if it is not another name of
+    a file: for a lack of memory, or of permission.
     """
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
         super().__init__(reason)
         self.remedy = remedy
+
+
+def permission_remedy(path: str | os.PathLike[str]) -> str:
+    """What to do about a file that this user may not read."""
+    if os.geteuid() == 0:
+        return f"root may not read it without CAP_DAC_OVERRIDE: run chown root {shlex.quote(os.fspath(path))}"
+    return "run it as root, or as a user who may read the file"
 
 
 def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
@@ -55,6 +63,8 @@ def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool =
             os.close(fd)
     except BlockingIOError as exc:  # such as a terminal, or /proc/kmsg
         raise UnreadableFile("it has nothing to read now, and would have to be waited for") from exc
+    except PermissionError as exc:
+        raise UnreadableFile(exc.strerror or "permission denied", permission_remedy(path)) from exc
     except (OSError, MemoryError) as exc:
         if (shortage := shortage_of(exc, "")) is not None:
             raise UnreadableFile(shortage.lack, shortage.remedy) from exc

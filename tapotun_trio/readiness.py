@@ -1,4 +1,5 @@
-"""Tells the service manager when the process is ready, and its state from then on (sd_notify)."""
+"""Reports when the interfaces are up: to the log, and to the service manager, which also gets the state from then on
+(sd_notify)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from .log import Log
 
 POLL_S: Final = 0.1  # until the process is ready
 STATUS_S: Final = 2.0  # from then on
+IMPATIENT_S: Final = 30.0  # how long the log follows an interface that is not up every POLL_S; then every second
 _MAX_LISTED: Final = 4  # interfaces that the status line lists one by one
 
 
@@ -41,6 +43,25 @@ async def notify_service_manager(manager: ServiceManager, registry: Registry, re
         if manager.watchdog_s is not None:
             manager.watchdog()
         await trio.sleep(pause_s if ready else min(POLL_S, pause_s))
+
+
+async def log_ready(registry: Registry, log: Log) -> None:
+    """Log ``ready`` when an interface is up for the first time: a server listens, a client's streams carry packets.
+
+    Interfaces that are up at the same time share a line. Runs until cancelled, since a reload adds interfaces.
+    """
+    told: set[Record] = set()
+    waited_s = 0.0
+    while True:
+        records = set(registry)
+        ready = [record for record in registry if record not in told and state_of(record) in ("up", "degraded")]
+        if ready:
+            log.info("ready: %s", ", ".join(record.config.name for record in ready))
+        told = (told & records) | set(ready)
+        waited_s = 0.0 if told == records else waited_s
+        pause_s = STATUS_S if told == records else POLL_S if waited_s < IMPATIENT_S else 1.0
+        await trio.sleep(pause_s)
+        waited_s += pause_s
 
 
 def describe(records: Iterable[Record]) -> str:

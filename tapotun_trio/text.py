@@ -6,18 +6,35 @@ from collections.abc import Sequence
 from typing import Final
 
 _ESCAPE_CHARS: Final = 12  # of a JSON escape beyond the BMP
+# Printable by their category, and yet blank on a screen: joiners, fillers of scripts, the empty Braille pattern.
+_BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+# Drawn over several columns, also where they are one character: ligatures of whole sentences, long dashes.
+_OVERWIDE: Final = frozenset("\u2e3a\u2e3b\ufdfa\ufdfb\ufdfd")
+_MARKS: Final = 2  # combining marks that a letter may carry: Thai and Hebrew need two
 
 
 def one_line(text: str) -> str:
-    """Escape every character that a terminal or a log may act upon, as ``\\u....``.
+    """Escape every character that a terminal or a log may act upon, or that a reader cannot see, as ``\\u....``.
 
-    These are control characters, line and paragraph separators, bidirectional overrides and lone surrogates.
+    These are control characters, line and paragraph separators, bidirectional overrides, lone surrogates, characters
+    that look blank, and those that draw over their neighbours: combining marks without a letter, or too many of them.
     """
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text
-    )
+    from unicodedata import category  # imported here, because most processes need none of its megabyte
+
+    shown: list[str] = []
+    marks = _MARKS  # at the start there is no letter that could carry one
+    for c in text:
+        kind = category(c)
+        if kind == "Mn":
+            marks += 1
+            visible = marks <= _MARKS and c not in _BLANK
+        else:
+            visible = c.isprintable() and kind != "Me" and c not in _BLANK and c not in _OVERWIDE
+            marks = 0 if visible and c != " " else _MARKS
+        shown.append(c if visible else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}")
+    return "".join(shown)
 
 
 def one_line_json(text: str) -> str:

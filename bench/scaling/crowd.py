@@ -171,7 +171,7 @@ def world(lab: Lab, point: Point, *, keepalive_s: float | None = None) -> Iterat
         held = os.open(fifo, os.O_RDWR)
         stack.callback(os.close, held)
         daemon = stack.enter_context(server.start([installed(), config]))
-        daemon.wait_for_log("ready: ", _START_S)
+        daemon.wait_for_log("started: ", _START_S)
         sink = stack.enter_context(server.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sink.bind((TUNNEL, 9))  # never read: what comes is dropped without an ICMP error
         empty_mb = memory_mb(daemon.pid, "VmRSS")

@@ -105,7 +105,7 @@ def world() -> Iterator[World]:
         config.touch(mode=0o600)
         config.write_text(config_of(FEW), encoding="utf-8")
         daemon = stack.enter_context(server.start([installed(), config]))
-        daemon.wait_for_log("ready: ", _START_S)
+        daemon.wait_for_log("started: ", _START_S)
         settings = {
             "server": SERVER,
             "port": PORT,

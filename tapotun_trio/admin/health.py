@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..lifecycle.registry import Record
-from ..lifecycle.snapshot import state_of
+from ..lifecycle.snapshot import problem_of, state_of
 from ..text import one_line
 
 
@@ -18,10 +18,6 @@ def not_ready(records: Iterable[Record]) -> list[str]:
 
 
 def _reason(record: Record) -> str:
-    state = state_of(record)
-    if state == "degraded":
-        problem = record.health.degraded
-    else:
-        problem = (record.tunnel and record.tunnel.problem) or record.last_error
-    text = f"{record.config.name}: {state}"
+    problem = problem_of(record)
+    text = f"{record.config.name}: {state_of(record)}"
     return one_line(f"{text}: {problem}" if problem else text)

@@ -42,19 +42,21 @@ from ..netconf.transport_guard import TransportGuard
 from ..peer.boottime import SuspendDetector
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
+from ..status.duration import span
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .ages import AgeLimits
 from .failure_log import FailureLog
 from .large_ping import LargePing
+from .outage import Outage
 from .parameters import InterfaceParameters
 from .path_table import PathTable
 from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
-from .status import client_status
+from .status import client_status, with_refused_routes
 from .streams import (
     Download,
     Upload,
@@ -128,6 +130,7 @@ class TunnelClient:
         self._stall = Stall()
         self._large_ping = LargePing()
         self._proving = False  # segments are missing; the kernel asks for signs of life more often
+        self._outage = Outage()
         self._paths = PathTable()
         self._route_check, self._route_check_due = trio.CancelScope(), False
         self.guard.on_new_remotes = self._check_route
@@ -194,7 +197,8 @@ class TunnelClient:
         limit, problem = self.segment_limits.limit(address), self.segment_limits.problem(address)
         server, conflicts = self._config.server.authority, self.guard.conflicts
         left_out = self.guard.push_filter.left_out
-        return client_status(common, self, server, self.desired, conflicts, left_out, limit, problem)
+        status = client_status(common, self, server, self.desired, conflicts, left_out, limit, problem)
+        return with_refused_routes(status, self._parameters.refused)
 
     # -- the device's side
 
@@ -264,6 +268,7 @@ class TunnelClient:
             for stream in (self._download, self._upload):
                 if stream is not None and not stream.over:
                     self._ages.observe(stream.kind, stream.lifetime())
+            self._end_outage()
             # Without a download no stall is reported: the failures of the download are the reason, and have been
             # logged.
             dropped = self.counters.drops[DropReason.QUEUE_AGE]
@@ -300,6 +305,11 @@ class TunnelClient:
     @property
     def _upload_seen(self) -> bool:
         return self._upload is not None and self._upload.seen.is_set()
+
+    def _end_outage(self) -> None:
+        """Log how long the client was not connected, if it was and is connected now."""
+        if self.state == "connected" and (lasted_s := self._outage.end(trio.current_time())) is not None:
+            self.failure_log.note("outage", logging.INFO, f"connected again after {span(lasted_s)}")
 
     def _log_stall(self) -> None:
         stall = self._stall
@@ -513,6 +523,7 @@ class TunnelClient:
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces
         )
+        self.peer_info.tls = download.connection.tls
         self._session_log.begin()
         self.guard.session_begins()
         self.failure_log.clear()
@@ -528,6 +539,7 @@ class TunnelClient:
             # The server is there again. An upload may have failed several times before the download did, so its next
             # attempt may be up to ten seconds away. Until then packets for the server would grow too old.
             self._upload_gate.wake()
+        self._end_outage()
 
     async def _probe_http(self) -> Download | None:
         """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
@@ -573,6 +585,7 @@ class TunnelClient:
             return None
         self.peer_info.mark_disconnected()
         self._machine.fire(ClientEvent.LOST)
+        self._outage.begin(trio.current_time())
         self._session_log.end(self._log, self._farewell or str(failure or "the server ended it"))
         if self._yields:
             return random.uniform(*TAKEOVER_RETRY_S)
@@ -608,6 +621,7 @@ class TunnelClient:
         upload.may_be_unseen |= is_over(self._download)
         self.failure_log.note("upload", level_of(self._upload), f"upload to {upload.connection.name}")
         self._upload = upload
+        self._end_outage()
         return upload
 
     def _require_uploads_allowed(self) -> None:
@@ -684,6 +698,8 @@ class TunnelClient:
             self._log.debug("upload: %s", failure)
         elif not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
             self.failure_log.log("upload", failure, wait_s)
+        if self.transport != "websocket" and is_over(self._upload):
+            self._outage.begin(trio.current_time())
         return None
 
     # -- what the server sends
@@ -717,6 +733,7 @@ class TunnelClient:
                 if upload is not None and number in (None, upload.number):
                     upload.seen.set()
             self._selector.upload_seen(number, trio.current_time())
+            self._end_outage()
         elif kind == control.BYE:
             self._take_bye(control.bye_reason(payload))
 

@@ -13,6 +13,7 @@ from ..host.net.sockets import GONE
 from ..log import Faults, Log, RateLimitedLog, flap_damped
 
 _REMEMBERED: Final = 16  # causes; if more than this many alternate, each is logged again
+AT_ONCE_S: Final = 0.05  # would be shown as 0.0 s
 SHORTAGE_S: Final = 60.0  # a shortage may come and go within seconds
 
 
@@ -47,7 +48,8 @@ class FailureLog:
         elif len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[cause] = f"{stream}: {text}"
-        line = f"{stream}: {text}; trying again in {wait_s:.1f} s"
+        when = "at once" if wait_s < AT_ONCE_S else f"in {wait_s:.1f} s"
+        line = f"{stream}: {text}; trying again {when}"
         if shortage and level != logging.DEBUG:
             self._shortages[_cause_of(failure)].log(self._log, level, trio.current_time(), line)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 import trio
@@ -11,7 +11,7 @@ import trio
 from ..config.model import Mark
 from ..datapath.tun_io import DeviceWriter
 from ..errors import HostError
-from ..host.items import DesiredState
+from ..host.items import DesiredState, Item
 from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
 from ..netconf.reconciler import Reconciler
@@ -36,6 +36,11 @@ class AttachedInterface:
         self.writer = writer
         self.desired = desired
         self._reconciler = reconciler
+
+    @property
+    def refused(self) -> Mapping[Item, str]:
+        """As `InterfaceParameters.refused`."""
+        return self._reconciler.refused
 
     async def apply(self, desired: DesiredState) -> None:
         """Have the reconciler apply ``desired``. Raises HostError; then the previous state is in effect again. If this
@@ -77,6 +82,11 @@ class InterfaceParameters:
         """Raise HostError if the device could not be made. Does nothing after the first answer."""
         if self._first is None:
             self._require_free()
+
+    @property
+    def refused(self) -> Mapping[Item, str]:
+        """What the server pushed and the kernel refused, and why."""
+        return {} if self._interface is None else self._interface.refused
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
         """The device is up, and ``reconciler`` was started with the result of `wait_first`."""

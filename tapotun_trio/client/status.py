@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from ..host.items import Address, DesiredState, Route
+from ..host.items import Address, DesiredState, Item, Route
 from ..netconf.left_out import LeftOut
 from ..netconf.transport_routes import Conflict, host_route_text
 from ..peer.boottime import wall_time
 from ..peer.status import Peer, peer_status
 from ..status.model import InterfaceStatus, LeftOutStatus, TransportConflictStatus
+from ..text import one_line, shorten
 
+REASON_CHARS: Final = 200
 MAX_CONFLICTS: Final = 100  # in either list; a server may push any number of routes
 
 
@@ -53,6 +55,18 @@ def client_status(
             )
         ],
     )
+
+
+def with_refused_routes(status: InterfaceStatus, refused: Mapping[Item, str]) -> InterfaceStatus:
+    """The status of a client, in which routes that the kernel refused are not among the others. ``refused``: why."""
+    reasons = {str(item.network): why for item, why in refused.items() if isinstance(item, Route)}
+    if not reasons:
+        return status
+    shown = {route: one_line(shorten(why, REASON_CHARS)) for route, why in list(reasons.items())[:MAX_CONFLICTS]}
+    (server,) = status.peers
+    routes = [route for route in server.routes if route not in reasons]
+    peer = msgspec.structs.replace(server, routes=routes, refused_routes=shown)
+    return msgspec.structs.replace(status, peers=[peer])
 
 
 def _conflict(conflict: Conflict) -> TransportConflictStatus:

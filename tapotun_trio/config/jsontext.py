@@ -1,5 +1,8 @@
 """JSON text to plain objects, and the line and column of each value.
 
+As in the JSONC of editors, there may be comments, ``// ...`` and ``/* ... */``, and a comma after the last element of a
+list or an object.
+
 Untrusted input; `to_text` and `parse` raise `JsonProblem` only. No message repeats a piece of the text, which may be a
 token without its quotes.
 """
@@ -73,18 +76,69 @@ def to_text(data: bytes) -> str:
 def parse(text: str) -> object:
     """Parse text to lists, JsonObjects, strings, numbers, NotANumbers, booleans and None. Raises JsonProblem."""
     try:
+        return _loads(text)
+    except json.JSONDecodeError:
+        text = plain(text)  # most files are plain already, and may be large
+    try:
+        value = _loads(text)
+    except json.JSONDecodeError as exc:
+        at, problem, remedy = _explain(text, exc)
+        raise JsonProblem(problem, remedy, *_line_column(text, at)) from exc
+    return value
+
+
+def _loads(text: str) -> object:
+    try:
         value: object = json.loads(
             text,
             object_pairs_hook=JsonObject,
             parse_constant=NotANumber,
             parse_int=_parse_int,
         )
-    except json.JSONDecodeError as exc:
-        at, problem, remedy = _explain(text, exc)
-        raise JsonProblem(problem, remedy, *_line_column(text, at)) from exc
     except RecursionError as exc:
         raise JsonProblem("nests lists or objects too deeply", "write a list of interface definitions", 1, 1) from exc
     return value
+
+
+# A string, a comment, a comma, a bracket, or a piece of anything else. A quote or /* that nothing closes is one too.
+_PIECE: Final = re.compile(
+    r""""[^"\\\n]*(?:\\.[^"\\\n]*)*"|//[^\r\n]*|/\*(?s:.*?)\*/|/\*|"|[,\[\]{}:/]|[^\s",\[\]{}:/]+"""
+)
+
+
+def plain(text: str) -> str:
+    """The text with spaces instead of comments and of the commas after last elements. All else keeps its place.
+
+    Raises JsonProblem for a comment without an end.
+    """
+    blanked: list[tuple[int, int]] = []
+    comma = -1  # a comma after a value, with which the list or object ends if a closing bracket is next
+    after_value = False
+    for match in _PIECE.finditer(text):
+        piece = match.group()
+        if piece == '"':  # a string without an end: the parser explains that
+            break
+        if piece == "/*":
+            place = _line_column(text, match.start())
+            raise JsonProblem("this comment has no end", "close it with */, or begin it with //", *place)
+        if piece.startswith(("//", "/*")):
+            blanked.append(match.span())
+            continue
+        if piece in ("]", "}") and comma >= 0:
+            blanked.append((comma, comma + 1))
+        comma = match.start() if piece == "," and after_value else -1
+        after_value = piece not in ("[", "{", ",", ":")
+    kept: list[str] = []
+    done = 0
+    for start, end in sorted(blanked):
+        kept += text[done:start], _blank(text[start:end])
+        done = end
+    return "".join([*kept, text[done:]])
+
+
+def _blank(piece: str) -> str:
+    """Spaces of the same length, with the same line breaks."""
+    return "\n".join(" " * len(line) for line in piece.split("\n"))
 
 
 def _parse_int(digits: str) -> int | NotANumber:
@@ -103,10 +157,8 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
     """
     at = exc.pos
     here = text[at : at + 1]
-    before = text[:at].rstrip()
-    if exc.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and here in ("]", "}")):
-        comma = at if here == "," else len(before) - 1
-        return comma, "there is a comma before a closing bracket", "remove the comma"
+    if here == "," and exc.msg.startswith(("Expecting value", "Expecting property name")):
+        return at, "there is nothing before this comma", "remove the comma"
     # For the next three errors the parser gives the start of the text, or the position of the character in it.
     if exc.msg.startswith("Unterminated string"):
         return at, "this text has no closing quote", 'close it with "'
@@ -118,6 +170,8 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
         )
     if exc.msg.startswith("Invalid \\"):
         return at, "this backslash starts no known escape", "write \\\\ for one backslash"
+    if not text.strip():
+        return 0, "there are only comments", "write a list of interface definitions, [{...}]"
     if not here:
         return at, "the file ends too early", "close every [ and {"
     if exc.msg.startswith("Extra data"):
@@ -127,7 +181,7 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
             "put all interface definitions in one list, [{...}, {...}]",
         )
     if here in ("/", "#"):
-        return at, "JSON has no comments", "remove the comment"
+        return at, "a comment does not begin like this", "begin it with //, or write /* and */ around it"
     if here == "'":
         return at, "JSON has no single quotes", 'write " instead'
     if at and text[at - 1].isdigit() and (here.isalnum() or here in (".", "_")):
@@ -147,11 +201,11 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
     )
 
 
-_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
+_TOKEN: Final = re.compile(r""""[^"\\]*(?:\\.[^"\\]*)*"|//[^\r\n]*|/\*.*?\*/|[\[\]{},:]|[^\s\[\]{},:"/]+""", re.DOTALL)
 
 
 def positions(text: str) -> dict[str, tuple[int, int]]:
-    """Line and column of every value by its path. ``text`` must be one that `parse` accepted.
+    """Line and column of every value by its path, in a text that `parse` has accepted.
 
     If an object has a key more than once, its last value counts. Does not recurse.
     """
@@ -167,11 +221,13 @@ def _walk(text: str) -> Iterator[tuple[str, int, int]]:
     done = 0
     for match in _TOKEN.finditer(text):
         start, token = match.start(), match.group()
-        newlines = text.count("\n", done, start)  # a token never has a newline in it
+        newlines = text.count("\n", done, start)
         if newlines:
             line += newlines
             line_start = text.rindex("\n", done, start) + 1
         done = start
+        if token[0] == "/":  # a comment
+            continue
         if token == ",":
             if counts[-1] < 0:
                 expects_key = True

@@ -18,6 +18,7 @@ from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, TlsValidator
 from .parsers import is_raw_token
+from .placeholders import warn_placeholders
 from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
 from .validate import (
@@ -80,6 +81,7 @@ def check_content(
     config = _load_root(root, LoadContext(file, findings, tls_validator))
     if public_mode is not None:
         _warn_public(root, file, public_mode, findings)
+    warn_placeholders(root, findings)
     located = _located(findings.found, text)
     if any(finding.severity == "error" for finding in located):
         return None, located

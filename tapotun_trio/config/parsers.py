@@ -6,6 +6,7 @@ repeats a value that may be a token.
 
 from __future__ import annotations
 
+import codecs
 import re
 from ipaddress import (
     AddressValueError,
@@ -19,8 +20,10 @@ from ipaddress import (
 )
 from typing import Final, Literal
 
+from ..text import one_line
 from .diagnostics import MASK, InvalidValue, quote
 from .model import ListenAddress, Secret, TcpAddress, TokenHash, UnixAddress
+from .placeholders import PROBLEM, is_placeholder
 
 IFNAME_BYTES: Final = 15  # IFNAMSIZ less the NUL, linux/if.h
 UNIX_PATH_BYTES: Final = 107  # sun_path less the NUL, linux/un.h
@@ -28,6 +31,7 @@ CLIENT_NAME_CHARS: Final = 64
 URL_PATH_CHARS: Final = 1024
 UNIX: Final = "unix"  # in trusted_proxies: any process that connects to a Unix socket
 LOOPBACK: Final = "127.0.0.1"  # where a port without an address listens
+TOKEN_FILE_BYTES: Final = 64 * 1024
 TOKEN_CHARS: Final = 4096  # half of what nginx accepts as one header line by default
 HEADER_NAME_CHARS: Final = 64
 HEADER_VALUE_CHARS: Final = 4096  # as a token
@@ -69,6 +73,7 @@ def parse_interface_name(text: str) -> str:
         raise InvalidValue(f"has {what} in it", "use letters, digits, - and _ only")
     if b"\xa0" in text.encode():
         raise InvalidValue("has a character that the kernel refuses", "use letters a to z, digits, - and _")
+    _refuse_unseen(text)
     return text
 
 
@@ -80,7 +85,14 @@ def parse_client_name(text: str) -> str:
         raise InvalidValue(f"has {len(text)} characters", f"choose a name of at most {CLIENT_NAME_CHARS}")
     if not text.isprintable() or text != text.strip():
         raise InvalidValue("has control characters, or spaces at its ends", "write one line of printable text")
+    _refuse_unseen(text)
     return text
+
+
+def _refuse_unseen(name: str) -> None:
+    if one_line(name) != name:
+        problem = "has characters that look blank or draw over their neighbours"
+        raise InvalidValue(problem, "choose a name that can be read in a list")
 
 
 # ------------------------------------------------------------------ addresses
@@ -211,6 +223,8 @@ def parse_token_hash(text: str) -> TokenHash:
     scheme, colon, digest = text.partition(":")
     if scheme == "sha256" and _SHA256_HEX.fullmatch(digest):
         return TokenHash("sha256", digest)
+    if is_placeholder(text):
+        raise InvalidValue(PROBLEM, _NEW_HASH, shown=MASK)
     lower = text.lower()
     if _SHA1_HEX.fullmatch(lower) or (lower.startswith("sha256:") and _SHA256_HEX.fullmatch(lower[7:])):
         raise InvalidValue("is a hash in capital letters", "write it in lower case", shown=MASK)
@@ -263,10 +277,22 @@ def parse_raw_token(text: str) -> Secret:
     return Secret(text)
 
 
-def secret_line(data: bytes) -> str:
-    """The line that a file with a token or a password holds, without its end. Each byte becomes one character, so that
-    the caller sees, and refuses, what is not ASCII or not one line."""
-    return data.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
+def secret_line(data: bytes, what: str = "token") -> str:
+    """The token or password in a file: its only line that is not blank. As in a config, a byte order mark is skipped.
+
+    Each byte becomes one character, so that the caller sees, and refuses, what is not ASCII. Raises InvalidValue.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidValue("is UTF-16", "save the file as UTF-8 or ASCII", shown=MASK)
+    lines = [line for line in data.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip()]
+    if len(lines) > 1:
+        raise InvalidValue(f"has {len(lines)} lines", f"keep one {what}, on one line", shown=MASK)
+    return lines[0].decode("latin-1") if lines else ""
+
+
+def parse_token_file(data: bytes) -> Secret:
+    """The token in the content of a file (`secret_line`). The caller checks whether it looks like a hash."""
+    return parse_raw_token(secret_line(data))
 
 
 def is_raw_token(value: object) -> bool:

@@ -38,6 +38,9 @@ def schema() -> Schema:
             "$schema": DIALECT,
             "title": "Config of tapotun",
             "description": "A list of interface definitions, or an object that has it as interfaces.",
+            # Not of JSON Schema: VS Code and others that use its language server then accept both.
+            "allowComments": True,
+            "allowTrailingCommas": True,
             "type": ["array", "object"],
             "if": {"type": "array"},
             "then": interfaces,

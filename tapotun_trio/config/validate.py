@@ -48,10 +48,10 @@ from .model import (
     TransportChoice,
     UnixAddress,
 )
+from .placeholders import PROBLEM, is_placeholder
 from .typecheck import Members, Node
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
-_TOKEN_FILE_BYTES: Final = 64 * 1024
 _HEAD_BYTES: Final = 15 * 1024  # of the 16 KiB that a tapotun server accepts; the rest is for the tunnel's own headers
 _PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
 _PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
@@ -522,16 +522,19 @@ class _ClientValidator:
                 "holds what looks like a hash",
                 "write the raw token into it, unless this is the raw token",
             )
+        elif is_placeholder(token.reveal()):
+            problem = f"holds a token that {PROBLEM}"
+            self._findings.warning(path, quote(name), problem, "write the raw token into it")
         return token
 
     def _read_secret(self, path: str, name: str, what: str, parser: Callable[[str], Secret]) -> Secret | None:
         """The token or the password in a file. None: it has none, which is reported."""
-        content = self._context.read_file(path, name, _TOKEN_FILE_BYTES)
+        content = self._context.read_file(path, name, parsers.TOKEN_FILE_BYTES)
         if content is None:
             return None
         self._context.warn_if_public(path, name, content)
         try:
-            return parser(parsers.secret_line(content.data))
+            return parser(parsers.secret_line(content.data, what))
         except InvalidValue as exc:
             self._findings.error(path, quote(name), f"holds a {what} that {exc.problem}", exc.remedy)
             return None

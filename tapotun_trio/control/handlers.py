@@ -10,8 +10,8 @@ import trio
 
 from .. import __version__
 from ..cooperative import run_cooperatively
-from ..lifecycle.registry import Registry
-from ..lifecycle.snapshot import snapshot_in_steps, state_of
+from ..lifecycle.registry import Record, Registry
+from ..lifecycle.snapshot import problem_of, snapshot_in_steps, state_of
 from ..peer.boottime import BootTime, wall_time
 from ..status.model import InterfaceState, ProcessStatus
 from ..text import one_line
@@ -56,6 +56,7 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
     async def wait(arguments: WaitArguments) -> WaitResult:
         states: dict[str, InterfaceState] = {}
         waiting: dict[str, str] = {}
+        records: list[Record] = []
         with trio.move_on_after(arguments.timeout_s):
             while True:
                 # The interfaces are looked up by name each time, because a reload may remove one.
@@ -65,7 +66,9 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
                 if not waiting:
                     break
                 await trio.sleep(POLL_S)
-        return WaitResult([name for name in states if name not in waiting], waiting)
+        up = [name for name in states if name not in waiting]
+        problems = {record.config.name: problem_of(record) for record in records}
+        return WaitResult(up, waiting, {name: text for name, text in problems.items() if text is not None})
 
     async def disconnect(arguments: DisconnectArguments) -> DisconnectResult:
         return DisconnectResult(registry.disconnect(arguments.interface, arguments.client))

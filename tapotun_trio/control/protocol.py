@@ -50,10 +50,11 @@ class WaitArguments(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WaitResult(Struct, frozen=True):
-    """``waiting``: the interfaces that are not up, with their states."""
+    """``waiting``: the interfaces that are not up, with their states; ``problems``: why, as far as that is known."""
 
     up: list[str]
     waiting: dict[str, str]
+    problems: dict[str, str] = {}
 
 
 class DisconnectArguments(Struct, frozen=True, forbid_unknown_fields=True):

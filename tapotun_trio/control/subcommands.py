@@ -35,6 +35,7 @@ from .protocol import (
 from .socket_path import control_directories, find, name_of
 
 RELOAD_S: Final = 60.0
+_OTHERS_S: Final = 1.0  # to say which other processes run
 LOOK_S: Final = 0.2  # between two attempts to find a process that does not run yet
 
 _HOME: Final = "\x1b[H"
@@ -67,13 +68,14 @@ def disconnect(arguments: argparse.Namespace) -> int:
     except TapotunError as exc:
         return _fail(str(exc))
     if not answers:
-        return _fail(*refusals)
-    sessions = sum(answer.sessions for answer in answers)
-    if sessions:
+        return _fail(*refusals.texts())
+    done = [name for name, answer in answers if answer.sessions]
+    which = f" (process {', '.join(done or [name for name, _ in answers])})" if refusals.asked > 1 else ""
+    if done:
         hint = "it may reconnect at once; to keep it out, remove its token from the config"
-        print(f"disconnected {one_line(client)}; {hint}")
+        print(f"disconnected {one_line(client)}{which}; {hint}")
     else:
-        print(f"{one_line(client)} is not connected")
+        print(f"{one_line(client)} is not connected{which}")
     return exit_codes.OK
 
 
@@ -84,12 +86,10 @@ def reload(arguments: argparse.Namespace) -> int:
         answers, refusals = _ask_all(arguments.name, "reload", request, ReloadResult, timeout_s=RELOAD_S)
     except TapotunError as exc:
         return _fail(str(exc))
-    for answer in answers:
-        for line in answer.changes:
-            print(one_line(line))
-    if answers and not any(answer.changes for answer in answers):
-        print("the config has not changed")
-    return _fail(*refusals) if refusals else exit_codes.OK
+    for name, answer in answers:
+        for line in answer.changes or ["the config has not changed"]:
+            print(f"{name}: {one_line(line)}" if refusals.asked > 1 else one_line(line))
+    return _fail(*refusals.texts()) if refusals else exit_codes.OK
 
 
 def running(timeout_s: float) -> list[ProcessStatus]:
@@ -106,7 +106,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(_printable(msgspec.json.format(_encode(processes), indent=2).decode()) + "\n")
     else:
-        _write(_page(processes))
+        _write(_page(processes, full=arguments.full))
     _print_errors(errors)
     return exit_codes.OK if processes else exit_codes.FAILED
 
@@ -126,9 +126,9 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
             _write(one_line_json(_encode(processes).decode()) + "\n")
             _print_errors(errors)
         elif on_terminal:
-            _write(_screen([*_page(processes).splitlines(), *errors]))
+            _write(_screen([*_page(processes, full=arguments.full).splitlines(), *errors]))
         else:
-            _write(("\n" if again else "") + _page(processes))
+            _write(("\n" if again else "") + _page(processes, full=arguments.full))
             _print_errors(errors)
         again = True
         time.sleep(arguments.watch)
@@ -143,10 +143,18 @@ def _printable(text: str) -> str:
     return "\n".join(map(one_line_json, text.split("\n")))
 
 
-def _page(processes: list[ProcessStatus]) -> str:
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
-    return render(processes, datetime.now(UTC), width=width, colour=colour)
+def _page(processes: list[ProcessStatus], *, full: bool) -> str:
+    on_terminal = sys.stdout.isatty()
+    colour = on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    size = shutil.get_terminal_size((WIDTH, 24))
+    return render(
+        processes,
+        datetime.now(UTC),
+        width=size.columns if on_terminal else WIDTH,
+        rows=size.lines if on_terminal else None,
+        full=full,
+        colour=colour,
+    )
 
 
 def _screen(lines: list[str]) -> str:
@@ -161,9 +169,10 @@ def _screen(lines: list[str]) -> str:
 def _fetch(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessStatus], list[str]]:
     """The processes that run one of these interfaces (empty: any), and the errors of those that did not answer."""
     try:
-        processes, errors = _ask_all(name, "status", StatusArguments(), ProcessStatus)
+        answers, refusals = _ask_all(name, "status", StatusArguments(), ProcessStatus)
     except TapotunError as exc:
         return [], [str(exc)]
+    processes, errors = [answer for _, answer in answers], refusals.texts()
     if not interfaces:
         return processes, errors
     there = {interface.name for process in processes for interface in process.interfaces}
@@ -184,7 +193,7 @@ def _fetch(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessSta
 
 def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> int:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    state = "no tapotun is running" if name is None else f"no tapotun named {name} is running"
+    state = _nobody(name)
     while True:
         left_s = LONGEST_WAIT_S if deadline is None else max(min(deadline - time.monotonic(), LONGEST_WAIT_S), 0)
         try:
@@ -198,7 +207,7 @@ def _wait(interfaces: list[str], name: str | None, timeout_s: float | None) -> i
         if waiting is not None:
             if not waiting:
                 return exit_codes.OK
-            state = ", ".join(f"{one_line(interface)} is {its_state}" for interface, its_state in waiting.items())
+            state = "; ".join(f"{one_line(interface)} is {its_state}" for interface, its_state in waiting.items())
         if deadline is not None and time.monotonic() >= deadline:
             _print_errors([f"not up within {timeout_s:g} s: {state}"])
             return exit_codes.RUNTIME
@@ -228,24 +237,59 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
         if wanted:
             left_s = max(deadline - time.monotonic(), 0)
             answer = ask(path, "wait", WaitArguments(wanted, left_s), WaitResult, timeout_s=left_s + ANSWER_S)
-            waiting |= answer.waiting
+            waiting |= {
+                name: f"{state}: {answer.problems[name]}" if name in answer.problems else state
+                for name, state in answer.waiting.items()
+            }
     return waiting
 
 
 # ------------------------------------------------------------------ requests to processes
 
 
+class _Refusals(list[tuple[str, str]]):
+    """The names and errors of processes that gave no answer. The name is empty if the error has it already."""
+
+    asked = 0  # how many processes were asked
+
+    def texts(self) -> list[str]:
+        """The errors; with the name of the process if several were asked."""
+        return [f"{name}: {error}" if name and self.asked > 1 else error for name, error in self]
+
+
 def _ask_all(
     name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
-) -> tuple[list[T], list[str]]:
-    """Every process's answer, and the errors of those that gave none. Raises NobodyThereError: no process runs."""
-    outcomes = [outcome for _, outcome in _each(name, command, request, kind, timeout_s=timeout_s)]
-    if not outcomes:
-        where = ", ".join(place.directory for place in control_directories(os.environ))
-        called = "" if name is None else f" named {name}"
-        raise NobodyThereError(f"no tapotun{called} is running (no control socket in {where})")
-    answers = [outcome for outcome in outcomes if not isinstance(outcome, HostError | PeerError)]
-    return answers, [one_line(str(outcome)) for outcome in outcomes if isinstance(outcome, HostError | PeerError)]
+) -> tuple[list[tuple[str, T]], _Refusals]:
+    """The name and the answer of every process, and the errors of those that gave none.
+
+    Raises NobodyThereError: no process runs.
+    """
+    answers: list[tuple[str, T]] = []
+    refusals = _Refusals()
+    for path, outcome in _each(name, command, request, kind, timeout_s=timeout_s):
+        refusals.asked += 1
+        if isinstance(outcome, HostError | PeerError):
+            refusals.append((name_of(path) if isinstance(outcome, PeerError) else "", one_line(str(outcome))))
+        else:
+            answers.append((name_of(path), outcome))
+    if not refusals.asked:
+        raise NobodyThereError(f"{_nobody(name)} ({_others(name)})")
+    return answers, refusals
+
+
+def _nobody(name: str | None) -> str:
+    return "no tapotun is running" if name is None else f"no tapotun named {name} is running"
+
+
+def _others(name: str | None) -> str:
+    """The processes of other names; where they were looked for if there are none."""
+    others: list[str] = []
+    if name is not None:
+        found = _each(None, "status", StatusArguments(), ProcessStatus, timeout_s=_OTHERS_S)
+        others = [name_of(path) for path, _ in found]
+    if others:
+        return f"running: {', '.join(others)}"
+    return f"no control socket in {', '.join(place.directory for place in control_directories(os.environ))}"
 
 
 def _each(

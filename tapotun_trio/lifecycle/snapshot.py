@@ -13,7 +13,8 @@ from ..config.model import ServerConfig
 from ..cooperative import Steps
 from ..peer.boottime import wall_time
 from ..status.model import InterfaceState, InterfaceStatus
-from .registry import Record
+from ..text import one_line, shorten
+from .registry import LAST_ERROR_CHARS, Record
 
 
 def snapshot_in_steps(records: Iterable[Record]) -> Steps[list[InterfaceStatus]]:
@@ -36,6 +37,19 @@ def state_of(record: Record) -> InterfaceState:
     return "degraded" if state == "up" and record.health.degraded is not None else state
 
 
+def problem_of(record: Record) -> str | None:
+    """Why the interface is not up, on one line; None: it is up, or nothing has failed yet."""
+    state = state_of(record)
+    if state == "up":
+        return None
+    problem = (
+        record.health.degraded
+        if state == "degraded"
+        else (record.tunnel and record.tunnel.problem) or record.last_error
+    )
+    return None if problem is None else one_line(shorten(problem, LAST_ERROR_CHARS))
+
+
 def _common(record: Record) -> InterfaceStatus:
     """The part of the status that is known without the tunnel."""
     config = record.config
@@ -46,6 +60,7 @@ def _common(record: Record) -> InterfaceStatus:
         since=wall_time(record.since),
         restarts=record.restarts,
         last_error=record.last_error,
+        problem=problem_of(record),
         degraded=record.health.degraded,
         repairs=record.health.repairs,
     )

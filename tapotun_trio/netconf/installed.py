@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -41,6 +41,11 @@ class InstalledItems:
         self._route_keys: set[RouteKey] | None = None  # of `items`; None: not computed since they changed
         self._missing: dict[Item, str] = {}  # pushed items that the kernel refused, and why
         self._mtu: int | None = None
+
+    @property
+    def refused(self) -> Mapping[Item, str]:
+        """The pushed items that the kernel refused, and why."""
+        return self._missing
 
     @property
     def items(self) -> list[Item]:

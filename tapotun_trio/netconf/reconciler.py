@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Final
@@ -11,7 +12,7 @@ import trio
 
 from ..errors import HostError, ShortageError
 from ..host.interfaces import Host, InterfaceChange
-from ..host.items import DesiredState
+from ..host.items import DesiredState, Item
 from ..host.netlink.rewatch import Rewatch
 from .installed import InstalledItems
 from .repairer import UNKNOWN_CHANGE, GoneError, Health, Repairer
@@ -82,7 +83,13 @@ class Reconciler:
         self._log = log
         self._guard = guard
         self._health = health or Health()
+        self._installed: InstalledItems | None = None
         self._requests, self._inbox = trio.open_memory_channel[_Request](0)
+
+    @property
+    def refused(self) -> Mapping[Item, str]:
+        """The pushed items that the kernel refused, and why. They are tried again at the next change."""
+        return {} if self._installed is None else self._installed.refused
 
     async def run(
         self, desired: DesiredState, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -94,7 +101,7 @@ class Reconciler:
         network namespace.
         """
         async with self._host.open_network() as network:
-            installed = InstalledItems(network, self._name, self._log)
+            installed = self._installed = InstalledItems(network, self._name, self._log)
             wanted = desired
 
             async def reinstall() -> None:

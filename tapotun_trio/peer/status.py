@@ -46,6 +46,7 @@ def peer_status(
         state=peer.state,
         endpoint=info.endpoint,
         transport=peer.transport,
+        tls=info.tls,
         extended=info.extended,
         agent=info.agent,
         addresses=[str(address) for address in addresses],

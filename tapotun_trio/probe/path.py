@@ -47,7 +47,9 @@ class Path:
 
     async def open(self) -> Connection:
         """A connection like the client's, which the caller closes. Raises PeerError."""
-        return await open_connection(self.config.server, self._tls, None, self.proxy, None, self.limits)
+        return await open_connection(
+            self.config.server, self._tls, self.config.transport_mark, self.proxy, None, self.limits
+        )
 
     def note_limit(self, path_mtu: PathMtu, address: str | None, lost_bytes: int | None) -> None:
         """Fill ``path_mtu`` in: large segments are lost, and ``limits`` has the size to use instead."""
@@ -64,10 +66,10 @@ class Path:
         if measured.dns.error is not None:
             return False
         measured.tcp = Tcp()
-        await _reach(measured.tcp, measured.dns, port)
+        await _reach(measured.tcp, measured.dns, port, self.config.transport_mark)
         if measured.tcp.error is None and self.proxy is not None:
             try:
-                (await open_connection(url, None, None, self.proxy)).close()
+                (await open_connection(url, None, self.config.transport_mark, self.proxy)).close()
             except PeerError as exc:
                 measured.tcp.error = str(exc)
         if measured.tcp.error is not None:
@@ -105,7 +107,7 @@ class Path:
         assert self._tls is not None, "https"
         url = self.config.server
         try:
-            connection = await open_connection(url, None, None, self.proxy, None, self.limits)
+            connection = await open_connection(url, None, self.config.transport_mark, self.proxy, None, self.limits)
             began = time.monotonic()
             with trio.fail_after(CONNECT_S):
                 secured = await secure(connection, url, self._tls, self.limits, None, self.proxy)
@@ -126,7 +128,9 @@ class Path:
 
         async def try_one(version: str) -> None:
             with trio.move_on_after(VERSION_S), suppress(PeerError):
-                connection = await open_connection(self.config.server, None, None, self.proxy, None, self.limits)
+                connection = await open_connection(
+                    self.config.server, None, self.config.transport_mark, self.proxy, None, self.limits
+                )
                 certificate = await certificate_by(connection, self.config.tls, version, self.config.server.host)
                 if certificate is not None:
                     spoken.add(version)
@@ -139,7 +143,7 @@ class Path:
         tls.offered = [version for version in VERSIONS if version in spoken]
 
 
-async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
+async def _reach(tcp: Tcp, dns: Dns, port: int, mark: int | None) -> None:
     """Connect to up to ``MAX_ADDRESSES`` addresses, to find those that would make a client fail at random."""
     took: dict[str, float] = {}
 
@@ -147,7 +151,7 @@ async def _reach(tcp: Tcp, dns: Dns, port: int) -> None:
         began = time.monotonic()
         try:
             with trio.fail_after(ADDRESS_S):
-                connection = await connect(address, port)
+                connection = await connect(address, port, mark)
         except PeerError as exc:
             tcp.unreachable[address] = str(exc).rpartition(": ")[2]
         except trio.TooSlowError:

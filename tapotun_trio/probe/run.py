@@ -8,6 +8,8 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from os.path import lexists
 from typing import Final
 
 import trio
@@ -15,7 +17,9 @@ import trio
 from .. import exit_codes
 from ..config import parsers
 from ..config.diagnostics import InvalidValue, quote
-from ..config.model import ClientConfig, NoProxy, Proxy, Secret, TlsConfig
+from ..config.load import check
+from ..config.model import ClientConfig, Secret, TlsConfig, Url
+from ..config.placeholders import PROBLEM, is_placeholder
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
 from ..files import UnreadableFile, read_file
@@ -31,7 +35,6 @@ USABLE: Final = 0
 NOT_USABLE: Final = 1
 
 TOTAL_S: Final = 75.0  # for everything but the tests of limits
-_TOKEN_FILE_BYTES: Final = 64 * 1024
 
 
 class Misused(Exception):
@@ -102,23 +105,82 @@ async def measure_until_stopped(
 
 
 def client_config(arguments: Namespace) -> ClientConfig:
-    """The client config that these options describe. Warns if other users can read the token file. Raises Misused."""
+    """The client that these options describe, or the one of a config file with these options instead of its own.
+
+    Warns if other users can read the token file. Raises Misused.
+    """
+    if _is_file(arguments.url):
+        given = _client_of_file(arguments.url, arguments.interface)
+        if arguments.token_file is not None:
+            given = replace(given, token=_token(arguments.token_file))
+    else:
+        if arguments.interface is not None:
+            raise Misused("--interface chooses a client of a config file, and this is a URL; remove it")
+        url = _url(arguments.url)
+        if arguments.token_file is None:
+            raise Misused("a URL needs --token-file F, the file with the client's raw token; or name a config file")
+        given = ClientConfig(name="probe", server=url, token=_token(arguments.token_file))
+    if arguments.proxy is not None:
+        try:
+            given = replace(given, proxy=parse_proxy(arguments.proxy))
+        except InvalidValue as exc:
+            raise Misused(f"--proxy {exc.shown or '***'} {exc.problem}; {exc.remedy}") from exc
+    auth_header = arguments.auth_header or given.auth_header
+    login = _login(arguments) or given.login
+    if login is not None and auth_header != "x-api-key":
+        raise Misused(f"--auth-header {auth_header} needs the header that Basic auth needs; give one of them")
+    return replace(
+        given,
+        tls=_tls(arguments, given.tls),
+        transport=arguments.transport or given.transport,
+        auth_header=auth_header,
+        headers=_headers(arguments.headers_file) or given.headers,
+        login=login,
+    )
+
+
+def _is_file(text: str) -> bool:
+    return "://" not in text and (
+        text.startswith(("/", "./", "../")) or text.endswith((".json", ".jsonc")) or lexists(text)
+    )
+
+
+def _client_of_file(file: str, interface: str | None) -> ClientConfig:
+    """The client of this name, or the only one. Raises Misused."""
+    config, findings = check(file)
+    if config is None:
+        errors = [finding.text(file) for finding in findings if finding.severity == "error"]
+        more = f" (and {len(errors) - 1} more: tapotun validate-config {shlex.quote(file)})" if errors[1:] else ""
+        raise Misused(errors[0] + more)
+    clients = {client.name: client for client in config.interfaces if isinstance(client, ClientConfig)}
+    names = ", ".join(clients)
+    if not clients:
+        raise Misused(f"{file} has no client, and only a client's path can be probed; name the client's config")
+    if interface is not None:
+        if interface not in clients:
+            raise Misused(f"--interface {quote(interface)} is no client of {file}; it has {names}")
+        return clients[interface]
+    if len(clients) > 1:
+        raise Misused(f"{file} has {len(clients)} clients, {names}; choose one with --interface NAME")
+    return next(iter(clients.values()))
+
+
+def _url(text: str) -> Url:
     try:
-        server, login = parse_url(arguments.url)
+        url, login = parse_url(text)
     except InvalidValue as exc:
-        raise Misused(f"URL {exc.shown or quote(arguments.url)} {exc.problem}; {exc.remedy}") from exc
+        raise Misused(f"URL {exc.shown or quote(text)} {exc.problem}; {exc.remedy}") from exc
     if login is not None:
         raise Misused(
             "URL *** has a login, and every user of this machine can read a command line; give --user and "
             "--password-file instead"
         )
-    proxy: Proxy | NoProxy | None = None
-    server_name: str | None = None
-    try:
-        if arguments.proxy is not None:
-            proxy = parse_proxy(arguments.proxy)
-    except InvalidValue as exc:
-        raise Misused(f"--proxy {exc.shown or '***'} {exc.problem}; {exc.remedy}") from exc
+    return url
+
+
+def _tls(arguments: Namespace, given: TlsConfig) -> TlsConfig:
+    """The TLS options. A certificate brings its own key. Raises Misused."""
+    server_name: str | None = given.server_name
     try:
         if arguments.server_name is not None:
             server_name = parse_host(arguments.server_name)
@@ -126,23 +188,14 @@ def client_config(arguments: Namespace) -> ClientConfig:
         raise Misused(f"--server-name {quote(arguments.server_name)} {exc.problem}; {exc.remedy}") from exc
     if arguments.key_file and not arguments.cert_file:
         raise Misused("--key-file is given without --cert-file; give the certificate of the key")
-    return ClientConfig(
-        name="probe",
-        server=server,
-        token=_token(arguments.token_file),
-        tls=TlsConfig(
-            ca_file=arguments.ca_file,
-            insecure=arguments.insecure,
-            cert_file=arguments.cert_file,
-            key_file=arguments.key_file,
-            server_name=server_name,
-            min_version=arguments.min_version,
-        ),
-        transport=arguments.transport,
-        auth_header=arguments.auth_header,
-        headers=_headers(arguments.headers_file),
-        login=_login(arguments),
-        proxy=proxy,
+    own_certificate = arguments.cert_file is not None
+    return TlsConfig(
+        ca_file=arguments.ca_file or given.ca_file,
+        insecure=arguments.insecure or given.insecure,
+        cert_file=arguments.cert_file if own_certificate else given.cert_file,
+        key_file=arguments.key_file if own_certificate else given.key_file,
+        server_name=server_name,
+        min_version=arguments.min_version or given.min_version,
     )
 
 
@@ -153,14 +206,13 @@ def _login(arguments: Namespace) -> Secret | None:
         return None
     if user is None or file is None:
         raise Misused("--user and --password-file belong together; give both")
-    if arguments.auth_header != "x-api-key":
-        raise Misused(f"--auth-header {arguments.auth_header} needs the header that Basic auth needs; give one of them")
     try:
         user = parsers.parse_user(user)
     except InvalidValue as exc:
         raise Misused(f"--user {quote(user)} {exc.problem}; {exc.remedy}") from exc
-    text = parsers.secret_line(_read("--password-file", file, "the password"))
+    data = _read("--password-file", file, "the password")
     try:
+        text = parsers.secret_line(data, "password")
         return Secret(f"{user}:{parsers.parse_password(text).reveal()}")
     except InvalidValue as exc:
         raise Misused(f"--password-file {quote(file)} holds a password that {exc.problem}; {exc.remedy}") from exc
@@ -192,9 +244,10 @@ def parse_headers(name: str, data: bytes) -> tuple[tuple[str, Secret], ...]:
 def _read(option: str, name: str, what: str) -> bytes:
     """The content of a file with a secret. Warns if other users can read it. Raises Misused."""
     try:
-        content = read_file(name, _TOKEN_FILE_BYTES)
+        content = read_file(name, parsers.TOKEN_FILE_BYTES)
     except UnreadableFile as exc:
-        raise Misused(f"{option} {quote(name)} cannot be read: {exc}; give the file that holds {what}") from exc
+        remedy = exc.remedy or f"give the file that holds {what}"
+        raise Misused(f"{option} {quote(name)} cannot be read: {exc}; {remedy}") from exc
     if content.public_mode is not None:
         text = f"{option} {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
         _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
@@ -205,12 +258,14 @@ def _token(name: str) -> Secret:
     """The token in the file, read like a client's ``token_file``."""
     data = _read("--token-file", name, "the client's raw token")
     try:
-        token = parsers.parse_raw_token(parsers.secret_line(data))
+        token = parsers.parse_token_file(data)
     except InvalidValue as exc:
         raise Misused(f"--token-file {quote(name)} holds a token that {exc.problem}; {exc.remedy}") from exc
     if parsers.looks_hashed(token.reveal()):
         text = f"--token-file {quote(name)} holds what looks like a hash, which belongs on the server"
         _warn(f"{text}; write the raw token into it, unless this is the raw token")
+    elif is_placeholder(token.reveal()):
+        _warn(f"--token-file {quote(name)} holds a token that {PROBLEM}; write the raw token into it")
     return token
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 # The kind of a value, by its metavar. Interfaces and clients are names that running processes know.
-_KINDS: Final = {"FILE": "file", "F": "file", "INTERFACE": "interfaces", "CLIENT": "clients"}
+_KINDS: Final = {"FILE": "file", "F": "file", "URL|FILE": "file", "INTERFACE": "interfaces", "CLIENT": "clients"}
 
 
 class Argument(NamedTuple):
@@ -36,9 +36,19 @@ class Verb(NamedTuple):
 
 def verbs(parser: argparse.ArgumentParser) -> tuple[Verb, ...]:
     """Every subcommand, in the parser's order."""
-    (group,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    group = _group(parser)
     helps = {action.dest: action.help or "" for action in group._choices_actions}
     return tuple(_verb(name, helps[name], verb) for name, verb in group.choices.items())
+
+
+def verb_parsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of every subcommand, by its name."""
+    return _group(parser).choices
+
+
+def _group(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    (group,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return group
 
 
 def own_options(parser: argparse.ArgumentParser) -> tuple[Argument, ...]:

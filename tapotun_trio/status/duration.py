@@ -7,10 +7,17 @@ from datetime import datetime
 
 def ago(then: datetime, now: datetime) -> str:
     """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
-    seconds = max(int((now - then).total_seconds()), 0)
+    return span(max(int((now - then).total_seconds()), 0))
+
+
+def span(seconds: float) -> str:
+    """The time in its two largest units: ``3 h 12 min``; tenths only below one second: ``0.3 s``."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
+    left = round(seconds)
     parts: list[str] = []
     for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, seconds = divmod(seconds, length)
+        number, left = divmod(left, length)
         if parts and not number:
             break
         if number:

@@ -64,10 +64,12 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     state: PeerState
     endpoint: str | None = None
     transport: Literal["http", "websocket"] | None = None
+    tls: str | None = None
     extended: bool | None = None
     agent: str | None = None
     addresses: list[str] = []
     routes: list[str] = []
+    refused_routes: dict[str, str] = {}
     sources: list[str] = []
     connected_since: datetime | None = None
     last_frame_at: datetime | None = None
@@ -126,6 +128,7 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     refusals: dict[str, int] = {}
     restarts: int = 0
     last_error: str | None = None
+    problem: str | None = None
     degraded: str | None = None
     repairs: int = 0
     transport_conflicts: list[TransportConflictStatus] = []

@@ -7,18 +7,24 @@ the space that they have.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..text import one_line, shorten
 from .duration import ago
-from .model import InterfaceStatus, LeftOutStatus, PeerStatus, ProcessStatus, TransportConflictStatus
+from .model import InterfaceStatus, LeftOutStatus, PeerState, PeerStatus, ProcessStatus, TransportConflictStatus
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
 TEXT_CHARS: Final = 800  # the longest sentence
 LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
+
+MANY_PEERS: Final = 24  # of one interface, which are shown as a table where there is no terminal
+SILENT_S: Final = 60.0  # more than any keepalive
+_NAME_COLUMNS: Final = 12  # at least, of a name in the table
+_TROUBLE: Final[tuple[PeerState, ...]] = ("replaced", "connecting", "offline", "connected")  # the worst first
 
 _LABEL: Final = 12  # columns, including the colon and the space after it
 _RESET: Final = "\x1b[0m"
@@ -27,11 +33,26 @@ _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
 _STATE_COLOURS: Final = {"up": _GREEN, "connected": _GREEN, "offline": "", "failed": _RED, "replaced": _RED}
 
 
-def render(processes: Iterable[ProcessStatus], now: datetime, *, width: int = WIDTH, colour: bool = False) -> str:
-    """A block for each process. ``width``: columns of the terminal; ``colour``: with ANSI colours."""
+def render(
+    processes: Iterable[ProcessStatus],
+    now: datetime,
+    *,
+    width: int = WIDTH,
+    rows: int | None = None,
+    full: bool = False,
+    colour: bool = False,
+) -> str:
+    """A block for each process, and in it a block for each peer; a table instead where these fill more than a screen.
+
+    Args:
+        width: columns of the terminal.
+        rows: its rows; None: it is no terminal, and MANY_PEERS decides.
+        full: blocks, however many there are.
+        colour: with ANSI colours.
+    """
     page = _Page(max(width, MIN_WIDTH), colour)
     for process in processes:
-        page.process(process, now)
+        page.process(process, now, rows=rows, full=full)
     return page.text
 
 
@@ -45,7 +66,7 @@ class _Page:
     def text(self) -> str:
         return "".join(f"{line}\n" for line in self._lines)
 
-    def process(self, process: ProcessStatus, now: datetime) -> None:
+    def process(self, process: ProcessStatus, now: datetime, *, rows: int | None, full: bool) -> None:
         if self._lines:
             self._lines.append("")
         name = "" if process.name == str(process.pid) else f" {process.name}"
@@ -57,6 +78,13 @@ class _Page:
             self._text("", "reload", text, _RED)
         for interface in process.interfaces:
             self._interface(interface, now)
+            before = len(self._lines)
+            for peer in interface.peers:
+                self._peer(peer, now)
+            many = len(interface.peers) > MANY_PEERS if rows is None else len(self._lines) - before > rows
+            if many and not full and len(interface.peers) > 1:
+                del self._lines[before:]
+                self._table(interface.peers, now)
 
     def _interface(self, interface: InterfaceStatus, now: datetime) -> None:
         self._head("", "interface", interface.name, _GREEN)
@@ -69,6 +97,8 @@ class _Page:
         )
         if interface.state == "failed":
             self._text("  ", "why", interface.last_error or "not known", _RED)
+        elif interface.problem is not None and interface.degraded is None:
+            self._text("  ", "why", interface.problem, _YELLOW)
         if interface.degraded is not None:
             self._text("  ", "degraded", interface.degraded, _YELLOW)
         mtu = [] if interface.mtu_bytes is None else [f"MTU {interface.mtu_bytes}"]
@@ -97,8 +127,6 @@ class _Page:
             self._text("  ", "left out", left_out_text(left_out), _YELLOW)
         if len(interface.left_out) > LIST_LIMIT:
             self._text("  ", "", f"and {len(interface.left_out) - LIST_LIMIT} more")
-        for peer in interface.peers:
-            self._peer(peer, now)
 
     def _peer(self, peer: PeerStatus, now: datetime) -> None:
         self._head("  ", "peer", peer.name, _YELLOW)
@@ -108,6 +136,10 @@ class _Page:
         self._field("    ", "endpoint", _endpoint(peer))
         self._field("    ", "addresses", peer.addresses)
         self._field("    ", "routes", peer.routes)
+        for route, why in list(peer.refused_routes.items())[:LIST_LIMIT]:
+            self._text("    ", "refused", f"{route}, by the kernel of this machine: {why}", _RED)
+        if len(peer.refused_routes) > LIST_LIMIT:
+            self._text("    ", "", f"and {len(peer.refused_routes) - LIST_LIMIT} more routes")
         self._field("    ", "sources", peer.sources)
         if peer.endpoint is None and not peer.stream_ends:
             return  # the peer has never connected
@@ -125,6 +157,28 @@ class _Page:
             self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])
         self._field("    ", "dropped", _reasons(peer.drops))
         self._field("    ", "ended", _reasons(peer.stream_ends))
+
+    def _table(self, peers: Sequence[PeerStatus], now: datetime) -> None:
+        """A line for each peer, those with trouble first."""
+        counts = Counter(peer.state for peer in peers)
+        states = [f"{counts[state]} {state}" for state in _TROUBLE if counts[state]]
+        self._field("  ", "peers", [f"{len(peers)}", *states, "tapotun status --full has all about each"])
+        columns_shown = list(_COLUMNS)
+        name_width = self._name_width(columns_shown)
+        while name_width < _NAME_COLUMNS and len(columns_shown) > 1:
+            columns_shown.pop()
+            name_width = self._name_width(columns_shown)
+        titles = "".join(f" {column.title:<{column.width}}" for column in columns_shown)
+        self._lines += ["", f"  {'PEER':<{name_width}}{titles}".rstrip()]
+        for peer in sorted(peers, key=lambda peer: (_rank(peer, now), peer.name)):
+            name = _padded(one_line(peer.name), name_width)
+            cells = [_padded(column.text(peer, now), column.width) for column in columns_shown]
+            if self._colour and (colour := _STATE_COLOURS.get(peer.state, _YELLOW)):
+                cells[0] = f"{colour}{cells[0]}{_RESET}"
+            self._lines.append(f"  {' '.join([name, *cells])}".rstrip())
+
+    def _name_width(self, columns_shown: Sequence[_Column]) -> int:
+        return self._width - 2 - sum(column.width + 1 for column in columns_shown)
 
     def _head(self, indent: str, kind: str, name: str, colour: str) -> None:
         self._lines.append("")
@@ -178,6 +232,68 @@ class _Page:
         return fit(head + tail, self._width)
 
 
+class _Column(NamedTuple):
+    """A column of the table of peers, besides the name."""
+
+    title: str
+    width: int
+    text: Callable[[PeerStatus, datetime], str]
+
+
+def _rank(peer: PeerStatus, now: datetime) -> int:
+    """Its place in the table: what needs somebody's attention comes first, and who has never been there last."""
+    never = peer.state == "offline" and peer.endpoint is None and not peer.stream_ends
+    if never:
+        return len(_TROUBLE) + 2
+    if peer.state == "connected":
+        silent = peer.last_frame_at is not None and (now - peer.last_frame_at).total_seconds() > SILENT_S
+        return len(_TROUBLE) + (0 if silent or peer.outbox.packets else 1)
+    return _TROUBLE.index(peer.state)
+
+
+def _since(peer: PeerStatus, now: datetime) -> str:
+    return "" if peer.connected_since is None else _short(peer.connected_since, now)
+
+
+def _heard(peer: PeerStatus, now: datetime) -> str:
+    return "never" if peer.last_frame_at is None else _short(peer.last_frame_at, now)
+
+
+def _short(then: datetime, now: datetime) -> str:
+    """The time between in its largest unit."""
+    return " ".join(ago(then, now).split()[:2])
+
+
+def _smoothed(peer: PeerStatus, now: datetime) -> str:
+    del now
+    return "" if peer.rtt.smoothed_ms is None else _ms(peer.rtt.smoothed_ms)
+
+
+def _in_and_out(peer: PeerStatus, now: datetime) -> str:
+    del now
+    return f"{rate(peer.rates.rx_bits_per_s)}, {rate(peer.rates.tx_bits_per_s)}"
+
+
+def _again(peer: PeerStatus, now: datetime) -> str:
+    del now
+    return f"{peer.reconnects}" if peer.reconnects else ""
+
+
+_COLUMNS: Final = (
+    _Column("STATE", 10, lambda peer, now: peer.state),
+    _Column("HEARD", 8, _heard),
+    _Column("IN, OUT", 24, _in_and_out),
+    _Column("RTT", 8, _smoothed),
+    _Column("FOR", 6, _since),
+    _Column("AGAIN", 5, _again),
+)
+
+
+def _padded(text: str, width: int) -> str:
+    shown = fit(text, width)
+    return shown + " " * (width - columns(shown))
+
+
 def conflict_text(conflict: TransportConflictStatus) -> str:
     """The conflict and what was done about it. `tapotun doctor` uses the same text."""
     outcome = {
@@ -205,6 +321,8 @@ def _endpoint(peer: PeerStatus) -> list[str]:
     if peer.endpoint is None:
         return []
     over = {"http": " over HTTP", "websocket": " over a WebSocket", None: ""}[peer.transport]
+    if peer.tls is not None:
+        over = f"{over.replace(' over HTTP', ' over HTTPS')} ({peer.tls})"
     software = peer.agent or ("extended" if peer.extended else "base protocol")
     return [f"{peer.endpoint}{over}", software]
 
@@ -256,7 +374,8 @@ def columns(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1 for c in text
+        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1
+        for c in text
     )
 
 

@@ -50,7 +50,7 @@ class Station:
     def start(self) -> None:
         """Start the server again."""
         self.daemon = tapotun(self.server, self.file, "--name", "hub")
-        self.daemon.wait_for_log("ready: ")
+        self.daemon.wait_for_log("started: ")
 
     def log_in(self) -> None:
         """On the page that is open, until it is live."""
@@ -121,7 +121,7 @@ def station(lab: Lab, *clients: Config, **fields: Any) -> Iterator[Station]:
     file = server.tmp / "hub.json"
     write_config(file, server_config(*(clients or (allowed("laptop"),)), keepalive=1, **fields))
     daemon = tapotun(server, file, "--name", "hub")
-    daemon.wait_for_log("ready: ")
+    daemon.wait_for_log("started: ")
     with running(client, client_config(), until=UPLOADING), browser(server) as window:
         window.look(DESKTOP)
         window.open(f"{ORIGIN}/")

@@ -73,7 +73,7 @@ def test_a_client_a_status_and_the_panel_get_through(lab: Lab) -> None:
     file.write_text(json.dumps(config), encoding="utf-8")
     argv = ["prlimit", f"--nofile={LIMIT}:{LIMIT}", *command(), str(file)]
     with server.start(argv, name="tapotun", cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: ")
+        daemon.wait_for_log("started: ")
         with strangers(client, (8080, 9433)) as made:
             wait_until(lambda: made[0] >= 2 * STRANGERS, PATIENCE_S, "the strangers", daemon.tail)
             for _ in range(3):

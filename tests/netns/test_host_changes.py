@@ -474,7 +474,7 @@ def it(lab: Lab) -> Iterator[Tunnel]:
         "clients": [known],
     }
     with tapotun(server, [serving]) as server_daemon:
-        server_daemon.wait_for_log("ready: ")
+        server_daemon.wait_for_log("started: ")
         with tapotun(client, [{"name": "tun0", "server": f"http://{SERVER}:8080/ip", "token": "test"}]) as daemon:
             daemon.wait_for_log(UPLOADING)
             wait_until(lambda: (PUSHED, "tun0", OURS) in routes(client), SECONDS, "the routes that are pushed")

@@ -103,7 +103,7 @@ def siege(lab: Lab, *, counting: bool = False) -> Iterator[tuple[Host, Host, Pro
     config = server_config(allowed("laptop"), allowed("mallory", MALLORY))
     start = injected(server, [config], ENDS, name="tapotun") if counting else running(server, config)
     with start as daemon:
-        daemon.wait_for_log("ready: ")
+        daemon.wait_for_log("started: ")
         with running(client, client_config(), until=UPLOADING):
             yield server, client, daemon
             assert ping(client, TUNNEL_SERVER).ok

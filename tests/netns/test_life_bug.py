@@ -76,7 +76,7 @@ def test_a_bug_in_one_interface(lab: Lab, side: str) -> None:
         for name, host in hosts.items():
             source, called = (_SICK, "sick-daemon") if name == side else ("", "tapotun")
             daemons[name] = stack.enter_context(injected(host, _configs(name), source, name=called))
-            daemons[name].wait_for_log("ready: ")
+            daemons[name].wait_for_log("started: ")
         sick = daemons[side]
         daemons["client"].wait_for_log(f"well: {UPLOADING}")
         with CheckedUdp(client, "10.11.0.2", server, "10.11.0.1", rate=300) as udp:

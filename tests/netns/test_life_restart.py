@@ -29,7 +29,7 @@ def test_twenty_clients_find_their_server_again(lab: Lab, processes: int, outage
     entries = [client_config(name, name=name) for name in names]
     with no_leaks(server, client), ExitStack() as stack:
         first = stack.enter_context(tapotun(server, [config]))
-        first.wait_for_log("ready: ")
+        first.wait_for_log("started: ")
         share = CLIENTS // processes
         daemons = [
             stack.enter_context(tapotun(client, entries[at : at + share], "--log-level", "debug", name="tapotun-c"))
@@ -50,6 +50,11 @@ def test_twenty_clients_find_their_server_again(lab: Lab, processes: int, outage
         for name in names:
             answer = ping(client, TUNNEL_SERVER, source=name, count=1)
             assert answer.ok, f"{name}: {answer.output}"
+
+        def told() -> bool:
+            return all(any(f"{name}: connected again after " in daemon.log for daemon in daemons) for name in names)
+
+        wait_until(told, 20, "a line from each that it is connected again", daemons[0].tail)
         tries = sorted(at for _, at in _events(daemons, "download: cannot connect") if at > gone)
         print(
             f"\n{processes} processes, away for {ready - gone:.1f} s: "

@@ -50,7 +50,7 @@ def test_rotations_under_load(lab: Lab, way: str, load: str) -> None:
         if proxied:
             stack.enter_context(nginx_proxy(server, f"{SERVER}:8080"))
         server_daemon = stack.enter_context(injected(server, [server_config()], DROP_COUNTER, name="tapotun"))
-        server_daemon.wait_for_log("ready: ")
+        server_daemon.wait_for_log("started: ")
         config = client_config(server=url, rotate_s=ROTATE_S)
         client_daemon = stack.enter_context(injected(client, [config], DROP_COUNTER, name="tapotun"))
         client_daemon.wait_for_log(UPLOADING)

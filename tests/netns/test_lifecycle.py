@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,12 @@ def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
         assert mine in line
         assert "another route of protocol" in line
         assert "remove it" in line
+        report = json.loads(client.run([*command(), "status", "--json"]).stdout)
+        (server_status,) = report["processes"][0]["interfaces"][0]["peers"]
+        assert (server_status["routes"], list(server_status["refused_routes"])) == ([free], [mine])
+        assert "another route of protocol" in server_status["refused_routes"][mine]
+        daemon.wait_for_log("ready: tun0")
+        assert daemon.log.index("started: tun0") < daemon.log.index("upload to") < daemon.log.index("ready: tun0")
         assert devices(client) == {mine: [client.ip(f"route get {SERVER}")[0]["dev"]], free: ["tun0"]}
         client.ip(f"route del {mine} via {SERVER}")
         client.ip("link set tun0 down")
@@ -211,8 +218,8 @@ def _silent_nameserver(host: Host) -> None:
 
 UNCONNECTED: dict[str, tuple[str, Callable[[Host], object], str]] = {
     "refused, and waiting for the next try": ("http://192.0.2.1:8080/", lambda host: None, "Connection refused"),
-    "no answer to SYN": ("http://192.0.2.77:8080/", _black_hole, "ready: "),
-    "no answer from the nameserver": ("http://vpn.example.net/", _silent_nameserver, "ready: "),
+    "no answer to SYN": ("http://192.0.2.77:8080/", _black_hole, "started: "),
+    "no answer from the nameserver": ("http://vpn.example.net/", _silent_nameserver, "started: "),
 }
 
 
@@ -232,7 +239,7 @@ def test_a_client_without_a_connection_stops_at_once(lab: Lab, state: str) -> No
 def test_killed_and_restarted(lab: Lab) -> None:
     """kill -9 leaves one rule on each side, which the next run replaces, and which is gone after an orderly end."""
     server, client = cable(lab)
-    configs = ((server, server_config(mark=MARK), "ready: "), (client, client_config(mark=MARK), UPLOADING))
+    configs = ((server, server_config(mark=MARK), "started: "), (client, client_config(mark=MARK), UPLOADING))
     with no_leaks(server, client):
         killed = [tapotun(host, [config]) for host, config, _ in configs]
         killed[1].wait_for_log(UPLOADING, RETRY_S)
@@ -322,7 +329,7 @@ def test_servers_and_clients_in_one_file(lab: Lab) -> None:
     with (
         no_leaks(server, client),
         running(client, [_branch()]) as _,
-        running(server, [server_config(), guests, back], until="ready: tun0, guests, back"),
+        running(server, [server_config(), guests, back], until="started: tun0, guests, back"),
         running(client, [client_config(), guest]) as clients,
     ):
         clients.wait_for_log("tun0: upload to ")
@@ -345,11 +352,12 @@ def test_servers_and_clients_in_one_file(lab: Lab) -> None:
 def test_verbs_choose_what_runs(lab: Lab, verb: str | None, ready: str) -> None:
     server, _ = cable(lab)
     both = [server_config(), client_config("back", name="back", server=f"http://{CLIENT}:8082/")]
-    with no_leaks(server), running(server, both, verb=verb, until=f"ready: {ready}$") as daemon:
+    with no_leaks(server), running(server, both, verb=verb, until=f"started: {ready}$") as daemon:
         assert has_interface(server, "tun0") == ("tun0" in ready)
         # The client tries at once, and nobody is there.
         if "back" in ready:
             daemon.wait_for_log("back: .*refused")
+            assert not re.search("ready: .*back", daemon.log)
         else:
             assert "back" not in daemon.log
 
@@ -494,7 +502,7 @@ def test_a_unix_socket_behind_nginx(lab: Lab) -> None:
     config = server_config(listen=f"unix:{path}")
     del config["port"]
     with nginx_proxy(server, f"unix:{path}"), no_leaks(server, client):
-        tapotun(server, [config]).wait_for_log("ready: ")
+        tapotun(server, [config]).wait_for_log("started: ")
         server.processes[-1].kill()
         assert path.is_socket()
         with (
@@ -508,6 +516,6 @@ def test_a_unix_socket_behind_nginx(lab: Lab) -> None:
 
 def test_the_log_as_json(lab: Lab) -> None:
     server, _ = cable(lab)
-    with running(server, server_config(), "--log-format", "json", until='"event": "ready: tun0"') as daemon:
+    with running(server, server_config(), "--log-format", "json", until='"event": "started: tun0"') as daemon:
         pass
     assert all(line.startswith('{"time": ') for line in daemon.log.splitlines())

@@ -278,7 +278,7 @@ def test_a_hangup_while_it_is_being_imported(lab: Lab, moment: str) -> None:
     file.write_text(json.dumps([server_config(listen="127.0.0.1")]), encoding="utf-8")
     env = {"PYTHONPATH": str(host.tmp), "MOMENT": moment, "SIGNAL": str(int(signal.SIGHUP))}
     with host.start([*command(), file], name="tapotun", env=env, cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: tun0", PATIENCE_S)
+        daemon.wait_for_log("started: tun0", PATIENCE_S)
         daemon.wait_for_log("reload: the config has not changed", PATIENCE_S)
         assert daemon.stop() == 0
 

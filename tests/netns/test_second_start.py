@@ -121,7 +121,7 @@ def test_a_config_with_an_admin_listener(lab: Lab) -> None:
         assert f"config {file}" in log
         following = tapotun(server, str(file), name="tapotun-next")
         first.signal(signal.SIGTERM)
-        following.wait_for_log("ready: ")
+        following.wait_for_log("started: ")
         assert first.wait(STOP_S) == 0
         assert following.stop(STOP_S) == 0, following.tail()
 
@@ -168,7 +168,7 @@ def test_a_start_while_the_last_one_ends(lab: Lab, side: str) -> None:
         host, last = (it.client, it.client_daemon) if side == "client" else (it.server, it.server_daemon)
         following = tapotun(host, config_of(last), name="tapotun-next")
         last.signal(signal.SIGTERM)
-        following.wait_for_log("ready: ")
+        following.wait_for_log("started: ")
         wait_for_ping(it.client, TUNNEL_SERVER, timeout=20)
         assert last.wait(STOP_S) == 0
         assert following.stop(STOP_S) == 0, following.tail()

@@ -166,7 +166,7 @@ def test_a_daemon_under_nohup_still_reloads_at_a_hangup(lab: Lab) -> None:
     config.touch(mode=0o600)
     config.write_text(json.dumps([server_config()]), encoding="utf-8")
     with server.start(["nohup", *command(), config], name="tapotun") as daemon:
-        daemon.wait_for_log("ready: ")
+        daemon.wait_for_log("started: ")
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_log("reload: the config has not changed")
         daemon.check_running()

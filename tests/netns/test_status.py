@@ -168,7 +168,7 @@ def test_an_ordinary_user(lab: Lab) -> None:
     config.write_text(json.dumps([server_config()]))
     bare = {"XDG_RUNTIME_DIR": "", "RUNTIME_DIRECTORY": ""}
     with server.start([*user, config], name="tapotun-bare", env=bare, cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: ", PATIENCE_S)
+        daemon.wait_for_log("started: ", PATIENCE_S)
         assert "WARNING no control socket, so tapotun status will not see this process: /run/tapotun" in daemon.log
         assert daemon.stop(STOP_S) == 0
     runtime = server.tmp / "runtime"
@@ -176,7 +176,7 @@ def test_an_ordinary_user(lab: Lab) -> None:
     os.chown(runtime, NOBODY, NOBODY)
     with_one = {**bare, "XDG_RUNTIME_DIR": str(runtime)}
     with server.start([*user, config], name="tapotun-user", env=with_one, cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: ", PATIENCE_S)
+        daemon.wait_for_log("started: ", PATIENCE_S)
         assert "no control socket" not in daemon.log
         shown = server.run([*user, "status"], env=with_one)
         assert shown.stdout.splitlines()[2] == "interface: tun0"

@@ -87,7 +87,7 @@ def test_s6(lab: Lab) -> None:
             # It is killed, and comes back by itself.
             pid = service.ask("s6-svstat", "-o", "pid", service.directory).stdout.strip()
             server.run(["kill", "-9", pid])
-            service.wait_for_log("ready: tun0", 2)
+            service.wait_for_log("started: tun0", 2)
             service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
         service.ask("s6-svc", "-h", service.directory)
@@ -131,7 +131,7 @@ def test_runit(lab: Lab) -> None:
             assert ping(client, TUNNEL_SERVER).ok
             pid = (service.directory / "supervise" / "pid").read_text(encoding="ascii").strip()
             server.run(["kill", "-9", pid])
-            service.wait_for_log("ready: tun0", 2)
+            service.wait_for_log("started: tun0", 2)
             service.ask(*sv, "check", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
         service.ask("sv", "hup", service.directory)
@@ -250,7 +250,7 @@ def test_a_user_with_cap_net_admin_and_nothing_else(lab: Lab) -> None:
     server.run(["mount", "--bind", server.tmp / "tun", "/dev/net/tun"])
     plain = [command()[0], "-m", "tapotun_trio"]  # it may write no coverage
     with server.start([*ours, *plain, config], name="tapotun", cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: ")
+        daemon.wait_for_log("started: ")
         assert capabilities(daemon.pid)["CapEff"] == NET_ADMIN
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
@@ -320,7 +320,7 @@ def test_the_unit_lets_every_system_call_through_that_is_made(lab: Lab) -> None:
     ours: list[str | os.PathLike[str]] = [command()[0], "-m", "tapotun_trio", config]
     traced = ["strace", "-D", "-f", "--signal=none", "-o", traces, *ours]
     with server.start(traced, name="strace", cwd=ROOT) as daemon:
-        daemon.wait_for_log("ready: ", PATIENCE_S)
+        daemon.wait_for_log("started: ", PATIENCE_S)
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
             config.write_text(json.dumps([server_config(mtu=1400)]), encoding="utf-8")

@@ -124,6 +124,8 @@ def test_an_authority_of_ones_own(lab: Lab, protocols: str) -> None:
         Payload(30_000_000) as payload,
     ):
         assert ping(world.client, TUNNEL_SERVER).ok
+        shown = world.client.run([*command(), "status"]).stdout
+        assert f"over HTTPS ({protocols.replace('TLSv', 'TLS ')})" in shown
         for move in (upload, download):
             move(world.client, world.server, TUNNEL_SERVER, payload)
         assert ping(world.client, TUNNEL_SERVER).ok

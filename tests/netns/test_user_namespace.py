@@ -136,7 +136,7 @@ def test_no_optional_call_is_fatal(lab: Lab, call: str) -> None:
     with ExitStack() as stack:
         daemons = []
         for host, config, until in (
-            (server, server_config(allowed("laptop"), allowed("other", "10.10.0.3")), "ready: "),
+            (server, server_config(allowed("laptop"), allowed("other", "10.10.0.3")), "started: "),
             (client, client_config(), UPLOADING),
         ):
             file = host.tmp / "denied.json"

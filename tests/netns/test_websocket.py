@@ -116,7 +116,7 @@ def test_rotations_of_a_websocket_under_full_load(lab: Lab, way: str) -> None:
         if way == "nginx":
             stack.enter_context(nginx_proxy(server, f"{SERVER}:8080", websocket=True))
         server_daemon = stack.enter_context(injected(server, [server_config()], DROP_COUNTER, name="tapotun"))
-        server_daemon.wait_for_log("ready: ")
+        server_daemon.wait_for_log("started: ")
         url = URL if way == "nginx" else f"http://{SERVER}:8080/ip"
         config = client_config(server=url, rotate_s=ROTATE_S, transport="websocket")
         daemon = stack.enter_context(injected(client, [config], DROP_COUNTER, name="tapotun"))

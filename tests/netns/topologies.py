@@ -79,7 +79,7 @@ def running(
     host: Host,
     config: str | PathLike[str] | Config | Sequence[Mapping[str, Any]],
     *options: str,
-    until: str | None = "ready: ",
+    until: str | None = "started: ",
     **named: Any,
 ) -> Iterator[Process]:
     """The daemon, from the moment that its log matches `until` on, stopped by SIGTERM at the end.

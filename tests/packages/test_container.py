@@ -81,7 +81,7 @@ def test_it_runs_as_its_user_with_just_one_capability(image: Image, lab: Lab) ->
         server.start(contained(image, argv(server)), name="tapotun") as hub,
         client.start(contained(image, argv(client)), name="tapotun") as laptop,
     ):
-        hub.wait_for_log("ready: ")
+        hub.wait_for_log("started: ")
         laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
         wait_for_ping(client, TUNNEL_SERVER)
         status = Path(f"/proc/{hub.pid}/status").read_text(encoding="ascii")
@@ -126,7 +126,7 @@ def test_where_no_file_may_give_a_capability_root_can_run_it(image: Image, lab: 
     assert "(uid 810) lacks CAP_NET_ADMIN" in done.stderr
     as_root = contained(image, start, "--no-new-privs", user_and_group="0:0")
     with host.start(as_root, name="tapotun") as daemon:
-        daemon.wait_for_log("ready: ")
+        daemon.wait_for_log("started: ")
         assert capabilities(daemon.pid) & NET_ADMIN
         assert daemon.stop(5) == 0
 

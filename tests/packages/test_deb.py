@@ -98,7 +98,7 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
         return ["tapotun", "run", "--name", which, f"/etc/tapotun/{which}.json"]
 
     with debian.start(server, start("hub")) as hub, debian.start(client, start("laptop")) as laptop:
-        hub.wait_for_log("ready: ")
+        hub.wait_for_log("started: ")
         laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
         wait_for_ping(client, TUNNEL_SERVER)
         assert upload(client, server, TUNNEL_SERVER, 20_000_000).size == 20_000_000

@@ -63,14 +63,31 @@ def test_every_verb_option_and_exit_code_is_there(pages: Path) -> None:
     assert re.findall(r"(?m)^       (\d+) ", codes) == [str(it) for it in numbers]
 
 
+def prefix(described: str) -> str:
+    """What messages about the config write before the fields of an object within another: ``tls.``."""
+    within = re.search(r'"(\w+)"', described)
+    if within is None:
+        return ""
+    return f"{within[1]}[]." if described.startswith("an entry") else f"{within[1]}."
+
+
 def test_every_field_of_the_config_is_there(pages: Path) -> None:
     text = shown(pages / "tapotun.json.5")
     for struct in NAMES:
         names = set(field_specs(struct))
         sections = text.split("\n\n")
         assert names, struct
-        for name in names:
+        for name in (prefix(NAMES[struct]) + name for name in names):
             assert [it for it in sections if re.match(rf"       {re.escape(name)}\b(?![\w.])", it)], name
     headings = re.findall(r"(?m)^(?:THE|A|AN) .+$", text)
     assert len(headings) == len(NAMES)
     assert not re.search(r"\]\(|\*\*|`", text), "Markdown is left over"
+
+
+def test_names_of_fields_keep_their_case(pages: Path) -> None:
+    """`tls.ca_file` at the start of a sentence; an option says in words what it is for."""
+    text = shown(pages / "tapotun.8")
+    assert "Tls." not in text
+    for option in ("--ca-file F", "--cert-file F", "--key-file F", "--server-name NAME"):
+        (described,) = re.findall(rf"(?m)^       {option}\s+(.+)$", text)
+        assert re.fullmatch(r"(The|Certificates) .+: tls\.\w+\.", described), described

@@ -205,7 +205,7 @@ def test_a_tunnel_out_of_the_zip_also_when_a_newer_one_takes_its_place(pyz: Path
 
     config = server_config()
     with start("server", config) as hub, start("client", client_config()) as laptop:
-        hub.wait_for_log("ready: ")
+        hub.wait_for_log("started: ")
         laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
         wait_for_ping(client, TUNNEL_SERVER)
         assert upload(client, server, TUNNEL_SERVER, 20_000_000).size == 20_000_000

@@ -201,36 +201,11 @@ def test_validate_config_for_machines(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["valid"] is True
 
 
-# ------------------------------------------------------------------ token
-
-
-def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What it prints goes into two config files as it stands."""
-    shown: list[str] = []
-    for _ in range(2):
-        assert main(["token"]) == exit_codes.OK
-        out, err = capsys.readouterr()
-        assert err == ""
-        raw, sha256, sha1 = (json.loads(line.split('"token": ')[1].split("    ")[0]) for line in out.splitlines())
-        assert sha256 == "sha256:" + hashlib.sha256(raw.encode()).hexdigest()
-        assert sha1 == hashlib.sha1(raw.encode()).hexdigest()
-        assert len(raw) * 6 >= 256
-        assert re.fullmatch(r"[A-Za-z0-9_-]+", raw)
-        shown.append(raw)
-        clients = [{"token": digest, "ip": f"10.10.0.{n}"} for n, digest in enumerate([sha256, sha1], 2)]
-        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[:1]})]) == exit_codes.OK
-        assert main(["validate-config", config_file(tmp_path, {**SERVER, "clients": clients[1:]})]) == exit_codes.OK
-        assert main(["validate-config", config_file(tmp_path, {**CLIENT, "token": raw})]) == exit_codes.OK
-        capsys.readouterr()
-    assert shown[0] != shown[1]
-
-
 # ------------------------------------------------------------------ usage
 
 
 @table(
     "argv",
-    ("nothing", []),
     ("a verb without its file", ["run"]),
     ("two files", ["a.json", "b.json"]),
     ("an option that is none", ["--frobnicate", "a.json"]),
@@ -239,6 +214,7 @@ def test_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ("an option without its value", ["a.json", "--log-level"]),
     ("validate-config without its file", ["validate-config"]),
     ("token with a file", ["token", "a.json"]),
+    ("a token that is read and written", ["token", "--hash", "--write", "f"]),
 )
 def test_wrong_usage(argv: list[str], started: Started, capsys: pytest.CaptureFixture[str]) -> None:
     assert usage_error(*argv) == exit_codes.USAGE
@@ -386,8 +362,66 @@ def test_output_that_nobody_takes(verb: str, to: str, codes: set[int], said: str
 
 
 def test_a_mistyped_verb_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error("stauts") == exit_codes.USAGE
-    assert "invalid choice: 'stauts' (choose from 'run'" in capsys.readouterr().err
+    assert usage_error("stauts", "--json") == exit_codes.USAGE
+    err = capsys.readouterr().err
+    assert err.startswith("usage: tapotun")
+    assert err.endswith("error: 'stauts' is neither a verb nor a file; did you mean: tapotun status --json\n")
+
+
+@table(
+    "argv said",
+    ("of a verb", ["wait", "--timout", "3"], "unrecognized arguments: --timout; did you mean --timeout\n"),
+    ("with a value", ["status", "--nmae=hub"], "unrecognized arguments: --nmae=hub; did you mean --name\n"),
+    ("before a file", ["--log-levle", "xyzzy", "a.json"], "did you mean --log-level\n"),
+    ("nothing like it", ["token", "--frobnicate"], "unrecognized arguments: --frobnicate\n"),
+)
+def test_a_mistyped_option(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(*argv) == exit_codes.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_alone_it_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error("--help") == exit_codes.OK
+    text = capsys.readouterr().out
+    assert main([]) == exit_codes.USAGE
+    assert capsys.readouterr() == ("", text)
+
+
+@pytest.mark.parametrize(
+    "argv", [["validate-config", "{}"], ["doctor", "{}"], ["probe", "{}"], ["run", "{}"]], ids=lambda argv: argv[0]
+)
+def test_a_config_that_this_user_may_not_read(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], as_nobody: Callable[[], None]
+) -> None:
+    file = config_file(tmp_path, CLIENT)
+    if argv[0] == "doctor":  # loads what it needs, which an ordinary user may not be able to read
+        main(["doctor", file])
+        capsys.readouterr()
+    Path(file).chmod(0)
+    as_nobody()
+    code = main([word.format(file) for word in argv])
+    out, err = capsys.readouterr()
+    assert code == (exit_codes.USAGE if argv[0] == "probe" else exit_codes.FAILED)
+    [line] = [line for line in (out + err).splitlines() if "cannot be read" in line]
+    assert "cannot be read: Permission denied; run it as root, or as a user who may read the file" in line
+
+
+def test_files_of_a_config_that_this_user_may_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_nobody: Callable[[], None]
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    (tmp_path / "token").write_text("raw-token\n")
+    entry = {**CLIENT, "server": "https://192.0.2.1/ip", "token_file": "token", "tls": {"ca_file": "ca.pem"}}
+    del entry["token"]
+    file = config_file(tmp_path, entry)
+    Path(file).chmod(0o644)
+    for name in ("ca.pem", "token"):
+        (tmp_path / name).chmod(0)
+    as_nobody()
+    assert main(["validate-config", file]) == exit_codes.FAILED
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Permission denied; run it as root" in line]
+    assert [("token_file" in line, "tls.ca_file" in line) for line in lines] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("verb", ["token", "status", "validate-config", "doctor", "schema", "--version"])

@@ -35,6 +35,8 @@ FIELDS: Final = (  # of a server
 )
 
 # The entries of one file, and the line of its one finding.
+UNSEEN: Final = "has characters that look blank or draw over their neighbours; choose a name that can be read in a list"
+
 ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- shape ---
     ([], "[] has nothing to run; write at least one interface definition"),
@@ -324,6 +326,10 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     # --- clients ---
     ([two(name="")], '[0].clients[1].name: "" is empty; write a name, or leave it out to use the address'),
     ([two(name="x" * 65)], f'[0].clients[1].name: "{"x" * 65}" has 65 characters; choose a name of at most 64'),
+    ([two(name="\u3164")], f'[0].clients[1].name: "\\u3164" {UNSEEN}'),
+    ([two(name="a\u0301\u0301\u0301")], f'[0].clients[1].name: "a\u0301\u0301\\u0301" {UNSEEN}'),
+    ([two(name="a \u0301")], f'[0].clients[1].name: "a \\u0301" {UNSEEN}'),
+    ([server(name="\u3164")], f'[0].name: "\\u3164" {UNSEEN}'),
     ([two(name="a\tb")], '[0].clients[1].name: "a\\tb" has control characters, or spaces at its ends; '
      "write one line of printable text"),
     ([two(name="a ")], '[0].clients[1].name: "a " has control characters, or spaces at its ends; '

@@ -11,19 +11,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.config.diagnostics import item, member
-from tapotun_trio.config.jsontext import parse, positions
+from tapotun_trio.config.jsontext import JsonProblem, parse, plain, positions
 from tapotun_trio.config.load import check_content
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # this machine may be busy
 
 VALUE: Final = "write a text in double quotes, a number, true, false, a list or an object"
+LIST: Final = "put all interface definitions in one list, [{...}, {...}]"
+NUMBER: Final = "write one such as 8080 or 0.5, or a text in double quotes"
+CLOSE: Final = 'close the quotes with " on the same line'
 
 BAD: Final[list[tuple[bytes, str]]] = [
     (b"", "is empty; write a list of interface definitions, [{...}]"),
     (b"\xef\xbb\xbf \r\n", "is empty; write a list of interface definitions, [{...}]"),
-    (b'[\n  {"a": 1,}\n]', "line 2 column 10: there is a comma before a closing bracket; remove the comma"),
-    (b'[\n  {"a": [1 ,\n ]}\n]', "line 2 column 12: there is a comma before a closing bracket; remove the comma"),
-    (b"[{},\n]", "line 1 column 4: there is a comma before a closing bracket; remove the comma"),
+    (b"[,]", "line 1 column 2: there is nothing before this comma; remove the comma"),
+    (b'[\n  {"a": [1 ,,\n ]}\n]', "line 2 column 13: there is nothing before this comma; remove the comma"),
+    (b"// ten\n/* \n */ [{,}\n]", "line 3 column 7: there is nothing before this comma; remove the comma"),
+    (
+        b"// nothing\n/* at all */",
+        "line 1 column 1: there are only comments; write a list of interface definitions, [{...}]",
+    ),
+    (b"[\n  /* {} \n]", "line 2 column 3: this comment has no end; close it with */, or begin it with //"),
+    (b"[{}]\n// x\n/* y */ [{}]", "line 3 column 9: there is more after the end of the list; " + LIST),
+    (b'[{"a": /* x\n y */ 08}]', "line 2 column 8: this is not a number; " + NUMBER),
+    (
+        b'[/* x */ "http://a\n"]',
+        "line 1 column 19: there is a line break or a control character inside quotes; " + CLOSE,
+    ),
     (b'["a', 'line 1 column 2: this text has no closing quote; close it with "'),
     (
         b'[\r\n{"token": "s3cret\r\n"}]',
@@ -38,8 +52,11 @@ BAD: Final[list[tuple[bytes, str]]] = [
         "line 2 column 1: there is more after the end of the list; "
         "put all interface definitions in one list, [{...}, {...}]",
     ),
-    (b"[// x\n]", "line 1 column 2: JSON has no comments; remove the comment"),
-    (b'[{"a": 1 # x\n}]', "line 1 column 10: JSON has no comments; remove the comment"),
+    (b"[/ x\n]", "line 1 column 2: a comment does not begin like this; begin it with //, or write /* and */ around it"),
+    (
+        b'[{"a": 1 # x\n}]',
+        "line 1 column 10: a comment does not begin like this; begin it with //, or write /* and */ around it",
+    ),
     (b"['a']", 'line 1 column 2: JSON has no single quotes; write " instead'),
     (b"[{'a': 1}]", 'line 1 column 3: JSON has no single quotes; write " instead'),
     (b'[{"a": 1 "b": 2}]', "line 1 column 10: a comma or a closing bracket is missing before this; add it"),
@@ -117,6 +134,150 @@ def _values(value: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, field in value.items():
             yield from _values(field, member(path, key))
+
+
+# ------------------------------------------------------------------ comments and last commas
+
+NOISE: Final = st.sampled_from(
+    [
+        "",
+        "",
+        " ",
+        "\n",
+        "\t\r\n",
+        '// a "b [ , ]\n',
+        "//\r\n",
+        "// \u00e9 /* \n",
+        "/**/",
+        "/*/ */",
+        '/* " // \n , } */',
+        "/* **/",
+    ]
+)
+TEXT: Final = st.lists(
+    st.sampled_from(["//", "/*", "*/", ",]", ",}", '"', "\\", "http://h/ip", "\n", "\u00e9"]) | st.text(max_size=2),
+    max_size=4,
+).map("".join)
+LEAVES: Final = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+VALUES: Final = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+class Writer:
+    """Writes a value with comments and last commas, and notes where each value begins."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self._data = data
+        self.text = ""
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def write(self, value: object, path: str = "") -> None:
+        self._noise()
+        self.places[path] = (self.text.count("\n") + 1, len(self.text) - self.text.rfind("\n"))
+        if isinstance(value, list | dict) and value:
+            self.text += "[" if isinstance(value, list) else "{"
+            for at, part in enumerate(value):
+                if at:
+                    self.text += ","
+                if isinstance(value, dict):
+                    self._noise()
+                    self.text += json.dumps(part)
+                    self._noise()
+                    self.text += ":"
+                    self.write(value[part], member(path, part))
+                else:
+                    self.write(part, item(path, at))
+            if self._data.draw(st.booleans()):
+                self.text += ","
+            self._noise()
+            self.text += "]" if isinstance(value, list) else "}"
+        else:
+            self.text += json.dumps(value, ensure_ascii=False)
+        self._noise()
+
+    def _noise(self) -> None:
+        self.text += self._data.draw(NOISE)
+
+
+@patient
+@given(VALUES, st.data())
+def test_comments_and_last_commas_change_nothing(value: object, data: st.DataObject) -> None:
+    """Neither a value, nor its place; nor what looks like a comment in a string."""
+    writer = Writer(data)
+    writer.write(value)
+    assert parse(writer.text) == value
+    assert positions(writer.text) == writer.places
+
+
+PIECES: Final = [
+    "//",
+    "/*",
+    "*/",
+    "/",
+    "*",
+    '"',
+    "\\",
+    ",",
+    "[",
+    "]",
+    "{",
+    "}",
+    ":",
+    "1",
+    "a",
+    " ",
+    "\n",
+    "\r",
+    "\u2028",
+]
+
+
+@patient
+@given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join))
+def test_any_text_keeps_its_places(text: str) -> None:
+    """Only what stands in comments, and commas, may become spaces."""
+    problem = None
+    told = ""
+    try:
+        told = plain(text)
+    except JsonProblem as exc:
+        problem = exc.problem, text.split("\n")[exc.line - 1][exc.column - 1 :][:2]
+    if problem is not None:
+        assert problem == ("this comment has no end", "/*")
+        return
+    assert plain(told) == told
+    assert len(told) == len(text)
+    assert all(b in (a, " ") for a, b in zip(text, told, strict=True))
+    assert [at for at, c in enumerate(text) if c == "\n"] == [at for at, c in enumerate(told) if c == "\n"]
+    if "//" not in text and "/*" not in text:
+        assert {a for a, b in zip(text, told, strict=True) if a != b} <= {","}
+
+
+@pytest.mark.parametrize(
+    "text", ["[1,,]", "[,]", "{,}", '{"a":,}', "[:,]", ",", "[],", '{"a",}', "[1,}", "/**/", "[1 /**/ 2]"]
+)
+def test_what_stays_wrong(text: str) -> None:
+    with pytest.raises(JsonProblem):
+        parse(text)
+
+
+def test_an_error_in_a_file_with_comments_has_its_line() -> None:
+    data = b"""\
+// The hub of the office.
+[
+  {
+    "name": "tun0", /* the name
+                       of it */ "mtu": 5,
+    "server": "http://192.0.2.1/ip", // a URL, not a comment
+    "token": "raw",
+  },
+]
+"""
+    _, findings = check_content(data, "F")
+    assert [(f.path, f.line, f.column) for f in findings] == [("[0].mtu", 5, 40)]
 
 
 def test_positions_do_not_recurse() -> None:

@@ -85,3 +85,15 @@ async def test_what_fails_after_all_was_well_is_news(log: list[logging.LogRecord
         failure_log.clear()
         assert failure_log.latest is None
     assert len(lines(log)) == 2
+
+
+async def test_when_it_is_tried_again(log: list[logging.LogRecord]) -> None:
+    failure_log = FailureLog(interface_logger("tun0"))
+    for number, wait_s in enumerate((0.0, 0.04, 0.1, 2.0)):
+        failure_log.log("download", PeerError(f"x{number}", reason=EndReason.SILENT), wait_s)
+    assert [line.partition("; ")[2] for line in lines(log)] == [
+        "trying again at once",
+        "trying again at once",
+        "trying again in 0.1 s",
+        "trying again in 2.0 s",
+    ]

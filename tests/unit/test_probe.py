@@ -12,14 +12,16 @@ from typing import Literal
 
 import pytest
 import trio
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio import exit_codes
+from tapotun_trio import cli, exit_codes
 from tapotun_trio.cli import main
-from tapotun_trio.config.model import Proxy
+from tapotun_trio.config.model import NO_PROXY, ClientConfig, Proxy, TlsConfig
 from tapotun_trio.http.heads import encode_request
 from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.probe import run as probe_run
 from tapotun_trio.probe import steps, traffic
 from tapotun_trio.probe.measured import Measured
 from tapotun_trio.probe.report import report_json
@@ -396,6 +398,7 @@ def test_any_headers_file(content: bytes) -> None:
 @table(
     "content words",
     ("empty", b"", "holds a token that"),
+    ("UTF-16", "raw-token".encode("utf-16"), "is UTF-16"),
     ("two lines", b"raw-token-a\nraw-token-b\n", "holds a token that"),
     ("not ASCII", b"raw-token-\xff\n", "holds a token that"),
     ("long", b"raw-token" * 10_000, "longer than"),
@@ -410,9 +413,9 @@ def test_no_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     code, _, err = run("http://127.0.0.1/", "--token-file", str(tmp_path / "none"), capsys=capsys)
     assert code == exit_codes.USAGE
     assert "No such file" in err
-    with pytest.raises(SystemExit) as caught:
-        main(["probe", "http://127.0.0.1/"])
-    assert caught.value.code == exit_codes.USAGE
+    code, _, err = run("http://127.0.0.1/", capsys=capsys)
+    assert code == exit_codes.USAGE
+    assert "a URL needs --token-file" in err
 
 
 def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,3 +429,116 @@ def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = json.loads(out)
     assert (report["usable"], report["findings"][0]["code"]) == (False, "tcp")
     assert report["url"].endswith("/ip?***")
+
+
+# ------------------------------------------------------------------ a config file
+
+
+def config(directory: Path, *entries: dict[str, object]) -> str:
+    file = directory / "client.json"
+    file.write_text(json.dumps(entries))
+    file.chmod(0o600)
+    return str(file)
+
+
+def client(name: str = "tun0", **fields: object) -> dict[str, object]:
+    return {"name": name, "server": f"http://127.0.0.1:{free_port()}/ip", "token": "raw-token-of-mine", **fields}
+
+
+def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A client's server, token and settings; an option wins over its setting."""
+    file = config(tmp_path, client("tun0"), client("tun1", transport="websocket"), HUB)
+    for name in ("tun0", "tun1"):
+        code, out, _ = run(file, "--interface", name, "--json", capsys=capsys)
+        assert code == exit_codes.FAILED  # nothing listens there
+        report = json.loads(out)
+        assert report["url"] == next(
+            entry["server"] for entry in json.loads(Path(file).read_text()) if entry["name"] == name
+        )
+        assert report["findings"][0]["code"] == "tcp"
+
+
+def resulting(*argv: str) -> ClientConfig:
+    return probe_run.client_config(cli.build_parser().parse_args(["probe", *argv]))
+
+
+def test_the_settings_of_a_config_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("a").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    (tmp_path / "both.pem").chmod(0o600)
+    tls = {"ca_file": "ca.pem", "cert_file": "both.pem", "server_name": "a.example", "min_version": "1.3"}
+    settings = {"transport": "http", "auth_header": "both", "proxy": "none"}
+    file = config(tmp_path, client(server="https://127.0.0.1/ip", tls=tls, **settings))
+    ours = resulting(file)
+    assert (ours.token.reveal(), ours.transport, ours.auth_header, ours.proxy) == (
+        "raw-token-of-mine",
+        "http",
+        "both",
+        NO_PROXY,
+    )
+    assert ours.tls == TlsConfig(
+        ca_file=str(tmp_path / "ca.pem"),
+        cert_file=str(tmp_path / "both.pem"),
+        server_name="a.example",
+        min_version="1.3",
+    )
+    other = token_file(tmp_path, b"\xef\xbb\xbfraw-token-2\r\n\n")
+    options = "--transport auto --auth-header x-api-key --min-version 1.2 --server-name b.example --insecure"
+    theirs = resulting(
+        file, "--token-file", other, "--cert-file", "c", "--key-file", "k", "--proxy", "http://p:1", *options.split()
+    )
+    assert (theirs.token.reveal(), theirs.transport, theirs.auth_header) == ("raw-token-2", "auto", "x-api-key")
+    assert theirs.proxy == Proxy("p", 1)
+    assert theirs.tls == TlsConfig(
+        ca_file=str(tmp_path / "ca.pem"), cert_file="c", key_file="k", server_name="b.example", insecure=True
+    )
+
+
+HUB = {"name": "hub", "port": 8080, "net": "10.10.0.1/24"}
+
+
+@table(
+    "entries options words",
+    ("several clients", [client("a"), client("b")], [], "has 2 clients, a, b; choose one with --interface NAME"),
+    ("none of that name", [client("a")], ["--interface", "b"], '--interface "b" is no client of'),
+    ("a server", [HUB], [], "has no client"),
+    ("an error", [client("a", mtu=1)], [], "[0].mtu"),
+    ("two errors", [client("a", mtu=1, ip=2)], [], "tapotun validate-config"),
+)
+def test_config_files_of_no_use(
+    entries: list[dict[str, object]],
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run(config(tmp_path, *entries), *options, capsys=capsys)
+    assert (code, out) == (exit_codes.USAGE, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["./missing", "missing.json", "/nonexistent/missing"])
+def test_no_such_config_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(name, capsys=capsys)
+    assert code == exit_codes.USAGE
+    assert f"{name}: cannot be read: No such file or directory" in err
+
+
+def test_an_interface_of_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("http://127.0.0.1/", "--interface", "a", "--token-file", token_file(tmp_path), capsys=capsys)
+    assert code == exit_codes.USAGE
+    assert "--interface chooses a client of a config file" in err
+
+
+def test_the_mark_of_a_config_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_nobody: Callable[[], None]
+) -> None:
+    """The probe takes the way of the client's own connections, or says why it cannot."""
+    file = config(tmp_path, client(transport_mark=5))
+    Path(file).chmod(0o644)
+    as_nobody()
+    code, out, err = run(file, capsys=capsys)
+    assert (code, out) == (exit_codes.USAGE, "")
+    assert "transport_mark 5: Operation not permitted; it needs CAP_NET_ADMIN" in err

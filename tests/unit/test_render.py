@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from tapotun_trio.status.model import (
     LeftOutStatus,
     ListenerStatus,
     OutboxStatus,
+    PeerState,
     PeerStatus,
     ProcessStatus,
     RateStatus,
@@ -25,6 +26,7 @@ from tapotun_trio.status.model import (
     TransportConflictStatus,
 )
 from tapotun_trio.status.render import MIN_WIDTH, columns, fit, rate, render, size
+from tapotun_trio.text import one_line
 
 from ..tables import table
 
@@ -290,3 +292,141 @@ def test_fit(text: str, limit: int) -> None:
     fitted = fit(text, limit)
     assert columns(fitted) <= limit
     assert fitted == text or (fitted.endswith("…") and text.startswith(fitted[:-1]))
+
+
+# ------------------------------------------------------------------ many peers
+
+
+def peer(name: str, state: PeerState = "connected", **fields: Any) -> PeerStatus:
+    settings = {"endpoint": "198.51.100.7:51234", "transport": "http", "last_frame_at": before(seconds=2)}
+    return PeerStatus(name=name, state=state, **{**settings, **fields})
+
+
+def hub(peers: list[PeerStatus]) -> ProcessStatus:
+    interface = InterfaceStatus(name="hub", kind="server", state="up", since=NOW, peers=peers)
+    return ProcessStatus(
+        version="0.1.0", pid=7, name="7", config_file="/hub.json", started_at=NOW, interfaces=[interface]
+    )
+
+
+def rows_of(page: str) -> list[str]:
+    """The names in the table, from the top."""
+    lines = page.splitlines()
+    (title,) = [at for at, line in enumerate(lines) if line.startswith("  PEER ")]
+    return [line.split()[0] for line in lines[title + 1 :]]
+
+
+def test_many_peers_are_a_line_each_with_trouble_first() -> None:
+    peers = [peer(f"b{at:03}", connected_since=before(hours=at)) for at in range(200)]
+    peers[17] = peer("b017", "offline")
+    peers[23] = peer("b023", "connecting")
+    peers[42] = peer("b042", "replaced")
+    peers[50] = peer("b050", last_frame_at=before(minutes=3))
+    peers[60] = peer("b060", outbox=OutboxStatus(bytes=9, packets=1))
+    peers[99] = PeerStatus(name="b099", state="offline")  # has never been there
+    page = render([hub(peers)], NOW)
+    names = rows_of(page)
+    assert names[:6] == ["b042", "b023", "b017", "b050", "b060", "b000"]
+    assert names[-1] == "b099"
+    assert sorted(names) == [f"b{at:03}" for at in range(200)]
+    assert len(page.splitlines()) < 210
+    assert "200, 1 replaced, 1 connecting, 2 offline, 196 connected" in page
+    assert "tapotun status --full has all about each" in page
+    full = render([hub(peers)], NOW, full=True)
+    assert full.count("  peer: ") == 200
+    assert "PEER" not in full
+    assert len(full.splitlines()) > 1000
+
+
+@pytest.mark.parametrize("width", [1, 40, 60, 80, 132])
+def test_the_table_fits(width: int) -> None:
+    """Names that are long, wide, blank, or would draw over their neighbours; the columns stay in line."""
+    names = ["a" * 64, "漢" * 64, "\u3164", "\u2800", "a" + "\u0301" * 63, "\u0301", "\ufdfd" * 64, HOSTILE, "", "b"]
+    peers = [peer(name, rates=RateStatus(rx_bits_per_s=9.99e8), reconnects=12345678) for name in names]
+    page = render([hub(peers)], NOW, width=width, rows=5)
+    lines = page.splitlines()
+    assert max(map(columns, lines)) <= max(width, MIN_WIDTH)
+    (title,) = [at for at, line in enumerate(lines) if line.startswith("  PEER ")]
+    column = lines[title].index("STATE")
+    for line in lines[title + 1 :]:
+        assert line == one_line(line)
+        cut = next(at for at in range(len(line)) if columns(line[:at]) == column and line[at:].startswith("connected"))
+        assert line[:cut].endswith(" ")
+    plain = render([hub(peers)], NOW, width=width, rows=5, colour=True)
+    assert ANSI.sub("", plain) == page
+
+
+@table(
+    "count rows table_",
+    ("few where there is no terminal", 24, None, False),
+    ("many where there is none", 25, None, True),
+    ("less than a screen", 3, 40, False),
+    ("more than a screen", 5, 24, True),
+    ("one, on a low screen", 1, 3, False),
+)
+def test_when_it_is_a_table(count: int, rows: int | None, table_: bool) -> None:
+    page = render([hub([peer(f"b{at}") for at in range(count)])], NOW, rows=rows)
+    assert ("  PEER " in page) is table_
+    assert ("  peer: " in page) is not table_
+
+
+@table(
+    "transport tls said",
+    ("http", "http", None, "over HTTP,"),
+    ("https", "http", "TLS 1.3", "over HTTPS (TLS 1.3),"),
+    ("a WebSocket", "websocket", None, "over a WebSocket,"),
+    ("a WebSocket over TLS", "websocket", "TLS 1.2", "over a WebSocket (TLS 1.2),"),
+)
+def test_over_what(transport: str, tls: str | None, said: str) -> None:
+    assert said in render([hub([peer("b", transport=transport, tls=tls)])], NOW)
+
+
+def test_why_an_interface_is_not_up() -> None:
+    interface = InterfaceStatus(
+        name="tun0",
+        kind="client",
+        state="connecting",
+        since=NOW,
+        problem="download: cannot connect to 192.0.2.1",
+    )
+    process = ProcessStatus(
+        version="0.1.0", pid=7, name="7", config_file="/c.json", started_at=NOW, interfaces=[interface]
+    )
+    assert "  why:        download: cannot connect to 192.0.2.1\n" in render([process], NOW)
+
+
+def test_refused_routes() -> None:
+    refused = {f"10.{at}.0.0/16": "File exists" for at in range(10)}
+    page = render([hub([peer("b", routes=["10.99.0.0/16"], refused_routes=refused)])], NOW)
+    assert "    routes:     10.99.0.0/16\n" in page
+    assert "    refused:    10.0.0.0/16, by the kernel of this machine: File exists\n" in page
+    assert "and 2 more routes" in page
+
+
+# ------------------------------------------------------------------ what cannot be seen
+
+
+@table(
+    "text shown",
+    ("ASCII", "branch-a", "branch-a"),
+    ("letters", "Büro München", "Büro München"),
+    ("a combining mark", "e\u0301", "e\u0301"),
+    ("Thai, two marks", "ที่", "ที่"),
+    ("Hindi", "हिन्दी", "हिन्दी"),
+    ("wide", "東京", "東京"),
+    ("three marks", "e\u0301\u0302\u0303", "e\u0301\u0302\\u0303"),
+    ("a mark alone", "\u0301", "\\u0301"),
+    ("a mark on a space", "a \u0301", "a \\u0301"),
+    ("an enclosing mark", "a\u20dd", "a\\u20dd"),
+    ("Hangul fillers", "\u3164\u115f\u1160\uffa0", "\\u3164\\u115f\\u1160\\uffa0"),
+    ("Braille without dots", "\u2800", "\\u2800"),
+    ("a joiner", "a\u034fb", "a\\u034fb"),
+    ("of many columns", "\ufdfd", "\\ufdfd"),
+    ("a tab", "a\tb", "a\\u0009b"),
+    ("an override", "\u202e", "\\u202e"),
+    ("DEL", "\x7f", "\\u007f"),
+    ("a tag", "\U000e0041", "\\U000e0041"),
+)
+def test_one_line(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+    assert one_line(shown) == shown

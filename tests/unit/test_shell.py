@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tapotun_trio import cli
 from tapotun_trio.shell import bash, fish, zsh
-from tapotun_trio.shell.typed import VERBS, with_verb
+from tapotun_trio.shell.typed import VERBS, UnknownVerbError, with_verb
 from tapotun_trio.shell.usage import own_options, verbs
 
 from .test_status import pair, world
@@ -39,21 +40,50 @@ def test_every_verb_can_be_told_from_a_file_name() -> None:
         ("status --watch tun0", "status --watch=2.0 tun0"),
         ("--name hub status --watch tun0", "status --name hub --watch=2.0 tun0"),
         ("status --watch 5 tun0", "status --watch 5 tun0"),
-        # Sooner a verb than a file:
-        ("stauts", "stauts"),
-        ("--name hub relaod", "relaod --name hub"),
-        ("validate hub.json", "validate hub.json"),
-        # Sooner a file than a verb:
+        # A file, although it is named like a verb:
         ("conf/server", "run conf/server"),
         ("server.json", "run server.json"),
-        ("hub", "run hub"),
         ("servers", "run servers"),
+        ("up", "run up"),
     ],
 )
 def test_what_was_typed(typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "servers").touch()
+    (tmp_path / "up").touch()
     assert with_verb(typed.split()) == meant.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("up x.json", "did you mean: tapotun run x.json"),
+        ("statsu", "did you mean: tapotun status"),
+        ("start", "did you mean: tapotun run FILE"),
+        ("Status --json", "did you mean: tapotun status --json"),
+        ("--name hub relaod", "did you mean: tapotun reload --name hub"),
+        ("--log-level debug serve x.json", "did you mean: tapotun run --log-level debug x.json"),
+        ("validate hub.json", "did you mean: tapotun validate-config hub.json"),
+        ("show tun0", "did you mean: tapotun status tun0"),
+        ("kick 'my laptop'", "did you mean: tapotun disconnect 'my laptop'"),
+        ("genkey", "did you mean: tapotun token"),
+        ("stop", "systemctl stop tapotun@NAME"),
+        ("restart hub", "systemctl restart tapotun@NAME restarts a service"),
+        ("comp bash", "did you mean: tapotun completion bash"),
+        ("help", "did you mean: tapotun --help"),
+        ("help status", "did you mean: tapotun status --help"),
+        ("version", "did you mean: tapotun --version"),
+        ("xyzzy x.json", "tapotun --help lists the verbs"),
+        ("xyzzy", "tapotun --help lists the verbs"),
+        ("folder x.json", "tapotun --help lists the verbs"),
+    ],
+)
+def test_a_word_that_is_no_verb(typed: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UnknownVerbError) as caught:
+        with_verb(shlex.split(typed))
+    assert str(caught.value).endswith(advice)
 
 
 def test_what_a_value_is() -> None:
@@ -63,11 +93,17 @@ def test_what_a_value_is() -> None:
         for verb in found.values()
         for it in (*verb.options, *verb.positionals)
     }
-    assert kinds["run", "FILE"] == kinds["doctor", "FILE"] == kinds["probe", "--token-file"] == "file"
+    assert (
+        kinds["run", "FILE"]
+        == kinds["doctor", "FILE"]
+        == kinds["probe", "URL|FILE"]
+        == kinds["probe", "--token-file"]
+        == "file"
+    )
     assert kinds["status", "INTERFACE"] == kinds["disconnect", "INTERFACE"] == "interfaces"
     assert kinds["disconnect", "CLIENT"] == "clients"
     assert kinds["wait", "--name"] == kinds["reload", "--name"] == "processes"
-    assert kinds["run", "--name"] == kinds["probe", "--server-name"] == kinds["probe", "URL"] == ""
+    assert kinds["run", "--name"] == kinds["probe", "--server-name"] == kinds["probe", "--interface"] == ""
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

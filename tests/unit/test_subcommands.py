@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
@@ -22,8 +22,8 @@ from tapotun_trio import exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.control import socket_path
 from tapotun_trio.control.handlers import Process, standard_commands
-from tapotun_trio.control.protocol import StatusReport
-from tapotun_trio.control.server import serve_control
+from tapotun_trio.control.protocol import ReloadArguments, ReloadResult, StatusReport
+from tapotun_trio.control.server import Command, serve_control
 from tapotun_trio.log import process_logger
 from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.status import model
@@ -91,6 +91,38 @@ async def test_several_processes_and_one_that_is_none(run_directory: Path, capsy
         assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["two"]
 
 
+async def test_several_processes_say_which(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(*pair()) as it, asked(it, "one"), asked(it, "two"):
+        await it.connected()
+        assert await call("disconnect", "a") == exit_codes.OK
+        assert re.match(r"disconnected a \(process one(, two)?\); it may reconnect at once", capsys.readouterr().out)
+        assert await call("disconnect", "mallory") == exit_codes.FAILED
+        assert capsys.readouterr().err == "".join(
+            f"tapotun: {name}: there is no client mallory here; the servers have a\n" for name in ("one", "two")
+        )
+        assert await call("reload", "--name", "tow") == exit_codes.FAILED
+        assert capsys.readouterr().err == "tapotun: no tapotun named tow is running (running: one, two)\n"
+
+
+async def test_several_reloads_say_which(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, list[str]] = {"one": ["tun0: mtu changed"], "two": []}
+
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        for name in changes:
+            sock = stack.enter_context(socket_path.listening(name, socket_path.control_directories({})))
+
+            async def reload(_: ReloadArguments, name: str = name) -> ReloadResult:
+                return ReloadResult(changes[name])
+
+            commands = {"reload": Command(ReloadArguments, reload)}
+            nursery.start_soon(serve_control, sock, commands, process_logger())
+        assert await call("reload") == exit_codes.OK
+        assert capsys.readouterr().out == "one: tun0: mtu changed\ntwo: the config has not changed\n"
+        assert await call("reload", "--name", "one") == exit_codes.OK
+        assert capsys.readouterr().out == "tun0: mtu changed\n"
+        nursery.cancel_scope.cancel()
+
+
 async def test_status_complains(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert await call("status") == exit_codes.FAILED
     assert capsys.readouterr() == (
@@ -117,7 +149,15 @@ async def test_wait(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err == "tapotun: there is no interface b; running: a, hub\n"
     async with world(client_config("a", free_port())) as it, asked(it):
         assert await call("wait", "--timeout", "0.3") == exit_codes.RUNTIME
-        assert capsys.readouterr().err == "tapotun: not up within 0.3 s: a is connecting\n"
+        assert capsys.readouterr().err.startswith("tapotun: not up within 0.3 s: a is connecting")
+        await it.until(lambda: it.interface("a").problem is not None)
+        assert await call("wait", "--timeout", "0.1") == exit_codes.RUNTIME
+        assert re.fullmatch(
+            r"tapotun: not up within 0\.1 s: a is connecting: download: cannot connect to .* refused.*\n",
+            capsys.readouterr().err,
+        )
+        assert await call("status") == exit_codes.OK
+        assert re.search(r"^  why: +download: cannot connect to ", capsys.readouterr().out, re.M)
 
 
 async def test_a_process_that_hangs(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,11 @@ class Connection:
         if self._tcp:
             _tune(sock)
 
+    @property
+    def tls(self) -> str | None:
+        """The version of TLS, for people: ``TLS 1.3``. None: there is no TLS, or the connection is closed."""
+        return None
+
     def fileno(self) -> int:
         """The socket's descriptor; -1 after `close`."""
         return self._fd

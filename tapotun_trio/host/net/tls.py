@@ -41,6 +41,11 @@ class TlsConnection(Connection):
         """The negotiated version, as OpenSSL names it: ``TLSv1.3``."""
         return self._sock.version()
 
+    @property
+    def tls(self) -> str | None:
+        version = self._sock.version()
+        return None if version is None else version.replace("TLSv", "TLS ")
+
     def certificate(self) -> dict[str, object]:
         """The peer's certificate, verified or not, in the format of `ssl.SSLSocket.getpeercert`; empty if not known."""
         return dict(self._sock.getpeercert() or {}) or certificate_info(self._sock)

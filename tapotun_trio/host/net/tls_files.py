@@ -7,6 +7,7 @@ import ssl
 
 from ...config.model import TlsConfig, TlsOption, TlsProblem
 from ...errors import HostError, ShortageError, passing_shortages, shortage_of
+from ...files import permission_remedy
 from ..process.descriptors import no_descriptor_left
 
 
@@ -109,7 +110,9 @@ def _readable(option: TlsOption, file: str) -> None:
     except OSError as exc:
         if shortage_of(exc, "") is not None:
             raise
-        found = TlsProblem(option, f"cannot be read: {exc.strerror or exc}", "give a PEM file that can be read")
+        denied = isinstance(exc, PermissionError)
+        remedy = permission_remedy(file) if denied else "give a PEM file that can be read"
+        found = TlsProblem(option, f"cannot be read: {exc.strerror or exc}", remedy)
         raise UselessFile(file, found) from exc
 
 

@@ -1,0 +1,24 @@
+"""How long a client was not connected, for one line in the log when it is again. Pure: the caller has the clock."""
+
+from __future__ import annotations
+
+
+class Outage:
+    """The time between the loss of a connection and the next one."""
+
+    __slots__ = ("_connected_once", "_lost_at")
+
+    def __init__(self) -> None:
+        self._connected_once = False
+        self._lost_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A stream was lost. Ignored before the first connection, and while an outage lasts."""
+        if self._connected_once and self._lost_at is None:
+            self._lost_at = now
+
+    def end(self, now: float) -> float | None:
+        """Packets pass both ways. Returns the seconds that the outage lasted; None: there was none."""
+        self._connected_once = True
+        lost_at, self._lost_at = self._lost_at, None
+        return None if lost_at is None else now - lost_at
