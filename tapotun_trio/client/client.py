@@ -30,8 +30,7 @@ from ..host.interfaces import Change, Host
 from ..host.items import DesiredState
 from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
-from ..host.net.sockets import KEEPALIVE_S, Connection
-from ..host.netlink.rewatch import Rewatch
+from ..host.net.sockets import Connection
 from ..http.client import check_status
 from ..http.heads import ResponseHead
 from ..http.refusal import RefusedError
@@ -48,10 +47,10 @@ from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .ages import AgeLimits
 from .failure_log import FailureLog
-from .large_ping import LargePing
 from .outage import Outage
 from .parameters import InterfaceParameters
-from .path_table import PathTable
+from .path_mtu import PathMtu
+from .path_watch import PathWatch
 from .requests import Answer, Requests
 from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
@@ -70,8 +69,6 @@ from .streams import (
 from .transport_choice import UPLOAD_SEEN_S, TransportSelector
 
 TICK_S: Final = 1.0
-# How often the route to the server is looked up. One lookup takes 0.2 ms.
-ROUTE_CHECK_S: Final = 2.0
 # When an upload breaks, the reason may be about to arrive on the download: a stopping server, or another machine.
 END_REASON_GRACE_S: Final = 0.1
 DEFAULT_KEEPALIVE_S: Final = 10.0  # docs/protocol.md#timing; until the server's PARAMS say otherwise
@@ -88,6 +85,7 @@ class TunnelClient:
         counters, rtt, peer_info: for the status.
         sender: sends frames to the server.
         failure_log: logs failures of the streams, rate-limited.
+        path_mtu: recognises a path that drops large packets.
     """
 
     def __init__(
@@ -112,8 +110,8 @@ class TunnelClient:
         self.failure_log = FailureLog(log)
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
-        self.segment_limits = SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING))
-        self._requests = Requests(config, self._selector, self.guard, self.segment_limits, resolver or Resolver())
+        self.path_mtu = PathMtu(SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING)))
+        self._requests = Requests(config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver())
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
@@ -128,12 +126,15 @@ class TunnelClient:
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
         self._stall = Stall()
-        self._large_ping = LargePing()
-        self._proving = False  # segments are missing; the kernel asks for signs of life more often
         self._outage = Outage()
-        self._paths = PathTable()
-        self._route_check, self._route_check_due = trio.CancelScope(), False
-        self.guard.on_new_remotes = self._check_route
+        self._path_watch = PathWatch(
+            config.name,
+            self.guard,
+            log,
+            mark=config.transport_mark,
+            on_change=self._follow,
+            on_lapse=self.path_changed,
+        )
 
     # -- for the status
 
@@ -194,7 +195,7 @@ class TunnelClient:
         """``common``, completed with what the client knows, in one step."""
         yield from ()
         address = "" if self._download is None else self._download.connection.remote_address or ""
-        limit, problem = self.segment_limits.limit(address), self.segment_limits.problem(address)
+        limit, problem = self.path_mtu.limits.limit(address), self.path_mtu.limits.problem(address)
         server, conflicts = self._config.server.authority, self.guard.conflicts
         left_out = self.guard.push_filter.left_out
         status = client_status(common, self, server, self.desired, conflicts, left_out, limit, problem)
@@ -280,27 +281,15 @@ class TunnelClient:
     def _watch_segments(self, now: float) -> None:
         """End a stream whose large segments are lost, so that the next one is opened with smaller ones."""
         streams = [stream for stream in (self._download, self._upload) if stream is not None and not stream.over]
-        states = [(stream, stream.connection.segments()) for stream in streams]
-        heard_at = max((now - state.ack_age_s for _, state in states if state is not None), default=-math.inf)
-        for stream, state in states:
-            address = stream.connection.remote_address
-            if state is None or address is None:
-                continue
-            if stream.segments.look(now, state, heard_at):
-                stream.abandon(self.segment_limits.reduce(address, state.mss))
-                # The other direction is on a connection of its own, with the same way to go.
-                (self._upload_gate if stream is self._download else self._download_gate).wake()
+        for ended in self.path_mtu.look(now, streams):
+            # The other direction is on a connection of its own, with the same way to go.
+            (self._upload_gate if ended is self._download else self._download_gate).wake()
         carrier = self._download if self.transport == "websocket" else self._upload
         arrives = carrier is not None and not carrier.over and (carrier is self._download or self._upload_seen)
         if self._agreement.extended and arrives and not is_over(self._download):
-            frame = self._large_ping.take(self._download, time.monotonic_ns())
+            frame = self.path_mtu.due_ping(self._download, time.monotonic_ns())
             if frame is not None:
                 self.sender.send_control(frame)
-        proving = any(stream.segments.wants_proof for stream in streams)
-        if proving or self._proving:
-            for stream in streams:
-                stream.connection.keepalive_after(1 if proving else KEEPALIVE_S)
-        self._proving = proving
 
     @property
     def _upload_seen(self) -> bool:
@@ -336,39 +325,9 @@ class TunnelClient:
         )
 
     async def watch_path(self, host: Host) -> None:
-        """Renew the streams when their local address, their link or the route to the server changes; for ever. While
-        the kernel's notifications are not available, a lost path is noticed only by the silence of its streams.
-
-        The route is looked up every ROUTE_CHECK_S too, since the kernel reports only the changes of some routes; and
-        before a connection is made to another address, to have something to compare with.
-        """
-
-        async def watch() -> None:
-            async with host.open_changes() as changes, host.open_network() as network:
-                if retry.lapsed:
-                    self.path_changed("this machine's addresses and routes may have changed unseen")
-                retry.worked()
-                while True:
-                    change = None
-                    with trio.move_on_after(ROUTE_CHECK_S) as self._route_check:
-                        if self._route_check_due:
-                            self._route_check.cancel()
-                        change = await anext(changes)
-                    self._route_check_due = False
-                    if change is not None:
-                        self.guard.mark_dirty()
-                    remotes = self.guard.remotes
-                    mark = self._config.transport_mark
-                    routes = await network.current_routes(self._config.name, remotes, mark)
-                    self._follow(change, remotes, self._paths.update(remotes, routes, change))
-
-        retry = Rewatch(self._log, "a lost path will be noticed later, by its silence")
-        await retry.keep(watch)
-
-    def _check_route(self) -> None:
-        """Have `watch_path` look up the routes now."""
-        self._route_check_due = True
-        self._route_check.cancel()
+        """Renew the streams when their local address, their link or the route to the server changes; for ever
+        (`PathWatch.run`)."""
+        await self._path_watch.run(host)
 
     def _follow(self, change: Change | None, remotes: Collection[str], concerned: Collection[str]) -> None:
         """Renew the streams if the change concerns them, or may help where there is none. End those whose local address
@@ -396,7 +355,7 @@ class TunnelClient:
         """Something happened that streams may not have survived: replace them now, or try again now."""
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
-        self.segment_limits.forget()
+        self.path_mtu.limits.forget()
         self._download_gate.wake()
         self._upload_gate.wake()
 
@@ -577,8 +536,7 @@ class TunnelClient:
     def _on_download_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
-        if failure is not None and failure.reason is EndReason.SILENT:
-            self._large_ping.fell_silent()
+        self.path_mtu.stream_failed(failure)
         if not is_over(self._download):  # only a replacement failed: the present stream and the uploads continue
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
             self.failure_log.log("download", failure, wait_s)
@@ -692,8 +650,7 @@ class TunnelClient:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
         self._selector.upload_failed(failure)
-        if failure is not None and failure.reason is EndReason.SILENT:
-            self._large_ping.fell_silent()
+        self.path_mtu.stream_failed(failure)
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:
             self._log.debug("upload: %s", failure)
         elif not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
@@ -714,7 +671,7 @@ class TunnelClient:
             self._selector.warn_no_fallback(trio.current_time())
         elif kind == control.PONG:
             self.sender.answered()
-            if not self._large_ping.answered(payload):
+            if not self.path_mtu.answered(payload):
                 self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:

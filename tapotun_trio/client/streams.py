@@ -35,7 +35,7 @@ HANDOVER_S: Final = 1.0
 _SHUTDOWN: Final = "the client is shutting down"
 
 
-class _ClientStream(ABC):
+class ClientStream(ABC):
     """A `rotation.Stream`. Closes its connection at its end, and counts its failure.
 
     Attributes:
@@ -107,7 +107,7 @@ class _ClientStream(ABC):
         self.end(because)
 
 
-class _InboundClientStream(_ClientStream):
+class _InboundClientStream(ClientStream):
     """A client stream that receives.
 
     Attributes:
@@ -214,7 +214,7 @@ class WebSocketStream(_InboundClientStream):
         await self._duplex.receive(self.receiver, self._reader.prime(self._rest))
 
 
-class Upload(_ClientStream):
+class Upload(ClientStream):
     """A PUT whose head was sent.
 
     Attributes:

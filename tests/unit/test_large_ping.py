@@ -38,7 +38,7 @@ def test_it_fills_segments() -> None:
 
 async def test_another_path_may_pass_more() -> None:
     client = TunnelClient(client_config("a", 1), logging.LoggerAdapter(logging.getLogger("tapotun"), {}))
-    client.segment_limits.reduce("192.0.2.1", 1448)
-    assert client.segment_limits.limit("192.0.2.1") is not None
+    client.path_mtu.limits.reduce("192.0.2.1", 1448)
+    assert client.path_mtu.limits.limit("192.0.2.1") is not None
     client.path_changed("the default route changed")
-    assert client.segment_limits.limit("192.0.2.1") is None
+    assert client.path_mtu.limits.limit("192.0.2.1") is None

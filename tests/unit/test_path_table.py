@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tapotun_trio.client import client as module
+from tapotun_trio.client import path_watch as module
 from tapotun_trio.client.path_table import PathTable
 from tapotun_trio.host.interfaces import Change
 from tapotun_trio.host.items import CurrentRoute
