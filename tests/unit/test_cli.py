@@ -148,7 +148,7 @@ def test_run_shows_warnings_and_starts(started: Started, tmp_path: Path, capsys:
     assert main([path]) == RUN_EXIT
     assert started == ["tun0"]
     err = capsys.readouterr().err
-    assert re.search(r" WARNING .*\[0\]\.token.*chmod 600", err)
+    assert re.search(r" WARNING .*\[0\]\.token.*chmod o-rwx", err)
     assert CLIENT["token"] not in err
 
 
