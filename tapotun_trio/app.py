@@ -12,7 +12,6 @@ import trio
 
 from . import exit_codes
 from .admin.manager import AdminManager
-from .config.access import blocked_at
 from .config.model import Config
 from .control.handlers import Process, standard_commands
 from .control.server import serve_control
@@ -25,7 +24,7 @@ from .host.process.malloc import set_mmap_threshold
 from .host.process.privileges import drop_privileges, needed_capabilities, raise_fd_limit, require_tun_privileges
 from .host.process.sd_notify import ServiceManager
 from .host.process.signals import STOPS
-from .host.process.user import become_user, find_user, prepare_directory, unreadable
+from .host.process.user import become_user, find_user, prepare_directory, unreadable, unreadable_program
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
 from .log import Log, process_logger
@@ -91,10 +90,9 @@ def _give_up_privileges(config: Config, log: Log) -> None:
         prepare_directory(RUN, user)  # if it cannot, `_control_socket` warns
     become_user(user, needed_capabilities(config))
     require_tun_privileges()  # which the user may lack
-    for module in (os.__file__, __file__):
-        if (blocked := blocked_at(module)) is not None:
-            text = f'user "{user.name}" cannot read this program (no access to {blocked})'
-            raise HostError(f"{text}, which loads parts of itself later; install it where every user can read it")
+    if (blocked := unreadable_program()) is not None:
+        text = f'user "{user.name}" cannot read this program (no access to {blocked})'
+        raise HostError(f"{text}, which loads parts of itself later; install it where every user can read it")
     for text in unreadable(config.files):
         log.warning("a reload will fail: %s", text)
 

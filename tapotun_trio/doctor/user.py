@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from ..config.access import blocked_at
 from ..config.model import Config, ListenAddress, ServerConfig, UnixAddress
 from ..errors import HostError
 from ..host.process.privileges import TUN_PATH
-from ..host.process.user import User, ask_as, find_user, unreadable
+from ..host.process.user import User, ask_as, find_user, unreadable, unreadable_program
 from .checks import Finding
 
 SERVICE_USER: Final = "tapotun"
@@ -48,7 +47,7 @@ def check_user(config: Config, file: str) -> list[Finding]:
 def _problems(config: Config, user: User) -> Iterator[str]:
     """To be asked as the user."""
     yield from unreadable(config.files)
-    if (blocked := blocked_at(__file__)) is not None:
+    if (blocked := unreadable_program()) is not None:
         text = f'user "{user.name}" cannot read this program (no access to {blocked})'
         yield f"{text}; install it where every user can read it"
     if os.path.exists(TUN_PATH) and not os.access(TUN_PATH, os.R_OK | os.W_OK):

@@ -245,7 +245,7 @@ def test_files_that_the_user_cannot_read(lab: Lab) -> None:
         host.run(["chgrp", "tapotun", file])
         host.run(["chmod", "g+r", file])
         refused = verb(host, "reload")
-        assert f'token_file: "private/token" cannot be read: Permission denied; ' in refused.stderr
+        assert 'token_file: "private/token" cannot be read: Permission denied; ' in refused.stderr
         assert f"group tapotun may not enter {private}" in refused.stderr
         private.chmod(0o755)
         (private / "token").chmod(0o640)  # root:tapotun, which is no file for everybody

@@ -13,6 +13,7 @@ import os
 import pwd
 import shlex
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,6 +132,14 @@ def unreadable(paths: Iterable[str]) -> Iterator[str]:
     for path in dict.fromkeys(paths):
         if (blocked := blocked_at(path)) is not None:
             yield f"user {user_name(os.getuid())} cannot read {path}; {grant(blocked)}"
+
+
+def unreadable_program() -> str | None:
+    """What keeps this process's real user from reading this program or its Python, parts of which are loaded at their
+    first use; None: nothing. Either is a path."""
+    modules = (sys.modules[__name__], os)
+    files = [file for module in modules if (file := getattr(module, "__file__", None)) is not None]
+    return next((blocked for file in files if (blocked := blocked_at(file)) is not None), None)
 
 
 def prepare_directory(base: str, user: User) -> str | None:
