@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tapotun_trio.config.access import blocked_at
 from tapotun_trio.errors import HostError
+from tapotun_trio.files import blocked_at
 from tapotun_trio.host.process.user import find_user, unreadable, user_name
 
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ...config.access import blocked_at, grant
 from ...errors import HostError
+from ...files import blocked_at, grant
 from .privileges import drop_privileges
 
 _PR_SET_KEEPCAPS: Final = 8  # linux/prctl.h
