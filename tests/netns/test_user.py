@@ -198,7 +198,10 @@ def test_what_is_refused_at_the_start(lab: Lab) -> None:
     assert list((host.tmp / "proxy").iterdir()) == []
     # Read-only, as a service manager makes it.
     host.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", host.tmp / "proxy"])
-    assert "Read-only file system; for the systemd unit, copy its unix-socket.conf to " in refusal(host, other)
+    assert (
+        "Read-only file system; for the systemd unit, copy its unix-socket.conf (/usr/share/tapotun/systemd) to "
+        in refusal(host, other)
+    )
     # The program in a directory that only root may enter.
     host.run(["mount", "-t", "tmpfs", "-o", "mode=700", "tmpfs", "/opt"])
     host.run(["cp", "-a", ROOT / "tapotun_trio", "/opt/tapotun_trio"])

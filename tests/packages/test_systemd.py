@@ -151,7 +151,8 @@ def test_every_feature_under_the_unit(machine: Booted) -> None:
     said = refused(machine, HUB)
     assert "tun1: cannot listen on unix:/srv/tapotun-proxy/hub.sock: Read-only file system; " in said
     assert (
-        "copy its unix-socket.conf to /etc/systemd/system/tapotun@.service.d, and listen in /run/tapotun-proxy" in said
+        "copy its unix-socket.conf (/usr/share/tapotun/systemd) to /etc/systemd/system/tapotun@.service.d, "
+        "and listen in /run/tapotun-proxy" in said
     )
     write_config(machine, "hub", hub_config())
     assert "unix-socket.conf" in refused(machine, HUB)

@@ -24,8 +24,8 @@ _IPV6_FREEBIND: Final = 78
 
 
 UNIT_REMEDY: Final = (
-    "for the systemd unit, copy its unix-socket.conf to /etc/systemd/system/tapotun@.service.d, and listen in "
-    "/run/tapotun-proxy"
+    "for the systemd unit, copy its unix-socket.conf (/usr/share/tapotun/systemd) to "
+    "/etc/systemd/system/tapotun@.service.d, and listen in /run/tapotun-proxy"
 )
 
 

@@ -96,8 +96,12 @@ def ask_as(user: User, question: Callable[[], list[str]]) -> list[str]:
     """
     if os.geteuid() == user.uid:
         return question()
-    receive, send = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
+    unknown = f'what user "{user.name}" may read is not known'
+    try:
+        receive, send = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+    except OSError as exc:  # no descriptor, no memory, or too many processes; this one ends soon
+        raise HostError(f"{unknown}: {exc.strerror}") from exc
     if child == 0:
         try:
             os.setgroups(user.groups)
@@ -115,7 +119,7 @@ def ask_as(user: User, question: Callable[[], list[str]]) -> list[str]:
     try:
         return list(json.loads(answer))
     except ValueError as exc:
-        raise HostError(f'what user "{user.name}" may read is not known: this process cannot become that user') from exc
+        raise HostError(f"{unknown}: this process cannot become that user") from exc
 
 
 def user_name(uid: int) -> str:
