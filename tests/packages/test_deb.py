@@ -135,8 +135,8 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
         assert untouched <= debian.content()
 
 
-# What adduser leaves of the files before the user was made. The user stays, and so does its number.
-_ACCOUNTS = {f"./etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")}
+# What adduser leaves: the files before the user was made, and its lock. The user stays, and so does its number.
+_ACCOUNTS = {*(f"./etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")), "./run/adduser"}
 _WANTS = {"./etc/systemd/system/multi-user.target.wants"}  # systemd's
 
 
