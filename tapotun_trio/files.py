@@ -39,13 +39,6 @@ class UnreadableFile(Exception):
         self.remedy = remedy
 
 
-def permission_remedy(path: str | os.PathLike[str]) -> str:
-    """What to do about a file that this user may not read."""
-    if os.geteuid() == 0:
-        return f"root may not read it without CAP_DAC_OVERRIDE: run chown root {shlex.quote(os.fspath(path))}"
-    return "run it as root, or as a user who may read the file"
-
-
 def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
     """The whole content of a file or a pipe. Takes no more memory than the content.
 
