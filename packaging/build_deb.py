@@ -65,6 +65,7 @@ def _program(root: Path) -> None:
     _copy(DEB / "tapotun", root / "usr/bin/tapotun")
     _copy(DEB / "tapotun.rtupdate", root / "usr/share/python3/runtime.d/tapotun.rtupdate")
     _copy(CONF / "systemd" / "tapotun@.service", root / "usr/lib/systemd/system/tapotun@.service")
+    _copy(CONF / "systemd" / "unix-socket.conf", root / "usr/share/tapotun/systemd/unix-socket.conf")
     (root / "etc/tapotun").mkdir(parents=True)
     _write(root / "usr/share/tapotun/tapotun.schema.json", json.dumps(schema(), indent=2) + "\n")
 

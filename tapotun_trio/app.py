@@ -15,7 +15,7 @@ from .admin.manager import AdminManager
 from .config.model import Config
 from .control.handlers import Process, standard_commands
 from .control.server import serve_control
-from .control.socket_path import REMEDY, control_directories, listening
+from .control.socket_path import REMEDY, RUN, control_directories, listening
 from .errors import HostError, ShortageError, leaves, shortage_of
 from .host.interfaces import Host
 from .host.linux import RealHost
@@ -24,9 +24,10 @@ from .host.process.malloc import set_mmap_threshold
 from .host.process.privileges import drop_privileges, needed_capabilities, raise_fd_limit, require_tun_privileges
 from .host.process.sd_notify import ServiceManager
 from .host.process.signals import STOPS
+from .host.process.user import become_user, find_user, prepare_directory, unreadable, unreadable_program
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import require_names, run_interfaces
-from .log import process_logger
+from .log import Log, process_logger
 from .peer.boottime import boottime
 from .readiness import log_ready, notify_service_manager
 from .reload import Read, Reloader
@@ -54,10 +55,8 @@ def run(
     log = process_logger()
     try:
         set_mmap_threshold()
-        require_tun_privileges()
         raise_fd_limit()
-        if (refused := drop_privileges(needed_capabilities(config))) is not None:
-            log.warning("%s", refused)
+        _give_up_privileges(config, log)
         with ServiceManager(os.environ, notify_fd, log) as manager:
             trio.run(serve, config, read, RealHost(config_file), process, manager, ready_timeout_s)
     except* HostError as group:
@@ -78,6 +77,26 @@ def run(
     return return_code
 
 
+def _give_up_privileges(config: Config, log: Log) -> None:
+    """Drop the capabilities that are not needed, and become ``config.user``. Raises HostError."""
+    if config.user is None:
+        require_tun_privileges()
+        if (refused := drop_privileges(needed_capabilities(config))) is not None:
+            log.warning("%s", refused)
+        return
+    user = find_user(config.user)
+    if os.geteuid() == 0:
+        require_tun_privileges()
+        prepare_directory(RUN, user)  # if it cannot, `_control_socket` warns
+    become_user(user, needed_capabilities(config))
+    require_tun_privileges()  # which the user may lack
+    if (blocked := unreadable_program()) is not None:
+        text = f'user "{user.name}" cannot read this program (no access to {blocked})'
+        raise HostError(f"{text}, which loads parts of itself later; install it where every user can read it")
+    for text in unreadable(config.files):
+        log.warning("a reload will fail: %s", text)
+
+
 async def serve(
     config: Config,
     read: Read,
@@ -89,7 +108,11 @@ async def serve(
     """Run the interfaces until a signal stops them. Raises HostError if one, or the admin listener, cannot start."""
     log = process_logger()
     registry = Registry()
-    with trio.open_signal_receiver(*_SIGNALS) as signals, _sighup_unblocked(), _control_socket(process.name) as control:
+    with (
+        trio.open_signal_receiver(*_SIGNALS) as signals,
+        _sighup_unblocked(),
+        _control_socket(process.name, config.user) as control,
+    ):
         async with trio.open_nursery() as nursery:
             admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
@@ -136,12 +159,12 @@ def _sighup_unblocked() -> Iterator[None]:
 
 
 @contextmanager
-def _control_socket(name: str) -> Iterator[socket | None]:
+def _control_socket(name: str, user: str | None) -> Iterator[socket | None]:
     """The listening control socket; None, with a warning, if no directory can be used. Tunnels work without it."""
     with ExitStack() as undo:
         found: socket | None = None
         try:
-            found = undo.enter_context(listening(name, control_directories(os.environ)))
+            found = undo.enter_context(listening(name, control_directories(os.environ, user)))
         except OSError as exc:
             text = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
             process_logger().warning(

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Final
 
 from . import __version__, exit_codes
-from .config.diagnostics import report_json, report_text
+from .config.diagnostics import InvalidValue, report_json, report_text
 from .config.load import check, load
 from .config.model import ClientConfig, Config, LogConfig, ServerConfig, TlsConfig, TlsProblem
+from .config.parsers import parse_user_name
 from .errors import ConfigError
 from .lazy_import import lazy_import
 from .log import LEVELS, process_logger, set_up_logging
@@ -134,7 +135,7 @@ def _run_interfaces(arguments: argparse.Namespace) -> int:
         interfaces = tuple(i for i in config.interfaces if isinstance(i, arguments.kinds))
         if not interfaces:
             raise ConfigError(f"{file}: has no {arguments.kind_name} definition; run it with: tapotun run")
-        return replace(config, interfaces=interfaces, log=with_options(config.log))
+        return replace(config, interfaces=interfaces, log=with_options(config.log), user=arguments.user or config.user)
 
     try:
         config = read()
@@ -247,6 +248,8 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="the name of this process for status and other subcommands. Default: its PID",
         )
+        text = "become this ordinary user, with the capabilities that are needed; wins over user in FILE"
+        verb.add_argument("--user", type=_user_name, metavar="USER", help=text)
         text = "write a line to this open descriptor when every interface is up (s6)"
         verb.add_argument("--notify-fd", type=_notify_fd, metavar="FD", help=text)
         text = "report ready to the service manager after this time, even if an interface is not up. Default: 30"
@@ -339,6 +342,13 @@ def _process_name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid name; use {NAME_RULE}")
     return text
+
+
+def _user_name(text: str) -> str:
+    try:
+        return parse_user_name(text)
+    except InvalidValue as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} {exc.problem}; {exc.remedy}") from exc
 
 
 def _pause(text: str) -> float:

@@ -1,12 +1,16 @@
-"""Reads files that people name: their whole content, within bounds of size, memory and time."""
+"""Reads files that people name: their whole content, within bounds of size, memory and time; and says what keeps this
+process's user from reading one."""
 
 from __future__ import annotations
 
+import grp
 import os
 import select
 import shlex
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Final
 
 from .errors import shortage_of
@@ -33,13 +37,6 @@ class UnreadableFile(Exception):
     def __init__(self, reason: str, remedy: str | None = None) -> None:
         super().__init__(reason)
         self.remedy = remedy
-
-
-def permission_remedy(path: str | os.PathLike[str]) -> str:
-    """What to do about a file that this user may not read."""
-    if os.geteuid() == 0:
-        return f"root may not read it without CAP_DAC_OVERRIDE: run chown root {shlex.quote(os.fspath(path))}"
-    return "run it as root, or as a user who may read the file"
 
 
 def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
@@ -99,3 +96,42 @@ def _read(fd: int, status: os.stat_result, limit_bytes: int) -> bytes:
         if total > limit_bytes:
             raise too_long
         piece_bytes = _PIECE_BYTES
+
+
+# ------------------------------------------------------------------ permission
+
+
+def blocked_at(path: str | os.PathLike[str]) -> str | None:
+    """What keeps the real user, without any capability, from reading a file: the first directory on its path that this
+    user may not enter, or the file itself. None: it may be read, or does not exist.
+
+    Links are followed. The path may lead into an archive, as that of a module may.
+    """
+    return _blocked_at(os.path.abspath(path)) or _blocked_at(os.path.realpath(path))
+
+
+def _blocked_at(path: str) -> str | None:
+    for directory in reversed(PurePath(path).parents):
+        if os.path.isfile(directory):
+            return _blocked_at(str(directory))
+        if not os.access(directory, os.X_OK):
+            return str(directory) if os.path.lexists(directory) else None
+    return path if os.path.exists(path) and not os.access(path, os.R_OK) else None
+
+
+def permission_remedy(path: str | os.PathLike[str]) -> str:
+    """What to do about a file that this process may not read."""
+    if os.geteuid() == 0:
+        return f"root may not read it without CAP_DAC_OVERRIDE: run chown root {shlex.quote(os.fspath(path))}"
+    return f"run it as root, or {grant(blocked_at(path) or os.fspath(path))}"
+
+
+def grant(path: str) -> str:
+    """How root lets the group of this process read a file, or enter a directory."""
+    group = str(os.getgid())
+    with suppress(KeyError):
+        group = shlex.quote(grp.getgrgid(os.getgid()).gr_name)
+    name = shlex.quote(path)
+    if os.path.isdir(path):
+        return f"keep it elsewhere, such as in /etc/tapotun: group {group} may not enter {name}"
+    return f"let group {group} read it: chgrp {group} {name}; chmod g+r {name}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import trio
@@ -154,7 +156,7 @@ class Reloader:
         self._registry.sort(interface.name for interface in config.interfaces)
         if config.log != self._config.log:
             set_up_logging(config.log.level, config.log.format)
-        self._config = config
+        self._config = replace(config, user=self._config.user)  # which cannot change while the process runs
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines
@@ -185,5 +187,7 @@ def _explain(exc: ConfigError | HostError) -> str:
     while cause is not None and not isinstance(cause, PermissionError):
         cause = cause.__cause__
     if isinstance(exc, ConfigError) or cause is None:
+        return str(exc)
+    if os.geteuid() != 0 and cause.filename is not None:  # no capability that it had opens a file to this user
         return str(exc)
     return f"{exc}; restart this process: at its start it dropped the capabilities that it did not need"

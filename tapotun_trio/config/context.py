@@ -30,6 +30,7 @@ class LoadContext:
         self.findings = findings
         self.conflicts = ConflictChecker(findings)
         self.tls_validator = tls_validator
+        self.files: list[str] = []  # the absolute paths of the files that were read
         self._directory = os.path.dirname(os.path.abspath(file))
 
     def parse(self, path: str, text: str | None, parser: Callable[[str], T]) -> T | None:
@@ -57,6 +58,7 @@ class LoadContext:
 
     def read_file(self, path: str, name: str, limit_bytes: int, *, regular: bool = False) -> FileContent | None:
         """The content of a file that the config names; None if it cannot be read, which is reported."""
+        self.files.append(self.absolute_path(name))
         try:
             return read_file(self.absolute_path(name), limit_bytes, regular=regular)
         except UnreadableFile as exc:
@@ -75,5 +77,5 @@ class LoadContext:
                 path,
                 quote(name),
                 f"can be read by every user of this machine (mode {content.public_mode:04o})",
-                f"run chmod 600 {shlex.quote(name)}",
+                f"run chmod o-rwx {shlex.quote(name)}",
             )

@@ -87,6 +87,8 @@ def changes(before: Iterable[InterfaceConfig], after: Iterable[InterfaceConfig])
 def process_lines(before: Config, after: Config) -> list[str]:
     """The differences outside the interfaces, for people. The lines never contain a token."""
     lines: list[str] = []
+    if before.user != after.user:
+        lines.append(f"user: needs a restart ({_value(before.user)} -> {_value(after.user)})")
     if before.log != after.log:
         lines.append(f"log: {', '.join(_different(before.log, after.log))} changed")
     if before.admin is None or after.admin is None:

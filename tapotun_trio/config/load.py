@@ -17,7 +17,7 @@ from .context import LoadContext
 from .diagnostics import MASK, Finding, Findings, InvalidConfig, item, show
 from .jsontext import JsonObject, JsonProblem, parse, positions, to_text
 from .model import Config, InterfaceConfig, TlsValidator
-from .parsers import is_raw_token
+from .parsers import is_raw_token, parse_user_name
 from .placeholders import warn_placeholders
 from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
@@ -78,14 +78,16 @@ def check_content(
     except JsonProblem as exc:
         return None, [Finding("error", "", "", exc.problem, exc.remedy, exc.line, exc.column)]
     findings = Findings()
-    config = _load_root(root, LoadContext(file, findings, tls_validator))
+    context = LoadContext(file, findings, tls_validator)
+    config = _load_root(root, context)
     if public_mode is not None:
         _warn_public(root, file, public_mode, findings)
     warn_placeholders(root, findings)
     located = _located(findings.found, text)
     if any(finding.severity == "error" for finding in located):
         return None, located
-    return replace(config, warnings=tuple(finding.text(file) for finding in located)), located
+    warnings = tuple(finding.text(file) for finding in located)
+    return replace(config, warnings=warnings, files=(os.path.abspath(file), *context.files)), located
 
 
 def _load_root(root: object, context: LoadContext) -> Config:
@@ -102,7 +104,12 @@ def _load_root(root: object, context: LoadContext) -> Config:
     if isinstance(root.get("interfaces"), list):
         interfaces = _load_entries(node.at("interfaces"), node.values("interfaces"), context)
     warn_update(node, context)
-    return Config(interfaces, admin=validate_admin(node, interfaces, context), log=validate_log(node))
+    return Config(
+        interfaces,
+        admin=validate_admin(node, interfaces, context),
+        log=validate_log(node),
+        user=context.parse_field(node, "user", parse_user_name),
+    )
 
 
 def _is_single_entry(root: JsonObject) -> bool:
@@ -165,7 +172,7 @@ def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None
             path,
             MASK,
             f"is in a file that every user of this machine can read (mode {mode:04o})",
-            f"run chmod 600 {shlex.quote(file)}",
+            f"run chmod o-rwx {shlex.quote(file)}",
         )
 
 

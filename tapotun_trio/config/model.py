@@ -350,9 +350,17 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file. ``warnings`` are the lines of those findings that do not prevent a start."""
+    """A whole file.
+
+    Attributes:
+        warnings: the lines of those findings that do not prevent a start.
+        user: the name of the user to become after the start; None: the one who starts the process.
+        files: the absolute paths of this file and of all that it names, which are read again at a reload.
+    """
 
     interfaces: tuple[InterfaceConfig, ...]
     warnings: tuple[str, ...] = ()
     admin: AdminConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)
+    user: str | None = None
+    files: tuple[str, ...] = field(default=(), compare=False)

@@ -46,6 +46,9 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HEX_MASK: Final = re.compile(r"0[xX][0-9a-fA-F]{1,8}")
 _LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
+# What useradd and adduser allow, and what a directory of a company may have.
+_USER_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,62}\$?")
+
 _ADMIN_EXAMPLE: Final = '"127.0.0.1:9433"'
 
 _NEW_HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha1sum or tapotun token prints"
@@ -93,6 +96,17 @@ def _refuse_unseen(name: str) -> None:
     if one_line(name) != name:
         problem = "has characters that look blank or draw over their neighbours"
         raise InvalidValue(problem, "choose a name that can be read in a list")
+
+
+def parse_user_name(text: str) -> str:
+    """The name of an ordinary user. Whether this machine has one of that name shows only when the process starts."""
+    if text == "root":
+        raise InvalidValue("keeps every file of this machine writable", "leave it out, or name an ordinary user")
+    if text.isdecimal():
+        raise InvalidValue("is a number", 'write the name of the user, such as "tapotun"')
+    if not _USER_NAME.fullmatch(text):
+        raise InvalidValue("is not the name of a user", 'write one such as "tapotun"')
+    return text
 
 
 # ------------------------------------------------------------------ addresses

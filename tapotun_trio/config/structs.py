@@ -250,6 +250,9 @@ class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     ]
     admin: RawAdmin | UnsetType = UNSET
     log: RawLog | UnsetType = UNSET
+    user: (
+        Annotated[str, _text("run as this ordinary user, with the capabilities that are needed", "tapotun")] | UnsetType
+    ) = UNSET
     update: Annotated[dict[str, Any], Meta(description="for versions that update themselves")] | UnsetType = UNSET
     schema: (
         Annotated[str, _text("for editors: where tapotun.schema.json is", "/usr/share/tapotun/tapotun.schema.json")]

@@ -3,6 +3,7 @@
 A process takes the first of these directories that it may write to. Clients look into all of them.
 
 /run/tapotun              for root, and for RuntimeDirectory=tapotun in a systemd unit
+/run/tapotun/USER         for a process that became that user; root made it before
 $RUNTIME_DIRECTORY        made by systemd for this unit, for example RuntimeDirectory=tapotun/office
 $XDG_RUNTIME_DIR/tapotun  for an ordinary user
 """
@@ -40,10 +41,12 @@ class ControlDirectory(NamedTuple):
     mode: int | None
 
 
-def control_directories(environ: Mapping[str, str]) -> list[ControlDirectory]:
-    """The directories in the order in which they are tried."""
+def control_directories(environ: Mapping[str, str], user: str | None = None) -> list[ControlDirectory]:
+    """The directories in the order in which they are tried. ``user``: the user that the process has become."""
     # Everybody may list the directory; the sockets in it have mode 0600.
     found = [ControlDirectory(RUN, 0o755)]
+    if user is not None:
+        found.append(ControlDirectory(os.path.join(RUN, user), None))
     if given := environ.get("RUNTIME_DIRECTORY", ""):  # systemd.exec(5): several are separated by colons
         found.append(ControlDirectory(given.partition(":")[0], None))
     if given := environ.get("XDG_RUNTIME_DIR", ""):

@@ -14,6 +14,7 @@ from ..config.model import AdminConfig, Config, InterfaceConfig, TlsValidator
 from ..text import one_line
 from .checks import Finding, judge
 from .machine import Machine, inspect_machine
+from .user import check_user
 
 # The version of the JSON. Incremented when a field is removed or changes its meaning, not when one is added.
 VERSION: Final = 1
@@ -41,6 +42,8 @@ def doctor(
         admin = None if config is None else config.admin
         if not problems:
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
+        if config is not None:
+            found += check_user(config, arguments.file)
     found += judge(inspect([interface.name for interface in interfaces]), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
     return exit_codes.FAILED if any(finding.severity == "failure" for finding in found) else exit_codes.OK

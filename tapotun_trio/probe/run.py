@@ -250,7 +250,7 @@ def _read(option: str, name: str, what: str) -> bytes:
         raise Misused(f"{option} {quote(name)} cannot be read: {exc}; {remedy}") from exc
     if content.public_mode is not None:
         text = f"{option} {quote(name)} can be read by every user of this machine (mode {content.public_mode:04o})"
-        _warn(f"{text}; run chmod 600 {shlex.quote(name)}")
+        _warn(f"{text}; run chmod o-rwx {shlex.quote(name)}")
     return content.data
 
 

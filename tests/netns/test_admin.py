@@ -180,7 +180,7 @@ def test_the_examples_of_the_docs(lab: Lab) -> None:
     def ask(place: str, expected: list[str]) -> None:
         with running(server, write(server, server_config(), admin=admin(listen=place))):
             for line in expected:
-                line = line.replace("/run/tapotun/admin.http", str(path)).replace(" TOKEN'", f" {ADMIN}'")
+                line = line.replace("/run/tapotun-proxy/admin.http", str(path)).replace(" TOKEN'", f" {ADMIN}'")
                 done = server.run(["sh", "-ec", f"TOKEN={ADMIN}; {line} -sS -m 10 --fail-with-body"])
                 answers.append(done.stdout)
 

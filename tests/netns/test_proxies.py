@@ -295,7 +295,7 @@ def test_the_server_logs_who_a_visitor_is(lab: Lab, kind: str) -> None:
 
 
 SITES: Final = {"nginx": "site.conf", "caddy": "site.Caddyfile", "haproxy": "site.cfg", "apache": "site.conf"}
-SOCKET: Final = "/run/tapotun/office.sock"
+SOCKET: Final = "/run/tapotun-proxy/office.sock"
 
 
 @EACH
@@ -318,7 +318,7 @@ def test_a_site_with_pages_and_two_interfaces(lab: Lab, kind: str) -> None:
     )
     del office["port"]
     with RECIPES[kind](server, SITES[kind]) as proxy:
-        server.run(["mkdir", "/run/tapotun"])
+        server.run(["mkdir", "/run/tapotun-proxy"])
         with running(server, [home, office]) as server_daemon:
             entries = [
                 client_config(who, name=name, server=f"https://{NAME}/{who}", tls={"ca_file": str(proxy.ca_file)})

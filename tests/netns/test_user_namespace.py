@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.harness import ROOT, Host, Lab, Payload, command, download, ping
+from tests.harness import ROOT, Host, Lab, Payload, download, ping
 
+from .ordinary import PLAIN, open_to_everybody
 from .topologies import STOP_S, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
 
 pytestmark = pytest.mark.netns
 
 NOBODY: Final = 65534
 AS_NOBODY: Final = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all")
-PLAIN: Final = (command()[0], "-m", "tapotun_trio")
 PATIENCE_S: Final = 240.0
 
 
@@ -33,25 +31,7 @@ PATIENCE_S: Final = 240.0
 def machine(lab: Lab) -> Host:
     """A host whose ordinary users can open /dev/net/tun, and read this program wherever it is."""
     host = lab.host("machine")
-    host.run(["mknod", "-m", "666", host.tmp / "tun", "c", "10", "200"])
-    host.run(["mount", "--bind", host.tmp / "tun", "/dev/net/tun"])
-    host.tmp.chmod(0o755)
-    # A home that only root may enter is replaced by one with nothing in it but what is needed.
-    blocked: dict[Path, list[Path]] = {}
-    for path in {Path(sys.base_prefix), Path(sys.prefix).resolve(), ROOT}:
-        for directory in reversed(path.parents):
-            if not directory.stat().st_mode & stat.S_IXOTH:
-                blocked.setdefault(directory, []).append(path)
-                break
-    for directory, paths in blocked.items():
-        for number, path in enumerate(paths):
-            staged = host.tmp / f"{directory.name}-{number}"
-            staged.mkdir()
-            host.run(["mount", "--rbind", path, staged])
-        host.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory])
-        for number, path in enumerate(paths):
-            host.run(["mkdir", "-p", path])
-            host.run(["mount", "--rbind", host.tmp / f"{directory.name}-{number}", path])
+    open_to_everybody(host)
     return host
 
 

@@ -105,3 +105,12 @@ def debian(bookworm_with_python: Path) -> Iterator[Chroot]:
     """A copy of that to work in."""
     with tempfile.TemporaryDirectory(prefix="debian-") as directory:
         yield Chroot.copy_of(bookworm_with_python, Path(directory, "root"))
+
+
+@pytest.fixture(scope="session")
+def bookworm_with_systemd(bookworm_with_python: Path) -> Iterator[Path]:
+    """One that boots, to be copied."""
+    with tempfile.TemporaryDirectory(prefix="bookworm-systemd-") as directory:
+        made = Chroot.copy_of(bookworm_with_python, Path(directory, "root"))
+        made.install("systemd-sysv", "adduser", "iproute2", "iputils-ping")
+        yield made.root

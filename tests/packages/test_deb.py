@@ -65,7 +65,12 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
 
     # What is there.
     assert debian.run(["tapotun", "--version"]) == f"tapotun {__version__}\n"
-    assert debian.run(["stat", "-c", "%a %U:%G", "/etc/tapotun"]) == "750 root:root\n"
+    assert debian.run(["stat", "-c", "%a %U:%G", "/etc/tapotun"]) == "2750 root:tapotun\n"
+    assert re.fullmatch(
+        r"tapotun:x:\d+:\d+:.*:/nonexistent:/usr/sbin/nologin\n", debian.run(["getent", "passwd", "tapotun"])
+    )
+    drop_in = (debian.root / "usr/share/tapotun/systemd/unix-socket.conf").read_text(encoding="utf-8")
+    assert drop_in == (ROOT / "conf" / "systemd" / "unix-socket.conf").read_text(encoding="utf-8")
     unit = (debian.root / "usr/lib/systemd/system/tapotun@.service").read_text(encoding="utf-8")
     assert unit == (ROOT / "conf" / "systemd" / "tapotun@.service").read_text(encoding="utf-8")
     assert "ExecStart=/usr/bin/tapotun run" in unit
@@ -115,21 +120,23 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
     for _ in range(2):
         installed(debian, upgrade)
         assert f"Version: {__version__}-2" in debian.run(["dpkg", "-s", "tapotun"])
-        assert debian.run(["stat", "-c", "%a", "/etc/tapotun", "/etc/tapotun/hub.json"]) == "700\n600\n"
+        assert debian.run(["stat", "-c", "%a", "/etc/tapotun", "/etc/tapotun/hub.json"]) == "2700\n600\n"
         assert debian.run(["tapotun", "validate-config", "/etc/tapotun/hub.json"]).endswith(": valid: 1 server\n")
 
     # Removed, the configs are still there; purged, nothing is.
     debian.write("/etc/systemd/system/multi-user.target.wants/tapotun@hub.service", "as systemctl enable makes it")
     debian.run(["dpkg", "-r", "tapotun"])
-    left = debian.content() - untouched
+    left = debian.content() - untouched - _ACCOUNTS
     assert all(it.startswith(("./etc/tapotun", "./etc/systemd/system", "./run/tapotun")) for it in left), left
     assert "./etc/tapotun/hub.json" in left
     for _ in range(2):
         debian.run(["dpkg", "-P", "tapotun"])
-        assert debian.content() - untouched <= {"./etc/systemd", "./etc/systemd/system", *_WANTS}
+        assert debian.content() - untouched - _ACCOUNTS <= {"./etc/systemd", "./etc/systemd/system", *_WANTS}
         assert untouched <= debian.content()
 
 
+# What adduser leaves: the files before the user was made, and its lock. The user stays, and so does its number.
+_ACCOUNTS = {*(f"./etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")), "./run/adduser"}
 _WANTS = {"./etc/systemd/system/multi-user.target.wants"}  # systemd's
 
 
@@ -168,6 +175,48 @@ def test_an_upgrade_restarts_what_runs_and_a_removal_stops_it(deb: Path, debian:
     said = answers("dpkg", "-r", "tapotun")
     assert [line for line in said if "stop" in line and "tapotun@hub.service" in line], said
     assert said[-1] == "--system daemon-reload"
+
+
+def test_what_root_s_services_read_becomes_readable_for_their_user_once(
+    deb: Path, debian: Chroot, tmp_path: Path
+) -> None:
+    """From the version whose services ran as root, and when files are there before the package."""
+    files = {
+        "hub.json": ("600 root:root", "640 root:tapotun"),
+        "token": ("400 root:root", "440 root:tapotun"),
+        "keys/client.key": ("600 root:root", "640 root:tapotun"),
+        "public.json": ("644 root:root", "644 root:tapotun"),
+        "proxy.json": ("600 www-data:www-data", "600 www-data:www-data"),
+    }
+
+    def modes() -> dict[str, str]:
+        paths = [f"/etc/tapotun/{name}" for name in files]
+        lines = debian.run(["stat", "-c", "%a %U:%G", *paths]).splitlines()
+        return dict(zip(files, lines, strict=True))
+
+    for name, (before, _) in files.items():
+        owner = 33 if "www-data" in before else 0
+        debian.write(f"/etc/tapotun/{name}", "[]", mode=int(before.split()[0], 8), owner=owner)
+    debian.write("/root/outside", "x")
+    (debian.root / "etc/tapotun/link").symlink_to("/root/outside")
+    (debian.root / "etc/tapotun/keys").chmod(0o700)
+    (debian.root / "etc/tapotun").chmod(0o750)
+    installed(debian, deb)
+    assert modes() == {name: after for name, (_, after) in files.items()}
+    assert debian.run(["stat", "-c", "%a %U:%G", "/etc/tapotun", "/etc/tapotun/keys"]) == (
+        "2750 root:tapotun\n750 root:tapotun\n"
+    )
+    assert debian.run(["stat", "-c", "%a %U:%G", "/root/outside"]) == "600 root:root\n"
+    assert (
+        debian.run(["setpriv", "--reuid=tapotun", "--regid=tapotun", "--clear-groups", "cat", "/etc/tapotun/token"])
+        == "[]"
+    )
+    # Made later, as an editor does; and what somebody has changed since is left alone.
+    debian.run(["sh", "-c", "umask 022; echo '[]' >/etc/tapotun/new.json"])
+    assert debian.run(["stat", "-c", "%U:%G", "/etc/tapotun/new.json"]) == "root:tapotun\n"
+    debian.run(["chgrp", "root", "/etc/tapotun/token", "/etc/tapotun"])
+    installed(debian, newer(deb, tmp_path, f"{__version__}-2"))
+    assert debian.run(["stat", "-c", "%U:%G", "/etc/tapotun/token", "/etc/tapotun"]) == "root:root\nroot:root\n"
 
 
 def test_installed_again_after_a_removal_it_finds_its_configs(deb: Path, debian: Chroot) -> None:

@@ -132,6 +132,9 @@ ADMIN = AdminConfig(TcpAddress("127.0.0.1", 9090), Secret("the-admin-token"))
             ["admin: listen, token changed"],
         ),
         (Config(()), Config((), log=LogConfig("debug")), ["log: level changed"]),
+        (Config(()), Config((), user="tapotun"), ["user: needs a restart (none -> tapotun)"]),
+        (Config((), user="vpn"), Config((), user="tapotun"), ["user: needs a restart (vpn -> tapotun)"]),
+        (Config((), user="tapotun"), Config((), user="tapotun"), []),
         (Config(()), Config((), log=LogConfig("debug", "json")), ["log: level, format changed"]),
     ],
 )

@@ -39,7 +39,7 @@ def test_load_gives_the_config_with_its_warnings(tmp_path: Path) -> None:
     file = write(tmp_path / "t.json", [client()], 0o644)
     warning = (
         f"{file}: warning: [0].token: *** is in a file that every user of this machine can read "
-        f"(mode 0644); run chmod 600 {file} (line 1)"
+        f"(mode 0644); run chmod o-rwx {file} (line 1)"
     )
     assert load(file) == Config((accept(client()),), (warning,))
 
@@ -196,7 +196,7 @@ def test_a_file_name_cannot_forge_a_second_line(tmp_path: Path) -> None:
         ("EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", 0o600, "holds an encrypted key, and nobody is there to type"),
         ("ENCRYPTED PRIVATE KEY-----", 0o600, "holds an encrypted key, and nobody is there to type its password"),
         ("CERTIFICATE-----", 0o600, 'holds no private key in PEM; write the path of one as "key_file"'),
-        ("PRIVATE KEY-----", 0o604, "can be read by every user of this machine (mode 0604); run chmod 600"),
+        ("PRIVATE KEY-----", 0o604, "can be read by every user of this machine (mode 0604); run chmod o-rwx"),
         ("PRIVATE KEY-----", 0o600, None),
     ],
 )
@@ -240,7 +240,7 @@ def test_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (" s3cret", 0o600, "holds a token that starts or ends with a space; remove the space"),
         ("s" * 70000, 0o600, None),
-        ("s3cret", 0o604, "can be read by every user of this machine (mode 0604); run chmod 600 'a token'"),
+        ("s3cret", 0o604, "can be read by every user of this machine (mode 0604); run chmod o-rwx 'a token'"),
         (sha1("x"), 0o600, "holds what looks like a hash; write the raw token into it, unless this is the raw token"),
     ],
 )

@@ -93,6 +93,12 @@ def test_the_token_is_a_hash_or_raw(given: str, token: TokenHash | Secret) -> No
     assert accept(root(admin={"listen": 9433, "token": given})).admin == AdminConfig(LOOPBACK, token)
 
 
+@pytest.mark.parametrize("name", ["tapotun", "_apt", "net.admin", "a-b_9", "svc$", "CORP\\vpn"])
+def test_the_user(name: str) -> None:
+    assert accept(root(user=name)).user == name
+    assert accept(root()).user is None
+
+
 def test_the_log() -> None:
     assert accept(root(log={"level": "debug"})).log == LogConfig("debug", "text")
     assert accept(root(log={"level": "error", "format": "json"})).log == LogConfig("error", "json")
@@ -116,6 +122,16 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
         'interfaces[0].admin: "admin" is an unknown field in a server; it belongs in the file\'s root object',
     ),
     (root(interfaces=[server(mtu=1)]), "interfaces[0].mtu: 1 is out of range; write a whole number from 68 to 65535"),
+    # --- user ---
+    (
+        root(user="root"),
+        'user: "root" keeps every file of this machine writable; leave it out, or name an ordinary user',
+    ),
+    (root(user="810"), 'user: "810" is a number; write the name of the user, such as "tapotun"'),
+    (root(user=810), 'user: 810 is a number, not text; write "tapotun"'),
+    (root(user=""), 'user: "" is not the name of a user; write one such as "tapotun"'),
+    (root(user="a b"), 'user: "a b" is not the name of a user; write one such as "tapotun"'),
+    (root(user="../etc"), 'user: "../etc" is not the name of a user; write one such as "tapotun"'),
     # --- admin ---
     (root(admin=9433), 'admin: 9433 is a number, not an object; write {"listen": "127.0.0.1:9433", ...}'),
     (root(admin="t0k3n"), 'admin: *** is text, not an object; write {"listen": "127.0.0.1:9433", ...}'),
@@ -275,7 +291,7 @@ def test_a_raw_token_in_a_public_file_causes_a_warning(tmp_path: Path) -> None:
 
 def test_a_schema_can_be_made_of_the_structs() -> None:
     _, schema = msgspec.json.schema_components([RawRoot], ref_template="{name}")
-    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "update", "$schema"}
+    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "user", "update", "$schema"}
     assert schema["RawRoot"]["required"] == ["interfaces"]
     assert schema["RawAdmin"]["required"] == ["listen"]
     assert set(schema[RawLog.__name__]["properties"]) == {"level", "format"}

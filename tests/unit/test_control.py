@@ -154,6 +154,12 @@ def test_the_places(tmp_path: Path) -> None:
         "/run/tapotun/office",
         "/run/user/1000/tapotun",
     ]
+    assert [place.directory for place in control_directories(environ, "tapotun")] == [
+        "/run/tapotun",
+        "/run/tapotun/tapotun",
+        "/run/tapotun/office",
+        "/run/user/1000/tapotun",
+    ]
     assert control_directories({"RUNTIME_DIRECTORY": "relative", "XDG_RUNTIME_DIR": ""}) == [
         ControlDirectory("/run/tapotun", 0o755)
     ]

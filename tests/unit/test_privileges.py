@@ -54,6 +54,19 @@ def test_what_is_kept(config: Config, more: set[int]) -> None:
     assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN, CAP_DAC_READ_SEARCH} | more
 
 
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        (Config((SERVER,), user="tapotun"), set()),
+        (Config((server_config(443),), user="tapotun"), {CAP_NET_BIND_SERVICE}),
+        (Config((replace(SERVER, listen=(UnixAddress("/run/x"),)),), user="tapotun"), set()),
+    ],
+)
+def test_an_ordinary_user_keeps_nothing_that_opens_files(config: Config, more: set[int]) -> None:
+    kept = needed_capabilities(config)
+    assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN} | more
+
+
 def test_a_status_without_capabilities() -> None:
     with pytest.raises(ValueError, match="CapEff"):
         effective_capabilities("Name:\tx\n")

@@ -424,7 +424,7 @@ def test_warnings_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     url = f"http://127.0.0.1:{free_port()}/ip?key=raw-token"
     code, out, err = run(url, "--token-file", file, "--json", capsys=capsys)
     assert code == exit_codes.FAILED
-    assert re.search(r"mode 0644.*chmod 600", err)
+    assert re.search(r"mode 0644.*chmod o-rwx", err)
     assert "looks like a hash" in err
     report = json.loads(out)
     assert (report["usable"], report["findings"][0]["code"]) == (False, "tcp")

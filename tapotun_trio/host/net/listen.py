@@ -23,6 +23,12 @@ _IP_FREEBIND: Final = 15
 _IPV6_FREEBIND: Final = 78
 
 
+UNIT_REMEDY: Final = (
+    "for the systemd unit, copy its unix-socket.conf (/usr/share/tapotun/systemd) to "
+    "/etc/systemd/system/tapotun@.service.d, and listen in /run/tapotun-proxy"
+)
+
+
 class AbsentError(HostError):
     """This machine does not have the address or address family of an endpoint, but may have it later."""
 
@@ -197,7 +203,12 @@ def _listen_unix(path: str, mode: int) -> Listener:
 
 def _unix_remedy(exc: OSError, path: str) -> str:
     if exc.errno == errno.ENOENT:
-        return f"there is no directory {os.path.dirname(path)}; make it, or choose another path"
+        text = f"there is no directory {os.path.dirname(path)}; make it, or choose another path"
+        return text if os.geteuid() == 0 else f"{text}; {UNIT_REMEDY}"
+    if exc.errno == errno.EROFS:
+        return f"{exc.strerror}; {UNIT_REMEDY}"
+    if exc.errno == errno.EACCES and os.geteuid() != 0:
+        return f"user {os.geteuid()} may not write to {os.path.dirname(path)}; give it that directory; {UNIT_REMEDY}"
     return exc.strerror or str(exc)
 
 

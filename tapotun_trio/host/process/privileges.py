@@ -102,10 +102,13 @@ def require_tun_privileges() -> None:
 def needed_capabilities(config: Config) -> int:
     """The capabilities that a process with this config may need after its start, as a bit mask.
 
-    CAP_DAC_READ_SEARCH is always among them, since files of other users are read later: config and certificates at a
-    reload, and modules of this program at their first use.
+    A process that stays root reads files of other users later: config and certificates at a reload, and modules of this
+    program at their first use. It also makes Unix sockets in their directories. One that becomes another user
+    (``config.user``) may do only what that user may do: the two capabilities for this would open every file to it.
     """
-    needed = 1 << CAP_NET_ADMIN | 1 << CAP_DAC_READ_SEARCH
+    needed = 1 << CAP_NET_ADMIN
+    if config.user is None:
+        needed |= 1 << CAP_DAC_READ_SEARCH
     endpoints = [
         endpoint for entry in config.interfaces if isinstance(entry, ServerConfig) for endpoint in entry.listen
     ]
@@ -113,7 +116,8 @@ def needed_capabilities(config: Config) -> int:
         endpoints.append(config.admin.listen)
     for endpoint in endpoints:
         if isinstance(endpoint, UnixAddress):
-            needed |= 1 << CAP_DAC_OVERRIDE  # its directory may belong to a proxy
+            if config.user is None:
+                needed |= 1 << CAP_DAC_OVERRIDE  # its directory may belong to a proxy
         elif endpoint.port < FIRST_FREE_PORT:
             needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
@@ -122,8 +126,9 @@ def needed_capabilities(config: Config) -> int:
 def drop_privileges(keep: int) -> str | None:
     """Irrevocably drop every capability that is not in ``keep`` (a bit mask), and set no_new_privs.
 
-    Gains no capability. Returns None, or the text of a warning that says what the kernel refused. Only a system call
-    filter can forbid dropping; then the process keeps what its operator gave it.
+    The others become effective, since a change of the user clears the effective ones. Returns None, or the text of a
+    warning that says what the kernel refused. Only a system call filter can forbid dropping; then the process keeps
+    what its operator gave it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAP_HEADER.size)
@@ -137,10 +142,10 @@ def drop_privileges(keep: int) -> str | None:
 
     call("prctl", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if call("capget", libc.capget(header, data)):
-        low, high = keep & 0xFFFFFFFF, keep >> 32
-        masks = (low, low, 0, high, high, 0)
-        kept = [has & mask for has, mask in zip(_CAP_DATA.unpack(data.raw), masks, strict=True)]
-        call("capset", libc.capset(header, ctypes.create_string_buffer(_CAP_DATA.pack(*kept), _CAP_DATA.size)))
+        _, low, _, _, high, _ = _CAP_DATA.unpack(data.raw)
+        low, high = low & keep, high & keep >> 32
+        kept = _CAP_DATA.pack(low, low, 0, high, high, 0)
+        call("capset", libc.capset(header, ctypes.create_string_buffer(kept, _CAP_DATA.size)))
     if not refused:
         return None
     return f"cannot drop privileges that this process does not need ({', '.join(refused)}); allow it these calls"
