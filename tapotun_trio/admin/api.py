@@ -57,9 +57,10 @@ class Permission(Enum):
 
     EVERYBODY = "everybody"
     EVERYBODY_WITHOUT_TOKEN = "everybody, if no token is configured"
-    WATCHERS = "with the token, or with a session"
+    WATCHERS = "with a token, or with a session"
     WATCHERS_LIVE = "as above, and from a page of this server"
-    ACTORS = "as above, and with the session's CSRF token"
+    CONFIRMED = "as above, and with the session's CSRF token"
+    ACTORS = "as above, and not with the read-only token"
 
 
 class Request(NamedTuple):
@@ -109,12 +110,12 @@ class AdminApi:
         self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
-        self._routes: dict[str, dict[str, tuple[Permission, Handler]]] = {
+        self.routes: dict[str, dict[str, tuple[Permission, Handler]]] = {
             "/healthz": {"GET": (Permission.EVERYBODY, self._healthz)},
             "/readyz": {"GET": (Permission.EVERYBODY, self._readyz)},
             "/metrics": {"GET": (Permission.EVERYBODY_WITHOUT_TOKEN, self._metrics)},
             "/api/login": {"POST": (Permission.EVERYBODY, self._log_in)},
-            "/api/logout": {"POST": (Permission.ACTORS, self._log_out)},
+            "/api/logout": {"POST": (Permission.CONFIRMED, self._log_out)},
             "/api/session": {"GET": (Permission.WATCHERS, self._session)},
             "/api/status": {"GET": (Permission.WATCHERS, self._show_status)},
             "/api/events": {"GET": (Permission.WATCHERS, self._show_events)},
@@ -153,7 +154,7 @@ class AdminApi:
 
     async def _answer(self, exchange: Exchange, path: str) -> Answer | None:
         head = exchange.head
-        methods = self._routes.get(path)
+        methods = self.routes.get(path)
         if methods is None:
             raise Refused(404, "there is no such page")
         method = "GET" if head.method == "HEAD" else head.method
@@ -176,6 +177,8 @@ class AdminApi:
             return None
         if permission is Permission.ACTORS:
             return self._access.act(head, address, now)
+        if permission is Permission.CONFIRMED:
+            return self._access.confirm(head, address, now)
         if permission is Permission.WATCHERS_LIVE:
             return self._access.watch(head, address, now)
         return self._access.see(head, address, now)
@@ -207,9 +210,10 @@ class AdminApi:
     async def _log_in(self, request: Request) -> Answer:
         head = request.exchange.head
         login = await self._read(request, Login)
-        identifier = self._access.log_in(login.token, head, request.address, trio.current_time())
+        identifier, session = self._access.log_in(login.token, head, request.address, trio.current_time())
         self._on_authenticated(request.exchange)
-        process_logger().info("admin: %s logged in", request.exchange.client)
+        limited = "" if session.may_act else ", read-only"
+        process_logger().info("admin: %s logged in%s", request.exchange.client, limited)
         return Answer(204, headers=(cookie(identifier, secure=_is_secure(request)),))
 
     async def _log_out(self, request: Request) -> Answer:
@@ -222,9 +226,16 @@ class AdminApi:
 
     async def _session(self, request: Request) -> Answer:
         assert request.visitor is not None
-        session = request.visitor.session
-        csrf = None if session is None else session.csrf
-        return document({"csrf": csrf, "name": self._process.name, "version": __version__, "pid": os.getpid()})
+        session, may_act = request.visitor.session, request.visitor.may_act
+        return document(
+            {
+                "csrf": None if session is None else session.csrf,
+                "may_act": may_act,
+                "name": self._process.name,
+                "version": __version__,
+                "pid": os.getpid(),
+            }
+        )
 
     async def _show_status(self, request: Request) -> Answer:
         return document(await self._process_status())

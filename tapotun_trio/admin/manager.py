@@ -110,7 +110,7 @@ class AdminManager:
         if events is None:
             events = self._events = Events()
             add_handler(events)
-        pages, access = read_pages(), Access(config.token)
+        pages, access = read_pages(), Access(config.token, config.read_token)
         return AdminServer(
             self._listener_for(config.listen),
             lambda on_authenticated: AdminApi(
@@ -136,7 +136,7 @@ class AdminManager:
         name = server.listener.name
         waits = server.listener.waits
         soon = ", as soon as this machine has that address" if waits else ""
-        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
+        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.has_token else ", without a token")
         if waits and not (isinstance(config.listen, TcpAddress) and config.listen.early):
             self._log.warning(
                 "admin: %s: this machine does not have that address yet, and nobody can connect before it does; "

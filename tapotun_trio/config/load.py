@@ -189,8 +189,8 @@ def _raw_secrets(root: object) -> Iterator[str]:
                 if isinstance(value.get(name), str) and "@" in value[name]:  # a login
                     yield f"{item(base, i)}.{name}"
     admin = root.get("admin") if isinstance(root, dict) else None
-    if isinstance(admin, dict) and is_raw_token(admin.get("token")):
-        yield "admin.token"
+    if isinstance(admin, dict):
+        yield from (f"admin.{name}" for name in ("token", "read_token") if is_raw_token(admin.get(name)))
 
 
 def _located(findings: list[Finding], text: str) -> list[Finding]:

@@ -45,6 +45,7 @@ from .model import (
     TcpAddress,
     TlsConfig,
     TlsVersion,
+    TokenHash,
     TransportChoice,
     UnixAddress,
 )
@@ -736,12 +737,31 @@ def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: L
     else:
         endpoint = context.parse_field(node, "listen", parsers.parse_admin_listen)
     token = context.parse_field(node, "token", parsers.parse_admin_token)
+    read_token = context.parse_field(node, "read_token", parsers.parse_admin_token)
+    if token is not None and read_token is not None and _are_same_token(token, read_token):
+        problem = f"is the token of {node.at('token')} too, and would not be limited to reading"
+        context.findings.error(node.at("read_token"), MASK, problem, "make another one with tapotun token")
     if endpoint is None:
         return None
     context.conflicts.admin_listener(node.at("listen"), endpoint)
     if isinstance(endpoint, TcpAddress) and not ip_address(endpoint.address).is_loopback:
         endpoint = _validate_exposed(node, endpoint, interfaces, context)
-    return AdminConfig(endpoint, token)
+    return AdminConfig(endpoint, token, read_token)
+
+
+def _are_same_token(one: TokenHash | Secret, other: TokenHash | Secret) -> bool:
+    """Whether both are the same token. Hashes by different algorithms cannot be compared and count as different."""
+    if isinstance(one, TokenHash) and isinstance(other, Secret):
+        return _is_hash_of(one, other)
+    if isinstance(one, Secret) and isinstance(other, TokenHash):
+        return _is_hash_of(other, one)
+    return one == other
+
+
+def _is_hash_of(known: TokenHash, token: Secret) -> bool:
+    import hashlib  # loads OpenSSL, which most processes do not need
+
+    return hashlib.new(known.algorithm, token.reveal().encode(), usedforsecurity=False).hexdigest() == known.digest
 
 
 def _validate_exposed(
@@ -757,7 +777,7 @@ def _validate_exposed(
         else:
             has_clients = True
     is_in_tunnel = endpoint.address in own
-    if "token" not in node.given:
+    if "token" not in node.given and "read_token" not in node.given:
         context.findings.error(
             node.at("token"),
             "",
