@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..cooperative import Steps
+from ..peer.boottime import BootTime
 from ..server.session import Session
 from ..status.model import InterfaceState, InterfaceStatus
 
@@ -27,6 +28,9 @@ class Tunnel(Protocol):
 
         A reload makes a new list and leaves this one as it is.
         """
+
+    def last_seen(self) -> dict[str, BootTime]:
+        """When each peer was last heard, by its name in the status; those that never were are left out."""
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the tunnel knows, in steps of about a millisecond."""
