@@ -30,10 +30,11 @@ from ..lifecycle.registry import NoSuchPeerError, Registry
 from ..log import Faults, RateLimitedLog, process_logger
 from ..status.model import ProcessStatus
 from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
-from .answers import Answer, decode, document, error, text
+from .answers import JSON, Answer, decode, document, error, text
 from .browser import limited_as
 from .events import Events
 from .health import not_ready
+from .history import History
 from .live import serve_live
 from .metrics import render_in_parts
 from .pages import Page
@@ -92,6 +93,7 @@ class AdminApi:
         access: Access,
         pages: dict[str, Page],
         events: Events,
+        history: History,
         process: Process,
         registry: Registry,
         reload: Reload,
@@ -100,6 +102,7 @@ class AdminApi:
         self.retiring = False  # another listener takes over: connections close after their next response
         self._access = access
         self._events = events
+        self._history = history
         self._process = process
         self._registry = registry
         self._reload = reload
@@ -119,6 +122,7 @@ class AdminApi:
             "/api/session": {"GET": (Permission.WATCHERS, self._session)},
             "/api/status": {"GET": (Permission.WATCHERS, self._show_status)},
             "/api/events": {"GET": (Permission.WATCHERS, self._show_events)},
+            "/api/history": {"GET": (Permission.WATCHERS, self._show_history)},
             "/api/disconnect": {"POST": (Permission.ACTORS, self._disconnect)},
             "/api/reload": {"POST": (Permission.ACTORS, self._reload_config)},
             "/api/live": {"GET": (Permission.WATCHERS_LIVE, self._watch)},
@@ -242,6 +246,9 @@ class AdminApi:
 
     async def _show_events(self, request: Request) -> Answer:
         return document({"events": self._events.since(0)})
+
+    async def _show_history(self, request: Request) -> Answer:
+        return Answer(200, await join_cooperatively(self._history.document()), JSON)
 
     async def _disconnect(self, request: Request) -> Answer:
         arguments = await self._read(request, DisconnectArguments)

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -190,6 +190,10 @@ class TunnelClient:
     def problem(self) -> str | None:
         """Why the client is not connected, as far as that is known."""
         return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+
+    def peers(self) -> Iterator[tuple[str, TunnelClient]]:
+        """The server, as this end knows it."""
+        yield self._config.server.authority, self
 
     def last_seen(self) -> dict[str, BootTime]:
         """When the server was last heard, by its name in the status; empty: never."""

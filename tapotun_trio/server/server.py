@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import product
@@ -156,6 +156,10 @@ class TunnelServer:
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the server knows, in steps."""
         return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
+
+    def peers(self) -> Iterator[tuple[str, Session]]:
+        """Each session with its client's name."""
+        return ((session.client.name, session) for session in self.sessions)
 
     def last_seen(self) -> dict[str, BootTime]:
         """When each client was last heard, by its name; those that never were are left out."""

@@ -15,6 +15,7 @@ import trio
 from tapotun_trio.admin.access import Access
 from tapotun_trio.admin.api import AdminApi
 from tapotun_trio.admin.events import Events
+from tapotun_trio.admin.history import History
 from tapotun_trio.admin.pages import Page
 from tapotun_trio.admin.server import AdminServer
 from tapotun_trio.config.model import Secret, TokenHash
@@ -87,6 +88,7 @@ class World:
     ) -> None:
         self.listener = MemoryListener()
         self.events = Events()
+        self.history = History()
         self.registry = registry or Registry()
         self.reloads: list[bool] = []
         self.reload_fails: Exception | None = None
@@ -97,7 +99,16 @@ class World:
 
         def make_api(on_authenticated: Callable[[Exchange], None]) -> AdminApi:
             self.apis.append(
-                AdminApi(self.access, pages, self.events, process, self.registry, self._reload, on_authenticated)
+                AdminApi(
+                    self.access,
+                    pages,
+                    self.events,
+                    self.history,
+                    process,
+                    self.registry,
+                    self._reload,
+                    on_authenticated,
+                )
             )
             return self.apis[-1]
 

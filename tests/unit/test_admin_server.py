@@ -38,7 +38,7 @@ from .admin import BEARER, ORIGIN, PAGE, READ_TOKEN, READER, TOKEN, World, opene
 from .support import allowed, client_config, free_port, server_config
 
 ACTIONS: Final = [("/api/disconnect", b'{"client": "a"}'), ("/api/reload", b"{}")]
-WATCHED: Final = ["/metrics", "/api/session", "/api/status", "/api/events", "/api/live"]
+WATCHED: Final = ["/metrics", "/api/session", "/api/status", "/api/events", "/api/history", "/api/live"]
 
 
 # ------------------------------------------------------------------ health

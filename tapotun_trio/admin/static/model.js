@@ -83,6 +83,21 @@ export function samplesOf(status, peers) {
   return samples;
 }
 
+/** The daemon's history (docs/admin.md) as [ms, samples] for History.push, oldest first. */
+export function pastSamples({ times_ms, series }) {
+  const keyOf = ({ interface: name, peer }) => (name === null ? ALL : peer === null ? ofInterface(name) : ofPeer(name, peer));
+  const lists = series.map((one) => [keyOf(one), one]);
+  return times_ms.map((at, i) => {
+    const sampleOf = (one) => ({
+      rx: one.rx_bits_per_s[i],
+      tx: one.tx_bits_per_s[i],
+      rtt: one.rtt_ms[i],
+      high: one.rtt_high_ms[i],
+    });
+    return [at, new Map(lists.map(([key, one]) => [key, sampleOf(one)]))];
+  });
+}
+
 /** Counts by reason, and where: Map of reason and {number, where: Map of place and number}. */
 function gather(entries) {
   const found = new Map();

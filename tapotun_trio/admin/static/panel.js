@@ -7,14 +7,19 @@ import { clock, moment, since, span } from "./format.js";
 import { History } from "./history.js";
 import { Interfaces } from "./interfaces.js";
 import { Link } from "./link.js";
-import { peersOf, samplesOf, troubles } from "./model.js";
+import { pastSamples, peersOf, samplesOf, troubles } from "./model.js";
 import { Peers } from "./peers.js";
 import { forgetColours, sparksShown } from "./plot.js";
 import { Traffic } from "./traffic.js";
 import { Troubles } from "./troubles.js";
 
 const history = new History();
-const link = new Link({ state: showLink, status: showStatus, events: (message) => events.add(message.events) });
+const link = new Link({
+  state: showLink,
+  status: showStatus,
+  events: (message) => events.add(message.events),
+  history: (past) => history.fill(pastSamples(past)),
+});
 const disconnect = new Disconnect(link);
 new Reload(link);
 const events = new Events();

@@ -6,7 +6,7 @@ import { clock } from "./format.js";
 const HEIGHT = 190;
 const TOP = 8;
 const BOTTOM = 22;
-const GAP_MS = 4000; // a longer gap without data breaks the line
+const GAP_MS = 12_000; // a longer gap breaks the line; the daemon's history has a sample every five seconds
 const STEPS_S = [15, 30, 60, 120, 300];
 const TICK_WIDTH = 72; // px that a time label needs
 
