@@ -9,12 +9,14 @@ import pytest
 
 from tests.harness import Lab, nginx_proxy
 
-from .panels import ORIGIN, station
-from .topologies import CLIENT, SERVER, UPLOADING, allowed, client_config, running, server_config
+from .panels import ORIGIN, station, tide
+from .topologies import CLIENT, SERVER, TUNNEL_SERVER, UPLOADING, allowed, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
 
 PROXY_PORT: Final = 8081
+HOME: Final = "\ue011"
+RIGHT: Final = "\ue014"
 
 # Which of the buttons that act can be seen.
 _ACTING: Final = """
@@ -35,6 +37,12 @@ _SEEN: Final = """[...document.querySelectorAll("tr.peer")].map((it) => {
   const [name, seen] = [".name .main", ".state .aside"].map((css) => it.querySelector(css).textContent);
   return `${name}: ${seen.slice(0, 10)}`;
 }).sort().join(", ")"""
+# Whether the daemon's history has two samples of more than 1 Mbit/s.
+_FAST: Final = """fetch("api/history").then((it) => it.json())
+  .then(({ series }) => series[0].rx_bits_per_s.filter((it) => it > 1e6).length >= 2)"""
+# The clock at the oldest sample of the daemon's history. Its milliseconds are computed anew for each answer.
+_OLDEST: Final = """return Promise.all([import("/format.js"), fetch("api/history").then((it) => it.json())])
+  .then(([{ clock }, { times_ms }]) => [-2, 0, 2].map((off) => clock(times_ms[0] + off)));"""
 _NAMES: Final = "[...document.querySelectorAll('tr.peer .name .main')].map((it) => it.textContent).join(' ')"
 
 
@@ -91,4 +99,25 @@ def test_the_machine_and_trouble_come_first(lab: Lab) -> None:
         it.wait_until_live()
         window.wait_for_text("#peers-body", "zebra")
         window.wait(f"{_SEEN} === 'aardvark: never seen, laptop: last seen , zebra: last seen '")
+        it.assert_clean()
+
+
+def test_a_page_that_is_opened_shows_what_was_before(lab: Lab) -> None:
+    with station(lab) as it:
+        window = it.window
+        it.log_in()
+        with tide(it.client, TUNNEL_SERVER, mbit_s=20, period_s=20):
+            window.wait(_FAST)
+        window.open(f"{ORIGIN}/")
+        it.wait_until_live()
+        window.wait_for_text("#peers-body", "laptop")
+        for scope in ("everything", "tun0, whole", "laptop"):
+            window.choose("#plot-scope", scope)
+            # From the oldest moment on, until one is found at which the traffic flowed.
+            window.press("#plot-rate canvas", HOME)
+            assert window.text("#plot-rate .tip strong") in window.script(_OLDEST)
+            while "Mbit/s" not in window.text("#plot-rate .tip"):
+                before = window.text("#plot-rate .tip")
+                window.press("#plot-rate canvas", RIGHT)
+                assert window.text("#plot-rate .tip") != before, scope
         it.assert_clean()
