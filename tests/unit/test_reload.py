@@ -532,7 +532,7 @@ async def test_a_client_gets_another_mark_on_its_streams(tmp_path: Path) -> None
         def rules() -> list[Item]:
             return [item for item in it.host.standing["tun0"] if isinstance(item, Rule)]
 
-        marked = replace(client, transport="http")
+        marked = replace(client, mark=Mark(7, 8))
         assert await it.reload(server, marked) == ["tun0: mark changed (none -> 7 in table 8)"]
         assert rules() == [Rule(7, 8)]
         it.host.refused.add(Rule(9, 9))
@@ -553,8 +553,8 @@ async def test_a_client_gets_another_mark_on_its_streams(tmp_path: Path) -> None
 async def test_a_client_that_is_not_connected_has_its_new_mark_when_it_is(tmp_path: Path) -> None:
     client = client_config("tun0", port := free_port())
     async with world(tmp_path, client) as it:
-        await it.reload(replace(client, transport="http"))
-        await it.reload(replace(client, transport="http"), server_config(port, allowed("tun0", "10.10.0.2")))
+        await it.reload(replace(client, mark=Mark(7, 8)))
+        await it.reload(replace(client, mark=Mark(7, 8)), server_config(port, allowed("tun0", "10.10.0.2")))
         await until(lambda: Rule(7, 8) in it.host.standing.get("tun0", []), "the rule")
 
 
