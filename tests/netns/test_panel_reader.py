@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Final
 
 import pytest
@@ -113,6 +114,12 @@ def test_a_page_that_is_opened_shows_what_was_before(lab: Lab) -> None:
         window.wait_for_text("#peers-body", "laptop")
         for scope in ("everything", "tun0, whole", "laptop"):
             window.choose("#plot-scope", scope)
+            # Beside the traffic stands what happened in that time, and nothing about others.
+            window.wait_for_text("#plot-events", "laptop: connected from ")
+            label = window.script("return document.querySelector('#plot-rate canvas').getAttribute('aria-label')")
+            assert re.search(r", with [1-9]\d* events?\.", label), label
+            admin = "admin: " in window.text("#plot-events")
+            assert admin == (scope == "everything"), window.text("#plot-events")
             # From the oldest moment on, until one is found at which the traffic flowed.
             window.press("#plot-rate canvas", HOME)
             assert window.text("#plot-rate .tip strong") in window.script(_OLDEST)

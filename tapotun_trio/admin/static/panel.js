@@ -23,7 +23,7 @@ const link = new Link({
 const disconnect = new Disconnect(link);
 new Reload(link);
 const events = new Events();
-const traffic = new Traffic(history);
+const traffic = new Traffic(history, (from) => events.since(from));
 const plot = (key) => traffic.select(key);
 const interfaces = new Interfaces(plot);
 const peers = new Peers({ history, plot, disconnect: (...client) => disconnect.ask(...client) });
