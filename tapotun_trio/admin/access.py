@@ -1,6 +1,6 @@
-"""Authentication: the admin token, and the sessions of browsers that have logged in with it.
+"""Authentication: the admin token, the read-only token, and the sessions of browsers that have logged in with one.
 
-Only hashes of the token and of session identifiers are kept. They are compared in constant time.
+Only hashes of the tokens and of session identifiers are kept. They are compared in constant time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ MAX_SESSIONS: Final = 64  # another login ends the oldest session
 CSRF_HEADER: Final = "x-csrf-token"
 
 NO_TOKEN: Final = 'no token is configured: add "token" to "admin" in the config (tapotun token makes one) and reload'
+READ_ONLY: Final = "this login may only read: use the token of admin.token, not that of admin.read_token"
 _NOT_LOGGED_IN: Final = "not logged in: send the admin token, or log in at /"
 _OTHER_ORIGIN: Final = (
     "the request's Origin is not this Host; a proxy must forward Host (nginx: proxy_set_header Host $http_host)"
@@ -47,10 +48,14 @@ class WrongToken(Refused):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """The session of a browser that has logged in. ``until``: when it must log in again."""
+    """The session of a browser that has logged in.
+
+    ``until``: when it must log in again. ``may_act``: whether it may do more than read.
+    """
 
     csrf: str = field(repr=False)
     until: float
+    may_act: bool
     ended: bool = False
 
     def is_over(self, now: float) -> bool:
@@ -59,18 +64,22 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """An authenticated client. ``session``: None if the request itself carries the token."""
+    """An authenticated client.
+
+    ``session``: None if the request itself carries the token. ``may_act``: whether it may do more than read.
+    """
 
     session: Session | None
+    may_act: bool
 
 
 class Access:
-    """Checks requests against one token. ``now`` is trio's time everywhere, and ``address`` comes from `limited_as`."""
+    """Checks requests against the tokens. ``now`` is trio's time, and ``address`` comes from `limited_as`."""
 
-    def __init__(self, token: TokenHash | Secret | None) -> None:
-        if isinstance(token, Secret):
-            token = TokenHash("sha256", hashlib.sha256(token.reveal().encode()).hexdigest())
-        self._token = token
+    def __init__(self, token: TokenHash | Secret | None, read_token: TokenHash | Secret | None = None) -> None:
+        """``token`` grants full access; ``read_token`` lets its holder look and change nothing."""
+        self._token = _hashed(token)
+        self._read_token = _hashed(read_token)
         self._sessions: dict[bytes, Session] = {}  # oldest first, which is also the order in which they expire
         self._limiter = Limiter()
 
@@ -81,19 +90,18 @@ class Access:
 
     @property
     def has_token(self) -> bool:
-        return self._token is not None
+        return self._token is not None or self._read_token is not None
 
     def see(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """Allow reading, with the token or a session. Raises Refused."""
-        if self._token is None:
+        """Allow reading, with either token or a session. Raises Refused."""
+        if not self.has_token:
             raise Refused(403, NO_TOKEN)
         if head.tokens:
-            self._check(head.tokens, address, now)
-            return Visitor(None)
+            return Visitor(None, self._check(head.tokens, address, now))
         session = self._find(head.headers, now)
         if session is None:
             raise Refused(401, _NOT_LOGGED_IN, ("WWW-Authenticate", "Bearer"))
-        return Visitor(session)
+        return Visitor(session, session.may_act)
 
     def watch(self, head: RequestHead, address: str, now: float) -> Visitor:
         """As `see`, and the Origin must match: CORS does not keep another site's page from opening a WebSocket.
@@ -105,7 +113,7 @@ class Access:
             self._check_origin(head.headers)
         return visitor
 
-    def act(self, head: RequestHead, address: str, now: float) -> Visitor:
+    def confirm(self, head: RequestHead, address: str, now: float) -> Visitor:
         """As `watch`, and a browser must send its session's CSRF token. Raises Refused."""
         visitor = self.watch(head, address, now)
         session, shown = visitor.session, head.headers.get(CSRF_HEADER, "")
@@ -113,20 +121,29 @@ class Access:
             raise Refused(403, "the X-CSRF-Token is missing or not this session's; load the page again")
         return visitor
 
-    def log_in(self, token: str, head: RequestHead, address: str, now: float) -> str:
-        """Begin a session. Returns its identifier, for the cookie. Raises Refused: the token is wrong."""
-        if self._token is None:
+    def act(self, head: RequestHead, address: str, now: float) -> Visitor:
+        """As `confirm`, and with the read-only token nothing may be changed. Raises Refused."""
+        visitor = self.confirm(head, address, now)
+        if not visitor.may_act:
+            raise Refused(403, READ_ONLY)
+        return visitor
+
+    def log_in(self, token: str, head: RequestHead, address: str, now: float) -> tuple[str, Session]:
+        """Begin a session. Returns its identifier, for the cookie, and the session. Raises Refused: the token is
+        wrong."""
+        if not self.has_token:
             raise Refused(403, NO_TOKEN)
         if "origin" in head.headers:
             self._check_origin(head.headers)
-        self._check([token], address, now)
+        may_act = self._check([token], address, now)
         for key in [key for key, session in self._sessions.items() if session.is_over(now)]:
             del self._sessions[key]
         if len(self._sessions) >= MAX_SESSIONS:
             self._end(next(iter(self._sessions)))
         identifier = secrets.token_urlsafe(32)
-        self._sessions[_key(identifier)] = Session(secrets.token_urlsafe(32), now + SESSION_S)
-        return identifier
+        session = Session(secrets.token_urlsafe(32), now + SESSION_S, may_act)
+        self._sessions[_key(identifier)] = session
+        return identifier, session
 
     def log_out(self, session: Session) -> None:
         """End the session and all its open connections."""
@@ -141,20 +158,17 @@ class Access:
         found = (self._sessions.get(_key(identifier)) for identifier in session_ids(headers))
         return next((session for session in found if session is not None and not session.is_over(now)), None)
 
-    def _check(self, shown: list[str], address: str, now: float) -> None:
+    def _check(self, shown: list[str], address: str, now: float) -> bool:
+        """Whether the tokens that were shown grant full access. Raises Refused if none of them is right."""
         wait_s = self._limiter.wait_s(address, now)
         if wait_s > 0:
             seconds = math.ceil(wait_s)
             raise Refused(429, f"too many wrong tokens: wait {seconds} s", ("Retry-After", str(seconds)))
-        if not any(self._is_token(token) for token in shown):
+        may_act = any(_is_token(token, self._token) for token in shown)
+        if not may_act and not any(_is_token(token, self._read_token) for token in shown):
             self._limiter.failed(address, now)
             raise WrongToken()
-
-    def _is_token(self, shown: str) -> bool:
-        assert self._token is not None
-        # A header is decoded as Latin-1, a config is ASCII, and JSON may hold anything, even surrogates.
-        found = hashlib.new(self._token.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
-        return _same(found.hexdigest(), self._token.digest)
+        return may_act
 
     @staticmethod
     def _check_origin(headers: Mapping[str, str]) -> None:
@@ -167,6 +181,20 @@ def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
     age_s = int(SESSION_S) if identifier else 0
     value = f"{COOKIE}={identifier}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict"
     return "Set-Cookie", f"{value}; Secure" if secure else value
+
+
+def _hashed(token: TokenHash | Secret | None) -> TokenHash | None:
+    if isinstance(token, Secret):
+        return TokenHash("sha256", hashlib.sha256(token.reveal().encode()).hexdigest())
+    return token
+
+
+def _is_token(shown: str, known: TokenHash | None) -> bool:
+    if known is None:
+        return False
+    # A header is decoded as Latin-1, a config is ASCII, and JSON may hold anything, even surrogates.
+    found = hashlib.new(known.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
+    return _same(found.hexdigest(), known.digest)
 
 
 def _key(identifier: str) -> bytes:

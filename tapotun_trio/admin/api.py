@@ -30,10 +30,11 @@ from ..lifecycle.registry import NoSuchPeerError, Registry
 from ..log import Faults, RateLimitedLog, process_logger
 from ..status.model import ProcessStatus
 from .access import NO_TOKEN, Access, Refused, Visitor, WrongToken, cookie
-from .answers import Answer, decode, document, error, text
+from .answers import JSON, Answer, decode, document, error, text
 from .browser import limited_as
 from .events import Events
 from .health import not_ready
+from .history import History
 from .live import serve_live
 from .metrics import render_in_parts
 from .pages import Page
@@ -57,9 +58,10 @@ class Permission(Enum):
 
     EVERYBODY = "everybody"
     EVERYBODY_WITHOUT_TOKEN = "everybody, if no token is configured"
-    WATCHERS = "with the token, or with a session"
+    WATCHERS = "with a token, or with a session"
     WATCHERS_LIVE = "as above, and from a page of this server"
-    ACTORS = "as above, and with the session's CSRF token"
+    CONFIRMED = "as above, and with the session's CSRF token"
+    ACTORS = "as above, and not with the read-only token"
 
 
 class Request(NamedTuple):
@@ -91,6 +93,7 @@ class AdminApi:
         access: Access,
         pages: dict[str, Page],
         events: Events,
+        history: History,
         process: Process,
         registry: Registry,
         reload: Reload,
@@ -99,6 +102,7 @@ class AdminApi:
         self.retiring = False  # another listener takes over: connections close after their next response
         self._access = access
         self._events = events
+        self._history = history
         self._process = process
         self._registry = registry
         self._reload = reload
@@ -109,15 +113,16 @@ class AdminApi:
         self._rendering = trio.Lock()
         self._status: tuple[float, str] | None = None
         self._status_lock = trio.Lock()
-        self._routes: dict[str, dict[str, tuple[Permission, Handler]]] = {
+        self.routes: dict[str, dict[str, tuple[Permission, Handler]]] = {
             "/healthz": {"GET": (Permission.EVERYBODY, self._healthz)},
             "/readyz": {"GET": (Permission.EVERYBODY, self._readyz)},
             "/metrics": {"GET": (Permission.EVERYBODY_WITHOUT_TOKEN, self._metrics)},
             "/api/login": {"POST": (Permission.EVERYBODY, self._log_in)},
-            "/api/logout": {"POST": (Permission.ACTORS, self._log_out)},
+            "/api/logout": {"POST": (Permission.CONFIRMED, self._log_out)},
             "/api/session": {"GET": (Permission.WATCHERS, self._session)},
             "/api/status": {"GET": (Permission.WATCHERS, self._show_status)},
             "/api/events": {"GET": (Permission.WATCHERS, self._show_events)},
+            "/api/history": {"GET": (Permission.WATCHERS, self._show_history)},
             "/api/disconnect": {"POST": (Permission.ACTORS, self._disconnect)},
             "/api/reload": {"POST": (Permission.ACTORS, self._reload_config)},
             "/api/live": {"GET": (Permission.WATCHERS_LIVE, self._watch)},
@@ -153,7 +158,7 @@ class AdminApi:
 
     async def _answer(self, exchange: Exchange, path: str) -> Answer | None:
         head = exchange.head
-        methods = self._routes.get(path)
+        methods = self.routes.get(path)
         if methods is None:
             raise Refused(404, "there is no such page")
         method = "GET" if head.method == "HEAD" else head.method
@@ -176,6 +181,8 @@ class AdminApi:
             return None
         if permission is Permission.ACTORS:
             return self._access.act(head, address, now)
+        if permission is Permission.CONFIRMED:
+            return self._access.confirm(head, address, now)
         if permission is Permission.WATCHERS_LIVE:
             return self._access.watch(head, address, now)
         return self._access.see(head, address, now)
@@ -207,9 +214,10 @@ class AdminApi:
     async def _log_in(self, request: Request) -> Answer:
         head = request.exchange.head
         login = await self._read(request, Login)
-        identifier = self._access.log_in(login.token, head, request.address, trio.current_time())
+        identifier, session = self._access.log_in(login.token, head, request.address, trio.current_time())
         self._on_authenticated(request.exchange)
-        process_logger().info("admin: %s logged in", request.exchange.client)
+        limited = "" if session.may_act else ", read-only"
+        process_logger().info("admin: %s logged in%s", request.exchange.client, limited)
         return Answer(204, headers=(cookie(identifier, secure=_is_secure(request)),))
 
     async def _log_out(self, request: Request) -> Answer:
@@ -222,15 +230,25 @@ class AdminApi:
 
     async def _session(self, request: Request) -> Answer:
         assert request.visitor is not None
-        session = request.visitor.session
-        csrf = None if session is None else session.csrf
-        return document({"csrf": csrf, "name": self._process.name, "version": __version__, "pid": os.getpid()})
+        session, may_act = request.visitor.session, request.visitor.may_act
+        return document(
+            {
+                "csrf": None if session is None else session.csrf,
+                "may_act": may_act,
+                "name": self._process.name,
+                "version": __version__,
+                "pid": os.getpid(),
+            }
+        )
 
     async def _show_status(self, request: Request) -> Answer:
         return document(await self._process_status())
 
     async def _show_events(self, request: Request) -> Answer:
         return document({"events": self._events.since(0)})
+
+    async def _show_history(self, request: Request) -> Answer:
+        return Answer(200, await join_cooperatively(self._history.document()), JSON)
 
     async def _disconnect(self, request: Request) -> Answer:
         arguments = await self._read(request, DisconnectArguments)

@@ -5,8 +5,9 @@ Its modules are imported only if the config has an admin listener: most processe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +22,7 @@ from ..log import add_handler, process_logger, remove_handler
 
 if TYPE_CHECKING:
     from .events import Events
+    from .history import History
     from .server import AdminServer
 
 _WILDCARDS = ("0.0.0.0", "::")
@@ -44,6 +46,8 @@ class AdminManager:
         self._config: AdminConfig | None = None
         self._server: AdminServer | None = None
         self._events: Events | None = None
+        self._history: History | None = None
+        self._sampling = trio.CancelScope()
 
     async def prepare(self, after: AdminConfig | None) -> None:
         """Import the modules that `changing` needs, in a thread: it takes 0.1 s, during which packets would wait."""
@@ -73,7 +77,7 @@ class AdminManager:
                 raise
         except BaseException:
             if before is None:
-                self._forget_events()
+                self._forget_past()
             elif self._server is None:
                 self._start(before, self._server_for(before))
             raise
@@ -82,7 +86,7 @@ class AdminManager:
         if after is not None and server is not None:
             self._start(after, server)
         else:
-            self._forget_events()
+            self._forget_past()
 
     def _server_or_none(self, config: AdminConfig) -> AdminServer | None:
         """As `_server_for`. But if the process is starting and this machine does not have the address, this logs a
@@ -103,6 +107,7 @@ class AdminManager:
         from .access import Access
         from .api import AdminApi
         from .events import Events
+        from .history import History, keep_history
         from .pages import read_pages
         from .server import AdminServer
 
@@ -110,11 +115,16 @@ class AdminManager:
         if events is None:
             events = self._events = Events()
             add_handler(events)
-        pages, access = read_pages(), Access(config.token)
+        history = self._history
+        if history is None:
+            history = self._history = History()
+            self._sampling = trio.CancelScope()
+            self._nursery.start_soon(self._sample, partial(keep_history, history, self._registry), self._sampling)
+        pages, access = read_pages(), Access(config.token, config.read_token)
         return AdminServer(
             self._listener_for(config.listen),
             lambda on_authenticated: AdminApi(
-                access, pages, events, self._process, self._registry, self._reload_to_its_end, on_authenticated
+                access, pages, events, history, self._process, self._registry, self._reload_to_its_end, on_authenticated
             ),
             self._log,
         )
@@ -136,7 +146,7 @@ class AdminManager:
         name = server.listener.name
         waits = server.listener.waits
         soon = ", as soon as this machine has that address" if waits else ""
-        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.token else ", without a token")
+        self._log.info("admin: listening on %s%s%s", name, soon, "" if config.has_token else ", without a token")
         if waits and not (isinstance(config.listen, TcpAddress) and config.listen.early):
             self._log.warning(
                 "admin: %s: this machine does not have that address yet, and nobody can connect before it does; "
@@ -152,10 +162,18 @@ class AdminManager:
         if server.listener is not keep:
             server.listener.close()
 
-    def _forget_events(self) -> None:
+    def _forget_past(self) -> None:
+        """Without an admin listener nothing is kept for it."""
+        self._history = None
+        self._sampling.cancel()
         if self._events is not None:
             remove_handler(self._events)
             self._events = None
+
+    @staticmethod
+    async def _sample(keep: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        with scope:
+            await keep()
 
     async def _run(self, server: AdminServer) -> None:
         try:
@@ -192,7 +210,7 @@ class AdminManager:
 
 def load_modules() -> None:
     """Import what `_server_for` needs. Blocking."""
-    for name in ("access", "events", "server", "api"):
+    for name in ("access", "events", "history", "server", "api"):
         import_module(f"{__package__}.{name}")
     from .pages import read_pages
 

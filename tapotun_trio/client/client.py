@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,7 @@ from ..log import Log
 from ..netconf.desired import describe
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
-from ..peer.boottime import SuspendDetector
+from ..peer.boottime import BootTime, SuspendDetector
 from ..peer.info import PeerInfo
 from ..peer.session_log import SessionLog
 from ..status.duration import span
@@ -190,6 +190,19 @@ class TunnelClient:
     def problem(self) -> str | None:
         """Why the client is not connected, as far as that is known."""
         return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+
+    def peers(self) -> Iterator[tuple[str, TunnelClient]]:
+        """The server, as this end knows it."""
+        yield self._config.server.authority, self
+
+    def last_seen(self) -> dict[str, BootTime]:
+        """When the server was last heard, by its name in the status; empty: never."""
+        moment = self.peer_info.last_seen
+        return {} if moment is None else {self._config.server.authority: moment}
+
+    def restore_last_seen(self, moments: Mapping[str, BootTime]) -> None:
+        """``moments``: what `last_seen` returned before the interface started again."""
+        self.peer_info.seen_before = moments.get(self._config.server.authority)
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the client knows, in one step."""

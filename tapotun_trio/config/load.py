@@ -21,15 +21,8 @@ from .parsers import is_raw_token, parse_user_name
 from .placeholders import warn_placeholders
 from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
-from .validate import (
-    validate_admin,
-    validate_client,
-    validate_log,
-    validate_mark,
-    validate_name,
-    validate_server,
-    warn_update,
-)
+from .validate import validate_client, validate_mark, validate_name, validate_server
+from .validate_process import validate_admin, validate_log, warn_update
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # room for a million routes; a larger file is the wrong one
 
@@ -189,8 +182,8 @@ def _raw_secrets(root: object) -> Iterator[str]:
                 if isinstance(value.get(name), str) and "@" in value[name]:  # a login
                     yield f"{item(base, i)}.{name}"
     admin = root.get("admin") if isinstance(root, dict) else None
-    if isinstance(admin, dict) and is_raw_token(admin.get("token")):
-        yield "admin.token"
+    if isinstance(admin, dict):
+        yield from (f"admin.{name}" for name in ("token", "read_token") if is_raw_token(admin.get(name)))
 
 
 def _located(findings: list[Finding], text: str) -> list[Finding]:

@@ -332,12 +332,17 @@ InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
 class AdminConfig:
     """The admin listener.
 
-    ``token``: the token that grants full access, or its hash. None: nobody has full access, and only what is public is
-    served.
+    ``token``: the token that grants full access, or its hash; None: nobody has full access. ``read_token``: the same
+    for a token whose holder may see everything and change nothing. Without either, only what is public is served.
     """
 
     listen: ListenAddress
     token: TokenHash | Secret | None = None
+    read_token: TokenHash | Secret | None = None
+
+    @property
+    def has_token(self) -> bool:
+        return self.token is not None or self.read_token is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,12 +310,12 @@ def parse_token_file(data: bytes) -> Secret:
 
 
 def is_raw_token(value: object) -> bool:
-    """Whether an admin ``token`` is, or was meant to be, the token itself instead of its hash."""
+    """Whether an admin ``token`` or ``read_token`` is, or was meant to be, the token itself instead of its hash."""
     return isinstance(value, str) and not _LIKE_HASH.fullmatch(value)
 
 
 def parse_admin_token(text: str) -> TokenHash | Secret:
-    """The admin ``token``: a hash, as for a server's clients, or else the token itself."""
+    """The admin ``token`` or ``read_token``: a hash, as for a server's clients, or else the token itself."""
     if not is_raw_token(text):
         return parse_token_hash(text)
     try:

@@ -231,6 +231,17 @@ class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         ]
         | UnsetType
     ) = UNSET
+    read_token: (
+        Annotated[
+            str,
+            Meta(
+                description="lets its holder look and change nothing; written as token is",
+                examples=["<sha256: and the hash of another token>"],
+                extra=SECRET,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class RawLog(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

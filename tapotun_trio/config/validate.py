@@ -15,9 +15,8 @@ Two choices of this program:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, Literal, cast
 
 from ..files import FileContent
@@ -28,16 +27,11 @@ from .context import LoadContext
 from .diagnostics import MASK, InvalidValue, quote, show
 from .model import (
     FULL_MASK,
-    AdminConfig,
     AllowedClient,
     AuthHeader,
     ClientConfig,
     IngressOptions,
-    InterfaceConfig,
     ListenAddress,
-    LogConfig,
-    LogFormat,
-    LogLevel,
     Mark,
     Secret,
     ServerConfig,
@@ -49,7 +43,7 @@ from .model import (
     UnixAddress,
 )
 from .placeholders import PROBLEM, is_placeholder
-from .typecheck import Members, Node
+from .typecheck import Node
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 _HEAD_BYTES: Final = 15 * 1024  # of the 16 KiB that a tapotun server accepts; the rest is for the tunnel's own headers
@@ -719,77 +713,3 @@ class _ClientValidator:
                 "choose another mark",
             )
         return value
-
-
-# ------------------------------------------------------------------ the process: admin, log, update
-
-
-def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
-    """The admin listener. None: invalid, or not given. Call it after all ``interfaces`` are validated."""
-    node = root.get("admin", Node)
-    if node is None:
-        return None
-    port = node.get("listen", int)
-    endpoint: ListenAddress | None
-    if port is not None:
-        endpoint = TcpAddress(parsers.LOOPBACK, port)
-    else:
-        endpoint = context.parse_field(node, "listen", parsers.parse_admin_listen)
-    token = context.parse_field(node, "token", parsers.parse_admin_token)
-    if endpoint is None:
-        return None
-    context.conflicts.admin_listener(node.at("listen"), endpoint)
-    if isinstance(endpoint, TcpAddress) and not ip_address(endpoint.address).is_loopback:
-        endpoint = _validate_exposed(node, endpoint, interfaces, context)
-    return AdminConfig(endpoint, token)
-
-
-def _validate_exposed(
-    node: Node, endpoint: TcpAddress, interfaces: Iterable[InterfaceConfig], context: LoadContext
-) -> TcpAddress:
-    """Check an admin address that others can reach, which needs a token. Returns the address, with ``early`` set if one
-    of the interfaces brings it."""
-    own: set[str] = set()
-    has_clients = False  # a client gets its address from its server, so it may be any IPv4 address
-    for interface in interfaces:
-        if isinstance(interface, ServerConfig):
-            own.update(map(str, (interface.net.ip, *interface.ips)))
-        else:
-            has_clients = True
-    is_in_tunnel = endpoint.address in own
-    if "token" not in node.given:
-        context.findings.error(
-            node.at("token"),
-            "",
-            f"is missing, and others can reach {endpoint.address}",
-            'add the "sha256:..." that tapotun token prints, or listen on 127.0.0.1',
-        )
-    elif not is_in_tunnel:
-        context.findings.warning(
-            node.at("listen"),
-            quote(endpoint.address),
-            "is not loopback, and over plain HTTP anyone on the path can read the token",
-            "listen on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
-        )
-    return replace(endpoint, early=is_in_tunnel or (has_clients and endpoint.scope[0] == "ipv4"))
-
-
-def validate_log(root: Node) -> LogConfig:
-    """The log's settings; defaults where errors were reported."""
-    node = root.get("log", Node)
-    if node is None:
-        return LogConfig()
-    level = cast("LogLevel | None", node.get("level", str))
-    form = cast("LogFormat | None", node.get("format", str))
-    return LogConfig(level or "info", form or "text")
-
-
-def warn_update(root: Node, context: LoadContext) -> None:
-    """Warn of ``update``: this version does not update itself, but one file may serve versions that do."""
-    if root.get("update", Members) is not None:
-        context.findings.warning(
-            root.at("update"),
-            "",
-            "has no effect: this version does not update itself",
-            "remove it, or keep it for a version that does",
-        )

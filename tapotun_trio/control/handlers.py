@@ -40,6 +40,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         version=__version__,
         pid=os.getpid(),
         name=process.name,
+        hostname=one_line(os.uname().nodename),
         config_file=one_line(process.config_file),  # a file name may be invalid UTF-8, which JSON cannot hold
         started_at=wall_time(process.started),
         last_reload=registry.last_reload,

@@ -27,7 +27,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 import trio
 
@@ -73,7 +74,18 @@ async def run_interface(
         if isinstance(config, ServerConfig):
             await run_server(config, host, listeners, record, task_status)
         else:
-            await run_client(config, host, owned, record, task_status)
+            with keeping_last_seen(record):
+                await run_client(config, host, owned, record, task_status)
+
+
+@contextmanager
+def keeping_last_seen(record: Record) -> Iterator[None]:
+    """At the end of the block the tunnel's peers have been seen last; its successor gets to know when."""
+    try:
+        yield
+    finally:
+        if record.tunnel is not None:
+            record.last_seen = record.tunnel.last_seen()
 
 
 async def run_server(
@@ -86,7 +98,8 @@ async def run_server(
         writers = [DeviceWriter(queue, device_drops) for queue in device.queues]
         with making_sessions(len(config.clients)):
             server = record.tunnel = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
-        with closing(server):
+        server.restore_last_seen(record.last_seen)
+        with closing(server), keeping_last_seen(record):
             async with trio.open_nursery() as nursery:
                 reconciler = Reconciler(host, device.name, log, health=record.health)
 
@@ -116,6 +129,7 @@ async def run_client(
     """Connection first, then the device: the server's answer has the device's address."""
     log = interface_logger(config.name)
     client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free, resolver=record.resolver)
+    client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)

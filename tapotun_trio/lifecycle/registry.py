@@ -35,6 +35,7 @@ class Record:
         last_error: what ended the interface last, on one line; None: nothing has.
         doubt: why another start of this program might not notice this interface (the logged text); see
             `host.interfaces.OwnedName`.
+        last_seen: when each peer, by its name, was last heard before the tunnel ended last.
         reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
         repair: puts back what others have taken from the running interface (`Reconciler.repair`); set by
             `run_interface`. None: there is no device.
@@ -54,6 +55,7 @@ class Record:
         self.restarts = 0
         self.last_error: str | None = None
         self.doubt: str | None = None
+        self.last_seen: dict[str, BootTime] = {}
         self.reconfigure: Callable[[InterfaceConfig], Awaitable[None]] | None = None
         self.repair: Callable[[], Awaitable[list[str]]] | None = None
         self.health = Health(self._note_health)
@@ -94,23 +96,29 @@ class Registry:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._resolver = Resolver()
+        self._last_seen: dict[str, dict[str, BootTime]] = {}  # of interfaces that have ended, perhaps to start again
         self.last_reload: ReloadStatus | None = None
 
     def add(self, config: InterfaceConfig) -> Record:
         """Add an interface that is about to start."""
         record = self._records[config.name] = Record(config, self._resolver)
+        record.last_seen = self._last_seen.pop(config.name, {})
         return record
 
     def remove(self, name: str) -> None:
-        """Remove an interface that has ended for good. An unknown name is ignored."""
-        self._records.pop(name, None)
+        """Remove an interface that has ended. An unknown name is ignored."""
+        record = self._records.pop(name, None)
+        if record is not None and record.last_seen:
+            self._last_seen[name] = record.last_seen
 
     def get(self, name: str) -> Record | None:
         """The interface of that name, or None."""
         return self._records.get(name)
 
     def sort(self, names: Iterable[str]) -> None:
-        """Put the interfaces into the order of ``names``; the others are last."""
+        """Put the interfaces into the order of ``names``; the others are last. What was kept of interfaces that no
+        longer exist is forgotten."""
+        self._last_seen.clear()
         positions = {name: position for position, name in enumerate(names)}
         by_position = sorted(self._records.items(), key=lambda item: positions.get(item[0], len(positions)))
         self._records = dict(by_position)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ..cooperative import Steps
+from ..peer.boottime import BootTime
+from ..peer.status import Peer
 from ..server.session import Session
 from ..status.model import InterfaceState, InterfaceStatus
 
@@ -27,6 +29,12 @@ class Tunnel(Protocol):
 
         A reload makes a new list and leaves this one as it is.
         """
+
+    def peers(self) -> Iterator[tuple[str, Peer]]:
+        """Each peer with its name in the status. A reload in between does not disturb the iteration."""
+
+    def last_seen(self) -> dict[str, BootTime]:
+        """When each peer was last heard, by its name in the status; those that never were are left out."""
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the tunnel knows, in steps of about a millisecond."""

@@ -21,6 +21,8 @@ class PeerInfo:
         extended: control frames were agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
         last_heard: when frames or a ping last arrived, to within one tick.
+        seen_before: when it was last heard by an earlier object for the same peer, before the interface or its token
+            was replaced; None: it never was.
         state_since: when it connected or disconnected last; before the first time, when the interface started.
         reconnects: how often it has connected again. A stream that replaces another in time does not count.
     """
@@ -34,6 +36,7 @@ class PeerInfo:
         "extended",
         "last_heard",
         "reconnects",
+        "seen_before",
         "state_since",
         "tls",
     )
@@ -45,6 +48,7 @@ class PeerInfo:
         self.extended: bool | None = None
         self.connected_since: BootTime | None = None
         self.last_heard: BootTime | None = None
+        self.seen_before: BootTime | None = None
         self.reconnects = 0
         self.state_since = boottime()
         self._connects = 0
@@ -76,6 +80,11 @@ class PeerInfo:
         if heard:
             self.last_heard = boottime()
         self._samples.append((now, counters.rx_bytes, counters.tx_bytes))
+
+    @property
+    def last_seen(self) -> BootTime | None:
+        """When it was last heard, before this object existed included; None: never."""
+        return self.seen_before if self.last_heard is None else self.last_heard
 
     @property
     def rates(self) -> tuple[float, float]:

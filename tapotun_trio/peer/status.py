@@ -54,6 +54,7 @@ def peer_status(
         sources=[str(source) for source in sources],
         connected_since=None if info.connected_since is None else wall_time(info.connected_since),
         last_frame_at=None if info.last_heard is None else wall_time(info.last_heard),
+        last_seen_at=None if info.last_seen is None else wall_time(info.last_seen),
         rx_packets=counters.rx_packets,
         rx_bytes=counters.rx_bytes,
         tx_packets=counters.tx_packets,

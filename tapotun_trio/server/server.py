@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import product
@@ -24,6 +24,7 @@ from ..http.heads import BadRequest
 from ..http.server import Exchange
 from ..http.virtual_hosts import Endpoint, ListenerManager, Registration, VirtualHost
 from ..log import Faults, Log, RateLimitedLog, flap_damped
+from ..peer.boottime import BootTime
 from ..routing.router import ClientNetworks, Router
 from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES
@@ -89,6 +90,11 @@ def _prepare(
     return prepared
 
 
+def _last_seen(sessions: Iterable[Session]) -> dict[str, BootTime]:
+    moments = ((session.client.name, session.peer_info.last_seen) for session in sessions)
+    return {name: moment for name, moment in moments if moment is not None}
+
+
 def _describe_failure(group: BaseExceptionGroup[PeerError]) -> tuple[bool, str, str, int]:
     """The first error of a group: whether the request was malformed, its reason, its text, and the log level."""
     exc = next(leaves(group))
@@ -151,6 +157,23 @@ class TunnelServer:
         """``common``, completed with what the server knows, in steps."""
         return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
 
+    def peers(self) -> Iterator[tuple[str, Session]]:
+        """Each session with its client's name."""
+        return ((session.client.name, session) for session in self.sessions)
+
+    def last_seen(self) -> dict[str, BootTime]:
+        """When each client was last heard, by its name; those that never were are left out."""
+        return _last_seen(self.sessions)
+
+    def restore_last_seen(self, moments: Mapping[str, BootTime]) -> None:
+        """``moments``: what `last_seen` returned before the interface or its clients were replaced. Sessions that have
+        heard their client keep what they know."""
+        if moments:
+            for session in self.sessions:
+                moment = moments.get(session.client.name)
+                if moment is not None:
+                    session.peer_info.seen_before = moment
+
     @classmethod
     def in_steps(
         cls, config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
@@ -177,6 +200,8 @@ class TunnelServer:
         self.sessions = self._table.sessions = prepared.sessions
         self._by_token = prepared.by_token
         self._verdicts.clear()
+        # A client whose token is new is the same client to the operator.
+        self.restore_last_seen(_last_seen(prepared.removed.values()))
         updates: list[tuple[Session, PreviousParameters]] = []
         for session, index, client, parameters in prepared.kept:
             before = session.reconfigure(index, client, prepared.config, parameters)

@@ -73,6 +73,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     sources: list[str] = []
     connected_since: datetime | None = None
     last_frame_at: datetime | None = None
+    last_seen_at: datetime | None = None
     rx_packets: int = 0
     rx_bytes: int = 0
     tx_packets: int = 0
@@ -151,6 +152,7 @@ class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     version: str
     pid: int
     name: str
+    hostname: str = ""  # empty: an older version does not say
     config_file: str
     started_at: datetime
     last_reload: ReloadStatus | None = None

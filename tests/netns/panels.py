@@ -52,9 +52,9 @@ class Station:
         self.daemon = tapotun(self.server, self.file, "--name", "hub")
         self.daemon.wait_for_log("started: ")
 
-    def log_in(self) -> None:
-        """On the page that is open, until it is live."""
-        self.window.write("#token", token("admin"))
+    def log_in(self, name: str = "admin") -> None:
+        """On the page that is open, until it is live. ``name``: ``reader`` takes the read-only token."""
+        self.window.write("#token", token(name))
         self.window.click("#login-button")
         self.wait_until_live()
 
@@ -108,10 +108,14 @@ def peer_of(status: Config, number: int = 0) -> Config:
 
 def write_config(file: Path, *entries: Config) -> None:
     """Those interfaces and the admin listener, in a file that only we can read."""
-    digest = hashlib.sha256(token("admin").encode()).hexdigest()
-    root = {"interfaces": entries, "admin": {"listen": ADMIN, "token": f"sha256:{digest}"}}
+    admin = {"listen": ADMIN, "token": _hash("admin"), "read_token": _hash("reader")}
+    root = {"interfaces": entries, "admin": admin}
     file.touch(mode=0o600)
     file.write_text(json.dumps(root, indent=2), encoding="utf-8")
+
+
+def _hash(name: str) -> str:
+    return f"sha256:{hashlib.sha256(token(name).encode()).hexdigest()}"
 
 
 @contextmanager

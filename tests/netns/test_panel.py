@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from typing import Any, Final
 
@@ -228,7 +229,7 @@ def test_a_lost_daemon_is_shown_as_lost_and_comes_back(lab: Lab) -> None:
         window.wait(f"{_LOST_FOR_S} >= 3")
         assert (picture(window, "#plot-rate canvas"), window.text("#total-rx-bytes")) == frozen
         assert window.script("return document.querySelector('#reload-button').disabled")
-        assert window.script("return document.title") == "Lost: hub"
+        assert window.script("return document.title") == f"Lost: hub on {os.uname().nodename}"
         # Started again it knows no session, and what this page has seen is still there after the login.
         it.start()
         window.wait_for_text("#login-why", "Log in to continue")

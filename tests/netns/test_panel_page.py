@@ -71,6 +71,9 @@ def test_many_peers(lab: Lab) -> None:
         assert window.text("tr.peer .name .main") == "laptop"
         window.choose("#peers-which", "All states")
         window.wait(f"{rows} === 50")
+        assert window.text("tr.peer .name .main") == "laptop"  # those that were never there come last
+        window.click("th.name .sort")
+        window.wait("document.querySelector('tr.peer .name .main').textContent !== 'laptop'")
         window.click("th.state .sort")
         window.wait("document.querySelector('tr.peer .name .main').textContent === 'laptop'")
         assert window.script("return document.querySelector('th.state').getAttribute('aria-sort')") == "ascending"

@@ -15,6 +15,7 @@ import trio
 from tapotun_trio.admin.access import Access
 from tapotun_trio.admin.api import AdminApi
 from tapotun_trio.admin.events import Events
+from tapotun_trio.admin.history import History
 from tapotun_trio.admin.pages import Page
 from tapotun_trio.admin.server import AdminServer
 from tapotun_trio.config.model import Secret, TokenHash
@@ -31,6 +32,8 @@ from ..streams import MemoryConnection, memory_pair
 TOKEN: Final = "the-admin-token"
 THE_TOKEN: Final = Secret(TOKEN)
 BEARER: Final = {"authorization": f"Bearer {TOKEN}"}
+READ_TOKEN: Final = "the-read-only-token"
+READER: Final = {"authorization": f"Bearer {READ_TOKEN}"}
 HOST: Final = "admin.example.com"
 ORIGIN: Final = f"https://{HOST}"
 PAGE: Final = Page(b"<!doctype html>", "text/html; charset=utf-8", '"1"')
@@ -77,20 +80,35 @@ class MemoryListener(Listener):
 class World:
     """Everything around the listener."""
 
-    def __init__(self, token: TokenHash | Secret | None = THE_TOKEN, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        token: TokenHash | Secret | None = THE_TOKEN,
+        registry: Registry | None = None,
+        read_token: TokenHash | Secret | None = None,
+    ) -> None:
         self.listener = MemoryListener()
         self.events = Events()
+        self.history = History()
         self.registry = registry or Registry()
         self.reloads: list[bool] = []
         self.reload_fails: Exception | None = None
         process = Process("hub", "/etc/tapotun/hub.json", boottime())
-        self.access = Access(token)
+        self.access = Access(token, read_token)
         pages = {"/": PAGE, "/panel.js": Page(b"'use strict'", "text/javascript; charset=utf-8", '"2"')}
         self.apis: list[AdminApi] = []
 
         def make_api(on_authenticated: Callable[[Exchange], None]) -> AdminApi:
             self.apis.append(
-                AdminApi(self.access, pages, self.events, process, self.registry, self._reload, on_authenticated)
+                AdminApi(
+                    self.access,
+                    pages,
+                    self.events,
+                    self.history,
+                    process,
+                    self.registry,
+                    self._reload,
+                    on_authenticated,
+                )
             )
             return self.apis[-1]
 
@@ -113,9 +131,9 @@ class World:
         client.connection.close()
         return answer
 
-    async def browser(self) -> Browser:
+    async def browser(self, token: str = TOKEN) -> Browser:
         """One that has logged in."""
-        answer = await self.ask("POST", "/api/login", {"origin": ORIGIN}, json.dumps({"token": TOKEN}).encode())
+        answer = await self.ask("POST", "/api/login", {"origin": ORIGIN}, json.dumps({"token": token}).encode())
         assert answer.status == 204, answer
         cookie = answer.headers["set-cookie"].partition(";")[0]
         session = await self.ask("GET", "/api/session", {"cookie": cookie})

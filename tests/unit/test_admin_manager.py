@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.admin import manager
+from tapotun_trio.admin import history, manager
 from tapotun_trio.admin.manager import AdminManager
 from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, TcpAddress, UnixAddress
 from tapotun_trio.control.handlers import Process
@@ -92,6 +92,34 @@ async def test_it_comes_moves_and_goes() -> None:
         with pytest.raises(OSError):
             await ask(second)
         assert handlers() == before
+
+
+async def test_the_history_outlives_a_changed_listener_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "STEP_S", 0.01)
+    first, second = free_port(), free_port()
+
+    async def oldest(port: int) -> int:
+        """The time of the oldest of several samples, in ms."""
+        while True:
+            answer = await ask(port, "/api/history")
+            times = json.loads(answer.partition(b"\r\n\r\n")[2])["times_ms"]
+            if len(times) > 3:
+                return int(times[0])
+            await trio.sleep(0.01)
+
+    async with managed(at(first)) as (admin_manager, _):
+        begun = await oldest(first)
+        with admin_manager.changing(at(second, TOKEN, "127.0.0.2")):
+            pass
+        with admin_manager.changing(at(second)):
+            pass
+        assert abs(await oldest(second) - begun) < 5
+        with admin_manager.changing(None):
+            pass
+        await trio.sleep(0.05)
+        with admin_manager.changing(at(second)):
+            pass
+        assert await oldest(second) - begun > 40
 
 
 async def test_a_new_token_ends_what_the_old_one_opened() -> None:

@@ -18,8 +18,8 @@ import trio.testing
 
 from tapotun_trio import __version__
 from tapotun_trio.admin import limits
-from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, SESSION_S, Access
-from tapotun_trio.admin.api import join_cooperatively
+from tapotun_trio.admin.access import MAX_SESSIONS, NO_TOKEN, READ_ONLY, SESSION_S, Access
+from tapotun_trio.admin.api import Permission, join_cooperatively
 from tapotun_trio.config.model import Secret, TokenHash
 from tapotun_trio.control.handlers import Process, process_status
 from tapotun_trio.errors import HostError
@@ -34,11 +34,11 @@ from tapotun_trio.status.model import ProcessStatus
 
 from ..fakes import MemoryHost
 from ..tables import table
-from .admin import BEARER, ORIGIN, PAGE, TOKEN, World, opened
+from .admin import BEARER, ORIGIN, PAGE, READ_TOKEN, READER, TOKEN, World, opened
 from .support import allowed, client_config, free_port, server_config
 
 ACTIONS: Final = [("/api/disconnect", b'{"client": "a"}'), ("/api/reload", b"{}")]
-WATCHED: Final = ["/metrics", "/api/session", "/api/status", "/api/events", "/api/live"]
+WATCHED: Final = ["/metrics", "/api/session", "/api/status", "/api/events", "/api/history", "/api/live"]
 
 
 # ------------------------------------------------------------------ health
@@ -119,6 +119,70 @@ async def test_who_acts_shows_the_token_or_comes_from_a_page_of_ours(path: str, 
         assert world.reloads == [False] * (2 if path == "/api/reload" else 0)
 
 
+def with_a_reader() -> World:
+    return World(read_token=Secret(READ_TOKEN))
+
+
+@pytest.mark.parametrize("path", WATCHED)
+async def test_the_read_only_token_opens_what_is_only_read(path: str) -> None:
+    async with opened(with_a_reader) as world:
+        browser = await world.browser(READ_TOKEN)
+        expected = 426 if path == "/api/live" else 200
+        for headers in (READER, {"x-api-key": READ_TOKEN}, {"cookie": browser.cookie, "origin": ORIGIN}, BEARER):
+            assert (await world.ask("GET", path, headers)).status == expected, headers
+        assert (await world.ask("GET", path, {"x-api-key": "wrong"})).status == 401
+
+
+@pytest.mark.parametrize(("path", "body"), ACTIONS)
+async def test_the_read_only_token_changes_nothing(path: str, body: bytes) -> None:
+    async with opened(with_a_reader) as world:
+        reader = await world.browser(READ_TOKEN)
+        for headers in (READER, {"x-api-key": READ_TOKEN}, reader.headers()):
+            answer = await world.ask("POST", path, headers, body)
+            assert (answer.status, answer.json) == (403, {"error": READ_ONLY})
+        assert world.reloads == []
+        # The full token still may, also beside the other one.
+        done = 200 if path == "/api/reload" else 404
+        for headers in (BEARER, {**BEARER, "x-api-key": READ_TOKEN}, (await world.browser()).headers()):
+            assert (await world.ask("POST", path, headers, body)).status == done
+
+
+async def test_no_action_is_open_to_the_read_only_token() -> None:
+    """Whatever is added to the API later: a reader gets to nothing but GET, and the end of its own session."""
+    exempt = {"/api/login", "/api/logout"}
+    async with opened() as world:
+        routes = world.apis[0].routes
+    for path, methods in routes.items():
+        for method, (permission, _) in methods.items():
+            assert method == "GET" or permission is Permission.ACTORS or path in exempt, path
+
+
+async def test_a_reader_knows_what_it_is_and_logs_out(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(with_a_reader) as world:
+        reader = await world.browser(READ_TOKEN)
+        assert "logged in, read-only" in caplog.text
+        for headers, may_act in (
+            (READER, False),
+            ({"cookie": reader.cookie}, False),
+            (BEARER, True),
+            ({"cookie": (await world.browser()).cookie}, True),
+        ):
+            assert (await world.ask("GET", "/api/session", headers)).json["may_act"] is may_act
+        assert (await world.ask("POST", "/api/logout", reader.headers(x_csrf_token=None))).status == 403
+        assert (await world.ask("POST", "/api/logout", reader.headers())).status == 204
+        assert (await world.ask("GET", "/api/status", {"cookie": reader.cookie})).status == 401
+        assert READ_TOKEN not in caplog.text
+
+
+async def test_with_a_read_only_token_alone_nobody_acts() -> None:
+    async with opened(lambda: World(None, read_token=Secret(READ_TOKEN))) as world:
+        assert (await world.ask("GET", "/")).status == 200
+        assert (await world.ask("GET", "/metrics")).status == 401
+        assert (await world.ask("GET", "/metrics", READER)).status == 200
+        assert (await world.ask("POST", "/api/reload", READER, b"{}")).status == 403
+        assert (await world.ask("POST", "/api/reload", BEARER, b"{}")).status == 401
+
+
 async def test_a_websocket_from_another_sites_page_is_refused() -> None:
     async with opened() as world:
         browser = await world.browser()
@@ -177,7 +241,8 @@ async def test_login_and_logout() -> None:
         assert sorted(attributes) == ["HttpOnly", "Max-Age=43200", "Path=/", "SameSite=Strict"]
         browser = await world.browser()
         session = await world.ask("GET", "/api/session", {"cookie": browser.cookie})
-        assert session.json == {"csrf": browser.csrf, "name": "hub", "version": __version__, "pid": session.json["pid"]}
+        about = {"name": "hub", "version": __version__, "pid": session.json["pid"]}
+        assert session.json == {"csrf": browser.csrf, "may_act": True, **about}
         assert session.headers["cache-control"] == "no-store"
         assert (await world.ask("POST", "/api/logout", browser.headers(x_csrf_token=None))).status == 403
         gone = await world.ask("POST", "/api/logout", browser.headers())
@@ -212,7 +277,7 @@ async def test_a_session_has_an_end(autojump_clock: trio.testing.MockClock) -> N
 
 def test_sessions_are_few() -> None:
     access = Access(Secret(TOKEN))
-    found = [access.log_in(TOKEN, head(), "a", float(number)) for number in range(MAX_SESSIONS + 1)]
+    found = [access.log_in(TOKEN, head(), "a", float(number))[0] for number in range(MAX_SESSIONS + 1)]
     assert len(access.sessions) == MAX_SESSIONS
     for identifier, ended in ((found[0], True), (found[1], False), (found[-1], False)):
         request = head(cookie=f"tapotun_session={identifier}")

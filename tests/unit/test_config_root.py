@@ -92,6 +92,25 @@ def test_an_address_that_an_interface_brings(address: str, interfaces: list[Json
 def test_the_token_is_a_hash_or_raw(given: str, token: TokenHash | Secret) -> None:
     assert accept(root(admin={"listen": 9433, "token": given})).admin == AdminConfig(LOOPBACK, token)
 
+    for both in ({"read_token": given}, {"read_token": given, "token": sha256("another")}):
+        admin = accept(root(admin={"listen": 9433, **both})).admin
+        assert admin is not None
+        assert admin.read_token == token
+        assert admin.has_token
+
+
+@pytest.mark.parametrize("token", [sha1("x"), sha256("x"), "x"])
+@pytest.mark.parametrize("read_token", [sha1("x"), sha256("x"), "x"])
+def test_a_read_only_token_that_is_the_full_one(token: str, read_token: str) -> None:
+    found = lines(root(admin={"listen": 9433, "token": token, "read_token": read_token}))
+    if {token, read_token} == {sha1("x"), sha256("x")}:  # nobody can tell
+        assert found == []
+    else:
+        assert found == [
+            "admin.read_token: *** is the token of admin.token too, and would not be limited to reading; "
+            "make another one with tapotun token"
+        ]
+
 
 @pytest.mark.parametrize("name", ["tapotun", "_apt", "net.admin", "a-b_9", "svc$", "CORP\\vpn"])
 def test_the_user(name: str) -> None:
@@ -138,7 +157,7 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     (root(admin={"token": "t"}), 'admin.listen: is missing; add "listen": "127.0.0.1:9433"'),
     (
         root(admin={"listen": 9433, "port": 1}),
-        'admin.port: "port" is an unknown field in "admin"; remove it; the fields are listen, token',
+        'admin.port: "port" is an unknown field in "admin"; remove it; the fields are listen, token, read_token',
     ),
     (
         root(admin={"listen": 9433, "tokens": "t"}),
@@ -295,4 +314,4 @@ def test_a_schema_can_be_made_of_the_structs() -> None:
     assert schema["RawRoot"]["required"] == ["interfaces"]
     assert schema["RawAdmin"]["required"] == ["listen"]
     assert set(schema[RawLog.__name__]["properties"]) == {"level", "format"}
-    assert set(schema[RawAdmin.__name__]["properties"]) == {"listen", "token"}
+    assert set(schema[RawAdmin.__name__]["properties"]) == {"listen", "token", "read_token"}

@@ -428,6 +428,8 @@ NOT_EXPORTED: Final = {
     "ProcessStatus.schema": "it is the JSON document's",
     "ProcessStatus.pid": "Prometheus has a process's start time, which is enough to see a restart",
     "ProcessStatus.name": "Prometheus names what it scrapes itself: instance",
+    "PeerStatus.last_seen_at": "the last frame, for a peer that is there; of one that is gone, for people",
+    "ProcessStatus.hostname": "no number, and the scraper has it as instance",
     "ProcessStatus.config_file": "no number, and the same for ever",
     "ProcessStatus.started_at": "process_start_time_seconds, from the kernel",
     "ReloadStatus.changes": "text for people",

@@ -21,13 +21,23 @@ from hypothesis import strategies as st
 
 from tapotun_trio.admin.manager import AdminManager
 from tapotun_trio.client.client import TunnelClient
-from tapotun_trio.config.model import AllowedClient, Config, InterfaceConfig, Mark, ServerConfig, TcpAddress
+from tapotun_trio.config.model import (
+    AllowedClient,
+    Config,
+    InterfaceConfig,
+    Mark,
+    Secret,
+    ServerConfig,
+    TcpAddress,
+    TokenHash,
+)
 from tapotun_trio.control.handlers import Process
+from tapotun_trio.cooperative import run_now
 from tapotun_trio.errors import ConfigError, HostError
 from tapotun_trio.host.items import Item, ItemsRefused, Route, Rule
 from tapotun_trio.host.process.sd_notify import ServiceManager
 from tapotun_trio.lifecycle.registry import Record, Registry
-from tapotun_trio.lifecycle.snapshot import state_of
+from tapotun_trio.lifecycle.snapshot import snapshot_in_steps, state_of
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 from tapotun_trio.log import process_logger
 from tapotun_trio.netconf.desired import pushed_routes
@@ -180,6 +190,48 @@ async def test_whatever_reading_raises_changes_nothing(fault: Exception, tmp_pat
         await it.reloader.reload_for_a_signal()  # which has nobody to raise it to
         assert it.running == list(before)
         assert await it.reload(*before) == []
+
+
+def seen(it: World) -> list[tuple[str, str, bool]]:
+    """Interface and name of each peer, and whether it was ever seen, as the status has it."""
+    found = run_now(snapshot_in_steps(it.registry))
+    return [(each.name, peer.name, peer.last_seen_at is not None) for each in found for peer in each.peers]
+
+
+async def test_when_a_peer_was_last_seen_outlives_what_a_reload_replaces(tmp_path: Path) -> None:
+    port = free_port()
+    server = replace(server_config(port, allowed("a", "10.10.0.2"), allowed("b", "10.10.0.3")), name="tun0")
+    client = replace(client_config("tun1", port), token=Secret("a"))
+    fresh = AllowedClient("a", TokenHash("sha256", "0" * 64), IPv4Address("10.10.0.2"))
+    async with world(tmp_path, server, client) as it:
+        await until(lambda: seen(it)[0][2] and seen(it)[2][2], "the client at both ends")
+        name = client.server.authority
+        both = [("tun0", "a", True), ("tun0", "b", False), ("tun1", name, True)]
+        assert seen(it) == both
+        # Another port starts both ends again, and nobody is there to connect to.
+        moved = replace(server, listen=(TcpAddress("127.0.0.1", free_port()),))
+        await it.reload(moved, replace(client, transport="http"))
+        assert it.registry.get("tun0") is not None
+        assert seen(it) == both
+        # A new token for the same client.
+        await it.reload(replace(moved, clients=(fresh, moved.clients[1])), client)
+        assert seen(it)[0] == ("tun0", "a", True)
+        # An interface that was removed is another one when it comes back.
+        await it.reload(client)
+        await it.reload(moved, client)
+        assert seen(it)[:2] == [("tun0", "a", False), ("tun0", "b", False)]
+
+
+async def test_an_interface_that_fails_knows_its_peers_again(tmp_path: Path) -> None:
+    port = free_port()
+    server = replace(server_config(port, allowed("a", "10.10.0.2")), name="tun0")
+    client = replace(client_config("tun1", port), token=Secret("a"))
+    async with world(tmp_path, server, client) as it:
+        await until(lambda: seen(it)[0][2], "the client")
+        it.host.mtu_faults = {1400: HostError("tun0 is gone"), 1500: HostError("tun0 is gone for good")}
+        await it.refused(replace(server, mtu=1400), client)
+        await until(lambda: it.running == [server, client], "both")
+        assert seen(it)[0] == ("tun0", "a", True)
 
 
 async def test_a_bug_on_the_way_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

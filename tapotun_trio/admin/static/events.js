@@ -13,6 +13,18 @@ function rank(level) {
   return at < 0 ? LEVELS.length : at;
 }
 
+/** A new list item with the event. */
+export function eventItem(event) {
+  const exact = { datetime: new Date(event.time).toISOString(), title: moment(event.time) };
+  const time = el("time", exact, clock(event.time));
+  const level = el("span", { class: "level" }, event.level);
+  const text = el("span", { class: "event-text" });
+  const place = event.ours ? "this page" : event.interface;
+  if (place !== null) text.append(el("span", { class: "event-place" }, place), " ");
+  text.append(event.text);
+  return el("li", { "data-level": event.level }, time, level, text);
+}
+
 export class Events {
   #events = []; // oldest first
   #known = new Set(); // numbers restart with the daemon, so a key includes the time
@@ -46,6 +58,11 @@ export class Events {
     this.#changed();
   }
 
+  /** The events since `from` (ms), oldest first: {time, level, interface, text, ours}. */
+  since(from) {
+    return this.#events.filter(({ time }) => time >= from);
+  }
+
   #changed() {
     for (const event of this.#events.splice(0, this.#events.length - KEPT)) this.#known.delete(event.key);
     this.#show();
@@ -70,16 +87,7 @@ export class Events {
   }
 
   #node(event) {
-    if (!this.#nodes.has(event)) {
-      const exact = { datetime: new Date(event.time).toISOString(), title: moment(event.time) };
-      const time = el("time", exact, clock(event.time));
-      const level = el("span", { class: "level" }, event.level);
-      const text = el("span", { class: "event-text" });
-      const place = event.ours ? "this page" : event.interface;
-      if (place !== null) text.append(el("span", { class: "event-place" }, place), " ");
-      text.append(event.text);
-      this.#nodes.set(event, el("li", { "data-level": event.level }, time, level, text));
-    }
+    if (!this.#nodes.has(event)) this.#nodes.set(event, eventItem(event));
     return this.#nodes.get(event);
   }
 }

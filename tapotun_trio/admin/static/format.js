@@ -38,6 +38,11 @@ export function count(number) {
   return number.toLocaleString("en");
 }
 
+/** An endpoint without the proxies before it, `203.0.113.7` of `203.0.113.7 (through 127.0.0.1:51234)`; or null. */
+export function client(endpoint) {
+  return endpoint?.split(/ \(?through /)[0] ?? null;
+}
+
 /** `1 peer`, `3 peers` */
 export function plural(number, noun) {
   return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;

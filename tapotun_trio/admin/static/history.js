@@ -1,5 +1,6 @@
 // The data of the plots: a few numbers per second and series, for the last minutes. Does not use the DOM.
 
+const LATE_MS = 2000; // a status may be half a second older than the daemon's history
 const FIELDS = ["rx", "tx", "rtt", "high"];
 
 /** A ring buffer of times, and one of numbers for each field of each series. NaN: unknown at that time. */
@@ -15,10 +16,11 @@ export class History {
   }
 
   /**
-   * `at`: ms; if the clock was set back, the history restarts. `samples`: Map of series to {rx, tx, rtt, high}. A
+   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out. `samples`: Map of series to {rx, tx, rtt, high}. A
    * series without samples is dropped after the length of the buffer.
    */
   push(at, samples) {
+    if (this.end !== null && at <= this.end && at > this.end - LATE_MS) return;
     if (this.end !== null && at < this.end) {
       this.#pushed = 0;
       this.#series.clear();
@@ -41,6 +43,11 @@ export class History {
       for (const field of FIELDS) series[field][slot] = NaN;
       if (this.#pushed - series.last >= this.#capacity) this.#series.delete(key);
     }
+  }
+
+  /** Add what is newer of these [at, samples], oldest first: all of it at first, and later what this page has missed. */
+  fill(past) {
+    for (const [at, samples] of past) if (this.end === null || at > this.end) this.push(at, samples);
   }
 
   /** The time of the newest sample, ms; null: there is none. */

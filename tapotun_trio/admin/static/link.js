@@ -26,7 +26,7 @@ export class Refused extends Error {
 
 /**
  * `on.state(link)` is called after every change of this object, `on.status(message)` and `on.events(message)` with the
- * daemon's messages.
+ * daemon's messages, and `on.history(document)` with its history before the first of them.
  */
 export class Link {
   state = "login"; // login, connecting, live, lost
@@ -98,6 +98,12 @@ export class Link {
       if (attempt !== this.#attempt) return;
       this.session = session;
       this.#fresh = false;
+      const past = await ask("GET", "api/history").catch((error) => {
+        if (error.status !== 404) throw error; // an older daemon has none
+        return null;
+      });
+      if (attempt !== this.#attempt) return;
+      if (past !== null) this.#on.history(past);
     } catch (error) {
       if (attempt !== this.#attempt) return;
       if (error.status === 401) this.#over();

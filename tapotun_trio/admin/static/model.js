@@ -8,18 +8,40 @@ export const ALL = "all";
 export const ofInterface = (name) => `interface\n${name}`;
 export const ofPeer = (interfaceName, name) => `peer\n${interfaceName}\n${name}`;
 
-/** Every peer with its interface. */
-export function peersOf(status) {
+const SILENT_MS = 60_000; // more than any keepalive
+
+/** Every peer with its interface. `now`: ms of the daemon's clock. */
+export function peersOf(status, now) {
   return status.interfaces.flatMap((iface) =>
-    iface.peers.map((peer) => ({
-      key: ofPeer(iface.name, peer.name),
-      interfaceName: iface.name,
-      kind: iface.kind,
-      peer,
-      rtt: peer.state === "connected" ? peer.rtt.last_ms : null,
-      dropped: total(peer.drops),
-    })),
+    iface.peers.map((peer) => {
+      const trouble = troubleOf(peer, now);
+      return {
+        key: ofPeer(iface.name, peer.name),
+        interfaceName: iface.name,
+        kind: iface.kind,
+        peer,
+        trouble,
+        rank: rankOf(peer, trouble),
+        rtt: peer.state === "connected" ? peer.rtt.last_ms : null,
+        dropped: total(peer.drops),
+      };
+    }),
   );
+}
+
+/** What is wrong with a peer that is connected; null: nothing. */
+function troubleOf(peer, now) {
+  if (peer.state !== "connected") return null;
+  if (peer.path_problem !== null) return peer.path_problem;
+  const silent = peer.last_frame_at !== null && now - Date.parse(peer.last_frame_at) > SILENT_MS;
+  return silent ? "nothing arrives from it" : null;
+}
+
+/** The place of a peer where trouble comes first. A peer that was never there comes last. */
+function rankOf(peer, trouble) {
+  if (peer.state === "connected") return trouble === null ? 4 : 2;
+  if (peer.state === "offline") return peer.last_seen_at === null ? 5 : 3;
+  return peer.state === "replaced" ? 0 : 1;
 }
 
 /** The sums over some peers, as `peersOf` returns them. */
@@ -59,6 +81,21 @@ export function samplesOf(status, peers) {
     });
   }
   return samples;
+}
+
+/** The daemon's history (docs/admin.md) as [ms, samples] for History.push, oldest first. */
+export function pastSamples({ times_ms, series }) {
+  const keyOf = ({ interface: name, peer }) => (name === null ? ALL : peer === null ? ofInterface(name) : ofPeer(name, peer));
+  const lists = series.map((one) => [keyOf(one), one]);
+  return times_ms.map((at, i) => {
+    const sampleOf = (one) => ({
+      rx: one.rx_bits_per_s[i],
+      tx: one.tx_bits_per_s[i],
+      rtt: one.rtt_ms[i],
+      high: one.rtt_high_ms[i],
+    });
+    return [at, new Map(lists.map(([key, one]) => [key, sampleOf(one)]))];
+  });
 }
 
 /** Counts by reason, and where: Map of reason and {number, where: Map of place and number}. */

@@ -7,18 +7,23 @@ import { clock, moment, since, span } from "./format.js";
 import { History } from "./history.js";
 import { Interfaces } from "./interfaces.js";
 import { Link } from "./link.js";
-import { peersOf, samplesOf, troubles } from "./model.js";
+import { pastSamples, peersOf, samplesOf, troubles } from "./model.js";
 import { Peers } from "./peers.js";
 import { forgetColours, sparksShown } from "./plot.js";
 import { Traffic } from "./traffic.js";
 import { Troubles } from "./troubles.js";
 
 const history = new History();
-const link = new Link({ state: showLink, status: showStatus, events: (message) => events.add(message.events) });
+const link = new Link({
+  state: showLink,
+  status: showStatus,
+  events: (message) => events.add(message.events),
+  history: (past) => history.fill(pastSamples(past)),
+});
 const disconnect = new Disconnect(link);
 new Reload(link);
 const events = new Events();
-const traffic = new Traffic(history);
+const traffic = new Traffic(history, (from) => events.since(from));
 const plot = (key) => traffic.select(key);
 const interfaces = new Interfaces(plot);
 const peers = new Peers({ history, plot, disconnect: (...client) => disconnect.ask(...client) });
@@ -26,6 +31,7 @@ const drops = new Troubles();
 let firstVersion = null;
 let wasLost = null; // ms
 let name = "tapotun";
+let title = "tapotun"; // of the window
 
 function showStatus({ at, status }) {
   const now = Date.parse(at); // the daemon's clock, because this machine's may be wrong
@@ -33,11 +39,13 @@ function showStatus({ at, status }) {
   setShown(byId("newer"), status.version !== firstVersion);
   name = status.name === String(status.pid) ? "tapotun" : status.name;
   setText(byId("process-name"), name);
+  setText(byId("process-host"), status.hostname ? `on ${status.hostname}` : "");
+  title = status.hostname ? `${name} on ${status.hostname}` : name;
   const up = `up for ${since(status.started_at, now)}`;
   const about = [`tapotun ${status.version}`, `pid ${status.pid}`, up, status.config_file];
   setText(byId("process-about"), about.join(" · "));
   setShown(byId("main"), true);
-  const all = peersOf(status);
+  const all = peersOf(status, now);
   const found = troubles(status, all);
   history.push(now, samplesOf(status, all));
   traffic.update(status, all, found, now);
@@ -68,6 +76,9 @@ function showLink() {
   setShown(byId("login"), state === "login");
   setShown(byId("panel"), state !== "login");
   document.documentElement.dataset.link = state;
+  const readOnly = link.session?.may_act === false;
+  document.documentElement.dataset.access = readOnly ? "read" : "full"; // panel.css hides what acts
+  setShown(byId("read-only"), readOnly);
   byId("link-state").dataset.state = state;
   setText(byId("link-text"), LINK_TEXTS[state]);
   for (const button of document.querySelectorAll("[data-needs-link]")) button.disabled = state !== "live";
@@ -90,7 +101,7 @@ function showLink() {
 function tick() {
   const lost = link.lostAt !== null && link.state !== "login";
   setShown(byId("lost"), lost);
-  document.title = link.state === "login" ? "tapotun" : lost ? `Lost: ${name}` : name;
+  document.title = link.state === "login" ? "tapotun" : lost ? `Lost: ${title}` : title;
   if (!lost) return;
   const { state, lostAt, nextTryAt } = link;
   setText(byId("lost-what"), `Lost since ${clock(lostAt)}: ${link.why}.`);

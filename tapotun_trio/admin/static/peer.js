@@ -1,7 +1,7 @@
 // One peer: a row of the table, and on request a row below it with all details.
 
 import { el, setAttribute, setShown, setText } from "./dom.js";
-import { count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
+import { client, count, milliseconds, moment, NOTHING, plural, ranked, rate, reasons, since, size } from "./format.js";
 import { spark } from "./plot.js";
 
 const SPARK_MS = 120_000;
@@ -31,7 +31,7 @@ export class PeerRow {
   #row = el("tr", { role: "row", class: "peer" });
   #toggle;
   #canvas = el("canvas", { class: "spark", role: "img", "aria-label": "Traffic of the last two minutes" });
-  #disconnect = el("button", { type: "button", class: "button small quiet", "data-needs-link": "" }, "Disconnect");
+  #disconnect = el("button", { type: "button", class: "button small quiet", "data-needs-link": "", "data-acts": "" }, "Disconnect");
   #detail = null;
   #entry = null;
   #now = 0;
@@ -71,13 +71,14 @@ export class PeerRow {
     this.#now = now;
     const { peer } = entry;
     const cell = (id) => this.#cells.get(id);
-    setAttribute(this.#row, "data-tone", TONES[peer.state] ?? "warn");
+    setAttribute(this.#row, "data-tone", entry.trouble === null ? (TONES[peer.state] ?? "warn") : "warn");
     setAttribute(this.#row, "data-state", peer.state);
     cell("name").set(peer.name, [several ? entry.interfaceName : "", ...peer.addresses].filter(Boolean).join(" · "));
     const heard = peer.last_frame_at === null ? "" : `last frame ${since(peer.last_frame_at, now)} ago`;
+    const seen = peer.last_seen_at === null ? "never seen" : `last seen ${since(peer.last_seen_at, now)} ago`;
     const here = peer.connected_since !== null;
-    cell("state").set(peer.state, here ? `for ${since(peer.connected_since, now)}` : heard);
-    cell("endpoint").set(peer.endpoint ?? NOTHING, peer.endpoint === null ? "" : software(peer));
+    cell("state").set(peer.state, here ? (entry.trouble ?? `for ${since(peer.connected_since, now)}`) : seen);
+    cell("endpoint").set(client(peer.endpoint) ?? NOTHING, peer.endpoint === null ? "" : software(peer));
     cell("rx").set(rate(peer.rates.rx_bits_per_s), size(peer.rx_bytes));
     cell("tx").set(rate(peer.rates.tx_bits_per_s), size(peer.tx_bytes));
     cell("rtt").set(milliseconds(entry.rtt), here ? heard : "");
@@ -117,7 +118,7 @@ class Detail {
     this.node = el("tr", { role: "row", class: "detail", id: `peer-detail-${opened}` }, cell);
   }
 
-  update({ peer, interfaceName }, now) {
+  update({ peer, interfaceName, trouble }, now) {
     const at = (time) => (time === null ? NOTHING : `${moment(Date.parse(time))}, ${since(time, now)} ago`);
     const listed = (items) => items.join(", ") || "none";
     this.#set("Interface", interfaceName);
@@ -130,6 +131,8 @@ class Detail {
     this.#set("Software", peer.agent ?? protocol ?? NOTHING);
     this.#set("Connected since", at(peer.connected_since));
     this.#set("Last heard", at(peer.last_frame_at));
+    this.#set("Last seen", at(peer.last_seen_at));
+    this.#set("Trouble", trouble ?? "none");
     this.#set("Received", `${size(peer.rx_bytes)} in ${plural(peer.rx_packets, "packet")}`);
     this.#set("Sent", `${size(peer.tx_bytes)} in ${plural(peer.tx_packets, "packet")}`);
     const { last_ms, smoothed_ms, min_ms } = peer.rtt;

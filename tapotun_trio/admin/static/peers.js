@@ -14,11 +14,10 @@ const byName = (a, b) => compare(a.interfaceName, b.interfaceName) || compare(a.
 const byEndpoint = (a, b) => compare(a.peer.endpoint ?? "\uffff", b.peer.endpoint ?? "\uffff");
 const byTraffic = (field) => ({ peer: a }, { peer: b }) =>
   b.rates[`${field}_bits_per_s`] - a.rates[`${field}_bits_per_s`] || b[`${field}_bytes`] - a[`${field}_bytes`];
-const STATES = ["connected", "connecting", "replaced", "offline"];
 // `order`: the order after the first click; `descending`: this order is from the largest down.
 const COLUMNS = [
   { id: "name", label: "Peer", order: byName },
-  { id: "state", label: "State", order: (a, b) => STATES.indexOf(a.peer.state) - STATES.indexOf(b.peer.state) },
+  { id: "state", label: "State", order: (a, b) => a.rank - b.rank },
   { id: "endpoint", label: "Endpoint", order: byEndpoint },
   { id: "activity", label: "Last 2 min", order: null },
   { id: "rx", descending: true, label: "Received", order: byTraffic("rx") },
@@ -32,7 +31,7 @@ export class Peers {
   #context;
   #rows;
   #heads = new Map();
-  #sort = { id: "name", reversed: false };
+  #sort = { id: "state", reversed: false };
   #limit = FIRST_ROWS;
   #order = []; // keys in the order of the last sort
   #sortedAt = 0;

@@ -1,12 +1,14 @@
 // Line plots over time on a canvas, and small ones without axes. The pointer or the arrow keys select a moment.
 
 import { el, setAttribute, setText } from "./dom.js";
-import { clock } from "./format.js";
+import { clock, plural } from "./format.js";
 
 const HEIGHT = 190;
 const TOP = 8;
 const BOTTOM = 22;
-const GAP_MS = 4000; // a longer gap without data breaks the line
+const GAP_MS = 12_000; // a longer gap breaks the line; the daemon's history has a sample every five seconds
+const MARKS = 100; // the newest events
+const MARK_COLOURS = { info: "--border", warning: "--warn", error: "--bad" };
 const STEPS_S = [15, 30, 60, 120, 300];
 const TICK_WIDTH = 72; // px that a time label needs
 
@@ -115,12 +117,13 @@ export class Plot {
     });
   }
 
-  /** `data`: as History.since returns it; `from`, `to`: ms; `name`: of the series. */
-  show(data, from, to, name) {
-    this.#view = { data, from, to, name };
+  /** `data`: as History.since returns it; `from`, `to`: ms; `name`: of the series; `events`: to be marked. */
+  show(data, from, to, name, events) {
+    this.#view = { data, from, to, name, events };
     const last = data.times.length - 1;
     for (const [field, node] of this.#values) setText(node, last < 0 ? "–" : this.#formatted(data[field][last]));
-    setAttribute(this.#canvas, "aria-label", `${this.title} of ${name}. The arrow keys read it out.`);
+    const marked = events.length ? `, with ${plural(events.length, "event")}` : "";
+    setAttribute(this.#canvas, "aria-label", `${this.title} of ${name}${marked}. The arrow keys read it out.`);
     this.paint();
   }
 
@@ -140,6 +143,7 @@ export class Plot {
     pen.beginPath();
     pen.rect(box.left, 0, box.right - box.left + 6, HEIGHT);
     pen.clip();
+    for (const event of this.#view.events.slice(-MARKS)) this.#paintMark(pen, event, x(event.time), box);
     // The first line is drawn last, on top.
     for (const line of [...this.#lines].reverse()) this.#paintLine(pen, line, x, y, box.bottom);
     pen.restore();
@@ -216,6 +220,12 @@ export class Plot {
       }
       start = Math.max(end, start + 1);
     }
+  }
+
+  #paintMark(pen, { level }, at, box) {
+    pen.fillStyle = colour(MARK_COLOURS[level] ?? "--bad");
+    pen.fillRect(Math.round(at), box.top, 1, box.bottom - box.top);
+    pen.fillRect(Math.round(at) - 2, box.bottom - 4, 5, 4);
   }
 
   #paintCursor(pen, box, x, y) {

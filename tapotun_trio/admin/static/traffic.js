@@ -1,9 +1,12 @@
 // The figures at the top, and the two plots: of everything, an interface or a peer.
 
 import { byId, el, setShown, setText } from "./dom.js";
+import { eventItem } from "./events.js";
 import { count, milliseconds, NOTHING, plural, rate, size } from "./format.js";
 import { ALL, ofInterface, Recently, sumOf, summed } from "./model.js";
 import { Cursor, Plot } from "./plot.js";
+
+const LISTED = 5; // events below the plots
 
 export class Traffic {
   #history;
@@ -15,9 +18,14 @@ export class Traffic {
   #trips;
   #recently = new Recently();
   #peers = new Map();
+  #events;
+  #listed = []; // the events in the list below the plots
+  #list = byId("plot-events");
 
-  constructor(history) {
+  /** `events(from)`: the events since then (ms), oldest first. */
+  constructor(history, events) {
     this.#history = history;
+    this.#events = events;
     const cursor = new Cursor();
     this.#rate = new Plot(byId("plot-rate"), {
       title: "Throughput",
@@ -81,8 +89,26 @@ export class Traffic {
     const data = this.#history.since(this.#scope.value, from - 2000);
     const name = this.#scope.selectedOptions[0]?.textContent ?? NOTHING;
     this.#trips.label(this.#peers.has(this.#scope.value) ? ["Last ping", "Smoothed"] : ["Median", "Slowest"]);
-    this.#rate.show(data, from, end, name);
-    this.#trips.show(data, from, end, name);
+    const events = this.#events(from).filter((event) => this.#concerns(event));
+    this.#rate.show(data, from, end, name, events);
+    this.#trips.show(data, from, end, name, events);
+    this.#showList(events.slice(-LISTED).reverse());
+  }
+
+  /** Whether the event is about what is plotted. A server's lines about a client begin with its name. */
+  #concerns({ interface: place, text, ours }) {
+    const scope = this.#scope.value;
+    if (scope === ALL || ours) return true;
+    const entry = this.#peers.get(scope);
+    if (entry === undefined) return place !== null && scope === ofInterface(place);
+    return place === entry.interfaceName && (entry.kind === "client" || text.startsWith(`${entry.peer.name}: `));
+  }
+
+  #showList(events) {
+    if (events.length === this.#listed.length && events.every((event, i) => event === this.#listed[i])) return;
+    this.#listed = events;
+    this.#list.replaceChildren(...events.map(eventItem));
+    setShown(this.#list, events.length > 0);
   }
 
   // The list is rebuilt only when names change, because that closes an open list.

@@ -1,0 +1,115 @@
+"""Validates the parts of the file that concern the process and no interface: ``admin``, ``log``, ``update``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import cast
+
+from . import parsers
+from .context import LoadContext
+from .diagnostics import MASK, quote
+from .model import (
+    AdminConfig,
+    InterfaceConfig,
+    ListenAddress,
+    LogConfig,
+    LogFormat,
+    LogLevel,
+    Secret,
+    ServerConfig,
+    TcpAddress,
+    TokenHash,
+)
+from .typecheck import Members, Node
+
+
+def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
+    """The admin listener. None: invalid, or not given. Call it after all ``interfaces`` are validated."""
+    node = root.get("admin", Node)
+    if node is None:
+        return None
+    port = node.get("listen", int)
+    endpoint: ListenAddress | None
+    if port is not None:
+        endpoint = TcpAddress(parsers.LOOPBACK, port)
+    else:
+        endpoint = context.parse_field(node, "listen", parsers.parse_admin_listen)
+    token = context.parse_field(node, "token", parsers.parse_admin_token)
+    read_token = context.parse_field(node, "read_token", parsers.parse_admin_token)
+    if token is not None and read_token is not None and _are_same_token(token, read_token):
+        problem = f"is the token of {node.at('token')} too, and would not be limited to reading"
+        context.findings.error(node.at("read_token"), MASK, problem, "make another one with tapotun token")
+    if endpoint is None:
+        return None
+    context.conflicts.admin_listener(node.at("listen"), endpoint)
+    if isinstance(endpoint, TcpAddress) and not ip_address(endpoint.address).is_loopback:
+        endpoint = _validate_exposed(node, endpoint, interfaces, context)
+    return AdminConfig(endpoint, token, read_token)
+
+
+def _are_same_token(one: TokenHash | Secret, other: TokenHash | Secret) -> bool:
+    """Whether both are the same token. Hashes by different algorithms cannot be compared and count as different."""
+    if isinstance(one, TokenHash) and isinstance(other, Secret):
+        return _is_hash_of(one, other)
+    if isinstance(one, Secret) and isinstance(other, TokenHash):
+        return _is_hash_of(other, one)
+    return one == other
+
+
+def _is_hash_of(known: TokenHash, token: Secret) -> bool:
+    import hashlib  # loads OpenSSL, which most processes do not need
+
+    return hashlib.new(known.algorithm, token.reveal().encode(), usedforsecurity=False).hexdigest() == known.digest
+
+
+def _validate_exposed(
+    node: Node, endpoint: TcpAddress, interfaces: Iterable[InterfaceConfig], context: LoadContext
+) -> TcpAddress:
+    """Check an admin address that others can reach, which needs a token. Returns the address, with ``early`` set if one
+    of the interfaces brings it."""
+    own: set[str] = set()
+    has_clients = False  # a client gets its address from its server, so it may be any IPv4 address
+    for interface in interfaces:
+        if isinstance(interface, ServerConfig):
+            own.update(map(str, (interface.net.ip, *interface.ips)))
+        else:
+            has_clients = True
+    is_in_tunnel = endpoint.address in own
+    if "token" not in node.given and "read_token" not in node.given:
+        context.findings.error(
+            node.at("token"),
+            "",
+            f"is missing, and others can reach {endpoint.address}",
+            'add the "sha256:..." that tapotun token prints, or listen on 127.0.0.1',
+        )
+    elif not is_in_tunnel:
+        context.findings.warning(
+            node.at("listen"),
+            quote(endpoint.address),
+            "is not loopback, and over plain HTTP anyone on the path can read the token",
+            "listen on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
+        )
+    return replace(endpoint, early=is_in_tunnel or (has_clients and endpoint.scope[0] == "ipv4"))
+
+
+def validate_log(root: Node) -> LogConfig:
+    """The log's settings; defaults where errors were reported."""
+    node = root.get("log", Node)
+    if node is None:
+        return LogConfig()
+    level = cast("LogLevel | None", node.get("level", str))
+    form = cast("LogFormat | None", node.get("format", str))
+    return LogConfig(level or "info", form or "text")
+
+
+def warn_update(root: Node, context: LoadContext) -> None:
+    """Warn of ``update``: this version does not update itself, but one file may serve versions that do."""
+    if root.get("update", Members) is not None:
+        context.findings.warning(
+            root.at("update"),
+            "",
+            "has no effect: this version does not update itself",
+            "remove it, or keep it for a version that does",
+        )
