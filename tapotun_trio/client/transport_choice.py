@@ -35,7 +35,7 @@ RETRY_LIMIT_S: Final = 3600.0
 GET_ANSWER_S: Final = 5.0
 GET_RETRY_S: Final = 3600.0
 # Foreign answers that say nothing about GETs: a login, a limit of the rate, a server that is down.
-_OF_SERVER: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
+NOT_OF_THE_PATH: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 _CLOSED_IN_A_ROW: Final = 3  # GETs that were closed without an answer; a server that restarts closes one or two
 
 _REMEMBERED: Final = 8  # uploads about which the server may still say that it has seen them
@@ -239,7 +239,7 @@ class TransportSelector:
         """A GET has failed, and there is no other download. Returns whether to try a WebSocket now; then
         `websocket_opened` or `websocket_failed` follows."""
         self._closed = self._closed + 1 if failure.reason == EndReason.CLOSED else 0
-        refused = isinstance(failure, RefusedError) and not failure.is_own and failure.status not in _OF_SERVER
+        refused = isinstance(failure, RefusedError) and not failure.is_own and failure.status not in NOT_OF_THE_PATH
         stopped = refused or failure.reason in (EndReason.SILENT, EndReason.BAD_CONF)
         if not (stopped or self._closed >= _CLOSED_IN_A_ROW) or not self._tries_after_get(now):
             return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from ..client.ages import SHARE, Limit, StreamKind, likely
+from ..client.transport_choice import NOT_OF_THE_PATH
 from ..host.net.segments import explain
 from .ages import is_same_limit
 from .measured import Direction, Http, Kind, Measured
@@ -35,7 +36,6 @@ PATH_MTU: Final = "path-mtu"
 # Faults that make a client of `auto` try a WebSocket, and how the codes begin that say that a GET was not served.
 _CHANGING: Final = frozenset({"upload-held", "upload-broken", "download-held"})
 _GET: Final = ("http-", "no-answer", "not-tapotun")
-_OF_SERVER: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
 
 
@@ -99,7 +99,7 @@ def may_replace_get(http: Http) -> bool:
     something that wants a login or a pause, or that does not reach the server."""
     if http.status == 200:
         return http.error is not None
-    return http.status is None or (not http.own and http.status not in _OF_SERVER)
+    return http.status is None or (not http.own and http.status not in NOT_OF_THE_PATH)
 
 
 def _changes_to_websocket(faults: set[str]) -> bool:
