@@ -121,6 +121,7 @@ class TunnelClient:
         # The newest streams, which may have ended.
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
+        self._local_address: str | None = None  # of the newest download, until this machine has lost it
         self._next_upload: Upload | None = None  # an upload that has not shown yet that it arrives
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
@@ -356,13 +357,21 @@ class TunnelClient:
                 if stream.connection.has_lost_its_address(change.addresses):
                     renews = True
                     stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
-                    self._selector.path_changed()
-                    self._ages.forget()
+                    self._forget_path()
+            # The streams may have been lost before that address.
+            if self._local_address is not None and self._local_address not in change.addresses:
+                self._forget_path()
         if renews:
             routes = f"the route to {', '.join(sorted(concerned))} changed"
             self.path_changed(routes if change is None else change.what)
         elif change is not None:
             self._log.debug("%s: that concerns no stream", change.what)
+
+    def _forget_path(self) -> None:
+        """This machine is in another network: what was learned in the last one says nothing about this one."""
+        self._local_address = None
+        self._selector.path_changed()
+        self._ages.forget()
 
     def path_changed(self, what: str) -> None:
         """Something happened that streams may not have survived: replace them now, or try again now."""
@@ -504,6 +513,7 @@ class TunnelClient:
         if is_over(self._download):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
+        self._local_address = download.connection.local_address
         if self._upload is not None and not replaces:
             self._upload.may_be_unseen = True
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
@@ -628,8 +638,7 @@ class TunnelClient:
         if not older.over and not seen:
             self._selector.upload_began(number, upload.began, follows=True)
             self._select_transport()
-            if not self._selector.websocket:
-                self._selector.upload_given_up()
+            self._selector.upload_given_up()
             text = f"nothing of the next upload arrived within {UPLOAD_SEEN_S:.0f} s; the present one goes on"
             raise PeerError(text, reason=EndReason.SILENT)
 
@@ -651,9 +660,11 @@ class TunnelClient:
     def _select_transport(self) -> None:
         """Where uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
         path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived; neither
-        while a part of the download is missing."""
-        download = self._download
+        while a part of the download is missing. Nor is an upload held back whose own segments are missing."""
+        download, upload = self._download, self._upload
         if download is None or download.over or download.segments.missing:
+            return
+        if upload is not None and not upload.over and upload.segments.missing:
             return
         held = isinstance(download, Download) and download.brought_nothing
         if self._selector.try_websocket(trio.current_time(), download_held=held):

@@ -39,11 +39,15 @@ class PathMtu:
         ``now``: trio's clock. ``streams``: all that run.
         """
         states = [(stream, stream.connection.segments()) for stream in streams]
-        heard_at = max((now - state.ack_age_s for _, state in states if state is not None), default=-math.inf)
+        heard_at: dict[str | None, float] = {}  # by address: another one may be reached by another way
+        for stream, state in states:
+            if state is not None:
+                address = stream.connection.remote_address
+                heard_at[address] = max(heard_at.get(address, -math.inf), now - state.ack_age_s)
         ended = []
         for stream, state in states:
             address = stream.connection.remote_address
-            if state is not None and address is not None and stream.segments.look(now, state, heard_at):
+            if state is not None and address is not None and stream.segments.look(now, state, heard_at[address]):
                 stream.abandon(self.limits.reduce(address, state.mss))
                 ended.append(stream)
         proving = any(stream.segments.wants_proof for stream in streams)

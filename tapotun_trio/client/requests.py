@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -108,10 +109,12 @@ class Requests:
                     head, rest = await answered(
                         connection, self._limits, partial(open_websocket, connection, url, headers)
                     )
+                    deadline.deadline = math.inf  # it has answered; the rest has a limit of its own
                     check_upgrade(head, url, await rest_of_refusal(connection, head, rest))
                 else:
                     await send_request(connection, "GET", url, headers)
                     head, rest = await answered(connection, self._limits, partial(read_response, connection, "GET"))
+                    deadline.deadline = math.inf
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {answer_s:.0f} s", reason=EndReason.SILENT)

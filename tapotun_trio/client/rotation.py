@@ -132,6 +132,9 @@ async def keep_streaming(
         on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
+    # The stream before the present attempt, if it was ended on the way, and its lifetime. Why it ended may arrive on
+    # another one, a moment later.
+    cut: tuple[Stream, Lifetime] | None = None
     working_since: float | None = None  # when the present series of streams without a failure began
     async with trio.open_nursery() as nursery:
         while True:
@@ -144,7 +147,11 @@ async def keep_streaming(
                 if isinstance(failure, InternalError):
                     on_bug(group)
                 worked = True  # the streams before this attempt
+                _learn_from_cut(cut, ages)
+                cut = None
             else:
+                _learn_from_cut(cut, ages)
+                cut = None
                 if stream is None:
                     backoff.reset()
                     continue
@@ -160,8 +167,8 @@ async def keep_streaming(
                     continue  # a rotation: the next one opens while this one goes on
                 present = None
                 failure, worked = stream.failure, stream.worked
-                if worked and not stream.explained and is_cut(failure):
-                    ages.cut(stream.kind, stream.lifetime(), failure, trio.current_time(), base=stream.base)
+                if worked and is_cut(failure):
+                    cut = stream, stream.lifetime()
             now = trio.current_time()
             if failure is None and now - began >= SETTLED_S:
                 backoff.reset()
@@ -189,6 +196,12 @@ def _learn_from_replaced(stream: Stream, ages: AgeLimits, now: float) -> None:
         ages.observe(stream.kind, stream.lifetime())
     elif stream.failure is not None and stream.worked and not stream.explained and is_cut(stream.failure):
         ages.cut(stream.kind, stream.lifetime(), stream.failure, now, base=stream.base)
+
+
+def _learn_from_cut(cut: tuple[Stream, Lifetime] | None, ages: AgeLimits) -> None:
+    if cut is not None and not cut[0].explained:
+        stream, lifetime = cut
+        ages.cut(stream.kind, lifetime, stream.failure, trio.current_time(), base=stream.base)
 
 
 async def _run(stream: Stream, older: Stream | None, on_bug: Callable[[Exception], None]) -> None:

@@ -113,6 +113,7 @@ class TransportSelector:
         "_follows",
         "_get_failure",
         "_gets_from",
+        "_given_up",
         "_lines",
         "_log",
         "_next_try",
@@ -140,6 +141,7 @@ class TransportSelector:
         self._began: dict[int, float] = {}  # the newest uploads
         self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
         self._follows = False  # the newest upload replaces one that still runs
+        self._given_up = False  # and was given up, so that one goes on
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
@@ -182,7 +184,7 @@ class TransportSelector:
         """An upload begins. If it breaks before it was seen, the next one gets only the rest of UPLOAD_SEEN_S: a proxy
         that holds uploads back may refuse each of them sooner than that. ``follows``: it replaces one that still
         runs."""
-        self._follows = follows
+        self._follows, self._given_up = follows, False
         if self._unseen_since is None:
             self._unseen_since = now
         self._began[number] = now
@@ -198,14 +200,18 @@ class TransportSelector:
 
     def upload_given_up(self) -> None:
         """The newest upload, which was to replace one that goes on, was given up."""
-        self._unseen_since = None
+        self._given_up = True
+        if not self.websocket:  # otherwise it is the reason for the WebSocket that is being tried
+            self._unseen_since = None
 
     def upload_failed(self, failure: PeerError | None) -> None:
         """An upload ended with this. Where the server has seen none of it, it was refused, or closed without an answer,
         and not held back."""
         if failure is None or self._unseen_since is None:
             return
-        if isinstance(failure, RefusedError) or failure.reason.is_one_way:
+        if failure.reason is EndReason.PATH_MTU:  # lost for its size, over whatever transport; the next one is smaller
+            self._unseen_since = self._refusal = None
+        elif isinstance(failure, RefusedError) or failure.reason.is_one_way:
             self._refusal, self._refused = failure.without_traceback(), self._number
 
     def download_ended(self) -> None:
@@ -224,9 +230,9 @@ class TransportSelector:
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
     def uploads_pass(self, now: float) -> bool:
-        """Whether uploads arrive, as far as is known: the newest one was seen, or it may still be seen in time and the
-        one that it replaces was seen."""
-        return self._unseen_since is None or (self._follows and not self.held_back(now))
+        """Whether uploads arrive, as far as is known: the newest one was seen, or the one that it replaces was, and it
+        may still be seen in time, or was given up."""
+        return self._unseen_since is None or (self._follows and (self._given_up or not self.held_back(now)))
 
     # -- whether a GET is answered
 
@@ -301,6 +307,8 @@ class TransportSelector:
 
         Once a WebSocket has worked, the answers of a proxy whose server restarts do not rule WebSockets out.
         """
+        if self._given_up:
+            self._unseen_since = None
         rules_out = {
             TransportState.TRYING_WEBSOCKET: failure.reason.suggests_no_websocket,
             TransportState.WEBSOCKET: failure.reason.rules_out_websocket,

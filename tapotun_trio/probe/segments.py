@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import trio
@@ -14,7 +15,7 @@ LOOK_S: Final = 0.3
 
 
 class LossWatch:
-    """Watches connections that have one way to go.
+    """Watches connections.
 
     Attributes:
         failure: large segments are lost, and the limit for the next connections has been lowered; None: not so far.
@@ -44,10 +45,14 @@ class LossWatch:
 
     def _look(self, now: float) -> bool:
         states = [(connection, watch, connection.segments()) for connection, watch in self._connections]
-        heard_at = max((now - state.ack_age_s for *_, state in states if state is not None), default=0.0)
+        heard_at: dict[str | None, float] = {}  # by address: another one may be reached by another way
+        for connection, _, state in states:
+            if state is not None:
+                address = connection.remote_address
+                heard_at[address] = max(heard_at.get(address, -math.inf), now - state.ack_age_s)
         for connection, watch, state in states:
             address = connection.remote_address
-            if state is None or address is None or not watch.look(now, state, heard_at):
+            if state is None or address is None or not watch.look(now, state, heard_at[address]):
                 continue
             self.failure = self._limits.reduce(address, state.mss)
             self.lost_bytes, self.address = state.mss, address

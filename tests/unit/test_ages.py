@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given, settings
@@ -30,9 +30,12 @@ from tapotun_trio.client.ages import (
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.host.interfaces import Change
+from tapotun_trio.lifecycle import interface
 from tapotun_trio.log import interface_logger
 
-from .support import client_config
+from ..fakes import MemoryHost
+from .hostile import until
+from .support import allowed, client_config, free_port, running, server_config
 
 D, U, W = StreamKind.DOWNLOAD, StreamKind.UPLOAD, StreamKind.WEBSOCKET
 ROTATE_S: Final = (420.0, 900.0)
@@ -341,3 +344,27 @@ async def test_another_network_begins_anew() -> None:
     assert client._ages.limit(D) is not None
     client._follow(Change("an address changed", frozenset()), (), ())
     assert client._ages.limit(D) is None
+
+
+async def test_another_network_begins_anew_where_the_streams_were_lost_first() -> None:
+    """Out of reach, a client loses its streams; the address of the next network comes later."""
+    host, port = MemoryHost(), free_port()
+    clients: list[TunnelClient] = []
+
+    def client(*args: Any, **options: Any) -> TunnelClient:
+        clients.append(TunnelClient(*args, **options))
+        return clients[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interface, "TunnelClient", client)
+        async with running(host, server_config(port, allowed("a", "10.10.0.2")), client_config("a", port)):
+            await until(lambda: bool(clients) and clients[0].state == "connected", "the client to be connected")
+    (client_,) = clients
+    assert client_.download is not None
+    assert client_.download.over
+    for _ in range(2):
+        client_._ages.cut(D, Lifetime(15.0, 1.0, 1.0), CUT, 0.0, base=False)
+    client_._follow(Change("another address came", frozenset({"127.0.0.1", "192.0.2.7"})), (), ())
+    assert client_._ages.limit(D) is not None
+    client_._follow(Change("an address changed", frozenset({"192.0.2.7"})), (), ())
+    assert client_._ages.limit(D) is None

@@ -176,6 +176,20 @@ async def test_a_name_that_leads_to_somebody_else(name_server: NameServer, port:
         third.close()
 
 
+async def test_neither_the_name_nor_the_memory_is_preferred_for_ever(name_server: NameServer, port: int) -> None:
+    """The server has moved, and its new place refused once; somebody else listens at the old one."""
+    known = await knowing(name_server, port, "127.0.0.1", "127.0.0.4")
+    with socket.create_server(("127.0.0.5", port)):
+        name_server.says = ["127.0.0.5"]
+        tried = []
+        for _ in range(4):
+            connection = await dial.connect("server.test", port, None, None, known)
+            tried.append(connection.remote_address)
+            connection.close()
+            known.doubt("server.test", port, tried[-1])
+        assert tried == ["127.0.0.5", "127.0.0.1"] * 2
+
+
 async def test_both_are_named_where_neither_helps(name_server: NameServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

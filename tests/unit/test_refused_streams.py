@@ -12,7 +12,10 @@ import trio
 
 from tapotun_trio.client import transport_choice
 from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.http import client as http_client
+from tapotun_trio.http.refusal import RefusedError
 from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.log import interface_logger
 
 from ..fakes import MemoryHost
 from ..packets import ipv4
@@ -187,3 +190,22 @@ async def test_where_neither_passes_the_get_is_what_is_told() -> None:
         assert case.front.seen.count("WebSocket") == 1
         assert "nothing is served at this path" in case.warnings
         assert "WebSocket" not in case.warnings
+
+
+async def test_a_refusal_whose_body_comes_late_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for the answer is over before the time for its body."""
+    monkeypatch.setattr(transport_choice, "GET_ANSWER_S", 2.0)
+    monkeypatch.setattr(http_client, "REFUSAL_S", 2.5)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 503 No\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\n50")
+        await stream.receive_some()  # until the client goes
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        config = client_config("a", listeners[0].socket.getsockname()[1])
+        client = TunnelClient(config, interface_logger("a"))
+        with pytest.raises(RefusedError, match="answered 503"):
+            await client._requests.get(yields=False)
+        nursery.cancel_scope.cancel()

@@ -210,3 +210,27 @@ async def test_two_clients_of_a_base_server_do_not_fight(autojump_clock: Clock) 
         assert trio.current_time() - began - sum(lives_s) > 20
         assert script.told == []
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("explained", [True, False])
+async def test_the_reason_for_an_end_may_come_a_moment_later(autojump_clock: Clock, explained: bool) -> None:
+    """An upload breaks before the BYE has come on the download. Then its age says nothing about the way."""
+
+    class LateReason(Script):
+        async def open(self) -> ScriptedStream:
+            await trio.sleep(0.1)
+            for stream in self.streams:
+                stream.explained = explained
+            return await super().open()
+
+    script = LateReason()
+    async with trio.open_nursery() as nursery:
+        await start(nursery, script, (100, 100), RetryGate())
+        for _ in range(3):
+            await script.opened.wait()
+            await trio.sleep(10)
+            script.streams[-1].fall(PeerError("cut", reason=EndReason.BROKEN))
+        await script.opened.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(script.told) == (0 if explained else 1)
+        nursery.cancel_scope.cancel()

@@ -247,6 +247,40 @@ def test_an_upload_that_was_seen_was_not_refused(selector: TransportSelector, ca
     assert "holds the upload back" in told(caplog)[0]
 
 
+def test_an_upload_that_was_lost_for_its_size_was_not_held_back(selector: TransportSelector) -> None:
+    """A WebSocket would lose its large segments on the same path. The next upload has smaller ones, and the full
+    time."""
+    upload(selector, 0.0)
+    selector.upload_failed(PeerError("small packets pass, large ones do not", reason=EndReason.PATH_MTU))
+    upload(selector, 2.5)
+    assert not selector.try_websocket(4.5)
+    assert selector.try_websocket(2.5 + UPLOAD_SEEN_S)
+
+
+def test_a_present_upload_passes_while_a_websocket_is_tried_in_place_of_the_next(selector: TransportSelector) -> None:
+    selector.upload_seen(upload(selector, 0.0), 0.1)
+    for now, failure in ((10.0, PeerError("no route", reason=EndReason.CONNECT)), (20.0, NO_WEBSOCKET)):
+        number = selector.next_upload_number()
+        selector.upload_began(number, now, follows=True)
+        assert selector.try_websocket(now + UPLOAD_SEEN_S)
+        selector.upload_given_up()
+        assert selector.uploads_pass(now + 4)
+        selector.websocket_failed(failure, now + 5)
+        assert selector.uploads_pass(now + 6)
+    upload(selector, 30.0)  # the present one has ended, and this one is not seen either
+    assert not selector.uploads_pass(31.0)
+
+
+def test_a_websocket_in_place_of_a_next_upload_names_the_reason(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture
+) -> None:
+    selector.upload_began(selector.next_upload_number(), 0.0, follows=True)
+    assert selector.try_websocket(UPLOAD_SEEN_S)
+    selector.upload_given_up()
+    selector.websocket_opened(4.0)
+    assert "holds the upload back" in told(caplog)[0]
+
+
 # ------------------------------------------------------------------ GETs that are refused or not answered
 
 SILENT = PeerError("h:80 did not answer within 5 s", reason=EndReason.SILENT)

@@ -112,7 +112,10 @@ class Resolver:
     def doubt(self, host: str, port: int, address: str | None) -> None:
         """Something else than the server answered at ``address`` (None: the connection is gone)."""
         name = self._names[host, port]
-        if address is not None and len(name.doubted) < MAX_ADDRESSES:
+        by_name = any(it[1][0] == address for it in name.newest)
+        if name.doubted and not by_name and self.is_doubted(host, port, name.newest):
+            name.doubted.clear()  # the memory does not lead to the server either, so the name is first again
+        elif address is not None and len(name.doubted) < MAX_ADDRESSES:
             name.doubted.add(address)
 
     def is_doubted(self, host: str, port: int, addresses: Iterable[Address]) -> bool:
