@@ -20,7 +20,7 @@ import trio
 
 from ..errors import HostError, shortage_of
 from ..host.interfaces import InterfaceChange
-from ..host.items import MAIN_TABLE, Address, HostRoute, Item, LinkState, Route, Rule
+from ..host.items import MAIN_TABLE, Address, ConnectedRoute, HostRoute, Item, LinkState, Route, Rule
 from ..host.network_managers import Kind, Manager, remedy, suspects
 from ..log import Log, flap_damped
 from ..text import one_line, shorten
@@ -33,7 +33,13 @@ _DOWN: Final = "another program set this interface down: no packet passes until 
 _BLAME_S: Final = 2.0  # how long to look for who it was; on a busy machine it takes a tenth of a second
 UNKNOWN_CHANGE: Final = InterfaceChange()
 
-_KINDS: Final[dict[type[Item], Kind]] = {Address: "address", Route: "route", HostRoute: "route", Rule: "rule"}
+_KINDS: Final[dict[type[Item], Kind]] = {
+    Address: "address",
+    ConnectedRoute: "route",
+    Route: "route",
+    HostRoute: "route",
+    Rule: "rule",
+}
 _LOOKS: Final = trio.CapacityLimiter(1)  # threads that look for who it was
 
 
@@ -265,6 +271,8 @@ def _text(item: Item) -> str:
     match item:
         case Address(interface):
             return f"address {interface}"
+        case ConnectedRoute(interface):
+            return f"route {interface.network}"
         case Route(network, table):
             return f"route {network}" + (f" in table {table}" if table != MAIN_TABLE else "")
         case Rule():
