@@ -87,8 +87,9 @@ class Network(Protocol):
         """The interface as it is now; None: it is gone, or in another network namespace."""
 
     async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
-        """Those of the items that were added and are not in the kernel now, in their order. Costs one dump per table,
-        and lookups in steps between which other tasks run."""
+        """Those of the items that were added and are not in the kernel now, in their order; for an address whose
+        connected route is gone, a `ConnectedRoute`. Costs one dump per table, and lookups in steps between which other
+        tasks run."""
 
     async def rename(self, name: str) -> None:
         """Give the interface its name ``name`` again. A kernel before 6.2 takes it down for that, and it stays down."""
@@ -213,8 +214,9 @@ class Host(Protocol):
         self, index: int, is_route: Callable[[RouteKey], bool]
     ) -> AbstractAsyncContextManager[AsyncIterator[InterfaceChange]]:
         """Changes, from now on, after which something of ours may be missing: of the interface ``index`` itself, which
-        has to be up at the call; removals of its addresses and routes, of host routes for it, and of our rules.
-        Several at once are reported as one. If notifications were lost, that is reported as a change.
+        has to be up at the call; removals of its addresses and routes, also of those that
+        another interface of ours had taken over, of host routes for it, and of our rules. Several at once are reported
+        as one. If notifications were lost, that is reported as a change.
 
         Closed at exit. Cancel-safe, and raises as `open_changes`.
 

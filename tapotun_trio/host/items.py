@@ -24,6 +24,14 @@ class Address:
     interface: IPv4Interface
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectedRoute:
+    """The route to the network of an address, which the kernel has added itself. It is never desired by itself: it is
+    an item only where somebody has removed it and left the address."""
+
+    interface: IPv4Interface
+
+
 RouteKey: TypeAlias = tuple[int, int, int]
 """What identifies a route of one interface: destination, prefix length, table."""
 
@@ -91,7 +99,7 @@ class HostRoute:
         return f"{self.address}{via} dev {self.device}"
 
 
-Item: TypeAlias = Address | Route | Rule | HostRoute
+Item: TypeAlias = Address | ConnectedRoute | Route | Rule | HostRoute
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,8 @@ def _again(items: Sequence[Item], missing: Sequence[Item]) -> Steps[list[Item]]:
 def _route_keys(items: Iterable[Item]) -> Steps[set[RouteKey]]:
     found: set[RouteKey] = set()
     for number, item in enumerate(items, 1):
+        if isinstance(item, Address):
+            item = Route(item.interface.network)  # its connected route
         if isinstance(item, Route):
             found.add(item.key)
         if number % PART == 0:

@@ -20,7 +20,7 @@ import trio
 
 from ..errors import HostError, shortage_of
 from ..host.interfaces import InterfaceChange
-from ..host.items import MAIN_TABLE, Address, HostRoute, Item, LinkState, Route, Rule
+from ..host.items import MAIN_TABLE, Address, ConnectedRoute, HostRoute, Item, ItemsRefused, LinkState, Route, Rule
 from ..host.network_managers import Kind, Manager, remedy, suspects
 from ..log import Log, flap_damped
 from ..text import one_line, shorten
@@ -33,7 +33,13 @@ _DOWN: Final = "another program set this interface down: no packet passes until 
 _BLAME_S: Final = 2.0  # how long to look for who it was; on a busy machine it takes a tenth of a second
 UNKNOWN_CHANGE: Final = InterfaceChange()
 
-_KINDS: Final[dict[type[Item], Kind]] = {Address: "address", Route: "route", HostRoute: "route", Rule: "rule"}
+_KINDS: Final[dict[type[Item], Kind]] = {
+    Address: "address",
+    ConnectedRoute: "route",
+    Route: "route",
+    HostRoute: "route",
+    Rule: "rule",
+}
 _LOOKS: Final = trio.CapacityLimiter(1)  # threads that look for who it was
 
 
@@ -100,6 +106,9 @@ class Repairer:
         self._log = log
         self._reinstall = reinstall
         self._limit = RepairLimit()
+        # What the kernel refused at the last try has a limit of its own: it may stay refused for ever.
+        self._refused: frozenset[Item] = frozenset()
+        self._refused_limit = RepairLimit()
         self._lines = flap_damped()
         self._down = False
         self._seen_name = name
@@ -128,7 +137,7 @@ class Repairer:
         except GoneError:
             raise
         except HostError as exc:
-            self._wait(f"cannot see what others have changed, or put it back: {exc}")
+            self._wait(f"cannot see what others have changed, or put it back: {exc}", self._limit)
             if forced:
                 raise
             return []
@@ -141,6 +150,7 @@ class Repairer:
         done: list[str] = []
         if forced:
             self._limit.reset()
+            self._refused_limit.reset()
             done += await self._set_up(state)
             state = await self._installed.network.state(self._name) or state
         toggled = change.toggled or self._down or bool(done)
@@ -163,31 +173,50 @@ class Repairer:
 
     async def _repair(self, loss: _Loss, senders: Collection[int], *, forced: bool) -> list[str]:
         now = trio.current_time()
-        if not forced and self._limit.wait_s(now):
-            rests = self._limit.rests(now)
+        tried = self._refused.issuperset(loss.items) and loss.mtu is None
+        limit = self._refused_limit if tried else self._limit
+        if not forced and limit.wait_s(now):
+            rests = limit.rests(now)
             why = "another program takes it away again and again" if rests else "another program took it away"
-            await self._stay_missing(loss, why, senders, warn=rests)
+            await self._stay_missing(loss, why, senders, limit, warn=rests)
             return []
-        self._limit.repaired(now)
+        limit.repaired(now)
+        refusal: ItemsRefused | None = None
         try:
-            await self._installed.put_back(loss.items)
+            try:
+                await self._installed.put_back(loss.items)
+            except ItemsRefused as exc:
+                refusal = exc
             if any(isinstance(item, HostRoute) for item in loss.items):
                 await self._reinstall()
         except HostError as exc:
-            await self._stay_missing(loss, str(exc), senders, warn=True)
+            await self._stay_missing(loss, str(exc), senders, limit, warn=True)
             if forced:
                 raise
             return []
+        self._refused = frozenset() if refusal is None else frozenset(refusal.refused)
+        if refusal is None:
+            return [await self._tell(loss, senders, told=forced or self._stuck)]
+        left = _Loss(list(refusal.refused), None, loss.wanted_mtu)
+        if back := _Loss([item for item in loss.items if item not in self._refused], loss.mtu, loss.wanted_mtu):
+            await self._tell(back, senders, told=forced, settled=False)
+        await self._stay_missing(left, str(refusal), senders, self._refused_limit, warn=True)
+        if forced:
+            raise refusal
+        return []
+
+    async def _tell(self, loss: _Loss, senders: Collection[int], *, told: bool, settled: bool = True) -> str:
+        """This was put back. ``told``: no warning is needed; ``settled``: nothing else is missing."""
         self._health.repairs += 1
-        told = forced or self._stuck
-        self._settle()
+        if settled:
+            self._settle()
         if all(isinstance(item, HostRoute) for item in loss.items) and loss.mtu is None:
             # Nobody need have done it: the kernel removes them with the device or the address that they depend on.
             self._log.info("%s was gone: looked again for the way past this interface", loss)
         elif not told:
             text = f"another program took away {loss}: put back{await self._blame(loss, senders)}"
             self._lines.log(self._log, logging.WARNING, trio.current_time(), text)
-        return [f"put back {loss}"]
+        return f"put back {loss}"
 
     async def _set_up(self, state: LinkState) -> list[str]:
         done: list[str] = []
@@ -219,21 +248,23 @@ class Repairer:
         renamed = None if self._seen_name == self._name else _renamed(self._seen_name, self._name)
         self._health.set_degraded(renamed)
 
-    async def _stay_missing(self, loss: _Loss, why: str, senders: Collection[int], *, warn: bool) -> None:
+    async def _stay_missing(
+        self, loss: _Loss, why: str, senders: Collection[int], limit: RepairLimit, *, warn: bool
+    ) -> None:
         if warn and not self._stuck:
             self._stuck = True
             text = f"{loss} stays missing for now: {why}{await self._blame(loss, senders)}"
             self._lines.log(self._log, logging.WARNING, trio.current_time(), text)
-        self._wait(f"missing: {loss}; {why}")
+        self._wait(f"missing: {loss}; {why}", limit)
 
-    def _wait(self, reason: str) -> None:
+    def _wait(self, reason: str, limit: RepairLimit) -> None:
         """Stay degraded until the limit allows another repair."""
         self._health.set_degraded(reason)
         now = trio.current_time()
         # If this was not a repair, as the kernel did not answer, it counts as one: it has to be tried again later.
-        if not self._limit.wait_s(now):
-            self._limit.repaired(now)
-        self._due_at = now + self._limit.wait_s(now)
+        if not limit.wait_s(now):
+            limit.repaired(now)
+        self._due_at = now + limit.wait_s(now)
         self._due.set()
 
     async def _blame(self, loss: _Loss, senders: Iterable[int]) -> str:
@@ -265,6 +296,8 @@ def _text(item: Item) -> str:
     match item:
         case Address(interface):
             return f"address {interface}"
+        case ConnectedRoute(interface):
+            return f"route {interface.network}"
         case Route(network, table):
             return f"route {network}" + (f" in table {table}" if table != MAIN_TABLE else "")
         case Rule():

@@ -34,6 +34,7 @@ from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTab
 from .status import server_status
 
 TICK_S: Final = 1.0
+LOOP_S: Final = 10.0  # a packet that came back is dropped for so long; then one may pass, to see whether it still does
 LOG_BURST: Final = 10  # log lines about refused tokens within ten seconds
 _MADE_PER_STEP: Final = 10  # sessions; a step takes about a millisecond
 _TICKED_PER_STEP: Final = 50  # sessions
@@ -136,6 +137,7 @@ class TunnelServer:
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
         self._refusal_log = RateLimitedLog(burst=LOG_BURST)
         self._loop_log = flap_damped()
+        self._loops: dict[bytes, Session] = {}  # the keys of packets that came back lately, and who had sent them
         self._faults = Faults()
 
     @property
@@ -200,6 +202,7 @@ class TunnelServer:
         self.sessions = self._table.sessions = prepared.sessions
         self._by_token = prepared.by_token
         self._verdicts.clear()
+        self._loops.clear()
         # A client whose token is new is the same client to the operator.
         self.restore_last_seen(_last_seen(prepared.removed.values()))
         updates: list[tuple[Session, PreviousParameters]] = []
@@ -234,6 +237,7 @@ class TunnelServer:
         self.sessions = self._table.sessions = []
         self._by_token = {}
         self._verdicts.clear()
+        self._loops.clear()
         self._table.router = Router((), (), ())
 
     # -- the device's side
@@ -268,6 +272,9 @@ class TunnelServer:
             to: Sender | bool = False if session is None else session.sender
             if session is not None and session.sends_into_device(key):
                 to = True
+                if len(self._loops) >= CACHE_ENTRIES:
+                    self._forget_loops()
+                self._loops[key] = session
                 self._log_loop(session, IPv4Address(key[4:]))
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
@@ -278,6 +285,13 @@ class TunnelServer:
             self.device_drops[DropReason.INTERNAL_ERROR] += 1
             return None
         return to
+
+    def _forget_loops(self) -> None:
+        """Let these packets pass once more: the client may have the route to its own network again."""
+        for key, session in self._loops.items():
+            self._verdicts.pop(key, None)
+            session.forget_verdict(key)
+        self._loops.clear()
 
     def _log_loop(self, session: Session, destination: IPv4Address) -> None:
         text = (
@@ -389,9 +403,13 @@ class TunnelServer:
 
     async def run_clock(self) -> None:
         """Tick every session once a second, for ever: see `Session.tick`."""
+        forget_at = trio.current_time() + LOOP_S
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
+            if now >= forget_at:
+                self._forget_loops()
+                forget_at = now + LOOP_S
             for number, session in enumerate(self.sessions, 1):  # a reload replaces the list
                 try:
                     session.tick(now, TICK_S)

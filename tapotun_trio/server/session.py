@@ -242,6 +242,9 @@ class Session:
         """The router was replaced."""
         self._verdicts.clear()
 
+    def forget_verdict(self, key: bytes) -> None:
+        self._verdicts.pop(key, None)
+
     def sends_into_device(self, key: bytes) -> bool:
         """Whether packets from this client with this key went into the device, as far as is remembered."""
         return self._verdicts.get(key) is True

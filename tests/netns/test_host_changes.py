@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,7 +23,7 @@ import trio.testing
 
 from tapotun_trio.errors import HostError
 from tapotun_trio.host.interfaces import Change
-from tapotun_trio.host.items import Route, RouteKey
+from tapotun_trio.host.items import ConnectedRoute, ItemsRefused, Route, RouteKey
 from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.netlink import monitor as module
 from tapotun_trio.host.netlink.monitor import SETTLE_LIMIT_S, SETTLE_S, open_changes, open_interface
@@ -337,7 +338,9 @@ async def test_what_is_taken_from_our_interface_is_told() -> None:
         async with open_netlink() as network:
             index = await network.index("tun0")
             await network.link_up("tun0", 1400)
+            connected = ConnectedRoute(IPv4Interface("10.50.0.1/24"))
             keys = {item.key for item in items if isinstance(item, Route)}
+            keys.add(route("10.50.0.0/24").key)
             async with open_interface(index, keys.__contains__) as own:
                 await network.add("tun0", items)
                 for words in (
@@ -357,6 +360,9 @@ async def test_what_is_taken_from_our_interface_is_told() -> None:
                     (["route", "replace", "10.61.0.0/24", "dev", "eth0"], [items[3]]),
                     (["rule", "del", "fwmark", "100"], [items[-1]]),
                     (["route", "flush", "table", "100"], [items[-2]]),
+                    (["route", "del", "10.50.0.0/24", "dev", "tun0"], [connected]),
+                    (["route", "flush", "dev", "tun0"], [connected, items[2], items[3]]),
+                    (["route", "replace", "10.50.0.0/24", "dev", "eth0"], [connected]),
                     (["addr", "del", "10.50.0.9/24", "dev", "tun0"], [items[1]]),
                     (["addr", "flush", "dev", "tun0"], [items[0], items[1], items[2], items[3], items[-2]]),
                 ):
@@ -366,10 +372,29 @@ async def test_what_is_taken_from_our_interface_is_told() -> None:
                     assert not change.toggled | change.moved
                     assert await network.missing("tun0", items) == missing, words
                     if words[1] == "replace":
-                        ip("route", "del", "10.61.0.0/24", "dev", "eth0")
-                    await network.add("tun0", items)
+                        with pytest.raises(ItemsRefused, match=f"route {words[2]} dev tun0: .* through eth0 conflicts"):
+                            await network.add("tun0", missing)
+                        ip("route", "del", words[2], "dev", "eth0")
+                    await network.add("tun0", [*items, *missing])
                     assert await network.missing("tun0", items) == []
                     await assert_silence(own)
+
+
+@in_fresh_namespace
+async def test_a_route_that_another_interface_of_ours_had_and_left_is_told() -> None:
+    wanted = route("10.60.0.0/24")
+    with open_tun("tun0"), open_tun("tun1"):
+        async with open_netlink() as network, open_netlink() as other:
+            await network.link_up("tun0", 1400)
+            await other.link_up("tun1", 1400)
+            await network.add("tun0", [wanted])
+            async with open_interface(await network.index("tun0"), {wanted.key}.__contains__) as own:
+                await other.add("tun1", [wanted])
+                await next_of(own)
+                assert await network.missing("tun0", [wanted]) == []
+                await other.remove("tun1", [wanted])
+                await next_of(own)
+                assert await network.missing("tun0", [wanted]) == [wanted]
 
 
 @in_fresh_namespace

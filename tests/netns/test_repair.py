@@ -47,6 +47,7 @@ PATIENCE_S: Final = 30.0
 BEHIND: Final = "10.60.0.0/24"  # the client
 PUSHED: Final = "10.61.0.0/24"  # behind the server
 MARK: Final = {"value": 100, "table": 100}
+KERNEL: Final = "2"  # RTPROT_KERNEL: the routes that it makes itself for addresses
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,12 @@ class End:
             if link["ifname"].startswith("tun")
             for entry in link["addr_info"]
         ]
-        ours = {route for table in ("main", "100") for route in routes(self.host, table) if route[2] == PROTOCOL}
+        ours = {
+            route
+            for table in ("main", "100")
+            for route in routes(self.host, table)
+            if route[2] == PROTOCOL or (route[1].startswith("tun") and route[2] == KERNEL)
+        }
         return [addresses, ours, mark_rules(self.host)]
 
     def reload(self) -> str:
@@ -113,6 +119,8 @@ def test_what_others_remove_is_put_back_and_told(lab: Lab) -> None:
                 ("route flush table 100", r"took away route 0\.0\.0\.0/0 in table 100: put back"),
                 ("address flush dev tun0", r"took away address 10\.10\.0\.\d+/24.*: put back"),
                 (f"address del {own}/24 dev tun0", rf"took away address {own}/24.*: put back"),
+                ("route del 10.10.0.0/24 dev tun0", r"took away route 10\.10\.0\.0/24: put back"),
+                ("route flush dev tun0", r"took away route 10\.10\.0\.0/24, route .*: put back"),
                 ("link set tun0 mtu 1280", r"took away MTU 1500 \(it was set to 1280\): put back"),
             ):
                 until_now = end.daemon.log_end

@@ -22,6 +22,12 @@ OWN = "10.60.0.9"
 OFFICE = "172.20.0.9"
 
 
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops are not forgotten while a test waits."""
+    monkeypatch.setattr(server_module, "LOOP_S", 3600.0)
+
+
 def pair(*routes: str) -> tuple[ServerConfig, ClientConfig]:
     port = free_port()
     return server_config(port, allowed("a", ME, routes=routes)), client_config("a", port)
@@ -133,3 +139,27 @@ async def test_a_reload_keeps_the_addresses_of_the_machine() -> None:
         a.send(good := ipv4(ME, HUB))
         assert await hub.receive_packet() == good
         assert it.peer("hub").drops == {"bad-source": before + 1}
+
+
+async def test_a_loop_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's route to its own network was gone for a moment. What the server's side sends there arrives again."""
+    monkeypatch.setattr(server_module, "LOOP_S", 0.2)
+    async with world(*pair("10.60.0.0/24")) as it:
+        hub, a = await devices(it)
+        packet = ipv4("203.0.113.77", OWN)
+        hub.send(packet)
+        assert await a.receive_packet() == packet
+        await comes_back(hub, a, packet)  # the client has sent it back
+        await it.until(lambda: it.interface("hub").device_drops.get("loop") == 1)
+        arrived = trio.Event()
+
+        async def receive() -> None:
+            assert await a.receive_packet() == packet
+            arrived.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            with trio.fail_after(HANG_S):
+                while not arrived.is_set():
+                    hub.send(packet)
+                    await trio.sleep(0.05)

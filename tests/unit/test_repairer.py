@@ -243,3 +243,32 @@ async def test_a_kernel_that_does_not_answer_is_asked_again(autojump_clock: Mock
         it.host.ways_fail = False
         await it.until(lambda: it.standing == set(ALL))
         await it.until(lambda: it.health.degraded is None)
+
+
+async def test_what_stays_missing_delays_no_other(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A route whose place another program has taken for good is tried again and again. A rule is put back at once."""
+    async with running() as it:
+        it.host.refused.add(NETWORK)
+        it.host.take("tun0", NETWORK)
+        for rounds in range(1, 6):
+            await trio.sleep(WINDOW_S + 7 * rounds)
+            taken_at = trio.current_time()
+            it.host.take("tun0", RULE)
+            await it.until(lambda: RULE in it.standing)
+            assert trio.current_time() < taken_at + 1
+            await it.until(lambda: it.health.repairs == rounds)  # noqa: B023
+            assert "route 10.60.0.0/24" in (it.health.degraded or "")
+            assert "rule" not in (it.health.degraded or "")
+        assert "took away rule fwmark 100 lookup 100: put back" in caplog.text
+        assert caplog.text.count("stays missing") == 1
+
+
+async def test_what_is_put_back_in_part(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as it:
+        it.host.refused.add(NETWORK)
+        it.host.take("tun0", ADDRESS, NETWORK)
+        await it.until(lambda: it.health.repairs == 1)
+        assert it.standing == set(ALL) - {NETWORK}
+        assert "took away address 10.50.0.1/24: put back" in caplog.text
+        assert "route 10.60.0.0/24 stays missing for now" in caplog.text
+        assert "address" not in (it.health.degraded or "")

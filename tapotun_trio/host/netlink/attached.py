@@ -14,6 +14,7 @@ address may have no such route: "noprefixroute".)
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -49,15 +50,17 @@ class Candidate:
 
 def candidates(addresses: Iterable[AssignedAddress], networks: Collection[IPv4Network], own: int) -> list[Candidate]:
     """The networks of ``addresses``, except those of the interface ``own``, that contain one of ``networks``. Pure."""
-    wanted = [(int(network.network_address), network.prefixlen) for network in networks]
+    # In this order the first of them that lies in a network is the first that is not before it, since of two networks
+    # one contains the other, or they have nothing in common. There may be thousands of both.
+    wanted = sorted((int(network.network_address), network.prefixlen) for network in networks)
     found: dict[tuple[int, IPv4Network], Candidate] = {}
     for address in addresses:
         if address.index == own:
             continue
         is_loopback = address.index == _LOOPBACK_INDEX
         for network in dict.fromkeys((IPv4Network(address.ip), address.network)):
-            first, mask, length = int(network.network_address), int(network.netmask), network.prefixlen
-            if any(prefixlen >= length and other & mask == first for other, prefixlen in wanted):
+            at = bisect_left(wanted, (int(network.network_address), network.prefixlen))
+            if at < len(wanted) and wanted[at][0] <= int(network.broadcast_address):
                 is_local = is_loopback or network == IPv4Network(address.ip)
                 candidate = Candidate(address.index, network, address.ip, is_local, address.protocol)
                 found.setdefault((address.index, network), candidate)

@@ -43,13 +43,15 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, IFA_F_OPTIMISTIC, I
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_RUNNING, IFF_UP, ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK, rtmsg
 
-from ..items import Address, CurrentRoute, HostRoute, Route, RouteKey, Rule
+from ..items import MAIN_TABLE, Address, ConnectedRoute, CurrentRoute, HostRoute, Route, RouteKey, Rule
 from .socket import HEADER, attributes
 
 PROTOCOL: Final = 116
 """Our number in rtm_protocol, FRA_PROTOCOL and IFA_PROTO: it marks what we made and may remove. It is the code of 't';
 rt_protos of iproute2 has no such number. ``ip route show table all proto 116`` lists our routes."""
 
+KERNEL_PROTOCOL: Final = 2
+"""RTPROT_KERNEL, linux/rtnetlink.h: the routes that the kernel makes itself, for addresses."""
 RTN_UNICAST: Final[int] = rt_type["unicast"]
 RTN_LOCAL: Final[int] = rt_type["local"]
 _RT_SCOPE_UNIVERSE: Final[int] = rt_scope["universe"]
@@ -455,6 +457,19 @@ def _route_template(kind: int, flags: int, index: int, prefix: int, table: int, 
     return bytes(_route(kind, flags, IPv4Network((0, prefix)), table, scope, attrs))
 
 
+def add_connected_route(index: int, item: ConnectedRoute) -> bytearray:
+    """Adds the route as the kernel does (fib_add_ifaddr, net/ipv4/fib_frontend.c), so that the kernel removes it with
+    the address. It refuses with EEXIST if the main table has any route to the same network with metric 0."""
+    attrs: list[tuple[str, object]] = [
+        ("RTA_OIF", index),
+        ("RTA_TABLE", MAIN_TABLE),
+        ("RTA_PREFSRC", str(item.interface.ip)),
+    ]
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    network = item.interface.network
+    return _route(RTM_NEWROUTE, flags, network, MAIN_TABLE, _RT_SCOPE_LINK, attrs, protocol=KERNEL_PROTOCOL)
+
+
 def add_host_route(item: HostRoute, metric: int, *, replace: bool = True) -> bytearray:
     """Adds the route; atomically replaces an earlier one to the same address with the same metric. Without ``replace``
     an earlier route stays, and the kernel refuses this one: the owner has made the earlier one meanwhile.
@@ -513,13 +528,14 @@ def _route(
     scope: int,
     attrs: Sequence[tuple[str, object]],
     route_flags: int = 0,
+    protocol: int = PROTOCOL,
 ) -> bytearray:
-    """A request to add or remove a route with our protocol number. Its first attribute is the destination."""
+    """A request to add or remove a route. Its first attribute is the destination."""
     fields = {
         "family": AF_INET,
         "dst_len": network.prefixlen,
         "table": _short_table(table),
-        "proto": PROTOCOL,
+        "proto": protocol,
         "type": RTN_UNICAST,
         "scope": scope,
         "flags": route_flags,

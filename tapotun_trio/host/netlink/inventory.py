@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
+from typing import Final
 
 from ...cooperative import PART, Steps
-from ..items import MAIN_TABLE, Address, HostRoute, Item, Route, RouteKey, Rule
+from ..items import MAIN_TABLE, Address, ConnectedRoute, HostRoute, Item, Route, RouteKey, Rule
 from . import codec
-from .codec import PROTOCOL
+from .codec import KERNEL_PROTOCOL, PROTOCOL
 from .reader import NetworkReader
 from .route_lookup import host_route_metric
 from .socket import Rtnetlink
+
+_HOST: Final = 32
 
 
 @dataclass(slots=True)
@@ -26,10 +29,12 @@ class Present:
 
     Attributes:
         addresses: each with its prefix length.
+        connected: the destination and the prefix length of each route that the kernel has made itself.
         host_routes: the destination and the table of each.
     """
 
     addresses: set[tuple[str, int]] = field(default_factory=set)
+    connected: set[tuple[int, int]] = field(default_factory=set)
     routes: set[RouteKey] = field(default_factory=set)
     rules: set[Rule] = field(default_factory=set)
     host_routes: set[tuple[IPv4Address, int]] = field(default_factory=set)
@@ -44,14 +49,26 @@ class Present:
                 return item in self.rules
             case HostRoute(address=address, table=table):
                 return (address, table) in self.host_routes
+            case ConnectedRoute(interface):
+                network = interface.network
+                is_made = network.prefixlen < _HOST  # of an address alone the kernel makes none
+                return not is_made or (int(network.network_address), network.prefixlen) in self.connected
 
 
 def absent(items: Iterable[Item], present: Present) -> Steps[list[Item]]:
-    """The items that are not present, in their order. In steps: there may be tens of thousands."""
+    """The items that are not present, in their order, and the connected routes that present addresses lack.
+
+    In steps: there may be tens of thousands.
+    """
     found: list[Item] = []
+    networks: set[IPv4Network] = set()
     for number, item in enumerate(items, 1):
         if not present.has(item):
             found.append(item)
+        elif isinstance(item, Address) and item.interface.network not in networks:
+            networks.add(item.interface.network)  # only its first address has the route
+            if not present.has(route := ConnectedRoute(item.interface)):
+                found.append(route)
         if number % PART == 0:
             yield
     return found
@@ -71,6 +88,10 @@ class Inventory:
         present = Present()
         if Address in kinds:
             present.addresses = await self._addresses()
+            present.connected = set(await self._connected(MAIN_TABLE))
+            connected = (ConnectedRoute(item.interface) for item in items if isinstance(item, Address))
+            if not all(map(present.has, connected)):  # a VRF may have taken the interface in
+                present.connected.update(await self._connected(0))
         if Route in kinds:
             for table in {item.table for item in items if isinstance(item, Route)}:
                 present.routes.update(await self._routes(table))
@@ -92,6 +113,16 @@ class Inventory:
             return None if address is None or address.index != self._index else (address.text, address.prefix)
 
         return set(await self._kernel.dump(codec.dump_addresses(self._index, AF_INET), read))
+
+    async def _connected(self, table: int) -> list[tuple[int, int]]:
+        """``table``: 0 is every one."""
+
+        def read(message: memoryview) -> tuple[int, int] | None:
+            key, protocol, index, _ = codec.read_route_key(message)
+            found = (protocol, index) == (KERNEL_PROTOCOL, self._index) and table in (0, key[2])
+            return key[:2] if found else None
+
+        return await self._kernel.dump(codec.dump_routes(table, KERNEL_PROTOCOL, self._index), read)
 
     async def _routes(self, table: int) -> list[RouteKey]:
         # In the main table, another interface of ours may have taken a route over: then nothing is missing.

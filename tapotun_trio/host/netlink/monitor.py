@@ -32,7 +32,7 @@ from ...errors import HostError, shortage_of
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
 from . import codec
-from .codec import PROTOCOL, KernelAddress, Link
+from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress, Link
 from .socket import Rtnetlink, split
 from .tracker import HALF_DEFAULT, InterfaceTracker, NetworkTracker
 
@@ -221,13 +221,14 @@ DEFAULT_ROUTES: Final[FilterProgram] = (
     (_ACCEPT, 0, 0, _NOTHING),
 )
 
-# The removals of routes with our protocol number, and the routes that replaced another one.
+# The removals of routes with our protocol number or the kernel's, and the routes that replaced another one.
 OUR_ROUTES: Final[FilterProgram] = (
     (_LOAD_U16, 0, 0, 4),  # nlmsg_type
-    (_EQUAL, 3, 0, _NEW_ROUTE),
-    (_EQUAL, 0, 4, _DEL_ROUTE),  # not a route: accept
+    (_EQUAL, 4, 0, _NEW_ROUTE),
+    (_EQUAL, 0, 5, _DEL_ROUTE),  # not a route: accept
     (_LOAD_U8, 0, 0, 21),  # rtm_protocol
-    (_EQUAL, 2, 3, PROTOCOL),
+    (_EQUAL, 3, 0, PROTOCOL),
+    (_EQUAL, 2, 3, KERNEL_PROTOCOL),
     (_LOAD_U16, 0, 0, 6),  # nlmsg_flags
     (_ANY_BIT, 0, 1, socket.htons(NLM_F_REPLACE)),
     (_ACCEPT, 0, 0, _EVERYTHING),

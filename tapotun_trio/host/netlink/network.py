@@ -46,6 +46,7 @@ from ..items import (
     MAIN_TABLE,
     Address,
     AttachedNetwork,
+    ConnectedRoute,
     CurrentRoute,
     HostRoute,
     Item,
@@ -121,9 +122,12 @@ class Netlink:
             link = await self._link(name)
             failed: dict[Item, str] = {}
             self._shortage = None
-            for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
+            for addresses, connected, routes, rules, host_routes in _runs_of_one_kind(items):
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
+                if connected:
+                    requests = [codec.add_connected_route(link.index, item) for item in connected]
+                    failed |= await self._reasons(link, connected, await self._kernel.transact(requests))
                 if host_routes:
                     batch = [codec.add_host_route(item, host_route_metric(link.index)) for item in host_routes]
                     async with alone():
@@ -151,7 +155,7 @@ class Netlink:
         async with self._lock:
             link = await self._find_link(name)
             failures: list[HostError] = []
-            for addresses, routes, rules, host_routes in _runs_of_one_kind(items):
+            for addresses, _, routes, rules, host_routes in _runs_of_one_kind(items):
                 failures += await self._remove_host_routes(name, link, host_routes)
                 if link is not None:  # otherwise they disappeared with it
                     batch = (codec.remove_address(link.index, address) for address in addresses)
@@ -456,10 +460,11 @@ class Netlink:
             if self._shortage is None and isinstance(refused, ShortageError):
                 self._shortage = refused
             text = str(refused)
-            if isinstance(item, Route) and refusal.errno == errno.EEXIST:
+            if isinstance(item, (Route, ConnectedRoute)) and refusal.errno == errno.EEXIST:
                 obstacles += 1
                 if obstacles <= _MAX_OBSTACLES:
-                    text += f"; {await self._reader.describe_obstacle(item)}"
+                    route = item if isinstance(item, Route) else Route(item.interface.network)
+                    text += f"; {await self._reader.describe_obstacle(route)}"
             reasons[item] = text
         return reasons
 
@@ -480,12 +485,13 @@ async def open_netlink() -> AsyncIterator[Netlink]:
 
 def _runs_of_one_kind(
     items: Sequence[Item],
-) -> Iterator[tuple[list[Address], list[Route], list[Rule], list[HostRoute]]]:
+) -> Iterator[tuple[list[Address], list[ConnectedRoute], list[Route], list[Rule], list[HostRoute]]]:
     """The items in their order, as runs of the same kind: in each tuple all lists but one are empty."""
     for _, group in groupby(items, type):
         run = list(group)
         yield (
             [item for item in run if isinstance(item, Address)],
+            [item for item in run if isinstance(item, ConnectedRoute)],
             [item for item in run if isinstance(item, Route)],
             [item for item in run if isinstance(item, Rule)],
             [item for item in run if isinstance(item, HostRoute)],
@@ -518,6 +524,8 @@ def _describe(item: Item, name: str) -> str:
     match item:
         case Address(interface):
             return f"address {interface} dev {name}"
+        case ConnectedRoute(interface):
+            return f"route {interface.network} dev {name}"
         case Route(network, table):
             return f"route {network} dev {name}" + (f" table {table}" if table != MAIN_TABLE else "")
         case Rule():

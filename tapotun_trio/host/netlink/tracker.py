@@ -38,7 +38,7 @@ from ...text import one_line
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
 from . import codec
-from .codec import PROTOCOL, KernelAddress, Link
+from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress, Link
 
 # The attributes that make two routes to one network different. The lifetime in CACHEINFO is not one of them: IPv6
 # routers renew it every few minutes.
@@ -319,7 +319,10 @@ class InterfaceTracker:
             return False
         key, protocol, index, _ = codec.read_route_key(message)
         if kind == RTM_DELROUTE:
-            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST)
+            if protocol == KERNEL_PROTOCOL:  # the route of an address
+                return index == self._index
+            # Another interface of ours may have had this one's route.
+            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST or self._is_route(key))
         return bool(flags & NLM_F_REPLACE) and index != self._index and self._is_route(key)
 
     def _set_link(self, link: Link) -> bool:
