@@ -16,8 +16,8 @@ export class History {
   }
 
   /**
-   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out. `samples`: Map of series to {rx, tx, rtt, high}. A
-   * series without samples is dropped after the length of the buffer.
+   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out.
+   * `samples`: Map of series to {rx, tx, rtt, high}. A series without samples is dropped after the length of the buffer.
    */
   push(at, samples) {
     if (this.end !== null && at <= this.end && at > this.end - LATE_MS) return;
