@@ -504,7 +504,7 @@ class TunnelClient:
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces
         )
-        self.peer_info.tls = download.connection.tls
+        self.peer_info.tls, self.peer_info.encrypted = download.connection.tls, download.connection.encrypted
         self._session_log.begin()
         self.guard.session_begins()
         self.failure_log.clear()

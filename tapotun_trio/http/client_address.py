@@ -12,7 +12,7 @@ from ..config.model import IngressOptions
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..wire.proxyprotocol import ProxyHeaderParser
-from .forwarded import Address, client_of, with_port
+from .forwarded import Address, client_is_encrypted, client_of, with_port
 
 # The time from accept to the end of the PROXY protocol header, which a proxy sends at once. A request head has the same
 # limit.
@@ -22,10 +22,12 @@ PROXY_HEADER_S: Final = 10.0
 class ClientAddress:
     """The far end of one connection: a client, or a trusted proxy."""
 
-    __slots__ = ("_ingress", "_is_trusted", "name")
+    __slots__ = ("_encrypted", "_ingress", "_is_trusted", "name")
 
-    def __init__(self, name: str, ingress: IngressOptions, *, is_trusted: bool) -> None:
+    def __init__(self, name: str, ingress: IngressOptions, *, is_trusted: bool, encrypted: bool | None = None) -> None:
+        """``encrypted``: whether the connection is, for one that is not ``is_trusted``; None: not known."""
         self.name = name
+        self._encrypted = encrypted
         self._ingress = ingress
         self._is_trusted = is_trusted
 
@@ -36,6 +38,11 @@ class ClientAddress:
             return self.name
         client = client_of(headers, self._ingress.trusts)
         return self.name if client is None else f"{client} (through {self.name})"
+
+    def encrypted(self, headers: Mapping[str, str]) -> bool | None:
+        """Whether the client speaks TLS, to this end or to the first of the trusted proxies, as that proxy says. False:
+        it does not. None: not known. Only the parts of the headers that trusted proxies wrote are used."""
+        return client_is_encrypted(headers, self._ingress.trusts) if self._is_trusted else self._encrypted
 
 
 async def find_client_address(
@@ -52,7 +59,7 @@ async def find_client_address(
     bare = None if address is None else address.partition("%")[0]
     is_trusted = ingress.trusts_unix if is_unix else bare is not None and ingress.trusts(ip_address(bare))
     if not ingress.proxy_protocol:
-        return ClientAddress(connection.name, ingress, is_trusted=is_trusted)
+        return ClientAddress(connection.name, ingress, is_trusted=is_trusted, encrypted=connection.encrypted)
     if address is None and not is_unix:
         return None  # a health check that reset the connection at once
     # A header can claim any address, so the specification allows it from known proxies only (section 2).
@@ -69,6 +76,7 @@ async def find_client_address(
         # headers.
         return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
+    # A proxy that passes a TCP connection on may have ended TLS, or the client may be without.
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"
     return ClientAddress(connection.name, ingress, is_trusted=ingress.trusts(source))
 

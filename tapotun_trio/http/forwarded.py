@@ -1,4 +1,4 @@
-"""The client of a request, from `X-Forwarded-For` or `Forwarded` (RFC 7239).
+"""The client of a request and its scheme, from `X-Forwarded-For` and `X-Forwarded-Proto` or `Forwarded` (RFC 7239).
 
 Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So both headers
 are read from the right, up to the first address that is not a trusted proxy: anyone may have written the rest.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from ..text import shorten
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
+ENCRYPTED_SCHEMES: Final = {"https": True, "wss": True, "http": False, "ws": False}
 UNKNOWN: Final = "unknown"  # RFC 7239 section 6.2; also our name for an address that we cannot parse
 MAX_HOPS: Final = 16
 # The part at the right end that is parsed: enough for sixteen elements with every parameter of RFC 7239.
@@ -42,41 +43,87 @@ def client_of(headers: Mapping[str, str], trusted: Callable[[Address], bool]) ->
     """
     forwarded_for = headers.get("x-forwarded-for", "").strip()
     if forwarded_for:
-        return _farthest(_addresses(forwarded_for), trusted)
+        return _farthest(_addresses(forwarded_for), trusted).name
     forwarded = headers.get("forwarded", "").strip()
     if forwarded:
-        return _farthest(_nodes(forwarded), trusted)
+        return _farthest(_nodes(forwarded), trusted).name
     return None
 
 
-def _farthest(nodes: Iterator[str], trusted: Callable[[Address], bool]) -> str:
-    """The first node that is not trusted. ``nodes``: from right to left."""
-    name = UNKNOWN
-    for _, node in zip(range(MAX_HOPS), nodes, strict=False):
-        name, address = _read(node)
-        if address is None or not trusted(address):
+def client_is_encrypted(headers: Mapping[str, str], trusted: Callable[[Address], bool]) -> bool | None:
+    """Whether the client of `client_of` speaks TLS to the first of the trusted proxies, as that proxy says.
+
+    None: not known. A value other than http, https, ws and wss says nothing. Only a header of the kind that names the
+    client is read, since a proxy may pass the other kind on as the client wrote it: `X-Forwarded-Proto`, or the
+    ``proto`` in the client's element of `Forwarded`. Several proxies in a row have to write a value each, because
+    the only value may be about any of them. An address that is itself a trusted proxy has clients of its own.
+
+    ``headers``: lowercase name to value.
+    """
+    forwarded_for = headers.get("x-forwarded-for", "").strip()
+    forwarded = headers.get("forwarded", "").strip()
+    hops = 1  # without an address, only the proxy at the other end of the connection is known to have written something
+    if forwarded_for or forwarded:
+        client = _farthest(_addresses(forwarded_for) if forwarded_for else _nodes(forwarded), trusted)
+        if client.is_trusted:
+            return None
+        if not forwarded_for:
+            return ENCRYPTED_SCHEMES.get(client.scheme.lower())
+        hops = client.hops
+    schemes = _list(headers.get("x-forwarded-proto", ""))
+    scheme = next((scheme for hop, scheme in enumerate(schemes, 1) if hop == hops), UNKNOWN)
+    return ENCRYPTED_SCHEMES.get(scheme.lower())
+
+
+class _Element(NamedTuple):
+    """What a proxy wrote about its peer. ``scheme``: of any form; empty if there is none."""
+
+    node: str
+    scheme: str = ""
+
+
+class _Client(NamedTuple):
+    """``hops``: how many elements were read, its own included. ``is_trusted``: all of them are trusted proxies."""
+
+    name: str
+    scheme: str
+    hops: int
+    is_trusted: bool
+
+
+def _farthest(elements: Iterator[_Element], trusted: Callable[[Address], bool]) -> _Client:
+    """The first one that is not trusted. ``elements``: from right to left."""
+    client = _Client(UNKNOWN, "", 0, is_trusted=False)
+    for hops, element in zip(range(1, MAX_HOPS + 1), elements, strict=False):
+        name, address = _read(element.node)
+        client = _Client(name, element.scheme, hops, is_trusted=address is not None and trusted(address))
+        if not client.is_trusted:
             break
-    return name
+    return client
 
 
-def _addresses(value: str) -> Iterator[str]:
+def _list(value: str) -> Iterator[str]:
+    """Elements of a list without quotes, from right to left."""
+    stripped = (element.strip(" \t") for element in reversed(value[-_TAIL_CHARS:].split(",")))
+    return (element for element in stripped if element)
+
+
+def _addresses(value: str) -> Iterator[_Element]:
     """Elements of X-Forwarded-For, from right to left. An IPv6 address may have brackets, as in Forwarded, or not."""
-    for element in reversed(value[-_TAIL_CHARS:].split(",")):
-        node = element.strip(" \t")
-        if node:
-            yield f"[{node}]" if node.count(":") > 1 and not node.startswith("[") else node
+    for node in _list(value):
+        yield _Element(f"[{node}]" if node.count(":") > 1 and not node.startswith("[") else node)
 
 
-def _nodes(value: str) -> Iterator[str]:
-    """The ``for`` of each element of Forwarded, from right to left; `UNKNOWN` for an element without one."""
+def _nodes(value: str) -> Iterator[_Element]:
+    """The ``for`` and ``proto`` of each element of Forwarded, from right to left; `UNKNOWN` for one without ``for``."""
     rest = value[-_TAIL_CHARS:]
     while rest:
         element, rest = _last_element(rest)
         if element is None:
-            yield UNKNOWN
+            yield _Element(UNKNOWN)
         elif element:
             values = {name.lower(): token or re.sub(r"\\(.)", r"\1", text) for name, token, text in _pairs(element)}
-            yield values.get("for", UNKNOWN)
+            yield _Element(values.get("for", UNKNOWN), values.get("proto", ""))
 
 
 def _last_element(value: str) -> tuple[str | None, str]:

@@ -36,15 +36,17 @@ class Exchange:
 
     Attributes:
         client: the client's address, for logs.
+        encrypted: whether the client speaks TLS, for status; None: not known.
         leftover: bytes that came behind the head and were not used yet.
         answered: at least a part of the final answer's head was sent, so no other answer is possible.
     """
 
-    __slots__ = ("_body_read", "answered", "client", "connection", "head", "leftover", "reusable")
+    __slots__ = ("_body_read", "answered", "client", "connection", "encrypted", "head", "leftover", "reusable")
 
     def __init__(self, connection: Connection, head: RequestHead, leftover: bytes) -> None:
         self.connection = connection
         self.client = connection.name  # replaced by the X-Forwarded-For address once that is trusted
+        self.encrypted: bool | None = None
         self.head = head
         self.leftover = leftover
         self.reusable = False

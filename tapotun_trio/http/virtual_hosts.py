@@ -126,6 +126,7 @@ class Endpoint:
         The path is compared as it was sent, up to the ``?``; nothing is decoded or normalised.
         """
         exchange.client = client_address.client(exchange.head.headers)
+        exchange.encrypted = client_address.encrypted(exchange.head.headers)
         virtual_host = self.virtual_hosts.get(exchange.head.target.partition("?")[0]) or self.virtual_hosts.get(None)
         if virtual_host is None:
             self.refusals[RefusalReason.UNKNOWN_PATH] += 1

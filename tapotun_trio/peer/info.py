@@ -18,6 +18,8 @@ class PeerInfo:
         endpoint: its newest address, as this end or the proxy in front of it saw it; None: it never connected.
         agent: name and version of its software, as the peer says; None: it does not say.
         tls: the version of TLS on its newest stream, such as ``TLS 1.3``; None: there is none that this end sees.
+        encrypted: whether the client's connection for its newest stream has TLS: to the server, or to the first proxy
+            in between; None: not known.
         extended: control frames were agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
         last_heard: when frames or a ping last arrived, to within one tick.
@@ -32,6 +34,7 @@ class PeerInfo:
         "_samples",
         "agent",
         "connected_since",
+        "encrypted",
         "endpoint",
         "extended",
         "last_heard",
@@ -45,6 +48,7 @@ class PeerInfo:
         self.endpoint: str | None = None
         self.agent: str | None = None
         self.tls: str | None = None
+        self.encrypted: bool | None = None
         self.extended: bool | None = None
         self.connected_since: BootTime | None = None
         self.last_heard: BootTime | None = None

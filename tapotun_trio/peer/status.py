@@ -47,6 +47,7 @@ def peer_status(
         endpoint=info.endpoint,
         transport=peer.transport,
         tls=info.tls,
+        encrypted=info.encrypted,
         extended=info.extended,
         agent=info.agent,
         addresses=[str(address) for address in addresses],

@@ -66,7 +66,7 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
             async with ending:
                 if hello.extended:
                     writer.send(control.encode(control.PARAMS, session.params) + session.repeated_seen(hello))
-                session.download_began(hello, exchange.client, "http")
+                session.download_began(hello, exchange.client, "http", encrypted=exchange.encrypted)
                 with session.downloading(exchange.connection):
                     await _download(session, hello, writer)
             nursery.cancel_scope.cancel()
@@ -156,7 +156,7 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
     writer, body = accepted
     reader = FrameReader(body, control=True)
     writer.send(control.encode(control.PARAMS, session.params))
-    session.download_began(hello, exchange.client, "websocket")
+    session.download_began(hello, exchange.client, "websocket", encrypted=exchange.encrypted)
     duplex = DuplexStream(exchange.connection, writer, body, session.sender)
 
     async def receive() -> None:

@@ -193,10 +193,10 @@ class Session:
         """The payload of PARAMS."""
         return self._parameters.params
 
-    def download_began(self, hello: ClientHello, name: str, transport: Transport) -> None:
+    def download_began(self, hello: ClientHello, name: str, transport: Transport, *, encrypted: bool | None) -> None:
         """A download begins. From now on ``hello`` describes the client; uploads of another machine end.
 
-        ``name``: the client's address, for logs.
+        ``name``: the client's address, for logs. ``encrypted``: whether the client speaks TLS; None: not known.
         """
         before = self._hello
         continues = self.sender.streaming and before is not None and before.session_id == hello.session_id
@@ -215,6 +215,7 @@ class Session:
         self.transport = transport
         self.disconnect_reason = None
         self.peer_info.mark_connected(name, hello.agent, extended=hello.extended, continues=continues)
+        self.peer_info.encrypted = encrypted
         if hello.extended:
             self.sender.keepalive = extended_keepalive(self._config.keepalive_s)
         else:

@@ -65,6 +65,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     endpoint: str | None = None
     transport: Literal["http", "websocket"] | None = None
     tls: str | None = None
+    encrypted: bool | None = None
     extended: bool | None = None
     agent: str | None = None
     addresses: list[str] = []

@@ -324,7 +324,9 @@ def _endpoint(peer: PeerStatus) -> list[str]:
     if peer.tls is not None:
         over = f"{over.replace(' over HTTP', ' over HTTPS')} ({peer.tls})"
     software = peer.agent or ("extended" if peer.extended else "base protocol")
-    return [f"{peer.endpoint}{over}", software]
+    # With a version of TLS nothing is left to say; without one it is a proxy that says so.
+    words = {True: "" if peer.tls else "encrypted up to its proxy", False: "not encrypted", None: ""}[peer.encrypted]
+    return [f"{peer.endpoint}{over}", software, *filter(None, [words])]
 
 
 def _traffic(amount_bytes: int, packets: int, bits_per_s: float) -> str:

@@ -17,6 +17,7 @@ import trustme
 
 from tests.harness import ROOT, Host, Lab, Process, download, upload, wait_for_ping
 
+from .test_status import peer
 from .topologies import (
     CLIENT,
     SERVER,
@@ -188,6 +189,8 @@ def test_get_and_put(lab: Lab, kind: str) -> None:
         daemon.wait_for_log(rf"connected from {CLIENT}{port} \(through (127\.0\.0\.1|\[::1\]):\d+\)", START_S)
         assert WEBSOCKET not in at_client.log
         assert "WARNING" not in at_client.log, at_client.tail()
+        # A proxy that speaks the PROXY protocol does not say whether it has ended TLS.
+        assert peer(server)["encrypted"] is (None if KINDS[kind].speaks_proxy else False)
         # What a visitor says of itself is not believed.
         url = f"{SCHEMES.get(kind, 'http')}://{NAME}:{KINDS[kind].port}/ip"
         forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6", "-H", "X-Api-Key: wrong"]
@@ -201,6 +204,7 @@ def test_a_websocket(lab: Lab, kind: str) -> None:
     with behind(lab, kind, until=WEBSOCKET, transport="websocket") as (server, client, _, at_client):
         assert_traffic(server, client)
         assert "WARNING" not in at_client.log, at_client.tail()
+        assert peer(server)["encrypted"] is (None if KINDS[kind].speaks_proxy else False)
 
 
 def test_lighttpd_s_defaults_keep_the_answer_to_a_get(lab: Lab) -> None:

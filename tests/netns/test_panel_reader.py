@@ -78,14 +78,20 @@ def test_the_machine_and_trouble_come_first(lab: Lab) -> None:
         window.wait("document.title === arguments[0]", f"hub on {machine}")
         assert window.text("header h1") == f"hub on {machine}"
         zebra = client_config("zebra", name="tun1", server=f"http://{SERVER}:{PROXY_PORT}/ip")
-        proxy = nginx_proxy(it.server, listen=PROXY_PORT, log_level="crit")
+        https = "proxy_set_header X-Forwarded-Proto https;"  # as a proxy in front of this one would have
+        proxy = nginx_proxy(it.server, listen=PROXY_PORT, log_level="crit", more=https)
         with proxy, running(it.client, zebra, until=UPLOADING):
             window.wait_for_text("#total-peers", "2 of 3")
             # The row has the peer's own address, and the opened one that of the proxy too.
             window.write("#peers-search", "zebra")
             window.wait("document.querySelector('tr.peer .endpoint .main').textContent === arguments[0]", CLIENT)
+            assert window.text("tr.peer .encryption") == "encrypted"
             window.click("tr.peer .toggle")
             window.wait_for_text("tr.detail", f"{CLIENT} (through 127.0.0.1:")
+            window.wait_for_text("tr.detail", "up to its proxy, as that says")
+            window.write("#peers-search", "laptop")
+            window.wait_for_text("tr.peer .encryption", "not encrypted")
+            assert "has no TLS" in str(window.script("return document.querySelector('.encryption').title"))
             window.write("#peers-search", "")
         # One that was here and is gone is above those that are here, and one that never was is below them.
         window.wait(f"{_NAMES} === 'zebra laptop aardvark'")

@@ -274,9 +274,11 @@ def test_who_a_visitor_is(lab: Lab, kind: str) -> None:
         ears.settimeout(10)
         head = pool.submit(_answer_once, ears)
         forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6", "-H", "X-Api-Key: a"]
+        forged += ["-H", "X-Forwarded-Proto: http"]
         client.run(["curl", "-sS", "--fail", "--cacert", proxy.ca_file, *forged, f"https://{NAME}/ip"])
         fields = dict(re.findall(r"(?m)^([\w-]+): *(.*?)\r$", head.result(10).lower()))
     assert fields["x-forwarded-for"] == CLIENT
+    assert fields["x-forwarded-proto"] == "https"
     assert "forwarded" not in fields
     assert fields["host"] == NAME
     assert fields["x-api-key"] == "a"

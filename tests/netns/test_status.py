@@ -86,11 +86,13 @@ def test_numbers_move_while_traffic_flows(lab: Lab) -> None:
         assert first["addresses"] == [TUNNEL_CLIENT]
         assert first["agent"].startswith("tapotun-trio/")
         assert first["rx_packets"] > 0
+        assert (first["tls"], first["encrypted"]) == (None, False)
         with flood(client, TUNNEL_SERVER):
             until(server, lambda it: it["rx_bytes"] > first["rx_bytes"] + 1_000_000)
             until(server, lambda it: it["rates"]["rx_bits_per_s"] > 1_000_000)
             busy = until(client, lambda it: it["rates"]["tx_bits_per_s"] > 1_000_000)
         assert busy["name"] == busy["endpoint"] == f"{SERVER}:8080"
+        assert (busy["tls"], busy["encrypted"]) == (None, False)
         for host in (server, client):
             rtt = until(host, lambda it: it["rtt"]["last_ms"] is not None)["rtt"]
             assert 0 < rtt["min_ms"] <= rtt["smoothed_ms"]
@@ -98,6 +100,7 @@ def test_numbers_move_while_traffic_flows(lab: Lab) -> None:
         page = ask(server, "status").stdout
         assert re.search(r"^tapotun \S+ hub, pid \d+, up for ", page)
         assert re.search(r"^    endpoint:   192\.0\.2\.2:\d+ over HTTP, tapotun-trio/", page, re.M)
+        assert "not encrypted" in " ".join(page.split())
         assert re.search(r"^    round trip: [\d.]+ ms, ", page, re.M)
         assert max(map(len, page.splitlines())) <= 80
 

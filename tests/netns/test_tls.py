@@ -15,6 +15,7 @@ import trustme
 
 from tests.harness import Host, Lab, Payload, command, download, no_leaks, ping, upload
 
+from .test_status import peer
 from .topologies import SERVER, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
 
 pytestmark = pytest.mark.netns
@@ -58,6 +59,8 @@ http {{
             proxy_buffering off;
             proxy_request_buffering off;
             client_max_body_size 0;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
         }}
     }}
 }}
@@ -101,7 +104,7 @@ def _world(
         directory=directory, name=NAME, address=SERVER, protocols=protocols, clients="on" if clients else "off"
     )
     (directory / "nginx.conf").write_text(text, encoding="ascii")
-    config = server_config()
+    config = server_config(trusted_proxies=["127.0.0.1"])
     del config["listen"]
     with (
         running(server, config),
@@ -126,6 +129,11 @@ def test_an_authority_of_ones_own(lab: Lab, protocols: str) -> None:
         assert ping(world.client, TUNNEL_SERVER).ok
         shown = world.client.run([*command(), "status"]).stdout
         assert f"over HTTPS ({protocols.replace('TLSv', 'TLS ')})" in shown
+        # The client knows the version, and the server only what its proxy says.
+        at_server, at_client = peer(world.server), peer(world.client)
+        assert (at_server["tls"], at_server["encrypted"]) == (None, True)
+        assert (at_client["tls"], at_client["encrypted"]) == (protocols.replace("TLSv", "TLS "), True)
+        assert "encrypted up to its proxy" in " ".join(world.server.run([*command(), "status"]).stdout.split())
         for move in (upload, download):
             move(world.client, world.server, TUNNEL_SERVER, payload)
         assert ping(world.client, TUNNEL_SERVER).ok

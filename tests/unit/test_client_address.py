@@ -133,6 +133,66 @@ async def test_refusals_of_several_clients_are_all_told(lines: list[str]) -> Non
         assert f"203.0.113.{n} (through" in lines
 
 
+HTTPS = {"x-forwarded-for": "203.0.113.7", "x-forwarded-proto": "https"}
+
+
+@pytest.mark.parametrize(
+    ("remote", "trusted", "headers", "encrypted"),
+    [
+        ("192.0.2.7", "192.0.2.7/32", HTTPS, True),
+        ("192.0.2.7", "192.0.2.7/32", {**HTTPS, "x-forwarded-proto": "http"}, False),
+        ("192.0.2.7", "192.0.2.7/32", {"forwarded": "for=203.0.113.7;proto=https"}, True),
+        ("192.0.2.7", "192.0.2.7/32", {}, None),
+        ("127.0.0.1", "127.0.0.0/8", HTTPS, True),
+        # Nobody else has a say in it.
+        ("192.0.2.7", "192.0.2.8/32", HTTPS, False),
+        ("192.0.2.7", "192.0.2.8/32", {"forwarded": "for=203.0.113.7;proto=https"}, False),
+        ("192.0.2.7", "192.0.2.8/32", {}, False),
+        ("2001:db8::7", "192.0.2.8/32", {}, False),
+        ("fe80::7%a b", "192.0.2.8/32", {}, False),
+        ("::ffff:192.0.2.7", "192.0.2.8/32", {}, False),
+        # This machine: perhaps a proxy that is not known as one.
+        ("127.0.0.1", "192.0.2.8/32", HTTPS, None),
+        ("127.3.2.1", "192.0.2.8/32", {}, None),
+        ("::1", "192.0.2.8/32", HTTPS, None),
+        ("::ffff:127.0.0.1", "192.0.2.8/32", {}, None),
+        ("192.0.2.1", "192.0.2.8/32", HTTPS, None),
+        (None, "192.0.2.8/32", HTTPS, None),
+    ],
+)
+async def test_whether_a_client_is_encrypted(
+    remote: str | None, trusted: str, headers: dict[str, str], encrypted: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = memory_pair()
+    monkeypatch.setattr(type(ours), "remote_address", remote)
+    monkeypatch.setattr(type(ours), "local_address", "192.0.2.1")
+    ingress = IngressOptions(trusted=(ip_network(trusted),))
+    address = await find_client_address(ours, ingress, is_unix=remote is None)
+    assert address is not None
+    assert address.encrypted(headers) is encrypted
+    theirs.close()
+
+
+@pytest.mark.parametrize("believed", [True, False])
+async def test_whether_a_client_of_a_unix_socket_is(believed: bool) -> None:
+    ours, theirs = memory_pair()
+    address = await find_client_address(ours, IngressOptions(trusts_unix=believed), is_unix=True)
+    assert address is not None
+    assert address.encrypted(HTTPS) is (True if believed else None)
+    theirs.close()
+
+
+@pytest.mark.parametrize("first", [INET, LOCAL, TCP4])
+async def test_whether_a_client_behind_the_proxy_protocol_is(first: bytes) -> None:
+    """The proxy may have ended TLS, or the client may be without. What it writes of itself does not count."""
+    ours, theirs = memory_pair()
+    await theirs.send_all(first)
+    address = await find_client_address(ours, IngressOptions(trusts_unix=True, proxy_protocol=True), is_unix=True)
+    assert address is not None
+    assert address.encrypted(HTTPS) is None
+    theirs.close()
+
+
 # -- the PROXY protocol
 
 

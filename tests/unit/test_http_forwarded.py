@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.http.forwarded import MAX_HOPS, UNKNOWN, client_of
+from tapotun_trio.http.forwarded import MAX_HOPS, UNKNOWN, client_is_encrypted, client_of
 
 NETWORKS = [ip_network(it) for it in ("127.0.0.0/8", "10.0.0.0/8", "::1/128", "fd00::/8")]
 
@@ -105,6 +105,89 @@ def test_which_of_both() -> None:
     assert client_of({}, trusted) is None
 
 
+CLIENT = "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("forwarded_for", "forwarded_proto", "encrypted"),
+    [
+        (CLIENT, "https", True),
+        (CLIENT, "HTTPS", True),
+        (CLIENT, " wss ", True),
+        (CLIENT, "http", False),
+        (CLIENT, "ws", False),
+        ("", "https", True),
+        ("", "http", False),
+        (CLIENT, "", None),
+        (CLIENT, ",", None),
+        (CLIENT, "ftp", None),
+        (CLIENT, "https;", None),
+        (CLIENT, '"https"', None),
+        (CLIENT, "https http", None),
+        (CLIENT, "http\u017f", None),
+        (CLIENT, "https\x00", None),
+        (CLIENT, "x" * 100_000, None),
+        # Left of what the proxy wrote anyone may have written.
+        (CLIENT, "https, http", False),
+        (CLIENT, "https, nonsense", None),
+        (f"6.6.6.6, {CLIENT}", "https, http", False),
+        (CLIENT, "https," * 100_000 + "http", False),
+        # Two proxies: each writes one of its own.
+        (f"{CLIENT}, 10.0.0.1", "https, http", True),
+        (f"{CLIENT}, 10.0.0.1", "http, https", False),
+        (f"{CLIENT}, 10.0.0.1", "http, http, https", False),
+        (f"{CLIENT}, 10.0.0.1", "https", None),
+        (f"{CLIENT}, 10.0.0.1", "http", None),
+        ("unknown", "https", True),
+        (",", "https", None),
+        # A proxy of ours whose clients nobody names.
+        ("10.0.0.1", "https", None),
+        ("10.0.0.1", "http", None),
+    ],
+)
+def test_x_forwarded_proto(forwarded_for: str, forwarded_proto: str, encrypted: bool | None) -> None:
+    headers = {"x-forwarded-for": forwarded_for, "x-forwarded-proto": forwarded_proto}
+    assert client_is_encrypted(headers, trusted) is encrypted
+
+
+@pytest.mark.parametrize(
+    ("value", "encrypted"),
+    [
+        ("for=203.0.113.7;proto=https", True),
+        ("PROTO=Https;for=203.0.113.7", True),
+        ('for=203.0.113.7;proto="https"', True),
+        ("for=203.0.113.7;proto=wss", True),
+        ("for=203.0.113.7;proto=http", False),
+        ("for=203.0.113.7;proto=ws", False),
+        ("proto=https", True),
+        ("for=_hidden;proto=https", True),
+        ("for=203.0.113.7", None),
+        ("for=203.0.113.7;proto=ftp", None),
+        ('for=203.0.113.7;proto=""', None),
+        ("for=203.0.113.7;proto=", None),
+        ('for=203.0.113.7;host=";proto=https"', None),
+        ("for=203.0.113.7;proto=https;", None),
+        ("for=6.6.6.6;proto=https, for=203.0.113.7;proto=http", False),
+        ("for=6.6.6.6;proto=https, for=203.0.113.7", None),
+        ("for=203.0.113.7;proto=https, for=10.0.0.1;proto=http", True),
+        ("for=203.0.113.7;proto=http, for=10.0.0.1;proto=https", False),
+        ("for=203.0.113.7, for=10.0.0.1;proto=https", None),
+        ("for=10.0.0.1;proto=https", None),
+    ],
+)
+def test_the_proto_of_forwarded(value: str, encrypted: bool | None) -> None:
+    assert client_is_encrypted({"forwarded": value}, trusted) is encrypted
+
+
+def test_the_proto_is_of_the_header_that_names_the_client() -> None:
+    """A proxy that writes one kind may pass on the other, which the client wrote."""
+    forwarded_both = {"x-forwarded-for": CLIENT, "forwarded": "for=203.0.113.7;proto=https"}
+    assert client_is_encrypted(forwarded_both, trusted) is None
+    assert client_is_encrypted({**forwarded_both, "x-forwarded-proto": "http"}, trusted) is False
+    assert client_is_encrypted({"forwarded": "for=203.0.113.7", "x-forwarded-proto": "https"}, trusted) is None
+    assert client_is_encrypted({}, trusted) is None
+
+
 PIECES = st.sampled_from(
     [
         "for=",
@@ -131,6 +214,9 @@ SAFE = re.compile(r"unknown|_[0-9A-Za-z._-]{0,38}…?|[0-9.]+(:\d+)?|[0-9a-f:.]+
 
 @given(HOSTILE)
 def test_whatever_stands_there_nothing_else_comes_out(value: str) -> None:
+    headers = {"x-forwarded-for": CLIENT, "x-forwarded-proto": value}
+    for found in (client_is_encrypted(headers, trusted), client_is_encrypted({"forwarded": value}, trusted)):
+        assert found in (None, True, False)
     for client in (x_forwarded_for(value), forwarded(value)):
         assert client is None or SAFE.fullmatch(client), client
 

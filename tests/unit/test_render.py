@@ -381,6 +381,18 @@ def test_over_what(transport: str, tls: str | None, said: str) -> None:
     assert said in render([hub([peer("b", transport=transport, tls=tls)])], NOW)
 
 
+@table(
+    "tls encrypted said",
+    ("a client's TLS", "TLS 1.3", True, "over HTTPS (TLS 1.3), extended\n"),
+    ("a proxy's word", None, True, "over HTTP, extended, encrypted up to its proxy\n"),
+    ("none", None, False, "over HTTP, extended, not encrypted\n"),
+    ("not known", None, None, "over HTTP, extended\n"),
+)
+def test_whether_it_is_encrypted(tls: str | None, encrypted: bool | None, said: str) -> None:
+    shown = peer("b", endpoint="192.0.2.2:4711", agent=None, extended=True, tls=tls, encrypted=encrypted)
+    assert said in render([hub([shown])], NOW)
+
+
 def test_why_an_interface_is_not_up() -> None:
     interface = InterfaceStatus(
         name="tun0",

@@ -16,8 +16,8 @@ export class History {
   }
 
   /**
-   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out. `samples`: Map of series to {rx, tx, rtt, high}. A
-   * series without samples is dropped after the length of the buffer.
+   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out.
+   * `samples`: Map of series to {rx, tx, rtt, high}. A series without samples is dropped after a buffer's length.
    */
   push(at, samples) {
     if (this.end !== null && at <= this.end && at > this.end - LATE_MS) return;
@@ -45,7 +45,7 @@ export class History {
     }
   }
 
-  /** Add what is newer of these [at, samples], oldest first: all of it at first, and later what this page has missed. */
+  /** Add what is newer of these [at, samples], oldest first: all of it at first, later what this page has missed. */
   fill(past) {
     for (const [at, samples] of past) if (this.end === null || at > this.end) this.push(at, samples);
   }

@@ -85,7 +85,10 @@ export function samplesOf(status, peers) {
 
 /** The daemon's history (docs/admin.md) as [ms, samples] for History.push, oldest first. */
 export function pastSamples({ times_ms, series }) {
-  const keyOf = ({ interface: name, peer }) => (name === null ? ALL : peer === null ? ofInterface(name) : ofPeer(name, peer));
+  const keyOf = ({ interface: name, peer }) => {
+    if (name === null) return ALL;
+    return peer === null ? ofInterface(name) : ofPeer(name, peer);
+  };
   const lists = series.map((one) => [keyOf(one), one]);
   return times_ms.map((at, i) => {
     const sampleOf = (one) => ({

@@ -7,6 +7,12 @@ import { spark } from "./plot.js";
 const SPARK_MS = 120_000;
 const TONES = { connected: "good", connecting: "warn", replaced: "bad", offline: "off" };
 const TRANSPORTS = { http: "HTTP", websocket: "WebSocket" };
+const UP_TO = "From the client to the server, or to the first proxy in between.";
+// Words and explanations by `encrypted` of the status. Nothing is shown where it is not known.
+const ENCRYPTIONS = {
+  true: ["encrypted", `The connection has TLS. ${UP_TO}`],
+  false: ["not encrypted", `The connection has no TLS: anyone on the path can read packets and token. ${UP_TO}`],
+};
 let opened = 0; // number of detail rows made so far, for their ids
 
 /** A cell of two lines: the value, and a detail. */
@@ -30,8 +36,13 @@ export class PeerRow {
   #columns;
   #row = el("tr", { role: "row", class: "peer" });
   #toggle;
+  #encryption = el("span", { class: "encryption" });
   #canvas = el("canvas", { class: "spark", role: "img", "aria-label": "Traffic of the last two minutes" });
-  #disconnect = el("button", { type: "button", class: "button small quiet", "data-needs-link": "", "data-acts": "" }, "Disconnect");
+  #disconnect = el(
+    "button",
+    { type: "button", class: "button small quiet", "data-needs-link": "", "data-acts": "" },
+    "Disconnect",
+  );
   #detail = null;
   #entry = null;
   #now = 0;
@@ -48,6 +59,7 @@ export class PeerRow {
     const chevron = el("span", { class: "chevron", "aria-hidden": "true" });
     this.#toggle = el("button", { type: "button", class: "toggle", "aria-expanded": "false" }, chevron, name.main);
     name.node.prepend(this.#toggle);
+    this.#cells.get("endpoint").node.append(this.#encryption);
     const state = this.#cells.get("state");
     state.node.prepend(el("span", { class: "dot", "aria-hidden": "true" }));
     this.#cells.get("activity").node.replaceChildren(this.#canvas);
@@ -79,6 +91,10 @@ export class PeerRow {
     const here = peer.connected_since !== null;
     cell("state").set(peer.state, here ? (entry.trouble ?? `for ${since(peer.connected_since, now)}`) : seen);
     cell("endpoint").set(client(peer.endpoint) ?? NOTHING, peer.endpoint === null ? "" : software(peer));
+    const [word, title] = ENCRYPTIONS[peer.encrypted] ?? ["", ""];
+    setText(this.#encryption, word);
+    setAttribute(this.#encryption, "title", title);
+    setAttribute(this.#encryption, "data-encrypted", String(peer.encrypted));
     cell("rx").set(rate(peer.rates.rx_bits_per_s), size(peer.rx_bytes));
     cell("tx").set(rate(peer.rates.tx_bits_per_s), size(peer.tx_bytes));
     cell("rtt").set(milliseconds(entry.rtt), here ? heard : "");
@@ -127,6 +143,8 @@ class Detail {
     this.#set("Sources", listed(peer.sources));
     this.#set("Endpoint", peer.endpoint ?? NOTHING);
     this.#set("Transport", TRANSPORTS[peer.transport] ?? NOTHING);
+    const proxied = peer.encrypted === true ? "up to its proxy, as that says" : undefined;
+    this.#set("Encryption", peer.tls ?? proxied ?? { false: "none" }[peer.encrypted] ?? "not known");
     const protocol = { true: "extended protocol", false: "base protocol" }[peer.extended];
     this.#set("Software", peer.agent ?? protocol ?? NOTHING);
     this.#set("Connected since", at(peer.connected_since));

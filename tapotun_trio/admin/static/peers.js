@@ -113,8 +113,9 @@ export class Peers {
       if (which === "dropping" && entry.dropped === 0) return false;
       if (!words.length) return true;
       const { name, state, endpoint, agent, transport, addresses, routes, sources } = entry.peer;
-      const texts = [name, entry.interfaceName, state, endpoint, agent, transport, ...addresses, ...routes, ...sources];
-      const text = texts.join(" ").toLowerCase();
+      const encryption = { true: "encrypted", false: "not encrypted" }[entry.peer.encrypted];
+      const named = [name, entry.interfaceName, state, endpoint, agent, transport, encryption];
+      const text = [...named, ...addresses, ...routes, ...sources].join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     });
   }

@@ -14,6 +14,7 @@ import sys
 import termios
 from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 import trio
@@ -93,6 +94,19 @@ class Connection:
     def tls(self) -> str | None:
         """The version of TLS, for people: ``TLS 1.3``. None: there is no TLS, or the connection is closed."""
         return None
+
+    @property
+    def encrypted(self) -> bool | None:
+        """Whether there is TLS. None: there is none within this machine, where the other end may be a proxy that ends
+        or begins it; or the connection is closed."""
+        if self.tls is not None:
+            return True
+        remote = self.remote_address
+        if remote is None or remote == self.local_address:
+            return None
+        address = ip_address(remote.partition("%")[0])  # the zone may be nearly any text
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return None if (mapped or address).is_loopback else False
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 after `close`."""
