@@ -17,6 +17,8 @@ from ..fakes import MemoryDevice, MemoryHost
 from ..packets import ipv4
 from .support import allowed, client_config, free_port, running, server_config
 
+pytestmark = pytest.mark.usefixtures("nothing_dropped_on_purpose")
+
 T = TypeVar("T")
 UP = ("10.10.0.2", "10.10.0.1")
 DOWN = ("10.10.0.1", "10.10.0.2")

@@ -34,6 +34,8 @@ from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config
 from .test_config_load import accept_client, client, load_entries
 
+pytestmark = pytest.mark.usefixtures("nothing_dropped_on_purpose")
+
 URL: Final = Url("https", "vpn.example.com", 443, "/ip")
 LOGIN: Final = Proxy("proxy", 3128, Secret("user:s3cret"))
 OK: Final = b"HTTP/1.1 200 Connection established\r\nProxy-agent: x\r\n\r\n"

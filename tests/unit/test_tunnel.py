@@ -25,6 +25,8 @@ from ..packets import ipv4
 from .hostile import until
 from .support import allowed, client_config, counting_streams, free_port, running, server_config
 
+pytestmark = pytest.mark.usefixtures("nothing_dropped_on_purpose")
+
 
 async def test_packets_cross_both_ways() -> None:
     port = free_port()
@@ -149,7 +151,6 @@ async def test_a_rotation_leaves_pushed_routes_alone(monkeypatch: pytest.MonkeyP
             assert removed == []
 
 
-@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_a_burst_larger_than_the_socket_takes_arrives_whole_and_in_order() -> None:
     port = free_port()
     host = MemoryHost()
@@ -162,7 +163,6 @@ async def test_a_burst_larger_than_the_socket_takes_arrives_whole_and_in_order()
             assert await hub.receive_packet() == packet
 
 
-@pytest.mark.usefixtures("nothing_dropped_on_purpose")
 async def test_rotation_loses_duplicates_and_reorders_nothing() -> None:
     port = free_port()
     host = MemoryHost()

@@ -20,6 +20,8 @@ from ..packets import ipv4
 from .hostile import logged, until
 from .support import allowed, client_config, free_port, running, server_config
 
+pytestmark = pytest.mark.usefixtures("nothing_dropped_on_purpose")
+
 HUB: Final = "10.10.0.1"
 ME: Final = "10.10.0.2"
 
