@@ -56,9 +56,8 @@ BOUNDS_S: Final = {
     "rotation": 1.0 + SLACK_S,
     # While the network is pushed, and when it is taken back: the way to the server is kept out of it at once.
     "covering push": 1.0 + SLACK_S,
-    # The kernel notifies of the address, and of its removal. The route goes, and is put back, once no other change has
-    # followed for 0.3 s. No stream is concerned.
-    "roam into pushed network": 1.0 + SLACK_S,
+    # The address, and its removal, are noticed after 1.5 s at most. No stream is concerned.
+    "roam into pushed network": 1.5 + SLACK_S,
     # Noticed after 1.5 s at most, and put back at once.
     "rule removed": 1.5 + SLACK_S,
     "addresses flushed": 1.5 + SLACK_S,
