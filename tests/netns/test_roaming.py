@@ -18,7 +18,17 @@ import pytest
 from tests.harness import Host, Lab, Process, command, no_leaks, ping, wait_for_ping, wait_until
 
 from ..tables import table
-from .topologies import TUNNEL_SERVER, UPLOADING, Config, allowed, cable, client_config, running, server_config
+from .topologies import (
+    TUNNEL_SERVER,
+    UPLOADING,
+    Config,
+    allowed,
+    cable,
+    client_config,
+    device_to,
+    running,
+    server_config,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -56,12 +66,6 @@ def status(host: Host) -> Config:
 
 def left_out(host: Host) -> list[tuple[str, str, str | None, str | None]]:
     return [(it["route"], it["reason"], it["network"], it["device"]) for it in status(host)["left_out"]]
-
-
-def device_to(host: Host, address: str) -> str:
-    """The interface by which the kernel sends packets to an address; "" if there is no route."""
-    answer = host.run(["ip", "-j", "route", "get", address], check=False).stdout
-    return str(json.loads(answer)[0]["dev"]) if answer.strip() else ""
 
 
 def follows(host: Host, address: str, device: str) -> Callable[[], bool]:

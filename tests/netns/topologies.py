@@ -7,6 +7,7 @@ test makes up is ``raw-token-of-NAME``, so that `SECRETS` finds it wherever it s
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import socket
 import threading
@@ -220,6 +221,12 @@ def index(host: Host, interface: str) -> int:
 def has_interface(host: Host, name: str) -> bool:
     """Whether it exists."""
     return any(link["ifname"] == name for link in host.ip("link show"))
+
+
+def device_to(host: Host, address: str) -> str:
+    """The interface by which the kernel sends packets to an address; "" if there is no route."""
+    answer = host.run(["ip", "-j", "route", "get", address], check=False).stdout
+    return str(json.loads(answer)[0]["dev"]) if answer.strip() else ""
 
 
 def mark_rules(host: Host) -> list[tuple[int, str, str]]:

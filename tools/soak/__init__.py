@@ -4,10 +4,11 @@
     python -m tools.soak --seed 7 --faults 200
 
 After each fault traffic must flow again, in both directions, within the bound of that kind (`BOUNDS_S`), and no packet
-may arrive twice or changed. The client reaches the server through nginx and a relay that can answer wrongly. Its
-streams are rotated every few seconds all the time::
+may arrive twice or changed. The client reaches the server through nginx and a relay that can answer wrongly or
+end connections. Its streams are rotated every few seconds all the time::
 
     client ---cable--- relay :80 - nginx :8081 - server :8080 ---cable--- generation 2, at times
+       `------------------ a LAN, at times in the pushed network ------------------'
 
 The bounds follow from the design, with a keepalive of 1 s:
 
@@ -29,6 +30,9 @@ NOTICE_S: Final = 3.0 + 2.0
 BACKOFF_S: Final = 10.0
 NEAR_S: Final = 4.0
 SLACK_S: Final = 10.0
+# The ages at which every request is ended, for a while: below that of any rotation, and above those at which a client
+# takes a stream for one that failed.
+AGE_S: Final = (2.0, 2.5)
 
 BOUNDS_S: Final = {
     # Both streams break at once. Until the server is back, nginx answers 502.
@@ -46,10 +50,14 @@ BOUNDS_S: Final = {
     "connections cut": BACKOFF_S + SLACK_S,
     # Cut, tried again, and answered wrongly: twice the wait.
     "wrong answer": 2 * BACKOFF_S + SLACK_S,
+    # Until nothing is ended any more: two streams of a kind have to be ended at that age, each tried again before.
+    "fixed request age": 2 * (BACKOFF_S + AGE_S[1]) + SLACK_S,
     # The newer stream waits for the older one's end, at most a second.
     "rotation": 1.0 + SLACK_S,
     # While the network is pushed, and when it is taken back: the way to the server is kept out of it at once.
     "covering push": 1.0 + SLACK_S,
+    # The address, and its removal, are noticed after 1.5 s at most. No stream is concerned.
+    "roam into pushed network": 1.5 + SLACK_S,
     # Noticed after 1.5 s at most, and put back at once.
     "rule removed": 1.5 + SLACK_S,
     "addresses flushed": 1.5 + SLACK_S,

@@ -1,15 +1,18 @@
-"""A proxy that answers wrongly on order: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`, the first two ADDRESS:PORT.
+"""A proxy that answers wrongly, or ends connections, on order: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`.
 
-Forwards bytes in both directions. It reads orders from the FIFO, one a line:
+The first two are ADDRESS:PORT. It forwards bytes in both directions. It reads orders from the FIFO, one a line:
 
     cut                 close every connection
     wrong METHOD KIND   answer the next request of that method wrongly, once
+    age SECONDS         end every connection at this age from now on, those that are older at once; "inf": none
 
-KIND is one of `ANSWERS`. Each order is acknowledged on standard error, and so is each wrong answer.
+KIND is one of `ANSWERS`. A client opens a connection for each request, so the age is that of a request too. Each order
+is acknowledged on standard error. So is each wrong answer, and each end of a connection at that age.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import suppress
 from functools import partial
@@ -35,19 +38,23 @@ class Relay:
         """``upstream`` is ADDRESS:PORT."""
         self._upstream = _endpoint(upstream)
         self._wrong: dict[str, str] = {}
-        self._scopes: set[trio.CancelScope] = set()
+        self._began: dict[trio.CancelScope, float] = {}  # each open connection, and when it began
+        self._age_s = math.inf
 
     async def handle(self, client: trio.SocketStream) -> None:
         """One connection."""
-        with trio.CancelScope() as scope:
-            self._scopes.add(scope)
+        began = trio.current_time()
+        with trio.CancelScope(deadline=began + self._age_s) as scope:
+            self._began[scope] = began
             try:
                 async with client:
                     await self._talk(client)
             except OSError as exc:
                 _report(f"no upstream: {exc}")
             finally:
-                self._scopes.discard(scope)
+                del self._began[scope]
+        if scope.cancelled_caught and trio.current_time() >= scope.deadline:
+            _report(f"ended at an age of {trio.current_time() - began:.2f} s")
 
     async def _talk(self, client: trio.SocketStream) -> None:
         try:
@@ -72,8 +79,12 @@ class Relay:
             async for line in orders:
                 match line.split():
                     case ["cut"]:
-                        for scope in list(self._scopes):
+                        for scope in list(self._began):
                             scope.cancel()
+                    case ["age", seconds]:
+                        self._age_s = float(seconds)
+                        for scope, began in self._began.items():
+                            scope.deadline = began + self._age_s
                     case ["wrong", method, kind]:
                         self._wrong = {method: kind}
                 _report(f"ordered: {line.strip()}")

@@ -22,8 +22,8 @@ ON_TIME: Final = 0.85  # of the time that a fault may take on average
 # Faults that cost little time come more often, so that 200 of them fit into ten minutes. A new client has no history of
 # failures that makes it wait.
 WEIGHTS: Final = {
-    "kill -9 client": 4,
-    "rotation": 3,
+    "kill -9 client": 6,
+    "rotation": 6,
     "cable unplugged": 2,
     "client paused": 2,
     "nginx restart": 2,

@@ -24,12 +24,14 @@ from tests.netns.topologies import (
     allowed,
     cable,
     client_config,
+    device_to,
     has_interface,
     mark_rules,
     server_config,
     token,
 )
 
+from . import AGE_S, BOUNDS_S
 from .relay import ANSWERS
 
 NAME: Final = "vpn.example.com"  # which `cable` makes known to the client's machine
@@ -47,8 +49,14 @@ MARK: Final = {"value": 100, "mask": "0xff", "table": 100}
 RULES: Final = [(100, "100", PROTOCOL)]
 # The server's own address is in it, and it is narrower than the network of the cable.
 COVERING: Final = "192.0.2.0/25"
+OFFICE: Final = "10.60.0.0/24"
+AT_OFFICE: Final = "10.60.0.7"  # the client's machine, while it is there
+IN_OFFICE: Final = "10.60.0.9"  # some other machine
 STEADY_S: Final = 0.4  # traffic that goes away again within this time had not come back
 FRESH_S: Final = 0.25  # what "flows" means: something that was sent so recently has come
+# If nothing was ended for this many times the age at which every request is ended, the client has learned that age.
+LEARNED: Final = 1.5
+SILENCE_S: Final = 1.0  # traffic that was away for longer had stopped
 LATE_S: Final = 30.0  # waited for beyond a bound, so that the table shows how late it was
 
 
@@ -141,6 +149,10 @@ class World:
         """Until the relay has answered wrongly."""
         self._relay.wait_for_log("^answered ", SOON_S, after=mark)
 
+    def ended_by_age(self) -> int:
+        """How many connections the relay has ended at a fixed age, ever."""
+        return self._relay.log.count("ended at an age of ")
+
     @property
     def relay_mark(self) -> int:
         """Where the relay's log ends now."""
@@ -155,10 +167,12 @@ class World:
 
 
 def machines(lab: Lab) -> tuple[Host, Host, Host]:
-    """Server, client, and the machine of a deployed peer, with nothing but cables between them."""
+    """Server, client, and the machine of a deployed peer, with nothing but cables between them. That of client and
+    deployed peer is a LAN without addresses."""
     server, client = cable(lab)
     old = lab.host("old")
     lab.link(server, f"{SERVER_AT_OLD}/24", old, f"{OLD}/24")
+    lab.link(client, [], old, [])
     return server, client, old
 
 
@@ -295,6 +309,26 @@ def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcom
     return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
 
 
+def _end_at_an_age(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """Every request is ended at the same age, until the client replaces its streams before that: for longer than any
+    request may last none is ended, and traffic flows all the time."""
+    age_s = round(rng.uniform(*AGE_S), 1)
+    before = ended = setup.ended_by_age()
+    setup.order(f"age {age_s}")
+    begun_s = good_since_s = time.monotonic()
+    while time.monotonic() < good_since_s + LEARNED * age_s:
+        time.sleep(0.05)
+        if setup.ended_by_age() > ended or udp.silent_s() > SILENCE_S:
+            ended, good_since_s = setup.ended_by_age(), time.monotonic()
+        if good_since_s > begun_s + BOUNDS_S["fixed request age"] + LATE_S:
+            return _now(f"{age_s} s, and it never learned that", float("inf"))
+    setup.order("age inf")
+    # A client would leave a stream alone only after minutes, to see whether the limit is gone. A new one knows of none.
+    assert setup.client_daemon.stop(STOP_S) == 0, setup.client_daemon.tail()
+    setup.client_daemon = setup.start_client()
+    return _now(f"{age_s} s, {ended - before} were ended", good_since_s - begun_s)
+
+
 def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """No fault at all: what happens every few seconds, looked at."""
     found = setup.client_daemon.wait_for_log(
@@ -316,14 +350,37 @@ def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
     return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
 
 
+def _roam(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+    """The client's machine gets an address in the pushed network, on the cable to the server or on another one, and
+    loses it again. Meanwhile that network is reached without the tunnel, and the tunnel's traffic flows all the time.
+    """
+    device, seconds = rng.choice(("eth0", "eth1")), rng.uniform(*setup.pause_s)
+    setup.push(OFFICE)
+    _wait_for_device(setup, "tun0", SOON_S)
+    took_s = 0.0
+    for verb, reached_by in (("add", device), ("del", "tun0")):
+        setup.client.ip(f"address {verb} {AT_OFFICE}/24 dev {device}")
+        begun_s = time.monotonic()
+        try:
+            _wait_for_device(setup, reached_by, LATE_S)
+        except WaitError:
+            return _now(f"never reached by {reached_by}", float("inf"))
+        took_s = max(took_s, time.monotonic() - begun_s, _silence_within_s(udp, seconds))
+    setup.push()
+    return _now(f"to {device} for {seconds:.1f} s", took_s)
+
+
+def _wait_for_device(setup: World, device: str, timeout: float) -> None:
+    """Until the client's machine reaches the pushed network by this device. Raises WaitError."""
+    what = f"{IN_OFFICE} to be reached by {device}"
+    wait_until(lambda: device_to(setup.client, IN_OFFICE) == device, timeout, what, setup.client_daemon.tail)
+
+
 def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """The same config once more: it says so and ends, and the first one's traffic does not stop meanwhile."""
     mark = setup.client_daemon.log_end
     second = setup.start_client("tapotun-second")
-    silent_s = 0.0
-    while second.running:
-        silent_s = max(silent_s, udp.silent_s())
-        time.sleep(0.02)
+    silent_s = _longest_silence_s(udp, lambda: second.running)
     assert second.wait() == 1, second.tail()
     second.close()
     assert f"config {setup.client_file}" in second.log, second.tail()
@@ -331,6 +388,21 @@ def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
         setup.client_daemon.tail()
     )
     return _now("refused", silent_s)
+
+
+def _silence_within_s(udp: CheckedUdp, seconds: float) -> float:
+    """The longest silence in that time from now on."""
+    end_s = time.monotonic() + seconds
+    return _longest_silence_s(udp, lambda: time.monotonic() < end_s)
+
+
+def _longest_silence_s(udp: CheckedUdp, lasts: Callable[[], bool]) -> float:
+    """The longest time in which nothing came in one of the directions, while this lasts."""
+    silent_s = 0.0
+    while lasts():
+        silent_s = max(silent_s, udp.silent_s())
+        time.sleep(0.02)
+    return silent_s
 
 
 def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
@@ -392,8 +464,10 @@ FAULTS: Final[dict[str, Fault]] = {
     "nginx restart": _restart_nginx,
     "connections cut": _cut,
     "wrong answer": _answer_wrongly,
+    "fixed request age": _end_at_an_age,
     "rotation": _rotate,
     "covering push": _covering_push,
+    "roam into pushed network": _roam,
     "second start": _second_start,
     "rule removed": _remove_rule,
     "addresses flushed": _flush,
