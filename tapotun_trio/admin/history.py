@@ -23,7 +23,7 @@ from ..peer.status import Peer
 
 STEP_S: Final = 5.0  # a rate is the average over this time, so a shorter step would add nothing
 KEPT: Final = 181  # samples in a ring; 180 of them, 15 minutes, are shown
-# If there are more peers than this, they have no series of their own. Each needs 4 KB of memory, and of the document.
+# If there are more peers than this, none has its own series. A series takes 4 KB in memory and in the JSON document.
 MAX_PEERS: Final = 100
 PEERS_PER_STEP: Final = 200  # takes about a millisecond
 

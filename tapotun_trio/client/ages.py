@@ -2,7 +2,7 @@
 
 Many proxies end every request at a fixed age (Envoy's route timeout, Google's timeoutSec, Caddy's read_body and write).
 Others end a request that has been silent for some time. If several streams of one kind end at about the same age, or
-after about the same silence, that is taken for a limit. Later streams are replaced before they reach it. The older
+after about the same silence, that is taken to be a limit. Later streams are replaced before they reach it. The older
 stream continues until its successor is open, so nothing is lost. Now and then a stream is not replaced, to test whether
 the limit still exists.
 
@@ -28,8 +28,8 @@ from ..errors import EndReason, PeerError
 # timer is exact, but the end is noticed only after a round trip or at the next write, and later on a busy machine.
 TOLERANCE_S: Final = 0.5
 TOLERANCE: Final = 0.03
-# Below these, a limit cannot be told from streams that fail for another reason. Replacing streams still more often
-# would also load the server too much.
+# A limit below these values cannot be told from failures with another cause. Besides, replacing streams more often than
+# this would load the server too much.
 LEAST_AGE_S: Final = 0.8
 LEAST_SILENCE_S: Final = 2.0
 # A base server ends the older of two downloads cleanly. Two clients with the same token therefore end each other's
@@ -42,8 +42,8 @@ CLEAN_TOLERANCE_S: Final = 0.25
 SHARE: Final = (0.6, 0.8)
 LEAST_SHARE: Final = 0.4  # of the limit; no stream is replaced earlier, even if opening one takes long
 LOWER: Final = 0.6  # a stream that is cut at more than this fraction of the known limit lowers the limit
-# The first time, a stream is not replaced RETRY_S after the limit was recognised. This interval then doubles up to
-# RETRY_LIMIT_S, because each such test costs a cut stream while the limit still exists.
+# RETRY_S after a limit was recognised, a stream is not replaced, as a test. If the limit still exists, the test costs a
+# cut stream, so the time to the next test doubles, up to RETRY_LIMIT_S.
 RETRY_S: Final = 300.0
 RETRY_LIMIT_S: Final = 6 * 3600.0
 _REMEMBERED: Final = 3  # the number of cuts that are remembered

@@ -660,7 +660,7 @@ class TunnelClient:
     def _select_transport(self) -> None:
         """If uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
         path is down, and HTTP stays. The server reports arrived uploads on the download. So nothing is decided without
-        a download, or while segments of a stream are missing: then the path loses them, and no proxy holds them."""
+        a download, nor while segments of a stream are missing, since then the path loses data and no proxy holds it."""
         download, upload = self._download, self._upload
         if download is None or download.over or download.segments.missing:
             return

@@ -176,7 +176,7 @@ async def keep_streaming(
             else:
                 lived_s = now - working_since if worked and failure is not None and working_since is not None else 0.0
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
-            working_since = None  # a working period resets the failures only once, even if an older stream still runs
+            working_since = None  # one working period resets the failures once, even if an older stream still runs
             other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()

@@ -49,7 +49,7 @@ class ClientStream(ABC):
 
     kind: StreamKind
     _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
-    _receives: ClassVar[bool]  # whether the silence of the receiving direction counts, or that of the sending one
+    _receives: ClassVar[bool]  # which direction's silence counts. True: receiving, False: sending
 
     def __init__(self, connection: Connection, ends: Counter[str], *, base: bool) -> None:
         """A failure is counted in ``ends``."""
@@ -240,7 +240,8 @@ class Upload(ClientStream):
     ) -> None:
         """
         Args:
-            check: called with the head of the answer and the beginning of its body; raises PeerError unless it is 200.
+            check: called with the head of the answer and the beginning of its body; raises PeerError unless its
+                status is 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends, base=number is None)

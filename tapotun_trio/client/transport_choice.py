@@ -7,8 +7,9 @@ WebSocket again now and then.
 
 Something on the path may also refuse a GET or hold its answer back. Some proxies forward the head of an answer only
 together with a part of its body, and some locations accept only WebSockets. Then the client tries a WebSocket in the
-same attempt. If the WebSocket does not pass, the client tries one again equally rarely. If it passes, the client sends
-no GET for GET_RETRY_S: a GET that reaches the server ends the WebSocket, even if the proxy then keeps its answer.
+same attempt. If the WebSocket does not pass, the pause before the next one is the same as for uploads. If it passes,
+the client sends no GET for GET_RETRY_S: a GET that reaches the server ends the WebSocket, even if the proxy then keeps
+its answer.
 
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """

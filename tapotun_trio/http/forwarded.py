@@ -58,7 +58,7 @@ def client_is_encrypted(headers: Mapping[str, str], trusted: Callable[[Address],
 
     If `X-Forwarded-For` names the client, only `X-Forwarded-Proto` is read. If `Forwarded` does, only the ``proto`` of
     the client's element is read. The other kind is ignored, because a proxy may forward it as the client wrote it. Each
-    of several proxies in a row has to add its own `X-Forwarded-Proto`, because a single value may come from any of them.
+    of several proxies in a row has to add its own `X-Forwarded-Proto`, because a single value may be from any of them.
 
     ``headers``: lowercase name to value.
     """

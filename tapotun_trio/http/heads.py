@@ -258,7 +258,7 @@ def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> 
     """A request head. Raises ValueError (h11.LocalProtocolError) for values that no header can hold; the config was
     checked, so that is a bug of ours."""
     connection = h11.Connection(h11.CLIENT)
-    # As bytes, because h11 encodes text as ASCII.
+    # Encoded here, because h11 would encode text as ASCII.
     fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
     data = connection.send(h11.Request(method=method, target=target, headers=fields))
     assert data is not None

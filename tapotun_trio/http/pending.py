@@ -7,7 +7,7 @@ from typing import Final
 from ..host.net.sockets import Connection
 
 MAX_CONNECTIONS: Final = 256  # for all endpoints of the process together
-PENDING_PART: Final = 4  # they use at most 1/PENDING_PART of the limit on open files
+PENDING_PART: Final = 4  # pending connections use at most 1/PENDING_PART of the limit on open files
 
 
 class PendingConnections:

@@ -23,8 +23,8 @@ class PeerInfo:
         extended: control frames were agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
         last_heard: when frames or a ping last arrived, to within one tick.
-        seen_before: when the same peer was last heard before this object was made, that is, before the interface or
-            the peer's token was replaced; None: never.
+        seen_before: when the peer was last heard before this object was made; None: never. A new object is made if the
+            interface or the peer's token is replaced.
         state_since: when it connected or disconnected last; before the first time, when the interface started.
         reconnects: how often it has connected again. A stream that replaces another in time does not count.
     """

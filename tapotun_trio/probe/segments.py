@@ -18,7 +18,7 @@ class LossWatch:
     """Watches connections for the loss of large segments.
 
     Attributes:
-        failure: set when large segments turn out to be lost. Then the limit for later connections is lowered already.
+        failure: set when large segments turn out to be lost, after lowering the limit for later connections.
         lost_bytes: the size of the lost segments.
         address: the remote address of their connection.
     """

@@ -29,7 +29,7 @@ from .verdict import may_replace_get
 from .websocket import try_websocket
 
 HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
-MAX_PAIRS: Final = 3  # of streams, in the search for an age limit
+MAX_PAIRS: Final = 3  # pairs of streams in the search for an age limit
 GOODBYE_S: Final = 3.0
 GOODBYE_PINGS: Final = 3
 GOODBYE_PAUSE_S: Final = 0.1

@@ -33,7 +33,7 @@ PAUSE_S: Final = 0.02
 
 # Fills two full segments and a small one. If the full ones are lost, the other end sees a gap before the small one.
 LARGE_BYTES: Final = 3_000
-# The kernel retransmits a lost segment five times within this.
+# The kernel retransmits a lost segment five times within this time.
 LARGE_S: Final = 10.0
 
 LOAD_S: Final = 1.5

@@ -42,7 +42,7 @@ _INET: Final = Struct("!4s4xH2x")
 _INET6: Final = Struct("!16s16xH2x")
 _TLS_HANDSHAKE: Final = 0x16  # RFC 8446 section 5.1
 _CRLF: Final = b"\r\n"
-_BARE: Final = re.compile(rb"\r[^\n]|(?<!\r)\n")  # a CR or LF alone, not as CRLF
+_BARE: Final = re.compile(rb"\r[^\n]|(?<!\r)\n")  # a CR or LF that is not part of a CRLF
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
