@@ -50,7 +50,7 @@ class WrongToken(Refused):
 class Session:
     """The session of a browser that has logged in.
 
-    ``until``: when it must log in again. ``may_act``: whether it may do more than read.
+    ``until``: when the browser must log in again. ``may_act``: whether it may change anything, and not only read.
     """
 
     csrf: str = field(repr=False)
@@ -66,7 +66,8 @@ class Session:
 class Visitor:
     """An authenticated client.
 
-    ``session``: None if the request itself carries the token. ``may_act``: whether it may do more than read.
+    ``session``: None if the request itself carries the token. ``may_act``: whether it may change anything, and not
+    only read.
     """
 
     session: Session | None
@@ -77,7 +78,7 @@ class Access:
     """Checks requests against the tokens. ``now`` is trio's time, and ``address`` comes from `limited_as`."""
 
     def __init__(self, token: TokenHash | Secret | None, read_token: TokenHash | Secret | None = None) -> None:
-        """``token`` grants full access; ``read_token`` lets its holder look and change nothing."""
+        """``token`` grants full access; ``read_token`` grants only reading."""
         self._token = _hashed(token)
         self._read_token = _hashed(read_token)
         self._sessions: dict[bytes, Session] = {}  # oldest first, which is also the order in which they expire
@@ -85,7 +86,7 @@ class Access:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """The sessions of browsers, oldest first. Those that are over are among them until the next login."""
+        """The sessions of browsers, oldest first. Expired sessions are included until the next login."""
         return tuple(self._sessions.values())
 
     @property
@@ -93,7 +94,7 @@ class Access:
         return self._token is not None or self._read_token is not None
 
     def see(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """Allow reading, with either token or a session. Raises Refused."""
+        """Allow a request that only reads. It needs either token or a session. Raises Refused."""
         if not self.has_token:
             raise Refused(403, NO_TOKEN)
         if head.tokens:
@@ -122,15 +123,15 @@ class Access:
         return visitor
 
     def act(self, head: RequestHead, address: str, now: float) -> Visitor:
-        """As `confirm`, and with the read-only token nothing may be changed. Raises Refused."""
+        """As `confirm`, but also refuse the read-only token. Raises Refused."""
         visitor = self.confirm(head, address, now)
         if not visitor.may_act:
             raise Refused(403, READ_ONLY)
         return visitor
 
     def log_in(self, token: str, head: RequestHead, address: str, now: float) -> tuple[str, Session]:
-        """Begin a session. Returns its identifier, for the cookie, and the session. Raises Refused: the token is
-        wrong."""
+        """Begin a session. Returns its identifier, for the cookie, and the session. Raises Refused, for example if the
+        token is wrong."""
         if not self.has_token:
             raise Refused(403, NO_TOKEN)
         if "origin" in head.headers:
@@ -159,7 +160,7 @@ class Access:
         return next((session for session in found if session is not None and not session.is_over(now)), None)
 
     def _check(self, shown: list[str], address: str, now: float) -> bool:
-        """Whether the tokens that were shown grant full access. Raises Refused if none of them is right."""
+        """Whether one of these tokens grants full access. Raises Refused if none of them is valid."""
         wait_s = self._limiter.wait_s(address, now)
         if wait_s > 0:
             seconds = math.ceil(wait_s)
@@ -192,7 +193,7 @@ def _hashed(token: TokenHash | Secret | None) -> TokenHash | None:
 def _is_token(shown: str, known: TokenHash | None) -> bool:
     if known is None:
         return False
-    # A header is decoded as Latin-1, a config is ASCII, and JSON may hold anything, even surrogates.
+    # Headers are decoded as Latin-1 and the config is ASCII. But JSON may contain any character, even surrogates.
     found = hashlib.new(known.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
     return _same(found.hexdigest(), known.digest)
 

@@ -107,7 +107,7 @@ class AdminApi:
         self._registry = registry
         self._reload = reload
         self._on_authenticated = on_authenticated
-        self.live = 0  # WebSockets that are open
+        self.live = 0  # number of open WebSockets
         self._unauthenticated = RateLimitedLog()
         self._faults = Faults()
         self._rendering = trio.Lock()

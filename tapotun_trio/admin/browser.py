@@ -56,8 +56,8 @@ def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
     """The name under which failed logins are counted. ``remote``: the connection's address; None: a Unix socket.
 
     Forwarding headers are believed if the connection comes from this machine, as a proxy's does. Another local program
-    can forge them, and so use up the count of another address. An IPv6 /64 counts as one address, since every home has
-    a /64.
+    can forge them, and so use up the limit of another address. An IPv6 /64 counts as one address, since every home has
+    a whole /64.
     """
     address = _address(remote) if remote is not None else None
     if remote is None or (address is not None and address.is_loopback):

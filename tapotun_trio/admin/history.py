@@ -1,7 +1,7 @@
-"""Throughput and round trips of the last 15 minutes, so that the plots of a page that was just opened are not empty.
+"""Keeps throughput and round trips of the last 15 minutes, so that a page that was just opened has plots at once.
 
-Every five seconds it samples the numbers that the status has anyway; nothing is counted per packet. What is kept is a
-ring of fixed size for each interface, and for each peer while there are few of them.
+Every five seconds the numbers of the status are sampled, so there is no work per packet. Each interface has a ring of
+samples of fixed size. Each peer has one, too, if there are few peers.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from ..peer.boottime import BootTime, boottime
 from ..peer.status import Peer
 
 STEP_S: Final = 5.0  # a rate is the average over this time, so a shorter step would add nothing
-KEPT: Final = 181  # samples, of which 180 are shown: 15 minutes
-# More peers than this have no series of their own: 4 KB of memory and of the answer each.
+KEPT: Final = 181  # samples in a ring; 180 of them, 15 minutes, are shown
+# If there are more peers than this, none has its own series. A series takes 4 KB in memory and in the JSON document.
 MAX_PEERS: Final = 100
-PEERS_PER_STEP: Final = 200  # about a millisecond
+PEERS_PER_STEP: Final = 200  # takes about a millisecond
 
-# The interface and the peer; None: all of them.
+# Names of an interface and a peer. None: the sum of all.
 Key: TypeAlias = tuple[str | None, str | None]
 
 
 class Sample(NamedTuple):
-    """Rates in bit/s, round trips in ms, which are NaN while none is known.
+    """Rates in bit/s and round-trip times in ms. A time is NaN while it is not known.
 
-    Of one peer ``rtt`` is that of the last ping and ``high`` the smoothed one; of several, the median and the slowest.
+    For one peer, ``rtt`` is the time of the last ping and ``high`` the smoothed time. For several peers, they are the
+    median and the maximum of the last pings.
     """
 
     rx: float
@@ -52,7 +53,7 @@ class History:
         self._count = 0  # samples taken so far
 
     def add(self, at: BootTime, samples: dict[Key, Sample]) -> None:
-        """Samples of one moment. A series that is not among them has a gap there, and is dropped after KEPT gaps."""
+        """Add the samples of one moment. A series without a sample gets a gap, and is dropped after KEPT gaps."""
         slot = self._count % KEPT
         self._times[slot] = at
         self._count += 1
@@ -68,8 +69,8 @@ class History:
                 ring[slot] = value
 
     def document(self) -> Iterator[bytes]:
-        """The JSON of docs/admin.md in parts, each of which takes well under a millisecond to make."""
-        # Not the oldest, which a sample between two parts would replace.
+        """Yield the JSON document of docs/admin.md in parts. Each part takes well under a millisecond."""
+        # Without the oldest sample, because a new sample could overwrite it between two parts.
         slots = [number % KEPT for number in range(max(0, self._count - KEPT + 1), self._count)]
         since_boot_s = time() - boottime()
         times = [int((self._times[slot] + since_boot_s) * 1e3) for slot in slots]
@@ -87,14 +88,14 @@ class _Series:
 
     def __init__(self) -> None:
         self.rings = tuple(array("f", [nan]) * KEPT for _ in Sample._fields)
-        self.newest = 0  # how many samples there were with the newest one of this series
+        self.newest = 0  # the value of History._count when this series got its newest sample
 
 
 _GAP: Final = Sample(nan, nan)
 
 
 async def keep_history(history: History, registry: Registry) -> None:
-    """Sample until cancelled. An internal error costs one sample."""
+    """Take samples until cancelled. An internal error is logged, and only that sample is missing."""
     faults = Faults()
     while True:
         try:
@@ -105,11 +106,11 @@ async def keep_history(history: History, registry: Registry) -> None:
 
 
 def sample_in_steps(registry: Registry) -> Steps[dict[Key, Sample]]:
-    """The samples of this moment: of everything, each interface, and each peer if there are at most MAX_PEERS."""
+    """Take one sample for everything, one for each interface, and one for each peer if at most MAX_PEERS exist."""
     every, found, peers = _Sum(), dict[Key, Sample](), dict[Key, Sample]()
     for record in registry:
         if record.tunnel is None:
-            continue  # it has failed, or starts
+            continue  # the interface has failed or is starting
         whole, name = _Sum(), record.config.name
         for number, (peer_name, peer) in enumerate(record.tunnel.peers(), 1):
             sample = _sample(peer)
@@ -133,7 +134,7 @@ def _sample(peer: Peer) -> Sample:
 
 
 class _Sum:
-    """Several peers together."""
+    """Combines the samples of several peers into one."""
 
     def __init__(self) -> None:
         self._rx = self._tx = 0.0

@@ -33,17 +33,18 @@ class _Bucket:
 
 
 class Limiter:
-    """Counts wrong tokens, for each address.
+    """Counts wrong tokens for each address.
 
-    There is no limit for all addresses together: who has many could exhaust it, and so lock the operator out of a new
-    address just when somebody attacks. A token that can be guessed within the limits of many addresses is too short.
+    There is no limit for all addresses together. An attacker with many addresses could exhaust it, and the operator
+    could then not log in from a new address. A token that can be guessed within the limits of many addresses is too
+    short.
     """
 
     def __init__(self) -> None:
         self._addresses: OrderedDict[str, _Bucket] = OrderedDict()  # the most recent failure last
 
     def __len__(self) -> int:
-        """How many addresses it keeps, at most MAX_ADDRESSES."""
+        """How many addresses are counted, at most MAX_ADDRESSES."""
         return len(self._addresses)
 
     def wait_s(self, address: str, now: float) -> float:

@@ -163,7 +163,7 @@ class AdminManager:
             server.listener.close()
 
     def _forget_past(self) -> None:
-        """Without an admin listener nothing is kept for it."""
+        """Discard what was kept for the admin listener, because it has ended."""
         self._history = None
         self._sampling.cancel()
         if self._events is not None:

@@ -24,7 +24,7 @@ from .api import AdminApi
 
 MAX_UNAUTHENTICATED: Final = 64  # connections without a token or a session; one more evicts the oldest
 MAX_AUTHENTICATED: Final = 64  # connections with a token or a session; one more evicts the oldest
-PART: Final = 8  # each at most this part of the limit of open files
+PART: Final = 8  # each kind uses at most 1/PART of the limit on open files
 RETIRE_S: Final = 1.0  # how long answers may still take when another listener takes over
 
 # Proxies on this machine are trusted to name the client, for the log.
@@ -43,7 +43,7 @@ class AdminServer:
         self._log = log
         self._unauthenticated = PendingConnections(share_of_limit(MAX_UNAUTHENTICATED, PART))
         self._authenticated = PendingConnections(share_of_limit(MAX_AUTHENTICATED, PART))
-        self._reserve: ReserveDescriptor | None = None  # while it runs
+        self._reserve: ReserveDescriptor | None = None  # held while the server runs
         self._acceptor = Acceptor(listener, self._serve, log, label="admin: ")
         self._accepting = trio.CancelScope()
         self._serving = trio.CancelScope()

@@ -2,6 +2,6 @@
 
 Read `states` first, then `client`, which fires the events. `rotation` runs stream after stream, `streams` is one GET,
 PUT or WebSocket, `requests` sends their heads, `transport_choice` decides between HTTP and WebSocket, `parameters`
-applies to the host what the server asks for, `ages` learns how old streams get, `path_watch` and `path_mtu` look at the
-path to the server, `failure_log` limits the log.
+applies to the host what the server asks for, `ages` learns the timeouts of proxies, `path_watch` notices changes of the
+path to the server, `path_mtu` notices that it drops large packets, `failure_log` limits the log.
 """

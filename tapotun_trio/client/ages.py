@@ -1,11 +1,12 @@
-"""What ends streams on the way, recognised by when it does: a limit on the age of a request, or on its silence.
+"""Learns the timeouts that proxies on the path apply to streams, from the times at which streams are ended.
 
-Many proxies end every request at a fixed age (Envoy's route timeout, Google's timeoutSec, Caddy's read_body and write),
-others one that has been silent for some time. Where streams of one kind are ended at agreeing ages, or after agreeing
-silences, the next ones are replaced before that. The older stream goes on until its successor is there, so nothing is
-lost. Now and then a stream is left alone, to see whether the limit is gone.
+Many proxies end every request at a fixed age (Envoy's route timeout, Google's timeoutSec, Caddy's read_body and write).
+Others end a request that has been silent for some time. If several streams of one kind end at about the same age, or
+after about the same silence, that is taken to be a limit. Later streams are replaced before they reach it. The older
+stream continues until its successor is open, so nothing is lost. Now and then a stream is not replaced, to test whether
+the limit still exists.
 
-Downloads, uploads and WebSockets have limits of their own. `AgeLimits` is for all of them, `AgeLimit` for one kind.
+Downloads, uploads and WebSockets have separate limits. `AgeLimit` handles one kind of stream, `AgeLimits` all of them.
 
 Pure: times are seconds on any monotonic clock that the caller reads.
 """
@@ -23,31 +24,33 @@ from typing import Final
 
 from ..errors import EndReason, PeerError
 
-# Two ends agree if they differ by no more than this, and this part of the greater. A proxy's timer is exact; what
-# varies is when the end is noticed: after a round trip, or with the next write, and later on a busy machine.
+# Two ages agree if they differ by no more than TOLERANCE_S plus the fraction TOLERANCE of the greater one. A proxy's
+# timer is exact, but the end is noticed only after a round trip or at the next write, and later on a busy machine.
 TOLERANCE_S: Final = 0.5
 TOLERANCE: Final = 0.03
-# A limit below this cannot be told from streams that fail; and replacing streams ever faster would be a storm.
+# A limit below these values cannot be told from failures with another cause. Besides, replacing streams more often than
+# this would load the server too much.
 LEAST_AGE_S: Final = 0.8
 LEAST_SILENCE_S: Final = 2.0
-# A base server ends the older of two downloads cleanly. Two clients with one token end each other's in turns, after
-# times that are often similar. So more of these have to agree, and better.
+# A base server ends the older of two downloads cleanly. Two clients with the same token therefore end each other's
+# downloads in turn, often at similar ages. So a limit is concluded from clean ends only if more of them agree, and
+# more closely.
 CLEAN_ENDS: Final = 3
 CLEAN_TOLERANCE_S: Final = 0.25
-# A stream is replaced at a random part of its limit between these two: late enough to be worth it, and early enough
-# for a connection that has to be opened again. Random, so that many clients of one server do not come together.
+# A stream is replaced at a random age between these fractions of its limit. That leaves time to open a new connection.
+# The age is random so that the many clients of one server do not reconnect at the same time.
 SHARE: Final = (0.6, 0.8)
-LEAST_SHARE: Final = 0.4  # of the limit, however long it takes to open a stream
-LOWER: Final = 0.6  # a stream that is cut at more than this part of the known limit lowers that
-# After this a stream is left alone, then after twice that, and so on. Each such attempt costs a cut while the limit
-# stands.
+LEAST_SHARE: Final = 0.4  # of the limit; no stream is replaced earlier, even if opening one takes long
+LOWER: Final = 0.6  # a stream that is cut at more than this fraction of the known limit lowers the limit
+# RETRY_S after a limit was recognised, a stream is not replaced, as a test. If the limit still exists, the test costs a
+# cut stream, so the time to the next test doubles, up to RETRY_LIMIT_S.
 RETRY_S: Final = 300.0
 RETRY_LIMIT_S: Final = 6 * 3600.0
-_REMEMBERED: Final = 3  # cuts
+_REMEMBERED: Final = 3  # the number of cuts that are remembered
 
 
 class StreamKind(Enum):
-    """Each kind has limits of its own. The values are for people, in plural."""
+    """Each kind has its own limits. The values are plural nouns for log lines."""
 
     DOWNLOAD = "downloads"
     UPLOAD = "uploads"
@@ -56,12 +59,12 @@ class StreamKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """One stream, now or at its end.
+    """How long one stream has existed and been silent, now or when it ended.
 
     Attributes:
-        age_s: since it was opened.
-        silent_s: since the last byte in its direction.
-        longest_s: the longest silence before that. A lower bound.
+        age_s: the time since it was opened.
+        silent_s: the time since the last byte in its direction.
+        longest_s: the longest earlier silence. A lower bound, because it is found by sampling.
     """
 
     age_s: float
@@ -70,7 +73,7 @@ class Lifetime:
 
 
 class SilenceMeter:
-    """Measures the silences of one stream by samples, to be taken about once a second."""
+    """Measures the silences of one stream. Call `sample` about once a second."""
 
     __slots__ = ("_began", "_last_at", "_longest_s", "_silent_until")
 
@@ -80,7 +83,7 @@ class SilenceMeter:
         self._longest_s = 0.0
 
     def sample(self, now: float, ago_s: float | None) -> Lifetime:
-        """``ago_s``: when the last byte passed, before ``now``; None: not known."""
+        """Return the lifetime so far. ``ago_s``: seconds between the last byte and ``now``; None: not known."""
         if ago_s is not None:
             if (last_at := now - ago_s) > self._last_at + 0.05:  # the kernel's clock ticks every few milliseconds
                 self._longest_s = max(self._longest_s, self._silent_until - self._last_at)
@@ -95,8 +98,8 @@ class Limit:
 
     Attributes:
         age_s: streams are ended at this age; None: their age does not matter.
-        silence_s: they are ended after this silence; None: silence does not matter. Where nothing was sent but the
-            beginning, both may be the cause, and both are set.
+        silence_s: streams are ended after this silence; None: silence does not matter. If the streams were silent
+            from their beginning on, either may be the cause, and both are set.
     """
 
     age_s: float | None
@@ -124,13 +127,13 @@ class Plan:
     silence_s: float = math.inf
 
     def left_s(self, lifetime: Lifetime) -> float:
-        """Seconds until then, if the stream stays silent. Not above 0: now."""
+        """Seconds until the replacement if the stream stays silent; 0 or less: replace it now."""
         return min(self.age_s - lifetime.age_s, self.silence_s - lifetime.silent_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A stream that was ended on the way. None: that cause was disproved meanwhile."""
+    """A stream that a proxy may have ended. An age or silence of None cannot have been the cause."""
 
     age_s: float | None
     silence_s: float | None
@@ -138,7 +141,7 @@ class _Cut:
 
 
 def agree(one_s: float | None, other_s: float | None) -> bool:
-    """Whether two ages or two silences can have one cause."""
+    """Whether two ages, or two silences, are close enough to have the same cause."""
     return (
         one_s is not None
         and other_s is not None
@@ -147,15 +150,15 @@ def agree(one_s: float | None, other_s: float | None) -> bool:
 
 
 def _disproved(bound_s: float | None, lived_s: float) -> bool:
-    """A stream that lived so much longer than this was not ended, so there is no such limit."""
+    """Whether a stream outlived the bound by so much that there is no such limit."""
     return bound_s is not None and lived_s > bound_s + 2 * (TOLERANCE_S + TOLERANCE * bound_s)
 
 
 class AgeLimit:
-    """What is known of the limit for one kind of stream.
+    """Learns the limit for one kind of stream.
 
     Attributes:
-        limit: None: none is known.
+        limit: the recognised limit; None: none is known.
     """
 
     __slots__ = ("_cuts", "_pause_s", "_retry_at", "limit")
@@ -170,8 +173,8 @@ class AgeLimit:
         """When to replace a stream that begins now.
 
         Args:
-            normal_s: its age where there is no limit.
-            opening_s: how long it took to open the newest stream. The next one must be there before the limit.
+            normal_s: the age at which to replace it if there is no limit.
+            opening_s: how long it took to open the newest stream. Its successor must be open before the limit.
         """
         limit = self.limit
         if limit is None or now >= self._retry_at:
@@ -186,7 +189,7 @@ class AgeLimit:
         return Plan(min(normal_s, part(limit.age_s)), part(limit.silence_s))
 
     def observe(self, lifetime: Lifetime) -> bool:
-        """A stream has come so far. Returns whether the limit that was known has turned out to be gone."""
+        """Record that a stream has reached this lifetime. Returns whether this shows that the known limit is gone."""
         silence_s = max(lifetime.silent_s, lifetime.longest_s)
         for _ in range(len(self._cuts)):
             cut = self._cuts.popleft()
@@ -208,11 +211,11 @@ class AgeLimit:
         return False
 
     def cut(self, lifetime: Lifetime, now: float, *, clean: bool = False, by_clock: bool = False) -> bool:
-        """A stream was ended on the way. Returns whether a limit was recognised that was not known.
+        """Record that a proxy may have ended a stream. Returns whether a new limit was recognised.
 
         Args:
-            clean: as if the server had ended it, which a base server may do.
-            by_clock: the answer said that it took too long (408), so one is enough.
+            clean: it ended cleanly, so a base server may have ended it.
+            by_clock: the answer was a 408 (Request Timeout). One such end is enough to recognise a limit.
         """
         self.observe(lifetime)
         if lifetime.age_s < LEAST_AGE_S:
@@ -234,8 +237,8 @@ class AgeLimit:
         return True
 
     def _confirms(self, new: _Cut, now: float) -> bool:
-        """Whether a cut is the known limit's. One that came somewhat earlier lowers it: a proxy may notice only with
-        the next write that its limit is over."""
+        """Whether the known limit explains a cut. A cut that came somewhat earlier lowers the limit: a proxy may act
+        on its limit only at the next write, so the previous cuts may have come late."""
         limit = self.limit
         if limit is None:
             return False
@@ -243,7 +246,7 @@ class AgeLimit:
         if age is None and silence is None:
             return False
         self.limit = Limit(limit.age_s if age is None else age, limit.silence_s if silence is None else silence)
-        if now >= self._retry_at:  # it was left alone
+        if now >= self._retry_at:  # this stream tested the limit, which still exists
             self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
             self._retry_at = now + self._pause_s
         return True
@@ -262,7 +265,7 @@ class AgeLimit:
         return None if age is None and silence is None else Limit(age, silence)
 
     def forget(self) -> None:
-        """There is no limit, as far as is known: it has gone, or this is another path."""
+        """Forget the limit, because it is gone or the path has changed."""
         self.limit = None
         self._cuts.clear()
         self._pause_s = RETRY_S
@@ -270,7 +273,7 @@ class AgeLimit:
 
 
 def _lowered(bound_s: float | None, cut_s: float | None) -> float | None:
-    """The bound, lowered to a cut that is not far below it; None: the cut is not the bound's."""
+    """The bound, lowered to a cut that is not far below it; None: the bound does not explain the cut."""
     if bound_s is None or cut_s is None or cut_s < LOWER * bound_s:
         return None
     return min(bound_s, cut_s)
@@ -284,11 +287,11 @@ def _least(*bounds_s: float | None) -> float:
     return min(bound for bound in bounds_s if bound is not None)
 
 
-# Ends that something on the way may cause. Anything else is an end of our own, or a fault that time does not explain.
+# Ends that a proxy's timeout may cause. Others are caused by this end, or by a fault that has nothing to do with time.
 _CUTS: Final = frozenset(
     {
-        EndReason.BAD_CHUNK,  # a proxy that ends the connection within a chunk
-        EndReason.BAD_FRAME,  # one that ends the body cleanly, wherever it is
+        EndReason.BAD_CHUNK,  # a proxy closed the connection within a chunk
+        EndReason.BAD_FRAME,  # a proxy ended the body cleanly, but within a frame
         EndReason.BROKEN,
         EndReason.CLOSED,
         EndReason.ENDED,
@@ -303,12 +306,12 @@ _CUTS: Final = frozenset(
 
 
 def is_cut(failure: PeerError | None) -> bool:
-    """Whether something on the way may have ended a stream that had worked. None: it ended cleanly."""
+    """Whether a proxy's timeout may have ended a stream that had worked. ``failure``: None for a clean end."""
     return failure is None or failure.reason in _CUTS
 
 
 class AgeLimits:
-    """The limits of all kinds of streams of one client, and what it says of them."""
+    """The limits for all kinds of streams of one client. Logs each limit that is recognised or gone."""
 
     __slots__ = ("_limits", "_random", "_rotate_s", "_tell")
 
@@ -317,8 +320,8 @@ class AgeLimits:
     ) -> None:
         """
         Args:
-            rotate_s: where there is no limit, a stream is replaced at a random age between these two.
-            tell: logs a line, at a level.
+            rotate_s: without a limit, a stream is replaced at a random age between these two.
+            tell: logs a line; called with the level and the text.
         """
         self._rotate_s = rotate_s
         self._tell = tell
@@ -330,7 +333,7 @@ class AgeLimits:
         return self._limits[kind].plan(now, self._random.uniform(*self._rotate_s), opening_s, self._random)
 
     def observe(self, kind: StreamKind, lifetime: Lifetime) -> None:
-        """A stream has come so far. To be called about once a second, and when a stream has been replaced."""
+        """Record that a stream has reached this lifetime. Call about once a second, and when it has been replaced."""
         limit = self._limits[kind].limit
         if self._limits[kind].observe(lifetime):
             self._tell(
@@ -338,7 +341,10 @@ class AgeLimits:
             )
 
     def cut(self, kind: StreamKind, lifetime: Lifetime, failure: PeerError | None, now: float, *, base: bool) -> None:
-        """A stream that had worked was ended, and neither end has said why. ``base``: the server is a base server."""
+        """Record that a stream that had worked was ended, and that neither end has said why.
+
+        ``base``: the server is a base server.
+        """
         found = self._limits[kind]
         by_clock = failure is not None and failure.reason == EndReason.http(408)
         if found.cut(lifetime, now, clean=base and failure is None, by_clock=by_clock):
@@ -346,16 +352,16 @@ class AgeLimits:
             self._tell(logging.WARNING, describe(kind, found.limit))
 
     def limit(self, kind: StreamKind) -> Limit | None:
-        """The limit of a kind, if one is known."""
+        """The limit for this kind of stream; None: none is known."""
         return self._limits[kind].limit
 
     def forget(self) -> None:
-        """This is another path."""
+        """Forget all limits, because the path has changed."""
         for limit in self._limits.values():
             limit.forget()
 
 
-# Defaults that are well known, by the seconds; then what to look for where none of them is near.
+# For each kind of stream: well-known default timeouts by their seconds, and the settings to check if none is close.
 _AGES: Final[dict[StreamKind, tuple[dict[float, str], str]]] = {
     StreamKind.DOWNLOAD: (
         {
@@ -409,7 +415,7 @@ _SILENCES: Final[dict[StreamKind, tuple[dict[float, str], str]]] = {
 
 
 def likely(kind: StreamKind, limit: Limit) -> str:
-    """The settings that are probably the cause, for people."""
+    """The settings that are probably the cause, as text for a log line."""
     known, others = [], []
     for table, bound_s in ((_AGES, limit.age_s), (_SILENCES, limit.silence_s)):
         if bound_s is not None:
@@ -420,7 +426,7 @@ def likely(kind: StreamKind, limit: Limit) -> str:
 
 
 def describe(kind: StreamKind, limit: Limit) -> str:
-    """The line that names a limit, what it probably is, and what follows from it."""
+    """The log line about a limit: its probable cause, the remedy, and what the client does until then."""
     least_s, most_s = (share * limit.least_s for share in SHARE)
     return (
         f"something on the way ends {kind.value} {limit}, probably {likely(kind, limit)}; raise that limit. Until then "

@@ -10,8 +10,8 @@ LIMIT_S: Final = 10.0
 # The server's machine or its proxy answered, so the server itself is restarting. A retry costs little, and all clients
 # of a restarted server should be back within 5 s.
 NEAR_LIMIT_S: Final = 4.0
-# After a stream that worked for this long, earlier failures no longer count. Something on the way may end every
-# stream at a fixed age, and that is no reason to wait. It also limits how often such a stream is opened.
+# A stream that worked for this long resets the count of failures. A proxy may end every stream at a fixed age, which
+# is no reason to wait before the next one. The minimum keeps such streams from being reopened too often.
 WORKED_S: Final = 1.0
 
 

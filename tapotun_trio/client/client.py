@@ -85,7 +85,7 @@ class TunnelClient:
         counters, rtt, peer_info: for the status.
         sender: sends frames to the server.
         failure_log: logs failures of the streams, rate-limited.
-        path_mtu: recognises a path that drops large packets.
+        path_mtu: detects that the path drops large packets.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TunnelClient:
         """Raises HostError if a file that the TLS options name cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
-        could not be made. ``resolver``: remembers where the server was found; None: it is known nowhere yet.
+        could not be made. ``resolver``: remembers the addresses of the server; None: use a new one, which knows none.
         """
         self._config = config
         self._log = log
@@ -121,8 +121,8 @@ class TunnelClient:
         # The newest streams, which may have ended.
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
-        self._local_address: str | None = None  # of the newest download, until this machine has lost it
-        self._next_upload: Upload | None = None  # an upload that has not shown yet that it arrives
+        self._local_address: str | None = None  # of the newest download; None once this machine has lost it
+        self._next_upload: Upload | None = None  # a new upload whose arrival the server has not confirmed yet
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
         self._farewell: str | None = None  # why the server ends the present session, if it has said so
@@ -160,17 +160,17 @@ class TunnelClient:
 
     @property
     def download(self) -> Download | WebSocketStream | None:
-        """The newest one, which may be over; None: there was none yet."""
+        """The newest download or WebSocket, which may be over; None: there was none yet."""
         return self._download
 
     @property
     def upload(self) -> Upload | None:
-        """The newest one over HTTP, which may be over; None: there was none yet, or a WebSocket has replaced it."""
+        """The newest PUT, which may be over; None: there was none yet, or a WebSocket has replaced it."""
         return self._upload
 
     @property
     def selector(self) -> TransportSelector:
-        """What chooses the transport of the next stream."""
+        """Chooses the transport of the next stream."""
         return self._selector
 
     @property
@@ -193,16 +193,16 @@ class TunnelClient:
         return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
 
     def peers(self) -> Iterator[tuple[str, TunnelClient]]:
-        """The server, as this end knows it."""
+        """The server, under its name in the status."""
         yield self._config.server.authority, self
 
     def last_seen(self) -> dict[str, BootTime]:
-        """When the server was last heard, by its name in the status; empty: never."""
+        """When the server was last heard, keyed by its name in the status; empty: never."""
         moment = self.peer_info.last_seen
         return {} if moment is None else {self._config.server.authority: moment}
 
     def restore_last_seen(self, moments: Mapping[str, BootTime]) -> None:
-        """``moments``: what `last_seen` returned before the interface started again."""
+        """``moments``: what `last_seen` returned before the interface was restarted."""
         self.peer_info.seen_before = moments.get(self._config.server.authority)
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
@@ -296,7 +296,7 @@ class TunnelClient:
         """End a stream whose large segments are lost, so that the next one is opened with smaller ones."""
         streams = [stream for stream in (self._download, self._upload) if stream is not None and not stream.over]
         for ended in self.path_mtu.look(now, streams):
-            # The other direction is on a connection of its own, with the same way to go.
+            # The other direction has its own connection, over the same path.
             (self._upload_gate if ended is self._download else self._download_gate).wake()
         carrier = self._download if self.transport == "websocket" else self._upload
         arrives = carrier is not None and not carrier.over and (carrier is self._download or self._upload_seen)
@@ -310,7 +310,7 @@ class TunnelClient:
         return self._upload is not None and self._upload.seen.is_set()
 
     def _end_outage(self) -> None:
-        """Log how long the client was not connected, if it was and is connected now."""
+        """If an outage has just ended, log how long it lasted."""
         if self.state == "connected" and (lasted_s := self._outage.end(trio.current_time())) is not None:
             self.failure_log.note("outage", logging.INFO, f"connected again after {span(lasted_s)}")
 
@@ -344,11 +344,11 @@ class TunnelClient:
         await self._path_watch.run(host)
 
     def _follow(self, change: Change | None, remotes: Collection[str], concerned: Collection[str]) -> None:
-        """Renew the streams if the change concerns them, or may help where there is none. End those whose local address
-        is gone. ``concerned``: those of ``remotes`` that are reached by another path now (`PathTable.update`)."""
+        """Renew the streams if the change affects them, or may help a client that has none. End streams whose local
+        address is gone. The arguments are those of `path_watch.OnChange`."""
         renews = bool(concerned)
         if change is not None:
-            # If no address of the server is known, its name does not resolve, and any change may help.
+            # If no address is known, the server's name did not resolve, and any change may help.
             renews |= not remotes and is_over(self._download)
             for stream in (self._download, self._upload):
                 if stream is None or stream.over:
@@ -358,7 +358,7 @@ class TunnelClient:
                     renews = True
                     stream.end(PeerError("its local address is gone", reason=EndReason.ADDRESS_GONE))
                     self._forget_path()
-            # The streams may have been lost before that address.
+            # The streams may have ended before their local address was lost.
             if self._local_address is not None and self._local_address not in change.addresses:
                 self._forget_path()
         if renews:
@@ -368,7 +368,7 @@ class TunnelClient:
             self._log.debug("%s: that concerns no stream", change.what)
 
     def _forget_path(self) -> None:
-        """This machine is in another network: what was learned in the last one says nothing about this one."""
+        """Forget what was learned about the path, because this machine has moved to another network."""
         self._local_address = None
         self._selector.path_changed()
         self._ages.forget()
@@ -391,7 +391,7 @@ class TunnelClient:
         on_schedule = not self._download_gate.take_woken()
         replaces = not is_over(self._download)  # asked before the request: its answer ends the older stream
         probes = self._selector.probes_http(trio.current_time()) and self._machine.state is ClientState.WEBSOCKET
-        # A WebSocket that is replaced early, because something on the way would end it, has no time for this.
+        # A WebSocket that is replaced early, before a proxy's limit ends it, leaves no time for a probe.
         on_schedule = on_schedule and trio.current_time() >= self._probe_http_at
         if probes and on_schedule and replaces and (download := await self._probe_http()) is not None:
             return download
@@ -410,8 +410,8 @@ class TunnelClient:
         return await self._open_websocket_after(get_failure)
 
     async def _open_websocket_after(self, get_failure: PeerError) -> WebSocketStream:
-        """Try a WebSocket where no GET passes. Raises PeerError: that of the GET, unless the WebSocket came farther, to
-        a server of ours."""
+        """Try a WebSocket because no GET passes. Raises PeerError: if a tapotun server refused the WebSocket, that
+        refusal; otherwise ``get_failure``."""
         try:
             return await self._open_websocket(replaces=False)
         except PeerError as exc:
@@ -549,7 +549,7 @@ class TunnelClient:
         return None
 
     async def _prove(self, upload: Upload) -> bool:
-        """Whether the upload arrives (`Upload.prove`). Raises PeerError."""
+        """Whether the server confirms that the upload arrives (`Upload.prove`). Raises PeerError."""
         self._next_upload = upload
         try:
             return await upload.prove()
@@ -606,19 +606,19 @@ class TunnelClient:
         return upload
 
     def _require_uploads_allowed(self) -> None:
-        """Raises PeerError if the download has ended meanwhile, or a WebSocket has replaced both streams."""
+        """Raise PeerError if the download has ended meanwhile, or a WebSocket has replaced both streams."""
         if self.transport == "websocket":
             raise replaced_by_websocket()
         if not self._machine.uploads_allowed:
             raise PeerError("the download ended before the next upload was seen", reason=EndReason.ENDED)
 
     async def _wait_until_seen(self, upload: Upload, number: int, older: Upload) -> None:
-        """Wait until the server has seen ``upload``, which is to replace ``older``, or until that has ended.
+        """Wait until the server has seen ``upload``, which is to replace ``older``, or until ``older`` has ended.
 
-        Until then ``older`` carries the packets: behind a proxy, the new one may wait for a server that is busy. Not
-        for streams that are renewed because the path has changed, which may have taken the older one with it.
+        Until then ``older`` carries the packets, because a proxy may hold the new upload while the server is busy. Not
+        to be used after a change of the path, since ``older`` may have been lost with the old path.
 
-        Raises PeerError if the server has not seen it in time, so that ``older`` goes on.
+        Raises PeerError if the server has not seen ``upload`` in time. Then ``older`` continues.
         """
         async with trio.open_nursery() as nursery:
 
@@ -658,9 +658,9 @@ class TunnelClient:
             self._selector.warn_no_fallback(trio.current_time())
 
     def _select_transport(self) -> None:
-        """Where uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
-        path is down, and HTTP stays. Without a download the server cannot report which uploads have arrived; neither
-        while a part of the download is missing. Nor is an upload held back whose own segments are missing."""
+        """If uploads are held back, replace the streams by a WebSocket. If the WebSocket gets no answer either, the
+        path is down, and HTTP stays. The server reports arrived uploads on the download. So nothing is decided without
+        a download, nor while segments of a stream are missing, since then the path loses data and no proxy holds it."""
         download, upload = self._download, self._upload
         if download is None or download.over or download.segments.missing:
             return
@@ -677,7 +677,7 @@ class TunnelClient:
         self.path_mtu.stream_failed(failure)
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:
             self._log.debug("upload: %s", failure)
-        elif not self._yields and self.transport != "websocket":  # otherwise the download's side has logged the reason
+        elif not self._yields and self.transport != "websocket":  # otherwise the download has logged the reason
             self.failure_log.log("upload", failure, wait_s)
         if self.transport != "websocket" and is_over(self._upload):
             self._outage.begin(trio.current_time())
@@ -731,5 +731,5 @@ class TunnelClient:
         else:
             self.failure_log.farewell(logging.INFO, f"the server ends the session: {reason}")
             end = PeerError("the server ended the session", reason=EndReason.ENDED)
-        if self._upload is not None:  # some proxies look for the answer to an upload only at its end
+        if self._upload is not None:  # some proxies read the answer to an upload only after its end
             self._upload.end(end)

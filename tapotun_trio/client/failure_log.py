@@ -13,7 +13,7 @@ from ..host.net.sockets import GONE
 from ..log import Faults, Log, RateLimitedLog, flap_damped
 
 _REMEMBERED: Final = 16  # causes; if more than this many alternate, each is logged again
-AT_ONCE_S: Final = 0.05  # would be shown as 0.0 s
+AT_ONCE_S: Final = 0.05  # a shorter wait would be shown as 0.0 s
 SHORTAGE_S: Final = 60.0  # a shortage may come and go within seconds
 
 
@@ -37,7 +37,7 @@ class FailureLog:
     def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
         """The stream failed (None: the server ended it cleanly), and is tried again after ``wait_s`` seconds."""
         text = "ended by the server" if failure is None else str(failure)
-        # A 200 in the middle of an upload is how a server, or a proxy, ends one in good order.
+        # A server or a proxy ends an upload in good order by answering it with 200 before its end.
         in_order = failure is None or failure.reason == EndReason.ENDED
         level = logging.INFO if in_order else logging.WARNING
         shortage = isinstance(failure, ShortageError)

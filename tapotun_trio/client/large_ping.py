@@ -1,7 +1,7 @@
-"""A large PING after a silence, to find out whether what the server sends is lost for its size.
+"""A large PING after a silence, to find out whether the path drops the server's packets because they are too large.
 
-A download whose every segment is lost looks like a server that is gone. The answer to a PING of a few kilobytes ends
-with a small segment, which arrives, and the gap before it shows the loss (`host.net.segments`).
+If every full segment of a download is lost, the server looks dead. The PONG for a PING of a few kilobytes ends with a
+small segment, which arrives. The gap before it in the TCP sequence shows the loss (`host.net.segments`).
 
 Pure: the clock is the caller's.
 """
@@ -12,12 +12,12 @@ from typing import Final
 
 from ..wire import control
 
-# Two full segments, and one that passes where a full one does not.
+# Fills two full segments and a small one. The small one passes where full ones do not.
 _BYTES: Final = 3000
 
 
 class LargePing:
-    """Whether one is due, and on which stream it was sent last."""
+    """Decides when to send a large PING, and recognises its PONG."""
 
     __slots__ = ("_due", "_sent_on")
 
@@ -26,18 +26,21 @@ class LargePing:
         self._sent_on: object = None
 
     def fell_silent(self) -> None:
-        """A stream ended since nothing came."""
+        """A stream was ended because nothing arrived on it."""
         self._due = True
 
     def take(self, stream: object, clock_ns: int) -> bytes | None:
-        """The PING to send on the upload; None: none. Once for each download, ``stream``, until one was answered."""
+        """The PING to send on the upload; None: send none now.
+
+        It is sent once for each download (``stream``) until one is answered.
+        """
         if not self._due or stream is self._sent_on:
             return None
         self._sent_on = stream
         return control.encode(control.PING, clock_ns.to_bytes(8, "little") + bytes(_BYTES - 8))
 
     def answered(self, payload: bytes) -> bool:
-        """A PONG arrived. Returns whether it answers one of these."""
+        """A PONG arrived. Returns whether it answers a large PING."""
         if len(payload) != _BYTES:
             return False
         self._due, self._sent_on = False, None

@@ -1,4 +1,7 @@
-"""How long a client was not connected, for one line in the log when it is again. Pure: the caller has the clock."""
+"""Measures how long a client was disconnected, for a log line when it is connected again.
+
+Pure: times are seconds on any monotonic clock that the caller reads.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ class Outage:
         self._lost_at: float | None = None
 
     def begin(self, now: float) -> None:
-        """A stream was lost. Ignored before the first connection, and while an outage lasts."""
+        """A stream was lost. Ignored before the first connection and during an outage."""
         if self._connected_once and self._lost_at is None:
             self._lost_at = now
 
     def end(self, now: float) -> float | None:
-        """Packets pass both ways. Returns the seconds that the outage lasted; None: there was none."""
+        """Packets pass in both directions. Returns how long the outage lasted, in seconds; None: there was none."""
         self._connected_once = True
         lost_at, self._lost_at = self._lost_at, None
         return None if lost_at is None else now - lost_at

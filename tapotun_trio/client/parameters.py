@@ -85,7 +85,7 @@ class InterfaceParameters:
 
     @property
     def refused(self) -> Mapping[Item, str]:
-        """What the server pushed and the kernel refused, and why."""
+        """The pushed settings that the kernel refused, each with the reason."""
         return {} if self._interface is None else self._interface.refused
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
@@ -129,7 +129,7 @@ class InterfaceParameters:
             raise
 
     def _log_change(self, text: str) -> None:
-        """The server may change something with every PARAMS frame."""
+        """Log a change. The rate is limited, because the server may change something with every PARAMS frame."""
         self._changes.log(self._log, logging.INFO, trio.current_time(), text)
 
     async def apply_params(self, offered: Params) -> None:

@@ -1,7 +1,7 @@
-"""Finds out that the path drops large packets, and has the next streams sent with smaller segments.
+"""Detects that the path drops large packets, and makes the next streams use smaller TCP segments.
 
-Some firewall drops the ICMP messages that would tell the kernel (RFC 2923, section 2.1). `host.net.segments` recognises
-this at one connection; here it is put together for all streams of a client.
+The kernel does not learn this by itself if a firewall drops the ICMP messages (RFC 2923, section 2.1).
+`host.net.segments` detects it on one connection; this module combines that for all streams of a client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=ClientStream)
 
 
 class PathMtu:
-    """What is known of the size of the packets that pass.
+    """Learns which segment size passes to each address of the server.
 
     Attributes:
         limits: the segment sizes for the next connections, by address.
@@ -31,15 +31,16 @@ class PathMtu:
     def __init__(self, limits: SegmentLimits) -> None:
         self.limits = limits
         self._large_ping = LargePing()
-        self._proving = False  # segments are missing; the kernel asks for signs of life more often
+        # Segments are missing. Until it is clear why, the kernel sends TCP keepalive probes more often.
+        self._proving = False
 
     def look(self, now: float, streams: Sequence[S]) -> list[S]:
-        """End the streams whose large segments are lost; returns them. To be called twice a second.
+        """End the streams whose large segments are lost, and return them. Call this twice a second.
 
-        ``now``: trio's clock. ``streams``: all that run.
+        ``now``: by trio's clock. ``streams``: all streams that are running.
         """
         states = [(stream, stream.connection.segments()) for stream in streams]
-        heard_at: dict[str | None, float] = {}  # by address: another one may be reached by another way
+        heard_at: dict[str | None, float] = {}  # by address, since another address may have another path
         for stream, state in states:
             if state is not None:
                 address = stream.connection.remote_address
@@ -58,12 +59,12 @@ class PathMtu:
         return ended
 
     def stream_failed(self, failure: PeerError | None) -> None:
-        """A stream, or an attempt, has failed. After a silence, a large PING is due."""
+        """A stream or an attempt has failed. If the reason was silence, a large PING is due."""
         if failure is not None and failure.reason is EndReason.SILENT:
             self._large_ping.fell_silent()
 
     def due_ping(self, download: object, clock_ns: int) -> bytes | None:
-        """The large PING to send (`LargePing.take`)."""
+        """The large PING to send; None: send none now (`LargePing.take`)."""
         return self._large_ping.take(download, clock_ns)
 
     def answered(self, payload: bytes) -> bool:

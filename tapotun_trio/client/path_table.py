@@ -1,8 +1,7 @@
-"""Which of a client's connections a change of this machine's network concerns. No I/O.
+"""Decides which of a client's connections are affected by a change of this machine's network. No I/O.
 
-A connection is concerned if its local address, its link, or the route to the server has changed. Anything else that
-happens to addresses, links and routes is none of its business: containers come and go, other links flap, and a default
-route of a higher metric is not used.
+A connection is affected if its local address, its link, or the route to the server has changed. All other changes are
+ignored: containers come and go, other links flap, and a default route with a higher metric is not used.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from ..host.items import CurrentRoute
 
 
 class PathTable:
-    """The routes to the addresses that the client's connections go to, as they were last seen."""
+    """The last known routes to the addresses that the client connects to."""
 
     def __init__(self) -> None:
         self._routes: dict[str, CurrentRoute | None] = {}
@@ -22,14 +21,13 @@ class PathTable:
     def update(
         self, remotes: Collection[str], routes: Mapping[str, CurrentRoute | None], change: Change | None
     ) -> frozenset[str]:
-        """Take over the present routes to ``remotes``. Returns those to which a new connection would take another path,
-        or a path that has changed.
+        """Store the current routes to ``remotes``. Returns the addresses whose path has changed.
 
         Args:
-            remotes: the addresses that connections go to, or will.
-            routes: their routes. An address that leads into our own interface at present is missing; it is about to get
-                a route around it, so its path stays what it was.
-            change: what the kernel has reported; None: nothing, the routes were looked up anyway.
+            remotes: the addresses that the client is connected to or is about to connect to.
+            routes: their current routes. An address is missing if its route leads into our own interface. Such an
+                address is about to get a route that bypasses the interface, so its path counts as unchanged.
+            change: what the kernel has reported; None: nothing, this is a periodic lookup.
         """
         concerned: set[str] = set()
         for address in remotes:
@@ -37,7 +35,7 @@ class PathTable:
                 concerned.add(address)
             elif address in routes:
                 now = routes[address]
-                if address not in self._routes:  # what it was before the change is not known
+                if address not in self._routes:  # the route before the change is not known
                     is_concerned = change is not None
                 else:
                     is_concerned = self._routes[address] != now or _touches(change, now)
@@ -49,7 +47,7 @@ class PathTable:
 
 
 def _touches(change: Change | None, route: CurrentRoute | None) -> bool:
-    """Whether the link of this route, or the source address, has changed or was gone for a moment."""
+    """Whether the link or the source address of this route has changed or was gone for a moment."""
     if change is None or route is None:
         return False
     return route.index in change.touched_links or route.source in change.touched_addresses

@@ -1,4 +1,4 @@
-"""Watches whether this machine still reaches the server by the same path."""
+"""Watches whether this machine's path to the server changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .path_table import PathTable
 # How often the route to the server is looked up. One lookup takes 0.2 ms.
 ROUTE_CHECK_S: Final = 2.0
 
-# Called with what the kernel has reported (None: nothing), the addresses that connections go to or will, and those of
-# them that are reached by another path now (`PathTable.update`).
+# Called with the change that the kernel has reported (None: a periodic lookup), all addresses that the client is
+# connected to or is about to connect to, and the addresses whose path has changed (`PathTable.update`).
 OnChange = Callable[[Change | None, Collection[str], Collection[str]], None]
 
 
 class PathWatch:
-    """The routes to the addresses of one client's connections."""
+    """Watches the routes to the addresses that one client connects to."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class PathWatch:
             name: the client's own interface.
             mark: the fwmark of the connections.
             on_change: called for each change, and after each lookup.
-            on_lapse: called with a text for people if changes may have been missed.
+            on_lapse: called with a text for the log if changes may have been missed.
         """
         self._name = name
         self._guard = guard
@@ -52,11 +52,11 @@ class PathWatch:
         guard.on_new_remotes = self._look_now
 
     async def run(self, host: Host) -> None:
-        """Watch for ever. Raises HostError that is no shortage.
+        """Watch for ever. Raises HostError, except for a shortage.
 
-        The routes are looked up every ROUTE_CHECK_S too, since the kernel reports only the changes of some; and before
-        a connection is made to another address, to have something to compare with. While the kernel's notifications
-        are not available, a lost path is noticed only by the silence of its streams.
+        The routes are also looked up every ROUTE_CHECK_S, since the kernel does not report all route changes. And they
+        are looked up before the client connects to a new address, so that later lookups have a route to compare with.
+        While the kernel's notifications are not available, a lost path is noticed only when its streams fall silent.
         """
 
         async def watch() -> None:

@@ -62,8 +62,11 @@ class Requests:
         limits: SegmentLimits,
         resolver: Resolver,
     ) -> None:
-        """``guard`` learns where connections go; ``limits``, which segments are too large for the way there;
-        ``resolver``, where the server was found.
+        """
+        Args:
+            guard: is told the addresses that connections go to.
+            limits: learns which segment sizes are too large for the path.
+            resolver: remembers the addresses at which the server was found.
 
         Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
         """
@@ -109,7 +112,7 @@ class Requests:
                     head, rest = await answered(
                         connection, self._limits, partial(open_websocket, connection, url, headers)
                     )
-                    deadline.deadline = math.inf  # it has answered; the rest has a limit of its own
+                    deadline.deadline = math.inf  # the head has arrived; the rest has its own time limit
                     check_upgrade(head, url, await rest_of_refusal(connection, head, rest))
                 else:
                     await send_request(connection, "GET", url, headers)
@@ -129,7 +132,7 @@ class Requests:
 
     @contextmanager
     def _judging(self, address: str | None) -> Iterator[None]:
-        """Around what is done with a connection to ``address``: remember whether the server was found there."""
+        """A context for work on a connection to ``address``. It remembers whether the server was found there."""
         place = self._proxy or self._config.server
         try:
             yield

@@ -21,14 +21,14 @@ SETTLED_S: Final = 5.0
 # a fast series of changes.
 ATTEMPT_S: Final = 3.0
 
-DUE_S: Final = 0.001  # below the resolution of the clocks that a stream's age and silence are measured with
+DUE_S: Final = 0.001  # below the resolution of the clocks that measure a stream's age and silence
 
 
 class Stream(Protocol):
     """One download, upload or WebSocket that is open.
 
     Attributes:
-        kind: which of them.
+        kind: download, upload or WebSocket.
         base: the server is a base server.
         explained: the server has said why it ends the stream.
     """
@@ -40,10 +40,10 @@ class Stream(Protocol):
 
     @property
     def worked(self) -> bool:
-        """The server has taken part in it, as far as can be known."""
+        """Whether the server has answered or received something on it, as far as this end can know."""
 
     def lifetime(self) -> Lifetime:
-        """How long it has lived and been silent; once ended: at its end."""
+        """How long the stream has existed and been silent; after its end, the values at its end."""
 
     @property
     def failure(self) -> PeerError | None:
@@ -121,7 +121,7 @@ async def keep_streaming(
     Args:
         open_stream: opens the next one. Raises PeerError, or the error of a shortage of this machine; then the present
             stream goes on.
-        ages: says when to replace each stream, and learns from each stream that something on the way ends.
+        ages: decides when to replace each stream, and learns from each stream that a proxy ends.
         gate: its `wake` replaces a running stream now, retries a failed one now, and restarts an attempt that has taken
             too long.
         on_failure: called with each failure (None: a clean end) and the seconds until the next attempt. It may return
@@ -132,10 +132,10 @@ async def keep_streaming(
         on_bug = _raise
     backoff = Backoff()
     present: Stream | None = None
-    # The stream before the present attempt, if it was ended on the way, and its lifetime. Why it ended may arrive on
-    # another one, a moment later.
+    # The previous stream and its lifetime, if a proxy may have ended it. What is learned from it waits for the next
+    # attempt, because the server's reason for the end may arrive a moment later on another stream.
     cut: tuple[Stream, Lifetime] | None = None
-    working_since: float | None = None  # when the present series of streams without a failure began
+    working_since: float | None = None  # the beginning of the current series without a failure
     async with trio.open_nursery() as nursery:
         while True:
             began = trio.current_time()
@@ -146,7 +146,7 @@ async def keep_streaming(
                 failure = failure_of(group, "cannot open a stream")
                 if isinstance(failure, InternalError):
                     on_bug(group)
-                worked = True  # the streams before this attempt
+                worked = True  # refers to the streams before this attempt
                 _learn_from_cut(cut, ages)
                 cut = None
             else:
@@ -176,7 +176,7 @@ async def keep_streaming(
             else:
                 lived_s = now - working_since if worked and failure is not None and working_since is not None else 0.0
                 wait_s = backoff.next_s(lived_s=lived_s, near=failure is None or failure.reason.is_answer)
-            working_since = None  # earlier failures are forgiven once, also if an older stream still runs
+            working_since = None  # one working period resets the failures once, even if an older stream still runs
             other_s = on_failure(failure, wait_s)
             if await gate.wait(wait_s if other_s is None else other_s, trio.Event()):
                 backoff.reset()
@@ -190,8 +190,8 @@ async def _wait_for_end(stream: Stream, plan: Plan, gate: RetryGate) -> None:
 
 
 def _learn_from_replaced(stream: Stream, ages: AgeLimits, now: float) -> None:
-    """Its successor is there. Until then the stream has lived, or it was ended while the successor was being opened; a
-    clean end is the server's doing, as it should be."""
+    """Learn from a stream whose successor has opened. Either the stream is still alive, or it was ended while the
+    successor was being opened. A clean end teaches nothing: the server ends a replaced stream that way."""
     if not stream.ended.is_set():
         ages.observe(stream.kind, stream.lifetime())
     elif stream.failure is not None and stream.worked and not stream.explained and is_cut(stream.failure):

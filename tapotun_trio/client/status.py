@@ -16,7 +16,7 @@ from ..status.model import InterfaceStatus, LeftOutStatus, TransportConflictStat
 from ..text import one_line, shorten
 
 REASON_CHARS: Final = 200
-MAX_CONFLICTS: Final = 100  # in either list; a server may push any number of routes
+MAX_CONFLICTS: Final = 100  # in each list, since a server may push any number of routes
 
 
 def client_status(
@@ -34,7 +34,7 @@ def client_status(
     Args:
         server: the name of ``peer``.
         desired: None: the server has not answered yet.
-        segment_limit_bytes, path_problem: of the newest stream's path.
+        segment_limit_bytes, path_problem: describe the path of the newest stream.
     """
     items = () if desired is None else desired.items
     # The routes into the tunnel: those that the server pushed, and the default route of packets with the mark.
@@ -58,7 +58,7 @@ def client_status(
 
 
 def with_refused_routes(status: InterfaceStatus, refused: Mapping[Item, str]) -> InterfaceStatus:
-    """The status of a client, in which routes that the kernel refused are not among the others. ``refused``: why."""
+    """Move the routes that the kernel refused to a list of their own. ``refused``: each with the kernel's reason."""
     reasons = {str(item.network): why for item, why in refused.items() if isinstance(item, Route)}
     if not reasons:
         return status

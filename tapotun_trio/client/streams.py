@@ -49,7 +49,7 @@ class ClientStream(ABC):
 
     kind: StreamKind
     _DOING: ClassVar[str]  # what failed; for the text of errors that do not say it
-    _receives: ClassVar[bool]  # the direction whose silence matters to what is on the way
+    _receives: ClassVar[bool]  # which direction's silence counts. True: receiving, False: sending
 
     def __init__(self, connection: Connection, ends: Counter[str], *, base: bool) -> None:
         """A failure is counted in ``ends``."""
@@ -61,7 +61,7 @@ class ClientStream(ABC):
         self.explained = False
         self._ends = ends
         self._silence = SilenceMeter(trio.current_time())
-        self._lifetime: Lifetime | None = None  # once ended
+        self._lifetime: Lifetime | None = None  # set at the end
 
     async def run(self, older: Stream | None) -> None:
         """As `rotation.Stream.run`."""
@@ -74,16 +74,16 @@ class ClientStream(ABC):
         finally:
             if self.failure is not None:
                 self._ends[self.failure.reason] += 1
-            # Not a new sample: what the other end has sent to end the stream is no traffic of it.
+            # No new sample of the silence: bytes that the other end sent to end the stream do not count as traffic.
             self._lifetime = self._silence.sample(trio.current_time(), None)
             if self.failure is not None and self.failure.reason is EndReason.PATH_MTU:
-                self.connection.abort()  # a reset arrives, an orderly end would wait behind the large segments
+                self.connection.abort()  # a reset arrives; an orderly close would wait behind the lost segments
             else:
                 self.connection.close()
             self.ended.set()
 
     def lifetime(self) -> Lifetime:
-        """How long it has lived and been silent. To be called once a second; once ended: at its end."""
+        """As `rotation.Stream.lifetime`. Call this once a second, because it samples the silence."""
         if self._lifetime is not None:
             return self._lifetime
         silence = self.connection.silence()
@@ -103,7 +103,7 @@ class ClientStream(ABC):
         """End it now; `failure` will be ``because``."""
 
     def abandon(self, because: PeerError) -> None:
-        """As `end`, without an attempt to send the rest."""
+        """As `end`, but does not try to send the remaining bytes."""
         self.end(because)
 
 
@@ -122,7 +122,7 @@ class _InboundClientStream(ClientStream):
 
     @property
     def worked(self) -> bool:
-        """It was answered."""
+        """Always true: only an answered request becomes a stream."""
         return True
 
     @property
@@ -142,7 +142,7 @@ class Download(_InboundClientStream):
     """A GET that was answered with 200.
 
     Attributes:
-        has_rest: something came together with the head; set by the one who has read that.
+        has_rest: bytes of the body arrived together with the head. The reader of the head sets it.
     """
 
     kind = StreamKind.DOWNLOAD
@@ -166,7 +166,7 @@ class Download(_InboundClientStream):
 
     @property
     def brought_nothing(self) -> bool:
-        """Nothing has come behind the head, although an extended server sends its parameters there at once."""
+        """Whether nothing has arrived after the head. An extended server sends its parameters there at once."""
         return not self.has_rest and not self.receiver.brought_anything
 
     def heard_since(self, moment: float) -> bool:
@@ -221,7 +221,8 @@ class Upload(ClientStream):
         began: when it began, by trio's clock.
         number: the number by which the server names this upload; None: a base server names none.
         seen: set when the server says that the first bytes have arrived.
-        may_be_unseen: the server cannot say so, or said so on a download that was lost.
+        may_be_unseen: `seen` may stay unset although bytes have arrived. A base server never confirms an upload, and a
+            confirmation may be lost together with the download.
     """
 
     kind = StreamKind.UPLOAD
@@ -239,7 +240,8 @@ class Upload(ClientStream):
     ) -> None:
         """
         Args:
-            check: raises PeerError for an answer that is not 200; gets its head and the beginning of its body.
+            check: called with the head of the answer and the beginning of its body; raises PeerError unless its
+                status is 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends, base=number is None)
@@ -279,8 +281,11 @@ class Upload(ClientStream):
 
     @property
     def worked(self) -> bool:
-        """The server has seen it. Where it cannot say so, an upload has worked unless something refused it, and a
-        refusal would have come within SETTLED_S. A 200 is no refusal."""
+        """Whether the server has seen the upload, or ended it with a 200.
+
+        If the server cannot confirm uploads, this upload has worked if the connection broke, or if it lasted SETTLED_S:
+        a refusal would have come earlier.
+        """
         if self.seen.is_set() or (self.failure is not None and self.failure.reason == EndReason.ENDED):
             return True
         cut_off = self.failure is not None and self.failure.reason in (EndReason.BROKEN, EndReason.CLOSED)
@@ -296,8 +301,11 @@ class Upload(ClientStream):
         self.end(because)
 
     async def prove(self) -> bool:
-        """Call before `run`. Returns whether the server says within UPLOAD_SEEN_S that the upload arrives. Only a PING
-        is sent on it. Raises PeerError, also for an answer. Cancel-safe."""
+        """Test the upload with a PING. Call this before `run`.
+
+        Returns whether the server confirms within UPLOAD_SEEN_S that the upload arrives. Raises PeerError, also if the
+        upload is answered already. Cancel-safe.
+        """
         self._writer.send(AGENT_FRAME + control.ping(time.monotonic_ns()))
         failure: PeerError | None = None
 

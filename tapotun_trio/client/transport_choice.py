@@ -1,13 +1,15 @@
 """The choice of a client's transport: GET and PUT, or a WebSocket where something on the path stops one of them.
 
-HTTP comes first. Where the server has seen nothing of an upload within UPLOAD_SEEN_S, something holds uploads back, or
-refuses them. That is logged once, and a WebSocket replaces the two streams; at each of its rotations the client tries
-HTTP first. Where no WebSocket passes either, HTTP stays, and a WebSocket is tried again now and then.
+The client starts with HTTP. If the server has seen nothing of an upload within UPLOAD_SEEN_S, something on the path
+holds uploads back or refuses them. The client logs this once and replaces the two streams by a WebSocket. At each
+rotation of the WebSocket it tries HTTP first. If no WebSocket passes either, the client stays with HTTP, and tries a
+WebSocket again now and then.
 
-Something on the path may also hold back the answer to a GET, or refuse it: some proxies forward the head of an answer
-only with a part of its body, and some locations take nothing but WebSockets. Then a WebSocket is tried in the same
-attempt, as rarely if it does not pass. Where it does, GETs are left alone for GET_RETRY_S: one that the server gets,
-and whose answer the proxy keeps, would end the WebSocket.
+Something on the path may also refuse a GET or hold its answer back. Some proxies forward the head of an answer only
+together with a part of its body, and some locations accept only WebSockets. Then the client tries a WebSocket in the
+same attempt. If the WebSocket does not pass, the pause before the next one is the same as for uploads. If it passes,
+the client sends no GET for GET_RETRY_S: a GET that reaches the server ends the WebSocket, even if the proxy then keeps
+its answer.
 
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
@@ -34,7 +36,7 @@ RETRY_LIMIT_S: Final = 3600.0
 # A server answers a GET at once. An answer that takes longer than this is held back, or the path is down.
 GET_ANSWER_S: Final = 5.0
 GET_RETRY_S: Final = 3600.0
-# Foreign answers that say nothing about GETs: a login, a limit of the rate, a server that is down.
+# Statuses with which a proxy does not refuse GETs as such: login required, rate limit, server down.
 NOT_OF_THE_PATH: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 _CLOSED_IN_A_ROW: Final = 3  # GETs that were closed without an answer; a server that restarts closes one or two
 
@@ -67,7 +69,7 @@ class TransportEvent(Enum):
     WEBSOCKET_OPENED = "a WebSocket was opened"
     WEBSOCKET_RULED_OUT = "no WebSocket passes"
     WEBSOCKET_FAILED = "no WebSocket this time"  # the path is down, or the server restarts
-    HTTP_WORKS = "HTTP works"  # a probe's upload arrived, or a GET was answered where none was before
+    HTTP_WORKS = "HTTP works"  # a probe's upload arrived, or a GET was answered after earlier ones were not
     PATH_CHANGED = "another path"
 
 
@@ -101,7 +103,7 @@ class TransportSelector:
 
     Attributes:
         state: the decision. Only `_fire` writes it.
-        offered: the server's newest answer to a GET said that it accepts a WebSocket; None: no GET was answered yet.
+        offered: whether the server's newest answer to a GET offered WebSockets; None: no GET was answered yet.
         features: the features to offer the server.
     """
 
@@ -141,17 +143,17 @@ class TransportSelector:
         self._began: dict[int, float] = {}  # the newest uploads
         self._unseen_since: float | None = None  # the time since which no upload has arrived; None: the newest one has
         self._follows = False  # the newest upload replaces one that still runs
-        self._given_up = False  # and was given up, so that one goes on
+        self._given_up = False  # the newest upload was given up, so the one that it was to replace continues
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
         self._refusal: PeerError | None = None  # of the newest upload that was refused
-        self._refused = 0  # its number
-        self._get_failure: PeerError | None = None  # why a WebSocket was tried last, if a GET was the reason
-        self._gets_from = -math.inf  # a WebSocket that replaced a GET is probed for HTTP from then on only
-        self._download_held = False  # that was the reason to try the newest WebSocket
+        self._refused = 0  # the number of that upload
+        self._get_failure: PeerError | None = None  # why the last WebSocket was tried, if the reason was a failed GET
+        self._gets_from = -math.inf  # after a GET has failed, HTTP is not probed before this time
+        self._download_held = False  # the newest WebSocket was tried because the download was held back
         self._closed = 0  # GETs in a row that were closed without an answer
-        self._websocket_worked = False  # on this path
+        self._websocket_worked = False  # whether one has worked on this path
 
     @property
     def automatic(self) -> bool:
@@ -199,17 +201,18 @@ class TransportSelector:
             self._warned = None
 
     def upload_given_up(self) -> None:
-        """The newest upload, which was to replace one that goes on, was given up."""
+        """The newest upload was given up. The one that it was to replace continues."""
         self._given_up = True
-        if not self.websocket:  # otherwise it is the reason for the WebSocket that is being tried
+        if not self.websocket:  # otherwise this time is the reason for the WebSocket that is being tried
             self._unseen_since = None
 
     def upload_failed(self, failure: PeerError | None) -> None:
-        """An upload ended with this. Where the server has seen none of it, it was refused, or closed without an answer,
-        and not held back."""
+        """An upload ended with this failure. If the server has seen nothing of it, it was refused or closed without an
+        answer, and not held back."""
         if failure is None or self._unseen_since is None:
             return
-        if failure.reason is EndReason.PATH_MTU:  # lost for its size, over whatever transport; the next one is smaller
+        # The segments were too large for any transport. The next upload has smaller ones.
+        if failure.reason is EndReason.PATH_MTU:
             self._unseen_since = self._refusal = None
         elif isinstance(failure, RefusedError) or failure.reason.is_one_way:
             self._refusal, self._refused = failure.without_traceback(), self._number
@@ -230,20 +233,20 @@ class TransportSelector:
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
 
     def uploads_pass(self, now: float) -> bool:
-        """Whether uploads arrive, as far as is known: the newest one was seen, or the one that it replaces was, and it
-        may still be seen in time, or was given up."""
+        """Whether uploads arrive, as far as is known. They do if the newest one was seen. They also do if the one that
+        it replaces still runs, and the newest may still be seen in time or was given up."""
         return self._unseen_since is None or (self._follows and (self._given_up or not self.held_back(now)))
 
     # -- whether a GET is answered
 
     def get_answer_s(self, now: float, limit_s: float) -> float:
-        """How long to wait for the answer to a GET: up to ``limit_s``, but less where a WebSocket can be tried next."""
+        """How long to wait for the answer to a GET: ``limit_s``, or less if a WebSocket can be tried next."""
         hasty = self.state is TransportState.WEBSOCKET or self._tries_after_get(now)
         return min(GET_ANSWER_S, limit_s) if hasty else limit_s
 
     def get_failed(self, failure: PeerError, now: float) -> bool:
-        """A GET has failed, and there is no other download. Returns whether to try a WebSocket now; then
-        `websocket_opened` or `websocket_failed` follows."""
+        """A GET has failed, and there is no other download. Returns whether to try a WebSocket now. If so, the caller
+        reports the result with `websocket_opened` or `websocket_failed`."""
         self._closed = self._closed + 1 if failure.reason == EndReason.CLOSED else 0
         refused = isinstance(failure, RefusedError) and not failure.is_own and failure.status not in NOT_OF_THE_PATH
         stopped = refused or failure.reason in (EndReason.SILENT, EndReason.BAD_CONF)
@@ -254,7 +257,7 @@ class TransportSelector:
         return True
 
     def get_answered(self) -> None:
-        """A GET is served."""
+        """A GET was answered with 200."""
         self._closed = 0
         if self._get_failure is not None:
             self._get_failure = None
@@ -262,12 +265,13 @@ class TransportSelector:
             self._begin_anew()
 
     def _tries_after_get(self, now: float) -> bool:
-        """A server that is known not to take WebSockets is not asked for one, nor is any in a state that waits."""
+        """Whether to try a WebSocket after a failed GET. Not if the server is known not to accept one, and not before
+        the next try is due."""
         state = self.state in (TransportState.HTTP, TransportState.WEBSOCKET_BLOCKED)
         return state and self.offered is not False and now >= self._next_try
 
     def probes_http(self, now: float) -> bool:
-        """Whether HTTP may be tried next to a WebSocket that works."""
+        """Whether HTTP may be tried while a WebSocket works."""
         return self.automatic and now >= self._gets_from
 
     # -- what to do about it
@@ -278,9 +282,10 @@ class TransportSelector:
         return not (self.automatic and self.offered)
 
     def try_websocket(self, now: float, *, download_held: bool = False) -> bool:
-        """Decide on a WebSocket if it is time to try one. Returns whether this call decided so.
+        """Choose a WebSocket if it is time to try one. Returns whether this call chose it.
 
-        ``download_held``: nothing of the download has come behind its head, so the server cannot say what it has seen.
+        ``download_held``: nothing of the download has arrived after its head, so the server's confirmation of an upload
+        cannot arrive either.
         """
         if self.no_fallback or self.websocket or now < self._next_try or not self.held_back(now):
             return False
@@ -316,10 +321,10 @@ class TransportSelector:
         if not rules_out.get(self.state, False):
             self._fire(TransportEvent.WEBSOCKET_FAILED)
             return False
-        by_get = self._get_failure is not None  # the failure of the GET is logged, and says more
+        by_get = self._get_failure is not None  # the failure of the GET is logged instead, and says more
         if not by_get:
             self.warn_held_back(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
-        if not (by_get and self._websocket_worked):  # otherwise the server is away, and GET and WebSocket take turns
+        if not (by_get and self._websocket_worked):  # otherwise the server is down; GETs and WebSockets alternate
             self._next_try = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, RETRY_LIMIT_S)
         self._fire(TransportEvent.WEBSOCKET_RULED_OUT)
@@ -344,14 +349,14 @@ class TransportSelector:
         self._next_try = -math.inf
 
     def warn_no_fallback(self, now: float) -> None:
-        """Warn where uploads are held back or refused and only HTTP can be used. To be called when the server has just
-        shown that the path is up."""
+        """Warn if uploads are held back or refused and only HTTP can be used. Call this when the server has just shown
+        that the path is up."""
         if self.no_fallback and self.held_back(now):
             self.warn_held_back(now)
 
     def warn_held_back(self, now: float, consequence: str = "") -> None:
-        """Warn that uploads are held back or refused, and name the remedy and the ``consequence``. It warns once, until
-        an upload arrives."""
+        """Warn that uploads are held back or refused, and name the remedy and the ``consequence``. Further calls only
+        log at debug level until an upload arrives or the consequence changes."""
         again, self._warned = self._warned == consequence, consequence
         waits = self._number != self._refused and now - self._began.get(self._number, now) >= UPLOAD_SEEN_S
         if self._download_held:
@@ -360,7 +365,7 @@ class TransportSelector:
                 f"of its answer within {UPLOAD_SEEN_S:.0f} s; let the proxy stream responses (nginx: proxy_buffering "
                 "off; `tapotun probe` finds out more)"
             )
-        elif self._refusal is not None and not waits:  # one that is younger may be refused like the others
+        elif self._refusal is not None and not waits:  # the newest upload may still be refused like the one before
             text = f"no upload to {self._authority} passes: {self._refusal}"
         else:
             text = (

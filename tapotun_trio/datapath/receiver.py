@@ -167,7 +167,7 @@ class Receiver:
 
     @property
     def brought_anything(self) -> bool:
-        """At least one receive has brought something."""
+        """Whether any bytes have been received."""
         return self._arrivals > 0
 
     @property

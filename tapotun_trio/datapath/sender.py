@@ -60,8 +60,8 @@ class KeepalivePolicy:
 
 
 BASE_KEEPALIVE: Final = KeepalivePolicy(BASE_PING_AFTER_S, lambda clock_ns: BASE_PING)
-# On a download there is a ping at once: some proxies forward the head of an answer only together with the first bytes
-# of its body, and a base client would wait for that head until the first packet.
+# A download begins with a ping. Some proxies forward the head of an answer only together with the first bytes of its
+# body. Without the ping, a base client behind such a proxy would get the head only with the first packet.
 BASE_DOWNLOAD_KEEPALIVE: Final = replace(BASE_KEEPALIVE, at_once=True)
 # The client echoes this ping, which keeps its upload alive even while the download carries packets: it gives an upload
 # up after 60 s without a byte, and sends no ping of its own.

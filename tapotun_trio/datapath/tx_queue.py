@@ -29,7 +29,7 @@ class TxQueue:
     Attributes:
         batches: what is queued, oldest first: when it was put, number of packets, their frames. The sender looks at it
             to see whether the queue is empty, which costs less than a call.
-        head_offset: how many bytes of the oldest batch have left already.
+        head_offset: bytes of the oldest batch that were taken already.
     """
 
     __slots__ = ("_bytes", "_codel", "_drops", "_head_packets", "_max_age_s", "_max_bytes", "batches", "head_offset")
@@ -120,7 +120,7 @@ class TxQueue:
         self._drops[reason] += 1
 
     def drop_oldest(self, reason: str) -> None:
-        """Drop what is left of the oldest batch. The queue must not be empty."""
+        """Drop the rest of the oldest batch. The queue must not be empty."""
         _, packets, frames = self.batches[0]
         self._drops[reason] += packets - self._head_packets
         self._remove(len(frames), 0)

@@ -70,7 +70,7 @@ class Acceptor:
             nursery.start_soon(self.serve, connection)
 
     async def serve(self, connection: Connection) -> None:
-        """Serve one connection, from accept to close. Raises nothing but trio.Cancelled."""
+        """Serve one connection until it is closed. Raises nothing but trio.Cancelled."""
         try:
             try:
                 await self._serve_connection(connection)

@@ -24,11 +24,12 @@ from .refusal import explain_400, refusal
 CONNECT_S: Final = 8.0
 RESPONSE_S: Final = 30.0  # from the request to the head of the answer to a GET
 REFUSAL_S: Final = 1.0
-# A handshake that brings nothing for this long, and shows a gap or an own segment that is lost, lacks large segments:
-# those of the server's certificates, or of a large ClientHello. The next smaller size of segment is tried next to it,
-# and so on, all within CONNECT_S. Without such a sign a server may just be busy, and it takes twice as long.
+# If a TLS handshake receives nothing for this long, and TCP shows a gap or a retransmission, large segments are lost:
+# those of the server's certificates, or of a large ClientHello. Then another handshake with the next smaller segment
+# size is started in parallel, and so on, all within CONNECT_S. Without such a sign the server may only be busy, so the
+# first parallel handshake starts after twice this time.
 SMALLER_S: Final = 1.8
-SETTLE_S: Final = 0.3  # in which a server that was slow answers the other handshakes, too
+SETTLE_S: Final = 0.3  # a server that was only slow answers the other handshakes, too, within this time
 LOOK_S: Final = 0.5  # how often the segments of a connection are looked at while its answer is awaited
 
 T = TypeVar("T")
@@ -49,8 +50,8 @@ async def open_connection(
         tls: None: no TLS.
         mark: the fwmark of the socket.
         proxy: the proxy to connect through; None: connect directly.
-        preparation, resolver: as in `connect`; for the proxy if there is a proxy.
-        limits: of the segments' size. A limit that a TLS handshake turns out to need is added.
+        preparation, resolver: as in `connect`. They apply to the proxy if there is one.
+        limits: the segment sizes by address. A limit that a TLS handshake turns out to need is added.
 
     Raises:
         PeerError: resolving the name, connecting to every address, or the handshake failed, or took longer than
@@ -91,12 +92,13 @@ async def secure(
     mark: int | None = None,
     proxy: Proxy | None = None,
 ) -> TlsConnection:
-    """The TLS handshake on ``first``, which this takes over. Has no deadline. Cancelled, nothing stays open.
+    """Do the TLS handshake on ``first``. Takes ownership of that connection. There is no deadline. If this is
+    cancelled, nothing stays open.
 
-    While the handshake brings nothing, others with smaller and smaller segments are made next to it, on connections of
-    their own. The first that is done wins. Without ``limits`` there is only the first.
+    While the handshake receives nothing, further handshakes run in parallel on new connections, each with smaller
+    segments. The first to finish wins. Without ``limits`` there is only the handshake on ``first``.
 
-    Raises PeerError, of the first handshake.
+    Raises PeerError: the failure of the handshake on ``first``.
     """
     if limits is None or (address := first.remote_address) is None:
         return await tls.handshake(first, url.host)
@@ -141,8 +143,8 @@ async def secure(
             return
         winner = secured
         if size is not None:
-            # The server has answered this one. If the first still has nothing more than when this one began, its
-            # segments are too large; otherwise the server was slow, and answers all of them now.
+            # The server has completed this handshake. If the first one has still received nothing since this one began,
+            # its segments are too large. Otherwise the server was only slow, and now answers all handshakes.
             await trio.sleep(SETTLE_S)
             if received() == silent_at:
                 size_of_winner = size
@@ -175,9 +177,11 @@ async def secure(
 
 
 async def answered(connection: Connection, limits: SegmentLimits, work: Callable[[], Awaitable[T]]) -> T:
-    """The result of ``work``, which waits for an answer on ``connection``. Raises what it raises, or a PeerError as
-    soon as large segments of the connection turn out to be lost; then the limit for its address is lowered. The
-    connection is closed whenever this raises."""
+    """Run ``work``, which waits for an answer on ``connection``, and return its result.
+
+    Raises what ``work`` raises. Also raises PeerError as soon as large segments of the connection turn out to be lost,
+    after lowering the limit for its address. Whenever this raises, the connection is closed.
+    """
     failure: PeerError | None = None
     address, watch = connection.remote_address, SegmentWatch()
 
@@ -189,7 +193,7 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
             if address is not None and state is not None and watch.look(trio.current_time(), state):
                 failure = limits.reduce(address, state.mss)
                 nursery.cancel_scope.cancel()
-                connection.abort()  # an orderly end may not arrive
+                connection.abort()  # an orderly close may not arrive
                 return
             connection.keepalive_after(1 if watch.wants_proof else KEEPALIVE_S)
 
@@ -201,8 +205,8 @@ async def answered(connection: Connection, limits: SegmentLimits, work: Callable
             connection.close()
             failure = failure or exc
         except BaseException:
-            # Before the nursery lets other tasks run: the server must not answer what nobody will read, since its
-            # answer ends the present download.
+            # Close before the nursery lets other tasks run. If the server answered this abandoned request, it would end
+            # the present download.
             connection.close()
             raise
         nursery.cancel_scope.cancel()
@@ -247,7 +251,7 @@ async def read_response(
 ) -> tuple[ResponseHead, bytes]:
     """The head of the final answer, and the first bytes of its body. This has no deadline, since the answer to an
     upload comes when the upload ends. Raises PeerError: closed, or not HTTP. If this is cancelled, received bytes are
-    lost, unless the caller gave a ``parser`` for the method: the next call with it continues from there."""
+    lost, unless the caller passed a ``parser``: another call with the same parser continues."""
     parser = parser or ResponseParser(method)
     buffer = memoryview(bytearray(READ_BYTES))
     while True:
@@ -258,15 +262,17 @@ async def read_response(
 
 
 async def rest_of_refusal(connection: Connection, head: ResponseHead, body: bytes) -> bytes:
-    """The beginning of the body of an answer that is no stream, as far as it says what the answer means: all of a short
-    one. It may come behind its head; waits for REFUSAL_S at most. Of a 200 or 101, the bytes in ``body``, which came
-    with the head. Cancelled, received bytes are lost."""
+    """Read the beginning of the body of a refusal, because it may explain the refusal. Waits at most REFUSAL_S.
+
+    ``body``: the bytes that arrived together with the head. For a 200 or 101, which is no refusal, they are returned
+    unchanged. If this is cancelled, received bytes are lost.
+    """
     if head.status in (101, 200):
         return body
     length = head.headers.get("content-length", "")
     wanted = min(int(length), READ_BYTES) if length.isdecimal() and len(length) < 10 else READ_BYTES
     if "transfer-encoding" in head.headers or head.status in (204, 304):
-        wanted = READ_BYTES if head.status == 400 else 0  # of these only a 400 is understood by its text
+        wanted = READ_BYTES if head.status == 400 else 0  # only the body of a 400 is searched for known texts
     buffer = memoryview(bytearray(READ_BYTES))
     with trio.move_on_after(REFUSAL_S), suppress(PeerError):  # the part that has come is enough
         while explain_400(body) is None and len(body) < wanted:
@@ -278,6 +284,6 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
 
 
 def check_status(head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False) -> None:
-    """Raise RefusedError, with a remedy, unless the answer is a 200. The arguments are those of `refusal`."""
+    """Raise RefusedError, with a remedy, unless the status is 200. The arguments are those of `refusal`."""
     if head.status != 200:
         raise refusal(head, url, body, method=method, served=served)

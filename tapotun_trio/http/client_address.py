@@ -25,7 +25,7 @@ class ClientAddress:
     __slots__ = ("_encrypted", "_ingress", "_is_trusted", "name")
 
     def __init__(self, name: str, ingress: IngressOptions, *, is_trusted: bool, encrypted: bool | None = None) -> None:
-        """``encrypted``: whether the connection is, for one that is not ``is_trusted``; None: not known."""
+        """``encrypted``: whether the connection uses TLS; None: not known. Not used if ``is_trusted``."""
         self.name = name
         self._encrypted = encrypted
         self._ingress = ingress
@@ -40,8 +40,8 @@ class ClientAddress:
         return self.name if client is None else f"{client} (through {self.name})"
 
     def encrypted(self, headers: Mapping[str, str]) -> bool | None:
-        """Whether the client speaks TLS, to this end or to the first of the trusted proxies, as that proxy says. False:
-        it does not. None: not known. Only the parts of the headers that trusted proxies wrote are used."""
+        """Whether the client speaks TLS to the server or, according to the headers, to the first of the trusted
+        proxies. None: not known. Only the parts of the headers that trusted proxies wrote are used."""
         return client_is_encrypted(headers, self._ingress.trusts) if self._is_trusted else self._encrypted
 
 
@@ -76,7 +76,7 @@ async def find_client_address(
         # headers.
         return ClientAddress(connection.name, ingress, is_trusted=False)
     source: Address = parser.source.address
-    # A proxy that passes a TCP connection on may have ended TLS, or the client may be without.
+    # Whether the client uses TLS stays unknown: a proxy that forwards TCP may have terminated it.
     connection.name = f"{with_port(source, parser.source.port)} (through {connection.name})"
     return ClientAddress(connection.name, ingress, is_trusted=ingress.trusts(source))
 

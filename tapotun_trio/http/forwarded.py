@@ -1,7 +1,7 @@
 """The client of a request and its scheme, from `X-Forwarded-For` and `X-Forwarded-Proto` or `Forwarded` (RFC 7239).
 
-Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So both headers
-are read from the right, up to the first address that is not a trusted proxy: anyone may have written the rest.
+Sans-IO. Untrusted input; never raises. Every proxy adds the address of its own peer at the right end. So the headers
+are read from the right, up to the first address that is not a trusted proxy. The rest may be forged.
 """
 
 from __future__ import annotations
@@ -51,18 +51,20 @@ def client_of(headers: Mapping[str, str], trusted: Callable[[Address], bool]) ->
 
 
 def client_is_encrypted(headers: Mapping[str, str], trusted: Callable[[Address], bool]) -> bool | None:
-    """Whether the client of `client_of` speaks TLS to the first of the trusted proxies, as that proxy says.
+    """Whether the client of `client_of` speaks TLS to the first of the trusted proxies, according to that proxy.
 
-    None: not known. A value other than http, https, ws and wss says nothing. Only a header of the kind that names the
-    client is read, since a proxy may pass the other kind on as the client wrote it: `X-Forwarded-Proto`, or the
-    ``proto`` in the client's element of `Forwarded`. Several proxies in a row have to write a value each, because
-    the only value may be about any of them. An address that is itself a trusted proxy has clients of its own.
+    None: not known. That is also the answer to a scheme other than http, https, ws and wss, and to a client address
+    that is itself a trusted proxy, since then the real client is unknown.
+
+    If `X-Forwarded-For` names the client, only `X-Forwarded-Proto` is read. If `Forwarded` does, only the ``proto`` of
+    the client's element is read. The other kind is ignored, because a proxy may forward it as the client wrote it. Each
+    of several proxies in a row has to add its own `X-Forwarded-Proto`, because a single value may be from any of them.
 
     ``headers``: lowercase name to value.
     """
     forwarded_for = headers.get("x-forwarded-for", "").strip()
     forwarded = headers.get("forwarded", "").strip()
-    hops = 1  # without an address, only the proxy at the other end of the connection is known to have written something
+    hops = 1  # without a client address, only the nearest proxy is known to have written headers
     if forwarded_for or forwarded:
         client = _farthest(_addresses(forwarded_for) if forwarded_for else _nodes(forwarded), trusted)
         if client.is_trusted:
@@ -76,14 +78,14 @@ def client_is_encrypted(headers: Mapping[str, str], trusted: Callable[[Address],
 
 
 class _Element(NamedTuple):
-    """What a proxy wrote about its peer. ``scheme``: of any form; empty if there is none."""
+    """What a proxy wrote about its peer. ``scheme``: unchecked text; empty if there is none."""
 
     node: str
     scheme: str = ""
 
 
 class _Client(NamedTuple):
-    """``hops``: how many elements were read, its own included. ``is_trusted``: all of them are trusted proxies."""
+    """``hops``: how many elements were read, including the client's. ``is_trusted``: all are trusted proxies."""
 
     name: str
     scheme: str
@@ -92,7 +94,7 @@ class _Client(NamedTuple):
 
 
 def _farthest(elements: Iterator[_Element], trusted: Callable[[Address], bool]) -> _Client:
-    """The first one that is not trusted. ``elements``: from right to left."""
+    """The first element that is not a trusted proxy, or else the last one. ``elements``: from right to left."""
     client = _Client(UNKNOWN, "", 0, is_trusted=False)
     for hops, element in zip(range(1, MAX_HOPS + 1), elements, strict=False):
         name, address = _read(element.node)
@@ -103,7 +105,7 @@ def _farthest(elements: Iterator[_Element], trusted: Callable[[Address], bool]) 
 
 
 def _list(value: str) -> Iterator[str]:
-    """Elements of a list without quotes, from right to left."""
+    """The elements of a comma-separated list without quotes, from right to left."""
     stripped = (element.strip(" \t") for element in reversed(value[-_TAIL_CHARS:].split(",")))
     return (element for element in stripped if element)
 

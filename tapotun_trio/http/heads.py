@@ -127,7 +127,7 @@ class RequestParser:
     def __init__(self) -> None:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._raw = bytearray()
-        self._held = False  # all bytes so far may be the beginning of a PROXY protocol header
+        self._held = False  # whether all bytes so far may be the beginning of a PROXY protocol header
 
     @property
     def started(self) -> bool:
@@ -142,7 +142,8 @@ class RequestParser:
             version = version_of(self._raw)
             if version:
                 raise BadRequest(400, _UNEXPECTED.format(version), reason=EndReason.BAD_PROXY_HEADER)
-            self._held = version == 0  # not to h11 yet: the error must not depend on how the bytes were split
+            # h11 gets these bytes later, so that the error does not depend on how the bytes were split.
+            self._held = version == 0
             if self._held:
                 return None
             data = bytes(self._raw)
@@ -257,7 +258,7 @@ def encode_request(method: str, target: str, headers: list[tuple[str, str]]) -> 
     """A request head. Raises ValueError (h11.LocalProtocolError) for values that no header can hold; the config was
     checked, so that is a bug of ours."""
     connection = h11.Connection(h11.CLIENT)
-    # As bytes, because h11 takes text for ASCII.
+    # Encoded here, because h11 would encode text as ASCII.
     fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
     data = connection.send(h11.Request(method=method, target=target, headers=fields))
     assert data is not None

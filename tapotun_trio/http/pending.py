@@ -6,8 +6,8 @@ from typing import Final
 
 from ..host.net.sockets import Connection
 
-MAX_CONNECTIONS: Final = 256  # of all endpoints of the process together
-PENDING_PART: Final = 4  # and this part of the limit of open files at most
+MAX_CONNECTIONS: Final = 256  # for all endpoints of the process together
+PENDING_PART: Final = 4  # pending connections use at most 1/PENDING_PART of the limit on open files
 
 
 class PendingConnections:
@@ -17,8 +17,8 @@ class PendingConnections:
     for it.
 
     Attributes:
-        limit: the most connections. After it was lowered, the surplus stays until its connections end.
-        evicted: how many were aborted for a newer one.
+        limit: the maximum number of connections. If it is lowered, existing connections stay until they end.
+        evicted: how many connections were aborted to make room for a newer one.
     """
 
     __slots__ = ("_connections", "evicted", "limit")
@@ -29,7 +29,7 @@ class PendingConnections:
         self.evicted = 0
 
     def __len__(self) -> int:
-        """How many are pending now."""
+        """How many connections are pending now."""
         return len(self._connections)
 
     def add(self, connection: Connection) -> None:

@@ -1,6 +1,7 @@
-"""What an HTTP answer that is no stream means, and what to do about it: from its status, its head and its body.
+"""Explains a refusal, that is, an HTTP answer that is not a stream: what it means, and what to do about it.
 
-Pure. The answer is untrusted input; what is quoted of it is bounded, and fit for a line.
+The explanation is derived from the status, the head and the body. Pure. The answer is untrusted input, so quotations
+from it are bounded in length and fit into one line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .heads import ResponseHead
 _LOCATION_CHARS: Final = 200
 _REASON_CHARS: Final = 60
 
-# Texts of a 400 for plain HTTP on a TLS port: nginx, Go's net/http (Caddy), Apache httpd.
+# Found in the body of a 400 for plain HTTP on a TLS port: by nginx, Go's net/http (Caddy), Apache httpd.
 _HTTPS_PORT: Final = (b"sent to HTTPS port", b"HTTP request to an HTTPS server", b"plain HTTP to an SSL-enabled")
 _NO_CERTIFICATE: Final = b"No required SSL certificate was sent"  # nginx
 _BAD_CERTIFICATE: Final = b"The SSL certificate error"  # nginx
@@ -31,7 +32,7 @@ _LIMIT_OF_HEADS: Final = "raise its limit (nginx: large_client_header_buffers), 
 _PROXY_FAILS: Final = "the proxy does not reach the tapotun server behind it"
 _UNKNOWN: Final = "not an answer that a tapotun server gives; check the URL"
 
-# What our own server means. Others mean other things by these.
+# What these statuses mean if a tapotun server sent them. Other programs use some of them differently.
 _OWN: Final = {
     400: "the tapotun server cannot read the request: something on the way has changed it",
     403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
@@ -45,7 +46,7 @@ _OWN: Final = {
     505: "the tapotun server takes HTTP/1.x only; have the proxy use HTTP/1.1 to it",
 }
 _FOREIGN: Final = {
-    # A proxy may replace the server's page by its own, so it may be the server's answer all the same.
+    # A proxy may replace the server's page by its own, so this may still be the server's answer.
     403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
     404: "nothing is served at this path; compare the path with the proxy's config",
     405: "this URL is a web page, or a proxy lets only some methods pass",
@@ -62,12 +63,12 @@ _FOREIGN: Final = {
     504: "the proxy waited too long for the tapotun server behind it",
     511: f"this network wants a login of its own; {_PORTAL}",
 }
-# A 403 with a page of HTML, which our server never sends.
+# For a 403 with an HTML page. Our server never sends HTML.
 _FIREWALL: Final = (
     "something in front of the server refuses the request with a page of its own: a firewall, or access rules; if it "
     "replaces the server's pages by its own, the server may not know this token (tapotun token)"
 )
-# To a PUT, while the same URL answers a GET: so path and token are right, and a server of ours is there.
+# For a refused PUT while the same URL serves a GET. Then path and token are right, and a tapotun server is there.
 _PUT_REMEDY: Final = (
     "have it let PUT pass (nginx: limit_except, Apache: Limit and LimitExcept, a web application firewall: its rules)"
 )
@@ -88,8 +89,8 @@ class RefusedError(PeerError):
 
     Attributes:
         status: the HTTP status.
-        is_own: the answer may be that of a tapotun server, and not of something in front of it: its page, or a 403
-            that is no page of HTML, with which deployed servers refuse a token.
+        is_own: a tapotun server may have sent the answer, and not something in front of it. This is so for the page of
+            such a server, and for any 403 that is not HTML, because deployed servers refuse a token with a 403.
     """
 
     def __init__(self, text: str, *, status: int, is_own: bool) -> None:
@@ -101,11 +102,11 @@ class RefusedError(PeerError):
 def refusal(
     head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False
 ) -> RefusedError:
-    """The error for an answer that is no stream.
+    """The error for an HTTP answer that is not a stream.
 
     Args:
-        body: the beginning of its body.
-        served: the same URL answers a GET at the moment, as a tapotun server does.
+        body: the beginning of the answer's body.
+        served: the same URL serves a GET at the moment, so a tapotun server is there.
     """
     own = is_own(head, body)
     is_html = head.headers.get("content-type", "").startswith("text/html")
@@ -133,12 +134,12 @@ def refusal(
 
 
 def is_own(head: ResponseHead, body: bytes) -> bool:
-    """Whether it is the page with which a tapotun server refuses (`server.refuse`)."""
+    """Whether the body is that of a tapotun server's refusal (`server.refuse`)."""
     return body == b"%d\n" % head.status and head.headers.get("content-type", "").startswith("text/plain")
 
 
 def explain_400(body: bytes) -> str | None:
-    """The remedy for a 400 of a web server; None: the body is not one of those that we know."""
+    """The remedy for a 400 of a web server; None: the body has none of the known texts."""
     if any(words in body for words in _HTTPS_PORT):
         return "this port speaks TLS; write https:// into the config"
     if _NO_CERTIFICATE in body:
@@ -149,7 +150,7 @@ def explain_400(body: bytes) -> str | None:
 
 
 def _explain_401(head: ResponseHead) -> str:
-    """What a proxy in front of the server wants: it names the scheme, and perhaps the realm (RFC 9110, 11.6.1)."""
+    """Name the authentication scheme that a proxy requires, and the realm if it has one (RFC 9110, 11.6.1)."""
     challenge = head.headers.get("www-authenticate", "")
     if challenge.lower().startswith("basic"):
         realm = one_line(shorten(challenge[len("basic") :].strip(), _REASON_CHARS))
@@ -161,8 +162,9 @@ def _explain_401(head: ResponseHead) -> str:
 
 
 def _redirect(status: int, location: str, url: Url) -> str:
-    """What a redirect means. Only a permanent one within the same host is certainly the server's own doing."""
-    where, question, _ = location.partition("?")  # the query often repeats that of the request
+    """What a redirect means. A permanent one, or one to TLS, on the same host is a moved server. Others may come from
+    a captive portal or a login page."""
+    where, question, _ = location.partition("?")  # the query often repeats the query of the request, so it is not shown
     shown = repr(f"{where[:_LOCATION_CHARS]}{question and '?***'}")
     if ".cloudflareaccess.com/" in where:
         return (

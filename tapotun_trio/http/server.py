@@ -36,7 +36,7 @@ class Exchange:
 
     Attributes:
         client: the client's address, for logs.
-        encrypted: whether the client speaks TLS, for status; None: not known.
+        encrypted: whether the client's connection uses TLS, for the status; None: not known.
         leftover: bytes that came behind the head and were not used yet.
         answered: at least a part of the final answer's head was sent, so no other answer is possible.
     """

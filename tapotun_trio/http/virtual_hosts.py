@@ -69,7 +69,7 @@ class Endpoint:
     def __init__(
         self, key: ListenAddress, listener: Listener, ingress: IngressOptions, pending: PendingConnections, log: Log
     ) -> None:
-        """``pending``: of all endpoints together."""
+        """``pending``: shared by all endpoints."""
         self.key = key
         self.listener = listener
         self.ingress = ingress
@@ -112,7 +112,7 @@ class Endpoint:
         except* PeerError as group:
             for exc in leaves(group):
                 if exc.reason.is_for_operator or isinstance(exc, ShortageError):
-                    who = f"{connection.name}: " if isinstance(exc, BadRequest) else ""  # the others say it
+                    who = f"{connection.name}: " if isinstance(exc, BadRequest) else ""  # other errors name the peer
                     text = f"{self.listener.name}: {who}{exc}"
                     self._peer_errors.log(self._log, logging.WARNING, trio.current_time(), text)
                 else:
@@ -166,7 +166,7 @@ class Endpoint:
             self.refusals[RefusalReason.EVICTED] += 1
 
     def _relieve(self) -> bool:
-        """No descriptor is left for a new connection: the oldest pending one gives its own."""
+        """Evict the oldest pending connection to free a descriptor for a new one. Returns whether there was one."""
         evicted = self.pending.evict()
         if evicted:
             self.refusals[RefusalReason.EVICTED] += 1

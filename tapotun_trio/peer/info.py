@@ -17,14 +17,14 @@ class PeerInfo:
     Attributes:
         endpoint: its newest address, as this end or the proxy in front of it saw it; None: it never connected.
         agent: name and version of its software, as the peer says; None: it does not say.
-        tls: the version of TLS on its newest stream, such as ``TLS 1.3``; None: there is none that this end sees.
-        encrypted: whether the client's connection for its newest stream has TLS: to the server, or to the first proxy
-            in between; None: not known.
+        tls: the TLS version of its newest stream, such as ``TLS 1.3``; None: this end's connection has no TLS.
+        encrypted: whether the client used TLS for its newest stream, to the server or to the first proxy in between;
+            None: not known.
         extended: control frames were agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
         last_heard: when frames or a ping last arrived, to within one tick.
-        seen_before: when it was last heard by an earlier object for the same peer, before the interface or its token
-            was replaced; None: it never was.
+        seen_before: when the peer was last heard before this object was made; None: never. A new object is made if the
+            interface or the peer's token is replaced.
         state_since: when it connected or disconnected last; before the first time, when the interface started.
         reconnects: how often it has connected again. A stream that replaces another in time does not count.
     """
@@ -87,7 +87,7 @@ class PeerInfo:
 
     @property
     def last_seen(self) -> BootTime | None:
-        """When it was last heard, before this object existed included; None: never."""
+        """When it was last heard, even if that was before this object existed; None: never."""
         return self.seen_before if self.last_heard is None else self.last_heard
 
     @property

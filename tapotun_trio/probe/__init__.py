@@ -6,9 +6,9 @@
      └─ steps      the measurements and their order
          ├─ path       DNS, TCP, TLS
          ├─ streams    a download and an upload, as the client opens them
-         ├─ segments   whether large packets are lost, watched meanwhile
+         ├─ segments   whether large packets are lost, watched during the other measurements
          ├─ idle       how long a silent stream lives
-         ├─ ages       how long a busy stream lives
+         ├─ ages       at what age a busy stream is ended
          └─ traffic    control frames through them: delay, round trip, throughput
     measured   the results
     identify   which proxy answered (pure)

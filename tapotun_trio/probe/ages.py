@@ -12,30 +12,33 @@ from .measured import Ages
 from .streams import Progress, Receiver, Uploader
 
 MAX_AGE_S: Final = 3600.0
-# Both streams carry more than 500 bytes a second, below which Apache's RequestReadTimeout ends a slow upload.
+# Gives both streams more than 500 bytes a second. Apache's RequestReadTimeout ends an upload that is slower.
 PING_S: Final = 0.25
 PING_BYTES: Final = 1024
-# How much longer than an age that was found a stream must live for it to be no limit.
+# A stream that lives to BEYOND times an age plus BEYOND_S shows that the age is not a limit.
 BEYOND: Final = 1.15
 BEYOND_S: Final = 1.0
 
 
 class AgeSearch:
-    """The streams of one probe, pair after pair, until two of a direction have ended at the same age, or none has."""
+    """Searches for the age limits of both directions with one pair of streams after another.
+
+    The search is over when each direction has either ended twice at the same age, or outlived the tested age.
+    """
 
     def __init__(self, ages: Ages) -> None:
-        """``ages`` is filled in."""
+        """``ages``: receives the results."""
         self._ages = ages
         self._limits = AgeLimit(), AgeLimit()
-        self.next_s = ages.limit_s  # how long the next pair is to be watched; 0: no further pair is needed
+        self.next_s = ages.limit_s  # how long to watch the next pair; 0: no further pair is needed
 
     async def watch(
         self, open_upload: Callable[[], Awaitable[Uploader]], down: Receiver, progress: Progress
     ) -> Uploader:
         """Keep a pair of streams busy until both have ended, or until `next_s`. Returns the newest upload.
 
-        ``down`` has just begun. An upload that ends is followed by another, because a proxy may end a download only
-        when it has something to write.
+        ``down`` has just begun. An upload that ends is followed by another, so that data still flows on the download: a
+        proxy may end a download only when it has something to write.
         """
         began = trio.current_time()
         first = up = await open_upload()
@@ -70,10 +73,10 @@ def _lifetime(stream: Uploader | Receiver, began: float, now: float) -> Lifetime
 
 
 def _age_of(found: AgeLimit) -> float | None:
-    """The limit of age; None: there is none, or the stream had fallen silent, as a download does whose PONGs stop."""
+    """The age limit; None: there is none, or silence may be the cause, since a download is silent without PONGs."""
     return None if found.limit is None or found.limit.silence_s is not None else found.limit.age_s
 
 
 def is_same_limit(age_s: float | None, silence_s: float) -> bool:
-    """Whether a stream that was silent and ended after ``silence_s`` has met nothing but the limit of age."""
+    """Whether the age limit alone explains that a silent stream ended after ``silence_s``."""
     return age_s is not None and (agree(age_s, silence_s) or silence_s > age_s)

@@ -1,4 +1,4 @@
-"""Which reverse proxies an answer came through, by its headers. Untrusted input; never raises."""
+"""Identifies reverse proxies by the headers of the answers that they forward. Untrusted input; never raises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from .measured import Kind
 
-# Words in Server and Via. OpenResty, Tengine and Angie are derived from nginx. The first that is found counts.
+# Words in Server and Via. The first match counts. OpenResty, Tengine and Angie are derived from nginx.
 _WORDS: Final[tuple[tuple[str, Kind], ...]] = (
     ("cloudfront", "cloudfront"),
     ("cloudflare", "cloudflare"),
@@ -29,7 +29,7 @@ _WORDS: Final[tuple[tuple[str, Kind], ...]] = (
     ("node", "node"),
     ("express", "node"),
 )
-# Headers that only one kind of proxy sends, also where it forwards the Server header of what is behind it.
+# Headers that only one kind of proxy adds. It adds them even if it forwards the Server header of its upstream.
 _OWN_HEADERS: Final[tuple[tuple[str, Kind], ...]] = (
     ("cf-ray", "cloudflare"),
     ("x-amz-cf-id", "cloudfront"),
@@ -44,15 +44,16 @@ _TRAEFIK_ISSUER: Final = "TRAEFIK DEFAULT CERT"
 def identify(
     headers: Mapping[str, str], names: Sequence[str], *, https: bool = False, issuer: str | None = None
 ) -> list[Kind]:
-    """The proxies that these headers show, the nearest first as far as they tell; at least one.
+    """The proxies that these headers show, at least one. The nearest comes first, as far as the headers show the order.
 
-    A proxy that forwards the Server header of another stands before it; whether it is nearer cannot be known.
+    A proxy that forwards the Server header of another one is listed before that one, although the headers do not show
+    which is nearer.
 
     Args:
         headers: lower-case name to value.
-        names: the names as they were sent.
-        https: the connection used TLS, so something ended that: our server does not.
-        issuer: of the certificate.
+        names: the names of the headers as they were sent.
+        https: the connection used TLS. Since our server has no TLS, a proxy terminated it.
+        issuer: the issuer of the certificate.
     """
     found: list[Kind] = [kind for name, kind in _OWN_HEADERS if name in headers]
     if headers.get("x-served-by", "").startswith("cache-"):
@@ -68,20 +69,20 @@ def identify(
 
 
 def _product(entry: str) -> str:
-    """The program of an entry of Via: its comment, as in ``1.1 host (squid/5.7)``, or else the name, as in
-    ``1.1 Caddy``. The name of a host is no program."""
+    """The program that an entry of Via names: in its comment, as in ``1.1 host (squid/5.7)``, or else as its name, as
+    in ``1.1 Caddy``. A host name is not a program."""
     comment = entry.partition("(")[2]
     name = entry.split()[-1] if entry.split() else ""
     return comment or (name if any(name.lower() == word for word, _ in _WORDS) else "")
 
 
 def _named_in(text: str) -> list[Kind]:
-    """The proxy that the text names; one or none."""
+    """The proxy that the text names, as a list of one; empty: it names none."""
     return [kind for word, kind in _WORDS if word in text.lower()][:1]
 
 
 def _by_behaviour(headers: Mapping[str, str], names: Sequence[str], *, https: bool, issuer: str | None) -> Kind:
-    """A proxy that does not name itself."""
+    """The kind of a proxy that does not name itself."""
     if issuer == _TRAEFIK_ISSUER:
         return "traefik"
     if "server" in headers or "via" in headers or not names:
@@ -96,8 +97,8 @@ def _by_behaviour(headers: Mapping[str, str], names: Sequence[str], *, https: bo
 
 
 def _is_gos(names: Sequence[str]) -> bool:
-    """Whether the order is that of Go's net/http: sorted, then Date and what it adds about the body and the
-    connection. Traefik is written in Go and sends no header of its own."""
+    """Whether the headers have the order of Go's net/http: sorted names, then Date, then the headers that it adds about
+    the body and the connection. This recognises Traefik, which is written in Go and adds no header of its own."""
     before = list(names[: names.index("Date")]) if "Date" in names else []
     added = {"Content-Length", "Content-Type", "Connection", "Transfer-Encoding"}
     return len(before) > 1 and before == sorted(before) and set(names[len(before) + 1 :]) <= added

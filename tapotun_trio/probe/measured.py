@@ -74,11 +74,10 @@ class Tls:
 
 @dataclass(slots=True)
 class Http:
-    """The response to the GET. With a ``status`` of None, ``error`` says why there was none.
+    """The response to the GET. If ``status`` is None, ``error`` says why there was no response.
 
-    ``proxies``: every proxy that the response shows, the nearest first as far as its headers tell; ``proxy`` is the
-    first of them. ``own``: whether the body of an error response comes from a tapotun server, and not from
-    a proxy.
+    ``proxies``: every proxy that the response shows, in the order of `identify`; ``proxy`` is the first of them.
+    ``own``: whether the body of an error response comes from a tapotun server, and not from a proxy.
     """
 
     ms: float | None = None
@@ -98,10 +97,10 @@ class PathMtu:
     """Whether large packets pass.
 
     Attributes:
-        ok: None: not tested.
-        lost_bytes: the size of TCP segments that are lost; None: not known, as they are the server's.
-        passing_bytes: the size that was found to pass instead; None: none was.
-        address: where the segments go to or come from.
+        ok: whether they pass; None: not tested.
+        lost_bytes: the size of the lost TCP segments; None: not known, because the server sent them.
+        passing_bytes: the size that was found to pass instead; None: no such size was found.
+        address: the remote address of the connection.
     """
 
     ok: bool | None = None
@@ -183,8 +182,11 @@ class Idle:
 
 @dataclass(slots=True)
 class Ages:
-    """The age at which something on the path ends streams on which data flows, found with two streams of each; None: a
-    stream survived ``.._tested_s`` (0: not tested)."""
+    """The ages at which something on the path ends streams, although data flows on them.
+
+    ``download_s`` and ``upload_s``: the age at which two streams of this direction ended; None: no limit was found up
+    to an age of ``download_tested_s`` or ``upload_tested_s`` (0: not tested).
+    """
 
     limit_s: float
     download_tested_s: float = 0.0

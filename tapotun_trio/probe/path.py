@@ -32,10 +32,10 @@ _DAY_S: Final = 86400.0
 
 
 class Path:
-    """Makes connections to the URL of ``config``.
+    """Connects to the URL of ``config``.
 
     Attributes:
-        limits: the size of segments on all connections, as far as larger ones were found to be lost.
+        limits: the segment sizes by address, where larger segments were found to be lost.
     """
 
     def __init__(self, config: ClientConfig) -> None:
@@ -52,7 +52,7 @@ class Path:
         )
 
     def note_limit(self, path_mtu: PathMtu, address: str | None, lost_bytes: int | None) -> None:
-        """Fill ``path_mtu`` in: large segments are lost, and ``limits`` has the size to use instead."""
+        """Record in ``path_mtu`` that large segments are lost. ``limits`` already has the size to use instead."""
         path_mtu.ok, path_mtu.address = False, address
         path_mtu.lost_bytes = path_mtu.lost_bytes or lost_bytes
         path_mtu.passing_bytes = None if address is None else self.limits.limit(address)
@@ -81,7 +81,7 @@ class Path:
         limited = [address for address in measured.dns.addresses if self.limits.limit(address) is not None]
         if limited:
             self.note_limit(measured.path_mtu, limited[0], None)
-            await self._handshake(measured.tls)  # once more, without the wait for what was lost
+            await self._handshake(measured.tls)  # once more, to measure it without the wait for lost segments
         await self._versions(measured.tls)
         return measured.tls.error is None
 

@@ -34,7 +34,7 @@ from .verdict import judge
 USABLE: Final = 0
 NOT_USABLE: Final = 1
 
-TOTAL_S: Final = 75.0  # for everything but the tests of limits
+TOTAL_S: Final = 75.0  # for everything except the tests for limits of age and silence
 
 
 class Misused(Exception):
@@ -94,7 +94,7 @@ async def measure_until_stopped(
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop, signals)
-            # An age that is found is looked for once more.
+            # Each age limit is tested twice.
             total_s = TOTAL_S + idle_limit_s + 2.5 * max(age_limit_s, idle_limit_s)
             with trio.move_on_after(total_s) as deadline:
                 await measure(config, idle_limit_s, measured, age_limit_s)
@@ -105,7 +105,7 @@ async def measure_until_stopped(
 
 
 def client_config(arguments: Namespace) -> ClientConfig:
-    """The client that these options describe, or the one of a config file with these options instead of its own.
+    """The client that these options describe. If they name a config file, its client with these options on top.
 
     Warns if other users can read the token file. Raises Misused.
     """
@@ -179,7 +179,8 @@ def _url(text: str) -> Url:
 
 
 def _tls(arguments: Namespace, given: TlsConfig) -> TlsConfig:
-    """The TLS options. A certificate brings its own key. Raises Misused."""
+    """The TLS options: those of the command line, or else ``given``. A certificate on the command line never uses the
+    key of ``given``. Raises Misused."""
     server_name: str | None = given.server_name
     try:
         if arguments.server_name is not None:
@@ -200,7 +201,7 @@ def _tls(arguments: Namespace, given: TlsConfig) -> TlsConfig:
 
 
 def _login(arguments: Namespace) -> Secret | None:
-    """The login for Basic auth, as ``user`` and ``password_file`` of a client."""
+    """The login for Basic auth, as from ``user`` and ``password_file`` in the config of a client."""
     user, file = arguments.user, arguments.password_file
     if user is None and file is None:
         return None
@@ -219,7 +220,7 @@ def _login(arguments: Namespace) -> Secret | None:
 
 
 def _headers(name: str | None) -> tuple[tuple[str, Secret], ...]:
-    """The headers in a file, one ``Name: value`` a line."""
+    """The headers in a file, one ``Name: value`` per line."""
     return () if name is None else parse_headers(name, _read("--headers-file", name, "further headers"))
 
 

@@ -1,4 +1,4 @@
-"""Notices that large packets are lost in silence, while other measurements run."""
+"""Detects that the path silently drops large packets, while other measurements run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LOOK_S: Final = 0.3
 
 
 class LossWatch:
-    """Watches connections.
+    """Watches connections for the loss of large segments.
 
     Attributes:
-        failure: large segments are lost, and the limit for the next connections has been lowered; None: not so far.
-        lost_bytes: the size of the segments that are lost.
-        address: their other end.
+        failure: set when large segments turn out to be lost, after lowering the limit for later connections.
+        lost_bytes: the size of the lost segments.
+        address: the remote address of their connection.
     """
 
     def __init__(self, limits: SegmentLimits) -> None:
@@ -31,7 +31,7 @@ class LossWatch:
         self.address: str | None = None
 
     def add(self, connection: Connection) -> None:
-        """Watch this connection, too. An idle one is asked for signs of life once a second."""
+        """Watch this connection, too. While it is idle, the kernel sends a TCP keepalive probe once a second."""
         self._connections.append((connection, SegmentWatch()))
         connection.keepalive_after(1)
 
@@ -45,7 +45,7 @@ class LossWatch:
 
     def _look(self, now: float) -> bool:
         states = [(connection, watch, connection.segments()) for connection, watch in self._connections]
-        heard_at: dict[str | None, float] = {}  # by address: another one may be reached by another way
+        heard_at: dict[str | None, float] = {}  # by address, since another address may have another path
         for connection, _, state in states:
             if state is not None:
                 address = connection.remote_address

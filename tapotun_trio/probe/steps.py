@@ -29,7 +29,7 @@ from .verdict import may_replace_get
 from .websocket import try_websocket
 
 HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
-MAX_PAIRS: Final = 3  # of streams, in search of a limit of age
+MAX_PAIRS: Final = 3  # pairs of streams in the search for an age limit
 GOODBYE_S: Final = 3.0
 GOODBYE_PINGS: Final = 3
 GOODBYE_PAUSE_S: Final = 0.1
@@ -38,8 +38,8 @@ _BYE: Final = "the probe is done"
 _OWN_PAGES: Final = (b"403\n", b"404\n", b"405\n", b"409\n")
 
 
-# A refusal that comes before the request has ended is forwarded at once by these. Apache waits for the end; what is
-# written in Go (Caddy, Traefik) reads up to 256 KiB of the request first (net/http/server.go, maxPostHandlerReadBytes).
+# These forward a refusal at once, even before the request has ended. Apache waits for the end of the request. Proxies
+# in Go (Caddy, Traefik) first read up to 256 KiB of the request (net/http/server.go, maxPostHandlerReadBytes).
 _FORWARDS_EARLY_REFUSALS: Final = frozenset({"nginx", "haproxy", "none"})
 
 
@@ -91,7 +91,7 @@ class _Steps:
         self._http = Http()
         self._numbers = 0
         self._features = control.SUPPORTED
-        self._ours = False  # the server counts streams of ours
+        self._ours = False  # whether the server may still have streams of this probe
 
     async def run(self) -> None:
         try:
@@ -136,14 +136,14 @@ class _Steps:
         return _Taken()
 
     async def _leave(self) -> None:
-        """End our last download at the server. Otherwise a proxy that does not notice that we are gone keeps it open,
-        and the server believes that a client uses the token.
+        """Make the server end the last download of this probe. Otherwise a proxy that does not notice that the probe
+        has left may keep the download open, and the server believes that a client uses the token.
 
-        A newer download of the same session ends the older ones. A WebSocket does, and can be closed. Where none
-        passes, a GET is reset, and what the server sends on it in answer to PINGs makes a proxy notice. Without effect
-        if another client has taken the token.
+        A newer stream of the same session ends the older ones. So a WebSocket is opened and closed. If no WebSocket
+        passes, a new GET is reset: the proxy notices the reset when it forwards the server's answers to PINGs. This has
+        no effect if another client has taken the token.
         """
-        self._features = control.SUPPORTED  # without, there would be no PINGs
+        self._features = control.SUPPORTED  # without the features there would be no PINGs
         if self._measured.websocket.ok:
             await try_websocket(WebSocket(), self._opener, self._download_fields(), GOODBYE_S)
             return
@@ -158,7 +158,7 @@ class _Steps:
                 await up.finish(GOODBYE_S, control.bye(_BYE))
                 nursery.cancel_scope.cancel()
         except* (PeerError, _Taken):
-            pass  # then a server that cannot be reached, or another client, ends them
+            pass  # the server is down, or another client has the token; either ends the download
 
     # -- the GET
 
@@ -192,7 +192,7 @@ class _Steps:
         return None
 
     async def _download_again(self) -> tuple[Connection, Answer]:
-        """A GET like the one that was answered. Raises PeerError, trio.TooSlowError, and _Taken."""
+        """Repeat the GET that was answered before. Raises PeerError, trio.TooSlowError, and _Taken."""
         connection = await self._opener.request("GET", self._download_fields())
         with trio.fail_after(HEAD_S):
             answer = await read_answer(connection, "GET")
@@ -310,7 +310,7 @@ class _Steps:
         connection.close()
 
     async def _streams(self, connection: Connection, answer: Answer) -> bool:
-        """Measure both streams. False: large segments were lost, and smaller ones are to be tried."""
+        """Measure both streams. Returns False if large segments were lost and smaller ones should be tried."""
         measured = self._measured
         watch = LossWatch(self._path.limits)
         watch.add(connection)
@@ -426,7 +426,7 @@ class _Steps:
             measured.not_tested.append("idle timeout of a download: the server ended it")
 
     async def _ages(self) -> None:
-        """Look for limits of age: up to --age-limit, and wherever a stream was ended before."""
+        """Search for age limits: up to --age-limit, and up to any age at which a stream has ended earlier."""
         measured, idle = self._measured, self._measured.idle
         ended = [measured.download.ended_after_s, measured.upload.ended_after_s]
         if idle is not None:
@@ -457,7 +457,7 @@ class _Steps:
         measured.not_tested.append("limits on the age of a stream: streams were ended at ages that do not agree")
 
     async def _answering_upload(self, nursery: trio.Nursery, down: Receiver) -> Uploader:
-        """A new upload, on which the PINGs of ``down`` are answered. Raises PeerError."""
+        """Open an upload that also carries the PONGs for the PINGs on ``down``. Raises PeerError."""
         up = await self._opener.upload(nursery, self._upload_fields())
         down.answer = up.answer
         return up

@@ -31,9 +31,9 @@ PINGS: Final = 10
 PING_S: Final = 2.0
 PAUSE_S: Final = 0.02
 
-# Two full segments and a small one, by which the other end notices the gap.
+# Fills two full segments and a small one. If the full ones are lost, the other end sees a gap before the small one.
 LARGE_BYTES: Final = 3_000
-# In which the kernel sends a lost segment again five times.
+# The kernel retransmits a lost segment five times within this time.
 LARGE_S: Final = 10.0
 
 LOAD_S: Final = 1.5

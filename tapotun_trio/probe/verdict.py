@@ -33,7 +33,8 @@ _PATH_MTU_LINES: Final = (
 # Faults that may affect a WebSocket too.
 _SILENCE: Final = frozenset({"idle-download", "idle-upload"})
 PATH_MTU: Final = "path-mtu"
-# Faults that make a client of `auto` try a WebSocket, and how the codes begin that say that a GET was not served.
+# _CHANGING: faults that make a client with transport "auto" try a WebSocket. _GET: prefixes of the codes for a GET that
+# was not served.
 _CHANGING: Final = frozenset({"upload-held", "upload-broken", "download-held"})
 _GET: Final = ("http-", "no-answer", "not-tapotun")
 RECIPES: Final = "complete files are in conf/proxies, the reasons in docs/deploy.md"
@@ -72,13 +73,13 @@ def judge(measured: Measured) -> Verdict:
     _Judge(measured, verdict.findings).judge()
     faults = {finding.code for finding in verdict.findings if finding.severity == "fault"}
     if measured.path_mtu.passing_bytes is not None:
-        faults.discard(PATH_MTU)  # a client finds that size, too
+        faults.discard(PATH_MTU)  # a client finds a passing size as the probe did
     reached = measured.http is not None and measured.http.status == 200
-    # Faults of GET and PUT that may not affect a WebSocket.
+    # Faults of GET and PUT. A WebSocket may work in spite of them.
     http_only = {code for code in faults if code.startswith(("upload-", "download-", "idle-", *_GET))}
     websocket = measured.websocket.ok is True and not faults - http_only - {"websocket"}
     if measured.token_in_use:
-        # With uploads held back a client runs over a WebSocket, if at all, and that cannot be tested.
+        # Uploads that are held back leave only a WebSocket, which cannot be tested while the token is in use.
         moves = measured.transport == "auto" and faults == {"upload-held"}
         verdict.usable = not faults or moves
         verdict.selector = None if not verdict.usable else "websocket" if moves else "http"
@@ -95,15 +96,18 @@ def judge(measured: Measured) -> Verdict:
 
 
 def may_replace_get(http: Http) -> bool:
-    """Whether a client tries a WebSocket after such an answer to its GET: not if the server itself refused it, or
-    something that wants a login or a pause, or that does not reach the server."""
+    """Whether a client tries a WebSocket after such an answer to its GET.
+
+    It does not if the server itself refused the GET. Nor does it if a proxy wants a login, limits the rate, or does not
+    reach the server.
+    """
     if http.status == 200:
         return http.error is not None
     return http.status is None or (not http.own and http.status not in NOT_OF_THE_PATH)
 
 
 def _changes_to_websocket(faults: set[str]) -> bool:
-    """Whether a client notices one of these, and replaces GET and PUT by a WebSocket (`client.transport_choice`)."""
+    """Whether one of these faults makes a client replace GET and PUT by a WebSocket (`client.transport_choice`)."""
     return any(code in _CHANGING or code.startswith(_GET) for code in faults)
 
 
@@ -162,7 +166,8 @@ class _Judge:
         self._findings.append(Finding(severity, code, text, where, change))
 
     def _blame(self, severity: Severity, code: str, text: str, fault: Fault) -> None:
-        """Add a finding with the lines that the config of the proxy needs; of several, any may be meant."""
+        """Add a finding with the lines that the proxy's config needs. If there are several proxies, any of them may be
+        the cause, so the lines for each are given."""
         kinds = self._kinds
         if kinds == ["none"]:
             where = "the device or proxy between this machine and the server"
@@ -316,12 +321,12 @@ class _Judge:
             self._blame(severity, "websocket", f"a WebSocket does not pass ({websocket.error}){tail}", "websocket")
 
     def _age_s(self, name: Literal["download", "upload"]) -> float | None:
-        """The age at which streams of this direction are ended."""
+        """The age at which streams of this direction are ended; None: not known."""
         ages = self._measured.ages
         return None if ages is None else ages.download_s if name == "download" else ages.upload_s
 
     def _ages(self) -> None:
-        """No fault: a client of ours copes. A deployed one does not."""
+        """Report age limits, but not as faults: our client replaces its streams in time. A deployed one does not."""
         for name, kind, fault in _AGES:
             age_s = self._age_s(name)
             if age_s is None:

@@ -1,4 +1,4 @@
-"""What a server logs about one client. Each kind of line has a rate limit of its own."""
+"""The log lines of a server about one client. Each kind of line has its own rate limit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import trio
 
 from ..log import FLAPPING_S, RateLimitedLog, client_logger, flap_damped
 
-# After this many early exits within this time, a warning names the option `peers`. A service manager restarts a client
-# within seconds, so one that exits because of `peers` comes back that often.
+# After this many early exits within this time, a warning names the option `peers`. A client that exits because of
+# `peers` comes back that often, because a service manager restarts it within seconds.
 EARLY_EXITS: Final = 3
 EARLY_EXITS_WITHIN_S: Final = 90.0
 
@@ -21,14 +21,14 @@ class ClientLog:
     """The log lines of one session.
 
     Attributes:
-        plain: has no rate limit. Its lines begin with the names of the interface and the client.
+        plain: the log without a rate limit. Its lines begin with the names of the interface and the client.
     """
 
     __slots__ = ("_early_exits", "_limits", "plain")
 
     def __init__(self, interface: str, client: str) -> None:
         self.plain = client_logger(interface, client)
-        # Each is created with its first line: most of thousands of clients never log one.
+        # Each limit is created with its first line. There may be thousands of clients, most of which never log one.
         self._limits: dict[str, RateLimitedLog] = {}
         self._early_exits: deque[float] | None = None  # when a base client left right after the answer to its download
 

@@ -108,9 +108,10 @@ def _farewell(session: Session, hello: ClientHello) -> bytes:
 async def serve_upload(session: Session, exchange: Exchange) -> None:
     """Take frames from the client until its body ends, then answer. Raises PeerError.
 
-    An extended client's upload that the server ends on purpose is answered, too. Otherwise a proxy would answer it
-    with a 502, which sounds like a server that is down. A deployed client takes an answer before the end of its body
-    for that end, so it gets none."""
+    If the server ends an extended client's upload on purpose, it answers that upload, too. Otherwise a proxy would
+    answer with a 502, as if the server were down. A deployed client gets no such answer, because it would believe that
+    its body has ended.
+    """
     hello = ClientHello.of(exchange.head.headers)
     extended = session.belongs_to_download(hello)
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
@@ -137,12 +138,12 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
 
 
 async def _answer_ended_upload(session: Session, hello: ClientHello, exchange: Exchange, reason: EndReason) -> None:
-    """Answer the upload of an extended client that this end ended before its body had ended, if it was on purpose."""
-    with suppress(PeerError):  # the client has gone meanwhile
+    """Answer an extended client's upload whose body has not ended, if the server ended it on purpose."""
+    with suppress(PeerError):  # the client may have left meanwhile
         if reason == EndReason.DISCONNECTED:
             await exchange.respond(200, [("Content-Type", "text/plain")], b"ok\n", close=True)
         elif reason == EndReason.REPLACED and session.replaced_by_another(hello):
-            await exchange.refuse(409)  # as any further request of this session
+            await exchange.refuse(409)  # the same answer as to any further request of this session
 
 
 async def serve_websocket(session: Session, exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Watches which addresses this machine has, since no client may send from one of them."""
+"""Watches the addresses of this machine, because no client may use one of them as a source address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..host.interfaces import Host
 from ..host.netlink.rewatch import Rewatch
 from ..log import Log
 
-# The addresses of our own interfaces change without a notification: see `Host.open_changes`.
+# The addresses are also read this often, because those of our own interfaces change without a notification (see
+# `Host.open_changes`).
 CHECK_S: Final = 10.0
 
 
@@ -23,9 +24,9 @@ async def watch_machine_addresses(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call ``on_addresses`` with the IPv4 addresses of this machine, and again after each change; for ever.
+    """Call ``on_addresses`` with the IPv4 addresses of this machine now and after each change. Runs for ever.
 
-    Reports started when they were read for the first time, or could not be read, which is logged.
+    ``task_status`` is told after the first attempt to read the addresses. A failure to read them is logged.
     """
     started = False
 

@@ -34,7 +34,7 @@ from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTab
 from .status import server_status
 
 TICK_S: Final = 1.0
-LOOP_S: Final = 10.0  # a packet that came back is dropped for so long; then one may pass, to see whether it still does
+LOOP_S: Final = 10.0  # how long to drop packets that came back; then one passes, to test whether it still comes back
 LOG_BURST: Final = 10  # log lines about refused tokens within ten seconds
 _MADE_PER_STEP: Final = 10  # sessions; a step takes about a millisecond
 _TICKED_PER_STEP: Final = 50  # sessions
@@ -137,7 +137,7 @@ class TunnelServer:
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
         self._refusal_log = RateLimitedLog(burst=LOG_BURST)
         self._loop_log = flap_damped()
-        self._loops: dict[bytes, Session] = {}  # the keys of packets that came back lately, and who had sent them
+        self._loops: dict[bytes, Session] = {}  # keys of packets that came back recently, and their sessions
         self._faults = Faults()
 
     @property
@@ -160,16 +160,16 @@ class TunnelServer:
         return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
 
     def peers(self) -> Iterator[tuple[str, Session]]:
-        """Each session with its client's name."""
+        """The name of each client, and its session."""
         return ((session.client.name, session) for session in self.sessions)
 
     def last_seen(self) -> dict[str, BootTime]:
-        """When each client was last heard, by its name; those that never were are left out."""
+        """When each client was last heard, by its name. Clients that were never heard are left out."""
         return _last_seen(self.sessions)
 
     def restore_last_seen(self, moments: Mapping[str, BootTime]) -> None:
-        """``moments``: what `last_seen` returned before the interface or its clients were replaced. Sessions that have
-        heard their client keep what they know."""
+        """``moments``: what `last_seen` returned before the interface or its clients were replaced. A session that has
+        already heard its client keeps its own value."""
         if moments:
             for session in self.sessions:
                 moment = moments.get(session.client.name)
@@ -203,7 +203,7 @@ class TunnelServer:
         self._by_token = prepared.by_token
         self._verdicts.clear()
         self._loops.clear()
-        # A client whose token is new is the same client to the operator.
+        # For the operator, a client with a new token is still the same client.
         self.restore_last_seen(_last_seen(prepared.removed.values()))
         updates: list[tuple[Session, PreviousParameters]] = []
         for session, index, client, parameters in prepared.kept:
@@ -221,7 +221,7 @@ class TunnelServer:
             session.disconnect("its token is not in the config any more")
 
     async def watch_machine(self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the router informed of this machine's own addresses, for ever. See `watch_machine_addresses`."""
+        """Keep the router informed of this machine's addresses. Runs for ever. See `watch_machine_addresses`."""
         await watch_machine_addresses(host, self._log, self._set_machine, task_status=task_status)
 
     def _set_machine(self, interfaces: frozenset[IPv4Interface]) -> None:
@@ -245,10 +245,10 @@ class TunnelServer:
     def classify(self, view: memoryview, at: int) -> Sender | None:
         """The sender of a frame from the device (see `tun_io.Classify`).
 
-        If a client has no route to a network of its own, it sends packets for that network to us, our kernel routes
-        them back into the device, and so on, until their TTL is used up. Such a packet is dropped when it comes back.
-        A client's packet cannot be dropped before it enters the device: our kernel may have a longer route for it,
-        which the config does not know.
+        A client that has no route to one of its own networks sends packets for that network to the server. The server's
+        kernel routes them back into the device, and so on until their TTL expires. So a packet that comes back is
+        dropped here. It cannot be dropped earlier, before it enters the device, because the kernel may have a more
+        specific route for it that the config does not know.
         """
         first, key = ADDRESSES.unpack_from(view, at)
         if first >> 4 != 4:
@@ -287,7 +287,7 @@ class TunnelServer:
         return to
 
     def _forget_loops(self) -> None:
-        """Let these packets pass once more: the client may have the route to its own network again."""
+        """Let packets that came back pass once more, since the client may have its missing route by now."""
         for key, session in self._loops.items():
             self._verdicts.pop(key, None)
             session.forget_verdict(key)

@@ -137,8 +137,8 @@ class ForwardingTable:
     Attributes:
         router: decides by source and destination.
         sessions: the sessions, at the index that the router returns.
-        device_verdicts: the cached verdicts for packets from the device, by key: a sender; False: no route; True: the
-            packet came from the client that it would go to.
+        device_verdicts: the cached verdicts for packets from the device, by key. A verdict is a sender; or False: no
+            route; or True: the packet came from the same client that it would be sent to.
         writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
     """
 
@@ -180,7 +180,7 @@ class Session:
 
     @property
     def log(self) -> Log:
-        """For lines that need no rate limit."""
+        """The log for lines that need no rate limit."""
         return self.client_log.plain
 
     @property
@@ -240,14 +240,14 @@ class Session:
         return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
 
     def forget_verdicts(self) -> None:
-        """The router was replaced."""
+        """Discard the cached verdicts, because the router was replaced."""
         self._verdicts.clear()
 
     def forget_verdict(self, key: bytes) -> None:
         self._verdicts.pop(key, None)
 
     def sends_into_device(self, key: bytes) -> bool:
-        """Whether packets from this client with this key went into the device, as far as is remembered."""
+        """Whether a cached verdict sends this client's packets with this key into the device."""
         return self._verdicts.get(key) is True
 
     def mark_removed(self) -> None:
@@ -463,7 +463,7 @@ class Session:
         if verdict == BAD_SOURCE:
             self.log.debug("source %s is not an address of this client", ".".join(map(str, source)))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
-        if to is True:  # if it comes back from there, it must be recognised: see `TunnelServer.classify`
+        if to is True:  # so that `TunnelServer.classify` decides again, and notices if the packet comes back
             self._table.device_verdicts.pop(key, None)
         if len(self._verdicts) >= CACHE_ENTRIES:
             self._verdicts.clear()

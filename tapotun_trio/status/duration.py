@@ -1,4 +1,4 @@
-"""A time span as text for people. A module of its own: every process logs one, and few render a status."""
+"""Time spans as text for people. Apart from `render`, because every process logs spans but few render a status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """The time between, in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is in the future."""
+    """The time between ``then`` and ``now`` in its two largest units: ``3 h 12 min``. ``0 s`` if ``then`` is later."""
     return span(max(int((now - then).total_seconds()), 0))
 
 

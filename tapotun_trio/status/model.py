@@ -20,8 +20,8 @@ from msgspec import Struct, field
 SCHEMA: Final = 1
 
 InterfaceKind: TypeAlias = Literal["server", "client"]
-# up: a server listens, a client's streams carry packets. degraded: as up, but something that the interface needs on
-# this machine is missing. connecting: a client without streams. failed: it will restart.
+# up: a server listens, or a client's streams carry packets. degraded: up, but something on this machine that the
+# interface needs is missing. connecting: a client has no streams. failed: the interface will be restarted.
 InterfaceState: TypeAlias = Literal["starting", "connecting", "up", "degraded", "failed"]
 # connected: both directions. connecting: one or none yet. replaced: another machine uses this client's token.
 PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
@@ -30,8 +30,8 @@ PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 # made. withdrawn: removed while there is no session. captured: others made it, and the operator has to remove it.
 TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
 
-# Why a pushed network is left out. attached: an interface attaches this machine to it. tunnel-network: the same, for
-# the network of the tunnel's own address. martian: no packet is ever routed there.
+# Why a pushed network is left out. attached: this machine is attached to that network. tunnel-network: the tunnel's own
+# address is in that network. martian: no packet is ever routed there.
 LeftOutReason: TypeAlias = Literal["attached", "tunnel-network", "martian"]
 
 
@@ -153,7 +153,7 @@ class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     version: str
     pid: int
     name: str
-    hostname: str = ""  # empty: an older version does not say
+    hostname: str = ""  # empty: an older version does not report it
     config_file: str
     started_at: datetime
     last_reload: ReloadStatus | None = None

@@ -21,9 +21,9 @@ MIN_WIDTH: Final = 40
 TEXT_CHARS: Final = 800  # the longest sentence
 LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
 
-MANY_PEERS: Final = 24  # of one interface, which are shown as a table where there is no terminal
+MANY_PEERS: Final = 24  # without a terminal, more peers of one interface than this are shown as a table
 SILENT_S: Final = 60.0  # more than any keepalive
-_NAME_COLUMNS: Final = 12  # at least, of a name in the table
+_NAME_COLUMNS: Final = 12  # the minimum width of the names in the table
 _TROUBLE: Final[tuple[PeerState, ...]] = ("replaced", "connecting", "offline", "connected")  # the worst first
 
 _LABEL: Final = 12  # columns, including the colon and the space after it
@@ -42,13 +42,13 @@ def render(
     full: bool = False,
     colour: bool = False,
 ) -> str:
-    """A block for each process, and in it a block for each peer; a table instead where these fill more than a screen.
+    """Render a block for each process, with a block for each peer, or a table if these would not fit on a screen.
 
     Args:
         width: columns of the terminal.
-        rows: its rows; None: it is no terminal, and MANY_PEERS decides.
-        full: blocks, however many there are.
-        colour: with ANSI colours.
+        rows: rows of the terminal; None: the output is no terminal, and MANY_PEERS decides.
+        full: use blocks for any number of peers.
+        colour: use ANSI colours.
     """
     page = _Page(max(width, MIN_WIDTH), colour)
     for process in processes:
@@ -159,7 +159,7 @@ class _Page:
         self._field("    ", "ended", _reasons(peer.stream_ends))
 
     def _table(self, peers: Sequence[PeerStatus], now: datetime) -> None:
-        """A line for each peer, those with trouble first."""
+        """Write a line for each peer. Peers with trouble come first."""
         counts = Counter(peer.state for peer in peers)
         states = [f"{counts[state]} {state}" for state in _TROUBLE if counts[state]]
         self._field("  ", "peers", [f"{len(peers)}", *states, "tapotun status --full has all about each"])
@@ -233,7 +233,7 @@ class _Page:
 
 
 class _Column(NamedTuple):
-    """A column of the table of peers, besides the name."""
+    """A column of the table of peers, except the column of names."""
 
     title: str
     width: int
@@ -241,7 +241,7 @@ class _Column(NamedTuple):
 
 
 def _rank(peer: PeerStatus, now: datetime) -> int:
-    """Its place in the table: what needs somebody's attention comes first, and who has never been there last."""
+    """The sort key of a peer in the table: peers that need attention come first, peers never seen last."""
     never = peer.state == "offline" and peer.endpoint is None and not peer.stream_ends
     if never:
         return len(_TROUBLE) + 2
@@ -260,7 +260,7 @@ def _heard(peer: PeerStatus, now: datetime) -> str:
 
 
 def _short(then: datetime, now: datetime) -> str:
-    """The time between in its largest unit."""
+    """The time between ``then`` and ``now`` in its largest unit."""
     return " ".join(ago(then, now).split()[:2])
 
 
@@ -324,7 +324,7 @@ def _endpoint(peer: PeerStatus) -> list[str]:
     if peer.tls is not None:
         over = f"{over.replace(' over HTTP', ' over HTTPS')} ({peer.tls})"
     software = peer.agent or ("extended" if peer.extended else "base protocol")
-    # With a version of TLS nothing is left to say; without one it is a proxy that says so.
+    # If this end knows the TLS version, that says enough. Otherwise a proxy has reported the encryption.
     words = {True: "" if peer.tls else "encrypted up to its proxy", False: "not encrypted", None: ""}[peer.encrypted]
     return [f"{peer.endpoint}{over}", software, *filter(None, [words])]
 

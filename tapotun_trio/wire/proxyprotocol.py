@@ -5,7 +5,7 @@ Untrusted input; raises PeerError only. Follows doc/proxy-protocol.txt of HAProx
 text, of at most 107 bytes::
 
     PROXY TCP4 203.0.113.7 192.0.2.1 51234 443\\r\\n      or TCP6, in the same way
-    PROXY UNKNOWN\\r\\n                                   perhaps with words behind it, which mean nothing
+    PROXY UNKNOWN\\r\\n                                   perhaps followed by words without meaning
 
 Version 2 (section 2.2) is binary::
 
@@ -31,7 +31,7 @@ SIGNATURE_V1: Final = b"PROXY "
 HEADER_BYTES: Final = 16
 # Addresses and TLVs. Those of HAProxy stay below 1 KiB, even with all TLVs about TLS; a Unix address takes 216 bytes.
 MAX_REST_BYTES: Final = 4096
-MIN_LINE_BYTES: Final = 15  # of version 1: PROXY UNKNOWN and the end of the line
+MIN_LINE_BYTES: Final = 15  # of version 1: PROXY UNKNOWN and CRLF
 MAX_LINE_BYTES: Final = 107
 
 _LOCAL: Final = 0x20  # version in the upper half, command in the lower
@@ -42,7 +42,7 @@ _INET: Final = Struct("!4s4xH2x")
 _INET6: Final = Struct("!16s16xH2x")
 _TLS_HANDSHAKE: Final = 0x16  # RFC 8446 section 5.1
 _CRLF: Final = b"\r\n"
-_BARE: Final = re.compile(rb"\r[^\n]|(?<!\r)\n")  # half an end of a line
+_BARE: Final = re.compile(rb"\r[^\n]|(?<!\r)\n")  # a CR or LF that is not part of a CRLF
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
@@ -76,7 +76,7 @@ class ProxyHeaderParser:
 
     @property
     def needed(self) -> int:
-        """How many bytes are missing at least; 0 if the header is complete."""
+        """The minimum number of bytes that are missing; 0 if the header is complete."""
         return self._total - len(self._data)
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -140,8 +140,8 @@ class ProxyHeaderParser:
 
 
 def version_of(begin: bytes | bytearray) -> int | None:
-    """The version of the PROXY protocol header that begins with these bytes; 0: it may become one; None: it is none.
-    For those who expect no header."""
+    """The version of the PROXY protocol header that begins with these bytes; 0: more bytes may make it one; None: it
+    is none. For readers that do not expect a header, to report it as an error."""
     if begin.startswith(SIGNATURE):
         return 2
     if begin.startswith(SIGNATURE_V1):
@@ -150,7 +150,7 @@ def version_of(begin: bytes | bytearray) -> int | None:
 
 
 def _read_line(line: str) -> Source | None:
-    """The source in a line of version 1, which has no CRLF any more."""
+    """The source in a line of version 1. ``line``: without its CRLF."""
     protocol, *words = line.removeprefix("PROXY ").split(" ")
     if protocol == "UNKNOWN":
         return None
@@ -167,7 +167,7 @@ def _address(word: str, protocol: str) -> IPv4Address | IPv6Address:
     try:
         if protocol == "TCP4":
             return IPv4Address(word)
-        if "%" not in word:  # the zone of another machine says nothing here
+        if "%" not in word:  # a zone names an interface of another machine, which has no meaning here
             return _unmapped(IPv6Address(word))
     except AddressValueError:
         pass

@@ -38,7 +38,7 @@ export function count(number) {
   return number.toLocaleString("en");
 }
 
-/** An endpoint without the proxies before it, `203.0.113.7` of `203.0.113.7 (through 127.0.0.1:51234)`; or null. */
+/** The client of an endpoint, without proxies: `203.0.113.7` for `203.0.113.7 (through 127.0.0.1:51234)`; or null. */
 export function client(endpoint) {
   return endpoint?.split(/ \(?through /)[0] ?? null;
 }

@@ -16,8 +16,9 @@ export class History {
   }
 
   /**
-   * `at`: ms; if the clock was set back, the history restarts. A sample that is only a little late is left out.
-   * `samples`: Map of series to {rx, tx, rtt, high}. A series without samples is dropped after a buffer's length.
+   * `at`: ms. If it is a little older than the newest sample, the sample is ignored. If it is much older, the clock
+   * was set back, and the history restarts.
+   * `samples`: Map of series to {rx, tx, rtt, high}. A series is dropped when the buffer has no sample of it.
    */
   push(at, samples) {
     if (this.end !== null && at <= this.end && at > this.end - LATE_MS) return;
@@ -45,7 +46,7 @@ export class History {
     }
   }
 
-  /** Add what is newer of these [at, samples], oldest first: all of it at first, later what this page has missed. */
+  /** Add those [at, samples] that are newer than the newest sample. `past`: oldest first. */
   fill(past) {
     for (const [at, samples] of past) if (this.end === null || at > this.end) this.push(at, samples);
   }

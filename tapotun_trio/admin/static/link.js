@@ -99,7 +99,7 @@ export class Link {
       this.session = session;
       this.#fresh = false;
       const past = await ask("GET", "api/history").catch((error) => {
-        if (error.status !== 404) throw error; // an older daemon has none
+        if (error.status !== 404) throw error; // an older daemon has no history
         return null;
       });
       if (attempt !== this.#attempt) return;

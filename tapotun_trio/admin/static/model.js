@@ -37,7 +37,7 @@ function troubleOf(peer, now) {
   return silent ? "nothing arrives from it" : null;
 }
 
-/** The place of a peer where trouble comes first. A peer that was never there comes last. */
+/** The sort key of a peer: peers with trouble come first, peers that have never connected last. */
 function rankOf(peer, trouble) {
   if (peer.state === "connected") return trouble === null ? 4 : 2;
   if (peer.state === "offline") return peer.last_seen_at === null ? 5 : 3;

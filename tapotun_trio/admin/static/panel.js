@@ -77,7 +77,7 @@ function showLink() {
   setShown(byId("panel"), state !== "login");
   document.documentElement.dataset.link = state;
   const readOnly = link.session?.may_act === false;
-  document.documentElement.dataset.access = readOnly ? "read" : "full"; // panel.css hides what acts
+  document.documentElement.dataset.access = readOnly ? "read" : "full"; // panel.css hides actions
   setShown(byId("read-only"), readOnly);
   byId("link-state").dataset.state = state;
   setText(byId("link-text"), LINK_TEXTS[state]);

@@ -8,7 +8,7 @@ const SPARK_MS = 120_000;
 const TONES = { connected: "good", connecting: "warn", replaced: "bad", offline: "off" };
 const TRANSPORTS = { http: "HTTP", websocket: "WebSocket" };
 const UP_TO = "From the client to the server, or to the first proxy in between.";
-// Words and explanations by `encrypted` of the status. Nothing is shown where it is not known.
+// Label and explanation for each value of `encrypted` in the status. Nothing is shown if it is not known.
 const ENCRYPTIONS = {
   true: ["encrypted", `The connection has TLS. ${UP_TO}`],
   false: ["not encrypted", `The connection has no TLS: anyone on the path can read packets and token. ${UP_TO}`],

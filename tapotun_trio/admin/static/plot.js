@@ -7,7 +7,7 @@ const HEIGHT = 190;
 const TOP = 8;
 const BOTTOM = 22;
 const GAP_MS = 12_000; // a longer gap breaks the line; the daemon's history has a sample every five seconds
-const MARKS = 100; // the newest events
+const MARKS = 100; // at most this many events are marked, the newest ones
 const MARK_COLOURS = { info: "--border", warning: "--warn", error: "--bad" };
 const STEPS_S = [15, 30, 60, 120, 300];
 const TICK_WIDTH = 72; // px that a time label needs
@@ -117,7 +117,7 @@ export class Plot {
     });
   }
 
-  /** `data`: as History.since returns it; `from`, `to`: ms; `name`: of the series; `events`: to be marked. */
+  /** `data`: from History.since; `from`, `to`: ms; `name`: the name of the series; `events`: the events to mark. */
   show(data, from, to, name, events) {
     this.#view = { data, from, to, name, events };
     const last = data.times.length - 1;

@@ -6,7 +6,7 @@ import { count, milliseconds, NOTHING, plural, rate, size } from "./format.js";
 import { ALL, ofInterface, Recently, sumOf, summed } from "./model.js";
 import { Cursor, Plot } from "./plot.js";
 
-const LISTED = 5; // events below the plots
+const LISTED = 5; // number of events below the plots
 
 export class Traffic {
   #history;
@@ -22,7 +22,7 @@ export class Traffic {
   #listed = []; // the events in the list below the plots
   #list = byId("plot-events");
 
-  /** `events(from)`: the events since then (ms), oldest first. */
+  /** `events(from)`: returns the events since `from` (ms), oldest first. */
   constructor(history, events) {
     this.#history = history;
     this.#events = events;
@@ -95,7 +95,7 @@ export class Traffic {
     this.#showList(events.slice(-LISTED).reverse());
   }
 
-  /** Whether the event is about what is plotted. A server's lines about a client begin with its name. */
+  /** Whether the event is about the plotted series. A server's lines about a client begin with the client's name. */
   #concerns({ interface: place, text, ours }) {
     const scope = this.#scope.value;
     if (scope === ALL || ours) return true;
