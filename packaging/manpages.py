@@ -125,7 +125,8 @@ def _reference(page: str) -> str:
 
 
 def _full_name(struct: str, field: str) -> str:
-    """The field as messages name it: ``tls.ca_file``. Fields of the root and of a definition stand alone."""
+    """Return the field's name as error messages show it, such as ``tls.ca_file``. Fields of the root and of an
+    interface definition have no prefix."""
     if struct in ("root", "server", "client"):
         return field
     return f"{struct}[].{field}" if struct == "clients" else f"{struct}.{field}"
@@ -153,9 +154,9 @@ def _text(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Plain text as sentences, each on its own line, with a capital letter first and a full stop last.
+    """Put each sentence of a plain text on a line of its own, with a capital letter first and a full stop last.
 
-    A first word that has to be written as it is, such as ``tls.ca_file`` or ``validate-config:``, stays so.
+    A first word that must keep its spelling, such as ``tls.ca_file`` or ``validate-config:``, gets no capital letter.
     """
     text = " ".join(text.split())
     if re.match(r"[A-Za-z]+(-[a-z]+)?( |,|;|$)", text):

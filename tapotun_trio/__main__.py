@@ -13,7 +13,7 @@ _NO_MEMORY: Final = (
     b"tapotun: not enough memory to run; raise MemoryMax= or LimitAS= of the service, or ulimit -v, or give the machine"
     b" more memory\n"
 )
-_EXIT_RUNTIME: Final = 3  # exit_codes.RUNTIME, which may not be importable any more
+_EXIT_RUNTIME: Final = 3  # equals exit_codes.RUNTIME; importing that may fail without memory
 
 
 def main() -> int:
@@ -28,13 +28,13 @@ def main() -> int:
     except (MemoryError, ImportError, OSError) as exc:
         if not _is_no_memory(exc):
             raise
-    # Outside of the handler, so that what the exception refers to is free again.
+    # Outside of the handler, so that the memory held by the exception is free again.
     os.write(2, _NO_MEMORY)
     return _EXIT_RUNTIME
 
 
 def _is_no_memory(exc: BaseException) -> bool:
-    """Whether memory ran out. A library that does not fit into the address space raises ImportError (dlopen(3))."""
+    """Whether memory ran out. If a library does not fit into the address space, ImportError is raised (dlopen(3))."""
     if isinstance(exc, ImportError):
         return any(words in str(exc) for words in ("failed to map segment", "annot allocate memory"))
     return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM)

@@ -87,9 +87,9 @@ def _give_up_privileges(config: Config, log: Log) -> None:
     user = find_user(config.user)
     if os.geteuid() == 0:
         require_tun_privileges()
-        prepare_directory(RUN, user)  # if it cannot, `_control_socket` warns
+        prepare_directory(RUN, user)  # if that fails, `_control_socket` warns
     become_user(user, needed_capabilities(config))
-    require_tun_privileges()  # which the user may lack
+    require_tun_privileges()  # the new user may lack them
     if (blocked := unreadable_program()) is not None:
         text = f'user "{user.name}" cannot read this program (no access to {blocked})'
         raise HostError(f"{text}, which loads parts of itself later; install it where every user can read it")
@@ -184,8 +184,8 @@ async def _take_signals(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         manager.stopping()
         process_logger().info("%s: stopping; a second signal stops at once", signal.Signals(number).name)
-        for stop in STOPS:  # trio puts the former handlers back at the end
-            # SIGXCPU comes again every second by itself (setrlimit(2)), so it forces nothing.
+        for stop in STOPS:  # trio restores the previous handlers at the end
+            # SIGXCPU repeats every second by itself (setrlimit(2)), so a second one does not force the stop.
             signal.signal(stop, signal.SIG_IGN if stop == signal.SIGXCPU else _stop_at_once)
         # A signal that arrives in the same moment (the service manager's and a Ctrl-C) counts as the same request. The
         # receiver holds it already, and would raise it again when it is closed.

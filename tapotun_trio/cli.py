@@ -26,7 +26,8 @@ from .shell.usage import verb_parsers
 
 # trio imports all of these except hashlib, and most processes use none of them. Each of the first three loads OpenSSL.
 NEEDED_BY_FEW: Final = ("ssl", "hmac", "hashlib", "idna")
-# argparse imports shutil, which tries whether it can import these, for archives that this program does not have.
+# argparse imports shutil, which imports these modules if it can. They are for archives, which this program does not
+# use.
 _NEEDED_BY_NONE: Final = ("bz2", "lzma")
 READY_TIMEOUT_S: Final = 30.0
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -95,7 +96,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace | None:
-    """The arguments. None: there are none, and the help was shown. Raises SystemExit."""
+    """Parse the arguments. None: there are none, and the help was shown. Raises SystemExit."""
     parser = build_parser()
     if not argv:
         parser.print_help(sys.stderr)

@@ -198,7 +198,7 @@ class PeerError(TapotunError):
     """
 
     def __init__(self, text: str, *, reason: EndReason = EndReason.PROTOCOL, key: str | None = None) -> None:
-        text = one_line(shorten(text, PEER_ERROR_CHARS))  # a part of it may come from the peer
+        text = one_line(shorten(text, PEER_ERROR_CHARS))  # part of the text may come from the peer
         super().__init__(text)
         self.reason = reason
         self.key = text if key is None else key

@@ -1,5 +1,5 @@
-"""Reads files that people name: their whole content, within bounds of size, memory and time; and says what keeps this
-process's user from reading one."""
+"""Reads the whole content of files that people name, within limits of size, memory and time. Also finds out what keeps
+this process's user from reading a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Final
 
 from .errors import shortage_of
 
-PIPE_WAIT_MS: Final = 10_000  # for each piece that is written to a pipe: a password manager may be slow
-_PIECE_BYTES: Final = 64 * 1024  # as much as a pipe holds
+PIPE_WAIT_MS: Final = 10_000  # wait for each piece from a pipe: a password manager may be slow
+_PIECE_BYTES: Final = 64 * 1024  # the capacity of a pipe
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """``public_mode`` is the permission bits if every user of the machine may read the file, else None."""
+    """A file's content. ``public_mode``: the permission bits if every user of the machine may read the file, else
+    None."""
 
     data: bytes
     public_mode: int | None
@@ -30,8 +31,8 @@ class FileContent:
 class UnreadableFile(Exception):
     """A file cannot be read.
 
-    The text gives the reason in a few words, without a full stop. ``remedy`` is set only if it is not another name of
-    a file: for a lack of memory, or of permission.
+    The text gives the reason in a few words, without a full stop. ``remedy`` is set if another file name would not
+    help: when memory or permission is missing.
     """
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
@@ -40,14 +41,14 @@ class UnreadableFile(Exception):
 
 
 def read_file(path: str | os.PathLike[str], limit_bytes: int, *, regular: bool = False) -> FileContent:
-    """The whole content of a file or a pipe. Takes no more memory than the content.
+    """Read the whole content of a file or a pipe. Takes no more memory than the content.
 
-    It waits for the disk, and for a pipe without a writer PIPE_WAIT_MS; for nothing else, since nobody can end a thread
-    that waits in a system call.
+    Waits for the disk, and up to PIPE_WAIT_MS for each piece from a pipe. It never waits for anything else, because a
+    thread that waits in a system call cannot be cancelled.
 
-    ``regular``: another reader will open the file again, so a pipe will not do.
+    ``regular``: accept only a regular file, because other code will open it again, and a pipe can be read only once.
 
-    Raises UnreadableFile, also if the content is longer than the limit: ``/dev/zero`` has no end.
+    Raises UnreadableFile, also if the content is longer than the limit, as that of ``/dev/zero`` is.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -81,7 +82,7 @@ def _read(fd: int, status: os.stat_result, limit_bytes: int) -> bytes:
     waits = select.poll() if stat.S_ISFIFO(status.st_mode) else None
     if waits is not None:
         waits.register(fd, select.POLLIN)
-    # A regular file comes in one piece. Those of /proc say that they have no size.
+    # A regular file is read in one piece. Files in /proc report the size 0.
     piece_bytes = max(_PIECE_BYTES, min(status.st_size, limit_bytes) + 1)
     pieces: list[bytes] = []
     total = 0
@@ -102,10 +103,10 @@ def _read(fd: int, status: os.stat_result, limit_bytes: int) -> bytes:
 
 
 def blocked_at(path: str | os.PathLike[str]) -> str | None:
-    """What keeps the real user, without any capability, from reading a file: the first directory on its path that this
-    user may not enter, or the file itself. None: it may be read, or does not exist.
+    """Return what keeps the real user, without any capability, from reading a file: the first directory on its path
+    that this user may not enter, or the file itself. None: the file can be read, or does not exist.
 
-    Links are followed. The path may lead into an archive, as that of a module may.
+    Links are followed. The path may lead into an archive, as the path of a module may.
     """
     return _blocked_at(os.path.abspath(path)) or _blocked_at(os.path.realpath(path))
 
@@ -120,14 +121,14 @@ def _blocked_at(path: str) -> str | None:
 
 
 def permission_remedy(path: str | os.PathLike[str]) -> str:
-    """What to do about a file that this process may not read."""
+    """Return the remedy for a file that this process may not read."""
     if os.geteuid() == 0:
         return f"root may not read it without CAP_DAC_OVERRIDE: run chown root {shlex.quote(os.fspath(path))}"
     return f"run it as root, or {grant(blocked_at(path) or os.fspath(path))}"
 
 
 def grant(path: str) -> str:
-    """How root lets the group of this process read a file, or enter a directory."""
+    """Return the command with which root lets this process's group read a file, or enter a directory."""
     group = str(os.getgid())
     with suppress(KeyError):
         group = shlex.quote(grp.getgrgid(os.getgid()).gr_name)

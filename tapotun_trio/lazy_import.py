@@ -18,7 +18,8 @@ from typing import Final
 def lazy_import(name: str) -> None:
     """Register a module that loads itself when one of its attributes is used.
 
-    Does nothing if it is loaded already, or if this Python does not have it: then the import statement says so.
+    Does nothing if the module is already loaded, or if this Python does not have it. In the latter case the import
+    statement will fail.
     """
     if name in sys.modules or (spec := find_spec(name)) is None:
         return

@@ -27,9 +27,9 @@ READER_WAIT_MS: Final = 100  # how long a line may wait for a slow reader of the
 _PIECE_CHARS: Final = 1024  # at most PIPE_BUF bytes in UTF-8: a pipe that has room takes them at once (pipe(7))
 _TRACEBACK_LINES: Final = 200
 _TRACEBACK_CHARS: Final = 500  # the longest line of a traceback
-LINE_CHARS: Final = 4000  # of one event, escapes included
-# A backstop behind the limits of each kind of line, for each interface and each client: a token bucket. Debug lines
-# have one of their own, since most of them have no other limit.
+LINE_CHARS: Final = 4000  # limit for one event, including escapes
+# A token bucket for each interface and each client. It is a second limit, behind those of each kind of line. Debug
+# lines have a bucket of their own, since most of them have no other limit.
 SOURCE_BURST: Final = 300
 SOURCE_PER_S: Final = 1.0
 DEBUG_BURST: Final = 2000
@@ -138,20 +138,21 @@ class Faults:
 
 
 class SourceLimit(logging.Filter):
-    """Limits how fast one source can write: an interface, a client of one, and for debug lines also the process.
+    """Limits how fast one source can log. A source is an interface, or a client of one; for debug lines, also the
+    process.
 
-    Most lines that a peer can cause have a limit of their own (`RateLimitedLog`); this bounds what is left. The next
-    line of a source has the number of those that were left out. Lines of the process as a whole pass, from level info
-    up: a reload may have thousands.
+    Most lines that a peer can cause have a limit of their own (`RateLimitedLog`); this filter bounds the rest. The next
+    line of a source tells how many were left out. Lines of the process as a whole pass from level info up, because a
+    reload may log thousands.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._buckets: OrderedDict[tuple[object, ...], tuple[float, float, int]] = OrderedDict()  # the newest last
+        self._buckets: OrderedDict[tuple[object, ...], tuple[float, float, int]] = OrderedDict()  # oldest first
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record passes. Called by logging."""
+        """Whether to log the record. Called by the logging module."""
         interface, is_debug = getattr(record, "interface", None), record.levelno < logging.INFO
         if interface is None and not is_debug:
             return True
@@ -257,8 +258,8 @@ class JournalFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event and, where known, interface, client and traceback. What a terminal
-    might act upon is escaped, because parts of it come from peers."""
+    """One JSON object a line: time, level, event and, where known, interface, client and traceback. Terminal control
+    characters are escaped, because parts of a line come from peers."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, str] = {"time": _timestamp(record), "level": record.levelname.lower()}
@@ -291,7 +292,7 @@ def _placed(record: logging.LogRecord) -> str:
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The message, shortened: a part of it may come from a peer."""
+    """Return the message, shortened, because part of it may come from a peer."""
     return shorten_escaped(record.getMessage(), LINE_CHARS)
 
 

@@ -1,7 +1,7 @@
-"""Networks whose addresses no host on a network has, so that no packet may come from there or be routed there. Pure.
+"""Networks whose addresses no host can have, so no packet may come from them or be routed to them. Pure.
 
-The kernel calls such addresses martians too. Not among them is 169.254.0.0/16: hosts have link-local addresses, and
-some clouds and other VPNs use that network for addresses inside a tunnel.
+The kernel calls such addresses martians too. 169.254.0.0/16 is not a martian: hosts have link-local addresses, and some
+clouds and other VPNs use that network for addresses inside a tunnel.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ _KINDS: Final = (
     (IPv4Network("127.0.0.0/8"), "in the loopback network (127.0.0.0/8)"),  # RFC 1122 section 3.2.1.3
     (IPv4Network("224.0.0.0/4"), "multicast (224.0.0.0/4)"),  # RFC 5771
     (IPv4Network("240.0.0.0/4"), "reserved (240.0.0.0/4)"),  # RFC 1112 section 4
-    (IPv4Network("224.0.0.0/3"), "multicast and reserved (224.0.0.0/3)"),  # nothing but the two before
+    (IPv4Network("224.0.0.0/3"), "multicast and reserved (224.0.0.0/3)"),  # the union of the two networks above
 )
 
 MARTIANS: Final = tuple(network for network, _ in _KINDS)
 
 
 def martian_kind(network: IPv4Network) -> str | None:
-    """What the addresses of ``network`` are, as a phrase that follows "is", if all of them are martians; else None.
+    """If all addresses of ``network`` are martians, return a phrase that follows "is"; else None.
 
-    A network that holds other addresses too is none, such as a default route or half of one.
+    A network that also contains other addresses does not count, such as a default route or half of one.
     """
     first = int(network.network_address)
     for martians, kind in _KINDS:

@@ -1,5 +1,5 @@
-"""Reports when the interfaces are up: to the log, and to the service manager, which also gets the state from then on
-(sd_notify)."""
+"""Reports to the log and to the service manager (sd_notify) when the interfaces are up. From then on, the service
+manager also gets their state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .log import Log
 
 POLL_S: Final = 0.1  # until the process is ready
 STATUS_S: Final = 2.0  # from then on
-IMPATIENT_S: Final = 30.0  # how long the log follows an interface that is not up every POLL_S; then every second
-_MAX_LISTED: Final = 4  # interfaces that the status line lists one by one
+IMPATIENT_S: Final = 30.0  # how long an interface that is not up is checked every POLL_S; then every second
+_MAX_LISTED: Final = 4  # interfaces that the status line names one by one
 
 
 async def notify_service_manager(manager: ServiceManager, registry: Registry, ready_timeout_s: float, log: Log) -> None:

@@ -29,8 +29,9 @@ from .text import one_line, shorten
 RELOAD_ERROR_CHARS: Final = 2000
 LINES: Final = 20  # logged in one step, which takes a millisecond
 READ_S: Final = 30.0  # so that a dead network disk does not block all later reloads
-# Threads that read the config. One that waits for a dead disk cannot be ended, so a second one reads meanwhile, and no
-# more: each keeps its memory, and trio's own threads stay free to resolve names.
+# Threads that read the config. A thread that waits for a dead disk cannot be cancelled, so a second thread may read
+# meanwhile. There are no more, because each keeps its memory. They have a limit of their own, so that trio's threads
+# stay free for other work.
 READERS: Final = 2
 
 Read: TypeAlias = Callable[[], Config]
@@ -75,7 +76,7 @@ class Reloader:
         async def run(arguments: ReloadArguments) -> ReloadResult:
             return ReloadResult(await self.reload(dry_run=arguments.dry_run))
 
-        return {"reload": Command(ReloadArguments, run, waits=True)}  # for the reloads before it, and for a slow disk
+        return {"reload": Command(ReloadArguments, run, waits=True)}  # it waits for earlier reloads and for a slow disk
 
     async def reload_for_a_signal(self) -> None:
         """As `reload`, with the outcome in the log. Signals while a reload waits for its turn are merged."""
@@ -149,14 +150,14 @@ class Reloader:
         await self._admin.prepare(config.admin)
         with self._admin.changing(config.admin):
             await self._interfaces.change(interface_changes)
-        # The operator expects the config to hold afterwards, also where it has not changed.
+        # After a reload the operator expects the kernel to match the config, even where the config has not changed.
         repaired = await self._interfaces.repair()
         await self._log_lines(logging.INFO, (f"reload: {line}" for line in repaired))
         lines = lines + repaired
         self._registry.sort(interface.name for interface in config.interfaces)
         if config.log != self._config.log:
             set_up_logging(config.log.level, config.log.format)
-        self._config = replace(config, user=self._config.user)  # which cannot change while the process runs
+        self._config = replace(config, user=self._config.user)  # the user cannot change while the process runs
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines
@@ -188,6 +189,6 @@ def _explain(exc: ConfigError | HostError) -> str:
         cause = cause.__cause__
     if isinstance(exc, ConfigError) or cause is None:
         return str(exc)
-    if os.geteuid() != 0 and cause.filename is not None:  # no capability that it had opens a file to this user
+    if os.geteuid() != 0 and cause.filename is not None:  # file access depends on this user alone
         return str(exc)
     return f"{exc}; restart this process: at its start it dropped the capabilities that it did not need"

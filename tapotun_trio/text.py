@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-_ESCAPE_CHARS: Final = 12  # of a JSON escape beyond the BMP
-# Printable by their category, and yet blank on a screen: joiners, fillers of scripts, the empty Braille pattern.
+_ESCAPE_CHARS: Final = 12  # length of a JSON escape for a character beyond the BMP
+# Their category is printable, but they are blank on a screen: joiners, fillers of scripts, the empty Braille pattern.
 _BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-# Drawn over several columns, also where they are one character: ligatures of whole sentences, long dashes.
+# One character that is drawn across many columns: ligatures of whole sentences, long dashes.
 _OVERWIDE: Final = frozenset("\u2e3a\u2e3b\ufdfa\ufdfb\ufdfd")
 _MARKS: Final = 2  # combining marks that a letter may carry: Thai and Hebrew need two
 
@@ -16,15 +16,16 @@ _MARKS: Final = 2  # combining marks that a letter may carry: Thai and Hebrew ne
 def one_line(text: str) -> str:
     """Escape every character that a terminal or a log may act upon, or that a reader cannot see, as ``\\u....``.
 
-    These are control characters, line and paragraph separators, bidirectional overrides, lone surrogates, characters
-    that look blank, and those that draw over their neighbours: combining marks without a letter, or too many of them.
+    These are control characters, line and paragraph separators, bidirectional overrides, lone surrogates and characters
+    that look blank. So are characters that are drawn over their neighbours: combining marks without a letter, or too
+    many of them.
     """
     if text.isascii() and text.isprintable():
         return text
     from unicodedata import category  # imported here, because most processes need none of its megabyte
 
     shown: list[str] = []
-    marks = _MARKS  # at the start there is no letter that could carry one
+    marks = _MARKS  # at the start there is no letter that could carry a mark
     for c in text:
         kind = category(c)
         if kind == "Mn":
@@ -38,7 +39,8 @@ def one_line(text: str) -> str:
 
 
 def one_line_json(text: str) -> str:
-    """A JSON text on one line, with the same characters escaped, by escapes of JSON, so that its meaning stays."""
+    """Return a JSON text on one line. The same characters are escaped, with JSON's own escapes, so that the meaning
+    stays the same."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _json_escape(ord(c)) for c in text)
@@ -52,13 +54,15 @@ def _json_escape(code: int) -> str:
 
 
 def listed(items: Sequence[object], limit: int = 8) -> str:
-    """The items with commas between them. Of more than ``limit``, the first ones and the number of the others."""
+    """Join the items with commas. If there are more than ``limit``, show the first ones and the number of the
+    others."""
     shown = ", ".join(map(str, items[:limit]))
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
 def shorten_escaped(text: str, limit: int) -> str:
-    """As `shorten`, but a character that has to be escaped counts as the longest escape. In time O(``limit``)."""
+    """As `shorten`, but each character that must be escaped counts as long as the longest escape. Takes O(``limit``)
+    time."""
     if len(text) <= limit and text.isprintable():
         return text
     room = limit - 1

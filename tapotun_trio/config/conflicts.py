@@ -91,8 +91,8 @@ class ConflictChecker:
         for other, earlier in self._marks.items():
             common = mark.mask & other.mask
             if mark.table == other.table or (mark.value ^ other.value) & common:
-                continue  # the same packets into the same table, or other packets
-            if common in (mark.mask, other.mask):  # one of them takes all packets of the other
+                continue  # both send the same packets to the same table, or match different packets
+            if common in (mark.mask, other.mask):  # one mark matches all packets of the other
                 same = (mark.value, mark.mask) == (other.value, other.mask)
                 self._findings.error(
                     f"{path}.table",

@@ -1,10 +1,10 @@
 """JSON text to plain objects, and the line and column of each value.
 
-As in the JSONC of editors, there may be comments, ``// ...`` and ``/* ... */``, and a comma after the last element of a
-list or an object.
+As in JSONC, comments (``// ...`` and ``/* ... */``) are allowed, and a comma after the last element of a list or an
+object.
 
-Untrusted input; `to_text` and `parse` raise `JsonProblem` only. No message repeats a piece of the text, which may be a
-token without its quotes.
+Untrusted input; `to_text` and `parse` raise `JsonProblem` only. No message quotes the text, because the quoted part may
+be a token without its quotation marks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse(text: str) -> object:
     try:
         return _loads(text)
     except json.JSONDecodeError:
-        text = plain(text)  # most files are plain already, and may be large
+        text = plain(text)  # only if needed: most files are plain JSON already, and may be large
     try:
         value = _loads(text)
     except json.JSONDecodeError as exc:
@@ -100,23 +100,23 @@ def _loads(text: str) -> object:
     return value
 
 
-# A string, a comment, a comma, a bracket, or a piece of anything else. A quote or /* that nothing closes is one too.
+# A string, a comment, a comma, a bracket, or other text. An unclosed quote or /* is a piece of its own.
 _PIECE: Final = re.compile(
     r""""[^"\\\n]*(?:\\.[^"\\\n]*)*"|//[^\r\n]*|/\*(?s:.*?)\*/|/\*|"|[,\[\]{}:/]|[^\s",\[\]{}:/]+"""
 )
 
 
 def plain(text: str) -> str:
-    """The text with spaces instead of comments and of the commas after last elements. All else keeps its place.
+    """Replace comments, and commas after last elements, with spaces. All other text keeps its position.
 
-    Raises JsonProblem for a comment without an end.
+    Raises JsonProblem if a comment has no end.
     """
     blanked: list[tuple[int, int]] = []
-    comma = -1  # a comma after a value, with which the list or object ends if a closing bracket is next
+    comma = -1  # position of a comma that may be the last in its list or object; -1: none
     after_value = False
     for match in _PIECE.finditer(text):
         piece = match.group()
-        if piece == '"':  # a string without an end: the parser explains that
+        if piece == '"':  # a string without an end; the parser reports it
             break
         if piece == "/*":
             place = _line_column(text, match.start())
@@ -137,7 +137,7 @@ def plain(text: str) -> str:
 
 
 def _blank(piece: str) -> str:
-    """Spaces of the same length, with the same line breaks."""
+    """Return spaces of the same length, with the same line breaks."""
     return "\n".join(" " * len(line) for line in piece.split("\n"))
 
 
@@ -205,7 +205,7 @@ _TOKEN: Final = re.compile(r""""[^"\\]*(?:\\.[^"\\]*)*"|//[^\r\n]*|/\*.*?\*/|[\[
 
 
 def positions(text: str) -> dict[str, tuple[int, int]]:
-    """Line and column of every value by its path, in a text that `parse` has accepted.
+    """Return the line and column of every value, by its path, in a text that `parse` has accepted.
 
     If an object has a key more than once, its last value counts. Does not recurse.
     """

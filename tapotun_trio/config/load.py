@@ -158,7 +158,7 @@ def _check_unknown_kind(value: object, path: str, context: LoadContext, *, has_b
 
 
 def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None:
-    """Warn once if the file holds a secret and every user may read it. Hashes may be public."""
+    """Warn once if the file has a secret and every user may read it. Hashes are not secret."""
     path = next(_raw_secrets(root), None)
     if path is not None:
         findings.warning(
@@ -170,7 +170,8 @@ def _warn_public(root: object, file: str, mode: int, findings: Findings) -> None
 
 
 def _raw_secrets(root: object) -> Iterator[str]:
-    """The paths of values that are, or were meant to be, raw tokens, or that hold a login or another secret."""
+    """Yield the paths of values that are, or were meant to be, raw tokens, or that contain a login or another
+    secret."""
     entries, base = (root.get("interfaces"), "interfaces") if isinstance(root, dict) else (root, "")
     for i, value in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(value, dict) and "server" in value and "token" in value:

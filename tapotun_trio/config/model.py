@@ -18,7 +18,7 @@ AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
-FULL_MASK: Final = 0xFFFF_FFFF  # of a fwmark: all of it has to match
+FULL_MASK: Final = 0xFFFF_FFFF  # compares all bits of a fwmark
 
 
 _SHOWN_PATH_CHARS: Final = 200
@@ -45,19 +45,19 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """fwmark policy routing: packets whose mark is ``value`` in the bits of ``mask`` use routing table ``table``. All
-    uint32; ``value`` has no bit outside of ``mask``."""
+    """fwmark policy routing: packets whose mark equals ``value`` in the bits of ``mask`` use routing table ``table``.
+    All are uint32; ``value`` has no bit outside of ``mask``."""
 
     value: int
     table: int
     mask: int = FULL_MASK
 
     def matches(self, mark: int) -> bool:
-        """Whether packets with this mark are meant."""
+        """Whether the rule matches packets with this mark."""
         return (mark ^ self.value) & self.mask == 0
 
     def __str__(self) -> str:
-        """As `ip rule` takes it."""
+        """Return the mark in the notation of `ip rule`."""
         return str(self.value) if self.mask == FULL_MASK else f"{self.value:#x}/{self.mask:#x}"
 
 
@@ -229,7 +229,7 @@ class Url:
 
     @property
     def shown(self) -> str:
-        """The URL for people, shortened. The query, which may hold a key, is masked."""
+        """The URL for people, shortened. The query is masked, because it may contain a key."""
         path, question, _ = self.target.partition("?")
         return f"{self.scheme}://{self.authority}{shorten(path, _SHOWN_PATH_CHARS)}{question and '?***'}"
 
@@ -300,11 +300,11 @@ class ClientConfig:
     """An interface definition with ``server``.
 
     Attributes:
-        rotate_s: each stream is replaced after a random time between these two.
+        rotate_s: each stream is replaced after a random time between these two limits.
         transport: what carries the frames.
         auth_header: the header that carries the token.
         headers: further headers of every request to the server, in the order of the file. No two have the same name.
-        login: ``user:pass`` for Basic auth at the server's URL (RFC 7617); each character is one byte.
+        login: ``user:pass`` for Basic auth at the server's URL (RFC 7617). Each character stands for one byte.
         proxy: None: the environment decides.
         transport_mark: fwmark of the transport's own sockets, or None.
     """
@@ -332,8 +332,8 @@ InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
 class AdminConfig:
     """The admin listener.
 
-    ``token``: the token that grants full access, or its hash; None: nobody has full access. ``read_token``: the same
-    for a token whose holder may see everything and change nothing. Without either, only what is public is served.
+    ``token``: the token that grants full access, or its hash. None: nobody has full access. ``read_token``: a token, or
+    its hash, that allows seeing everything and changing nothing. Without both, only the public paths are served.
     """
 
     listen: ListenAddress
@@ -358,9 +358,9 @@ class Config:
     """A whole file.
 
     Attributes:
-        warnings: the lines of those findings that do not prevent a start.
-        user: the name of the user to become after the start; None: the one who starts the process.
-        files: the absolute paths of this file and of all that it names, which are read again at a reload.
+        warnings: the findings that do not prevent a start, a line each.
+        user: the name of the user to become after the start; None: the process keeps its user.
+        files: the absolute paths of this file and of all files that it names. A reload reads them again.
     """
 
     interfaces: tuple[InterfaceConfig, ...]

@@ -34,7 +34,7 @@ LOOPBACK: Final = "127.0.0.1"  # where a port without an address listens
 TOKEN_FILE_BYTES: Final = 64 * 1024
 TOKEN_CHARS: Final = 4096  # half of what nginx accepts as one header line by default
 HEADER_NAME_CHARS: Final = 64
-HEADER_VALUE_CHARS: Final = 4096  # as a token
+HEADER_VALUE_CHARS: Final = 4096  # the same limit as for a token
 LOGIN_BYTES: Final = 1024  # user:password
 
 _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
@@ -46,7 +46,7 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HEX_MASK: Final = re.compile(r"0[xX][0-9a-fA-F]{1,8}")
 _LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
 
-# What useradd and adduser allow, and what a directory of a company may have.
+# The names that useradd and adduser allow, and names from a directory service such as LDAP or Active Directory.
 _USER_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,62}\$?")
 
 _ADMIN_EXAMPLE: Final = '"127.0.0.1:9433"'
@@ -99,7 +99,7 @@ def _refuse_unseen(name: str) -> None:
 
 
 def parse_user_name(text: str) -> str:
-    """The name of an ordinary user. Whether this machine has one of that name shows only when the process starts."""
+    """Parse the name of an ordinary user. Only the start of the process shows whether this machine has such a user."""
     if text == "root":
         raise InvalidValue("keeps every file of this machine writable", "leave it out, or name an ordinary user")
     if text.isdecimal():
@@ -292,9 +292,10 @@ def parse_raw_token(text: str) -> Secret:
 
 
 def secret_line(data: bytes, what: str = "token") -> str:
-    """The token or password in a file: its only line that is not blank. As in a config, a byte order mark is skipped.
+    """Return the token or password in a file, which is its only line that is not blank. A byte order mark is skipped,
+    as in a config.
 
-    Each byte becomes one character, so that the caller sees, and refuses, what is not ASCII. Raises InvalidValue.
+    Each byte becomes one character, so that the caller can see and refuse non-ASCII bytes. Raises InvalidValue.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InvalidValue("is UTF-16", "save the file as UTF-8 or ASCII", shown=MASK)
@@ -305,7 +306,7 @@ def secret_line(data: bytes, what: str = "token") -> str:
 
 
 def parse_token_file(data: bytes) -> Secret:
-    """The token in the content of a file (`secret_line`). The caller checks whether it looks like a hash."""
+    """Parse the token in the content of a file (`secret_line`). The caller checks whether it looks like a hash."""
     return parse_raw_token(secret_line(data))
 
 
@@ -315,7 +316,7 @@ def is_raw_token(value: object) -> bool:
 
 
 def parse_admin_token(text: str) -> TokenHash | Secret:
-    """The admin ``token`` or ``read_token``: a hash, as for a server's clients, or else the token itself."""
+    """Parse the admin ``token`` or ``read_token``: a hash, as for a server's clients, or else the token itself."""
     if not is_raw_token(text):
         return parse_token_hash(text)
     try:
@@ -337,7 +338,7 @@ _FORBIDDEN_HEADERS: Final = {
     "authorization": 'for Basic auth, write "user" and "password_file" instead; "auth_header" is for the token',
     "proxy-authorization": 'write the login of an outgoing proxy into "proxy", http://user:pass@host:port',
     **dict.fromkeys(
-        # The framing of the request, and what concerns one connection only (RFC 9110 section 7.6.1).
+        # Headers that frame the request, or that concern only one connection (RFC 9110 section 7.6.1).
         (
             *("content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"),
             *("proxy-connection", "expect", "http2-settings", "content-encoding", "content-range"),
@@ -345,7 +346,7 @@ _FORBIDDEN_HEADERS: Final = {
         _OURS_REMEDY,
     ),
     **dict.fromkeys(
-        # Asks for another answer than a whole and plain 200.
+        # Headers that ask for another answer than a complete 200 without a content coding.
         (
             *("accept-encoding", "range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
             *("if-range", "max-forwards", "x-http-method-override", "x-http-method", "x-method-override"),
@@ -357,7 +358,7 @@ _FORBIDDEN_PREFIXES: Final = ("sec-websocket-", "x-tun-")
 
 
 def parse_header_name(text: str) -> str:
-    """The name of a further header. Refuses those that the tunnel or HTTP itself needs."""
+    """Parse the name of a further header. Refuses headers that the tunnel or HTTP itself needs."""
     if not _HEADER_NAME.fullmatch(text):
         raise InvalidValue("is not the name of a header", "use letters, digits and - only, without a colon")
     if len(text) > HEADER_NAME_CHARS:
@@ -372,7 +373,7 @@ def parse_header_name(text: str) -> str:
 
 
 def parse_header_value(text: str) -> Secret:
-    """The value of a further header: printable Latin-1, no space at its ends (RFC 9110 section 5.5)."""
+    """Parse the value of a further header: printable Latin-1, no space at its ends (RFC 9110 section 5.5)."""
     if not text:
         raise InvalidValue("is empty", "write a value, or remove the header", shown=MASK)
     if len(text) > HEADER_VALUE_CHARS:
@@ -391,7 +392,8 @@ def parse_header_value(text: str) -> Secret:
 
 
 def parse_user(text: str) -> str:
-    """The user of Basic auth, as bytes in UTF-8 (RFC 7617 section 2.1), each of which is one character."""
+    """Parse the user name of Basic auth. It is encoded as UTF-8 (RFC 7617 section 2.1); each character of the result
+    stands for one byte."""
     if not text:
         raise InvalidValue("is empty", "write the user's name")
     if ":" in text:
@@ -404,7 +406,7 @@ def parse_user(text: str) -> str:
 
 
 def parse_password(text: str) -> Secret:
-    """The password of Basic auth; each character is one byte."""
+    """Parse the password of Basic auth. Each character stands for one byte."""
     if not text:
         raise InvalidValue("is empty", "write the password", shown=MASK)
     if len(text) > LOGIN_BYTES // 2:
@@ -535,7 +537,7 @@ def _unix(text: str) -> UnixAddress:
 
 
 def parse_mask(text: str) -> int:
-    """The mask of a fwmark, such as ``0xff``: a uint32 above 0."""
+    """Parse the mask of a fwmark, such as ``0xff``: a uint32 above 0."""
     if not _HEX_MASK.fullmatch(text):
         raise InvalidValue("is not a hexadecimal number of up to 32 bits", 'write one such as "0xff"')
     mask = int(text, 16)

@@ -1,4 +1,5 @@
-"""Values that a template or a copied example has left in the file: ``${TOKEN}``, ``{{ token }}``, ``<raw token>``."""
+"""Finds placeholders that a template or a copied example has left in the file: ``${TOKEN}``, ``{{ token }}``, ``<raw
+token>``."""
 
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ _WHOLE: Final = re.compile(
     r"|(?i:change[-_ ]?(?:me|this)|replace[-_ ]?(?:me|this)|(?:your|insert|enter|put)[-_ ][^\"]*"
     r"|todo|fixme|tbd|placeholder|x{3,}|\*{3,}|\.{3}|…)"
 )
-_ADDRESS: Final = re.compile(r"[0-9a-f.:/]+")  # of which a file may have a million
+_ADDRESS: Final = re.compile(r"[0-9a-f.:/]+")  # skipped first, since a file may have a million
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether something was to be written instead of this text. A token may look like this, but hardly ever does."""
+    """Whether the text looks like a placeholder. A real token may look like one too, but that is very rare."""
     return bool(_WITHIN.search(text) or _WHOLE.fullmatch(text))
 
 
 def warn_placeholders(root: object, findings: Findings) -> None:
-    """Warn of every value that looks like a placeholder, unless it was reported as an error already.
+    """Warn of every value that looks like a placeholder and that was not reported as an error already.
 
     Does not recurse.
     """

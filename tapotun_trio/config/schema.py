@@ -38,7 +38,8 @@ def schema() -> Schema:
             "$schema": DIALECT,
             "title": "Config of tapotun",
             "description": "A list of interface definitions, or an object that has it as interfaces.",
-            # Not of JSON Schema: VS Code and others that use its language server then accept both.
+            # These two are not part of JSON Schema. VS Code, and other editors with its language server, then accept
+            # both.
             "allowComments": True,
             "allowTrailingCommas": True,
             "type": ["array", "object"],

@@ -16,7 +16,7 @@ from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, Tra
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value must never be shown."""
 SECRET_TEXT: Final = {"secret": "text"}
-"""The same, but a value that is no text is no secret."""
+"""As `SECRET`, but only a text is secret; other values may be shown."""
 
 
 def _text(description: str, *examples: str, **schema: Any) -> Meta:
@@ -151,7 +151,7 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
             description="where to connect; user:password@ before the host is for Basic auth",
             examples=["https://vpn.example.com/ip"],
             extra_json_schema={"format": "uri"},
-            extra=SECRET_TEXT,  # it may hold a login
+            extra=SECRET_TEXT,  # it may contain a login
         ),
     ]
     token: Annotated[str, Meta(description="the raw token", examples=["<raw token>"], extra=SECRET)] | UnsetType = UNSET
@@ -195,7 +195,7 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
             Meta(
                 description='connect through this HTTP proxy; "none": no proxy, even if the environment names one',
                 examples=["http://proxy.example.com:3128"],
-                extra=SECRET,  # it may hold a login
+                extra=SECRET,  # it may contain a login
             ),
         ]
         | UnsetType

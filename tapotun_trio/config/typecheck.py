@@ -38,7 +38,7 @@ class FieldSpec:
         least: the smallest number of elements.
         most: the largest number of elements, or of an object's members, or None.
         example: a value, an element or a whole list that fits.
-        secret: whether the value must never be shown; "text": only if it is a text.
+        secret: whether the value must never be shown. "text": a text must not be shown, other values may.
     """
 
     name: str
@@ -116,9 +116,9 @@ def _meta(annotation: Any) -> msgspec.Meta | None:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """An object whose names are not the program's own: path, name and value of each member that fits."""
+    """An object whose member names the user chooses. Has path, name and value of each member that fits."""
 
-    items: list[tuple[str, str, object]] = field(repr=False)  # hidden, because it may hold a secret
+    items: list[tuple[str, str, object]] = field(repr=False)  # hidden, because it may contain a secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Node:
         return self._elements(self._value(name))
 
     def members(self, name: str) -> list[tuple[str, str, str]]:
-        """Path, name and text of each member of an object whose names are not the program's own."""
+        """Return path, name and text of each member of an object whose member names the user chooses."""
         value = self._value(name)
         found = value.items if isinstance(value, Members) else []
         return [(path, key, text) for path, key, text in found if isinstance(text, str)]
@@ -282,7 +282,7 @@ def _check_one(value: object, annotation: Any, spec: FieldSpec, path: str, findi
 
 
 def _check_members(value: JsonObject, annotation: Any, spec: FieldSpec, path: str, findings: Findings) -> object:
-    """An object with names of its own: path, name and value of each member that fits."""
+    """Check an object whose member names the user chooses. Returns path, name and value of each member that fits."""
     for key in value.repeated:
         findings.error(member(path, key), quote(key), "is more than once in this object", "keep one")
     if spec.most is not None and len(value) > spec.most:
@@ -358,7 +358,7 @@ def _is_not(value: object, wanted: str) -> str:
         return f"is an object, not {wanted}"
     if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
         return f"is a number, not {wanted}"
-    return f"is not {wanted}"  # true, false and null name themselves
+    return f"is not {wanted}"  # the value that is shown explains itself
 
 
 def _shown(value: object, spec: FieldSpec) -> str:

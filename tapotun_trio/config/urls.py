@@ -2,9 +2,9 @@
 
 The proxy comes from the config, or from the environment as curl reads it.
 
-Untrusted input; every parser raises `InvalidValue` only, whose text never shows a login, a password or a query. Parsing
-is stricter than RFC 3986 for what has no meaning here (fragment) and for what ``urllib`` would silently correct (white
-space, control characters).
+Untrusted input; every parser raises `InvalidValue` only. Its text never shows a login, a password or a query. Parsing
+is stricter than RFC 3986: it refuses fragments, which have no meaning here, and white space and control characters,
+which ``urllib`` would silently correct.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARS: Final = 253  # RFC 1035, without the final dot
 _PATH: Final = re.compile(r"[/?#].*", re.DOTALL)
-# A host with what can only be meant as its port, or something like an IPv6 literal. Any other authority may be
-# user:password without the @host.
+# A host with an optional port, or text like an IPv6 literal. Any other authority may be user:password without the
+# @host.
 _NO_PASSWORD: Final = re.compile(r"[^:]*(:[0-9]{0,5})?|\[.*|[0-9A-Fa-f:.]*", re.DOTALL)
 _URL_EXAMPLE: Final = '"https://vpn.example.com/ip"'
 _PROXY_EXAMPLE: Final = '"http://proxy.example.com:3128"'
@@ -37,9 +37,9 @@ _NO_LOGIN: Final = re.compile(r"((?i:https?|socks[45]?[ah]?|ftp)://)?([^:@]*|\[[
 
 
 def parse_url(text: str) -> tuple[Url, Secret | None]:
-    """An http or https URL, and the login in it: ``user:pass``, percent-decoded; None: it has none.
+    """Parse an http or https URL. Returns also the login in it, ``user:pass``, percent-decoded; None: it has none.
 
-    The host is put in lower case; path and query stay as they are.
+    The host becomes lower case; path and query are unchanged.
     """
     try:
         return _parse_url(text)
@@ -49,9 +49,9 @@ def parse_url(text: str) -> tuple[Url, Secret | None]:
 
 
 def _without_secrets(text: str) -> str:
-    """The URL for a finding. A login before an ``@`` and a query, which may hold a key, are masked.
+    """Return the URL for a finding. A login before an ``@`` is masked, and a query too, because it may contain a key.
 
-    So is what may be a login whose ``@host`` was forgotten.
+    Text that may be a login without its ``@host`` is masked too.
     """
     scheme = _SCHEME.match(text) or re.match(r"https?:", text, re.IGNORECASE)
     begin = scheme.group() if scheme else ""
@@ -93,7 +93,7 @@ def _parse_url(text: str) -> tuple[Url, Secret | None]:
 
 
 def _url_login(text: str) -> Secret:
-    """The login of the server's URL, for Basic auth."""
+    """Return the login of the server's URL, for Basic auth."""
     if not text.isascii():
         raise InvalidValue("has letters beyond ASCII in its login", "write them percent-encoded")
     if ":" not in text:

@@ -46,7 +46,7 @@ from .placeholders import PROBLEM, is_placeholder
 from .typecheck import Node
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
-_HEAD_BYTES: Final = 15 * 1024  # of the 16 KiB that a tapotun server accepts; the rest is for the tunnel's own headers
+_HEAD_BYTES: Final = 15 * 1024  # a server accepts 16 KiB; the rest is for the tunnel's own headers
 _PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
 _PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
 # PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
@@ -522,7 +522,7 @@ class _ClientValidator:
         return token
 
     def _read_secret(self, path: str, name: str, what: str, parser: Callable[[str], Secret]) -> Secret | None:
-        """The token or the password in a file. None: it has none, which is reported."""
+        """Read the token or the password in a file. None: there is none, and an error was reported."""
         content = self._context.read_file(path, name, parsers.TOKEN_FILE_BYTES)
         if content is None:
             return None
@@ -536,7 +536,7 @@ class _ClientValidator:
     # --- Basic auth and further headers ---
 
     def _validate_login(self, url_login: Secret | None, auth_header: AuthHeader | None) -> Secret | None:
-        """The login for Basic auth. None: invalid, or not given."""
+        """Return the login for Basic auth. None: invalid, or not given."""
         node = self._node
         user_path, file_path = node.at("user"), node.at("password_file")
         user = self._context.parse_field(node, "user", parsers.parse_user)
@@ -553,7 +553,7 @@ class _ClientValidator:
         login = url_login
         if login is None and user is not None and password is not None:
             login = Secret(f"{user}:{password.reveal()}")
-        # Both would be the header Authorization, and a request may have it only once.
+        # The login and the token would both be sent in the header Authorization, but a request may have only one.
         if (login is not None or given) and auth_header not in (None, "x-api-key"):
             self._findings.error(
                 node.at("auth_header"),
@@ -564,7 +564,7 @@ class _ClientValidator:
         return login
 
     def _validate_headers(self) -> tuple[tuple[str, Secret], ...]:
-        """Further headers of the requests; those that are valid."""
+        """Return the valid ones of the further request headers."""
         found: dict[str, tuple[str, Secret]] = {}
         earlier: dict[str, str] = {}
         for path, name, text in self._node.members("headers"):
@@ -582,7 +582,7 @@ class _ClientValidator:
         return tuple(found.values())
 
     def _check_head_size(self, config: ClientConfig) -> None:
-        """Report a request head that is longer than a server accepts."""
+        """Report an error if the request head would be longer than a server accepts."""
         if not config.headers and config.login is None:
             return
         tokens = 2 if config.auth_header == "both" else 1
@@ -702,7 +702,7 @@ class _ClientValidator:
         value = self._node.get("transport_mark", int)
         mark_node = self._node.get("mark", Node)
         marked = None if mark_node is None else mark_node.get("value", int)
-        # Also if the mark is not valid, as far as it goes.
+        # These checks run even if the mark is invalid, and then assume the full mask.
         mask = FULL_MASK if mark is None else mark.mask
         if value is not None and mark_node is not None and marked is not None and not (marked ^ value) & mask:
             self._findings.error(

@@ -1,4 +1,4 @@
-"""Validates the parts of the file that concern the process and no interface: ``admin``, ``log``, ``update``."""
+"""Validates the settings that concern the whole process: ``admin``, ``log``, ``update``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .typecheck import Members, Node
 
 
 def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
-    """The admin listener. None: invalid, or not given. Call it after all ``interfaces`` are validated."""
+    """Validate the admin listener. None: invalid, or not given. Call this after all ``interfaces`` are validated."""
     node = root.get("admin", Node)
     if node is None:
         return None
@@ -67,10 +67,10 @@ def _is_hash_of(known: TokenHash, token: Secret) -> bool:
 def _validate_exposed(
     node: Node, endpoint: TcpAddress, interfaces: Iterable[InterfaceConfig], context: LoadContext
 ) -> TcpAddress:
-    """Check an admin address that others can reach, which needs a token. Returns the address, with ``early`` set if one
-    of the interfaces brings it."""
+    """Check an admin address that other machines can reach; it needs a token. Returns the address. Its ``early`` is set
+    if the address comes from one of the interfaces."""
     own: set[str] = set()
-    has_clients = False  # a client gets its address from its server, so it may be any IPv4 address
+    has_clients = False  # the server gives a client its address, so it may be any IPv4 address
     for interface in interfaces:
         if isinstance(interface, ServerConfig):
             own.update(map(str, (interface.net.ip, *interface.ips)))
@@ -95,7 +95,7 @@ def _validate_exposed(
 
 
 def validate_log(root: Node) -> LogConfig:
-    """The log's settings; defaults where errors were reported."""
+    """Return the log's settings, with defaults where errors were reported."""
     node = root.get("log", Node)
     if node is None:
         return LogConfig()
@@ -105,7 +105,8 @@ def validate_log(root: Node) -> LogConfig:
 
 
 def warn_update(root: Node, context: LoadContext) -> None:
-    """Warn of ``update``: this version does not update itself, but one file may serve versions that do."""
+    """Warn of ``update``, which has no effect here. It is accepted because the same file may be used by versions that
+    update themselves."""
     if root.get("update", Members) is not None:
         context.findings.warning(
             root.at("update"),

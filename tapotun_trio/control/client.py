@@ -1,7 +1,7 @@
 """Sends a command to running processes. Blocking, on plain sockets: a short subcommand needs no event loop.
 
-All processes are asked at the same time, so that one that hangs delays nobody else's answer. What listens at a socket
-may be anything: time and memory are bounded for each answer, and for all of them together.
+All processes are asked at the same time, so that a process that hangs does not delay the answers of the others. Any
+program may listen at a socket, so time and memory are bounded for each answer and for all of them together.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..errors import EndReason, HostError, PeerError
 from .protocol import MAX_ANSWER_BYTES, LineReader, decode_answer, encode_request
 
 ANSWER_S: Final = 10.0
-# How long the others may still take once a process has answered a question that is answered at once. A long answer
-# gets as much again for each piece.
+# Once one process has answered a command that needs no time, the others have this long. The time starts again with each
+# piece of a long answer.
 PATIENCE_S: Final = 2.0
 _PATIENCE_BYTES: Final = 256 * 1024
 _CONNECT_RETRY_S: Final = 0.05
@@ -35,7 +35,7 @@ class NobodyThereError(HostError):
 
 
 class _Question(Generic[T]):
-    """One command to one process. ``outcome``: the answer or the error, once there is one."""
+    """One command to one process. ``outcome``: the answer or the error; None until it is known."""
 
     def __init__(self, path: str, request: bytes, kind: type[T], patience_s: float | None) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class _Question(Generic[T]):
         self._unsent = memoryview(request)
         self._kind = kind
         self._patience_s = patience_s
-        self._limit_s = 0.0  # of its patience: time.monotonic()
+        self._limit_s = 0.0  # the deadline from PATIENCE_S, by time.monotonic()
         self._counted_bytes = 0
         self._connected = False
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -70,7 +70,7 @@ class _Question(Generic[T]):
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
 
     def hurry(self, now: float) -> None:
-        """Another process has answered."""
+        """Start the shorter deadline, because another process has answered."""
         if self._patience_s is not None:
             self._limit_s = self._limit_s or now + self._patience_s
 
@@ -78,7 +78,7 @@ class _Question(Generic[T]):
         return bool(self._limit_s) and now >= self._limit_s
 
     def proceed(self, events: int, now: float) -> None:
-        """Send and receive what is possible now."""
+        """Send and receive as much as possible without blocking."""
         try:
             if events & selectors.EVENT_WRITE:
                 self._send()
@@ -94,19 +94,19 @@ class _Question(Generic[T]):
             self.outcome = NobodyThereError(text) if gone else exc
 
     def forget(self) -> None:
-        """Free what was received."""
+        """Free the memory of the received data."""
         self.reader = LineReader(0)
 
     def _send(self) -> None:
         try:
             self._unsent = self._unsent[self.sock.send(self._unsent) :]
-        except (BrokenPipeError, ConnectionResetError):  # it may have answered without reading the request
+        except (BrokenPipeError, ConnectionResetError):  # the process may have answered without reading the request
             self._unsent = memoryview(b"")
 
     def _receive(self, now: float) -> None:
         data = self.sock.recv(_ANSWER_READ_BYTES)
         if data and not self.reader.size and not data.startswith(b"{"):
-            data = data[:1] + b"\n"  # no answer of ours: `decode_answer` says so, and the rest need not be waited for
+            data = data[:1] + b"\n"  # not an answer of this program: `decode_answer` reports that at once
         line = self.reader.feed(data)
         if line is not None:
             self.forget()
@@ -150,11 +150,11 @@ def ask_all(
 ) -> list[tuple[str, T | HostError | PeerError]]:
     """Send a command to the processes at these sockets, all at the same time.
 
-    Returns each path with the answer, or with the error that `ask` would raise; in the order of ``paths``.
+    Returns each path with the answer, or with the error that `ask` would raise, in the order of ``paths``.
 
     Args:
-        timeout_s: for all answers.
-        patience_s: once one process has answered, the others have this long; None: they have ``timeout_s``.
+        timeout_s: how long to wait for all answers together.
+        patience_s: how long to wait for the others once one process has answered. None: ``timeout_s``.
     """
     request = encode_request(command, arguments)
     with ExitStack() as undo:
@@ -173,7 +173,7 @@ def ask_all(
 
 
 def _run(questions: list[_Question[T]], selector: selectors.BaseSelector, timeout_s: float) -> None:
-    """Until every question has its outcome, or its time is over."""
+    """Send and receive until every question has its outcome or its time is over."""
     deadline = time.monotonic() + timeout_s
     while open_questions := [question for question in questions if question.outcome is None]:
         for question in open_questions:
@@ -204,7 +204,7 @@ def _run(questions: list[_Question[T]], selector: selectors.BaseSelector, timeou
 
 
 def _forget_the_longest(questions: list[_Question[T]]) -> None:
-    """The unfinished answers may take MAX_ANSWER_BYTES in all."""
+    """Give up the longest unfinished answers, so that all unfinished ones together stay within MAX_ANSWER_BYTES."""
     unfinished = [question for question in questions if question.outcome is None]
     if sum(question.reader.size for question in unfinished) > MAX_ANSWER_BYTES:
         longest = max(unfinished, key=lambda question: question.reader.size)

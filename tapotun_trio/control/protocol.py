@@ -20,7 +20,7 @@ from ..status.model import SCHEMA, ProcessStatus
 from ..text import one_line, shorten
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
-MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # status of all clients that a /16 has room for
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # enough for the status of a full /16 of clients
 LONGEST_WAIT_S: Final = 30.0  # of one request; to wait longer, repeat it
 ERROR_CHARS: Final = 1000
 
@@ -50,7 +50,7 @@ class WaitArguments(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WaitResult(Struct, frozen=True):
-    """``waiting``: the interfaces that are not up, with their states; ``problems``: why, as far as that is known."""
+    """``waiting``: the interfaces that are not up, with their states; ``problems``: the reasons that are known."""
 
     up: list[str]
     waiting: dict[str, str]
@@ -98,7 +98,7 @@ class _Answer(Struct, frozen=True):
 class LineReader:
     """Bytes in, one line of at most ``limit_bytes`` out. Anything after the line is ignored.
 
-    ``size``: bytes of the line so far.
+    ``size``: how many bytes of the line have arrived.
     """
 
     __slots__ = ("_limit_bytes", "_parts", "size")

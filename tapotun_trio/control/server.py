@@ -48,7 +48,7 @@ Commands: TypeAlias = Mapping[str, Command]
 async def serve_control(sock: socket, commands: Commands, log: Log) -> None:
     """Accept and answer until cancelled. ``sock`` listens; its owner closes it.
 
-    A descriptor is kept in reserve, so that a process without any other one can still be asked.
+    One descriptor is kept in reserve, so that commands are answered even when no other descriptor is left.
     """
     sock.setblocking(False)
     counts, faults, reserve = ConnectionCounts(), Faults(), ReserveDescriptor()

@@ -3,7 +3,7 @@
 A process takes the first of these directories that it may write to. Clients look into all of them.
 
 /run/tapotun              for root, and for RuntimeDirectory=tapotun in a systemd unit
-/run/tapotun/USER         for a process that became that user; root made it before
+/run/tapotun/USER         for a process that became that user; made by root before
 $RUNTIME_DIRECTORY        made by systemd for this unit, for example RuntimeDirectory=tapotun/office
 $XDG_RUNTIME_DIR/tapotun  for an ordinary user
 """
@@ -42,7 +42,7 @@ class ControlDirectory(NamedTuple):
 
 
 def control_directories(environ: Mapping[str, str], user: str | None = None) -> list[ControlDirectory]:
-    """The directories in the order in which they are tried. ``user``: the user that the process has become."""
+    """Return the directories in the order in which they are tried. ``user``: the user that the process has become."""
     # Everybody may list the directory; the sockets in it have mode 0600.
     found = [ControlDirectory(RUN, 0o755)]
     if user is not None:

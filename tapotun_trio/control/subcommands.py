@@ -35,7 +35,7 @@ from .protocol import (
 from .socket_path import control_directories, find, name_of
 
 RELOAD_S: Final = 60.0
-_OTHERS_S: Final = 1.0  # to say which other processes run
+_OTHERS_S: Final = 1.0  # limit for asking which other processes run
 LOOK_S: Final = 0.2  # between two attempts to find a process that does not run yet
 
 _HOME: Final = "\x1b[H"
@@ -139,7 +139,8 @@ def _encode(processes: list[ProcessStatus]) -> bytes:
 
 
 def _printable(text: str) -> str:
-    """Lines of JSON, in which nothing can act upon a terminal: another process has sent their content."""
+    """Return lines of JSON without terminal control characters. Another process has sent the content, so it is not
+    trusted."""
     return "\n".join(map(one_line_json, text.split("\n")))
 
 
@@ -248,19 +249,19 @@ def _wait_once(interfaces: list[str], name: str | None, timeout_s: float) -> dic
 
 
 class _Refusals(list[tuple[str, str]]):
-    """The names and errors of processes that gave no answer. The name is empty if the error has it already."""
+    """The names and errors of the processes that gave no answer. The name is empty if the error already contains it."""
 
     asked = 0  # how many processes were asked
 
     def texts(self) -> list[str]:
-        """The errors; with the name of the process if several were asked."""
+        """Return the errors, with the name of the process if several were asked."""
         return [f"{name}: {error}" if name and self.asked > 1 else error for name, error in self]
 
 
 def _ask_all(
     name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
 ) -> tuple[list[tuple[str, T]], _Refusals]:
-    """The name and the answer of every process, and the errors of those that gave none.
+    """Ask every process. Returns the name and the answer of each, and the errors of those that gave no answer.
 
     Raises NobodyThereError: no process runs.
     """
@@ -282,7 +283,7 @@ def _nobody(name: str | None) -> str:
 
 
 def _others(name: str | None) -> str:
-    """The processes of other names; where they were looked for if there are none."""
+    """Return text that names the other processes; if there are none, the directories that were searched."""
     others: list[str] = []
     if name is not None:
         found = _each(None, "status", StatusArguments(), ProcessStatus, timeout_s=_OTHERS_S)
@@ -295,15 +296,16 @@ def _others(name: str | None) -> str:
 def _each(
     name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
 ) -> list[tuple[str, T | HostError | PeerError]]:
-    """Each process with its answer, or with the reason why it gives none."""
+    """Ask these processes. Returns each name with the answer, or with the error."""
     paths = [path for path in find(control_directories(os.environ)) if name is None or name_of(path) == name]
-    patience_s = None if command == "reload" else PATIENCE_S  # a reload takes as long as the disk
+    patience_s = None if command == "reload" else PATIENCE_S  # a reload may wait for a slow disk
     outcomes = ask_all(paths, command, request, kind, timeout_s=timeout_s, patience_s=patience_s)
     return [(path, outcome) for path, outcome in outcomes if not _is_nobody(outcome)]
 
 
 def _is_nobody(outcome: object) -> bool:
-    """The process has ended, or it is another program: a server may listen for its proxy in this directory."""
+    """Whether the process has ended, or the socket is not a control socket: a server may have its socket for a proxy in
+    the same directory."""
     foreign = isinstance(outcome, PeerError) and outcome.reason == EndReason.FOREIGN
     return foreign or isinstance(outcome, NobodyThereError)
 

@@ -159,7 +159,8 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
 
 
 def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """Whether a firewall drops what goes through the tunnels: Docker sets this policy when it starts."""
+    """Check whether a firewall drops packets that are forwarded from or to the tunnels. Docker sets this policy when it
+    starts."""
     routers = [config.name for config in configs if isinstance(config, ServerConfig) and _routes_for_others(config)]
     for chain in machine.forward_chains:
         unnamed = [name for name in routers if name not in chain.named]
@@ -175,7 +176,8 @@ def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Ite
 
 
 def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """Programs that take away what others configure, and whether their settings allow it."""
+    """Report running network managers that may remove this program's configuration, and the settings that prevent
+    it."""
     found = 0
     for manager, taken in machine.managers.items():
         for config in configs:
@@ -187,7 +189,7 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
             if manager == "systemd-networkd":
                 text = f"systemd-networkd runs here, and takes away {what} of {config.name} when a link appears"
                 yield Finding("warning", "managers", text, remedy(manager, at_risk, config.name))
-            else:  # it leaves alone what it did not make, unless it was told to manage the interface
+            else:  # it removes items of other programs only if it was told to manage the interface
                 text = f"{manager} runs here, and would take away {what} of {config.name} if it managed that interface"
                 yield Finding("note", "managers", text, remedy(manager, at_risk, config.name))
     if not found:
@@ -198,7 +200,7 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
 
 
 def _used(config: InterfaceConfig) -> set[Kind]:
-    """What an interface has in the kernel that another program might take away."""
+    """Return the kinds of items of an interface that another program might remove."""
     used: set[Kind] = {"address"}
     if not isinstance(config, ServerConfig) or (config.install_routes and _routes_for_others(config)):
         used.add("route")
@@ -307,7 +309,7 @@ def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
 
 
 def _left_out(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """What running clients leave out of their servers' pushes."""
+    """Report the pushed networks that running clients leave out."""
     names = {config.name for config in configs}
     reported = [(name, left_out) for name, left_out in machine.left_out if not configs or name in names]
     remedies = {

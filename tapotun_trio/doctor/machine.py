@@ -51,7 +51,7 @@ class Route:
 class Machine:
     """Attributes:
     tun_error: why /dev/net/tun cannot be opened, with a remedy; None: it can.
-    capabilities: the effective ones of this process, as a bit mask; None: not known.
+    capabilities: the effective capabilities of this process, as a bit mask; None: not known.
     kernel: release, such as ``6.1.0-18-amd64``.
     sysctls: name to value; only those that exist.
     now: seconds since the epoch.
@@ -63,9 +63,9 @@ class Machine:
     reachable: IPv4 addresses at which other machines may reach it, each with its interface.
     left_over: destinations of host routes that killed processes left behind.
     conflicts: routes that would lead running clients into their own tunnels, each with the interface.
-    managers: the running programs that may take away what they did not make: of each interface that has to run here,
-        what they may take with their present settings.
-    forward_chains: chains of the firewall whose policy drops what this machine forwards.
+    managers: the running network managers; for each interface that has to run here, the kinds of items that they may
+        remove with their current settings.
+    forward_chains: chains of the firewall whose policy drops the packets that this machine forwards.
     left_out: networks that servers pushed and that running clients leave out, each with the interface.
     """
 

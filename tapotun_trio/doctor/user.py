@@ -1,4 +1,4 @@
-"""Whether the user as whom a config runs may read, open and write what it has to. Blocking; forks."""
+"""Checks whether the user that a config runs as has the permissions it needs. Blocking; forks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from .checks import Finding
 
 SERVICE_USER: Final = "tapotun"
 SERVICE_DIRECTORY: Final = "/etc/tapotun"
-"""The shipped services run the configs in this directory as that user."""
+"""The shipped services run the configs in this directory, as the user `tapotun`."""
 
 
 def check_user(config: Config, file: str) -> list[Finding]:
-    """The findings about ``config.user``, or else about the user of the shipped services if they run this file."""
+    """Return the findings about ``config.user``. If it is not set and the shipped services run this file, check their
+    user."""
     name = config.user
     if name is None:
         if os.path.dirname(os.path.abspath(file)) != SERVICE_DIRECTORY:
@@ -45,7 +46,7 @@ def check_user(config: Config, file: str) -> list[Finding]:
 
 
 def _problems(config: Config, user: User) -> Iterator[str]:
-    """To be asked as the user."""
+    """Find missing permissions. Must be called in a process that has become the user."""
     yield from unreadable(config.files)
     if (blocked := unreadable_program()) is not None:
         text = f'user "{user.name}" cannot read this program (no access to {blocked})'

@@ -1,7 +1,8 @@
-"""Which firewalls of this machine drop forwarded IPv4 packets unless a rule accepts them. Blocking; changes nothing.
+"""Finds the firewalls of this machine that drop forwarded IPv4 packets unless a rule accepts them. Blocking; read-only.
 
-Asks the kernel, so that no program has to be installed: nftables (and with it iptables-nft) over nfnetlink, as in
-linux/netfilter/nf_tables.h; iptables-legacy by a socket option, as in linux/netfilter_ipv4/ip_tables.h.
+Asks the kernel directly, so neither nft nor iptables has to be installed. nftables, which iptables-nft uses too, is
+read over nfnetlink (linux/netfilter/nf_tables.h). iptables-legacy is read with a socket option
+(linux/netfilter_ipv4/ip_tables.h).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class ForwardChain:
     """A chain at the forward hook whose policy is to drop.
 
     Attributes:
-        name: the table and the chain, for people.
-        named: those of the interfaces in question that a rule of the table names.
+        name: the table and the chain, as text for people.
+        named: the interfaces, of those asked about, that appear by name in a rule of the table.
     """
 
     name: str
@@ -57,9 +58,9 @@ class ForwardChain:
 
 
 def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ...]:
-    """The chains whose policy drops what no rule accepts. What cannot be read is left out.
+    """Return the chains whose policy drops every packet that no rule accepts. Tables that cannot be read are left out.
 
-    ``interfaces``: whose names are looked for in the rules.
+    ``interfaces``: the names to look for in the rules.
     """
     names = tuple(interfaces)
     found: list[ForwardChain] = []
@@ -147,7 +148,7 @@ def _text(data: bytes | None) -> str:
 
 
 def _is_named(interface: str, rule: bytes) -> bool:
-    """Whether the name is in a rule, as the operand of a comparison: up to 16 bytes, the rest of them 0."""
+    """Whether a rule compares something with this name. The operand is up to 16 bytes long, padded with zeros."""
     return interface.encode(errors="surrogateescape") + b"\0" in rule
 
 
@@ -157,7 +158,7 @@ def _is_named(interface: str, rule: bytes) -> bool:
 def _legacy(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
     with open("/proc/net/ip_tables_names", encoding="ascii", errors="replace") as file:
         if "filter" not in file.read().split():
-            return  # asking would make the table
+            return  # asking would create the table
     with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as sock:
         table = b"filter".ljust(_NAME_BYTES, b"\0")
         info = _get(sock, _IPT_SO_GET_INFO, table.ljust(_INFO.size, b"\0"))
@@ -173,7 +174,7 @@ def _legacy(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
 
 
 def _get(sock: socket.socket, option: int, request: bytes) -> bytes:
-    """getsockopt(2) with a request in the buffer, which Python's own does not pass. Raises OSError."""
+    """Call getsockopt(2) with a request in the buffer. Python's `socket.getsockopt` cannot pass one. Raises OSError."""
     buffer = ctypes.create_string_buffer(request, len(request))
     length = ctypes.c_uint32(len(request))  # socklen_t
     libc = ctypes.CDLL(None, use_errno=True)

@@ -67,10 +67,11 @@ class Device(Protocol):
 
 
 class Network(Protocol):
-    """Configures one interface's link, addresses, routes and rules. Everything that it adds carries our protocol number
-    if the kernel has a field for one.
+    """Configures one interface's link, addresses, routes and rules. All items that it adds carry our protocol number,
+    if the kernel has a field for it.
 
-    ``name``: the interface that has this name at the first call. It stays the same one if it is renamed.
+    ``name``: the interface that has this name at the first call. Later calls mean the same interface, even if it was
+    renamed.
 
     Every method sends its items as one batch, and raises HostError naming the first item that failed. After a
     cancellation a part of the batch may be in the kernel, and every item of it may be removed. A refused item does not
@@ -84,15 +85,16 @@ class Network(Protocol):
         """The interface's index."""
 
     async def state(self, name: str) -> LinkState | None:
-        """The interface as it is now; None: it is gone, or in another network namespace."""
+        """Return the interface's current state. None: the interface is gone, or in another network namespace."""
 
     async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
-        """Those of the items that were added and are not in the kernel now, in their order; for an address whose
-        connected route is gone, a `ConnectedRoute`. Costs one dump per table, and lookups in steps between which other
-        tasks run."""
+        """Return the items that were added but are not in the kernel now, in their order. If an address has lost its
+        connected route, the list contains a `ConnectedRoute`. Costs one dump per table, and lookups in steps; other
+        tasks run between the steps."""
 
     async def rename(self, name: str) -> None:
-        """Give the interface its name ``name`` again. A kernel before 6.2 takes it down for that, and it stays down."""
+        """Give the interface its name ``name`` again. Before Linux 6.2 the interface must be set down for that, and it
+        stays down."""
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
         """Add the items, in order.
@@ -122,18 +124,18 @@ class Network(Protocol):
     async def current_routes(
         self, name: str, addresses: Collection[str], mark: int | None
     ) -> dict[str, CurrentRoute | None]:
-        """How packets with this fwmark are sent to each of the addresses, IPv4 and IPv6, at present. None: there is no
-        route. Left out are IPv6 link-local addresses, and those that lead into the interface ``name``, which need not
-        exist.
+        """Return how packets with this fwmark are currently sent to each of the addresses, IPv4 and IPv6. None: there
+        is no route. IPv6 link-local addresses are left out, and so are addresses that are routed into the interface
+        ``name``. That interface need not exist.
 
         Raises HostError if the kernel does not answer."""
 
     async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
-        """The networks that contain one of ``networks``, and to which an interface other than ``name`` attaches this
-        machine: see `netlink.attached`. Raises as `next_hop`."""
+        """Return the attached networks (see `netlink.attached`) that contain one of ``networks``. Networks of the
+        interface ``name`` do not count. Raises as `next_hop`."""
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
-        """All IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
+        """Return all IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:
         """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
@@ -148,21 +150,23 @@ class Change:
     addresses: frozenset[str]
     """All local addresses that this machine has now, IPv4 and IPv6, without prefix length and zone."""
     touched_addresses: frozenset[str] = field(default=frozenset(), kw_only=True)
-    """Addresses that came, went, or were gone for a moment, and those of the links in ``touched_links``."""
+    """Addresses that were added, removed, or removed and added again, and the addresses of the links in
+    ``touched_links``."""
     touched_links: frozenset[int] = field(default=frozenset(), kw_only=True)
     """Indexes of links that went up or down, or were down for a moment."""
     incomplete: bool = field(default=False, kw_only=True)
-    """More has happened than is known."""
+    """Notifications were lost, so there were more changes than are listed here."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceChange:
-    """Something was done to an interface of ours, by this process or by others.
+    """A change to an interface of ours, made by this process or by another program.
 
     Attributes:
-        toggled: it was set down, or up, or both.
-        moved: it went to another network namespace.
-        senders: the netlink port numbers of who did it, usually process ids. 0 is the kernel itself.
+        toggled: the interface was set down, or up, or both.
+        moved: the interface was moved to another network namespace.
+        senders: the netlink port numbers of the programs that made the change, usually process ids. 0 is the kernel
+            itself.
     """
 
     toggled: bool = False
@@ -178,19 +182,19 @@ class OwnedName(Protocol):
         """Why another start of this program might not notice the reservation; None: it will notice."""
 
     def require_free(self) -> None:
-        """Call before opening the device. Raises HostError if another program has created an interface of that name;
-        ShortageError if this machine lacks what it takes to find out."""
+        """Call before opening the device. Raises HostError if another program has created an interface of that name.
+        Raises ShortageError if this machine lacks the memory or descriptors to find out."""
 
 
 class Host(Protocol):
     """What `app` passes to the interfaces."""
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
-        """Reserve an interface's name in this network namespace until exit. To be called before anything else is done
-        for the interface. Waits a moment for a process that is just releasing the name.
+        """Reserve an interface's name in this network namespace until exit. Call this before anything else is done for
+        the interface. Waits a moment in case another process is just releasing the name.
 
-        Raises HostError if another process runs such an interface, or if an interface of that name exists;
-        ShortageError if this machine lacks what it takes to find out. Cancel-safe.
+        Raises HostError if another process runs an interface of that name, or if one exists. Raises ShortageError if
+        this machine lacks the memory or descriptors to find out. Cancel-safe.
         """
 
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
@@ -213,16 +217,16 @@ class Host(Protocol):
     def open_interface(
         self, index: int, is_route: Callable[[RouteKey], bool]
     ) -> AbstractAsyncContextManager[AsyncIterator[InterfaceChange]]:
-        """Changes, from now on, after which something of ours may be missing: of the interface ``index`` itself, which
-        has to be up at the call; removals of its addresses and routes, also of those that
-        another interface of ours had taken over, of host routes for it, and of our rules. Several at once are reported
-        as one. If notifications were lost, that is reported as a change.
+        """Report the changes, from now on, after which an item of ours may be missing. These are changes to the
+        interface ``index`` itself, which must be up when this is called, and the removal of any of its addresses,
+        routes or host routes, or of our rules. The removal of a route counts even if another interface of ours had
+        taken the route over. Changes at the same time are reported as one. Lost notifications are reported as a change.
 
         Closed at exit. Cancel-safe, and raises as `open_changes`.
 
         Args:
-            is_route: whether the interface has this route (`items.RouteKey`), so that its replacement by another
-                program's matters.
+            is_route: tells whether the interface has a route with this key (`items.RouteKey`). If so, its replacement
+                by another program's route is reported too.
         """
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from ..errors import HostError, ShortageError
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
-FULL_MASK = 0xFFFF_FFFF  # of a fwmark: all of it has to match
+FULL_MASK = 0xFFFF_FFFF  # compares all bits of a fwmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ConnectedRoute:
-    """The route to the network of an address, which the kernel has added itself. It is never desired by itself: it is
-    an item only where somebody has removed it and left the address."""
+    """The connected route of an address: the kernel adds it together with the address. It is never part of a desired
+    state. It becomes an item only when another program has removed the route but left the address."""
 
     interface: IPv4Interface
 
@@ -50,7 +50,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets whose fwmark equals ``fwmark`` in the bits of ``mask`` are looked up in ``table`` (all uint32). It
+    """Packets whose fwmark equals ``fwmark`` in the bits of ``mask`` are looked up in ``table`` (all uint32). The rule
     outlives the interface unless it is removed."""
 
     fwmark: int
@@ -58,11 +58,11 @@ class Rule:
     mask: int = FULL_MASK
 
     def matches(self, mark: int) -> bool:
-        """Whether the kernel applies it to packets with this fwmark (fib_rule_match)."""
+        """Whether the kernel applies this rule to packets with this fwmark (fib_rule_match)."""
         return (mark ^ self.fwmark) & self.mask == 0
 
     def overlaps(self, other: Rule) -> bool:
-        """Whether there are marks that both match."""
+        """Whether there is a fwmark that both rules match."""
         return (self.fwmark ^ other.fwmark) & self.mask & other.mask == 0
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class HostRoute:
     Attributes:
         address: the destination.
         index: the index of the device through which the route leads.
-        gateway: None if the address is a neighbour on that device.
+        gateway: the next hop; None if the address is directly reachable on that device.
         source, metrics: copied from the route that ``address`` would take without our interface; ``metrics`` is the
             payload of RTA_METRICS as the kernel gave it.
     """
@@ -130,7 +130,7 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """An interface of ours as the kernel has it. ``up``: as the administrator has set it; its MTU in bytes."""
+    """The current state of an interface of ours in the kernel. ``up``: the administrative state; ``mtu``: in bytes."""
 
     name: str
     up: bool
@@ -139,13 +139,13 @@ class LinkState:
 
 @dataclass(frozen=True, slots=True)
 class CurrentRoute:
-    """How the kernel sends packets to an address at present.
+    """How the kernel currently sends packets to an address.
 
     Attributes:
-        index: of the device.
-        gateway: None if the address is a neighbour on that device.
+        index: the index of the outgoing device.
+        gateway: the next hop; None if the address is directly reachable on that device.
         source: the local address that a new connection would have. None for IPv6, where the kernel chooses among
-            several that come and go.
+            several temporary addresses.
     """
 
     index: int
@@ -155,11 +155,11 @@ class CurrentRoute:
 
 @dataclass(frozen=True, slots=True)
 class AttachedNetwork:
-    """A network that an interface other than ours connects this machine to, without a gateway.
+    """A network that this machine reaches without a gateway, through an interface other than ours.
 
     Attributes:
         device: the name of that interface.
-        is_tunnel: it is, or may be, an interface of this program, and its network is the tunnel's.
+        is_tunnel: the interface is, or may be, one of this program, so the network is that of a tunnel.
     """
 
     network: IPv4Network

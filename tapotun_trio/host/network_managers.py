@@ -1,6 +1,7 @@
-"""Programs that remove what they did not make from a machine's network, and the settings that keep them from it.
+"""Finds network managers that remove addresses, routes or rules of other programs, and the settings that prevent it.
 
-Blocking: a look takes some milliseconds, as /proc has a directory per process. What cannot be read counts as absent.
+Blocking: each search takes some milliseconds, because /proc has a directory per process. Files that cannot be read
+count as absent.
 
 Follows networkd.conf(5), systemd.network(5), NetworkManager.conf(5) and dhcpcd.conf(5).
 """
@@ -14,13 +15,13 @@ from typing import Final, Literal, TypeAlias
 
 Manager: TypeAlias = Literal["systemd-networkd", "NetworkManager", "dhcpcd"]
 Kind: TypeAlias = Literal["address", "route", "rule", "link"]
-"""What was taken away; ``link``: the interface was set down, renamed or given another MTU."""
+"""What was removed or changed. ``link``: the interface was set down, renamed or given another MTU."""
 
 MANAGERS: Final[tuple[Manager, ...]] = ("systemd-networkd", "NetworkManager", "dhcpcd")
 KINDS: Final[tuple[Kind, ...]] = ("address", "route", "rule", "link")
 
 _CGROUPS: Final = "sys/fs/cgroup/system.slice"
-_NAME_BYTES: Final = 15  # of a process in /proc, TASK_COMM_LEN of linux/sched.h
+_NAME_BYTES: Final = 15  # longest process name in /proc, from TASK_COMM_LEN of linux/sched.h
 _NO: Final = frozenset({"0", "no", "n", "false", "f", "off"})  # parse_boolean of systemd
 _YES: Final = frozenset({"1", "yes", "y", "true", "t", "on"})
 _NETWORKD_DIRECTORIES: Final = ("etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd")
@@ -31,7 +32,8 @@ Section: TypeAlias = tuple[str, list[tuple[str, str]]]
 
 
 def managers_running(root: str = "/") -> list[Manager]:
-    """Those that run here: by the names of processes, and by systemd's services where processes are hidden."""
+    """Return the managers that run here. They are found by process name, or by systemd service where processes are
+    hidden."""
     names = set(_process_names(root))
     return [
         manager
@@ -41,14 +43,15 @@ def managers_running(root: str = "/") -> list[Manager]:
 
 
 def suspects(senders: Iterable[int], kinds: Collection[Kind], interface: str) -> tuple[list[Manager], bool]:
-    """Who may have taken something of these kinds away from an interface of ours.
+    """Return the managers that may have removed items of these kinds from an interface of ours.
 
     Args:
-        senders: the netlink port numbers of who did it. A program's first netlink socket has its process id.
+        senders: the netlink port numbers of the programs that made the change. The port number of a program's first
+            netlink socket is its process id.
 
     Returns:
-        The programs, and whether it was certainly one of them. Otherwise they run here, and no setting keeps them from
-        it.
+        The programs, and whether one of them certainly made the change. If that is not certain, these are the programs
+        that run here and whose settings allow such a change.
     """
     names = {_process_name("/", pid) for pid in senders}
     if caught := [manager for manager in MANAGERS if manager[:_NAME_BYTES] in names]:
@@ -57,13 +60,14 @@ def suspects(senders: Iterable[int], kinds: Collection[Kind], interface: str) ->
 
 
 def taken_by(manager: Manager, interface: str, root: str = "/") -> set[Kind]:
-    """What the program, with its present settings, may take away from an interface of ours."""
+    """Return what the program, with its current settings, may remove from an interface of ours."""
     match manager:
         case "systemd-networkd":
             foreign: set[Kind] = {
                 kind for kind, setting in _NETWORKD_SETTINGS.items() if _networkd_setting(root, setting) not in _NO
             }
-            # Rules belong to no link. Of routes and addresses it takes those of the links that it manages.
+            # Rules belong to no link, so it removes any. It removes routes and addresses only from links that it
+            # manages.
             return foreign | {"address", "link"} if _networkd_configures(root, interface) else foreign & {"rule"}
         case "NetworkManager":
             return set() if _is_unmanaged(root, interface) else {"address", "route", "link"}
@@ -72,7 +76,7 @@ def taken_by(manager: Manager, interface: str, root: str = "/") -> set[Kind]:
 
 
 def remedy(manager: Manager, kinds: Collection[Kind], interface: str) -> str:
-    """The setting that keeps the program from taking things of these kinds, as an instruction."""
+    """Return an instruction: the setting that keeps the program from removing items of these kinds."""
     match manager:
         case "systemd-networkd":
             settings = [f"{setting}=no" for kind, setting in _NETWORKD_SETTINGS.items() if kind in kinds]
@@ -94,7 +98,7 @@ def remedy(manager: Manager, kinds: Collection[Kind], interface: str) -> str:
 
 
 def _networkd_setting(root: str, name: str) -> str:
-    """The value of a setting in [Network] of networkd.conf, lower case; empty if it is not set."""
+    """Return the value of a setting in [Network] of networkd.conf, in lower case; empty if it is not set."""
     main = next((text for text in _of_each(root, _NETWORKD_DIRECTORIES, "networkd.conf") if text), "")
     texts = [main, *_drop_ins(root, [f"{path}/networkd.conf.d" for path in _NETWORKD_DIRECTORIES], ".conf")]
     value = ""
@@ -106,7 +110,7 @@ def _networkd_setting(root: str, name: str) -> str:
 
 
 def _networkd_configures(root: str, interface: str) -> bool:
-    """Whether the first .network file that matches the interface has it managed."""
+    """Whether the first .network file that matches the interface makes systemd-networkd manage it."""
     for text in _drop_ins(root, [f"{path}/network" for path in _NETWORKD_DIRECTORIES], ".network"):
         sections = _sections(text)
         match = [entry for section, entries in sections if section == "Match" for entry in entries]
@@ -148,7 +152,7 @@ def _is_unmanaged(root: str, interface: str) -> bool:
 
 
 def _is_spec_of(spec: str, interface: str) -> bool:
-    """Whether a device spec of NetworkManager means a TUN interface of this name."""
+    """Whether a device spec of NetworkManager matches a TUN interface of this name."""
     kind, _, pattern = spec.rpartition(":")
     if kind == "interface-name":
         return pattern[1:] == interface if pattern.startswith("=") else fnmatchcase(interface, pattern.lstrip("~"))
@@ -170,7 +174,7 @@ def _is_denied(root: str, interface: str) -> bool:
 
 
 def _sections(text: str) -> list[Section]:
-    """The sections of a file in the INI style of systemd and GLib, in order."""
+    """Parse a file in the INI style of systemd and GLib into its sections, in order."""
     found: list[Section] = []
     for raw in text.splitlines():
         line = raw.strip()
@@ -183,8 +187,8 @@ def _sections(text: str) -> list[Section]:
 
 
 def _drop_ins(root: str, directories: Iterable[str], suffix: str) -> list[str]:
-    """The texts of the files of several directories in the order of their names. Of files with the same name, only that
-    of the first directory."""
+    """Return the texts of the files in several directories, ordered by file name. If several directories have a file of
+    the same name, only the file in the first of them counts."""
     paths: dict[str, str] = {}
     for directory in directories:
         try:
@@ -212,12 +216,12 @@ def _process_names(root: str) -> Iterator[str]:
 
 
 def _process_name(root: str, pid: int) -> str:
-    """The name of a process, 15 bytes at most; empty if there is none, or it is hidden."""
+    """Return the name of a process, at most 15 bytes; empty if there is no such process, or it is hidden."""
     return _read(root, f"proc/{pid}/comm").rstrip("\n") if pid > 0 else ""
 
 
 def _read(root: str, path: str) -> str:
-    """The text of a file; empty if it cannot be read."""
+    """Return the text of a file; empty if it cannot be read."""
     try:
         with open(os.path.join(root, path), encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -100,8 +100,8 @@ class OwnedName:
         self.doubt = doubt
 
     def require_free(self) -> None:
-        """Call before creating the interface. Raises HostError if there already is an interface of that name;
-        ShortageError if this machine lacks what it takes to find out."""
+        """Call before creating the interface. Raises HostError if an interface of that name already exists. Raises
+        ShortageError if this machine lacks the memory or descriptors to find out."""
         if has_link(self._name):
             raise HostError(f"cannot create TUN interface {self._name}: {taken_by(self._name)}")
 
@@ -121,7 +121,8 @@ async def own_name(
 
     Raises:
         HostError: after two seconds another process still has the name, or an interface of that name exists.
-        ShortageError: after two seconds this machine still lacks what it takes to find out whether one exists.
+        ShortageError: after two seconds this machine still lacks the memory or descriptors to find out whether one
+            exists.
     """
     trusted = {0, os.geteuid()} if trusted is None else trusted
     sock, owned = await _take(name, trusted)
@@ -149,8 +150,8 @@ def holder_of(name: str) -> Holder | None:
 def has_link(name: str) -> bool:
     """Whether an interface has this name or alternative name.
 
-    False also if the kernel does not answer the question at all: creating the interface will report the reason. But
-    raises ShortageError if this machine lacks descriptors or memory at the moment, which says nothing about the name.
+    Returns False also if the kernel does not answer: creating the interface will then report the reason. Raises
+    ShortageError if this machine lacks descriptors or memory at the moment, since that says nothing about the name.
     """
     try:
         # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
@@ -322,7 +323,7 @@ def _socket() -> socket.socket:
 
 
 def abstract_address(name: str) -> bytes:
-    """The address of the Unix socket on which the owner of an interface's name listens."""
+    """Return the address of the Unix socket on which the owner of an interface's name listens."""
     return b"\0tapotun-trio/interface/" + os.fsencode(name)
 
 

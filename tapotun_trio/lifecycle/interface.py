@@ -80,7 +80,7 @@ async def run_interface(
 
 @contextmanager
 def keeping_last_seen(record: Record) -> Iterator[None]:
-    """At the end of the block the tunnel's peers have been seen last; its successor gets to know when."""
+    """At the end of the block, record when each peer was last heard, for the next run of the interface."""
     try:
         yield
     finally:

@@ -32,18 +32,18 @@ class Record:
         tunnel: the transport while the interface runs; `run_interface` sets it.
         ready: whether a server can be reached, or a client tries to connect.
         since: when ``ready`` last changed.
-        last_error: what ended the interface last, on one line; None: nothing has.
+        last_error: the error that last ended the interface, on one line; None: there was none.
         doubt: why another start of this program might not notice this interface (the logged text); see
             `host.interfaces.OwnedName`.
-        last_seen: when each peer, by its name, was last heard before the tunnel ended last.
+        last_seen: when each peer, by its name, was last heard before the most recent end of the tunnel.
         reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
-        repair: puts back what others have taken from the running interface (`Reconciler.repair`); set by
+        repair: puts back what other programs have removed from the running interface (`Reconciler.repair`); set by
             `run_interface`. None: there is no device.
         health: what is missing of the interface on this machine.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
             is over.
-        resolver: remembers where servers were found, also for an interface that starts again: what it needs to resolve
-            the name may lie behind the tunnel.
+        resolver: remembers the addresses at which servers were found, across restarts of the interface. The name server
+            may be behind the tunnel.
     """
 
     def __init__(self, config: InterfaceConfig, resolver: Resolver | None = None) -> None:
@@ -96,7 +96,7 @@ class Registry:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._resolver = Resolver()
-        self._last_seen: dict[str, dict[str, BootTime]] = {}  # of interfaces that have ended, perhaps to start again
+        self._last_seen: dict[str, dict[str, BootTime]] = {}  # for interfaces that have ended and may start again
         self.last_reload: ReloadStatus | None = None
 
     def add(self, config: InterfaceConfig) -> Record:
@@ -116,8 +116,8 @@ class Registry:
         return self._records.get(name)
 
     def sort(self, names: Iterable[str]) -> None:
-        """Put the interfaces into the order of ``names``; the others are last. What was kept of interfaces that no
-        longer exist is forgotten."""
+        """Put the interfaces into the order of ``names``; the others are last. Data kept for interfaces that the config
+        does not have is deleted."""
         self._last_seen.clear()
         positions = {name: position for position, name in enumerate(names)}
         by_position = sorted(self._records.items(), key=lambda item: positions.get(item[0], len(positions)))

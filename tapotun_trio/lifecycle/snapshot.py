@@ -18,7 +18,8 @@ from .registry import LAST_ERROR_CHARS, Record
 
 
 def snapshot_in_steps(records: Iterable[Record]) -> Steps[list[InterfaceStatus]]:
-    """The status of each interface, in steps between which other tasks run: as it is in the step that reaches it."""
+    """Return the status of each interface. Runs in steps, and other tasks run between them; each status is as of its
+    own step."""
     found: list[InterfaceStatus] = []
     for record in records:
         common, tunnel = _common(record), record.tunnel
@@ -38,7 +39,7 @@ def state_of(record: Record) -> InterfaceState:
 
 
 def problem_of(record: Record) -> str | None:
-    """Why the interface is not up, on one line; None: it is up, or nothing has failed yet."""
+    """Return why the interface is not up, on one line; None: it is up, or nothing has failed yet."""
     state = state_of(record)
     if state == "up":
         return None

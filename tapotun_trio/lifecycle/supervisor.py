@@ -57,8 +57,8 @@ class Interfaces:
                 raise refusal
 
     async def repair(self) -> list[str]:
-        """Put back what other programs have taken from the interfaces that run, whatever the limits. Returns a line for
-        each thing that was put back. What cannot be put back is logged, and in the status."""
+        """Put back what other programs have removed from the running interfaces, without the limits on repairs. Returns
+        a line for each item that was put back. Items that cannot be put back are logged and shown in the status."""
         lines: list[str] = []
         async with self._lock:
             for record in self._registry:

@@ -31,10 +31,10 @@ class Tunnel(Protocol):
         """
 
     def peers(self) -> Iterator[tuple[str, Peer]]:
-        """Each peer with its name in the status. A reload in between does not disturb the iteration."""
+        """Yield each peer with its name in the status. A reload during the iteration does not disturb it."""
 
     def last_seen(self) -> dict[str, BootTime]:
-        """When each peer was last heard, by its name in the status; those that never were are left out."""
+        """Return when each peer was last heard, by its name in the status. Peers that were never heard are left out."""
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the tunnel knows, in steps of about a millisecond."""

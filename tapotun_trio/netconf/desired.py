@@ -16,9 +16,10 @@ _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
 
 def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
-    """The addresses, the routes to networks behind clients that the connected network does not cover, and the mark.
+    """Return a server's addresses, its mark, and its routes to networks behind clients. Networks that the connected
+    route already covers need no route.
 
-    In steps between which other tasks run: a server may have thousands of clients.
+    Runs in steps, and other tasks run between them: a server may have thousands of clients.
     """
     own = config.net.network
     first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen

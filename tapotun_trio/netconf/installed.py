@@ -21,15 +21,15 @@ MAX_REFUSAL_LINES: Final = 5  # warnings about refused routes at a time; a serve
 class InstalledItems:
     """Adds and removes the items of one interface, and records them.
 
-    An item is recorded before it is added, so that what a cancellation or a failure leaves half done is removed with
-    the rest.
+    An item is recorded before it is added. So if a cancellation or a failure interrupts the adding, the item is still
+    removed at the end.
 
-    A pushed item that the kernel refuses is logged once and left out. It is tried again with the next desired state,
-    and when the link comes up again.
+    A pushed item that the kernel refuses is logged once and left out. It is tried again with the next desired state and
+    when the link comes up again.
 
     Attributes:
         network: the netlink connection.
-        items: what is in the kernel, or may be. To be replaced, not changed in place.
+        items: the items that are, or may be, in the kernel. Replace this list; do not change it in place.
     """
 
     def __init__(self, network: Network, device_name: str, log: logging.LoggerAdapter[logging.Logger]) -> None:
@@ -44,7 +44,7 @@ class InstalledItems:
 
     @property
     def refused(self) -> Mapping[Item, str]:
-        """The pushed items that the kernel refused, and why."""
+        """The pushed items that the kernel refused, each with the reason."""
         return self._missing
 
     @property
@@ -57,15 +57,15 @@ class InstalledItems:
 
     @property
     def mtu(self) -> int | None:
-        """In bytes, as it was set last; None: never."""
+        """The MTU in bytes that was set last; None: none was set."""
         return self._mtu
 
     def may_have_route(self, key: RouteKey) -> bool:
-        """Whether a route with this key is among the items. True if that is not known at present; see `absent`."""
+        """Whether a route with this key is among the items. Also True while that is not known; `absent` computes it."""
         return self._route_keys is None or key in self._route_keys
 
     async def absent(self) -> list[Item]:
-        """The recorded items that are not in the kernel. Raises HostError."""
+        """Return the recorded items that are not in the kernel. Raises HostError."""
         items = self._items
         missing = await self.network.missing(self._name, items)
         if self._route_keys is None:
@@ -75,8 +75,8 @@ class InstalledItems:
         return missing
 
     async def put_back(self, missing: Sequence[Item]) -> None:
-        """Set the MTU and the link up, and add again these items of `absent`, except for host routes: whether those are
-        right is for the guard to say.
+        """Set the MTU, set the link up, and add the ``missing`` items (from `absent`) again. Host routes are left out:
+        the transport guard decides which of them are needed.
 
         Raises HostError; the items stay recorded.
         """
@@ -85,7 +85,7 @@ class InstalledItems:
         if not missing:
             return
         if misplaced := _misplaced(self.items, missing):
-            # Without addresses the kernel removes the routes, too, so everything is added.
+            # When the kernel removes the addresses it removes the routes too, so everything is added again.
             await self.network.remove(self._name, misplaced)
             again: list[Item] = [item for item in self.items if not isinstance(item, HostRoute)]
         else:
@@ -138,7 +138,7 @@ class InstalledItems:
     async def restore(self, who: str) -> None:
         """Add again what the kernel removed when the link went down, and what it refused before.
 
-        ``who``: set the link up again, for the log.
+        ``who``: the one that set the link up again, for the log.
         """
         # The missing items come last: they may have been refused because the link was down.
         missing, items = self._missing, self.items
@@ -187,14 +187,15 @@ class InstalledItems:
             self._warn(f"continuing without {len(reasons) - MAX_REFUSAL_LINES} more that the server pushed")
 
     def _warn(self, text: str) -> None:
-        """The server may push something else with every PARAMS frame."""
+        """Log a warning, at a limited rate: a server may push other items with every PARAMS frame."""
         self._warnings.log(self._log, logging.WARNING, trio.current_time(), text)
 
 
 def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
-    """The addresses that are there and would come before a missing one of their network, which they came after.
+    """Return the present addresses that would end up before a missing address of the same network, though they belong
+    after it.
 
-    The first address of a network is the source of this machine's packets to it.
+    The order matters, because the first address of a network is the source of this machine's packets to it.
     """
     gone = {item for item in missing if isinstance(item, Address)}
     networks: set[IPv4Network] = set()
@@ -209,8 +210,8 @@ def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
 
 
 def _again(items: Sequence[Item], missing: Sequence[Item]) -> Steps[list[Item]]:
-    """What to add if these are missing, in the order of ``items``. In steps, as `_difference`."""
-    # The route of a mark's table may get another slot, and then its rule has to follow it.
+    """Return what to add if these items are missing, in the order of ``items``. In steps, as `_difference`."""
+    # The route of a mark's table may get another slot, so the rule of that table has to be added again too.
     tables = {item.table for item in missing if isinstance(item, Route)}
     found: list[Item] = [item for item in missing if not isinstance(item, (HostRoute, Rule))]
     yield

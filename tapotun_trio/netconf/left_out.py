@@ -1,14 +1,15 @@
-"""What of a server's push is left out, because this machine must not or need not route it into the tunnel. Pure.
+"""Decides which pushed networks are left out, because this machine must not or need not route them into the tunnel.
+Pure.
 
 The rules:
 
-- A pushed route to martians (`martians`) is left out: no packet is routed there.
-- A directly attached network wins over a pushed one. So a pushed route that lies in a network to which another
-  interface attaches this machine is left out, whatever the metrics of both are. One that is wider stays: for the
-  attached network, the kernel prefers the longer prefix by itself.
-- The network of the tunnel's own address is pushed too. Where it lies in an attached network, the interface keeps the
-  address, but without its network. The networks of other tunnels of this program do not count here, because two clients
-  of one server are in one network.
+- A pushed route to martians (`martians`) is left out, because no packet may be routed there.
+- A directly attached network wins over a pushed one. So a pushed route is left out if its destination lies in a network
+  to which another interface attaches this machine. The metrics do not matter. A wider pushed route stays, because the
+  kernel prefers the longer prefix of the attached network anyway.
+- The network of the tunnel's own address is pushed too. If it lies in an attached network, the interface keeps the
+  address, but without the route to its network. The networks of other tunnels of this program do not count here,
+  because two clients of one server are in the same network.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class LeftOut:
     """One pushed network that is left out.
 
     Attributes:
-        item: the route; for the network of an address, that address.
-        attached: where this machine is attached to that network; None: it is not.
+        item: the pushed route, or the pushed address whose network is left out.
+        attached: the attached network that contains it; None if it is left out for another reason.
     """
 
     item: Route | Address
@@ -49,7 +50,7 @@ class LeftOut:
 
 
 def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> frozenset[IPv4Network]:
-    """The networks for which it matters whether they lie in an attached network."""
+    """Return the pushed networks that have to be compared with the attached ones."""
     found = (_as_pushed_network(item, pushed) for item in items)
     return frozenset(_network_of(item) for item in found if item is not None)
 
@@ -57,7 +58,7 @@ def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> froz
 def leave_out(
     items: Sequence[Item], pushed: Collection[Item], attached: Sequence[AttachedNetwork]
 ) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
-    """The items that remain, and what was left out."""
+    """Return the items that remain, and the ones that are left out."""
     remaining: list[Item] = []
     left_out: list[LeftOut] = []
     for item in items:
@@ -77,7 +78,7 @@ def leave_out(
 
 
 def _as_pushed_network(item: Item, pushed: Collection[Item]) -> Route | Address | None:
-    """The item, if it routes a network that the server asked for; else None."""
+    """Return the item if it routes a network that the server pushed; else None."""
     match item:
         case Address(interface) if interface.network.prefixlen < _HOST:
             return item
@@ -92,7 +93,7 @@ def _network_of(item: Route | Address) -> IPv4Network:
 
 
 def _around(item: Route | Address, attached: Iterable[AttachedNetwork]) -> AttachedNetwork | None:
-    """The attached network that the item's lies in."""
+    """Return the attached network in which the item's network lies; None if there is none."""
     network = _network_of(item)
     for other in attached:
         if _contains(other, network) and not (other.is_tunnel and isinstance(item, Address)):
@@ -124,7 +125,7 @@ def describe_left_out(left_out: LeftOut) -> str:
 
 
 def describe_back(left_out: LeftOut) -> str:
-    """One line for the log: it is not left out any more."""
+    """Return a line for the log, which says that a network is used again instead of being left out."""
     assert left_out.attached is not None, "martians do not change"
     what = f"pushed route {left_out.network}" if isinstance(left_out.item, Route) else f"network {left_out.network}"
     attached = left_out.attached

@@ -1,6 +1,6 @@
-"""Leaves out of a server's push what this machine must not route into the tunnel: asks the kernel, logs each change.
+"""Filters a server's push: leaves out the networks that this machine must not route into the tunnel.
 
-`left_out` has the rules, and decides.
+Asks the kernel for the attached networks, and logs each change. `left_out` has the rules, and decides.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ..host.items import AttachedNetwork, DesiredState, Item
 from ..log import Log, flap_damped
 from .left_out import LeftOut, describe_back, describe_left_out, leave_out, networks_to_compare
 
-_LINES: Final = 5  # at a time; a server may push thousands
+_LINES: Final = 5  # logged at a time; a server may push thousands of networks
 
 
 class PushFilter:
     """The filter of one client interface.
 
     Attributes:
-        left_out: by the newest decision.
+        left_out: the networks that the newest decision left out.
     """
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self.left_out: tuple[LeftOut, ...] = ()
-        self._compared: frozenset[IPv4Network] = frozenset()  # at the newest decision
+        self._compared: frozenset[IPv4Network] = frozenset()  # compared by the newest decision
         self._attached: list[AttachedNetwork] = []
         self._new_lines, self._back_lines, self._failure_lines = flap_damped(), flap_damped(), flap_damped()
 
     async def acceptable(self, network: Network, name: str, desired: DesiredState) -> tuple[Item, ...]:
-        """Those items of ``desired`` that interface ``name`` may have. Cancel-safe.
+        """Return the items of ``desired`` that interface ``name`` may have. Cancel-safe.
 
-        If the kernel does not answer, what it answered before counts.
+        If the kernel does not answer, its previous answer is used.
         """
         self._compared = networks_to_compare(desired.items, desired.pushed)
         try:
@@ -52,7 +52,7 @@ class PushFilter:
         return items
 
     async def is_outdated(self, network: Network, name: str) -> bool:
-        """Whether this machine is attached to other networks than at the newest decision. Raises HostError."""
+        """Whether the attached networks have changed since the newest decision. Raises HostError."""
         return set(await network.attached(name, self._compared)) != set(self._attached)
 
     def _log_changes(self, before: Sequence[LeftOut], now: Sequence[LeftOut], desired: DesiredState) -> None:

@@ -32,7 +32,7 @@ class _Recheck:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Put back what is missing after ``change``. ``forced``: as `Repairer.look`."""
+    """A request to put back what is missing after ``change``. ``forced``: see `Repairer.look`."""
 
     change: InterfaceChange = UNKNOWN_CHANGE
     forced: bool = False
@@ -61,7 +61,7 @@ class _Request:
 class Reconciler:
     """Owns the addresses, routes and rules of one interface.
 
-    What others take away from it is noticed and put back (`Repairer`).
+    If another program removes any of them, that is noticed and they are put back (`Repairer`).
 
     A pushed item that the kernel refuses is left out (`InstalledItems`). A shortage of this machine is reported to the
     requester, who may repeat the request; until then the old state stays. Any other refusal ends the interface.
@@ -77,7 +77,7 @@ class Reconciler:
         guard: TransportGuard | None = None,
         health: Health | None = None,
     ) -> None:
-        """``health``: learns what is missing."""
+        """``health``: is updated when something is missing or put back."""
         self._host = host
         self._name = device_name
         self._log = log
@@ -88,14 +88,14 @@ class Reconciler:
 
     @property
     def refused(self) -> Mapping[Item, str]:
-        """The pushed items that the kernel refused, and why. They are tried again at the next change."""
+        """The pushed items that the kernel refused, each with the reason. They are tried again at the next change."""
         return {} if self._installed is None else self._installed.refused
 
     async def run(
         self, desired: DesiredState, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Apply ``desired``, report started, then serve requests, and put back what others take away. Undoes everything
-        when cancelled.
+        """Apply ``desired`` and report started. Then serve requests, and put back what other programs remove. Undoes
+        everything when cancelled.
 
         Raises HostError if the kernel refuses an item that was not pushed, or if the interface is gone from this
         network namespace.
@@ -154,9 +154,9 @@ class Reconciler:
         await self._request(_Recheck(thorough))
 
     async def repair(self) -> list[str]:
-        """Have the task put back everything that is missing, whoever took it, also the interface's name and its state
-        "up". Returns what was put back, a phrase for each; empty if nothing was missing. Raises HostError if something
-        could not be put back, or if the task is over."""
+        """Have the task put back everything that is missing, including the interface's name and its state "up". Returns
+        a phrase for each item that was put back; empty if nothing was missing. Raises HostError if an item could not be
+        put back, or if the task has ended."""
         return (await self._request(_Look(forced=True))).put_back
 
     async def _request(self, action: DesiredState | _Recheck | _Look) -> _Request:
@@ -175,7 +175,7 @@ class Reconciler:
     async def _watch(self, index: int, installed: InstalledItems) -> None:
         async def watch() -> None:
             async with self._host.open_interface(index, installed.may_have_route) as changes:
-                # Something may have been taken before, or since the last watch failed.
+                # Items may have been removed before this watch began, for example after the previous watch failed.
                 await self._request(_Look())
                 retry.worked()
                 async for change in changes:

@@ -1,7 +1,7 @@
-"""When to put back what others take away. No I/O, no clock.
+"""Limits how often to put back what other programs remove. No I/O, no clock.
 
-The other program may take it away again at once, for ever. So each repair within a minute is followed by a longer
-pause, and after too many of them the interface rests for a while.
+The other program may remove it again at once, every time. So each further repair within a minute is followed by a
+longer pause. After too many repairs there is a longer rest, without repairs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import deque
 from typing import Final
 
 WINDOW_S: Final = 60.0
-PAUSE_S: Final = (0.5, 5.0)  # after the first repair within the window; doubled up to the last
-MOST: Final = 10  # repairs within the window
-REST_S: Final = 60.0  # after that many
+PAUSE_S: Final = (0.5, 5.0)  # pause after the first repair within the window, and the longest; doubles each time
+MOST: Final = 10  # repairs allowed within the window
+REST_S: Final = 60.0  # how long no repair is made after that many
 
 
 class RepairLimit:
@@ -23,7 +23,7 @@ class RepairLimit:
         self._rests_until = 0.0
 
     def wait_s(self, now: float) -> float:
-        """How long to wait for the next repair; 0: it may be made now."""
+        """Return how long to wait before the next repair, in seconds; 0: it may be made now."""
         while self._times and self._times[0] <= now - WINDOW_S:
             self._times.popleft()
         if now < self._rests_until:
@@ -34,17 +34,17 @@ class RepairLimit:
         return max(0.0, self._times[-1] + pause_s - now)
 
     def repaired(self, now: float) -> None:
-        """A repair was made or tried. If it was one too many, the next ones rest."""
+        """Record that a repair was made or tried. If the window now has too many, the rest begins."""
         self._times.append(now)
         if len(self._times) >= MOST:
             self._times.clear()
             self._rests_until = now + REST_S
 
     def rests(self, now: float) -> bool:
-        """Whether too many repairs were needed lately."""
+        """Whether repairs rest, because too many were needed lately."""
         return now < self._rests_until
 
     def reset(self) -> None:
-        """The operator asked for a repair, so the next one may be made at once."""
+        """Allow the next repair at once, because the operator asked for it."""
         self._times.clear()
         self._rests_until = 0.0

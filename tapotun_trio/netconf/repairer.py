@@ -1,12 +1,12 @@
-"""Notices what others have taken from an interface, puts it back within limits, and says who it may have been.
+"""Notices what other programs remove from an interface, puts it back within limits, and names the likely program.
 
-The reconciler has a `Repairer` look after each change that the kernel reports, and when a repair is due. It compares
-what should be in the kernel with what is, so changes of our own, which are recorded before they are made, lead to
-nothing.
+The reconciler calls `Repairer.look` after each change that the kernel reports, and when a repair is due. The repairer
+compares the recorded items with the kernel's. Our own changes are recorded before they are made, so they cause no
+repair.
 
-What is put back: addresses, routes, rules, host routes, the MTU. What is not: a link that was set down stays down until
-it is set up again, and a new name stays, since a person may want either; a reload undoes both. An interface that was
-moved to another network namespace is made again here, as one that was deleted.
+Addresses, routes, rules, host routes and the MTU are put back. A link that was set down stays down until it is set up
+again, and a renamed link keeps its new name, since a person may want either. A reload undoes both. If the interface was
+moved to another network namespace, a new one is made here, as after a deletion.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..text import one_line, shorten
 from .installed import InstalledItems
 from .repair import RepairLimit
 
-_NAMED: Final = 3  # items in one line
+_NAMED: Final = 3  # items named in one log line
 _REASON_CHARS: Final = 500
 _DOWN: Final = "another program set this interface down: no packet passes until it is up again"
-_BLAME_S: Final = 2.0  # how long to look for who it was; on a busy machine it takes a tenth of a second
+_BLAME_S: Final = 2.0  # limit of the search for the program; it takes 0.1 s on a busy machine
 UNKNOWN_CHANGE: Final = InterfaceChange()
 
 _KINDS: Final[dict[type[Item], Kind]] = {
@@ -40,23 +40,23 @@ _KINDS: Final[dict[type[Item], Kind]] = {
     HostRoute: "route",
     Rule: "rule",
 }
-_LOOKS: Final = trio.CapacityLimiter(1)  # threads that look for who it was
+_LOOKS: Final = trio.CapacityLimiter(1)  # threads that search for the program
 
 
 class GoneError(HostError):
-    """The interface is not in this network namespace any more."""
+    """The interface was deleted, or moved to another network namespace."""
 
 
 class Health:
     """Whether everything that an interface wants is in the kernel. It outlives restarts of the interface.
 
     Attributes:
-        degraded: what is missing and why, in one phrase; None: nothing.
+        degraded: what is missing and why, in one phrase; None: nothing is missing.
         repairs: how often something was put back.
     """
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """``on_change``: called when the interface becomes degraded, or is so no more."""
+        """``on_change``: called when the interface becomes degraded, and when it has recovered."""
         self.degraded: str | None = None
         self.repairs = 0
         self._on_change = on_change
@@ -70,7 +70,8 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What is missing: ``items``, and the MTU if ``mtu`` is the wrong one that the interface has."""
+    """What is missing: ``items``, and the right MTU if ``mtu`` is set. ``mtu`` is the wrong value that the interface
+    has."""
 
     items: Sequence[Item]
     mtu: int | None
@@ -94,43 +95,45 @@ class _Loss:
 
 
 class Repairer:
-    """Watches over one interface. All methods are for the task of the reconciler."""
+    """Repairs one interface. All methods are for the reconciler's task only."""
 
     def __init__(
         self, name: str, installed: InstalledItems, health: Health, log: Log, reinstall: Callable[[], Awaitable[None]]
     ) -> None:
-        """``reinstall``: decides again which host routes are needed, and adds them. It raises HostError."""
+        """``reinstall``: decides again which host routes are needed, and adds them. May raise HostError."""
         self._name = name
         self._installed = installed
         self._health = health
         self._log = log
         self._reinstall = reinstall
         self._limit = RepairLimit()
-        # What the kernel refused at the last try has a limit of its own: it may stay refused for ever.
+        # Items that the kernel refused at the last try have a limit of their own, since they may stay refused for ever.
         self._refused: frozenset[Item] = frozenset()
         self._refused_limit = RepairLimit()
         self._lines = flap_damped()
         self._down = False
         self._seen_name = name
-        self._stuck = False  # a warning has said that something stays missing
+        self._stuck = False  # whether a warning has said that something stays missing
         self._due = trio.Event()
         self._due_at = 0.0
 
     async def wait_due(self) -> None:
-        """Return when a repair that had to wait may be made. Cancel-safe."""
+        """Wait until a postponed repair may be made. Cancel-safe."""
         await self._due.wait()
         await trio.sleep_until(self._due_at)
         self._due = trio.Event()
 
     async def look(self, change: InterfaceChange = UNKNOWN_CHANGE, *, forced: bool = False) -> list[str]:
-        """Compare, and put back what is missing if that may be done now. Returns what was put back.
+        """Compare the recorded items with the kernel's, and put back what is missing if the limits allow it now.
+        Returns what was put back.
 
         Args:
-            forced: the operator asks for it. There is no limit, and the interface is set up and renamed as well.
+            forced: the operator asks for it. Then limits do not apply, and the interface is also set up and given its
+                name back.
 
         Raises:
-            HostError: the interface is gone from this network namespace; if ``forced``, also that something could not
-                be put back.
+            HostError: the interface is gone from this network namespace; or, if ``forced``, an item could not be put
+                back.
         """
         try:
             return await self._look(change, forced=forced)
@@ -206,12 +209,14 @@ class Repairer:
         return []
 
     async def _tell(self, loss: _Loss, senders: Collection[int], *, told: bool, settled: bool = True) -> str:
-        """This was put back. ``told``: no warning is needed; ``settled``: nothing else is missing."""
+        """Log and count that ``loss`` was put back. ``told``: a warning is not needed; ``settled``: nothing else is
+        missing."""
         self._health.repairs += 1
         if settled:
             self._settle()
         if all(isinstance(item, HostRoute) for item in loss.items) and loss.mtu is None:
-            # Nobody need have done it: the kernel removes them with the device or the address that they depend on.
+            # No program is blamed: the kernel itself removes host routes with the device or the address that they
+            # depend on.
             self._log.info("%s was gone: looked again for the way past this interface", loss)
         elif not told:
             text = f"another program took away {loss}: put back{await self._blame(loss, senders)}"
@@ -241,7 +246,7 @@ class Repairer:
         self._seen_name = state.name
 
     def _settle(self) -> None:
-        """Nothing is missing."""
+        """Record that nothing is missing."""
         if self._stuck:
             self._stuck = False
             self._log.info("everything of this interface is in place again")
@@ -261,14 +266,14 @@ class Repairer:
         """Stay degraded until the limit allows another repair."""
         self._health.set_degraded(reason)
         now = trio.current_time()
-        # If this was not a repair, as the kernel did not answer, it counts as one: it has to be tried again later.
+        # If the kernel did not answer, no repair was made. It counts as one, so that it is tried again later.
         if not limit.wait_s(now):
             limit.repaired(now)
         self._due_at = now + limit.wait_s(now)
         self._due.set()
 
     async def _blame(self, loss: _Loss, senders: Iterable[int]) -> str:
-        """Who it may have been and what to do, as the end of a sentence; empty if that cannot be told."""
+        """Return the end of a sentence that names the likely program and the remedy; empty if no program is found."""
         kinds, found, certain = loss.kinds, list[Manager](), False
         try:
             with trio.move_on_after(_BLAME_S):

@@ -1,9 +1,9 @@
-"""Keeps a client's own connections out of its tunnel: knows where they go, and asks the kernel how they get there.
+"""Keeps a client's own connections out of its tunnel: knows their remote addresses, and asks the kernel for the routes.
 
-`transport_routes` decides and `reconciler` carries the decision out. `push_filter` is asked before, for the routes that
-this machine must not have in any case. The guard requests a new decision whenever the result may have changed: before a
+`transport_routes` decides and `reconciler` carries the decision out. Before that, `push_filter` leaves out the routes
+that this machine must never have. The guard requests a new decision whenever the result may have changed: before a
 connection is made to an address, when the server's parameters change, and when this machine's addresses, links or
-routes change. Every CHECK_S it looks for a route, made by anyone, that leads the transport into the tunnel, and for
+routes change. Every CHECK_S it looks for a route of any program that leads the transport into the tunnel, and for
 changes of the networks to which this machine is attached.
 """
 
@@ -32,23 +32,23 @@ _LINES: Final = 5  # log lines about the conflicts of one decision
 _UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
 
 Recheck: TypeAlias = Callable[[bool], Awaitable[None]]
-"""Makes the reconciler decide again; with a false argument, only if something is amiss. Raises HostError."""
+"""Makes the reconciler decide again; with a false argument, only if a check finds a problem. Raises HostError."""
 
 
 async def _nothing_to_recheck(_thorough: bool) -> None:
-    """Without an interface no route is ours."""
+    """Do nothing, because without an interface no route is ours."""
 
 
 class TransportGuard:
     """The guard of one client interface.
 
-    It exists before the interface does, since the interface's parameters come over the first connection. `rechecking`
-    connects it to the interface's reconciler.
+    The guard exists before the interface, since the first connection brings the interface's parameters. `rechecking`
+    connects the guard to the interface's reconciler.
 
     Attributes:
-        conflicts: the routes that would lead the transport into the tunnel, by the newest decision.
-        on_new_remotes: called when `remotes` has addresses that it did not have before.
-        push_filter: what is left out for another reason. It is asked before each decision about the transport.
+        conflicts: the routes that would lead the transport into the tunnel, according to the newest decision.
+        on_new_remotes: called when `remotes` gains addresses.
+        push_filter: leaves out pushed networks for other reasons. It is asked before each decision about the transport.
     """
 
     def __init__(self, mark: int | None, log: Log) -> None:
@@ -62,7 +62,7 @@ class TransportGuard:
         self._trying: Counter[IPv4Address] = Counter()
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
-        self._tried: frozenset[str] = frozenset()  # the same, of both families
+        self._tried: frozenset[str] = frozenset()  # the newest attempt's addresses of both families
         self._unresolved = False  # the newest attempt found no address
         self._is_blind = False  # the newest decision had neither a session nor an address
         self._decided_for: frozenset[IPv4Address] = frozenset()
@@ -83,7 +83,8 @@ class TransportGuard:
 
     @property
     def remotes(self) -> frozenset[str]:
-        """The same, with IPv6 addresses; of the newest attempt, those that it has not ruled out."""
+        """As `addresses`, but with IPv6 addresses too, and without the addresses that the newest attempt has ruled
+        out."""
         self._connections = [connection for connection in self._connections if connection.remote_address is not None]
         remotes = (connection.remote_address for connection in self._connections)
         return self._tried | {remote for remote in remotes if remote is not None}
@@ -99,15 +100,15 @@ class TransportGuard:
             self._trying = +self._trying
 
     async def resolved(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
-        """A connection to one of ``remotes`` will be made, of which ``addresses`` are the IPv4 ones. When this returns,
-        no route of ours leads them into the tunnel."""
+        """Prepare for a connection to one of ``remotes``; ``addresses`` are the IPv4 ones among them. When this
+        returns, no route of ours leads them into the tunnel."""
         self._trying.update(addresses)
         self._try(frozenset(remotes))
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
 
     async def remembered(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
-        """As `resolved`, for addresses that the name had before; they are tried in addition."""
+        """As `resolved`, for addresses that the name had earlier and that are tried in addition."""
         self._trying.update(addresses)
         self._try(self._tried | frozenset(remotes))
         self._last |= frozenset(addresses)
@@ -139,7 +140,8 @@ class TransportGuard:
 
     @contextmanager
     def rechecking(self, recheck: Recheck) -> Iterator[None]:
-        """Within the block the interface exists, and ``recheck`` is called when its reconciler has to decide again."""
+        """Within the block the interface exists. The guard calls ``recheck`` when the interface's reconciler has to
+        decide again."""
         self._recheck = recheck
         try:
             yield

@@ -20,9 +20,9 @@ TO_DEVICE: Final = -1  # into the server's TUN
 NO_ROUTE: Final = -2  # no client has the destination: drop
 BAD_SOURCE: Final = -3  # the client may not use the source address: drop
 
-_SERVER: Final = -1  # the server as the owner of an address; a client is its index
-_NOBODY: Final = -2  # as the owner of a martian
-_NO_BROADCAST: Final = 31  # from this prefix length on a network has no broadcast address (RFC 3021)
+_SERVER: Final = -1  # owner of the server's addresses; a client's number is its index
+_NOBODY: Final = -2  # owner of the martians
+_NO_BROADCAST: Final = 31  # networks with this prefix length or longer have no broadcast address (RFC 3021)
 _STEP: Final = 50  # clients between two yields; they take about half a millisecond
 
 
@@ -46,8 +46,8 @@ class Router:
             neither another client nor the server owns (nobody owns the networks in ``local``, and ``sources`` do not
             make a client an owner), and that is no martian (`martians`); ``off``: any address.
 
-    A client owns an address by the longest prefix. So a route as wide as 0.0.0.0/0 makes it no owner of martians or of
-    addresses of the server; a prefix within them does.
+    The longest matching prefix decides who owns an address. So a client with the route 0.0.0.0/0 does not own martians
+    or the server's addresses, but a client with a longer prefix within them does.
 
     Methods take addresses as 4 bytes in network order.
     """
@@ -104,10 +104,11 @@ class Router:
         self._source_check = source_check
 
     def with_machine(self, interfaces: Iterable[IPv4Interface]) -> Self:
-        """This router on a machine that has these addresses too, on any of its interfaces. Quick: it shares the tables.
+        """Return a router for a machine that also has these addresses, on any of its interfaces. Fast, because it
+        shares the tables of this router.
 
-        They are the server's own, and so are the broadcast addresses of their networks. One that is a client's ``ip``
-        stays the client's: client and server may run on one machine.
+        The server owns these addresses and the broadcast addresses of their networks. An address that is a client's
+        ``ip`` stays the client's, because client and server may run on the same machine.
         """
         machine: set[int] = set()
         for interface in interfaces:

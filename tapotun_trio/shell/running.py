@@ -26,7 +26,7 @@ def _names(kind: str) -> Iterator[str]:
     paths = find(control_directories(os.environ))
     for path, process in ask_all(paths, "status", StatusArguments(), ProcessStatus, timeout_s=_ANSWER_S):
         if isinstance(process, HostError | PeerError):
-            continue  # a prompt has no place for errors
+            continue  # completion at a prompt cannot show errors
         if kind == "processes":
             yield name_of(path)
             continue

@@ -1,4 +1,4 @@
-"""`tapotun token`: makes a token, or hashes one, and prints the lines for the configs.
+"""Implements `tapotun token`: makes a token, or hashes one, and prints the lines for the configs.
 
 Raw tokens are printed only when a new one is made without ``--write``.
 """
@@ -54,7 +54,7 @@ def token(arguments: argparse.Namespace) -> int:
 
 
 def _given() -> str:
-    """The token on standard input; on a terminal it is typed without an echo.
+    """Read the token from standard input; on a terminal it is typed without an echo.
 
     Raises InvalidValue, OSError and EOFError.
     """
@@ -86,10 +86,10 @@ def _line(side: str, field: str, value: str, note: str = "") -> None:
 
 
 def _write(path: str, content: bytes, *, replace: bool) -> None:
-    """Make a file that only its owner can read. Raises OSError and ValueError, and then there is no new file.
+    """Make a file that only its owner can read. Raises OSError and ValueError; then no new file is left behind.
 
-    ``replace``: a regular file of this name is replaced at once and as a whole. The new one keeps its owner and group,
-    and a group that could read it still can, unless everybody could.
+    ``replace``: atomically replace a regular file of this name. The new file keeps the owner and the group. The group
+    can still read the file if it could before, unless everybody could.
     """
     if not replace:
         _create(path, content)
@@ -116,11 +116,11 @@ def _write(path: str, content: bytes, *, replace: bool) -> None:
 
 
 def _create(path: str, content: bytes) -> None:
-    """Make a file with mode 0600. Raises FileExistsError if there is one, also a symbolic link to nowhere."""
+    """Make a file with mode 0600. Raises FileExistsError if the name exists, even as a dangling symbolic link."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
     try:
         with open(fd, "wb") as file:
-            os.fchmod(fd, _MODE)  # a umask may have removed more
+            os.fchmod(fd, _MODE)  # the umask may have removed more bits
             file.write(content)
             file.flush()
             os.fsync(fd)

@@ -12,13 +12,13 @@ VERBS: Final = frozenset(
     {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe", "doctor"}
     | {"schema", "completion"}
 )
-_CLOSE: Final = 0.7  # of difflib's ratio; by its default of 0.6, "frob" is like "probe"
+_CLOSE: Final = 0.7  # least ratio of difflib; with its default of 0.6, "frob" would match "probe"
 _BEGUN_CHARS: Final = 3
 _WITH_FILE: Final = ("run", "server", "client", "validate-config")
 _RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
 
-# Verbs of other programs, which resemble none of ours.
+# Verbs of other programs whose spelling is not close to any of ours.
 _MEANINGS: Final = {
     **dict.fromkeys(("up", "start", "serve", "daemon", "launch", "exec"), "run"),
     **dict.fromkeys(("connect", "join", "dial"), "client"),
@@ -69,7 +69,7 @@ def _may_be_file(word: str) -> bool:
 
 
 def _advice(word: str, others: Sequence[str]) -> str:
-    """What to type instead."""
+    """Return a hint about what to type instead."""
     word = word.lower()
     if advice := _ADVICE.get(word):
         return advice
@@ -84,7 +84,8 @@ def _advice(word: str, others: Sequence[str]) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant, misspelt or cut short; None: none is close."""
+    """Return the known word that the user probably meant, if ``word`` is misspelt or shortened; None: no word is
+    close."""
     from difflib import get_close_matches  # imported here, as in `config.typecheck`
 
     names = sorted(known)
@@ -95,7 +96,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def unrecognized(words: Sequence[str], options: Iterable[str]) -> str:
-    """The error for arguments that the subcommand does not take. ``options``: those that it has."""
+    """Return the error for arguments that the subcommand does not take. ``options``: the options that it has."""
     names = [option.removeprefix("--") for option in options if option.startswith("--")]
     text = f"unrecognized arguments: {' '.join(words)}"
     for word in words:

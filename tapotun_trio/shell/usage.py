@@ -42,7 +42,7 @@ def verbs(parser: argparse.ArgumentParser) -> tuple[Verb, ...]:
 
 
 def verb_parsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    """The parser of every subcommand, by its name."""
+    """Return the parser of every subcommand, by its name."""
     return _group(parser).choices
 
 

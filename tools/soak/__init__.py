@@ -1,4 +1,4 @@
-"""A tunnel that is broken again and again, at random by a seed, while a checked UDP stream runs through it.
+"""Breaks a tunnel again and again, at random from a seed, while a checked UDP stream runs through it.
 
     make soak SEED=7 FAULTS=200
     python -m tools.soak --seed 7 --faults 200
@@ -19,7 +19,8 @@ The bounds follow from the design, with a keepalive of 1 s:
 - A client that starts has no such history: it connects at once.
 - `SLACK_S` is for the start of a process, and for a machine with two cores and other work: usually it takes 1 s.
 
-Seconds are counted from the moment at which it could work again: the process was started, the cable was plugged in.
+Seconds are counted from the moment at which the tunnel could work again, for example when the process was started or
+the cable was plugged in.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ NOTICE_S: Final = 3.0 + 2.0
 BACKOFF_S: Final = 10.0
 NEAR_S: Final = 4.0
 SLACK_S: Final = 10.0
-# The ages at which every request is ended, for a while: below that of any rotation, and above those at which a client
-# takes a stream for one that failed.
+# The ages at which every request is ended, for a while. They are shorter than any rotation, and longer than the age up
+# to which a client takes the end of a stream for a failure.
 AGE_S: Final = (2.0, 2.5)
 
 BOUNDS_S: Final = {
@@ -50,21 +51,22 @@ BOUNDS_S: Final = {
     "connections cut": BACKOFF_S + SLACK_S,
     # Cut, tried again, and answered wrongly: twice the wait.
     "wrong answer": 2 * BACKOFF_S + SLACK_S,
-    # Until nothing is ended any more: two streams of a kind have to be ended at that age, each tried again before.
+    # The time until no request is ended. Two streams of a kind must be ended at that age, and each may need a new
+    # attempt first.
     "fixed request age": 2 * (BACKOFF_S + AGE_S[1]) + SLACK_S,
     # The newer stream waits for the older one's end, at most a second.
     "rotation": 1.0 + SLACK_S,
     # While the network is pushed, and when it is taken back: the way to the server is kept out of it at once.
     "covering push": 1.0 + SLACK_S,
-    # The address, and its removal, are noticed after 1.5 s at most. No stream is concerned.
+    # The new address and its removal are noticed after 1.5 s at most. No stream is affected.
     "roam into pushed network": 1.5 + SLACK_S,
-    # Noticed after 1.5 s at most, and put back at once.
+    # The removal is noticed after 1.5 s at most, and the rule is put back at once.
     "rule removed": 1.5 + SLACK_S,
     "addresses flushed": 1.5 + SLACK_S,
     # The longest silence while the second process runs. It disturbs nothing, but a rotation may happen meanwhile.
     "second start": 1.0 + SLACK_S,
     # It tries again 5 to 10 s after its streams broke, for any reason; our client has its own bound within that.
     "generation 2 restart": 10.0 + SLACK_S,
-    # A restart, and the name is tried alone for up to 2 s in each of two attempts.
+    # A restart takes two attempts. In each, only the name is tried for up to 2 s.
     "no names": BACKOFF_S + 2 * 2.0 + SLACK_S,
 }

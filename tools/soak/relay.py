@@ -1,13 +1,15 @@
-"""A proxy that answers wrongly, or ends connections, on order: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`.
+"""A proxy that answers wrongly, or ends connections, when told to: `python -m tools.soak.relay LISTEN UPSTREAM FIFO`.
 
-The first two are ADDRESS:PORT. It forwards bytes in both directions. It reads orders from the FIFO, one a line:
+LISTEN and UPSTREAM are ADDRESS:PORT. The proxy forwards bytes in both directions. It reads orders from the FIFO, one
+per line:
 
     cut                 close every connection
     wrong METHOD KIND   answer the next request of that method wrongly, once
-    age SECONDS         end every connection at this age from now on, those that are older at once; "inf": none
+    age SECONDS         end every connection at this age from now on, older ones at once; "inf": no limit
 
-KIND is one of `ANSWERS`. A client opens a connection for each request, so the age is that of a request too. Each order
-is acknowledged on standard error. So is each wrong answer, and each end of a connection at that age.
+KIND is one of `ANSWERS`. A client opens a connection for each request, so a limit on connections is also one on
+requests. Each order is acknowledged on standard error. Each wrong answer is reported there too, and so is each
+connection that is ended because of its age.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Relay:
         """``upstream`` is ADDRESS:PORT."""
         self._upstream = _endpoint(upstream)
         self._wrong: dict[str, str] = {}
-        self._began: dict[trio.CancelScope, float] = {}  # each open connection, and when it began
+        self._began: dict[trio.CancelScope, float] = {}  # when each open connection began
         self._age_s = math.inf
 
     async def handle(self, client: trio.SocketStream) -> None:
@@ -91,7 +93,7 @@ class Relay:
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream, first: bytes, scope: trio.CancelScope) -> None:
-    """Bytes until one end closes or breaks; then the other one is closed too."""
+    """Copy bytes until one end closes or breaks; then close the other end too."""
     with suppress(trio.BrokenResourceError):
         await sink.send_all(first)
         while piece := await source.receive_some(_PIECE_BYTES):

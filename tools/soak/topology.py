@@ -34,38 +34,38 @@ from tests.netns.topologies import (
 from . import AGE_S, BOUNDS_S
 from .relay import ANSWERS
 
-NAME: Final = "vpn.example.com"  # which `cable` makes known to the client's machine
+NAME: Final = "vpn.example.com"  # `cable` makes this name known to the client's machine
 MTUS: Final = (1500, 1400, 1300)
-ROTATE_S: Final = [3.0, 8.0]  # short enough to be in the way of faults, long enough for a silence to be noticed
+ROTATE_S: Final = [3.0, 8.0]  # short enough to overlap with faults, long enough for a silence to be noticed
 KEEPALIVE_S: Final = 1
 STOP_S: Final = 5.0
-SOON_S: Final = 15.0  # for what must happen some time, and is not what is measured
+SOON_S: Final = 15.0  # limit for steps that must succeed but are not measured
 PAUSE_S: Final = (0.5, 3.0)
-HURRIED_PAUSE_S: Final = (0.5, 0.9)  # where the faults so far took longer than they may
+HURRIED_PAUSE_S: Final = (0.5, 0.9)  # used when the faults so far took longer than planned
 SERVER_AT_OLD: Final = "198.51.100.1"  # the server's address on its cable to the deployed peer
 OLD: Final = "198.51.100.2"
 TUNNEL_OLD: Final = "10.10.0.3"
 MARK: Final = {"value": 100, "mask": "0xff", "table": 100}
 RULES: Final = [(100, "100", PROTOCOL)]
-# The server's own address is in it, and it is narrower than the network of the cable.
+# This network contains the server's own address, and is narrower than the network of the cable.
 COVERING: Final = "192.0.2.0/25"
 OFFICE: Final = "10.60.0.0/24"
-AT_OFFICE: Final = "10.60.0.7"  # the client's machine, while it is there
+AT_OFFICE: Final = "10.60.0.7"  # the client's machine, while it is in the office
 IN_OFFICE: Final = "10.60.0.9"  # some other machine
-STEADY_S: Final = 0.4  # traffic that goes away again within this time had not come back
-FRESH_S: Final = 0.25  # what "flows" means: something that was sent so recently has come
-# If nothing was ended for this many times the age at which every request is ended, the client has learned that age.
+STEADY_S: Final = 0.4  # if traffic stops again within this time, it does not count as back
+FRESH_S: Final = 0.25  # traffic "flows" if a packet that was sent this recently has arrived
+# If no request was ended for this many times the age limit, the client has learned that limit.
 LEARNED: Final = 1.5
-SILENCE_S: Final = 1.0  # traffic that was away for longer had stopped
-LATE_S: Final = 30.0  # waited for beyond a bound, so that the table shows how late it was
+SILENCE_S: Final = 1.0  # a longer silence counts as an interruption
+LATE_S: Final = 30.0  # how long to wait beyond a bound, so that the table shows how late the traffic was
 
 
 class World:
-    """Server and client, the daemons on them, the proxies between, and a machine with a deployed peer that is started
-    where a fault wants it. See the package for a picture."""
+    """Server and client, their daemons, the proxies between them, and a machine with a deployed peer. Faults that need
+    the deployed peer start it. The package's docstring has a picture."""
 
     def __init__(self, server: Host, client: Host, old: Host) -> None:
-        """Starts everything. Use `world`, which also ends it."""
+        """Starts everything. Use `world` instead, which also stops everything."""
         self.server, self.client, self.old = server, client, old
         self.mtu = MTUS[0]
         self.pushed: tuple[str, ...] = ()
@@ -121,8 +121,8 @@ class World:
 
     @contextmanager
     def old_client(self) -> Iterator[Process]:
-        """A generation 2 client with a cable of its own to the server, which is connected. It has nothing to complain
-        of at the end."""
+        """Run a connected generation 2 client, which has a cable of its own to the server. At the end, its log must
+        have no complaint."""
         arguments = ["client", f"http://{SERVER_AT_OLD}:8080/ip", token("old"), "--tun", "tun0", "--generation", "2"]
         argv = [sys.executable, "-m", "tests.basepeer", *arguments]
         with self.old.start(argv, name="generation-2", cwd=ROOT) as peer:
@@ -140,26 +140,26 @@ class World:
         self._nginx.close()
 
     def order(self, text: str) -> None:
-        """Tell the relay, and wait until it has understood."""
+        """Send an order to the relay, and wait until the relay has acknowledged it."""
         mark = self._relay.log_end
         os.write(self._held, text.encode() + b"\n")
         self._relay.wait_for_log(f"^ordered: {text}$", after=mark)
 
     def wait_for_wrong(self, mark: int) -> None:
-        """Until the relay has answered wrongly."""
+        """Wait until the relay has sent a wrong answer."""
         self._relay.wait_for_log("^answered ", SOON_S, after=mark)
 
     def ended_by_age(self) -> int:
-        """How many connections the relay has ended at a fixed age, ever."""
+        """How many connections the relay has ended because of their age since it started."""
         return self._relay.log.count("ended at an age of ")
 
     @property
     def relay_mark(self) -> int:
-        """Where the relay's log ends now."""
+        """The current end of the relay's log."""
         return self._relay.log_end
 
     def move_client(self, address: str) -> None:
-        """The client's machine loses its address and gets another one, as when it changes networks."""
+        """Replace the address of the client's machine, as when it changes networks."""
         if address != self._address:
             self.client.ip(f"address del {self._address}/24 dev eth0")
             self.client.ip(f"address add {address}/24 dev eth0")
@@ -167,8 +167,8 @@ class World:
 
 
 def machines(lab: Lab) -> tuple[Host, Host, Host]:
-    """Server, client, and the machine of a deployed peer, with nothing but cables between them. That of client and
-    deployed peer is a LAN without addresses."""
+    """Return the machines of the server, of the client and of a deployed peer, connected by cables only. The cable
+    between client and deployed peer is a LAN without addresses."""
     server, client = cable(lab)
     old = lab.host("old")
     lab.link(server, f"{SERVER_AT_OLD}/24", old, f"{OLD}/24")
@@ -178,7 +178,7 @@ def machines(lab: Lab) -> tuple[Host, Host, Host]:
 
 @contextmanager
 def world(server: Host, client: Host, old: Host) -> Iterator[World]:
-    """Everything on the machines, stopped at the end if nothing went wrong."""
+    """Run everything on the machines. At the end it is stopped, unless an error occurred."""
     setup = World(server, client, old)
     yield setup
     setup.close()
@@ -190,7 +190,8 @@ def _write(file: Path, *entries: Config) -> None:
 
 
 def recovery_s(udp: CheckedUdp, since_ns: int, timeout: float) -> float:
-    """Seconds from then on until traffic flows in both directions and goes on flowing; infinite if it never does."""
+    """Return the seconds from ``since_ns`` until traffic flows steadily in both directions; infinite if it never
+    does."""
     end_ns = since_ns + int(timeout * 1e9)
     start_ns = since_ns
     while start_ns < end_ns:
@@ -206,12 +207,12 @@ def recovery_s(udp: CheckedUdp, since_ns: int, timeout: float) -> float:
 
 
 class Outcome(NamedTuple):
-    """Of a fault.
+    """The outcome of a fault.
 
     Attributes:
-        since_ns: from when on traffic could flow again, on the monotonic clock.
-        detail: what it did.
-        measured_s: what took time before that, and is to be within the bound too.
+        since_ns: when traffic could flow again, on the monotonic clock.
+        detail: what the fault did.
+        measured_s: a time measured before ``since_ns``, which must be within the bound too.
     """
 
     since_ns: int
@@ -303,15 +304,15 @@ def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcom
     if cut:
         setup.order("cut")
         setup.wait_for_wrong(mark)
-    else:  # a rotation gets that answer, sooner or later, and the older stream goes on
+    else:  # sooner or later a rotation gets that answer, and the older stream continues
         setup.wait_for_wrong(mark)
         begun_ns = time.monotonic_ns()
     return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
 
 
 def _end_at_an_age(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """Every request is ended at the same age, until the client replaces its streams before that: for longer than any
-    request may last none is ended, and traffic flows all the time."""
+    """Every request is ended at the same age, until the client replaces its streams earlier. The client has learned
+    this when no request is ended for longer than a request may last, while traffic flows all the time."""
     age_s = round(rng.uniform(*AGE_S), 1)
     before = ended = setup.ended_by_age()
     setup.order(f"age {age_s}")
@@ -323,14 +324,14 @@ def _end_at_an_age(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
         if good_since_s > begun_s + BOUNDS_S["fixed request age"] + LATE_S:
             return _now(f"{age_s} s, and it never learned that", float("inf"))
     setup.order("age inf")
-    # A client would leave a stream alone only after minutes, to see whether the limit is gone. A new one knows of none.
+    # The client would check only after minutes whether the limit is gone. A new client does not know of any limit.
     assert setup.client_daemon.stop(STOP_S) == 0, setup.client_daemon.tail()
     setup.client_daemon = setup.start_client()
     return _now(f"{age_s} s, {ended - before} were ended", good_since_s - begun_s)
 
 
 def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """No fault at all: what happens every few seconds, looked at."""
+    """Not a fault: watches one of the rotations that happen every few seconds."""
     found = setup.client_daemon.wait_for_log(
         "tun0: (download|upload) (from|to)", SOON_S, after=setup.client_daemon.log_end
     )
@@ -338,13 +339,14 @@ def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
 
 
 def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """A network that the server's own address is in. While it is pushed, and once it is taken back, traffic flows."""
+    """The server pushes a network that contains its own address. Traffic flows while it is pushed and after it is
+    withdrawn."""
     seconds = rng.uniform(*setup.pause_s)
     setup.push(COVERING)
     pushed_ns = time.monotonic_ns()
     took_s = recovery_s(udp, pushed_ns, LATE_S)
     time.sleep(seconds)
-    # It did not come back only to go: the streams that were open then are replaced by now, or fall silent.
+    # Check again that traffic flows: by now, the streams that were open before are replaced or have fallen silent.
     took_s = max(took_s, recovery_s(udp, time.monotonic_ns(), LATE_S))
     setup.push()
     return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
@@ -352,7 +354,7 @@ def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
 
 def _roam(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     """The client's machine gets an address in the pushed network, on the cable to the server or on another one, and
-    loses it again. Meanwhile that network is reached without the tunnel, and the tunnel's traffic flows all the time.
+    loses it again. In between, that network is reached without the tunnel. The tunnel's traffic flows all the time.
     """
     device, seconds = rng.choice(("eth0", "eth1")), rng.uniform(*setup.pause_s)
     setup.push(OFFICE)
@@ -371,13 +373,14 @@ def _roam(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
 
 
 def _wait_for_device(setup: World, device: str, timeout: float) -> None:
-    """Until the client's machine reaches the pushed network by this device. Raises WaitError."""
+    """Wait until the client's machine reaches the pushed network through this device. Raises WaitError."""
     what = f"{IN_OFFICE} to be reached by {device}"
     wait_until(lambda: device_to(setup.client, IN_OFFICE) == device, timeout, what, setup.client_daemon.tail)
 
 
 def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """The same config once more: it says so and ends, and the first one's traffic does not stop meanwhile."""
+    """A second client starts with the same config. It reports that and exits, and the first client's traffic does not
+    stop."""
     mark = setup.client_daemon.log_end
     second = setup.start_client("tapotun-second")
     silent_s = _longest_silence_s(udp, lambda: second.running)
@@ -391,13 +394,13 @@ def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
 
 
 def _silence_within_s(udp: CheckedUdp, seconds: float) -> float:
-    """The longest silence in that time from now on."""
+    """Return the longest silence within the next ``seconds``."""
     end_s = time.monotonic() + seconds
     return _longest_silence_s(udp, lambda: time.monotonic() < end_s)
 
 
 def _longest_silence_s(udp: CheckedUdp, lasts: Callable[[], bool]) -> float:
-    """The longest time in which nothing came in one of the directions, while this lasts."""
+    """Return the longest time without a packet in either direction, while ``lasts`` is true."""
     silent_s = 0.0
     while lasts():
         silent_s = max(silent_s, udp.silent_s())
@@ -417,7 +420,7 @@ def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
 
 
 def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """The server restarts while a deployed client of generation 2 is connected, which is back as soon as it may be."""
+    """The server restarts while a generation 2 client is connected. That client must be back within its bound."""
     with setup.old_client():
         assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
         setup.server_daemon = setup.start_server()
@@ -431,8 +434,8 @@ def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUd
 
 
 def _remove_rule(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """As systemd-networkd does when a link appears."""
-    setup.reload(setup.client_daemon)  # it repairs without a pause, however many faults came before
+    """The client's rule is removed, as systemd-networkd does when a link appears."""
+    setup.reload(setup.client_daemon)  # resets the pause between repairs, so earlier faults do not matter
     wait_until(lambda: mark_rules(setup.client) == RULES, SOON_S, "the rule", setup.client_daemon.tail)
     setup.client.ip(f"rule del fwmark {MARK['value']}/{MARK['mask']}")
     begun_ns = time.monotonic_ns()
@@ -444,10 +447,10 @@ def _remove_rule(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
 
 
 def _flush(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """Its addresses, and with them its routes."""
+    """The addresses of an interface are flushed, and the kernel removes the routes with them."""
     host, daemon = rng.choice(((setup.server, setup.server_daemon), (setup.client, setup.client_daemon)))
     setup.reload(daemon)
-    # Just after a restart there may be none yet.
+    # Just after a restart the interface may not exist yet.
     wait_until(lambda: has_interface(host, "tun0"), SOON_S, "the interface", daemon.tail)
     host.ip("address flush dev tun0")
     return _now(f"at the {host.name}")

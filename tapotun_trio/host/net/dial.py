@@ -1,7 +1,7 @@
 """Connects to a host name: tries all addresses, in the order and with the delays of RFC 8305.
 
-Beside a name that does not resolve, the addresses at which its server was found last are tried. Who answers there is
-checked as ever: TLS compares the certificate with the name.
+If the name does not resolve, the addresses at which its server was found last are tried. This does not weaken
+authentication: TLS still compares the certificate with the name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .sockets import Connection, avoid_bbr, peer_name
 
 # RFC 8305 section 8: how long an attempt runs alone before the next one starts in parallel.
 ATTEMPT_DELAY_S: Final = 0.25
-# How long the name alone is tried. Then the addresses that worked last are tried too.
+# For this long only the addresses of the name are tried. After that, the addresses that worked last are tried too.
 NAME_ALONE_S: Final = 2.0
 _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
@@ -33,13 +33,13 @@ SegmentLimit: TypeAlias = Callable[[str], int | None]
 
 
 class Preparation(Protocol):
-    """Is told where an attempt is about to connect to, and may prepare for it."""
+    """Is told the addresses before a connection attempt, and may prepare for them."""
 
     async def resolved(self, addresses: Sequence[str]) -> None:
-        """The name has these addresses."""
+        """The name has resolved to these addresses."""
 
     async def remembered(self, addresses: Sequence[str]) -> None:
-        """These are tried too, since they worked last."""
+        """These addresses are tried too, because they worked last."""
 
     def unresolved(self) -> None:
         """The name does not resolve."""
@@ -55,21 +55,22 @@ async def connect(
 ) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
-    Resolves the name each time. If that fails, if no address of it answers, or if nothing has after NAME_ALONE_S, the
-    addresses are tried too at which ``resolver`` knows that the server was found. They come first if something else
-    answered at all addresses of the name. The caller bounds the time. If it is cancelled, no socket stays open.
+    Resolves the name each time. The addresses at which ``resolver`` knows the server was found are tried too in three
+    cases: the name does not resolve, none of its addresses answers, or none has answered after NAME_ALONE_S. They are
+    tried first if a program other than the server answered at every address of the name. The caller bounds the time. If
+    this call is cancelled, no socket stays open.
 
     Args:
         host, port: the server.
-        mark: the fwmark of every socket (needs CAP_NET_ADMIN), by which policy routing can keep the transport out of
+        mark: the fwmark of every socket (needs CAP_NET_ADMIN). Policy routing can use it to keep the transport out of
             the tunnel.
-        preparation: is told of all addresses before the first of them is tried.
-        resolver: None: one that remembers nothing.
-        segment_limit: asked for each address.
+        preparation: is told all addresses before the first of them is tried.
+        resolver: remembers addresses from earlier connections. None: a new resolver is used, which remembers none.
+        segment_limit: is called once for each address.
 
     Raises:
-        PeerError: the name does not resolve, or no address answers (with the reason of each). Addresses of a family
-            that this machine does not have are left out of the text.
+        PeerError: the name does not resolve, or no address answers. The text has the reason for each address, except
+            those of a family that this machine does not have.
         ShortageError: this machine lacks memory, descriptors or threads.
         HostError: the mark is not allowed.
     """
@@ -101,7 +102,7 @@ async def connect(
         with trio.move_on_after(NAME_ALONE_S):
             await stumbled.wait()
         if isinstance(unresolved, ShortageError):
-            return  # it would fail here as well, and is told once
+            return  # the retry would fail for the same reason, which is reported once
         if preparation is not None:
             await preparation.remembered([str(address[0]) for _, address in remembered])
         await race.run(remembered)
@@ -132,9 +133,9 @@ class _Race:
     """Attempts to connect to one address each. The first that succeeds ends the others.
 
     Attributes:
-        scope: of all attempts.
+        scope: cancels all attempts.
         winner: the connected socket.
-        failures: address to errno.
+        failures: the errno for each address that failed.
     """
 
     def __init__(self, mark: int | None, segment_limit: SegmentLimit | None) -> None:
@@ -146,7 +147,8 @@ class _Race:
         self._tried: set[Address] = set()
 
     async def run(self, addresses: Sequence[Address]) -> None:
-        """Try these, unless they were tried already; until all have failed, or for ever if one succeeds."""
+        """Try these addresses, except those already tried. Returns when all have failed; never returns if one
+        succeeds."""
         async with trio.open_nursery() as nursery:
             for address in addresses:
                 if address in self._tried:
@@ -163,7 +165,7 @@ class _Race:
             sock = open_transport_socket(address[0], self._mark)
             limit = self._segment_limit
             if limit is not None and (mss := limit(str(address[1][0]))) is not None:
-                with suppress(OSError):  # then a connection that needs the limit fails, as it would without
+                with suppress(OSError):  # without the limit, only paths that need it fail
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
             await connect_socket(sock, address[1])
         except OSError as exc:
@@ -220,7 +222,7 @@ async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[s
 
 
 def _failure(host: str, port: int, unresolved: PeerError | None, failures: dict[str, int]) -> PeerError:
-    """The error if nothing answered. ``unresolved``: why the name did not resolve, if it did not."""
+    """Return the error for "no address answered". ``unresolved``: why the name did not resolve; None if it did."""
     if unresolved is None:
         return _no_answer(host, port, failures)
     if not failures:

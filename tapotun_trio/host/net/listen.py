@@ -37,7 +37,7 @@ class Listener:
     """One listening socket. `close` also removes a Unix socket's file.
 
     Attributes:
-        relieve: called where a connection cannot be accepted because no descriptor is left. It returns whether it has
+        relieve: called when a connection cannot be accepted because no descriptor is left. Returns whether it has
             closed one.
     """
 
@@ -87,7 +87,7 @@ class Listener:
             try:
                 return self._sock.accept()[0]
             except OSError as exc:
-                # At once, without a task switch, so that nothing else takes the descriptor that was freed.
+                # Retry without a task switch, so that no other task takes the freed descriptor.
                 if exc.errno not in (errno.EMFILE, errno.ENFILE) or not self.relieve():
                     raise
 

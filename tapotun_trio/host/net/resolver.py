@@ -1,7 +1,7 @@
 """Resolves host names in threads of its own, and remembers the addresses at which a server was found.
 
-The name server may be reachable through the tunnel only. Then nothing resolves while the tunnel is down, and the tunnel
-stays down while nothing resolves. So `dial.connect` tries the addresses that worked last beside a name that fails.
+The name server may be reachable only through the tunnel. Then no name resolves while the tunnel is down, and the tunnel
+stays down because no name resolves. So if a name does not resolve, `dial.connect` tries the addresses that worked last.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ import trio
 from ...errors import EndReason, PeerError, ShortageError, shortage_of
 from ..process.descriptors import no_descriptor_left
 
-# The C library asks the next name server after 5 s (resolv.conf(5), timeout), so one that is gone beside one that
-# answers is no failure.
+# The C library asks the next name server after 5 s (resolv.conf(5), timeout). With 6 s, a lookup succeeds even if the
+# first name server is down.
 LOOKUP_S: Final = 6.0
-# Lookups of one name that may be under way, each in a thread, which nothing can end from outside. The C library gives
-# one up after 10 s for each name server; a name service module (nsswitch.conf) may hang for longer.
+# How many lookups of one name may run at the same time. Each has a thread, and such a thread cannot be cancelled. The C
+# library gives up after 10 s for each name server; a name service module (nsswitch.conf) may hang for longer.
 MAX_LOOKUPS: Final = 4
-LATE_S: Final = 30.0  # an answer that came after its attempt had ended is used by the next one, up to this age
-MAX_ADDRESSES: Final = 8  # remembered of one name
+LATE_S: Final = 30.0  # an answer too late for its own attempt is used by the next one, up to this age
+MAX_ADDRESSES: Final = 8  # remembered for each name
 
 Address: TypeAlias = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
 
 
 @dataclass(slots=True)
 class _Name:
-    """One host and port.
+    """What is known about one host name and port.
 
     Attributes:
-        limiter: of the threads that ask for it. Not Trio's own one: threads that hang must not keep others waiting.
-        late: an answer that nobody has taken yet, and when it came (monotonic, s).
+        limiter: limits the threads that look this name up. Trio's default limiter is not used, because threads that
+            hang would keep all others waiting.
+        late: an answer that no attempt has used yet, and when it arrived (monotonic, s).
         newest: the newest answer.
-        proven: the address at which the server was found last, then the others that had the same name.
-        failure: why the newest lookup failed; None: it did not.
-        doubted: IP addresses at which something else than the server answered, since the server was found last.
+        proven: the address at which the server was found last, then the other addresses of the name at that time.
+        failure: why the newest lookup failed; None if it succeeded.
+        doubted: IP addresses at which a program other than the server has answered since the server was last found.
     """
 
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_LOOKUPS))
@@ -58,7 +59,8 @@ class Resolver:
         self._names: defaultdict[tuple[str, int], _Name] = defaultdict(_Name)
 
     async def resolve(self, host: str, port: int) -> list[Address]:
-        """All addresses of a name, in the order of the C library. Cancel-safe: the thread ends by itself, later.
+        """Return all addresses of a name, in the order of the C library. Cancel-safe; after a cancellation the thread
+        still runs until the lookup ends.
 
         Raises:
             PeerError: ``dns``; the text says whether the name or the name server is at fault.
@@ -101,7 +103,8 @@ class Resolver:
         return found
 
     def worked(self, host: str, port: int, address: str | None) -> None:
-        """The server of this name was found at ``address``, which one of its connections had (None: it is gone)."""
+        """Record that the server of this name was found at ``address``. None: the connection was closed, so its address
+        is not known."""
         name = self._names[host, port]
         others = name.newest if any(it[1][0] == address for it in name.newest) else name.proven
         first = [it for it in others if it[1][0] == address]
@@ -110,24 +113,25 @@ class Resolver:
             name.proven = [*first, *(it for it in others if it not in first)][:MAX_ADDRESSES]
 
     def doubt(self, host: str, port: int, address: str | None) -> None:
-        """Something else than the server answered at ``address`` (None: the connection is gone)."""
+        """Record that a program other than the server answered at ``address``. None: the connection was closed, so its
+        address is not known."""
         name = self._names[host, port]
         by_name = any(it[1][0] == address for it in name.newest)
         if name.doubted and not by_name and self.is_doubted(host, port, name.newest):
-            name.doubted.clear()  # the memory does not lead to the server either, so the name is first again
+            name.doubted.clear()  # the remembered addresses do not work either, so the name is tried first again
         elif address is not None and len(name.doubted) < MAX_ADDRESSES:
             name.doubted.add(address)
 
     def is_doubted(self, host: str, port: int, addresses: Iterable[Address]) -> bool:
-        """Something else answered at every one of ``addresses``."""
+        """Whether a program other than the server answered at every one of ``addresses``."""
         return all(str(address[1][0]) in self._names[host, port].doubted for address in addresses)
 
     def proven(self, host: str, port: int) -> list[Address]:
-        """Where the server of this name was found, the newest address first; empty if it never was."""
+        """Return the addresses at which the server of this name was found, the newest first; empty if it never was."""
         return list(self._names[host, port].proven)
 
     def failure(self, host: str, port: int) -> PeerError | None:
-        """Why the newest lookup of this name failed; None: it did not."""
+        """Return why the newest lookup of this name failed; None if it succeeded."""
         return self._names[host, port].failure
 
 
@@ -135,13 +139,13 @@ _NO_ANSWER: Final = "the name server does not answer"
 
 
 def lookup(host: str, port: int) -> list[Address]:
-    """Ask the C library. Blocks. Raises OSError (socket.gaierror too), UnicodeError."""
+    """Ask the C library for a name's addresses. Blocks. Raises OSError (including socket.gaierror) and UnicodeError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
 
 
 def _literal(host: str, port: int) -> list[Address] | None:
-    """An address that needs no lookup; None: it is a name."""
+    """Parse a host that is an IP address and needs no lookup. None: it is a name."""
     try:
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -152,7 +156,7 @@ def _literal(host: str, port: int) -> list[Address] | None:
 
 
 def _failure(exc: Exception, host: str) -> PeerError | None:
-    """The error of a lookup; None: ``exc`` is a bug."""
+    """Translate the exception of a lookup. None: ``exc`` is a bug."""
     doing = f"cannot resolve {host}"
     if isinstance(exc, socket.gaierror):
         return _shortage_of_resolver(exc, doing) or _refusal(exc, host)
@@ -165,13 +169,13 @@ def _failure(exc: Exception, host: str) -> PeerError | None:
 
 
 def _shortage_of_resolver(exc: socket.gaierror, doing: str) -> ShortageError | None:
-    # If the resolver got no descriptor, the C library reports that the name is unknown, or that one may try again.
+    # If the C library's resolver gets no descriptor, it reports "name unknown" or "try again".
     return shortage_of(MemoryError(), doing) if exc.errno == socket.EAI_MEMORY else no_descriptor_left(doing)
 
 
 def _refusal(exc: socket.gaierror, host: str) -> PeerError:
     if exc.errno == socket.EAI_AGAIN:
-        # The C library does not tell silence, an unreachable name server and SERVFAIL apart.
+        # The C library reports the same error for a name server that is silent, is unreachable, or answers SERVFAIL.
         text = f"{_NO_ANSWER}, or answers with a failure ({exc.strerror}); check /etc/resolv.conf"
         return PeerError(f"{host} does not resolve: {text}", reason=EndReason.DNS, key=_NO_ANSWER)
     return PeerError(f"{host} does not resolve: {exc.strerror}", reason=EndReason.DNS)

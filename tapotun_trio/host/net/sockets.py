@@ -41,7 +41,7 @@ DEAD_S: Final = 30
 # uses, and would reconnect later than the path recovers.
 BASE_DEAD_S: Final = 90
 
-_SIOCOUTQ: Final = termios.TIOCOUTQ  # the same number, linux/sockios.h
+_SIOCOUTQ: Final = termios.TIOCOUTQ  # linux/sockios.h has the same number
 ACKNOWLEDGED_POLL_S: Final = 0.005
 UNLIMITED_BYTES: Final = 1 << 30
 
@@ -50,9 +50,9 @@ UNLIMITED_BYTES: Final = 1 << 30
 _TCP_INFO: Final = struct.Struct("=16xI4xIIII28xI28xI40xII4xIQ")
 # tcpi_retransmits, _snd_mss, _last_ack_recv, _rtt, _bytes_acked, _bytes_received, _notsent_bytes.
 _SEGMENT_INFO: Final = struct.Struct("=2xB13xI36xI8xI48xQQ8xI")
-_SO_MEMINFO: Final = 55  # asm-generic/socket.h; the first of its u32 (SK_MEMINFO_RMEM_ALLOC) is what was received
-_SIOCINQ: Final = termios.FIONREAD  # the same number, linux/sockios.h
-# Of the same: tcpi_last_data_sent and tcpi_last_data_recv, in milliseconds.
+_SO_MEMINFO: Final = 55  # asm-generic/socket.h; its first u32 (SK_MEMINFO_RMEM_ALLOC) is the received data
+_SIOCINQ: Final = termios.FIONREAD  # linux/sockios.h has the same number
+# Also of struct tcp_info: tcpi_last_data_sent and tcpi_last_data_recv, in milliseconds.
 _TCP_SILENCE: Final = struct.Struct("=44xI4xI")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
@@ -92,19 +92,19 @@ class Connection:
 
     @property
     def tls(self) -> str | None:
-        """The version of TLS, for people: ``TLS 1.3``. None: there is no TLS, or the connection is closed."""
+        """The TLS version as text for people, such as ``TLS 1.3``. None: the connection has no TLS, or is closed."""
         return None
 
     @property
     def encrypted(self) -> bool | None:
-        """Whether there is TLS. None: there is none within this machine, where the other end may be a proxy that ends
-        or begins it; or the connection is closed."""
+        """Whether the connection uses TLS. None if that is not known: the connection is closed, or it has no TLS but
+        its other end is on this machine and may be a proxy that terminates or adds TLS."""
         if self.tls is not None:
             return True
         remote = self.remote_address
         if remote is None or remote == self.local_address:
             return None
-        address = ip_address(remote.partition("%")[0])  # the zone may be nearly any text
+        address = ip_address(remote.partition("%")[0])  # the zone may be almost any text
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return None if (mapped or address).is_loopback else False
 
@@ -188,8 +188,8 @@ class Connection:
         return PathState(rtt_us / 1e6, min_rtt_us / 1e6, rate, flying * mss, unsent, sent, resent)
 
     def segments(self) -> SegmentState | None:
-        """What became of the segments that were sent and received; None for a Unix socket, a closed one, and with a
-        kernel before 4.12."""
+        """Return the state of the segments sent and received. None for a Unix socket, for a closed socket, and before
+        Linux 4.12."""
         if not self._tcp or self._fd < 0:
             return None
         try:
@@ -200,13 +200,13 @@ class Connection:
             readable = fcntl.ioctl(self._fd, _SIOCINQ, bytes(4))
         except (OSError, struct.error, PeerError):
             return None
-        # The kernel holds something that cannot be read: it came behind a gap.
+        # The kernel holds data that cannot be read yet, because an earlier segment is missing.
         gap = any(held) and not any(readable)
         return SegmentState(mss, flying, retransmits, acked, received, gap, ack_age_ms / 1e3, rtt_us / 1e6)
 
     def silence(self) -> tuple[float, float] | None:
-        """Seconds since this end has last sent data, and since it has last received some; since the connection began,
-        if there was none. None for a Unix socket and a closed one. Takes 1 us."""
+        """Return the seconds since this end last sent data and since it last received data. Without any data, they
+        count from the connection's start. None for a Unix socket and for a closed socket. Takes 1 us."""
         if not self._tcp:
             return None
         try:
@@ -241,7 +241,7 @@ class Connection:
     def limit_unsent(self, limit_bytes: int) -> None:
         """Limit how much the kernel takes beyond what it can send now (NOTSENT_LOWAT_BYTES at the start)."""
         if self._tcp:
-            with suppress(OSError):  # reset or closed, which its next use reports
+            with suppress(OSError):  # reset or closed; its next use reports that
                 self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, limit_bytes)
 
     def presume_dead_after(self, dead_s: int) -> None:
@@ -250,16 +250,16 @@ class Connection:
         A proxy may use one connection for several clients in turn, so this is to be called for each request.
         """
         if self._tcp:
-            with suppress(OSError):  # reset or closed, which its next use reports
+            with suppress(OSError):  # reset or closed; its next use reports that
                 _presume_dead_after(self._sock, dead_s)
 
     def keepalive_after(self, idle_s: int) -> None:
         """Make the kernel probe the peer when the connection has been idle for this long (KEEPALIVE_S at the start).
 
-        Without effect while something is unacknowledged (tcp_keepalive_timer in net/ipv4/tcp_timer.c).
+        The kernel does not probe while sent data is unacknowledged (tcp_keepalive_timer in net/ipv4/tcp_timer.c).
         """
         if self._tcp:
-            with suppress(OSError):  # reset or closed, which its next use reports
+            with suppress(OSError):  # reset or closed; its next use reports that
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
 
     @property

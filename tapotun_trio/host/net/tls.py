@@ -159,9 +159,9 @@ class TlsClient:
     async def handshake(
         self, connection: Connection, host: str, began: Callable[[Connection], None] = lambda connection: None
     ) -> TlsConnection:
-        """Start TLS on ``connection``, and own it from now on. The server's name is ``server_name``, or else ``host``.
+        """Start TLS on ``connection`` and take ownership of it. The server's name is ``server_name``, or else ``host``.
 
-        ``began``: called with the new connection before the handshake, to observe it.
+        ``began``: called with the TLS connection before the handshake, so that the caller can observe it.
 
         The caller bounds the time. If it is cancelled or fails, the connection is closed. Raises PeerError with an
         explanation and a remedy: expired, wrong name, unknown authority, not TLS at all.

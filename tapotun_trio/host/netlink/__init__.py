@@ -3,7 +3,7 @@
 Read `network` first (adds and removes items), then `reader` (queries the current state) and `monitor` (reports
 changes). `socket` sends and receives, `codec` encodes and decodes messages, `tracker` keeps the state that a stream of
 notifications describes, `route_lookup` finds the route to an address, `inventory` finds the items of an interface that
-others have removed.
+other programs have removed.
 """
 
 from . import light_pyroute2

@@ -1,15 +1,15 @@
-"""Finds the networks that this machine is attached to: those of its addresses.
+"""Finds the networks that this machine is attached to, which are the networks of its addresses.
 
-An address attaches the machine to its network if its link is up and has a carrier, and if the kernel does have a route
-to that network through the link, without a gateway. The route may be in any table that the kernel looks up for packets
-of this machine, without a source or with that address as their source, and of any metric: DHCP clients choose one. (An
-address may have no such route: "noprefixroute".)
+An address attaches the machine to its network under two conditions. Its link is up and has a carrier. And the kernel
+has a route to that network through the link, without a gateway. (An address with the flag "noprefixroute" may have no
+such route.) The route may have any metric, since DHCP clients choose one. It may be in any table that the kernel looks
+up for packets of this machine, either without a source or with that address as their source.
 
-- Networks that only a VRF reaches do not count, since the tunnel's routes are not in its table.
-- A link without a carrier does not count: nobody is reached there. So a bridge such as docker0 counts while a container
-  runs.
-- An address counts by itself too, as a network of one address, and so does whatever the loopback interface has: the
-  kernel looks up its local table first.
+- Networks that are only reached through a VRF do not count, since the tunnel's routes are not in the VRF's table.
+- A link without a carrier does not count, because no host can be reached through it. So a bridge such as docker0 counts
+  only while a container runs.
+- Each address also counts as a network of its own, of one address. The networks of the loopback interface count too.
+  The kernel's local table has both, and is looked up first.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .socket import GROUP, Rtnetlink
 
 _LOOPBACK_INDEX: Final = 1  # LOOPBACK_IFINDEX, linux/if.h
 _HOST: Final = 32
-_QUESTIONS: Final = 2  # for each network
+_QUESTIONS: Final = 2  # route lookups for each network
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A network that an address may attach this machine to.
+    """A network to which an address may attach this machine.
 
     Attributes:
-        is_local: the kernel's local table has it, so no route needs to be looked for.
+        is_local: the network is in the kernel's local table, so no route has to be looked up.
         protocol: as in `AssignedAddress`.
     """
 
@@ -49,9 +49,10 @@ class Candidate:
 
 
 def candidates(addresses: Iterable[AssignedAddress], networks: Collection[IPv4Network], own: int) -> list[Candidate]:
-    """The networks of ``addresses``, except those of the interface ``own``, that contain one of ``networks``. Pure."""
-    # In this order the first of them that lies in a network is the first that is not before it, since of two networks
-    # one contains the other, or they have nothing in common. There may be thousands of both.
+    """Return the networks of ``addresses`` that contain one of ``networks``, except those of the interface ``own``.
+    Pure."""
+    # Of two networks, one contains the other, or they do not overlap. So in sorted order, only the first network that
+    # is not before an address's network has to be compared with it. There may be thousands of both.
     wanted = sorted((int(network.network_address), network.prefixlen) for network in networks)
     found: dict[tuple[int, IPv4Network], Candidate] = {}
     for address in addresses:
@@ -68,7 +69,8 @@ def candidates(addresses: Iterable[AssignedAddress], networks: Collection[IPv4Ne
 
 
 def probe_address(network: IPv4Network, own: IPv4Address) -> IPv4Address:
-    """An address of the network by which its route can be found: not one of the kernel's local table, if possible."""
+    """Choose an address of the network for the route lookup; if possible, one that is not in the kernel's local
+    table."""
     last = int(network.broadcast_address)
     for number in range(int(network.network_address) + (network.prefixlen < _HOST - 1), last + 1):
         if number != int(own):
@@ -77,7 +79,7 @@ def probe_address(network: IPv4Network, own: IPv4Address) -> IPv4Address:
 
 
 async def find_attached(kernel: Rtnetlink, own: int, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
-    """The attached networks that contain one of ``networks``, except those of the interface ``own``.
+    """Return the attached networks that contain one of ``networks``, except those of the interface ``own``.
 
     A checkpoint. Cancel-safe. Raises HostError as `Rtnetlink` does.
     """
@@ -96,14 +98,14 @@ async def find_attached(kernel: Rtnetlink, own: int, networks: Collection[IPv4Ne
     for candidate in possible:
         if candidate.is_local or candidate in routed:
             details = links[candidate.index]
-            # A kernel before 5.18 does not say who made an address, so there every TUN interface may be ours.
+            # Before Linux 5.18 the kernel does not report who added an address, so any TUN interface may be ours.
             is_tunnel = candidate.protocol == PROTOCOL or (details.bare and not says_protocol)
             attached[AttachedNetwork(candidate.network, one_line(details.link.name), is_tunnel)] = None
     return list(attached)
 
 
 async def _routed(kernel: Rtnetlink, possible: list[Candidate]) -> set[Candidate]:
-    """Those to whose network the kernel has a route through their link, without a gateway."""
+    """Return the candidates that the kernel routes through their own link, without a gateway."""
     routed: set[Candidate] = set()
     step = GROUP // _QUESTIONS
     for start in range(0, len(possible), step):

@@ -51,7 +51,7 @@ PROTOCOL: Final = 116
 rt_protos of iproute2 has no such number. ``ip route show table all proto 116`` lists our routes."""
 
 KERNEL_PROTOCOL: Final = 2
-"""RTPROT_KERNEL, linux/rtnetlink.h: the routes that the kernel makes itself, for addresses."""
+"""RTPROT_KERNEL, linux/rtnetlink.h: the protocol number of routes that the kernel itself adds for addresses."""
 RTN_UNICAST: Final[int] = rt_type["unicast"]
 RTN_LOCAL: Final[int] = rt_type["local"]
 _RT_SCOPE_UNIVERSE: Final[int] = rt_scope["universe"]
@@ -131,16 +131,16 @@ class Link:
     running: bool
     """It is set up and has a carrier (IFF_UP and IFF_RUNNING)."""
     mtu: int = 0
-    """In bytes; 0 if the message did not have it."""
+    """In bytes; 0 if the message did not contain it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachableLink:
-    """A link, and what decides whether it attaches this machine to the networks of its addresses.
+    """A link, with the properties that decide whether it attaches this machine to the networks of its addresses.
 
     Attributes:
-        bare: its packets have no link-layer header (ARPHRD_NONE), as those of TUN interfaces.
-        in_vrf: it is a VRF or belongs to one, so only sockets that are bound to the VRF use it.
+        bare: the link's packets have no link-layer header (ARPHRD_NONE). TUN interfaces are such links.
+        in_vrf: the link is a VRF or belongs to one, so only sockets bound to the VRF use it.
     """
 
     link: Link
@@ -166,8 +166,9 @@ class AssignedAddress:
     """An IPv4 address in the kernel, on the interface ``index``.
 
     Attributes:
-        network: that the address connects the interface to; on a point-to-point link the peer's.
-        protocol: who made it (IFA_PROTO); None: the kernel does not say.
+        network: the network to which the address connects the interface; on a point-to-point link, the peer's.
+        protocol: the protocol number of the program that added the address (IFA_PROTO); None: the kernel does not
+            report it.
     """
 
     index: int
@@ -203,7 +204,7 @@ class KernelRoute:
 
 @dataclass(frozen=True, slots=True)
 class KernelRule:
-    """An IPv4 rule in the kernel. With mask 0 it does not look at the mark."""
+    """An IPv4 rule in the kernel. A rule with mask 0 ignores the mark."""
 
     priority: int
     table: int
@@ -213,7 +214,7 @@ class KernelRule:
 
     @property
     def item(self) -> Rule:
-        """The rule as we would have made it."""
+        """The item from which this program would have made the same rule."""
         return Rule(self.fwmark, self.table, self.mask)
 
 
@@ -265,18 +266,18 @@ def read_link(message: memoryview) -> Link | None:
 
 
 def is_move(message: memoryview) -> bool:
-    """Whether an RTM_DELLINK says that the link went to another network namespace."""
+    """Whether an RTM_DELLINK says that the link was moved to another network namespace."""
     return any(number == _IFLA_NEW_NETNSID for number, _ in attributes(message[_IFINFOMSG_END:]))
 
 
 def read_sender(message: memoryview) -> int:
-    """The netlink port number of whose request caused a notification; 0 for the kernel."""
+    """Return the netlink port number of the program whose request caused the notification; 0 for the kernel itself."""
     sender: int = HEADER.unpack_from(message)[4]
     return sender
 
 
 def read_attachable_link(message: memoryview) -> AttachableLink | None:
-    """As `read_link`."""
+    """Decode a message about a link, as `read_link` does."""
     link = read_link(message)
     if link is None:
         return None
@@ -306,7 +307,8 @@ def set_link_down(index: int) -> bytearray:
 
 
 def rename_link(index: int, name: str) -> bytearray:
-    """The kernel refuses with EBUSY if the link is up (before 6.2), with EEXIST if the name is taken."""
+    """Request a new name for a link. The kernel refuses with EBUSY if the link is up (before Linux 6.2), and with
+    EEXIST if the name is taken."""
     return _encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, [("IFLA_IFNAME", name)])
 
 
@@ -371,10 +373,10 @@ def _address(kind: int, flags: int, index: int, item: Address) -> bytearray:
 
 
 def dump_addresses(index: int = 0, family: int = AF_UNSPEC) -> bytearray:
-    """Request the addresses of one interface (0: of all) and one family (AF_UNSPEC: both); `read_address` decodes the
-    answers, for IPv4 also `read_assigned`.
+    """Request the addresses of one interface (0: all) and one family (AF_UNSPEC: both). `read_address` decodes the
+    answers; for IPv4, `read_assigned` does too.
 
-    Filter the answers again: a kernel before 5.0 sends those of all interfaces.
+    Filter the answers again: before Linux 5.0 the kernel sends the addresses of all interfaces.
     """
     return _encode(ifaddrmsg, RTM_GETADDR, NLM_F_DUMP, {"family": family, "index": index}, [])
 
@@ -403,7 +405,8 @@ def read_address(message: memoryview) -> KernelAddress | None:
 
 
 def read_assigned(message: memoryview) -> AssignedAddress | None:
-    """Decode an IPv4 RTM_NEWADDR. None for another family, which a kernel before 4.20 sends too."""
+    """Decode an IPv4 RTM_NEWADDR. None for other families, which kernels before 4.20 send even if they were not
+    requested."""
     family, prefix, _, _, index = _IFADDRMSG.unpack_from(message, HEADER.size)
     if family != AF_INET:
         return None
@@ -458,8 +461,9 @@ def _route_template(kind: int, flags: int, index: int, prefix: int, table: int, 
 
 
 def add_connected_route(index: int, item: ConnectedRoute) -> bytearray:
-    """Adds the route as the kernel does (fib_add_ifaddr, net/ipv4/fib_frontend.c), so that the kernel removes it with
-    the address. It refuses with EEXIST if the main table has any route to the same network with metric 0."""
+    """Request to add the route exactly as the kernel does (fib_add_ifaddr, net/ipv4/fib_frontend.c), so that the kernel
+    removes it together with the address. The kernel refuses with EEXIST if the main table has any route to the same
+    network with metric 0."""
     attrs: list[tuple[str, object]] = [
         ("RTA_OIF", index),
         ("RTA_TABLE", MAIN_TABLE),
@@ -530,7 +534,7 @@ def _route(
     route_flags: int = 0,
     protocol: int = PROTOCOL,
 ) -> bytearray:
-    """A request to add or remove a route. Its first attribute is the destination."""
+    """Build a request to add or remove a route. Its first attribute is the destination."""
     fields = {
         "family": AF_INET,
         "dst_len": network.prefixlen,
@@ -565,7 +569,7 @@ def lookup_route(
         mark: the fwmark; 0 for none.
         index: if not 0, only routes through this device count.
         match: ask for the route that matches; otherwise for the next hop that was chosen from it.
-        source: the packet's; this machine must have it. None: the kernel chooses.
+        source: the packet's source address, which must be one of this machine. None: the kernel chooses.
     """
     attrs: list[tuple[str, object]] = [("RTA_DST", str(address))]
     if source is not None:
@@ -582,7 +586,7 @@ def lookup_route(
 
 
 def lookup_current_route(address: IPv4Address | IPv6Address, mark: int) -> bytearray:
-    """Ask how a TCP packet with this fwmark (0: none) is routed now; `read_current_route` decodes the answer."""
+    """Ask how a TCP packet with this fwmark (0: none) is currently routed. `read_current_route` decodes the answer."""
     attrs: list[tuple[str, object]] = [("RTA_DST", str(address))]
     if mark:
         attrs.append(("RTA_MARK", mark))
@@ -592,7 +596,7 @@ def lookup_current_route(address: IPv4Address | IPv6Address, mark: int) -> bytea
 
 
 def read_current_route(message: memoryview) -> CurrentRoute | None:
-    """None: the kernel has no route, or one that discards the packet."""
+    """Decode the answer to `lookup_current_route`. None: the kernel has no route, or its route discards the packet."""
     header = read_route_header(message)
     if header.type not in (RTN_UNICAST, RTN_LOCAL):
         return None
@@ -617,8 +621,8 @@ def read_route_attributes(message: memoryview) -> dict[int, memoryview]:
 
 
 def read_route_key(message: memoryview) -> tuple[RouteKey, int, int, int]:
-    """The key, the protocol, the device (0: none, or several) and the metric of an IPv4 route in a message. Quicker
-    than `read_route`, for tables with thousands of routes."""
+    """Return the key, the protocol, the device (0: none, or several) and the metric of an IPv4 route. Faster than
+    `read_route`, for tables with thousands of routes."""
     _, prefix, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(message, HEADER.size)
     found = read_route_attributes(message)
     if RTA_TABLE in found:

@@ -1,7 +1,7 @@
-"""Reads which items of one interface are in the kernel, so that what others have removed is found.
+"""Reads which items of one interface are in the kernel, to find the items that other programs have removed.
 
-One look is a dump per table, which the kernel filters by our protocol number and the interface, and a lookup per item
-in a set. It takes about 5 us per route, in steps between which other tasks run.
+An inventory needs one dump per table, which the kernel filters by our protocol number and the interface, and one set
+lookup per item. It takes about 5 us per route. The work is done in steps, and other tasks run between them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _HOST: Final = 32
 
 @dataclass(slots=True)
 class Present:
-    """What the kernel has of one interface, of the kinds of items that were asked for.
+    """The items of one interface that are in the kernel, of the kinds that were asked for.
 
     Attributes:
         addresses: each with its prefix length.
-        connected: the destination and the prefix length of each route that the kernel has made itself.
-        host_routes: the destination and the table of each.
+        connected: the destination and the prefix length of each route that the kernel itself added.
+        host_routes: the destination and the table of each host route.
     """
 
     addresses: set[tuple[str, int]] = field(default_factory=set)
@@ -51,14 +51,14 @@ class Present:
                 return (address, table) in self.host_routes
             case ConnectedRoute(interface):
                 network = interface.network
-                is_made = network.prefixlen < _HOST  # of an address alone the kernel makes none
+                is_made = network.prefixlen < _HOST  # a /32 address gets no connected route
                 return not is_made or (int(network.network_address), network.prefixlen) in self.connected
 
 
 def absent(items: Iterable[Item], present: Present) -> Steps[list[Item]]:
-    """The items that are not present, in their order, and the connected routes that present addresses lack.
+    """Return the items that are not present, in their order, and the connected routes that present addresses lack.
 
-    In steps: there may be tens of thousands.
+    Runs in steps, since there may be tens of thousands of items.
     """
     found: list[Item] = []
     networks: set[IPv4Network] = set()
@@ -66,7 +66,7 @@ def absent(items: Iterable[Item], present: Present) -> Steps[list[Item]]:
         if not present.has(item):
             found.append(item)
         elif isinstance(item, Address) and item.interface.network not in networks:
-            networks.add(item.interface.network)  # only its first address has the route
+            networks.add(item.interface.network)  # only the first address of a network has its route
             if not present.has(route := ConnectedRoute(item.interface)):
                 found.append(route)
         if number % PART == 0:
@@ -83,14 +83,14 @@ class Inventory:
         self._index = index
 
     async def read(self, items: Collection[Item], priorities: Mapping[Rule, int]) -> Present:
-        """What there is of the kinds of these items. ``priorities``: those of our rules."""
+        """Read what the kernel has of the kinds of these items. ``priorities``: the priorities of our rules."""
         kinds = {type(item) for item in items}
         present = Present()
         if Address in kinds:
             present.addresses = await self._addresses()
             present.connected = set(await self._connected(MAIN_TABLE))
             connected = (ConnectedRoute(item.interface) for item in items if isinstance(item, Address))
-            if not all(map(present.has, connected)):  # a VRF may have taken the interface in
+            if not all(map(present.has, connected)):  # the interface may have been put into a VRF
                 present.connected.update(await self._connected(0))
         if Route in kinds:
             for table in {item.table for item in items if isinstance(item, Route)}:
@@ -115,7 +115,7 @@ class Inventory:
         return set(await self._kernel.dump(codec.dump_addresses(self._index, AF_INET), read))
 
     async def _connected(self, table: int) -> list[tuple[int, int]]:
-        """``table``: 0 is every one."""
+        """Return destination and prefix length of each connected route. ``table``: 0 means all tables."""
 
         def read(message: memoryview) -> tuple[int, int] | None:
             key, protocol, index, _ = codec.read_route_key(message)
@@ -125,7 +125,7 @@ class Inventory:
         return await self._kernel.dump(codec.dump_routes(table, KERNEL_PROTOCOL, self._index), read)
 
     async def _routes(self, table: int) -> list[RouteKey]:
-        # In the main table, another interface of ours may have taken a route over: then nothing is missing.
+        # Another interface of ours may have taken over a route of the main table. Such a route is not missing.
         only = 0 if table == MAIN_TABLE else self._index
 
         def read(message: memoryview) -> RouteKey | None:

@@ -55,7 +55,7 @@ class Notifications:
     """A netlink socket that joined multicast groups, in the network namespace of the thread that made it."""
 
     def __init__(self, groups: int, route_filter: FilterProgram) -> None:
-        """``route_filter``: which notifications about routes to receive. Raises HostError."""
+        """``route_filter``: selects the notifications about routes to receive. Raises HostError."""
         with _as_host_error():
             self._buffer = memoryview(bytearray(_MESSAGE_BYTES))
             self._sock = _join(groups, route_filter)
@@ -168,7 +168,7 @@ async def open_changes(own: Container[str]) -> AsyncIterator[AsyncIterator[Chang
 async def open_interface(
     index: int, is_route: Callable[[RouteKey], bool]
 ) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
-    """As `Host.open_interface`."""
+    """Implements `Host.open_interface`."""
     tracker = InterfaceTracker(index, is_route)
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
     async with _open_monitor(groups, tracker, OUR_ROUTES) as monitor:
@@ -200,28 +200,28 @@ def _join(groups: int, route_filter: FilterProgram) -> trio.socket.SocketType:
         raise
 
 
-# linux/filter.h, struct sock_filter: code u16, jumps if true and if false u8 (in instructions), k u32. A notification
-# is the first and only message of its datagram. The filter loads big-endian numbers; netlink is in host order.
+# Instructions of struct sock_filter, linux/filter.h: code u16; jumps if true and if false, u8, in instructions; k u32.
+# Each datagram holds exactly one notification. The filter loads numbers as big-endian, but netlink uses host order.
 FilterProgram: TypeAlias = tuple[tuple[int, int, int, int], ...]
 _LOAD_U16, _LOAD_U8, _EQUAL, _GREATER, _ANY_BIT, _ACCEPT = 0x28, 0x30, 0x15, 0x25, 0x45, 0x06
 _EVERYTHING, _NOTHING = 0xFFFF_FFFF, 0
 _NEW_ROUTE, _DEL_ROUTE = socket.htons(RTM_NEWROUTE), socket.htons(RTM_DELROUTE)
 
-# Of the notifications about routes, those about default routes of the main table. A router gets tens of thousands of
-# others, and each would wake this process.
+# Accepts only notifications about default routes of the main table. A router gets tens of thousands of other route
+# notifications, and each would wake this process.
 DEFAULT_ROUTES: Final[FilterProgram] = (
     (_LOAD_U16, 0, 0, 4),  # nlmsg_type
     (_EQUAL, 1, 0, _NEW_ROUTE),
     (_EQUAL, 0, 4, _DEL_ROUTE),  # not a route: accept
     (_LOAD_U8, 0, 0, 17),  # rtm_dst_len
     (_GREATER, 3, 0, HALF_DEFAULT),
-    (_LOAD_U8, 0, 0, 20),  # rtm_table; for a larger number it is 252
+    (_LOAD_U8, 0, 0, 20),  # rtm_table; it is 252 for table numbers above 255
     (_EQUAL, 0, 1, MAIN_TABLE),
     (_ACCEPT, 0, 0, _EVERYTHING),
     (_ACCEPT, 0, 0, _NOTHING),
 )
 
-# The removals of routes with our protocol number or the kernel's, and the routes that replaced another one.
+# Accepts the removal of routes with our protocol number or the kernel's, and routes that replaced another route.
 OUR_ROUTES: Final[FilterProgram] = (
     (_LOAD_U16, 0, 0, 4),  # nlmsg_type
     (_EQUAL, 4, 0, _NEW_ROUTE),

@@ -98,7 +98,7 @@ class Netlink:
         self._indexes: dict[str, int] = {}  # of each interface, since its name may change
         # Both are written before the request is sent, so that a cancelled `add` can be undone.
         self._slots: dict[tuple[int, int], int] = {}  # index of the interface, and table
-        self._rules: dict[tuple[int, Rule], int] = {}  # index of the interface, and rule: its priority
+        self._rules: dict[tuple[int, Rule], int] = {}  # (index of the interface, rule) -> the rule's priority
 
     async def link_up(self, name: str, mtu: int) -> None:
         """As `Network.link_up`. IPv6 link-local is switched off first, so that the interface sends nothing of its own.
@@ -240,7 +240,7 @@ class Netlink:
             priorities = {rule: priority for (index, rule), priority in self._rules.items() if index == link.index}
             inventory = Inventory(self._kernel, self._reader, link.index)
             if any(isinstance(item, HostRoute) for item in items):
-                async with alone():  # another task or process may just be looking behind one
+                async with alone():  # another task or process may just be checking a route in the same way
                     present = await inventory.read(items, priorities)
             else:
                 present = await inventory.read(items, priorities)
@@ -252,7 +252,7 @@ class Netlink:
             link = await self._link(name)
             rename = codec.rename_link(link.index, name)
             refusal = (await self._kernel.transact([bytearray(rename)])).get(0)
-            if refusal is not None and refusal.errno == errno.EBUSY:  # Linux before 6.2: not while it is up
+            if refusal is not None and refusal.errno == errno.EBUSY:  # the link is up (before Linux 6.2)
                 refusal = (await self._kernel.transact([codec.set_link_down(link.index), rename])).get(1)
             if refusal is not None:
                 raise _refused(f"interface {link.name} cannot be renamed to {name}", link.name, refusal)
@@ -430,8 +430,8 @@ class Netlink:
         return _without(refusals, _ABSENT)
 
     async def _remove_left_over(self, added: Sequence[Rule]) -> None:
-        """Remove our rules whose owner is gone and that match packets of these rules. The killed run may have had
-        another mask."""
+        """Remove our left-over rules, whose owner is gone, if they match packets that the ``added`` rules match too.
+        The masks may differ: the killed process may have been configured with another mask."""
         mine = {(rule.table, priority) for (_, rule), priority in self._rules.items()}
         # Rules are read before routes, since an owner adds its route before its rule, and removes it after its rule.
         rules = [

@@ -129,7 +129,8 @@ class RouteLookup:
     async def current_routes(self, own: int, addresses: Collection[str], mark: int) -> dict[str, CurrentRoute | None]:
         """As `Network.current_routes`. ``own``: the index of the interface whose routes are left out; 0: none."""
         found: dict[str, CurrentRoute | None] = {}
-        # The route to an IPv6 link-local address is that of its link, which the connection has chosen.
+        # An IPv6 link-local address is reached through the link that the connection has chosen, so no route has to be
+        # looked up.
         asked = (each for each in map(ip_address, addresses) if each.version == 4 or not each.is_link_local)
         while some := list(islice(asked, _DEVICES_PER_SEND)):
             questions = [codec.lookup_current_route(address, mark) for address in some]

@@ -62,9 +62,9 @@ _REPLACE_KEY: Final = frozenset({codec.RTA_DST, codec.RTA_PRIORITY})
 
 HALF_DEFAULT: Final = 1  # the longest prefix length that still counts as a default route
 
-_MAX_PHRASES: Final = 4  # in one log line
-_MAX_SENDERS: Final = 8  # of the changes to one interface
-_HOST: Final = 32  # prefix length: it may be a host route for this interface, whose device is another one
+_MAX_PHRASES: Final = 4  # described in one log line
+_MAX_SENDERS: Final = 8  # remembered for the changes to one interface
+_HOST: Final = 32  # prefix length; a host route for this interface leads through another device
 
 _AddressKey = tuple[int, str, int]  # interface index, address, prefix length
 _Attributes = frozenset[tuple[int, bytes]]
@@ -261,10 +261,10 @@ class NetworkTracker:
 
 
 class InterfaceTracker:
-    """Whether something was done to one interface of ours, its addresses and routes, or to our rules."""
+    """Tracks changes to one interface of ours, to its addresses and routes, and to our rules."""
 
     def __init__(self, index: int, is_route: Callable[[RouteKey], bool]) -> None:
-        """As `Host.open_interface`. Assumes that the interface is up."""
+        """The arguments are those of `Host.open_interface`. Assumes that the interface is up."""
         self._index = index
         self._is_route = is_route
         self._admin_up = True
@@ -294,7 +294,7 @@ class InterfaceTracker:
         return True
 
     def drain(self) -> InterfaceChange:
-        """What happened since the last call."""
+        """Return what has changed since the last call."""
         change = InterfaceChange(self._toggled, self._moved, frozenset(self._senders))
         self._toggled = self._moved = self.dirty = False
         self._senders.clear()
@@ -319,9 +319,9 @@ class InterfaceTracker:
             return False
         key, protocol, index, _ = codec.read_route_key(message)
         if kind == RTM_DELROUTE:
-            if protocol == KERNEL_PROTOCOL:  # the route of an address
+            if protocol == KERNEL_PROTOCOL:  # the connected route of an address
                 return index == self._index
-            # Another interface of ours may have had this one's route.
+            # Another interface of ours may have held the route for this one.
             return protocol == PROTOCOL and (index == self._index or key[1] == _HOST or self._is_route(key))
         return bool(flags & NLM_F_REPLACE) and index != self._index and self._is_route(key)
 

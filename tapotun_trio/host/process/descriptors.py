@@ -1,4 +1,5 @@
-"""The limit of open files of this process: shares of it, a reserve, and whether it is reached."""
+"""Handles this process's limit of open files: divides it into shares, keeps one descriptor in reserve, and tells
+whether the limit is reached."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ LEAST_SHARE: Final = 4
 
 
 def share_of_limit(most: int, part: int) -> int:
-    """How many connections strangers may hold: the ``part``-th part of the limit of open files, at most ``most``. So
-    they cannot hold everything where the limit is low."""
+    """Return how many unauthenticated connections are allowed: the limit of open files divided by ``part``, but at most
+    ``most``. So they cannot use up all descriptors where the limit is low."""
     try:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    except OSError:  # a system call filter
+    except OSError:  # a system call filter forbids it
         return most
     if limit == resource.RLIM_INFINITY:
         return most
@@ -24,8 +25,8 @@ def share_of_limit(most: int, part: int) -> int:
 
 
 class ReserveDescriptor:
-    """An open descriptor that is closed when a connection cannot be accepted for want of one, and opened again when
-    that connection is closed. So one connection can always be served."""
+    """A descriptor held open in reserve. It is closed when a connection cannot be accepted because no descriptor is
+    left, and opened again when that connection is closed. So one connection can always be served."""
 
     __slots__ = ("_fd",)
 
@@ -34,7 +35,7 @@ class ReserveDescriptor:
         self.refill()
 
     def release(self) -> bool:
-        """Close it. Returns whether there was one to close: then the next descriptor is free, until the next await."""
+        """Close the reserve. Returns True if it was open; then one descriptor is free until the next await."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return False
@@ -42,11 +43,12 @@ class ReserveDescriptor:
         return True
 
     def refill(self) -> None:
-        """Open it again, if it is not open. To be called right after a connection was closed; a refusal is no error."""
+        """Open the reserve again, if it is not open. Call this right after a connection was closed. A refusal is not an
+        error."""
         if self._fd < 0:
             try:
                 self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # something else was faster, and the next close brings another chance
+            except OSError:  # other code took the descriptor first; the next close is another chance
                 self._fd = -1
 
 

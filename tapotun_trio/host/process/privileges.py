@@ -102,9 +102,10 @@ def require_tun_privileges() -> None:
 def needed_capabilities(config: Config) -> int:
     """The capabilities that a process with this config may need after its start, as a bit mask.
 
-    A process that stays root reads files of other users later: config and certificates at a reload, and modules of this
-    program at their first use. It also makes Unix sockets in their directories. One that becomes another user
-    (``config.user``) may do only what that user may do: the two capabilities for this would open every file to it.
+    A process that stays root later reads files of other users: config and certificates at a reload, and modules of this
+    program at their first use. It also makes Unix sockets in directories of other users. Two capabilities allow this. A
+    process that becomes another user (``config.user``) does not keep them, because they would give it access to every
+    file.
     """
     needed = 1 << CAP_NET_ADMIN
     if config.user is None:
@@ -117,7 +118,7 @@ def needed_capabilities(config: Config) -> int:
     for endpoint in endpoints:
         if isinstance(endpoint, UnixAddress):
             if config.user is None:
-                needed |= 1 << CAP_DAC_OVERRIDE  # its directory may belong to a proxy
+                needed |= 1 << CAP_DAC_OVERRIDE  # the socket's directory may belong to a proxy's user
         elif endpoint.port < FIRST_FREE_PORT:
             needed |= 1 << CAP_NET_BIND_SERVICE
     return needed
@@ -126,9 +127,9 @@ def needed_capabilities(config: Config) -> int:
 def drop_privileges(keep: int) -> str | None:
     """Irrevocably drop every capability that is not in ``keep`` (a bit mask), and set no_new_privs.
 
-    The others become effective, since a change of the user clears the effective ones. Returns None, or the text of a
-    warning that says what the kernel refused. Only a system call filter can forbid dropping; then the process keeps
-    what its operator gave it.
+    The capabilities in ``keep`` are made effective again, since a change of the user clears the effective set. Returns
+    None, or the text of a warning that says what the kernel refused. Only a system call filter can forbid dropping;
+    then the process keeps the capabilities that its operator gave it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAP_HEADER.size)

@@ -1,13 +1,14 @@
-"""What each signal does to a process that runs interfaces: no signal that can be caught ends it without undo.
+"""Defines what each signal does to a process that runs interfaces. No signal that can be caught ends it without undo.
 
-- STOPS end the process in order. SIGQUIT is Ctrl-\\, SIGABRT is the watchdog of a service manager, and SIGXCPU says
-  that the limit of CPU time is near.
+- `STOPS` end the process after undoing everything. SIGQUIT comes from Ctrl-\\, SIGABRT from a service manager's
+  watchdog, and SIGXCPU when the limit of CPU time is near.
 - SIGHUP reloads the config.
-- `IGNORED` would end the process by default (signal(7)), and mean nothing here: SIGUSR1 is sent to let a program open
-  its log again, SIGALRM and its siblings by timers of others, SIGPWR and the real-time signals by mistake.
-- `FAULTS` are the kernel's for a broken program. One that another process sends is held back for ever, while a fault
-  itself still ends the process, with a core dump: the kernel does not hold its own back (force_sig_info,
-  kernel/signal.c).
+- `IGNORED` have no meaning here, but would end the process by default (signal(7)). SIGUSR1 asks some programs to open
+  their log again. SIGALRM and its siblings come from timers that other code has set, SIGPWR and the real-time signals
+  are sent by mistake.
+- `FAULTS` are sent by the kernel to a broken program. A real fault still ends the process with a core dump, because
+  blocking does not hold back the kernel's own signal (force_sig_info, kernel/signal.c). The same signal from another
+  process stays blocked for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final
 
 STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT, signal.SIGXCPU)
 FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS})
-# These do not end a process, or cannot be caught.
+# Signals that do not end a process, or cannot be caught.
 _HARMLESS: Final = frozenset(
     {
         *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
@@ -32,11 +33,11 @@ IGNORED: Final = frozenset(signal.valid_signals()) - {*STOPS, *FAULTS, *_HARMLES
 
 @contextmanager
 def shielded_from_signals(exit_code: int) -> Iterator[None]:
-    """Within the block, until the app handles them: SIGHUP is held back, because a request to reload must not end a
-    process that is starting; STOPS end the process at once, with this exit code, since nothing has begun and an import
-    might swallow an exception; the others do nothing. Restores everything at the end.
+    """Within the block, handle signals until the app does. SIGHUP is blocked, because a request to reload must not end
+    a process that is starting. STOPS end the process at once with ``exit_code``: there is nothing to undo yet, and an
+    import might swallow an exception. The other signals do nothing. Restores everything at the end.
 
-    To be called before any thread is started, which inherits the mask.
+    Call this before any thread is started, so that threads inherit the signal mask.
     """
     with ExitStack() as undo:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, *FAULTS})
@@ -52,6 +53,6 @@ def shielded_from_signals(exit_code: int) -> Iterator[None]:
 
 
 def _discard_held_back() -> None:
-    """Forget the faults that others have sent, so that they do not end the process when they are let through."""
+    """Discard pending FAULTS from other processes, so that they do not end this process when they are unblocked."""
     while signal.sigtimedwait(FAULTS, 0) is not None:
         pass

@@ -1,4 +1,4 @@
-"""Becomes an ordinary user who keeps a few capabilities, and finds out what that user cannot read.
+"""Makes this process an ordinary user with a few capabilities, and finds the files that such a user cannot read.
 
 User 0 without any capability still owns /etc/cron.d, /root and most other files, and may write to them. So dropping
 capabilities alone does not contain a process that was started as root.
@@ -29,7 +29,7 @@ _NOLOGIN: Final = "--no-create-home --home-dir /nonexistent --shell /usr/sbin/no
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An ordinary user of this machine. ``groups``: of all groups the user is in, ``gid`` among them."""
+    """An ordinary user of this machine. ``groups``: the ids of all groups of the user, including ``gid``."""
 
     name: str
     uid: int
@@ -38,7 +38,7 @@ class User:
 
 
 def find_user(name: str) -> User:
-    """The user of that name. Raises HostError: there is none, or it is root under another name."""
+    """Look up the user of that name. Raises HostError if there is none, or if it is root under another name."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError as exc:
@@ -53,10 +53,10 @@ def find_user(name: str) -> User:
 def become_user(user: User, keep: int) -> None:
     """Become this user for good, with no capability but those in ``keep`` (a bit mask), and no_new_privs set.
 
-    To be called while the process has one thread: the C library changes the user of all threads, but prctl(2) and
-    capset(2) change the calling one only. The kernel then lets no other process of this user read our memory or trace
-    us, since we are not dumpable (prctl(2), PR_SET_DUMPABLE). A process that runs as this user already only drops
-    privileges.
+    Call this while the process has only one thread: the C library changes the user of all threads, but prctl(2) and
+    capset(2) change only the calling thread. Afterwards no other process of this user can read our memory or trace us,
+    because the process is not dumpable (prctl(2), PR_SET_DUMPABLE). If the process already runs as this user, it only
+    drops privileges.
 
     Raises HostError: the process is neither root nor this user, or the kernel refuses a step. Then the process must
     end, because it may have taken some of the steps.
@@ -90,9 +90,11 @@ def _change_user(user: User) -> None:
 
 
 def ask_as(user: User, question: Callable[[], list[str]]) -> list[str]:
-    """What the question's answer is for this user, without any capability. Asks in a child process if we are root.
+    """Call ``question`` as this user, without any capability, and return its answer. If we are root, a child process
+    calls it.
 
-    Raises HostError: the child could not become the user, or did not answer. Not for a process with several threads.
+    Raises HostError if the child could not become the user, or did not answer. Must not be called in a process with
+    several threads.
     """
     if os.geteuid() == user.uid:
         return question()
@@ -111,7 +113,7 @@ def ask_as(user: User, question: Callable[[], list[str]]) -> list[str]:
             while answer:
                 answer = answer[os.write(send, answer) :]
         finally:
-            os._exit(0)  # nothing of the parent's is run twice; without an answer it notices
+            os._exit(0)  # skips the parent's exit handlers; a missing answer is noticed there
     os.close(send)
     with open(receive, "rb") as file:
         answer = file.read()
@@ -123,7 +125,7 @@ def ask_as(user: User, question: Callable[[], list[str]]) -> list[str]:
 
 
 def user_name(uid: int) -> str:
-    """The user's name, or ``uid 810`` for one that this machine does not know."""
+    """Return the user's name, or text such as ``uid 810`` if this machine does not know the id."""
     try:
         return f'"{pwd.getpwuid(uid).pw_name}"'
     except KeyError:
@@ -131,29 +133,30 @@ def user_name(uid: int) -> str:
 
 
 def unreadable(paths: Iterable[str]) -> Iterator[str]:
-    """What keeps this process's real user, without any capability, from reading these files: one text for each, with
-    the remedy. Files that do not exist are passed over."""
+    """Find the files that this process's real user could not read without any capability. Yields one text for each,
+    with the reason and the remedy. Files that do not exist are skipped."""
     for path in dict.fromkeys(paths):
         if (blocked := blocked_at(path)) is not None:
             yield f"user {user_name(os.getuid())} cannot read {path}; {grant(blocked)}"
 
 
 def unreadable_program() -> str | None:
-    """What keeps this process's real user from reading this program or its Python, parts of which are loaded at their
-    first use; None: nothing. Either is a path."""
+    """Return the path that keeps this process's real user from reading this program or its Python. None: both can be
+    read. Parts of them are loaded at first use, so they must stay readable."""
     modules = (sys.modules[__name__], os)
     files = [file for module in modules if (file := getattr(module, "__file__", None)) is not None]
     return next((blocked for file in files if (blocked := blocked_at(file)) is not None), None)
 
 
 def prepare_directory(base: str, user: User) -> str | None:
-    """As root: make the directory ``base``, and in it one of the user's own, mode 0755, which has the user's name.
+    """As root, make the directory ``base``, and in it a directory that belongs to the user and has the user's name,
+    mode 0755.
 
-    Returns the path of the latter. None, and nothing is changed, if that cannot be done, or if it is not safe: ``base``
-    belongs to another user, who could lead us to any directory of the machine.
+    Returns the path of the user's directory. Returns None and changes nothing if it cannot be made, or if that is not
+    safe. It is not safe if ``base`` belongs to another user, who could redirect us to any directory of the machine.
     """
     made = False
-    with suppress(OSError):  # it exists, or opening it shows why it cannot be made
+    with suppress(OSError):  # it exists already, or the open below fails with the reason
         os.mkdir(base, 0o755)
         made = True
     try:
@@ -162,7 +165,7 @@ def prepare_directory(base: str, user: User) -> str | None:
         return None
     try:
         if made:
-            os.fchmod(outer, 0o755)  # whatever the umask is
+            os.fchmod(outer, 0o755)  # independent of the umask
         status = os.fstat(outer)
         if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return None
