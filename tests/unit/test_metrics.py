@@ -450,6 +450,7 @@ NOT_EXPORTED: Final = {
     "PeerStatus.agent": "the other end chooses it, as often as it likes: a series more each time",
     "PeerStatus.addresses": "text for people",
     "PeerStatus.tls": "text for people",
+    "PeerStatus.encrypted": "no number, and often not known",
     "PeerStatus.refused_routes": "text for people, any number of them",
     "PeerStatus.routes": "text for people, any number of them",
     "PeerStatus.sources": "text for people, any number of them",
