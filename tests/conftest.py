@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tapotun_trio.host.process.privileges import raise_fd_limit
 from tests.harness import Lab, missing, no_leaks, take_signals
@@ -24,6 +25,20 @@ raise_fd_limit()  # crowds of thousands take more than the 1,024 that shells and
 
 _LAB: Final = pytest.StashKey[Lab]()
 _missing: Final = cache(missing)
+
+
+class OneFileAtATime(LoadFileScheduling):  # type: ignore[misc]
+    """Runs the tests of a file in one process, as ``--dist loadfile`` does, and all tests of the packages in one: they
+    build in the same directories."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "tests/packages" if file.startswith("tests/packages/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneFileAtATime:
+    """Distribute the tests when several processes run them (pytest-xdist)."""
+    return OneFileAtATime(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
