@@ -282,7 +282,7 @@ class Repairer:
                 )
         except Exception as exc:
             if shortage_of(exc, "") is None:
-                raise
+                raise  # a shortage costs only the name of the program, not the repair
         if not found:
             return ""
         verb = "did it" if certain else "runs here and does such things"
@@ -292,7 +292,7 @@ class Repairer:
 def _renamed(now: str, wanted: str) -> str:
     now = one_line(now)
     return (
-        f"another program renamed it to {now}: it works on, but whatever names {wanted} does not find it; "
+        f"another program renamed it to {now}: it works on, but programs and rules that name {wanted} do not find it; "
         f"`ip link set {now} name {wanted}`, or a reload, renames it back"
     )
 
