@@ -107,7 +107,7 @@ async def run_server(
                 await nursery.start(server.watch_machine, host)
                 for writer in writers:
                     nursery.start_soon(writer.run)
-                nursery.start_soon(read_device, device, server.classify, server.only_sender, log)
+                nursery.start_soon(read_device, device, server.classify, server.only_sender, log, server)
                 nursery.start_soon(server.run_clock)
                 await nursery.start(server.run_transport, listeners)
 
@@ -146,7 +146,7 @@ async def run_client(
                 await device_nursery.start(reconciler.run, desired)
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
-                device_nursery.start_soon(read_device, device, client.classify, lambda: client.sender, log)
+                device_nursery.start_soon(read_device, device, client.classify, lambda: client.sender, log, client)
                 device_nursery.start_soon(client.run_upload)
                 device_nursery.start_soon(client.run_clock)
                 client.attach(writer, reconciler)
