@@ -131,7 +131,8 @@ class Plane:
         if not self._loans:
             return  # nothing that trio's own wait could miss
         try:
-            self._move(timeout_s)
+            if self.works:
+                self._move(timeout_s)
         except BaseException as exc:  # noqa: BLE001 - logged; trio would drop the hook, and all loans would hang
             self._fail(exc)
         if timeout_s > 0:

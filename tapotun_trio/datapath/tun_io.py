@@ -393,6 +393,7 @@ class DeviceWriter:
         if self._plane is None or fd is None:
             await self._write_queued()
         self.outlet = self._plane.open_outlet(fd)
+        self._tell_plane(busy=bool(self._queue))
         try:
             await self._write_queued()
         finally:
