@@ -114,8 +114,7 @@ async def serve(
         _sighup_unblocked(),
         _control_socket(process.name, config.user) as control,
     ):
-        async with open_plane(log, wanted=True) as plane, trio.open_nursery() as nursery:
-            log.debug("plane: %s", plane)
+        async with open_plane(log, wanted=config.plane == "auto"), trio.open_nursery() as nursery:
             admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
             admin.reload = reloader.reload

@@ -83,13 +83,21 @@ Verdict: TypeAlias = "PlanePort | Literal[True] | DropReason | None"
 # What was decided for the frame at this offset of the buffer.
 JudgeFrame: TypeAlias = Callable[[memoryview, int], Verdict]
 
-_running: Final = trio.lowlevel.RunVar["Plane | None"]("plane", default=None)
+_running: Final = trio.lowlevel.RunVar["Plane | str"]("plane", default="nobody has started it")
 
 
 def current_plane() -> Plane | None:
     """The plane of this trio run, if it works."""
     plane = _running.get()
-    return plane if plane is not None and plane.works else None
+    return plane if isinstance(plane, Plane) and plane.works else None
+
+
+def why_no_plane() -> str | None:
+    """Why there is no `current_plane`, for people; None: there is one."""
+    plane = _running.get()
+    if isinstance(plane, str):
+        return plane
+    return None if plane.works else "an internal error, which the log has"
 
 
 class Borrower(Protocol):
@@ -112,13 +120,11 @@ class Plane:
 
     Attributes:
         works: whether it may be given anything. Once false, it stays so, and the pure path does everything.
-        packets: how many packets it has moved.
     """
 
     def __init__(self, pump: _pump.Pump, wake_fd: int, log: Log) -> None:
         self.pump = pump
         self.works = True
-        self.packets = 0
         self._log = log
         self._wake_fd = wake_fd
         self._loans: dict[int, Borrower] = {}
@@ -162,7 +168,6 @@ class Plane:
             loan = self._loans.get(ident)
             if loan is None:
                 continue
-            self.packets += packets
             loan.count(packets, packets_bytes, arrivals)
             if drops is not None:
                 for reason, number in zip(_DROPS, drops, strict=False):
@@ -383,6 +388,7 @@ class _ReceiveLoan(_Loan):
     def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
         counters = self._lane.counters
         counters.rx_packets += packets
+        counters.plane_packets += packets
         counters.rx_bytes += packets_bytes
         if arrivals:
             self._arrived(arrivals)
@@ -474,6 +480,7 @@ class PlanePort:
 
     def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
         self._counters.tx_packets += packets
+        self._counters.plane_packets += packets
         self._counters.tx_bytes += packets_bytes
         if packets and self._lender is not None:
             self._lender.port_sent()
@@ -559,11 +566,13 @@ class _Hook(trio.abc.Instrument):
 
 
 @asynccontextmanager
-async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[str]:
-    """Run a plane within the block, if there can be one. Yields what runs, for people: "native", or "off (why)"."""
+async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
+    """Run a plane within the block, if there can be one: see `current_plane` and `why_no_plane`."""
     why = _why_not(wanted=wanted)
     if why is not None:
-        yield f"off ({why})"
+        log.debug("no plane: %s", why)
+        _running.set(why)
+        yield
         return
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
@@ -578,15 +587,16 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[str]:
                 trio.lowlevel.add_instrument(hook)
                 _running.set(plane)
                 try:
-                    yield "native"
+                    yield
                 finally:
-                    _running.set(None)
+                    _running.set("it has ended")
                     plane.close()
                     with suppress(KeyError):  # trio drops a hook that has failed
                         trio.lowlevel.remove_instrument(hook)
                     nursery.cancel_scope.cancel()
         if trio_fd is None:
-            yield "off (trio's epoll was not found)"
+            _running.set("trio's epoll was not found in /proc")
+            yield
     finally:
         os.close(wake_fd)
 
@@ -594,16 +604,21 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[str]:
 def _why_not(*, wanted: bool) -> str | None:
     """Why there can be no plane; None: there can."""
     if not wanted:
-        return "by the config"
+        return 'the config says "plane": "off"'
     if os.environ.get(VARIABLE) == "off":
-        return f"by {VARIABLE}"
-    if not BUILT:
-        return "not built for this machine"
-    if _pump.ABI != ABI:
-        return "built for another version of this program"
+        return f"{VARIABLE}=off is set"
+    if (why := why_not_built()) is not None:
+        return why
     if not _in_trio_run():
-        return "trio runs within another event loop, which may not wait"
+        return "trio runs within another event loop"
     return None
+
+
+def why_not_built() -> str | None:
+    """Why this program has no plane on this machine; None: it has one."""
+    if not BUILT:
+        return "the installed package has no native module for this machine"
+    return None if _pump.ABI == ABI else "the native module is of another version"
 
 
 def _in_trio_run() -> bool:

@@ -28,6 +28,7 @@ from tapotun_trio.status.model import (
     ListenerStatus,
     OutboxStatus,
     PeerStatus,
+    PlaneStatus,
     ProcessStatus,
     RateStatus,
     ReloadStatus,
@@ -391,6 +392,7 @@ LABEL: Final = {"a label of many"}
 # Where a field of the status is found, by struct and field.
 EXPORTED: Final[dict[str, set[str]]] = {
     "ProcessStatus.version": {"tapotun_build_info"},
+    "PlaneStatus.runs": {"tapotun_plane_running"},
     "ReloadStatus.at": {"tapotun_config_last_reload_timestamp_seconds"},
     "ReloadStatus.error": {"tapotun_config_last_reload_successful"},
     "InterfaceStatus.name": LABEL,
@@ -423,6 +425,7 @@ EXPORTED: Final[dict[str, set[str]]] = {
     "PeerStatus.drops": {"tapotun_client_dropped_packets_total"},
     "PeerStatus.stream_ends": {"tapotun_client_stream_ends_total"},
     "PeerStatus.reconnects": {"tapotun_client_reconnects_total"},
+    "PeerStatus.plane_packets": {"tapotun_client_plane_packets_total"},
 }
 NOT_EXPORTED: Final = {
     "ProcessStatus.schema": "it is the JSON document's",
@@ -433,6 +436,7 @@ NOT_EXPORTED: Final = {
     "ProcessStatus.config_file": "no number, and the same for ever",
     "ProcessStatus.started_at": "process_start_time_seconds, from the kernel",
     "ReloadStatus.changes": "text for people",
+    "PlaneStatus.why": "text for people",
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.problem": "text for people, any number of them",
@@ -463,6 +467,7 @@ NOT_EXPORTED: Final = {
 STRUCTS: Final = (
     ProcessStatus,
     ReloadStatus,
+    PlaneStatus,
     InterfaceStatus,
     ListenerStatus,
     TransportConflictStatus,
@@ -474,6 +479,7 @@ STRUCTS: Final = (
 )
 HOLDERS: Final = {
     "ProcessStatus.last_reload",
+    "ProcessStatus.plane",
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
     "InterfaceStatus.transport_conflicts",
