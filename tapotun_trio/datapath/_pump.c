@@ -57,6 +57,7 @@
 #define WATCH_BYTES (128 * 1024)
 #define WATCH_NS 50000000
 #define STALLED_NS 20000000     /* datapath/sender.py, SOCKET_FULL_WAIT_S */
+#define LOOK_NS 5000000
 #define EVENTS 64               /* of one epoll_wait; the kernel hands out the rest in turn */
 
 /* linux/virtio_net.h; wire/vnet.py says what is checked, and why. */
@@ -96,6 +97,7 @@ typedef struct {
 	Object object;
 	int sock; /* -1: not attached; Python sends, or nobody */
 	int failed; /* an errno; nothing more is sent */
+	int full; /* frames went to Python, and no later ones may overtake them */
 	int told; /* Python was told to detach it, and has not yet */
 	int polled; /* the epoll has its socket */
 	uint8_t *rest; /* what the socket has not taken: rest[sent..size), in `own`, or lent by a reader */
@@ -114,7 +116,7 @@ typedef struct {
 	int fd[MAX_QUEUES], queues;
 	uint64_t table, sole;
 	int held; /* the sole port has borrowed the slab; nothing is read */
-	int shown; /* Python looks at frames in the slab; nothing is read before the next `wait` */
+	uint64_t shown; /* the turn in which Python got frames of the slab; nothing more is read in it */
 	int told;
 	uint8_t *slab;
 	size_t burst;
@@ -142,11 +144,11 @@ typedef struct {
 	int epoll;
 	Object **objects;
 	uint32_t *generation;
-	uint32_t size;
-	uint64_t seed, now_ns;
+	uint32_t size, lowest_free;
+	uint64_t seed, now_ns, turn; /* turn: the number of this `wait` */
 	size_t merge_from;
 	uint32_t blocked, resumed; /* ports that wait for their socket; inlets with more to decode */
-	int shown; /* there are readers with `shown` */
+	uint64_t look_ns; /* when to look for ports that have waited for too long */
 	uint64_t dirty[256]; /* objects that have counted something */
 	uint32_t dirty_count;
 	int all_dirty;
@@ -187,7 +189,7 @@ static void *found(const Pump *p, uint64_t id, Kind kind)
 
 static void *create(Pump *p, Kind kind, size_t bytes)
 {
-	uint32_t index = 0;
+	uint32_t index = p->lowest_free;
 	while (index < p->size && p->objects[index])
 		index++;
 	if (index == p->size) {
@@ -211,6 +213,7 @@ static void *create(Pump *p, Kind kind, size_t bytes)
 	object->kind = kind;
 	object->id = (uint64_t)++p->generation[index] << 32 | index;
 	p->objects[index] = object;
+	p->lowest_free = index + 1;
 	return object;
 }
 
@@ -411,6 +414,8 @@ static int flush(Pump *p, Port *port)
 static int keep(Port *port, const uint8_t *bytes, size_t size)
 {
 	size_t waiting = port->size - port->sent;
+	if (!(waiting + size))
+		return 1;
 	if (waiting + size > port->own_bytes) {
 		size_t room = waiting + size > port->limit ? waiting + size : port->limit;
 		uint8_t *own = malloc(room);
@@ -421,7 +426,7 @@ static int keep(Port *port, const uint8_t *bytes, size_t size)
 		free(port->own);
 		port->own = own;
 		port->own_bytes = room;
-	} else if (waiting) {
+	} else if (waiting && port->rest + port->sent != port->own) {
 		memmove(port->own, port->rest + port->sent, waiting);
 	}
 	memcpy(port->own + waiting, bytes, size);
@@ -433,13 +438,20 @@ static int keep(Port *port, const uint8_t *bytes, size_t size)
 
 static int takes(const Port *port)
 {
-	return port && port->sock >= 0 && !port->failed && !port->told;
+	return port && port->sock >= 0 && !port->failed && !port->full && !port->told;
 }
 
 /* Send frames as one chunk. Returns whether the port took them; else they are Python's to send.
  *
  * `lender`: the reader in whose slab the frames are, with room for the size line before them and for CR LF behind them.
  * What the socket does not take then stays there, and nothing is read until it has left. */
+static int refuse(Pump *p, Port *port)
+{
+	port->full = 1;
+	touch(p, &port->object); /* so that `report` sees it */
+	return 0;
+}
+
 static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t packets, Reader *lender)
 {
 	char line[20];
@@ -448,14 +460,12 @@ static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t pac
 	if (!takes(port))
 		return 0;
 	if (port->size) { /* full: a small backlog is cheaper than a change of hands */
-		if (port->size - port->sent + total > port->limit)
-			return 0;
 		size_t before = port->size - port->sent;
-		if (!keep(port, (uint8_t *)line, head))
-			return 0;
+		if (before + total > port->limit || !keep(port, (uint8_t *)line, head))
+			return refuse(p, port);
 		if (!keep(port, frames, bytes) || !keep(port, (const uint8_t *)"\r\n", 2)) {
 			port->size = before; /* `sent` is 0 after the first */
-			return 0;
+			return refuse(p, port);
 		}
 	} else {
 		ssize_t sent;
@@ -492,7 +502,7 @@ static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t pac
 					if (!at) { /* nothing has left: Python may still send all of it */
 						port->sent = port->size = 0;
 						port->rest = NULL;
-						return 0;
+						return refuse(p, port);
 					}
 					port->failed = ENOMEM;
 				}
@@ -525,6 +535,10 @@ static int report(Pump *p, Port *port, PyObject *events)
 	if (port->failed) {
 		port->told = 1;
 		return add_event(events, FAILED, port->object.id, PyLong_FromLong(port->failed));
+	}
+	if (port->full) {
+		port->told = 1;
+		return add_event(events, BLOCKED, port->object.id, NULL);
 	}
 	if (port->unwatched > WATCH_BYTES) {
 		port->unwatched = 0;
@@ -632,8 +646,7 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 	if (backs) {
 		PyObject *list = ranges(r->slab, back, backs);
 		result = list ? add_event(events, FRAMES, r->object.id, list) : -1;
-		r->shown = 1;
-		p->shown = 1;
+		r->shown = p->turn;
 	}
 	if (why && !result) {
 		r->told = 1;
@@ -862,14 +875,6 @@ static int resume_one(Pump *p, Object *object, PyObject *events)
 	return object->kind == INLET && ((Inlet *)object)->resume ? receive(p, (Inlet *)object, events) : 0;
 }
 
-static int show_no_more(Pump *p, Object *object, PyObject *events)
-{
-	(void)p, (void)events;
-	if (object->kind == READER)
-		((Reader *)object)->shown = 0;
-	return 0;
-}
-
 static int report_one(Pump *p, Object *object, PyObject *events)
 {
 	return object->kind == PORT ? report(p, (Port *)object, events) : 0;
@@ -902,7 +907,7 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 	Reader *reader = find(p, id, READER);
 	Inlet *inlet = find(p, id, INLET);
 	Port *port = find(p, id, PORT);
-	if (reader && !reader->held && !reader->shown && !reader->told)
+	if (reader && !reader->held && reader->shown != p->turn && !reader->told)
 		return read_queue(p, reader, reader->fd[(event->data.u64 & QUEUE_MASK) >> QUEUE_SHIFT], events);
 	if (inlet && !inlet->told && !inlet->resume)
 		return receive(p, inlet, events);
@@ -932,18 +937,15 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 	PyObject *events = PyList_New(0);
 	if (!events)
 		return NULL;
-	if (p->shown) {
-		p->shown = 0;
-		each(p, events, show_no_more);
-	}
+	p->turn++;
 	do {
 		struct epoll_event event[EVENTS];
 		uint64_t until = deadline;
 		if (p->resumed && each(p, events, resume_one))
 			goto failed;
 		p->now_ns = clock_ns();
-		if (p->blocked && p->now_ns + STALLED_NS < until)
-			until = p->now_ns + STALLED_NS / 4;
+		if (p->blocked && p->now_ns + LOOK_NS < until)
+			until = p->now_ns + LOOK_NS;
 		if (p->resumed || PyList_Size(events))
 			until = 0;
 		uint64_t ms = until <= p->now_ns ? 0 : (until - p->now_ns + 999999) / 1000000;
@@ -966,8 +968,11 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 			else if (handle(p, event + i, events))
 				goto failed;
 		}
-		if (p->blocked && each(p, events, report_stalled))
-			goto failed;
+		if (p->blocked && p->now_ns >= p->look_ns) {
+			p->look_ns = p->now_ns + LOOK_NS;
+			if (each(p, events, report_stalled))
+				goto failed;
+		}
 		if (p->dirty_count && report_all(p, events))
 			goto failed;
 		if (p->now_ns >= deadline)
@@ -977,6 +982,68 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 failed:
 	Py_DECREF(events);
 	return NULL;
+}
+
+/* ---- the end of objects */
+
+/* Take the socket away from a port. Its rest stays until it is attached or freed. */
+static void let_go(Pump *p, Port *port)
+{
+	if (port->sock >= 0 && port->polled)
+		poll_fd(p, EPOLL_CTL_DEL, port->sock, 0, 0);
+	port->sock = -1;
+	port->polled = port->full = port->told = 0;
+	unblock(p, port);
+}
+
+/* Read and receive nothing more. */
+static void halt(Pump *p, Object *object)
+{
+	if (object->kind == READER && !((Reader *)object)->told) {
+		((Reader *)object)->told = 1;
+		poll_queues(p, (Reader *)object, EPOLL_CTL_DEL, 0);
+	} else if (object->kind == INLET && !((Inlet *)object)->told) {
+		Inlet *in = (Inlet *)object;
+		in->told = 1;
+		p->resumed -= (uint32_t)in->resume;
+		in->resume = 0;
+		poll_fd(p, EPOLL_CTL_DEL, in->sock, 0, 0);
+	}
+}
+
+/* Give up what an object holds, and the object. */
+static void release(Pump *p, Object *object)
+{
+	if (object->kind == TABLE) {
+		forget((Table *)object);
+	} else if (object->kind == PORT) {
+		let_go(p, (Port *)object);
+		free(((Port *)object)->own);
+	} else if (object->kind == READER) {
+		Reader *r = (Reader *)object;
+		for (uint32_t i = 0; i < p->size; i++) { /* what is lent of the slab must outlive it */
+			Port *port = p->objects[i] && p->objects[i]->kind == PORT ? (Port *)p->objects[i] : NULL;
+			if (port && port->lender == object->id && port->rest != port->own && !keep(port, (const uint8_t *)"", 0))
+				port->failed = ENOMEM;
+			if (port && port->lender == object->id) {
+				port->lender = 0;
+				if (port->failed)
+					port->sent = port->size = 0;
+			}
+		}
+		halt(p, object);
+		if (r->view.obj)
+			PyBuffer_Release(&r->view);
+	} else if (object->kind == INLET) {
+		halt(p, object);
+		if (((Inlet *)object)->view.obj)
+			PyBuffer_Release(&((Inlet *)object)->view);
+	}
+	uint32_t index = (uint32_t)object->id;
+	p->objects[index] = NULL;
+	if (index < p->lowest_free)
+		p->lowest_free = index;
+	free(object);
 }
 
 /* ---- what Python calls */
@@ -1073,8 +1140,7 @@ static PyObject *Pump_table(PyObject *self, PyObject *rules)
 wrong:
 	PyErr_SetString(PyExc_ValueError, "too many rules, guards, pieces or bytes of a key");
 failed:
-	((Pump *)self)->objects[(uint32_t)t->object.id] = NULL;
-	free(t);
+	release((Pump *)self, &t->object);
 	return NULL;
 }
 
@@ -1177,20 +1243,10 @@ static PyObject *Pump_attach(PyObject *self, PyObject *args)
 	port->sock = sock;
 	port->polled = 1;
 	port->limit = limit;
-	port->failed = port->told = 0;
+	port->failed = 0;
 	port->unwatched = 0;
 	port->watched_ns = clock_ns();
 	Py_RETURN_NONE;
-}
-
-/* Take the socket away from a port. Its rest stays until it is attached or freed. */
-static void let_go(Pump *p, Port *port)
-{
-	if (port->sock >= 0 && port->polled)
-		poll_fd(p, EPOLL_CTL_DEL, port->sock, 0, 0);
-	port->sock = -1;
-	port->polled = port->told = 0;
-	unblock(p, port);
 }
 
 PyDoc_STRVAR(detach_doc, "detach(port) -> what its socket has not taken\n\nThe socket is the caller's again.");
@@ -1249,53 +1305,6 @@ static PyObject *Pump_busy(PyObject *self, PyObject *args)
 		return NULL;
 	outlet->busy = busy;
 	Py_RETURN_NONE;
-}
-
-/* Read and receive nothing more. */
-static void halt(Pump *p, Object *object)
-{
-	if (object->kind == READER && !((Reader *)object)->told) {
-		((Reader *)object)->told = 1;
-		poll_queues(p, (Reader *)object, EPOLL_CTL_DEL, 0);
-	} else if (object->kind == INLET && !((Inlet *)object)->told) {
-		Inlet *in = (Inlet *)object;
-		in->told = 1;
-		p->resumed -= (uint32_t)in->resume;
-		in->resume = 0;
-		poll_fd(p, EPOLL_CTL_DEL, in->sock, 0, 0);
-	}
-}
-
-/* Give up what an object holds, and the object. */
-static void release(Pump *p, Object *object)
-{
-	if (object->kind == TABLE) {
-		forget((Table *)object);
-	} else if (object->kind == PORT) {
-		let_go(p, (Port *)object);
-		free(((Port *)object)->own);
-	} else if (object->kind == READER) {
-		Reader *r = (Reader *)object;
-		for (uint32_t i = 0; i < p->size; i++) { /* what is lent of the slab must outlive it */
-			Port *port = p->objects[i] && p->objects[i]->kind == PORT ? (Port *)p->objects[i] : NULL;
-			if (port && port->lender == object->id && port->rest != port->own && !keep(port, (const uint8_t *)"", 0))
-				port->failed = ENOMEM;
-			if (port && port->lender == object->id) {
-				port->lender = 0;
-				if (port->failed)
-					port->sent = port->size = 0;
-			}
-		}
-		halt(p, object);
-		if (r->view.obj)
-			PyBuffer_Release(&r->view);
-	} else if (object->kind == INLET) {
-		halt(p, object);
-		if (((Inlet *)object)->view.obj)
-			PyBuffer_Release(&((Inlet *)object)->view);
-	}
-	p->objects[(uint32_t)object->id] = NULL;
-	free(object);
 }
 
 PyDoc_STRVAR(halt_doc, "halt(id)\n\nTouch the descriptors of a reader or an inlet no more.");
