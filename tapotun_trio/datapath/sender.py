@@ -184,8 +184,9 @@ class Sender:
                 self.tx_queue.put(frames, packets, trio.current_time())
                 self._wake.set()
                 return
-            self._commit(stream.writer, frames, packets)
-            stream.unwatched_bytes += len(frames)
+            size = len(frames)
+            self._commit(stream.writer, frames, packets, size)
+            stream.unwatched_bytes += size
             if stream.unwatched_bytes > WATCH_BYTES:
                 stream.unwatched_bytes = 0
                 stream.scheduler.watch(trio.current_time())
@@ -223,15 +224,15 @@ class Sender:
             self._controls.append(frame)
             self._wake.set()
         else:
-            self._commit(stream.writer, frame, 0)
+            self._commit(stream.writer, frame, 0, len(frame))
         return True
 
-    def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int) -> None:
+    def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int, size_bytes: int) -> None:
         """Hand frames to the present stream's writer. They can no longer be dropped."""
         self._sent_since_tick = True
         if packets:
             self._counters.tx_packets += packets
-            self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
+            self._counters.tx_bytes += size_bytes - HEADER_BYTES * packets
         try:
             writer.send(frames)
         except (PeerError, MemoryError) as exc:
@@ -286,7 +287,8 @@ class Sender:
             self._room.set()
             self._room = trio.Event()
         elif self._controls:
-            self._commit(stream.writer, self._controls.popleft(), 0)
+            control_frame = self._controls.popleft()
+            self._commit(stream.writer, control_frame, 0, len(control_frame))
         elif self.tx_queue:
             now = trio.current_time()
             wait_s, limit_bytes = stream.scheduler.allowance(now)
@@ -295,7 +297,7 @@ class Sender:
                 return
             packets, frames = self.tx_queue.take(now, limit_bytes, cut=stream.scheduler.paced)
             if packets:
-                self._commit(stream.writer, frames, packets)
+                self._commit(stream.writer, frames, packets, len(frames))
             await trio.lowlevel.checkpoint()
         else:
             self._wake = trio.Event()

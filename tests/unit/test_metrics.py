@@ -83,7 +83,7 @@ def hub() -> ProcessStatus:
     corp, tun = HUB.interfaces
     tun = msgspec.structs.replace(tun, peers=[PeerStatus(name="hub.example:443", state="replaced", tx_packets=7)])
     reload = ReloadStatus(at=datetime.fromtimestamp(T0, UTC), error="/etc/tapotun/hub.json: line 3")
-    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload)
+    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(runs=True))
 
 
 def of(name: str, **values: float) -> dict[Series, float]:
@@ -112,6 +112,7 @@ def test_every_number() -> None:
     states = ("starting", "connecting", "up", "degraded", "failed")
     assert page_of(hub()) == {
         series("tapotun_build_info", version="0.1.0", python=sys.version.split()[0]): 1,
+        series("tapotun_plane_running"): 1,
         series("tapotun_config_last_reload_successful"): 0,
         series("tapotun_config_last_reload_timestamp_seconds"): T0,
         **{series("tapotun_interface_state", tapotun_interface_state=it, **CORP): it == "up" for it in states},
@@ -152,6 +153,7 @@ def test_every_number() -> None:
         **of("outbox_bytes", a=65_550, b=0, c=0),
         **of("outbox_packets", a=45, b=0, c=0),
         **of("reconnects_total", a=4, b=0, c=0),
+        **of("plane_packets_total", a=0, b=0, c=0),
         series("tapotun_client_dropped_packets_total", reason="queue-age", **A): 2,
         series("tapotun_client_dropped_packets_total", reason="codel", **A): 40,
         **none_of("tapotun_client_dropped_packets_total", DROPS - {"queue-age", "codel"}, **A),
@@ -357,6 +359,7 @@ WHOLE: Final = ProcessStatus(
     config_file="/etc/tapotun/hub.json",
     started_at=HUB.started_at,
     last_reload=ReloadStatus(at=HUB.started_at),
+    plane=PlaneStatus(runs=True),
     interfaces=[
         InterfaceStatus(
             name="tun0",
