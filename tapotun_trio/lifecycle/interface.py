@@ -37,6 +37,7 @@ from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
 from ..host.interfaces import Host, OwnedName
+from ..host.net.tls import open_tls
 from ..http.virtual_hosts import ListenerManager
 from ..log import interface_logger
 from ..netconf.desired import desired_for_server_in_steps
@@ -128,7 +129,10 @@ async def run_client(
 ) -> None:
     """Connection first, then the device: the server's answer has the device's address."""
     log = interface_logger(config.name)
-    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free, resolver=record.resolver)
+    tls = await open_tls(config.tls) if config.server.scheme == "https" else None
+    client = record.tunnel = TunnelClient(
+        config, log, require_free=owned.require_free, resolver=record.resolver, tls=tls
+    )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)

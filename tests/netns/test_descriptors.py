@@ -89,7 +89,7 @@ def test_a_client_a_status_and_the_panel_get_through(lab: Lab) -> None:
         assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("limit", [32, 128])
+@pytest.mark.parametrize("limit", [32, 64])
 def test_a_server_with_many_clients_starts(lab: Lab, limit: int) -> None:
     """Its queues leave descriptors for a client, and for a reload."""
     server, client = cable(lab)
