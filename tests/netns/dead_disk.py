@@ -3,7 +3,8 @@
     python dead_disk.py SOURCE MOUNTPOINT
 
 shows the files of the directory SOURCE in MOUNTPOINT. While SOURCE has a file ``dead``, no request is answered; a
-process that makes one waits, as for a dead NFS, until it is killed or this program ends. The layout of the messages is in linux/fuse.h.
+process that makes one waits, as for a dead NFS, until it is killed or this program ends. The layout of the messages is
+in linux/fuse.h.
 """
 
 from __future__ import annotations

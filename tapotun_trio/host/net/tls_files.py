@@ -13,7 +13,6 @@ from ...errors import HostError, ShortageError, passing_shortages, shortage_of
 from ...files import UnreadableFile, read_file
 from ..process.descriptors import no_descriptor_left
 
-
 Began: TypeAlias = Callable[[str], None]  # called with the file that is read next, for people: "tls.ca_file /x.pem"
 
 
