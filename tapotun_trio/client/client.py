@@ -193,7 +193,9 @@ class TunnelClient:
     @property
     def problem(self) -> str | None:
         """Why the client is not connected, as far as that is known."""
-        return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+        if self.state == "replaced":
+            return "another machine uses this client's token"
+        return self.failure_log.latest or self._selector.problem(trio.current_time())
 
     def peers(self) -> Iterator[tuple[str, TunnelClient]]:
         """The server, under its name in the status."""
