@@ -58,8 +58,14 @@ BAD: Final[list[tuple[bytes, str]]] = [
         "line 1 column 10: a comment does not begin like this; begin it with //, or write /* and */ around it",
     ),
     ("[\u201ca\u201d]".encode(), 'line 1 column 2: this is a typographic quotation mark; write " instead'),
-    ("[\u00a01]".encode(), "line 1 column 2: there is an invisible character here (U+00A0); remove it, or write a space"),
-    ("[1\u200b]".encode(), "line 1 column 3: there is an invisible character here (U+200B); remove it, or write a space"),
+    (
+        "[\u00a01]".encode(),
+        "line 1 column 2: there is an invisible character here (U+00A0); remove it, or write a space",
+    ),
+    (
+        "[1\u200b]".encode(),
+        "line 1 column 3: there is an invisible character here (U+200B); remove it, or write a space",
+    ),
     (
         b"\xef\xbb\xbf\xef\xbb\xbf[]",
         "line 1 column 1: there is an invisible character here (U+FEFF); remove it, or write a space",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -346,7 +347,7 @@ def test_the_states_are_documented() -> None:
 
 
 async def test_a_process_that_hangs_alone(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_directory.mkdir(mode=0o755)
+    os.mkdir(run_directory, 0o755)
     with socket.socket(socket.AF_UNIX) as hung:
         hung.bind(str(run_directory / "hung.sock"))
         hung.listen()

@@ -209,7 +209,8 @@ def _unix_remedy(exc: OSError, path: str) -> str:
     if exc.errno == errno.EROFS:
         return f"{exc.strerror}; {UNIT_REMEDY}"
     if exc.errno == errno.EACCES and os.geteuid() != 0:
-        return f"user {user_name(os.geteuid())} may not write to {os.path.dirname(path)}; give it that directory; {UNIT_REMEDY}"
+        text = f"user {user_name(os.geteuid())} may not write to {os.path.dirname(path)}"
+        return f"{text}; give it that directory; {UNIT_REMEDY}"
     return exc.strerror or str(exc)
 
 
