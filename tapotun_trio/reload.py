@@ -19,6 +19,7 @@ from .control.server import Command
 from .errors import ConfigError, HostError, TapotunError, passing_shortages, shortage_of
 from .host.process.interpreter import collecting_later, switching_often
 from .host.process.sd_notify import ServiceManager
+from .lifecycle.interface import load_modules
 from .lifecycle.registry import Registry
 from .lifecycle.supervisor import Interfaces
 from .log import Log, set_up_logging
@@ -148,6 +149,7 @@ class Reloader:
         config, interface_changes, lines = await self._compare()
         await self._log_lines(logging.INFO, (f"reload: {line}" for line in lines))
         await self._admin.prepare(config.admin)
+        await trio.to_thread.run_sync(load_modules, config.interfaces)  # packets would wait for it
         with self._admin.changing(config.admin):
             await self._interfaces.change(interface_changes)
         # After a reload the operator expects the kernel to match the config, even where the config has not changed.

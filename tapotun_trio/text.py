@@ -8,8 +8,9 @@ from typing import Final
 _ESCAPE_CHARS: Final = 12  # length of a JSON escape for a character beyond the BMP
 # Their category is printable, but they are blank on a screen: joiners, fillers of scripts, the empty Braille pattern.
 _BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-# One character that is drawn across many columns: ligatures of whole sentences, long dashes.
-_OVERWIDE: Final = frozenset("\u2e3a\u2e3b\ufdfa\ufdfb\ufdfd")
+# One character that is drawn across many columns: ligatures of whole sentences, long dashes, a Javanese ornament, and
+# two cuneiform signs.
+_OVERWIDE: Final = frozenset("\u2e3a\u2e3b\ua9c5\ufdfa\ufdfb\ufdfd\U00012219\U0001242b")
 _MARKS: Final = 2  # combining marks that a letter may carry: Thai and Hebrew need two
 
 

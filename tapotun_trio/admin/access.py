@@ -5,15 +5,15 @@ Only hashes of the tokens and of session identifiers are kept. They are compared
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
-import secrets
+import os
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from ..config.model import Secret, TokenHash
+from ..digests import are_equal, digest
 from ..http.heads import RequestHead
 from .browser import COOKIE, is_same_origin, session_ids
 from .limits import Limiter
@@ -141,8 +141,8 @@ class Access:
             del self._sessions[key]
         if len(self._sessions) >= MAX_SESSIONS:
             self._end(next(iter(self._sessions)))
-        identifier = secrets.token_urlsafe(32)
-        session = Session(secrets.token_urlsafe(32), now + SESSION_S, may_act)
+        identifier = _new_secret()
+        session = Session(_new_secret(), now + SESSION_S, may_act)
         self._sessions[_key(identifier)] = session
         return identifier, session
 
@@ -177,6 +177,11 @@ class Access:
             raise Refused(403, _OTHER_ORIGIN)
 
 
+def _new_secret() -> str:
+    """256 random bits. `secrets` has the same, but imports `hmac`, which loads OpenSSL."""
+    return urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+
+
 def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
     """The header that sets the session cookie. An empty identifier gives the header that deletes it."""
     age_s = int(SESSION_S) if identifier else 0
@@ -186,7 +191,7 @@ def cookie(identifier: str, *, secure: bool) -> tuple[str, str]:
 
 def _hashed(token: TokenHash | Secret | None) -> TokenHash | None:
     if isinstance(token, Secret):
-        return TokenHash("sha256", hashlib.sha256(token.reveal().encode()).hexdigest())
+        return TokenHash("sha256", digest("sha256", token.reveal().encode()).hex())
     return token
 
 
@@ -194,14 +199,14 @@ def _is_token(shown: str, known: TokenHash | None) -> bool:
     if known is None:
         return False
     # Headers are decoded as Latin-1 and the config is ASCII. But JSON may contain any character, even surrogates.
-    found = hashlib.new(known.algorithm, shown.encode("utf-8", "surrogatepass"), usedforsecurity=False)
-    return _same(found.hexdigest(), known.digest)
+    found = digest(known.algorithm, shown.encode("utf-8", "surrogatepass"))
+    return _same(found.hex(), known.digest)
 
 
 def _key(identifier: str) -> bytes:
     """The key in a dict: a hash, so that the timing of a lookup reveals nothing about identifiers."""
-    return hashlib.sha256(identifier.encode()).digest()
+    return digest("sha256", identifier.encode())
 
 
 def _same(shown: str, known: str) -> bool:
-    return hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), known.encode())
+    return are_equal(shown.encode("utf-8", "surrogatepass"), known.encode())

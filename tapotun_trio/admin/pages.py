@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
 from ..datapath.counters import DropReason
+from ..digests import digest
 from ..errors import EndReason, RefusalReason
 
 _TYPES: Final = {
@@ -51,7 +51,7 @@ def read_pages() -> dict[str, Page]:
 
 
 def _page(name: str, body: bytes) -> Page:
-    return Page(body, _TYPES[_suffix(name)], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return Page(body, _TYPES[_suffix(name)], f'"{digest("sha256", body).hex()[:32]}"')
 
 
 def _suffix(name: str) -> str:

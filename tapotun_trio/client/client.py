@@ -32,6 +32,7 @@ from ..host.items import DesiredState
 from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import Connection
+from ..host.net.tls import TlsClient
 from ..http.client import check_status
 from ..http.heads import ResponseHead
 from ..http.refusal import RefusedError
@@ -96,11 +97,13 @@ class TunnelClient:
         *,
         require_free: Callable[[], None] = lambda: None,
         resolver: Resolver | None = None,
+        tls: TlsClient | None = None,
     ) -> None:
-        """Raises HostError if a file that the TLS options name cannot be used.
+        """Raises HostError if the proxy that the environment names cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
         could not be made. ``resolver``: remembers the addresses of the server; None: use a new one, which knows none.
+        ``tls``: from `open_tls`; needed if the server's URL is https.
         """
         self._config = config
         self._log = log
@@ -114,7 +117,7 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.path_mtu = PathMtu(SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING)))
-        self._requests = Requests(config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver())
+        self._requests = Requests(config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls)
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
@@ -193,7 +196,9 @@ class TunnelClient:
     @property
     def problem(self) -> str | None:
         """Why the client is not connected, as far as that is known."""
-        return "another machine uses this client's token" if self.state == "replaced" else self.failure_log.latest
+        if self.state == "replaced":
+            return "another machine uses this client's token"
+        return self.failure_log.latest or self._selector.problem(trio.current_time())
 
     def peers(self) -> Iterator[tuple[str, TunnelClient]]:
         """The server, under its name in the status."""

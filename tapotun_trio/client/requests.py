@@ -61,21 +61,24 @@ class Requests:
         guard: TransportGuard,
         limits: SegmentLimits,
         resolver: Resolver,
+        tls: TlsClient | None,
     ) -> None:
         """
         Args:
             guard: is told the addresses that connections go to.
             limits: learns which segment sizes are too large for the path.
             resolver: remembers the addresses at which the server was found.
+            tls: None: the server's URL is not https.
 
-        Raises HostError if a file that the TLS options name, or the proxy that the environment names, cannot be used.
+        Raises HostError if the proxy that the environment names cannot be used.
         """
         self._config = config
         self._selector = selector
         self._guard = guard
         self._limits = limits
         self._resolver = resolver
-        self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
+        assert tls is not None or config.server.scheme == "http", "https needs TLS"
+        self._tls = tls
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
 

@@ -112,6 +112,7 @@ class TransportSelector:
         "_began",
         "_closed",
         "_download_held",
+        "_explanation",
         "_follows",
         "_get_failure",
         "_gets_from",
@@ -147,6 +148,7 @@ class TransportSelector:
         self._warned: str | None = None  # the consequence that the newest warning named
         self._pause_s = RETRY_S
         self._next_try = -math.inf
+        self._explanation: str | None = None  # the newest warning of `warn_held_back`
         self._refusal: PeerError | None = None  # of the newest upload that was refused
         self._refused = 0  # the number of that upload
         self._get_failure: PeerError | None = None  # why the last WebSocket was tried, if the reason was a failed GET
@@ -231,6 +233,10 @@ class TransportSelector:
     def held_back(self, now: float) -> bool:
         """Whether no upload has arrived for UPLOAD_SEEN_S: something must be holding them back, or the path is down."""
         return self._unseen_since is not None and now - self._unseen_since >= UPLOAD_SEEN_S
+
+    def problem(self, now: float) -> str | None:
+        """Why nothing passes one way, as it was logged; None: both ways work, or it is not known yet."""
+        return self._explanation if self._download_held or self.held_back(now) else None
 
     def uploads_pass(self, now: float) -> bool:
         """Whether uploads arrive, as far as is known. They do if the newest one was seen. They also do if the one that
@@ -373,6 +379,7 @@ class TransportSelector:
                 f"{UPLOAD_SEEN_S:.0f} s; let the proxy stream request bodies ({_REMEDY})"
             )
         text = f"{text}; {consequence}" if consequence else text
+        self._explanation = text
         if again:
             self._log.debug("%s", text)
         else:

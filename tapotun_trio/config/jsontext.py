@@ -174,6 +174,12 @@ def _explain(text: str, exc: json.JSONDecodeError) -> tuple[int, str, str]:
         return 0, "there are only comments", "write a list of interface definitions, [{...}]"
     if not here:
         return at, "the file ends too early", "close every [ and {"
+    if here == "\0":
+        return at, "there is a zero byte here, as in UTF-16", "save the file as UTF-8"
+    if here in "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb":
+        return at, "this is a typographic quotation mark", 'write " instead'
+    if not here.isascii() and not (here.isprintable() and here.strip()):
+        return at, f"there is an invisible character here (U+{ord(here):04X})", "remove it, or write a space"
     if exc.msg.startswith("Extra data"):
         return (
             at,

@@ -32,6 +32,7 @@ URL_PATH_CHARS: Final = 1024
 UNIX: Final = "unix"  # in trusted_proxies: any process that connects to a Unix socket
 LOOPBACK: Final = "127.0.0.1"  # where a port without an address listens
 TOKEN_FILE_BYTES: Final = 64 * 1024
+PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
 TOKEN_CHARS: Final = 4096  # half of what nginx accepts as one header line by default
 HEADER_NAME_CHARS: Final = 64
 HEADER_VALUE_CHARS: Final = 4096  # the same limit as for a token

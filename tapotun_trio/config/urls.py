@@ -80,6 +80,8 @@ def _parse_url(text: str) -> tuple[Url, Secret | None]:
     rest = text[match.end() :]
     cut = min((i for i in (rest.find(c) for c in "/?#") if i >= 0), default=len(rest))
     authority, target = rest[:cut], rest[cut:]
+    if "@" in target and "@" not in authority and not _NO_PASSWORD.fullmatch(authority):
+        raise InvalidValue(f"has a {target[0]} in its password", f"write it as %{ord(target[0]):02X}")
     if "#" in target:
         raise InvalidValue("has a fragment, which is never sent", "remove the # and what follows it")
     if not target.isascii():

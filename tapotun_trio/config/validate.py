@@ -47,7 +47,6 @@ from .typecheck import Node
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 _HEAD_BYTES: Final = 15 * 1024  # a server accepts 16 KiB; the rest is for the tunnel's own headers
-_PEM_FILE_BYTES: Final = 64 * 1024 * 1024  # the system's own bundle has 0.2 MB
 _PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
 # PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
 _ENCRYPTED: Final = re.compile(rb"^(-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4,ENCRYPTED)", re.MULTILINE)
@@ -616,7 +615,7 @@ class _ClientValidator:
         insecure = tls_node.get("insecure", bool) or False
         self._warn_insecure(tls_node, ca_file, insecure=insecure)
         if ca_file is not None:
-            context.read_file(tls_node.at("ca_file"), ca_file, _PEM_FILE_BYTES, regular=True)
+            context.read_file(tls_node.at("ca_file"), ca_file, parsers.PEM_FILE_BYTES, regular=True)
         cert_file, key_file = self._validate_certificate(tls_node)
         tls = TlsConfig(
             ca_file=None if ca_file is None else context.absolute_path(ca_file),
@@ -650,10 +649,10 @@ class _ClientValidator:
             if key_file is not None and "cert_file" not in tls_node.given:
                 self._findings.error(key_path, quote(key_file), 'is given without "cert_file"', 'add "cert_file"')
             return None, None
-        content = self._context.read_file(cert_path, cert_file, _PEM_FILE_BYTES, regular=True)
+        content = self._context.read_file(cert_path, cert_file, parsers.PEM_FILE_BYTES, regular=True)
         path, name = cert_path, cert_file
         if key_file is not None:
-            content = self._context.read_file(key_path, key_file, _PEM_FILE_BYTES, regular=True)
+            content = self._context.read_file(key_path, key_file, parsers.PEM_FILE_BYTES, regular=True)
             path, name = key_path, key_file
         if content is not None:
             self._check_key(path, name, content)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import cast
 
+from ..digests import digest
 from . import parsers
 from .context import LoadContext
 from .diagnostics import MASK, quote
@@ -60,9 +61,7 @@ def _are_same_token(one: TokenHash | Secret, other: TokenHash | Secret) -> bool:
 
 
 def _is_hash_of(known: TokenHash, token: Secret) -> bool:
-    import hashlib  # loads OpenSSL, which most processes do not need
-
-    return hashlib.new(known.algorithm, token.reveal().encode(), usedforsecurity=False).hexdigest() == known.digest
+    return digest(known.algorithm, token.reveal().encode()).hex() == known.digest
 
 
 def _validate_exposed(

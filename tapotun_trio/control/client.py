@@ -7,6 +7,7 @@ program may listen at a socket, so time and memory are bounded for each answer a
 from __future__ import annotations
 
 import errno
+import math
 import selectors
 import socket
 import time
@@ -23,6 +24,8 @@ ANSWER_S: Final = 10.0
 # Once one process has answered a command that needs no time, the others have this long. The time starts again with each
 # piece of a long answer.
 PATIENCE_S: Final = 2.0
+# Until one has answered. A process with thousands of clients answers within a second, but a machine may be busy.
+FIRST_ANSWER_S: Final = 3.0
 _PATIENCE_BYTES: Final = 256 * 1024
 _CONNECT_RETRY_S: Final = 0.05
 _ANSWER_READ_BYTES: Final = 256 * 1024
@@ -35,7 +38,13 @@ class NobodyThereError(HostError):
 
 
 class _Question(Generic[T]):
-    """One command to one process. ``outcome``: the answer or the error; None until it is known."""
+    """One command to one process.
+
+    Attributes:
+        outcome: the answer or the error; None until it is known.
+        limit_s: the deadline of this process alone, by time.monotonic().
+        allowed_s: how long it was given, for people.
+    """
 
     def __init__(self, path: str, request: bytes, kind: type[T], patience_s: float | None) -> None:
         self.path = path
@@ -44,7 +53,7 @@ class _Question(Generic[T]):
         self._unsent = memoryview(request)
         self._kind = kind
         self._patience_s = patience_s
-        self._limit_s = 0.0  # the deadline from PATIENCE_S, by time.monotonic()
+        self.limit_s = self.allowed_s = math.inf
         self._counted_bytes = 0
         self._connected = False
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -69,13 +78,10 @@ class _Question(Generic[T]):
     def events(self) -> int:
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
 
-    def hurry(self, now: float) -> None:
-        """Start the shorter deadline, because another process has answered."""
-        if self._patience_s is not None:
-            self._limit_s = self._limit_s or now + self._patience_s
-
-    def is_overdue(self, now: float) -> bool:
-        return bool(self._limit_s) and now >= self._limit_s
+    def hurry(self, now: float, within_s: float | None) -> None:
+        """Shorten the deadline. None: do not."""
+        if within_s is not None and now + within_s < self.limit_s:
+            self.limit_s, self.allowed_s = now + within_s, within_s
 
     def proceed(self, events: int, now: float) -> None:
         """Send and receive as much as possible without blocking."""
@@ -111,9 +117,9 @@ class _Question(Generic[T]):
         if line is not None:
             self.forget()
             self.outcome = decode_answer(line, self._kind)
-        elif self._limit_s and self.reader.size >= self._counted_bytes + _PATIENCE_BYTES:
+        elif self._patience_s is not None and self.reader.size >= self._counted_bytes + _PATIENCE_BYTES:
             self._counted_bytes = self.reader.size
-            self._limit_s = now + (self._patience_s or 0.0)
+            self.limit_s = max(self.limit_s, now + self._patience_s)
 
     def _failed(self, exc: OSError) -> HostError:
         if isinstance(exc, ConnectionRefusedError | FileNotFoundError | ConnectionResetError):
@@ -146,6 +152,7 @@ def ask_all(
     kind: type[T],
     *,
     timeout_s: float = ANSWER_S,
+    first_s: float | None = None,
     patience_s: float | None = None,
 ) -> list[tuple[str, T | HostError | PeerError]]:
     """Send a command to the processes at these sockets, all at the same time.
@@ -154,7 +161,9 @@ def ask_all(
 
     Args:
         timeout_s: how long to wait for all answers together.
-        patience_s: how long to wait for the others once one process has answered. None: ``timeout_s``.
+        first_s: how long to wait for the first answer. None: ``timeout_s``.
+        patience_s: how long to wait for the others once one process has answered. Each piece of a long answer starts
+            it again. None: ``timeout_s``.
     """
     request = encode_request(command, arguments)
     with ExitStack() as undo:
@@ -164,7 +173,7 @@ def ask_all(
             question = _Question(path, request, kind, patience_s)
             undo.callback(question.sock.close)
             questions.append(question)
-        _run(questions, selector, timeout_s)
+        _run(questions, selector, timeout_s, first_s, patience_s)
         found: list[tuple[str, T | HostError | PeerError]] = []
         for question in questions:
             outcome = _no_answer(question.path, timeout_s) if question.outcome is None else question.outcome
@@ -172,9 +181,18 @@ def ask_all(
         return found
 
 
-def _run(questions: list[_Question[T]], selector: selectors.BaseSelector, timeout_s: float) -> None:
-    """Send and receive until every question has its outcome or its time is over."""
-    deadline = time.monotonic() + timeout_s
+def _run(
+    questions: list[_Question[T]],
+    selector: selectors.BaseSelector,
+    timeout_s: float,
+    first_s: float | None,
+    patience_s: float | None,
+) -> None:
+    """Send and receive until every question has its outcome or its time is over. Arguments as for `ask_all`."""
+    begun = time.monotonic()
+    deadline = begun + timeout_s
+    for question in questions:
+        question.hurry(begun, first_s)
     while open_questions := [question for question in questions if question.outcome is None]:
         for question in open_questions:
             if not question.connected and question.connect() and question.outcome is None:
@@ -182,25 +200,24 @@ def _run(questions: list[_Question[T]], selector: selectors.BaseSelector, timeou
         now = time.monotonic()
         if now >= deadline:
             return
-        waiting = any(not question.connected for question in open_questions)
-        pause_s = _CONNECT_RETRY_S if waiting or any(q.outcome is not None for q in questions) else deadline - now
-        ready = [(key.data, events) for key, events in selector.select(min(pause_s, deadline - now))]
+        pause_s = min([deadline, *(question.limit_s for question in open_questions)]) - now
+        if any(not question.connected for question in open_questions) or any(q.outcome is not None for q in questions):
+            pause_s = min(pause_s, _CONNECT_RETRY_S)
+        ready = [(key.data, events) for key, events in selector.select(max(pause_s, 0.0))]
         now = time.monotonic()
         for question, events in ready:
             question.proceed(events, now)
         _forget_the_longest(open_questions)
+        if any(not isinstance(question.outcome, HostError | PeerError | None) for question in questions):
+            for question in open_questions:
+                question.hurry(now, patience_s)
         for question in open_questions:
+            if question.outcome is None and now >= question.limit_s:
+                question.outcome = _no_answer(question.path, question.allowed_s)
             if question.outcome is None and question.connected:
                 selector.modify(question.sock, question.events, question)
             elif question.connected:
                 selector.unregister(question.sock)
-        if any(not isinstance(question.outcome, HostError | PeerError | None) for question in questions):
-            for question in open_questions:
-                question.hurry(now)
-                if question.outcome is None and question.is_overdue(now):
-                    question.outcome = _no_answer(question.path, PATIENCE_S)
-                    if question.connected:
-                        selector.unregister(question.sock)
 
 
 def _forget_the_longest(questions: list[_Question[T]]) -> None:

@@ -20,7 +20,7 @@ from ..errors import EndReason, HostError, PeerError, TapotunError
 from ..status.model import ProcessStatus
 from ..status.render import WIDTH, render
 from ..text import one_line, one_line_json
-from .client import ANSWER_S, PATIENCE_S, NobodyThereError, ask, ask_all
+from .client import ANSWER_S, FIRST_ANSWER_S, PATIENCE_S, NobodyThereError, ask, ask_all
 from .protocol import (
     LONGEST_WAIT_S,
     DisconnectArguments,
@@ -267,7 +267,8 @@ def _ask_all(
     """
     answers: list[tuple[str, T]] = []
     refusals = _Refusals()
-    for path, outcome in _each(name, command, request, kind, timeout_s=timeout_s):
+    first_s = FIRST_ANSWER_S if command == "status" else None  # for a person; the other commands are for scripts, too
+    for path, outcome in _each(name, command, request, kind, timeout_s=timeout_s, first_s=first_s):
         refusals.asked += 1
         if isinstance(outcome, HostError | PeerError):
             refusals.append((name_of(path) if isinstance(outcome, PeerError) else "", one_line(str(outcome))))
@@ -294,12 +295,18 @@ def _others(name: str | None) -> str:
 
 
 def _each(
-    name: str | None, command: str, request: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_S
+    name: str | None,
+    command: str,
+    request: msgspec.Struct,
+    kind: type[T],
+    *,
+    timeout_s: float = ANSWER_S,
+    first_s: float | None = None,
 ) -> list[tuple[str, T | HostError | PeerError]]:
     """Ask these processes. Returns each name with the answer, or with the error."""
     paths = [path for path in find(control_directories(os.environ)) if name is None or name_of(path) == name]
     patience_s = None if command == "reload" else PATIENCE_S  # a reload may wait for a slow disk
-    outcomes = ask_all(paths, command, request, kind, timeout_s=timeout_s, patience_s=patience_s)
+    outcomes = ask_all(paths, command, request, kind, timeout_s=timeout_s, first_s=first_s, patience_s=patience_s)
     return [(path, outcome) for path, outcome in outcomes if not _is_nobody(outcome)]
 
 

@@ -218,6 +218,8 @@ class Host(Protocol):
     def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
         """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.
 
+        It has fewer than ``queues`` queues where the limit of open files is low.
+
         Raises HostError if the name is taken, or without /dev/net/tun or CAP_NET_ADMIN.
         """
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Final
 
+from ..log import interface_logger
 from .interfaces import Change, Device, InterfaceChange, Network, OwnedName
 from .items import RouteKey
 from .ownership import own_name
+from .process.descriptors import share_of_limit
 from .process.privileges import raise_fd_limit, require_tun_privileges
 from .tun import open_tun
 from .tun_queues import open_tun_queues
 
 __all__ = ["RealHost", "raise_fd_limit", "require_tun_privileges"]
+
+
+# The queues of all interfaces together use at most 1/QUEUE_PART of the limit on open files. At the common limit of
+# 1,024, eight servers have all of their 16 queues. At 32 there are four queues, and room for the rest of the program.
+QUEUE_PART: Final = 8
 
 
 class RealHost:
@@ -25,13 +34,24 @@ class RealHost:
         # All names that were ever opened are kept, since the kernel reports the end of an interface only after it is
         # gone.
         self._own: set[str] = set()
+        self._queues = 0  # of all interfaces that are open
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         return own_name(name, self._config_file)
 
-    def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
+    @contextmanager
+    def open_device(self, name: str, queues: int = 1) -> Iterator[Device]:
         self._own.add(name)
-        return open_tun(name) if queues == 1 else open_tun_queues(name, queues)
+        count = max(min(queues, share_of_limit(sys.maxsize, QUEUE_PART, 1) - self._queues), 1)
+        if count < queues:
+            text = "%d instead of %d queues between the kernel and this program, because the limit of open files is low"
+            interface_logger(name).info(text, count, queues)
+        with open_tun(name) if count == 1 else open_tun_queues(name, count) as device:
+            self._queues += count
+            try:
+                yield device
+            finally:
+                self._queues -= count
 
     def open_network(self) -> AbstractAsyncContextManager[Network]:
         # Imported at first use: pyroute2's message classes cost memory and time, see `light_pyroute2`.

@@ -6,6 +6,7 @@ from it are bounded in length and fit into one line.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -161,11 +162,18 @@ def _explain_401(head: ResponseHead) -> str:
     return 'a proxy in front of the server requires a login of its own; "headers" can carry one'
 
 
+def _without_secrets(location: str) -> str:
+    """Return the URL without login, query and fragment: a redirect often repeats those of the request."""
+    at = min((i for i in map(location.find, "?#") if i >= 0), default=len(location))
+    where = re.sub(r"^([^/]*//)[^/]*@", r"\1***@", location[:at])
+    return f"{where}{location[at]}***" if at < len(location) else where
+
+
 def _redirect(status: int, location: str, url: Url) -> str:
     """What a redirect means. A permanent one, or one to TLS, on the same host is a moved server. Others may come from
     a captive portal or a login page."""
-    where, question, _ = location.partition("?")  # the query often repeats the query of the request, so it is not shown
-    shown = repr(f"{where[:_LOCATION_CHARS]}{question and '?***'}")
+    where = _without_secrets(location)
+    shown = repr(where[:_LOCATION_CHARS])
     if ".cloudflareaccess.com/" in where:
         return (
             f"Cloudflare Access wants a login ({shown}); set CF-Access-Client-Id and CF-Access-Client-Secret of a "

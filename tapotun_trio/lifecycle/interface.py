@@ -27,12 +27,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 
 import trio
 
-from ..client.client import TunnelClient
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
@@ -42,9 +41,22 @@ from ..log import interface_logger
 from ..netconf.desired import desired_for_server_in_steps
 from ..netconf.leftovers import remove_left_over_routes
 from ..netconf.reconciler import Reconciler
-from ..server.server import TunnelServer
 from .garbage import making_sessions
-from .registry import Record
+from .registry import Record, keeping_last_seen
+
+
+def load_modules(configs: Iterable[InterfaceConfig]) -> None:
+    """Import what `run_interface` needs for these interfaces. The modules of servers and those of clients take 1 to
+    2 MB, so a process loads only what its config has.
+
+    `run_interface` loads them too, but meanwhile the packets of other interfaces wait. So a reload calls this first, in
+    a thread.
+    """
+    for is_server in {isinstance(config, ServerConfig) for config in configs}:
+        if is_server:
+            from ..server import server  # noqa: F401
+        else:
+            from ..client import client  # noqa: F401
 
 
 async def run_interface(
@@ -78,20 +90,12 @@ async def run_interface(
                 await run_client(config, host, owned, record, task_status)
 
 
-@contextmanager
-def keeping_last_seen(record: Record) -> Iterator[None]:
-    """At the end of the block, record when each peer was last heard, for the next run of the interface."""
-    try:
-        yield
-    finally:
-        if record.tunnel is not None:
-            record.last_seen = record.tunnel.last_seen()
-
-
 async def run_server(
     config: ServerConfig, host: Host, listeners: ListenerManager, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
     """Device first, then the sessions, then the listeners."""
+    from ..server.server import TunnelServer  # see `load_modules`
+
     log = interface_logger(config.name)
     with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
         device_drops = Counter[str]()
@@ -127,8 +131,14 @@ async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
     """Connection first, then the device: the server's answer has the device's address."""
+    from ..client.client import TunnelClient  # see `load_modules`
+    from ..host.net.tls import open_tls
+
     log = interface_logger(config.name)
-    client = record.tunnel = TunnelClient(config, log, require_free=owned.require_free, resolver=record.resolver)
+    tls = await open_tls(config.tls) if config.server.scheme == "https" else None
+    client = record.tunnel = TunnelClient(
+        config, log, require_free=owned.require_free, resolver=record.resolver, tls=tls
+    )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_download)

@@ -6,6 +6,7 @@ Everything here reads an interface or sends it a command. Only the supervisor st
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -162,3 +163,13 @@ def _listed(names: Iterable[str]) -> str:
         return "none"
     more = len(distinct) - _MAX_LISTED
     return ", ".join(distinct[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def keeping_last_seen(record: Record) -> Iterator[None]:
+    """At the end of the block, record when each peer was last heard, for the next run of the interface."""
+    try:
+        yield
+    finally:
+        if record.tunnel is not None:
+            record.last_seen = record.tunnel.last_seen()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..cooperative import Steps
 from ..peer.boottime import BootTime
 from ..peer.status import Peer
-from ..server.session import Session
 from ..status.model import InterfaceState, InterfaceStatus
+
+if TYPE_CHECKING:
+    from ..server.session import Session
 
 
 class Tunnel(Protocol):

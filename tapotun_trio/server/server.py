@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from ..datapath.counters import DropReason
 from ..datapath.plane import BY_ADDRESSES, Flows, Plane, Verdict, current_plane
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
+from ..digests import digest
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..host.interfaces import Host
 from ..http.heads import BadRequest
@@ -412,9 +412,7 @@ class TunnelServer:
     def _authenticate(self, exchange: Exchange) -> Session | None:
         # Only hashes are looked up, so the timing of the dict reveals nothing about a token.
         for token, algorithm in product(exchange.head.tokens, ALGORITHMS):
-            # Not "for security" as FIPS means it: a host that forbids SHA-1 must still accept deployed tokens.
-            digest = hashlib.new(algorithm, token.encode("latin-1"), usedforsecurity=False).hexdigest()
-            session = self._by_token.get((algorithm, digest))
+            session = self._by_token.get((algorithm, digest(algorithm, token.encode("latin-1")).hex()))
             if session is not None:
                 return session
         return None

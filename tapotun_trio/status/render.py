@@ -29,7 +29,7 @@ MIN_WIDTH: Final = 40
 TEXT_CHARS: Final = 800  # the longest sentence
 LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
 
-MANY_PEERS: Final = 24  # without a terminal, more peers of one interface than this are shown as a table
+ASSUMED_ROWS: Final = 60  # of a screen, if the output is not a terminal
 SILENT_S: Final = 60.0  # more than any keepalive
 _NAME_COLUMNS: Final = 12  # the minimum width of the names in the table
 _TROUBLE: Final[tuple[PeerState, ...]] = ("replaced", "connecting", "offline", "connected")  # the worst first
@@ -54,7 +54,7 @@ def render(
 
     Args:
         width: columns of the terminal.
-        rows: rows of the terminal; None: the output is no terminal, and MANY_PEERS decides.
+        rows: rows of the terminal; None: the output is no terminal.
         full: use blocks for any number of peers.
         colour: use ANSI colours.
     """
@@ -91,7 +91,7 @@ class _Page:
             before = len(self._lines)
             for peer in interface.peers:
                 self._peer(peer, now)
-            many = len(interface.peers) > MANY_PEERS if rows is None else len(self._lines) - before > rows
+            many = len(self._lines) - before > (ASSUMED_ROWS if rows is None else rows)
             if many and not full and len(interface.peers) > 1:
                 del self._lines[before:]
                 self._table(interface.peers, now)

@@ -1,10 +1,11 @@
-"""A server with room for 64 open files, whose strangers want them all."""
+"""Servers with a low limit of open files: strangers that want them all, and an interface with many queues."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -85,4 +86,22 @@ def test_a_client_a_status_and_the_panel_get_through(lab: Lab) -> None:
                 health = server.run(["curl", "-sS", f"http://{SERVER}:9433/healthz"], timeout=PATIENCE_S).stdout
                 assert health == "ok\n"
             assert sum(daemon.fds().values()) <= LIMIT
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("limit", [32, 64])
+def test_a_server_with_many_clients_starts(lab: Lab, limit: int) -> None:
+    """Its queues leave descriptors for a client, and for a reload."""
+    server, client = cable(lab)
+    clients = [allowed("laptop"), *(allowed(f"c{number}", f"10.10.0.{number}") for number in range(10, 50))]
+    file = server.tmp / "server.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([server_config(*clients)]), encoding="utf-8")
+    argv = ["prlimit", f"--nofile={limit}:{limit}", *command(), str(file)]
+    with server.start(argv, name="tapotun", cwd=ROOT) as daemon:
+        daemon.wait_for_log("ready: tun0")
+        assert Counter(daemon.fds())["/dev/net/tun"] == max(limit // 8, 1)
+        with running(client, client_config(), until=UPLOADING):
+            assert ping(client, TUNNEL_SERVER).ok
+            assert server.run([*command(), "reload"]).stdout == "the config has not changed\n"
         assert daemon.stop() == 0

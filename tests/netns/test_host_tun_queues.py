@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,11 @@ import trio.testing
 from tapotun_trio.errors import HostError
 from tapotun_trio.host import tun_queues
 from tapotun_trio.host.interfaces import Device
-from tapotun_trio.host.linux import RealHost
+from tapotun_trio.host.linux import QUEUE_PART, RealHost
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, VNET_HEADER_BYTES, add_queue, open_tun
 from tapotun_trio.host.tun_queues import TunQueues, open_tun_queues
 
-from ..descriptors import descriptors_left
+from ..descriptors import descriptors_left, limit_of_files
 from .fresh_namespace import in_fresh_namespace, ip
 from .test_host_tun import HERE, THERE, open_fds, udp_frame
 
@@ -156,6 +157,22 @@ async def test_the_real_host_gives_as_many_as_are_wanted() -> None:
     for count in (1, 2, 16):
         with RealHost().open_device("tun0", count) as device:
             assert len(device.queues) == queues_of_tun0() == count
+
+
+@in_fresh_namespace
+async def test_queues_take_a_share_of_a_low_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """All interfaces together: the rest of the program needs descriptors too, and an interface always gets a queue."""
+    host, share = RealHost(), 16  # a lower limit may not suffice for pytest itself
+    caplog.set_level(logging.INFO, logger="tapotun")
+    with limit_of_files(share * QUEUE_PART), ExitStack() as stack:
+        with host.open_device("tun0", 20) as device:
+            assert len(device.queues) == queues_of_tun0() == share
+        counts = [
+            len(stack.enter_context(host.open_device(f"tun{number}", wanted)).queues)
+            for number, wanted in enumerate((2, 20, 20))
+        ]
+    assert counts == [2, 14, 1]
+    assert "16 instead of 20 queues" in caplog.text
 
 
 @in_fresh_namespace

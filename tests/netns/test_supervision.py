@@ -96,6 +96,8 @@ def test_s6(lab: Lab) -> None:
             # It is killed, and comes back by itself.
             pid = service.ask("s6-svstat", "-o", "pid", service.directory).stdout.strip()
             assert user_of(server, pid) == "tapotun"
+            logger = service.ask("s6-svstat", "-o", "pid", service.directory / "log").stdout.strip()
+            assert user_of(server, logger) == "tapotun"
             server.run(["kill", "-9", pid])
             service.wait_for_log("started: tun0", 2)
             service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
@@ -141,6 +143,8 @@ def test_runit(lab: Lab) -> None:
             assert ping(client, TUNNEL_SERVER).ok
             pid = (service.directory / "supervise" / "pid").read_text(encoding="ascii").strip()
             assert user_of(server, pid) == "tapotun"
+            logger = (service.directory / "log" / "supervise" / "pid").read_text(encoding="ascii").strip()
+            assert user_of(server, logger) == "tapotun"
             server.run(["kill", "-9", pid])
             service.wait_for_log("started: tun0", 2)
             service.ask(*sv, "check", service.directory)

@@ -188,7 +188,9 @@ def test_what_is_refused_at_the_start(lab: Lab) -> None:
     sock = f"unix:{host.tmp}/proxy/hub.sock"
     other = write(host, "unix.json", {"interfaces": [server_config(listen=sock, port=8080)], "user": "tapotun"})
     line = refusal(host, other)
-    assert f"cannot listen on {sock}: user {UID} may not write to {host.tmp}/proxy; give it that directory; " in line
+    assert (
+        f'cannot listen on {sock}: user "tapotun" may not write to {host.tmp}/proxy; give it that directory; ' in line
+    )
     assert "unix-socket.conf" in line
     os.chown(host.tmp / "proxy", 0, UID)
     (host.tmp / "proxy").chmod(0o2770)

@@ -230,6 +230,11 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "them percent-encoded"),
     ([client(server=f"http://user:{'p' * 1024}@h/")], '[0].server: "http://***@h/" has a login of more than 1024 '
      "bytes; choose a shorter password"),
+    *(
+        ([client(server=f"https://user:p{c}w@h/ip")],
+         f'[0].server: "https://***@h/ip" has a {c} in its password; write it as {escaped}')
+        for c, escaped in (("/", "%2F"), ("?", "%3F"), ("#", "%23"))
+    ),
     ([client(server="http://user:pw@h:x/")], '[0].server: "http://***@h:x/" has no valid port; write a port from 1 to '
      "65535 after the host"),
     ([client(server="user:p w@h/?key=k")], '[0].server: "***@h/?***" has white space or control characters; '

@@ -57,6 +57,20 @@ BAD: Final[list[tuple[bytes, str]]] = [
         b'[{"a": 1 # x\n}]',
         "line 1 column 10: a comment does not begin like this; begin it with //, or write /* and */ around it",
     ),
+    ("[\u201ca\u201d]".encode(), 'line 1 column 2: this is a typographic quotation mark; write " instead'),
+    (
+        "[\u00a01]".encode(),
+        "line 1 column 2: there is an invisible character here (U+00A0); remove it, or write a space",
+    ),
+    (
+        "[1\u200b]".encode(),
+        "line 1 column 3: there is an invisible character here (U+200B); remove it, or write a space",
+    ),
+    (
+        b"\xef\xbb\xbf\xef\xbb\xbf[]",
+        "line 1 column 1: there is an invisible character here (U+FEFF); remove it, or write a space",
+    ),
+    ("[1]".encode("utf-16-le"), "line 1 column 2: there is a zero byte here, as in UTF-16; save the file as UTF-8"),
     (b"['a']", 'line 1 column 2: JSON has no single quotes; write " instead'),
     (b"[{'a': 1}]", 'line 1 column 3: JSON has no single quotes; write " instead'),
     (b'[{"a": 1 "b": 2}]', "line 1 column 10: a comma or a closing bracket is missing before this; add it"),

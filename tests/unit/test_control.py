@@ -551,6 +551,15 @@ def test_without_an_answer_the_others_have_their_time(tmp_path: Path) -> None:
     assert isinstance(other, HostError)
 
 
+def test_one_that_hangs_alone_is_not_waited_for_long(tmp_path: Path) -> None:
+    hung = tmp_path / "hung"
+    with strange(hung, None):
+        begun = time.monotonic()
+        [(_, outcome)] = asking.ask_all([str(hung)], "status", None, str, timeout_s=600, first_s=0.2, patience_s=2.0)
+        assert time.monotonic() - begun < 300, "not until the time is over"
+    assert "no answer within" in str(outcome)
+
+
 def test_a_long_answer_has_more_patience(tmp_path: Path) -> None:
     """It is on its way, and a quick process has answered long ago."""
     quick, long = tmp_path / "quick", tmp_path / "long"

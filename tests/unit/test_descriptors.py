@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from tapotun_trio.http import virtual_hosts
 from tapotun_trio.http.pending import PendingConnections
 from tapotun_trio.log import process_logger
 
+from ..descriptors import limit_of_files
 from ..fakes import MemoryHost
 from ..packets import ipv4
 from ..streams import memory_pair
@@ -32,19 +32,9 @@ from .support import allowed, client_config, free_port, running, server_config
 
 
 @contextmanager
-def limit_of(files: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
 def no_descriptor_left() -> Iterator[None]:
     """Every descriptor below the limit is taken, by somebody else in this process."""
-    with ExitStack() as taken, limit_of(open_fds() + 40):
+    with ExitStack() as taken, limit_of_files(open_fds() + 40):
         while True:
             try:
                 taken.callback(os.close, os.open(os.devnull, os.O_RDONLY))
@@ -62,7 +52,7 @@ def no_descriptor_left() -> Iterator[None]:
     ("hardly any", 64, 64, 100, LEAST_SHARE),
 )
 def test_a_share_of_the_limit(limit: int, most: int, part: int, share: int) -> None:
-    with limit_of(max(limit, 64)):
+    with limit_of_files(max(limit, 64)):
         assert share_of_limit(most, part) == share
 
 

@@ -97,6 +97,21 @@ def test_redirects(status: int, location: str | None, words: str) -> None:
         assert "put the new URL into the config" not in str(refusal(ResponseHead(status, "", headers), URL))
 
 
+@table(
+    "location shown",
+    ("a login", "https://u:secret@vpn.example/ip", "'https://***@vpn.example/ip'"),
+    ("a login without a scheme", "//u:secret@vpn.example/ip", "'//***@vpn.example/ip'"),
+    ("a password with an @", "https://u:sec@ret@vpn.example/ip", "'https://***@vpn.example/ip'"),
+    ("an @ in the path", "https://vpn.example/@ip", "'https://vpn.example/@ip'"),
+    ("a query", "/login?back=secret#secret", "'/login?***'"),
+    ("a fragment", "/login#secret?secret", "'/login#***'"),
+)
+def test_a_redirect_s_secrets_are_not_shown(location: str, shown: str) -> None:
+    text = str(refusal(ResponseHead(302, "", {"location": location}), URL))
+    assert shown in text
+    assert "sec" not in text.replace("second", "")
+
+
 def test_a_redirect_to_tls_on_the_same_host_is_for_the_config() -> None:
     plain = Url("http", "vpn.example.org", 80, "/ip")
     head = ResponseHead(307, "", {"location": "https://vpn.example.org/ip"})

@@ -35,6 +35,17 @@ def test_it_is_not_loaded_to_run_a_tunnel(module: str) -> None:
     assert run(f"{RUN}print({module!r} in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize(("kind", "other"), [("server", "client"), ("client", "server")])
+def test_a_server_loads_no_client_and_a_client_no_server(kind: str, other: str) -> None:
+    code = f"""{RUN}
+import tapotun_trio.host.netlink.network
+import tapotun_trio.lifecycle.{kind}_interface
+others = ["tapotun_trio.{other}." + name for name in ("{other}", "session", "streams")]
+print([name for name in others if name in sys.modules])
+"""
+    assert run(code) == "[]"
+
+
 @pytest.mark.parametrize(
     ("use", "says"),
     [

@@ -503,7 +503,9 @@ def test_files_of_tls(monkeypatch: pytest.MonkeyPatch, config: TlsConfig) -> Non
     def refuse(*_: Any) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    if config.ca_file is None:
+        TlsClient(TlsConfig())  # what the system trusts is read first
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ShortageError, match="LimitNOFILE="):
         TlsClient(config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -343,3 +344,12 @@ def test_the_states_are_documented() -> None:
     for alias in (model.InterfaceState, model.PeerState, model.InterfaceKind):
         for word in get_args(alias):
             assert f"`{word}`" in text
+
+
+async def test_a_process_that_hangs_alone(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkdir(run_directory, 0o755)
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(run_directory / "hung.sock"))
+        hung.listen()
+        assert await call("status") == exit_codes.FAILED
+        assert "hung.sock: no answer within 3 s; is the process stopped?" in capsys.readouterr().err

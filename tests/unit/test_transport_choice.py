@@ -161,8 +161,10 @@ def test_http_is_http(offered: bool, caplog: pytest.LogCaptureFixture) -> None:
     upload(selector, 0.0)
     assert selector.held_back(3.0)
     assert not selector.try_websocket(3.0)
+    assert selector.problem(3.0) is None
     selector.warn_held_back(3.0)
     selector.warn_held_back(3.0)
+    assert "holds the upload back" in (selector.problem(3.0) or "")
     assert len(told(caplog)) == 1
 
 

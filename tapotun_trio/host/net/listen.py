@@ -13,6 +13,7 @@ import trio
 
 from ...config.model import ListenAddress, TcpAddress, UnixAddress
 from ...errors import HostError, passing_shortages, shortage_of
+from ..process.user import user_name
 from .socketfile import SocketDirectory, SocketFile
 from .sockets import Connection, avoid_bbr, peer_name
 
@@ -208,7 +209,8 @@ def _unix_remedy(exc: OSError, path: str) -> str:
     if exc.errno == errno.EROFS:
         return f"{exc.strerror}; {UNIT_REMEDY}"
     if exc.errno == errno.EACCES and os.geteuid() != 0:
-        return f"user {os.geteuid()} may not write to {os.path.dirname(path)}; give it that directory; {UNIT_REMEDY}"
+        text = f"user {user_name(os.geteuid())} may not write to {os.path.dirname(path)}"
+        return f"{text}; give it that directory; {UNIT_REMEDY}"
     return exc.strerror or str(exc)
 
 

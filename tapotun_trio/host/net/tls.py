@@ -10,13 +10,17 @@ from typing import Final
 import trio
 
 from ...config.model import TlsConfig
-from ...errors import EndReason, PeerError, shortage_of
+from ...errors import EndReason, HostError, PeerError, passing_shortages, shortage_of
 from ..process.descriptors import no_descriptor_left
 from .sockets import GONE, TURNS, Connection
 from .tls_errors import broke, certificate_info, failed, is_unknown_authority, not_accepted
 from .tls_files import client_context
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446 section 5.1: the maximum of plaintext in a record
+FILES_S: Final = 10.0  # for all files of a client; a disk that only has to spin up takes less
+# Threads that read files. A thread that waits for a dead disk cannot be cancelled, so it is left behind; there are no
+# more of them than this, because each keeps its memory.
+_READERS: Final = trio.CapacityLimiter(2)
 BATCH_BYTES: Final = 128 * 1024  # about as much as one receive takes, because the peer sends as much at a time
 
 
@@ -144,10 +148,11 @@ class TlsClient:
 
     __slots__ = ("_context", "_newest", "_session", "config")
 
-    def __init__(self, config: TlsConfig) -> None:
-        """Raises UselessFile as `client_context` does."""
+    def __init__(self, config: TlsConfig, context: ssl.SSLContext | None = None) -> None:
+        """``context``: from `client_context`. None: it is made here, which may wait for a disk, and raises UselessFile.
+        A process that carries packets uses `open_tls` instead."""
         self.config = config
-        self._context = client_context(config)
+        self._context = client_context(config) if context is None else context
         self._session: ssl.SSLSession | None = None
         self._newest: TlsConnection | None = None  # the newest connection, while it is open
 
@@ -215,6 +220,23 @@ class TlsClient:
         # Set only now: the session of a failed handshake was never verified, and must not be resumed.
         tls.client, self._session, self._newest = self, session, tls
         return tls
+
+
+async def open_tls(config: TlsConfig) -> TlsClient:
+    """Make a client whose files are read by a thread, because the disk that they are on may not answer.
+
+    Cancel-safe. Raises HostError, with the name of the file: it cannot be used, or could not be read within FILES_S. A
+    thread that still waits for its disk then is left behind.
+    """
+    if _READERS.available_tokens < 1:
+        raise HostError(f"{_READERS.borrowed_tokens} earlier attempts still wait for the disk of the files of tls")
+    reading = ["a file of tls"]
+    with trio.move_on_after(FILES_S), passing_shortages("cannot set TLS up"):
+        context = await trio.to_thread.run_sync(
+            client_context, config, reading.append, abandon_on_cancel=True, limiter=_READERS
+        )
+        return TlsClient(config, context)
+    raise HostError(f"{reading[-1]} could not be read within {FILES_S:g} s; is it on a disk that answers?")
 
 
 def _peek(sock: ssl.SSLSocket) -> bytes:

@@ -4,11 +4,16 @@ that does not run yet."""
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from typing import TypeAlias
 
 from ...config.model import TlsConfig, TlsOption, TlsProblem
+from ...config.parsers import PEM_FILE_BYTES
 from ...errors import HostError, ShortageError, passing_shortages, shortage_of
-from ...files import permission_remedy
+from ...files import UnreadableFile, read_file
 from ..process.descriptors import no_descriptor_left
+
+Began: TypeAlias = Callable[[str], None]  # called with the file that is read next, for people: "tls.ca_file /x.pem"
 
 
 class UselessFile(HostError):
@@ -34,21 +39,25 @@ def judge_files(config: TlsConfig) -> TlsProblem | None:
     return None
 
 
-def client_context(config: TlsConfig) -> ssl.SSLContext:
+def client_context(config: TlsConfig, began: Began = lambda file: None) -> ssl.SSLContext:
     """A context with the client's certificate that trusts the system's authorities, or those in ``ca_file`` instead, or
     any certificate (``insecure``).
+
+    Blocking: reads the files, and may wait for a disk. ``began``: called before each file is read.
 
     Raises UselessFile if a file cannot be read or has the wrong content, and ShortageError.
     """
     with passing_shortages("cannot set TLS up"):
-        return _client_context(config)
+        return _client_context(config, began)
 
 
-def _client_context(config: TlsConfig) -> ssl.SSLContext:
+def _client_context(config: TlsConfig, began: Began) -> ssl.SSLContext:
+    if config.ca_file is None:
+        began("the certificates that this system trusts")
     # If OpenSSL cannot open one of the system's files it reports nothing, and the context then trusts no authority.
     if config.ca_file is None and (shortage := no_descriptor_left("cannot read what this system trusts")) is not None:
         raise shortage
-    context = ssl.create_default_context() if config.ca_file is None else _trusting(config.ca_file)
+    context = ssl.create_default_context() if config.ca_file is None else _trusting(config.ca_file, began)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if config.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     # With TLS 1.2 a server could request a new handshake at any time, and sending would have to wait for receiving.
@@ -56,12 +65,12 @@ def _client_context(config: TlsConfig) -> ssl.SSLContext:
     if config.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    _load_certificate(context, config)
+    _load_certificate(context, config, began)
     return context
 
 
-def _trusting(ca_file: str) -> ssl.SSLContext:
-    _readable("ca_file", ca_file)
+def _trusting(ca_file: str, began: Began = lambda file: None) -> ssl.SSLContext:
+    _require_readable("ca_file", ca_file, began)
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as exc:
@@ -69,20 +78,22 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
         raise UselessFile(
             ca_file, TlsProblem("ca_file", problem, "give a PEM file with the authority's certificate")
         ) from exc
+    except OSError as exc:
+        raise _lost("ca_file", ca_file, exc) from exc
 
 
 class _EncryptedKey(Exception):
     """OpenSSL asked for a password."""
 
 
-def _load_certificate(context: ssl.SSLContext, config: TlsConfig) -> None:
+def _load_certificate(context: ssl.SSLContext, config: TlsConfig, began: Began = lambda file: None) -> None:
     """Raises UselessFile, naming the file to change."""
     cert_file, key_file = config.cert_file, config.key_file
     if cert_file is None:
         return
-    _readable("cert_file", cert_file)
+    _require_readable("cert_file", cert_file, began)
     if key_file is not None:
-        _readable("key_file", key_file)
+        _require_readable("key_file", key_file, began)
 
     def refuse() -> str:
         raise _EncryptedKey
@@ -101,19 +112,29 @@ def _load_certificate(context: ssl.SSLContext, config: TlsConfig) -> None:
             raise UselessFile(cert_file, found) from exc
         remedy = "give one; without tls.key_file it has to be in tls.cert_file" if key_file is None else "give one"
         raise _of_key(config, f"holds no PEM key that can be used{_reason(exc)}", remedy) from exc
-
-
-def _readable(option: TlsOption, file: str) -> None:
-    try:
-        with open(file, "rb"):
-            pass
     except OSError as exc:
-        if shortage_of(exc, "") is not None:
-            raise
-        denied = isinstance(exc, PermissionError)
-        remedy = permission_remedy(file) if denied else "give a PEM file that can be read"
-        found = TlsProblem(option, f"cannot be read: {exc.strerror or exc}", remedy)
+        raise _lost("cert_file", cert_file, exc) from exc
+
+
+def _require_readable(option: TlsOption, file: str, began: Began) -> None:
+    """Raises UselessFile if the file cannot be read. OpenSSL, which reads it again, names no file in its errors, and
+    would wait for a pipe for ever."""
+    began(f"tls.{option} {file}")
+    try:
+        read_file(file, PEM_FILE_BYTES, regular=True)
+    except UnreadableFile as exc:
+        if exc.__cause__ is not None and shortage_of(exc.__cause__, "") is not None:
+            raise exc.__cause__ from None
+        found = TlsProblem(option, f"cannot be read: {exc}", exc.remedy or "give a PEM file that can be read")
         raise UselessFile(file, found) from exc
+
+
+def _lost(option: TlsOption, file: str, exc: OSError) -> OSError | UselessFile:
+    """The error for a file, or for its key, that could be read a moment before. A shortage is returned unchanged."""
+    if shortage_of(exc, "") is not None:
+        return exc
+    problem = f"cannot be read any more: {exc.strerror or exc}"
+    return UselessFile(file, TlsProblem(option, problem, "give a PEM file that can be read"))
 
 
 def _of_key(config: TlsConfig, problem: str, remedy: str) -> UselessFile:

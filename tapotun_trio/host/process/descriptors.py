@@ -12,16 +12,17 @@ from ...errors import ShortageError, shortage_of
 LEAST_SHARE: Final = 4
 
 
-def share_of_limit(most: int, part: int) -> int:
-    """Return how many unauthenticated connections are allowed: the limit of open files divided by ``part``, but at most
-    ``most``. So they cannot use up all descriptors where the limit is low."""
+def share_of_limit(most: int, part: int, least: int = LEAST_SHARE) -> int:
+    """Return how many descriptors may be used for one purpose, such as unauthenticated connections: the limit of open
+    files divided by ``part``, but at most ``most`` and at least ``least``. So they cannot use up all descriptors where
+    the limit is low."""
     try:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     except OSError:  # a system call filter forbids it
         return most
     if limit == resource.RLIM_INFINITY:
         return most
-    return max(min(most, limit // part), LEAST_SHARE)
+    return max(min(most, limit // part), least)
 
 
 class ReserveDescriptor:
