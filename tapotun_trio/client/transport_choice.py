@@ -217,7 +217,10 @@ class TransportSelector:
         if failure.reason is EndReason.PATH_MTU:
             self._unseen_since = self._refusal = None
         elif isinstance(failure, RefusedError) or failure.reason.is_one_way:
-            self._refusal, self._refused = failure.without_traceback(), self._number
+            # An answer says more than a connection that broke, which is often how the same refusal shows.
+            if isinstance(failure, RefusedError) or not isinstance(self._refusal, RefusedError):
+                self._refusal = failure.without_traceback()
+            self._refused = self._number
 
     def download_ended(self) -> None:
         """The server can no longer say that an upload arrived."""

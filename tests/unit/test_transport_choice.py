@@ -228,6 +228,18 @@ def test_a_refused_upload_is_not_held_back(
     assert text == f"no upload to h:80 passes: {failure}; using a WebSocket instead"
 
 
+@pytest.mark.parametrize("failure", [CLOSED, RESET], ids=lambda it: it.reason)
+def test_an_answer_says_more_than_the_reset_after_it(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture, failure: PeerError
+) -> None:
+    for it in (failure, refused(405), failure):
+        upload(selector, 0.0)
+        selector.upload_failed(it)
+    assert selector.try_websocket(4.0)
+    selector.websocket_opened(4.0)
+    assert told(caplog) == [f"no upload to h:80 passes: {refused(405)}; using a WebSocket instead"]
+
+
 def test_one_that_waits_behind_a_refused_one_is_held_back(
     selector: TransportSelector, caplog: pytest.LogCaptureFixture
 ) -> None:
