@@ -125,6 +125,7 @@ class TunnelClient:
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
         self._local_address: str | None = None  # of the newest download; None once this machine has lost it
+        self._remote_address: str | None = None  # of the newest download
         self._next_upload: Upload | None = None  # a new upload whose arrival the server has not confirmed yet
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
@@ -519,6 +520,7 @@ class TunnelClient:
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
         self._local_address = download.connection.local_address
+        before, self._remote_address = self._remote_address, download.connection.remote_address
         if self._upload is not None and not replaces:
             self._upload.may_be_unseen = True
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
@@ -526,6 +528,8 @@ class TunnelClient:
             # The server is there again. An upload may have failed several times before the download did, so its next
             # attempt may be up to ten seconds away. Until then packets for the server would grow too old.
             self._upload_gate.wake()
+        elif replaces and self._remote_address not in (None, before):
+            self._upload_gate.wake()  # the name has led to another server, and the upload belongs to the older one
         self._end_outage()
 
     async def _probe_http(self) -> Download | None:
@@ -536,7 +540,7 @@ class TunnelClient:
         try:
             with ExitStack() as undo:
                 number = self._selector.next_upload_number()
-                upload = self._new_upload(await self._requests.put(number), number)
+                upload = self._new_upload(await self._requests.put(number, self._remote_address), number)
                 undo.callback(upload.connection.close)
                 if await self._prove(upload):
                     download = await self._open_get(replaces=True)
@@ -591,7 +595,7 @@ class TunnelClient:
         else:
             number = self._selector.next_upload_number() if self._agreement.extended else None
             with ExitStack() as undo:
-                connection = await self._requests.put(number)
+                connection = await self._requests.put(number, self._remote_address)
                 undo.callback(connection.close)
                 if self.transport == "websocket":
                     raise replaced_by_websocket()
