@@ -53,7 +53,7 @@ from .parameters import InterfaceParameters
 from .path_mtu import PathMtu
 from .path_watch import PathWatch
 from .requests import Answer, Requests
-from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
+from .rotation import SETTLED_S, OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
 from .status import client_status, with_refused_routes
@@ -513,10 +513,11 @@ class TunnelClient:
         self.peer_info.tls, self.peer_info.encrypted = download.connection.tls, download.connection.encrypted
         self._session_log.begin()
         self.guard.session_begins()
-        self.failure_log.clear()
+        # An upload that keeps failing is not news again after each rotation of the download.
+        self.failure_log.clear(keep="upload" if replaces else None)
         self._farewell = None
         self.sender.keepalive = keepalive
-        if is_over(self._download):
+        if is_over(self._download) and not (replaces and self._was_replaced(self._download)):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
         self._local_address = download.connection.local_address
@@ -531,6 +532,12 @@ class TunnelClient:
         elif replaces and self._remote_address not in (None, before):
             self._upload_gate.wake()  # the name has led to another server, and the upload belongs to the older one
         self._end_outage()
+
+    @staticmethod
+    def _was_replaced(older: Download | WebSocketStream | None) -> bool:
+        """Whether a download has ended only because the server serves a newer one. So nothing is lost that the server
+        said on it. That end may arrive before the newer download begins here."""
+        return older is not None and older.ended.is_set() and older.failure is None
 
     async def _probe_http(self) -> Download | None:
         """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
@@ -655,10 +662,10 @@ class TunnelClient:
         unseen = None if number is None else self._on_upload_unseen
         return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number)
 
-    def _check_upload(self, head: ResponseHead, body: bytes) -> None:
-        """Raise RefusedError unless the answer is a 200."""
+    def _check_upload(self, head: ResponseHead, body: bytes, worked: bool) -> None:
+        """Raise RefusedError unless the answer is a 200. ``worked``: the server has seen this upload."""
         served = self.transport == "http" and not is_over(self._download)
-        check_status(head, self._config.server, body, method="PUT", served=served)
+        check_status(head, self._config.server, body, method="PUT", served=served, worked=worked)
 
     def _on_upload_unseen(self) -> None:
         """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
@@ -682,6 +689,9 @@ class TunnelClient:
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        upload = self._upload
+        if upload is not None and failure is upload.failure and upload.worked and upload.lifetime().age_s >= SETTLED_S:
+            self.failure_log.clear("upload")  # it has worked since the last failure
         self._selector.upload_failed(failure)
         self.path_mtu.stream_failed(failure)
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:

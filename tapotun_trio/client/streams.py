@@ -234,15 +234,15 @@ class Upload(ClientStream):
         self,
         connection: Connection,
         sender: Sender,
-        check: Callable[[ResponseHead, bytes], None],
+        check: Callable[[ResponseHead, bytes, bool], None],
         unseen: Callable[[], None] | None,
         ends: Counter[str],
         number: int | None,
     ) -> None:
         """
         Args:
-            check: called with the head of the answer and the beginning of its body; raises PeerError unless its
-                status is 200.
+            check: called with the head of the answer, the beginning of its body, and whether the server has seen the
+                upload; raises PeerError unless the status is 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends, base=number is None)
@@ -280,7 +280,7 @@ class Upload(ClientStream):
             with trio.move_on_after(REFUSAL_S):  # not needed, since nothing is waited for on a broken connection
                 if self._answered is None:
                     self._answered = await read_response(self.connection, "PUT", self._answer)
-                self._check(*self._answered)
+                self._check(*self._answered, self.seen.is_set())
                 return _ended()
         except RefusedError as exc:
             return exc.without_traceback()
@@ -363,7 +363,7 @@ class Upload(ClientStream):
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
         head, rest = self._answered = await read_response(self.connection, "PUT", self._answer)
-        self._check(head, await rest_of_refusal(self.connection, head, rest))
+        self._check(head, await rest_of_refusal(self.connection, head, rest), self.seen.is_set())
         if not self._writer.finished or self._writer.pending:
             raise _ended()
         scope.cancel()

@@ -291,7 +291,9 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     return body
 
 
-def check_status(head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False) -> None:
+def check_status(
+    head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False, worked: bool = False
+) -> None:
     """Raise RefusedError, with a remedy, unless the status is 200. The arguments are those of `refusal`."""
     if head.status != 200:
-        raise refusal(head, url, body, method=method, served=served)
+        raise refusal(head, url, body, method=method, served=served, worked=worked)

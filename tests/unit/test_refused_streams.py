@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -47,6 +48,7 @@ class Front:
         self._refuse = refuse
         self._holds_gets = holds_gets
         self.seen: list[str] = []
+        self.cut: trio.Event | None = None  # ends the uploads that pass, with a 504
 
     async def serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -85,6 +87,10 @@ class Front:
 
             await upstream.send_all(head)
             nursery.start_soon(copy, stream, upstream)
+            if kind == "PUT" and self.cut is not None:
+                await self.cut.wait()
+                await stream.send_all(status(504))
+                return
             if kind == "GET" and self._holds_gets == "body":
                 answer = b""
                 while b"\r\n\r\n" not in answer:
@@ -135,7 +141,11 @@ class Case:
 
 @asynccontextmanager
 async def behind(
-    refuse: Callable[[str], bytes | None] = lambda kind: None, *, holds_gets: str = "", resets: bool = False
+    refuse: Callable[[str], bytes | None] = lambda kind: None,
+    *,
+    holds_gets: str = "",
+    resets: bool = False,
+    rotate_s: tuple[float, float] | None = None,
 ) -> AsyncIterator[Case]:
     """A client behind such a front."""
     host, port, records = MemoryHost(), free_port(), dict[str, Record]()
@@ -145,6 +155,8 @@ async def behind(
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, front.serve, listeners)
             entry = client_config("a", listeners[0].socket.getsockname()[1])
+            if rotate_s is not None:
+                entry = replace(entry, rotate_s=rotate_s)
             hub = server_config(port, allowed("a", "10.10.0.2"))
             async with running(host, hub, entry, records=records):
                 yield Case(host, records["a"], front, log)
@@ -178,6 +190,24 @@ async def test_a_refusal_is_named_although_the_connection_is_reset_after_it() ->
             nursery.cancel_scope.cancel()
         assert "no upload to 127.0.0.1:" in case.warnings
         assert case.warnings.count("answered 405") == case.warnings.count("\n") + 1, case.warnings
+
+
+async def test_a_download_that_is_often_replaced_hides_no_refused_upload() -> None:
+    """Nor is the refusal told again after each."""
+    async with behind(lambda kind: status(405) if kind == "PUT" else None, rotate_s=(0.5, 0.6)) as case:
+        await case.until_carried_by("websocket")
+        assert case.front.seen.count("GET") > 3
+        assert case.warnings.count("answered 405") == 2, case.warnings
+
+
+async def test_an_upload_that_a_proxy_ends_is_said_to_have_worked() -> None:
+    async with behind() as case:
+        case.front.cut = trio.Event()
+        await case.until_carried_by("http")
+        case.front.cut.set()
+        await until(lambda: "answered 504" in case.warnings, "the line")
+        assert "has ended an upload that worked" in case.warnings
+        assert "waited too long" not in case.warnings
 
 
 async def test_several_servers_in_turn() -> None:
