@@ -184,11 +184,16 @@ def _one_failure_for_no_answer() -> Iterator[None]:
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     value = head.headers.get("x-tun-conf")
     if value is None:
-        text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
-        if head.headers.get("content-type", "").startswith("text/html"):
-            text += ", but a web page; or a captive portal: log in to this network with a browser"
-        raise PeerError(text, reason=EndReason.BAD_CONF)
+        raise PeerError(no_tun_conf(head, authority), reason=EndReason.BAD_CONF)
     return tunconf.decode(value)
+
+
+def no_tun_conf(head: ResponseHead, authority: str) -> str:
+    """What an answer of 200 without x-tun-conf means, for people."""
+    text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
+    if head.headers.get("content-type", "").startswith("text/html"):
+        text += ", but a web page; or a captive portal: log in to this network with a browser"
+    return text
 
 
 def credential_fields(config: ClientConfig) -> list[tuple[str, str]]:
