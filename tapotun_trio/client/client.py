@@ -46,7 +46,7 @@ from ..status.duration import span
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
-from .ages import AgeLimits
+from .ages import AgeLimits, StreamKind, is_cut
 from .failure_log import FailureLog
 from .outage import Outage
 from .parameters import InterfaceParameters
@@ -692,6 +692,8 @@ class TunnelClient:
         upload = self._upload
         if upload is not None and failure is upload.failure and upload.worked and upload.lifetime().age_s >= SETTLED_S:
             self.failure_log.clear("upload")  # it has worked since the last failure
+        if upload is not None and failure is not None and failure is upload.failure:
+            self._count_cut(upload, failure)
         self._selector.upload_failed(failure)
         self.path_mtu.stream_failed(failure)
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:
@@ -701,6 +703,15 @@ class TunnelClient:
         if self.transport != "websocket" and is_over(self._upload):
             self._outage.begin(trio.current_time())
         return None
+
+    def _count_cut(self, upload: Upload, failure: PeerError) -> None:
+        """Try a WebSocket if uploads that had arrived are ended on the path again and again."""
+        foreign = isinstance(failure, RefusedError) and not failure.is_own
+        if not upload.seen.is_set() or upload.explained or not (foreign or is_cut(failure)) or is_over(self._download):
+            return
+        timed = self._ages.limit(StreamKind.UPLOAD) is not None
+        if self._selector.upload_cut(failure, trio.current_time(), timed=timed):
+            self._download_gate.wake()
 
     # -- what the server sends
 

@@ -87,7 +87,7 @@ def judge(measured: Measured) -> Verdict:
         verdict.usable, verdict.selector = True, "http"
     elif measured.transport == "websocket" or (
         measured.transport == "auto"
-        and (_changes_to_websocket(http_only) or measured.upload.state == "broken")
+        and (_changes_to_websocket(http_only) or measured.upload.state == "broken" or measured.upload.status == 413)
         and not http_only & _SILENCE
     ):
         verdict.usable, verdict.selector = websocket, "websocket" if websocket else None
