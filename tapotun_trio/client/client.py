@@ -530,7 +530,7 @@ class TunnelClient:
             # attempt may be up to ten seconds away. Until then packets for the server would grow too old.
             self._upload_gate.wake()
         elif replaces and self._remote_address not in (None, before):
-            self._upload_gate.wake()  # the name has led to another server, and the upload belongs to the older one
+            self._upload_gate.rotate()  # the name has led to another server, and the upload belongs to the older one
         self._end_outage()
 
     @staticmethod
