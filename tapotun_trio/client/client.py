@@ -47,14 +47,14 @@ from ..status.duration import span
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
-from .ages import AgeLimits
+from .ages import AgeLimits, StreamKind, is_cut
 from .failure_log import FailureLog
 from .outage import Outage
 from .parameters import InterfaceParameters
 from .path_mtu import PathMtu
 from .path_watch import PathWatch
 from .requests import Answer, Requests
-from .rotation import OnFailure, OpenStream, RetryGate, keep_streaming
+from .rotation import SETTLED_S, OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
 from .status import client_status, with_refused_routes
@@ -128,6 +128,7 @@ class TunnelClient:
         self._download: Download | WebSocketStream | None = None
         self._upload: Upload | None = None
         self._local_address: str | None = None  # of the newest download; None once this machine has lost it
+        self._remote_address: str | None = None  # of the newest download
         self._next_upload: Upload | None = None  # a new upload whose arrival the server has not confirmed yet
         self._proven: Upload | None = None  # an upload that has probed HTTP with success, until `run_upload` runs it
         self._session_log = SessionLog(self.counters, self.rtt)
@@ -527,13 +528,15 @@ class TunnelClient:
         self.peer_info.tls, self.peer_info.encrypted = download.connection.tls, download.connection.encrypted
         self._session_log.begin()
         self.guard.session_begins()
-        self.failure_log.clear()
+        # An upload that keeps failing is not news again after each rotation of the download.
+        self.failure_log.clear(keep="upload" if replaces else None)
         self._farewell = None
         self.sender.keepalive = keepalive
-        if is_over(self._download):
+        if is_over(self._download) and not (replaces and self._was_replaced(self._download)):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
         self._local_address = download.connection.local_address
+        before, self._remote_address = self._remote_address, download.connection.remote_address
         if self._upload is not None and not replaces:
             self._upload.may_be_unseen = True
         self._machine.fire(ClientEvent.WEBSOCKET_OPENED if websocket else ClientEvent.HTTP_OPENED)
@@ -541,7 +544,15 @@ class TunnelClient:
             # The server is there again. An upload may have failed several times before the download did, so its next
             # attempt may be up to ten seconds away. Until then packets for the server would grow too old.
             self._upload_gate.wake()
+        elif replaces and self._remote_address not in (None, before):
+            self._upload_gate.rotate()  # the name has led to another server, and the upload belongs to the older one
         self._end_outage()
+
+    @staticmethod
+    def _was_replaced(older: Download | WebSocketStream | None) -> bool:
+        """Whether a download has ended only because the server serves a newer one. So nothing is lost that the server
+        said on it. That end may arrive before the newer download begins here."""
+        return older is not None and older.ended.is_set() and older.failure is None
 
     async def _probe_http(self) -> Download | None:
         """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
@@ -551,7 +562,7 @@ class TunnelClient:
         try:
             with ExitStack() as undo:
                 number = self._selector.next_upload_number()
-                upload = self._new_upload(await self._requests.put(number), number)
+                upload = self._new_upload(await self._requests.put(number, self._remote_address), number)
                 undo.callback(upload.connection.close)
                 if await self._prove(upload):
                     download = await self._open_get(replaces=True)
@@ -606,7 +617,7 @@ class TunnelClient:
         else:
             number = self._selector.next_upload_number() if self._agreement.extended else None
             with ExitStack() as undo:
-                connection = await self._requests.put(number)
+                connection = await self._requests.put(number, self._remote_address)
                 undo.callback(connection.close)
                 if self.transport == "websocket":
                     raise replaced_by_websocket()
@@ -666,10 +677,10 @@ class TunnelClient:
         unseen = None if number is None else self._on_upload_unseen
         return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number)
 
-    def _check_upload(self, head: ResponseHead, body: bytes) -> None:
-        """Raise RefusedError unless the answer is a 200."""
+    def _check_upload(self, head: ResponseHead, body: bytes, worked: bool) -> None:
+        """Raise RefusedError unless the answer is a 200. ``worked``: the server has seen this upload."""
         served = self.transport == "http" and not is_over(self._download)
-        check_status(head, self._config.server, body, method="PUT", served=served)
+        check_status(head, self._config.server, body, method="PUT", served=served, worked=worked)
 
     def _on_upload_unseen(self) -> None:
         """The server has not confirmed the present upload within UPLOAD_SEEN_S."""
@@ -693,6 +704,11 @@ class TunnelClient:
     def _on_upload_failure(self, failure: PeerError | None, wait_s: float) -> float | None:
         """As `_on_download_failure`, for uploads."""
         count_attempt(self.counters.ends, self._upload, failure)
+        upload = self._upload
+        if upload is not None and failure is upload.failure and upload.worked and upload.lifetime().age_s >= SETTLED_S:
+            self.failure_log.clear("upload")  # it has worked since the last failure
+        if upload is not None and failure is not None and failure is upload.failure:
+            self._count_cut(upload, failure)
         self._selector.upload_failed(failure)
         self.path_mtu.stream_failed(failure)
         if self._upload is not None and self._upload.explained and failure is self._upload.failure:
@@ -702,6 +718,15 @@ class TunnelClient:
         if self.transport != "websocket" and is_over(self._upload):
             self._outage.begin(trio.current_time())
         return None
+
+    def _count_cut(self, upload: Upload, failure: PeerError) -> None:
+        """Try a WebSocket if uploads that had arrived are ended on the path again and again."""
+        foreign = isinstance(failure, RefusedError) and not failure.is_own
+        if not upload.seen.is_set() or upload.explained or not (foreign or is_cut(failure)) or is_over(self._download):
+            return
+        timed = self._ages.limit(StreamKind.UPLOAD) is not None
+        if self._selector.upload_cut(failure, trio.current_time(), timed=timed):
+            self._download_gate.wake()
 
     # -- what the server sends
 

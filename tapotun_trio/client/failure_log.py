@@ -76,9 +76,14 @@ class FailureLog:
         """The newest failure, for people; None: nothing has failed since the last success."""
         return next(reversed(self._known.values()), None)
 
-    def clear(self) -> None:
-        """A stream works again: the next failure is new, also if it is a known one."""
-        self._known.clear()
+    def clear(self, stream: str | None = None, *, keep: str | None = None) -> None:
+        """A stream works again: its next failure is new, also if it is a known one.
+
+        ``stream``: only this one; None: all except ``keep``.
+        """
+        for known in list(self._known):
+            if known[0] != keep if stream is None else known[0] == stream:
+                del self._known[known]
 
 
 def _cause_of(failure: PeerError | None) -> str:

@@ -92,10 +92,16 @@ class Requests:
         """Begin a WebSocket. ``yields``: as for `get`."""
         return await self._download(yields=yields, websocket=True, answer_s=RESPONSE_S)
 
-    async def put(self, number: int | None) -> Connection:
-        """Send the head of an upload. ``number``: the upload's number; None if the download is not extended."""
+    async def put(self, number: int | None, address: str | None) -> Connection:
+        """Send the head of an upload.
+
+        Args:
+            number: the upload's number; None if the download is not extended.
+            address: the remote address of the download. An upload belongs to the server that serves the download, and
+                the name may have the addresses of other servers too, or lead elsewhere by now.
+        """
         headers = upload_fields(self._config, self._session_id, number)
-        connection = await self._connect()
+        connection = await self._connect(address)
         with ExitStack() as undo:
             undo.callback(connection.close)
             await send_request(connection, "PUT", self._config.server, headers)
@@ -146,11 +152,18 @@ class Requests:
             raise
         self._resolver.worked(place.host, place.port, address)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, present: str | None = None) -> Connection:
         config = self._config
         with self._guard.attempt() as attempt:
             connection = await open_connection(
-                config.server, self._tls, config.transport_mark, self._proxy, attempt, self._limits, self._resolver
+                config.server,
+                self._tls,
+                config.transport_mark,
+                self._proxy,
+                attempt,
+                self._limits,
+                self._resolver,
+                present,
             )
             self._guard.opened(connection)
             return connection
@@ -171,11 +184,16 @@ def _one_failure_for_no_answer() -> Iterator[None]:
 def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
     value = head.headers.get("x-tun-conf")
     if value is None:
-        text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
-        if head.headers.get("content-type", "").startswith("text/html"):
-            text += ", but a web page; or a captive portal: log in to this network with a browser"
-        raise PeerError(text, reason=EndReason.BAD_CONF)
+        raise PeerError(no_tun_conf(head, authority), reason=EndReason.BAD_CONF)
     return tunconf.decode(value)
+
+
+def no_tun_conf(head: ResponseHead, authority: str) -> str:
+    """What an answer of 200 without x-tun-conf means, for people."""
+    text = f"{authority} answered without x-tun-conf: no tapotun server at this URL"
+    if head.headers.get("content-type", "").startswith("text/html"):
+        text += ", but a web page; or a captive portal: log in to this network with a browser"
+    return text
 
 
 def credential_fields(config: ClientConfig) -> list[tuple[str, str]]:

@@ -65,12 +65,17 @@ class RetryGate:
         self._attempts: dict[trio.CancelScope, float] = {}  # each attempt, and when it began
         self._was_woken = False
 
-    def wake(self) -> None:
-        """End the present waits, if there are any, and the present attempts as soon as they are ATTEMPT_S old."""
-        self._was_woken = True
+    def rotate(self) -> None:
+        """End the present waits, if there are any: replace the present stream now, as at its scheduled time."""
         for scope in self._scopes:
             self._woken.add(scope)
             scope.cancel()
+
+    def wake(self) -> None:
+        """As `rotate`, where the present stream may be lost already. Also end the present attempts, as soon as they are
+        ATTEMPT_S old."""
+        self._was_woken = True
+        self.rotate()
         for scope, began in self._attempts.items():
             scope.deadline = began + ATTEMPT_S
 

@@ -18,8 +18,9 @@ from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
-from ..http.client import read_response, rest_of_refusal
+from ..http.client import REFUSAL_S, read_response, rest_of_refusal
 from ..http.heads import ResponseHead, ResponseParser
+from ..http.refusal import RefusedError
 from ..http.websocket import WebSocketWriter
 from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
@@ -233,15 +234,15 @@ class Upload(ClientStream):
         self,
         connection: Connection,
         sender: Sender,
-        check: Callable[[ResponseHead, bytes], None],
+        check: Callable[[ResponseHead, bytes, bool], None],
         unseen: Callable[[], None] | None,
         ends: Counter[str],
         number: int | None,
     ) -> None:
         """
         Args:
-            check: called with the head of the answer and the beginning of its body; raises PeerError unless its
-                status is 200.
+            check: called with the head of the answer, the beginning of its body, and whether the server has seen the
+                upload; raises PeerError unless the status is 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
         """
         super().__init__(connection, ends, base=number is None)
@@ -254,14 +255,38 @@ class Upload(ClientStream):
         self._unseen = unseen
         self._writer = BodyWriter(connection)
         self._answer = ResponseParser("PUT")
+        self._answered: tuple[ResponseHead, bytes] | None = None  # the answer's head, and the beginning of its body
         self._scope = trio.CancelScope()
         self._because: PeerError | None = None
 
     async def _work(self, older: Stream | None) -> None:
+        failure: PeerError | None = None
         with self._scope:
-            await self._send()
-        if self._because is not None:
-            self.failure = self._because
+            try:
+                await self._send()
+            except* PeerError as group:
+                failure = failure_of(group, self._DOING).without_traceback()
+            if failure is not None and failure.reason.is_one_way:
+                failure = await self._answer_before_reset() or failure
+        self.failure = self._because or failure
+
+    async def _answer_before_reset(self) -> PeerError | None:
+        """What the answer says that arrived before the connection broke; None: none did.
+
+        A proxy that answers before it has read the body, and then closes the connection, causes a reset. What is sent
+        next meets the reset, perhaps before the answer was read. The kernel keeps what arrived before the reset.
+        """
+        try:
+            with trio.move_on_after(REFUSAL_S):  # not needed, since nothing is waited for on a broken connection
+                if self._answered is None:
+                    self._answered = await read_response(self.connection, "PUT", self._answer)
+                self._check(*self._answered, self.seen.is_set())
+                return _ended()
+        except RefusedError as exc:
+            return exc.without_traceback()
+        except PeerError:
+            pass  # nothing arrived, or only the beginning of an answer
+        return None
 
     async def _send(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -337,11 +362,15 @@ class Upload(ClientStream):
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
-        head, rest = await read_response(self.connection, "PUT", self._answer)
-        self._check(head, await rest_of_refusal(self.connection, head, rest))
+        head, rest = self._answered = await read_response(self.connection, "PUT", self._answer)
+        self._check(head, await rest_of_refusal(self.connection, head, rest), self.seen.is_set())
         if not self._writer.finished or self._writer.pending:
-            raise PeerError("the server ended the upload", reason=EndReason.ENDED)
+            raise _ended()
         scope.cancel()
+
+
+def _ended() -> PeerError:
+    return PeerError("the server ended the upload", reason=EndReason.ENDED)
 
 
 class _Ending(Protocol):

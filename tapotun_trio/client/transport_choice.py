@@ -11,6 +11,10 @@ same attempt. If the WebSocket does not pass, the pause before the next one is t
 the client sends no GET for GET_RETRY_S: a GET that reaches the server ends the WebSocket, even if the proxy then keeps
 its answer.
 
+Something may also end uploads again and again that have arrived: at a size (nginx's client_max_body_size, 1 MiB by
+default), or at ages that do not agree, so that they cannot be replaced in time. Then the client tries a WebSocket as
+well, and no upload for GET_RETRY_S.
+
 No clock of its own: times are seconds on any monotonic clock that the caller reads.
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -39,6 +44,12 @@ GET_RETRY_S: Final = 3600.0
 # Statuses with which a proxy does not refuse GETs as such: login required, rate limit, server down.
 NOT_OF_THE_PATH: Final = frozenset({401, 407, 408, 429, 500, 502, 503, 504, 511})
 _CLOSED_IN_A_ROW: Final = 3  # GETs that were closed without an answer; a server that restarts closes one or two
+
+# So many uploads that had arrived were ended on the path within CUTS_S, while the download lived: the next one is not
+# expected to last longer. One with a 413 shows that the size is limited, so another one with a 413 is enough.
+CUTS: Final = 4
+CUTS_BY_SIZE: Final = 2
+CUTS_S: Final = 60.0
 
 _REMEMBERED: Final = 8  # uploads about which the server may still say that it has seen them
 _LAST_NUMBER: Final = 999_999_999  # x-tun-upload has up to 9 digits (docs/protocol.md)
@@ -65,6 +76,7 @@ class TransportEvent(Enum):
     """An event that may change the state."""
 
     HELD_BACK = "uploads are held back or refused"
+    CUT = "uploads are ended again and again"
     GET_FAILS = "no GET passes"
     WEBSOCKET_OPENED = "a WebSocket was opened"
     WEBSOCKET_RULED_OUT = "no WebSocket passes"
@@ -80,6 +92,8 @@ _S, _E = TransportState, TransportEvent
 TRANSITIONS: Final[Mapping[tuple[TransportState, TransportEvent], TransportState]] = {
     (_S.HTTP, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
     (_S.WEBSOCKET_BLOCKED, _E.HELD_BACK): _S.TRYING_WEBSOCKET,
+    (_S.HTTP, _E.CUT): _S.TRYING_WEBSOCKET,
+    (_S.WEBSOCKET_BLOCKED, _E.CUT): _S.TRYING_WEBSOCKET,
     (_S.HTTP, _E.GET_FAILS): _S.TRYING_WEBSOCKET,
     (_S.WEBSOCKET_BLOCKED, _E.GET_FAILS): _S.TRYING_WEBSOCKET,
     (_S.TRYING_WEBSOCKET, _E.WEBSOCKET_OPENED): _S.WEBSOCKET,
@@ -111,6 +125,8 @@ class TransportSelector:
         "_authority",
         "_began",
         "_closed",
+        "_cut",
+        "_cuts",
         "_download_held",
         "_explanation",
         "_follows",
@@ -156,6 +172,8 @@ class TransportSelector:
         self._download_held = False  # the newest WebSocket was tried because the download was held back
         self._closed = 0  # GETs in a row that were closed without an answer
         self._websocket_worked = False  # whether one has worked on this path
+        self._cuts: deque[tuple[float, EndReason]] = deque(maxlen=CUTS)  # when uploads that had arrived were ended
+        self._cut: PeerError | None = None  # how, if a WebSocket was tried for that
 
     @property
     def automatic(self) -> bool:
@@ -217,11 +235,33 @@ class TransportSelector:
         if failure.reason is EndReason.PATH_MTU:
             self._unseen_since = self._refusal = None
         elif isinstance(failure, RefusedError) or failure.reason.is_one_way:
-            self._refusal, self._refused = failure.without_traceback(), self._number
+            # An answer says more than a connection that broke, which is often how the same refusal shows.
+            if isinstance(failure, RefusedError) or not isinstance(self._refusal, RefusedError):
+                self._refusal = failure.without_traceback()
+            self._refused = self._number
+
+    def upload_cut(self, failure: PeerError, now: float, *, timed: bool) -> bool:
+        """Something on the path has ended an upload that had arrived, and the download lives. Returns whether to try a
+        WebSocket now, since that has happened again and again.
+
+        ``timed``: a limit on the time of uploads is known, so they are replaced before it.
+        """
+        by_size = failure.reason == EndReason.http(413)
+        if timed and not by_size:
+            return False
+        self._cuts.append((now, failure.reason))
+        recent = [reason for at, reason in self._cuts if now - at <= CUTS_S]
+        enough = len(recent) >= CUTS or (by_size and recent.count(failure.reason) >= CUTS_BY_SIZE)
+        if not enough or self.no_fallback or self.websocket or now < self._next_try:
+            return False
+        self._cut = failure.without_traceback()
+        self._fire(TransportEvent.CUT)
+        return True
 
     def download_ended(self) -> None:
         """The server can no longer say that an upload arrived."""
         self._unseen_since = self._refusal = None
+        self._cuts.clear()
 
     def download_began(self, now: float) -> None:
         """A download began after the previous one had ended. What the server said about an upload on the previous one
@@ -305,13 +345,25 @@ class TransportSelector:
             if self.state is TransportState.TRYING_WEBSOCKET:
                 text = f"{self._get_failure}; using a WebSocket instead"
                 self._lines.log(self._log, logging.WARNING, now, text)
-            if now >= self._gets_from:
-                self._gets_from = now + GET_RETRY_S
+            self._leave_http(now)
+        elif self._cut is not None:
+            if self.state is TransportState.TRYING_WEBSOCKET:
+                self._warn_cut(now, "using a WebSocket instead")
+            self._leave_http(now)
         elif self._unseen_since is not None:
             self.warn_held_back(now, "using a WebSocket instead")
         self._fire(TransportEvent.WEBSOCKET_OPENED)
         self._begin_anew()
         self._websocket_worked = True
+
+    def _leave_http(self, now: float) -> None:
+        """Do not try HTTP for GET_RETRY_S."""
+        if now >= self._gets_from:
+            self._gets_from = now + GET_RETRY_S
+
+    def _warn_cut(self, now: float, consequence: str) -> None:
+        text = f"uploads to {self._authority} arrive, and are ended again and again: {self._cut}; {consequence}"
+        self._lines.log(self._log, logging.WARNING, now, text)
 
     def websocket_failed(self, failure: PeerError, now: float) -> bool:
         """A WebSocket could not be opened. Returns whether to try HTTP at once instead.
@@ -325,10 +377,15 @@ class TransportSelector:
             TransportState.WEBSOCKET: failure.reason.rules_out_websocket,
         }
         if not rules_out.get(self.state, False):
+            if self.state is TransportState.TRYING_WEBSOCKET:
+                self._cut = None
             self._fire(TransportEvent.WEBSOCKET_FAILED)
             return False
         by_get = self._get_failure is not None  # the failure of the GET is logged instead, and says more
-        if not by_get:
+        if self._cut is not None:
+            self._warn_cut(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
+            self._cut = None
+        elif not by_get:
             self.warn_held_back(now, f"a WebSocket does not pass either ({failure}); staying with HTTP")
         if not (by_get and self._websocket_worked):  # otherwise the server is down; GETs and WebSockets alternate
             self._next_try = now + self._pause_s
@@ -338,7 +395,7 @@ class TransportSelector:
 
     def http_works(self) -> None:
         """An upload over HTTP arrived while a WebSocket carried the frames."""
-        self._get_failure = None
+        self._get_failure = self._cut = None
         self._fire(TransportEvent.HTTP_WORKS)
 
     def path_changed(self) -> None:
@@ -346,10 +403,12 @@ class TransportSelector:
         self._fire(TransportEvent.PATH_CHANGED)
         self._begin_anew()
         self._get_failure, self._gets_from, self._closed = None, -math.inf, 0
+        self._cut = None
         self._websocket_worked = False
 
     def _begin_anew(self) -> None:
         self._unseen_since = self._refusal = None
+        self._cuts.clear()
         self._download_held = False
         self._pause_s = RETRY_S
         self._next_try = -math.inf

@@ -68,8 +68,14 @@ class Pacing:
 
     @property
     def piece_bytes(self) -> int:
-        """How much to hand over at a time."""
-        return int(min(max(self._state.rate_bytes_s * PIECE_S, MIN_PIECE_BYTES), MAX_PIECE_BYTES))
+        """How much to hand over at a time: at most half of the window.
+
+        The rate may be far too high, as that of a few segments which followed each other closely. If a piece were
+        larger than the window, it would have to wait even with nothing under way. Then nothing would be sent, no
+        acknowledgement would bring a better rate, and the wait would not end.
+        """
+        largest = MAX_PIECE_BYTES if self._window is None else min(MAX_PIECE_BYTES, self._window / 2)
+        return int(min(max(self._state.rate_bytes_s * PIECE_S, MIN_PIECE_BYTES), largest))
 
     def sample(self, state: PathState, now: float) -> None:
         """Adapt to the state of the path."""

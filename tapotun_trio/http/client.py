@@ -43,6 +43,7 @@ async def open_connection(
     preparation: Preparation | None = None,
     limits: SegmentLimits | None = None,
     resolver: Resolver | None = None,
+    present: str | None = None,
 ) -> Connection:
     """Connect to the server of ``url``. The caller closes the connection. If this is cancelled, nothing stays open.
 
@@ -50,7 +51,7 @@ async def open_connection(
         tls: None: no TLS.
         mark: the fwmark of the socket.
         proxy: the proxy to connect through; None: connect directly.
-        preparation, resolver: as in `connect`. They apply to the proxy if there is one.
+        preparation, resolver, present: as in `connect`. They apply to the proxy if there is one.
         limits: the segment sizes by address. A limit that a TLS handshake turns out to need is added.
 
     Raises:
@@ -63,9 +64,13 @@ async def open_connection(
         with trio.fail_after(CONNECT_S):
             limit = None if limits is None else limits.limit
             if proxy is None:
-                connection = await connect(url.host, url.port, mark, preparation, resolver, segment_limit=limit)
+                connection = await connect(
+                    url.host, url.port, mark, preparation, resolver, segment_limit=limit, present=present
+                )
             else:
-                connection = await _by_proxy(url, proxy, mark, preparation, resolver, segment_limit=limit)
+                connection = await _by_proxy(
+                    url, proxy, mark, preparation, resolver, segment_limit=limit, present=present
+                )
             if tls is None:
                 return connection
             address = connection.remote_address
@@ -223,12 +228,15 @@ async def _by_proxy(
     resolver: Resolver | None = None,
     *,
     segment_limit: SegmentLimit | None = None,
+    present: str | None = None,
 ) -> Connection:
     """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
     from .connect import describe, open_tunnel  # most clients have no proxy
 
     try:
-        connection = await connect(proxy.host, proxy.port, mark, preparation, resolver, segment_limit=segment_limit)
+        connection = await connect(
+            proxy.host, proxy.port, mark, preparation, resolver, segment_limit=segment_limit, present=present
+        )
     except ShortageError:
         raise
     except PeerError as exc:
@@ -283,7 +291,9 @@ async def rest_of_refusal(connection: Connection, head: ResponseHead, body: byte
     return body
 
 
-def check_status(head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False) -> None:
+def check_status(
+    head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False, worked: bool = False
+) -> None:
     """Raise RefusedError, with a remedy, unless the status is 200. The arguments are those of `refusal`."""
     if head.status != 200:
-        raise refusal(head, url, body, method=method, served=served)
+        raise refusal(head, url, body, method=method, served=served, worked=worked)

@@ -100,14 +100,23 @@ class RefusedError(PeerError):
         self.is_own = is_own
 
 
+# For the answer to an upload of which the server has already received something.
+_ENDED_UPLOAD: Final = (
+    "a proxy in front of the server has ended an upload that worked; it limits how long a request may take or be "
+    "silent, or the server behind it has gone"
+)
+_MAY_END_UPLOAD: Final = frozenset({500, 502, 503, 504})
+
+
 def refusal(
-    head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False
+    head: ResponseHead, url: Url, body: bytes = b"", *, method: str = "GET", served: bool = False, worked: bool = False
 ) -> RefusedError:
     """The error for an HTTP answer that is not a stream.
 
     Args:
         body: the beginning of the answer's body.
         served: the same URL serves a GET at the moment, so a tapotun server is there.
+        worked: the server had already received a part of this upload.
     """
     own = is_own(head, body)
     is_html = head.headers.get("content-type", "").startswith("text/html")
@@ -121,6 +130,8 @@ def refusal(
         hint = _redirect(head.status, head.headers["location"], url)
     elif head.status == 401:
         hint = _explain_401(head)
+    elif worked and head.status in _MAY_END_UPLOAD:
+        hint = _ENDED_UPLOAD
     elif method == "PUT" and served and head.status in _REFUSED_PUT:
         hint = _REFUSED_PUT[head.status]
     elif head.status == 403 and is_html:

@@ -198,7 +198,10 @@ class Ages:
 @dataclass(slots=True)
 class Measured:
     """All results. A field that is None or ``not-tested`` was not measured; ``not_tested`` has the reasons, for
-    people."""
+    people.
+
+    ``upload_refused``: why a later upload was refused, although the first one was not.
+    """
 
     url: str
     transport: Literal["auto", "http", "websocket"] = "auto"
@@ -211,6 +214,7 @@ class Measured:
     path_mtu: PathMtu = field(default_factory=PathMtu)
     download: Direction = field(default_factory=Direction)
     upload: Direction = field(default_factory=Direction)
+    upload_refused: str | None = None
     rtt: Rtt | None = None
     throughput: Throughput | None = None
     websocket: WebSocket = field(default_factory=WebSocket)

@@ -44,12 +44,25 @@ class Path:
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
         self.proxy = outgoing_proxy(config)
         self.limits = SegmentLimits()
+        self._address: str | None = None  # of the newest connection
 
     async def open(self) -> Connection:
-        """A connection like the client's, which the caller closes. Raises PeerError."""
-        return await open_connection(
-            self.config.server, self._tls, self.config.transport_mark, self.proxy, None, self.limits
+        """A connection like the client's, which the caller closes. Raises PeerError.
+
+        All go to the address of the first one, as a client's upload goes to that of its download.
+        """
+        connection = await open_connection(
+            self.config.server,
+            self._tls,
+            self.config.transport_mark,
+            self.proxy,
+            None,
+            self.limits,
+            None,
+            self._address,
         )
+        self._address = connection.remote_address
+        return connection
 
     def note_limit(self, path_mtu: PathMtu, address: str | None, lost_bytes: int | None) -> None:
         """Record in ``path_mtu`` that large segments are lost. ``limits`` already has the size to use instead."""

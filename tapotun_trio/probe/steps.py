@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from ..client.requests import download_fields, upload_fields
+from ..client.requests import download_fields, no_tun_conf, upload_fields
 from ..config.model import ClientConfig
 from ..errors import EndReason, PeerError, leaves
 from ..host.net.sockets import Connection
@@ -30,6 +30,7 @@ from .websocket import try_websocket
 
 HEAD_S: Final = 6.0  # for the response to a GET; a client waits 30 s
 MAX_PAIRS: Final = 3  # pairs of streams in the search for an age limit
+AT_ONCE_S: Final = 1.0  # an upload that is answered within this time was refused, and not ended for its silence
 GOODBYE_S: Final = 3.0
 GOODBYE_PINGS: Final = 3
 GOODBYE_PAUSE_S: Final = 0.1
@@ -218,7 +219,7 @@ class _Steps:
                 http.own |= head.status == 403
             return
         if "x-tun-conf" not in head.headers:
-            http.error = f"{url.authority} answered without x-tun-conf: no tapotun server at this URL"
+            http.error = no_tun_conf(head, url.authority)
             return
         agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
         http.server = "extended" if control.CTL in agreed else "base"
@@ -404,10 +405,18 @@ class _Steps:
             return
         await try_websocket(self._measured.websocket, self._opener, self._download_fields(), HEAD_S)
 
+    @property
+    def _hindrance(self) -> str:
+        """Why limits on silence and age cannot be measured with a GET and a PUT; empty: they can."""
+        measured = self._measured
+        if "held-back" in (measured.upload.state, measured.download.state):
+            return "streams are held back"
+        return "uploads are refused" if measured.upload.state == "broken" else ""
+
     async def _idle(self) -> None:
         measured = self._measured
-        if not self._idle_limit_s or "held-back" in (measured.upload.state, measured.download.state):
-            cause = "--idle-limit 0" if not self._idle_limit_s else "streams are held back"
+        if not self._idle_limit_s or (hindrance := self._hindrance):
+            cause = hindrance if self._idle_limit_s else "--idle-limit 0"
             measured.not_tested.append(f"idle timeouts: {cause}")
             return
         # The probe acts as a base client here, because a server sends nothing to a base client for 55 s.
@@ -422,6 +431,10 @@ class _Steps:
             if _takes_pings(answer):
                 await up.send(BASE_PING)
             await measure_idle(measured.idle, up, down, self._opener.progress, self._still_ours)
+        if measured.idle.upload_s is not None and measured.idle.upload_s < AT_ONCE_S and up.refusal is not None:
+            measured.upload_refused = up.refusal  # although the first upload was not
+            measured.idle.upload_s = measured.idle.upload_status = None
+            measured.idle.upload_tested_s = 0.0
         if down.clean and measured.idle.download_s is None:
             measured.not_tested.append("idle timeout of a download: the server ended it")
 
@@ -432,9 +445,9 @@ class _Steps:
         if idle is not None:
             ended += [idle.download_s, idle.upload_s]
         limit_s = max([self._age_limit_s, *(BEYOND * at_s + BEYOND_S for at_s in ended if at_s is not None)])
-        held = "held-back" in (measured.upload.state, measured.download.state)
-        if not limit_s or held or self._http.server != "extended":
-            cause = "--age-limit 0" if not limit_s else "streams are held back" if held else "a base server"
+        hindrance = self._hindrance or ("" if self._http.server == "extended" else "a base server")
+        if not limit_s or hindrance:
+            cause = hindrance if limit_s else "--age-limit 0"
             measured.not_tested.append(f"limits on the age of a stream: {cause}")
             return
         self._features = control.SUPPORTED

@@ -10,12 +10,13 @@ from typing import Final
 
 import trio
 
-from ..config.model import ClientConfig
+from ..config.model import ClientConfig, Url
 from ..datapath.receiver import Receiver as StreamReceiver
 from ..errors import PeerError
 from ..host.net.sockets import Connection
 from ..http.client import send_request
 from ..http.heads import READ_BYTES, ResponseHead, ResponseParser
+from ..http.refusal import refusal
 from ..http.writer import BodyWriter
 from ..wire import control, params
 from ..wire.frames import FrameRange, FrameReader
@@ -163,6 +164,7 @@ class Uploader:
         self.began_at = self.last_at = trio.current_time()
         self.sent_bytes = 0
         self.status: int | None = None
+        self.refusal: str | None = None  # what that status means, unless it is 200
         self.failure: PeerError | None = None
         self.ended_at = 0.0
         self._waiting = trio.CancelScope()
@@ -174,10 +176,13 @@ class Uploader:
         """Whether there is a response or a failure, so that nothing more can be sent."""
         return self.status is not None or self.failure is not None
 
-    async def read_answer(self) -> None:
+    async def read_answer(self, url: Url) -> None:
         """Read the response. Runs in a task of its own."""
         try:
-            self.status = (await read_answer(self.connection, "PUT")).head.status
+            answer = await read_answer(self.connection, "PUT")
+            self.status = answer.head.status
+            if self.status != 200:
+                self.refusal = str(refusal(answer.head, url, answer.rest, method="PUT", served=True))
         except PeerError as exc:
             self._fail(exc)
         self.ended_at = trio.current_time()
@@ -258,7 +263,7 @@ class Opener:
         """Begin a PUT. A task in ``nursery`` reads the response. Raises PeerError."""
         connection = await self.request("PUT", fields)
         uploader = Uploader(connection, BodyWriter(connection), self.progress)
-        nursery.start_soon(uploader.read_answer)
+        nursery.start_soon(uploader.read_answer, self.config.server)
         return uploader
 
     def close(self) -> None:

@@ -90,8 +90,9 @@ async def wait_for_first(
             return False
     if up.ended:
         stream.status, stream.ended_after_bytes = up.status, up.sent_bytes
-        stream.error = None if up.failure is None else str(up.failure)
-        stream.state = "held-back" if up.status == 413 else "broken"
+        stream.error = up.refusal or (None if up.failure is None else str(up.failure))
+        limited = up.status == 413 and up.sent_bytes >= GROWTH_BYTES[0]  # otherwise it was refused at once
+        stream.state = "held-back" if limited else "broken"
         return False
     stream.state = "held-back"
     await up.finish(END_S)

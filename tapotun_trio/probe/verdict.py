@@ -86,7 +86,9 @@ def judge(measured: Measured) -> Verdict:
     elif measured.transport != "websocket" and reached and not faults:
         verdict.usable, verdict.selector = True, "http"
     elif measured.transport == "websocket" or (
-        measured.transport == "auto" and _changes_to_websocket(http_only) and not http_only & _SILENCE
+        measured.transport == "auto"
+        and (_changes_to_websocket(http_only) or measured.upload.state == "broken" or measured.upload.status == 413)
+        and not http_only & _SILENCE
     ):
         verdict.usable, verdict.selector = websocket, "websocket" if websocket else None
     if websocket and not verdict.usable and measured.transport == "auto" and http_only and not faults & _SILENCE:
@@ -298,7 +300,11 @@ class _Judge:
             text = f"an upload was ended {up.ended_after_s:.1f} s after its beginning, while it carried data ({how})"
             self._blame("fault", "upload-cut", text, "idle-upload")
         elif up.state == "broken":
-            self._add("fault", "upload-broken", f"the upload broke: {up.error or f'answered {up.status}'}")
+            what = "the upload broke" if up.status is None else "uploads are refused"
+            self._add("fault", "upload-broken", f"{what}: {up.error or f'answered {up.status}'}")
+        if self._measured.upload_refused is not None:
+            text = f"a later upload was refused, although the first was not: {self._measured.upload_refused}"
+            self._add("warning", "upload-refused", text)
 
     def _delay(self) -> None:
         rtt, http = self._measured.rtt, self._measured.http

@@ -427,6 +427,9 @@ class Session:
         elif kind == control.BYE:
             text = f"the client ends the session: {control.bye_reason(payload)}"
             self.client_log.goodbye(text)
+            # Some proxies notice only at a later time that the client has closed its download. Until then the token
+            # would seem to be in use.
+            self.sender.release()
 
     def forward(
         self,

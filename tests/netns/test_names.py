@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +69,21 @@ while True:
 """
 
 
+@contextmanager
+def named(server: Host, client: Host) -> Iterator[Path]:
+    """The client asks a name server on the server's machine, which first tells the server's address. Yields the file
+    with what it says."""
+    client.hosts({})
+    file, says = client.tmp / "resolv.conf", server.tmp / "says"
+    file.write_text(f"nameserver {SERVER}\noptions timeout:1\n", encoding="ascii")
+    client.run(["mount", "--bind", file, "/etc/resolv.conf"])
+    says.write_text(SERVER, encoding="ascii")
+    with server.start([sys.executable, "-c", NAME_SERVER, says], name="nameserver") as name_server:
+        listens = "udp 0.0.0.0:53"
+        wait_until(lambda: listens in server.listening(), BACK_S, "the name server", name_server.tail)
+        yield says
+
+
 @pytest.mark.parametrize(
     ("said", "cause"),
     [
@@ -78,14 +96,7 @@ while True:
 )
 def test_whatever_a_name_server_says_the_client_comes_back(lab: Lab, said: str, cause: str) -> None:
     server, client = cable(lab)
-    client.hosts({})
-    file, says = client.tmp / "resolv.conf", server.tmp / "says"
-    file.write_text(f"nameserver {SERVER}\noptions timeout:1\n", encoding="ascii")
-    client.run(["mount", "--bind", file, "/etc/resolv.conf"])
-    says.write_text(SERVER, encoding="ascii")
-    with server.start([sys.executable, "-c", NAME_SERVER, says], name="nameserver") as name_server:
-        listens = "udp 0.0.0.0:53"
-        wait_until(lambda: listens in server.listening(), BACK_S, "the name server", name_server.tail)
+    with named(server, client) as says:
         with running(server, server_config(), name="first") as first:
             with running(client, client_config(server=f"http://{NAME}:8080/ip"), until=UPLOADING) as daemon:
                 says.write_text(said, encoding="ascii")
@@ -93,3 +104,20 @@ def test_whatever_a_name_server_says_the_client_comes_back(lab: Lab, said: str, 
                 daemon.wait_for_log(f"WARNING .*({cause})", BACK_S)
                 with running(server, server_config(), name="second"):
                     wait_until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, BACK_S, "a ping to pass", daemon.tail)
+
+
+def test_a_name_that_leads_to_a_web_server(lab: Lab) -> None:
+    """A parked name, or one that another machine has. The upload goes where the download is, too."""
+    server, client = cable(lab)
+    server.ip("addr add 192.0.2.9/24 dev eth0")
+    web = [sys.executable, "-m", "http.server", "8080", "--bind", "192.0.2.9"]
+    with named(server, client) as says, server.start(web, name="web"):
+        server.wait_for_listener(8080, BACK_S)
+        with running(server, server_config(), name="first") as first:
+            with running(client, client_config(server=f"http://{NAME}:8080/ip"), until=UPLOADING) as daemon:
+                says.write_text("192.0.2.9", encoding="ascii")
+                assert first.stop(BACK_S) == 0
+                daemon.wait_for_log("WARNING .*answered 404", BACK_S)
+                with running(server, server_config(), name="second"):
+                    wait_until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, BACK_S, "a ping to pass", daemon.tail)
+                    assert "answered 501" not in daemon.log, daemon.tail()

@@ -205,8 +205,8 @@ def test_limits_and_delays_and_no_way_for_a_websocket(lab: Lab) -> None:
     limit = "handle /ip {\n\t\trequest_body {\n\t\t\tmax_size 1MB\n\t\t}"
     check_all(
         lab,
-        Case("nginx", {"client_max_body_size 0;": ""}, {"upload-limit"}, ("client_max_body_size 0",)),
-        Case("caddy", {"handle /ip {": limit}, {"upload-limit"}, ("request_body max_size",)),
+        Case("nginx", {"client_max_body_size 0;": ""}, {"upload-limit"}, ("client_max_body_size 0",), usable=True),
+        Case("caddy", {"handle /ip {": limit}, {"upload-limit"}, ("request_body max_size",), usable=True),
         Case("haproxy", {"option http-no-delay": ""}, {"delay"}, ("option http-no-delay",), usable=True),
         Case(
             "nginx",

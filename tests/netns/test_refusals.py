@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests.harness import Host, Lab, Process, wait_for_ping
+from tests.harness import Host, Lab, Process, upload, wait_for_ping
 from tests.harness.recipes import NAME, RECIPES
 
 from .topologies import TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
@@ -86,3 +86,13 @@ def test_two_servers_in_turn(lab: Lab, hashed: bool) -> None:
             assert "409" not in daemon.log
         else:
             daemon.wait_for_log(f"WARNING .*answered 409 .*nginx: {re.escape(line)}", PATIENCE_S)
+
+
+def test_a_limit_on_the_size_of_uploads(lab: Lab) -> None:
+    """nginx' default, 1 MiB: each upload works until then. At 8 Mbit/s they last a second."""
+    server, client = cable(lab)
+    with behind(server, client, {"client_max_body_size 0;": ""}) as daemon:
+        daemon.wait_for_log(UPLOADING, PATIENCE_S)
+        upload(client, server, TUNNEL_SERVER, 8_000_000, timeout=PATIENCE_S)
+        words = "are ended again and again: .*answered 413 .*client_max_body_size 0; using a WebSocket"
+        daemon.wait_for_log(f"WARNING .*{words}", PATIENCE_S)

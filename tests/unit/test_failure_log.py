@@ -97,3 +97,19 @@ async def test_when_it_is_tried_again(log: list[logging.LogRecord]) -> None:
         "trying again in 0.1 s",
         "trying again in 2.0 s",
     ]
+
+
+async def test_one_stream_that_works_says_nothing_about_the_other(log: list[logging.LogRecord]) -> None:
+    failure_log = FailureLog(interface_logger("tun0"))
+
+    def fail(stream: str) -> int:
+        before = len(lines(log))
+        failure_log.log(stream, PeerError("refused", reason=EndReason.REFUSED), 1.0)
+        return len(lines(log)) - before
+
+    assert (fail("upload"), fail("download")) == (1, 1)
+    failure_log.clear(keep="upload")
+    assert failure_log.latest == "upload: refused"
+    assert (fail("upload"), fail("download")) == (0, 1)
+    failure_log.clear("upload")
+    assert (fail("upload"), fail("download")) == (1, 0)

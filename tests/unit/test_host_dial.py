@@ -269,3 +269,24 @@ async def test_too_slow_a_connection_names_the_name_server(
             await filler.connect(("127.0.0.1", port))
             with pytest.raises(PeerError, match=r"no connection to .*: .*the name server does not answer"):
                 await http_client.open_connection(Url("http", "server.test", port, "/"), None, resolver=known)
+
+
+# ------------------------------------------------------------------ an upload, whose download has a connection
+
+
+async def test_an_upload_goes_where_its_download_is(name_server: NameServer, port: int) -> None:
+    """The name has led to another server since, perhaps in turn. It need not even be looked up."""
+    with socket.create_server(("127.0.0.5", port)):
+        name_server.says = ["127.0.0.5", "127.0.0.1"]
+        told = Told()
+        connection = await dial.connect("server.test", port, None, told, Resolver(), present="127.0.0.1")
+        assert connection.remote_address == "127.0.0.1"
+        connection.close()
+    assert (told.remembered_as, told.resolved_to, name_server.asked) == (["127.0.0.1"], [], 0)
+
+
+async def test_an_upload_goes_by_the_name_where_its_download_was_left(name_server: NameServer, port: int) -> None:
+    name_server.says = ["127.0.0.1"]
+    connection = await dial.connect("server.test", port, None, None, Resolver(), present="127.0.0.3")
+    assert connection.remote_address == "127.0.0.1"
+    connection.close()

@@ -130,3 +130,13 @@ def test_a_deployed_server_s_403_is_about_the_token(headers: dict[str, str]) -> 
     failure = refusal(ResponseHead(403, "Forbidden", headers), URL, b"Forbidden")
     assert "does not know this token" in str(failure)
     assert failure.is_own
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_an_upload_that_worked_was_not_refused(status: int) -> None:
+    """Neither does the proxy fail to reach the server, nor has it waited for it."""
+    head = ResponseHead(status, "No", HTML)
+    text = str(refusal(head, URL, b"<html>", method="PUT", served=True, worked=True))
+    assert "has ended an upload that worked" in text
+    assert "does not reach" not in text
+    assert "has ended" not in str(refusal(head, URL, b"<html>", method="PUT", served=True))

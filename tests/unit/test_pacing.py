@@ -108,3 +108,17 @@ def test_a_piece_is_bounded(rate: float) -> None:
     pacing = Pacing()
     pacing.sample(PathState(0.04, 0.04, rate, 0, 0, 0, 0), 1.0)
     assert 1500 <= pacing.piece_bytes <= 65536
+
+
+@example(0.001, 0.017, 30e6, 0.0)
+@given(st.floats(1e-4, 0.2), st.floats(0, 0.3), st.floats(0, NARROW_BYTES_S - 1), st.floats(0, 1))
+def test_a_stream_with_nothing_under_way_never_waits(
+    min_rtt_s: float, queue_s: float, rate: float, later: float
+) -> None:
+    """No acknowledgement would come that changed the state of the path, so the wait would not end. The rate may be that
+    of a few segments that followed each other closely, and the round trip that of a moment when the machine was busy:
+    then a piece by the rate is larger than the window."""
+    pacing = Pacing()
+    for now in (1.0, 1.0 + later):
+        pacing.sample(PathState(min_rtt_s + queue_s, min_rtt_s, rate, 0, 0, 0, 0), now)
+        assert pacing.wait_s() == 0

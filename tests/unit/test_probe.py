@@ -36,6 +36,7 @@ from ..fakes import MemoryHost
 from ..packets import ipv4
 from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config
+from .test_refused_streams import Front, status
 
 
 @pytest.fixture(autouse=True)
@@ -542,3 +543,59 @@ def test_the_mark_of_a_config_file(
     code, out, err = run(file, capsys=capsys)
     assert (code, out) == (exit_codes.USAGE, "")
     assert "transport_mark 5: Operation not permitted; it needs CAP_NET_ADMIN" in err
+
+
+# ------------------------------------------------------------------ uploads that something in front refuses
+
+
+@asynccontextmanager
+async def in_front(refuse: Callable[[str], bytes | None]) -> AsyncIterator[int]:
+    """The port of a `Front`, and behind it a server that has a client a."""
+    port = free_port()
+    async with running(MemoryHost(), server_config(port, allowed("a", "10.10.0.2"))), trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, Front(port, refuse).serve, 0)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("answer", [403, 405, 411, 413, 429, 501, 503], ids=str)
+async def test_a_refused_upload_leaves_a_websocket(answer: int) -> None:
+    """As for a client. A refusal says nothing about timeouts, which are looked for, too."""
+    async with in_front(lambda kind: status(answer) if kind == "PUT" else None) as port:
+        it, verdict = await measured(port, idle_s=1.0)
+    assert (verdict.usable, verdict.selector) == (True, "websocket"), verdict
+    (fault,) = [finding for finding in verdict.findings if finding.severity == "fault"]
+    assert fault.code == ("upload-limit" if answer == 413 else "upload-broken")
+    assert "held back" not in verdict.text
+    assert str(answer) in fault.text
+    if answer == 405:
+        assert "nginx: limit_except" in fault.text
+    assert it.idle is None
+    assert "idle timeouts: uploads are refused" in it.not_tested
+
+
+async def test_uploads_that_are_refused_in_turn_are_not_silent_for_too_long() -> None:
+    """The proxy has several servers."""
+    page = b"HTTP/1.1 409 Conflict\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\n409\n"
+    puts = 0
+
+    def refuse(kind: str) -> bytes | None:
+        nonlocal puts
+        puts += kind == "PUT"
+        return page if kind == "PUT" and puts % 2 == 0 else None
+
+    async with in_front(refuse) as port:
+        it, verdict = await measured(port, idle_s=1.0)
+    assert verdict.usable
+    (warning,) = [finding for finding in verdict.findings if finding.severity == "warning"]
+    assert warning.code == "upload-refused"
+    assert "hash $http_x_api_key consistent;" in warning.text
+    assert it.idle is not None
+    assert it.idle.upload_s is None
+
+
+async def test_a_web_page_may_be_a_captive_portal() -> None:
+    async with in_front(lambda kind: status(200)) as port:
+        _, verdict = await measured(port)
+    assert not verdict.usable
+    assert "a captive portal: log in to this network with a browser" in verdict.text

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -17,7 +20,7 @@ from tapotun_trio.http.refusal import RefusedError
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.log import interface_logger
 
-from ..fakes import MemoryHost
+from ..fakes import MemoryDevice, MemoryHost
 from ..packets import ipv4
 from .hostile import logged
 from .support import allowed, client_config, free_port, running, server_config
@@ -35,12 +38,17 @@ class Front:
     """Something in front of a server that looks at heads: ``refuse`` says what it answers to one. None: it passes;
     empty: it closes without an answer. The head of a PUT, or of a GET that asks for no WebSocket, is its method."""
 
-    def __init__(self, port: int, refuse: Callable[[str], bytes | None], *, holds_gets: str = "") -> None:
-        """``port``: the server's. ``holds_gets``: the ``answer`` to a GET stays here, or its ``body``."""
+    def __init__(
+        self, port: int, refuse: Callable[[str], bytes | None], *, holds_gets: str = "", resets: bool = False
+    ) -> None:
+        """``port``: the server's. ``holds_gets``: the ``answer`` to a GET stays here, or its ``body``. ``resets``: the
+        connection of a request that is refused is reset."""
         self._port = port
+        self._resets = resets
         self._refuse = refuse
         self._holds_gets = holds_gets
         self.seen: list[str] = []
+        self.cut: trio.Event | None = None  # ends the uploads that pass, with a 504
 
     async def serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -59,7 +67,9 @@ class Front:
         answer = self._refuse(kind)
         if answer is not None:
             await stream.send_all(answer)
-            if answer:  # as proxies do, so that unread bytes cause no reset that destroys the answer
+            if self._resets:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif answer:  # as proxies do, so that unread bytes cause no reset that destroys the answer
                 await stream.send_eof()
                 with trio.move_on_after(1):
                     async for _ in stream:
@@ -77,6 +87,10 @@ class Front:
 
             await upstream.send_all(head)
             nursery.start_soon(copy, stream, upstream)
+            if kind == "PUT" and self.cut is not None:
+                await self.cut.wait()
+                await stream.send_all(status(504))
+                return
             if kind == "GET" and self._holds_gets == "body":
                 answer = b""
                 while b"\r\n\r\n" not in answer:
@@ -109,6 +123,10 @@ class Case:
     def warnings(self) -> str:
         return "\n".join(it.getMessage() for it in self._log if it.levelno >= logging.WARNING)
 
+    @property
+    async def device(self) -> MemoryDevice:
+        return await self._host.device("a")
+
     async def until_carried_by(self, transport: str) -> None:
         """Until a packet has passed, over this."""
         hub, device = await self._host.device("hub"), await self._host.device("a")
@@ -123,16 +141,22 @@ class Case:
 
 @asynccontextmanager
 async def behind(
-    refuse: Callable[[str], bytes | None] = lambda kind: None, *, holds_gets: str = ""
+    refuse: Callable[[str], bytes | None] = lambda kind: None,
+    *,
+    holds_gets: str = "",
+    resets: bool = False,
+    rotate_s: tuple[float, float] | None = None,
 ) -> AsyncIterator[Case]:
     """A client behind such a front."""
     host, port, records = MemoryHost(), free_port(), dict[str, Record]()
-    front = Front(port, refuse, holds_gets=holds_gets)
+    front = Front(port, refuse, holds_gets=holds_gets, resets=resets)
     with logged() as log:
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, front.serve, listeners)
             entry = client_config("a", listeners[0].socket.getsockname()[1])
+            if rotate_s is not None:
+                entry = replace(entry, rotate_s=rotate_s)
             hub = server_config(port, allowed("a", "10.10.0.2"))
             async with running(host, hub, entry, records=records):
                 yield Case(host, records["a"], front, log)
@@ -148,6 +172,42 @@ async def test_a_refused_put_is_named_and_a_websocket_carries_the_packets(answer
         assert "using a WebSocket instead" in case.warnings
         assert "holds the upload back" not in case.warnings
         assert "does not know this token" not in case.warnings
+
+
+async def test_a_refusal_is_named_although_the_connection_is_reset_after_it() -> None:
+    """As by a proxy that closes without reading the rest of the body. Every packet that is sent meets the reset."""
+    async with behind(lambda kind: status(405) if kind == "PUT" else None, resets=True) as case:
+        device = await case.device
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                while True:
+                    device.send(UP)
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(send)
+            await case.until_carried_by("websocket")
+            nursery.cancel_scope.cancel()
+        assert "no upload to 127.0.0.1:" in case.warnings
+        assert case.warnings.count("answered 405") == case.warnings.count("\n") + 1, case.warnings
+
+
+async def test_a_download_that_is_often_replaced_hides_no_refused_upload() -> None:
+    """Nor is the refusal told again after each."""
+    async with behind(lambda kind: status(405) if kind == "PUT" else None, rotate_s=(0.5, 0.6)) as case:
+        await case.until_carried_by("websocket")
+        assert case.front.seen.count("GET") > 3
+        assert case.warnings.count("answered 405") == 2, case.warnings
+
+
+async def test_an_upload_that_a_proxy_ends_is_said_to_have_worked() -> None:
+    async with behind() as case:
+        case.front.cut = trio.Event()
+        await case.until_carried_by("http")
+        case.front.cut.set()
+        await until(lambda: "answered 504" in case.warnings, "the line")
+        assert "has ended an upload that worked" in case.warnings
+        assert "waited too long" not in case.warnings
 
 
 async def test_several_servers_in_turn() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -136,6 +137,20 @@ async def test_a_cut_wait_is_an_attempt_at_once(autojump_clock: Clock) -> None:
         await trio.sleep(0.1)
         assert len(script.attempts) >= count + 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_may_be_replaced_early_although_it_is_not_lost(autojump_clock: Clock) -> None:
+    gate = RetryGate()
+    for replace, lost in ((gate.rotate, False), (gate.wake, True)):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_after, 1.0, replace)
+            assert await gate.wait(10.0, trio.Event())
+        assert gate.take_woken() is lost
+
+
+async def run_after(seconds: float, function: Callable[[], None]) -> None:
+    await trio.sleep(seconds)
+    function()
 
 
 def test_backoff_is_full_jitter_between_nothing_and_a_growing_limit() -> None:

@@ -16,6 +16,7 @@ from tapotun_trio.datapath.rtt import RoundTrip
 from tapotun_trio.errors import PeerError
 from tapotun_trio.log import FLAPPING_BURST, interface_logger
 from tapotun_trio.peer.session_log import SessionLog
+from tapotun_trio.wire import control
 
 from ..fakes import MemoryHost
 from ..packets import ipv4
@@ -137,3 +138,28 @@ async def test_a_server_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> 
             await until(lambda: "connected" in caplog.text, "the session")
     [line] = ends(caplog)
     assert ": this server stops; " in line
+
+
+async def test_a_client_that_has_left_has_no_download_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Its BYE comes on the upload. A proxy that does not notice that the client has closed its download keeps it."""
+    caplog.set_level(logging.INFO, "tapotun")
+    port = free_port()
+    fields = "HTTP/1.1\r\nHost: x\r\nx-api-key: laptop\r\nx-tun-features: ctl\r\nx-tun-session: {}\r\n"
+    ours, other = (fields.format(digit * 32) for digit in "12")
+    bye = control.bye("the client is shutting down")
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(bye), bye)
+    async with running(MemoryHost(), server_config(port, allowed("laptop", "10.10.0.2"))):
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)) for _ in range(3)]
+            download, upload, second = streams
+            with trio.fail_after(30):
+                await download.send_all(f"GET /ip {ours}\r\n".encode())
+                assert b" 200 " in await download.receive_some()
+                head = f"PUT /ip {ours}x-tun-upload: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+                await upload.send_all(head.encode() + chunk)
+                received = b""
+                while not received.endswith(b"0\r\n\r\n"):
+                    received += await download.receive_some()
+                await second.send_all(f"GET /ip {other}x-tun-yield: 1\r\n\r\n".encode())
+                assert b" 200 " in await second.receive_some()
+            assert "the client ends the session: the client is shutting down" in caplog.text

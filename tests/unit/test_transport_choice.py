@@ -7,6 +7,8 @@ import logging
 import pytest
 
 from tapotun_trio.client.transport_choice import (
+    CUTS,
+    CUTS_S,
     GET_ANSWER_S,
     GET_RETRY_S,
     RETRY_LIMIT_S,
@@ -228,6 +230,18 @@ def test_a_refused_upload_is_not_held_back(
     assert text == f"no upload to h:80 passes: {failure}; using a WebSocket instead"
 
 
+@pytest.mark.parametrize("failure", [CLOSED, RESET], ids=lambda it: it.reason)
+def test_an_answer_says_more_than_the_reset_after_it(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture, failure: PeerError
+) -> None:
+    for it in (failure, refused(405), failure):
+        upload(selector, 0.0)
+        selector.upload_failed(it)
+    assert selector.try_websocket(4.0)
+    selector.websocket_opened(4.0)
+    assert told(caplog) == [f"no upload to h:80 passes: {refused(405)}; using a WebSocket instead"]
+
+
 def test_one_that_waits_behind_a_refused_one_is_held_back(
     selector: TransportSelector, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -379,3 +393,58 @@ def test_a_proxy_whose_server_is_away_for_a_moment_costs_no_minute(first: Transp
     assert first.get_failed(refused(404), 13.0)
     first.websocket_opened(13.0)
     assert first.websocket
+
+
+# ------------------------------------------------------------------ uploads that are ended again and again
+
+
+def cut(selector: TransportSelector, now: float, failure: PeerError = RESET, *, timed: bool = False) -> bool:
+    selector.upload_seen(upload(selector, now - 1.0), now - 0.9)
+    return selector.upload_cut(failure, now, timed=timed)
+
+
+def test_a_limit_of_their_size_is_known_from_two(selector: TransportSelector, caplog: pytest.LogCaptureFixture) -> None:
+    """Also next to a limit of time, for which they are replaced."""
+    assert not cut(selector, 10.0, refused(413), timed=True)
+    assert cut(selector, 11.0, refused(413), timed=True)
+    assert selector.websocket
+    selector.websocket_opened(11.0)
+    (text,) = told(caplog)
+    assert text == (f"uploads to h:80 arrive, and are ended again and again: {refused(413)}; using a WebSocket instead")
+    assert not selector.probes_http(11.0 + GET_RETRY_S - 1)
+    assert selector.probes_http(11.0 + GET_RETRY_S)
+    selector.http_works()
+    assert not cut(selector, 5000.0, refused(413))
+
+
+@pytest.mark.parametrize("failure", [RESET, CLOSED, refused(502)], ids=lambda it: it.reason)
+def test_other_ends_take_a_few_more(selector: TransportSelector, failure: PeerError) -> None:
+    assert [cut(selector, 10.0 * number, failure) for number in range(1, CUTS + 1)] == [False] * (CUTS - 1) + [True]
+
+
+def test_ends_now_and_then_are_no_reason(selector: TransportSelector) -> None:
+    assert not any(cut(selector, CUTS_S * number) for number in range(1, 3 * CUTS))
+
+
+def test_nor_are_those_which_a_rotation_prevents(selector: TransportSelector) -> None:
+    assert not any(cut(selector, float(number), timed=True) for number in range(1, 3 * CUTS))
+
+
+def test_nor_are_those_that_end_the_download_too(selector: TransportSelector) -> None:
+    for number in range(1, 3 * CUTS):
+        assert not cut(selector, float(number))
+        selector.download_ended()
+
+
+def test_where_no_websocket_passes_either_http_stays(
+    selector: TransportSelector, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut(selector, 10.0, refused(413))
+    assert cut(selector, 11.0, refused(413))
+    assert selector.websocket_failed(NO_WEBSOCKET, 11.1)
+    assert not selector.websocket
+    assert not cut(selector, 12.0, refused(413))
+    assert cut(selector, 11.1 + RETRY_S, refused(413))
+    (text,) = told(caplog)
+    assert "a WebSocket does not pass either" in text
+    assert "holds the upload back" not in text

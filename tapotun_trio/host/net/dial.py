@@ -52,12 +52,14 @@ async def connect(
     preparation: Preparation | None = None,
     resolver: Resolver | None = None,
     segment_limit: SegmentLimit | None = None,
+    present: str | None = None,
 ) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
     Resolves the name each time. The addresses at which ``resolver`` knows the server was found are tried too in three
     cases: the name does not resolve, none of its addresses answers, or none has answered after NAME_ALONE_S. They are
-    tried first if a program other than the server answered at every address of the name. The caller bounds the time. If
+    tried first if a program other than the server answered at every address of the name. With ``present``, the name is
+    not even looked up unless that address fails, or has not answered after NAME_ALONE_S. The caller bounds the time. If
     this call is cancelled, no socket stays open.
 
     Args:
@@ -67,6 +69,8 @@ async def connect(
         preparation: is told all addresses before the first of them is tried.
         resolver: remembers addresses from earlier connections. None: a new resolver is used, which remembers none.
         segment_limit: is called once for each address.
+        present: the IP address at which the server is connected already, for a connection that has to reach the same
+            machine. A name may have the addresses of several.
 
     Raises:
         PeerError: the name does not resolve, or no address answers. The text has the reason for each address, except
@@ -80,8 +84,22 @@ async def connect(
     stumbled, forgotten = trio.Event(), trio.Event()
     remembered = resolver.proven(host, port)
 
+    present_failed = trio.Event()
+
+    async def by_present(address: str) -> None:
+        if preparation is not None:
+            await preparation.remembered([address])
+        await race.run(await resolver.resolve(address, port))
+        present_failed.set()
+
+    async def wait_for_present() -> None:
+        if present is not None:
+            with trio.move_on_after(NAME_ALONE_S):
+                await present_failed.wait()
+
     async def by_name() -> None:
         nonlocal unresolved
+        await wait_for_present()
         try:
             addresses = interleave(await resolver.resolve(host, port))
         except PeerError as exc:
@@ -99,6 +117,7 @@ async def connect(
         stumbled.set()
 
     async def by_memory() -> None:
+        await wait_for_present()
         with trio.move_on_after(NAME_ALONE_S):
             await stumbled.wait()
         if isinstance(unresolved, ShortageError):
@@ -111,6 +130,8 @@ async def connect(
     try:
         async with trio.open_nursery() as nursery:
             race.scope = nursery.cancel_scope
+            if present is not None:
+                nursery.start_soon(by_present, present)
             nursery.start_soon(by_name)
             if remembered:
                 nursery.start_soon(by_memory)
