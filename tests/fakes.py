@@ -217,11 +217,17 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         return {it: self._host.current.get(it, CurrentRoute(1, None, it)) for it in addresses}
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
         await trio.lowlevel.checkpoint()
         if self._host.ways_fail:
             raise HostError("the kernel does not say")
-        return [it for it in self._host.attached if any(net.subnet_of(it.network) for net in networks)]
+        return [
+            it
+            for it in self._host.attached
+            if any(net.subnet_of(it.network) for net in networks) or any(map(it.network.subnet_of, within))
+        ]
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         await trio.lowlevel.checkpoint()

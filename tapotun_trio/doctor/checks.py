@@ -218,12 +218,14 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
     names = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
     everywhere, default = (machine.sysctls.get(name, 0) for name in names)
     found = 0
-    for what, needs_loose in (("the sources of clients of", _is_asymmetric), ("replies to marked packets of", _is_marked)):
+    for what, needs_loose in (
+        ("the sources of clients of", _is_asymmetric),
+        ("replies to marked packets of", _is_marked),
+    ):
         affected = [
             config.name
             for config in configs
-            if needs_loose(config, machine)
-            and max(everywhere, machine.rp_filters.get(config.name, default)) == STRICT
+            if needs_loose(config, machine) and max(everywhere, machine.rp_filters.get(config.name, default)) == STRICT
         ]
         if affected:
             found += 1
@@ -332,10 +334,11 @@ def _left_out(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
     remedies = {
         "attached": "nothing, if this machine may stay there; else renumber one of the two networks",
         "tunnel-network": "give the tunnel another network (the server's net)",
+        "tunnel-address": "give the tunnel another network (the server's net)",
         "martian": "",
     }
     for name, left_out in reported:
-        severity: Severity = "warning" if left_out.reason == "tunnel-network" else "note"
+        severity: Severity = "warning" if left_out.reason.startswith("tunnel-") else "note"
         text = f"{name}: left out: {left_out_text(left_out)}"
         yield Finding(severity, "left-out", text, remedies[left_out.reason])
     if not reported:

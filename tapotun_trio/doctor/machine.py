@@ -113,7 +113,9 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
         sysctls={name: value for name in _SYSCTLS if (value := _sysctl(name)) is not None},
         now=time.time(),
         rp_filters={
-            name: value for name in names if (value := _number_in(f"/proc/sys/net/ipv4/conf/{name}/rp_filter")) is not None
+            name: value
+            for name in names
+            if (value := _number_in(f"/proc/sys/net/ipv4/conf/{name}/rp_filter")) is not None
         },
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")),

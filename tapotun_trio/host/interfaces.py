@@ -133,9 +133,12 @@ class Network(Protocol):
 
         Raises HostError if the kernel does not answer."""
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
-        """Return the attached networks (see `netlink.attached`) that contain one of ``networks``. Networks of the
-        interface ``name`` do not count. Raises as `next_hop`."""
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
+        """Return the attached networks (see `netlink.attached`) that contain one of ``networks``, and those of at least
+        two addresses that lie in one of ``within``. Networks of the interface ``name`` do not count. Raises as
+        `next_hop`."""
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         """Return all IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""

@@ -144,7 +144,13 @@ def test_a_healthy_machine() -> None:
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
         (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
         # The interface's own filter, where it exists.
-        (replace(sysctl(rp_all=0, rp_default=0), rp_filters={"hub": 1}), PINNED, "failure", "rp_filter", "hub.rp_filter"),
+        (
+            replace(sysctl(rp_all=0, rp_default=0), rp_filters={"hub": 1}),
+            PINNED,
+            "failure",
+            "rp_filter",
+            "hub.rp_filter",
+        ),
         (replace(sysctl(rp_all=1, rp_default=1), rp_filters={"hub": 2}), PINNED, "note", "rp_filter", "strict"),
         (
             replace(sysctl(rp_all=1, rp_default=0), rp_filters={"hub": 0}),

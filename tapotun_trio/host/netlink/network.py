@@ -22,8 +22,8 @@ What a fwmark rule needs in addition, for packets of this machine itself:
 - Replies come in through the interface unmarked, and strict reverse path filtering (rp_filter=1) drops them, because
   the main table does not send to their source through this interface. The kernel uses the higher of the settings of
   "all" and of the interface. So if there is a rule, and strict mode would apply, we set loose mode (2) on our own
-  interface, and change nothing else. (`state` tells if somebody sets strict mode later.) A stricter setup is up to the operator: net.ipv4.conf.all.src_valid_mark=1, and
-  restoring the mark of incoming packets from conntrack.
+  interface, and change nothing else. `state` says if strict mode applies later. A stricter setup is up to the
+  operator: net.ipv4.conf.all.src_valid_mark=1, and restoring the mark of incoming packets from conntrack.
 - If the table has no route (the interface is down), the lookup continues with the main table.
 """
 
@@ -193,11 +193,13 @@ class Netlink:
             link = await self._reader.find_link(name=name)
             return await self._lookup.current_routes(0 if link is None else link.index, addresses, mark or 0)
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
         """As `Network.attached`."""
         async with self._lock:
             link = await self._link(name)
-            return await find_attached(self._kernel, link.index, networks)
+            return await find_attached(self._kernel, link.index, networks, within)
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         """As `Network.machine_addresses`."""
