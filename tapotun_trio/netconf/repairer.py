@@ -4,10 +4,10 @@ The reconciler calls `Repairer.look` after each change that the kernel reports, 
 compares the recorded items with the kernel's. Our own changes are recorded before they are made, so they cause no
 repair.
 
-Addresses, routes, rules, host routes and the MTU are put back, and so is the loose reverse path filter that a rule needs.
-A link that was set down stays down until it is set up
-again, and a renamed link keeps its new name, since a person may want either. A reload undoes both. If the interface was
-moved to another network namespace, a new one is made here, as after a deletion.
+Addresses, routes, rules, host routes and the MTU are put back, and so is the loose reverse path filter that a rule
+needs. A link that was set down stays down until it is set up again, and a renamed link keeps its new name, since a
+person may want either. A reload undoes both. If the interface was moved to another network namespace, a new one is
+made here, as after a deletion.
 """
 
 from __future__ import annotations

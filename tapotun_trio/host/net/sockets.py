@@ -78,7 +78,7 @@ def local_address(sock: socket.socket) -> str | None:
     if not isinstance(address, tuple):
         return None
     text = str(address[0]).partition("%")[0]
-    return None if text in ("0.0.0.0", "::") else text  # noqa: S104 - compared, not bound
+    return None if text in ("0.0.0.0", "::") else text
 
 
 class Connection:
