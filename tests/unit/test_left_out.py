@@ -298,8 +298,14 @@ async def test_pushed_martians_are_not_made() -> None:
             await nursery.start(run_interface, config, host, listeners, record)
             await until(lambda: halves[1] in standing(host))
             assert standing(host) == [ADDRESS, ELSEWHERE, *halves]
-            assert record.tunnel is not None
-            status = run_now(record.tunnel.status(InterfaceStatus(name="a", kind="client", state="up", since=MIDNIGHT)))
+
+            def shown() -> InterfaceStatus:
+                assert record.tunnel is not None
+                common = InterfaceStatus(name="a", kind="client", state="up", since=MIDNIGHT)
+                return run_now(record.tunnel.status(common))
+
+            await until(lambda: shown().peers[0].routes != [])  # told once the kernel has all of them
+            status = shown()
             assert [(it.route, it.reason) for it in status.left_out] == [(str(it.network), "martian") for it in pushes]
             assert status.peers[0].routes == [str(it.network) for it in (ELSEWHERE, *halves)]
             nursery.cancel_scope.cancel()
