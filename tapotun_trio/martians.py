@@ -20,6 +20,14 @@ _KINDS: Final = (
 
 MARTIANS: Final = tuple(network for network, _ in _KINDS)
 
+# The martians that no config can give to a host. (Linux treats 240.0.0.0/4 as unicast, and some operators use it.)
+HOSTLESS: Final = tuple(map(IPv4Network, ("255.255.255.255/32", "0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4")))
+
+
+def is_hostless(network: IPv4Network) -> bool:
+    """Whether no host can have an address of this network."""
+    return any(network.subnet_of(hostless) for hostless in HOSTLESS)
+
 
 def martian_kind(network: IPv4Network) -> str | None:
     """If all addresses of ``network`` are martians, return a phrase that follows "is"; else None.

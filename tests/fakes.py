@@ -22,6 +22,7 @@ from tapotun_trio.host.items import (
     NextHop,
     Route,
     RouteKey,
+    Rule,
 )
 from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange
 
@@ -157,7 +158,8 @@ class MemoryNetwork:
         if name in self._host.moved:
             return None
         now = self._host.renamed.get(name, name)
-        return LinkState(now, name not in self._host.down, self._host.mtus.get(name, 0))
+        is_strict = name in self._host.strict
+        return LinkState(now, name not in self._host.down, self._host.mtus.get(name, 0), is_strict)
 
     async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
         await trio.lowlevel.checkpoint()
@@ -184,6 +186,8 @@ class MemoryNetwork:
                 ]
             if item not in standing:
                 standing.append(item)
+            if isinstance(item, Rule):
+                self._host.strict.discard(name)
         if refused:
             raise ItemsRefused(refused)
 
@@ -213,11 +217,17 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         return {it: self._host.current.get(it, CurrentRoute(1, None, it)) for it in addresses}
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
         await trio.lowlevel.checkpoint()
         if self._host.ways_fail:
             raise HostError("the kernel does not say")
-        return [it for it in self._host.attached if any(net.subnet_of(it.network) for net in networks)]
+        return [
+            it
+            for it in self._host.attached
+            if any(net.subnet_of(it.network) for net in networks) or any(map(it.network.subnet_of, within))
+        ]
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         await trio.lowlevel.checkpoint()
@@ -251,6 +261,7 @@ class MemoryHost:
     def __init__(self) -> None:
         self.devices: dict[str, MemoryDevice] = {}
         self.mtus: dict[str, int] = {}
+        self.strict: set[str] = set()  # interfaces with a strict reverse path filter
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
         self.ways: dict[IPv4Address, NextHop] = {}  # without our interfaces
@@ -368,10 +379,10 @@ class MemoryHost:
             self.standing[name].remove(item)
         self.tell(name)
 
-    def tell(self, name: str, *, toggled: bool = False, moved: bool = False) -> None:
+    def tell(self, name: str, *, toggled: bool = False, moved: bool = False, returned: bool = False) -> None:
         """The kernel reports that something was done to an interface."""
         for watch in self._watching_links[self.index_of(name)]:
-            watch.send_nowait(InterfaceChange(toggled, moved))
+            watch.send_nowait(InterfaceChange(toggled, moved, returned=returned))
 
     @property
     def watchers(self) -> int:

@@ -367,7 +367,10 @@ class TunnelClient:
         """Renew the streams if the change affects them, or may help a client that has none. End streams whose local
         address is gone. The arguments are those of `path_watch.OnChange`."""
         renews = bool(concerned)
+        restarts = False
         if change is not None:
+            restarts = self.guard.has_lost_an_address(change.addresses)
+            renews |= restarts
             # If no address is known, the server's name did not resolve, and any change may help.
             renews |= not remotes and is_over(self._download)
             for stream in (self._download, self._upload):
@@ -383,7 +386,7 @@ class TunnelClient:
                 self._forget_path()
         if renews:
             routes = f"the route to {', '.join(sorted(concerned))} changed"
-            self.path_changed(routes if change is None else change.what)
+            self.path_changed(routes if change is None else change.what, restarts_attempts=restarts)
         elif change is not None:
             self._log.debug("%s: that concerns no stream", change.what)
 
@@ -393,13 +396,16 @@ class TunnelClient:
         self._selector.path_changed()
         self._ages.forget()
 
-    def path_changed(self, what: str) -> None:
-        """Something happened that streams may not have survived: replace them now, or try again now."""
+    def path_changed(self, what: str, *, restarts_attempts: bool = False) -> None:
+        """Something happened that streams may not have survived: replace them now, or try again now.
+
+        ``restarts_attempts``: an attempt in progress cannot succeed, so begin it again at once.
+        """
         self.failure_log.note("path", logging.INFO, f"{what}: renewing the streams")
         self.guard.mark_dirty()
         self.path_mtu.limits.forget()
-        self._download_gate.wake()
-        self._upload_gate.wake()
+        self._download_gate.wake(attempts_too=restarts_attempts)
+        self._upload_gate.wake(attempts_too=restarts_attempts)
 
     # -- downloads and WebSockets
 

@@ -16,9 +16,9 @@ from .backoff import Backoff
 # with one token end each other's streams.
 SETTLED_S: Final = 5.0
 
-# If the path changes during an attempt, the attempt is given up at this age: it may use a local address that is gone,
-# and then it cannot succeed. A younger attempt continues until it has this age, so that attempts can finish even during
-# a fast series of changes.
+# If the path changes during an attempt, the attempt is given up at this age, because its first packets may be lost. A
+# younger attempt continues until it has this age, so that attempts can finish even during a fast series of changes. (An
+# attempt whose local address is gone cannot succeed, and is given up at once.)
 ATTEMPT_S: Final = 3.0
 
 DUE_S: Final = 0.001  # below the resolution of the clocks that measure a stream's age and silence
@@ -71,12 +71,17 @@ class RetryGate:
             self._woken.add(scope)
             scope.cancel()
 
-    def wake(self) -> None:
+    def wake(self, *, attempts_too: bool = False) -> None:
         """As `rotate`, where the present stream may be lost already. Also end the present attempts, as soon as they are
-        ATTEMPT_S old."""
+        ATTEMPT_S old.
+
+        ``attempts_too``: end the attempts at once.
+        """
         self._was_woken = True
         self.rotate()
         for scope, began in self._attempts.items():
+            if attempts_too:
+                scope.cancel()
             scope.deadline = began + ATTEMPT_S
 
     def take_woken(self) -> bool:

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, Literal, cast
 
 from ..files import FileContent
-from ..martians import martian_kind
+from ..martians import is_hostless, martian_kind
 from . import parsers, urls
 from .conflicts import ServerConflictChecker
 from .context import LoadContext
@@ -373,6 +373,15 @@ class _ServerValidator:
         installs = self._node.get("install_routes", bool)
         good: list[IPv4Network] = []
         for path, route in self._context.parse_list(client, "routes", parsers.parse_ipv4_network):
+            if is_hostless(route) and not route.is_multicast:
+                problem = f"is {martian_kind(route)}, where no host can be"
+                self._findings.error(path, quote(str(route)), problem, "remove it")
+                continue
+            if route.is_multicast:
+                problem = (
+                    "is multicast: of all packets, this client gets only those that this machine itself sends there"
+                )
+                self._findings.warning(path, quote(str(route)), problem, "remove it, unless this is intended")
             good.append(route)
             is_inside = self._net is not None and _is_within(route, self._net.network)
             if not self._conflicts.route(path, route, client.path) or is_inside or not installs:

@@ -216,22 +216,41 @@ def _routes_for_others(config: ServerConfig) -> bool:
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     """The kernel uses the higher of ``all`` and the interface's own setting, which starts as ``default``."""
     names = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
-    highest = max(machine.sysctls.get(name, 0) for name in names)
-    affected = [config.name for config in configs if _is_asymmetric(config)]
-    if STRICT not in {machine.sysctls.get(name, 0) for name in names} or highest > STRICT:
+    everywhere, default = (machine.sysctls.get(name, 0) for name in names)
+    found = 0
+    for what, needs_loose in (
+        ("the sources of clients of", _is_asymmetric),
+        ("replies to marked packets of", _is_marked),
+    ):
+        affected = [
+            config.name
+            for config in configs
+            if needs_loose(config, machine) and max(everywhere, machine.rp_filters.get(config.name, default)) == STRICT
+        ]
+        if affected:
+            found += 1
+            text = f"a strict reverse path filter drops packets from {what} {', '.join(affected)}"
+            own = [f"net.ipv4.conf.{name}.rp_filter" for name in affected if name in machine.rp_filters]
+            yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in (*names, *own)))
+    if found:
+        return
+    if STRICT not in {everywhere, default} or max(everywhere, default) > STRICT:
         yield Finding("ok", "rp_filter", "no strict reverse path filter")
-    elif affected:
-        text = f"a strict reverse path filter drops packets from the sources of clients of {', '.join(affected)}"
-        yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in names))
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"
         yield Finding("note", "rp_filter", text)
 
 
-def _is_asymmetric(config: InterfaceConfig) -> bool:
+def _is_asymmetric(config: InterfaceConfig, _machine: Machine) -> bool:
     """Whether the interface's device has to accept packets from addresses that are not routed to it. With a mark the
-    answer is no, because the program then loosens the filter on the device itself."""
+    answer is no: see `_is_marked`."""
     return config.mark is None and isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
+
+
+def _is_marked(config: InterfaceConfig, machine: Machine) -> bool:
+    """Whether the interface exists and has a mark. The program has then loosened the filter on the device, and does so
+    again when another program makes it strict. So if it is strict now, it did not succeed."""
+    return config.mark is not None and config.name in machine.rp_filters
 
 
 def _clock(machine: Machine, configs: Sequence[InterfaceConfig]) -> Finding:
@@ -315,10 +334,11 @@ def _left_out(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
     remedies = {
         "attached": "nothing, if this machine may stay there; else renumber one of the two networks",
         "tunnel-network": "give the tunnel another network (the server's net)",
+        "tunnel-address": "give the tunnel another network (the server's net)",
         "martian": "",
     }
     for name, left_out in reported:
-        severity: Severity = "warning" if left_out.reason == "tunnel-network" else "note"
+        severity: Severity = "warning" if left_out.reason.startswith("tunnel-") else "note"
         text = f"{name}: left out: {left_out_text(left_out)}"
         yield Finding(severity, "left-out", text, remedies[left_out.reason])
     if not reported:

@@ -63,6 +63,7 @@ class Machine:
     reachable: IPv4 addresses at which other machines may reach it, each with its interface.
     left_over: destinations of host routes that killed processes left behind.
     conflicts: routes that would lead running clients into their own tunnels, each with the interface.
+    rp_filters: the reverse path filter of each interface that has to run here and exists: 0 off, 1 strict, 2 loose.
     managers: the running network managers; for each interface that has to run here, the kinds of items that they may
         remove with their current settings.
     forward_chains: chains of the firewall whose policy drops the packets that this machine forwards.
@@ -83,6 +84,7 @@ class Machine:
     reachable: tuple[tuple[IPv4Address, str], ...] = ()
     left_over: tuple[str, ...] = ()
     conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
+    rp_filters: Mapping[str, int] = field(default_factory=dict)
     managers: Mapping[Manager, Mapping[str, frozenset[Kind]]] = field(default_factory=dict)
     forward_chains: tuple[ForwardChain, ...] = ()
     left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
@@ -110,6 +112,11 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
         kernel=platform.release(),
         sysctls={name: value for name in _SYSCTLS if (value := _sysctl(name)) is not None},
         now=time.time(),
+        rp_filters={
+            name: value
+            for name in names
+            if (value := _number_in(f"/proc/sys/net/ipv4/conf/{name}/rp_filter")) is not None
+        },
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")),
         interfaces=_interfaces(),
@@ -179,8 +186,12 @@ def _footprint() -> Footprint:
 
 
 def _sysctl(name: str) -> int | None:
+    return _number_in("/proc/sys/" + name.replace(".", "/"))
+
+
+def _number_in(path: str) -> int | None:
     try:
-        return int(_text("/proc/sys/" + name.replace(".", "/")))
+        return int(_text(path))
     except ValueError:
         return None
 

@@ -120,6 +120,9 @@ class Network(Protocol):
         An item of ours that exists is replaced. If a route exists with another protocol number, it belongs to another
         program, and the new route is refused. A rule is added even if other programs have the same one.
 
+        With a rule, strict reverse path filtering is switched to loose on the interface, since it would drop the
+        replies to packets that the rule matches.
+
         A rule has to come after the route of its table, and has to be removed before it: a rule of ours without a route
         of ours counts as left by a killed run. (If that route is refused, the rule is not tried.)
 
@@ -148,9 +151,12 @@ class Network(Protocol):
 
         Raises HostError if the kernel does not answer."""
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
-        """Return the attached networks (see `netlink.attached`) that contain one of ``networks``. Networks of the
-        interface ``name`` do not count. Raises as `next_hop`."""
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
+        """Return the attached networks (see `netlink.attached`) that contain one of ``networks``, and those of at least
+        two addresses that lie in one of ``within``. Networks of the interface ``name`` do not count. Raises as
+        `next_hop`."""
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         """Return all IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
@@ -183,6 +189,8 @@ class InterfaceChange:
     Attributes:
         toggled: the interface was set down, or up, or both.
         moved: the interface was moved to another network namespace.
+        returned: no other program is to blame. All that happened is that another interface of this program, perhaps of
+            another process, lost routes that both wanted.
         senders: the netlink port numbers of the programs that made the change, usually process ids. 0 is the kernel
             itself.
     """
@@ -190,6 +198,7 @@ class InterfaceChange:
     toggled: bool = False
     moved: bool = False
     senders: frozenset[int] = frozenset()
+    returned: bool = False
 
 
 class OwnedName(Protocol):
@@ -240,7 +249,9 @@ class Host(Protocol):
         """Report the changes, from now on, after which an item of ours may be missing. These are changes to the
         interface ``index`` itself, which must be up when this is called, and the removal of any of its addresses,
         routes or host routes, or of our rules. The removal of a route counts even if another interface of ours had
-        taken the route over. Changes at the same time are reported as one. Lost notifications are reported as a change.
+        taken the route over, and so does the end of any other TUN interface, with which such routes vanish without a
+        notification. A reverse path filter that is set to another mode counts too. Changes at the same time are
+        reported as one. Lost notifications are reported as a change.
 
         Closed at exit. Cancel-safe, and raises as `open_changes`.
 

@@ -130,11 +130,18 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """The current state of an interface of ours in the kernel. ``up``: the administrative state; ``mtu``: in bytes."""
+    """The current state of an interface of ours in the kernel.
+
+    Attributes:
+        up: the administrative state.
+        mtu: in bytes.
+        is_strict: strict reverse path filtering (rp_filter 1) applies to packets from the interface.
+    """
 
     name: str
     up: bool
     mtu: int
+    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,14 +74,18 @@ class InstalledItems:
                 self._route_keys = keys
         return missing
 
-    async def put_back(self, missing: Sequence[Item]) -> None:
+    async def put_back(self, missing: Sequence[Item], *, rules: bool = False) -> None:
         """Set the MTU, set the link up, and add the ``missing`` items (from `absent`) again. Host routes are left out:
         the transport guard decides which of them are needed.
+
+        ``rules``: add all rules again too, and with them what they need of the interface (`Network.add`).
 
         Raises HostError; the items stay recorded.
         """
         if self._mtu is not None:
             await self.network.link_up(self._name, self._mtu)
+        if rules:
+            missing = [*missing, *(item for item in self.items if isinstance(item, Rule) and item not in missing)]
         if not missing:
             return
         if misplaced := _misplaced(self.items, missing):

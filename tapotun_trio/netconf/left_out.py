@@ -8,16 +8,20 @@ The rules:
   to which another interface attaches this machine. The metrics do not matter. A wider pushed route stays, because the
   kernel prefers the longer prefix of the attached network anyway.
 - The network of the tunnel's own address is pushed too. If it lies in an attached network, the interface keeps the
-  address, but without the route to its network. The networks of other tunnels of this program do not count here,
-  because two clients of one server are in the same network.
+  address, but without the route to its network. If an attached network lies in it, the kernel prefers that one, so this
+  part of the tunnel's network cannot be reached. That is reported.
+- If the tunnel's address itself lies in an attached network, a machine there may have the same address. The interface
+  keeps the address, since the tunnel is of no use without it, and so that machine cannot be reached. That is reported.
+- For these two, the networks of other tunnels of this program do not count, because two clients of one server are in
+  the same network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
-from typing import Final
+from typing import Final, TypeGuard
 
 from ..host.items import MAIN_TABLE, Address, AttachedNetwork, Item, Route
 from ..martians import martian_kind
@@ -28,105 +32,128 @@ _HOST: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """One pushed network that is left out.
+    """One pushed network, or a part of it, that is left out.
 
     Attributes:
-        item: the pushed route, or the pushed address whose network is left out.
-        attached: the attached network that contains it; None if it is left out for another reason.
+        reason: see docs/status.md.
+        item: the pushed route, or the pushed address.
+        network: what is left out.
+        attached: the attached network that wins; None if there is another reason.
     """
 
+    reason: LeftOutReason
     item: Route | Address
+    network: IPv4Network
     attached: AttachedNetwork | None = None
 
     @property
-    def reason(self) -> LeftOutReason:
-        if self.attached is None:
-            return "martian"
-        return "attached" if isinstance(self.item, Route) else "tunnel-network"
-
-    @property
-    def network(self) -> IPv4Network:
-        return _network_of(self.item)
+    def key(self) -> tuple[LeftOutReason, Item, IPv4Network]:
+        """It stays the same while another interface attaches this machine to the same network."""
+        return self.reason, self.item, self.network
 
 
-def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> frozenset[IPv4Network]:
-    """Return the pushed networks that have to be compared with the attached ones."""
-    found = (_as_pushed_network(item, pushed) for item in items)
-    return frozenset(_network_of(item) for item in found if item is not None)
+def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> tuple[frozenset[IPv4Network], ...]:
+    """Return the networks of which the attached ones have to be known that contain one, and the networks of which those
+    have to be known that lie in one."""
+    around: set[IPv4Network] = set()
+    within: set[IPv4Network] = set()
+    for item in items:
+        if isinstance(item, Address):
+            around |= {item.interface.network, IPv4Network(item.interface.ip)}
+            within.add(item.interface.network)
+        elif _is_pushed_route(item, pushed):
+            around.add(item.network)
+    return frozenset(around), frozenset(within)
 
 
 def leave_out(
     items: Sequence[Item], pushed: Collection[Item], attached: Sequence[AttachedNetwork]
 ) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
-    """Return the items that remain, and the ones that are left out."""
+    """Return the items that remain, and what is left out."""
     remaining: list[Item] = []
     left_out: list[LeftOut] = []
+    others = [each for each in attached if not each.is_tunnel]
     for item in items:
-        pushed_item = _as_pushed_network(item, pushed)
-        around = None if pushed_item is None else _around(pushed_item, attached)
-        if pushed_item is None:
-            remaining.append(item)
-        elif isinstance(pushed_item, Route) and martian_kind(pushed_item.network) is not None:
-            left_out.append(LeftOut(pushed_item))
-        elif around is None:
-            remaining.append(item)
-        else:
-            left_out.append(LeftOut(pushed_item, around))
-            if isinstance(pushed_item, Address):
-                remaining.append(Address(IPv4Interface((pushed_item.interface.ip, _HOST))))
+        if isinstance(item, Address):
+            found = list(_left_out_of_address(item, others))
+            left_out += found
+            if any(each.reason == "tunnel-network" and each.network == item.interface.network for each in found):
+                item = Address(IPv4Interface((item.interface.ip, _HOST)))
+        elif _is_pushed_route(item, pushed):
+            if martian_kind(item.network) is not None:
+                left_out.append(LeftOut("martian", item, item.network))
+                continue
+            if (around := _around(item.network, attached)) is not None:
+                left_out.append(LeftOut("attached", item, item.network, around))
+                continue
+        remaining.append(item)
     return tuple(remaining), tuple(left_out)
 
 
-def _as_pushed_network(item: Item, pushed: Collection[Item]) -> Route | Address | None:
-    """Return the item if it routes a network that the server pushed; else None."""
-    match item:
-        case Address(interface) if interface.network.prefixlen < _HOST:
-            return item
-        case Route(table=table) if table == MAIN_TABLE and item in pushed:
-            return item
-        case _:
-            return None
+def _left_out_of_address(item: Address, others: Sequence[AttachedNetwork]) -> Iterator[LeftOut]:
+    own, ip = item.interface.network, IPv4Network(item.interface.ip)
+    if own.prefixlen < _HOST:
+        if (around := _around(own, others)) is not None:
+            yield LeftOut("tunnel-network", item, own, around)
+        else:
+            parts = {each.network: each for each in others if own.prefixlen < each.network.prefixlen < _HOST}
+            for part, each in parts.items():
+                if _contains(own, part):
+                    yield LeftOut("tunnel-network", item, part, each)
+    if (around := _around(ip, others)) is not None:
+        yield LeftOut("tunnel-address", item, ip, around)
 
 
-def _network_of(item: Route | Address) -> IPv4Network:
-    return item.network if isinstance(item, Route) else item.interface.network
+def _is_pushed_route(item: Item, pushed: Collection[Item]) -> TypeGuard[Route]:
+    return isinstance(item, Route) and item.table == MAIN_TABLE and item in pushed
 
 
-def _around(item: Route | Address, attached: Iterable[AttachedNetwork]) -> AttachedNetwork | None:
-    """Return the attached network in which the item's network lies; None if there is none."""
-    network = _network_of(item)
-    for other in attached:
-        if _contains(other, network) and not (other.is_tunnel and isinstance(item, Address)):
-            return other
-    return None
+def _around(network: IPv4Network, attached: Iterable[AttachedNetwork]) -> AttachedNetwork | None:
+    """Return the first attached network that contains ``network``; None if there is none."""
+    return next((each for each in attached if _contains(each.network, network)), None)
 
 
-def _contains(attached: AttachedNetwork, network: IPv4Network) -> bool:
-    outer = attached.network
-    first = int(network.network_address) & int(outer.netmask)
-    return network.prefixlen >= outer.prefixlen and first == int(outer.network_address)
+def _contains(outer: IPv4Network, inner: IPv4Network) -> bool:
+    first = int(inner.network_address) & int(outer.netmask)
+    return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
 
 
 def describe_left_out(left_out: LeftOut) -> str:
     """One line for the log."""
-    network, attached = left_out.network, left_out.attached
+    network, attached, item = left_out.network, left_out.attached, left_out.item
     if attached is None:
         return f"pushed route {network} is left out: it is {martian_kind(network)}; remove it from the server's config"
-    if isinstance(left_out.item, Route):
+    if isinstance(item, Route):
         return (
             f"pushed route {network} is left out while {attached.device} attaches this machine to {attached.network}, "
             "which wins"
         )
+    remedy = "give the tunnel another network in the server's config"
+    address = f"address {item.interface}, which the server gave,"
+    if left_out.reason == "tunnel-address":
+        if attached.network == network:
+            return f"{address} is one that this machine has already, on {attached.device}; {remedy}"
+        return (
+            f"{address} is in network {attached.network}, to which {attached.device} attaches this machine: another "
+            f"machine there that has the address cannot be reached; {remedy}"
+        )
+    if network == item.interface.network:
+        return (
+            f"{address} is in network {attached.network}, to which {attached.device} attaches this machine and which "
+            f"wins: the tunnel's network {network} cannot be reached; {remedy}"
+        )
     return (
-        f"address {left_out.item.interface}, which the server gave, is in network {attached.network}, to which "
-        f"{attached.device} attaches this machine and which wins: the tunnel's network {network} cannot be reached; "
-        "give the tunnel another network in the server's config"
+        f"{attached.device} attaches this machine to {network}, which is a part of the tunnel's network "
+        f"{item.interface.network} and wins: the tunnel's machines in that part cannot be reached; {remedy}"
     )
 
 
 def describe_back(left_out: LeftOut) -> str:
     """Return a line for the log, which says that a network is used again instead of being left out."""
-    assert left_out.attached is not None, "martians do not change"
-    what = f"pushed route {left_out.network}" if isinstance(left_out.item, Route) else f"network {left_out.network}"
     attached = left_out.attached
-    return f"{what} is used again: {attached.device} no longer attaches this machine to {attached.network}"
+    assert attached is not None, "martians do not change"
+    gone = f"{attached.device} no longer attaches this machine to {attached.network}"
+    if left_out.reason == "tunnel-address":
+        return f"no attached network contains address {left_out.network.network_address} any more: {gone}"
+    what = "pushed route" if isinstance(left_out.item, Route) else "network"
+    return f"{what} {left_out.network} is used again: {gone}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from ipaddress import IPv4Network
 from typing import Final
 
 import trio
@@ -31,7 +30,7 @@ class PushFilter:
     def __init__(self, log: Log) -> None:
         self._log = log
         self.left_out: tuple[LeftOut, ...] = ()
-        self._compared: frozenset[IPv4Network] = frozenset()  # compared by the newest decision
+        self._compared = networks_to_compare((), ())  # by the newest decision
         self._attached: list[AttachedNetwork] = []
         self._new_lines, self._back_lines, self._failure_lines = flap_damped(), flap_damped(), flap_damped()
 
@@ -42,7 +41,7 @@ class PushFilter:
         """
         self._compared = networks_to_compare(desired.items, desired.pushed)
         try:
-            self._attached = await network.attached(name, self._compared)
+            self._attached = await network.attached(name, *self._compared)
         except HostError as exc:
             text = f"cannot find out to which networks this machine is attached: {exc}"
             self._failure_lines.log(self._log, logging.WARNING, trio.current_time(), text)
@@ -53,14 +52,15 @@ class PushFilter:
 
     async def is_outdated(self, network: Network, name: str) -> bool:
         """Whether the attached networks have changed since the newest decision. Raises HostError."""
-        return set(await network.attached(name, self._compared)) != set(self._attached)
+        return set(await network.attached(name, *self._compared)) != set(self._attached)
 
     def _log_changes(self, before: Sequence[LeftOut], now: Sequence[LeftOut], desired: DesiredState) -> None:
-        items_before, items_now = {it.item for it in before}, {it.item for it in now}
-        new = [describe_left_out(it) for it in now if it.item not in items_before]
+        keys_before, keys_now = {it.key for it in before}, {it.key for it in now}
+        new = [describe_left_out(it) for it in now if it.key not in keys_before]
         self._log_lines(new, logging.WARNING)
         wanted = set(desired.items)
-        self._log_lines([describe_back(it) for it in before if it.item in wanted - items_now], logging.INFO)
+        back = [describe_back(it) for it in before if it.key not in keys_now and it.item in wanted]
+        self._log_lines(back, logging.INFO)
 
     def _log_lines(self, lines: Sequence[str], level: int) -> None:
         limit = self._new_lines if level == logging.WARNING else self._back_lines

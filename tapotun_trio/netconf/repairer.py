@@ -4,16 +4,17 @@ The reconciler calls `Repairer.look` after each change that the kernel reports, 
 compares the recorded items with the kernel's. Our own changes are recorded before they are made, so they cause no
 repair.
 
-Addresses, routes, rules, host routes and the MTU are put back. A link that was set down stays down until it is set up
-again, and a renamed link keeps its new name, since a person may want either. A reload undoes both. If the interface was
-moved to another network namespace, a new one is made here, as after a deletion.
+Addresses, routes, rules, host routes and the MTU are put back, and so is the loose reverse path filter that a rule
+needs. A link that was set down stays down until it is set up again, and a renamed link keeps its new name, since a
+person may want either. A reload undoes both. If the interface was moved to another network namespace, a new one is
+made here, as after a deletion.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -70,15 +71,25 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What is missing: ``items``, and the right MTU if ``mtu`` is set. ``mtu`` is the wrong value that the interface
-    has."""
+    """What is missing.
+
+    Attributes:
+        items: these items.
+        mtu: the wrong MTU that the interface has; None: it is right.
+        is_strict: strict reverse path filtering was switched on, and there is a rule.
+    """
 
     items: Sequence[Item]
-    mtu: int | None
-    wanted_mtu: int | None
+    mtu: int | None = None
+    wanted_mtu: int | None = None
+    is_strict: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.items) or self.mtu is not None
+        return bool(self.items) or not self.is_items_only
+
+    @property
+    def is_items_only(self) -> bool:
+        return self.mtu is None and not self.is_strict
 
     @property
     def kinds(self) -> set[Kind]:
@@ -91,6 +102,8 @@ class _Loss:
             parts.append(f"{len(self.items) - _NAMED} more")
         if self.mtu is not None:
             parts.append(f"MTU {self.wanted_mtu} (it was set to {self.mtu})")
+        if self.is_strict:
+            parts.append("the loose reverse path filter (strict drops replies to marked packets)")
         return ", ".join(parts)
 
 
@@ -110,7 +123,7 @@ class Repairer:
         # Items that the kernel refused at the last try have a limit of their own, since they may stay refused for ever.
         self._refused: frozenset[Item] = frozenset()
         self._refused_limit = RepairLimit()
-        self._lines = flap_damped()
+        self._lines, self._returned_lines = flap_damped(), flap_damped()
         self._down = False
         self._seen_name = name
         self._stuck = False  # whether a warning has said that something stays missing
@@ -165,29 +178,33 @@ class Repairer:
             await self._installed.restore("a reload" if done else "another program")
         loss = await self._loss(state)
         if loss:
-            done += await self._repair(loss, change.senders, forced=forced)
+            done += await self._repair(loss, change, forced=forced)
         else:
             self._settle()
         return done
 
     async def _loss(self, state: LinkState) -> _Loss:
         wanted = self._installed.mtu
-        return _Loss(await self._installed.absent(), None if state.mtu in (0, wanted) else state.mtu, wanted)
+        is_strict = state.is_strict and any(isinstance(item, Rule) for item in self._installed.items)
+        mtu = None if state.mtu in (0, wanted) else state.mtu
+        return _Loss(await self._installed.absent(), mtu, wanted, is_strict)
 
-    async def _repair(self, loss: _Loss, senders: Collection[int], *, forced: bool) -> list[str]:
-        now = trio.current_time()
-        tried = self._refused.issuperset(loss.items) and loss.mtu is None
+    async def _repair(self, loss: _Loss, change: InterfaceChange, *, forced: bool) -> list[str]:
+        now, senders = trio.current_time(), change.senders
+        tried = self._refused.issuperset(loss.items) and loss.is_items_only
         limit = self._refused_limit if tried else self._limit
-        if not forced and limit.wait_s(now):
+        returned = change.returned and loss.is_items_only and all(isinstance(item, Route) for item in loss.items)
+        if not forced and not returned and limit.wait_s(now):
             rests = limit.rests(now)
             why = "another program takes it away again and again" if rests else "another program took it away"
             await self._stay_missing(loss, why, senders, limit, warn=rests)
             return []
-        limit.repaired(now)
+        if not returned:
+            limit.repaired(now)
         refusal: ItemsRefused | None = None
         try:
             try:
-                await self._installed.put_back(loss.items)
+                await self._installed.put_back(loss.items, rules=loss.is_strict)
             except ItemsRefused as exc:
                 refusal = exc
             if any(isinstance(item, HostRoute) for item in loss.items):
@@ -199,9 +216,11 @@ class Repairer:
             return []
         self._refused = frozenset() if refusal is None else frozenset(refusal.refused)
         if refusal is None:
+            if returned:
+                return self._tell_returned(loss)
             return [await self._tell(loss, senders, told=forced or self._stuck)]
-        left = _Loss(list(refusal.refused), None, loss.wanted_mtu)
-        if back := _Loss([item for item in loss.items if item not in self._refused], loss.mtu, loss.wanted_mtu):
+        left = _Loss(list(refusal.refused))
+        if back := replace(loss, items=[item for item in loss.items if item not in self._refused]):
             await self._tell(back, senders, told=forced, settled=False)
         await self._stay_missing(left, str(refusal), senders, self._refused_limit, warn=True)
         if forced:
@@ -214,7 +233,7 @@ class Repairer:
         self._health.repairs += 1
         if settled:
             self._settle()
-        if all(isinstance(item, HostRoute) for item in loss.items) and loss.mtu is None:
+        if all(isinstance(item, HostRoute) for item in loss.items) and loss.is_items_only:
             # No program is blamed: the kernel itself removes host routes with the device or the address that they
             # depend on.
             self._log.info("%s was gone: looked again for the way past this interface", loss)
@@ -222,6 +241,13 @@ class Repairer:
             text = f"another program took away {loss}: put back{await self._blame(loss, senders)}"
             self._lines.log(self._log, logging.WARNING, trio.current_time(), text)
         return f"put back {loss}"
+
+    def _tell_returned(self, loss: _Loss) -> list[str]:
+        """Log that ``loss`` was added again. It is no repair, because no other program did anything."""
+        self._settle()
+        text = f"another interface of this program had {loss} and is gone: added here again"
+        self._returned_lines.log(self._log, logging.INFO, trio.current_time(), text)
+        return [f"added {loss} again"]
 
     async def _set_up(self, state: LinkState) -> list[str]:
         done: list[str] = []
@@ -273,7 +299,7 @@ class Repairer:
         self._due.set()
 
     async def _blame(self, loss: _Loss, senders: Iterable[int]) -> str:
-        """Return the end of a sentence that names the likely program and the remedy; empty if no program is found."""
+        """Return the end of a sentence that names the likely program and the remedy; empty if neither is known."""
         kinds, found, certain = loss.kinds, list[Manager](), False
         try:
             with trio.move_on_after(_BLAME_S):
@@ -283,10 +309,11 @@ class Repairer:
         except Exception as exc:
             if shortage_of(exc, "") is None:
                 raise  # a shortage costs only the name of the program, not the repair
-        if not found:
-            return ""
         verb = "did it" if certain else "runs here and does such things"
-        return "; " + "; ".join(f"{manager} {verb}: {remedy(manager, kinds, self._name)}" for manager in found)
+        hints = [f"{manager} {verb}: {remedy(manager, kinds, self._name)}" for manager in found]
+        if loss.is_strict:  # no program leaves a trace
+            hints.append("look for rp_filter in /etc/sysctl.conf, the files of /etc/sysctl.d, and firewall scripts")
+        return "".join(f"; {hint}" for hint in hints)
 
 
 def _renamed(now: str, wanted: str) -> str:

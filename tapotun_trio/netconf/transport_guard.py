@@ -10,6 +10,7 @@ changes of the networks to which this machine is attached.
 from __future__ import annotations
 
 import logging
+import socket
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import trio
 from ..errors import EndReason, HostError, PeerError
 from ..host.interfaces import Network
 from ..host.items import DesiredState, HostRoute, Item, NextHop
-from ..host.net.sockets import Connection
+from ..host.net.sockets import Connection, local_address
 from ..log import Log, RateLimitedLog, flap_damped
 from .push_filter import PushFilter
 from .transport_routes import Conflict, Decision, decide, describe, makes_local
@@ -60,6 +61,7 @@ class TransportGuard:
         self.push_filter = PushFilter(log)
         self.on_new_remotes: Callable[[], None] = lambda: None
         self._trying: Counter[IPv4Address] = Counter()
+        self._attempts: set[Attempt] = set()  # that are in progress
         self._connections: list[Connection] = []
         self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
         self._tried: frozenset[str] = frozenset()  # the newest attempt's addresses of both families
@@ -93,9 +95,11 @@ class TransportGuard:
     def attempt(self) -> Iterator[Attempt]:
         """Hold this while a connection is made."""
         attempt = Attempt(self)
+        self._attempts.add(attempt)
         try:
             yield attempt
         finally:
+            self._attempts.discard(attempt)
             self._trying.subtract(attempt.addresses)
             self._trying = +self._trying
 
@@ -135,6 +139,14 @@ class TransportGuard:
         address = _ipv4(remote or "")
         if address is not None:
             self._last = frozenset({address})
+
+    def has_lost_an_address(self, local_addresses: frozenset[str]) -> bool:
+        """Whether a connection that is open or being made has a local address that is not one of these."""
+        sockets = (sock for attempt in self._attempts for sock in attempt.sockets)
+        local = [connection.local_address for connection in self._connections] + [
+            local_address(sock) for sock in sockets
+        ]
+        return any(each is not None and each not in local_addresses for each in local)
 
     # -- when to decide again
 
@@ -292,6 +304,7 @@ class Attempt:
     def __init__(self, guard: TransportGuard) -> None:
         self._guard = guard
         self.addresses: tuple[IPv4Address, ...] = ()
+        self.sockets: list[socket.socket] = []
 
     async def resolved(self, addresses: Sequence[str]) -> None:
         """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
@@ -304,6 +317,10 @@ class Attempt:
     def unresolved(self) -> None:
         """As `TransportGuard.unresolved`."""
         self._guard.unresolved()
+
+    def connecting(self, sock: socket.socket) -> None:
+        """As `Preparation.connecting`."""
+        self.sockets.append(sock)
 
     def _add(self, addresses: Sequence[str]) -> list[IPv4Address]:
         found = [address for address in map(_ipv4, addresses) if address is not None]

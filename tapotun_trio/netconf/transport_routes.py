@@ -16,7 +16,8 @@ The rules, for each address of the transport:
   capture it stay. When a route to it appears, the kernel reports that change; until then, without the items, packets
   for the tunnel would leave by other routes.
 - An interface address that is the server's own, or makes the server's address a broadcast address, is always
-  left out: the kernel looks up its local table first, so no route helps.
+  left out: the kernel looks up its local table first, so no route helps. The same holds for the gateway to the server:
+  if its address were one of this machine, the kernel would no longer answer it, and its packets would be martians.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Conflict:
 
     Attributes:
         network: the route's network.
-        address: the transport's address.
+        address: the transport's address, or the gateway to it if that is captured.
         action: what was done about it.
         item: makes the route; None: the route is not ours.
         next_hop: how the address is reached without the interface; None: not at present.
@@ -96,10 +97,11 @@ def decide(
             if action is None:
                 continue
             network, table = _expect_route_of(item)
-            conflicts.append(Conflict(network, address, action, item, next_hop))
+            gateway = _captured_gateway(item, next_hop)
+            conflicts.append(Conflict(network, gateway or address, action, item, next_hop))
             if action == "excepted" and next_hop is not None:
                 exceptions[address, table] = _host_route(address, next_hop, table)
-            elif isinstance(item, Address) and not makes_local(item.interface, address):
+            elif isinstance(item, Address) and not (gateway or makes_local(item.interface, address)):
                 narrowed.add(item)
             else:
                 dropped.add(item)
@@ -148,6 +150,8 @@ def _action(item: Item, address: IPv4Address, next_hop: NextHop | None, *, withd
         return "left-out"
     if next_hop is None:
         return None
+    if _captured_gateway(item, next_hop) is not None:
+        return "left-out"
     if not next_hop.usable or _expect_route_of(item)[0].prefixlen == _HOST:
         return "left-out"
     return "excepted"
@@ -164,6 +168,8 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
         return False
     if isinstance(item, Address) and makes_local(item.interface, address):
         return True  # the route is in the kernel's local table, which comes before all others
+    if _captured_gateway(item, next_hop) is not None:
+        return True
     network, table = route
     if address not in network:
         return False
@@ -177,6 +183,14 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
     # Of two routes with equal prefixes the kernel uses the one with the lower metric. Ours has metric 0, and the kernel
     # refuses a second route with that metric.
     return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, 0)
+
+
+def _captured_gateway(item: Item, next_hop: NextHop | None) -> IPv4Address | None:
+    """The gateway, if the item is an address that makes it one of this machine, or a broadcast address; else None."""
+    gateway = None if next_hop is None else next_hop.gateway
+    if isinstance(item, Address) and isinstance(gateway, IPv4Address) and makes_local(item.interface, gateway):
+        return gateway
+    return None
 
 
 def _route_of(item: Item) -> tuple[IPv4Network, int] | None:
@@ -206,6 +220,9 @@ def describe(conflicts: Sequence[Conflict]) -> str:
     """One phrase for a log line about conflicts over one address that had the same outcome."""
     first = conflicts[0]
     text = f"{_cause(first)} covers {first.address}, where the tunnel's own connections go"
+    if isinstance(first.item, Address) and first.next_hop is not None and first.address == first.next_hop.gateway:
+        address = f"address {first.item.interface}, which the server gave,"
+        text = f"{address} would replace the gateway {first.address} of the tunnel's own connections"
     if len(conflicts) > 1:
         text += f" (and so do {len(conflicts) - 1} more)"
     return f"{text}: {_outcome(first)}"

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import chain
 from typing import Final, Literal, Self
 
-from ..martians import MARTIANS
+from ..martians import HOSTLESS, MARTIANS
 from .prefixes import PrefixTable, host_network
 
 TO_DEVICE: Final = -1  # into the server's TUN
@@ -47,7 +47,8 @@ class Router:
             make a client an owner), and that is no martian (`martians`); ``off``: any address.
 
     The longest matching prefix decides who owns an address. So a client with the route 0.0.0.0/0 does not own martians
-    or the server's addresses, but a client with a longer prefix within them does.
+    or the server's addresses, but a client with a longer prefix within them does. No client may use an address that no
+    host can have (`HOSTLESS`).
 
     Methods take addresses as 4 bytes in network order.
     """
@@ -96,6 +97,7 @@ class Router:
         self._clients = yield from PrefixTable.in_steps(owned)
         servers = [(host_network(address), _SERVER) for address in addresses]
         martians = [(network, _NOBODY) for network in MARTIANS]
+        self._hostless = PrefixTable([(network, True) for network in HOSTLESS])
         self._owners = yield from PrefixTable.in_steps(chain(martians, servers, owned))
         self._client_addresses = client_addresses
         self._machine: frozenset[int] = frozenset()
@@ -148,6 +150,8 @@ class Router:
     def _may_use(self, sender: int, source: int) -> bool:
         if self._source_check == "off":
             return True
+        if self._hostless.lookup(source) is not None:
+            return False
         if source in self._machine:
             return self._client_addresses.get(source) == sender
         owner = self._owners.lookup(source)

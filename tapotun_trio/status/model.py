@@ -30,9 +30,10 @@ PeerState: TypeAlias = Literal["connected", "connecting", "replaced", "offline"]
 # made. withdrawn: removed while there is no session. captured: others made it, and the operator has to remove it.
 TransportAction: TypeAlias = Literal["excepted", "left-out", "withdrawn", "captured"]
 
-# Why a pushed network is left out. attached: this machine is attached to that network. tunnel-network: the tunnel's own
-# address is in that network. martian: no packet is ever routed there.
-LeftOutReason: TypeAlias = Literal["attached", "tunnel-network", "martian"]
+# Why a pushed network is left out. attached: this machine is attached to that network. tunnel-network: the same, for
+# the network of the tunnel's own address, or for a part of it. tunnel-address: the tunnel's own address is in that
+# network, where another machine may have it. martian: no packet is ever routed there.
+LeftOutReason: TypeAlias = Literal["attached", "tunnel-network", "tunnel-address", "martian"]
 
 
 class RoundTripStatus(Struct, frozen=True, kw_only=True, gc=False):

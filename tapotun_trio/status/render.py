@@ -332,6 +332,12 @@ def left_out_text(left_out: LeftOutStatus) -> str:
             return f"pushed route {left_out.route}: {attached}, which wins"
         case "tunnel-network":
             return f"the tunnel's network {left_out.route}: {attached}, which wins; the server's net should be another"
+        case "tunnel-address" if left_out.network == left_out.route:
+            own = f"the tunnel's address {left_out.route}"
+            return f"{own}: {left_out.device} has it too; the server's net should be another"
+        case "tunnel-address":
+            own = f"the tunnel's address {left_out.route}"
+            return f"{own}: {attached}, where a machine with that address cannot be reached"
         case "martian":
             return f"pushed route {left_out.route}: no packet is ever routed there; remove it from the server's config"
 

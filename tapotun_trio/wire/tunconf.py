@@ -14,11 +14,12 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from struct import Struct
 from typing import Final, Literal
 
 from ..errors import EndReason, PeerError
+from ..martians import is_hostless
 
 _FIXED: Final = Struct("<HB")
 _GENERATION_1_BYTES: Final = 7
@@ -93,9 +94,7 @@ def decode(value: str) -> TunConf:
 
 def usable(addresses: Sequence[IPv4Interface]) -> bool:
     """Whether there is at least one address, none is there twice, and an interface can have each of them."""
-    return 0 < len(addresses) == len(set(addresses)) and not any(
-        a.ip.is_multicast or a.ip.is_unspecified or a.ip.is_loopback or a.ip == _BROADCAST for a in addresses
-    )
+    return 0 < len(addresses) == len(set(addresses)) and not any(is_hostless(IPv4Network(a.ip)) for a in addresses)
 
 
 def _address(packed: bytes, prefix: int) -> IPv4Interface:
@@ -106,9 +105,6 @@ def _route(packed: bytes) -> IPv4Network:
     if packed[4] > 32:
         raise _bad(f"pushes a route with prefix length {packed[4]}, more than 32")
     return IPv4Network((packed[:4], packed[4]), strict=False)
-
-
-_BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
 def _bad(what: str) -> PeerError:

@@ -159,6 +159,24 @@ async def test_attached_networks(setup: list[list[str]], pushed: list[str], expe
         assert await attached(network, *pushed) == expected
 
 
+@table(
+    "setup within expected",
+    ("a part of the tunnel's network", words("addr add 10.60.0.7/24 dev eth0 metric 100"), ["10.60.0.0/16"], [LAN]),
+    ("an address alone", words("addr add 10.60.0.7/32 dev eth0"), ["10.60.0.0/16"], []),
+    ("a link that is down", words("addr add 10.60.0.7/24 dev eth0", "link set eth0 down"), ["10.60.0.0/16"], []),
+)
+@in_fresh_namespace
+async def test_attached_networks_within(
+    setup: list[list[str]], within: list[str], expected: list[tuple[str, str]]
+) -> None:
+    cable("eth0")
+    for line in setup:
+        ip(*line)
+    async with tunnel() as network:
+        found = await network.attached("tun0", (), [IPv4Network(it) for it in within])
+        assert [(str(it.network), it.device) for it in found] == expected
+
+
 def _refused(pushed: Sequence[str]) -> set[str]:
     """Those that the kernel would refuse, since a route with our metric is there."""
     standing = {it["dst"] for it in ip("-4", "route", "show") if "metric" not in it}

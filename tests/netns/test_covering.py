@@ -29,6 +29,7 @@ from .topologies import (
     TUNNEL_SERVER,
     UPLOADING,
     Config,
+    addresses,
     allowed,
     client_config,
     routes,
@@ -179,6 +180,23 @@ def test_an_address_that_is_the_server_s_own_is_refused(world: World, net: str, 
         wait_until(lambda: not exceptions(world.client), PATIENCE_S, "nothing", daemon.tail)
         assert daemon.running
         assert ping(world.client, SERVER).ok
+
+
+def test_an_address_that_is_the_gateway_s_is_left_out(world: World) -> None:
+    """With that address this machine would no longer answer its gateway."""
+    config = hub(net="192.0.2.2/30", clients=[allowed("laptop", GATE)])
+    with (
+        running(world.server, config, name="hub"),
+        no_leaks(world.client),
+        running(world.client, laptop(), until=UPLOADING) as daemon,
+    ):
+        daemon.wait_for_log(f" WARNING .*address {GATE}/.*would replace the gateway {GATE} of the tunnel's", PATIENCE_S)
+        assert addresses(world.client, "tun0") == []
+        for host in (world.client, world.gate):
+            host.ip("neigh flush all")
+        assert ping(world.gate, "192.0.2.7").ok
+        [conflict] = status(world.client)["transport_conflicts"]
+        assert (conflict["address"], conflict["action"]) == (GATE, "left-out")
 
 
 def test_a_push_that_comes_and_goes_by_a_reload(world: World) -> None:

@@ -208,6 +208,59 @@ def test_a_new_name_is_followed_and_told(lab: Lab) -> None:
             wait_for_ping(end.host, end.other)
 
 
+def rp_filter(host: Host) -> str:
+    return host.run(["cat", "/proc/sys/net/ipv4/conf/tun0/rp_filter"]).stdout.strip()
+
+
+def test_a_strict_filter_that_comes_later_is_loosened_and_told(lab: Lab) -> None:
+    with ends(lab) as both:
+        for end in both:
+            for name in ("all", "tun0"):
+                assert rp_filter(end.host) != "1"
+                until_now = end.daemon.log_end
+                end.host.sysctl(f"net.ipv4.conf.{name}.rp_filter", 1)
+                end.daemon.wait_for_log(
+                    r" WARNING .*took away the loose reverse path filter \(strict drops replies to marked packets\)"
+                    ".*: put back.*/etc/sysctl.d",
+                    PATIENCE_S,
+                    after=until_now,
+                )
+                end.until("loose mode", lambda: rp_filter(end.host) == "2")  # noqa: B023
+            assert end.until_state("up")["repairs"] == 2
+
+
+@pytest.mark.parametrize("how", ["stops", "killed", "link set tun1 down", "link delete tun1"])
+def test_a_route_that_another_process_of_ours_had_comes_back_without_blame(lab: Lab, how: str) -> None:
+    """Two clients of one server on one machine want the same route; the newer one has it."""
+    server, client = cable(lab)
+    hub = server_config(allowed("laptop"), allowed("second", "10.10.0.3"), push_routes=[PUSHED])
+    with (
+        running(server, hub),
+        running(client, client_config(), until=UPLOADING, name="first") as daemon,
+        running(client, client_config("second", name="tun1"), until=UPLOADING, name="second") as second,
+    ):
+        first = End(client, daemon, TUNNEL_SERVER, PUSHED)
+        first.until("the second one's route", lambda: (PUSHED, "tun1", PROTOCOL) in routes(client))
+        if how == "stops":
+            assert second.stop(5) == 0
+        elif how == "killed":
+            second.kill()
+        else:
+            client.ip(how)
+        daemon.wait_for_log(f" INFO .*another interface of this program had route {PUSHED}", PATIENCE_S)
+        if how != "link delete tun1":  # that is made again
+            first.until("its route", lambda: (PUSHED, "tun0", PROTOCOL) in routes(client))
+        assert "another program" not in daemon.log
+
+
+def test_a_route_of_ours_that_another_program_made_its_own_is_shown_at_once(lab: Lab) -> None:
+    with ends(lab) as (_, end):
+        end.host.ip(f"route change {PUSHED} dev tun0 mtu 1000")
+        assert f"route {PUSHED}" in end.until_state("degraded")["degraded"]
+        end.host.ip(f"route del {PUSHED} dev tun0")
+        end.until("it to be ours again", lambda: (PUSHED, "tun0", PROTOCOL) in routes(end.host))
+
+
 def indexes(host: Host) -> list[int]:
     return [int(link["ifindex"]) for link in host.ip("link show")]
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -182,18 +183,49 @@ def test_the_client_s_own_network_is_the_tunnel_s(world: Roamer) -> None:
         wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
         client.ip("address add 10.10.0.77/24 dev eth1 metric 100")
         wait_until(follows(client, "10.10.0.9", "eth1"), PATIENCE_S, "the LAN to win", daemon.tail)
-        assert left_out(client) == [("10.10.0.0/24", "tunnel-network", "10.10.0.0/24", "eth1")]
+        lan = ("10.10.0.0/24", "eth1")
+        assert left_out(client) == [
+            ("10.10.0.0/24", "tunnel-network", *lan),
+            ("10.10.0.2/32", "tunnel-address", *lan),
+        ]
         wait_for_ping(client, IN_OFFICE, PATIENCE_S, source="10.10.0.2")
-        [line] = [line for line in daemon.log.splitlines() if "WARNING" in line and "10.10.0.2/24" in line]
-        assert "give the tunnel another network in the server's config" in line
-        [finding] = findings(client, "left-out")
-        assert finding["severity"] == "warning"
-        assert "the server's net" in finding["remedy"]
+        lines = [line for line in daemon.log.splitlines() if "WARNING" in line and "10.10.0.2/24" in line]
+        for line, words in zip(lines, ("10.10.0.0/24 cannot be reached", "that has the address"), strict=True):
+            assert words in line
+            assert "give the tunnel another network in the server's config" in line
+        for finding in findings(client, "left-out"):
+            assert finding["severity"] == "warning"
+            assert "the server's net" in finding["remedy"]
         assert "the tunnel's network 10.10.0.0/24" in client.run([*command(), "status"]).stdout.replace("\n", " ")
         client.ip("address del 10.10.0.77/24 dev eth1")
         wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
         assert left_out(client) == []
         assert "network 10.10.0.0/24 is used again" in daemon.log
+
+
+def test_the_client_s_own_network_is_a_part_of_the_tunnel_s(world: Roamer) -> None:
+    """And the tunnel's address may be that of a machine there. Both are told until the client has left."""
+    client = world.client
+    with (
+        running(world.server, server_config(allowed("laptop", "10.10.9.2"), net="10.10.0.1/16"), name="hub"),
+        no_leaks(client),
+        running(client, client_config(), until=UPLOADING) as daemon,
+    ):
+        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
+        assert left_out(client) == []
+        client.ip("address add 10.10.9.77/24 dev eth1 metric 100")
+        lan = ("10.10.9.0/24", "eth1")
+        expected = [("10.10.9.0/24", "tunnel-network", *lan), ("10.10.9.2/32", "tunnel-address", *lan)]
+        wait_until(lambda: left_out(client) == expected, PATIENCE_S, "it to be told", daemon.tail)
+        assert re.search("WARNING .*eth1 attaches this machine to 10.10.9.0/24, which is a part of the", daemon.log)
+        assert re.search("WARNING .*10.10.9.2/16.*another machine there that has the address cannot be", daemon.log)
+        assert {it["severity"] for it in findings(client, "left-out")} == {"warning"}
+        assert "where a machine with that address" in client.run([*command(), "status"]).stdout
+        assert device_to(client, "10.10.9.9") == "eth1"
+        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
+        client.ip("address del 10.10.9.77/24 dev eth1")
+        wait_until(lambda: left_out(client) == [], PATIENCE_S, "it to be over", daemon.tail)
+        wait_until(follows(client, "10.10.9.9", "tun0"), PATIENCE_S, "the tunnel", daemon.tail)
 
 
 def test_two_clients_of_one_server_on_one_machine(world: Roamer) -> None:

@@ -351,7 +351,17 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
             "255.255.255.255/32": "the broadcast address",
         }.items()
     ),
+    *(
+        ([two(routes=[net])], f'[0].clients[1].routes[0]: "{net}" is {kind}, where no host can be; remove it')
+        for net, kind in {
+            "127.0.0.0/8": "in the loopback network (127.0.0.0/8)",
+            "0.0.0.0/32": 'in "this network" (0.0.0.0/8)',
+            "255.255.255.255/32": "the broadcast address",
+        }.items()
+    ),
     # --- warnings ---
+    ([two(routes=["224.0.0.0/4"])], 'warning: [0].clients[1].routes[0]: "224.0.0.0/4" is multicast: of all packets, '
+     "this client gets only those that this machine itself sends there; remove it, unless this is intended"),
     ([server(clients=...)], "warning: [0].clients: lists no client, so none can connect; add one"),
     ([server(clients=[])], "warning: [0].clients: [] lists no client, so none can connect; add one"),
     ([server(listen="unix:/a")], 'warning: [0].port: 8080 is not used, because "listen" names Unix sockets only; '

@@ -143,6 +143,22 @@ def test_a_healthy_machine() -> None:
         (sysctl(rp_all=1, rp_default=0), PINNED, "failure", "rp_filter", "all.rp_filter=2"),
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
         (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
+        # The interface's own filter, where it exists.
+        (
+            replace(sysctl(rp_all=0, rp_default=0), rp_filters={"hub": 1}),
+            PINNED,
+            "failure",
+            "rp_filter",
+            "hub.rp_filter",
+        ),
+        (replace(sysctl(rp_all=1, rp_default=1), rp_filters={"hub": 2}), PINNED, "note", "rp_filter", "strict"),
+        (
+            replace(sysctl(rp_all=1, rp_default=0), rp_filters={"hub": 0}),
+            replace(SERVER, mark=Mark(1, 1)),
+            "failure",
+            "rp_filter",
+            "drops packets from replies to marked packets of hub",
+        ),
         (
             replace(HEALTHY, capabilities=1 << CAP_NET_ADMIN),
             server_config(80, allowed("a", "10.10.0.2")),

@@ -83,6 +83,7 @@ class Told:
         self.resolved_to: list[str] = []
         self.remembered_as: list[str] = []
         self.is_unresolved = False
+        self.sockets: list[socket.socket] = []
 
     async def resolved(self, addresses: Sequence[str]) -> None:
         self.resolved_to += addresses
@@ -92,6 +93,9 @@ class Told:
 
     def unresolved(self) -> None:
         self.is_unresolved = True
+
+    def connecting(self, sock: socket.socket) -> None:
+        self.sockets.append(sock)
 
 
 async def knowing(name_server: NameServer, port: int, *addresses: str) -> Resolver:

@@ -54,14 +54,15 @@ def left_out(
     items += [Route(IPv4Network("0.0.0.0/0"), 100), Rule(7, 100)]
     pushed = frozenset(items[1 : 1 + len(pushes)])
     remaining, found = leave_out(items, pushed, attached)
-    gone = {it.item for it in found}
+    gone = {it.item for it in found if isinstance(it.item, Route) or it.network == it.item.interface.network}
     bare = Address(IPv4Interface((IPv4Interface(address).ip, 32)))
     assert list(remaining) == [
         bare if isinstance(it, Address) and it in gone else it
         for it in items
         if it not in gone or isinstance(it, Address)
     ]
-    assert all(it.network in networks_to_compare(items, pushed) for it in found)
+    around, within = networks_to_compare(items, pushed)
+    assert all(it.network in around or any(map(it.network.subnet_of, within)) for it in found)
     return [f"{it.network} {it.reason}" for it in found]
 
 
@@ -89,10 +90,11 @@ def test_routes(pushes: list[str], expected: list[str]) -> None:
 @table(
     "address expected",
     ("in a network of its own", OURS, []),
-    ("in the LAN's", "192.168.1.50/24", ["192.168.1.0/24 tunnel-network"]),
-    ("in a part of it", "192.168.1.200/25", ["192.168.1.128/25 tunnel-network"]),
-    ("in a wider one", "192.168.1.50/16", []),
-    ("alone", "192.168.1.50/32", []),
+    ("in the LAN's", "192.168.1.50/24", ["192.168.1.0/24 tunnel-network", "192.168.1.50/32 tunnel-address"]),
+    ("in a part of it", "192.168.1.200/25", ["192.168.1.128/25 tunnel-network", "192.168.1.200/32 tunnel-address"]),
+    ("in a wider one", "192.168.1.50/16", ["192.168.1.0/24 tunnel-network", "192.168.1.50/32 tunnel-address"]),
+    ("elsewhere in a wider one", "192.168.9.50/16", ["192.168.1.0/24 tunnel-network"]),
+    ("alone", "192.168.1.50/32", ["192.168.1.50/32 tunnel-address"]),
     ("in a network of another tunnel, as two clients of one server are", "10.10.0.9/24", []),
 )
 def test_the_address(address: str, expected: list[str]) -> None:
@@ -102,8 +104,15 @@ def test_the_address(address: str, expected: list[str]) -> None:
 def test_the_lines_name_network_device_and_remedy() -> None:
     items: list[Item] = [Address(IPv4Interface("192.168.1.50/24"))]
     items += [Route(IPv4Network(it)) for it in ("192.168.1.0/25", "224.0.0.0/4")]
-    _, (address, route, martian) = leave_out(items, items[1:], [LAN])
+    _, (address, alone, route, martian) = leave_out(items, items[1:], [LAN])
+    _, (part, _) = leave_out([Address(IPv4Interface("192.168.1.50/16"))], [], [LAN])
+    own = AttachedNetwork(IPv4Network("192.168.1.50/32"), "eth0")
+    _, (twice,) = leave_out([Address(IPv4Interface("192.168.1.50/32"))], [], [own, LAN])
     for line, words in (
+        (describe_left_out(alone), ["192.168.1.50/24", "eth0 attaches", "cannot be reached", "another network"]),
+        (describe_left_out(part), ["192.168.1.0/24", "eth0", "part of the tunnel's network 192.168.0.0/16", "another"]),
+        (describe_left_out(twice), ["192.168.1.50/32", "this machine has already, on eth0"]),
+        (describe_back(alone), ["192.168.1.50 any more", "eth0"]),
         (describe_left_out(address), ["192.168.1.50/24", "192.168.1.0/24", "eth0", "another network"]),
         (describe_left_out(route), ["pushed route 192.168.1.0/25", "192.168.1.0/24", "eth0"]),
         (describe_left_out(martian), ["224.0.0.0/4", "multicast", "remove it"]),
@@ -144,6 +153,22 @@ def address(index: int, text: str, peer: str | None = None, protocol: int | None
 )  # fmt: skip
 def test_candidates(addresses: list[AssignedAddress], pushed: list[str], expected: list[tuple[int, str]]) -> None:
     found = candidates(addresses, [IPv4Network(it) for it in pushed], own=9)
+    assert [(it.index, str(it.network)) for it in found] == expected
+
+
+@table(
+    "addresses within expected",
+    ("none", [], ["10.0.0.0/8"], []),
+    ("a part", [address(3, "10.1.0.5/24")], ["10.0.0.0/8"], [(3, "10.1.0.0/24")]),
+    ("the same", [address(3, "10.1.0.5/24")], ["10.1.0.0/24"], [(3, "10.1.0.0/24")]),
+    ("wider", [address(3, "10.1.0.5/24")], ["10.1.0.0/25"], []),
+    ("an address alone", [address(3, "10.1.0.5/32")], ["10.0.0.0/8"], []),
+    ("its own", [address(9, "10.1.0.5/24")], ["10.0.0.0/8"], []),
+)
+def test_candidates_within(
+    addresses: list[AssignedAddress], within: list[str], expected: list[tuple[int, str]]
+) -> None:
+    found = candidates(addresses, (), own=9, within=[IPv4Network(it) for it in within])
     assert [(it.index, str(it.network)) for it in found] == expected
 
 
@@ -273,8 +298,14 @@ async def test_pushed_martians_are_not_made() -> None:
             await nursery.start(run_interface, config, host, listeners, record)
             await until(lambda: halves[1] in standing(host))
             assert standing(host) == [ADDRESS, ELSEWHERE, *halves]
-            assert record.tunnel is not None
-            status = run_now(record.tunnel.status(InterfaceStatus(name="a", kind="client", state="up", since=MIDNIGHT)))
+
+            def shown() -> InterfaceStatus:
+                assert record.tunnel is not None
+                common = InterfaceStatus(name="a", kind="client", state="up", since=MIDNIGHT)
+                return run_now(record.tunnel.status(common))
+
+            await until(lambda: shown().peers[0].routes != [])  # told once the kernel has all of them
+            status = shown()
             assert [(it.route, it.reason) for it in status.left_out] == [(str(it.network), "martian") for it in pushes]
             assert status.peers[0].routes == [str(it.network) for it in (ELSEWHERE, *halves)]
             nursery.cancel_scope.cancel()

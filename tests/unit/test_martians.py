@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
-from tapotun_trio.martians import martian_kind
+from tapotun_trio.martians import is_hostless, martian_kind
 
 from ..tables import table
 
@@ -37,3 +37,18 @@ from ..tables import table
 def test_kinds(network: str, kind: str | None) -> None:
     found = martian_kind(IPv4Network(network))
     assert found is None if kind is None else kind in (found or "")
+
+
+@table(
+    "network expected",
+    ("a default route", "0.0.0.0/0", False),
+    ("this network", "0.0.0.0/8", True),
+    ("a part of loopback", "127.1.0.0/16", True),
+    ("a group", "224.0.0.5/32", True),
+    ("multicast and reserved", "224.0.0.0/3", False),
+    ("reserved, which Linux takes for unicast", "240.0.0.0/24", False),
+    ("the broadcast address", "255.255.255.255/32", True),
+    ("link-local", "169.254.0.0/16", False),
+)
+def test_hostless(network: str, expected: bool) -> None:
+    assert is_hostless(IPv4Network(network)) is expected

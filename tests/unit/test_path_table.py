@@ -4,10 +4,13 @@ with a kernel in memory."""
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import pytest
+import trio
 
 from tapotun_trio.client import path_watch as module
 from tapotun_trio.client.path_table import PathTable
@@ -122,3 +125,28 @@ async def test_a_client_without_a_stream_is_woken_by_what_may_help(lines: Callab
         host.current["127.0.0.1"] = CurrentRoute(4)
         host.change("default route changed", "127.0.0.1")
         await until(lambda: lines("default route changed: renewing the streams") == 1)
+
+
+async def test_an_attempt_from_an_address_that_is_gone_is_begun_again_at_once(
+    lines: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the server does not answer its GET."""
+    monkeypatch.setattr("tapotun_trio.client.rotation.ATTEMPT_S", 1e9)
+    host = MemoryHost()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        server = trio.socket.from_stdlib_socket(listener.dup())
+        with server:
+            config = replace(client_config("a", listener.getsockname()[1]), transport="http")
+            async with running(host, config):
+                first, _ = await server.accept()
+                with first:
+                    assert (await first.recv(100)).startswith(b"GET")
+                    host.change("docker0 is up", "127.0.0.1", links=[9])
+                    await until(lambda: lines("docker0 is up: that concerns no stream") == 1)
+                    host.change("wlan0: address 127.0.0.1 removed", "192.0.2.9")
+                    with trio.fail_after(10):
+                        while await first.recv(4096):
+                            pass
+                        second, _ = await server.accept()
+                    second.close()

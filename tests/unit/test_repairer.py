@@ -117,11 +117,35 @@ async def test_what_is_taken_is_put_back_and_told(autojump_clock: MockClock, cap
             await it.until(lambda: it.standing == set(ALL))
             await it.until(lambda: text in caplog.text)  # noqa: B023
             await trio.sleep(WINDOW_S)
+        caplog.clear()
+        it.host.strict.add("tun0")
+        it.host.tell("tun0")
+        await it.until(lambda: not it.host.strict)
+        await it.until(lambda: "took away the loose reverse path filter" in caplog.text)
+        await trio.sleep(WINDOW_S)
         it.host.mtus["tun0"] = 1280
         it.host.tell("tun0")
         await it.until(lambda: it.host.mtus["tun0"] == 1400)
-        assert it.health.repairs == 3
+        assert it.health.repairs == 4
         assert it.health.degraded is None
+
+
+async def test_what_another_interface_of_ours_had_comes_back_and_nobody_is_blamed(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running() as it:
+        for _ in range(2 * MOST):  # more often than what other programs take is put back
+            it.host.standing["tun0"].remove(NETWORK)
+            it.host.tell("tun0", returned=True)
+            await it.until(lambda: it.standing == set(ALL))
+        assert "another interface of this program had route 10.60.0.0/24 and is gone: added here again" in caplog.text
+        assert "another program" not in caplog.text
+        assert (it.health.repairs, it.health.degraded) == (0, None)
+        # What is taken at the same moment from this interface itself is another program's doing.
+        it.host.standing["tun0"].remove(ADDRESS)
+        it.host.tell("tun0", returned=True)
+        await it.until(lambda: "another program took away address" in caplog.text)
 
 
 async def test_a_fight_ends_after_some_rounds_and_begins_again(

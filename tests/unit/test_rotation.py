@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -151,6 +152,28 @@ async def test_a_stream_may_be_replaced_early_although_it_is_not_lost(autojump_c
 async def run_after(seconds: float, function: Callable[[], None]) -> None:
     await trio.sleep(seconds)
     function()
+
+
+@pytest.mark.parametrize("attempts_too", [False, True])
+async def test_an_attempt_that_cannot_succeed_is_begun_again_at_once(autojump_clock: Clock, attempts_too: bool) -> None:
+    """Any other goes on for a while."""
+    gate, begun = RetryGate(), list[float]()
+
+    async def open_stream() -> ScriptedStream:
+        begun.append(trio.current_time())
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        ages = AgeLimits((20, 20), Script().tell)
+        keep = partial(keep_streaming, ages=ages, gate=gate, on_failure=lambda _, wait_s: wait_s)
+        nursery.start_soon(keep, open_stream)
+        await trio.sleep(1)
+        gate.wake(attempts_too=attempts_too)
+        await trio.sleep(2 * rotation.ATTEMPT_S)
+        first, second = begun
+        assert second - first == pytest.approx(1 if attempts_too else rotation.ATTEMPT_S)
+        nursery.cancel_scope.cancel()
 
 
 def test_backoff_is_full_jitter_between_nothing_and_a_growing_limit() -> None:

@@ -81,6 +81,8 @@ def owner_of(world: World, address: IPv4Address) -> int | None:
 def may_use(world: World, check: Check, sender: int, source: IPv4Address) -> bool:
     """docs/config.md#server-source_check: strict = only its own; loose = anything that nobody else owns; off."""
     owner = owner_of(world, source)
+    if int(source) >> 24 in (0, 127, *range(224, 240)) and check != "off":
+        return False
     return {"strict": owner == sender, "loose": owner in (sender, None), "off": True}[check]
 
 
@@ -233,7 +235,7 @@ def test_no_clients(check: Check) -> None:
 # A client that everything leads to, as an exit does, and one with addresses that only its config may make its own.
 EXITS: Final = (
     ClientNetworks(IPv4Address("10.50.0.2"), (IPv4Network("0.0.0.0/0"),)),
-    ClientNetworks(IPv4Address("10.50.0.3"), (IPv4Network("240.1.0.0/16"),)),
+    ClientNetworks(IPv4Address("10.50.0.3"), tuple(map(IPv4Network, ("240.1.0.0/16", "224.0.0.0/4", "127.0.0.8/29")))),
 )
 MACHINE: Final = [IPv4Interface(it) for it in ("203.0.113.10/24", "10.50.0.1/24", "10.50.0.3/24", "192.0.2.4/31")]
 
@@ -245,6 +247,9 @@ MACHINE: Final = [IPv4Interface(it) for it in ("203.0.113.10/24", "10.50.0.1/24"
     ("a martian by the default route", A, "127.0.0.1", False),
     ("a martian that is another client's", A, "240.1.2.3", False),
     ("a martian that the config gives to it", B, "240.1.2.3", True),
+    ("a group that the config routes to it", B, "224.0.0.5", False),
+    ("a loopback address that the config routes to it", B, "127.0.0.9", False),
+    ("the broadcast address", B, "255.255.255.255", False),
     ("this machine's on another interface", A, "203.0.113.10", False),
     ("this machine's, where nobody owns it", B, "203.0.113.10", False),
     ("a neighbour of this machine", A, "203.0.113.11", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -14,6 +15,7 @@ import trio
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
 from tapotun_trio.host.items import Address, DesiredState, HostRoute, Item, NextHop, Route
+from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
@@ -203,6 +205,24 @@ async def test_an_address_that_takes_the_server_s_away(interface: str, refused: 
         return
     with pytest.raises(PeerError, match=f"address {interface}, which would make 192.0.2.1 unreachable"):
         it.refuse_own([IPv4Interface(interface)])
+
+
+async def test_a_connection_whose_local_address_is_gone_is_known_before_it_is_open() -> None:
+    it = guard()
+    here, elsewhere = frozenset({"127.0.0.1"}), frozenset({"192.0.2.9"})
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sock:
+        with it.attempt() as attempt:
+            attempt.connecting(sock)
+            assert not it.has_lost_an_address(elsewhere)  # it has none yet
+            sock.connect(server.getsockname())
+            assert not it.has_lost_an_address(here)
+            assert it.has_lost_an_address(elsewhere)
+        assert not it.has_lost_an_address(elsewhere)
+        connection = Connection(sock, "the server")
+        it.opened(connection)
+        assert it.has_lost_an_address(elsewhere)
+        connection.close()
+        assert not it.has_lost_an_address(elsewhere)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.4", "192.0.2.7"])

@@ -243,6 +243,19 @@ def test_one_line_names_the_route_and_the_address(found: list[Conflict], words: 
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("interface", ["192.0.2.1/32", "192.0.2.1/24", "192.0.2.2/31", "192.0.2.6/30"], ids=str)
+def test_an_address_that_would_be_the_gateway_s_is_left_out(interface: str) -> None:
+    item = Address(IPv4Interface(interface))
+    decision = decide([item, PUSH], {SERVER: WAY}, None)
+    taken = interface.startswith("192.0.2.1/")
+    assert (item in decision.items) is not taken
+    if taken:
+        assert not any(isinstance(it, Address) for it in decision.items)
+        [line] = [describe([it]) for it in decision.conflicts if it.item is item]
+        assert f"{interface}, which the server gave, would replace the gateway 192.0.2.1" in line
+    assert EXCEPTION in decision.items  # the push still needs it
+
+
 def test_what_is_about_to_go_is_nobody_else_s() -> None:
     """The push was taken back and stands until the decision is carried out."""
     way = replace(WAY, captured_by=(PUSH.network, MAIN_TABLE))

@@ -13,7 +13,7 @@ from tapotun_trio.errors import PeerError
 from tapotun_trio.wire.tunconf import TunConf, decode, encode_generation_1, encode_generation_2
 
 usable_addresses = st.ip_addresses(v=4).filter(
-    lambda ip: not (ip.is_multicast or ip.is_loopback or ip.is_unspecified or int(ip) == 0xFFFFFFFF)
+    lambda ip: int(ip) >> 24 not in (0, 127, *range(224, 240)) and int(ip) != 0xFFFFFFFF
 )
 mtus = st.integers(68, 65535)
 prefixes = st.integers(0, 32)
@@ -97,6 +97,7 @@ def test_layout(value: str, conf: TunConf) -> None:
         (packed("4300 18 0a0a0002"), "MTU 67"),
         (packed("dc05 21 0a0a0002"), "prefix length 33"),
         (packed("dc05 18 00 00 00 00"), "address 0.0.0.0"),
+        (packed("dc05 18 00 01 02 03"), "address 0.1.2.3"),
         (packed("dc05 18 7f000001"), "address 127.0.0.1"),
         (packed("dc05 18 e0000001"), "address 224.0.0.1"),
         (packed("dc05 18 ffffffff"), "address 255.255.255.255"),

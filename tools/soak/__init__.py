@@ -10,6 +10,8 @@ end connections. Its streams are rotated every few seconds all the time::
     client ---cable--- relay :80 - nginx :8081 - server :8080 ---cable--- generation 2, at times
        `------------------ a LAN, at times in the pushed network ------------------'
 
+The relay is reached at an address behind the cable, so that a pushed network can cover it.
+
 The bounds follow from the design, with a keepalive of 1 s:
 
 - A silence is noticed after 3 keepalives, by a clock that ticks once a second: `NOTICE_S`.

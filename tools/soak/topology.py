@@ -27,6 +27,7 @@ from tests.netns.topologies import (
     device_to,
     has_interface,
     mark_rules,
+    routes,
     server_config,
     token,
 )
@@ -47,8 +48,12 @@ OLD: Final = "198.51.100.2"
 TUNNEL_OLD: Final = "10.10.0.3"
 MARK: Final = {"value": 100, "mask": "0xff", "table": 100}
 RULES: Final = [(100, "100", PROTOCOL)]
-# This network contains the server's own address, and is narrower than the network of the cable.
-COVERING: Final = "192.0.2.0/25"
+# The client's machine reaches the server at this address, through a gateway, which is the server's machine itself.
+FAR: Final = "203.0.113.10"
+FAR_ROUTE: Final = f"203.0.113.0/24 via {SERVER}"
+# This network contains that address, and is narrower than the route to it. (If the client's machine were attached to
+# it, the pushed route would be left out, and cover nothing.)
+COVERING: Final = "203.0.113.0/25"
 OFFICE: Final = "10.60.0.0/24"
 AT_OFFICE: Final = "10.60.0.7"  # the client's machine, while it is in the office
 IN_OFFICE: Final = "10.60.0.9"  # some other machine
@@ -76,7 +81,7 @@ class World:
         os.mkfifo(self._orders)
         self._held = os.open(self._orders, os.O_RDWR)
         self._server_file, self.client_file = (host.tmp / "tapotun.json" for host in (server, client))
-        argv = [sys.executable, "-m", "tools.soak.relay", f"{SERVER}:80", "127.0.0.1:8081", str(self._orders)]
+        argv = [sys.executable, "-m", "tools.soak.relay", "0.0.0.0:80", "127.0.0.1:8081", str(self._orders)]
         self._relay = server.start(argv, name="relay", cwd=ROOT)
         self._relay.wait_for_log("^ready$")
         self.start_nginx()
@@ -153,6 +158,10 @@ class World:
         """How many connections the relay has ended because of their age since it started."""
         return self._relay.log.count("ended at an age of ")
 
+    def is_excepted(self) -> bool:
+        """Whether a host route leads the client's own connections past its tunnel."""
+        return (FAR, "eth0", PROTOCOL) in routes(self.client)
+
     @property
     def relay_mark(self) -> int:
         """The current end of the relay's log."""
@@ -164,6 +173,12 @@ class World:
             self.client.ip(f"address del {self._address}/24 dev eth0")
             self.client.ip(f"address add {address}/24 dev eth0")
             self._address = address
+            self.restore_route()
+
+    def restore_route(self) -> None:
+        """Give the client's machine its route to the server back, as a DHCP client does. The kernel removes it with the
+        link or the last address."""
+        self.client.ip(f"route replace {FAR_ROUTE}")
 
 
 def machines(lab: Lab) -> tuple[Host, Host, Host]:
@@ -173,6 +188,9 @@ def machines(lab: Lab) -> tuple[Host, Host, Host]:
     old = lab.host("old")
     lab.link(server, f"{SERVER_AT_OLD}/24", old, f"{OLD}/24")
     lab.link(client, [], old, [])
+    server.ip(f"address add {FAR}/32 dev lo")
+    client.ip(f"route add {FAR_ROUTE}")
+    client.hosts({NAME: FAR})
     return server, client, old
 
 
@@ -275,6 +293,7 @@ def _unplug(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     host.ip("link set eth0 down")
     time.sleep(seconds)
     host.ip("link set eth0 up")
+    setup.restore_route()
     return _now(f"at the {host.name} for {seconds:.1f} s")
 
 
@@ -344,11 +363,16 @@ def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
     seconds = rng.uniform(*setup.pause_s)
     setup.push(COVERING)
     pushed_ns = time.monotonic_ns()
+    try:
+        wait_until(setup.is_excepted, LATE_S, "a host route past the tunnel", setup.client_daemon.tail)
+    except WaitError:
+        return _now("no host route", float("inf"))
     took_s = recovery_s(udp, pushed_ns, LATE_S)
     time.sleep(seconds)
     # Check again that traffic flows: by now, the streams that were open before are replaced or have fallen silent.
     took_s = max(took_s, recovery_s(udp, time.monotonic_ns(), LATE_S))
     setup.push()
+    wait_until(lambda: not setup.is_excepted(), LATE_S, "the host route to go", setup.client_daemon.tail)
     return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
 
 
@@ -415,7 +439,7 @@ def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     setup.server_daemon = setup.start_server()
     begun_ns = time.monotonic_ns()
     took_s = recovery_s(udp, begun_ns, LATE_S)
-    setup.client.hosts({NAME: SERVER})
+    setup.client.hosts({NAME: FAR})
     return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
 
 

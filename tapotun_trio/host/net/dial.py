@@ -44,6 +44,9 @@ class Preparation(Protocol):
     def unresolved(self) -> None:
         """The name does not resolve."""
 
+    def connecting(self, sock: socket.socket) -> None:
+        """This socket is about to be connected. It is closed when its attempt has failed."""
+
 
 async def connect(
     host: str,
@@ -79,7 +82,7 @@ async def connect(
         HostError: the mark is not allowed.
     """
     resolver = resolver or Resolver()
-    race = _Race(mark, segment_limit)
+    race = _Race(mark, preparation, segment_limit)
     unresolved: PeerError | None = None
     stumbled, forgotten = trio.Event(), trio.Event()
     remembered = resolver.proven(host, port)
@@ -159,11 +162,12 @@ class _Race:
         failures: the errno for each address that failed.
     """
 
-    def __init__(self, mark: int | None, segment_limit: SegmentLimit | None) -> None:
+    def __init__(self, mark: int | None, preparation: Preparation | None, segment_limit: SegmentLimit | None) -> None:
         self.scope = trio.CancelScope()
         self.winner: socket.socket | None = None
         self.failures: dict[str, int] = {}
         self._mark = mark
+        self._preparation = preparation
         self._segment_limit = segment_limit
         self._tried: set[Address] = set()
 
@@ -188,6 +192,8 @@ class _Race:
             if limit is not None and (mss := limit(str(address[1][0]))) is not None:
                 with suppress(OSError):  # without the limit, only paths that need it fail
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
+            if self._preparation is not None:
+                self._preparation.connecting(sock)
             await connect_socket(sock, address[1])
         except OSError as exc:
             self.failures[str(address[1][0])] = exc.errno or errno.EIO

@@ -69,6 +69,18 @@ _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, err
 GONE: Final = "gone"  # the `PeerError.key` of all of them
 
 
+def local_address(sock: socket.socket) -> str | None:
+    """The local IP address of a socket, without a zone. None: it has none yet, or is closed, or a Unix socket."""
+    try:
+        address = sock.getsockname()
+    except OSError:
+        return None
+    if not isinstance(address, tuple):
+        return None
+    text = str(address[0]).partition("%")[0]
+    return None if text in ("0.0.0.0", "::") else text
+
+
 class Connection:
     """One connected stream socket. Its owner calls `close`, from any task, any number of times.
 
@@ -294,12 +306,9 @@ class Connection:
 
     @property
     def local_address(self) -> str | None:
-        """The local IP address; None for a Unix socket or a closed connection."""
-        try:
-            address = self._sock.getsockname()
-        except OSError:
-            return None
-        return str(address[0]) if isinstance(address, tuple) else None
+        """The local IP address; None for a Unix socket or a closed connection. An IPv6 link-local address has no zone
+        here, as in `host.interfaces.Change`."""
+        return local_address(self._sock)
 
     def has_lost_its_address(self, local_addresses: frozenset[str] | None) -> bool:
         """Whether this machine no longer has the local address. ``local_addresses``: those that it has; None if not

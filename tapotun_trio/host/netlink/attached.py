@@ -48,9 +48,14 @@ class Candidate:
     protocol: int | None
 
 
-def candidates(addresses: Iterable[AssignedAddress], networks: Collection[IPv4Network], own: int) -> list[Candidate]:
-    """Return the networks of ``addresses`` that contain one of ``networks``, except those of the interface ``own``.
-    Pure."""
+def candidates(
+    addresses: Iterable[AssignedAddress],
+    networks: Collection[IPv4Network],
+    own: int,
+    within: Collection[IPv4Network] = (),
+) -> list[Candidate]:
+    """Return the networks of ``addresses`` that contain one of ``networks``, or that have more than one address and lie
+    in one of ``within``, except those of the interface ``own``. Pure."""
     # Of two networks, one contains the other, or they do not overlap. So in sorted order, only the first network that
     # is not before an address's network has to be compared with it. There may be thousands of both.
     wanted = sorted((int(network.network_address), network.prefixlen) for network in networks)
@@ -61,7 +66,8 @@ def candidates(addresses: Iterable[AssignedAddress], networks: Collection[IPv4Ne
         is_loopback = address.index == _LOOPBACK_INDEX
         for network in dict.fromkeys((IPv4Network(address.ip), address.network)):
             at = bisect_left(wanted, (int(network.network_address), network.prefixlen))
-            if at < len(wanted) and wanted[at][0] <= int(network.broadcast_address):
+            contains = at < len(wanted) and wanted[at][0] <= int(network.broadcast_address)
+            if contains or (network.prefixlen < _HOST and any(map(network.subnet_of, within))):
                 is_local = is_loopback or network == IPv4Network(address.ip)
                 candidate = Candidate(address.index, network, address.ip, is_local, address.protocol)
                 found.setdefault((address.index, network), candidate)
@@ -78,15 +84,17 @@ def probe_address(network: IPv4Network, own: IPv4Address) -> IPv4Address:
     return network.network_address
 
 
-async def find_attached(kernel: Rtnetlink, own: int, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
-    """Return the attached networks that contain one of ``networks``, except those of the interface ``own``.
+async def find_attached(
+    kernel: Rtnetlink, own: int, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+) -> list[AttachedNetwork]:
+    """As `Network.attached`. ``own``: the index of the interface whose networks do not count.
 
     A checkpoint. Cancel-safe. Raises HostError as `Rtnetlink` does.
     """
-    if not networks:
+    if not networks and not within:
         return []
     addresses = await kernel.dump(codec.dump_addresses(family=AF_INET), codec.read_assigned)
-    possible = candidates(addresses, networks, own)
+    possible = candidates(addresses, networks, own, within)
     if not possible:
         return []
     found = await kernel.dump(codec.dump_links(), codec.read_attachable_link)

@@ -110,6 +110,10 @@ _IN6_ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h
 _IPV4_DEVCONF_RP_FILTER: Final = 8  # linux/ip.h
 _IPV4_DEVCONF_PROMOTE_SECONDARIES: Final = 20  # linux/ip.h
 
+_NETCONFA_IFINDEX: Final = 1  # linux/netconf.h
+_NETCONFA_RP_FILTER: Final = 3  # linux/netconf.h
+NETCONF_ALL: Final = -1  # NETCONFA_IFINDEX_ALL, linux/netconf.h: the settings in conf/all
+
 _NOT_PLAIN: Final = frozenset({RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID})
 
 # What follows struct nlmsghdr in a message about a link, an address, and a route.
@@ -119,6 +123,7 @@ _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # the fields of RouteHeader
 _IFINFOMSG_END: Final = HEADER.size + _IFINFOMSG.size
 _IFADDRMSG_END: Final = HEADER.size + _IFADDRMSG.size
 _RTMSG_END: Final = HEADER.size + _RTMSG.size
+_NETCONFMSG_END: Final = HEADER.size + 4  # one byte, the family, and padding (linux/netconf.h)
 _DST_OFFSET: Final = _RTMSG_END + 4  # payload of the first attribute of a route request, see `_route_template`
 
 
@@ -340,6 +345,16 @@ def set_rp_filter(index: int, mode: int) -> bytearray:
     """``mode`` as in ip-sysctl: 0 off, 1 strict, 2 loose. Sets the interface's own value; the value of "all" may be
     higher."""
     return _set_ipv4_option(index, _IPV4_DEVCONF_RP_FILTER, mode)
+
+
+def read_rp_filter_change(message: memoryview) -> int | None:
+    """Decode an RTM_NEWNETCONF. Returns the index of the interface whose rp_filter was set, or NETCONF_ALL. None: the
+    message is about something else."""
+    found = dict(attributes(message[_NETCONFMSG_END:]))
+    if message[HEADER.size] != AF_INET or not found.keys() >= {_NETCONFA_IFINDEX, _NETCONFA_RP_FILTER}:
+        return None
+    index: int = struct.unpack_from("=i", found[_NETCONFA_IFINDEX])[0]
+    return index
 
 
 def _set_ipv4_option(index: int, option: int, value: int) -> bytearray:

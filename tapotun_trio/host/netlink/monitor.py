@@ -43,6 +43,7 @@ SETTLE_LIMIT_S: Final = 1.5
 
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; Python's socket module has no names for these two
 _SO_RCVBUFFORCE: Final = 33
+_RTMGRP_IPV4_NETCONF: Final = 1 << 24 - 1  # RTNLGRP_IPV4_NETCONF, linux/rtnetlink.h; pyroute2 has no name for the bit
 # By the kernel's accounting a notification about a link takes 2 to 4 KiB: room for a few hundred.
 RECEIVE_BUFFER_BYTES: Final = 1 << 20
 # The largest message is about a link with all its attributes, some KiB; the kernel's own buffers for them are 16 KiB.
@@ -170,7 +171,7 @@ async def open_interface(
 ) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
     """Implements `Host.open_interface`."""
     tracker = InterfaceTracker(index, is_route)
-    groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
+    groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | _RTMGRP_IPV4_NETCONF
     async with _open_monitor(groups, tracker, OUR_ROUTES) as monitor:
         yield monitor
 

@@ -22,8 +22,8 @@ What a fwmark rule needs in addition, for packets of this machine itself:
 - Replies come in through the interface unmarked, and strict reverse path filtering (rp_filter=1) drops them, because
   the main table does not send to their source through this interface. The kernel uses the higher of the settings of
   "all" and of the interface. So if there is a rule, and strict mode would apply, we set loose mode (2) on our own
-  interface, and change nothing else. A stricter setup is up to the operator: net.ipv4.conf.all.src_valid_mark=1, and
-  restoring the mark of incoming packets from conntrack.
+  interface, and change nothing else. `state` says if strict mode applies later. A stricter setup is up to the
+  operator: net.ipv4.conf.all.src_valid_mark=1, and restoring the mark of incoming packets from conntrack.
 - If the table has no route (the interface is down), the lookup continues with the main table.
 """
 
@@ -193,11 +193,13 @@ class Netlink:
             link = await self._reader.find_link(name=name)
             return await self._lookup.current_routes(0 if link is None else link.index, addresses, mark or 0)
 
-    async def attached(self, name: str, networks: Collection[IPv4Network]) -> list[AttachedNetwork]:
+    async def attached(
+        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    ) -> list[AttachedNetwork]:
         """As `Network.attached`."""
         async with self._lock:
             link = await self._link(name)
-            return await find_attached(self._kernel, link.index, networks)
+            return await find_attached(self._kernel, link.index, networks, within)
 
     async def machine_addresses(self) -> frozenset[IPv4Interface]:
         """As `Network.machine_addresses`."""
@@ -231,7 +233,9 @@ class Netlink:
         """As `Network.state`."""
         async with self._lock:
             link = await self._find_link(name)
-            return None if link is None else LinkState(link.name, link.admin_up, link.mtu)
+            if link is None:
+                return None
+            return LinkState(link.name, link.admin_up, link.mtu, is_strict=_filters_strictly(link.name))
 
     async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
         """As `Network.missing`."""
@@ -367,7 +371,7 @@ class Netlink:
 
     async def _accept_replies(self, link: Link) -> None:
         """Loosen a strict reverse path filter for this interface: see the top of this file."""
-        if max(_rp_filter("all"), _rp_filter(link.name)) == _RP_FILTER_STRICT:
+        if _filters_strictly(link.name):
             refusals = await self._kernel.transact([codec.set_rp_filter(link.index, _RP_FILTER_LOOSE)])
             for refusal in refusals.values():
                 raise _refused(f"rp_filter of interface {link.name}", link.name, refusal)
@@ -509,6 +513,11 @@ def _without(refusals: Mapping[int, Refusal], errnos: AbstractSet[int]) -> dict[
 def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPv4Network, KernelRoute]:
     """The routes that collide with ours that have this metric."""
     return {route.network: route for route in routes if (route.metric, route.tos) == (metric, 0)}
+
+
+def _filters_strictly(interface: str) -> bool:
+    """Whether strict reverse path filtering applies to packets from this interface."""
+    return max(_rp_filter("all"), _rp_filter(interface)) == _RP_FILTER_STRICT
 
 
 def _rp_filter(interface: str) -> int:

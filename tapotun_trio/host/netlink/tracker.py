@@ -31,6 +31,7 @@ from pyroute2.netlink.rtnl import (
     RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWNETCONF,
     RTM_NEWROUTE,
 )
 
@@ -271,6 +272,9 @@ class InterfaceTracker:
         self._link: tuple[str, int] | None = None  # name and MTU
         self._toggled = False
         self._moved = False
+        self._taken = False  # something was taken that only a program that is not ours takes
+        self._routes_lost: set[RouteKey] = set()  # routes that another program has removed, or one of ours taken over
+        self._down_tuns: set[int] = set()  # other TUN interfaces that are down
         self._senders: set[int] = set()
         self.dirty = False
 
@@ -282,25 +286,66 @@ class InterfaceTracker:
 
     def overflow(self) -> None:
         """As `NetworkTracker.overflow`."""
-        self.dirty = True
+        self.dirty = self._taken = True
 
     def handle_message(self, kind: int, flags: int, message: memoryview) -> bool:
         """As `NetworkTracker.handle_message`."""
+        if self._returns_routes(kind, message):
+            self.dirty = True
+            return True
         if not self._concerns(kind, flags, message):
             return False
         self.dirty = True
+        if (key := _main_route_removed(kind, message)) is not None:
+            self._routes_lost.add(key)
+        else:
+            self._taken = True
         if len(self._senders) < _MAX_SENDERS:
             self._senders.add(codec.read_sender(message))
         return True
 
     def drain(self) -> InterfaceChange:
         """Return what has changed since the last call."""
-        change = InterfaceChange(self._toggled, self._moved, frozenset(self._senders))
-        self._toggled = self._moved = self.dirty = False
+        returned = not self._taken and not self._routes_lost
+        change = InterfaceChange(self._toggled, self._moved, frozenset(self._senders), returned)
+        self._toggled = self._moved = self._taken = self.dirty = False
+        self._routes_lost.clear()
         self._senders.clear()
         return change
 
+    def _returns_routes(self, kind: int, message: memoryview) -> bool:
+        """Whether another interface, which is or may be ours, has lost routes that this one may want too.
+
+        In the main table only one interface of ours has a route to a network. If that interface is set down or deleted,
+        for example since its process was killed, its routes vanish without a notification.
+        """
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            link = codec.read_link(message)
+            if link is None or link.index == self._index or codec.read_tun_index(message) is None:
+                return False
+            if kind == RTM_DELLINK:
+                self._down_tuns.discard(link.index)
+                self._routes_lost.clear()
+                return True
+            if link.admin_up or link.index in self._down_tuns:
+                if link.admin_up:
+                    self._down_tuns.discard(link.index)
+                return False
+            self._down_tuns.add(link.index)
+            self._routes_lost.clear()
+            return True
+        if kind != RTM_DELROUTE or codec.read_route_header(message).family != AF_INET:
+            return False
+        key, protocol, index, _ = codec.read_route_key(message)
+        if protocol != PROTOCOL or index == self._index or not self._is_route(key):
+            return False
+        # The other interface had taken this route over.
+        self._routes_lost.discard(key)
+        return True
+
     def _concerns(self, kind: int, flags: int, message: memoryview) -> bool:
+        if kind == RTM_NEWNETCONF:
+            return codec.read_rp_filter_change(message) in (self._index, codec.NETCONF_ALL)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
             link = codec.read_link(message)
             if link is None or link.index != self._index:
@@ -321,9 +366,9 @@ class InterfaceTracker:
         if kind == RTM_DELROUTE:
             if protocol == KERNEL_PROTOCOL:  # the connected route of an address
                 return index == self._index
-            # Another interface of ours may have held the route for this one.
-            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST or self._is_route(key))
-        return bool(flags & NLM_F_REPLACE) and index != self._index and self._is_route(key)
+            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST)
+        # We never replace a route ourselves.
+        return bool(flags & NLM_F_REPLACE) and self._is_route(key)
 
     def _set_link(self, link: Link) -> bool:
         changed = link.admin_up != self._admin_up
@@ -332,6 +377,14 @@ class InterfaceTracker:
             self._toggled = True
         before, self._link = self._link, (link.name, link.mtu)
         return changed or before != self._link
+
+
+def _main_route_removed(kind: int, message: memoryview) -> RouteKey | None:
+    """The key of a route of the main table that was removed and carried our number; None: it was something else."""
+    if kind != RTM_DELROUTE:
+        return None
+    key, protocol, _, _ = codec.read_route_key(message)
+    return key if protocol == PROTOCOL and key[2] == MAIN_TABLE else None
 
 
 def _is_running(link: Link | None) -> bool:
