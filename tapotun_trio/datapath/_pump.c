@@ -128,6 +128,7 @@ typedef struct {
 typedef struct {
 	Object object;
 	int sock, told, resume, after_payload;
+	uint64_t shown; /* the turn in which Python got frames of the buffer; nothing more is received in it */
 	uint64_t table, outlet;
 	uint8_t *buf;
 	size_t cap, head, tail, pos, end;
@@ -845,6 +846,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 			PyObject *list = ranges(in->buf, span + done, spans - done);
 			if (!list || add_event(events, why, in->object.id, list))
 				return -1;
+			in->shown = p->turn;
 		}
 		if (unusual)
 			what = UNUSUAL;
@@ -909,7 +911,7 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 	Port *port = find(p, id, PORT);
 	if (reader && !reader->held && reader->shown != p->turn && !reader->told)
 		return read_queue(p, reader, reader->fd[(event->data.u64 & QUEUE_MASK) >> QUEUE_SHIFT], events);
-	if (inlet && !inlet->told && !inlet->resume)
+	if (inlet && !inlet->told && !inlet->resume && inlet->shown != p->turn)
 		return receive(p, inlet, events);
 	if (port && port->sock >= 0) {
 		if (port->size) {
