@@ -239,11 +239,17 @@ static int poll_fd(const Pump *p, int op, int fd, uint32_t events, uint64_t tag)
 	return epoll_ctl(p->epoll, op, fd, &event);
 }
 
+/* Returns -1 if a queue cannot be added; then none of them is. */
 static int poll_queues(const Pump *p, const Reader *r, int op, uint32_t events)
 {
 	for (int i = 0; i < r->queues; i++)
-		if (poll_fd(p, op, r->fd[i], events, r->object.id | (uint64_t)i << QUEUE_SHIFT) && op == EPOLL_CTL_ADD)
+		if (poll_fd(p, op, r->fd[i], events, r->object.id | (uint64_t)i << QUEUE_SHIFT) && op == EPOLL_CTL_ADD) {
+			int error = errno;
+			while (i-- > 0)
+				poll_fd(p, EPOLL_CTL_DEL, r->fd[i], 0, 0);
+			errno = error;
 			return -1;
+		}
 	return 0;
 }
 
@@ -1373,7 +1379,6 @@ static PyObject *Pump_reader(PyObject *self, PyObject *args)
 	r->queues = (int)number;
 	if (poll_queues(p, r, EPOLL_CTL_ADD, EPOLLIN)) {
 		PyErr_SetFromErrno(PyExc_OSError);
-		poll_queues(p, r, EPOLL_CTL_DEL, 0);
 		goto failed;
 	}
 	r->told = 0;
