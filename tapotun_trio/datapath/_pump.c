@@ -1482,7 +1482,7 @@ static int Pump_init(PyObject *self, PyObject *args, PyObject *keywords)
 	(void)keywords;
 	if (!PyArg_ParseTuple(args, "iI", &trio, &merge_from))
 		return -1;
-	if (p->objects || merge_from < 2) {
+	if (p->epoll >= 0 || merge_from < 2) {
 		PyErr_SetString(PyExc_ValueError, "initialised already, or merge_from below 2");
 		return -1;
 	}
