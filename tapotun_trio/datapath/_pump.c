@@ -1191,7 +1191,8 @@ static PyObject *Pump_verdicts(PyObject *self, PyObject *arg)
 	unsigned long long id = PyLong_AsUnsignedLongLong(arg);
 	Table *t = PyErr_Occurred() ? NULL : found((Pump *)self, id, TABLE);
 	PyObject *list = t ? PyList_New(0) : NULL;
-	for (size_t i = 0; list && i < t->size; i++) {
+	/* Looked up anew each time: what is allocated may start the garbage collector, which may free a table. */
+	for (size_t i = 0; list && (t = found((Pump *)self, id, TABLE)) && i < t->size; i++) {
 		const Verdict *v = t->verdicts + i;
 		if (!v->used)
 			continue;
@@ -1201,6 +1202,8 @@ static PyObject *Pump_verdicts(PyObject *self, PyObject *arg)
 			Py_CLEAR(list);
 		Py_XDECREF(row);
 	}
+	if (!t)
+		Py_CLEAR(list);
 	return list;
 }
 
