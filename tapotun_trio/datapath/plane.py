@@ -66,6 +66,7 @@ SLAB_BYTES: Final = 256 * 1024
 # costs more than to copy this.
 BACKLOG_BYTES: Final = 256 * 1024
 _LONGEST_S: Final = 3600.0
+_PROC_SELF: Final = Path("/proc/self")
 
 _DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
 
@@ -646,11 +647,11 @@ def _epoll_with(fd: int) -> int | None:
     """The epoll of this process that watches ``fd``, as the kernel says (proc(5), /proc/pid/fdinfo). None: there is no
     such epoll, or no /proc."""
     try:
-        for entry in os.listdir("/proc/self/fdinfo"):
+        for entry in os.listdir(_PROC_SELF / "fdinfo"):
             with suppress(OSError):
-                if os.readlink(f"/proc/self/fd/{entry}") != "anon_inode:[eventpoll]":
+                if os.readlink(_PROC_SELF / "fd" / entry) != "anon_inode:[eventpoll]":
                     continue
-                lines = Path(f"/proc/self/fdinfo/{entry}").read_text().splitlines()
+                lines = (_PROC_SELF / "fdinfo" / entry).read_text().splitlines()
                 if any(line.split()[:2] == ["tfd:", str(fd)] for line in lines):
                     return int(entry)
     except OSError:
