@@ -152,13 +152,23 @@ class Plane:
         self._runnable = False
         while True:
             events, flags = self.pump.wait(deadline_ns)
-            for what, ident, detail in events:
-                loan = self._loans.get(ident)
-                if loan is not None:
-                    loan.handle(what, detail)
-            if flags or self._runnable:
+            self._handle(events)
+            if flags or self._runnable or not self.works:
                 break
         self.settle()
+
+    def _handle(self, events: list[tuple[int, int, object]]) -> None:
+        """Pass events on. If that fails for one of them, the others may still have frames."""
+        failure: BaseException | None = None
+        for what, ident, detail in events:
+            loan = self._loans.get(ident)
+            try:
+                if loan is not None:
+                    loan.handle(what, detail)
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                failure = failure or exc
+        if failure is not None:
+            raise failure
 
     def note_runnable(self) -> None:
         self._runnable = True
