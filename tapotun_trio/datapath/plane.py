@@ -174,7 +174,13 @@ class Plane:
         self._runnable = True
 
     def settle(self) -> None:
-        """Add what was counted in C to the counters of its owners."""
+        """Add what was counted in C to the counters of its owners. Never raises."""
+        try:
+            self._settle()
+        except BaseException as exc:  # noqa: BLE001 - logged; the caller may be ending a loan
+            self._fail(exc)
+
+    def _settle(self) -> None:
         for ident, packets, packets_bytes, arrivals, drops in self.pump.counts():
             loan = self._loans.get(ident)
             if loan is None:
@@ -186,16 +192,28 @@ class Plane:
                         loan.drops[reason] += number
 
     def _fail(self, exc: BaseException) -> None:
-        self.works = False
-        self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=exc)
+        """Give everything back, and log why; only the first time, since one failure may well cause others."""
+        if self.works:
+            self.works = False
+            errors = [exc, *self._hand_back_all()]
+            cause = exc if len(errors) == 1 else BaseExceptionGroup("errors of the plane", errors)
+            self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=cause)
+
+    def _hand_back_all(self) -> list[BaseException]:
+        """End all loans, whatever goes wrong with some. Returns what did."""
+        errors: list[BaseException] = []
         for loan in list(self._loans.values()):
-            loan.hand_back()
+            try:
+                loan.hand_back()
+            except BaseException as exc:  # noqa: BLE001 - the caller's to log
+                errors.append(exc)
+        return errors
 
     def close(self) -> None:
         """End all loans, and take nothing any more."""
         self.works = False
-        for loan in list(self._loans.values()):
-            loan.hand_back()
+        for exc in self._hand_back_all():
+            self._log.error("internal error at the end of the fast path", exc_info=exc)
 
     # -- loans
 
