@@ -128,6 +128,7 @@ typedef struct {
 typedef struct {
 	Object object;
 	int sock, told, resume, after_payload;
+	uint64_t shown; /* the turn in which Python got frames of the buffer; nothing more is received in it */
 	uint64_t table, outlet;
 	uint8_t *buf;
 	size_t cap, head, tail, pos, end;
@@ -238,11 +239,17 @@ static int poll_fd(const Pump *p, int op, int fd, uint32_t events, uint64_t tag)
 	return epoll_ctl(p->epoll, op, fd, &event);
 }
 
+/* Returns -1 if a queue cannot be added; then none of them is. */
 static int poll_queues(const Pump *p, const Reader *r, int op, uint32_t events)
 {
 	for (int i = 0; i < r->queues; i++)
-		if (poll_fd(p, op, r->fd[i], events, r->object.id | (uint64_t)i << QUEUE_SHIFT) && op == EPOLL_CTL_ADD)
+		if (poll_fd(p, op, r->fd[i], events, r->object.id | (uint64_t)i << QUEUE_SHIFT) && op == EPOLL_CTL_ADD) {
+			int error = errno;
+			while (i-- > 0)
+				poll_fd(p, EPOLL_CTL_DEL, r->fd[i], 0, 0);
+			errno = error;
 			return -1;
+		}
 	return 0;
 }
 
@@ -845,6 +852,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 			PyObject *list = ranges(in->buf, span + done, spans - done);
 			if (!list || add_event(events, why, in->object.id, list))
 				return -1;
+			in->shown = p->turn;
 		}
 		if (unusual)
 			what = UNUSUAL;
@@ -909,7 +917,7 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 	Port *port = find(p, id, PORT);
 	if (reader && !reader->held && reader->shown != p->turn && !reader->told)
 		return read_queue(p, reader, reader->fd[(event->data.u64 & QUEUE_MASK) >> QUEUE_SHIFT], events);
-	if (inlet && !inlet->told && !inlet->resume)
+	if (inlet && !inlet->told && !inlet->resume && inlet->shown != p->turn)
 		return receive(p, inlet, events);
 	if (port && port->sock >= 0) {
 		if (port->size) {
@@ -1183,7 +1191,8 @@ static PyObject *Pump_verdicts(PyObject *self, PyObject *arg)
 	unsigned long long id = PyLong_AsUnsignedLongLong(arg);
 	Table *t = PyErr_Occurred() ? NULL : found((Pump *)self, id, TABLE);
 	PyObject *list = t ? PyList_New(0) : NULL;
-	for (size_t i = 0; list && i < t->size; i++) {
+	/* Looked up anew each time: what is allocated may start the garbage collector, which may free a table. */
+	for (size_t i = 0; list && (t = found((Pump *)self, id, TABLE)) && i < t->size; i++) {
 		const Verdict *v = t->verdicts + i;
 		if (!v->used)
 			continue;
@@ -1193,6 +1202,8 @@ static PyObject *Pump_verdicts(PyObject *self, PyObject *arg)
 			Py_CLEAR(list);
 		Py_XDECREF(row);
 	}
+	if (!t)
+		Py_CLEAR(list);
 	return list;
 }
 
@@ -1371,7 +1382,6 @@ static PyObject *Pump_reader(PyObject *self, PyObject *args)
 	r->queues = (int)number;
 	if (poll_queues(p, r, EPOLL_CTL_ADD, EPOLLIN)) {
 		PyErr_SetFromErrno(PyExc_OSError);
-		poll_queues(p, r, EPOLL_CTL_DEL, 0);
 		goto failed;
 	}
 	r->told = 0;
@@ -1475,7 +1485,7 @@ static int Pump_init(PyObject *self, PyObject *args, PyObject *keywords)
 	(void)keywords;
 	if (!PyArg_ParseTuple(args, "iI", &trio, &merge_from))
 		return -1;
-	if (p->objects || merge_from < 2) {
+	if (p->epoll >= 0 || merge_from < 2) {
 		PyErr_SetString(PyExc_ValueError, "initialised already, or merge_from below 2");
 		return -1;
 	}

@@ -66,6 +66,7 @@ SLAB_BYTES: Final = 256 * 1024
 # costs more than to copy this.
 BACKLOG_BYTES: Final = 256 * 1024
 _LONGEST_S: Final = 3600.0
+_PROC_SELF: Final = Path("/proc/self")
 
 _DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
 
@@ -151,19 +152,35 @@ class Plane:
         self._runnable = False
         while True:
             events, flags = self.pump.wait(deadline_ns)
-            for what, ident, detail in events:
-                loan = self._loans.get(ident)
-                if loan is not None:
-                    loan.handle(what, detail)
-            if flags or self._runnable:
+            self._handle(events)
+            if flags or self._runnable or not self.works:
                 break
         self.settle()
+
+    def _handle(self, events: list[tuple[int, int, object]]) -> None:
+        """Pass events on. If that fails for one of them, the others may still have frames."""
+        failure: BaseException | None = None
+        for what, ident, detail in events:
+            loan = self._loans.get(ident)
+            try:
+                if loan is not None:
+                    loan.handle(what, detail)
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                failure = failure or exc
+        if failure is not None:
+            raise failure
 
     def note_runnable(self) -> None:
         self._runnable = True
 
     def settle(self) -> None:
-        """Add what was counted in C to the counters of its owners."""
+        """Add what was counted in C to the counters of its owners. Never raises."""
+        try:
+            self._settle()
+        except BaseException as exc:  # noqa: BLE001 - logged; the caller may be ending a loan
+            self._fail(exc)
+
+    def _settle(self) -> None:
         for ident, packets, packets_bytes, arrivals, drops in self.pump.counts():
             loan = self._loans.get(ident)
             if loan is None:
@@ -175,16 +192,28 @@ class Plane:
                         loan.drops[reason] += number
 
     def _fail(self, exc: BaseException) -> None:
-        self.works = False
-        self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=exc)
+        """Give everything back, and log why; only the first time, since one failure may well cause others."""
+        if self.works:
+            self.works = False
+            errors = [exc, *self._hand_back_all()]
+            cause = exc if len(errors) == 1 else BaseExceptionGroup("errors of the plane", errors)
+            self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=cause)
+
+    def _hand_back_all(self) -> list[BaseException]:
+        """End all loans, whatever goes wrong with some. Returns what did."""
+        errors: list[BaseException] = []
         for loan in list(self._loans.values()):
-            loan.hand_back()
+            try:
+                loan.hand_back()
+            except BaseException as exc:  # noqa: BLE001 - the caller's to log
+                errors.append(exc)
+        return errors
 
     def close(self) -> None:
         """End all loans, and take nothing any more."""
         self.works = False
-        for loan in list(self._loans.values()):
-            loan.hand_back()
+        for exc in self._hand_back_all():
+            self._log.error("internal error at the end of the fast path", exc_info=exc)
 
     # -- loans
 
@@ -646,11 +675,11 @@ def _epoll_with(fd: int) -> int | None:
     """The epoll of this process that watches ``fd``, as the kernel says (proc(5), /proc/pid/fdinfo). None: there is no
     such epoll, or no /proc."""
     try:
-        for entry in os.listdir("/proc/self/fdinfo"):
+        for entry in os.listdir(_PROC_SELF / "fdinfo"):
             with suppress(OSError):
-                if os.readlink(f"/proc/self/fd/{entry}") != "anon_inode:[eventpoll]":
+                if os.readlink(_PROC_SELF / "fd" / entry) != "anon_inode:[eventpoll]":
                     continue
-                lines = Path(f"/proc/self/fdinfo/{entry}").read_text().splitlines()
+                lines = (_PROC_SELF / "fdinfo" / entry).read_text().splitlines()
                 if any(line.split()[:2] == ["tfd:", str(fd)] for line in lines):
                     return int(entry)
     except OSError:
