@@ -1,9 +1,9 @@
 """One behaviour, two speeds: the same bytes go through both paths, and everything that comes of them is compared.
 
-A scenario is a list of steps: bytes arrive on a stream, cut anywhere; the host sends packets; a peer reads, or does not;
-the config is loaded anew; a stream ends, or breaks. It is played twice, by the pure path and by a real plane in a real
-`trio.run`, between real sockets and a TUN device that is a pair of sockets (tests/planes.py). After each step both come
-to rest, so both see the same bytes in the same pieces.
+A scenario is a list of steps: bytes arrive on a stream, cut anywhere; the host sends packets; a peer reads, or does
+not; the config is loaded anew; a stream ends, or breaks. It is played twice, by the pure path and by a real plane in a
+real `trio.run`, between real sockets and a TUN device that is a pair of sockets (tests/planes.py). After each step both
+come to rest, so both see the same bytes in the same pieces.
 
 Compared are: the frames that the device got; the frames on each stream to a peer, out of their chunks; how each stream
 ended; the control frames that were handed on; the counters and the drops by reason; and what each parser holds in the
@@ -23,8 +23,8 @@ import struct
 import sys
 import termios
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.client.client import TunnelClient
@@ -52,7 +52,7 @@ from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 from tapotun_trio.wire import control
 from tapotun_trio.wire.body import LAST_CHUNK, ChunkedBody
-from tapotun_trio.wire.frames import BASE_PING, HEADER_BYTES, FrameReader, each, encode_echo
+from tapotun_trio.wire.frames import BASE_PING, FrameReader, each, encode_echo
 from tapotun_trio.wire.vnet import GSO_UDP_L4
 
 from ..chunkings import cut, cuts
@@ -82,12 +82,23 @@ class Bytes(NamedTuple):
     client: int
     pieces: tuple[bytes, ...]
 
+    def __repr__(self) -> str:
+        return f"Bytes({self.client}, {_shortened(self.pieces)})"
+
 
 class Packets(NamedTuple):
     """The host sends packets into a queue of the device, each with its vnet header."""
 
     queue: int
     frames: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return f"Packets({self.queue}, {_shortened(self.frames)})"
+
+
+def _shortened(pieces: tuple[bytes, ...]) -> str:
+    """For the report of a failure, which says how to play it again."""
+    return f"{len(pieces)} pieces, {sum(map(len, pieces))} bytes: {[piece[:40] for piece in pieces[:5]]}"
 
 
 class Take(NamedTuple):
@@ -339,7 +350,9 @@ class World:
             tunnel: Any = self.server
             self.counters = [session.counters for session in self.server.sessions]
             only: Callable[[], Sender | None] = self.server.only_sender
-            self.peers = [Peer(self, session.sender, partial(self._upload, session)) for session in self.server.sessions]
+            self.peers = [
+                Peer(self, session.sender, partial(self._upload, session)) for session in self.server.sessions
+            ]
         else:
             tunnel = client = TunnelClient(client_config("a", 1), log)
             self.counters = [client.counters]
@@ -425,9 +438,10 @@ class World:
             before = now
 
     def _moved(self) -> object:
-        sockets = [sock for peer in self.peers for sock in (peer.connection, *peer.downs) if sock.fileno() >= 0]
+        descriptors = [it.fileno() for peer in self.peers for it in peer.downs]
+        descriptors += [peer.connection.fileno() for peer in self.peers]
         return (
-            [_readable_bytes(sock.fileno()) for sock in sockets],
+            [_readable_bytes(fd) for fd in descriptors if fd >= 0],
             [_readable_bytes(tun.device.fileno()) for tun in self.tuns],
             [_readable_bytes(tun._host.fileno()) for tun in self.tuns],
             [replace(counters) for counters in self.counters],
@@ -544,7 +558,9 @@ def tso(source: str, destination: str, size: int, mss: int = 1400) -> bytes:
 
 
 def chunked(data: bytes, size: int = 3000) -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(it), it) for it in (data[at : at + size] for at in range(0, len(data), size)))
+    return b"".join(
+        b"%x\r\n%b\r\n" % (len(it), it) for it in (data[at : at + size] for at in range(0, len(data), size))
+    )
 
 
 def plain(source: str, destination: str, size: int = 60, count: int = 1) -> bytes:
@@ -561,8 +577,8 @@ def from_host(destination: str, size: int = 60, count: int = 1, source: str = "1
 
 
 A, B, C = CLIENTS
-EVERYONE_READS: Final = tuple(Read(number, 1 << 30) for number in range(3))
-ORDINARY: Final = (
+EVERYONE_READS: Final[tuple[Step, ...]] = tuple(Read(number, 1 << 30) for number in range(3))
+ORDINARY: Final[tuple[Step, ...]] = (
     Bytes(0, (chunked(plain(A, HUB, 1400, 5)), *(chunked(plain(A, HUB, 1400, 8)) for _ in range(10)))),
     Bytes(0, (chunked(plain(A, HUB, 9000, 20)),) * 2),
     Bytes(1, (chunked(plain(B, A, 1400, 5) + plain(B, C, 1400, 5)), chunked(plain(B, A, 9000, 10)))),
@@ -590,8 +606,10 @@ def test_the_ordinary_case_is_the_planes(scenario: Scenario, least: int) -> None
     assert compare(scenario) >= least
 
 
-UNKNOWN: Final = (
-    Bytes(0, (chunked(plain(A, HUB)), *[chunked(plain("192.0.2.9", HUB, count=8))] * 3, chunked(plain(A, "10.10.0.77")))),
+UNKNOWN: Final[tuple[Step, ...]] = (
+    Bytes(
+        0, (chunked(plain(A, HUB)), *[chunked(plain("192.0.2.9", HUB, count=8))] * 3, chunked(plain(A, "10.10.0.77")))
+    ),
     Bytes(0, (chunked(plain("192.0.2.9", HUB, count=8) + plain(A, B) + plain("192.0.2.9", HUB, count=2)),)),
     Packets(0, from_host("10.10.0.77", count=20)),
     Packets(0, from_host("10.10.0.77", count=20) + from_host(A, count=3) + from_host("10.10.0.77") + from_host(A)),
@@ -721,7 +739,9 @@ def bodies(draw: st.DrawFn) -> bytes:
         case 1:
             out += b"0\r\nA: b\r\n" + draw(st.sampled_from([b"\r\n", b"", b" bad\r\n"]))
         case 2:
-            out += draw(st.sampled_from([b"fffffffffffffff\r\n", b"10000000000000000\r\n", b"g\r\n", b"\r\n", b"-1\r\n"]))
+            out += draw(
+                st.sampled_from([b"fffffffffffffff\r\n", b"10000000000000000\r\n", b"g\r\n", b"\r\n", b"-1\r\n"])
+            )
     return bytes(out)
 
 
@@ -762,7 +782,11 @@ scenarios = st.builds(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
 @given(scenarios)
 def test_both_paths_do_the_same(scenario: Scenario) -> None:
     compare(scenario)
