@@ -305,7 +305,8 @@ class Sender:
                 self._lend(stream)
                 await self._wake.wait()
             finally:
-                self._take_back()
+                if self._lent is stream:  # otherwise a newer stream is lent by now, and its task waits for it
+                    self._take_back()
 
     # -- the plane, which sends while this has nothing to do; see `plane`
 
