@@ -620,6 +620,16 @@ def test_drops_are_counted_by_reason() -> None:
     assert compare(Scenario(UNKNOWN)) >= 20
 
 
+def test_the_end_of_an_older_stream_leaves_the_newer_one_to_the_plane() -> None:
+    """The older one's socket is full at the rotation; its task ends after the newer one's was lent. What the newer one
+    has not taken then goes on at once, and not when the next packet comes."""
+    burst = Packets(0, from_host(HUB, 1400, 130))  # two bursts of the plane
+    for _ in range(3):
+        scenario = Scenario((Packets(0, from_host(HUB)), burst, Rotate(0), burst), server=False, small_sockets=True)
+        compare(scenario)
+        compare(replace(scenario, steps=scenario.steps[:-1]))
+
+
 @pytest.mark.parametrize("server", [True, False])
 @pytest.mark.parametrize("size", [60, 61, 1400])
 def test_merging(server: bool, size: int) -> None:
