@@ -1191,13 +1191,13 @@ static PyObject *Pump_verdicts(PyObject *self, PyObject *arg)
 	unsigned long long id = PyLong_AsUnsignedLongLong(arg);
 	Table *t = PyErr_Occurred() ? NULL : found((Pump *)self, id, TABLE);
 	PyObject *list = t ? PyList_New(0) : NULL;
-	/* Looked up anew each time: what is allocated may start the garbage collector, which may free a table. */
+	/* Looked up anew, and copied, each time: what is allocated may start the garbage collector, which may free a table. */
 	for (size_t i = 0; list && (t = found((Pump *)self, id, TABLE)) && i < t->size; i++) {
-		const Verdict *v = t->verdicts + i;
-		if (!v->used)
+		const Verdict v = t->verdicts[i];
+		if (!v.used)
 			continue;
-		PyObject *row = Py_BuildValue("(iy#iKKK)", v->rule, (const char *)v->key, (Py_ssize_t)KEY_BYTES, v->way,
-			(unsigned long long)v->target, (unsigned long long)v->hits, (unsigned long long)v->used_ns);
+		PyObject *row = Py_BuildValue("(iy#iKKK)", v.rule, (const char *)v.key, (Py_ssize_t)KEY_BYTES, v.way,
+			(unsigned long long)v.target, (unsigned long long)v.hits, (unsigned long long)v.used_ns);
 		if (!row || PyList_Append(list, row))
 			Py_CLEAR(list);
 		Py_XDECREF(row);
