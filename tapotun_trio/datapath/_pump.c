@@ -351,7 +351,7 @@ static int vnet_is_valid(const uint8_t *frame, size_t bytes)
 		return 0;
 	unsigned length = rd16(frame), flags = frame[2], gso = frame[3], hdr_len = rd16(frame + 4), gso_size = rd16(frame + 6);
 	unsigned start = rd16(frame + 8), offset = rd16(frame + 10), ip_header = (frame[HEADER_BYTES] & 15u) * 4;
-	if (flags & ~(NEEDS_CSUM | DATA_VALID) || hdr_len > length)
+	if (flags & ~(unsigned)(NEEDS_CSUM | DATA_VALID) || hdr_len > length)
 		return 0;
 	if (flags & NEEDS_CSUM && !(ip_header >= 20 && ip_header <= start && start <= MAX_CSUM_START && start + offset + 2 <= length))
 		return 0;
