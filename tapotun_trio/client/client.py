@@ -21,7 +21,6 @@ import trio
 from ..config.model import ClientConfig
 from ..cooperative import Steps
 from ..datapath.counters import Counters, DropReason, Transport
-from ..datapath.plane import ALL_ALIKE, Flows, Lane, Plane, Verdict, current_plane
 from ..datapath.receiver import Receiver, deliver_to_device
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, Sender, keepalive_policy
@@ -49,6 +48,7 @@ from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .ages import AgeLimits, StreamKind, is_cut
 from .failure_log import FailureLog
+from .flows import ClientFlows
 from .outage import Outage
 from .parameters import InterfaceParameters
 from .path_mtu import PathMtu
@@ -111,8 +111,7 @@ class TunnelClient:
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
         self.sender = Sender(self.counters, AGENT_FRAME)
-        self._inward: Flows | None = None
-        self._outward: Flows | None = None
+        self.flows = ClientFlows(self.sender, self.counters)
         self.failure_log = FailureLog(log)
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
@@ -246,17 +245,6 @@ class TunnelClient:
             self.counters.drops[DropReason.NOT_IPV4] += 1
             return None
         return self.sender
-
-    def flows(self, plane: Plane) -> Flows:
-        """See `tun_io.FrameJudge`."""
-        if self._outward is None:
-            self._outward = Flows(plane, ALL_ALIKE, self.counters.drops)
-        return self._outward
-
-    def judge(self, view: memoryview, at: int) -> Verdict:
-        """See `tun_io.FrameJudge`."""
-        plane = current_plane()
-        return None if plane is None or view[at + HEADER_BYTES] >> 4 != 4 else self.sender.port(plane)
 
     # -- the tasks
 
@@ -465,7 +453,7 @@ class TunnelClient:
             self._selector.offered = control.WS in answer.features
             self._selector.get_answered()
             deliver = partial(self._deliver, interface.writer)
-            lane = partial(self._lane, interface.writer)
+            lane = partial(self.flows.lane, interface.writer)
             receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control, lane)
             download = Download(answer.connection, receiver, frames, self.counters.ends, base=not extended)
             download.has_rest = bool(answer.rest)
@@ -739,22 +727,6 @@ class TunnelClient:
     async def _deliver(self, writer: DeviceWriter, reader: FrameReader, frames: list[FrameRange]) -> None:
         """Write the packets of one receive to the device. Raises PeerError, HostError."""
         deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control)
-
-    def _lane(self, writer: DeviceWriter) -> Lane | None:
-        """Where the plane puts the frames of a download: as `_deliver`. None: it cannot."""
-        plane = current_plane()
-        if plane is None or writer.outlet is None:
-            return None
-        if self._inward is None:
-            self._inward = Flows(plane, ALL_ALIKE, self.counters.drops)
-
-        def deliver(reader: FrameReader, frames: list[FrameRange]) -> None:
-            deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control)
-
-        def judge(view: memoryview, at: int) -> Verdict:
-            return True if view[at + HEADER_BYTES] >> 4 == 4 else None
-
-        return Lane(self._inward, writer.outlet, deliver, judge, lambda: writer.merged, self.counters)
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
         """Handle one control frame. The receiver has already answered a PING. Raises PeerError, HostError."""

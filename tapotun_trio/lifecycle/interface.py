@@ -156,7 +156,9 @@ async def run_client(
                 await device_nursery.start(reconciler.run, desired)
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
-                device_nursery.start_soon(read_device, device, client.classify, lambda: client.sender, log, client)
+                device_nursery.start_soon(
+                    read_device, device, client.classify, lambda: client.sender, log, client.flows
+                )
                 device_nursery.start_soon(client.run_upload)
                 device_nursery.start_soon(client.run_clock)
                 client.attach(writer, reconciler)
