@@ -86,6 +86,7 @@ class TunnelClient:
         guard: keeps the connections of the streams out of the tunnel.
         counters, rtt, peer_info: for the status.
         sender: sends frames to the server.
+        flows: where packets go, for `datapath.plane`.
         failure_log: logs failures of the streams, rate-limited.
         path_mtu: detects that the path drops large packets.
     """

@@ -71,8 +71,9 @@ def reload(daemon: Process) -> None:
 
 def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab) -> None:
     """Beside TCP as fast as it goes both ways, and a checked stream: streams are replaced several times a second, the
-    config is reloaded, another client is ended by the operator, is killed, and comes back. Of the checked stream nothing
-    is lost but what a queue dropped on purpose, and nothing comes twice."""
+    config is reloaded, another client is ended by the operator, is killed, and comes back.
+
+    Of the checked stream nothing is lost but what a queue dropped on purpose, and nothing comes twice."""
     server, client, other = lab.host("server"), lab.host("client"), lab.host("other")
     lab.link(server, f"{SERVER}/24", client, "192.0.2.2/24")
     lab.link(server, "198.51.100.1/24", other, "198.51.100.3/24")

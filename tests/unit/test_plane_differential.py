@@ -375,7 +375,7 @@ class World:
 
         reader = FrameReader(ChunkedBody(), control=self.scenario.control)
         writer = self.writers[0]
-        lane = partial(client._lane, writer)
+        lane = partial(client.flows.lane, writer)
         return Receiver(
             connection, reader, partial(client._deliver, writer), on_control, client.sender.send_control, lane
         )
