@@ -17,7 +17,8 @@ export PIP_NO_INPUT := 1
 help:  ## show this
 	@echo "make demo     a tunnel between two machines, set up and shown working, in under a minute"
 	@echo "make test     every test, with branch coverage; ARGS='-k words' is handed to pytest"
-	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
+	@echo "make sanitize the plane's tests under ASan and UBSan; make test without ARGS runs it, too"
+	@echo "make fuzz     every parser and the native part under a fuzzer, FUZZ_SECONDS (30) each"
 	@echo "make soak     200 random faults during a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel compared with a relay in C and with no tunnel, in ten minutes; BENCH=quick: two"
 	@echo "              BENCH_PLANE=off: without the native data path, =both: with it and without, a third longer"
@@ -82,10 +83,19 @@ test:
 	@rm -f .coverage .coverage.*
 	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory sanitize)
+
+# The plane's tests once more, with its native part under ASan and UBSan: a minute.
+.PHONY: sanitize
+sanitize:
+	@$(INSTALL_TOOLS) native
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m tools.sanitize
 
 # atheris has wheels for some versions of Python only, so it is no part of [dev].
 .PHONY: fuzz
 fuzz: venv
+	@$(INSTALL_TOOLS) fuzz
 	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --only-binary :all: 'atheris>=3.0'
 	@$(PY) -m fuzz
 
