@@ -360,7 +360,8 @@ class World:
             self.peers = [Peer(self, client.sender, partial(self._download, client))]
         for writer in self.writers:
             nursery.start_soon(writer.run)
-        nursery.start_soon(read_device, device, tunnel.classify, only, log, tunnel)
+        judge = tunnel.flows if isinstance(tunnel, TunnelClient) else tunnel
+        nursery.start_soon(read_device, device, tunnel.classify, only, log, judge)
         for peer in self.peers:
             peer.attach()
             nursery.start_soon(peer.receive)
