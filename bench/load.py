@@ -22,7 +22,7 @@ from .variants import NAME, SERVER, TapotunTls, Variant
 
 IPERF_PORT: Final = 5201
 _GRACE_S: Final = 8.0
-_BUSY_S: Final = 2.0
+_BUSY_S: Final = 5.0
 _TIMES: Final = re.compile(r"time=([\d.]+) ms")
 
 
@@ -31,13 +31,17 @@ _TIMES: Final = re.compile(r"time=([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Tcp:
-    """One run of iperf3. `cpu_s` is of the variant's processes as in `Variant.pids`; a GB is 10^9 bytes of payload."""
+    """One run of iperf3. `cpu_s` is of the variant's processes as in `Variant.pids`; a GB is 10^9 bytes of payload.
+
+    `congestion` is what iperf3's own sender used.
+    """
 
     gbit_s: float
     gb: float
     retransmits: int
     cpu_s: tuple[float, ...]
     machine_cpu_s: float
+    congestion: str
 
 
 @contextmanager
@@ -46,6 +50,11 @@ def iperf_server(variant: Variant) -> Iterator[None]:
     with variant.server.start(["iperf3", "-s", "-p", str(IPERF_PORT)]) as daemon:
         variant.server.wait_for_listener(IPERF_PORT, by=daemon)
         yield
+
+
+def congestion_options(name: str | None) -> list[str]:
+    """What tells iperf3 to use that congestion control, at whichever end sends; None is the machine's default."""
+    return ["-C", name] if name is not None else []
 
 
 def tcp(variant: Variant, *options: str, seconds: int, source: Host | None = None) -> Tcp:
@@ -60,6 +69,7 @@ def tcp(variant: Variant, *options: str, seconds: int, source: Host | None = Non
         retransmits=end["sum_sent"].get("retransmits", 0),
         cpu_s=used.processes,
         machine_cpu_s=used.machine,
+        congestion=end.get("sender_tcp_congestion", "unknown"),
     )
 
 
@@ -71,8 +81,9 @@ def _iperf(host: Host, address: str, *options: str, seconds: int) -> dict[str, A
         answer: dict[str, Any] = json.loads(done.stdout or "{}")
         if done.returncode == 0 and "error" not in answer:
             return answer
-        # It has yet to notice the end of the run before.
-        if "busy" not in answer.get("error", "") or time.monotonic() > deadline:
+        # The server may have yet to notice the end of the run before. Then it says that it is busy, or just closes. A
+        # run that had begun is not repeated: what ended it is the variant's.
+        if answer.get("intervals") or time.monotonic() > deadline:
             raise CommandError(f"`{' '.join(argv)}`: {answer.get('error', done.stderr.strip())}")
         time.sleep(0.05)
 

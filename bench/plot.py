@@ -8,9 +8,14 @@ from typing import Any, Final
 from .metrics import METRICS, Metric
 from .results import Results
 
-_SHOWN: Final = {"veth": "#b8b8b8", "http": "#2a6fbb", "https": "#e08a1e"}
-_LABELS: Final = {"veth": "no tunnel", "http": "tapotun, http", "https": "tapotun, https through nginx"}
-_THICKNESS: Final = 0.26
+_SHOWN: Final = {"veth": "#b8b8b8", "http": "#2a6fbb", "http-off": "#9cc4ea", "https": "#e08a1e"}
+_LABELS: Final = {
+    "veth": "no tunnel",
+    "http": "tapotun, http",
+    "http-off": "tapotun, http, without the plane",
+    "https": "tapotun, https through nginx",
+}
+_ROW: Final = 0.78
 
 
 def draw(results: Results, file: Path) -> None:
@@ -43,19 +48,25 @@ def draw(results: Results, file: Path) -> None:
 
 def _is_shown(results: Results, metric: Metric) -> bool:
     # Memory and start have absolute targets; what they are in units of a small C program says nothing.
-    return not metric.key.startswith(("rss", "start")) and results.ratio(metric.key, "http", "relay") is not None
+    # The relay has one client.
+    return (
+        not metric.key.startswith(("rss", "start", "jain", "eight"))
+        and results.ratio(metric.key, "http", "relay") is not None
+    )
 
 
 def _panel(axes: Any, results: Results, metrics: list[Metric]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    for place, (variant, colour) in enumerate(_SHOWN.items()):
+    shown = {variant: colour for variant, colour in _SHOWN.items() if results.spread("tcp_up", variant) is not None}
+    thickness = _ROW / max(len(shown), 1)
+    for place, (variant, colour) in enumerate(shown.items()):
         heights, medians, below, above = [], [], [], []
         for row, metric in enumerate(metrics):
             ratio = results.ratio(metric.key, variant, "relay")
             if ratio is None:
                 continue
-            heights.append(row + (place - 1) * _THICKNESS)
+            heights.append(row + (place - (len(shown) - 1) / 2) * thickness)
             medians.append(ratio.median)
             below.append(ratio.median - ratio.low)
             above.append(ratio.high - ratio.median)
@@ -63,7 +74,7 @@ def _panel(axes: Any, results: Results, metrics: list[Metric]) -> None:
             heights,
             [median - 1 for median in medians],
             left=1,
-            height=_THICKNESS,
+            height=thickness,
             color=colour,
             label=_LABELS[variant],
         )

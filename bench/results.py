@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from .metrics import METRICS
-from .plan import VARIANTS
+from .metrics import BY_KEY, METRICS
+from .plan import Plan
 from .stats import Spread, paired
+
+LOAD = "load"
+"""In `Results.congestion`: what goes through the tunnels."""
 
 
 @dataclass
@@ -17,7 +20,12 @@ class Results:
 
     machine: dict[str, Any] = field(default_factory=dict)
     cipher: str = ""
-    openssl_s_per_gb: float | None = None
+    default_congestion: str = ""
+    """Of the machines of the bench."""
+    congestion: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+    """By variant and by who sends: how often each congestion control was seen after a run of TCP."""
+    planes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By variant and end: what the daemon said last of the data path it runs on."""
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _samples: dict[tuple[str, str], dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -25,6 +33,10 @@ class Results:
     def add(self, metric: str, variant: str, number: int, value: float) -> None:
         """The value of a round, in the metric's unit."""
         self._samples[metric, variant][number] = value
+
+    def saw_congestion(self, variant: str, who: str, name: str) -> None:
+        """What a sender of a variant used in a run of TCP."""
+        self.congestion.setdefault(variant, {}).setdefault(who, Counter())[name] += 1
 
     def spread(self, metric: str, variant: str) -> Spread | None:
         """None if it was not measured."""
@@ -59,30 +71,37 @@ class Results:
         ratios = paired(self.by_round(metric, variant, above=above), self.by_round(metric, base, above=above))
         return Spread.of(ratios) if ratios else None
 
-    def missing(self) -> list[str]:
+    def over(self, metric: str, variant: str, base_metric: str, base: str) -> Spread | None:
+        """A value over another metric's value in the same round."""
+        ratios = paired(self.by_round(metric, variant), self.by_round(base_metric, base))
+        return Spread.of(ratios) if ratios else None
+
+    def missing(self, plan: Plan) -> list[str]:
         """Metrics for which a variant that should have a value has none."""
         return [
             f"{metric.key} of {variant}"
             for metric in METRICS
-            for variant in measured_by(metric.key)
+            for variant in measured_by(metric.key, plan)
             if (metric.key, variant) not in self._samples
         ]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, plan: Plan) -> dict[str, Any]:
         """Everything, for a file."""
         return {
             "machine": self.machine,
             "rounds": self.rounds,
             "cipher": self.cipher,
-            "openssl_decrypt_s_per_gb": self.openssl_s_per_gb,
+            "default_congestion": self.default_congestion,
+            "congestion": self.congestion,
+            "planes": self.planes,
             "notes": self.notes,
             "failures": self.failures,
-            "metrics": {metric.key: self._metric_as_json(metric.key) for metric in METRICS},
+            "metrics": {metric.key: self._metric_as_json(metric.key, plan) for metric in METRICS},
         }
 
-    def _metric_as_json(self, key: str) -> dict[str, Any]:
+    def _metric_as_json(self, key: str, plan: Plan) -> dict[str, Any]:
         variants = {}
-        for variant in measured_by(key):
+        for variant in measured_by(key, plan):
             spread = self.spread(key, variant)
             if spread is None:
                 continue
@@ -92,7 +111,7 @@ class Results:
                 "min": spread.low,
                 "max": spread.high,
             }
-            for base in ("relay", "veth"):
+            for base in ("relay", "relay-default", "veth"):
                 ratio = self.ratio(key, variant, base)
                 if ratio is not None and variant != base:
                     entry[f"to_{base}"] = {"median": ratio.median, "min": ratio.low, "max": ratio.high}
@@ -100,11 +119,11 @@ class Results:
         return variants
 
 
-def measured_by(key: str) -> tuple[str, ...]:
-    """The variants that have a value for a metric."""
-    if key == "curl":
-        return ("https",)
-    # Without a tunnel there is no process to look at; the machine as a whole is.
-    if key.startswith(("rss", "start")) or key in ("cpu_up", "cpu_down", "cpu_up_client", "cpu_down_client"):
-        return VARIANTS[1:]
-    return VARIANTS
+def measured_by(key: str, plan: Plan) -> tuple[str, ...]:
+    """The variants that have a value for a metric. Raises KeyError if there is no such metric."""
+    metric = BY_KEY[key]
+    for step in plan.steps:
+        if step.name == metric.measured_in:
+            # Without a tunnel there is no process to look at; the machine as a whole is.
+            return tuple(name for name in step.variants if name != "veth" or not metric.of_a_process)
+    return ()

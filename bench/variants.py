@@ -34,6 +34,10 @@ NAME: Final = "vpn.example.com"
 TOKEN: Final = "of-the-bench"
 STATIC_BYTES: Final = 512 << 20
 
+# What turns the native data path off in the daemons of a variant; any other value is the user's own.
+PLANE: Final = "TAPOTUN_PLANE"
+WITHOUT_PLANE: Final = {PLANE: "off"}
+
 _START_S: Final = 15.0
 _PROBE_S: Final = 0.002
 
@@ -90,8 +94,9 @@ class Variant:
     name = "veth"
     address = SERVER
 
-    def __init__(self, lab: Lab) -> None:
-        """Builds the machines; starts nothing yet."""
+    def __init__(self, lab: Lab, *, name: str | None = None) -> None:
+        """Builds the machines; starts nothing yet. `name` is for a second one of a kind."""
+        self.name = name or type(self).name
         self.server, self.client, self.behind = (
             lab.host(f"{self.name}-{name}") for name in ("server", "client", "behind")
         )
@@ -137,27 +142,30 @@ class Variant:
 
 
 class Relay(Variant):
-    """crelay.c with its default options."""
+    """crelay.c with its default options, but for the congestion control of its connections."""
 
     name = "relay"
     address = TUNNEL_SERVER
 
-    def __init__(self, lab: Lab, program: Path) -> None:
+    def __init__(self, lab: Lab, program: Path, *, name: str | None = None) -> None:
         """`program` is the compiled relay."""
-        super().__init__(lab)
+        super().__init__(lab, name=name)
         self._program = program
+        self.congestion: str | None = None
+        """Set it before `start`; None is the machine's default."""
 
     def prepare(self) -> None:
         """Its server ends with its client, so nothing stays."""
 
     def start(self) -> float:
         endpoint = f"{SERVER}:7000"
-        self.server_end = self.server.start([self._program, "-i", "tun0", "-l", endpoint])
+        options = ["-C", self.congestion] if self.congestion is not None else []
+        self.server_end = self.server.start([self._program, "-i", "tun0", "-l", endpoint, *options])
         self.server.wait_for_listener(7000, by=self.server_end)
         self._configure(self.server, TUNNEL_SERVER)
         self.server.ip(f"route add {BEHIND_NET} dev tun0")
         begun = time.monotonic()
-        self.client_end = self.client.start([self._program, "-i", "tun0", "-c", endpoint])
+        self.client_end = self.client.start([self._program, "-i", "tun0", "-c", endpoint, *options])
         self._configure(self.client, TUNNEL_CLIENT)
         return first_ping_s(self.client, self.address, begun)
 
@@ -183,9 +191,11 @@ class Tapotun(Variant):
     address = TUNNEL_SERVER
     listen = SERVER
 
-    def __init__(self, lab: Lab) -> None:
-        super().__init__(lab)
+    def __init__(self, lab: Lab, *, name: str | None = None, env: Mapping[str, str] | None = None) -> None:
+        """`env` is added to the environment of both daemons."""
+        super().__init__(lab, name=name)
         self._program = installed()
+        self.env = dict(env or {})
 
     def prepare(self) -> None:
         digest = hashlib.sha1(TOKEN.encode()).hexdigest()
@@ -213,7 +223,7 @@ class Tapotun(Variant):
         file = host.tmp / "tapotun.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps([config]), encoding="utf-8")
-        return host.start([self._program, file])
+        return host.start([self._program, file], env=self.env)
 
     def stop(self) -> None:
         if self.client_end is not None:

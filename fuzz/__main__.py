@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 TARGETS: Final = (
     "chunks",
@@ -31,6 +31,7 @@ TARGETS: Final = (
     "proxy_url",
     "admin",
 )
+NATIVE: Final = "pump"  # a program of its own
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
 # Seconds that one input may take, and MiB that a target may: an input that costs more is a finding too.
 SLOW_INPUT_S: Final = 5
@@ -39,27 +40,10 @@ MAX_INPUT_BYTES: Final = 8192
 
 
 def run_all(seconds: int) -> int:
-    findings = WORK / "findings"
-    findings.mkdir(parents=True, exist_ok=True)
     rows, failed = [], False
-    for name in TARGETS:
-        corpus = WORK / "corpus" / name
-        corpus.mkdir(parents=True, exist_ok=True)
-        options = [
-            f"-max_total_time={seconds}",
-            f"-timeout={SLOW_INPUT_S}",
-            f"-rss_limit_mb={MEMORY_MIB}",
-            f"-max_len={MAX_INPUT_BYTES}",
-            f"-artifact_prefix={findings}/{name}-",
-            str(corpus),
-        ]
+    for name in (*TARGETS, NATIVE):
         print(f"fuzzing {name} for {seconds} s", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "fuzz", name, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        done = _run(name, seconds)
         output = done.stdout.decode(errors="replace")
         runs = re.search(r"Done (\d+) runs in (\d+) second", output)
         covered = re.findall(r" cov: (\d+) ft: (\d+) ", output)
@@ -76,20 +60,53 @@ def run_all(seconds: int) -> int:
     return int(failed)
 
 
+def _run(name: str, seconds: int) -> subprocess.CompletedProcess[bytes]:
+    findings, corpus = WORK / "findings", WORK / "corpus" / name
+    for folder in (findings, corpus):
+        folder.mkdir(parents=True, exist_ok=True)
+    options = [
+        f"-max_total_time={seconds}",
+        f"-timeout={SLOW_INPUT_S}",
+        f"-rss_limit_mb={MEMORY_MIB}",
+        f"-artifact_prefix={findings}/{name}-",
+        str(corpus),
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "fuzz", name, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+
+
 def run_one(name: str, arguments: list[str]) -> None:
     """Does not return: libFuzzer ends the process."""
+    if name == NATIVE:
+        run_native(arguments)
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11", "wsproto"]):
         target = importlib.import_module(f"fuzz.{name}")
-    seeds = WORK / "seeds" / name
-    seeds.mkdir(parents=True, exist_ok=True)
-    for n, seed in enumerate(target.SEEDS):
-        (seeds / str(n)).write_bytes(seed)
-    # The first folder is where libFuzzer puts what it learns; a file alone is run and nothing else.
-    folders = [str(seeds)] if any(Path(argument).is_dir() for argument in arguments) else []
-    atheris.Setup([f"fuzz-{name}", *arguments, *folders], target.check)
+    folders = _seed(name, target.SEEDS, arguments)
+    atheris.Setup([f"fuzz-{name}", f"-max_len={MAX_INPUT_BYTES}", *arguments, *folders], target.check)
     atheris.Fuzz()
+
+
+def run_native(arguments: list[str]) -> NoReturn:
+    from . import pump
+
+    program = WORK / "native" / NATIVE
+    pump.build(program)
+    folders = _seed(NATIVE, pump.SEEDS, arguments)
+    largest = f"-max_len={max(map(len, pump.SEEDS))}"
+    os.execve(program, [str(program), largest, *arguments, *folders], pump.environment(dict(os.environ)))
+
+
+def _seed(name: str, seeds: list[bytes], arguments: list[str]) -> list[str]:
+    """Write the seeds to a folder. Returns it, if the arguments have the folder where libFuzzer puts what it learns,
+    which is the first; a file alone is run and nothing else."""
+    folder = WORK / "seeds" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, seed in enumerate(seeds):
+        (folder / str(n)).write_bytes(seed)
+    return [str(folder)] if any(Path(argument).is_dir() for argument in arguments) else []
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Final
 
+import cross
 import manpages
+import native
 from tapotun_trio.cli import build_parser
 from tapotun_trio.config.schema import schema
 from tapotun_trio.shell import bash, fish, zsh
@@ -46,6 +48,8 @@ def main() -> None:
     root = BUILD / f"deb-{architecture}"
     shutil.rmtree(root, ignore_errors=True)
     make_tree(root / "usr/lib/tapotun", [Target(python, ARCHITECTURES[architecture], "gnu") for python in PYTHONS])
+    module = cross.module(cross.Platform(ARCHITECTURES[architecture], "gnu"))
+    shutil.copyfile(module, root / "usr/lib/tapotun" / native.MODULE)
     _program(root)
     _documentation(root)
     _completions(root)

@@ -5,10 +5,13 @@ The same sources and wheels make the same bytes.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import cross
+import native
 from vendor import BUILD, ROOT, files, make_tree
 
 _SHEBANG: Final = b"#!/usr/bin/env python3\n"
@@ -19,6 +22,10 @@ def main() -> None:
     """Build it."""
     tree = BUILD / "pyz"
     make_tree(tree)
+    # One for each kind of machine, whatever the version of Python: named as CompiledModules looks for it.
+    for platform in cross.PLATFORMS:
+        suffix = f".abi3-{platform.machine}-linux-{platform.libc}.so"
+        shutil.copyfile(cross.module(platform), tree / native.MODULE.replace(".abi3.so", suffix))
     compiled = [str(file) for file in files(tree) if file.suffix == ".so"]
     (tree / "compiled.txt").write_text("\n".join([*compiled, ""]), encoding="utf-8")
     for source in sorted((ROOT / "packaging" / "pyz").glob("*.py")):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -75,10 +75,10 @@ def make_tree(tree: Path, targets: Iterable[Target] = TARGETS) -> None:
 
 
 def own_wheel() -> Path:
-    """The wheel of this checkout, as pip builds it."""
+    """The wheel of this checkout, as pip builds it, without the C module."""
     place = BUILD / "own-wheel"
     shutil.rmtree(place, ignore_errors=True)
-    _pip("wheel", "--no-deps", "--wheel-dir", place, ROOT)
+    _pip("wheel", "--no-deps", "--wheel-dir", place, ROOT, environment={**os.environ, "TAPOTUN_NATIVE": "no"})
     (wheel,) = place.glob("*.whl")
     return wheel
 
@@ -104,8 +104,8 @@ def fetch() -> list[Path]:
     return sorted(place.glob("*.whl"))
 
 
-def _pip(*arguments: str | Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "-qq", *arguments], check=False, cwd=ROOT)
+def _pip(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", "-qq", *arguments], check=False, cwd=ROOT, env=environment)
     if done.returncode:
         raise SystemExit(f"pip {arguments[0]} failed, see above")
 

@@ -16,6 +16,7 @@ from .config.model import Config
 from .control.handlers import Process, standard_commands
 from .control.server import serve_control
 from .control.socket_path import REMEDY, RUN, control_directories, listening
+from .datapath.plane import open_plane
 from .errors import HostError, ShortageError, leaves, shortage_of
 from .host.interfaces import Host
 from .host.linux import RealHost
@@ -113,7 +114,7 @@ async def serve(
         _sighup_unblocked(),
         _control_socket(process.name, config.user) as control,
     ):
-        async with trio.open_nursery() as nursery:
+        async with open_plane(log, wanted=config.plane == "auto"), trio.open_nursery() as nursery:
             admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
             admin.reload = reloader.reload

@@ -218,6 +218,20 @@ def _probe(arguments: argparse.Namespace) -> int:
     return probe(arguments)
 
 
+class _Version(argparse.Action):
+    """Prints the version, and whether the installed package has the plane for this machine."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .datapath.plane import why_not_built
+
+        why = why_not_built()
+        print(f"tapotun {__version__}\nplane: {'native' if why is None else why}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapotun",
@@ -226,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"tapotun {__version__}")
+    parser.add_argument("--version", action=_Version, help="show the version, and whether there is a plane; exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     for name, kinds, kind_name, text in (

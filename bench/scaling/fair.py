@@ -7,7 +7,7 @@ import json
 import socket
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +40,11 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """Each client has a cable of its own to the server, eth0 to eth8 there. Raises HarnessError."""
+def world(env: Mapping[str, str] | None = None) -> Iterator[World]:
+    """Each client has a cable of its own to the server, eth0 to eth8 there. Raises HarnessError.
+
+    `env` is added to every daemon's environment.
+    """
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
         server = lab.host("server")
@@ -52,22 +55,22 @@ def world() -> Iterator[World]:
             digest = hashlib.sha1(_token(number).encode()).hexdigest()
             entries.append({"name": client.name, "token": digest, "ip": _ip(number)})
         definition = {"name": "tun0", "listen": "0.0.0.0", "port": _PORT, "net": f"{TUNNEL}/24", "clients": entries}
-        daemon = stack.enter_context(_daemon(server, definition))
+        daemon = stack.enter_context(_daemon(server, definition, env))
         server.wait_for_listener(_PORT, by=daemon)
         for number, client in enumerate(clients):
             url = f"http://198.18.{number}.1:{_PORT}/ip"
-            stack.enter_context(_daemon(client, {"name": "tun0", "server": url, "token": _token(number)}))
+            stack.enter_context(_daemon(client, {"name": "tun0", "server": url, "token": _token(number)}, env))
             stack.enter_context(server.start(["iperf3", "-s", "-p", str(5201 + number)]))
         for client in clients:
             wait_for_ping(client, TUNNEL, 20)
         yield World(server, clients)
 
 
-def _daemon(host: Host, definition: dict[str, Any]) -> Process:
+def _daemon(host: Host, definition: dict[str, Any], env: Mapping[str, str] | None) -> Process:
     file = host.tmp / "tapotun.json"
     file.touch(mode=0o600)
     file.write_text(json.dumps([definition]), encoding="utf-8")
-    return host.start([installed(), file])
+    return host.start([installed(), file], env=env)
 
 
 def _token(number: int) -> str:
@@ -119,6 +122,20 @@ def _slow_cable(setup: World) -> Iterator[None]:
         setup.server.run(f"tc qdisc del dev {interface} root".split())
 
 
+def shares_beside(setup: World, flood: Path, seconds: int, beside: str, *options: str) -> list[float]:
+    """What each of eight downloads got, in Gbit/s, while the ninth client is sent UDP.
+
+    `beside`: ``nobody`` (it is sent nothing), ``fast``, or ``slow`` (its cable does not carry it). The options are
+    iperf3's. Raises HarnessError.
+    """
+    with ExitStack() as stack:
+        if beside == "slow":
+            stack.enter_context(_slow_cable(setup))
+        if beside != "nobody":
+            stack.enter_context(_sending_to_the_ninth(setup, flood, seconds + _GRACE_S))
+        return shares_gbit_s(setup, seconds, "-R", *options)
+
+
 @dataclass
 class Fairness:
     """Jain's index of each round, and what the eight got together (Gbit/s) by what the ninth did meanwhile."""
@@ -146,12 +163,7 @@ def fairness(flood: Path, rounds: int, seconds: int, tell: Tell) -> Fairness:
                 each = " ".join(f"{share:.2f}" for share in shares)
                 tell(f"  round {number + 1}: {way:5} {each} Gbit/s, Jain {into[-1]:.3f}")
             for beside in ("nobody", "fast", "slow"):
-                with ExitStack() as stack:
-                    if beside == "slow":
-                        stack.enter_context(_slow_cable(setup))
-                    if beside != "nobody":
-                        stack.enter_context(_sending_to_the_ninth(setup, flood, seconds + _GRACE_S))
-                    shares = shares_gbit_s(setup, seconds, "-R")
+                shares = shares_beside(setup, flood, seconds, beside)
                 found.beside.setdefault(beside, []).append(sum(shares))
                 found.beside_jain.setdefault(beside, []).append(jain(shares))
                 tell(f"  round {number + 1}: down beside {beside:6} {sum(shares):.2f} Gbit/s, Jain {jain(shares):.3f}")

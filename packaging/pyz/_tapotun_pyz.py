@@ -17,6 +17,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 import zipimport
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ from typing import Final
 
 # Above those that a supervisor hands over by number (s6's notification, systemd's sockets).
 _LEAST_FD: Final = 64
+_unused_fd = _LEAST_FD  # and all above it; see _new_path
+_lock: Final = threading.Lock()
+# In the name of a module with the stable ABI, before the machine: _pump.abi3-x86_64-linux-gnu.so.
+_STABLE: Final = ".abi3-"
 
 
 def main() -> int:
@@ -73,15 +78,20 @@ class CompiledModules:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """As importlib.abc.MetaPathFinder has it."""
-        for suffix in EXTENSION_SUFFIXES:
+        for suffix in (*EXTENSION_SUFFIXES, *_stable_suffixes()):
             name = fullname.replace(".", "/") + suffix
             if name in self._names:
                 return importlib.util.spec_from_loader(fullname, _Loader(fullname, name, self._archive))
         return None
 
     def missing(self) -> str | None:
-        """A module that is compiled for others, and not for this interpreter."""
+        """A module that is compiled for others, and not for this interpreter.
+
+        Modules with the stable ABI do not count: the program works without them.
+        """
         for name in sorted(self._names):
+            if _STABLE in name:
+                continue
             module = name.partition(".")[0]
             if not any(module + suffix in self._names for suffix in EXTENSION_SUFFIXES):
                 return module.replace("/", ".")
@@ -89,7 +99,19 @@ class CompiledModules:
 
     def kinds(self) -> list[str]:
         """What there is, as EXTENSION_SUFFIXES calls it."""
-        return sorted({name.split(".")[1] for name in self._names})
+        return sorted({name.split(".")[1] for name in self._names if _STABLE not in name})
+
+
+def _stable_suffixes() -> Iterator[str]:
+    """The endings here of modules that every CPython on this processor, with this C library, can load.
+
+    Outside of the pyz each of them ends with .abi3.so, which does not say for which machine it is.
+    """
+    if ".abi3.so" in EXTENSION_SUFFIXES:
+        for suffix in EXTENSION_SUFFIXES:
+            implementation, _, machine = suffix.partition("-")  # .cpython-311-x86_64-linux-gnu.so
+            if implementation == ".cpython":
+                yield _STABLE + machine.partition("-")[2]
 
 
 class _Loader(ExtensionFileLoader):
@@ -117,7 +139,8 @@ def _in_memory(data: bytes) -> Iterator[str]:
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(data)
-        yield f"/proc/self/fd/{fd}"
+        with _new_path(fd) as path:
+            yield path
     finally:
         os.close(fd)
 
@@ -129,5 +152,22 @@ def _in_temporary_file(data: bytes) -> Iterator[str]:
         file.write(data)
         file.flush()
         # By its descriptor: where others may write to the directory, its name may lead to a file of theirs by now.
-        held = f"/proc/self/fd/{file.fileno()}"
-        yield held if os.path.exists(held) else file.name
+        with _new_path(file.fileno()) as held:
+            yield held if os.path.exists(held) else file.name
+
+
+@contextmanager
+def _new_path(fd: int) -> Iterator[str]:
+    """A path to this open file, for as long as the block, that no compiled module has been loaded from before.
+
+    glibc compares names first: for a path that it has loaded a module from, it returns that module, without a look at
+    the file. Numbers of descriptors are used again once they are closed, so each module gets a higher one.
+    """
+    global _unused_fd
+    with _lock:
+        held = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _unused_fd)
+        _unused_fd = held + 1
+    try:
+        yield f"/proc/self/fd/{held}"
+    finally:
+        os.close(held)

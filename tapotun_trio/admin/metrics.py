@@ -241,6 +241,11 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
         "Broken streams and failed attempts to open one, by reason.",
         lambda status: status.stream_ends,
     ),
+    _Counter(
+        "tapotun_client_plane_packets",
+        "IP packets in either direction that the native plane moved.",
+        lambda status: status.plane_packets,
+    ),
     _Counter("tapotun_client_reconnects", "How often it reconnected after a break.", lambda status: status.reconnects),
 )
 
@@ -284,6 +289,10 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
         labels=(),
         unit="seconds",
     )
+    plane = GaugeMetricFamily("tapotun_plane_running", "1: the native plane moves packets.", labels=())
+    if status.plane is not None:
+        plane.add_metric((), status.plane.runs)
+    yield plane
     if status.last_reload is not None:
         successful.add_metric((), status.last_reload.error is None)
         at.add_metric((), status.last_reload.at.timestamp())

@@ -48,6 +48,7 @@ from ..wire import control, params
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
 from .ages import AgeLimits, StreamKind, is_cut
 from .failure_log import FailureLog
+from .flows import ClientFlows
 from .outage import Outage
 from .parameters import InterfaceParameters
 from .path_mtu import PathMtu
@@ -85,6 +86,7 @@ class TunnelClient:
         guard: keeps the connections of the streams out of the tunnel.
         counters, rtt, peer_info: for the status.
         sender: sends frames to the server.
+        flows: where packets go, for `datapath.plane`.
         failure_log: logs failures of the streams, rate-limited.
         path_mtu: detects that the path drops large packets.
     """
@@ -110,6 +112,7 @@ class TunnelClient:
         self.rtt = RoundTrip()
         self.peer_info = PeerInfo()
         self.sender = Sender(self.counters, AGENT_FRAME)
+        self.flows = ClientFlows(self.sender, self.counters)
         self.failure_log = FailureLog(log)
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
@@ -451,7 +454,8 @@ class TunnelClient:
             self._selector.offered = control.WS in answer.features
             self._selector.get_answered()
             deliver = partial(self._deliver, interface.writer)
-            receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control)
+            lane = partial(self.flows.lane, interface.writer)
+            receiver = Receiver(answer.connection, reader, deliver, self._on_control, self.sender.send_control, lane)
             download = Download(answer.connection, receiver, frames, self.counters.ends, base=not extended)
             download.has_rest = bool(answer.rest)
             self._download_begins(download, "http", answer, replaces=replaces)

@@ -89,6 +89,8 @@ def process_lines(before: Config, after: Config) -> list[str]:
     lines: list[str] = []
     if before.user != after.user:
         lines.append(f"user: needs a restart ({_value(before.user)} -> {_value(after.user)})")
+    if before.plane != after.plane:
+        lines.append(f"plane: needs a restart ({_value(before.plane)} -> {_value(after.plane)})")
     if before.log != after.log:
         lines.append(f"log: {', '.join(_different(before.log, after.log))} changed")
     if before.admin is None or after.admin is None:

@@ -22,7 +22,7 @@ from .placeholders import warn_placeholders
 from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
 from .validate import validate_client, validate_mark, validate_name, validate_server
-from .validate_process import validate_admin, validate_log, warn_update
+from .validate_process import validate_admin, validate_log, validate_plane, warn_update
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # room for a million routes; a larger file is the wrong one
 
@@ -102,6 +102,7 @@ def _load_root(root: object, context: LoadContext) -> Config:
         admin=validate_admin(node, interfaces, context),
         log=validate_log(node),
         user=context.parse_field(node, "user", parse_user_name),
+        plane=validate_plane(node),
     )
 
 

@@ -17,6 +17,7 @@ TlsVersion: TypeAlias = Literal["1.2", "1.3"]
 AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
+PlaneMode: TypeAlias = Literal["auto", "off"]
 
 FULL_MASK: Final = 0xFFFF_FFFF  # compares all bits of a fwmark
 
@@ -360,6 +361,7 @@ class Config:
     Attributes:
         warnings: the findings that do not prevent a start, a line each.
         user: the name of the user to become after the start; None: the process keeps its user.
+        plane: whether `datapath.plane` moves packets, where it can.
         files: the absolute paths of this file and of all files that it names. A reload reads them again.
     """
 
@@ -368,4 +370,5 @@ class Config:
     admin: AdminConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)
     user: str | None = None
+    plane: PlaneMode = "auto"
     files: tuple[str, ...] = field(default=(), compare=False)

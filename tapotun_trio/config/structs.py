@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from .model import AuthHeader, LogFormat, LogLevel, SourceCheck, TlsVersion, TransportChoice
+from .model import AuthHeader, LogFormat, LogLevel, PlaneMode, SourceCheck, TlsVersion, TransportChoice
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value must never be shown."""
@@ -263,6 +263,10 @@ class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     log: RawLog | UnsetType = UNSET
     user: (
         Annotated[str, _text("run as this ordinary user, with the capabilities that are needed", "tapotun")] | UnsetType
+    ) = UNSET
+    plane: (
+        Annotated[PlaneMode, Meta(description="whether packets take the native fast path where it can be had")]
+        | UnsetType
     ) = UNSET
     update: Annotated[dict[str, Any], Meta(description="for versions that update themselves")] | UnsetType = UNSET
     schema: (

@@ -1,4 +1,4 @@
-"""Validates the settings that concern the whole process: ``admin``, ``log``, ``update``."""
+"""Validates the settings that concern the whole process: ``admin``, ``log``, ``plane``, ``update``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .model import (
     LogConfig,
     LogFormat,
     LogLevel,
+    PlaneMode,
     Secret,
     ServerConfig,
     TcpAddress,
@@ -101,6 +102,11 @@ def validate_log(root: Node) -> LogConfig:
     level = cast("LogLevel | None", node.get("level", str))
     form = cast("LogFormat | None", node.get("format", str))
     return LogConfig(level or "info", form or "text")
+
+
+def validate_plane(root: Node) -> PlaneMode:
+    """Return whether the plane may be used, ``auto`` if an error was reported."""
+    return cast("PlaneMode | None", root.get("plane", str)) or "auto"
 
 
 def warn_update(root: Node, context: LoadContext) -> None:

@@ -10,10 +10,11 @@ import trio
 
 from .. import __version__
 from ..cooperative import run_cooperatively
+from ..datapath.plane import why_no_plane
 from ..lifecycle.registry import Record, Registry
 from ..lifecycle.snapshot import problem_of, snapshot_in_steps, state_of
 from ..peer.boottime import BootTime, wall_time
-from ..status.model import InterfaceState, ProcessStatus
+from ..status.model import InterfaceState, PlaneStatus, ProcessStatus
 from ..text import one_line
 from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
 from .server import Command
@@ -44,6 +45,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         config_file=one_line(process.config_file),  # a file name may be invalid UTF-8, which JSON cannot hold
         started_at=wall_time(process.started),
         last_reload=registry.last_reload,
+        plane=PlaneStatus(runs=(why := why_no_plane()) is None, why=why),
         interfaces=found,
     )
 

@@ -40,12 +40,17 @@ class DropReason(StrEnum):
 
 @dataclass(slots=True)
 class Counters:
-    """One client's traffic as this end sees it. Bytes are those of IP packets, without frame headers."""
+    """One client's traffic as this end sees it. Bytes are those of IP packets, without frame headers.
+
+    Attributes:
+        plane_packets: how many of the packets `plane` moved, in both directions.
+    """
 
     rx_packets: int = 0
     rx_bytes: int = 0
     tx_packets: int = 0
     tx_bytes: int = 0
+    plane_packets: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)  # streams that failed, by EndReason
 
@@ -60,6 +65,7 @@ class Counters:
             self.rx_bytes - before.rx_bytes,
             self.tx_packets - before.tx_packets,
             self.tx_bytes - before.tx_bytes,
+            self.plane_packets - before.plane_packets,
             self.drops - before.drops,
             self.ends - before.ends,
         )

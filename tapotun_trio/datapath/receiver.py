@@ -19,6 +19,7 @@ from ..wire import control
 from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, FrameRange, FrameReader
 from ..wire.vnet import is_bounded
 from .counters import Counters, DropReason
+from .plane import CannotLendError, Lane, Plane, current_plane
 from .sender import MAX_CONTROLS
 from .tun_io import DeviceWriter
 
@@ -52,6 +53,7 @@ class Receiver:
         "_connection",
         "_deliver",
         "_heard_at",
+        "_lane",
         "_on_control",
         "_reader",
         "_scope",
@@ -67,6 +69,7 @@ class Receiver:
         deliver: Deliver,
         on_control: OnControl,
         send_control: SendControl,
+        lane: Callable[[], Lane | None] = lambda: None,
     ) -> None:
         """The caller closes ``connection``.
 
@@ -75,12 +78,14 @@ class Receiver:
             on_control: gets every control frame, in order and after the frames of its step. Of several PINGs in one
                 step it gets only the last, after all other control frames.
             send_control: takes the PONG for that PING.
+            lane: where the plane may put frames from now on; None: for now ``deliver`` has to take them.
         """
         self._connection = connection
         self._reader = reader
         self._deliver = deliver
         self._on_control = on_control
         self._send_control = send_control
+        self._lane = lane
         self._scope = trio.CancelScope()
         self._because: PeerError | None = None
         self._heard_at = trio.current_time()
@@ -126,11 +131,37 @@ class Receiver:
                 await trio.lowlevel.checkpoint()
                 frames = reader.feed(0)
                 continue
+            plane = current_plane()
+            if plane is not None and before_step is None:
+                found = await self._lend(plane)
+                if found is not None:
+                    frames = found
+                    continue
             received = await connection.receive(reader.space())
             self._arrivals += 1
             if received == 0:
                 reader.eof()
             frames = reader.feed(received)
+
+    async def _lend(self, plane: Plane) -> list[FrameRange] | None:
+        """Let the plane receive until something needs this task. Returns the frames to deliver now; None: the plane
+        cannot receive now."""
+        reader = self._reader
+        if not self._connection.is_plain or not reader.can_lend():
+            return None
+        lane = self._lane()
+        if lane is None:
+            return None
+        try:
+            ended = await plane.receive(self._connection, reader, lane, self._count_arrivals)
+        except CannotLendError:
+            return None
+        if ended:
+            reader.eof()
+        return reader.feed(0) if reader.pending else []
+
+    def _count_arrivals(self, arrivals: int) -> None:
+        self._arrivals += arrivals
 
     async def _take_controls(self) -> None:
         """Only the last PING of a step is answered, as RFC 6455 section 5.5.3 allows: an answer costs more than a

@@ -23,6 +23,7 @@ from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import BASE_PING, HEADER_BYTES, encode_echo
 from .counters import Counters, DropReason
+from .plane import CannotLendError, Plane, PlanePort, current_plane
 from .scheduler import WATCH_BYTES, SendScheduler
 from .tx_queue import TxQueue
 
@@ -129,7 +130,9 @@ class Sender:
         "_controls",
         "_counters",
         "_fault",
+        "_lent",
         "_pinged_at",
+        "_port",
         "_preamble",
         "_queued",
         "_room",
@@ -154,6 +157,8 @@ class Sender:
         self._sent_since_tick = False  # cheaper than reading the clock for every burst
         self._pinged_at = 0.0
         self._fault: Exception | None = None  # a bug in `send`, to be raised by the stream's own task
+        self._port: PlanePort | None = None  # made at first use
+        self._lent: OutboundStream | None = None  # the stream whose socket is lent to the plane
 
     @property
     def streaming(self) -> bool:
@@ -172,13 +177,16 @@ class Sender:
         stream, in that stream's own task.
         """
         try:
+            if self._lent is not None:
+                self._yield_if_full()
             stream = self.stream
             if stream is None or stream.writer.pending or self._queued or stream.scheduler.paced:
                 self.tx_queue.put(frames, packets, trio.current_time())
                 self._wake.set()
                 return
-            self._commit(stream.writer, frames, packets)
-            stream.unwatched_bytes += len(frames)
+            size = len(frames)
+            self._commit(stream.writer, frames, packets, size)
+            stream.unwatched_bytes += size
             if stream.unwatched_bytes > WATCH_BYTES:
                 stream.unwatched_bytes = 0
                 stream.scheduler.watch(trio.current_time())
@@ -207,6 +215,8 @@ class Sender:
 
         The frame is dropped if there is no stream, or if MAX_CONTROLS others wait already. Returns whether it is sent.
         """
+        if self._lent is not None:
+            self._yield_if_full()
         stream = self.stream
         if stream is None or len(self._controls) >= MAX_CONTROLS:
             return False
@@ -214,15 +224,15 @@ class Sender:
             self._controls.append(frame)
             self._wake.set()
         else:
-            self._commit(stream.writer, frame, 0)
+            self._commit(stream.writer, frame, 0, len(frame))
         return True
 
-    def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int) -> None:
+    def _commit(self, writer: BodyWriter, frames: memoryview | bytes, packets: int, size_bytes: int) -> None:
         """Hand frames to the present stream's writer. They can no longer be dropped."""
         self._sent_since_tick = True
         if packets:
             self._counters.tx_packets += packets
-            self._counters.tx_bytes += len(frames) - HEADER_BYTES * packets
+            self._counters.tx_bytes += size_bytes - HEADER_BYTES * packets
         try:
             writer.send(frames)
         except (PeerError, MemoryError) as exc:
@@ -232,6 +242,8 @@ class Sender:
             self.stream = None
             writer.mark_broken(exc.reason if isinstance(exc, PeerError) else EndReason.NO_MEMORY)
         if writer.pending or writer.broken:
+            if self._lent is not None:
+                self._take_back()
             self._wake.set()
 
     async def serve(self, writer: BodyWriter) -> None:
@@ -239,6 +251,7 @@ class Sender:
 
         Does not end the body. Raises PeerError when the stream breaks. Cancel-safe: pending bytes stay pending.
         """
+        self._take_back()
         older, stream = self.stream, OutboundStream(writer, trio.current_time())
         self.stream = stream
         try:
@@ -274,7 +287,8 @@ class Sender:
             self._room.set()
             self._room = trio.Event()
         elif self._controls:
-            self._commit(stream.writer, self._controls.popleft(), 0)
+            control_frame = self._controls.popleft()
+            self._commit(stream.writer, control_frame, 0, len(control_frame))
         elif self.tx_queue:
             now = trio.current_time()
             wait_s, limit_bytes = stream.scheduler.allowance(now)
@@ -283,14 +297,75 @@ class Sender:
                 return
             packets, frames = self.tx_queue.take(now, limit_bytes, cut=stream.scheduler.paced)
             if packets:
-                self._commit(stream.writer, frames, packets)
+                self._commit(stream.writer, frames, packets, len(frames))
             await trio.lowlevel.checkpoint()
         else:
             self._wake = trio.Event()
-            await self._wake.wait()
+            try:
+                self._lend(stream)
+                await self._wake.wait()
+            finally:
+                if self._lent is stream:  # otherwise a newer stream is lent by now, and its task waits for it
+                    self._take_back()
+
+    # -- the plane, which sends while this has nothing to do; see `plane`
+
+    def port(self, plane: Plane) -> PlanePort:
+        """The port for verdicts of the plane on frames for this peer."""
+        if self._port is None:
+            self._port = PlanePort(plane, self._counters)
+        return self._port
+
+    def _lend(self, stream: OutboundStream) -> None:
+        """Lend the socket of the present stream, if that is possible."""
+        if self.stream is not stream or stream.scheduler.paced or stream.writer.broken or not stream.writer.is_plain:
+            return
+        plane = current_plane()
+        if plane is not None:
+            with suppress(CannotLendError):  # then Python sends
+                self.port(plane).lend(stream.writer.connection, self)
+                self._lent = stream
+
+    def _take_back(self) -> None:
+        """Take the socket back, if it is lent: everything goes through `send` again."""
+        stream, self._lent = self._lent, None
+        if stream is not None and self._port is not None:
+            rest = self._port.take_back()
+            if rest:
+                stream.writer.pending = memoryview(rest)
+
+    def _yield_if_full(self) -> None:
+        """If something waits in the plane for the socket, what comes now has to wait behind it."""
+        if self._port is not None and self._port.waiting_bytes:
+            self._take_back()
+            self._wake.set()
+
+    def port_watch(self) -> None:
+        stream = self._lent
+        if stream is not None:
+            stream.scheduler.watch(trio.current_time())
+            if stream.scheduler.paced:
+                self.port_handed_back()
+
+    def port_sent(self) -> None:
+        self._sent_since_tick = True
+
+    def port_failed(self, error: Exception) -> None:
+        stream = self._lent
+        self._take_back()
+        if stream is not None:
+            if self.stream is stream:
+                self.stream = None
+            stream.writer.mark_broken(error.reason if isinstance(error, PeerError) else EndReason.INTERNAL_ERROR)
+        self._wake.set()
+
+    def port_handed_back(self) -> None:
+        self._take_back()
+        self._wake.set()
 
     def release(self) -> None:
         """Detach the present stream: its `serve` returns as it does when a newer stream takes over."""
+        self._take_back()
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.scope.cancel()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..wire.frames import FrameRange
 from .items import AttachedNetwork, CurrentRoute, HostRoute, Item, LinkState, NextHop, RouteKey
@@ -37,6 +37,24 @@ class Queue(Protocol):
 
     async def wait_writable(self) -> None:
         """Cancel-safe; a checkpoint. One task at a time."""
+
+
+@runtime_checkable
+class LendableQueue(Protocol):
+    """A queue whose descriptor may be lent to the plane, which writes frames to it."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """None: it is closed."""
+
+
+@runtime_checkable
+class LendableDevice(Protocol):
+    """A device whose queues may be lent to the plane, which reads frames from them."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of its queues; empty: it is closed."""
 
 
 class Device(Protocol):

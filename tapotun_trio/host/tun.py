@@ -106,6 +106,14 @@ class TunDevice:
         """The queues for writing: this device alone."""
         return (self,)
 
+    @property
+    def descriptor(self) -> int | None:
+        return None if self._fd == -1 else self._fd
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return () if self._fd == -1 else (self._fd,)
+
     def fileno(self) -> int:
         """The descriptor, which this object still owns; -1 once closed."""
         return self._fd

@@ -49,6 +49,10 @@ class TunQueues:
         self._bursts = self._packets = 0  # in the current turn, which is that of _ready[0]
         self._unfinished = False  # a turn ended before its queue was empty
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return () if self._fd == -1 else tuple(self._by_fd)
+
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         """As `Device.read_burst`, from the queue whose turn it is. No checkpoint."""
         ready = self._ready

@@ -46,6 +46,10 @@ class WebSocketWriter(BodyWriter):
 
     __slots__ = ("_masks", "_pong", "_pool", "closing")
 
+    @property
+    def is_plain(self) -> bool:
+        return False
+
     def __init__(self, connection: Connection, *, masks: bool) -> None:
         """``masks``: this end is the client."""
         super().__init__(connection)

@@ -36,6 +36,11 @@ class BodyWriter:
         self._chunked = chunked
         self.pending = memoryview(b"")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether others may write chunks of frames to the socket while nothing is `pending`."""
+        return self._chunked and self.connection.is_plain
+
     def send(self, piece: bytes | memoryview) -> None:
         """Commit a piece, which is not empty, and send what the socket takes, in one system call without a copy.
 

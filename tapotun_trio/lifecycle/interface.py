@@ -26,15 +26,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack, closing
 
 import trio
 
-from ..config.model import InterfaceConfig, ServerConfig
-from ..host.interfaces import Host
+from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
+from ..cooperative import run_cooperatively
+from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
+from ..host.interfaces import Host, OwnedName
 from ..http.virtual_hosts import ListenerManager
 from ..log import interface_logger
+from ..netconf.desired import desired_for_server_in_steps
 from ..netconf.leftovers import remove_left_over_routes
+from ..netconf.reconciler import Reconciler
+from .garbage import making_sessions
 from .registry import Record, keeping_last_seen
 
 
@@ -47,9 +54,9 @@ def load_modules(configs: Iterable[InterfaceConfig]) -> None:
     """
     for is_server in {isinstance(config, ServerConfig) for config in configs}:
         if is_server:
-            from . import server_interface  # noqa: F401
+            from ..server import server  # noqa: F401
         else:
-            from . import client_interface  # noqa: F401
+            from ..client import client  # noqa: F401
 
 
 async def run_interface(
@@ -77,11 +84,87 @@ async def run_interface(
         record.note_doubt(owned.doubt)
         await remove_left_over_routes(host, interface_logger(config.name))
         if isinstance(config, ServerConfig):
-            from .server_interface import run_server
-
             await run_server(config, host, listeners, record, task_status)
         else:
-            from .client_interface import run_client
-
             with keeping_last_seen(record):
                 await run_client(config, host, owned, record, task_status)
+
+
+async def run_server(
+    config: ServerConfig, host: Host, listeners: ListenerManager, record: Record, task_status: trio.TaskStatus[None]
+) -> None:
+    """Device first, then the sessions, then the listeners."""
+    from ..server.server import TunnelServer  # see `load_modules`
+
+    log = interface_logger(config.name)
+    with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
+        device_drops = Counter[str]()
+        writers = [DeviceWriter(queue, device_drops) for queue in device.queues]
+        with making_sessions(len(config.clients)):
+            server = record.tunnel = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
+        server.restore_last_seen(record.last_seen)
+        with closing(server), keeping_last_seen(record):
+            async with trio.open_nursery() as nursery:
+                reconciler = Reconciler(host, device.name, log, health=record.health)
+
+                await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
+                await nursery.start(server.watch_machine, host)
+                for writer in writers:
+                    nursery.start_soon(writer.run)
+                nursery.start_soon(read_device, device, server.classify, server.only_sender, log, server)
+                nursery.start_soon(server.run_clock)
+                await nursery.start(server.run_transport, listeners)
+
+                async def reconfigure(newer: InterfaceConfig) -> None:
+                    assert isinstance(newer, ServerConfig), "an interface of another kind is restarted"
+                    with making_sessions(len(newer.clients)):
+                        prepared = await run_cooperatively(server.prepare(newer))
+                        desired = await run_cooperatively(desired_for_server_in_steps(newer))
+                    await reconciler.apply(desired)
+                    await run_cooperatively(server.adopt(prepared))
+
+                record.reconfigure, record.repair = reconfigure, reconciler.repair
+                task_status.started()
+
+
+async def run_client(
+    config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
+) -> None:
+    """Connection first, then the device: the server's answer has the device's address."""
+    from ..client.client import TunnelClient  # see `load_modules`
+    from ..host.net.tls import open_tls
+
+    log = interface_logger(config.name)
+    tls = await open_tls(config.tls) if config.server.scheme == "https" else None
+    client = record.tunnel = TunnelClient(
+        config, log, require_free=owned.require_free, resolver=record.resolver, tls=tls
+    )
+    client.restore_last_seen(record.last_seen)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run_download)
+        nursery.start_soon(client.watch_path, host)
+        task_status.started()
+        desired = await client.wait_for_parameters()
+
+        with ExitStack() as stack:
+            device = stack.enter_context(host.open_device(config.name))
+            (queue,) = device.queues
+            writer = DeviceWriter(queue, client.counters.drops)
+            reconciler = Reconciler(host, device.name, log, client.guard, record.health)
+            stack.enter_context(client.guard.rechecking(reconciler.recheck))
+            async with trio.open_nursery() as device_nursery:
+                await device_nursery.start(reconciler.run, desired)
+                device_nursery.start_soon(client.guard.run)
+                device_nursery.start_soon(writer.run)
+                device_nursery.start_soon(
+                    read_device, device, client.classify, lambda: client.sender, log, client.flows
+                )
+                device_nursery.start_soon(client.run_upload)
+                device_nursery.start_soon(client.run_clock)
+                client.attach(writer, reconciler)
+
+                async def reconfigure(newer: InterfaceConfig) -> None:
+                    assert isinstance(newer, ClientConfig), "an interface of another kind is restarted"
+                    await client.reconfigure(newer)
+
+                record.reconfigure, record.repair = reconfigure, reconciler.repair

@@ -66,6 +66,7 @@ def peer_status(
         drops=by_reason(counters.drops),
         stream_ends=by_reason(counters.ends),
         reconnects=info.reconnects,
+        plane_packets=counters.plane_packets,
     )
 
 

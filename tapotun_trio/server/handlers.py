@@ -9,6 +9,7 @@ import trio
 
 from .. import AGENT
 from ..datapath.duplex import DuplexStream
+from ..datapath.plane import Lane
 from ..datapath.receiver import Receiver
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
 from ..errors import EndReason, PeerError
@@ -187,7 +188,12 @@ class Upload:
     def receiver(self, connection: Connection, reader: FrameReader) -> Receiver:
         """A receiver for this upload. The receiver refers to this object, but not the reverse, so there is no reference
         cycle."""
-        return Receiver(connection, reader, self._deliver, self._on_control, self._session.sender.send_control)
+        send_control = self._session.sender.send_control
+        return Receiver(connection, reader, self._deliver, self._on_control, send_control, self._lane)
+
+    def _lane(self) -> Lane | None:
+        """Not before the first frames were delivered, which is also when they are acknowledged."""
+        return None if self._seen is not None or self.older is not None else self._session.lane()
 
     async def _deliver(self, reader: FrameReader, frames: list[FrameRange]) -> None:
         if frames and self._seen is not None:

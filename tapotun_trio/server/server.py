@@ -15,6 +15,7 @@ import trio
 from ..config.model import AllowedClient, ServerConfig
 from ..cooperative import PART, Steps, collect_in_steps, run_now
 from ..datapath.counters import DropReason
+from ..datapath.plane import BY_ADDRESSES, Flows, Plane, Verdict, current_plane
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..digests import digest
@@ -264,6 +265,23 @@ class TunnelServer:
             return None
         return to
 
+    def flows(self, plane: Plane) -> Flows:
+        """See `tun_io.FrameJudge`."""
+        if self._verdicts.flows is None:
+            self._verdicts.flows = Flows(plane, BY_ADDRESSES, self.device_drops)
+        return self._verdicts.flows
+
+    def judge(self, view: memoryview, at: int) -> Verdict:
+        """See `tun_io.FrameJudge`."""
+        first, key = ADDRESSES.unpack_from(view, at)
+        to = self._verdicts.get(key) if first >> 4 == 4 else None
+        plane = current_plane()
+        if to is None or plane is None:
+            return None
+        if isinstance(to, bool):
+            return DropReason.LOOP if to else DropReason.NO_ROUTE
+        return to.port(plane)
+
     def _decide(self, key: bytes) -> Sender | bool | None:
         """Ask the router, and cache the answer. None: a bug; this packet is dropped and the interface continues."""
         try:
@@ -289,7 +307,7 @@ class TunnelServer:
     def _forget_loops(self) -> None:
         """Let packets that came back pass once more, since the client may have its missing route by now."""
         for key, session in self._loops.items():
-            self._verdicts.pop(key, None)
+            self._verdicts.discard(key)
             session.forget_verdict(key)
         self._loops.clear()
 

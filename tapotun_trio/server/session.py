@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
+from ..datapath.plane import BY_ADDRESSES, Flows, Lane, Verdict, current_plane
 from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import (
@@ -20,6 +21,7 @@ from ..datapath.sender import (
     extended_keepalive,
 )
 from ..datapath.tun_io import DeviceWriter
+from ..datapath.verdicts import Verdicts
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..log import Log, client_logger
@@ -30,6 +32,7 @@ from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import (
+    ADDRESSES,
     ECHO_FIRST_BYTE,
     ECHO_PACKET_BYTES,
     HEADER_BYTES,
@@ -148,7 +151,7 @@ class ForwardingTable:
         """Nothing is routed at first. Without ``writers`` no session may receive."""
         self.router = Router((), (), ())
         self.sessions: list[Session] = []
-        self.device_verdicts: dict[bytes, Sender | bool] = {}
+        self.device_verdicts: Verdicts[Sender | bool] = Verdicts()
         self.writers = writers
 
 
@@ -176,7 +179,7 @@ class Session:
         self._seen = b""  # the newest UPLOAD_SEEN of that client, while it has uploads
         self._table = table
         # Source and destination as one key -> the receiving session, True: the device, False: drop.
-        self._verdicts: dict[bytes, Session | bool] = {}
+        self._verdicts: Verdicts[Session | bool] = Verdicts()
 
     @property
     def log(self) -> Log:
@@ -231,7 +234,7 @@ class Session:
         """
         name = self.client.name
         self.index, self.client, self._config = index, client, config
-        self._verdicts.clear()
+        self._change_lanes()
         if parameters is None:
             return None
         if client.name != name:
@@ -244,7 +247,7 @@ class Session:
         self._verdicts.clear()
 
     def forget_verdict(self, key: bytes) -> None:
-        self._verdicts.pop(key, None)
+        self._verdicts.discard(key)
 
     def sends_into_device(self, key: bytes) -> bool:
         """Whether a cached verdict sends this client's packets with this key into the device."""
@@ -253,7 +256,7 @@ class Session:
     def mark_removed(self) -> None:
         """The config no longer has this client, or the interface ends: forward none of its packets any more."""
         self.removed = True
-        self._verdicts.clear()  # two sessions with verdicts for each other are a reference cycle
+        self._change_lanes()  # two sessions with verdicts for each other are a reference cycle
 
     def send_update(self, before: PreviousParameters) -> None:
         """Give the client its changed parameters. An extended client gets them in a PARAMS frame; a base client has to
@@ -388,6 +391,32 @@ class Session:
             writer = table.writers[self.index % len(table.writers)]
             self.forward(reader.view, frames, writer, table.sessions)
 
+    def lane(self) -> Lane | None:
+        """Where the plane puts the frames of an upload: as `deliver`. None: it cannot."""
+        plane = current_plane()
+        if plane is None or self.removed:
+            return None
+        writer = self._table.writers[self.index % len(self._table.writers)]
+        if writer.outlet is None:
+            return None
+        if self._verdicts.flows is None:
+            self._verdicts.flows = Flows(plane, BY_ADDRESSES, self.counters.drops)
+
+        def judge(view: memoryview, at: int) -> Verdict:
+            first, key = ADDRESSES.unpack_from(view, at)
+            to = self._verdicts.get(key) if first >> 4 == 4 else None
+            if to is None or to is True:
+                return to
+            return DropReason.BAD_SOURCE if to is False else to.sender.port(plane)
+
+        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, lambda: writer.merged, self.counters)
+
+    def _change_lanes(self) -> None:
+        """What this session's packets are decided by has changed, and maybe where they go."""
+        self._verdicts.clear()
+        if self._verdicts.flows is not None:
+            self._verdicts.flows.hand_back()
+
     def on_control(self, kind: int, payload: bytes) -> None:
         """Take a control frame of an upload. The receiver has already answered a PING."""
         if kind == control.PONG:
@@ -467,7 +496,7 @@ class Session:
             self.log.debug("source %s is not an address of this client", ".".join(map(str, source)))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
         if to is True:  # so that `TunnelServer.classify` decides again, and notices if the packet comes back
-            self._table.device_verdicts.pop(key, None)
+            self._table.device_verdicts.discard(key)
         if len(self._verdicts) >= CACHE_ENTRIES:
             self._verdicts.clear()
         self._verdicts[key] = to

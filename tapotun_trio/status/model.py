@@ -86,6 +86,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     drops: dict[str, int] = {}
     stream_ends: dict[str, int] = {}
     reconnects: int = 0
+    plane_packets: int = 0
     segment_limit_bytes: int | None = None
     path_problem: str | None = None
 
@@ -147,6 +148,13 @@ class ReloadStatus(Struct, frozen=True, kw_only=True, gc=False):
     error: str | None = None
 
 
+class PlaneStatus(Struct, frozen=True, kw_only=True, gc=False):
+    """Whether `datapath.plane` moves packets. ``why``: why it does not."""
+
+    runs: bool
+    why: str | None = None
+
+
 class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One process with its interfaces."""
 
@@ -158,4 +166,5 @@ class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     config_file: str
     started_at: datetime
     last_reload: ReloadStatus | None = None
+    plane: PlaneStatus | None = None
     interfaces: list[InterfaceStatus] = []

@@ -14,7 +14,15 @@ from typing import Final, NamedTuple
 
 from ..text import one_line, shorten
 from .duration import ago
-from .model import InterfaceStatus, LeftOutStatus, PeerState, PeerStatus, ProcessStatus, TransportConflictStatus
+from .model import (
+    InterfaceStatus,
+    LeftOutStatus,
+    PeerState,
+    PeerStatus,
+    PlaneStatus,
+    ProcessStatus,
+    TransportConflictStatus,
+)
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
@@ -76,6 +84,8 @@ class _Page:
         if reload is not None and reload.error is not None:
             text = f"refused {ago(reload.at, now)} ago, the old config stays in use: {reload.error}"
             self._text("", "reload", text, _RED)
+        if process.plane is not None:
+            self._plane(process.plane, process.interfaces)
         for interface in process.interfaces:
             self._interface(interface, now)
             before = len(self._lines)
@@ -85,6 +95,15 @@ class _Page:
             if many and not full and len(interface.peers) > 1:
                 del self._lines[before:]
                 self._table(interface.peers, now)
+
+    def _plane(self, plane: PlaneStatus, interfaces: Iterable[InterfaceStatus]) -> None:
+        if not plane.runs:
+            self._field("", "plane", [f"off: {plane.why}"])
+            return
+        peers = [peer for interface in interfaces for peer in interface.peers]
+        packets = sum(peer.rx_packets + peer.tx_packets for peer in peers)
+        share = [f"{sum(peer.plane_packets for peer in peers) / packets:.0%} of the packets"] if packets else []
+        self._field("", "plane", ["native", *share])
 
     def _interface(self, interface: InterfaceStatus, now: datetime) -> None:
         self._head("", "interface", interface.name, _GREEN)

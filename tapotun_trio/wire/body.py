@@ -122,6 +122,19 @@ class ChunkedBody:
         if not self.ended:
             raise PeerError("connection closed inside a chunked body", reason=EndReason.CLOSED)
 
+    def lend(self) -> tuple[int, bool] | None:
+        """The state, for another decoder that continues: how many payload bytes of the current chunk have not come yet,
+        and whether a chunk has begun before. None: only this decoder can continue, because it holds a part of a line,
+        or the trailer has begun."""
+        if self._line or self._state == _TRAILER:
+            return None
+        return self._left, self._state == _PAYLOAD_END
+
+    def take_back(self, left: int, after_payload: int) -> None:
+        """Continue from the state of the other decoder; see `lend`."""
+        self._left = left
+        self._state = _PAYLOAD_END if after_payload else _SIZE
+
 
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].rstrip(b" \t")

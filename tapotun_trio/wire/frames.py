@@ -22,7 +22,7 @@ from struct import Struct
 from typing import Final, TypeAlias
 
 from ..errors import EndReason, PeerError, passing_shortages
-from .body import Body
+from .body import Body, ChunkedBody
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
 from .uniform import MIN_BLOCK_FRAMES, count_uniform
 from .vnet import GSO_NONE, VNET_BYTES
@@ -303,6 +303,38 @@ class FrameReader:
         if body + size <= tail:
             self.controls.append((kind, bytes(self.view[body : body + size])))
         return int(body + size)
+
+    def can_lend(self) -> bool:
+        """Whether another decoder may continue; see `lend`."""
+        return (
+            not self.pending
+            and not self.ended
+            and isinstance(self._body, ChunkedBody)
+            and self._body.lend() is not None
+        )
+
+    def lend(self) -> tuple[mmap, int, int, int, bool]:
+        """The buffer, and the state of the decoder, for another decoder that continues in the same buffer. To be called
+        if `can_lend`. Nothing else may be called before `take_back`.
+
+        Returns:
+            The buffer; where the first incomplete frame begins, and where it ends as far as it came; the state of the
+            body, see `ChunkedBody.lend`.
+        """
+        assert isinstance(self._body, ChunkedBody)
+        state = self._body.lend()
+        assert state is not None
+        return self._memory, self._head, self._tail, *state
+
+    def take_back(self, head: int, tail: int, pos: int, end: int, left: int, after_payload: int) -> None:
+        """Continue from the state of the other decoder. What it has received and not decoded, ``pos`` to ``end``, is
+        `pending`."""
+        assert isinstance(self._body, ChunkedBody)
+        self._head, self._tail = head, tail
+        self._body.take_back(left, after_payload)
+        whole = tail - head >= LENGTH_BYTES  # there may be a frame that only this decoder takes
+        if pos < end or whole:
+            self._pos, self._end, self.pending = pos, end, True
 
     def eof(self) -> None:
         """The connection ended. Raises PeerError unless the body may end here and no frame is incomplete."""

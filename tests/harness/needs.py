@@ -35,6 +35,7 @@ TOOLS: Final = {
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
     "debootstrap": "debootstrap",
+    "qemu-aarch64-static": "qemu-user-static",
     "lintian": "lintian",
     "man": "man-db",
     "mandoc": "mandoc",

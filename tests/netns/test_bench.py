@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, offload
+from bench import load, offload, plane
+from bench.compare.measure import compare, requests_us, tree
+from bench.compare.tools import ECHO_PORT, TOOLS, Tool
+from bench.congestion import look, machine_default, of_the_tunnel
+from bench.errors import BenchError
 from bench.native import UDPFLOOD, compiled
+from bench.plan import PLANE_OFF
 from bench.scaling.crowd import Point, world
 from bench.scaling.fakeclients import PER_CHUNK
-from bench.variants import Relay, Tapotun, TapotunTls, Variant
-from tests.harness import Lab
+from bench.variants import PLANE, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
+from tests.harness import Lab, tcp_echo, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -81,6 +86,99 @@ def test_each_way_comes_up_again_and_carries_everything(lab: Lab, tmp_path: Path
             assert "gcm" in load.negotiated_cipher(variant) or "chacha" in load.negotiated_cipher(variant)
     finally:
         variant.close()
+
+
+def test_a_relay_uses_the_congestion_control_that_it_is_given(lab: Lab, tmp_path: Path) -> None:
+    """On a machine whose default is another one; and it is what ss shows, of either end."""
+    relay = Relay(lab, compiled(CRELAY, tmp_path), name="relay-told")
+    assert relay.name == "relay-told"
+    for host in (relay.client, relay.server):
+        host.sysctl("net.ipv4.tcp_congestion_control", "reno")  # every kernel allows that one
+        assert machine_default(host) == "reno"
+    relay.congestion = "cubic"
+    try:
+        relay.prepare()
+        relay.start()
+        with load.iperf_server(relay):
+            assert load.tcp(relay, seconds=1).congestion == "reno", "what goes through has the default"
+            assert load.tcp(relay, *load.congestion_options("cubic"), seconds=1).congestion == "cubic"
+            load.tcp(relay, "-R", seconds=1)
+        found = look(relay)
+        assert {who: set(names) for who, names in found.items()} == {"client": {"cubic"}, "server": {"cubic"}}
+        relay.stop()
+        relay.congestion = None
+        relay.start()
+        with load.iperf_server(relay):
+            load.tcp(relay, seconds=1)
+        assert set(of_the_tunnel(look(relay))) == {"reno"}
+    finally:
+        relay.close()
+
+
+def test_a_tunnel_tells_what_it_uses_and_is_started_without_its_plane(lab: Lab) -> None:
+    tunnel = TapotunTls(lab, name=PLANE_OFF["https"], env=WITHOUT_PLANE)
+    try:
+        tunnel.prepare()
+        tunnel.start()
+        with load.iperf_server(tunnel):
+            load.tcp(tunnel, seconds=1)
+            load.tcp(tunnel, "-R", seconds=1)
+        found = look(tunnel)
+        assert set(found) == {"client", "server", "nginx"}
+        assert all(names.total() > 0 for names in found.values())
+        for end in (tunnel.client_end, tunnel.server_end):
+            assert end is not None
+            environment = Path(f"/proc/{end.pid}/environ").read_bytes().split(b"\0")
+            assert f"{PLANE}=off".encode() in environment
+        assert set(plane.ask(tunnel)) == {"client", "server"}
+    finally:
+        tunnel.close()
+
+
+@pytest.mark.parametrize("name", [name for name, (make, _) in TOOLS.items() if issubclass(make, Tool)])
+def test_each_tool_of_the_comparison_comes_up_and_carries_something(lab: Lab, name: str) -> None:
+    make, about = TOOLS[name]
+    tool = make(lab)
+    assert tool.name == name
+    try:
+        tool.prepare()
+        try:
+            tool.start()
+        except BenchError as exc:
+            pytest.skip(str(exc))
+        with load.iperf_server(tool), tcp_echo(tool.server, "0.0.0.0", ECHO_PORT):
+            assert load.tcp(tool, seconds=1).gb > 0
+            assert load.tcp(tool, "-R", seconds=1).gb > 0
+            assert min(requests_us(tool)) > 0
+            if about.packets:
+                assert len(load.pings_us(tool, 10, 0.01)) == 10
+        tool.check()
+        assert len({pid for root in tool.pids for pid in tree(root)}) >= len(tool.pids)
+    finally:
+        tool.close()
+
+
+def test_a_comparison_goes_on_without_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nowhere(Tool):
+        def start_ends(self) -> None:
+            raise BenchError("nowhere is not installed: look elsewhere")
+
+    monkeypatch.setitem(TOOLS, "openvpn", (Nowhere, TOOLS["openvpn"][1]))
+    said: list[str] = []
+    found = compare(1, 1, ["veth", "openvpn", "http"], said.append)
+    assert found.measured == ["veth", "http"]
+    assert found.absent == {"openvpn": "nowhere is not installed: look elsewhere"}
+    assert found.failures == []
+    assert found.missing(["veth", "openvpn", "http"]) == []
+    assert found.congestion["http"], "what its connections use was seen"
+
+
+def test_the_processes_of_a_tool_are_a_tree(lab: Lab) -> None:
+    host = lab.host("tree")
+    with host.start(["sh", "-c", "sh -c 'sleep 60 & sleep 60 & wait' & wait"]) as shell:
+        wait_until(lambda: len(tree(shell.pid)) == 4, 5, "four processes")
+        shell.kill()
+    assert tree(shell.pid) == [shell.pid]
 
 
 @pytest.mark.parametrize("keepalive_s", [None, 1.0])

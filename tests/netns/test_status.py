@@ -182,7 +182,7 @@ def test_an_ordinary_user(lab: Lab) -> None:
         daemon.wait_for_log("started: ", PATIENCE_S)
         assert "no control socket" not in daemon.log
         shown = server.run([*user, "status"], env=with_one)
-        assert shown.stdout.splitlines()[2] == "interface: tun0"
+        assert "interface: tun0" in shown.stdout.splitlines()
         assert stat.S_IMODE((runtime / "tapotun").stat().st_mode) == 0o700
         assert daemon.stop(STOP_S) == 0
     assert list(runtime.iterdir()) == []

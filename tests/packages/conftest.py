@@ -15,6 +15,7 @@ from tests.harness import ROOT
 from tests.netns.conftest import _logs_are_clean
 
 from .chroot import Chroot, debootstrap
+from .foreign import make_all
 
 __all__ = ["_logs_are_clean"]
 
@@ -40,7 +41,7 @@ def make(*target: str) -> Path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,  # a minute on two idle cores
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "dist"
@@ -73,6 +74,13 @@ def deb() -> Path:
         old.unlink()
     (made,) = make("deb", "DEB_ARCH=amd64").glob("*.deb")
     return made
+
+
+@pytest.fixture(scope="session")
+def foreign(pyz: Path) -> None:
+    """The Pythons of `foreign.FOREIGN` can be run."""
+    assert pyz.exists()  # what builds it compiles a part of them
+    make_all()
 
 
 @pytest.fixture(scope="session")

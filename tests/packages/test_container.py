@@ -19,6 +19,7 @@ from tests.harness import ROOT, Host, Lab, wait_for_ping
 from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
 
 from .containerfile import Image, Unknown, build, instructions
+from .pythons import EXERCISE, EXERCISED
 
 pytestmark = pytest.mark.netns
 
@@ -153,6 +154,11 @@ def test_it_is_small_and_has_nothing_of_its_making(image: Image, bookworm: Path)
     assert not list((image.files.root / "var/lib/apt/lists").iterdir())
     assert not list((image.files.root / "opt/tapotun").rglob("pip"))
     assert image.labels["org.opencontainers.image.title"] == "tapotun"
+
+
+def test_it_has_the_c_module(image: Image, lab: Lab) -> None:
+    done = lab.host("machine").run(contained(image, ["/opt/tapotun/bin/python3", "-I", "-c", EXERCISE]), timeout=60)
+    assert re.fullmatch(EXERCISED.format(r"/opt/tapotun/lib/python3\.11/site-packages/.*/_pump\.abi3\.so"), done.stdout)
 
 
 def test_what_the_reader_does_not_know_is_an_error(tmp_path: Path, bookworm: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -16,8 +17,12 @@ from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, cli
 
 from .chroot import Chroot
 from .conftest import machine, make
+from .foreign import FOREIGN
+from .pythons import EXERCISE, EXERCISED
 
 pytestmark = pytest.mark.netns
+
+MODULE = "tapotun_trio/datapath/_pump.abi3.so"
 
 
 def installed(debian: Chroot, deb: Path) -> None:
@@ -242,13 +247,27 @@ def test_the_same_sources_make_the_same_bytes(deb: Path) -> None:
     assert deb.read_bytes() == before
 
 
-def test_the_one_for_arm64_has_its_modules(deb: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="what is native here is tested above")
+def test_the_one_for_arm64_has_its_modules_and_runs(deb: Path, foreign: object, tmp_path: Path) -> None:
     other = make("deb", "DEB_ARCH=arm64") / deb.name.replace("amd64", "arm64")
     subprocess.run(["dpkg-deb", "-R", other, tmp_path / "tree"], check=True)
     assert "\nArchitecture: arm64\n" in (tmp_path / "tree" / "DEBIAN" / "control").read_text(encoding="utf-8")
-    compiled = sorted((tmp_path / "tree" / "usr/lib/tapotun").rglob("*.so"))
-    assert len(compiled) >= 4
+    place = tmp_path / "tree" / "usr/lib/tapotun"
+    compiled = sorted(place.rglob("*.so"))
+    assert len(compiled) >= 5
     for file in compiled:
-        assert file.name.endswith("-aarch64-linux-gnu.so")
+        assert file.name.endswith("-aarch64-linux-gnu.so") or file == place / MODULE
         assert machine(file.read_bytes()) == "aarch64"
     other.unlink()
+    # It runs there, with the interpreter that the package would find.
+    (python,) = (it for it in FOREIGN if (it.machine, it.libc) == ("aarch64", "gnu"))
+    start = (tmp_path / "tree" / "usr/bin/tapotun").read_text(encoding="utf-8")
+    (tmp_path / "tapotun").write_text(start.replace("/usr/lib/tapotun", str(place)), encoding="utf-8")
+    assert python.run([tmp_path / "tapotun", "--version"]) == f"tapotun {__version__}\n"
+    assert python.run(["-c", EXERCISE, place]) == EXERCISED.format(place / MODULE)
+
+
+def test_the_c_module_is_loaded_and_run(deb: Path, debian: Chroot) -> None:
+    installed(debian, deb)
+    said = debian.run(["python3", "-I", "-W", "error", "-c", EXERCISE, "/usr/lib/tapotun"])
+    assert said == EXERCISED.format(f"/usr/lib/tapotun/{MODULE}")

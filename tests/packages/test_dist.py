@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import platform
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from tapotun_trio import __version__
 from tests.harness import ROOT
 
+from .pythons import EXERCISE
+
 pytestmark = pytest.mark.netns  # `make dist` installs what builds it
 
 NAME = f"tapotun_trio-{__version__}"
@@ -26,14 +29,15 @@ def in_checkout(directory: Path) -> set[str]:
     return set(done.stdout.splitlines())
 
 
-def test_the_wheel_has_the_program_and_nothing_else(dist: Path) -> None:
+def test_the_pure_wheel_has_the_program_and_nothing_else(dist: Path) -> None:
     with zipfile.ZipFile(dist / f"{NAME}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
         metadata = email.message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
         licence = wheel.read(f"{NAME}.dist-info/licenses/LICENSE").decode()
         entry_points = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
     # Every file of the package, whatever its kind: the panel's pages too.
-    assert in_checkout(ROOT / "tapotun_trio") <= names
+    assert {name for name in in_checkout(ROOT / "tapotun_trio") if not name.endswith(".c")} <= names
+    assert not [name for name in names if name.endswith((".c", ".so"))]
     assert {name.split("/")[0] for name in names} == {"tapotun_trio", f"{NAME}.dist-info"}
     assert not [name for name in names if "test" in name or "__pycache__" in name]
     assert "tapotun_trio/py.typed" in names
@@ -60,7 +64,9 @@ def test_the_sdist_has_what_is_needed_to_build_and_to_test(dist: Path) -> None:
     assert not [name for name in names if name.startswith((".git/", ".venv", "build", "dist"))]
 
 
-@pytest.mark.parametrize("kind", ["-py3-none-any.whl", ".tar.gz"])
+@pytest.mark.parametrize(
+    "kind", ["-py3-none-any.whl", f"-cp311-abi3-manylinux_2_28_{platform.machine()}.whl", ".tar.gz"]
+)
 def test_it_installs_into_a_fresh_environment(dist: Path, tmp_path: Path, kind: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
@@ -71,3 +77,6 @@ def test_it_installs_into_a_fresh_environment(dist: Path, tmp_path: Path, kind: 
     for argv in ([tapotun], [python, "-m", "tapotun_trio"]):
         done = subprocess.run([*argv, "--version"], check=True, capture_output=True, text=True, cwd="/")
         assert done.stdout == f"tapotun {__version__}\n"
+    # The sdist has it too: these machines have a compiler.
+    done = subprocess.run([python, "-I", "-c", EXERCISE], check=False, capture_output=True, text=True, cwd="/")
+    assert done.returncode == kind.startswith("-py3"), done.stderr

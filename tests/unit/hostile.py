@@ -20,9 +20,10 @@ from unittest.mock import patch
 
 import trio
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig
-from tapotun_trio.lifecycle import client_interface, server_interface
+from tapotun_trio.server import server as server_module
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 from tapotun_trio.wire import control
@@ -260,8 +261,8 @@ async def besieged(
     config = change(server_config(port, *accounts))
     with (
         logged() as log,
-        patch.object(server_interface, "TunnelServer", Server),
-        patch.object(client_interface, "TunnelClient", client),
+        patch.object(server_module, "TunnelServer", Server),
+        patch.object(client_module, "TunnelClient", client),
     ):
         async with running(host, config, *(client_config(name, port) for name in names)):
             devices = {name: await host.device(name) for name in names}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client.ages import (
     LEAST_AGE_S,
     RETRY_LIMIT_S,
@@ -30,7 +31,6 @@ from tapotun_trio.client.ages import (
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.host.interfaces import Change
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.log import interface_logger
 
 from ..fakes import MemoryHost
@@ -356,7 +356,7 @@ async def test_another_network_begins_anew_where_the_streams_were_lost_first() -
         return clients[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client_interface, "TunnelClient", client)
+        patch.setattr(client_module, "TunnelClient", client)
         async with running(host, server_config(port, allowed("a", "10.10.0.2")), client_config("a", port)):
             await until(lambda: bool(clients) and clients[0].state == "connected", "the client to be connected")
     (client_,) = clients

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from pathlib import Path
@@ -12,23 +13,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import report
+from bench.compare.results import COLUMNS, Comparison, markdown
+from bench.compare.results import text as comparison_text
+from bench.compare.tools import TOOLS
+from bench.congestion import Socket, of_the_tunnel, parse, senders
 from bench.errors import BenchError
 from bench.load import evp_name
+from bench.markdown import fill
 from bench.metrics import METRICS
 from bench.native import compiled
-from bench.plan import FULL, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, VARIANTS, Budget, Plan
-from bench.report import as_json, columns, table, text, value
-from bench.results import Results, measured_by
+from bench.plan import ALL, FULL, PLANE_OFF, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, VARIANTS, Budget, Plan
+from bench.plane import NOT_TOLD, told
+from bench.report import as_json, columns, ratios, table, targets, text, value
+from bench.results import LOAD, Results, measured_by
 from bench.scaling.crowd import POINTS, Point
 from bench.scaling.fakeclients import PER_CHUNK, packets_chunk
 from bench.scaling.reloads import config_of, largest_gap_ms
 from bench.search import LOSS, Probe, lossless_rate
 from bench.stats import Spread, jain, paired, percentile
-from bench.targets import Verdict, verdicts
+from bench.targets import Verdict, further, verdicts
 from bench.variants import echo_request
 from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check_content
-from tests.harness import CommandError
+from tests.harness import ROOT, CommandError
 
 # Statistics
 
@@ -121,7 +129,10 @@ def test_a_slow_sender_counts_at_what_it_reached() -> None:
 # The plan
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=str)
+BOTH = {f"{name}, both": plan.with_plane_off() for name, plan in PLANS.items()}
+
+
+@pytest.mark.parametrize("plan", [*PLANS.values(), *BOTH.values()], ids=[*PLANS, *BOTH])
 def test_a_plan_fits_at_least_one_round_into_its_time(plan: Plan) -> None:
     assert plan.rounds >= 1
     assert plan.setup_s + plan.round_s <= plan.budget_s
@@ -146,10 +157,44 @@ def test_a_budget_asks_the_clock() -> None:
 
 
 def test_every_step_gives_a_metric_that_is_reported() -> None:
-    keys = {metric.key for metric in METRICS}
+    steps = {metric.measured_in for metric in METRICS}
     for step in QUICK.steps:
-        assert step.name in keys
-        assert set(measured_by(step.name)) == set(step.variants)
+        assert step.name in steps
+    assert steps == {step.name for step in QUICK.steps}
+    assert measured_by("tcp_up", QUICK) == VARIANTS
+    assert measured_by("cpu_up", QUICK) == VARIANTS[1:], "no tunnel has no process"
+    assert measured_by("cpu_up_machine", QUICK) == VARIANTS
+    assert measured_by("ping_up_p99", QUICK) == VARIANTS
+    assert measured_by("jain_up", QUICK) == ("http",)
+    assert measured_by("curl", QUICK) == ("https",)
+
+
+def test_what_has_no_target_is_measured_in_every_second_round() -> None:
+    first, second = ([step.name for step in FULL.steps_of(number)] for number in (0, 1))
+    assert first == [step.name for step in FULL.steps]
+    assert [step.name for step in FULL.steps_of(2)] == first
+    extras = {"ping_down", "udp64_8", "udp1400", "udp1400_blast", "udp64_8_blast", "forward_gro", "forward_plain"}
+    assert [name for name in first if name not in extras] == second
+    assert second[-1] == "start", "memory is asked at the end of each round"
+
+
+def test_the_plane_is_switched_off_in_the_same_rounds() -> None:
+    both = FULL.with_plane_off()
+    assert both.variants == ALL
+    for step in both.steps:
+        (before,) = (it for it in FULL.steps if it.name == step.name)
+        assert step.variants[: len(before.variants)] == before.variants
+        assert set(step.variants) - set(before.variants) <= set(PLANE_OFF.values())
+    assert measured_by("jain_down", both) == ("http", "http-off")
+    assert measured_by("tcp_up", both) == ALL
+
+
+def test_a_relay_too_many_is_left_out() -> None:
+    plan = QUICK.without("relay-default")
+    assert plan.variants == ("veth", "relay", "http", "https")
+    assert not any("relay-default" in step.variants for step in plan.steps)
+    assert [step.name for step in plan.steps] == [step.name for step in QUICK.steps]
+    assert plan.round_s < QUICK.round_s
 
 
 # Results, table, targets
@@ -158,8 +203,9 @@ def test_every_step_gives_a_metric_that_is_reported() -> None:
 def _results() -> Results:
     """Two rounds in which the second ran at half the speed: ratios do not see it."""
     results = Results(machine={"kernel": "6", "python": "3", "cores": 2, "load_before": 0.0, "date": "2026"})
+    results.default_congestion = "bbr"
     for number, speed in enumerate((1.0, 0.5)):
-        for way, rate in (("veth", 20.0), ("relay", 10.0), ("http", 9.0), ("https", 6.0)):
+        for way, rate in (("veth", 20.0), ("relay", 10.0), ("relay-default", 7.5), ("http", 9.0), ("https", 6.0)):
             results.add("tcp_up", way, number, rate * speed)
         for way, us in (("veth", 20.0), ("relay", 120.0), ("http", 170.0), ("https", 220.0)):
             results.add("ping_idle", way, number, us / speed)
@@ -181,23 +227,31 @@ def test_ratios_are_the_rounds_own() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    missing = _results().missing()
+    missing = _results().missing(QUICK)
     assert "tcp_down of veth" in missing
     assert "tcp_up of veth" not in missing
     assert not any(it.startswith("rss_client of veth") for it in missing), "there is nothing to measure"
-    assert len(missing) == sum(len(measured_by(metric.key)) for metric in METRICS) - 10
+    assert "tcp_up of http-off" not in missing, "that is not in the plan"
+    assert len(missing) == sum(len(measured_by(metric.key, QUICK)) for metric in METRICS) - 11
 
 
 def test_the_table() -> None:
-    lines = table(_results()).splitlines()
+    lines = table(_results(), QUICK).splitlines()
     assert len(lines) == 1 + len(METRICS)
     head, first = lines[0].split(), lines[1]
-    assert head[:5] == ["unit", *VARIANTS]
+    assert head == ["unit", *VARIANTS]
     assert first.startswith("TCP, one stream, up")
     assert "6.75 (4.50-9.00)" in first
-    assert first.split()[-4:] == ["0.90", "0.60", "0.45", "0.30"]
     # Columns: whatever stands in them, they end at the same place.
     assert first.index("9.00)") + 5 == lines[0].index("http ") + 4
+
+
+def test_the_ratios() -> None:
+    head, up, *rest = ratios(_results(), QUICK).splitlines()
+    pairs = ["http/relay", "https/relay", "http/relay-default", "relay/relay-default", "http/veth", "https/veth"]
+    assert head.split() == ["ratio", *pairs]
+    assert up.split()[-6:] == ["0.90", "0.60", "1.20", "1.33", "0.45", "0.30"]
+    assert len(rest) == 1, "only the idle ping has ratios besides"
 
 
 @given(st.lists(st.lists(st.text("abc", max_size=9), min_size=3, max_size=3), min_size=1))
@@ -218,36 +272,123 @@ def test_a_value_alone_has_no_spread() -> None:
 
 
 def test_targets_have_a_side() -> None:
-    assert Verdict("x", 1.0, 1.0, at_least=True).mark == "pass"
-    assert Verdict("x", 0.99, 1.0, at_least=True).mark == "MISS"
-    assert Verdict("x", 1.01, 1.0, at_least=False).mark == "MISS"
+    assert Verdict("x", 1.0, 1.0, at_least=True).mark == "met"
+    assert Verdict("x", 0.99, 1.0, at_least=True).mark == "missed"
+    assert Verdict("x", 1.01, 1.0, at_least=False).mark == "missed"
     assert Verdict("x", None, 1.0, at_least=False).mark == "-"
 
 
 def _verdict(results: Results, words: str) -> Verdict:
-    (found,) = (it for it in verdicts(results) if words in it.what)
+    (found,) = (it for it in [*verdicts(results), *further(results)] if words in it.what)
     return found
 
 
 def test_targets_of_some_results() -> None:
     results = _results()
-    assert _verdict(results, "TCP one stream up").mark == "MISS"
-    assert _verdict(results, "idle ping").seen == pytest.approx(1.5)
-    assert _verdict(results, "idle ping").mark == "pass"
-    assert _verdict(results, "TCP 8 streams").mark == "-"
+    up = _verdict(results, "one stream up")
+    assert up.mark == "missed"
+    assert up.seen == pytest.approx(0.9)
+    assert up.to_default == pytest.approx(1.2)
+    assert up.plane_off is None
+    assert _verdict(results, "idle ping, added").seen == pytest.approx(1.5)
+    assert _verdict(results, "idle ping, added").mark == "missed"
+    assert _verdict(results, "TCP, 8 streams").mark == "-"
+
+
+# Every target that was set for the program: words of its line, and its bound.
+LINES = [
+    ("TCP, one stream up", ">= 0.95"),
+    ("TCP, one stream down", ">= 0.95"),
+    ("TCP, 8 streams", ">= 0.95"),
+    ("CPU s/GB up", "<= 1.15"),
+    ("CPU s/GB down", "<= 1.15"),
+    ("idle ping, added", "<= 1.20"),
+    ("ping beside an upload", "<= 1.50"),
+    ("one flow, < 1 % loss", ">= 1.20"),
+    ("one flow, blast", ">= 1.50"),
+    ("eight clients up, Jain", ">= 0.97"),
+    ("eight clients down, Jain", ">= 0.97"),
+    ("beside a ninth", ">= 0.95"),
+    ("beside a slow ninth", ">= 0.95"),
+    ("https down, of curl", ">= 0.90"),
+    ("client's CPU s/GB down, https", "<= 1.30"),
+    ("RSS of a client, http", "<= 36.00 MB"),
+    ("RSS of a client, https", "<= 36.00 MB"),
+    ("RSS of a server", "<= 36.00 MB"),
+    ("TCP, of the deployed D program", ">= 1.80"),
+    ("CPU, of the deployed D program", "<= 0.50"),
+    ("ping, of the deployed D program", "<= 1.00"),
+]
+
+
+def _everything() -> Results:
+    """Every metric of every variant, in two rounds: 8 in the first, 4 in the second; the relay has a half of it."""
+    results = Results(machine={"kernel": "6", "python": "3", "cores": 2, "load_before": 0.0, "date": "2026"})
+    results.default_congestion, results.cipher = "bbr", "aes-256-gcm"
+    plan = FULL.with_plane_off()
+    shares = {"veth": 0.25, "relay": 0.5, "relay-default": 1.0, "http-off": 0.75, "https-off": 0.75}
+    for metric in METRICS:
+        for number, size in enumerate((8.0, 4.0)):
+            for variant in measured_by(metric.key, plan):
+                results.add(metric.key, variant, number, size * shares.get(variant, 1.0))
+    return results
+
+
+@pytest.mark.parametrize("line", range(len(LINES)), ids=[words for words, _ in LINES])
+def test_every_line_of_the_targets_is_printed_with_its_bound(line: int) -> None:
+    printed = targets("targets", verdicts(_everything()), "bbr")
+    assert len(printed) == 1 + len(LINES)
+    words, bound = LINES[line]
+    assert words in printed[1 + line]
+    assert f"{bound} " in printed[1 + line]
+    mark = printed[1 + line].split(bound)[1].split()[0]
+    assert mark == "-" if "D program" in words else mark in ("met", "missed")
+
+
+def test_no_line_of_the_targets_is_missing_where_nothing_was_measured() -> None:
+    printed = targets("targets", verdicts(Results()), "bbr")
+    assert len(printed) == 1 + len(LINES)
+    for (words, bound), line in zip(LINES, printed[1:], strict=True):
+        assert words in line
+        assert line.split(bound)[1].split()[0] == "-"
+
+
+def test_the_targets_without_the_plane_and_beside_the_other_relay() -> None:
+    head, up, *_ = targets("targets", verdicts(_everything()), "bbr")
+    assert head.split() == ["targets", "seen", "target", "plane", "off", "relay", "on", "bbr"]
+    assert up.split()[-6:] == ["2.00", ">=", "0.95", "met", "1.50", "1.00"]
+
+
+def test_columns_in_which_nothing_stands_are_left_out() -> None:
+    head, *_ = targets("targets", verdicts(Results()), "bbr")
+    assert head.split() == ["targets", "seen", "target"]
+
+
+def test_a_ninth_is_compared_with_the_eight_alone_in_the_same_round() -> None:
+    results = Results()
+    for number, (alone, slow) in enumerate(((8.0, 8.0), (4.0, 2.0), (2.0, 1.8))):
+        results.add("eight_alone", "http", number, alone)
+        results.add("eight_slow", "http", number, slow)
+    results.add("eight_fast", "http", 3, 8.0)
+    assert _verdict(results, "beside a slow ninth").seen == pytest.approx(0.9)
+    assert _verdict(results, "beside a ninth").seen is None, "no round has both"
 
 
 def test_the_arithmetic_of_tls() -> None:
-    results = _results()
-    words = "client's CPU per GB down"
+    results = Results()
+    words = "client's CPU s/GB down"
     assert _verdict(results, words).mark == "-"
-    results.cipher, results.openssl_s_per_gb = "aes-256-gcm", 0.4
-    results.add("cpu_down_client", "http", 0, 0.6)
-    results.add("cpu_down_client", "https", 0, 1.2)
-    found = _verdict(results, words)
-    assert found.seen == pytest.approx(1.2)
-    assert found.mark == "pass"
-    assert found.how == "1.200 s/GB, of aes-256-gcm 0.400 + http 0.600 = 1.000 s/GB"
+    for number, speed in enumerate((1.0, 2.0, 4.0)):
+        results.add("openssl", "https", number, 0.4 * speed)
+        results.add("cpu_down_client", "http", number, 0.6 * speed)
+        results.add("cpu_down_client", "https", number, 1.2 * speed)
+        results.add("tcp_down", "https", number, 1.9 / speed)
+        results.add("curl", "https", number, 2.0 / speed)
+    # A round in which something was not measured does not count.
+    results.add("cpu_down_client", "https", 3, 9.0)
+    assert _verdict(results, words).seen == pytest.approx(1.2)
+    assert _verdict(results, words).mark == "met"
+    assert _verdict(results, "https down, of curl").seen == pytest.approx(0.95)
 
 
 def test_a_report_and_its_json() -> None:
@@ -255,14 +396,228 @@ def test_a_report_and_its_json() -> None:
     results.failures.append("round 1, tcp_8 of http: it broke")
     printed = text(results, QUICK)
     assert "FAILED:\n  round 1, tcp_8 of http: it broke" in printed
-    assert "MISS  TCP one stream up" in printed
+    assert "TCP, one stream up, of the C relay" in printed
+    assert "  missed  " in printed
     found = json.loads(json.dumps(as_json(results, QUICK)))
     assert found["plan"] == "quick"
     assert found["metrics"]["tcp_up"]["http"]["samples"] == [9.0, 4.5]
     assert found["metrics"]["tcp_up"]["http"]["to_relay"]["median"] == pytest.approx(0.9)
+    assert found["metrics"]["tcp_up"]["http"]["to_relay-default"]["median"] == pytest.approx(1.2)
     assert found["metrics"]["tcp_down"]["http"]["samples"] == [None, 4.0]
     assert found["failures"] == results.failures
     assert [it["what"] for it in found["targets"]] == [it.what for it in verdicts(results)]
+
+
+# Congestion control
+
+# As iproute2 6.1 prints them, a socket a line.
+SS = """\
+0      0      192.0.2.2:60566 192.0.2.1:7000  cubic wscale:10,10 rto:204 rtt:0.1/0.04 bytes_sent:2050830748 segs_out:9
+0      0      192.0.2.2:60574 192.0.2.1:7000  bbr wscale:10,10 rto:204 bytes_sent:1 bbr:(bw:15bps,mrtt:0.003) cwnd:11
+0      12     [fd00::2]:60576 [fd00::1]:8080  ts sack ecn reno rto:204 rtt:0.005/0.002 bytes_received:1286401
+0      0      127.0.0.1:5201  127.0.0.1:40000 ts sack dctcp wscale:7,7 bytes_sent:99999999
+"""
+
+
+def test_sockets_are_read_from_ss() -> None:
+    assert parse(SS) == [
+        Socket(60566, 7000, "cubic", 2050830748),
+        Socket(60574, 7000, "bbr", 1),
+        Socket(60576, 8080, "reno", 0),
+        Socket(5201, 40000, "dctcp", 99999999),
+    ]
+    assert parse("\n") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 0 192.0.2.2:1 192.0.2.1:7000", "0 0 192.0.2.2:x 192.0.2.1:7000 cubic", "0 0 1:1 1:2 ts sack rto:204", "ESTAB"],
+)
+def test_what_ss_should_not_print_is_no_congestion_control(line: str) -> None:
+    with pytest.raises(CommandError, match="ss -ti"):
+        parse(line)
+
+
+def test_only_who_sends_counts() -> None:
+    """A connection that has carried a head only is what it began with, whatever that says."""
+    assert senders(parse(SS), on_client=True) == {"client": Counter(cubic=2050830748)}
+    server = [
+        Socket(8080, 40000, "cubic", 50_000),
+        Socket(443, 40001, "bbr", 60_000),
+        Socket(40002, 8080, "bbr", 70_000),
+    ]
+    found = senders(server, on_client=False)
+    assert found == {"server": Counter(cubic=50_000), "nginx": Counter(bbr=130_000)}
+    assert of_the_tunnel({**found, "client": Counter(reno=1)}) == Counter(cubic=50_000, reno=1)
+
+
+def _seen(tunnel: str, relay: str) -> str:
+    results = _results()
+    for variant, name in (("http", tunnel), ("relay", relay), ("relay-default", "bbr")):
+        for who in ("client", "server"):
+            results.saw_congestion(variant, who, name)
+    results.saw_congestion("https", "nginx", "bbr")
+    results.saw_congestion("https", "nginx", "cubic")
+    results.saw_congestion("https", "nginx", "bbr")
+    results.saw_congestion(LOAD, "iperf3", "bbr")
+    return text(results, QUICK)
+
+
+def test_what_was_really_used_is_printed() -> None:
+    printed = _seen("cubic", "cubic")
+    assert "the default here: bbr\n" in printed
+    assert "  http: client cubic; server cubic\n" in printed
+    assert "  relay-default: client bbr; server bbr\n" in printed
+    assert "  https: nginx bbr 2 x, cubic 1 x\n" in printed
+    assert "  what goes through: bbr\n" in printed
+    assert "NOT LIKE WITH LIKE" not in printed
+
+
+def test_two_that_used_different_ones_are_not_compared_in_silence() -> None:
+    assert "NOT LIKE WITH LIKE: http used cubic, the relay bbr\n" in _seen("cubic", "bbr")
+
+
+# The data path
+
+
+def test_a_version_without_a_plane_says_nothing_of_it() -> None:
+    status = json.dumps({"schema": 1, "processes": [{"name": "plain", "interfaces": [{"name": "tun0"}]}]})
+    assert told(status, "tapotun 0.1.0") == NOT_TOLD
+    assert told(status, "tapotun 0.2.0 (plane: native)\n") == "tapotun 0.2.0 (plane: native)"
+
+
+def test_whatever_is_said_of_a_plane_is_shown_once() -> None:
+    interface = {"name": "tun0", "plane": {"kind": "native", "share": 0.99871, "since": None}}
+    status = json.dumps({"processes": [{"plane_s": 7, "interfaces": [interface, interface]}]})
+    assert told(status, "tapotun 0.2.0, plane native") == "plane_s 7, plane kind native, plane share 0.9987"
+    with pytest.raises(CommandError, match="no JSON"):
+        told("tun0 is up", "tapotun 0.2.0")
+
+
+def test_the_share_that_the_plane_moved_is_of_all_packets() -> None:
+    peers = [
+        {"plane_packets": 90, "rx_packets": 60, "tx_packets": 40},
+        {"plane_packets": 0, "rx_packets": 0, "tx_packets": 20},
+    ]
+    process = {"plane": {"runs": True, "why": None}, "interfaces": [{"peers": peers}]}
+    assert told(json.dumps({"processes": [process]}), "") == "plane runs True, 75.0% of the packets"
+    idle = {"plane_packets": 0, "rx_packets": 0, "tx_packets": 0}
+    off = {"plane": {"runs": False, "why": "TAPOTUN_PLANE=off is set"}, "interfaces": [{"peers": [idle]}]}
+    assert told(json.dumps({"processes": [off]}), "") == "plane runs False, plane why TAPOTUN_PLANE=off is set"
+
+
+def test_both_ends_are_shown_where_they_differ() -> None:
+    results = _results()
+    results.planes = {
+        "http": {"client": "plane native", "server": "plane native"},
+        "https": {"client": "plane off", "server": "plane native"},
+    }
+    printed = text(results, QUICK)
+    assert "  http: plane native\n" in printed
+    assert "  https: client: plane off; server: plane native\n" in printed
+
+
+# Documents and the comparison with other tools
+
+
+BEGIN, END = "<!-- here: by make -->", "<!-- end of here -->"
+
+
+def test_a_table_goes_between_its_two_lines_and_replaces_the_one_before() -> None:
+    document = f"# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n"
+    once = fill(document, "here", ["| new |"])
+    assert once == f"# Title\n\n{BEGIN}\n\n| new |\n\n{END}\n\nmore\n"
+    assert fill(once, "here", ["| new |"]) == once
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "",
+        "<!-- here: -->",
+        "<!-- end of here -->\n<!-- here: -->",
+        "<!-- here: -->\n<!-- here: -->\n<!-- end of here -->",
+    ],
+)
+def test_a_document_without_a_place_is_left_alone(document: str) -> None:
+    with pytest.raises(BenchError, match="no place for here"):
+        fill(document, "here", [])
+
+
+def test_the_document_has_a_place_for_each_bench() -> None:
+    document = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    for name in ("bench", "bench-compare"):
+        assert "| of a test |" in fill(document, name, ["| of a test |"])
+
+
+def test_the_targets_in_a_document() -> None:
+    results = _everything()
+    results.saw_congestion("http", "client", "cubic")
+    lines = report.markdown(results, FULL, "The machine had other work.")
+    assert lines[0] == "|  | seen | target |  | plane off | relay on bbr |"
+    assert lines[2] == "| TCP, one stream up, of the C relay | 2.00 | >= 0.95 | met | 1.50 | 1.00 |"
+    table_lines = lines[: lines.index("")]
+    assert len(table_lines) == 2 + len(verdicts(results)) + len(further(results))
+    assert {line.count("|") for line in table_lines} == {7}
+    assert "2026, full bench, Linux 6, 2 cores, load 0 before, 2 rounds. The machine had other work." in lines
+    assert "  http: client cubic" in lines
+
+
+def _comparison() -> Comparison:
+    found = Comparison(machine={"kernel": "6", "cores": 2, "load_before": 3.0, "date": "2026-11-30T01:02:03Z"})
+    found.default_congestion = "bbr"
+    for name in ("https", "veth", "websocat"):
+        for speed in (1.0, 3.0, 2.0):
+            found.add(name, {"tcp_up": speed})
+    found.add("https", {"ping": 123.4})
+    found.versions["https"] = "tapotun 9"
+    found.congestion["https"] = {"cubic", "bbr"}
+    found.absent["wireguard"] = "wg is not installed: apt-get install wireguard-tools"
+    found.failures.append("round 1, ping of veth: it broke")
+    return found
+
+
+def test_a_comparison_has_medians_in_the_order_of_its_tools() -> None:
+    found = _comparison()
+    assert found.rounds == 3
+    assert found.measured == ["veth", "https", "websocat"]
+    printed = comparison_text(found)
+    assert "no tunnel " in printed
+    assert "2.00 (1.00-3.00)" in printed
+    assert "tapotun 9; bbr, cubic" in printed
+    assert "  WireGuard: wg is not installed" in printed
+    assert "FAILED:\n  round 1, ping of veth: it broke" in printed
+
+
+def test_a_comparison_in_a_document_says_what_each_tool_is() -> None:
+    lines = markdown(_comparison(), "The machine had other work.")
+    assert lines[0].startswith("|  | over | encrypts | behind a reverse proxy | TCP up, Gbit/s |")
+    assert lines[0].count("|") == lines[1].count("|") == lines[3].count("|")
+    assert lines[3].startswith("| tapotun-trio, https through nginx | HTTPS | yes | yes | 2.00 | - | - | - | 123 | - |")
+    said = "\n".join(lines[5:])
+    assert "2026-11-30, Linux 6, 2 cores, load 3 before, medians of 3 rounds. The machine had other work." in said
+    assert "WireGuard was not measured: wg is not installed" in said
+
+
+def test_a_reader_is_told_which_wireguard_it_was() -> None:
+    found = Comparison(versions={"wireguard": "wireguard-go v0.0.20220316"})
+    found.add("wireguard", {"tcp_up": 1.0})
+    assert found.label("wireguard") == "WireGuard, wireguard-go"
+    assert markdown(found)[2].startswith("| WireGuard, wireguard-go | UDP |")
+    found.versions["wireguard"] = "the kernel's"
+    assert found.label("wireguard") == "WireGuard"
+
+
+def test_what_a_tool_cannot_have_is_not_missing() -> None:
+    found = _comparison()
+    missing = found.missing(["veth", "https", "websocat", "wireguard"])
+    assert "TCP down of https" in missing
+    assert "TCP up of https" not in missing
+    assert "ping, idle of websocat" not in missing
+    assert "CPU up, both ends of veth" not in missing
+    assert not any("wireguard" in what for what in missing), "it is not here"
+    assert len({about.label for _, about in TOOLS.values()}) == len(TOOLS)
+    assert len({column.key for column in COLUMNS}) == len(COLUMNS)
 
 
 # Bytes and names

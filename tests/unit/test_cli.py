@@ -20,6 +20,7 @@ import trustme
 from tapotun_trio import __version__, exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.config.model import Config, LogConfig
+from tapotun_trio.datapath.plane import why_not_built
 from tapotun_trio.log import process_logger
 
 from ..tables import table
@@ -224,7 +225,9 @@ def test_wrong_usage(argv: list[str], started: Started, capsys: pytest.CaptureFi
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert usage_error("--version") == exit_codes.OK
-    assert capsys.readouterr().out == f"tapotun {__version__}\n"
+    version, plane = capsys.readouterr().out.splitlines()
+    assert version == f"tapotun {__version__}"
+    assert plane == f"plane: {why_not_built() or 'native'}"
 
 
 def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +253,7 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_python_m() -> None:
     done = python("-m", "tapotun_trio", "--version")
-    assert (done.returncode, done.stdout) == (exit_codes.OK, f"tapotun {__version__}\n")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (exit_codes.OK, f"tapotun {__version__}")
     assert python("-m", "tapotun_trio").returncode == exit_codes.USAGE
 
 

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client import requests, streams
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.parameters import InterfaceParameters
@@ -20,7 +21,6 @@ from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.errors import SHORTAGES, HostError, leaves
 from tapotun_trio.http import client as http_client
 from tapotun_trio.http.heads import ResponseParser
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.peer.info import PeerInfo
 from tapotun_trio.wire import params, tunconf
 
@@ -100,7 +100,7 @@ async def recovers(
         return clients[-1]
 
     broken, calls = once(getattr(owner, name), exc, after=after)
-    with logged() as log, patch.object(client_interface, "TunnelClient", client), patch.object(owner, name, broken):
+    with logged() as log, patch.object(client_module, "TunnelClient", client), patch.object(owner, name, broken):
         async with running(host, server_config(port, allowed("a", ME)), client_config("a", port)):
             again = not after and name != "upload_seen"  # which comes once an upload, and that goes on
             await until(lambda: len(calls) > again, f"{name} to be called{' again' * again}")

@@ -310,7 +310,7 @@ def test_a_raw_token_in_a_public_file_causes_a_warning(tmp_path: Path) -> None:
 
 def test_a_schema_can_be_made_of_the_structs() -> None:
     _, schema = msgspec.json.schema_components([RawRoot], ref_template="{name}")
-    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "user", "update", "$schema"}
+    assert set(schema["RawRoot"]["properties"]) == {"interfaces", "admin", "log", "user", "plane", "update", "$schema"}
     assert schema["RawRoot"]["required"] == ["interfaces"]
     assert schema["RawAdmin"]["required"] == ["listen"]
     assert set(schema[RawLog.__name__]["properties"]) == {"level", "format"}

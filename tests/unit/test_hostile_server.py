@@ -16,9 +16,9 @@ from unittest.mock import patch
 import pytest
 import trio
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import encode_generation_1
 from tests.basepeer.wire import Conf
@@ -120,7 +120,7 @@ async def facing(
         clients.append(TunnelClient(*args, **options))  # type: ignore[arg-type]
         return clients[-1]
 
-    with logged() as log, patch.object(client_interface, "TunnelClient", client):
+    with logged() as log, patch.object(client_module, "TunnelClient", client):
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             port = listeners[0].socket.getsockname()[1]

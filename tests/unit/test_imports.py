@@ -207,7 +207,7 @@ UNIT_TESTS: Final = sorted((ROOT / "tests" / "unit").glob("test_*.py"))
 VIRTUAL_CLOCKS: Final = {"autojump_clock", "mock_clock"}
 # Tests that import one of these run whole interfaces over the kernel's own sockets, for which no clock of ours is fast
 # enough: they poll.
-REAL_SOCKETS: Final = ("from .support", "from .hostile", "tests.basepeer", "from ..basepeer")
+REAL_SOCKETS: Final = ("from .support", "from .hostile", "tests.basepeer", "from ..basepeer", "from ..planes")
 
 
 def sleepers(tree: ast.AST) -> Iterator[str]:

@@ -39,7 +39,8 @@ def test_it_is_not_loaded_to_run_a_tunnel(module: str) -> None:
 def test_a_server_loads_no_client_and_a_client_no_server(kind: str, other: str) -> None:
     code = f"""{RUN}
 import tapotun_trio.host.netlink.network
-import tapotun_trio.lifecycle.{kind}_interface
+import tapotun_trio.lifecycle.interface
+import tapotun_trio.{kind}.{kind}
 others = ["tapotun_trio.{other}." + name for name in ("{other}", "session", "streams")]
 print([name for name in others if name in sys.modules])
 """

@@ -28,6 +28,7 @@ from tapotun_trio.status.model import (
     ListenerStatus,
     OutboxStatus,
     PeerStatus,
+    PlaneStatus,
     ProcessStatus,
     RateStatus,
     ReloadStatus,
@@ -82,7 +83,7 @@ def hub() -> ProcessStatus:
     corp, tun = HUB.interfaces
     tun = msgspec.structs.replace(tun, peers=[PeerStatus(name="hub.example:443", state="replaced", tx_packets=7)])
     reload = ReloadStatus(at=datetime.fromtimestamp(T0, UTC), error="/etc/tapotun/hub.json: line 3")
-    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload)
+    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(runs=True))
 
 
 def of(name: str, **values: float) -> dict[Series, float]:
@@ -111,6 +112,7 @@ def test_every_number() -> None:
     states = ("starting", "connecting", "up", "degraded", "failed")
     assert page_of(hub()) == {
         series("tapotun_build_info", version="0.1.0", python=sys.version.split()[0]): 1,
+        series("tapotun_plane_running"): 1,
         series("tapotun_config_last_reload_successful"): 0,
         series("tapotun_config_last_reload_timestamp_seconds"): T0,
         **{series("tapotun_interface_state", tapotun_interface_state=it, **CORP): it == "up" for it in states},
@@ -151,6 +153,7 @@ def test_every_number() -> None:
         **of("outbox_bytes", a=65_550, b=0, c=0),
         **of("outbox_packets", a=45, b=0, c=0),
         **of("reconnects_total", a=4, b=0, c=0),
+        **of("plane_packets_total", a=0, b=0, c=0),
         series("tapotun_client_dropped_packets_total", reason="queue-age", **A): 2,
         series("tapotun_client_dropped_packets_total", reason="codel", **A): 40,
         **none_of("tapotun_client_dropped_packets_total", DROPS - {"queue-age", "codel"}, **A),
@@ -356,6 +359,7 @@ WHOLE: Final = ProcessStatus(
     config_file="/etc/tapotun/hub.json",
     started_at=HUB.started_at,
     last_reload=ReloadStatus(at=HUB.started_at),
+    plane=PlaneStatus(runs=True),
     interfaces=[
         InterfaceStatus(
             name="tun0",
@@ -391,6 +395,7 @@ LABEL: Final = {"a label of many"}
 # Where a field of the status is found, by struct and field.
 EXPORTED: Final[dict[str, set[str]]] = {
     "ProcessStatus.version": {"tapotun_build_info"},
+    "PlaneStatus.runs": {"tapotun_plane_running"},
     "ReloadStatus.at": {"tapotun_config_last_reload_timestamp_seconds"},
     "ReloadStatus.error": {"tapotun_config_last_reload_successful"},
     "InterfaceStatus.name": LABEL,
@@ -423,6 +428,7 @@ EXPORTED: Final[dict[str, set[str]]] = {
     "PeerStatus.drops": {"tapotun_client_dropped_packets_total"},
     "PeerStatus.stream_ends": {"tapotun_client_stream_ends_total"},
     "PeerStatus.reconnects": {"tapotun_client_reconnects_total"},
+    "PeerStatus.plane_packets": {"tapotun_client_plane_packets_total"},
 }
 NOT_EXPORTED: Final = {
     "ProcessStatus.schema": "it is the JSON document's",
@@ -433,6 +439,7 @@ NOT_EXPORTED: Final = {
     "ProcessStatus.config_file": "no number, and the same for ever",
     "ProcessStatus.started_at": "process_start_time_seconds, from the kernel",
     "ReloadStatus.changes": "text for people",
+    "PlaneStatus.why": "text for people",
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.problem": "text for people, any number of them",
@@ -463,6 +470,7 @@ NOT_EXPORTED: Final = {
 STRUCTS: Final = (
     ProcessStatus,
     ReloadStatus,
+    PlaneStatus,
     InterfaceStatus,
     ListenerStatus,
     TransportConflictStatus,
@@ -474,6 +482,7 @@ STRUCTS: Final = (
 )
 HOLDERS: Final = {
     "ProcessStatus.last_reload",
+    "ProcessStatus.plane",
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
     "InterfaceStatus.transport_conflicts",

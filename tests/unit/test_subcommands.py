@@ -294,6 +294,7 @@ STRUCTS: Final = {
     "report": StatusReport,
     "process": model.ProcessStatus,
     "reload": model.ReloadStatus,
+    "plane": model.PlaneStatus,
     "interface": model.InterfaceStatus,
     "transport conflict": model.TransportConflictStatus,
     "left-out network": model.LeftOutStatus,

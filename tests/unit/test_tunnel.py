@@ -11,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import AuthHeader, Mark, ServerConfig, TransportChoice
 from tapotun_trio.host.items import Address, Item, Route, Rule
 from tapotun_trio.http.writer import BodyWriter
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.netconf.desired import pushed_routes
 from tapotun_trio.server.session import ForwardingTable, Session
 from tapotun_trio.wire import tunconf
@@ -204,7 +204,7 @@ async def test_an_answer_that_overtakes_the_end_of_an_upload_is_no_failure(monke
         return clients[-1]
 
     clients: list[TunnelClient] = []
-    monkeypatch.setattr(client_interface, "TunnelClient", client_of)
+    monkeypatch.setattr(client_module, "TunnelClient", client_of)
     monkeypatch.setattr(BodyWriter, "finish", finish_and_wait)
     port = free_port()
     client = replace(client_config("a", port), rotate_s=(0.02, 0.05))

@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 import trio
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client import streams
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.states import ClientEvent
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.wire import control
 
 from ..fakes import MemoryHost
@@ -119,7 +119,7 @@ async def test_a_session_that_ends_while_the_next_upload_is_awaited_leaves_none(
         clients.append(TunnelClient(*args, **options))
         return clients[-1]
 
-    monkeypatch.setattr(client_interface, "TunnelClient", client)
+    monkeypatch.setattr(client_module, "TunnelClient", client)
     async with running(host, server_config(port, allowed("a", ME)), config):
         hub, device = await host.device("hub"), await host.device("a")
         await until(lambda: clients[0].counters.ends["ended"], "the attempt that comes to nothing")

@@ -15,11 +15,11 @@ from typing import Final, TypeAlias
 import pytest
 import trio
 
+from tapotun_trio.client import client as client_module
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.transport_choice import TransportState
 from tapotun_trio.config.model import TransportChoice
-from tapotun_trio.lifecycle import client_interface
 from tapotun_trio.wire import control
 from tapotun_trio.wire.frames import FrameReader
 from tapotun_trio.wire.tunconf import encode_generation_1
@@ -109,7 +109,7 @@ async def tunnel(
 
     config = replace(client_config("a", port), transport=transport, rotate_s=rotate_s)
     with pytest.MonkeyPatch.context() as patch, logged() as log, counting_streams() as begun:
-        patch.setattr(client_interface, "TunnelClient", Client)
+        patch.setattr(client_module, "TunnelClient", Client)
         async with running(host, server_config(port, allowed("a", ME)), config):
             hub, a = await host.device("hub"), await host.device("a")
             await until(lambda: clients[0].sender.streaming, "the streams")

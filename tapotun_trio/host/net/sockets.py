@@ -12,10 +12,10 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 
@@ -86,9 +86,17 @@ class Connection:
 
     One task at a time may wait for readability, and one for writability. Using a closed connection raises PeerError,
     also in a task that was already waiting.
+
+    Attributes:
+        name: the peer's name for logs.
+        borrowers: functions that are called before the descriptor is closed: whoever has a copy of its number must not
+            use it any more.
     """
 
-    __slots__ = ("_busy", "_fd", "_sock", "_tcp", "_turns", "name")
+    # Whether what is sent and received are the very bytes of the socket.
+    is_plain: ClassVar[bool] = True
+
+    __slots__ = ("_busy", "_fd", "_sock", "_tcp", "_turns", "borrowers", "name")
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         """Takes over the connected ``sock``. ``name`` is the peer's name for logs: ``192.0.2.7:51234``."""
@@ -97,6 +105,7 @@ class Connection:
         self._fd = sock.fileno()
         self._busy = False  # the last receive returned at least MORE_BYTES
         self._turns = 0  # receives since the last wait
+        self.borrowers: list[Callable[[], None]] = []
         self.name = name
         self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
         if self._tcp:
@@ -132,7 +141,7 @@ class Connection:
         except BlockingIOError:
             return None
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self.failure(exc) from exc
 
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
         """Send as much of the parts as the kernel takes, in one system call. Returns the number of bytes, 0 if none."""
@@ -141,7 +150,7 @@ class Connection:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self.failure(exc) from exc
 
     async def wait_readable(self) -> None:
         """Cancel-safe; always a checkpoint."""
@@ -150,7 +159,7 @@ class Connection:
         except trio.ClosedResourceError as exc:
             raise self._closed() from exc
         except OSError as exc:  # epoll_ctl(2): no memory, or the limit of watches is reached
-            raise self._failed(exc) from exc
+            raise self.failure(exc) from exc
 
     async def wait_writable(self) -> None:
         """Cancel-safe; always a checkpoint."""
@@ -159,7 +168,7 @@ class Connection:
         except trio.ClosedResourceError as exc:
             raise self._closed() from exc
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self.failure(exc) from exc
 
     async def receive(self, into: memoryview) -> int:
         """Receive at least one byte, or 0 at the end of the stream. If it is cancelled, nothing is lost.
@@ -284,7 +293,7 @@ class Connection:
         try:
             return int.from_bytes(fcntl.ioctl(fd, _SIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self.failure(exc) from exc
 
     async def wait_acknowledged(self) -> None:
         """Wait until the peer's kernel has everything that was sent. Has no deadline. Cancel-safe.
@@ -328,10 +337,13 @@ class Connection:
 
     def close(self) -> None:
         """Close at once. The kernel still sends what it has taken. Wakes tasks that wait."""
+        if self._fd < 0:
+            return
+        for end in list(self.borrowers):
+            end()
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            trio.lowlevel.notify_closing(fd)
-            self._sock.close()
+        trio.lowlevel.notify_closing(fd)
+        self._sock.close()
 
     def abort(self) -> None:
         """Close with a reset; the kernel discards what it has not sent."""
@@ -349,7 +361,8 @@ class Connection:
     def _closed(self) -> PeerError:
         return PeerError(f"connection to {self.name} was closed", reason=EndReason.CLOSED)
 
-    def _failed(self, exc: OSError) -> Exception:
+    def failure(self, exc: OSError) -> Exception:
+        """The exception to raise for an error of the socket."""
         if self._fd < 0:
             return self._closed()
         if exc.errno in _BUGS:

@@ -29,6 +29,7 @@ class TlsConnection(Connection):
 
     __slots__ = ("client",)
 
+    is_plain = False
     _sock: ssl.SSLSocket
 
     def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
@@ -82,7 +83,7 @@ class TlsConnection(Connection):
             return offset or None
         except OSError as exc:
             if not offset:  # otherwise the next receive gets the same error
-                raise self._failed(exc) from exc
+                raise self.failure(exc) from exc
         return offset
 
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
@@ -101,7 +102,7 @@ class TlsConnection(Connection):
             raise PeerError(f"{self.name} wants another TLS handshake", reason=EndReason.TLS) from exc
         except OSError as exc:
             if not sent:  # otherwise the next send gets the same error
-                raise self._failed(self._reason(exc)) from exc
+                raise self.failure(self._reason(exc)) from exc
         return sent
 
     async def receive(self, into: memoryview) -> int:
@@ -135,10 +136,10 @@ class TlsConnection(Connection):
             return exc
         return exc
 
-    def _failed(self, exc: OSError) -> Exception:
+    def failure(self, exc: OSError) -> Exception:
         if self._fd >= 0 and isinstance(exc, ssl.SSLError) and shortage_of(exc, "") is None:
             return broke(exc, self.name, TlsConfig() if self.client is None else self.client.config)
-        return super()._failed(exc)
+        return super().failure(exc)
 
 
 class TlsClient:

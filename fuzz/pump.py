@@ -1,0 +1,74 @@
+"""The native part of the data path: `pump_harness.c`, which says what is checked. This compiles it, and has its seeds.
+
+It is a program of its own, of clang's libFuzzer with ASan and UBSan; the other targets are modules for atheris.
+"""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from tapotun_trio.wire.body import chunk_head
+from tapotun_trio.wire.frames import BASE_PING
+
+HERE: Final = Path(__file__).resolve().parent
+# Whole frames whose destinations the harness sends everywhere: see its `way_of`.
+_ADDRESSES: Final = bytes((10, 0, 0, 2, 10, 0, 0))
+
+
+def _frame(to: int, size: int = 20, vnet: bytes = bytes(12)) -> bytes:
+    packet = b"\x45" + bytes(8) + b"\x06\0\0" + _ADDRESSES + bytes((to,)) + bytes(size - 20)
+    return struct.pack("<H", size) + vnet + packet
+
+
+def _chunks(data: bytes, size: int) -> bytes:
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(chunk_head(len(piece)) + piece + b"\r\n" for piece in pieces)
+
+
+def _input(program: bytes, stream: bytes) -> bytes:
+    return struct.pack("<H", len(program)) + program + stream
+
+
+_TSO: Final = struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0)
+_ALL: Final = b"".join(_frame(to, size) for to in range(8) for size in (20, 41, 100)) + BASE_PING
+_STREAMS: Final = (
+    _chunks(_ALL * 3, 5000),
+    _chunks(_ALL, 7),
+    _chunks(_frame(1) * 2000 + _frame(3) * 50 + _frame(0) * 100 + _frame(2) * 100, 1 << 17),
+    _chunks((_frame(0, 9000, _TSO) + _frame(2, 60_000, _TSO)) * 4 + _ALL * 2, 70_000),
+    _chunks(_ALL, 500) + b"1;x\r\nx\r\n0\r\n\r\n",
+    _chunks(_frame(0, 1400) * 20 + b"\1\0\2\x08\0\0\0" + bytes(8), 3000),
+)
+# Each step waits, with everything ready (stream, device, peers), and all calls take all; or with what is odd.
+_PROGRAMS: Final = (
+    bytes((0, 0, 0, 0, 0, 0, 0, 8, 8)) + bytes((15, 1, 0x02, 0)) * 60,
+    bytes((0, 0, 0, 0, 0, 0, 0, 99, 99)) + bytes((15, 1, 0x3E, 0, 4, 0x45, 0x85, 0xC4)) * 50,
+    bytes((0, 0, 0, 0, 0, 0, 0, 2, 2)) + bytes((15, 9, 0x36, 65, 40, 0xC8, 0x44, 0x80)) * 60,
+    bytes(n * 37 & 0xFF for n in range(600)),
+)
+# Whatever it is read as: wait, the stream is ready, and brings all that it has.
+_ALWAYS: Final = bytes((0, 0, 0, 0, 0, 0, 0, 8, 8)) + b"\x0a" * 200
+# More small frames than one turn takes, so many that the buffer has to be cleared for what has come meanwhile.
+_MANY: Final = _chunks(_frame(3) * 6020, 1 << 18) + _chunks(_frame(7) * 10_000, 1 << 18)
+SEEDS: Final = [*[_input(program, stream) for program in _PROGRAMS for stream in _STREAMS], _input(_ALWAYS, _MANY)]
+
+
+def build(to: Path) -> None:
+    """Compile it with clang. Raises CalledProcessError, FileNotFoundError."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    library = Path(sysconfig.get_config_var("LIBDIR"))
+    command = ["clang", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+    command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    command += [f"-I{sysconfig.get_path('include')}", str(HERE / "pump_harness.c"), "-o", str(to)]
+    command += [f"-L{library}", f"-Wl,-rpath,{library}", f"-lpython{sysconfig.get_config_var('LDVERSION')}", "-lm"]
+    subprocess.run(command, check=True)
+
+
+def environment(of: dict[str, str]) -> dict[str, str]:
+    """For the program: Python's own allocator would hide from ASan what is read behind an object."""
+    return {**of, "PYTHONMALLOC": "malloc", "PYTHONHOME": sys.base_prefix}

@@ -1,0 +1,560 @@
+/* Fuzzes datapath/_pump.c with libFuzzer: a socket, two peers and a device that do whatever the input says.
+ *
+ *     input:  u16 size of the program | the program | what the stream brings
+ *
+ * The program decides what is called, and what each system call does: how much it takes or brings, and its errors, those
+ * of malloc too. Nothing is a real descriptor, and time is what the program says, so every input runs the same again.
+ *
+ * What is checked, besides what the sanitizers see:
+ * - The frames of the stream come out in order, whole and unchanged, each once: at the device, or shown to Python. Only
+ *   those for which the pump has been told so may go elsewhere (see `way_of`).
+ * - What goes to each peer, with what the pump hands back of it, is well-formed chunks of whole frames.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+static ssize_t fake_read(int fd, void *to, size_t size);
+static ssize_t fake_write(int fd, const void *from, size_t size);
+static ssize_t fake_recv(int fd, void *to, size_t size, int flags);
+static ssize_t fake_send(int fd, const void *from, size_t size, int flags);
+static ssize_t fake_sendmsg(int fd, const struct msghdr *message, int flags);
+static int fake_epoll_ctl(int epoll, int op, int fd, struct epoll_event *event);
+static int fake_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout_ms);
+static int fake_clock(struct timespec *now);
+static int has_memory(void);
+
+#define read(fd, to, size) fake_read(fd, to, size)
+#define write(fd, from, size) fake_write(fd, from, size)
+#define recv(fd, to, size, flags) fake_recv(fd, to, size, flags)
+#define send(fd, from, size, flags) fake_send(fd, from, size, flags)
+#define sendmsg(fd, message, flags) fake_sendmsg(fd, message, flags)
+#define epoll_create1(flags) 1000
+#define epoll_ctl(epoll, op, fd, event) fake_epoll_ctl(epoll, op, fd, event)
+#define epoll_wait(epoll, events, most, timeout) fake_epoll_wait(epoll, events, most, timeout)
+#define clock_gettime(which, now) fake_clock(now)
+#define close(fd) ((void)(fd))
+#define malloc(size) (has_memory() ? (malloc)(size) : NULL)
+#define calloc(count, size) (has_memory() ? (calloc)(count, size) : NULL)
+#define realloc(at, size) (has_memory() ? (realloc)(at, size) : NULL)
+#include "../tapotun_trio/datapath/_pump.c"
+#undef malloc
+#undef calloc
+#undef realloc
+
+#define CHECK(what) ((what) ? (void)0 : (fprintf(stderr, "line %d: %s\n", __LINE__, #what), abort()))
+#define FDS 8
+#define PEERS 2
+enum { TRIO = 0, STREAM = 1, DEVICE_A = 2, DEVICE_B = 3, PEER = 4 };
+#define OUT_BYTES (16u << 20)
+#define BUFFER_BYTES (256 * 1024)
+#define SLAB_BYTES (256 * 1024)
+#define BURST (120 * 1024)
+
+static struct { const uint8_t *at; size_t left; } program, stream;
+static struct { int watched; uint32_t events; uint64_t tag; } watch[FDS];
+static uint64_t now_ns;
+static unsigned fail_at, allocations;
+
+/* What the stream brought, out of its chunks; `seen`: where the next frame begins that has not come out. */
+static uint8_t *payload;
+static size_t payload_bytes, seen;
+static struct { uint64_t left, size; int state, digits, stopped; } ref;
+/* What each peer got since its chunks began. */
+static struct { uint8_t *bytes; size_t size; int broken; } out[PEERS];
+
+static unsigned next(void)
+{
+	if (!program.left)
+		return 0;
+	program.left--;
+	return *program.at++;
+}
+
+static unsigned next16(void) { return next() | next() << 8; }
+
+static int has_memory(void) { return ++allocations != fail_at; }
+
+/* Where Python says that a frame goes, by the last byte of its destination. */
+static int way_of(const uint8_t *frame) { return frame[HEADER_BYTES + 19] & 3; }
+enum { TO_DEVICE, TO_NOBODY, TO_PEER, NOT_LEARNED };
+
+/* ---- the reference: the same bytes, one by one */
+
+static void ref_take(uint8_t c)
+{
+	enum { SIZE, LF, DATA, END_CR, END_LF };
+	if (ref.stopped)
+		return;
+	switch (ref.state) {
+	case SIZE: {
+		int v = hex(c);
+		if (v >= 0 && ref.digits < 15) {
+			ref.size = ref.size << 4 | (unsigned)v;
+			ref.digits++;
+		} else if (c == '\r' && ref.size)
+			ref.state = LF;
+		else
+			ref.stopped = 1;
+		break;
+	}
+	case LF:
+		ref.stopped = c != '\n';
+		ref.left = ref.size;
+		ref.state = DATA;
+		break;
+	case DATA:
+		payload[payload_bytes++] = c;
+		if (!--ref.left)
+			ref.state = END_CR;
+		break;
+	case END_CR:
+		ref.stopped = c != '\r';
+		ref.state = END_LF;
+		break;
+	default:
+		ref.stopped = c != '\n';
+		ref.state = SIZE;
+		ref.size = 0;
+		ref.digits = 0;
+	}
+}
+
+/* A frame has come out, from its vnet header on. */
+static void came_out(const uint8_t *body, size_t size)
+{
+	for (;;) {
+		CHECK(payload_bytes - seen >= 2);
+		const uint8_t *frame = payload + seen;
+		size_t length = rd16(frame);
+		if (!length) {
+			seen += 2;
+			continue;
+		}
+		CHECK(length >= MIN_PACKET_BYTES && payload_bytes - seen >= HEADER_BYTES + length);
+		seen += HEADER_BYTES + length;
+		if (size == VNET_BYTES + length && !memcmp(body, frame + LENGTH_BYTES, size))
+			return;
+		int way = way_of(frame);
+		CHECK(way == TO_NOBODY || way == TO_PEER);
+	}
+}
+
+static void check_chunks(int peer)
+{
+	const uint8_t *at = out[peer].bytes, *end = at + out[peer].size;
+	while (!out[peer].broken && at < end) {
+		size_t size = 0;
+		int v;
+		for (; at < end && (v = hex(*at)) >= 0; at++)
+			size = size << 4 | (unsigned)v;
+		CHECK(size && end - at >= 4 && at[0] == '\r' && at[1] == '\n' && (size_t)(end - at) >= size + 4);
+		const uint8_t *frame = at + 2, *stop = frame + size;
+		CHECK(stop[0] == '\r' && stop[1] == '\n');
+		while (frame < stop) {
+			CHECK(stop - frame >= HEADER_BYTES + MIN_PACKET_BYTES);
+			CHECK(way_of(frame) == TO_PEER);
+			frame += HEADER_BYTES + rd16(frame);
+		}
+		CHECK(frame == stop);
+		at = stop + 2;
+	}
+	out[peer].size = 0;
+	out[peer].broken = 0;
+}
+
+/* ---- system calls */
+
+static int failing(unsigned what)
+{
+	errno = what == 1 ? EINTR : what == 2 ? ECONNRESET : what == 3 ? EINVAL : EAGAIN;
+	return -1;
+}
+
+static ssize_t fake_read(int fd, void *to, size_t size)
+{
+	static const uint8_t start[VNET_BYTES + 10] = { [VNET_BYTES] = 0x45, [VNET_BYTES + 9] = 17 };
+	unsigned what = next(), length = what & 8 ? next16() : what & 16 ? 12 + next() : 1412;
+	CHECK(fd == DEVICE_A || fd == DEVICE_B);
+	if (what % 8 < 4)
+		return failing(what % 8);
+	CHECK(size == VNET_BYTES + MAX_PACKET_BYTES);
+	if (length > size)
+		length = (unsigned)size;
+	memset(to, 0, length);
+	memset((uint8_t *)to + length, 0xEE, size - length < 100 ? size - length : 100);
+	memcpy(to, start, length < sizeof start ? length : sizeof start);
+	if (length >= VNET_BYTES + 20) {
+		((uint8_t *)to)[VNET_BYTES + 19] = (uint8_t)(what >> 5);
+		if (what == 255)
+			((uint8_t *)to)[VNET_BYTES] = 0x60;
+	}
+	return (ssize_t)length;
+}
+
+static ssize_t fake_write(int fd, const void *from, size_t size)
+{
+	unsigned what = next();
+	CHECK(fd == DEVICE_A);
+	if (what % 16 && what % 16 < 5)
+		return failing(what % 16);
+	came_out(from, size);
+	return (ssize_t)size;
+}
+
+static ssize_t fake_recv(int fd, void *to, size_t size, int flags)
+{
+	unsigned what = next();
+	size_t most = what & 64 ? next() : what & 128 ? next16() * 4u : size;
+	CHECK(fd == STREAM && size >= MAX_FRAME_BYTES && flags == MSG_DONTWAIT);
+	if (what % 16 && what % 16 < 4)
+		return failing(what % 16);
+	if (what % 16 == 5)
+		return 0;
+	if (most > size)
+		most = size;
+	if (most > stream.left)
+		most = stream.left;
+	if (!most)
+		return failing(0);
+	memcpy(to, stream.at, most);
+	memset((uint8_t *)to + most, 0xEE, size - most < 100 ? size - most : 100); /* nobody may rely on what was there */
+	for (size_t i = 0; i < most; i++)
+		ref_take(stream.at[i]);
+	stream.at += most;
+	stream.left -= most;
+	return (ssize_t)most;
+}
+
+static ssize_t took(int peer, size_t size, unsigned *error)
+{
+	unsigned what = next();
+	CHECK(peer >= 0 && peer < PEERS && size);
+	if (what % 8 && what % 8 < 4) {
+		out[peer].broken |= what % 8 > 1;
+		*error = 1;
+		return failing(what % 8);
+	}
+	if (what & 128 && size > 1)
+		return (ssize_t)(1 + (what & 64 ? size * (what & 15) / 16 : what & 31) % (size - 1));
+	return (ssize_t)size;
+}
+
+static void got(int peer, const void *from, size_t size)
+{
+	CHECK(out[peer].size + size <= OUT_BYTES);
+	memcpy(out[peer].bytes + out[peer].size, from, size);
+	out[peer].size += size;
+}
+
+static ssize_t fake_send(int fd, const void *from, size_t size, int flags)
+{
+	unsigned error = 0;
+	ssize_t n = took(fd - PEER, size, &error);
+	CHECK(flags == (MSG_DONTWAIT | MSG_NOSIGNAL));
+	if (!error)
+		got(fd - PEER, from, (size_t)n);
+	return n;
+}
+
+static ssize_t fake_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	size_t size = 0;
+	unsigned error = 0;
+	CHECK(flags == (MSG_DONTWAIT | MSG_NOSIGNAL));
+	for (size_t i = 0; i < message->msg_iovlen; i++)
+		size += message->msg_iov[i].iov_len;
+	ssize_t n = took(fd - PEER, size, &error);
+	size_t left = error ? 0 : (size_t)n;
+	for (size_t i = 0; i < message->msg_iovlen && left; i++) {
+		size_t part = message->msg_iov[i].iov_len < left ? message->msg_iov[i].iov_len : left;
+		got(fd - PEER, message->msg_iov[i].iov_base, part);
+		left -= part;
+	}
+	return n;
+}
+
+static int fake_epoll_ctl(int epoll, int op, int fd, struct epoll_event *event)
+{
+	CHECK(epoll == 1000);
+	if (fd < 0 || fd >= FDS)
+		return errno = EBADF, -1;
+	if (watch[fd].watched == (op == EPOLL_CTL_ADD))
+		return errno = op == EPOLL_CTL_ADD ? EEXIST : ENOENT, -1;
+	if (op == EPOLL_CTL_ADD && next() == 255)
+		return errno = ENOSPC, -1;
+	watch[fd].watched = op != EPOLL_CTL_DEL;
+	watch[fd].events = event->events;
+	watch[fd].tag = event->data.u64;
+	return 0;
+}
+
+static int fake_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout_ms)
+{
+	unsigned ready = next(), errors = ready & 128 ? next() : 0;
+	int found = 0;
+	CHECK(epoll == 1000);
+	if (ready == 0x7f)
+		return failing(1);
+	for (int fd = 0; fd < FDS && found < most; fd++) {
+		uint32_t what = watch[fd].events;
+		if (errors >> fd & 1)
+			what |= EPOLLERR | EPOLLHUP;
+		if (watch[fd].watched && what && (ready >> fd & 1 || errors >> fd & 1))
+			events[found++] = (struct epoll_event){ .events = what, .data.u64 = watch[fd].tag };
+	}
+	now_ns += found ? 1000 : (uint64_t)timeout_ms * 1000000 + 1;
+	return found;
+}
+
+static int fake_clock(struct timespec *now)
+{
+	now_ns += 100;
+	now->tv_sec = (time_t)(now_ns / 1000000000);
+	now->tv_nsec = (long)(now_ns % 1000000000);
+	return 0;
+}
+
+/* ---- what Python would do */
+
+static PyObject *type, *rules;
+static struct {
+	PyObject *pump, *buffer, *slab;
+	unsigned long long table, outlet, reader, inlet, port[PEERS];
+	int attached[PEERS], failed;
+} world;
+
+/* Call a method; a number that it returns goes to `number`. An error is passed over: 0 is no object's number. */
+static PyObject *call(unsigned long long *number, const char *name, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	PyObject *values = Py_VaBuildValue(format, arguments), *method = PyObject_GetAttrString(world.pump, name);
+	va_end(arguments);
+	PyObject *result = values && method ? PyObject_Call(method, values, NULL) : NULL;
+	Py_XDECREF(values);
+	Py_XDECREF(method);
+	if (number)
+		*number = result ? PyLong_AsUnsignedLongLong(result) : 0;
+	if (PyErr_Occurred()) {
+		CHECK(PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_LookupError)
+			|| PyErr_ExceptionMatches(PyExc_OSError) || PyErr_ExceptionMatches(PyExc_ValueError));
+		world.failed |= PyErr_ExceptionMatches(PyExc_MemoryError);
+		PyErr_Clear();
+	}
+	return result;
+}
+
+#define DO(...) Py_XDECREF(call(NULL, __VA_ARGS__))
+
+static void detach(int peer)
+{
+	PyObject *rest = call(NULL, "detach", "(K)", world.port[peer]);
+	if (rest)
+		got(peer, PyBytes_AsString(rest), (size_t)PyBytes_Size(rest));
+	Py_XDECREF(rest);
+	if (world.attached[peer] && rest)
+		check_chunks(peer);
+	world.attached[peer] = 0;
+}
+
+static void attach(int peer)
+{
+	PyObject *done = call(NULL, "attach", "(KiI)", world.port[peer], PEER + peer, next() * 1024);
+	world.attached[peer] |= done != NULL;
+	Py_XDECREF(done);
+}
+
+/* End the inlet, and begin it again from its state, as another of the same stream would. */
+static void restart_inlet(int again)
+{
+	PyObject *state = call(NULL, "state", "(K)", world.inlet);
+	Py_ssize_t head = 0, tail = 0, pos = 0, end = 0;
+	unsigned long long left = 0;
+	int after = 0;
+	if (state) {
+		CHECK(PyArg_ParseTuple(state, "nnnnKi", &head, &tail, &pos, &end, &left, &after));
+		CHECK(0 <= head && head <= tail && tail <= pos && pos <= end && end <= BUFFER_BYTES);
+	}
+	Py_XDECREF(state);
+	DO("free", "(K)", world.inlet);
+	world.inlet = 0;
+	/* What was received and not decoded is Python's to decode: then this stream is over. */
+	if (again && state && pos == end && tail - head < MAX_FRAME_BYTES)
+		Py_XDECREF(call(&world.inlet, "inlet", "(iKKOnnKi)", STREAM, world.outlet, world.table, world.buffer, head, tail, left, after));
+}
+
+static void restart_reader(void)
+{
+	DO("free", "(K)", world.reader);
+	PyObject *queues = Py_BuildValue("(ii)", DEVICE_A, DEVICE_B);
+	/* The device is written to at its first queue, which may be read as well. */
+	Py_XDECREF(call(&world.reader, "reader", "(NKOIK)", queues, world.table, world.slab, BURST, world.port[next() & 1]));
+}
+
+static void learn(const uint8_t *frame, size_t size)
+{
+	int way = way_of(frame);
+	PyObject *bytes = PyBytes_FromStringAndSize((const char *)frame, (Py_ssize_t)size);
+	if (way == TO_DEVICE)
+		DO("learn", "(KOiK)", world.table, bytes, DEVICE, 0ull);
+	else if (way == TO_NOBODY)
+		DO("learn", "(KOiK)", world.table, bytes, DROP, 3ull);
+	else if (way == TO_PEER)
+		DO("learn", "(KOiK)", world.table, bytes, TO_PORT, world.port[frame[HEADER_BYTES + 19] >> 2 & 1]);
+	Py_XDECREF(bytes);
+}
+
+static void see_frames(PyObject *ranges, PyObject *memory, int of_stream)
+{
+	Py_buffer view;
+	CHECK(!PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE));
+	const uint8_t *buf = view.buf;
+	Py_ssize_t before = 0;
+	for (Py_ssize_t i = 0; i < PyList_Size(ranges); i++) {
+		Py_ssize_t start, stop, count;
+		CHECK(PyArg_ParseTuple(PyList_GetItem(ranges, i), "nnn", &start, &stop, &count));
+		CHECK(before <= start && start < stop && stop <= view.len && count >= 1 && (stop - start) % count == 0);
+		size_t size = (size_t)(stop - start) / (size_t)count;
+		for (Py_ssize_t at = start; at < stop; at += (Py_ssize_t)size) {
+			CHECK(size == HEADER_BYTES + rd16(buf + at) && size >= HEADER_BYTES + MIN_PACKET_BYTES);
+			if (of_stream)
+				came_out(buf + at + LENGTH_BYTES, size - LENGTH_BYTES);
+		}
+		if (buf[start + HEADER_BYTES] >> 4 == 4)
+			learn(buf + start, size);
+		before = stop;
+	}
+	PyBuffer_Release(&view);
+}
+
+static void see_event(PyObject *event)
+{
+	int what;
+	unsigned long long id;
+	PyObject *detail;
+	CHECK(PyArg_ParseTuple(event, "iKO", &what, &id, &detail));
+	for (int peer = 0; peer < PEERS; peer++)
+		if (id == world.port[peer] && what != WATCH) {
+			out[peer].broken |= what == FAILED;
+			detach(peer);
+		}
+	if (id == world.reader) {
+		if (what == FRAMES)
+			see_frames(detail, world.slab, 0);
+		else
+			DO("halt", "(K)", id);
+	} else if (id == world.inlet) {
+		if (what == FRAMES || what == SMALL)
+			see_frames(detail, world.buffer, 1);
+		if (what == SMALL)
+			DO("merged", "(Ki)", id, next() & 1);
+		else if (what != FRAMES)
+			restart_inlet(0);
+	}
+}
+
+static void wait_once(void)
+{
+	PyObject *result = call(NULL, "wait", "(K)", (unsigned long long)(now_ns + next() * 1000000ull)), *events;
+	int flags;
+	if (!result)
+		return;
+	CHECK(PyArg_ParseTuple(result, "Oi", &events, &flags));
+	for (Py_ssize_t i = 0; i < PyList_Size(events) && !world.failed; i++)
+		see_event(PyList_GetItem(events, i));
+	Py_DECREF(result);
+}
+
+static void step(void)
+{
+	unsigned op = next(), peer = op >> 4 & 1;
+	switch (op & 15) {
+	case 0: attach((int)peer); break;
+	case 1: detach((int)peer); break;
+	case 2: DO("forget", "(K)", world.table); break;
+	case 3: DO("busy", "(Ki)", world.outlet, (int)peer); break;
+	case 4: restart_reader(); break;
+	case 5: restart_inlet(1); break;
+	case 6: DO("counts", "()"); break;
+	case 7: DO("verdicts", "(K)", world.table); break;
+	case 8:
+		detach((int)peer);
+		DO("free", "(K)", world.port[peer]);
+		Py_XDECREF(call(&world.port[peer], "port", "()"));
+		break;
+	case 9: DO("halt", "(K)", op & 16 ? world.reader : world.inlet); break;
+	default: wait_once();
+	}
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	(void)argc, (void)argv;
+	Py_InitializeEx(0);
+	PyObject *module = PyInit__pump();
+	CHECK(module);
+	type = PyObject_GetAttrString(module, "Pump");
+	/* BY_ADDRESSES of plane.py. */
+	rules = Py_BuildValue("(((N)(N)))", Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x40), Py_BuildValue("(ii)", HEADER_BYTES + 12, 8));
+	payload = malloc(OUT_BYTES);
+	for (int peer = 0; peer < PEERS; peer++)
+		out[peer].bytes = malloc(OUT_BYTES);
+	world.buffer = PyByteArray_FromStringAndSize(NULL, BUFFER_BYTES);
+	world.slab = PyByteArray_FromStringAndSize(NULL, SLAB_BYTES);
+	CHECK(type);
+	CHECK(rules);
+	CHECK(payload && world.buffer && world.slab);
+	return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	if (size < 3)
+		return 0;
+	size_t part = rd16(data);
+	if (part > size - 2)
+		part = size - 2;
+	program.at = data + 2, program.left = 0; /* nothing fails before there is a pump */
+	stream.at = data + 2 + part, stream.left = size - 2 - part;
+	memset(watch, 0, sizeof watch);
+	memset(&ref, 0, sizeof ref);
+	payload_bytes = seen = 0;
+	now_ns = 1000000000;
+	allocations = 0;
+	fail_at = 0;
+	for (int peer = 0; peer < PEERS; peer++) {
+		out[peer].size = 0;
+		out[peer].broken = world.attached[peer] = 0;
+	}
+	world.failed = 0;
+	world.reader = world.inlet = 0;
+	world.pump = PyObject_CallFunction(type, "iI", TRIO, 12u);
+	CHECK(world.pump);
+	program.left = part;
+	fail_at = next();
+	Py_XDECREF(call(&world.table, "table", "(O)", rules));
+	Py_XDECREF(call(&world.outlet, "outlet", "(i)", DEVICE_A));
+	for (int peer = 0; peer < PEERS; peer++)
+		Py_XDECREF(call(&world.port[peer], "port", "()"));
+	Py_XDECREF(call(&world.inlet, "inlet", "(iKKOnnKi)", STREAM, world.outlet, world.table, world.buffer, (Py_ssize_t)0, (Py_ssize_t)0, 0ull, 0));
+	restart_reader();
+	attach(0);
+	attach(1);
+	while (program.left && !world.failed)
+		step();
+	for (int n = 0; n < 20 && !world.failed; n++)
+		wait_once();
+	for (int peer = 0; peer < PEERS && !world.failed; peer++)
+		detach(peer);
+	Py_DECREF(world.pump);
+	return 0;
+}

@@ -1,0 +1,687 @@
+"""The plane: moves packets below trio's tasks, in C, while everything is ordinary.
+
+To wake a trio task costs as much CPU time as the C code needs for several super-packets. So the plane waits in trio's
+place: trio calls `_Hook.before_io_wait` right before it would wait for I/O, and there the plane waits on an epoll of
+its own (`_pump.c`), which holds the queues of the TUN devices, the sockets of the streams, *and trio's own epoll*.
+Packets are moved right there. When trio's epoll is ready, a task has become runnable, or a deadline is due, the plane
+returns, and trio runs its tasks as ever. docs/performance-notes.md#the-plane has the measurements.
+
+Who owns a descriptor: the object that has opened it, a `Connection` or a `TunDevice`, at any moment. A task *lends* one
+side of it to the plane for the duration of a block, in which the task does nothing but wait:
+
+- `PlanePort.lent`: the sending task of a session lends the sending side of its stream's socket.
+- `Plane.receive`: the receiving task of a stream lends the receiving side of its socket, together with the receive
+  buffer and the state of its decoder.
+- `Plane.read`: the task that reads the device lends the reading side of the device's queues.
+
+When the block is left, for whatever reason, the task has everything back: the bytes that the socket has not taken, the
+state of the decoder, the counters. Whatever is out of the ordinary ends the block: an end, an error, a control frame,
+malformed framing, a socket that stays full, a path that has to be paced, a change of the config, a `close`.
+
+Some frames need Python for a moment only: those of an unknown flow, and small ones that may be merged. They are passed
+to a function of the lender, still within the wait, and the block continues.
+
+What happens to a packet is the same with the plane and without it (tests/unit/test_plane_differential.py). Everything
+here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.receive` is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from types import FrameType
+from typing import Final, Literal, Protocol, TypeAlias
+
+import trio
+
+from ..host.net.sockets import Connection
+from ..log import Log
+from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader
+from .counters import Counters, DropReason
+from .gro_udp import MIN_RUN_FRAMES
+
+try:
+    from . import _pump
+except ImportError:  # not built for this machine
+    BUILT = False
+else:
+    BUILT = True
+
+ABI: Final = 1
+VARIABLE: Final = "TAPOTUN_PLANE"
+# How much the plane reads from a device at once. With 256 KB the far end starts to work later (measured in the
+# prototype: TCP 0.99 / 0.91 of the relay with 256 KB, 1.02 / 0.97 with 120 KB).
+BURST_BYTES: Final = 120 * 1024
+SLAB_BYTES: Final = 256 * 1024
+# How much may wait in a port whose socket is full, while nothing has to be paced. To change hands at each full socket
+# costs more than to copy this.
+BACKLOG_BYTES: Final = 256 * 1024
+_LONGEST_S: Final = 3600.0
+_PROC_SELF: Final = Path("/proc/self")
+
+_DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
+
+# A rule says which frames it is for, and what their key is. Guards: (offset in the frame, mask, value). Pieces:
+# (offset, size). A frame that no rule is for goes to Python.
+Guard: TypeAlias = tuple[int, int, int]
+Piece: TypeAlias = tuple[int, int]
+Rule: TypeAlias = tuple[tuple[Guard, ...], tuple[Piece, ...]]
+_IS_IPV4: Final[Guard] = (HEADER_BYTES, 0xF0, 0x40)
+BY_ADDRESSES: Final[tuple[Rule, ...]] = (((_IS_IPV4,), ((HEADER_BYTES + 12, 8),)),)
+ALL_ALIKE: Final[tuple[Rule, ...]] = (((_IS_IPV4,), ()),)
+
+# A verdict: send to this port, write to the device, or drop for this reason. None: nothing that could be kept.
+Verdict: TypeAlias = "PlanePort | Literal[True] | DropReason | None"
+# What was decided for the frame at this offset of the buffer.
+JudgeFrame: TypeAlias = Callable[[memoryview, int], Verdict]
+
+_running: Final = trio.lowlevel.RunVar["Plane | str"]("plane", default="nobody has started it")
+
+
+def current_plane() -> Plane | None:
+    """The plane of this trio run, if it works."""
+    plane = _running.get()
+    return plane if isinstance(plane, Plane) and plane.works else None
+
+
+def why_no_plane() -> str | None:
+    """Why there is no `current_plane`, for people; None: there is one."""
+    plane = _running.get()
+    if isinstance(plane, str):
+        return plane
+    return None if plane.works else "an internal error, which the log has"
+
+
+class Borrower(Protocol):
+    """What the plane has borrowed a descriptor from."""
+
+    def handle(self, what: int, detail: object) -> None:
+        """React to an event of the pump. May raise only bugs."""
+
+    def count(self, packets: int, packets_bytes: int, arrivals: int) -> None: ...
+
+    @property
+    def drops(self) -> Counter[str]: ...
+
+    def hand_back(self) -> None:
+        """End the loan now."""
+
+
+class Plane:
+    """The plane of one trio run. `open_plane` makes it.
+
+    Attributes:
+        works: whether it may be given anything. Once false, it stays so, and the pure path does everything.
+    """
+
+    def __init__(self, pump: _pump.Pump, wake_fd: int, log: Log) -> None:
+        self.pump = pump
+        self.works = True
+        self._log = log
+        self._wake_fd = wake_fd
+        self._loans: dict[int, Borrower] = {}
+        self._runnable = False  # a task became runnable within the wait
+
+    # -- the wait
+
+    def wait(self, timeout_s: float) -> None:
+        """Move packets for up to so long, or until trio has something to do. Never raises."""
+        if not self._loans:
+            return  # nothing that trio's own wait could miss
+        try:
+            if self.works:
+                self._move(timeout_s)
+        except BaseException as exc:  # noqa: BLE001 - logged; trio would drop the hook, and all loans would hang
+            self._fail(exc)
+        if timeout_s > 0:
+            # Trio computed its timeout before, and now waits again, for all of it, unless its epoll is ready *then*.
+            # That it was ready a moment ago proves nothing: its event may be gone. So make sure.
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _move(self, timeout_s: float) -> None:
+        deadline_ns = time.monotonic_ns() + int(min(timeout_s, _LONGEST_S) * 1e9)
+        self._runnable = False
+        while True:
+            events, flags = self.pump.wait(deadline_ns)
+            self._handle(events)
+            if flags or self._runnable or not self.works:
+                break
+        self.settle()
+
+    def _handle(self, events: list[tuple[int, int, object]]) -> None:
+        """Pass events on. If that fails for one of them, the others may still have frames."""
+        failure: BaseException | None = None
+        for what, ident, detail in events:
+            loan = self._loans.get(ident)
+            try:
+                if loan is not None:
+                    loan.handle(what, detail)
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                failure = failure or exc
+        if failure is not None:
+            raise failure
+
+    def note_runnable(self) -> None:
+        self._runnable = True
+
+    def settle(self) -> None:
+        """Add what was counted in C to the counters of its owners. Never raises."""
+        try:
+            self._settle()
+        except BaseException as exc:  # noqa: BLE001 - logged; the caller may be ending a loan
+            self._fail(exc)
+
+    def _settle(self) -> None:
+        for ident, packets, packets_bytes, arrivals, drops in self.pump.counts():
+            loan = self._loans.get(ident)
+            if loan is None:
+                continue
+            loan.count(packets, packets_bytes, arrivals)
+            if drops is not None:
+                for reason, number in zip(_DROPS, drops, strict=False):
+                    if number:
+                        loan.drops[reason] += number
+
+    def _fail(self, exc: BaseException) -> None:
+        """Give everything back, and log why; only the first time, since one failure may well cause others."""
+        if self.works:
+            self.works = False
+            errors = [exc, *self._hand_back_all()]
+            cause = exc if len(errors) == 1 else BaseExceptionGroup("errors of the plane", errors)
+            self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=cause)
+
+    def _hand_back_all(self) -> list[BaseException]:
+        """End all loans, whatever goes wrong with some. Returns what did."""
+        errors: list[BaseException] = []
+        for loan in list(self._loans.values()):
+            try:
+                loan.hand_back()
+            except BaseException as exc:  # noqa: BLE001 - the caller's to log
+                errors.append(exc)
+        return errors
+
+    def close(self) -> None:
+        """End all loans, and take nothing any more."""
+        self.works = False
+        for exc in self._hand_back_all():
+            self._log.error("internal error at the end of the fast path", exc_info=exc)
+
+    # -- loans
+
+    @contextmanager
+    def _lent(self, ident: int, borrower: Borrower, *ends: list[Callable[[], None]]) -> Iterator[None]:
+        """``ends``: lists of functions; who calls them ends the loan."""
+        self.add(ident, borrower)
+        for end in ends:
+            end.append(borrower.hand_back)
+        try:
+            yield
+        finally:
+            for end in ends:
+                end.remove(borrower.hand_back)
+            self.remove(ident)
+
+    def add(self, ident: int, borrower: Borrower) -> None:
+        """From now on ``borrower`` gets the events of this object of the pump, and its counts."""
+        self._loans[ident] = borrower
+
+    def remove(self, ident: int) -> None:
+        """Undo `add`, after the last counts."""
+        self.settle()
+        del self._loans[ident]
+
+    async def read(
+        self,
+        queues: tuple[int, ...],
+        flows: Flows,
+        slab: mmap,
+        dispatch: Callable[[list[FrameRange]], bool],
+        sole: PlanePort | None,
+    ) -> bool:
+        """Lend the reading side of a device until something needs the caller. A checkpoint, cancel-safe.
+
+        Args:
+            queues: the descriptors.
+            slab: memory of SLAB_BYTES for the bursts.
+            dispatch: takes the frames of ``slab`` that need Python. Returns whether the loan continues.
+            sole: the port that takes everything. While its socket is full, the device is not read.
+
+        Returns false if reading the device failed: the caller is to try it, and will get the error. Raises what
+        ``dispatch`` raises, and CannotLendError.
+        """
+        number = 0 if sole is None else sole.number
+        with _lending():
+            ident = self.pump.reader(queues, flows.table, slab, BURST_BYTES, number)
+        loan = _ReadLoan(self.pump, ident, dispatch, flows)
+        try:
+            with self._lent(ident, loan, flows.borrowers):
+                await loan.ended.wait()
+        finally:
+            self.pump.free(ident)
+        loan.check()
+        return not loan.failed
+
+    async def receive(
+        self, connection: Connection, reader: FrameReader, lane: Lane, arrived: Callable[[int], None]
+    ) -> bool:
+        """Lend the receiving side of a connection until something needs the caller. A checkpoint, cancel-safe.
+
+        Args:
+            reader: gets its state back at the end; `FrameReader.pending` says whether there is something to decode.
+            lane: where the frames go.
+            arrived: called with the number of receives.
+
+        Returns whether the connection has ended. Raises PeerError if it broke, what ``lane.deliver`` raises, and
+        CannotLendError.
+        """
+        with _lending():
+            ident = self.pump.inlet(connection.fileno(), lane.outlet, lane.flows.table, *reader.lend())
+        loan = _ReceiveLoan(self.pump, ident, connection, reader, lane, arrived)
+        try:
+            with self._lent(ident, loan, lane.flows.borrowers, connection.borrowers):
+                await loan.ended.wait()
+        finally:
+            reader.take_back(*self.pump.state(ident))
+            self.pump.free(ident)
+        loan.check()
+        return loan.at_end
+
+    def open_outlet(self, fd: int) -> int:
+        """The number of a device's queue, to write to. Give it back to `close_outlet` before the queue is closed."""
+        return self.pump.outlet(fd)
+
+    def close_outlet(self, number: int) -> None:
+        self.pump.free(number)
+
+    def set_busy(self, number: int, *, busy: bool) -> None:
+        """Whether frames wait in Python for this queue, so that all other frames have to wait behind them."""
+        self.pump.busy(number, busy)
+
+
+class CannotLendError(Exception):
+    """The kernel does not let the plane watch the descriptor: no memory, or the limit of watches is reached."""
+
+
+@contextmanager
+def _lending() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError) as exc:
+        raise CannotLendError(str(exc)) from exc
+
+
+class _Loan:
+    """A loan of a task that waits for `ended`."""
+
+    drops: Counter[str]
+
+    def __init__(self, pump: _pump.Pump, ident: int) -> None:
+        self.ended = trio.Event()
+        self.error: BaseException | None = None
+        self._pump = pump
+        self._ident = ident
+
+    def hand_back(self) -> None:
+        """From now on the descriptor is not touched any more; it may be closed."""
+        self._pump.halt(self._ident)
+        self.ended.set()
+
+    def fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+        self.hand_back()
+
+    def check(self) -> None:
+        """Raise the error that ended the loan."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class _ReadLoan(_Loan):
+    def __init__(
+        self, pump: _pump.Pump, ident: int, dispatch: Callable[[list[FrameRange]], bool], flows: Flows
+    ) -> None:
+        super().__init__(pump, ident)
+        self.drops = flows.drops
+        self.failed = False
+        self._dispatch = dispatch
+
+    def handle(self, what: int, detail: object) -> None:
+        if what == _pump.FRAMES:
+            try:
+                if self._dispatch(detail):  # type: ignore[arg-type]
+                    return
+            except BaseException as exc:  # noqa: BLE001 - raised by the task
+                self.fail(exc)
+        else:
+            self.failed = True
+        self.hand_back()
+
+    def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
+        """A device has no counters but its drops: the ports count."""
+
+
+class _ReceiveLoan(_Loan):
+    def __init__(
+        self,
+        pump: _pump.Pump,
+        ident: int,
+        connection: Connection,
+        reader: FrameReader,
+        lane: Lane,
+        arrived: Callable[[int], None],
+    ) -> None:
+        super().__init__(pump, ident)
+        self.drops = lane.counters.drops
+        self.at_end = False
+        self._connection = connection
+        self._reader = reader
+        self._lane = lane
+        self._arrived = arrived
+
+    def handle(self, what: int, detail: object) -> None:
+        if what in (_pump.FRAMES, _pump.SMALL):
+            self._deliver(detail, small=what == _pump.SMALL)  # type: ignore[arg-type]
+            return
+        if what == _pump.FAILED:
+            assert isinstance(detail, int)
+            self.fail(self._connection.failure(OSError(detail, os.strerror(detail))))
+        self.at_end = what == _pump.ENDED
+        self.hand_back()
+
+    def _deliver(self, frames: list[FrameRange], *, small: bool) -> None:
+        lane = self._lane
+        if self.error is not None:
+            return  # behind a frame that ended the stream
+        merged = lane.merged()
+        try:
+            lane.deliver(self._reader, frames)
+        except BaseException as exc:  # noqa: BLE001 - raised by the task
+            self.fail(exc)
+            return
+        if small:
+            self._pump.merged(self._ident, lane.merged() > merged)
+        else:
+            lane.flows.learn(self._reader.view, frames, lane.judge)
+
+    def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
+        counters = self._lane.counters
+        counters.rx_packets += packets
+        counters.plane_packets += packets
+        counters.rx_bytes += packets_bytes
+        if arrivals:
+            self._arrived(arrivals)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where the frames of a stream go.
+
+    Attributes:
+        flows: the verdicts on them.
+        outlet: the number of the device's queue that they are written to.
+        deliver: takes frames that need Python. May raise PeerError and HostError.
+        judge: what ``deliver`` has decided for a frame.
+        merged: how often frames were written as one super-packet until now.
+        counters: where to count.
+    """
+
+    flows: Flows
+    outlet: int
+    deliver: Callable[[FrameReader, list[FrameRange]], None]
+    judge: JudgeFrame
+    merged: Callable[[], int]
+    counters: Counters
+
+
+class PlanePort:
+    """Where the plane sends the frames for one peer: the sending half of its session, whatever its stream is.
+
+    Attributes:
+        number: names it in verdicts.
+    """
+
+    __slots__ = ("__weakref__", "_connection", "_counters", "_lender", "_plane", "number")
+
+    def __init__(self, plane: Plane, counters: Counters) -> None:
+        """``counters``: where to count what is sent."""
+        self.number = plane.pump.port()
+        self._plane = plane
+        self._counters = counters
+        self._connection: Connection | None = None
+        self._lender: PortLender | None = None  # while it is lent, so that there is no reference cycle otherwise
+        weakref.finalize(self, _free, plane.pump, self.number).atexit = False
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a socket is lent."""
+        return self._connection is not None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the socket has not taken. While it is 0, others may also send on the socket."""
+        return self._plane.pump.waiting(self.number)
+
+    def lend(self, connection: Connection, lender: PortLender) -> None:
+        """Let the plane send on this connection. It must be on a chunk boundary. Raises CannotLendError."""
+        with _lending():
+            self._plane.pump.attach(self.number, connection.fileno(), BACKLOG_BYTES)
+        self._connection, self._lender = connection, lender
+        self._plane.add(self.number, self)
+        connection.borrowers.append(self.hand_back)
+
+    def take_back(self) -> bytes:
+        """End the loan. Returns what has to be sent next on the connection: it may be in the middle of a chunk."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return b""
+        connection.borrowers.remove(self.hand_back)
+        self._plane.remove(self.number)
+        self._lender = None
+        return self._plane.pump.detach(self.number)
+
+    # -- see Borrower
+
+    @property
+    def drops(self) -> Counter[str]:
+        return self._counters.drops
+
+    def handle(self, what: int, detail: object) -> None:
+        assert self._lender is not None
+        assert self._connection is not None
+        if what == _pump.WATCH:
+            self._lender.port_watch()
+        elif what == _pump.FAILED:
+            assert isinstance(detail, int)
+            self._lender.port_failed(self._connection.failure(OSError(detail, os.strerror(detail))))
+        else:
+            self._lender.port_handed_back()
+
+    def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
+        self._counters.tx_packets += packets
+        self._counters.plane_packets += packets
+        self._counters.tx_bytes += packets_bytes
+        if packets and self._lender is not None:
+            self._lender.port_sent()
+
+    def hand_back(self) -> None:
+        if self._lender is not None:
+            self._lender.port_handed_back()
+
+
+class PortLender(Protocol):
+    """What a port tells its sender."""
+
+    def port_watch(self) -> None:
+        """Much was sent: look at the path."""
+
+    def port_sent(self) -> None:
+        """Something was sent."""
+
+    def port_failed(self, error: Exception) -> None:
+        """The stream broke. The sender is to take the port back."""
+
+    def port_handed_back(self) -> None:
+        """The socket is full, or is about to be closed, or the plane ends. The sender is to take the port back."""
+
+
+class Flows:
+    """The verdicts of the plane on the frames from one origin: a client, or the device.
+
+    Attributes:
+        table: names it.
+        drops: where frames are counted that a verdict drops.
+        borrowers: end the loans that use it.
+    """
+
+    __slots__ = ("__weakref__", "_plane", "borrowers", "drops", "table")
+
+    def __init__(self, plane: Plane, rules: tuple[Rule, ...], drops: Counter[str]) -> None:
+        self.table = plane.pump.table(rules)
+        self.drops = drops
+        self.borrowers: list[Callable[[], None]] = []
+        self._plane = plane
+        weakref.finalize(self, _free, plane.pump, self.table).atexit = False
+
+    def learn(self, view: memoryview, frames: Sequence[FrameRange], judge: JudgeFrame) -> None:
+        """Keep what ``judge`` says that was decided for these frames."""
+        learn, table = self._plane.pump.learn, self.table
+        for start, stop, count in frames:
+            verdict = judge(view, start)
+            frame = view[start : start + (stop - start) // count]
+            if verdict is None:
+                continue
+            if verdict is True:
+                learn(table, frame, _pump.DEVICE, 0)
+            elif isinstance(verdict, DropReason):
+                learn(table, frame, _pump.DROP, _DROPS.index(verdict))
+            else:
+                learn(table, frame, _pump.TO_PORT, verdict.number)
+
+    def forget(self) -> None:
+        """Discard all verdicts: what they were made from has changed."""
+        self._plane.pump.forget(self.table)
+
+    def hand_back(self) -> None:
+        """End the loans: the queue of the device, or who takes the frames, may have changed."""
+        self.forget()
+        for end in list(self.borrowers):
+            end()
+
+
+def _free(pump: _pump.Pump, ident: int) -> None:
+    pump.free(ident)
+
+
+class _Hook(trio.abc.Instrument):
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._plane.wait(timeout)
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self._plane.note_runnable()
+
+
+@asynccontextmanager
+async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
+    """Run a plane within the block, if there can be one: see `current_plane` and `why_no_plane`."""
+    why = _why_not(wanted=wanted)
+    if why is not None:
+        log.debug("no plane: %s", why)
+        _running.set(why)
+        yield
+        return
+    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_take_wakes, wake_fd)
+            trio_fd = _epoll_with(wake_fd)
+            if trio_fd is None:
+                nursery.cancel_scope.cancel()
+            else:
+                plane = Plane(_pump.Pump(trio_fd, MIN_RUN_FRAMES), wake_fd, log)
+                hook = _Hook(plane)
+                trio.lowlevel.add_instrument(hook)
+                _running.set(plane)
+                try:
+                    yield
+                finally:
+                    _running.set("it has ended")
+                    plane.close()
+                    with suppress(KeyError):  # trio drops a hook that has failed
+                        trio.lowlevel.remove_instrument(hook)
+                    nursery.cancel_scope.cancel()
+        if trio_fd is None:
+            _running.set("trio's epoll was not found in /proc")
+            yield
+    finally:
+        os.close(wake_fd)
+
+
+def _why_not(*, wanted: bool) -> str | None:
+    """Why there can be no plane; None: there can."""
+    if not wanted:
+        return 'the config says "plane": "off"'
+    if os.environ.get(VARIABLE) == "off":
+        return f"{VARIABLE}=off is set"
+    if (why := why_not_built()) is not None:
+        return why
+    if not _in_trio_run():
+        return "trio runs within another event loop"
+    return None
+
+
+def why_not_built() -> str | None:
+    """Why this program has no plane on this machine; None: it has one."""
+    if not BUILT:
+        return "the installed package has no native module for this machine"
+    return None if _pump.ABI == ABI else "the native module is of another version"
+
+
+def _in_trio_run() -> bool:
+    """Whether trio itself waits for I/O, in this thread. In guest mode another loop calls trio, and must not wait for
+    the plane."""
+    code = inspect.unwrap(trio.run).__code__
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+async def _take_wakes(wake_fd: int, *, task_status: trio.TaskStatus[None]) -> None:
+    """Wait for the eventfd, so that trio watches it, for ever."""
+    task_status.started()
+    while True:
+        await trio.lowlevel.wait_readable(wake_fd)
+        with suppress(BlockingIOError):
+            os.eventfd_read(wake_fd)
+
+
+def _epoll_with(fd: int) -> int | None:
+    """The epoll of this process that watches ``fd``, as the kernel says (proc(5), /proc/pid/fdinfo). None: there is no
+    such epoll, or no /proc."""
+    try:
+        for entry in os.listdir(_PROC_SELF / "fdinfo"):
+            with suppress(OSError):
+                if os.readlink(_PROC_SELF / "fd" / entry) != "anon_inode:[eventpoll]":
+                    continue
+                lines = (_PROC_SELF / "fdinfo" / entry).read_text().splitlines()
+                if any(line.split()[:2] == ["tfd:", str(fd)] for line in lines):
+                    return int(entry)
+    except OSError:
+        return None
+    return None

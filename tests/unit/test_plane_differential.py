@@ -1,0 +1,803 @@
+"""One behaviour, two speeds: the same bytes go through both paths, and everything that comes of them is compared.
+
+A scenario is a list of steps: bytes arrive on a stream, cut anywhere; the host sends packets; a peer reads, or does
+not; the config is loaded anew; a stream ends, or breaks. It is played twice, by the pure path and by a real plane in a
+real `trio.run`, between real sockets and a TUN device that is a pair of sockets (tests/planes.py). After each step both
+come to rest, so both see the same bytes in the same pieces.
+
+Compared are: the frames that the device got; the frames on each stream to a peer, out of their chunks; how each stream
+ended; the control frames that were handed on; the counters and the drops by reason; and what each parser holds in the
+end, to the byte.
+
+What is not the same, by design: where the chunks of a stream begin, which packets are merged into one super-packet
+(they are cut again here), and the order of packets of different flows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import select
+import socket
+import struct
+import sys
+import termios
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.datapath.codel import CoDel
+from tapotun_trio.datapath.plane import current_plane, open_plane
+from tapotun_trio.datapath.receiver import Receiver
+from tapotun_trio.datapath.sender import Sender
+from tapotun_trio.datapath.tun_io import DeviceWriter, read_device
+from tapotun_trio.datapath.tx_queue import TxQueue
+from tapotun_trio.errors import EndReason, PeerError
+from tapotun_trio.host.net.sockets import Connection
+from tapotun_trio.host.tun_queues import TunQueues
+from tapotun_trio.http.writer import BodyWriter
+from tapotun_trio.log import interface_logger
+from tapotun_trio.server.handlers import Upload
+from tapotun_trio.server.server import TunnelServer
+from tapotun_trio.server.session import Session
+from tapotun_trio.wire import control
+from tapotun_trio.wire.body import LAST_CHUNK, ChunkedBody
+from tapotun_trio.wire.frames import BASE_PING, FrameReader, each, encode_echo
+from tapotun_trio.wire.vnet import GSO_UDP_L4
+
+from ..chunkings import cut, cuts
+from ..fakes import HANG_S
+from ..packets import frame, ipv4
+from ..planes import Tun, needs_pump
+from .support import allowed, client_config, server_config
+from .test_wire_merge import udp
+
+pytestmark = needs_pump
+
+CLIENTS: Final = ("10.10.0.2", "10.10.0.3", "10.10.0.4")
+HUB: Final = "10.10.0.1"
+# Of a client, of the server, behind the device, without a client, foreign.
+ADDRESSES: Final = (*CLIENTS, HUB, "198.51.100.1", "10.10.0.77", "192.0.2.9")
+# What a socket takes while nobody reads, where the scenario wants it to be full soon; the kernel doubles it.
+SMALL_SOCKET_BYTES: Final = 4096
+SMALL_DEVICE_BYTES: Final = 8192
+
+
+# ------------------------------------------------------------------ scenarios
+
+
+class Bytes(NamedTuple):
+    """Bytes arrive on the stream of a client, one piece after the other."""
+
+    client: int
+    pieces: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return f"Bytes({self.client}, {_shortened(self.pieces)})"
+
+
+class Packets(NamedTuple):
+    """The host sends packets into a queue of the device, each with its vnet header."""
+
+    queue: int
+    frames: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return f"Packets({self.queue}, {_shortened(self.frames)})"
+
+
+def _shortened(pieces: tuple[bytes, ...]) -> str:
+    """For the report of a failure, which says how to play it again."""
+    return f"{len(pieces)} pieces, {sum(map(len, pieces))} bytes: {[piece[:40] for piece in pieces[:5]]}"
+
+
+class Take(NamedTuple):
+    """The host takes frames from the device."""
+
+    most: int
+
+
+class Read(NamedTuple):
+    """A client reads what it was sent, up to so many bytes."""
+
+    client: int
+    most: int
+
+
+class End(NamedTuple):
+    """A stream of bytes ends, or is reset."""
+
+    client: int
+    reset: bool
+
+
+class Break(NamedTuple):
+    """A client no longer reads, and its connection is closed."""
+
+    client: int
+
+
+class Rotate(NamedTuple):
+    """A client opens a new stream to be sent to."""
+
+    client: int
+
+
+class Reload(NamedTuple):
+    """All verdicts are forgotten: the config was loaded anew, and maybe has fewer clients."""
+
+    clients: int
+
+
+Step = Bytes | Packets | Take | Read | End | Break | Rotate | Reload
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    Attributes:
+        server: the program is the server; otherwise it is a client, and "client 0" is its server.
+        control: control frames were agreed on.
+        queues: of the device.
+        small_sockets, small_device: full soon.
+    """
+
+    steps: tuple[Step, ...]
+    server: bool = True
+    control: bool = True
+    queues: int = 1
+    small_sockets: bool = False
+    small_device: bool = False
+
+
+# ------------------------------------------------------------------ what is compared
+
+
+@dataclass
+class Outcome:
+    """Everything that came of a scenario."""
+
+    device: dict[bytes, list[bytes]] = field(default_factory=dict)
+    streams: list[dict[bytes, list[bytes]]] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    serve_ends: list[str] = field(default_factory=list)
+    controls: list[list[tuple[int, bytes]]] = field(default_factory=list)
+    counters: list[tuple[int, ...]] = field(default_factory=list)
+    drops: list[dict[str, int]] = field(default_factory=list)
+    parsers: list[object] = field(default_factory=list)
+
+
+def flow_of(data: bytes) -> bytes:
+    """What packets have in common that must keep their order. ``data``: a frame from its vnet header on."""
+    packet = data[12:]
+    if len(packet) < 24 or packet[0] >> 4 != 4:
+        return b"other"
+    return packet[12:24] if packet[9] == 17 else packet[12:20]
+
+
+def by_flow(frames: list[bytes]) -> dict[bytes, list[bytes]]:
+    """``frames``: each from its vnet header on."""
+    flows: dict[bytes, list[bytes]] = {}
+    for data in frames:
+        flows.setdefault(flow_of(data), []).append(data)
+    return flows
+
+
+def unmerged(frames: list[bytes]) -> list[bytes]:
+    """What the device got, with super-packets of UDP cut as the kernel cuts them."""
+    return [one for data in frames for one in (cut_again(data) if data[1] == GSO_UDP_L4 else [data])]
+
+
+def cut_again(data: bytes) -> list[bytes]:
+    size, ident = int.from_bytes(data[4:6], "little"), int.from_bytes(data[16:18], "big")
+    addresses, port, payload = data[24:32], int.from_bytes(data[32:34], "big"), data[40:]
+    if not size:
+        return [data]  # from a peer
+    pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
+    return [udp(one, port=port, ident=ident + n, addresses=addresses)[2:] for n, one in enumerate(pieces)]
+
+
+def decode(body: bytes) -> list[bytes]:
+    """The frames of a stream to a peer, each from its vnet header on; control frames whole. It must be well-formed, and
+    end at a frame's end."""
+    reader = FrameReader(ChunkedBody(), control=True)
+    frames: list[bytes] = []
+    for at in range(0, len(body), 50_000):
+        piece = body[at : at + 50_000]
+        reader.space()[: len(piece)] = piece
+        received = len(piece)
+        while received or reader.pending:
+            frames += [bytes(reader.view[start + 2 : stop]) for start, stop in each(reader.feed(received))]
+            received = 0
+    assert reader._head == reader._tail, "the stream stops within a frame"
+    assert not reader._body.lend()[0], "the stream stops within a chunk"  # type: ignore[attr-defined]
+    return frames + [control.encode(*one) for one in reader.controls]
+
+
+def parser_state(reader: FrameReader) -> object:
+    """Everything that determines what a reader does with what comes next."""
+    body = reader._body
+    assert isinstance(body, ChunkedBody)
+    if reader._failure is not None:
+        return str(reader._failure)
+    if reader.ended:
+        return reader.leftover
+    return (
+        bytes(reader.view[reader._head : reader._tail]),
+        bytes(reader.view[reader._pos : reader._end]) if reader.pending else b"",
+        (body._left, body._line, body._state, body._trailer_bytes, body.ended),
+    )
+
+
+# ------------------------------------------------------------------ the world
+
+
+class RecordingUpload(Upload):
+    """Takes notes of control frames before the session gets them."""
+
+    def __init__(self, session: Session, notes: list[tuple[int, bytes]]) -> None:
+        super().__init__(session)
+        self._notes = notes
+
+    async def _on_control(self, kind: int, payload: bytes) -> None:
+        self._notes.append((kind, payload))
+
+
+class Peer:
+    """The far ends of one client's streams."""
+
+    def __init__(self, world: World, sender: Sender, make: Callable[[Connection, list[tuple[int, bytes]]], Receiver]):
+        self._world = world
+        self.sender = sender
+        self.controls: list[tuple[int, bytes]] = []
+        self.end = "runs"
+        self.serve_ends: list[str] = []
+        ours, self.up = world.pair()
+        self.connection = Connection(ours, "peer")
+        self.receiver = make(self.connection, self.controls)
+        self.reader = self.receiver._reader
+        self.bodies: list[bytearray] = []
+        self.downs: list[socket.socket] = []
+
+    def attach(self) -> None:
+        """A new stream to this peer."""
+        ours, down = self._world.pair()
+        if self._world.scenario.small_sockets:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_SOCKET_BYTES)
+        self.downs.append(down)
+        self.bodies.append(bytearray())
+        number = len(self.serve_ends)
+        self.serve_ends.append("runs")
+        self._world.nursery.start_soon(self._serve, number, BodyWriter(Connection(ours, "peer")))
+
+    async def _serve(self, number: int, writer: BodyWriter) -> None:
+        self.serve_ends[number] = await self._end_of(lambda: self.sender.serve(writer))
+        if not writer.broken:  # as the handlers do
+            with trio.CancelScope(shield=True):
+                await writer.try_break_off()
+        writer.connection.close()
+
+    async def receive(self) -> None:
+        async def run() -> None:
+            with self.receiver.running():
+                await self.receiver.run(self.reader.prime(b""))
+
+        self.end = await self._end_of(run)
+        self.connection.close()
+
+    @staticmethod
+    async def _end_of(run: Callable[[], Any]) -> str:
+        try:
+            await run()
+        except PeerError as exc:
+            return str(exc.reason)
+        return "ended"
+
+    def read(self, most: int) -> int:
+        """Read from all streams. Returns how much came."""
+        got = 0
+        for down, body in zip(self.downs, self.bodies, strict=True):
+            while most > 0 and down.fileno() >= 0:
+                try:
+                    piece = down.recv(min(most, 1 << 16))
+                except BlockingIOError:
+                    break
+                except ConnectionResetError:
+                    break
+                if not piece:
+                    break
+                body += piece
+                most -= len(piece)
+                got += len(piece)
+        return got
+
+
+class World:
+    """A server or a client of ours, its device, and its peers."""
+
+    def __init__(self, scenario: Scenario, nursery: trio.Nursery, stack: ExitStack) -> None:
+        self.scenario = scenario
+        self.nursery = nursery
+        self._stack = stack
+        log = interface_logger("hub")
+        self.tuns = [Tun("hub", SMALL_DEVICE_BYTES if scenario.small_device else None) for _ in range(scenario.queues)]
+        for tun in self.tuns:
+            stack.callback(tun.close)
+        devices = [tun.device for tun in self.tuns]
+        device = devices[0]
+        if scenario.queues > 1:
+            device = TunQueues(devices, select.epoll())  # type: ignore[assignment]
+            stack.callback(device.close)
+        self.device_drops: Counter[str] = Counter()
+        self.writers = [DeviceWriter(queue, self.device_drops) for queue in devices]
+        self.host_got: list[bytes] = []
+        self._config = replace(
+            server_config(1, *(allowed(name, ip) for name, ip in zip("abc", CLIENTS, strict=True))),
+        )
+        if scenario.server:
+            self.server = TunnelServer(self._config, log, self.writers, self.device_drops)
+            stack.callback(self.server.close)
+            tunnel: Any = self.server
+            self.counters = [session.counters for session in self.server.sessions]
+            only: Callable[[], Sender | None] = self.server.only_sender
+            self.peers = [
+                Peer(self, session.sender, partial(self._upload, session)) for session in self.server.sessions
+            ]
+        else:
+            tunnel = client = TunnelClient(client_config("a", 1), log)
+            self.counters = [client.counters]
+            only = lambda: client.sender  # noqa: E731
+            self.peers = [Peer(self, client.sender, partial(self._download, client))]
+        for writer in self.writers:
+            nursery.start_soon(writer.run)
+        judge = tunnel.flows if isinstance(tunnel, TunnelClient) else tunnel
+        nursery.start_soon(read_device, device, tunnel.classify, only, log, judge)
+        for peer in self.peers:
+            peer.attach()
+            nursery.start_soon(peer.receive)
+
+    def _upload(self, session: Session, connection: Connection, notes: list[tuple[int, bytes]]) -> Receiver:
+        reader = FrameReader(ChunkedBody(), control=self.scenario.control)
+        return RecordingUpload(session, notes).receiver(connection, reader)
+
+    def _download(self, client: TunnelClient, connection: Connection, notes: list[tuple[int, bytes]]) -> Receiver:
+        async def on_control(kind: int, payload: bytes) -> None:
+            notes.append((kind, payload))
+
+        reader = FrameReader(ChunkedBody(), control=self.scenario.control)
+        writer = self.writers[0]
+        lane = partial(client.flows.lane, writer)
+        return Receiver(
+            connection, reader, partial(client._deliver, writer), on_control, client.sender.send_control, lane
+        )
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        ours, far = socket.socketpair()
+        for end in (ours, far):
+            end.setblocking(False)
+            self._stack.callback(end.close)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        return ours, far
+
+    # -- steps
+
+    async def play(self, step: Step) -> None:
+        match step:
+            case Bytes(client, pieces):
+                peer = self.peers[client % len(self.peers)]
+                for piece in pieces:
+                    if peer.up.fileno() < 0 or peer.end != "runs":
+                        return
+                    peer.up.send(piece)
+                    await self.settle()
+            case Packets(queue, frames):
+                for data in frames:
+                    self.tuns[queue % len(self.tuns)].send(data)
+            case Take(most):
+                self.take(most)
+            case Read(client, most):
+                self.peers[client % len(self.peers)].read(most)
+            case End(client, reset):
+                peer = self.peers[client % len(self.peers)]
+                if reset and peer.connection.fileno() >= 0 and peer.up.fileno() >= 0:
+                    peer.connection.try_send([b"not read, so the close is a reset"])
+                peer.up.close()
+            case Break(client):
+                self.peers[client % len(self.peers)].downs[-1].close()
+            case Rotate(client):
+                self.peers[client % len(self.peers)].attach()
+            case Reload(clients):
+                if self.scenario.server:
+                    self.server.reconfigure(replace(self._config, clients=self._config.clients[: max(1, clients)]))
+        await self.settle()
+
+    def take(self, most: int = 1 << 30) -> int:
+        got = 0
+        for tun in self.tuns:
+            frames = tun.take(most)
+            self.host_got += frames
+            got += len(frames)
+        return got
+
+    async def settle(self) -> None:
+        """Until nothing moves any more: three times in a row all that can be seen stays the same."""
+        before, same = None, 0
+        while same < 3:
+            await trio.testing.wait_all_tasks_blocked()
+            now = self._moved()
+            same = same + 1 if now == before else 0
+            before = now
+
+    def _moved(self) -> object:
+        descriptors = [it.fileno() for peer in self.peers for it in peer.downs]
+        descriptors += [peer.connection.fileno() for peer in self.peers]
+        return (
+            [_readable_bytes(fd) for fd in descriptors if fd >= 0],
+            [_readable_bytes(tun.device.fileno()) for tun in self.tuns],
+            [_readable_bytes(tun._host.fileno()) for tun in self.tuns],
+            [replace(counters) for counters in self.counters],
+            [(peer.end, list(peer.serve_ends), len(peer.controls)) for peer in self.peers],
+        )
+
+    async def finish(self) -> None:
+        """The host takes everything, all peers read, until nothing waits anywhere."""
+        with trio.fail_after(HANG_S) as scope:
+            idle = 0
+            while idle < 3:
+                await self.settle()
+                got = self.take() + sum(peer.read(1 << 30) for peer in self.peers)
+                idle = 0 if got or self._waiting() else idle + 1
+                if got:
+                    scope.deadline = trio.current_time() + HANG_S
+                else:
+                    await trio.sleep(0.001)
+
+    def _waiting(self) -> bool:
+        """Whether something waits that can still go."""
+        for peer in self.peers:
+            sender = peer.sender
+            if sender._port is not None and sender._port.waiting_bytes:
+                return True
+            if sender.stream is not None and (sender.stream.writer.pending or sender.tx_queue):
+                return True
+        return any(writer._queue for writer in self.writers) or any(
+            _readable_bytes(tun.device.fileno()) for tun in self.tuns
+        )
+
+    def outcome(self) -> Outcome:
+        # What was sent into a connection that was closed by then is no more than a race.
+        broken = {n for n, peer in enumerate(self.peers) if any(down.fileno() < 0 for down in peer.downs)}
+        # Of a block that is refused all frames are counted, and where blocks begin depends on the receives.
+        refused = {n for n, peer in enumerate(self.peers) if peer.end == EndReason.BAD_VNET}
+        return Outcome(
+            device=by_flow(unmerged(self.host_got)),
+            streams=[
+                by_flow(decode(bytes(b"".join(peer.bodies)))) if n not in broken else {}
+                for n, peer in enumerate(self.peers)
+            ],
+            ends=[peer.end for peer in self.peers],
+            serve_ends=[end for peer in self.peers for end in peer.serve_ends],
+            controls=[peer.controls for peer in self.peers],
+            counters=[
+                (
+                    *((0, 0) if n in refused else (c.rx_packets, c.rx_bytes)),
+                    *((0, 0) if n in broken else (c.tx_packets, c.tx_bytes)),
+                )
+                for n, c in enumerate(self.counters)
+            ],
+            drops=[dict(it) for it in (self.device_drops, *(counters.drops for counters in self.counters))],
+        )
+
+
+def _readable_bytes(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+async def play(scenario: Scenario, *, native: bool) -> tuple[Outcome, int]:
+    """What comes of a scenario, and how many packets the plane has moved."""
+    moved = 0
+    with ExitStack() as stack:
+        async with AsyncExitStack() as planes:
+            if native:
+                await planes.enter_async_context(open_plane(interface_logger("hub")))
+            async with trio.open_nursery() as nursery:
+                world = World(scenario, nursery, stack)
+                await world.settle()
+                for step in scenario.steps:
+                    await world.play(step)
+                await world.finish()
+                plane = current_plane()
+                assert (plane is not None) == native
+                moved = sum(counters.plane_packets for counters in world.counters)
+                outcome = world.outcome()
+                nursery.cancel_scope.cancel()
+            # Only now has each reader its state back. What the plane has received and not decoded goes through.
+            for peer in world.peers:
+                if peer.end not in ("runs", "ended"):
+                    outcome.parsers.append(None)  # nothing uses it after an error
+                    continue
+                while peer.reader.pending and peer.reader._failure is None and not peer.reader.ended:
+                    assert peer.reader.feed(0) == []
+                outcome.parsers.append(parser_state(peer.reader))
+    return outcome, moved
+
+
+@pytest.fixture(autouse=True)
+def _nothing_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop nothing only because the machine is busy: the paths take different times."""
+    monkeypatch.setattr(TxQueue, "expire", lambda *_: None)
+    monkeypatch.setattr(CoDel, "should_drop", lambda *_: False)
+
+
+def compare(scenario: Scenario) -> int:
+    """Play a scenario on both paths. Returns how many packets the plane has moved."""
+    pure, _ = trio.run(partial(play, scenario, native=False))
+    native, moved = trio.run(partial(play, scenario, native=True))
+    for one in fields(Outcome):
+        assert getattr(native, one.name) == getattr(pure, one.name), one.name
+    return moved
+
+
+# ------------------------------------------------------------------ chosen scenarios
+
+
+def tso(source: str, destination: str, size: int, mss: int = 1400) -> bytes:
+    """A TCP super-packet of an honest kernel."""
+    header = struct.pack("!HHIIBBHHH", 443, 51000, 1, 2, 5 << 4, 0x10, 1000, 0, 0)
+    packet = ipv4(source, destination, header + bytes(size), 6)
+    return frame(packet, struct.pack("<BBHHHHH", 1, 1, 40, mss, 20, 16, 0))
+
+
+def chunked(data: bytes, size: int = 3000) -> bytes:
+    return b"".join(
+        b"%x\r\n%b\r\n" % (len(it), it) for it in (data[at : at + size] for at in range(0, len(data), size))
+    )
+
+
+def plain(source: str, destination: str, size: int = 60, count: int = 1) -> bytes:
+    """Frames that differ in their last bytes only."""
+    return b"".join(
+        frame(ipv4(source, destination, bytes(size - 24) + number.to_bytes(4, "big"))) for number in range(count)
+    )
+
+
+def from_host(destination: str, size: int = 60, count: int = 1, source: str = "198.51.100.1") -> tuple[bytes, ...]:
+    return tuple(
+        bytes(12) + ipv4(source, destination, bytes(size - 24) + number.to_bytes(4, "big")) for number in range(count)
+    )
+
+
+A, B, C = CLIENTS
+EVERYONE_READS: Final[tuple[Step, ...]] = tuple(Read(number, 1 << 30) for number in range(3))
+ORDINARY: Final[tuple[Step, ...]] = (
+    Bytes(0, (chunked(plain(A, HUB, 1400, 5)), *(chunked(plain(A, HUB, 1400, 8)) for _ in range(10)))),
+    Bytes(0, (chunked(plain(A, HUB, 9000, 20)),) * 2),
+    Bytes(1, (chunked(plain(B, A, 1400, 5) + plain(B, C, 1400, 5)), chunked(plain(B, A, 9000, 10)))),
+    *EVERYONE_READS,
+    Packets(0, from_host(A, 1400, 30) + from_host(B, 1400, 30) + from_host(C, 1400, 1)),
+    *EVERYONE_READS,
+    Packets(0, from_host(A, 1400, 60) + from_host("10.10.0.77") + from_host(A)),
+    Packets(1, from_host(B, 1400, 60) + from_host(A)),
+)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "least"),
+    [
+        (Scenario(ORDINARY), 100),
+        (Scenario(ORDINARY, queues=2), 100),
+        (Scenario(ORDINARY, server=False), 100),
+        (Scenario(ORDINARY, small_sockets=True), 50),
+        (Scenario(ORDINARY, small_device=True), 50),
+        (Scenario(ORDINARY, small_device=True, server=False), 50),
+    ],
+)
+def test_the_ordinary_case_is_the_planes(scenario: Scenario, least: int) -> None:
+    """So that none of the comparisons here is one of the pure path with itself."""
+    assert compare(scenario) >= least
+
+
+UNKNOWN: Final[tuple[Step, ...]] = (
+    Bytes(
+        0, (chunked(plain(A, HUB)), *[chunked(plain("192.0.2.9", HUB, count=8))] * 3, chunked(plain(A, "10.10.0.77")))
+    ),
+    Bytes(0, (chunked(plain("192.0.2.9", HUB, count=8) + plain(A, B) + plain("192.0.2.9", HUB, count=2)),)),
+    Packets(0, from_host("10.10.0.77", count=20)),
+    Packets(0, from_host("10.10.0.77", count=20) + from_host(A, count=3) + from_host("10.10.0.77") + from_host(A)),
+)
+
+
+def test_drops_are_counted_by_reason() -> None:
+    assert compare(Scenario(UNKNOWN)) >= 20
+
+
+def test_the_end_of_an_older_stream_leaves_the_newer_one_to_the_plane() -> None:
+    """The older one's socket is full at the rotation; its task ends after the newer one's was lent. What the newer one
+    has not taken then goes on at once, and not when the next packet comes."""
+    burst = Packets(0, from_host(HUB, 1400, 130))  # two bursts of the plane
+    for _ in range(3):
+        scenario = Scenario((Packets(0, from_host(HUB)), burst, Rotate(0), burst), server=False, small_sockets=True)
+        compare(scenario)
+        compare(replace(scenario, steps=scenario.steps[:-1]))
+
+
+@pytest.mark.parametrize("server", [True, False])
+@pytest.mark.parametrize("size", [60, 61, 1400])
+def test_merging(server: bool, size: int) -> None:
+    addresses = bytes([10, 10, 0, 2, 10, 10, 0, 1])
+    one = [udp(bytes(size) + bytes([n]) * 8, ident=n, addresses=addresses) for n in range(50)]
+    two = [udp(bytes(size) + bytes([n]) * 8, ident=n, port=8, addresses=addresses) for n in range(50)]
+    mixed = [it for pair in zip(one, two, strict=True) for it in pair]
+    steps = tuple(Bytes(0, (chunked(b"".join(frames), 1 << 16),)) for frames in (one, mixed, one[:20], two, mixed, one))
+    compare(Scenario(steps, server=server))
+
+
+def test_thousands_of_frames_in_one_receive() -> None:
+    """More than one turn of either path takes; some of them Python's. And more comes meanwhile."""
+    many = plain(A, HUB, 24, 2500)
+    steps = (
+        Bytes(0, (chunked(plain(A, HUB) + plain(A, B)),)),
+        Bytes(0, (chunked(many + plain(A, C, 24, 40) + plain(A, B, 24, 40) + many, 1 << 17),)),
+        Bytes(0, (chunked((plain(A, B, 24) + BASE_PING) * 3000, 1 << 17),)),
+        Bytes(0, (chunked(many + control.ping(7) + many, 1 << 17),)),
+    )
+    compare(Scenario(steps))
+    compare(Scenario(steps, server=False))
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_every_cut_of_a_stream(server: bool) -> None:
+    """Whole frames, pings, a control frame, an echo, an extension, a trailer and the end, one byte at a time."""
+    body = (
+        chunked(plain(A, HUB, 24, 3), 20)
+        + chunked(BASE_PING + control.ping(1) + plain(A, HUB, 24), 7)
+        + b"1;x=y\r\n\0\r\n0002\r\n\0\x18\r\n"
+        + chunked(b"\0" + frame(ipv4(A, HUB, bytes(4)))[2:] + encode_echo(5), 13)
+        + b"0\r\nName: value\r\n\r\nGET / HTTP/1.1\r\n"
+    )
+    steps: tuple[Step, ...] = (
+        Bytes(0, (chunked(plain(A, HUB, 60, 2)),)),
+        Bytes(0, tuple(body[at : at + 1] for at in range(len(body)))),
+    )
+    compare(Scenario(steps, server=server))
+
+
+# ------------------------------------------------------------------ any scenario
+
+vnet_headers = st.one_of(
+    st.just(bytes(12)),
+    st.sampled_from(
+        [
+            struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0),
+            struct.pack("<BBHHHHH", 0x80, 0, 0, 0, 0, 0, 0),
+            struct.pack("<BBHHHHH", 1, 1, 40, 1, 20, 16, 0),
+            struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0),
+            struct.pack("<BBHHHHH", 1, 5, 0, 100, 20, 6, 0),
+            struct.pack("<BBHHHHH", 1, 0, 0, 0, 40_000, 6, 0xFFFF),
+        ]
+    ),
+)
+sizes = st.sampled_from([20, 24, 41, 60, 576, 1400, 1500, 9000])
+addresses = st.sampled_from(ADDRESSES)
+
+
+@st.composite
+def packets(draw: st.DrawFn) -> bytes:
+    size = draw(sizes)
+    return ipv4(draw(addresses), draw(addresses), draw(st.binary(max_size=4)).ljust(max(0, size - 20), b"\7"), 253)
+
+
+@st.composite
+def items(draw: st.DrawFn) -> bytes:
+    """Something that stands in the body of a stream; mostly frames."""
+    kind = draw(st.integers(0, 19))
+    if kind < 9:
+        return frame(draw(packets()), draw(vnet_headers)) * draw(st.sampled_from([1, 1, 2, 7, 8, 9, 30]))
+    if kind < 11:
+        source, destination = draw(addresses), draw(addresses)
+        key = bytes(map(int, f"{source}.{destination}".split(".")))
+        count, size = draw(st.integers(1, 30)), draw(st.sampled_from([16, 17, 64, 1200]))
+        return b"".join(udp(bytes([n]) * size, ident=n, addresses=key) for n in range(count))
+    match kind:
+        case 11:
+            return tso(draw(addresses), draw(addresses), draw(st.sampled_from([1, 1400, 5000, 60_000])))
+        case 12:
+            return BASE_PING * draw(st.integers(1, 20))
+        case 13:
+            return encode_echo(draw(st.integers(0, 9)))
+        case 14:
+            return control.ping(draw(st.integers(0, 9)))
+        case 15:
+            kinds = st.sampled_from([control.AGENT, control.PADDING, control.UPLOAD_SEEN, 77])
+            return control.encode(draw(kinds), draw(st.binary(max_size=30)))
+        case 16:
+            return frame(b"\x60" + bytes(draw(st.sampled_from([19, 39, 80]))))
+        case 17 | 18:
+            return frame(ipv4(draw(addresses), draw(addresses)))
+        case _:  # malformed, perhaps
+            return draw(st.one_of(st.binary(max_size=40), st.just(frame(bytes(20))), st.just(b"\5\0xxxxx")))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """A chunked body, or what looks like one."""
+    data = b"".join(draw(st.lists(items(), max_size=6)))
+    out = bytearray()
+    for piece in cut(data, draw(cuts)):
+        style = draw(st.integers(0, 40))
+        line = b"%x" % len(piece)
+        if style == 0:
+            line = line.upper().rjust(draw(st.integers(1, 17)), b"0")
+        elif style == 1:
+            line += draw(st.sampled_from([b";a=b", b" ;x", b"\t", b";" * 100]))
+        end = b"\r\n"
+        if style == 2:
+            end = draw(st.sampled_from([b"\n", b"\r", b"x\r\n", b"", b"\r\r\n"]))
+        out += line + b"\r\n" + piece + end
+    match draw(st.integers(0, 9)):
+        case 0:
+            out += LAST_CHUNK + draw(st.sampled_from([b"", b"PUT / HTTP/1.1\r\n"]))
+        case 1:
+            out += b"0\r\nA: b\r\n" + draw(st.sampled_from([b"\r\n", b"", b" bad\r\n"]))
+        case 2:
+            out += draw(
+                st.sampled_from([b"fffffffffffffff\r\n", b"10000000000000000\r\n", b"g\r\n", b"\r\n", b"-1\r\n"])
+            )
+    return bytes(out)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> Bytes:
+    return Bytes(draw(st.integers(0, 2)), tuple(cut(draw(bodies()), draw(cuts))))
+
+
+host_frames = st.one_of(
+    st.builds(lambda packet, count: (bytes(12) + packet,) * count, packets(), st.sampled_from([1, 2, 8, 40])),
+    st.builds(lambda a, size: (tso("198.51.100.1", a, size)[2:],), addresses, st.sampled_from([100, 9000, 60_000])),
+    st.sampled_from([(bytes(12) + b"\x60" + bytes(39),), (bytes(12),), (bytes(31),), (b"\1" * 12 + bytes(20),)]),
+)
+deliveries = st.builds(
+    lambda queue, groups: Packets(queue, tuple(itertools.chain(*groups))),
+    st.integers(0, 1),
+    st.lists(host_frames, max_size=6),
+)
+steps = st.one_of(
+    arrivals(),
+    arrivals(),
+    deliveries,
+    st.builds(Take, st.sampled_from([1, 5, 1 << 30])),
+    st.builds(Read, st.integers(0, 2), st.sampled_from([1, 1000, 1 << 20])),
+    st.builds(End, st.integers(0, 2), st.booleans()),
+    st.builds(Break, st.integers(0, 2)),
+    st.builds(Rotate, st.integers(0, 2)),
+    st.builds(Reload, st.sampled_from([1, 2, 3, 3, 3])),
+)
+scenarios = st.builds(
+    Scenario,
+    steps=st.lists(steps, min_size=1, max_size=8).map(tuple),
+    server=st.sampled_from([True, True, False]),
+    control=st.booleans(),
+    queues=st.sampled_from([1, 2]),
+    small_sockets=st.booleans(),
+    small_device=st.booleans(),
+)
+
+
+@settings(
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
+@given(scenarios)
+def test_both_paths_do_the_same(scenario: Scenario) -> None:
+    compare(scenario)

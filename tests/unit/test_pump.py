@@ -1,0 +1,717 @@
+"""The native part alone: every call, wrong calls, its limits, its keys and verdicts, and what it does with a frame.
+
+What it does for two whole ends is in test_plane_differential.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from mmap import mmap
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapotun_trio.datapath import plane
+from tapotun_trio.wire.body import chunk_head
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES
+from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, MIN_GSO_BYTES, validate_vnet_header
+
+from ..packets import frame, ipv4
+from ..planes import Tun, needs_pump
+
+if plane.BUILT:
+    from tapotun_trio.datapath import _pump
+
+pytestmark = needs_pump
+
+MERGE_FROM: Final = 12
+KEY_BYTES: Final = 40
+MAX_VERDICTS: Final = 4096
+# Long enough for whatever is ready; nothing here waits for it in vain.
+SOON_NS: Final = 30_000_000_000
+
+Rule = tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int], ...]]
+
+IS_IPV4: Final = (HEADER_BYTES, 0xF0, 0x40)
+IS_IPV6: Final = (HEADER_BYTES, 0xF0, 0x60)
+# Layer 2 would have an Ethernet header where IP packets begin.
+ETHERNET: Final[Rule] = ((), ((HEADER_BYTES, 12),))
+IPV6: Final[Rule] = ((IS_IPV6,), ((HEADER_BYTES + 8, 32),))
+# TCP over IPv4 without options, no fragment (offset, more fragments), and none of SYN, FIN and RST: those are Python's.
+TCP_FLOW: Final[Rule] = (
+    (
+        (HEADER_BYTES, 0xFF, 0x45),
+        (HEADER_BYTES + 6, 0x3F, 0),
+        (HEADER_BYTES + 7, 0xFF, 0),
+        (HEADER_BYTES + 9, 0xFF, 6),
+        (HEADER_BYTES + 33, 0x07, 0),
+    ),
+    ((HEADER_BYTES + 9, 1), (HEADER_BYTES + 12, 8), (HEADER_BYTES + 20, 4)),
+)
+UDP_FLOW: Final[Rule] = (
+    (
+        (HEADER_BYTES, 0xFF, 0x45),
+        (HEADER_BYTES + 6, 0x3F, 0),
+        (HEADER_BYTES + 7, 0xFF, 0),
+        (HEADER_BYTES + 9, 0xFF, 17),
+    ),
+    ((HEADER_BYTES + 9, 1), (HEADER_BYTES + 12, 8), (HEADER_BYTES + 20, 4)),
+)
+
+
+class World:
+    """A pump with descriptors to work on; all of them are closed at the end."""
+
+    def __init__(self) -> None:
+        self.pump = _pump.Pump(-1, MERGE_FROM)
+        self._stack = ExitStack()
+
+    def pair(self, *, sndbuf: int | None = None) -> tuple[socket.socket, socket.socket]:
+        """A stream: what the program has, and the far end."""
+        ours, far = socket.socketpair()
+        for end in (ours, far):
+            end.setblocking(False)
+            self._stack.enter_context(end)
+        if sndbuf is not None:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+        return ours, far
+
+    def tun(self, buffer_bytes: int | None = None) -> Tun:
+        tun = Tun("tun0", buffer_bytes)
+        self._stack.callback(tun.close)
+        return tun
+
+    def wait(self, *, most_ns: int = 0) -> tuple[list[tuple[int, int, object]], int]:
+        return self.pump.wait(time.monotonic_ns() + most_ns)
+
+    def close(self) -> None:
+        del self.pump
+        self._stack.close()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+def address(number: int) -> str:
+    return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+def packet(source: int, destination: int, size: int = 40) -> bytes:
+    return ipv4(address(source), address(destination), bytes(size - 20))
+
+
+def chunk(data: bytes) -> bytes:
+    return chunk_head(len(data)) + data + b"\r\n"
+
+
+def drain(sock: socket.socket) -> bytes:
+    data = b""
+    try:
+        while piece := sock.recv(1 << 20):
+            data += piece
+    except BlockingIOError:
+        pass
+    return data
+
+
+def slab() -> mmap:
+    return mmap(-1, plane.SLAB_BYTES)
+
+
+def inlet_of(world: World, outlet: int, table: int) -> tuple[int, socket.socket, mmap]:
+    """An inlet, the far end of its socket, and its buffer."""
+    ours, far = world.pair()
+    buffer = mmap(-1, BUFFER_BYTES)
+    return world.pump.inlet(ours.fileno(), outlet, table, buffer, 0, 0, 0, False), far, buffer
+
+
+# ------------------------------------------------------------------ wrong calls
+
+
+def test_what_the_program_relies_on() -> None:
+    assert _pump.ABI == plane.ABI
+    assert plane.SLAB_BYTES >= plane.BURST_BYTES + _pump.OVERHEAD
+    assert len(plane._DROPS) <= 8
+
+
+WRONG_IDS: Final = (0, 1, 2 << 32, (1 << 64) - 1, 0xFFFFFFFF, 1 << 32 | 999_999, 7 << 24)
+
+
+@pytest.mark.parametrize("wrong", WRONG_IDS)
+def test_an_unknown_number_is_an_error(world: World, wrong: int) -> None:
+    pump, ours = world.pump, world.pair()[0]
+    table, outlet = pump.table(plane.ALL_ALIKE), pump.outlet(0)
+    calls: list[Callable[[], object]] = [
+        lambda: pump.halt(wrong),
+        lambda: pump.free(wrong),
+        lambda: pump.learn(wrong, frame(packet(1, 2)), _pump.DEVICE, 0),
+        lambda: pump.verdicts(wrong),
+        lambda: pump.forget(wrong),
+        lambda: pump.attach(wrong, ours.fileno(), 1),
+        lambda: pump.detach(wrong),
+        lambda: pump.waiting(wrong),
+        lambda: pump.busy(wrong, True),
+        lambda: pump.reader((ours.fileno(),), wrong, slab(), 1000, 0),
+        lambda: pump.inlet(ours.fileno(), outlet, wrong, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
+        lambda: pump.inlet(ours.fileno(), wrong, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
+        lambda: pump.state(wrong),
+        lambda: pump.merged(wrong, True),
+    ]
+    for call in calls:
+        with pytest.raises(LookupError):
+            call()
+
+
+def test_a_number_of_another_kind_is_an_error(world: World) -> None:
+    pump, ours = world.pump, world.pair()[0]
+    table, outlet, port = pump.table(plane.ALL_ALIKE), pump.outlet(0), pump.port()
+    for call in (
+        lambda: pump.learn(port, frame(packet(1, 2)), _pump.DEVICE, 0),
+        lambda: pump.verdicts(outlet),
+        lambda: pump.forget(port),
+        lambda: pump.attach(table, ours.fileno(), 1),
+        lambda: pump.detach(outlet),
+        lambda: pump.waiting(table),
+        lambda: pump.busy(table, True),
+        lambda: pump.reader((ours.fileno(),), port, slab(), 1000, 0),
+        lambda: pump.inlet(ours.fileno(), table, outlet, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
+        lambda: pump.state(port),
+        lambda: pump.merged(port, True),
+    ):
+        with pytest.raises(LookupError):
+            call()
+
+
+def test_a_freed_number_never_comes_back(world: World) -> None:
+    pump = world.pump
+    seen: set[int] = set()
+    for _ in range(100):
+        number = pump.port()
+        assert number not in seen
+        seen.add(number)
+        pump.free(number)
+        with pytest.raises(LookupError):
+            pump.waiting(number)
+
+
+def test_wrong_types_are_errors(world: World) -> None:
+    pump = world.pump
+    table = pump.table(plane.ALL_ALIKE)
+    for name in dir(pump):
+        if name.startswith("_"):
+            continue
+        method = getattr(pump, name)
+        calls: list[tuple[object, ...]] = [("x",), (None, None), (table, "x", None, 1.5), (1.5,), (object(),) * 8]
+        if name not in ("wait", "outlet"):  # which take any number
+            calls += [(-1,), (1 << 64,)]
+        for arguments in calls:
+            with pytest.raises((TypeError, ValueError, LookupError, OverflowError)):
+                method(*arguments)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [],
+        (1,),
+        ((),),
+        (((), (), ()),),
+        (([], ()),),
+        (((1,), ()),),
+        ((((1, 2),), ()),),
+        ((((1, 256, 0),), ()),),
+        (((), ((1,),)),),
+        (((), (("a", 1),)),),
+    ],
+)
+def test_rules_of_a_wrong_shape(world: World, rules: object) -> None:
+    with pytest.raises((TypeError, ValueError, OverflowError, SystemError)):
+        world.pump.table(rules)  # type: ignore[arg-type]
+    assert world.pump.port() & 0xFFFFFFFF == 0, "the table is there all the same"
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (((), ()),) * 9,
+        ((((0, 0, 0),) * 9, ()),),
+        (((), ((0, 1),) * 5),),
+        (((), ((0, KEY_BYTES + 1),)),),
+        (((), ((0, 20), (0, 20), (0, 1))),),
+        (((), ((0, 65535),) * 4),),
+    ],
+)
+def test_too_many_rules_guards_pieces_or_bytes(world: World, rules: tuple[Rule, ...]) -> None:
+    with pytest.raises(ValueError, match="too many"):
+        world.pump.table(rules)
+
+
+def test_as_many_as_there_may_be(world: World) -> None:
+    rule: Rule = (((HEADER_BYTES, 0, 0),) * 8, ((HEADER_BYTES, 10),) * 4)
+    table = world.pump.table((rule,) * 8)
+    assert world.pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
+    [(number, key, *_)] = world.pump.verdicts(table)
+    assert (number, key) == (0, packet(1, 2)[:10] * 4)
+
+
+def test_a_buffer_that_is_too_small(world: World) -> None:
+    pump, ours = world.pump, world.pair()[0]
+    table, outlet = pump.table(plane.ALL_ALIKE), pump.outlet(0)
+    for size, head, tail in [
+        (3 * MAX_FRAME_BYTES - 1, 0, 0),
+        (BUFFER_BYTES, -1, 0),
+        (BUFFER_BYTES, 5, 4),
+        (BUFFER_BYTES, 0, BUFFER_BYTES + 1),
+        (BUFFER_BYTES, 0, MAX_FRAME_BYTES),
+    ]:
+        with pytest.raises(ValueError, match="no state"):
+            pump.inlet(ours.fileno(), outlet, table, mmap(-1, size), head, tail, 0, False)
+    for size, burst in [(1000, 0), (_pump.OVERHEAD + 999, 1000), (1 << 20, 1 << 31)]:
+        with pytest.raises(ValueError, match="too small a slab"):
+            pump.reader((ours.fileno(),), table, mmap(-1, size), burst, 0)
+    with pytest.raises(ValueError, match="too many queues"):
+        pump.reader((), table, slab(), 1000, 0)
+    with pytest.raises(ValueError, match="too many queues"):
+        pump.reader((ours.fileno(),) * (_pump.MAX_QUEUES + 1), table, slab(), 1000, 0)
+    for wrong in (bytes(BUFFER_BYTES), None, 5):
+        with pytest.raises((TypeError, BufferError)):
+            pump.inlet(ours.fileno(), outlet, table, wrong, 0, 0, 0, False)  # type: ignore[arg-type]
+        with pytest.raises((TypeError, BufferError)):
+            pump.reader((ours.fileno(),), table, wrong, 1000, 0)  # type: ignore[arg-type]
+    world.pump.inlet(ours.fileno(), outlet, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False)  # nothing is watched yet
+
+
+def test_a_buffer_cannot_go_while_it_is_lent(world: World) -> None:
+    outlet, table = world.pump.outlet(0), world.pump.table(plane.ALL_ALIKE)
+    inlet, _, buffer = inlet_of(world, outlet, table)
+    with pytest.raises(BufferError):
+        buffer.close()
+    world.pump.free(inlet)
+    buffer.close()
+
+
+def test_descriptors_that_cannot_be_watched(world: World) -> None:
+    pump, ours = world.pump, world.pair()[0]
+    table, outlet, port = pump.table(plane.ALL_ALIKE), pump.outlet(0), pump.port()
+    with pytest.raises(OSError):
+        pump.attach(port, 999_999, 1)
+    with pytest.raises(ValueError):
+        pump.attach(port, -1, 1)
+    with pytest.raises(OSError):
+        pump.inlet(999_999, outlet, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False)
+    with pytest.raises(OSError):
+        pump.reader((ours.fileno(), 999_999), table, slab(), 1000, 0)
+    reader = pump.reader((ours.fileno(),), table, slab(), 1000, 0)  # it was given back
+    pump.free(reader)
+    pump.attach(port, ours.fileno(), 1)
+    with pytest.raises(ValueError, match="attached already"):
+        pump.attach(port, ours.fileno(), 1)
+
+
+def test_a_second_reader_of_a_queue_does_not_disturb_the_first(world: World) -> None:
+    """It is refused, and leaves the first one's descriptors watched."""
+    pump, tun = world.pump, world.tun()
+    table, fd = pump.table(plane.ALL_ALIKE), tun.device.fileno()
+    pump.reader((fd,), table, slab(), 1000, 0)
+    other = world.tun().device.fileno()
+    with pytest.raises(FileExistsError):
+        pump.reader((other, fd), table, slab(), 1000, 0)
+    tun.send(bytes(12) + packet(1, 2))
+    events, _ = world.wait(most_ns=SOON_NS)
+    assert [what for what, *_ in events] == [_pump.FRAMES]
+
+
+def test_a_pump_is_initialised_once() -> None:
+    """And never leaks its epoll."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    pump = _pump.Pump(-1, MERGE_FROM)
+    with pytest.raises(ValueError):
+        pump.__init__(-1, MERGE_FROM)  # type: ignore[misc]
+    with pytest.raises(ValueError):
+        _pump.Pump(-1, 1)
+    with pytest.raises(OSError):
+        _pump.Pump(999_999, MERGE_FROM)
+    with pytest.raises(TypeError):
+        _pump.Pump()  # type: ignore[call-arg]
+    del pump
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_pump_that_was_not_initialised() -> None:
+    pump = _pump.Pump.__new__(_pump.Pump)
+    with pytest.raises(OSError):
+        pump.wait(0)
+    table, outlet = pump.table(plane.ALL_ALIKE), pump.outlet(0)
+    with pytest.raises(OSError):
+        pump.inlet(0, outlet, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False)
+    with pytest.raises(OSError):
+        pump.reader((0,), table, slab(), 1000, 0)
+    with pytest.raises(OSError):
+        pump.attach(pump.port(), 0, 1)
+
+
+def test_thousands_of_objects_and_then_none(world: World) -> None:
+    pump = world.pump
+    for _ in range(3):
+        numbers = [pump.port() for _ in range(3000)] + [pump.table(plane.BY_ADDRESSES) for _ in range(1000)]
+        assert len(set(numbers)) == len(numbers)
+        for number in numbers:
+            pump.free(number)
+
+
+def test_a_pump_goes_with_everything_in_it() -> None:
+    """Whatever is lent, attached, blocked or waiting."""
+    world = World()
+    pump, tun = world.pump, world.tun()
+    port, table, outlet = pump.port(), pump.table(plane.ALL_ALIKE), pump.outlet(tun.device.fileno())
+    ours, _ = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    _, far, _ = inlet_of(world, outlet, table)
+    for _ in range(100):
+        tun.send(bytes(12) + packet(1, 2, 1400))
+    far.send(chunk(frame(packet(1, 2)) * 2000)[:100_000])
+    world.wait()
+    assert pump.waiting(port)
+    del pump
+    world.close()
+
+
+# ------------------------------------------------------------------ keys
+
+
+def learned(world: World, rules: tuple[Rule, ...], data: bytes) -> tuple[int, bytes] | None:
+    """The rule and the key of a frame, as the pump says."""
+    table = world.pump.table(rules)
+    try:
+        if not world.pump.learn(table, data, _pump.DEVICE, 0):
+            assert world.pump.verdicts(table) == []
+            return None
+        [(rule, key, *_)] = world.pump.verdicts(table)
+        return rule, key
+    finally:
+        world.pump.free(table)
+
+
+def key_by_hand(rules: tuple[Rule, ...], data: bytes) -> tuple[int, bytes] | None:
+    for number, (guards, pieces) in enumerate(rules):
+        if all(at < len(data) and data[at] & mask == value for at, mask, value in guards) and all(
+            at + size <= len(data) for at, size in pieces
+        ):
+            return number, b"".join(data[at : at + size] for at, size in pieces).ljust(KEY_BYTES, b"\0")
+    return None
+
+
+def test_ipv6_goes_by_32_bytes_of_addresses(world: World) -> None:
+    six = struct.pack("!IHBB", 0x60000000, 8, 17, 64) + bytes(range(32)) + bytes(8)
+    assert learned(world, (IPV6,), frame(six)) == (0, bytes(range(32)).ljust(KEY_BYTES, b"\0"))
+    assert learned(world, (IPV6,), frame(packet(1, 2))) is None
+    assert learned(world, (IPV6,), frame(six[:39])) is None, "its addresses are not all there"
+
+
+def test_layer_2_goes_by_both_addresses_of_the_ethernet_header(world: World) -> None:
+    ethernet = bytes(range(1, 13)) + b"\x08\x00" + packet(1, 2)
+    assert learned(world, (ETHERNET,), frame(ethernet)) == (0, bytes(range(1, 13)).ljust(KEY_BYTES, b"\0"))
+
+
+def tcp(flags: int, *, first: int = 0x45, fragment: int = 0, protocol: int = 6) -> bytes:
+    header = struct.pack("!HHIIBBHHH", 443, 51000, 1, 2, 5 << 4, flags, 1000, 0, 0)
+    data = bytearray(ipv4("10.0.0.1", "10.0.0.2", header, protocol))
+    data[0], data[6:8] = first, fragment.to_bytes(2, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("flags", range(64))
+def test_a_5_tuple_leaves_what_opens_and_ends_a_flow_to_python(world: World, flags: int) -> None:
+    syn_fin_rst = flags & 0b111
+    found = learned(world, (TCP_FLOW, UDP_FLOW), frame(tcp(flags)))
+    if syn_fin_rst:
+        assert found is None
+    else:
+        key = b"\x06" + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + struct.pack("!HH", 443, 51000)
+        assert found == (0, key.ljust(KEY_BYTES, b"\0"))
+
+
+def test_a_5_tuple_is_for_whole_packets_without_options(world: World) -> None:
+    rules = (TCP_FLOW, UDP_FLOW)
+    assert learned(world, rules, frame(tcp(0x10, first=0x46))) is None
+    assert learned(world, rules, frame(tcp(0x10, fragment=0x2000))) is None, "more fragments follow"
+    assert learned(world, rules, frame(tcp(0x10, fragment=1))) is None, "a later fragment: no ports"
+    assert learned(world, rules, frame(tcp(0x10, fragment=0x4000))) is not None, "must not be fragmented: it is whole"
+    assert learned(world, rules, frame(tcp(0x10, protocol=17))) is not None, "the second rule"
+    assert learned(world, rules, frame(tcp(0x10, protocol=1))) is None
+    assert learned(world, rules, frame(tcp(0x10)[:33])) is None, "its flags are not there"
+
+
+guards = st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 0x0F, 0xF0, 0xFF]), st.sampled_from([0, 1, 0x40, 0x45]))
+pieces = st.tuples(st.integers(0, 60), st.integers(0, 10))
+rule_sets = st.lists(
+    st.tuples(st.lists(guards, max_size=3).map(tuple), st.lists(pieces, max_size=4).map(tuple)), max_size=4
+).map(tuple)
+
+
+@given(
+    rule_sets, st.one_of(st.binary(max_size=64), st.binary(max_size=40).map(lambda data: bytes(14) + b"\x45" + data))
+)
+def test_any_key_is_as_by_hand(rules: tuple[Rule, ...], data: bytes) -> None:
+    world = World()
+    assert learned(world, rules, data) == key_by_hand(rules, data)
+    world.close()
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def test_a_verdict_is_replaced_and_forgotten(world: World) -> None:
+    pump, table = world.pump, world.pump.table(plane.BY_ADDRESSES)
+    data = frame(packet(1, 2))
+    before_ns = time.monotonic_ns()
+    for way, target in [(_pump.DEVICE, 0), (_pump.DROP, 3), (_pump.TO_PORT, 77)]:
+        assert pump.learn(table, data, way, target)
+        [(rule, key, kept, where, hits, used_ns)] = pump.verdicts(table)
+        assert (rule, kept, where, hits) == (0, way, target, 0)
+        assert key == packet(1, 2)[12:20].ljust(KEY_BYTES, b"\0")
+        assert before_ns <= used_ns <= time.monotonic_ns()
+    pump.forget(table)
+    assert pump.verdicts(table) == []
+    pump.forget(table)
+    assert pump.learn(table, memoryview(data), _pump.DEVICE, 0)
+    assert len(pump.verdicts(table)) == 1
+
+
+@pytest.mark.parametrize("way", [-1, 0, 4, 1 << 20])
+def test_no_such_verdict(world: World, way: int) -> None:
+    table = world.pump.table(plane.BY_ADDRESSES)
+    with pytest.raises(ValueError, match="no such verdict"):
+        world.pump.learn(table, frame(packet(1, 2)), way, 0)
+    with pytest.raises(ValueError, match="no such verdict"):
+        world.pump.learn(table, frame(packet(1, 2)), _pump.DROP, 8)
+
+
+@pytest.mark.parametrize("size", range(HEADER_BYTES + MIN_PACKET_BYTES))
+def test_a_frame_that_is_too_short_has_no_key(world: World, size: int) -> None:
+    """Nothing is read behind its end (under ASan, which the suite also runs under)."""
+    data = frame(packet(1, 2))[:size]
+    table = world.pump.table(plane.BY_ADDRESSES)
+    assert not world.pump.learn(table, data, _pump.DEVICE, 0)
+
+
+def test_a_table_grows_and_keeps_what_it_knows(world: World) -> None:
+    """Up to half full it loses nothing but what has no place within eight slots of its own, which is rare."""
+    pump, table, number = world.pump, world.pump.table(plane.BY_ADDRESSES), 1000
+    for n in range(number):
+        pump.learn(table, frame(packet(1, n)), _pump.DROP, n % 8)
+    kept = {key[:8]: target for _, key, _, target, _, _ in pump.verdicts(table)}
+    assert len(kept) > number * 0.95
+    assert all(kept.get(packet(1, n)[12:20], n % 8) == n % 8 for n in range(number))
+
+
+def test_a_table_has_a_limit_and_then_forgets_old_verdicts(world: World) -> None:
+    pump, table = world.pump, world.pump.table(plane.BY_ADDRESSES)
+    for n in range(5 * MAX_VERDICTS):
+        data = frame(packet(2, n))
+        assert pump.learn(table, data, _pump.DROP, n % 8)
+        if n % 1000 == 0:
+            assert len(pump.verdicts(table)) <= MAX_VERDICTS
+    rows = pump.verdicts(table)
+    assert MAX_VERDICTS * 0.9 < len(rows) <= MAX_VERDICTS
+    keys = [row[1] for row in rows]
+    assert len(set(keys)) == len(keys), "a key has two verdicts"
+    assert packet(2, 5 * MAX_VERDICTS - 1)[12:20].ljust(KEY_BYTES, b"\0") in keys, "the newest is there"
+    for _, key, _, target, _, _ in rows:
+        assert target == int.from_bytes(key[5:8], "big") % 8
+
+
+def test_what_was_learned_last_decides_in_a_full_table(world: World) -> None:
+    """Also where other verdicts had to go for it."""
+    pump, tun = world.pump, world.tun()
+    table = pump.table(plane.BY_ADDRESSES)
+    reader = pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, 0)
+    for n in range(3 * MAX_VERDICTS):
+        pump.learn(table, frame(packet(2, n)), _pump.DROP, 0)
+    tun.send(bytes(12) + packet(2, 3 * MAX_VERDICTS - 1))
+    assert world.wait()[0] == []
+    assert pump.counts() == [(reader, 0, 0, 0, (1, 0, 0, 0, 0, 0, 0, 0))]
+
+
+def test_hits_and_last_use(world: World) -> None:
+    """So that whoever ages verdicts can ask."""
+    pump, tun = world.pump, world.tun()
+    table = pump.table(plane.BY_ADDRESSES)
+    reader = pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, 0)
+    for n in (1, 2):
+        pump.learn(table, frame(packet(1, n)), _pump.DROP, n)
+    learned_ns = time.monotonic_ns()
+    for _ in range(5):
+        tun.send(bytes(12) + packet(1, 2))
+    world.wait()
+    rows = {target: (hits, used_ns) for _, _, _, target, hits, used_ns in pump.verdicts(table)}
+    assert rows[1][0] == 0
+    assert rows[2][0] == 5
+    assert rows[1][1] <= learned_ns <= rows[2][1] <= time.monotonic_ns()
+    assert pump.counts() == [(reader, 0, 0, 0, (0, 0, 5, 0, 0, 0, 0, 0))]
+    assert pump.counts() == []
+
+
+def test_a_table_may_go_while_its_verdicts_are_listed(world: World) -> None:
+    """The garbage collector may run whatever it likes while the list grows; so may it free a table."""
+    pump, table = world.pump, world.pump.table(plane.BY_ADDRESSES)
+    for n in range(3000):
+        pump.learn(table, frame(packet(1, n)), _pump.DROP, 0)
+    runs = 0
+
+    def free(phase: str, info: dict[str, int]) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 20:
+            pump.free(table)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(free)
+    try:
+        gc.set_threshold(50)
+        with pytest.raises(LookupError):
+            pump.verdicts(table)
+        assert runs >= 20
+    finally:
+        gc.callbacks.remove(free)
+        gc.set_threshold(*before)
+
+
+# ------------------------------------------------------------------ vnet headers
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> bytes:
+    """Frames whose vnet headers are nearly right."""
+    size = draw(st.sampled_from([20, 40, 41, 60, 1500, 16384, 65535]))
+    ihl = draw(st.sampled_from([5, 5, 5, 6, 0, 4, 15]))
+    mostly = st.one_of(
+        st.sampled_from([0, 8, 16, 19, 20, 24, 40, 60, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, MIN_GSO_BYTES - 1, size]),
+        st.integers(0, 0xFFFF),
+    )
+    flags = draw(st.sampled_from([0, 1, 1, 2, 3, 4, 0x80]))
+    gso = draw(st.sampled_from([0, GSO_TCPV4, GSO_TCPV4, GSO_TCPV4 | GSO_ECN, 3, 4, 5, 0xFF]))
+    hdr_len, gso_size, offset = draw(mostly), draw(mostly), draw(st.one_of(st.just(16), mostly))
+    start = draw(st.one_of(st.just(ihl * 4), mostly))
+    protocol = draw(st.sampled_from([6, 6, 17]))
+    length = draw(st.one_of(st.just(size), st.integers(0, 0xFFFF)))
+    head = struct.pack("<HBBHHHHH", length, flags, gso, hdr_len, gso_size, start, offset, 0)
+    return head + bytes([0x40 | ihl]) + bytes(8) + bytes([protocol]) + bytes(size - 10)
+
+
+@settings(max_examples=400)
+@given(headers())
+def test_vnet_headers_are_judged_as_in_python(data: bytes) -> None:
+    assert _pump.Pump.valid(data) == validate_vnet_header(memoryview(data))
+
+
+@settings(max_examples=100)
+@given(st.binary(min_size=HEADER_BYTES + MIN_PACKET_BYTES, max_size=80))
+def test_any_vnet_header_is_judged_as_in_python(data: bytes) -> None:
+    assert _pump.Pump.valid(data) == validate_vnet_header(memoryview(data))
+
+
+@pytest.mark.parametrize("size", range(HEADER_BYTES + MIN_PACKET_BYTES))
+def test_no_vnet_header_of_a_short_frame_is_valid(size: int) -> None:
+    assert not _pump.Pump.valid(bytes(size))
+
+
+# ------------------------------------------------------------------ frames
+
+
+def test_what_was_shown_stays_until_python_has_seen_it(world: World) -> None:
+    """One receive brings more frames than one turn takes. The rest of them is found while more has come; what is shown
+    of it must not be received over."""
+    pump, tun = world.pump, world.tun()
+    table, outlet = pump.table(plane.BY_ADDRESSES), pump.outlet(tun.device.fileno())
+    known, unknown = frame(packet(1, 1, 20)), frame(packet(1, 2, 20))
+    pump.learn(table, known, _pump.DROP, 0)
+    inlet, far, buffer = inlet_of(world, outlet, table)
+    for _ in range(6):
+        pump.merged(inlet, False)  # nothing is shown only because it is small, for a while
+    # So much that the buffer has to be cleared for the next receive; in the last of six turns something is to be shown.
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    assert far.send(body := chunk(known * 5 * 1024 + unknown * 900)) == len(body) > BUFFER_BYTES - MAX_FRAME_BYTES
+    for _ in range(5):
+        assert world.wait()[0] == []
+    far.send(chunk(b"\xee" * 200_000))
+    [(what, number, detail)] = world.wait()[0]
+    assert (what, number) == (_pump.FRAMES, inlet)
+    assert b"".join(buffer[start:stop] for start, stop, _ in detail) == unknown * 900  # type: ignore[attr-defined]
+
+
+def test_a_full_socket_holds_the_reader_of_its_only_sender(world: World) -> None:
+    """Nothing is read meanwhile, nothing is lost, and Python is told after a while."""
+    pump, tun = world.pump, world.tun()
+    table, port = pump.table(plane.ALL_ALIKE), pump.port()
+    ours, far = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    reader = pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    sent = [packet(1, n, 1400) for n in range(100)]
+    for data in sent:
+        assert tun.send(bytes(12) + data)
+    events, _ = world.wait(most_ns=SOON_NS)
+    assert [event[:2] for event in events] == [(_pump.BLOCKED, port)]
+    body = drain(far) + pump.detach(port)
+    pump.free(reader)
+    while tail := drain(far):
+        body += tail
+    frames = b"".join(map(frame, sent))
+    taken = len(frames) - sum(len(frame(data)) for data in sent[body.count(sent[0][:4]) :])
+    assert body == chunk(frames[:taken])
+    [(number, packets, packets_bytes, _, _)] = [row for row in pump.counts() if row[0] == port]
+    assert (number, packets, packets_bytes) == (port, taken // (1400 + HEADER_BYTES), taken // 1414 * 1400)
+
+
+def test_a_reader_that_goes_leaves_what_was_lent(world: World) -> None:
+    """The slab belongs to whoever reads; what the socket has not taken of it is copied before it goes."""
+    pump, tun = world.pump, world.tun()
+    table, port, memory = pump.table(plane.ALL_ALIKE), pump.port(), slab()
+    ours, far = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    reader = pump.reader((tun.device.fileno(),), table, memory, plane.BURST_BYTES, port)
+    for n in range(60):
+        tun.send(bytes(12) + packet(1, n, 1400))
+    world.wait()
+    waiting = pump.waiting(port)
+    assert waiting
+    pump.free(reader)
+    memory[:] = bytes(len(memory))
+    memory.close()
+    assert pump.waiting(port) == waiting
+    body = b""
+    while pump.waiting(port):
+        body += drain(far)
+        world.wait()
+    body += drain(far)
+    assert body == chunk(b"".join(frame(packet(1, n, 1400)) for n in range(60)))
+
+
+def test_trio_is_woken_for(world: World) -> None:
+    """What the other epoll holds ends the wait."""
+    other, far = world.pair()
+    with select.epoll() as epoll:
+        epoll.register(other.fileno(), select.EPOLLIN)
+        pump = _pump.Pump(epoll.fileno(), MERGE_FROM)
+        assert pump.wait(0) == ([], _pump.EXPIRED)
+        far.send(b"x")
+        assert pump.wait(time.monotonic_ns() + SOON_NS) == ([], _pump.TRIO_READY)
