@@ -21,6 +21,7 @@ help:  ## show this
 	@echo "make soak     200 random faults during a checked stream, within ten minutes; SEED=1 FAULTS=200"
 	@echo "make bench    the tunnel compared with a relay in C and with no tunnel, in ten minutes; BENCH=quick: two"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
+	@echo "make bench-streams   one pair of streams against four on long paths that lose packets, in an hour; BENCH=quick: three minutes"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make packages wheel, sdist, tapotun.pyz and Debian package, in dist/; or one: make dist, make pyz, make deb"
 	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"
@@ -107,6 +108,12 @@ bench-scaling:
 	@$(INSTALL_TOOLS) bench
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m bench.scaling --out '$(BENCH_OUT)' $(ARGS)
+
+.PHONY: bench-streams
+bench-streams:
+	@$(INSTALL_TOOLS) bench
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m bench.streams --plan '$(BENCH)' --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: screenshots
 screenshots:
