@@ -2,7 +2,8 @@
 
     make bench                  ten minutes
     make bench BENCH=quick      two
-    make bench-scaling          a server with many clients and routes (bench/scaling.py)
+    make bench-scaling          a server with many clients and routes (bench/scaling)
+    make bench-streams          one pair of streams against four on a path that loses packets (bench/streams)
 
 Four *variants*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
 does falls on all of them alike::

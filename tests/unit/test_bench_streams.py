@@ -47,6 +47,13 @@ def test_a_gain_is_the_median_of_the_rounds_own_ratios() -> None:
     assert found.median(Load(1, 1, True), lambda it: it.mbit_s) is None
 
 
+def test_there_is_no_gain_over_what_was_not_measured() -> None:
+    found = CellResults(CELL)
+    found.add(Load(1, 1, False), run(10.0))
+    assert found.gain(1, down=False) is None
+    assert "10.0 / -  x -" in text([found])
+
+
 def test_delays_are_medians_of_the_runs() -> None:
     lossy = Delays(90.0, math.inf, math.inf, 6.0, 800)
     assert delays([FAST, FAST, lossy]) == "40 / 50 / 60"
