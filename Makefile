@@ -24,6 +24,7 @@ help:  ## show this
 	@echo "              BENCH_PLANE=off: without the native data path, =both: with it and without, a third longer"
 	@echo "make bench-compare   the tunnel beside WireGuard, OpenVPN and others, in seven minutes; ROUNDS=5"
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
+	@echo "make bench-streams   one pair of streams against four on long paths that lose packets, in an hour; BENCH=quick: three minutes"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
 	@echo "make packages wheels, sdist, tapotun.pyz and Debian packages, in dist/; or some: make dist, make pyz, make deb"
 	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"
@@ -146,6 +147,12 @@ bench-scaling:
 	@$(INSTALL_TOOLS) bench
 	$(make_venv_for_tests)
 	@$(PY) -m bench.scaling --out '$(BENCH_OUT)' $(ARGS)
+
+.PHONY: bench-streams
+bench-streams:
+	@$(INSTALL_TOOLS) bench
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m bench.streams --plan '$(BENCH)' --out '$(BENCH_OUT)' $(ARGS)
 
 .PHONY: screenshots
 screenshots:

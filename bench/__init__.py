@@ -5,6 +5,7 @@
     make bench BENCH_PLANE=both with the native data path and without, side by side; a third longer
     make bench-scaling          a server with many clients and routes (bench/scaling)
     make bench-compare          beside WireGuard, OpenVPN and others (bench/compare)
+    make bench-streams          one pair of streams against four on a path that loses packets (bench/streams)
 
 The *variants*, each with machines of its own, are measured in turn, A B C D A B C D, so that whatever else the machine
 does falls on all of them alike::

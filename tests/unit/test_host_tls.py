@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
-from tapotun_trio.host.net.tls import TlsClient, TlsConnection
+from tapotun_trio.host.net.tls import TlsClient, TlsConnection, open_tls
 from tapotun_trio.host.net.tls_errors import failed
 from tapotun_trio.host.net.tls_files import UselessFile, judge_files
 from tapotun_trio.http.client import CONNECT_S, check_status, open_connection, read_response, send_request
@@ -343,3 +343,16 @@ def test_files_that_are_of_no_use(tmp_path: Path) -> None:
     both = pem(tmp_path / "both.pem", leaf.private_key_and_cert_chain_pem)
     for config in (TlsConfig(), TlsConfig(cert, cert_file=cert, key_file=key), TlsConfig(cert_file=both)):
         assert judge_files(config) is None
+
+
+async def test_interfaces_that_start_together_wait_for_each_other() -> None:
+    """More of them than there are threads to read their files."""
+    ready: list[TlsClient] = []
+
+    async def start() -> None:
+        ready.append(await open_tls(TlsConfig()))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(start)
+    assert len(ready) == 6

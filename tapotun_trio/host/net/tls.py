@@ -228,14 +228,18 @@ async def open_tls(config: TlsConfig) -> TlsClient:
     Cancel-safe. Raises HostError, with the name of the file: it cannot be used, or could not be read within FILES_S. A
     thread that still waits for its disk then is left behind.
     """
-    if _READERS.available_tokens < 1:
-        raise HostError(f"{_READERS.borrowed_tokens} earlier attempts still wait for the disk of the files of tls")
-    reading = ["a file of tls"]
+    reading: list[str] = []
+
+    def read() -> ssl.SSLContext:
+        reading.append("a file of tls")
+        return client_context(config, reading.append)
+
     with trio.move_on_after(FILES_S), passing_shortages("cannot set TLS up"):
-        context = await trio.to_thread.run_sync(
-            client_context, config, reading.append, abandon_on_cancel=True, limiter=_READERS
-        )
+        # Interfaces that start together wait here for each other.
+        context = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=_READERS)
         return TlsClient(config, context)
+    if not reading:
+        raise HostError(f"{_READERS.borrowed_tokens} earlier attempts still wait for the disk of the files of tls")
     raise HostError(f"{reading[-1]} could not be read within {FILES_S:g} s; is it on a disk that answers?")
 
 
