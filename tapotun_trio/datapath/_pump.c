@@ -448,10 +448,7 @@ static int takes(const Port *port)
 	return port && port->sock >= 0 && !port->failed && !port->full && !port->told;
 }
 
-/* Send frames as one chunk. Returns whether the port took them; else they are Python's to send.
- *
- * `lender`: the reader in whose slab the frames are, with room for the size line before them and for CR LF behind them.
- * What the socket does not take then stays there, and nothing is read until it has left. */
+/* These frames are Python's to send. */
 static int refuse(Pump *p, Port *port)
 {
 	port->full = 1;
@@ -459,6 +456,10 @@ static int refuse(Pump *p, Port *port)
 	return 0;
 }
 
+/* Send frames as one chunk. Returns whether the port took them; else they are Python's to send.
+ *
+ * `lender`: the reader in whose slab the frames are, with room for the size line before them and for CR LF behind them.
+ * What the socket does not take then stays there, and nothing is read until it has left. */
 static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t packets, Reader *lender)
 {
 	char line[20];

@@ -40,7 +40,7 @@ from tapotun_trio.datapath.codel import CoDel
 from tapotun_trio.datapath.plane import current_plane, open_plane
 from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.datapath.sender import Sender
-from tapotun_trio.datapath.tun_io import DeviceWriter, read_device
+from tapotun_trio.datapath.tun_io import DeviceWriter, FrameJudge, read_device
 from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.host.net.sockets import Connection
@@ -150,6 +150,7 @@ class Scenario:
         control: control frames were agreed on.
         queues: of the device.
         small_sockets, small_device: full soon.
+        tcp: the streams are TCP on the loopback interface; otherwise Unix sockets, which carry everything at once.
     """
 
     steps: tuple[Step, ...]
@@ -158,6 +159,7 @@ class Scenario:
     queues: int = 1
     small_sockets: bool = False
     small_device: bool = False
+    tcp: bool = False
 
 
 # ------------------------------------------------------------------ what is compared
@@ -348,6 +350,7 @@ class World:
             self.server = TunnelServer(self._config, log, self.writers, self.device_drops)
             stack.callback(self.server.close)
             tunnel: Any = self.server
+            judge: FrameJudge = self.server
             self.counters = [session.counters for session in self.server.sessions]
             only: Callable[[], Sender | None] = self.server.only_sender
             self.peers = [
@@ -355,12 +358,12 @@ class World:
             ]
         else:
             tunnel = client = TunnelClient(client_config("a", 1), log)
+            judge = client.flows
             self.counters = [client.counters]
             only = lambda: client.sender  # noqa: E731
             self.peers = [Peer(self, client.sender, partial(self._download, client))]
         for writer in self.writers:
             nursery.start_soon(writer.run)
-        judge = tunnel.flows if isinstance(tunnel, TunnelClient) else tunnel
         nursery.start_soon(read_device, device, tunnel.classify, only, log, judge)
         for peer in self.peers:
             peer.attach()
@@ -382,7 +385,7 @@ class World:
         )
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
-        ours, far = socket.socketpair()
+        ours, far = _tcp_pair() if self.scenario.tcp else socket.socketpair()
         for end in (ours, far):
             end.setblocking(False)
             self._stack.callback(end.close)
@@ -409,7 +412,9 @@ class World:
                 self.peers[client % len(self.peers)].read(most)
             case End(client, reset):
                 peer = self.peers[client % len(self.peers)]
-                if reset and peer.connection.fileno() >= 0 and peer.up.fileno() >= 0:
+                if reset and self.scenario.tcp and peer.up.fileno() >= 0:
+                    peer.up.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif reset and peer.connection.fileno() >= 0 and peer.up.fileno() >= 0:
                     peer.connection.try_send([b"not read, so the close is a reset"])
                 peer.up.close()
             case Break(client):
@@ -443,6 +448,7 @@ class World:
         descriptors += [peer.connection.fileno() for peer in self.peers]
         return (
             [_readable_bytes(fd) for fd in descriptors if fd >= 0],
+            [_unsent_bytes(peer.up) for peer in self.peers],
             [_readable_bytes(tun.device.fileno()) for tun in self.tuns],
             [_readable_bytes(tun._host.fileno()) for tun in self.tuns],
             [replace(counters) for counters in self.counters],
@@ -469,6 +475,8 @@ class World:
             if sender._port is not None and sender._port.waiting_bytes:
                 return True
             if sender.stream is not None and (sender.stream.writer.pending or sender.tx_queue):
+                return True
+            if peer.end == "runs" and _unsent_bytes(peer.up):
                 return True
         return any(writer._queue for writer in self.writers) or any(
             _readable_bytes(tun.device.fileno()) for tun in self.tuns
@@ -497,6 +505,21 @@ class World:
             ],
             drops=[dict(it) for it in (self.device_drops, *(counters.drops for counters in self.counters))],
         )
+
+
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return ours, far
+
+
+def _unsent_bytes(sock: socket.socket) -> int:
+    """What has not arrived at the other end."""
+    if sock.fileno() < 0:
+        return 0
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _readable_bytes(fd: int) -> int:
@@ -600,6 +623,8 @@ ORDINARY: Final[tuple[Step, ...]] = (
         (Scenario(ORDINARY, small_sockets=True), 50),
         (Scenario(ORDINARY, small_device=True), 50),
         (Scenario(ORDINARY, small_device=True, server=False), 50),
+        (Scenario(ORDINARY, tcp=True), 100),
+        (Scenario(ORDINARY, tcp=True, small_sockets=True, server=False), 20),
     ],
 )
 def test_the_ordinary_case_is_the_planes(scenario: Scenario, least: int) -> None:
@@ -619,6 +644,17 @@ UNKNOWN: Final[tuple[Step, ...]] = (
 
 def test_drops_are_counted_by_reason() -> None:
     assert compare(Scenario(UNKNOWN)) >= 20
+
+
+@pytest.mark.parametrize("tcp", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("server", [True, False])
+def test_the_end_of_a_stream_wherever_it_comes(server: bool, reset: bool, tcp: bool) -> None:
+    """A reset is told as a reset, and an end as what it is there: of the body, within a frame, within a chunk."""
+    whole = chunked(plain(A, HUB, 100, 4), 60)
+    for rest in (b"", whole[:1], whole[:3], whole[:30], whole[:-2], whole + b"0\r\n\r\n", whole + b"0\r\n"):
+        pieces = Bytes(0, (whole, whole, rest) if rest else (whole, whole))
+        compare(Scenario((pieces, End(0, reset), *ORDINARY[4:]), server=server, tcp=tcp))
 
 
 def test_the_end_of_an_older_stream_leaves_the_newer_one_to_the_plane() -> None:
@@ -790,11 +826,12 @@ scenarios = st.builds(
     queues=st.sampled_from([1, 2]),
     small_sockets=st.booleans(),
     small_device=st.booleans(),
+    tcp=st.booleans(),
 )
 
 
 @settings(
-    max_examples=40,
+    max_examples=100,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
