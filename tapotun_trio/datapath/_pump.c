@@ -78,6 +78,8 @@ typedef enum { ASK, DROP, DEVICE, TO_PORT } Way;
 enum { BLOCKED = 1, FAILED, WATCH, FRAMES, SMALL, UNUSUAL, ENDED };
 enum { TRIO_READY = 1, EXPIRED = 2 };
 
+#include "_mask.c"
+
 typedef struct { Kind kind; uint64_t id; int dirty; } Object;
 
 typedef struct { uint16_t at; uint8_t mask, value; } Guard;
@@ -1538,7 +1540,11 @@ static PyType_Slot slots[] = {
 	{ Py_tp_methods, methods }, { 0, NULL },
 };
 static PyType_Spec spec = { "tapotun_trio.datapath._pump.Pump", sizeof(Pump), 0, Py_TPFLAGS_DEFAULT, slots };
-static struct PyModuleDef definition = { PyModuleDef_HEAD_INIT, "_pump", NULL, -1, NULL, NULL, NULL, NULL, NULL };
+static PyMethodDef functions[] = {
+	{ "mask", mask, METH_VARARGS, mask_doc }, { "mask_in_place", mask_in_place, METH_VARARGS, mask_in_place_doc },
+	{ NULL, NULL, 0, NULL },
+};
+static struct PyModuleDef definition = { PyModuleDef_HEAD_INIT, "_pump", NULL, -1, functions, NULL, NULL, NULL, NULL };
 
 PyMODINIT_FUNC PyInit__pump(void)
 {
