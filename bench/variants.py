@@ -58,6 +58,7 @@ http {{
     scgi_temp_path {directory}/scgi;
     server {{
         listen 443 ssl;
+        ssl_protocols TLSv1.2 TLSv1.3;
         server_name {name};
         ssl_certificate {directory}/server.pem;
         ssl_certificate_key {directory}/server.pem;

@@ -120,7 +120,9 @@ def _fingerprint(root: Path, environment: Mapping[str, str]) -> str:
     """A digest of everything that decides what the compiled file is."""
     parts = [str(_compiler(environment)), str(_include(environment)), str(FLAGS)]
     parts += [environment.get(name, "") for name in ("CFLAGS", "LDFLAGS")]
-    return hashlib.sha256("\n".join([*parts, _digest(root / SOURCE)]).encode()).hexdigest() + " "
+    # The source, and what it includes from beside it.
+    parts += [_digest(file) for file in sorted((root / SOURCE).parent.glob("*.c"))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() + " "
 
 
 def _digest(file: Path) -> str:

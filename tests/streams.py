@@ -39,6 +39,7 @@ class MemoryConnection(Connection):
 
     def __init__(self, name: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         # Not super().__init__: there is no socket.
+        self._fd = -1
         self._tcp = False
         self._busy, self._turns = False, 0
         self.path_state: PathState | None = None  # what the kernel would tell of the path

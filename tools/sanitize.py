@@ -30,7 +30,13 @@ COMPILE: Final = (
     "-fvisibility=hidden",
 )
 SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-TESTS: Final = ("test_pump.py", "test_plane_hook.py", "test_plane_differential.py")
+TESTS: Final = (
+    "test_pump.py",
+    "test_plane_hook.py",
+    "test_plane_differential.py",
+    "test_tls_records.py",
+    "test_plane_tls.py",
+)
 
 
 def main(arguments: list[str]) -> int:

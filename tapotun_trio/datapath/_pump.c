@@ -78,6 +78,14 @@ typedef enum { ASK, DROP, DEVICE, TO_PORT } Way;
 enum { BLOCKED = 1, FAILED, WATCH, FRAMES, SMALL, UNUSUAL, ENDED };
 enum { TRIO_READY = 1, EXPIRED = 2 };
 
+static int hex(unsigned c)
+{
+	return c >= '0' && c <= '9' ? (int)c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (int)(c | 32) - 'a' + 10 : -1;
+}
+
+#include "_mask.c"
+#include "_tls.c"
+
 typedef struct { Kind kind; uint64_t id; int dirty; } Object;
 
 typedef struct { uint16_t at; uint8_t mask, value; } Guard;
@@ -107,6 +115,7 @@ typedef struct {
 	uint64_t lender, blocked_ns, watched_ns;
 	size_t unwatched;
 	uint64_t packets, bytes;
+	Tls *tls; /* then the rest is sealed, and always in `own` */
 } Port;
 
 typedef struct { Object object; int fd, busy; } Outlet; /* busy: Python has a queue in front of the device */
@@ -136,6 +145,11 @@ typedef struct {
 	int skips, skips_left; /* receives that are not offered for merging */
 	uint64_t packets, bytes, arrivals, drops[DROP_REASONS];
 	Py_buffer view;
+	Tls *tls; /* then raw[raw_head..raw_tail) are the records that are not opened yet */
+	uint8_t *raw;
+	size_t raw_cap, raw_head, raw_tail;
+	int other; /* the next record is for Python */
+	Py_buffer raw_view;
 } Inlet;
 
 typedef struct { size_t start, stop; } Span;
@@ -448,12 +462,47 @@ static int takes(const Port *port)
 	return port && port->sock >= 0 && !port->failed && !port->full && !port->told;
 }
 
-/* These frames are Python's to send. */
+/* Frames for this port go to Python from now on, until it has taken the port back. */
 static int refuse(Pump *p, Port *port)
 {
 	port->full = 1;
 	touch(p, &port->object); /* so that `report` sees it */
 	return 0;
+}
+
+/* `give` for a port with TLS: seal the chunk behind what is there, and send. A full socket's reader is held here, too. */
+static int give_sealed(Pump *p, Port *port, const Part *part, size_t bytes, Reader *lender)
+{
+	size_t waiting = port->size - port->sent, room = waiting + sealed_bytes(bytes);
+	if (waiting && room > port->limit)
+		return refuse(p, port);
+	if (room > port->own_bytes) {
+		uint8_t *own = malloc(room);
+		if (!own)
+			return refuse(p, port);
+		if (waiting)
+			memcpy(own, port->rest + port->sent, waiting);
+		free(port->own);
+		port->own = own;
+		port->own_bytes = room;
+	} else if (waiting && port->sent) {
+		memmove(port->own, port->own + port->sent, waiting);
+	}
+	size_t sealed = seal(port->tls, part, 3, port->own + waiting);
+	port->rest = port->own;
+	port->sent = 0;
+	port->size = waiting + sealed;
+	if (!sealed) {
+		port->failed = EPROTO;
+	} else if (!waiting && !flush(p, port) && !port->failed) {
+		if (lender) {
+			port->lender = lender->object.id;
+			lender->held = 1;
+			poll_queues(p, lender, EPOLL_CTL_MOD, 0);
+		}
+		block(p, port);
+	}
+	return 1;
 }
 
 /* Send frames as one chunk. Returns whether the port took them; else they are Python's to send.
@@ -467,7 +516,11 @@ static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t pac
 	size_t head = (size_t)n, total = head + bytes + 2;
 	if (!takes(port))
 		return 0;
-	if (port->size) { /* full: a small backlog is cheaper than a change of hands */
+	if (port->tls) {
+		const Part part[3] = { { (uint8_t *)line, head }, { frames, bytes }, { (const uint8_t *)"\r\n", 2 } };
+		if (!give_sealed(p, port, part, total, lender))
+			return 0;
+	} else if (port->size) { /* full: a small backlog is cheaper than a change of hands */
 		size_t before = port->size - port->sent;
 		if (before + total > port->limit || !keep(port, (uint8_t *)line, head))
 			return refuse(p, port);
@@ -666,11 +719,6 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 
 /* ---- from a stream */
 
-static int hex(unsigned c)
-{
-	return c >= '0' && c <= '9' ? (int)c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (int)(c | 32) - 'a' + 10 : -1;
-}
-
 /* The size line at `pos`, and the end of the payload before it. Returns 1: parsed; 0: not whole yet; -1: for Python. */
 static int size_line(Inlet *in)
 {
@@ -815,27 +863,41 @@ static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *w
 	return i;
 }
 
+/* Make room for what comes next. */
+static void make_room(Inlet *in)
+{
+	size_t have = in->tail - in->head, raw = in->end - in->pos;
+	if (!have && !raw) {
+		in->head = in->tail = in->pos = in->end = 0;
+	} else if (in->cap - in->end < MAX_FRAME_BYTES) {
+		memmove(in->buf, in->buf + in->head, have);
+		memmove(in->buf + have, in->buf + in->pos, raw);
+		in->head = 0;
+		in->tail = in->pos = have;
+		in->end = have + raw;
+	}
+	if (in->raw_head == in->raw_tail) {
+		in->raw_head = in->raw_tail = 0;
+	} else if (in->raw_cap - in->raw_tail < MAX_RECORD_BYTES) {
+		memmove(in->raw, in->raw + in->raw_head, in->raw_tail - in->raw_head);
+		in->raw_tail -= in->raw_head;
+		in->raw_head = 0;
+	}
+}
+
 /* One receive, or what the one before has left. Returns -1 with an exception set. */
 static int receive(Pump *p, Inlet *in, PyObject *events)
 {
 	Span span[MAX_SPANS];
-	int unusual = 0, what = 0, error = 0;
+	int unusual = 0, what = 0, error = 0, again = in->resume;
 	touch(p, &in->object);
-	if (in->resume) {
-		in->resume = 0;
-		p->resumed--;
-	} else {
-		size_t have = in->tail - in->head, raw = in->end - in->pos;
-		if (!have && !raw) {
-			in->head = in->tail = in->pos = in->end = 0;
-		} else if (in->cap - in->end < MAX_FRAME_BYTES) {
-			memmove(in->buf, in->buf + in->head, have);
-			memmove(in->buf + have, in->buf + in->pos, raw);
-			in->head = 0;
-			in->tail = in->pos = have;
-			in->end = have + raw;
-		}
-		ssize_t n = recv(in->sock, in->buf + in->end, in->cap - in->end, MSG_DONTWAIT);
+	p->resumed -= (uint32_t)again;
+	in->resume = 0;
+	if (!again || in->tls)
+		make_room(in);
+	if (!again) {
+		uint8_t *to = in->tls ? in->raw + in->raw_tail : in->buf + in->end;
+		ssize_t n = recv(in->sock, to, in->tls ? in->raw_cap - in->raw_tail : in->cap - in->end, MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return 0;
 		if (n <= 0) {
@@ -843,11 +905,18 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 			error = n ? errno : 0;
 		} else {
 			in->arrivals++;
-			in->end += (size_t)n;
+			*(in->tls ? &in->raw_tail : &in->end) += (size_t)n;
 		}
 	}
 	if (!what) {
-		int why = FRAMES;
+		int why = FRAMES, more = 0;
+		if (in->tls) {
+			size_t used = 0;
+			int stopped = open_records(in->tls, in->raw, &in->raw_head, in->raw_tail, in->buf + in->end, in->cap - in->end, &used);
+			in->end += used;
+			in->other = stopped == OTHER;
+			more = stopped == NO_ROOM;
+		}
 		size_t spans = find_frames(in, span, &unusual), done = pass_on(p, in, span, spans, &why);
 		if (done < spans) {
 			PyObject *list = ranges(in->buf, span + done, spans - done);
@@ -855,8 +924,9 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 				return -1;
 			in->shown = p->turn;
 		}
-		if (unusual)
+		if (unusual || (in->other && !in->resume))
 			what = UNUSUAL;
+		in->resume |= more;
 	}
 	if (what) {
 		in->resume = 0;
@@ -1002,6 +1072,7 @@ static void let_go(Pump *p, Port *port)
 		poll_fd(p, EPOLL_CTL_DEL, port->sock, 0, 0);
 	port->sock = -1;
 	port->polled = port->full = port->told = 0;
+	Py_CLEAR(port->tls);
 	unblock(p, port);
 }
 
@@ -1045,8 +1116,12 @@ static void release(Pump *p, Object *object)
 			PyBuffer_Release(&r->view);
 	} else if (object->kind == INLET) {
 		halt(p, object);
-		if (((Inlet *)object)->view.obj)
-			PyBuffer_Release(&((Inlet *)object)->view);
+		Inlet *in = (Inlet *)object;
+		if (in->view.obj)
+			PyBuffer_Release(&in->view);
+		if (in->raw_view.obj)
+			PyBuffer_Release(&in->raw_view);
+		Py_CLEAR(in->tls);
 	}
 	uint32_t index = (uint32_t)object->id;
 	p->objects[index] = NULL;
@@ -1232,8 +1307,8 @@ static PyObject *Pump_port(PyObject *self, PyObject *unused)
 	return PyLong_FromUnsignedLongLong(port->object.id);
 }
 
-PyDoc_STRVAR(attach_doc, "attach(port, socket, limit)\n\nSend what is for the port on this socket, which must be on a chunk\n"
-	"boundary. limit: bytes that may wait while it is full. Raises OSError.");
+PyDoc_STRVAR(attach_doc, "attach(port, socket, limit, tls=None)\n\nSend what is for the port on this socket, which must be on a\n"
+	"chunk boundary. limit: bytes that may wait while it is full. tls: seals what is sent. Raises OSError.");
 
 static PyObject *Pump_attach(PyObject *self, PyObject *args)
 {
@@ -1241,7 +1316,9 @@ static PyObject *Pump_attach(PyObject *self, PyObject *args)
 	unsigned long long id;
 	int sock;
 	unsigned int limit;
-	if (!PyArg_ParseTuple(args, "KiI", &id, &sock, &limit))
+	PyObject *seals = Py_None;
+	Tls *tls;
+	if (!PyArg_ParseTuple(args, "KiI|O", &id, &sock, &limit, &seals) || !as_tls(seals, &tls))
 		return NULL;
 	Port *port = found(p, id, PORT);
 	if (!port)
@@ -1255,13 +1332,16 @@ static PyObject *Pump_attach(PyObject *self, PyObject *args)
 	port->sock = sock;
 	port->polled = 1;
 	port->limit = limit;
+	Py_XINCREF((PyObject *)tls);
+	port->tls = tls;
 	port->failed = 0;
 	port->unwatched = 0;
 	port->watched_ns = clock_ns();
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(detach_doc, "detach(port) -> what its socket has not taken\n\nThe socket is the caller's again.");
+PyDoc_STRVAR(detach_doc, "detach(port) -> what its socket has not taken\n\nThe socket is the caller's again. With TLS the rest is\n"
+	"sealed already.");
 
 static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 {
@@ -1392,18 +1472,21 @@ failed:
 	return NULL;
 }
 
-PyDoc_STRVAR(inlet_doc, "inlet(socket, outlet, table, buffer, head, tail, left, after_payload) -> id\n\nReceive a chunked body into\n"
-	"the buffer of a FrameReader, from its state on. Raises OSError.");
+PyDoc_STRVAR(inlet_doc, "inlet(socket, outlet, table, buffer, head, tail, left, after_payload, tls=None, raw=None, raw_head=0,\n"
+	"raw_tail=0) -> id\n\nReceive a chunked body into the buffer of a FrameReader, from its state on. With TLS, the records are\n"
+	"received into `raw`, from its state on. Raises OSError.");
 
 static PyObject *Pump_inlet(PyObject *self, PyObject *args)
 {
 	Pump *p = (Pump *)self;
 	unsigned long long outlet, table, left;
-	Py_ssize_t head, tail;
-	PyObject *buffer;
+	Py_ssize_t head, tail, raw_head = 0, raw_tail = 0;
+	PyObject *buffer, *opens = Py_None, *raw = Py_None;
 	int sock, after;
-	if (!PyArg_ParseTuple(args, "iKKOnnKp", &sock, &outlet, &table, &buffer, &head, &tail, &left, &after)
-		|| !found(p, table, TABLE) || !found(p, outlet, OUTLET))
+	Tls *tls;
+	if (!PyArg_ParseTuple(args, "iKKOnnKp|OOnn", &sock, &outlet, &table, &buffer, &head, &tail, &left, &after, &opens, &raw,
+			&raw_head, &raw_tail)
+		|| !found(p, table, TABLE) || !found(p, outlet, OUTLET) || !as_tls(opens, &tls))
 		return NULL;
 	Inlet *in = create(p, INLET, sizeof *in);
 	if (!in)
@@ -1417,6 +1500,22 @@ static PyObject *Pump_inlet(PyObject *self, PyObject *args)
 	if (head < 0 || tail < head || tail > in->view.len || tail - head >= MAX_FRAME_BYTES || in->view.len < 3 * MAX_FRAME_BYTES) {
 		PyErr_SetString(PyExc_ValueError, "no state of a FrameReader");
 		goto failed;
+	}
+	if (tls) {
+		if (PyObject_GetBuffer(raw, &in->raw_view, PyBUF_WRITABLE)) {
+			in->raw_view.obj = NULL;
+			goto failed;
+		}
+		if (raw_head < 0 || raw_tail < raw_head || raw_tail > in->raw_view.len || in->raw_view.len < 2 * MAX_RECORD_BYTES) {
+			PyErr_SetString(PyExc_ValueError, "no state of a buffer for records");
+			goto failed;
+		}
+		Py_INCREF((PyObject *)tls);
+		in->tls = tls;
+		in->raw = in->raw_view.buf;
+		in->raw_cap = (size_t)in->raw_view.len;
+		in->raw_head = (size_t)raw_head;
+		in->raw_tail = (size_t)raw_tail;
 	}
 	in->sock = sock;
 	in->outlet = outlet;
@@ -1432,6 +1531,8 @@ static PyObject *Pump_inlet(PyObject *self, PyObject *args)
 		goto failed;
 	}
 	in->told = 0;
+	in->resume = raw_head < raw_tail; /* there may be whole records */
+	p->resumed += (uint32_t)in->resume;
 	return PyLong_FromUnsignedLongLong(in->object.id);
 failed:
 	release(p, &in->object);
@@ -1446,6 +1547,15 @@ static PyObject *Pump_state(PyObject *self, PyObject *arg)
 	Inlet *in = PyErr_Occurred() ? NULL : found((Pump *)self, id, INLET);
 	return in ? Py_BuildValue("(nnnnKi)", (Py_ssize_t)in->head, (Py_ssize_t)in->tail, (Py_ssize_t)in->pos, (Py_ssize_t)in->end,
 		(unsigned long long)in->left, in->after_payload) : NULL;
+}
+
+PyDoc_STRVAR(raw_state_doc, "raw_state(inlet) -> (raw_head, raw_tail, other)\n\nother: the next record has other content than data.");
+
+static PyObject *Pump_raw_state(PyObject *self, PyObject *arg)
+{
+	unsigned long long id = PyLong_AsUnsignedLongLong(arg);
+	Inlet *in = PyErr_Occurred() ? NULL : found((Pump *)self, id, INLET);
+	return in ? Py_BuildValue("(nnN)", (Py_ssize_t)in->raw_head, (Py_ssize_t)in->raw_tail, PyBool_FromLong(in->other)) : NULL;
 }
 
 PyDoc_STRVAR(merged_doc, "merged(inlet, whether)\n\nWhether the small frames shown last were worth merging. If not, more and more\n"
@@ -1530,7 +1640,7 @@ static PyMethodDef methods[] = {
 	METHOD(table, METH_O), METHOD(learn, METH_VARARGS), METHOD(verdicts, METH_O), METHOD(forget, METH_O),
 	METHOD(port, METH_NOARGS), METHOD(attach, METH_VARARGS), METHOD(detach, METH_O), METHOD(waiting, METH_O),
 	METHOD(outlet, METH_O), METHOD(busy, METH_VARARGS), METHOD(reader, METH_VARARGS),
-	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(merged, METH_VARARGS),
+	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O), METHOD(merged, METH_VARARGS),
 	{ "valid", Pump_valid, METH_O | METH_STATIC, valid_doc },
 	{ NULL, NULL, 0, NULL },
 };
@@ -1539,7 +1649,12 @@ static PyType_Slot slots[] = {
 	{ Py_tp_methods, methods }, { 0, NULL },
 };
 static PyType_Spec spec = { "tapotun_trio.datapath._pump.Pump", sizeof(Pump), 0, Py_TPFLAGS_DEFAULT, slots };
-static struct PyModuleDef definition = { PyModuleDef_HEAD_INIT, "_pump", NULL, -1, NULL, NULL, NULL, NULL, NULL };
+static PyMethodDef functions[] = {
+	{ "mask", mask, METH_VARARGS, mask_doc }, { "mask_in_place", mask_in_place, METH_VARARGS, mask_in_place_doc },
+	{ "load_crypto", load_crypto, METH_VARARGS, load_crypto_doc },
+	{ NULL, NULL, 0, NULL },
+};
+static struct PyModuleDef definition = { PyModuleDef_HEAD_INIT, "_pump", NULL, -1, functions, NULL, NULL, NULL, NULL };
 
 PyMODINIT_FUNC PyInit__pump(void)
 {
@@ -1547,9 +1662,13 @@ PyMODINIT_FUNC PyInit__pump(void)
 		{ "ABI", ABI }, { "OVERHEAD", OVERHEAD }, { "MAX_QUEUES", MAX_QUEUES }, { "DROP", DROP }, { "DEVICE", DEVICE },
 		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES }, { "SMALL", SMALL },
 		{ "UNUSUAL", UNUSUAL }, { "ENDED", ENDED }, { "TRIO_READY", TRIO_READY }, { "EXPIRED", EXPIRED },
+		{ "WANTS_MORE", WANTS_MORE }, { "NO_ROOM", NO_ROOM }, { "OTHER", OTHER }, { "MAX_RECORD_BYTES", MAX_RECORD_BYTES },
 	};
 	PyObject *module = PyModule_Create(&definition), *type = module ? PyType_FromSpec(&spec) : NULL;
 	int failed = !type || PyModule_AddObjectRef(module, "Pump", type);
+	if (!failed && !tls_type)
+		failed = !(tls_type = (PyTypeObject *)PyType_FromSpec(&tls_spec));
+	failed = failed || PyModule_AddObjectRef(module, "Tls", (PyObject *)tls_type);
 	for (size_t i = 0; i < sizeof constant / sizeof *constant && !failed; i++)
 		failed = PyModule_AddIntConstant(module, constant[i].name, constant[i].value);
 	Py_XDECREF(type);

@@ -43,7 +43,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
-from ..host.net.sockets import Connection
+from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
 from ..log import Log
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader
 from .counters import Counters, DropReason
@@ -283,14 +283,19 @@ class Plane:
         Returns whether the connection has ended. Raises PeerError if it broke, what ``lane.deliver`` raises, and
         CannotLendError.
         """
+        records = connection.lend_receiving()
         with _lending():
-            ident = self.pump.inlet(connection.fileno(), lane.outlet, lane.flows.table, *reader.lend())
+            ident = self.pump.inlet(
+                connection.fileno(), lane.outlet, lane.flows.table, *reader.lend(), *(records or ())
+            )
         loan = _ReceiveLoan(self.pump, ident, connection, reader, lane, arrived)
         try:
             with self._lent(ident, loan, lane.flows.borrowers, connection.borrowers):
                 await loan.ended.wait()
         finally:
             reader.take_back(*self.pump.state(ident))
+            raw_start, raw_stop, other = self.pump.raw_state(ident)
+            connection.take_back_receiving(raw_start, raw_stop, other=other)
             self.pump.free(ident)
         loan.check()
         return loan.at_end
@@ -475,7 +480,7 @@ class PlanePort:
     def lend(self, connection: Connection, lender: PortLender) -> None:
         """Let the plane send on this connection. It must be on a chunk boundary. Raises CannotLendError."""
         with _lending():
-            self._plane.pump.attach(self.number, connection.fileno(), BACKLOG_BYTES)
+            self._plane.pump.attach(self.number, connection.fileno(), BACKLOG_BYTES, connection.lend_sending())
         self._connection, self._lender = connection, lender
         self._plane.add(self.number, self)
         connection.borrowers.append(self.hand_back)
@@ -488,7 +493,7 @@ class PlanePort:
         connection.borrowers.remove(self.hand_back)
         self._plane.remove(self.number)
         self._lender = None
-        return self._plane.pump.detach(self.number)
+        return connection.take_back_sending(self._plane.pump.detach(self.number))
 
     # -- see Borrower
 
@@ -615,10 +620,12 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
                 hook = _Hook(plane)
                 trio.lowlevel.add_instrument(hook)
                 _running.set(plane)
+                TLS_RECORDS_WANTED.set(True)
                 try:
                     yield
                 finally:
                     _running.set("it has ended")
+                    TLS_RECORDS_WANTED.set(False)
                     plane.close()
                     with suppress(KeyError):  # trio drops a hook that has failed
                         trio.lowlevel.remove_instrument(hook)

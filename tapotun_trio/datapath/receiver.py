@@ -147,7 +147,7 @@ class Receiver:
         """Let the plane receive until something needs this task. Returns the frames to deliver now; None: the plane
         cannot receive now."""
         reader = self._reader
-        if not self._connection.is_plain or not reader.can_lend():
+        if not self._connection.can_lend_receiving or not reader.can_lend():
             return None
         lane = self._lane()
         if lane is None:

@@ -318,7 +318,7 @@ class Sender:
 
     def _lend(self, stream: OutboundStream) -> None:
         """Lend the socket of the present stream, if that is possible."""
-        if self.stream is not stream or stream.scheduler.paced or stream.writer.broken or not stream.writer.is_plain:
+        if self.stream is not stream or stream.scheduler.paced or stream.writer.broken or not stream.writer.can_lend:
             return
         plane = current_plane()
         if plane is not None:

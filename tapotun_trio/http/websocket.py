@@ -47,7 +47,7 @@ class WebSocketWriter(BodyWriter):
     __slots__ = ("_masks", "_pong", "_pool", "closing")
 
     @property
-    def is_plain(self) -> bool:
+    def can_lend(self) -> bool:
         return False
 
     def __init__(self, connection: Connection, *, masks: bool) -> None:

@@ -37,9 +37,9 @@ class BodyWriter:
         self.pending = memoryview(b"")
 
     @property
-    def is_plain(self) -> bool:
-        """Whether others may write chunks of frames to the socket while nothing is `pending`."""
-        return self._chunked and self.connection.is_plain
+    def can_lend(self) -> bool:
+        """Whether others may write chunks of frames to the connection while nothing is `pending`."""
+        return self._chunked and self.connection.can_lend_sending
 
     def send(self, piece: bytes | memoryview) -> None:
         """Commit a piece, which is not empty, and send what the socket takes, in one system call without a copy.

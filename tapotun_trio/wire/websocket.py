@@ -24,6 +24,7 @@ from struct import Struct
 from typing import Final
 
 from ..errors import EndReason, PeerError
+from ..native import PUMP
 from ..text import one_line
 
 CONTINUATION: Final = 0x0
@@ -174,7 +175,10 @@ class WebSocketBody:
             self.ended = True
 
     def _unmask(self, buffer: bytearray | mmap, pos: int, stop: int) -> None:
-        buffer[pos:stop] = mask(buffer[pos:stop], self._key)
+        if PUMP is not None:
+            PUMP.mask_in_place(buffer, pos, stop, self._key)
+        else:
+            buffer[pos:stop] = mask_in_python(buffer[pos:stop], self._key)
         turn = (stop - pos) % KEY_BYTES
         self._key = self._key[turn:] + self._key[:turn]
 
@@ -197,7 +201,15 @@ def frame(opcode: int, payload: bytes, key: bytes = b"") -> bytes:
 
 def mask(payload: bytes | bytearray | memoryview, key: bytes) -> bytes | bytearray:
     """XOR each byte of the payload with the bytes of the key in turn (section 5.3). Applied twice, it gives the payload
-    again.
+    again. In C, where there is a native part."""
+    if PUMP is not None:
+        masked: bytes = PUMP.mask(payload, key)
+        return masked
+    return mask_in_python(payload, key)
+
+
+def mask_in_python(payload: bytes | bytearray | memoryview, key: bytes) -> bytes | bytearray:
+    """`mask` without the native part.
 
     There is no loop over bytes. A short payload is one XOR of two large integers. These have to be converted to digits
     of 30 bits and back, so for a long payload four translations of every fourth byte are 1.5 times as fast (0.6 GB/s).

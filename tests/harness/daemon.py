@@ -34,11 +34,13 @@ def tapotun(
     *options: str,
     name: str = "tapotun",
     verb: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Process:
     """Start ``tapotun [VERB] [OPTIONS] FILE`` in a host.
 
     `config` is a file, which is used as it stands, or the interface definitions themselves, which are written
-    to a file that only we can read. It has only been started when this returns: wait for what the test needs.
+    to a file that only we can read. `env` is added to the environment. It has only been started when this returns:
+    wait for what the test needs.
     """
     if not isinstance(config, str | os.PathLike):
         file = host.tmp / f"{name}-{len(host.processes)}.json"
@@ -46,4 +48,4 @@ def tapotun(
         file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         config = file
     verbs = [verb] if verb is not None else []
-    return host.start([*command(), *verbs, *options, config], name=name, cwd=ROOT)
+    return host.start([*command(), *verbs, *options, config], name=name, cwd=ROOT, env=env)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import trustme
 
+from tapotun_trio.host.net.tls_records import can_open_records
 from tests.harness import Host, Lab, Payload, command, download, no_leaks, ping, upload
 
 from .test_status import peer
@@ -39,6 +40,7 @@ http {{
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
     ssl_protocols {protocols};
+    {options}
 
     server {{
         listen 443 ssl default_server;
@@ -85,6 +87,7 @@ def _world(
     expired: bool = False,
     protocols: str = "TLSv1.2 TLSv1.3",
     clients: bool = False,
+    options: str = "",
 ) -> Iterator[World]:
     """`name` is what the certificate was issued for; with `clients` they need one of theirs, of the same authority."""
     server, client = cable(lab)
@@ -101,7 +104,12 @@ def _world(
     authority.cert_pem.write_to_path(ca_file)
     authority.cert_pem.write_to_path(directory / "clients.pem")
     text = _CONFIG.format(
-        directory=directory, name=NAME, address=SERVER, protocols=protocols, clients="on" if clients else "off"
+        directory=directory,
+        name=NAME,
+        address=SERVER,
+        protocols=protocols,
+        clients="on" if clients else "off",
+        options=options,
     )
     (directory / "nginx.conf").write_text(text, encoding="ascii")
     config = server_config(trusted_proxies=["127.0.0.1"])
@@ -136,6 +144,29 @@ def test_an_authority_of_ones_own(lab: Lab, protocols: str) -> None:
         assert "encrypted up to its proxy" in " ".join(world.server.run([*command(), "status"]).stdout.split())
         for move in (upload, download):
             move(world.client, world.server, TUNNEL_SERVER, payload)
+        assert ping(world.client, TUNNEL_SERVER).ok
+
+
+@pytest.mark.parametrize("plane", ["plane", "pure"])
+@pytest.mark.parametrize("suite", ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"])
+def test_every_cipher_of_tls_1_3(lab: Lab, suite: str, plane: str) -> None:
+    """The payload is checked at its end. The plane opens and seals the records of both streams, if it runs."""
+    native = plane == "plane" and can_open_records()
+    with (
+        _world(lab, protocols="TLSv1.3", options=f"ssl_conf_command Ciphersuites {suite};") as world,
+        running(
+            world.client,
+            _client(world, ca_file=str(world.ca_file)),
+            until=UPLOADING,
+            env={"TAPOTUN_PLANE": "auto" if native else "off"},
+        ),
+        Payload(30_000_000) as payload,
+    ):
+        for move in (upload, download):
+            move(world.client, world.server, TUNNEL_SERVER, payload)
+        found = peer(world.client)
+        by_plane, packets = found["plane_packets"], found["rx_packets"] + found["tx_packets"]
+        assert by_plane > packets // 2 if native else by_plane == 0, f"{by_plane} of {packets}"
         assert ping(world.client, TUNNEL_SERVER).ok
 
 

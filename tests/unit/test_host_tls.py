@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tapotun_trio.config.model import TlsConfig, Url
 from tapotun_trio.errors import HostError, PeerError
+from tapotun_trio.host.net import tls_records
 from tapotun_trio.host.net.tls import TlsClient, TlsConnection, open_tls
 from tapotun_trio.host.net.tls_errors import failed
 from tapotun_trio.host.net.tls_files import UselessFile, judge_files
@@ -39,6 +40,15 @@ Serve = Callable[[trio.SocketStream], Awaitable[None]]
 def ca_file(tmp_path: Path) -> str:
     CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     return str(tmp_path / "ca.pem")
+
+
+@pytest.fixture(params=["openssl", "records"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds with OpenSSL's records, and with ours."""
+    if request.param == "records" and not tls_records.can_open_records():
+        pytest.skip("the native part is not built, or finds no libcrypto")
+    monkeypatch.setattr(tls_records, "wanted", lambda context: request.param == "records")
+    return str(request.param)
 
 
 def pem(path: Path, *blobs: trustme.Blob) -> str:

@@ -178,6 +178,7 @@ PARSERS: Final = [
     ("wire/control.py", "session_id"),
     ("wire/control.py", "seen_number"),
     ("wire/control.py", "upload_number"),
+    ("host/net/tls_records.py", None),
     ("http/websocket.py", "accept_head"),
     ("http/heads.py", None),
     ("http/connect.py", None),
@@ -207,7 +208,14 @@ UNIT_TESTS: Final = sorted((ROOT / "tests" / "unit").glob("test_*.py"))
 VIRTUAL_CLOCKS: Final = {"autojump_clock", "mock_clock"}
 # Tests that import one of these run whole interfaces over the kernel's own sockets, for which no clock of ours is fast
 # enough: they poll.
-REAL_SOCKETS: Final = ("from .support", "from .hostile", "tests.basepeer", "from ..basepeer", "from ..planes")
+REAL_SOCKETS: Final = (
+    "from .support",
+    "from .hostile",
+    "tests.basepeer",
+    "from ..basepeer",
+    "from ..planes",
+    "from .tls_oracle",
+)
 
 
 def sleepers(tree: ast.AST) -> Iterator[str]:

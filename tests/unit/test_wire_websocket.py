@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from mmap import mmap
 from typing import Final
 
@@ -15,6 +16,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
 from fuzz.feeding import assert_printable
 from tapotun_trio.errors import PeerError
+from tapotun_trio.native import PUMP
 from tapotun_trio.wire.frames import MAX_PACKET_BYTES, FrameReader, each
 from tapotun_trio.wire.websocket import (
     BINARY,
@@ -28,7 +30,7 @@ from tapotun_trio.wire.websocket import (
     close_payload,
     frame,
     frame_head,
-    mask,
+    mask_in_python,
 )
 from tests.chunkings import cut, cuts, every_chunking
 
@@ -108,18 +110,47 @@ def ours(pieces: list[bytes], *, masked: bool = True) -> tuple[bytes, int | None
 # -- masking
 
 
+MASKS: Final = [mask_in_python] if PUMP is None else [mask_in_python, PUMP.mask]
+in_both_ways = pytest.mark.parametrize("mask", MASKS, ids=["python", "c"][: len(MASKS)])
+
+
+@in_both_ways
 @given(st.binary(max_size=5000), keys)
-def test_mask_is_an_xor_of_each_byte(payload: bytes, key: bytes) -> None:
+def test_mask_is_an_xor_of_each_byte(mask: Callable[..., bytes], payload: bytes, key: bytes) -> None:
     masked = mask(payload, key)
     assert masked == bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
     assert mask(memoryview(masked), key) == payload
 
 
+@in_both_ways
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 1022, 1023, 1024, 1025, 65536, 131075])
-def test_mask_at_the_sizes_where_the_way_changes(size: int) -> None:
+def test_mask_at_the_sizes_where_the_way_changes(mask: Callable[..., bytes], size: int) -> None:
     payload = os.urandom(size)
     masked = mask(payload, KEY)
     assert masked == bytes(byte ^ KEY[at % 4] for at, byte in enumerate(payload))
+
+
+@pytest.mark.skipif(PUMP is None, reason="the native part is not built")
+@given(st.binary(max_size=300), keys, st.integers(0, 300), st.integers(0, 300))
+def test_masking_in_place_touches_its_part_only(payload: bytes, key: bytes, start: int, size: int) -> None:
+    assert PUMP is not None
+    start = min(start, len(payload))
+    stop = min(start + size, len(payload))
+    buffer = bytearray(payload)
+    PUMP.mask_in_place(buffer, start, stop, key)
+    assert buffer == payload[:start] + mask_in_python(payload[start:stop], key) + payload[stop:]
+
+
+@pytest.mark.skipif(PUMP is None, reason="the native part is not built")
+@pytest.mark.parametrize(
+    ("start", "stop", "key"), [(-1, 2, KEY), (2, 1, KEY), (0, 11, KEY), (0, 1, b"abc"), (0, 1, b"")]
+)
+def test_masking_out_of_bounds_is_refused(start: int, stop: int, key: bytes) -> None:
+    assert PUMP is not None
+    buffer = bytearray(10)
+    with pytest.raises(ValueError, match=r"not within|4 bytes"):
+        PUMP.mask_in_place(buffer, start, stop, key)
+    assert buffer == bytes(10)
 
 
 # -- heads

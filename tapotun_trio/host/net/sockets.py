@@ -15,11 +15,13 @@ import termios
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
-from typing import ClassVar, Final
+from mmap import mmap
+from typing import Final
 
 import trio
 
 from ...errors import EndReason, PeerError, shortage_of
+from ...native import Tls
 from ..interfaces import PathState
 from .segments import SegmentState
 
@@ -40,6 +42,10 @@ DEAD_S: Final = 30
 # For a base client, which gives up a silent stream only after 60 s. With DEAD_S it would lose streams that it still
 # uses, and would reconnect later than the path recovers.
 BASE_DEAD_S: Final = 90
+
+# Whether new TLS connections of this trio run are such that `datapath.plane` can be lent them: see `tls_records`. The
+# plane says so while it runs. It stands here because importing `ssl` takes megabytes, and most ends need none.
+TLS_RECORDS_WANTED: Final = trio.lowlevel.RunVar[bool]("tls_records_wanted", default=False)
 
 _SIOCOUTQ: Final = termios.TIOCOUTQ  # linux/sockios.h has the same number
 ACKNOWLEDGED_POLL_S: Final = 0.005
@@ -93,9 +99,6 @@ class Connection:
             use it any more.
     """
 
-    # Whether what is sent and received are the very bytes of the socket.
-    is_plain: ClassVar[bool] = True
-
     __slots__ = ("_busy", "_fd", "_sock", "_tcp", "_turns", "borrowers", "name")
 
     def __init__(self, sock: socket.socket, name: str) -> None:
@@ -110,6 +113,36 @@ class Connection:
         self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
         if self._tcp:
             _tune(sock)
+
+    # -- for those who move bytes in C: see `datapath.plane`
+
+    @property
+    def can_lend_sending(self) -> bool:
+        """Whether others may send on the descriptor now, with what `lend_sending` gives."""
+        return self._fd >= 0
+
+    @property
+    def can_lend_receiving(self) -> bool:
+        """Whether others may receive on the descriptor now, with what `lend_receiving` gives."""
+        return self._fd >= 0
+
+    def lend_sending(self) -> Tls | None:
+        """What seals the bytes to be sent; None: the socket takes them as they are."""
+        return None
+
+    def take_back_sending(self, rest: bytes) -> bytes:
+        """``rest``: what still has to be sent on the socket, as it is. Returns what to offer to `try_send` first, until
+        it is taken. With TLS that only stands for the rest, because that is sealed already."""
+        return rest
+
+    def lend_receiving(self) -> tuple[Tls, mmap, int, int] | None:
+        """What opens the records that are received, a buffer for them, and where in it the received ones begin and end;
+        None: the bytes of the socket are what is received."""
+        return None
+
+    def take_back_receiving(self, raw_start: int, raw_stop: int, *, other: bool) -> None:
+        """Take back what `lend_receiving` gave. ``other``: the next record is for `try_receive`, because it has other
+        content than data."""
 
     @property
     def tls(self) -> str | None:

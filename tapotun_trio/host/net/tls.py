@@ -25,35 +25,56 @@ BATCH_BYTES: Final = 128 * 1024  # about as much as one receive takes, because t
 
 
 class TlsConnection(Connection):
-    """A connection whose handshake is done, over a non-blocking `ssl.SSLSocket`."""
+    """A connection whose handshake is done, over a non-blocking `ssl.SSLSocket`.
 
-    __slots__ = ("client",)
+    `tls_records.RecordConnection` is one over a plain socket.
+    """
 
-    is_plain = False
-    _sock: ssl.SSLSocket
+    __slots__ = ("_tls", "client")
 
-    def __init__(self, sock: ssl.SSLSocket, name: str) -> None:
+    def __init__(self, sock: socket.socket, name: str, tls: ssl.SSLSocket | ssl.SSLObject | None = None) -> None:
+        """``tls``: knows the session; None: ``sock`` does."""
         super().__init__(sock, name)
+        if tls is None:
+            assert isinstance(sock, ssl.SSLSocket)
+            tls = sock
+        self._tls = tls
         self.client: TlsClient | None = None  # gets the session when this closes
+
+    @property
+    def can_lend_sending(self) -> bool:
+        return False
+
+    @property
+    def can_lend_receiving(self) -> bool:
+        return False
 
     @property
     def session_reused(self) -> bool:
         """Whether the handshake resumed the session of an earlier connection."""
-        return bool(self._sock.session_reused)
+        return bool(self._tls.session_reused)
 
     @property
     def version(self) -> str | None:
         """The negotiated version, as OpenSSL names it: ``TLSv1.3``."""
-        return self._sock.version()
+        return None if self._fd < 0 else self._tls.version()
 
     @property
     def tls(self) -> str | None:
-        version = self._sock.version()
+        version = self.version
         return None if version is None else version.replace("TLSv", "TLS ")
 
     def certificate(self) -> dict[str, object]:
         """The peer's certificate, verified or not, in the format of `ssl.SSLSocket.getpeercert`; empty if not known."""
-        return dict(self._sock.getpeercert() or {}) or certificate_info(self._sock)
+        return dict(self._tls.getpeercert() or {}) or self.unverified_certificate()
+
+    def unverified_certificate(self) -> dict[str, object]:
+        """The same, also within the handshake, or after it has failed."""
+        return certificate_info(self._tls)
+
+    def do_handshake(self) -> None:
+        """One step of the handshake, as `ssl.SSLSocket.do_handshake`."""
+        self._tls.do_handshake()
 
     def close(self) -> None:
         if self._fd >= 0 and self.client is not None:
@@ -64,8 +85,8 @@ class TlsConnection(Connection):
     def session(self) -> ssl.SSLSession | None:
         """The session that a later handshake may resume; None if there is none yet. A server sends tickets after its
         handshake (RFC 8446 section 4.6.1), so they arrive with the first bytes that are received."""
-        session = self._sock.session
-        return session if session is not None and (session.has_ticket or self._sock.version() == "TLSv1.2") else None
+        session = self._tls.session
+        return session if session is not None and (session.has_ticket or self._tls.version() == "TLSv1.2") else None
 
     # OpenSSL handles one record per call, so both methods loop. Otherwise each record would take a pass through the
     # receiver's loop, or a wait for writability, which costs more than the record itself (measured: 4.2 -> 2.5 CPU
@@ -127,7 +148,7 @@ class TlsConnection(Connection):
         alert waits to be received. Returns that alert if there is one, otherwise ``exc``.
         """
         try:
-            self._sock.recv(1)
+            self._receive_alert()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return exc
         except ssl.SSLError as alert:
@@ -135,6 +156,18 @@ class TlsConnection(Connection):
         except OSError:
             return exc
         return exc
+
+    def peek(self) -> bytes:
+        """The first bytes that came, which stay in the socket. They show plain HTTP, for which OpenSSL only says that
+        it is not TLS."""
+        try:
+            return socket.socket.recv(self._sock, 5, socket.MSG_PEEK)
+        except OSError:  # the handshake reports it
+            return b""
+
+    def _receive_alert(self) -> None:
+        """Receive what may be an alert, and is of no use otherwise. Raises OSError."""
+        self._sock.recv(1)
 
     def failure(self, exc: OSError) -> Exception:
         if self._fd >= 0 and isinstance(exc, ssl.SSLError) and shortage_of(exc, "") is None:
@@ -179,10 +212,7 @@ class TlsClient:
         session, self._session = self._session, None
         sock = connection.detach()
         try:
-            wrapped = self._context.wrap_socket(
-                sock, server_hostname=name, do_handshake_on_connect=False, session=session
-            )
-            tls = TlsConnection(wrapped, connection.name)
+            tls = self._wrap(sock, connection.name, name, session)
         except OSError as exc:
             sock.close()
             doing = f"connection to {connection.name} broke"
@@ -197,17 +227,17 @@ class TlsClient:
         try:
             while True:
                 try:
-                    wrapped.do_handshake()
+                    tls.do_handshake()
                     break
                 except ssl.SSLWantReadError:
                     await tls.wait_readable()
-                    first = first or _peek(wrapped)
+                    first = first or tls.peek()
                 except ssl.SSLWantWriteError:
                     await tls.wait_writable()
         except ssl.SSLCertVerificationError as exc:
             # OpenSSL reads the system's directory of certificates only now, and may lack a descriptor for that.
             shortage = no_descriptor_left(f"TLS handshake with {name} failed") if is_unknown_authority(exc) else None
-            failure = shortage or not_accepted(exc, wrapped, name, self.config)
+            failure = shortage or not_accepted(exc, tls.unverified_certificate(), name, self.config)
             tls.close()
             raise failure from exc
         except OSError as exc:
@@ -220,6 +250,15 @@ class TlsClient:
         # Set only now: the session of a failed handshake was never verified, and must not be resumed.
         tls.client, self._session, self._newest = self, session, tls
         return tls
+
+    def _wrap(self, sock: socket.socket, peer: str, name: str, session: ssl.SSLSession | None) -> TlsConnection:
+        """A connection before its handshake. Raises OSError."""
+        from . import tls_records  # it imports this module
+
+        if tls_records.wanted(self._context):
+            return tls_records.RecordConnection(sock, peer, self._context, name, session)
+        wrapped = self._context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False, session=session)
+        return TlsConnection(wrapped, peer)
 
 
 async def open_tls(config: TlsConfig) -> TlsClient:
@@ -241,12 +280,3 @@ async def open_tls(config: TlsConfig) -> TlsClient:
     if not reading:
         raise HostError(f"{_READERS.borrowed_tokens} earlier attempts still wait for the disk of the files of tls")
     raise HostError(f"{reading[-1]} could not be read within {FILES_S:g} s; is it on a disk that answers?")
-
-
-def _peek(sock: ssl.SSLSocket) -> bytes:
-    """The first bytes of the answer, which stay in the socket. They show plain HTTP, for which OpenSSL only says that
-    it is not TLS."""
-    try:
-        return socket.socket.recv(sock, 5, socket.MSG_PEEK)
-    except OSError:  # the handshake reports it
-        return b""

@@ -47,15 +47,15 @@ _NAME_CHARS: Final = 60
 NO_CERTIFICATE: Final = "wants a certificate of the client: set tls.cert_file and tls.key_file"
 
 
-def not_accepted(exc: ssl.SSLCertVerificationError, sock: ssl.SSLSocket, name: str, config: TlsConfig) -> PeerError:
-    """The error for a certificate of the server ``name`` that is not accepted."""
+def not_accepted(exc: ssl.SSLCertVerificationError, info: dict[str, object], name: str, config: TlsConfig) -> PeerError:
+    """The error for a certificate of the server ``name`` that is not accepted. ``info``: its `certificate_info`."""
     code, begin = exc.verify_code, f"the certificate of {name}"
     if code == _EXPIRED:
-        text = f"{begin} has expired{_date(sock, 'notAfter')}; renew it at the server, or set this machine's clock"
+        text = f"{begin} has expired{_date(info, 'notAfter')}; renew it at the server, or set this machine's clock"
     elif code == _NOT_YET_VALID:
-        text = f"{begin} is not yet valid{_date(sock, 'notBefore')}; set this machine's clock"
+        text = f"{begin} is not yet valid{_date(info, 'notBefore')}; set this machine's clock"
     elif code in _OTHER_NAME:
-        text = f"{begin} is not for {name}{_names(sock)}; use one of its names in server or tls.server_name"
+        text = f"{begin} is not for {name}{_names(info)}; use one of its names in server or tls.server_name"
     elif code in _UNKNOWN_AUTHORITY:
         trusted = "this system" if config.ca_file is None else f"tls.ca_file {config.ca_file}"
         remedy = "set tls.ca_file to its authority's certificate, and let the server send its whole chain"
@@ -113,26 +113,26 @@ def _alert(exc: OSError, config: TlsConfig) -> str | None:
     return None
 
 
-def certificate_info(sock: ssl.SSLSocket) -> dict[str, object]:
+def certificate_info(tls: ssl.SSLSocket | ssl.SSLObject) -> dict[str, object]:
     """The certificate that was refused or not verified, in the format of `ssl.SSLSocket.getpeercert`.
 
     Only a private object of CPython has it. Without that object this is empty, and messages say less.
     """
     try:
-        chain = sock._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        chain = tls._sslobj.get_unverified_chain()  # type: ignore[union-attr]
         info: dict[str, object] = chain[0].get_info()
     except (AttributeError, IndexError, TypeError, ValueError, ssl.SSLError):
         return {}
     return info
 
 
-def _date(sock: ssl.SSLSocket, which: str) -> str:
-    date = certificate_info(sock).get(which)
+def _date(info: dict[str, object], which: str) -> str:
+    date = info.get(which)
     return f" ({which} {date})" if date else ""
 
 
-def _names(sock: ssl.SSLSocket) -> str:
-    alternatives = certificate_info(sock).get("subjectAltName")
+def _names(info: dict[str, object]) -> str:
+    alternatives = info.get("subjectAltName")
     if not isinstance(alternatives, tuple) or not alternatives:
         return ""
     names = [shorten(one_line(str(value)), _NAME_CHARS) for _, value in alternatives]
