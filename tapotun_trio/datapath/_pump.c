@@ -1105,6 +1105,8 @@ static void release(Pump *p, Object *object)
 			Port *port = p->objects[i] && p->objects[i]->kind == PORT ? (Port *)p->objects[i] : NULL;
 			if (port && port->lender == object->id && port->rest != port->own && !keep(port, (const uint8_t *)"", 0))
 				port->failed = ENOMEM;
+			if (port && port->failed)
+				touch(p, &port->object); /* so that `report` sees it */
 			if (port && port->lender == object->id) {
 				port->lender = 0;
 				if (port->failed)
@@ -1359,6 +1361,15 @@ static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 	port->own = NULL;
 	port->own_bytes = 0;
 	return rest;
+}
+
+PyDoc_STRVAR(failure_doc, "failure(port) -> the errno that ended its use of the socket that it had last; 0: none did");
+
+static PyObject *Pump_failure(PyObject *self, PyObject *arg)
+{
+	unsigned long long id = PyLong_AsUnsignedLongLong(arg);
+	Port *port = PyErr_Occurred() ? NULL : found((Pump *)self, id, PORT);
+	return port ? PyLong_FromLong(port->failed) : NULL;
 }
 
 PyDoc_STRVAR(waiting_doc, "waiting(port) -> bytes that its socket has not taken");
@@ -1638,7 +1649,7 @@ static void Pump_dealloc(PyObject *self)
 static PyMethodDef methods[] = {
 	METHOD(wait, METH_VARARGS), METHOD(counts, METH_NOARGS), METHOD(halt, METH_O), METHOD(free, METH_O),
 	METHOD(table, METH_O), METHOD(learn, METH_VARARGS), METHOD(verdicts, METH_O), METHOD(forget, METH_O),
-	METHOD(port, METH_NOARGS), METHOD(attach, METH_VARARGS), METHOD(detach, METH_O), METHOD(waiting, METH_O),
+	METHOD(port, METH_NOARGS), METHOD(attach, METH_VARARGS), METHOD(detach, METH_O), METHOD(failure, METH_O), METHOD(waiting, METH_O),
 	METHOD(outlet, METH_O), METHOD(busy, METH_VARARGS), METHOD(reader, METH_VARARGS),
 	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O), METHOD(merged, METH_VARARGS),
 	{ "valid", Pump_valid, METH_O | METH_STATIC, valid_doc },

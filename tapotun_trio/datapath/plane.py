@@ -485,15 +485,18 @@ class PlanePort:
         self._plane.add(self.number, self)
         connection.borrowers.append(self.hand_back)
 
-    def take_back(self) -> bytes:
-        """End the loan. Returns what has to be sent next on the connection: it may be in the middle of a chunk."""
+    def take_back(self) -> tuple[bytes, Exception | None]:
+        """End the loan. Returns what has to be sent next on the connection, which may be in the middle of a chunk; and
+        why nothing can be sent on it any more, or None."""
         connection, self._connection = self._connection, None
         if connection is None:
-            return b""
+            return b"", None
         connection.borrowers.remove(self.hand_back)
         self._plane.remove(self.number)
         self._lender = None
-        return connection.take_back_sending(self._plane.pump.detach(self.number))
+        pump = self._plane.pump
+        rest, failure = connection.take_back_sending(pump.detach(self.number)), pump.failure(self.number)
+        return rest, connection.failure(OSError(failure, os.strerror(failure))) if failure else None
 
     # -- see Borrower
 
@@ -503,12 +506,8 @@ class PlanePort:
 
     def handle(self, what: int, detail: object) -> None:
         assert self._lender is not None
-        assert self._connection is not None
         if what == _pump.WATCH:
             self._lender.port_watch()
-        elif what == _pump.FAILED:
-            assert isinstance(detail, int)
-            self._lender.port_failed(self._connection.failure(OSError(detail, os.strerror(detail))))
         else:
             self._lender.port_handed_back()
 
@@ -533,11 +532,9 @@ class PortLender(Protocol):
     def port_sent(self) -> None:
         """Something was sent."""
 
-    def port_failed(self, error: Exception) -> None:
-        """The stream broke. The sender is to take the port back."""
-
     def port_handed_back(self) -> None:
-        """The socket is full, or is about to be closed, or the plane ends. The sender is to take the port back."""
+        """The socket is full, has failed, or is about to be closed, or the plane ends. The sender is to take the port
+        back."""
 
 
 class Flows:

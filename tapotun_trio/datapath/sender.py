@@ -327,12 +327,19 @@ class Sender:
                 self._lent = stream
 
     def _take_back(self) -> None:
-        """Take the socket back, if it is lent: everything goes through `send` again."""
+        """Take the socket back, if it is lent: everything goes through `send` again. If the plane could not send on it,
+        the stream is broken."""
         stream, self._lent = self._lent, None
         if stream is not None and self._port is not None:
-            rest = self._port.take_back()
+            rest, failure = self._port.take_back()
             if rest:
                 stream.writer.pending = memoryview(rest)
+            if failure is not None:  # the stream's own task raises it
+                if self.stream is stream:
+                    self.stream = None
+                reason = failure.reason if isinstance(failure, PeerError) else EndReason.INTERNAL_ERROR
+                stream.writer.mark_broken(reason)
+                self._wake.set()
 
     def _yield_if_full(self) -> None:
         """If something waits in the plane for the socket, what comes now has to wait behind it."""
@@ -349,15 +356,6 @@ class Sender:
 
     def port_sent(self) -> None:
         self._sent_since_tick = True
-
-    def port_failed(self, error: Exception) -> None:
-        stream = self._lent
-        self._take_back()
-        if stream is not None:
-            if self.stream is stream:
-                self.stream = None
-            stream.writer.mark_broken(error.reason if isinstance(error, PeerError) else EndReason.INTERNAL_ERROR)
-        self._wake.set()
 
     def port_handed_back(self) -> None:
         self._take_back()

@@ -5,6 +5,7 @@ What it does for two whole ends is in test_plane_differential.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import select
@@ -162,6 +163,7 @@ def test_an_unknown_number_is_an_error(world: World, wrong: int) -> None:
         lambda: pump.forget(wrong),
         lambda: pump.attach(wrong, ours.fileno(), 1),
         lambda: pump.detach(wrong),
+        lambda: pump.failure(wrong),
         lambda: pump.waiting(wrong),
         lambda: pump.busy(wrong, True),
         lambda: pump.reader((ours.fileno(),), wrong, slab(), 1000, 0),
@@ -184,6 +186,7 @@ def test_a_number_of_another_kind_is_an_error(world: World) -> None:
         lambda: pump.forget(port),
         lambda: pump.attach(table, ours.fileno(), 1),
         lambda: pump.detach(outlet),
+        lambda: pump.failure(outlet),
         lambda: pump.waiting(table),
         lambda: pump.busy(table, True),
         lambda: pump.reader((ours.fileno(),), port, slab(), 1000, 0),
@@ -704,6 +707,24 @@ def test_a_reader_that_goes_leaves_what_was_lent(world: World) -> None:
         world.wait()
     body += drain(far)
     assert body == chunk(b"".join(frame(packet(1, n, 1400)) for n in range(60)))
+
+
+def test_a_failure_is_known_after_the_socket_was_taken_back(world: World) -> None:
+    """Python may take it back before it has seen the event. A chunk that was begun must not be followed by another."""
+    pump, tun = world.pump, world.tun()
+    table, port = pump.table(plane.ALL_ALIKE), pump.port()
+    ours, far = world.pair()
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    far.close()
+    tun.send(bytes(12) + packet(1, 2))
+    events, _ = world.wait()
+    assert (_pump.FAILED, port, errno.EPIPE) in events
+    pump.detach(port)
+    assert pump.failure(port) == errno.EPIPE
+    pump.attach(port, world.pair()[0].fileno(), 1000)
+    assert pump.failure(port) == 0
 
 
 def test_trio_is_woken_for(world: World) -> None:
