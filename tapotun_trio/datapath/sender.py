@@ -190,6 +190,10 @@ class Sender:
             if stream.unwatched_bytes > WATCH_BYTES:
                 stream.unwatched_bytes = 0
                 stream.scheduler.watch(trio.current_time())
+                if stream.scheduler.paced and self._lent is not None:
+                    # What comes next is queued. The plane runs once more before the task of the stream does, and what
+                    # it sent would overtake the queue.
+                    self.port_handed_back()
         except MemoryError:  # only these packets are lost
             self._counters.drops[DropReason.NO_MEMORY] += packets
             self._wake.set()
@@ -398,7 +402,11 @@ class Sender:
             raise fault
         self.tx_queue.expire(now)
         if self.stream is not None:
-            self.stream.scheduler.tick(now)
+            scheduler = self.stream.scheduler
+            was_paced = scheduler.paced
+            scheduler.tick(now)
+            if was_paced and not scheduler.paced:
+                self._wake.set()  # its task may lend it to the plane again, which nothing else would tell it
         if self._sent_since_tick and not self.keepalive.always:
             self._sent_since_tick = False
             self._pinged_at = now

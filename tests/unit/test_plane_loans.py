@@ -1,0 +1,100 @@
+"""What a task does with a stream while the plane has it, and how the plane gets it again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import pytest
+import trio
+
+from tapotun_trio.datapath.scheduler import SendScheduler
+from tapotun_trio.errors import EndReason
+
+from ..packets import frame, ipv4
+from ..planes import needs_pump
+from .test_plane_differential import (
+    EVERYONE_READS,
+    A,
+    B,
+    Bytes,
+    Packets,
+    Read,
+    Scenario,
+    World,
+    chunked,
+    decode,
+    from_host,
+    plain,
+)
+from .test_plane_hook import WARM_UP, in_world, play_all
+from .test_wire_merge import udp
+
+pytestmark = needs_pump
+
+# More than the path is looked at after (scheduler.WATCH_BYTES).
+MUCH: Final = plain("198.51.100.1", A, 1400, 100)
+
+
+def is_lent(world: World, number: int = 0) -> bool:
+    port = world.peers[number].sender._port
+    return port is not None and port.is_lent
+
+
+def test_nothing_overtakes_what_a_task_has_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python sends while the plane has the socket, finds that the path has to be paced, and queues from then on. The
+    plane runs once more before the task of the stream does."""
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP, *EVERYONE_READS)
+        peer = world.peers[0]
+        assert is_lent(world)
+        with monkeypatch.context() as patch:
+            patch.setattr(SendScheduler, "watch", lambda scheduler, _: setattr(scheduler, "paced", True))
+            peer.sender.send(MUCH, 100)
+        first, second = (frame(ipv4(B, A, bytes(79) + bytes((number,)))) for number in (1, 2))
+        peer.sender.send(first, 1)
+        world.peers[1].up.send(chunked(second))
+        await world.finish()
+        assert [data[-1] for data in decode(bytes(peer.bodies[0]))[-2:]] == [1, 2]
+
+    trio.run(partial(in_world, Scenario(()), work, native=True))
+
+
+def test_the_plane_gets_a_stream_again_whose_pacing_has_ended() -> None:
+    """However little is sent on it: nothing else would wake the task of the stream."""
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP)
+        sender = world.peers[0].sender
+        assert sender.stream is not None
+        sender.stream.scheduler.paced = True
+        sender.port_watch()
+        await world.settle()
+        assert not is_lent(world)
+        sender.tick(trio.current_time() + 10, 1)
+        await world.settle()
+        assert not sender.stream.scheduler.paced
+        assert is_lent(world)
+
+    trio.run(partial(in_world, Scenario(()), work, native=True))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_connection_that_another_task_has_closed(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next packet finds out, on both paths."""
+    if not native:
+        monkeypatch.setenv("TAPOTUN_PLANE", "off")
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP)
+        peer = world.peers[0]
+        assert is_lent(world) == native
+        assert peer.sender.stream is not None
+        peer.sender.stream.writer.connection.close()
+        await world.settle()
+        assert peer.serve_ends == ["runs"]
+        await play_all(world, Packets(0, from_host(A)), Read(0, 1 << 30))
+        assert peer.serve_ends == [EndReason.BROKEN]
+
+    trio.run(partial(in_world, Scenario(()), work, native=native))
