@@ -92,6 +92,10 @@ class AdaptiveSkip:
             return False
         return True
 
+    def try_next(self) -> None:
+        """Skip no further occasion before the next try."""
+        self._left = 0
+
     def succeeded(self) -> None:
         self._skips = 0
 
@@ -283,6 +287,10 @@ class DeviceWriter:
         self._plane: Plane | None = None
         self.outlet: int | None = None
         self.merged = 0
+
+    def look_for_runs(self) -> None:
+        """Look for runs in the next receive: the plane has skipped receives itself."""
+        self._search.try_next()
 
     def write_all(self, view: memoryview, frames: Sequence[FrameRange], drops: Counter[str]) -> None:
         """Write the frames of one receive; segments of one flow (UDP, TCP) are coalesced where possible.
