@@ -561,7 +561,11 @@ class Flows:
         weakref.finalize(self, _free, plane.pump, self.table).atexit = False
 
     def learn(self, view: memoryview, frames: Sequence[FrameRange], judge: JudgeFrame) -> None:
-        """Keep what ``judge`` says that was decided for these frames."""
+        """Keep what ``judge`` says that was decided for these frames, if there is memory for it."""
+        with suppress(MemoryError):  # then frames like these come to Python again
+            self._learn(view, frames, judge)
+
+    def _learn(self, view: memoryview, frames: Sequence[FrameRange], judge: JudgeFrame) -> None:
         learn, table = self._plane.pump.learn, self.table
         for start, stop, count in frames:
             verdict = judge(view, start)

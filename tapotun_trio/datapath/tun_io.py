@@ -136,11 +136,11 @@ async def read_device(
         if (sender := only_sender()) is not None and sender.stalled:
             await sender.wait_for_room()
         plane = current_plane()
-        if plane is not None and judge is not None and isinstance(device, LendableDevice) and device.descriptors:
-            more = False
-            if await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge):
-                continue
         try:
+            if plane is not None and judge is not None and isinstance(device, LendableDevice) and device.descriptors:
+                more = False
+                if await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge):
+                    continue
             if not more or bursts == _BURSTS_PER_WAKE:
                 bursts = 0
                 await device.wait_readable()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from threading import Event
+from typing import Any, Final
 
 import pytest
 import trio
 
+from tapotun_trio.datapath import tun_io
+from tapotun_trio.datapath.plane import current_plane
 from tapotun_trio.datapath.scheduler import SendScheduler
+from tapotun_trio.datapath.tun_io import SHORTAGE_PAUSE_S
 from tapotun_trio.errors import EndReason
+from tapotun_trio.server.server import TunnelServer
 
 from ..packets import frame, ipv4
 from ..planes import needs_pump
@@ -20,6 +25,7 @@ from .test_plane_differential import (
     Bytes,
     Packets,
     Read,
+    Reload,
     Scenario,
     World,
     chunked,
@@ -27,7 +33,7 @@ from .test_plane_differential import (
     from_host,
     plain,
 )
-from .test_plane_hook import WARM_UP, in_world, play_all
+from .test_plane_hook import WARM_UP, in_world, plane_of, play_all
 from .test_wire_merge import udp
 
 pytestmark = needs_pump
@@ -123,3 +129,55 @@ def test_merging_is_tried_again_as_soon_on_both_paths(native: bool, monkeypatch:
         assert writer.merged
 
     trio.run(partial(in_world, Scenario((), server=False), work, native=native))
+
+
+@pytest.mark.parametrize("fails", ["dispatch", "learn", "flows"])
+def test_no_memory_for_a_burst_costs_that_burst(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the pure path: the reader of the device goes on after a pause."""
+    failed = Event()
+
+    def fail_once(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            if failed.is_set():
+                return real(*args)
+            failed.set()
+            raise MemoryError
+
+        monkeypatch.setattr(owner, name, call)
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP)
+        if fails == "dispatch":
+            fail_once(tun_io, "_dispatch")
+        elif fails == "flows":
+            fail_once(TunnelServer, "flows")
+            assert world.server._verdicts.flows is not None
+            world.server._verdicts.flows.hand_back()  # for the next loan
+        else:
+            pump = Learner(plane_of().pump)
+            fail_once(pump, "learn")
+            assert world.server._verdicts.flows is not None
+            world.server._verdicts.flows._plane.pump = pump  # type: ignore[assignment]
+        before = world.counters[0].tx_packets
+        await play_all(world, Reload(3), Packets(0, from_host(A, count=3)))
+        await world.finish()
+        assert failed.is_set()
+        await trio.sleep(2 * SHORTAGE_PAUSE_S)
+        await world.play(Packets(0, from_host(A, count=3)))
+        await world.finish()
+        assert current_plane() is not None
+        assert world.counters[0].tx_packets >= before + 3
+
+    trio.run(partial(in_world, Scenario(()), work, native=True))
+
+
+class Learner:
+    """A pump whose methods can be replaced."""
+
+    def __init__(self, pump: Any) -> None:
+        self._pump = pump
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pump, name)
