@@ -964,6 +964,8 @@ static int report_stalled(Pump *p, Object *object, PyObject *events)
 	Port *port = (Port *)object;
 	if (object->kind != PORT || port->told || !port->blocked_ns || p->now_ns - port->blocked_ns < STALLED_NS)
 		return 0;
+	if (port->failed)
+		return 0; /* `report` tells that */
 	port->told = 1;
 	return add_event(events, BLOCKED, object->id, NULL);
 }
@@ -1109,8 +1111,10 @@ static void release(Pump *p, Object *object)
 				touch(p, &port->object); /* so that `report` sees it */
 			if (port && port->lender == object->id) {
 				port->lender = 0;
-				if (port->failed)
+				if (port->failed) {
 					port->sent = port->size = 0;
+					touch(p, &port->object);
+				}
 			}
 		}
 		halt(p, object);
@@ -1257,7 +1261,9 @@ static PyObject *Pump_learn(PyObject *self, PyObject *args)
 		return PyErr_NoMemory();
 	Verdict *v = slot_of(p, t, rule, key, 1);
 	t->count += !v->used;
-	*v = (Verdict){ .used = 1, .way = (uint8_t)way, .rule = (uint8_t)rule, .target = target, .used_ns = clock_ns() };
+	int same = v->used && v->rule == rule && v->way == way && v->target == target && !memcmp(v->key, key, KEY_BYTES);
+	uint64_t hits = same ? v->hits : 0; /* Python is shown known flows, too, and tells again what it has decided */
+	*v = (Verdict){ .used = 1, .way = (uint8_t)way, .rule = (uint8_t)rule, .target = target, .hits = hits, .used_ns = clock_ns() };
 	memcpy(v->key, key, KEY_BYTES);
 	return PyBool_FromLong(1);
 }

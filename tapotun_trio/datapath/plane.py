@@ -409,6 +409,8 @@ class _ReceiveLoan(_Loan):
         if self.error is not None:
             return  # behind a frame that ended the stream
         merged = lane.merged()
+        if small:
+            lane.look_for_runs()
         try:
             lane.deliver(self._reader, frames)
         except BaseException as exc:  # noqa: BLE001 - raised by the task
@@ -438,6 +440,8 @@ class Lane:
         deliver: takes frames that need Python. May raise PeerError and HostError.
         judge: what ``deliver`` has decided for a frame.
         merged: how often frames were written as one super-packet until now.
+        look_for_runs: called before ``deliver`` gets small frames, to which the plane has skipped receives already. The
+            skips of two would multiply: 64 times 64 receives until merging was tried again.
         counters: where to count.
     """
 
@@ -446,6 +450,7 @@ class Lane:
     deliver: Callable[[FrameReader, list[FrameRange]], None]
     judge: JudgeFrame
     merged: Callable[[], int]
+    look_for_runs: Callable[[], None]
     counters: Counters
 
 
@@ -556,7 +561,11 @@ class Flows:
         weakref.finalize(self, _free, plane.pump, self.table).atexit = False
 
     def learn(self, view: memoryview, frames: Sequence[FrameRange], judge: JudgeFrame) -> None:
-        """Keep what ``judge`` says that was decided for these frames."""
+        """Keep what ``judge`` says that was decided for these frames, if there is memory for it."""
+        with suppress(MemoryError):  # then frames like these come to Python again
+            self._learn(view, frames, judge)
+
+    def _learn(self, view: memoryview, frames: Sequence[FrameRange], judge: JudgeFrame) -> None:
         learn, table = self._plane.pump.learn, self.table
         for start, stop, count in frames:
             verdict = judge(view, start)

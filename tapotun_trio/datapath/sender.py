@@ -189,7 +189,7 @@ class Sender:
             stream.unwatched_bytes += size
             if stream.unwatched_bytes > WATCH_BYTES:
                 stream.unwatched_bytes = 0
-                stream.scheduler.watch(trio.current_time())
+                self._watch(stream)
         except MemoryError:  # only these packets are lost
             self._counters.drops[DropReason.NO_MEMORY] += packets
             self._wake.set()
@@ -348,11 +348,16 @@ class Sender:
             self._wake.set()
 
     def port_watch(self) -> None:
-        stream = self._lent
-        if stream is not None:
-            stream.scheduler.watch(trio.current_time())
-            if stream.scheduler.paced:
-                self.port_handed_back()
+        if self._lent is not None:
+            self._watch(self._lent)
+
+    def _watch(self, stream: OutboundStream) -> None:
+        """Look at the path. If it has to be paced from now on, the plane must not send on it."""
+        stream.scheduler.watch(trio.current_time())
+        if stream.scheduler.paced and self._lent is stream:
+            # At once: what comes next is queued, and the plane runs once more before the task of the stream does. What
+            # it sent then would overtake the queue.
+            self.port_handed_back()
 
     def port_sent(self) -> None:
         self._sent_since_tick = True
@@ -398,7 +403,11 @@ class Sender:
             raise fault
         self.tx_queue.expire(now)
         if self.stream is not None:
-            self.stream.scheduler.tick(now)
+            scheduler = self.stream.scheduler
+            was_paced = scheduler.paced
+            scheduler.tick(now)
+            if was_paced and not scheduler.paced:
+                self._wake.set()  # its task may lend it to the plane again, which nothing else would tell it
         if self._sent_since_tick and not self.keepalive.always:
             self._sent_since_tick = False
             self._pinged_at = now

@@ -92,6 +92,10 @@ class AdaptiveSkip:
             return False
         return True
 
+    def try_next(self) -> None:
+        """Skip no further occasion before the next try."""
+        self._left = 0
+
     def succeeded(self) -> None:
         self._skips = 0
 
@@ -132,11 +136,11 @@ async def read_device(
         if (sender := only_sender()) is not None and sender.stalled:
             await sender.wait_for_room()
         plane = current_plane()
-        if plane is not None and judge is not None and isinstance(device, LendableDevice) and device.descriptors:
-            more = False
-            if await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge):
-                continue
         try:
+            if plane is not None and judge is not None and isinstance(device, LendableDevice) and device.descriptors:
+                more = False
+                if await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge):
+                    continue
             if not more or bursts == _BURSTS_PER_WAKE:
                 bursts = 0
                 await device.wait_readable()
@@ -283,6 +287,10 @@ class DeviceWriter:
         self._plane: Plane | None = None
         self.outlet: int | None = None
         self.merged = 0
+
+    def look_for_runs(self) -> None:
+        """Look for runs in the next receive: the plane has skipped receives itself."""
+        self._search.try_next()
 
     def write_all(self, view: memoryview, frames: Sequence[FrameRange], drops: Counter[str]) -> None:
         """Write the frames of one receive; segments of one flow (UDP, TCP) are coalesced where possible.

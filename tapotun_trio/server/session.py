@@ -409,7 +409,8 @@ class Session:
                 return to
             return DropReason.BAD_SOURCE if to is False else to.sender.port(plane)
 
-        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, lambda: writer.merged, self.counters)
+        merged, look = lambda: writer.merged, writer.look_for_runs
+        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, merged, look, self.counters)
 
     def _change_lanes(self) -> None:
         """What this session's packets are decided by has changed, and maybe where they go."""

@@ -572,6 +572,20 @@ def test_hits_and_last_use(world: World) -> None:
     assert pump.counts() == []
 
 
+def test_hits_stay_when_the_same_is_learned_again(world: World) -> None:
+    """Python is shown known flows, too, and tells again what it has decided."""
+    pump, tun = world.pump, world.tun()
+    table = pump.table(plane.BY_ADDRESSES)
+    pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, 0)
+    pump.learn(table, frame(packet(1, 2)), _pump.DROP, 1)
+    tun.send(bytes(12) + packet(1, 2))
+    world.wait()
+    pump.learn(table, frame(packet(1, 2)), _pump.DROP, 1)
+    assert [hits for *_, hits, _ in pump.verdicts(table)] == [1]
+    pump.learn(table, frame(packet(1, 2)), _pump.DROP, 2)
+    assert [hits for *_, hits, _ in pump.verdicts(table)] == [0]
+
+
 def test_a_table_may_go_while_its_verdicts_are_listed(world: World) -> None:
     """The garbage collector may run whatever it likes while the list grows; so may it free a table."""
     pump, table = world.pump, world.pump.table(plane.BY_ADDRESSES)
@@ -682,6 +696,24 @@ def test_a_full_socket_holds_the_reader_of_its_only_sender(world: World) -> None
     assert body == chunk(frames[:taken])
     [(number, packets, packets_bytes, _, _)] = [row for row in pump.counts() if row[0] == port]
     assert (number, packets, packets_bytes) == (port, taken // (1400 + HEADER_BYTES), taken // 1414 * 1400)
+
+
+def test_a_break_is_told_as_a_break_however_late(world: World) -> None:
+    """Also where the socket was full for so long that it would be time to tell that."""
+    pump, tun = world.pump, world.tun()
+    table, port = pump.table(plane.ALL_ALIKE), pump.port()
+    ours, far = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    for n in range(60):
+        tun.send(bytes(12) + packet(1, n, 1400))
+    assert world.wait()[0] == []
+    assert pump.waiting(port)
+    far.close()
+    time.sleep(0.05)  # longer than STALLED_NS, or this proves nothing
+    events, _ = world.wait()
+    assert [event[:2] for event in events] == [(_pump.FAILED, port)]
 
 
 def test_a_reader_that_goes_leaves_what_was_lent(world: World) -> None:
