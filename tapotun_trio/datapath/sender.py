@@ -189,7 +189,9 @@ class Sender:
             stream.unwatched_bytes += size
             if stream.unwatched_bytes > WATCH_BYTES:
                 stream.unwatched_bytes = 0
-                self._watch(stream)
+                stream.scheduler.watch(trio.current_time())
+                if self._lent is not None:
+                    self._yield_if_paced(stream)
         except MemoryError:  # only these packets are lost
             self._counters.drops[DropReason.NO_MEMORY] += packets
             self._wake.set()
@@ -349,11 +351,11 @@ class Sender:
 
     def port_watch(self) -> None:
         if self._lent is not None:
-            self._watch(self._lent)
+            self._lent.scheduler.watch(trio.current_time())
+            self._yield_if_paced(self._lent)
 
-    def _watch(self, stream: OutboundStream) -> None:
-        """Look at the path. If it has to be paced from now on, the plane must not send on it."""
-        stream.scheduler.watch(trio.current_time())
+    def _yield_if_paced(self, stream: OutboundStream) -> None:
+        """If the path has to be paced from now on, the plane must not send on it."""
         if stream.scheduler.paced and self._lent is stream:
             # At once: what comes next is queued, and the plane runs once more before the task of the stream does. What
             # it sent then would overtake the queue.
