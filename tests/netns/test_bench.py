@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench import load, offload, plane
-from bench.compare.measure import compare, requests_us, tree
-from bench.compare.tools import ECHO_PORT, TOOLS, Tool
+from bench.compare.measure import compare, tree
+from bench.compare.tools import TOOLS, Tool
 from bench.congestion import look, machine_default, of_the_tunnel
 from bench.errors import BenchError
 from bench.native import UDPFLOOD, compiled
@@ -16,7 +16,7 @@ from bench.plan import PLANE_OFF
 from bench.scaling.crowd import Point, world
 from bench.scaling.fakeclients import PER_CHUNK
 from bench.variants import PLANE, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
-from tests.harness import Lab, tcp_echo, wait_until
+from tests.harness import Lab, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -133,29 +133,6 @@ def test_a_tunnel_tells_what_it_uses_and_is_started_without_its_plane(lab: Lab) 
         assert set(plane.ask(tunnel)) == {"client", "server"}
     finally:
         tunnel.close()
-
-
-@pytest.mark.parametrize("name", [name for name, (make, _) in TOOLS.items() if issubclass(make, Tool)])
-def test_each_tool_of_the_comparison_comes_up_and_carries_something(lab: Lab, name: str) -> None:
-    make, about = TOOLS[name]
-    tool = make(lab)
-    assert tool.name == name
-    try:
-        tool.prepare()
-        try:
-            tool.start()
-        except BenchError as exc:
-            pytest.skip(str(exc))
-        with load.iperf_server(tool), tcp_echo(tool.server, "0.0.0.0", ECHO_PORT):
-            assert load.tcp(tool, seconds=1).gb > 0
-            assert load.tcp(tool, "-R", seconds=1).gb > 0
-            assert min(requests_us(tool)) > 0
-            if about.packets:
-                assert len(load.pings_us(tool, 10, 0.01)) == 10
-        tool.check()
-        assert len({pid for root in tool.pids for pid in tree(root)}) >= len(tool.pids)
-    finally:
-        tool.close()
 
 
 def test_a_comparison_goes_on_without_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tapotun_trio import __version__
+
 
 def pythons() -> Iterator[Path]:
     """Every Python from 3.11 on that this machine has, one of each version."""
@@ -20,6 +22,10 @@ def pythons() -> Iterator[Path]:
                 found.setdefault(python.name, python)
     yield from found.values()
 
+
+# What --version says where the module can be loaded, and where there is none.
+NATIVE: Final = f"tapotun {__version__}\nplane: native\n"
+PURE: Final = f"tapotun {__version__}\nplane: the installed package has no native module for this machine\n"
 
 # For python -c, with the directory to import from; without one the module must be installed.
 # It works on descriptors that are ready, so that more of it than its initialisation runs.

@@ -18,7 +18,7 @@ from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, cli
 from .chroot import Chroot
 from .conftest import machine, make
 from .foreign import FOREIGN
-from .pythons import EXERCISE, EXERCISED
+from .pythons import EXERCISE, EXERCISED, NATIVE
 
 pytestmark = pytest.mark.netns
 
@@ -69,7 +69,7 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
     server, client = cable(lab)
 
     # What is there.
-    assert debian.run(["tapotun", "--version"]) == f"tapotun {__version__}\n"
+    assert debian.run(["tapotun", "--version"]) == NATIVE
     assert debian.run(["stat", "-c", "%a %U:%G", "/etc/tapotun"]) == "2750 root:tapotun\n"
     assert re.fullmatch(
         r"tapotun:x:\d+:\d+:.*:/nonexistent:/usr/sbin/nologin\n", debian.run(["getent", "passwd", "tapotun"])
@@ -237,7 +237,7 @@ def test_without_its_python_it_says_what_is_missing_and_apt_brings_it(deb: Path,
     said = minimal.run(["dpkg", "-i", f"/tmp/{deb.name}"], check=False)
     assert "tapotun depends on python3 (>= 3.11)" in said
     minimal.install("--fix-broken")
-    assert minimal.run(["tapotun", "--version"]) == f"tapotun {__version__}\n"
+    assert minimal.run(["tapotun", "--version"]) == NATIVE
 
 
 def test_the_same_sources_make_the_same_bytes(deb: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_one_for_arm64_has_its_modules_and_runs(deb: Path, foreign: object, 
     (python,) = (it for it in FOREIGN if (it.machine, it.libc) == ("aarch64", "gnu"))
     start = (tmp_path / "tree" / "usr/bin/tapotun").read_text(encoding="utf-8")
     (tmp_path / "tapotun").write_text(start.replace("/usr/lib/tapotun", str(place)), encoding="utf-8")
-    assert python.run([tmp_path / "tapotun", "--version"]) == f"tapotun {__version__}\n"
+    assert python.run([tmp_path / "tapotun", "--version"]) == NATIVE
     assert python.run(["-c", EXERCISE, place]) == EXERCISED.format(place / MODULE)
 
 
