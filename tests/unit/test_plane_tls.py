@@ -212,13 +212,15 @@ async def test_a_stream_that_is_sent(suite: int) -> None:
 
         async def far_end() -> None:
             frames, body, view = FrameReader(ChunkedBody()), b"", None
-            while not arrived or numbers_of(arrived[-1:]) != [PACKETS - 1]:
+            # Not until the last packet arrives: that one may be dropped, too.
+            while len(arrived) + sum(counters.drops.values()) < PACKETS:
                 if rng.random() < 0.02:
                     await trio.sleep(0.04)  # longer than the plane waits for a full socket
                 if rng.random() < 0.05:
                     await far.send_all(sends.seal(key_update(1), HANDSHAKE))
                     sends.update()
-                body += reader.feed(await far.receive_some(rng.choice((100, 20_000, 500_000))))
+                with trio.move_on_after(0.1):  # then count again: nothing more comes if the last packets were dropped
+                    body += reader.feed(await far.receive_some(rng.choice((100, 20_000, 500_000))))
                 while body:
                     space = frames.space()
                     size = min(len(space), len(body))
