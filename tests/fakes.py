@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, TypeVar
 
 import trio
 
 from tapotun_trio.errors import HostError
+from tapotun_trio.families import IPAddress, IPInterface, IPNetwork, is_within
 from tapotun_trio.host.interfaces import Change, InterfaceChange
 from tapotun_trio.host.items import (
     AttachedNetwork,
@@ -198,14 +198,14 @@ class MemoryNetwork:
                 self._host.standing[name].remove(item)
 
     async def next_hop(
-        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+        self, name: str, address: IPAddress, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
         await trio.lowlevel.checkpoint()
         if self._host.ways_fail:
             raise HostError("the kernel does not say")
         return self._host.ways.get(address)
 
-    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+    async def leads_into(self, name: str, address: IPAddress, mark: int | None) -> bool:
         """Not by what is made here: nothing is carried."""
         await trio.lowlevel.checkpoint()
         return address in self._host.led_into
@@ -218,7 +218,7 @@ class MemoryNetwork:
         return {it: self._host.current.get(it, CurrentRoute(1, None, it)) for it in addresses}
 
     async def attached(
-        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+        self, name: str, networks: Collection[IPNetwork], within: Collection[IPNetwork] = ()
     ) -> list[AttachedNetwork]:
         await trio.lowlevel.checkpoint()
         if self._host.ways_fail:
@@ -226,10 +226,10 @@ class MemoryNetwork:
         return [
             it
             for it in self._host.attached
-            if any(net.subnet_of(it.network) for net in networks) or any(map(it.network.subnet_of, within))
+            if any(is_within(net, it.network) for net in networks) or any(is_within(it.network, net) for net in within)
         ]
 
-    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+    async def machine_addresses(self) -> frozenset[IPInterface]:
         await trio.lowlevel.checkpoint()
         return frozenset(self._host.machine)
 
@@ -264,12 +264,12 @@ class MemoryHost:
         self.strict: set[str] = set()  # interfaces with a strict reverse path filter
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
-        self.ways: dict[IPv4Address, NextHop] = {}  # without our interfaces
+        self.ways: dict[IPAddress, NextHop] = {}  # without our interfaces
         self.ways_fail = False
-        self.led_into: set[IPv4Address] = set()
+        self.led_into: set[IPAddress] = set()
         self.current: dict[str, CurrentRoute | None] = {}
         self.attached: list[AttachedNetwork] = []
-        self.machine: set[IPv4Interface] = set()
+        self.machine: set[IPInterface] = set()
         self.deaf = False  # to changes: watching is refused
         self.owned: set[str] = set()  # names
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused

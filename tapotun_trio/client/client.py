@@ -447,7 +447,7 @@ class TunnelClient:
             # On an extended download a PARAMS frame follows, which has the routes. This answer has none: applying it
             # would remove the routes, and the frame would add them again, at every rotation.
             if self.desired is None or not extended:
-                await self._parameters.configure(answer.conf)
+                await self._parameters.configure(answer.conf.settings)
             interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
             frames = reader.prime(answer.rest)
@@ -469,7 +469,7 @@ class TunnelClient:
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             if self.desired is None:
-                await self._parameters.configure(answer.conf)
+                await self._parameters.configure(answer.conf.settings)
             interface = await self._parameters.wait_attached()
             self._selector.websocket_opened(trio.current_time())
             stream = WebSocketStream(
@@ -515,7 +515,7 @@ class TunnelClient:
         level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
         kind = "extended" if agreement.extended else "base"
         stream = "WebSocket" if websocket else "download"
-        text = f"{stream} from {agreement.address} ({kind}): {describe(answer.conf)}"
+        text = f"{stream} from {agreement.address} ({kind}): {describe(answer.conf.settings)}"
         self.failure_log.note("download", level, text)
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces

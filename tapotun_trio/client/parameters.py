@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
 from ..config.model import Mark
 from ..datapath.tun_io import DeviceWriter
 from ..errors import HostError
+from ..families import IPAddress
 from ..host.items import DesiredState, Item
 from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
@@ -18,7 +18,7 @@ from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
 from ..text import listed
 from ..wire.params import Params
-from ..wire.tunconf import TunConf
+from ..wire.settings import InterfaceSettings
 
 
 class AttachedInterface:
@@ -60,12 +60,12 @@ class InterfaceParameters:
         self._log = log
         self._changes = flap_damped()
         self._require_free = require_free
-        self._conf: TunConf | None = None  # the newest
+        self._conf: InterfaceSettings | None = None  # the newest
         self._first: DesiredState | None = None
         self._first_known = trio.Event()
         self._interface: AttachedInterface | None = None
         self._attached = trio.Event()
-        self._dns: tuple[IPv4Address | IPv6Address, ...] = ()  # what the server offered last
+        self._dns: tuple[IPAddress, ...] = ()  # what the server offered last
 
     @property
     def desired(self) -> DesiredState | None:
@@ -100,7 +100,7 @@ class InterfaceParameters:
         assert self._interface is not None
         return self._interface
 
-    async def configure(self, conf: TunConf) -> None:
+    async def configure(self, conf: InterfaceSettings) -> None:
         """Apply what the server asks for. Waits for the interface to be attached.
 
         Raises PeerError if this would cut the client off from the server, HostError if the host refuses it.
@@ -137,4 +137,4 @@ class InterfaceParameters:
         if offered.dns != self._dns and offered.dns:
             self._log_change(f"the server offers DNS at {listed(offered.dns)}; not set here")
         self._dns = offered.dns
-        await self.configure(TunConf(offered.mtu, offered.addresses, offered.routes))
+        await self.configure(offered.settings)

@@ -14,12 +14,17 @@ ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 # Fields of a server that cannot change while it runs, and their names in the file.
 _FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
 # Other fields that have another name in the file.
-_NAMES: Final = {"keepalive_s": "keepalive", "login": "the login (user, password_file, server)"}
+_NAMES: Final = {
+    "nets": "net",
+    "addresses": "ip",
+    "keepalive_s": "keepalive",
+    "login": "the login (user, password_file, server)",
+}
 # Fields whose values are shown. A token is never shown, nor a field that may hold a login or a token, such as a URL.
 _SHOWN: Final = frozenset(
     {
         "name",
-        "net",
+        "nets",
         "mtu",
         "ips",
         "routes",
@@ -31,7 +36,7 @@ _SHOWN: Final = frozenset(
         "peers",
         "keepalive_s",
         "path",
-        "ip",
+        "addresses",
         "sources",
         "rotate_s",
         "transport",
@@ -169,11 +174,17 @@ def _values(
     One field: ``(1500 -> 1400)``. Several: ``(ip 10.10.0.2 -> 10.10.0.3, routes +10.60.0.0/24)``.
     """
     parts = [
-        (f"{_file_names([name])} " if len(different) > 1 else "") + _difference(getattr(old, name), getattr(new, name))
+        (f"{_file_names([name])} " if len(different) > 1 else "") + _difference(_shown(old, name), _shown(new, name))
         for name in different
         if name in _SHOWN
     ]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _shown(part: InterfaceConfig | AllowedClient, name: str) -> object:
+    """The value of a field; the few that are one value or one for each family as a text."""
+    value = getattr(part, name)
+    return ", ".join(map(str, value)) if name in ("nets", "addresses") else value
 
 
 def _difference(old: object, new: object) -> str:

@@ -6,9 +6,10 @@ import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from ..families import IPAddress, IPInterface, IPNetwork
 from ..text import shorten
 
 SourceCheck: TypeAlias = Literal["strict", "loose", "off"]
@@ -72,13 +73,26 @@ class TokenHash:
 
 @dataclass(frozen=True, slots=True)
 class AllowedClient:
-    """One entry of a server's ``clients``. ``name``, for logs, status and metrics, is the config's or the address."""
+    """One entry of a server's ``clients``.
+
+    Attributes:
+        name: for logs, status and metrics: the config's, or the first address.
+        addresses: the client's own: at most one of each family, IPv4 first.
+    """
 
     name: str
     token: TokenHash
-    ip: IPv4Address
-    routes: tuple[IPv4Network, ...] = ()
-    sources: tuple[IPv4Address, ...] = ()
+    addresses: tuple[IPAddress, ...]
+    routes: tuple[IPNetwork, ...] = ()
+    sources: tuple[IPAddress, ...] = ()
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        return next((each for each in self.addresses if isinstance(each, IPv4Address)), None)
+
+    @property
+    def ipv6(self) -> IPv6Address | None:
+        return next((each for each in self.addresses if isinstance(each, IPv6Address)), None)
 
 
 ListenScope: TypeAlias = tuple[Literal["ipv4", "ipv6", "unix"], int]
@@ -157,7 +171,7 @@ class IngressOptions:
     header, and only trusted proxies are served. ``socket_mode``: the permissions of a Unix socket.
     """
 
-    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusted: tuple[IPNetwork, ...] = ()
     trusts_unix: bool = False
     proxy_protocol: bool = False
     socket_mode: int = 0o660
@@ -168,7 +182,7 @@ class IngressOptions:
             return self
         return IngressOptions(trusted=self.trusted, proxy_protocol=self.proxy_protocol)
 
-    def trusts(self, address: IPv4Address | IPv6Address) -> bool:
+    def trusts(self, address: IPAddress) -> bool:
         """Whether the peer with this address is a trusted proxy."""
         return any(address in network for network in self.trusted)
 
@@ -178,6 +192,7 @@ class ServerConfig:
     """An interface definition with ``port`` or ``net``.
 
     Attributes:
+        nets: its own address with the prefix length of its network, at most one of each family, IPv4 first.
         mtu: the MTU of the interface at both ends, in bytes.
         routes: networks that are local to the server.
         push_routes: networks that clients are asked to route into the tunnel; each once, at most 255.
@@ -191,13 +206,13 @@ class ServerConfig:
     kind: ClassVar[Literal["server"]] = "server"
 
     name: str
-    net: IPv4Interface
+    nets: tuple[IPInterface, ...]
     listen: tuple[ListenAddress, ...]
     mtu: int = 1500
-    ips: tuple[IPv4Address, ...] = ()
-    routes: tuple[IPv4Network, ...] = ()
-    push_routes: tuple[IPv4Network, ...] = ()
-    push_dns: tuple[IPv4Address, ...] = ()
+    ips: tuple[IPAddress, ...] = ()
+    routes: tuple[IPNetwork, ...] = ()
+    push_routes: tuple[IPNetwork, ...] = ()
+    push_dns: tuple[IPAddress, ...] = ()
     clients: tuple[AllowedClient, ...] = ()
     mark: Mark | None = None
     install_routes: bool = True
@@ -206,6 +221,21 @@ class ServerConfig:
     keepalive_s: float = 10.0
     path: str | None = None
     ingress: IngressOptions = field(default_factory=IngressOptions)
+
+    @property
+    def net4(self) -> IPv4Interface | None:
+        """Its IPv4 address and network."""
+        return next((net for net in self.nets if isinstance(net, IPv4Interface)), None)
+
+    @property
+    def net6(self) -> IPv6Interface | None:
+        """Its IPv6 address and network."""
+        return next((net for net in self.nets if isinstance(net, IPv6Interface)), None)
+
+    @property
+    def own_addresses(self) -> tuple[IPAddress, ...]:
+        """All addresses of the server inside the tunnel."""
+        return (*(net.ip for net in self.nets), *self.ips)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class _ServerValidator:
             return None
         return ServerConfig(
             name=name,
-            net=self._net,
+            nets=(self._net,),
             listen=listen,
             mtu=mtu,
             ips=ips,
@@ -367,7 +367,7 @@ class _ServerValidator:
         sources = self._validate_client_sources(client, ip)
         if token is None or ip is None:
             return None
-        return AllowedClient(name=name or str(ip), token=token, ip=ip, routes=routes, sources=sources)
+        return AllowedClient(name=name or str(ip), token=token, addresses=(ip,), routes=routes, sources=sources)
 
     def _validate_client_routes(self, client: Node) -> tuple[IPv4Network, ...]:
         installs = self._node.get("install_routes", bool)

@@ -73,7 +73,7 @@ def _validate_exposed(
     has_clients = False  # the server gives a client its address, so it may be any IPv4 address
     for interface in interfaces:
         if isinstance(interface, ServerConfig):
-            own.update(map(str, (interface.net.ip, *interface.ips)))
+            own.update(map(str, interface.own_addresses))
         else:
             has_clients = True
     is_in_tunnel = endpoint.address in own

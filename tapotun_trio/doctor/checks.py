@@ -129,7 +129,7 @@ def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminCo
     ]
     if admin is not None:
         wanted.append(("admin", admin.listen))
-    own = {str(ip) for server in configs if isinstance(server, ServerConfig) for ip in (server.net.ip, *server.ips)}
+    own = {str(ip) for server in configs if isinstance(server, ServerConfig) for ip in server.own_addresses}
     absent = 0
     for name, endpoint in wanted:
         if not isinstance(endpoint, TcpAddress) or endpoint.early or endpoint.address in machine.addresses | own:
@@ -312,13 +312,14 @@ def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
     for config in configs:
         if not isinstance(config, ServerConfig):
             continue
-        inside = {config.net.ip, *config.ips}
+        inside = set(config.own_addresses)
         outside = [(ip, device) for ip, device in machine.reachable if ip not in inside and device not in names]
-        for network in (config.net.network, *config.push_routes):
+        own = [net.network for net in config.nets]
+        for network in (*own, *config.push_routes):
             for address, device in outside:
                 if address in network:
                     covered += 1
-                    what = "its net" if network == config.net.network else "its push_routes"
+                    what = "its net" if network in own else "its push_routes"
                     text = f"{config.name}: {what} {network} covers this machine's address {address} on {device}"
                     remedy = "if clients reach the server there, use networks without it: base clients cannot recover"
                     yield Finding("warning", "covering", text, remedy)
@@ -383,7 +384,8 @@ def _prefix(network: IPv4Network, length: int) -> tuple[int, int]:
 
 
 def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:
-    yield config.net.network, "the network"
+    for net in config.nets:
+        yield net.network, "the network"
     if config.install_routes:
         for client in config.clients:
             for network in client.routes:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol, runtime_checkable
 
+from ..families import IPAddress, IPInterface, IPNetwork
 from ..wire.frames import FrameRange
 from .items import AttachedNetwork, CurrentRoute, HostRoute, Item, LinkState, NextHop, RouteKey
 
@@ -132,14 +132,14 @@ class Network(Protocol):
         """Remove the items. An item that does not exist, or whose interface is gone, is not an error."""
 
     async def next_hop(
-        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+        self, name: str, address: IPAddress, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
         """How packets to the address, with this fwmark, would leave this machine without the interface ``name`` and
         without ``hidden``, the host routes that were added for it. None: there is no route.
 
         Raises HostError if the kernel does not answer."""
 
-    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+    async def leads_into(self, name: str, address: IPAddress, mark: int | None) -> bool:
         """Whether packets to the address leave through the interface ``name`` at present. Raises as `next_hop`."""
 
     async def current_routes(
@@ -152,13 +152,13 @@ class Network(Protocol):
         Raises HostError if the kernel does not answer."""
 
     async def attached(
-        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+        self, name: str, networks: Collection[IPNetwork], within: Collection[IPNetwork] = ()
     ) -> list[AttachedNetwork]:
         """Return the attached networks (see `netlink.attached`) that contain one of ``networks``, and those of at least
         two addresses that lie in one of ``within``. Networks of the interface ``name`` do not count. Raises as
         `next_hop`."""
 
-    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+    async def machine_addresses(self) -> frozenset[IPInterface]:
         """Return all IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:

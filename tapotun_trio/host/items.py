@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from typing import TypeAlias
 
 from ..errors import HostError, ShortageError
+from ..families import IPAddress, IPInterface, IPNetwork
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
 FULL_MASK = 0xFFFF_FFFF  # compares all bits of a fwmark
@@ -21,7 +21,7 @@ FULL_MASK = 0xFFFF_FFFF  # compares all bits of a fwmark
 class Address:
     """An address with its prefix on the interface. The kernel adds the connected route itself."""
 
-    interface: IPv4Interface
+    interface: IPInterface
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ConnectedRoute:
     """The connected route of an address: the kernel adds it together with the address. It is never part of a desired
     state. It becomes an item only when another program has removed the route but left the address."""
 
-    interface: IPv4Interface
+    interface: IPInterface
 
 
 RouteKey: TypeAlias = tuple[int, int, int]
@@ -40,7 +40,7 @@ RouteKey: TypeAlias = tuple[int, int, int]
 class Route:
     """``network`` goes out through the interface, with no gateway."""
 
-    network: IPv4Network
+    network: IPNetwork
     table: int = MAIN_TABLE
 
     @property
@@ -85,10 +85,10 @@ class HostRoute:
             payload of RTA_METRICS as the kernel gave it.
     """
 
-    address: IPv4Address
+    address: IPAddress
     index: int
-    gateway: IPv4Address | IPv6Address | None = None
-    source: IPv4Address | None = None
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
     metrics: bytes = b""
     table: int = MAIN_TABLE
     device: str = field(default="", compare=False)
@@ -115,17 +115,17 @@ class NextHop:
         captured_by: the route (network and table) that at present leads the address into our interface.
     """
 
-    network: IPv4Network
+    network: IPNetwork
     table: int = MAIN_TABLE
     metric: int = 0
     index: int = 0
     device: str = ""
-    gateway: IPv4Address | IPv6Address | None = None
-    source: IPv4Address | None = None
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
     metrics: bytes = b""
     above_main: bool = False
     usable: bool = True
-    captured_by: tuple[IPv4Network, int] | None = None
+    captured_by: tuple[IPNetwork, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class AttachedNetwork:
         is_tunnel: the interface is, or may be, one of this program, so the network is that of a tunnel.
     """
 
-    network: IPv4Network
+    network: IPNetwork
     device: str
     is_tunnel: bool = False
 

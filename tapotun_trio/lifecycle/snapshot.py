@@ -70,7 +70,7 @@ def _common(record: Record) -> InterfaceStatus:
     return msgspec.structs.replace(
         status,
         kind="server",
-        addresses=[str(config.net), *map(str, config.ips)],
+        addresses=[*map(str, config.nets), *map(str, config.ips)],
         mtu_bytes=config.mtu,
         path=config.path,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Interface, IPv4Network
-from typing import Final
+from ipaddress import IPv4Network
+from typing import Final, TypeAlias
 
 from ..config.model import AllowedClient, Mark, ServerConfig
 from ..cooperative import PART, Steps
+from ..families import IPAddress, IPInterface, IPNetwork, host_network, is_within, with_prefix
 from ..host.items import Address, DesiredState, Item, Route, Rule
 from ..text import listed
-from ..wire.tunconf import TunConf
+from ..wire.settings import InterfaceSettings
 
 _DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
 
@@ -21,17 +22,14 @@ def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
 
     Runs in steps, and other tasks run between them: a server may have thousands of clients.
     """
-    own = config.net.network
-    first, mask, length = int(own.network_address), int(own.netmask), own.prefixlen
-    items: list[Item] = [Address(config.net)]
-    items += (Address(IPv4Interface((ip, own.prefixlen if ip in own else 32))) for ip in config.ips)
+    connected = [net.network for net in config.nets]
+    items: list[Item] = list(map(Address, config.nets))
+    items += (Address(_further_address(ip, connected)) for ip in config.ips)
     if config.install_routes:
-        routes: dict[IPv4Network, Route] = {}
+        routes: dict[IPNetwork, Route] = {}
         for number, client in enumerate(config.clients, 1):
-            if int(client.ip) & mask != first:
-                routes.setdefault(IPv4Network(client.ip), Route(IPv4Network(client.ip)))
-            for net in client.routes:
-                if (int(net.network_address) & mask != first or net.prefixlen < length) and net not in routes:
+            for net in (*map(host_network, client.addresses), *client.routes):
+                if net not in routes and not any(is_within(net, own) for own in connected):
                     routes[net] = Route(net)
             if number % PART == 0:
                 yield
@@ -39,24 +37,39 @@ def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
     return DesiredState(config.mtu, (*items, *_mark_items(config.mark)))
 
 
-def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
+def _further_address(ip: IPAddress, connected: Iterable[IPNetwork]) -> IPInterface:
+    """One of a server's ``ips``: with the prefix length of the network that it lies in, otherwise by itself."""
+    own = host_network(ip)
+    return with_prefix(ip, next((net.prefixlen for net in connected if is_within(own, net)), own.prefixlen))
+
+
+def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPNetwork, ...]:
     """The networks that this client is asked to route into the tunnel.
 
     The networks behind the client itself are left out, and so is the network that its address connects it to. This is
     fast for a client with many routes.
     """
-    own: dict[int, set[int]] = {}  # prefix length to the prefixes
-    for net in (config.net.network, *client.routes):
-        own.setdefault(net.prefixlen, set()).add(int(net.network_address) >> 32 - net.prefixlen)
+    own: _Prefixes = {}
+    for net in (*(each.network for each in config.nets), *client.routes):
+        own.setdefault((net.version, net.prefixlen), set()).add(
+            int(net.network_address) >> net.max_prefixlen - net.prefixlen
+        )
     return tuple(net for net in config.push_routes if not _is_within(net, own))
 
 
-def _is_within(net: IPv4Network, prefixes: dict[int, set[int]]) -> bool:
-    first, length = int(net.network_address), net.prefixlen
-    return any(n <= length and first >> 32 - n in bits for n, bits in prefixes.items())
+_Prefixes: TypeAlias = dict[tuple[int, int], set[int]]
+"""Family and prefix length, to the prefixes of that length."""
 
 
-def desired_for_client(conf: TunConf, mark: Mark | None) -> DesiredState:
+def _is_within(net: IPNetwork, prefixes: _Prefixes) -> bool:
+    first, length, bits = int(net.network_address), net.prefixlen, net.max_prefixlen
+    return any(
+        version == net.version and n <= length and first >> bits - n in firsts
+        for (version, n), firsts in prefixes.items()
+    )
+
+
+def desired_for_client(conf: InterfaceSettings, mark: Mark | None) -> DesiredState:
     """The addresses and routes that the server pushed, and the mark. The tunnel works without pushed routes that the
     kernel refuses."""
     routes = tuple(map(Route, conf.routes))
@@ -69,7 +82,7 @@ def _mark_items(mark: Mark | None) -> Iterable[Item]:
     return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table, mark.mask))
 
 
-def describe(conf: TunConf) -> str:
+def describe(conf: InterfaceSettings) -> str:
     """A phrase for a log line. A server may push hundreds of routes, so only the first are shown."""
     text = f"address {listed(conf.addresses)}, MTU {conf.mtu}"
     return f"{text}, routes {listed(conf.routes)}" if conf.routes else text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic, TypeVar
+
+from ..families import IPNetwork
 
 _STEP: Final = 200  # entries between two yields; they take about half a millisecond
 
@@ -12,38 +13,40 @@ T = TypeVar("T")
 
 
 class PrefixTable(Generic[T]):
-    """An immutable map from networks to values: one dict per prefix length, searched from the longest to the shortest.
+    """An immutable map from networks of one family to values.
+
+    It has one dict per prefix length, which are searched from the longest to the shortest.
 
     If a network is given twice, the first value counts, as in a linear scan.
     """
 
     __slots__ = ("_levels",)
 
-    def __init__(self, entries: Iterable[tuple[IPv4Network, T]]) -> None:
+    def __init__(self, entries: Iterable[tuple[IPNetwork, T]]) -> None:
         self._levels: list[tuple[int, dict[int, tuple[T, ...]]]] = []
         for _ in self._fill(entries):
             pass
 
     @classmethod
-    def in_steps(cls, entries: Iterable[tuple[IPv4Network, T]]) -> Generator[None, None, PrefixTable[T]]:
+    def in_steps(cls, entries: Iterable[tuple[IPNetwork, T]]) -> Generator[None, None, PrefixTable[T]]:
         """Build a table in steps, so that the caller can do other work in between."""
         table = cls(())
         yield from table._fill(entries)
         return table
 
-    def _fill(self, entries: Iterable[tuple[IPv4Network, T]]) -> Generator[None, None, None]:
-        levels: dict[int, dict[int, tuple[T, ...]]] = {}
+    def _fill(self, entries: Iterable[tuple[IPNetwork, T]]) -> Generator[None, None, None]:
+        levels: dict[int, tuple[int, dict[int, tuple[T, ...]]]] = {}
         for number, (network, value) in enumerate(entries, 1):
-            level = levels.setdefault(network.prefixlen, {})
+            if network.prefixlen not in levels:
+                levels[network.prefixlen] = int(network.netmask), {}
+            level = levels[network.prefixlen][1]
             # Tuples, because the garbage collector stops tracking those that hold numbers only.
             values = level.setdefault(int(network.network_address), (value,))
             if values[-1] != value:
                 level[int(network.network_address)] = (*values, value)
             if number % _STEP == 0:
                 yield
-        self._levels = [
-            (0xFFFFFFFF << (32 - length) & 0xFFFFFFFF, levels[length]) for length in sorted(levels, reverse=True)
-        ]
+        self._levels = [levels[length] for length in sorted(levels, reverse=True)]
 
     def lookup(self, address: int) -> T | None:
         """The value of the longest prefix that contains ``address`` (in host byte order), or None."""
@@ -60,8 +63,3 @@ class PrefixTable(Generic[T]):
                 if value != unwanted:
                     return value
         return None
-
-
-def host_network(address: IPv4Address) -> IPv4Network:
-    """The /32 of one address."""
-    return IPv4Network((address, 32))

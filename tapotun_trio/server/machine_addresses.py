@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Interface
 from typing import Final
 
 import trio
 
+from ..families import IPInterface
 from ..host.interfaces import Host
 from ..host.netlink.rewatch import Rewatch
 from ..log import Log
@@ -20,7 +20,7 @@ CHECK_S: Final = 10.0
 async def watch_machine_addresses(
     host: Host,
     log: Log,
-    on_addresses: Callable[[frozenset[IPv4Interface]], None],
+    on_addresses: Callable[[frozenset[IPInterface]], None],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -35,7 +35,7 @@ async def watch_machine_addresses(
         try:
             async with host.open_changes() as changes, host.open_network() as network:
                 retry.worked()
-                known: frozenset[IPv4Interface] | None = None
+                known: frozenset[IPInterface] | None = None
                 while True:
                     present = await network.machine_addresses()
                     if present != known:

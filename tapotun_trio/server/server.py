@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address
 from itertools import product
 from typing import Final, Literal
 
@@ -20,6 +20,7 @@ from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..digests import digest
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
+from ..families import IPInterface
 from ..host.interfaces import Host
 from ..http.heads import BadRequest
 from ..http.server import Exchange
@@ -73,8 +74,8 @@ def _prepare(
         before: the present config; None: there is none yet.
         by_token: the present sessions.
     """
-    networks = yield from collect_in_steps(ClientNetworks(c.ip, c.routes, c.sources) for c in config.clients)
-    router = yield from Router.in_steps((config.net.ip, *config.ips), config.routes, networks, config.source_check)
+    networks = yield from collect_in_steps(ClientNetworks(c.addresses, c.routes, c.sources) for c in config.clients)
+    router = yield from Router.in_steps(config.own_addresses, config.routes, networks, config.source_check)
     differs = before is None or replace(before, clients=()) != replace(config, clients=())
     prepared = Prepared(config, table, router, removed=dict(by_token))
     for index, client in enumerate(config.clients):
@@ -134,7 +135,7 @@ class TunnelServer:
         self._table.router, self._table.sessions = first.router, first.sessions
         self.sessions, self._by_token = first.sessions, first.by_token
         self._verdicts = self._table.device_verdicts
-        self._machine: frozenset[IPv4Interface] = frozenset()
+        self._machine: frozenset[IPInterface] = frozenset()
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
         self._refusal_log = RateLimitedLog(burst=LOG_BURST)
         self._loop_log = flap_damped()
@@ -225,7 +226,7 @@ class TunnelServer:
         """Keep the router informed of this machine's addresses. Runs for ever. See `watch_machine_addresses`."""
         await watch_machine_addresses(host, self._log, self._set_machine, task_status=task_status)
 
-    def _set_machine(self, interfaces: frozenset[IPv4Interface]) -> None:
+    def _set_machine(self, interfaces: frozenset[IPInterface]) -> None:
         self._machine = interfaces
         self._table.router = self._table.router.with_machine(interfaces)
         for session in self.sessions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from typing import Final, NamedTuple
 
 from ..config.model import AllowedClient, ServerConfig
@@ -94,20 +94,24 @@ class ClientParameters:
     """The parameters that one config has for one client. References neither the config nor the client's entry, because
     a session outlives many configs."""
 
-    __slots__ = ("_dns", "_ip", "_keepalive_s", "_mtu", "_peers", "_prefixlen", "_pushed")
+    __slots__ = ("_address", "_dns", "_keepalive_s", "_mtu", "_peers", "_pushed")
 
     def __init__(self, config: ServerConfig, client: AllowedClient) -> None:
         self._mtu, self._peers = config.mtu, config.peers
         self._dns, self._keepalive_s = config.push_dns, config.keepalive_s
-        self._ip, self._prefixlen = client.ip, config.net.network.prefixlen
+        net, ip = config.net4, client.ipv4
+        self._address = None if net is None or ip is None else IPv4Interface((ip, net.network.prefixlen))
         self._pushed = pushed_routes(config, client)
 
     @property
     def tun_conf(self) -> str:
         """The value of x-tun-conf in the answer to a download."""
+        assert self._address is not None
         if self._peers == 1:
             return encode_generation_1(self._mtu, self._address)
-        return encode_generation_2(TunConf(self._mtu, (self._address,), self._pushed))
+        return encode_generation_2(
+            TunConf(self._mtu, (self._address,), tuple(net for net in self._pushed if isinstance(net, IPv4Network)))
+        )
 
     @property
     def params(self) -> bytes:
@@ -115,16 +119,12 @@ class ClientParameters:
         return params.encode(
             params.Params(
                 mtu=self._mtu,
-                addresses=(self._address,),
+                addresses=() if self._address is None else (self._address,),
                 routes=self._pushed,
                 dns=self._dns,
                 keepalive=self._keepalive_s,
             )
         )
-
-    @property
-    def _address(self) -> IPv4Interface:
-        return IPv4Interface((self._ip, self._prefixlen))
 
 
 class PreviousParameters(NamedTuple):

@@ -30,7 +30,7 @@ def server_status(
     for session in sessions:
         client = session.client
         peers.append(
-            peer_status(session, client.name, addresses=[client.ip], routes=client.routes, sources=client.sources)
+            peer_status(session, client.name, addresses=client.addresses, routes=client.routes, sources=client.sources)
         )
         if len(peers) % PEERS_PER_STEP == 0:
             yield

@@ -4,7 +4,7 @@
 
     {
         "mtu": 1400,                                    bytes
-        "addresses": ["10.0.0.2/24", "fd00::2/64"],     both families; at least one for IPv4
+        "addresses": ["10.0.0.2/24", "fd00::2/64"],     both families; at least one
         "routes": ["10.1.0.0/16", "fd01::/64"],         both families; optional
         "dns": ["10.0.0.1"],                            optional
         "device": "tun",                                or "tap"; optional
@@ -14,23 +14,14 @@
 
 from __future__ import annotations
 
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Literal
 
 import msgspec
 
 from ..errors import EndReason, PeerError
-from .tunconf import usable
+from ..families import IPAddress, IPInterface, IPNetwork
+from .settings import InterfaceSettings, usable
 
 KEEPALIVE_S = (1.0, 50.0)  # smallest and largest keepalive; below the usual 60 s of proxies
 
@@ -40,23 +31,24 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mtu: the MTU in bytes.
-        addresses: the IPv4 addresses, at least one.
-        addresses6: the IPv6 addresses; used only if IPv6 was agreed on.
-        routes: IPv4 networks behind the server.
-        routes6: IPv6 networks behind the server; used only if IPv6 was agreed on.
+        addresses: at least one. IPv6 ones only if IPv6 was agreed on.
+        routes: networks behind the server. IPv6 ones only if IPv6 was agreed on.
         dns: name servers of the network behind the server.
         device: what the frames carry: ``tun`` IP packets, ``tap`` Ethernet frames.
         keepalive: the seconds between two PINGs.
     """
 
     mtu: int
-    addresses: tuple[IPv4Interface, ...]
-    addresses6: tuple[IPv6Interface, ...] = ()
-    routes: tuple[IPv4Network, ...] = ()
-    routes6: tuple[IPv6Network, ...] = ()
-    dns: tuple[IPv4Address | IPv6Address, ...] = ()
+    addresses: tuple[IPInterface, ...]
+    routes: tuple[IPNetwork, ...] = ()
+    dns: tuple[IPAddress, ...] = ()
     device: Literal["tun", "tap"] = "tun"
     keepalive: float = 10.0
+
+    @property
+    def settings(self) -> InterfaceSettings:
+        """The part that concerns the interface."""
+        return InterfaceSettings(self.mtu, self.addresses, self.routes)
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,8 +67,8 @@ def encode(params: Params) -> bytes:
     return msgspec.json.encode(
         _Wire(
             mtu=params.mtu,
-            addresses=[str(address) for address in (*params.addresses, *params.addresses6)],
-            routes=[str(route) for route in (*params.routes, *params.routes6)],
+            addresses=list(map(str, params.addresses)),
+            routes=list(map(str, params.routes)),
             dns=list(map(str, params.dns)),
             device=params.device,
             keepalive=params.keepalive,
@@ -88,8 +80,8 @@ def decode(payload: bytes) -> Params:
     """Parse the payload of a PARAMS frame. Untrusted input; raises PeerError only."""
     try:
         wire = msgspec.json.decode(payload, type=_Wire)
-        addresses = list(map(ip_interface, wire.addresses))
-        routes = list(dict.fromkeys(map(ip_network, wire.routes)))
+        addresses = tuple(map(ip_interface, wire.addresses))
+        routes = tuple(dict.fromkeys(map(ip_network, wire.routes)))
         dns = tuple(dict.fromkeys(map(ip_address, wire.dns)))
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise PeerError("the server's parameters cannot be read", reason=EndReason.BAD_PARAMS) from exc
@@ -97,10 +89,8 @@ def decode(payload: bytes) -> Params:
         raise PeerError("the server's parameters are for an unknown kind of device", reason=EndReason.BAD_PARAMS)
     params = Params(
         mtu=wire.mtu,
-        addresses=tuple(address for address in addresses if isinstance(address, IPv4Interface)),
-        addresses6=tuple(address for address in addresses if isinstance(address, IPv6Interface)),
-        routes=tuple(route for route in routes if isinstance(route, IPv4Network)),
-        routes6=tuple(route for route in routes if isinstance(route, IPv6Network)),
+        addresses=addresses,
+        routes=routes,
         dns=dns,
         device="tap" if wire.device == "tap" else "tun",
         keepalive=wire.keepalive,

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
 from struct import Struct
 from typing import Final, Literal
 
 from ..errors import EndReason, PeerError
-from ..martians import is_hostless
+from .settings import InterfaceSettings, usable
 
 _FIXED: Final = Struct("<HB")
 _GENERATION_1_BYTES: Final = 7
@@ -41,6 +40,11 @@ class TunConf:
     addresses: tuple[IPv4Interface, ...]
     routes: tuple[IPv4Network, ...] = ()
     generation: Literal[1, 2] = field(default=2, compare=False)
+
+    @property
+    def settings(self) -> InterfaceSettings:
+        """The parameters without the layout."""
+        return InterfaceSettings(self.mtu, self.addresses, self.routes)
 
 
 def encode_generation_1(mtu: int, address: IPv4Interface) -> str:
@@ -90,11 +94,6 @@ def decode(value: str) -> TunConf:
         raise _bad("has an address twice, or one that no interface can have")
     routes = tuple(_route(packed[at : at + 5]) for at in range(routes_at + 1, len(packed), 5))
     return TunConf(mtu, addresses, tuple(dict.fromkeys(routes)))
-
-
-def usable(addresses: Sequence[IPv4Interface]) -> bool:
-    """Whether there is at least one address, none is there twice, and an interface can have each of them."""
-    return 0 < len(addresses) == len(set(addresses)) and not any(is_hostless(IPv4Network(a.ip)) for a in addresses)
 
 
 def _address(packed: bytes, prefix: int) -> IPv4Interface:

@@ -70,7 +70,7 @@ def allowed(name: str, ip: str, routes: tuple[str, ...] = (), sources: tuple[str
     return AllowedClient(
         name=name,
         token=TokenHash("sha1", hashlib.sha1(name.encode()).hexdigest()),
-        ip=IPv4Address(ip),
+        addresses=(IPv4Address(ip),),
         routes=tuple(map(IPv4Network, routes)),
         sources=tuple(map(IPv4Address, sources)),
     )
@@ -79,7 +79,7 @@ def allowed(name: str, ip: str, routes: tuple[str, ...] = (), sources: tuple[str
 def server_config(port: int, *clients: AllowedClient, mtu: int = 1500, mark: Mark | None = None) -> ServerConfig:
     return ServerConfig(
         name="hub",
-        net=IPv4Interface("10.10.0.1/24"),
+        nets=(IPv4Interface("10.10.0.1/24"),),
         listen=(TcpAddress("127.0.0.1", port),),
         mtu=mtu,
         clients=clients,

@@ -59,7 +59,7 @@ def test_nothing() -> None:
         (replace(SERVER, clients=(A, replace(B, token=allowed("x", "10.10.0.9").token))), "hub b: token changed"),
         (replace(SERVER, clients=(A, replace(B, name="c"))), "hub b: name changed (b -> c)"),
         (
-            replace(SERVER, clients=(A, replace(B, name="c", ip=IPv4Address("10.10.0.4")))),
+            replace(SERVER, clients=(A, replace(B, name="c", addresses=(IPv4Address("10.10.0.4"),)))),
             "hub b: name, ip changed (name b -> c, ip 10.10.0.3 -> 10.10.0.4)",
         ),
     ],
@@ -151,7 +151,7 @@ entries = st.builds(
     st.lists(
         st.builds(
             lambda name, net: AllowedClient(
-                name=name, token=A.token, ip=IPv4Address("10.10.0.2"), routes=(IPv4Network(net),)
+                name=name, token=A.token, addresses=(IPv4Address("10.10.0.2"),), routes=(IPv4Network(net),)
             ),
             st.sampled_from(["a", "b", "c"]),
             st.sampled_from(["10.60.0.0/24", "10.61.0.0/24"]),

@@ -96,12 +96,12 @@ def accept_client(**changes: Any) -> ClientConfig:
 def test_minimal_server_gets_the_defaults() -> None:
     assert accept(server()) == ServerConfig(
         name="tun0",
-        net=IPv4Interface("10.10.0.1/24"),
+        nets=(IPv4Interface("10.10.0.1/24"),),
         listen=(TcpAddress("127.0.0.1", 8080, optional=True), TcpAddress("::1", 8080, optional=True)),
         mtu=1500,
         ips=(),
         routes=(),
-        clients=(AllowedClient("10.10.0.2", TokenHash("sha1", sha1("test")), IPv4Address("10.10.0.2")),),
+        clients=(AllowedClient("10.10.0.2", TokenHash("sha1", sha1("test")), (IPv4Address("10.10.0.2"),)),),
         mark=None,
         install_routes=True,
         source_check="loose",
@@ -139,7 +139,7 @@ def test_server_with_every_field() -> None:
     )
     assert accept(entry) == ServerConfig(
         name="corp0",
-        net=IPv4Interface("10.50.0.1/24"),
+        nets=(IPv4Interface("10.50.0.1/24"),),
         listen=(
             TcpAddress("0.0.0.0", 80),
             TcpAddress("2001:db8::1", 80),
@@ -152,7 +152,7 @@ def test_server_with_every_field() -> None:
             AllowedClient(
                 "Zürich 1",
                 TokenHash("sha256", sha256("a").removeprefix("sha256:")),
-                IPv4Address("10.50.0.2"),
+                (IPv4Address("10.50.0.2"),),
                 (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24")),
                 (IPv4Address("192.168.100.10"),),
             ),
@@ -248,7 +248,7 @@ def test_the_limits_of_config_and_wire_agree() -> None:
     pushed = [f"172.16.{n}.0/24" for n in range(255)]
     routes = accept_server(push_routes=pushed).push_routes
     assert list(map(str, routes)) == pushed
-    conf = TunConf(1500, (IPv4Interface("10.10.0.2/24"),), routes)
+    conf = TunConf(1500, (IPv4Interface("10.10.0.2/24"),), tuple(map(IPv4Network, pushed)))
     assert decode(encode_generation_2(conf)) == conf
 
 
@@ -297,12 +297,12 @@ def test_nets(net: str) -> None:
     config, texts = load_entries(server(net=net, clients=[]))
     assert texts == ["F: warning: [0].clients: [] lists no client, so none can connect; add one"]
     assert config is not None
-    assert [i.net for i in config.interfaces if isinstance(i, ServerConfig)] == [IPv4Interface(net)]
+    assert [i.nets for i in config.interfaces if isinstance(i, ServerConfig)] == [(IPv4Interface(net),)]
 
 
 def test_both_hosts_of_a_31_can_be_used() -> None:
     clients = accept_server(net="10.0.0.0/31", clients=[allowed(ip="10.0.0.1")]).clients
-    assert [c.ip for c in clients] == [IPv4Address("10.0.0.1")]
+    assert [c.addresses for c in clients] == [(IPv4Address("10.0.0.1"),)]
 
 
 @pytest.mark.parametrize("token", ["x", "with space", '!"#~', "a" * 39, "A" * 41, "é".encode().hex()])
@@ -380,15 +380,15 @@ def test_examples() -> None:
         (found[name],) = config.interfaces
     minimal, corp = found["server-minimal"], found["server-corp"]
     assert isinstance(minimal, ServerConfig)
-    assert (minimal.name, minimal.net) == ("tun0", IPv4Interface("10.10.0.1/24"))
-    assert [(c.token.digest, str(c.ip)) for c in minimal.clients] == [(sha1("test"), "10.10.0.2")]
+    assert (minimal.name, minimal.net4) == ("tun0", IPv4Interface("10.10.0.1/24"))
+    assert [(c.token.digest, str(c.ipv4)) for c in minimal.clients] == [(sha1("test"), "10.10.0.2")]
     assert {e.port for e in minimal.listen if isinstance(e, TcpAddress)} == {8080}
     assert isinstance(corp, ServerConfig)
-    assert (corp.name, corp.net, corp.mtu) == ("corp0", IPv4Interface("10.50.0.1/24"), 1400)
+    assert (corp.name, corp.net4, corp.mtu) == ("corp0", IPv4Interface("10.50.0.1/24"), 1400)
     assert corp.ips == (IPv4Address("10.50.0.254"),)
     assert corp.mark == Mark(100, 100)
     assert corp.routes == (IPv4Network("172.20.0.0/16"),)
-    assert [(str(c.ip), [str(r) for r in c.routes], [str(s) for s in c.sources]) for c in corp.clients] == [
+    assert [(str(c.ipv4), [str(r) for r in c.routes], [str(s) for s in c.sources]) for c in corp.clients] == [
         ("10.50.0.2", ["10.60.0.0/24", "10.61.0.0/24"], ["192.168.100.10"]),
         ("10.50.0.3", ["10.70.0.0/24"], []),
     ]

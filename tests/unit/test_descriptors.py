@@ -91,7 +91,7 @@ async def test_all_endpoints_share_one_number_of_places(monkeypatch: pytest.Monk
     monkeypatch.setattr(virtual_hosts, "MAX_CONNECTIONS", 8)
     one, two = free_port(), free_port()
     other = server_config(two, allowed("b", "10.20.0.2"))
-    other = replace(other, name="hub2", net=IPv4Interface("10.20.0.1/24"))
+    other = replace(other, name="hub2", nets=(IPv4Interface("10.20.0.1/24"),))
     async with running(MemoryHost(), server_config(one, allowed("a", "10.10.0.2")), other):
         before = open_fds()
         first = await _strangers(one, 6)

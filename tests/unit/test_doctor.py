@@ -248,7 +248,7 @@ def test_a_push_that_covers_an_address_of_this_machine() -> None:
         ("warning", f"hub: its push_routes 203.0.113.0/24 {address}"),
         ("warning", f"hub: its push_routes 0.0.0.0/0 {address}"),
     ]
-    inside = replace(SERVER, net=IPv4Interface("203.0.113.1/24"))
+    inside = replace(SERVER, nets=(IPv4Interface("203.0.113.1/24"),))
     assert covering(machine, inside) == [("warning", f"hub: its net 203.0.113.0/24 {address}")]
     assert covering(machine, SERVER) == [("ok", "no tunnel is routed into itself")]
 

@@ -128,7 +128,7 @@ def introduce(tunnel: TunnelServer) -> None:
     """Each session has a verdict about the next one."""
     sessions, writer = tunnel.sessions, DeviceWriter(MemoryDevice("hub"), Counter())
     for one, other in zip(sessions, [*sessions[1:], sessions[0]], strict=True):
-        data = frame(ipv4(str(one.client.ip), str(other.client.ip), b""))
+        data = frame(ipv4(str(one.client.ipv4), str(other.client.ipv4), b""))
         one.forward(memoryview(data), [(0, len(data), 1)], writer, sessions)
         assert one.cached_verdicts == 1
 

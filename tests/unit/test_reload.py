@@ -34,6 +34,7 @@ from tapotun_trio.config.model import (
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.cooperative import run_now
 from tapotun_trio.errors import ConfigError, HostError
+from tapotun_trio.families import IPNetwork
 from tapotun_trio.host.items import Item, ItemsRefused, Route, Rule
 from tapotun_trio.host.process.sd_notify import ServiceManager
 from tapotun_trio.lifecycle.registry import Record, Registry
@@ -202,7 +203,7 @@ async def test_when_a_peer_was_last_seen_outlives_what_a_reload_replaces(tmp_pat
     port = free_port()
     server = replace(server_config(port, allowed("a", "10.10.0.2"), allowed("b", "10.10.0.3")), name="tun0")
     client = replace(client_config("tun1", port), token=Secret("a"))
-    fresh = AllowedClient("a", TokenHash("sha256", "0" * 64), IPv4Address("10.10.0.2"))
+    fresh = AllowedClient("a", TokenHash("sha256", "0" * 64), (IPv4Address("10.10.0.2"),))
     async with world(tmp_path, server, client) as it:
         await until(lambda: seen(it)[0][2] and seen(it)[2][2], "the client at both ends")
         name = client.server.authority
@@ -421,7 +422,7 @@ async def test_a_client_is_who_has_its_token(tmp_path: Path) -> None:
         server = next(iter(it.registry)).tunnel
         assert isinstance(server, TunnelServer)
         [session] = server.sessions
-        renamed = replace(first.clients[0], name="10.10.0.7", ip=IPv4Address("10.10.0.7"))
+        renamed = replace(first.clients[0], name="10.10.0.7", addresses=(IPv4Address("10.10.0.7"),))
         assert await it.reload(replace(first, clients=(renamed,)), second) == [
             "tun0 a: name, ip changed (name a -> 10.10.0.7, ip 10.10.0.2 -> 10.10.0.7)"
         ]
@@ -518,7 +519,7 @@ async def test_an_address_that_takes_nothing_along_goes_alone(
         assert len(it.host.removed) == 1
         assert removed[0] in it.host.removed[0]
         # The first of a network takes those after it along.
-        await it.reload(replace(first, net=IPv4Interface("10.10.0.3/24"), ips=()), second)
+        await it.reload(replace(first, nets=(IPv4Interface("10.10.0.3/24"),), ips=()), second)
         assert len(it.host.removed) > 1
 
 
@@ -564,7 +565,7 @@ async def test_what_is_changed_costs_no_client_that_is_not_concerned(
     """There may be ten thousand, and while their answers are made anew nobody's packets are carried."""
     asked: list[str] = []
 
-    def pushed(config: ServerConfig, client: AllowedClient) -> tuple[IPv4Network, ...]:
+    def pushed(config: ServerConfig, client: AllowedClient) -> tuple[IPNetwork, ...]:
         asked.append(client.name)
         return config.push_routes
 
@@ -587,7 +588,7 @@ async def test_what_is_changed_costs_no_client_that_is_not_concerned(
     NETWORKS,
 )
 def test_pushed_routes_by_definition(pushed: list[IPv4Network], own: list[IPv4Network], net: IPv4Network) -> None:
-    config = replace(server_config(8080), net=IPv4Interface((net[1], net.prefixlen)), push_routes=tuple(pushed))
+    config = replace(server_config(8080), nets=(IPv4Interface((net[1], net.prefixlen)),), push_routes=tuple(pushed))
     client = replace(allowed("a", "10.10.0.2"), routes=tuple(own))
     wanted = tuple(it for it in pushed if not any(it.subnet_of(mine) for mine in (net, *own)))
     assert pushed_routes(config, client) == wanted

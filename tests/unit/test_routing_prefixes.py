@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tapotun_trio.routing.prefixes import PrefixTable, host_network
+from tapotun_trio.families import host_network
+from tapotun_trio.routing.prefixes import PrefixTable
 
 Rules = list[tuple[IPv4Network, int]]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapotun_trio.families import IPNetwork, host_network
 from tapotun_trio.routing.router import BAD_SOURCE, NO_ROUTE, TO_DEVICE, ClientNetworks, Router
 
 from ..tables import table
@@ -30,15 +31,15 @@ class World:
         return Router(self.addresses, self.local, self.clients, check)
 
 
-def longest_prefix(address: IPv4Address, owners: Iterable[tuple[int, Sequence[IPv4Network]]]) -> int | None:
+def longest_prefix(address: IPv4Address, owners: Iterable[tuple[int, Sequence[IPNetwork]]]) -> int | None:
     """The owner of the longest network that holds the address; of equal ones the first."""
     hits = [(-net.prefixlen, who) for who, nets in owners for net in nets if address in net]
     return min(hits, key=lambda hit: hit[0])[1] if hits else None
 
 
-def networks_of(client: ClientNetworks) -> list[IPv4Network]:
+def networks_of(client: ClientNetworks) -> list[IPNetwork]:
     """ "every client's `ip` (as /32) and `routes`" """
-    return [IPv4Network(client.ip), *client.routes]
+    return [*map(host_network, client.addresses), *client.routes]
 
 
 def pinned_to(world: World, source: IPv4Address) -> int | None:
@@ -109,7 +110,7 @@ def worlds(draw: st.DrawFn) -> World:
     for ip in ips:
         routes = [it for it in draw(st.lists(networks, max_size=3, unique=True)) if it not in taken]
         taken.update(routes)
-        clients.append(ClientNetworks(ip, tuple(routes), tuple(draw(st.lists(addresses, max_size=2)))))
+        clients.append(ClientNetworks((ip,), tuple(routes), tuple(draw(st.lists(addresses, max_size=2)))))
     return World(tuple(own), tuple(draw(st.lists(networks, max_size=2))), tuple(clients))
 
 
@@ -136,11 +137,11 @@ CORP = World(
     local=(IPv4Network("172.20.0.0/16"),),
     clients=(
         ClientNetworks(
-            IPv4Address("10.50.0.2"),
+            (IPv4Address("10.50.0.2"),),
             (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24")),
             (IPv4Address("192.168.100.10"),),
         ),
-        ClientNetworks(IPv4Address("10.50.0.3"), (IPv4Network("10.70.0.0/24"), IPv4Network("10.60.0.128/25"))),
+        ClientNetworks((IPv4Address("10.50.0.3"),), (IPv4Network("10.70.0.0/24"), IPv4Network("10.60.0.128/25"))),
     ),
 )
 A, B = 0, 1
@@ -221,7 +222,7 @@ def test_corp_from_the_device(source: str, destination: str, verdict: int) -> No
 
 def test_a_source_pinned_to_two_clients_goes_to_the_first() -> None:
     pinned = (IPv4Address("9.9.9.9"),)
-    clients = [ClientNetworks(IPv4Address(f"10.0.0.{n}"), (), pinned) for n in (2, 3)]
+    clients = [ClientNetworks((IPv4Address(f"10.0.0.{n}"),), (), pinned) for n in (2, 3)]
     router = Router([IPv4Address("10.0.0.1")], [], clients)
     assert router.from_device(*packed("9.9.9.9", "1.1.1.1")) == 0
 
@@ -234,8 +235,10 @@ def test_no_clients(check: Check) -> None:
 
 # A client that everything leads to, as an exit does, and one with addresses that only its config may make its own.
 EXITS: Final = (
-    ClientNetworks(IPv4Address("10.50.0.2"), (IPv4Network("0.0.0.0/0"),)),
-    ClientNetworks(IPv4Address("10.50.0.3"), tuple(map(IPv4Network, ("240.1.0.0/16", "224.0.0.0/4", "127.0.0.8/29")))),
+    ClientNetworks((IPv4Address("10.50.0.2"),), (IPv4Network("0.0.0.0/0"),)),
+    ClientNetworks(
+        (IPv4Address("10.50.0.3"),), tuple(map(IPv4Network, ("240.1.0.0/16", "224.0.0.0/4", "127.0.0.8/29")))
+    ),
 )
 MACHINE: Final = [IPv4Interface(it) for it in ("203.0.113.10/24", "10.50.0.1/24", "10.50.0.3/24", "192.0.2.4/31")]
 

@@ -132,12 +132,12 @@ def client(number: int) -> AllowedClient:
     networks = [IPv4Network((int(IPv4Address("100.64.0.0")) + 16 * (2 * number + it), 28)) for it in range(2)]
     digest = sha1(str(number).encode()).hexdigest()
     ip = IPv4Address("10.10.1.0") + number
-    return AllowedClient(f"client-{number}", TokenHash("sha1", digest), ip, tuple(networks))
+    return AllowedClient(f"client-{number}", TokenHash("sha1", digest), (ip,), tuple(networks))
 
 
 def server(count: int, *, first: int = 0) -> ServerConfig:
     clients = map(client, range(first, first + count))
-    return replace(server_config(1, *clients), net=IPv4Interface("10.10.0.1/16"))
+    return replace(server_config(1, *clients), nets=(IPv4Interface("10.10.0.1/16"),))
 
 
 def one_changed(config: ServerConfig) -> ServerConfig:
@@ -149,7 +149,7 @@ def one_changed(config: ServerConfig) -> ServerConfig:
 
 def content(config: ServerConfig) -> bytes:
     clients = [
-        {"name": it.name, "token": it.token.digest, "ip": str(it.ip), "routes": [str(net) for net in it.routes]}
+        {"name": it.name, "token": it.token.digest, "ip": str(it.ipv4), "routes": [str(net) for net in it.routes]}
         for it in config.clients
     ]
     # A warning, so that lines and columns are looked for, too.
@@ -206,14 +206,14 @@ def others(count: int) -> ServerConfig:
 
 def routing(count: int) -> Callable[[], object]:
     config = server(count)
-    networks = [ClientNetworks(it.ip, it.routes, it.sources) for it in config.clients]
-    return lambda: Router((config.net.ip,), config.routes, networks)
+    networks = [ClientNetworks(it.addresses, it.routes, it.sources) for it in config.clients]
+    return lambda: Router(config.own_addresses, config.routes, networks)
 
 
 def routing_one_network(count: int) -> Callable[[], object]:
     """One client that names the same network again and again, which is no more than a warning."""
     network = IPv4Network("10.60.0.0/24")
-    return lambda: Router((), (), [ClientNetworks(IPv4Address("10.10.0.2"), (network,) * count)])
+    return lambda: Router((), (), [ClientNetworks((IPv4Address("10.10.0.2"),), (network,) * count)])
 
 
 def planning(count: int) -> Callable[[], object]:

@@ -38,7 +38,7 @@ def servers(port: int, *paths: str | None) -> list[ServerConfig]:
         replace(
             server_config(port, allowed(f"tun{i}", f"10.10.{i}.2")),
             name=f"tun{i}",
-            net=IPv4Interface(f"10.10.{i}.1/24"),
+            nets=(IPv4Interface(f"10.10.{i}.1/24"),),
             path=path,
         )
         for i, path in enumerate(paths)

@@ -1,0 +1,38 @@
+"""Addresses and networks of either family, IPv4 and IPv6. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+"""An address with the prefix length of its network."""
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+
+def host_network(address: IPAddress) -> IPNetwork:
+    """The network of this one address: a /32 or a /128."""
+    return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+
+
+def with_prefix(address: IPAddress, prefixlen: int) -> IPInterface:
+    """The address with the prefix length of its network. Raises ValueError if the family has no such length."""
+    return (
+        IPv4Interface((address, prefixlen)) if isinstance(address, IPv4Address) else IPv6Interface((address, prefixlen))
+    )
+
+
+def is_within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Whether ``inner`` is ``outer`` or a part of it. False if their families differ."""
+    return (
+        inner.prefixlen >= outer.prefixlen
+        and inner.version == outer.version
+        and int(inner.network_address) & int(outer.netmask) == int(outer.network_address)
+    )
+
+
+def only_ipv4(addresses: Iterable[IPAddress]) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses, in their order."""
+    return tuple(each for each in addresses if isinstance(each, IPv4Address))

@@ -1,0 +1,29 @@
+"""What a server asks of a client's interface, in PARAMS (`params`) or in ``x-tun-conf`` (`tunconf`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..families import IPInterface, IPNetwork, host_network
+from ..martians import is_hostless
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceSettings:
+    """The settings of a client's interface.
+
+    Attributes:
+        mtu: the MTU in bytes.
+        addresses: at least one; of both families.
+        routes: pushed by the server; of both families.
+    """
+
+    mtu: int
+    addresses: tuple[IPInterface, ...]
+    routes: tuple[IPNetwork, ...] = ()
+
+
+def usable(addresses: Sequence[IPInterface]) -> bool:
+    """Whether there is at least one address, none is there twice, and an interface can have each of them."""
+    return 0 < len(addresses) == len(set(addresses)) and not any(is_hostless(host_network(a.ip)) for a in addresses)
