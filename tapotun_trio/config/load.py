@@ -21,7 +21,8 @@ from .parsers import is_raw_token, parse_user_name
 from .placeholders import warn_placeholders
 from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
-from .validate import validate_client, validate_mark, validate_name, validate_server
+from .validate import validate_mark, validate_name, validate_server
+from .validate_client import validate_client
 from .validate_process import validate_admin, validate_log, validate_plane, warn_update
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # room for a million routes; a larger file is the wrong one
