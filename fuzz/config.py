@@ -16,11 +16,29 @@ _SERVER: Final = {
     "routes": ["10.0.0.0/8"],
     "clients": [{"name": "a", "token": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "ip": "10.10.0.2", "routes": []}],
 }
+_DUAL: Final = {
+    **_SERVER,
+    "net": ["10.10.0.1/24", "fd00:10::1/64"],
+    "listen": ["192.0.2.1", "2001:db8::1"],
+    "ips": ["fd00:10::9"],
+    "push_routes": ["fd00:20::/64", "172.20.0.0/16"],
+    "push_dns": ["fd00:10::1"],
+    "clients": [
+        {
+            "token": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3",
+            "ip": ["10.10.0.2", "fd00:10::2"],
+            "routes": ["fd00:60::/64", "::/0"],
+            "sources": ["2001:db8::5"],
+        }
+    ],
+}
 _CLIENT: Final = {"name": "c", "server": "https://h/ip", "token": _TOKEN, "rotate_s": [420, 900]}
 
 SEEDS: Final = [
     json.dumps([_SERVER, _CLIENT]).encode(),
     json.dumps([{**_SERVER, "source_check": "strict", "peers": 2, "mark": 1, "listen": ["127.0.0.1"]}]).encode(),
+    json.dumps([_DUAL]).encode(),
+    json.dumps([{**_DUAL, "net": "fe80::1%eth0/64", "mtu": 576, "ips": ["::ffff:10.0.0.1", "ff02::1"]}]).encode(),
     json.dumps([{**_CLIENT, "transport_mark": 5, "tls": {"insecure": True}, "token": [_TOKEN]}]).encode(),
     json.dumps(
         {"interfaces": [_CLIENT], "admin": {"listen": 9090, "token": _TOKEN}, "log": {"level": "info"}}

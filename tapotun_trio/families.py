@@ -24,11 +24,16 @@ def with_prefix(address: IPAddress, prefixlen: int) -> IPInterface:
     )
 
 
+def network_of(address: IPAddress, prefixlen: int) -> IPNetwork:
+    """The network of that prefix length in which the address lies."""
+    return (IPv4Network if isinstance(address, IPv4Address) else IPv6Network)((address, prefixlen), strict=False)
+
+
 def is_within(inner: IPNetwork, outer: IPNetwork) -> bool:
     """Whether ``inner`` is ``outer`` or a part of it. False if their families differ."""
     return (
-        inner.prefixlen >= outer.prefixlen
-        and inner.version == outer.version
+        inner.version == outer.version
+        and inner.prefixlen >= outer.prefixlen
         and int(inner.network_address) & int(outer.netmask) == int(outer.network_address)
     )
 

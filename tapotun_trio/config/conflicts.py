@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final, TypeAlias
 
+from ..families import IPAddress, IPNetwork, host_network, is_within
 from .diagnostics import MASK, Findings, quote, show
 from .model import IngressOptions, ListenAddress, ListenScope, Mark, Secret, TokenHash, Url
 
@@ -31,9 +31,9 @@ class ConflictChecker:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         self._names: dict[str, Path] = {}
-        self._addresses: dict[IPv4Address, Path] = {}
-        self._nets: list[tuple[IPv4Network, Path]] = []
-        self._routes: dict[IPv4Network, Path] = {}
+        self._addresses: dict[IPAddress, Path] = {}
+        self._nets: list[tuple[IPNetwork, Path]] = []
+        self._routes: dict[IPNetwork, Path] = {}
         self._logins: dict[tuple[Url, str], Path] = {}
         self._marks: dict[Mark, Path] = {}
         self._tables: dict[int, Path] = {}
@@ -49,7 +49,7 @@ class ConflictChecker:
         if earlier != path:
             self._findings.error(path, quote(name), f"is already used at {earlier}", "choose another")
 
-    def address(self, path: Path, address: IPv4Address) -> bool:
+    def address(self, path: Path, address: IPAddress) -> bool:
         """Register an address of this machine or of a client. Returns whether it was free."""
         earlier = self._addresses.setdefault(address, path)
         if earlier == path:
@@ -57,11 +57,11 @@ class ConflictChecker:
         self._findings.error(path, quote(str(address)), f"is already used at {earlier}", "choose another address")
         return False
 
-    def net(self, path: Path, network: IPv4Network) -> None:
+    def net(self, path: Path, network: IPNetwork) -> None:
         """Register a server's network; `finish` compares them."""
         self._nets.append((network, path))
 
-    def kernel_route(self, path: Path, network: IPv4Network) -> None:
+    def kernel_route(self, path: Path, network: IPNetwork) -> None:
         """Register a route that will be added to the kernel's table.
 
         `ServerConflictChecker.route` compares the clients of one server; this compares servers.
@@ -181,9 +181,9 @@ class ConflictChecker:
 
     def finish(self) -> None:
         """Compare what can be compared only when all entries are registered: the servers' networks."""
-        widest: tuple[IPv4Network, Path] | None = None
-        for network, path in sorted(self._nets, key=lambda net: net[0]):
-            if widest is None or not network.subnet_of(widest[0]):
+        widest: tuple[IPNetwork, Path] | None = None
+        for network, path in sorted(self._nets, key=lambda net: (net[0].version, net[0])):
+            if widest is None or not is_within(network, widest[0]):
                 widest = network, path
                 continue
             # A narrower network inside a wider one can be intended; the same network twice cannot work.
@@ -208,8 +208,8 @@ class ServerConflictChecker:
         self._findings = findings
         self._tokens: dict[TokenHash, Path] = {}
         self._names: dict[str, Path] = {}
-        self._prefixes: dict[IPv4Network, tuple[Path, Path]] = {}
-        self._sources: dict[IPv4Address, tuple[Path, Path]] = {}
+        self._prefixes: dict[IPNetwork, tuple[Path, Path]] = {}
+        self._sources: dict[IPAddress, tuple[Path, Path]] = {}
 
     def token(self, path: Path, token: TokenHash) -> None:
         """Register a client's token. The same token as SHA-1 for one client and as SHA-256 for another is not
@@ -223,7 +223,7 @@ class ServerConflictChecker:
                 "give each client a token of its own",
             )
 
-    def default_name(self, path: Path, address: IPv4Address) -> None:
+    def default_name(self, path: Path, address: IPAddress) -> None:
         """Register the address as the name of a client without a name. It must come before any given name."""
         self._names.setdefault(str(address), path)
 
@@ -233,25 +233,25 @@ class ServerConflictChecker:
         if earlier != path:
             self._findings.error(path, quote(name), f"already names the client of {earlier}", "choose another")
 
-    def address(self, path: Path, address: IPv4Address, owner: Path) -> None:
-        """Register an address as the /32 prefix that routing makes of it. It must come before any route.
+    def address(self, path: Path, address: IPAddress, owner: Path) -> None:
+        """Register an address as the /32 or /128 prefix that routing makes of it. It must come before any route.
 
         `ConflictChecker.address` reports an address that is used twice.
         """
-        self._prefixes.setdefault(IPv4Network(address), (path, owner))
+        self._prefixes.setdefault(host_network(address), (path, owner))
 
-    def route(self, path: Path, network: IPv4Network, owner: Path) -> bool:
+    def route(self, path: Path, network: IPNetwork, owner: Path) -> bool:
         """Register a client's route. Returns whether it was free: one prefix cannot lead to two clients."""
         earlier, holder = self._prefixes.setdefault(network, (path, owner))
         if earlier == path:
             return True
         if holder != owner:
             self._findings.error(path, quote(str(network)), f"is already used at {earlier}", "leave it with one")
-        elif earlier != f"{owner}.ip":
+        elif not earlier.startswith(f"{owner}.ip"):  # its own address: ip, or an element of it
             self._findings.warning(path, quote(str(network)), f"is already used at {earlier}", "remove one")
         return False
 
-    def source(self, path: Path, address: IPv4Address, owner: Path) -> None:
+    def source(self, path: Path, address: IPAddress, owner: Path) -> None:
         """Register an address whose packets leave by this client.
 
         It may be another client's own address: that is how one client becomes the exit for another.

@@ -182,9 +182,9 @@ def _values(
 
 
 def _shown(part: InterfaceConfig | AllowedClient, name: str) -> object:
-    """The value of a field; the few that are one value or one for each family as a text."""
+    """The value of a field; those that are one value or one for each family as a text."""
     value = getattr(part, name)
-    return ", ".join(map(str, value)) if name in ("nets", "addresses") else value
+    return " and ".join(map(str, value)) if name in ("nets", "addresses") else value
 
 
 def _difference(old: object, new: object) -> str:

@@ -103,7 +103,7 @@ class TcpAddress:
     """An address literal of either family and a port to listen on.
 
     ``optional``: the address is from the default, so a machine without that family skips it. ``early``: one of our own
-    interfaces brings the IPv4 address, or may bring it, so no warning is due if it is missing at the start.
+    interfaces brings the address, or may bring it, so no warning is due if it is missing at the start.
     """
 
     is_unix: ClassVar[Literal[False]] = False
@@ -195,7 +195,7 @@ class ServerConfig:
         nets: its own address with the prefix length of its network, at most one of each family, IPv4 first.
         mtu: the MTU of the interface at both ends, in bytes.
         routes: networks that are local to the server.
-        push_routes: networks that clients are asked to route into the tunnel; each once, at most 255.
+        push_routes: networks that clients are asked to route into the tunnel; each once, at most 255 of each family.
         push_dns: name servers that extended clients are informed of.
         peers: the protocol generation used with base clients.
         keepalive_s: time between two pings with an extended client.

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import codecs
 import re
-from ipaddress import (
-    AddressValueError,
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, Literal
 
+from ..families import IPAddress, IPInterface, IPNetwork, host_network, network_of, with_prefix
 from ..text import one_line
 from .diagnostics import MASK, InvalidValue, quote
 from .model import ListenAddress, Secret, TcpAddress, TokenHash, UnixAddress
@@ -42,7 +34,7 @@ _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
 _SOCKET_MODE: Final = re.compile(r"0?[0-7]{3}")
-_PREFIX: Final = re.compile(r"[0-9]|[12][0-9]|3[0-2]")
+_PREFIX: Final = re.compile(r"0|[1-9][0-9]{0,2}")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HEX_MASK: Final = re.compile(r"0[xX][0-9a-fA-F]{1,8}")
 _LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOTALL)
@@ -113,27 +105,28 @@ def parse_user_name(text: str) -> str:
 # ------------------------------------------------------------------ addresses
 
 
-def parse_ipv4_address(text: str) -> IPv4Address:
-    """An IPv4 address that a host can have."""
+def parse_address(text: str) -> IPAddress:
+    """An address of either family that a host can have inside a tunnel."""
     _refuse_space(text)
-    address = _ipv4(text)
+    address = _address(text)
     if address is not None:
         return _unicast(address)
     bare, slash, _ = text.partition("/")
-    if slash and _ipv4(bare):
+    if slash and _address(bare):
         raise InvalidValue("has a prefix length where an address belongs", f"write {quote(bare)}")
-    _refuse_ipv6(text, "an address")
-    raise InvalidValue("is not an IPv4 address", 'write one such as "10.10.0.2"')
+    _refuse_brackets(text)
+    raise InvalidValue("is not an IP address", 'write one such as "10.10.0.2" or "fd00:10::2"')
 
 
-def parse_server_net(text: str) -> IPv4Interface:
-    """A server's ``net``: its own address with the prefix length of its network, such as ``10.10.0.1/24``."""
-    own, prefix = _split(text, "an address with prefix length", "10.10.0.1/24", bare_prefix=24)
-    net = IPv4Interface((_unicast(own), prefix))
+def parse_server_net(text: str) -> IPInterface:
+    """One network of a server's ``net``: its own address with the prefix length, such as ``10.10.0.1/24``."""
+    own, prefix = _split(text, "an address with prefix length", ("10.10.0.1/24", "fd00:10::1/64"), bare_prefix=(24, 64))
+    _refuse_mapped(own, f"/{prefix - 96 if prefix >= 96 else 24}")
+    net = with_prefix(_unicast(own), prefix)
     if prefix == 0:
         raise InvalidValue(
             "would send all traffic of this machine into the tunnel",
-            f'write the prefix length of the tunnel\'s network, such as "{own}/24"',
+            f'write the prefix length of the tunnel\'s network, such as "{own}/{24 if own.version == 4 else 64}"',
         )
     kind = reserved_address_kind(own, net.network)
     if kind is not None:
@@ -144,74 +137,92 @@ def parse_server_net(text: str) -> IPv4Interface:
     return net
 
 
-def parse_ipv4_network(text: str) -> IPv4Network:
-    """An IPv4 network without host bits, such as ``10.60.0.0/24``."""
-    start, prefix = _split(text, "a network", "10.60.0.0/24", bare_prefix=32)
-    network = IPv4Network((start, prefix), strict=False)
+def parse_network(text: str) -> IPNetwork:
+    """A network of either family without host bits, such as ``10.60.0.0/24``."""
+    start, prefix = _split(text, "a network", ("10.60.0.0/24", "fd00:60::/64"), bare_prefix=(32, 128))
+    network = network_of(start, prefix)
+    if prefix >= 96:
+        _refuse_mapped(network.network_address, f"/{prefix - 96}")
+    _refuse_mapped(start, "/32")
     if network.network_address != start:
         raise InvalidValue(
             f"has host bits set beyond /{prefix}",
-            f'write "{network}" for the network, or "{start}/32" for this one address',
+            f'write "{network}" for the network, or "{host_network(start)}" for this one address',
         )
     return network
 
 
-def reserved_address_kind(address: IPv4Address, net: IPv4Network) -> str | None:
-    """The kind of ``address`` if no host of ``net`` may have it: "network" or "broadcast"; otherwise None.
+def reserved_address_kind(address: IPAddress, net: IPNetwork) -> str | None:
+    """The kind of ``address`` if no host of ``net`` may have it: "network", "broadcast" or "subnet-router anycast" (RFC
+    4291 section 2.6.1); otherwise None.
 
-    A network of one or two addresses has neither (RFC 3021).
+    A network of one or two addresses has none of them (RFC 3021, RFC 6164).
     """
-    if net.prefixlen > 30:
+    if net.max_prefixlen - net.prefixlen < 2:
         return None
     if address == net.network_address:
-        return "network"
-    if address == net.broadcast_address:
+        return "network" if net.version == 4 else "subnet-router anycast"
+    if net.version == 4 and address == net.broadcast_address:
         return "broadcast"
     return None
 
 
-def _split(text: str, what: str, example: str, *, bare_prefix: int) -> tuple[IPv4Address, int]:
-    """The parts of ``a.b.c.d/n``. ``bare_prefix`` is the n to suggest for an address without one."""
+def _split(text: str, what: str, examples: tuple[str, str], *, bare_prefix: tuple[int, int]) -> tuple[IPAddress, int]:
+    """The address and the n of ``address/n``.
+
+    ``examples``, ``bare_prefix``: for IPv4 and for IPv6. ``bare_prefix`` is the n to suggest if there is none.
+    """
     _refuse_space(text)
     start, slash, prefix = text.rpartition("/")
-    address = _ipv4(start if slash else text)
+    address = _address(start if slash else text)
     if address is None:
-        _refuse_ipv6(text, what)
-        raise InvalidValue(f"is not {what}", f'write one such as "{example}"')
+        _refuse_brackets(text)
+        raise InvalidValue(f"is not {what}", f'write one such as "{examples[0]}" or "{examples[1]}"')
+    _refuse_zone(address)
+    family = 0 if address.version == 4 else 1
     if not slash:
-        raise InvalidValue("has no prefix length", f'write it, as in "{address}/{bare_prefix}"')
-    if _PREFIX.fullmatch(prefix):
+        raise InvalidValue("has no prefix length", f'write it, as in "{address}/{bare_prefix[family]}"')
+    if _PREFIX.fullmatch(prefix) and int(prefix) <= address.max_prefixlen:
         return address, int(prefix)
-    mask = _ipv4(prefix)
-    length = None if mask is None else _netmask_length(mask)
+    mask = _address(prefix)
+    length = _netmask_length(mask) if mask is not None and mask.version == address.version else None
     if length is not None:
         raise InvalidValue("has a netmask", f'write its prefix length: "{address}/{length}"')
-    raise InvalidValue("has no prefix length from 0 to 32", f'write one such as "{example}"')
+    problem = f"has no prefix length from 0 to {address.max_prefixlen}"
+    raise InvalidValue(problem, f'write one such as "{examples[family]}"')
 
 
-def _netmask_length(mask: IPv4Address) -> int | None:
-    ones = int(mask).bit_count()
-    return ones if int(mask) == (2**32 - 1) ^ (2 ** (32 - ones) - 1) else None
+def _netmask_length(mask: IPAddress) -> int | None:
+    ones, bits = int(mask).bit_count(), mask.max_prefixlen
+    return ones if int(mask) == (1 << bits) - (1 << (bits - ones)) else None
 
 
-def _unicast(address: IPv4Address) -> IPv4Address:
+def _unicast(address: IPAddress) -> IPAddress:
+    example = "10.10.0.2" if address.version == 4 else "fd00:10::2"
+    _refuse_zone(address)
+    _refuse_mapped(address)
     if address.is_loopback:
         kind = "a loopback address"
     elif address.is_multicast:
         kind = "a multicast address"
-    elif int(address) >> 24 == 0:
+    elif address.version == 6 and address.is_link_local:
+        # As `martians` has it: not 169.254.0.0/16.
+        raise InvalidValue("is link-local, and every link has such addresses", f"choose an address such as {example}")
+    elif address.version == 6 and address.is_unspecified:
+        kind = "the unspecified address"
+    elif address.version == 4 and int(address) >> 24 == 0:
         kind = "in 0.0.0.0/8, which no host may use"
-    elif int(address) == 2**32 - 1:
+    elif address.version == 4 and int(address) == 2**32 - 1:
         kind = "the broadcast address"
     else:
         return address
-    raise InvalidValue(f"is {kind}", "choose a unicast address such as 10.10.0.2")
+    raise InvalidValue(f"is {kind}", f"choose a unicast address such as {example}")
 
 
-def _ipv4(text: str) -> IPv4Address | None:
+def _address(text: str) -> IPAddress | None:
     try:
-        return IPv4Address(text)
-    except AddressValueError:
+        return ip_address(text)
+    except ValueError:
         return None
 
 
@@ -220,12 +231,26 @@ def _refuse_space(text: str) -> None:
         raise InvalidValue("has white space at its ends", f"write {quote(text.strip())}")
 
 
-def _refuse_ipv6(text: str, what: str) -> None:
-    try:
-        IPv6Address(text.partition("/")[0])
-    except AddressValueError:
-        return
-    raise InvalidValue("is IPv6, which is not supported inside the tunnel yet", f"write {what} of IPv4")
+def _refuse_brackets(text: str) -> None:
+    bare = text.replace("[", "").replace("]", "")
+    if bare != text and _address(bare.partition("/")[0]):
+        raise InvalidValue("has brackets", f"write {quote(bare)}")
+
+
+def _refuse_zone(address: IPAddress) -> None:
+    """Refuse ``fe80::1%eth0``. The zone is a link of this machine, which means nothing at the other end."""
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise InvalidValue(
+            "has a zone",
+            "write an address of wider scope" if address.is_link_local else "leave out the % and what follows it",
+        )
+
+
+def _refuse_mapped(address: IPAddress, length: str = "") -> None:
+    """Refuse an IPv4-mapped address (RFC 4291 section 2.5.5.2). ``length`` follows the IPv4 address in the remedy."""
+    inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    if inner is not None:
+        raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{inner}{length}"')
 
 
 # ------------------------------------------------------------------ tokens
@@ -472,7 +497,7 @@ def parse_socket_mode(text: str) -> int:
     return mode
 
 
-def parse_trusted_proxy(text: str) -> IPv4Network | IPv6Network | Literal["unix"]:
+def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     """An element of ``trusted_proxies``: a network or a single address of either family, or ``unix``."""
     _refuse_space(text)
     if text.lower().startswith(UNIX):
@@ -496,9 +521,7 @@ def parse_trusted_proxy(text: str) -> IPv4Network | IPv6Network | Literal["unix"
         raise InvalidValue(
             "has no prefix length that fits", f'write it as in "{literal}/{24 if "." in literal else 64}"'
         ) from None
-    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None and network.prefixlen >= 96:
-        inner = IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
-        raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{inner}"')
+    _refuse_mapped(network.network_address, f"/{network.prefixlen - 96}")
     if ip_address(literal) != network.network_address:
         raise InvalidValue(
             f"has host bits set beyond /{network.prefixlen}",

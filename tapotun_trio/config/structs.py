@@ -23,16 +23,28 @@ def _text(description: str, *examples: str, **schema: Any) -> Meta:
     return Meta(description=description, examples=list(examples), extra_json_schema=schema)
 
 
+def _each_family(description: str, ipv4: str, ipv6: str) -> Meta:
+    """The `Meta` of a value, or a list of at most one value of each family."""
+    return Meta(description=f"{description}, or one of each family", examples=[ipv4, [ipv4, ipv6]])
+
+
 def _uint32(description: str, *examples: int, least: int = 0) -> Meta:
     return Meta(ge=least, le=2**32 - 1, description=description, examples=list(examples))
 
 
 # Types of elements, so that a list and a single value are checked in the same way.
-Address = Annotated[str, _text("an IPv4 address", "10.10.0.2", format="ipv4")]
-Network = Annotated[str, _text("an IPv4 network", "10.60.0.0/24")]
+Address = Annotated[
+    str, _text("an IPv4 or IPv6 address", "10.10.0.2", "fd00:10::2", anyOf=[{"format": "ipv4"}, {"format": "ipv6"}])
+]
+Network = Annotated[str, _text("an IPv4 or IPv6 network", "10.60.0.0/24", "fd00:60::/64")]
 Listen = Annotated[str, _text("an address literal or unix:/path", "127.0.0.1", "unix:/run/t.sock")]
 Trusted = Annotated[str, _text('a network, an address or "unix"', "127.0.0.1", "::1", "unix")]
 Seconds = Annotated[float, Meta(ge=0.1, le=86400)]
+
+_ONE_OR_TWO: Final = Meta(min_length=1, max_length=2)
+
+PUSHED_ROUTES: Final = 255
+"""How many networks of one family a server can push: x-tun-conf of generation 2 has their number in one byte."""
 
 
 class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +100,10 @@ class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=
             extra=SECRET,  # it may be a raw token by mistake
         ),
     ]
-    ip: Address
+    ip: Annotated[
+        Address | Annotated[list[Address], _ONE_OR_TWO],
+        _each_family("the client's address", "10.10.0.2", "fd00:10::2"),
+    ]
     routes: Annotated[list[Network], Meta(description="networks behind this client")] = []
     sources: Annotated[list[Address], Meta(description="packets from these addresses leave by this client")] = []
     name: Annotated[str, _text("shown in logs instead of the address", "laptop")] | UnsetType = UNSET
@@ -113,7 +128,10 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         Meta(max_length=1000, description="proxies whose X-Forwarded-For, Forwarded or PROXY header is believed"),
     ] = []
     proxy_protocol: Annotated[bool, Meta(description="connections begin with a PROXY protocol header")] = False
-    net: Annotated[str, _text("the server's address and prefix", "10.10.0.1/24")]
+    net: Annotated[
+        str | Annotated[list[str], _ONE_OR_TWO],
+        _each_family("the server's address and prefix", "10.10.0.1/24", "fd00:10::1/64"),
+    ]
     mtu: Annotated[
         int, Meta(ge=68, le=65535, description="MTU of the interface at both ends, in bytes", examples=[1500])
     ] = 1500
@@ -121,8 +139,11 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     routes: Annotated[list[Network], Meta(description="networks treated as local")] = []
     push_routes: Annotated[
         list[Network],
-        # x-tun-conf of generation 2 has their number in one byte.
-        Meta(max_length=255, description="networks that clients are asked to route into the tunnel"),
+        # `validate` counts them, because the limit is for each family.
+        Meta(
+            description=f"networks for clients to route into the tunnel, at most {PUSHED_ROUTES} of each family",
+            extra_json_schema={"maxItems": 2 * PUSHED_ROUTES},
+        ),
     ] = []
     push_dns: Annotated[
         list[Address], Meta(max_length=8, description="name servers announced to extended clients")

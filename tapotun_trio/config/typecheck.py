@@ -65,8 +65,8 @@ def _spec(name: str, info: msgspec.structs.FieldInfo) -> FieldSpec:
         bare = _bare(alternative)
         if get_origin(bare) is list:
             (many,) = get_args(bare)
-            meta = _meta(alternative)
-            most = None if meta is None else meta.max_length
+            if (meta := _meta(alternative)) is not None:
+                least, most = meta.min_length or 0, meta.max_length
         elif get_origin(bare) is tuple:
             many, *others = get_args(bare)
             assert all(other is many for other in others), f"{name}: elements of several types"
@@ -92,14 +92,14 @@ def _bare(annotation: Any) -> Any:
 
 def _alternatives(annotation: Any) -> list[Any]:
     """The members of a union, without UnsetType, which only marks a field that may be left out."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [a for a in get_args(annotation) if a is not UnsetType]
+    if get_origin(_bare(annotation)) in (Union, types.UnionType):
+        return [a for a in get_args(_bare(annotation)) if a is not UnsetType]
     return [annotation]
 
 
 def _metadata(annotation: Any) -> tuple[object, bool | Literal["text"]]:
     """The first example in the ``Meta`` of `structs`, and whether the value is secret."""
-    for alternative in _alternatives(annotation):
+    for alternative in (annotation, *_alternatives(annotation)):
         meta = _meta(alternative)
         if meta is not None:
             return (meta.examples or [None])[0], (meta.extra or {}).get("secret", False)
@@ -233,13 +233,19 @@ def _check_field(value: object, spec: FieldSpec, path: str, findings: Findings) 
 def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: Findings) -> object:
     """A list with path and value of each element that fits.
 
-    Returns _MISFIT if no element of a non-empty list fits, or if the field needs a fixed number of elements and the
-    list has another number. A list that is only too long keeps its fitting elements.
+    Returns _MISFIT if no element of a non-empty list fits, and for a list that must have a number of elements also if
+    it has another number or if an element does not fit. A list that is only too long keeps its fitting elements.
     """
-    miscounted = len(values) < spec.least or (spec.most is not None and len(values) > spec.most)
+    too_long = spec.most is not None and len(values) > spec.most
+    miscounted = too_long or len(values) < spec.least
     if miscounted:
         count = "1 element" if len(values) == 1 else f"{len(values)} elements"
-        remedy = f"write {spec.least}, such as {_sample(spec)}" if spec.least else f"write at most {spec.most}"
+        if spec.least == spec.most:
+            remedy = f"write {spec.least}, such as {_sample(spec)}"
+        elif too_long:
+            remedy = f"write at most {spec.most}"
+        else:
+            remedy = f"write {_sample(spec)}"
         findings.error(path, _shown(values, spec), f"has {count}", remedy)
     good: list[tuple[str, object]] = []
     for index, value in enumerate(values):
@@ -247,7 +253,7 @@ def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: 
         checked = _check_one(value, spec.many, spec, element_path, findings)
         if checked is not _MISFIT:
             good.append((element_path, checked))
-    if (miscounted and spec.least) or (values and not good):
+    if (spec.least and (miscounted or len(good) < len(values))) or (values and not good):
         return _MISFIT
     return good
 
@@ -370,10 +376,10 @@ def _pair(spec: FieldSpec) -> str:
 
 
 def _sample(spec: FieldSpec) -> str:
-    """A value that would fit, as JSON; a list if the field may be either."""
+    """A value that would fit, as JSON; a single value if the field may also be a list."""
     if isinstance(spec.many, type) and issubclass(spec.many, Struct):
         return f"[{_shape(spec.many)}]"
-    if spec.many is None:
+    if spec.one is not None:
         return show(spec.example)
     if spec.many is Any:
         return "[{...}]"

@@ -8,13 +8,18 @@ Choices of this program:
 - A client's ``ip`` must be in ``net``: a client learns only the prefix of ``net`` and its own address, and could not
   reach its server otherwise. An address of ``ips`` may be outside, which causes a warning: clients need a route to it
   that they do not get.
+- A family is carried only if ``net`` has a network of it, and to and from a client only if its ``ip`` has an address of
+  it. So an address or network of another family is an error anywhere in the definition.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final, Literal, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, Literal, TypeVar, cast
 
+from ..families import IPAddress, IPInterface, IPNetwork, is_within
 from ..martians import is_hostless, martian_kind
 from . import parsers
 from .conflicts import ServerConflictChecker
@@ -30,7 +35,10 @@ from .model import (
     TcpAddress,
     UnixAddress,
 )
+from .structs import PUSHED_ROUTES
 from .typecheck import Node
+
+_Value = TypeVar("_Value", IPAddress, IPInterface, IPNetwork)
 
 _DEFAULT_LISTEN: Final = ("127.0.0.1", "::1")
 
@@ -42,6 +50,9 @@ _RESERVED_TABLES: Final = {
     254: "the main table of this machine",
     255: "the local table of this machine",
 }
+
+_NET_EXAMPLE: Final = '["10.10.0.1/24", "fd00:10::1/64"]'
+_IPV6_MTU: Final = 1280  # RFC 8200 section 5; Linux takes IPv6 off an interface with less (IPV6_MIN_MTU)
 
 
 # ------------------------------------------------------------------ every interface
@@ -94,15 +105,28 @@ def validate_server(node: Node, context: LoadContext) -> ServerConfig | None:
     return _ServerValidator(node, context).validate()
 
 
+@dataclass(frozen=True, slots=True)
+class _ClientAddresses:
+    """The valid addresses of one client, IPv4 first, and their versions of IP: both if an address is invalid."""
+
+    addresses: tuple[IPAddress, ...]
+    families: frozenset[int]
+
+
 class _ServerValidator:
-    """One server's definition. ``_net`` is the server's network, or None if that is invalid."""
+    """One server's definition.
+
+    ``_nets`` has the server's networks that are valid, and their paths. ``_families`` are the versions of IP that it
+    carries; both if one of the networks is invalid, which is reported.
+    """
 
     def __init__(self, node: Node, context: LoadContext) -> None:
         self._node = node
         self._context = context
         self._findings = context.findings
         self._conflicts = ServerConflictChecker(context.findings)  # between the clients of this server
-        self._net: IPv4Interface | None = None
+        self._nets: dict[IPInterface, str] = {}
+        self._families = frozenset({4, 6})
 
     def validate(self) -> ServerConfig | None:
         node, context = self._node, self._context
@@ -111,28 +135,28 @@ class _ServerValidator:
         url_path = context.parse_field(node, "path", parsers.parse_url_path)
         listen = self._validate_listen(url_path)
         ingress = self._validate_ingress(listen)
-        self._net = self._validate_net()
+        self._validate_nets()
+        mtu = self._validate_mtu()
         ips = self._validate_ips()
-        routes = context.parse_list(node, "routes", parsers.parse_ipv4_network)
+        routes = self._validate_local_routes()
         push_routes = self._validate_pushed(listen, ips)
-        push_dns = context.parse_list(node, "push_dns", parsers.parse_ipv4_address)
+        push_dns = self._carried(context.parse_list(node, "push_dns", parsers.parse_address))
         clients = self._validate_clients()
-        mtu = node.get("mtu", int)
         install_routes = node.get("install_routes", bool)
         source_check = cast("SourceCheck | None", node.get("source_check", str))
         peers = cast("Literal[1, 2] | None", node.get("peers", int))
         keepalive_s = node.get("keepalive", float)
-        if name is None or self._net is None or mtu is None:
+        if name is None or not self._nets or mtu is None:
             return None
         if install_routes is None or source_check is None or peers is None or keepalive_s is None:
             return None
         return ServerConfig(
             name=name,
-            nets=(self._net,),
+            nets=tuple(self._nets),
             listen=listen,
             mtu=mtu,
             ips=ips,
-            routes=tuple(route for _, route in routes),
+            routes=routes,
             push_routes=push_routes,
             push_dns=tuple(dict.fromkeys(address for _, address in push_dns)),
             clients=clients,
@@ -147,27 +171,67 @@ class _ServerValidator:
 
     # --- addresses and pushed routes ---
 
-    def _validate_net(self) -> IPv4Interface | None:
-        path = self._node.at("net")
-        net = self._context.parse_field(self._node, "net", parsers.parse_server_net)
-        if net is not None:
+    def _validate_nets(self) -> None:
+        """Set ``_nets`` and ``_families``."""
+        good, is_complete = self._one_of_each(self._node, "net", parsers.parse_server_net, "network")
+        for path, net in good:
             if self._context.conflicts.address(path, net.ip):
                 self._context.conflicts.net(path, net.network)
             self._conflicts.address(path, net.ip, self._node.path)
-        return net
+        self._nets = {net: path for path, net in good}
+        if is_complete:
+            self._families = frozenset(net.version for net in self._nets)
 
-    def _validate_ips(self) -> tuple[IPv4Address, ...]:
+    def _one_of_each(
+        self, node: Node, name: str, parser: Callable[[str], _Value], noun: str
+    ) -> tuple[list[tuple[str, _Value]], bool]:
+        """Path and value of at most one element of each family, IPv4 first; and whether none was invalid."""
+        parsed = self._context.parse_list(node, name, parser)
+        first: dict[int, tuple[str, _Value]] = {}
+        for path, value in parsed:
+            earlier, _ = first.setdefault(value.version, (path, value))
+            if earlier != path:
+                problem = f"is IPv{value.version}, and so is {earlier}"
+                self._findings.error(path, quote(str(value)), problem, f"write one {noun} of each family")
+        is_complete = 0 < len(parsed) == len(node.texts(name))
+        return [first[version] for version in sorted(first)], is_complete
+
+    def _validate_mtu(self) -> int | None:
+        mtu = self._node.get("mtu", int)
+        if mtu is not None and mtu < _IPV6_MTU and any(net.version == 6 for net in self._nets):
+            self._findings.error(
+                self._node.at("mtu"),
+                show(mtu),
+                f"is too small for IPv6, which needs {_IPV6_MTU} (RFC 8200)",
+                f'write at least {_IPV6_MTU}, or remove the IPv6 network from "net"',
+            )
+        return mtu
+
+    def _carried(self, values: list[tuple[str, _Value]]) -> list[tuple[str, _Value]]:
+        """Those of a family that this server carries. The others are reported."""
+        return [(path, value) for path, value in values if self._check_family(path, value)]
+
+    def _check_family(self, path: str, value: IPAddress | IPNetwork) -> bool:
+        if value.version in self._families:
+            return True
+        family = f"IPv{value.version}"
+        problem, remedy = f'is {family}, and "net" has no {family} network', f'add one to "net", as in {_NET_EXAMPLE}'
+        self._findings.error(path, quote(str(value)), problem, remedy)
+        return False
+
+    def _validate_ips(self) -> tuple[IPAddress, ...]:
         """Further addresses of the server; those that are valid."""
-        ips = self._context.parse_list(self._node, "ips", parsers.parse_ipv4_address)
+        ips = self._context.parse_list(self._node, "ips", parsers.parse_address)
         for path, ip in ips:
             self._context.conflicts.address(path, ip)
             self._conflicts.address(path, ip, self._node.path)
-            if self._net is not None:
-                self._check_further_address(path, ip, self._net.network)
+            if self._check_family(path, ip):
+                self._check_further_address(path, ip)
         return tuple(ip for _, ip in ips)
 
-    def _check_further_address(self, path: str, ip: IPv4Address, net: IPv4Network) -> None:
-        if not self._check_usable(path, ip, net) and ip not in net:
+    def _check_further_address(self, path: str, ip: IPAddress) -> None:
+        net = self._net_of(ip)
+        if net is not None and not self._check_usable(path, ip, net) and ip not in net:
             self._findings.warning(
                 path,
                 quote(str(ip)),
@@ -175,30 +239,43 @@ class _ServerValidator:
                 "choose an address in it, or route it on the clients",
             )
 
-    def _check_usable(self, path: str, ip: IPv4Address, net: IPv4Network) -> bool:
-        """Report the network or broadcast address of ``net``. Returns whether it reported one."""
+    def _net_of(self, value: IPAddress | IPNetwork) -> IPNetwork | None:
+        """The server's network of that family; None if it is invalid or missing, which is reported."""
+        return next((net.network for net in self._nets if net.version == value.version), None)
+
+    def _check_usable(self, path: str, ip: IPAddress, net: IPNetwork) -> bool:
+        """Report the network, broadcast or subnet-router anycast address of ``net``. Returns whether it reported
+        one."""
         kind = parsers.reserved_address_kind(ip, net)
         if kind is not None:
             self._findings.error(path, quote(str(ip)), f"is the {kind} address of {net}", "choose another address")
         return kind is not None
 
-    def _validate_pushed(
-        self, listen: tuple[ListenAddress, ...], ips: tuple[IPv4Address, ...]
-    ) -> tuple[IPv4Network, ...]:
+    def _validate_local_routes(self) -> tuple[IPNetwork, ...]:
+        routes = self._carried(self._context.parse_list(self._node, "routes", parsers.parse_network))
+        for path, route in routes:
+            # Of IPv4 they are accepted, because earlier versions did that; they have no effect.
+            if route.version == 6 and is_hostless(route) and not route.is_multicast:
+                problem = f"is {martian_kind(route)}, where no packet is ever routed"
+                self._findings.error(path, quote(str(route)), problem, "remove it")
+        return tuple(route for _, route in routes)
+
+    def _validate_pushed(self, listen: tuple[ListenAddress, ...], ips: tuple[IPAddress, ...]) -> tuple[IPNetwork, ...]:
         """The ``push_routes``, without repetitions, because a client's kernel would refuse a second route. Also warns
         if clients reach the server at an address within ``net``, which they route into the tunnel."""
-        node, net = self._node, self._net
-        own = {net.ip, *ips} if net is not None else set()
+        own = {*(net.ip for net in self._nets), *ips}
         outside = [address for address in _listen_addresses(listen) if address not in own]
-        if net is not None and (covered := _first_covered(net.network, outside)) is not None:
-            self._warn_covers(node.at("net"), net, covered)
-        good: dict[IPv4Network, str] = {}
-        for path, route in self._context.parse_list(node, "push_routes", parsers.parse_ipv4_network):
+        for net, path in self._nets.items():
+            if (covered := _first_covered(net.network, outside)) is not None:
+                self._warn_covers(path, net, covered)
+        good: dict[IPNetwork, str] = {}
+        for path, route in self._carried(self._pushed_routes()):
             earlier = good.setdefault(route, path)
+            inside = self._net_of(route)
             if earlier != path:
                 problem, remedy = f"is already used at {earlier}", "remove one"
-            elif net is not None and route.subnet_of(net.network):
-                problem, remedy = f"is in net {net.network}, to which clients have a route anyway", "remove it"
+            elif inside is not None and is_within(route, inside):
+                problem, remedy = f"is in net {inside}, to which clients have a route anyway", "remove it"
             elif (kind := martian_kind(route)) is not None:
                 problem = f"is {kind}, where no packet is ever routed, and clients refuse it"
                 self._findings.error(path, quote(str(route)), problem, "remove it")
@@ -214,7 +291,18 @@ class _ServerValidator:
             self._findings.warning(path, quote(str(route)), problem, remedy)
         return tuple(good)
 
-    def _warn_covers(self, path: str, value: IPv4Interface | IPv4Network, covered: IPv4Address) -> None:
+    def _pushed_routes(self) -> list[tuple[str, IPNetwork]]:
+        """Path and value of every valid element of ``push_routes``. Reports too many of one family."""
+        routes = self._context.parse_list(self._node, "push_routes", parsers.parse_network)
+        for version in (4, 6):
+            count = sum(route.version == version for _, route in routes)
+            if count > PUSHED_ROUTES:
+                problem = f"has {count} IPv{version} networks"
+                remedy = f"write at most {PUSHED_ROUTES} of each family"
+                self._findings.error(self._node.at("push_routes"), "[...]", problem, remedy)
+        return routes
+
+    def _warn_covers(self, path: str, value: IPInterface | IPNetwork, covered: IPAddress) -> None:
         self._findings.warning(
             path,
             quote(str(value)),
@@ -318,45 +406,59 @@ class _ServerValidator:
             value = "[]" if "clients" in self._node.given else ""
             self._findings.warning(self._node.at("clients"), value, "lists no client, so none can connect", "add one")
         nodes = self._node.nodes("clients")
-        addresses = [self._validate_client_ip(node) for node in nodes]
-        clients = [self._validate_client(node, ip) for node, ip in zip(nodes, addresses, strict=True)]
+        addresses = [self._validate_client_ips(node) for node in nodes]
+        clients = [self._validate_client(node, ips) for node, ips in zip(nodes, addresses, strict=True)]
         return tuple(client for client in clients if client is not None)
 
-    def _validate_client_ip(self, client: Node) -> IPv4Address | None:
-        path = client.at("ip")
-        ip = self._context.parse_field(client, "ip", parsers.parse_ipv4_address)
-        if ip is None:
-            return None
-        if self._net is not None:
-            net = self._net.network
-            if ip not in net:
-                self._findings.error(path, quote(str(ip)), f"is outside net {net}", "choose an address in it")
-            else:
-                self._check_usable(path, ip, net)
-        self._context.conflicts.address(path, ip)
-        self._conflicts.address(path, ip, client.path)
-        if "name" not in client.given:
-            self._conflicts.default_name(path, ip)
-        return ip
+    def _validate_client_ips(self, client: Node) -> _ClientAddresses:
+        good, is_complete = self._one_of_each(client, "ip", parsers.parse_address, "address")
+        for path, ip in good:
+            if self._check_family(path, ip) and (net := self._net_of(ip)) is not None:
+                if ip not in net:
+                    self._findings.error(path, quote(str(ip)), f"is outside net {net}", "choose an address in it")
+                else:
+                    self._check_usable(path, ip, net)
+            self._context.conflicts.address(path, ip)
+            self._conflicts.address(path, ip, client.path)
+        if good and "name" not in client.given:
+            self._conflicts.default_name(*good[0])
+        families = frozenset(ip.version for _, ip in good) if is_complete else frozenset({4, 6})
+        return _ClientAddresses(tuple(ip for _, ip in good), families)
 
-    def _validate_client(self, client: Node, ip: IPv4Address | None) -> AllowedClient | None:
+    def _validate_client(self, client: Node, ips: _ClientAddresses) -> AllowedClient | None:
         token = self._context.parse_field(client, "token", parsers.parse_token_hash)
         if token is not None:
             self._conflicts.token(client.at("token"), token)
         name = self._context.parse_field(client, "name", parsers.parse_client_name)
         if name is not None:
             self._conflicts.name(client.at("name"), name)
-        routes = self._validate_client_routes(client)
-        sources = self._validate_client_sources(client, ip)
-        if token is None or ip is None:
+        routes = self._validate_client_routes(client, ips)
+        sources = self._validate_client_sources(client, ips)
+        if token is None or not ips.addresses:
             return None
-        return AllowedClient(name=name or str(ip), token=token, addresses=(ip,), routes=routes, sources=sources)
+        return AllowedClient(
+            name=name or str(ips.addresses[0]), token=token, addresses=ips.addresses, routes=routes, sources=sources
+        )
 
-    def _validate_client_routes(self, client: Node) -> tuple[IPv4Network, ...]:
+    def _check_client_family(self, path: str, value: IPAddress | IPNetwork, ips: _ClientAddresses) -> bool:
+        """Report an address or network that no packet of this client can have. Returns whether one can."""
+        if not self._check_family(path, value):
+            return False
+        if value.version in ips.families:
+            return True
+        family = f"IPv{value.version}"
+        problem, remedy = f"is {family}, and this client has no {family} address", 'add one to its "ip"'
+        self._findings.error(path, quote(str(value)), problem, remedy)
+        return False
+
+    def _validate_client_routes(self, client: Node, ips: _ClientAddresses) -> tuple[IPNetwork, ...]:
         installs = self._node.get("install_routes", bool)
-        good: list[IPv4Network] = []
-        for path, route in self._context.parse_list(client, "routes", parsers.parse_ipv4_network):
-            if is_hostless(route) and not route.is_multicast:
+        good: list[IPNetwork] = []
+        for path, route in self._context.parse_list(client, "routes", parsers.parse_network):
+            if not self._check_client_family(path, route, ips):
+                continue
+            # The kernel routes IPv6 multicast by its table "local", so it would never use a route of ours.
+            if is_hostless(route) and not (route.is_multicast and route.version == 4):
                 problem = f"is {martian_kind(route)}, where no host can be"
                 self._findings.error(path, quote(str(route)), problem, "remove it")
                 continue
@@ -366,7 +468,8 @@ class _ServerValidator:
                 )
                 self._findings.warning(path, quote(str(route)), problem, "remove it, unless this is intended")
             good.append(route)
-            is_inside = self._net is not None and _is_within(route, self._net.network)
+            net = self._net_of(route)
+            is_inside = net is not None and is_within(route, net)
             if not self._conflicts.route(path, route, client.path) or is_inside or not installs:
                 continue
             self._context.conflicts.kernel_route(path, route)
@@ -379,12 +482,14 @@ class _ServerValidator:
                 )
         return tuple(good)
 
-    def _validate_client_sources(self, client: Node, ip: IPv4Address | None) -> tuple[IPv4Address, ...]:
-        good: list[IPv4Address] = []
-        for path, source in self._context.parse_list(client, "sources", parsers.parse_ipv4_address):
+    def _validate_client_sources(self, client: Node, ips: _ClientAddresses) -> tuple[IPAddress, ...]:
+        good: list[IPAddress] = []
+        for path, source in self._context.parse_list(client, "sources", parsers.parse_address):
+            if not self._check_client_family(path, source, ips):
+                continue
             good.append(source)
             self._conflicts.source(path, source, client.path)
-            if source == ip:
+            if source in ips.addresses:
                 self._findings.warning(
                     path,
                     quote(str(source)),
@@ -394,18 +499,11 @@ class _ServerValidator:
         return tuple(good)
 
 
-def _listen_addresses(listen: tuple[ListenAddress, ...]) -> list[IPv4Address]:
-    """The IPv4 addresses at which clients may reach this server, as far as the config names them."""
-    literals = [endpoint.literal for endpoint in listen if endpoint.scope[0] == "ipv4"]
-    addresses = map(IPv4Address, literals)
+def _listen_addresses(listen: tuple[ListenAddress, ...]) -> list[IPAddress]:
+    """The addresses at which clients may reach this server, as far as the config names them."""
+    addresses = [ip_address(endpoint.literal) for endpoint in listen if not endpoint.is_unix]
     return [address for address in addresses if not (address.is_unspecified or address.is_loopback)]
 
 
-def _first_covered(network: IPv4Network, addresses: list[IPv4Address]) -> IPv4Address | None:
+def _first_covered(network: IPNetwork, addresses: list[IPAddress]) -> IPAddress | None:
     return next((address for address in addresses if address in network), None)
-
-
-def _is_within(inner: IPv4Network, outer: IPv4Network) -> bool:
-    """Same as ``inner.subnet_of(outer)``, which would store two more addresses in each of thousands of networks."""
-    first = int(inner.network_address) & int(outer.netmask)
-    return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)

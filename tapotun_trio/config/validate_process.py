@@ -70,7 +70,7 @@ def _validate_exposed(
     """Check an admin address that other machines can reach; it needs a token. Returns the address. Its ``early`` is set
     if the address comes from one of the interfaces."""
     own: set[str] = set()
-    has_clients = False  # the server gives a client its address, so it may be any IPv4 address
+    has_clients = False  # the server gives a client its addresses, so they may be any
     for interface in interfaces:
         if isinstance(interface, ServerConfig):
             own.update(map(str, interface.own_addresses))
@@ -91,7 +91,7 @@ def _validate_exposed(
             "is not loopback, and over plain HTTP anyone on the path can read the token",
             "listen on 127.0.0.1 behind a proxy that ends TLS, or on an address within a tunnel",
         )
-    return replace(endpoint, early=is_in_tunnel or (has_clients and endpoint.scope[0] == "ipv4"))
+    return replace(endpoint, early=is_in_tunnel or has_clients)
 
 
 def validate_log(root: Node) -> LogConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network, ip_network
 
 import pytest
 from hypothesis import given
@@ -47,6 +47,12 @@ def test_nothing() -> None:
     [
         (replace(SERVER, mtu=1400), "hub: mtu changed (1500 -> 1400)"),
         (replace(SERVER, ips=(IPv4Address("10.10.0.9"),)), "hub: ips changed (+10.10.0.9)"),
+        (replace(SERVER, ips=(IPv6Address("fd00::9"),)), "hub: ips changed (+fd00::9)"),
+        (
+            replace(SERVER, nets=(*SERVER.nets, IPv6Interface("fd00::1/64"))),
+            "hub: net changed (10.10.0.1/24 -> 10.10.0.1/24 and fd00::1/64)",
+        ),
+        (replace(SERVER, nets=(IPv6Interface("fd00::1/64"),)), "hub: net changed (10.10.0.1/24 -> fd00::1/64)"),
         (replace(SERVER, mark=Mark(7, 7)), "hub: mark changed (none -> 7 in table 7)"),
         (replace(SERVER, keepalive_s=5.0), "hub: keepalive changed (10 -> 5)"),
         (replace(SERVER, clients=(A,)), "hub b: removed"),
@@ -55,6 +61,14 @@ def test_nothing() -> None:
         (
             replace(SERVER, clients=(A, allowed("b", "10.10.0.3", ("10.60.0.0/24",)))),
             "hub b: routes changed (+10.60.0.0/24)",
+        ),
+        (
+            replace(SERVER, clients=(A, replace(B, routes=(IPv6Network("fd00:60::/64"),)))),
+            "hub b: routes changed (+fd00:60::/64)",
+        ),
+        (
+            replace(SERVER, clients=(A, replace(B, addresses=(*B.addresses, IPv6Address("fd00::3"))))),
+            "hub b: ip changed (10.10.0.3 -> 10.10.0.3 and fd00::3)",
         ),
         (replace(SERVER, clients=(A, replace(B, token=allowed("x", "10.10.0.9").token))), "hub b: token changed"),
         (replace(SERVER, clients=(A, replace(B, name="c"))), "hub b: name changed (b -> c)"),
@@ -151,10 +165,10 @@ entries = st.builds(
     st.lists(
         st.builds(
             lambda name, net: AllowedClient(
-                name=name, token=A.token, addresses=(IPv4Address("10.10.0.2"),), routes=(IPv4Network(net),)
+                name=name, token=A.token, addresses=(IPv4Address("10.10.0.2"),), routes=(ip_network(net),)
             ),
             st.sampled_from(["a", "b", "c"]),
-            st.sampled_from(["10.60.0.0/24", "10.61.0.0/24"]),
+            st.sampled_from(["10.60.0.0/24", "fd00:61::/64"]),
         ),
         unique_by=lambda client: client.name,
         max_size=3,

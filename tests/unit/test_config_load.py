@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import pytest
@@ -28,11 +29,15 @@ from tapotun_trio.config.model import (
 )
 from tapotun_trio.config.structs import RawClient, RawServer
 from tapotun_trio.wire import params
+from tapotun_trio.wire.control import MAX_PAYLOAD_BYTES
 from tapotun_trio.wire.tunconf import TunConf, decode, encode_generation_2
+
+from .ipv6_twins import both_families
 
 EXAMPLES = Path(__file__).parents[2] / "conf" / "examples"
 
 Json = dict[str, Any]
+Family: TypeAlias = Callable[[Any], Any]  # see `ipv6_twins`
 
 
 def sha1(token: str) -> str:
@@ -93,15 +98,17 @@ def accept_client(**changes: Any) -> ClientConfig:
 # --- values ---
 
 
-def test_minimal_server_gets_the_defaults() -> None:
-    assert accept(server()) == ServerConfig(
+@both_families
+def test_minimal_server_gets_the_defaults(family: Family) -> None:
+    address = family("10.10.0.2")
+    assert accept(family(server())) == ServerConfig(
         name="tun0",
-        nets=(IPv4Interface("10.10.0.1/24"),),
+        nets=(ip_interface(family("10.10.0.1/24")),),
         listen=(TcpAddress("127.0.0.1", 8080, optional=True), TcpAddress("::1", 8080, optional=True)),
         mtu=1500,
         ips=(),
         routes=(),
-        clients=(AllowedClient("10.10.0.2", TokenHash("sha1", sha1("test")), (IPv4Address("10.10.0.2"),)),),
+        clients=(AllowedClient(address, TokenHash("sha1", sha1("test")), (ip_address(address),)),),
         mark=None,
         install_routes=True,
         source_check="loose",
@@ -111,11 +118,11 @@ def test_minimal_server_gets_the_defaults() -> None:
     )
 
 
-def test_server_with_every_field() -> None:
+@both_families
+def test_server_with_every_field(family: Family) -> None:
     entry = server(
         name="corp0",
         port=80,
-        listen=["0.0.0.0", "2001:DB8:0::1", "unix:/run/tapotun.sock"],
         net="10.50.0.1/24",
         mtu=1400,
         ips=["10.50.0.254"],
@@ -137,31 +144,39 @@ def test_server_with_every_field() -> None:
             },
         ],
     )
-    assert accept(entry) == ServerConfig(
+    listen = ["0.0.0.0", "2001:DB8:0::1", "unix:/run/tapotun.sock"]
+
+    def addresses(*texts: str) -> Any:
+        return tuple(ip_address(family(text)) for text in texts)
+
+    def networks(*texts: str) -> Any:
+        return tuple(ip_network(family(text)) for text in texts)
+
+    assert accept({**family(entry), "listen": listen}) == ServerConfig(
         name="corp0",
-        nets=(IPv4Interface("10.50.0.1/24"),),
+        nets=(ip_interface(family("10.50.0.1/24")),),
         listen=(
             TcpAddress("0.0.0.0", 80),
             TcpAddress("2001:db8::1", 80),
             UnixAddress("/run/tapotun.sock"),
         ),
         mtu=1400,
-        ips=(IPv4Address("10.50.0.254"),),
-        routes=(IPv4Network("172.20.0.0/16"),),
+        ips=addresses("10.50.0.254"),
+        routes=networks("172.20.0.0/16"),
         clients=(
             AllowedClient(
                 "Zürich 1",
                 TokenHash("sha256", sha256("a").removeprefix("sha256:")),
-                (IPv4Address("10.50.0.2"),),
-                (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24")),
-                (IPv4Address("192.168.100.10"),),
+                addresses("10.50.0.2"),
+                networks("10.60.0.0/24", "10.61.0.0/24"),
+                addresses("192.168.100.10"),
             ),
         ),
         mark=Mark(2**32 - 1, 100),
         install_routes=False,
         source_check="strict",
-        push_routes=(IPv4Network("172.20.0.0/16"), IPv4Network("10.60.0.0/15")),
-        push_dns=(IPv4Address("172.20.0.53"), IPv4Address("10.50.0.1")),
+        push_routes=networks("172.20.0.0/16", "10.60.0.0/15"),
+        push_dns=addresses("172.20.0.53", "10.50.0.1"),
         peers=2,
         keepalive_s=2.5,
     )
@@ -224,7 +239,7 @@ def test_urls(text: str, expected: Url) -> None:
     assert accept_client(server=text).server == expected
 
 
-@pytest.mark.parametrize("mtu", [68, 1400, 65535])
+@pytest.mark.parametrize("mtu", [68, 1400, 65535])  # IPv6: see test_config_families
 def test_mtu(mtu: int) -> None:
     assert accept_server(mtu=mtu).mtu == mtu
 
@@ -252,12 +267,25 @@ def test_the_limits_of_config_and_wire_agree() -> None:
     assert decode(encode_generation_2(conf)) == conf
 
 
-def test_a_route_pushed_twice_is_pushed_once() -> None:
-    config, _ = load_entries(server(push_routes=["10.60.0.0/24", "10.61.0.0/24", "10.60.0.0/24"]))
+def test_as_many_routes_as_can_be_pushed_fit_into_params() -> None:
+    """With the longest texts: 255 networks of each family."""
+    longest = IPv6Address("fd11:1111:1111:1111:1111:1111:1111:1111")
+    pushed = [f"172.{100 + n}.200.200/32" for n in range(100)] + [f"173.{100 + n}.200.200/32" for n in range(155)]
+    pushed += [f"{longest + n}/128" for n in range(255)]
+    routes = accept_server(net=["10.10.0.1/24", "fd00::1/64"], push_routes=pushed).push_routes
+    assert len(routes) == 510
+    packed = params.encode(params.Params(mtu=1500, addresses=(IPv4Interface("10.10.0.2/24"),), routes=routes))
+    assert len(packed) <= MAX_PAYLOAD_BYTES
+    assert params.decode(packed).routes == routes
+
+
+@both_families
+def test_a_route_pushed_twice_is_pushed_once(family: Family) -> None:
+    config, _ = load_entries(family(server(push_routes=["10.60.0.0/24", "10.61.0.0/24", "10.60.0.0/24"])))
     assert config is not None
     (found,) = config.interfaces
     assert isinstance(found, ServerConfig)
-    assert found.push_routes == (IPv4Network("10.60.0.0/24"), IPv4Network("10.61.0.0/24"))
+    assert found.push_routes == (ip_network(family("10.60.0.0/24")), ip_network(family("10.61.0.0/24")))
 
 
 @pytest.mark.parametrize("rotate_s", [[0.1, 86400], [5, 5], [420.5, 900]])
@@ -292,17 +320,20 @@ def test_interface_names(name: str) -> None:
     assert accept_server(name=name).name == name
 
 
+@both_families
 @pytest.mark.parametrize("net", ["10.0.0.1/8", "10.0.0.1/30", "10.0.0.0/31", "10.0.0.1/31", "10.0.0.7/32"])
-def test_nets(net: str) -> None:
+def test_nets(net: str, family: Family) -> None:
+    net = family(net)
     config, texts = load_entries(server(net=net, clients=[]))
     assert texts == ["F: warning: [0].clients: [] lists no client, so none can connect; add one"]
     assert config is not None
-    assert [i.nets for i in config.interfaces if isinstance(i, ServerConfig)] == [(IPv4Interface(net),)]
+    assert [i.nets for i in config.interfaces if isinstance(i, ServerConfig)] == [(ip_interface(net),)]
 
 
-def test_both_hosts_of_a_31_can_be_used() -> None:
-    clients = accept_server(net="10.0.0.0/31", clients=[allowed(ip="10.0.0.1")]).clients
-    assert [c.addresses for c in clients] == [(IPv4Address("10.0.0.1"),)]
+@both_families
+def test_both_hosts_of_a_net_of_two_addresses_can_be_used(family: Family) -> None:
+    clients = accept_server(**family({"net": "10.0.0.0/31", "clients": [allowed(ip="10.0.0.1")]})).clients
+    assert [c.addresses for c in clients] == [(ip_address(family("10.0.0.1")),)]
 
 
 @pytest.mark.parametrize("token", ["x", "with space", '!"#~', "a" * 39, "A" * 41, "é".encode().hex()])
@@ -328,14 +359,16 @@ def test_the_families_do_not_clash() -> None:
     assert accept_server(listen=["0.0.0.0", "::"]).listen == (TcpAddress("0.0.0.0", 8080), TcpAddress("::", 8080))
 
 
-def test_a_port_may_be_used_on_two_addresses() -> None:
+@both_families
+def test_a_port_may_be_used_on_two_addresses(family: Family) -> None:
     second = server(name="tun1", net="10.11.0.1/24", listen="127.0.0.2", clients=[allowed(ip="10.11.0.2")])
-    assert load_entries(server(listen="127.0.0.1"), second)[1] == []
+    assert load_entries(family(server(listen="127.0.0.1")), family(second))[1] == []
 
 
-def test_two_servers_may_accept_the_same_token() -> None:
+@both_families
+def test_two_servers_may_accept_the_same_token(family: Family) -> None:
     second = server(name="tun1", port=8081, net="10.11.0.1/24", clients=[allowed(ip="10.11.0.2")])
-    config, texts = load_entries(server(), second, client(name="tun2"))
+    config, texts = load_entries(server(), family(second), client(name="tun2"))
     assert texts == []
     assert config is not None
     assert [type(i) for i in config.interfaces] == [ServerConfig, ServerConfig, ClientConfig]
@@ -345,26 +378,30 @@ def test_a_token_may_be_used_at_two_servers() -> None:
     assert load_entries(client(), client(name="tun2", server="http://127.0.0.1:8081/ip"))[1] == []
 
 
-def test_routes_may_nest() -> None:
+@both_families
+def test_routes_may_nest(family: Family) -> None:
     clients = [
         allowed(routes=["10.60.0.0/16", "10.10.0.2/32", "10.10.0.0/24"]),
         allowed(token=sha1("b"), ip="10.10.0.3", routes=["10.60.1.0/24"]),
     ]
-    assert len(accept_server(clients=clients).clients) == 2
+    assert len(accept_server(**family({"net": "10.10.0.1/24", "clients": clients})).clients) == 2
 
 
-def test_a_client_may_be_the_exit_for_another() -> None:
+@both_families
+def test_a_client_may_be_the_exit_for_another(family: Family) -> None:
     clients = [allowed(sources=["10.10.0.3"]), allowed(token=sha1("b"), ip="10.10.0.3")]
-    assert accept_server(clients=clients).clients[0].sources == (IPv4Address("10.10.0.3"),)
+    found = accept_server(**family({"net": "10.10.0.1/24", "clients": clients}))
+    assert found.clients[0].sources == (ip_address(family("10.10.0.3")),)
 
 
-def test_two_servers_may_have_the_same_route_if_one_installs_none() -> None:
+@both_families
+def test_two_servers_may_have_the_same_route_if_one_installs_none(family: Family) -> None:
     def one(**changes: Any) -> Json:
         clients = [allowed(ip=changes["net"].replace("1/24", "2"), routes=["10.60.0.0/24"])]
         return server(clients=clients, **changes)
 
     second = one(name="tun1", port=81, net="10.11.0.1/24", install_routes=False)
-    assert load_entries(one(net="10.10.0.1/24"), second)[1] == []
+    assert load_entries(family(one(net="10.10.0.1/24")), family(second))[1] == []
 
 
 # --- the shipped examples ---
@@ -428,7 +465,8 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
     assert all(part["additionalProperties"] is False for part in schema.values())
 
 
-def test_ten_thousand_routes_load_fast() -> None:
+@both_families
+def test_ten_thousand_routes_load_fast(family: Family) -> None:
     """Well under a second; the limit leaves room for a busy machine. Neither checks nor errors take quadratic time."""
     clients = [
         allowed(
@@ -439,7 +477,7 @@ def test_ten_thousand_routes_load_fast() -> None:
         for i in range(1000)
     ]
     for net, errors in (("10.0.0.1/8", 0), ("192.168.0.1/24", 1000)):
-        data = json.dumps([server(net=net, clients=clients)], indent=1).encode()
+        data = json.dumps([family(server(net=net, clients=clients))], indent=1).encode()
         start = time.process_time()
         config, findings = check_content(data, "F")
         assert time.process_time() - start < 3

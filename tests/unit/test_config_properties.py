@@ -32,7 +32,10 @@ TOKEN = "R4w-T0k3n-that-nobody-may-see"
 
 NAMES_IN_USE = sorted({name for struct in NAMES for name in field_specs(struct)})
 TEXTS = st.sampled_from(
-    ["", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x"), "loose"]
+    [
+        *("", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x")),
+        *("loose", "fd00:10::1/64", "fd00:10::2", "fd00:60::/64", "fe80::1%eth0", "::ffff:10.10.0.2"),
+    ]
 ) | st.text(max_size=12)
 SCALARS = (
     st.none()
@@ -55,17 +58,25 @@ JSON = st.recursive(
 
 def valid() -> list[Json]:
     """A valid file that uses every field."""
-    second = allowed(name="b", token=sha1("b"), ip="10.10.0.3", routes=["10.60.0.0/24"], sources=["10.10.0.2"])
+    second = allowed(
+        name="b",
+        token=sha1("b"),
+        ip=["10.10.0.3", "fd00:10::3"],
+        routes=["10.60.0.0/24", "fd00:60::/64"],
+        sources=["10.10.0.2", "2001:db8::2"],
+    )
     return [
         server(
             listen=["127.0.0.1", "::1", "unix:/run/t.sock"],
+            net=["10.10.0.1/24", "fd00:10::1/64"],
             mtu=1400,
-            ips=["10.10.0.254"],
-            routes=["172.20.0.0/16"],
+            ips=["10.10.0.254", "fd00:10::fe"],
+            routes=["172.20.0.0/16", "fd00:20::/64"],
             mark={"value": 1, "table": 101},
             install_routes=True,
             source_check="off",
-            push_routes=["10.60.0.0/24", "172.20.0.0/16"],
+            push_routes=["10.60.0.0/24", "172.20.0.0/16", "fd00:20::/64"],
+            push_dns=["10.10.0.1", "fd00:10::1"],
             peers=2,
             keepalive=2.5,
             path="/tun0",
@@ -274,7 +285,7 @@ ENTRIES = st.fixed_dictionaries(
         **dict.fromkeys(NAMES_IN_USE, JSON),
         "name": SCALARS,
         "port": SCALARS,
-        "net": TEXTS,
+        "net": TEXTS | st.lists(TEXTS, max_size=3),
         "server": TEXTS,
         "mark": st.fixed_dictionaries({"value": SCALARS, "table": st.integers(0, 9)}, optional={"x": SCALARS}),
         "peers": SCALARS,
@@ -282,7 +293,14 @@ ENTRIES = st.fixed_dictionaries(
         "push_routes": st.integers(254, 257).map(lambda n: ["10.60.0.0/24"] * n) | JSON,
         "rotate_s": st.lists(st.floats(0, 86401) | SCALARS, max_size=3) | JSON,
         "transport_mark": SCALARS,
-        "clients": st.lists(st.fixed_dictionaries({"token": TEXTS, "ip": TEXTS}, optional={"routes": JSON})) | JSON,
+        "clients": (
+            st.lists(
+                st.fixed_dictionaries(
+                    {"token": TEXTS, "ip": TEXTS | st.lists(TEXTS, max_size=3)}, optional={"routes": JSON}
+                )
+            )
+            | JSON
+        ),
     },
 )
 

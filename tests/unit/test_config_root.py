@@ -15,6 +15,7 @@ from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, Tc
 from tapotun_trio.config.parsers import parse_admin_listen, parse_admin_token
 from tapotun_trio.config.structs import RawAdmin, RawLog, RawRoot
 
+from .ipv6_twins import as_ipv6
 from .test_config_load import Json, client, server, sha1, sha256
 
 LOOPBACK: Final = TcpAddress("127.0.0.1", 9433)
@@ -64,7 +65,13 @@ def test_admin_listen(given: object, endpoint: object) -> None:
         ("10.10.0.9", [server(ips=["10.10.0.9"])], True, False),
         ("10.10.0.2", [server()], False, True),  # a client's, at the other end
         ("10.10.0.2", [client()], True, True),  # its server may assign that address to it
-        ("fd00::1", [client()], False, True),
+        ("fd00::1", [as_ipv6(server())], False, True),  # the twin of none
+        ("fd00::a0a:1", [as_ipv6(server())], True, False),
+        ("fd00::a0a:9", [as_ipv6(server(ips=["10.10.0.9"]))], True, False),
+        ("fd00::a0a:2", [as_ipv6(server())], False, True),
+        ("fd00::a0a:2", [client()], True, True),
+        ("::1", [as_ipv6(server()), client(name="tun1")], False, False),
+        ("::", [as_ipv6(server())], False, True),
         ("0.0.0.0", [server()], False, True),
         ("127.0.0.1", [server(), client(name="tun1")], False, False),
     ],
