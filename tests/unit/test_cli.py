@@ -178,7 +178,7 @@ def test_the_examples_are_valid(example: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 6
 
 
 def test_validate_config_names_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -410,7 +410,7 @@ def test_two_servers_may_have_the_same_route_if_one_installs_none(family: Family
 def test_examples() -> None:
     """Each example has what docs/config.md#example-files describes."""
     found: dict[str, ServerConfig | ClientConfig] = {}
-    for name in ("server-minimal", "client-minimal", "server-corp", "client-marked"):
+    for name in (file.stem for file in EXAMPLES.iterdir()):
         config, findings = check(EXAMPLES / f"{name}.json")
         assert config is not None, findings
         assert all("every user" in finding.problem for finding in findings)
@@ -432,6 +432,19 @@ def test_examples() -> None:
     assert isinstance(found["client-minimal"], ClientConfig)
     assert found["client-minimal"].token.reveal() == "test"
     assert found["client-marked"].mark == Mark(100, 100)
+    dual = found["server-dual"]
+    assert isinstance(dual, ServerConfig)
+    assert (dual.name, list(map(str, dual.nets))) == ("dual0", ["10.20.0.1/24", "fd00:20::1/64"])
+    assert list(map(str, dual.push_routes)) == ["10.21.0.0/16", "fd00:21::/48"]
+    assert [(c.name, [str(a) for a in c.addresses], [str(r) for r in c.routes]) for c in dual.clients] == [
+        ("branch", ["10.20.0.2", "fd00:20::2"], ["10.22.0.0/24", "fd00:22::/64"]),
+        ("sensor", ["fd00:20::3"], []),
+    ]
+    branch = found["client-dual"]
+    assert isinstance(branch, ClientConfig)
+    assert dual.clients[0].token.digest == sha1(branch.token.reveal())
+    assert branch.mark == Mark(100, 100)
+    assert len(found) == 6
 
 
 # --- the structs ---
