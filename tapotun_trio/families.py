@@ -17,6 +17,11 @@ def host_network(address: IPAddress) -> IPNetwork:
     return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
 
 
+def is_host(network: IPNetwork) -> bool:
+    """Whether it is the network of one address."""
+    return network.prefixlen == network.max_prefixlen
+
+
 def with_prefix(address: IPAddress, prefixlen: int) -> IPInterface:
     """The address with the prefix length of its network. Raises ValueError if the family has no such length."""
     return (

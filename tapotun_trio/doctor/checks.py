@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_address
+from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias
 
 from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpAddress
+from ..families import IPNetwork
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text, left_out_text
@@ -25,6 +27,7 @@ EARLIEST: Final = 1_767_225_600.0  # 2026-01-01, when this program did not exist
 FILES_PER_CLIENT: Final = 9  # 2 streams, 4 during a rotation, some that a proxy keeps open, a TUN queue
 FILES: Final = 64
 STRICT: Final = 1  # rp_filter, ip-sysctl.rst
+_ACCEPT_RA_AS_ROUTER: Final = 2  # accept_ra, ip-sysctl.rst
 ETHERNET_MTU: Final = 1500
 
 
@@ -96,16 +99,33 @@ def kernel_version(release: str) -> tuple[int, int] | None:
 
 def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     value = machine.sysctls.get("net.ipv6.conf.all.disable_ipv6")
+    inside = list(_has_ipv6_inside(configs))
     if value == 0:
-        yield Finding("ok", "ipv6", "IPv6 is available for the tunnel's connections; the tunnel carries IPv4 only")
+        if machine.sysctls.get("net.ipv6.conf.default.disable_ipv6"):
+            reason, remedy = "IPv6 is switched off for new interfaces", "sysctl -w net.ipv6.conf.default.disable_ipv6=0"
+            for text in inside:
+                yield Finding("failure", "ipv6", f"{reason}, and {text}", remedy)
+            if not inside:
+                yield Finding("note", "ipv6", f"{reason}: a tunnel carries IPv4 only", remedy)
+        else:
+            yield Finding("ok", "ipv6", "IPv6 is available, for the tunnel's connections and inside")
         return
     reason = "this kernel has no IPv6" if value is None else "IPv6 is switched off"
     remedy = "" if value is None else "sysctl -w net.ipv6.conf.all.disable_ipv6=0"
     needing = list(_needs_ipv6(configs))
     for severity, text in needing:
         yield Finding(severity, "ipv6", f"{reason}, and {text}", remedy or "choose an IPv4 address")
-    if not needing:
-        yield Finding("note", "ipv6", f"{reason}: a server whose name has IPv6 addresses only cannot be reached")
+    for text in inside:
+        yield Finding("failure", "ipv6", f"{reason}, and {text}", remedy or "leave IPv6 out of its net")
+    if not needing and not inside:
+        text = f"{reason}: tunnels carry IPv4 only, and a server whose name has IPv6 addresses only cannot be reached"
+        yield Finding("note", "ipv6", text)
+
+
+def _has_ipv6_inside(configs: Iterable[InterfaceConfig]) -> Iterator[str]:
+    for config in configs:
+        if isinstance(config, ServerConfig) and config.net6 is not None:
+            yield f"{config.name} has the network {config.net6.network}"
 
 
 def _needs_ipv6(configs: Iterable[InterfaceConfig]) -> Iterator[tuple[Severity, str]]:
@@ -147,15 +167,30 @@ def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminCo
 
 
 def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    routers = [config.name for config in configs if isinstance(config, ServerConfig) and _routes_for_others(config)]
-    if machine.sysctls.get("net.ipv4.ip_forward") == 1:
-        yield Finding("ok", "forwarding", "this machine forwards IPv4")
-    elif routers:
-        text = f"this machine does not forward IPv4, and {', '.join(routers)} has networks behind it"
-        yield Finding("failure", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1, and in a file of /etc/sysctl.d")
-    else:
-        text = "this machine does not forward IPv4: only this machine itself can use a tunnel"
-        yield Finding("note", "forwarding", text, "sysctl -w net.ipv4.ip_forward=1 if other machines have to use it")
+    for version, name in (4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding"):
+        family, value = f"IPv{version}", machine.sysctls.get(name)
+        routers = [
+            config.name
+            for config in configs
+            if isinstance(config, ServerConfig) and _routes_for_others(config, version)
+        ]
+        if value == 1:
+            yield Finding("ok", "forwarding", f"this machine forwards {family}")
+        elif routers:
+            text = f"this machine does not forward {family}, and {', '.join(routers)} has networks behind it"
+            remedy = f"sysctl -w {name}=1, and in a file of /etc/sysctl.d"
+            if version == 6 and machine.advertised:
+                links = ", ".join(f"net.ipv6.conf.{link}.accept_ra=2" for link in machine.advertised)
+                remedy += f"; with {links}, or this machine's default route goes"
+            yield Finding("failure", "forwarding", text, remedy)
+        elif value is not None:
+            text = f"this machine does not forward {family}: only this machine itself can use a tunnel"
+            yield Finding("note", "forwarding", text, f"sysctl -w {name}=1 if other machines have to use it")
+        if version == 6 and value == 1:
+            for link, accepts in machine.advertised.items():
+                if accepts < _ACCEPT_RA_AS_ROUTER:
+                    text = f"this machine forwards IPv6, so {link} ignores the router that its default route comes from"
+                    yield Finding("warning", "forwarding", text, f"sysctl -w net.ipv6.conf.{link}.accept_ra=2")
 
 
 def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
@@ -209,8 +244,10 @@ def _used(config: InterfaceConfig) -> set[Kind]:
     return used
 
 
-def _routes_for_others(config: ServerConfig) -> bool:
-    return bool(config.routes or config.push_routes or any(client.routes for client in config.clients))
+def _routes_for_others(config: ServerConfig, version: int | None = None) -> bool:
+    """Whether there are networks behind the server or its clients. ``version``: of this family only."""
+    networks = itertools.chain(config.routes, config.push_routes, *(client.routes for client in config.clients))
+    return any(version in (None, network.version) for network in networks)
 
 
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
@@ -361,29 +398,35 @@ class Routes:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = list(routes)
-        self._by_prefix: dict[tuple[int, int], list[int]] = {}  # prefix length and prefix: positions in the list
+        # IP version, prefix length and prefix: positions in the list
+        self._by_prefix: dict[tuple[int, int, int], list[int]] = {}
         for number, route in enumerate(self._routes):
             self._by_prefix.setdefault(_prefix(route.network, route.network.prefixlen), []).append(number)
-        self._lengths = sorted({length for length, _ in self._by_prefix})
-        self._firsts = sorted((int(route.network.network_address), number) for number, route in enumerate(self._routes))
+        self._lengths = sorted({(version, length) for version, length, _ in self._by_prefix})
+        self._firsts = sorted((*_first(route.network), number) for number, route in enumerate(self._routes))
 
-    def overlapping(self, network: IPv4Network) -> list[Route]:
+    def overlapping(self, network: IPNetwork) -> list[Route]:
         """The overlapping routes, in the order in which they were given."""
         found: set[int] = set()
-        for length in self._lengths:  # routes that contain the network
-            if length <= network.prefixlen:
+        for version, length in self._lengths:  # routes that contain the network
+            if version == network.version and length <= network.prefixlen:
                 found.update(self._by_prefix.get(_prefix(network, length), ()))
-        first, last = int(network.network_address), int(network.broadcast_address)
-        begin, end = bisect_left(self._firsts, (first, 0)), bisect_left(self._firsts, (last + 1, 0))
-        found.update(number for _, number in self._firsts[begin:end])  # routes within the network
+        last = int(network.broadcast_address)
+        begin = bisect_left(self._firsts, (*_first(network), 0))
+        end = bisect_left(self._firsts, (network.version, last + 1, 0))
+        found.update(number for *_, number in self._firsts[begin:end])  # routes within the network
         return [self._routes[number] for number in sorted(found)]
 
 
-def _prefix(network: IPv4Network, length: int) -> tuple[int, int]:
-    return length, int(network.network_address) >> 32 - length
+def _first(network: IPNetwork) -> tuple[int, int]:
+    return network.version, int(network.network_address)
 
 
-def _networks(config: ServerConfig) -> Iterator[tuple[IPv4Network, str]]:
+def _prefix(network: IPNetwork, length: int) -> tuple[int, int, int]:
+    return network.version, length, int(network.network_address) >> network.max_prefixlen - length
+
+
+def _networks(config: ServerConfig) -> Iterator[tuple[IPNetwork, str]]:
     for net in config.nets:
         yield net.network, "the network"
     if config.install_routes:

@@ -9,13 +9,14 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from ..control.subcommands import running
 from ..errors import HostError
+from ..families import IPAddress, IPNetwork, is_within
 from ..host.firewall import ForwardChain, dropping_forward_chains
 from ..host.netlink.footprint import Footprint, read_footprint
 from ..host.network_managers import Kind, Manager, managers_running, taken_by
@@ -28,6 +29,11 @@ _STATUS_S: Final = 3.0  # how long to wait for a process that may hang
 _TIMEX_BYTES: Final = 512  # struct timex of linux/timex.h, and room to grow
 _TIME_ERROR: Final = 5  # linux/timex.h: the clock is not synchronized
 _RTF_UP: Final = 0x1  # linux/route.h
+# RTF_LOCAL and RTF_ANYCAST of linux/ipv6_route.h: addresses of this machine
+_RTF_OWN: Final = 0x80000000 | 0x00100000
+_RTF_DEFAULT_BY_RA: Final = 0x00010000 | 0x00040000  # RTF_DEFAULT, RTF_ADDRCONF: a router advertised it
+# Every link has routes to these, which say nothing about what a machine is connected to.
+_ON_EVERY_LINK: Final = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 _LOCAL: Final = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n\s+/32 host LOCAL")
 _IFA_UNUSABLE: Final = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED of linux/if_addr.h
 _SYSCTLS: Final = (
@@ -36,6 +42,8 @@ _SYSCTLS: Final = (
     "net.ipv4.conf.all.rp_filter",
     "net.ipv4.conf.default.rp_filter",
     "net.ipv6.conf.all.disable_ipv6",
+    "net.ipv6.conf.default.disable_ipv6",
+    "net.ipv6.conf.all.forwarding",
 )
 
 
@@ -43,7 +51,7 @@ _SYSCTLS: Final = (
 class Route:
     """A route of the main table."""
 
-    network: IPv4Network
+    network: IPNetwork
     interface: str
 
 
@@ -60,7 +68,7 @@ class Machine:
     holders: interface name to the process that has reserved it; its interface may not exist yet.
     max_files: how many files a process may have open.
     addresses: IPv4 and IPv6 addresses of its interfaces; empty: not known.
-    reachable: IPv4 addresses at which other machines may reach it, each with its interface.
+    reachable: addresses at which other machines may reach it, each with its interface.
     left_over: destinations of host routes that killed processes left behind.
     conflicts: routes that would lead running clients into their own tunnels, each with the interface.
     rp_filters: the reverse path filter of each interface that has to run here and exists: 0 off, 1 strict, 2 loose.
@@ -68,6 +76,7 @@ class Machine:
         remove with their current settings.
     forward_chains: chains of the firewall whose policy drops the packets that this machine forwards.
     left_out: networks that servers pushed and that running clients leave out, each with the interface.
+    advertised: the interfaces whose IPv6 default route comes from a router's advertisements, each with its accept_ra.
     """
 
     tun_error: str | None = None
@@ -81,13 +90,14 @@ class Machine:
     holders: Mapping[str, Holder] = field(default_factory=dict)
     max_files: int = 1 << 20
     addresses: frozenset[str] = frozenset()
-    reachable: tuple[tuple[IPv4Address, str], ...] = ()
+    reachable: tuple[tuple[IPAddress, str], ...] = ()
     left_over: tuple[str, ...] = ()
     conflicts: tuple[tuple[str, TransportConflictStatus], ...] = ()
     rp_filters: Mapping[str, int] = field(default_factory=dict)
     managers: Mapping[Manager, Mapping[str, frozenset[Kind]]] = field(default_factory=dict)
     forward_chains: tuple[ForwardChain, ...] = ()
     left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
+    advertised: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
@@ -118,7 +128,12 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
             if (value := _number_in(f"/proc/sys/net/ipv4/conf/{name}/rp_filter")) is not None
         },
         clock_is_set=_clock_is_set(),
-        routes=parse_routes(_text("/proc/net/route")),
+        routes=parse_routes(_text("/proc/net/route")) + parse_ipv6_routes(_text("/proc/net/ipv6_route")),
+        advertised={
+            name: value
+            for name in parse_advertised(_text("/proc/net/ipv6_route"))
+            if (value := _number_in(f"/proc/sys/net/ipv6/conf/{name}/accept_ra")) is not None
+        },
         interfaces=_interfaces(),
         holders={name: holder for name in names if (holder := holder_of(name)) is not None},
         max_files=_max_files(),
@@ -154,6 +169,37 @@ def parse_routes(text: str) -> tuple[Route, ...]:
         if flags & _RTF_UP:
             found.append(Route(network, interface))
     return tuple(found)
+
+
+def parse_ipv6_routes(text: str) -> tuple[Route, ...]:
+    """The routes in /proc/net/ipv6_route but those to addresses of this machine, to link-local and multicast addresses.
+    It has those of all tables. Malformed lines are ignored."""
+    routes = [
+        Route(network, interface)
+        for network, flags, interface in _ipv6_lines(text)
+        if flags & _RTF_UP and not flags & _RTF_OWN and interface != "lo"
+    ]
+    return tuple(it for it in routes if not any(is_within(it.network, usual) for usual in _ON_EVERY_LINK))
+
+
+def parse_advertised(text: str) -> list[str]:
+    """The interfaces with a default route in /proc/net/ipv6_route that a router advertised."""
+    found = [
+        interface
+        for network, flags, interface in _ipv6_lines(text)
+        if network.prefixlen == 0 and flags & _RTF_DEFAULT_BY_RA == _RTF_DEFAULT_BY_RA
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _ipv6_lines(text: str) -> Iterator[tuple[IPv6Network, int, str]]:
+    """Destination, flags and interface of each line that can be read (net/ipv6/route.c: rt6_info_route)."""
+    for line in text.splitlines():
+        words = line.split()
+        try:
+            yield IPv6Network((int(words[0], 16), int(words[1], 16))), int(words[8], 16), words[9]
+        except (IndexError, ValueError):
+            continue
 
 
 def _number(word: str) -> int:

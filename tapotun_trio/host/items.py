@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from ..errors import HostError, ShortageError
 from ..families import IPAddress, IPInterface, IPNetwork
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
+MAIN_METRICS: Final[Mapping[int, int]] = {4: 0, 6: 1}
+"""The metric of our routes in the main table, by IP version: the best that there is, so that ours is either used or
+refused. The kernel takes an IPv6 metric of 0 as 1024, and gives its connected routes 256."""
+CONNECTED_METRICS: Final[Mapping[int, int]] = {4: 0, 6: 256}
+"""The metrics of the kernel's connected routes: IP6_RT_PRIO_ADDRCONF, net/ipv6_route.h."""
 FULL_MASK = 0xFFFF_FFFF  # compares all bits of a fwmark
 
 
@@ -32,8 +37,8 @@ class ConnectedRoute:
     interface: IPInterface
 
 
-RouteKey: TypeAlias = tuple[int, int, int]
-"""What identifies a route of one interface: destination, prefix length, table."""
+RouteKey: TypeAlias = tuple[int, int, int, int]
+"""What identifies a route of one interface: IP version, destination, prefix length, table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +50,32 @@ class Route:
 
     @property
     def key(self) -> RouteKey:
-        return int(self.network.network_address), self.network.prefixlen, self.table
+        network = self.network
+        return network.version, int(network.network_address), network.prefixlen, self.table
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets whose fwmark equals ``fwmark`` in the bits of ``mask`` are looked up in ``table`` (all uint32). The rule
-    outlives the interface unless it is removed."""
+    """Packets of IP ``version`` whose fwmark equals ``fwmark`` in the bits of ``mask`` are looked up in ``table`` (all
+    uint32). The rule outlives the interface unless it is removed."""
 
     fwmark: int
     table: int
     mask: int = FULL_MASK
+    version: int = 4
 
     def matches(self, mark: int) -> bool:
         """Whether the kernel applies this rule to packets with this fwmark (fib_rule_match)."""
         return (mark ^ self.fwmark) & self.mask == 0
 
     def overlaps(self, other: Rule) -> bool:
-        """Whether there is a fwmark that both rules match."""
-        return (self.fwmark ^ other.fwmark) & self.mask & other.mask == 0
+        """Whether there is a packet that both rules match."""
+        return self.version == other.version and (self.fwmark ^ other.fwmark) & self.mask & other.mask == 0
 
     def __str__(self) -> str:
         mask = "" if self.mask == FULL_MASK else f"/{self.mask:#x}"
         mark = f"{self.fwmark:#x}" if mask else str(self.fwmark)
-        return f"rule fwmark {mark}{mask} lookup {self.table}"
+        return f"{'IPv6 ' if self.version == 6 else ''}rule fwmark {mark}{mask} lookup {self.table}"
 
 
 @dataclass(frozen=True, slots=True)

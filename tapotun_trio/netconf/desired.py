@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeAlias
 
 from ..config.model import AllowedClient, Mark, ServerConfig
@@ -13,7 +13,7 @@ from ..host.items import Address, DesiredState, Item, Route, Rule
 from ..text import listed
 from ..wire.settings import InterfaceSettings
 
-_DEFAULT_ROUTE: Final = IPv4Network("0.0.0.0/0")
+_DEFAULT_ROUTES: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
 
 def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
@@ -34,7 +34,8 @@ def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
             if number % PART == 0:
                 yield
         items += routes.values()
-    return DesiredState(config.mtu, (*items, *_mark_items(config.mark)))
+    families = {net.version for net in config.nets}
+    return DesiredState(config.mtu, (*items, *_mark_items(config.mark, families)))
 
 
 def _further_address(ip: IPAddress, connected: Iterable[IPNetwork]) -> IPInterface:
@@ -73,13 +74,19 @@ def desired_for_client(conf: InterfaceSettings, mark: Mark | None) -> DesiredSta
     """The addresses and routes that the server pushed, and the mark. The tunnel works without pushed routes that the
     kernel refuses."""
     routes = tuple(map(Route, conf.routes))
-    return DesiredState(conf.mtu, (*map(Address, conf.addresses), *routes, *_mark_items(mark)), frozenset(routes))
+    families = {address.version for address in conf.addresses}
+    items = (*map(Address, conf.addresses), *routes, *_mark_items(mark, families))
+    return DesiredState(conf.mtu, items, frozenset(routes))
 
 
-def _mark_items(mark: Mark | None) -> Iterable[Item]:
-    """Policy routing: packets with the mark go into the tunnel. The route comes first, so that the rule never points
-    to an empty table."""
-    return () if mark is None else (Route(_DEFAULT_ROUTE, mark.table), Rule(mark.value, mark.table, mark.mask))
+def _mark_items(mark: Mark | None, families: Iterable[int]) -> Iterator[Item]:
+    """Policy routing in each family that the interface has: packets with the mark go into the tunnel. The route comes
+    first, so that the rule never points to an empty table."""
+    if mark is None:
+        return
+    for version in sorted(families):
+        yield Route(_DEFAULT_ROUTES[version], mark.table)
+        yield Rule(mark.value, mark.table, mark.mask, version)
 
 
 def describe(conf: InterfaceSettings) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 import trio
 
 from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError
+from ..families import IPAddress, IPNetwork
 from ..host.interfaces import Network
 from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule
 from ..log import flap_damped
@@ -119,7 +119,7 @@ class InstalledItems:
                 self._leave_out(exc.refused, logged)
         await self._remove_host_routes({item for item in desired.items if isinstance(item, HostRoute)})
 
-    async def add_host_routes(self, routes: Sequence[HostRoute]) -> frozenset[IPv4Address]:
+    async def add_host_routes(self, routes: Sequence[HostRoute]) -> frozenset[IPAddress]:
         """Add host routes past the interface. Returns the addresses whose host route the kernel refused.
 
         Routes that are already recorded are added again, because the kernel removes a route together with its device.
@@ -202,7 +202,7 @@ def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
     The order matters, because the first address of a network is the source of this machine's packets to it.
     """
     gone = {item for item in missing if isinstance(item, Address)}
-    networks: set[IPv4Network] = set()
+    networks: set[IPNetwork] = set()
     found: list[Item] = []
     for item in items if gone else ():
         if isinstance(item, Address):
@@ -286,7 +286,7 @@ def _removes_others(installed: Iterable[Item], wanted: Container[Item]) -> bool:
     kept = [address for address in addresses if address in wanted]
     if len(kept) == len(addresses):
         return False
-    first: dict[IPv4Network, Address] = {}
+    first: dict[IPNetwork, Address] = {}
     for address in addresses:
         first.setdefault(address.interface.network, address)
     return not kept or any(first[address.interface.network] not in wanted for address in kept)

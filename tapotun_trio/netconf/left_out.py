@@ -20,14 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
+from ..families import IPNetwork, host_network, is_host, is_within, with_prefix
 from ..host.items import MAIN_TABLE, Address, AttachedNetwork, Item, Route
 from ..martians import martian_kind
 from ..status.model import LeftOutReason
-
-_HOST: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +41,23 @@ class LeftOut:
 
     reason: LeftOutReason
     item: Route | Address
-    network: IPv4Network
+    network: IPNetwork
     attached: AttachedNetwork | None = None
 
     @property
-    def key(self) -> tuple[LeftOutReason, Item, IPv4Network]:
+    def key(self) -> tuple[LeftOutReason, Item, IPNetwork]:
         """It stays the same while another interface attaches this machine to the same network."""
         return self.reason, self.item, self.network
 
 
-def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> tuple[frozenset[IPv4Network], ...]:
+def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> tuple[frozenset[IPNetwork], ...]:
     """Return the networks of which the attached ones have to be known that contain one, and the networks of which those
     have to be known that lie in one."""
-    around: set[IPv4Network] = set()
-    within: set[IPv4Network] = set()
+    around: set[IPNetwork] = set()
+    within: set[IPNetwork] = set()
     for item in items:
         if isinstance(item, Address):
-            around |= {item.interface.network, IPv4Network(item.interface.ip)}
+            around |= {item.interface.network, host_network(item.interface.ip)}
             within.add(item.interface.network)
         elif _is_pushed_route(item, pushed):
             around.add(item.network)
@@ -78,7 +76,7 @@ def leave_out(
             found = list(_left_out_of_address(item, others))
             left_out += found
             if any(each.reason == "tunnel-network" and each.network == item.interface.network for each in found):
-                item = Address(IPv4Interface((item.interface.ip, _HOST)))
+                item = Address(with_prefix(item.interface.ip, item.interface.max_prefixlen))
         elif _is_pushed_route(item, pushed):
             if martian_kind(item.network) is not None:
                 left_out.append(LeftOut("martian", item, item.network))
@@ -91,14 +89,18 @@ def leave_out(
 
 
 def _left_out_of_address(item: Address, others: Sequence[AttachedNetwork]) -> Iterator[LeftOut]:
-    own, ip = item.interface.network, IPv4Network(item.interface.ip)
-    if own.prefixlen < _HOST:
+    own, ip = item.interface.network, host_network(item.interface.ip)
+    if not is_host(own):
         if (around := _around(own, others)) is not None:
             yield LeftOut("tunnel-network", item, own, around)
         else:
-            parts = {each.network: each for each in others if own.prefixlen < each.network.prefixlen < _HOST}
+            parts = {
+                each.network: each
+                for each in others
+                if own.prefixlen < each.network.prefixlen and not is_host(each.network)
+            }
             for part, each in parts.items():
-                if _contains(own, part):
+                if is_within(part, own):
                     yield LeftOut("tunnel-network", item, part, each)
     if (around := _around(ip, others)) is not None:
         yield LeftOut("tunnel-address", item, ip, around)
@@ -108,14 +110,9 @@ def _is_pushed_route(item: Item, pushed: Collection[Item]) -> TypeGuard[Route]:
     return isinstance(item, Route) and item.table == MAIN_TABLE and item in pushed
 
 
-def _around(network: IPv4Network, attached: Iterable[AttachedNetwork]) -> AttachedNetwork | None:
+def _around(network: IPNetwork, attached: Iterable[AttachedNetwork]) -> AttachedNetwork | None:
     """Return the first attached network that contains ``network``; None if there is none."""
-    return next((each for each in attached if _contains(each.network, network)), None)
-
-
-def _contains(outer: IPv4Network, inner: IPv4Network) -> bool:
-    first = int(inner.network_address) & int(outer.netmask)
-    return inner.prefixlen >= outer.prefixlen and first == int(outer.network_address)
+    return next((each for each in attached if is_within(network, each.network)), None)
 
 
 def describe_left_out(left_out: LeftOut) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 from typing import Final
 
 import trio
 
 from ..errors import HostError, ShortageError
+from ..families import IPAddress
 from ..host.interfaces import Host, InterfaceChange
 from ..host.items import DesiredState, Item
 from ..host.netlink.rewatch import Rewatch
@@ -227,7 +227,7 @@ class Reconciler:
 
     async def _allowed(self, guard: TransportGuard, installed: InstalledItems, desired: DesiredState) -> DesiredState:
         """The part of the desired state that is allowed. The host routes that it needs are added when this returns."""
-        refused: frozenset[IPv4Address] = frozenset()
+        refused: frozenset[IPAddress] = frozenset()
         while True:  # This loop ends: each round but the last removes an address from those that may have a host route.
             decision = await guard.decide(installed.network, self._name, desired, installed.items, refused)
             newly_refused = await installed.add_host_routes(decision.exceptions)

@@ -15,12 +15,13 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_network
 from typing import Final, TypeAlias
 
 import trio
 
 from ..errors import EndReason, HostError, PeerError
+from ..families import IPAddress, IPInterface, IPNetwork
 from ..host.interfaces import Network
 from ..host.items import DesiredState, HostRoute, Item, NextHop
 from ..host.net.sockets import Connection, local_address
@@ -30,7 +31,9 @@ from .transport_routes import Conflict, Decision, decide, describe, makes_local
 
 CHECK_S: Final = 2.0
 _LINES: Final = 5  # log lines about the conflicts of one decision
-_UNKNOWN: Final = NextHop(IPv4Network("0.0.0.0/0"), usable=False)
+_UNKNOWN: Final = {
+    version: NextHop(ip_network(everything), usable=False) for version, everything in ((4, "0.0.0.0/0"), (6, "::/0"))
+}
 
 Recheck: TypeAlias = Callable[[bool], Awaitable[None]]
 """Makes the reconciler decide again; with a false argument, only if a check finds a problem. Raises HostError."""
@@ -60,33 +63,33 @@ class TransportGuard:
         self.conflicts: tuple[Conflict, ...] = ()
         self.push_filter = PushFilter(log)
         self.on_new_remotes: Callable[[], None] = lambda: None
-        self._trying: Counter[IPv4Address] = Counter()
+        self._trying: Counter[IPAddress] = Counter()
         self._attempts: set[Attempt] = set()  # that are in progress
         self._connections: list[Connection] = []
-        self._last: frozenset[IPv4Address] = frozenset()  # the addresses of the newest attempt
+        self._last: frozenset[IPAddress] = frozenset()  # the addresses of the newest attempt
         self._tried: frozenset[str] = frozenset()  # the newest attempt's addresses of both families
         self._unresolved = False  # the newest attempt found no address
         self._is_blind = False  # the newest decision had neither a session nor an address
-        self._decided_for: frozenset[IPv4Address] = frozenset()
+        self._decided_for: frozenset[IPAddress] = frozenset()
         self._dirty = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
         self._withdraws = False
-        self._reported: set[tuple[IPv4Network, IPv4Address, str]] = set()
+        self._reported: set[tuple[IPNetwork, IPAddress, str]] = set()
         self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(flap_damped)
 
     # -- where the transport goes
 
     @property
-    def addresses(self) -> frozenset[IPv4Address]:
+    def addresses(self) -> frozenset[IPAddress]:
         """The addresses of the connections that are open or being made, and those of the newest attempt."""
         self._connections = [connection for connection in self._connections if connection.remote_address is not None]
-        remotes = (_ipv4(connection.remote_address or "") for connection in self._connections)
+        remotes = (_routed(connection.remote_address or "") for connection in self._connections)
         return frozenset(self._trying) | self._last | {remote for remote in remotes if remote is not None}
 
     @property
     def remotes(self) -> frozenset[str]:
-        """As `addresses`, but with IPv6 addresses too, and without the addresses that the newest attempt has ruled
-        out."""
+        """As `addresses`, but with link-local addresses too, and without the addresses that the newest attempt has
+        ruled out."""
         self._connections = [connection for connection in self._connections if connection.remote_address is not None]
         remotes = (connection.remote_address for connection in self._connections)
         return self._tried | {remote for remote in remotes if remote is not None}
@@ -103,15 +106,15 @@ class TransportGuard:
             self._trying.subtract(attempt.addresses)
             self._trying = +self._trying
 
-    async def resolved(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
-        """Prepare for a connection to one of ``remotes``; ``addresses`` are the IPv4 ones among them. When this
-        returns, no route of ours leads them into the tunnel."""
+    async def resolved(self, addresses: Sequence[IPAddress], remotes: Sequence[str]) -> None:
+        """Prepare for a connection to one of ``remotes``; ``addresses`` are those among them that routes decide about.
+        When this returns, no route of ours leads them into the tunnel."""
         self._trying.update(addresses)
         self._try(frozenset(remotes))
         self._last, self._unresolved = frozenset(addresses), False
         await self._look(thorough=True)
 
-    async def remembered(self, addresses: Sequence[IPv4Address], remotes: Sequence[str]) -> None:
+    async def remembered(self, addresses: Sequence[IPAddress], remotes: Sequence[str]) -> None:
         """As `resolved`, for addresses that the name had earlier and that are tried in addition."""
         self._trying.update(addresses)
         self._try(self._tried | frozenset(remotes))
@@ -136,7 +139,7 @@ class TransportGuard:
         remote = connection.remote_address
         if remote is not None:
             self._tried = frozenset({remote})
-        address = _ipv4(remote or "")
+        address = _routed(remote or "")
         if address is not None:
             self._last = frozenset({address})
 
@@ -219,7 +222,7 @@ class TransportGuard:
         name: str,
         desired: DesiredState,
         made: Sequence[Item],
-        refused: Collection[IPv4Address] = (),
+        refused: Collection[IPAddress] = (),
     ) -> Decision:
         """Which items of ``desired`` may be made for interface ``name``, and which host routes they need.
 
@@ -230,10 +233,12 @@ class TransportGuard:
         items = await self.push_filter.acceptable(network, name, desired)
         hidden = [item for item in made if isinstance(item, HostRoute)]
         addresses = self.addresses
-        next_hops: dict[IPv4Address, NextHop | None] = {}
-        for address in sorted(addresses):
+        next_hops: dict[IPAddress, NextHop | None] = {}
+        for address in sorted(addresses, key=lambda each: (each.version, int(each))):
             next_hop = await self._next_hop(network, name, address, hidden)
-            next_hops[address] = replace(next_hop or _UNKNOWN, usable=False) if address in refused else next_hop
+            next_hops[address] = (
+                replace(next_hop or _UNKNOWN[address.version], usable=False) if address in refused else next_hop
+            )
         decision = decide(
             items,
             next_hops,
@@ -254,15 +259,15 @@ class TransportGuard:
         return decision
 
     async def _next_hop(
-        self, network: Network, name: str, address: IPv4Address, hidden: Sequence[HostRoute]
+        self, network: Network, name: str, address: IPAddress, hidden: Sequence[HostRoute]
     ) -> NextHop | None:
         try:
             return await network.next_hop(name, address, self._mark, hidden)
         except HostError as exc:
             self._log_line("way", logging.WARNING, f"cannot find out how {address} is reached: {exc}")
-            return _UNKNOWN
+            return _UNKNOWN[address.version]
 
-    def refuse_own(self, interfaces: Sequence[IPv4Interface]) -> None:
+    def refuse_own(self, interfaces: Sequence[IPInterface]) -> None:
         """Raise PeerError if one of these interface addresses makes an address of the transport a local one."""
         for interface in interfaces:
             for address in self.addresses:
@@ -277,7 +282,7 @@ class TransportGuard:
 
     def _log_conflicts(self, conflicts: Sequence[Conflict]) -> None:
         """Log the conflicts that the previous decision did not have, grouped by address and outcome."""
-        groups: dict[tuple[IPv4Address, str, bool], list[Conflict]] = {}
+        groups: dict[tuple[IPAddress, str, bool], list[Conflict]] = {}
         present = set()
         for conflict in conflicts:
             gateway = conflict.next_hop.gateway if conflict.next_hop else ""
@@ -303,11 +308,11 @@ class Attempt:
 
     def __init__(self, guard: TransportGuard) -> None:
         self._guard = guard
-        self.addresses: tuple[IPv4Address, ...] = ()
+        self.addresses: tuple[IPAddress, ...] = ()
         self.sockets: list[socket.socket] = []
 
     async def resolved(self, addresses: Sequence[str]) -> None:
-        """As `TransportGuard.resolved`, with addresses of any family. IPv6 cannot go into the tunnel."""
+        """As `TransportGuard.resolved`, with all addresses."""
         await self._guard.resolved(self._add(addresses), addresses)
 
     async def remembered(self, addresses: Sequence[str]) -> None:
@@ -322,14 +327,16 @@ class Attempt:
         """As `Preparation.connecting`."""
         self.sockets.append(sock)
 
-    def _add(self, addresses: Sequence[str]) -> list[IPv4Address]:
-        found = [address for address in map(_ipv4, addresses) if address is not None]
+    def _add(self, addresses: Sequence[str]) -> list[IPAddress]:
+        found = [address for address in map(_routed, addresses) if address is not None]
         self.addresses += tuple(found)
         return found
 
 
-def _ipv4(text: str) -> IPv4Address | None:
+def _routed(text: str) -> IPAddress | None:
+    """The address, if routes decide where its packets go. A link-local one of IPv6 says itself which link it is on."""
     try:
-        return IPv4Address(text)
-    except AddressValueError:
+        address = ip_address(text)
+    except ValueError:
         return None
+    return None if address.version == 6 and address.is_link_local else address

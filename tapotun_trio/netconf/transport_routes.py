@@ -24,14 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final
 
-from ..host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
+from ..families import IPAddress, IPInterface, IPNetwork, is_host, with_prefix
+from ..host.items import CONNECTED_METRICS, MAIN_METRICS, MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
 from ..status.model import TransportAction
-
-_HOST: Final = 32
-_NO_BROADCAST: Final = 31  # from this prefix length on there is no broadcast address (RFC 3021)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,8 @@ class Conflict:
         next_hop: how the address is reached without the interface; None: not at present.
     """
 
-    network: IPv4Network
-    address: IPv4Address
+    network: IPNetwork
+    address: IPAddress
     action: TransportAction
     item: Item | None
     next_hop: NextHop | None
@@ -64,7 +60,7 @@ class Decision:
 
 def decide(
     items: Sequence[Item],
-    next_hops: Mapping[IPv4Address, NextHop | None],
+    next_hops: Mapping[IPAddress, NextHop | None],
     mark: int | None,
     *,
     pushed: Collection[Item] = frozenset(),
@@ -86,7 +82,7 @@ def decide(
     tables = {item.table for item in items if isinstance(item, Rule) and item.matches(mark or 0)}
     ours = {route for route in map(_route_of, made) if route is not None}
     conflicts: list[Conflict] = []
-    exceptions: dict[tuple[IPv4Address, int], HostRoute] = {}
+    exceptions: dict[tuple[IPAddress, int], HostRoute] = {}
     dropped: set[Item] = set()
     narrowed: set[Item] = set()  # interface addresses without their networks
     if withdraws and withdraws_all:
@@ -107,7 +103,7 @@ def decide(
                 dropped.add(item)
         if next_hop is not None and next_hop.captured_by is not None and next_hop.captured_by not in ours:
             network, table = next_hop.captured_by
-            helps = next_hop.usable and network.prefixlen < _HOST
+            helps = next_hop.usable and not is_host(network)
             conflicts.append(Conflict(network, address, "excepted" if helps else "captured", None, next_hop))
             if helps:
                 exceptions[address, table] = _host_route(address, next_hop, table)
@@ -126,23 +122,35 @@ def decide(
             )
         )
     )
-    emptied = {item.table for item in dropped if isinstance(item, Route) and item.table != MAIN_TABLE}
+    emptied = {
+        (item.network.version, item.table) for item in dropped if isinstance(item, Route) and item.table != MAIN_TABLE
+    }
     remaining = [
-        Address(IPv4Interface((item.interface.ip, _HOST))) if isinstance(item, Address) and item in narrowed else item
+        _without_network(item) if isinstance(item, Address) and item in narrowed else item
         for item in items
-        if item not in dropped and not (isinstance(item, Rule) and item.table in emptied)
+        if item not in dropped and not (isinstance(item, Rule) and (item.version, item.table) in emptied)
     ]
     return Decision((*needed, *dict.fromkeys(remaining)), needed, tuple(conflicts))
 
 
-def makes_local(interface: IPv4Interface, address: IPv4Address) -> bool:
-    """Whether an interface with this address makes ``address`` one of this machine, or a broadcast address."""
+def _without_network(item: Address) -> Address:
+    return Address(with_prefix(item.interface.ip, item.interface.max_prefixlen))
+
+
+def makes_local(interface: IPInterface, address: IPAddress) -> bool:
+    """Whether an interface with this address makes ``address`` one of this machine, or a broadcast address.
+
+    With IPv6 a router has the first address of the network too (RFC 4291 section 2.6.1), and there is no broadcast.
+    """
     network = interface.network
-    ends = (network.network_address, network.broadcast_address) if network.prefixlen < _NO_BROADCAST else ()
-    return address == interface.ip or address in ends
+    if address == interface.ip:
+        return True
+    if network.max_prefixlen - network.prefixlen < 2:  # RFC 3021, RFC 6164
+        return False
+    return address == network.network_address or (network.version == 4 and address == network.broadcast_address)
 
 
-def _action(item: Item, address: IPv4Address, next_hop: NextHop | None, *, withdrawn: bool) -> TransportAction | None:
+def _action(item: Item, address: IPAddress, next_hop: NextHop | None, *, withdrawn: bool) -> TransportAction | None:
     """What to do about an item that captures the address. None: nothing can be done, and the item stays."""
     if withdrawn:
         return "withdrawn"
@@ -152,17 +160,17 @@ def _action(item: Item, address: IPv4Address, next_hop: NextHop | None, *, withd
         return None
     if _captured_gateway(item, next_hop) is not None:
         return "left-out"
-    if not next_hop.usable or _expect_route_of(item)[0].prefixlen == _HOST:
+    if not next_hop.usable or is_host(_expect_route_of(item)[0]):
         return "left-out"
     return "excepted"
 
 
-def _capturing(items: Iterable[Item], address: IPv4Address, next_hop: NextHop | None, tables: Set[int]) -> list[Item]:
+def _capturing(items: Iterable[Item], address: IPAddress, next_hop: NextHop | None, tables: Set[int]) -> list[Item]:
     """Those of the items that the kernel would use for the address instead of ``next_hop``."""
     return [item for item in items if _captures(item, address, next_hop, tables)]
 
 
-def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables: Set[int]) -> bool:
+def _captures(item: Item, address: IPAddress, next_hop: NextHop | None, tables: Set[int]) -> bool:
     route = _route_of(item)
     if route is None:
         return False
@@ -180,20 +188,20 @@ def _captures(item: Item, address: IPv4Address, next_hop: NextHop | None, tables
         return False
     if next_hop is None or next_hop.table != table:
         return True
-    # Of two routes with equal prefixes the kernel uses the one with the lower metric. Ours has metric 0, and the kernel
-    # refuses a second route with that metric.
-    return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, 0)
+    # Of two routes with equal prefixes the kernel uses the one with the lower metric, or else the first that was there.
+    ours = (CONNECTED_METRICS if isinstance(item, Address) else MAIN_METRICS)[network.version]
+    return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, ours)
 
 
-def _captured_gateway(item: Item, next_hop: NextHop | None) -> IPv4Address | None:
+def _captured_gateway(item: Item, next_hop: NextHop | None) -> IPAddress | None:
     """The gateway, if the item is an address that makes it one of this machine, or a broadcast address; else None."""
     gateway = None if next_hop is None else next_hop.gateway
-    if isinstance(item, Address) and isinstance(gateway, IPv4Address) and makes_local(item.interface, gateway):
+    if isinstance(item, Address) and gateway is not None and makes_local(item.interface, gateway):
         return gateway
     return None
 
 
-def _route_of(item: Item) -> tuple[IPv4Network, int] | None:
+def _route_of(item: Item) -> tuple[IPNetwork, int] | None:
     """The network and the table of the route into the interface that an item makes; None: it makes none."""
     match item:
         case Address(interface):
@@ -204,13 +212,13 @@ def _route_of(item: Item) -> tuple[IPv4Network, int] | None:
             return None
 
 
-def _expect_route_of(item: Item) -> tuple[IPv4Network, int]:
+def _expect_route_of(item: Item) -> tuple[IPNetwork, int]:
     route = _route_of(item)
     assert route is not None, f"{item} makes no route"
     return route
 
 
-def _host_route(address: IPv4Address, next_hop: NextHop, table: int) -> HostRoute:
+def _host_route(address: IPAddress, next_hop: NextHop, table: int) -> HostRoute:
     return HostRoute(
         address, next_hop.index, next_hop.gateway, next_hop.source, next_hop.metrics, table, next_hop.device
     )

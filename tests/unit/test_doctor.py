@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,15 @@ from msgspec.structs import replace as replace_struct
 from tapotun_trio import exit_codes
 from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpAddress, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
-from tapotun_trio.doctor.machine import Machine, Route, inspect_machine, parse_addresses, parse_routes
+from tapotun_trio.doctor.machine import (
+    Machine,
+    Route,
+    inspect_machine,
+    parse_addresses,
+    parse_advertised,
+    parse_ipv6_routes,
+    parse_routes,
+)
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.firewall import ForwardChain
 from tapotun_trio.host.network_managers import Kind, Manager
@@ -33,6 +41,7 @@ HEALTHY = Machine(
         "net.ipv4.conf.all.rp_filter": 2,
         "net.ipv4.conf.default.rp_filter": 2,
         "net.ipv6.conf.all.disable_ipv6": 0,
+        "net.ipv6.conf.all.forwarding": 1,
     },
     now=EARLIEST + 1,
     clock_is_set=True,
@@ -42,6 +51,8 @@ HEALTHY = Machine(
 )
 SERVER = server_config(8080, allowed("a", "10.10.0.2"))
 ROUTER = server_config(8080, allowed("a", "10.10.0.2", ("10.60.0.0/24",)))
+DUAL = replace(SERVER, nets=(*SERVER.nets, IPv6Interface("fd00:10::1/64")))
+ROUTER6 = replace(DUAL, routes=(IPv6Network("fd00:20::/64"),))
 PINNED = server_config(8080, allowed("a", "10.10.0.2", (), ("172.20.0.1",)))
 CLIENT = client_config("tun0", 443)
 SECURE = replace(CLIENT, server=Url("https", "vpn.example.com", 443, "/"))
@@ -52,6 +63,8 @@ def sysctl(**values: int | None) -> Machine:
         "free": "ipv4.ip_unprivileged_port_start",
         "forward": "ipv4.ip_forward",
         "ipv6": "ipv6.conf.all.disable_ipv6",
+        "new": "ipv6.conf.default.disable_ipv6",
+        "forward6": "ipv6.conf.all.forwarding",
     }
     names |= {"rp_all": "ipv4.conf.all.rp_filter", "rp_default": "ipv4.conf.default.rp_filter"}
     changed = {**HEALTHY.sysctls, **{f"net.{names[name]}": value for name, value in values.items()}}
@@ -59,7 +72,7 @@ def sysctl(**values: int | None) -> Machine:
 
 
 def routed(*networks: str, interface: str = "eth1") -> Machine:
-    return replace(HEALTHY, routes=tuple(Route(IPv4Network(it), interface) for it in networks))
+    return replace(HEALTHY, routes=tuple(Route(ip_network(it), interface) for it in networks))
 
 
 CHAIN = "chain FORWARD of the nftables table ip filter"
@@ -99,7 +112,18 @@ def test_programs_that_stand_in_the_way(
 def test_a_healthy_machine() -> None:
     found = judge(HEALTHY, [SERVER, ROUTER, PINNED, CLIENT, SECURE])
     assert [it.severity for it in found] == ["ok"] * len(found)
-    checks = ["tun", "capabilities", "offloads", "ipv6", "forwarding", "firewall", "rp_filter", "managers", "clock"]
+    checks = [
+        "tun",
+        "capabilities",
+        "offloads",
+        "ipv6",
+        "forwarding",
+        "forwarding",
+        "firewall",
+        "rp_filter",
+        "managers",
+        "clock",
+    ]
     checks += ["listen", "routes", "covering", "left-out", "left-over", "mtu", "files"]
     assert [it.check for it in found] == checks
 
@@ -140,6 +164,30 @@ def test_a_healthy_machine() -> None:
         (sysctl(ipv6=None), replace(CLIENT, server=Url("http", "::1", 80, "/")), "failure", "ipv6", "an IPv4 address"),
         (sysctl(forward=0), ROUTER, "failure", "forwarding", "sysctl -w net.ipv4.ip_forward=1"),
         (sysctl(forward=0), SERVER, "note", "forwarding", "only this machine itself"),
+        (sysctl(forward6=0), ROUTER6, "failure", "forwarding", "sysctl -w net.ipv6.conf.all.forwarding=1"),
+        (
+            replace(sysctl(forward6=0), advertised={"eth0": 1}),
+            ROUTER6,
+            "failure",
+            "forwarding",
+            "with net.ipv6.conf.eth0.accept_ra=2, or this machine's default route goes",
+        ),
+        (sysctl(forward6=0), ROUTER, "note", "forwarding", "does not forward IPv6: only this machine itself"),
+        (sysctl(forward=0), ROUTER6, "note", "forwarding", "does not forward IPv4: only this machine itself"),
+        (
+            replace(HEALTHY, advertised={"eth0": 1, "eth1": 2}),
+            None,
+            "warning",
+            "forwarding",
+            "so eth0 ignores the router that its default route comes from; sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+        ),
+        (sysctl(ipv6=1), DUAL, "failure", "ipv6", "IPv6 is switched off, and hub has the network fd00:10::/64"),
+        (sysctl(ipv6=None), DUAL, "failure", "ipv6", "leave IPv6 out of its net"),
+        (sysctl(new=1), DUAL, "failure", "ipv6", "sysctl -w net.ipv6.conf.default.disable_ipv6=0"),
+        (sysctl(new=1), SERVER, "note", "ipv6", "switched off for new interfaces: a tunnel carries IPv4 only"),
+        (routed("fd00:10::/64"), DUAL, "failure", "routes", "routed elsewhere already: fd00:10::/64 on eth1"),
+        (routed("fd00::/16"), DUAL, "warning", "routes", "the more specific of the two wins"),
+        (routed("fd00:10::/80"), DUAL, "warning", "routes", "fd00:10::/80 on eth1"),
         (sysctl(rp_all=1, rp_default=0), PINNED, "failure", "rp_filter", "all.rp_filter=2"),
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
         (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
@@ -323,9 +371,46 @@ def test_proc_net_route() -> None:
     )
 
 
+def test_the_same_bits_in_the_other_family_are_no_conflict() -> None:
+    found = judge(routed("a0a::/24"), [SERVER])  # 10.10.0.0/24
+    assert [it.severity for it in found if it.check == "routes"] == ["ok"]
+
+
+def ipv6_line(network: str, flags: int, interface: str) -> str:
+    """A line of /proc/net/ipv6_route."""
+    it, zero = IPv6Network(network), f"{0:032x} {0:02x} {0:032x}"
+    destination = f"{int(it.network_address):032x} {it.prefixlen:02x}"
+    return f"{destination} {zero} 00000400 00000001 00000000 {flags:08x} {interface:>8}"
+
+
+def test_ipv6_routes_of_proc() -> None:
+    text = "\n".join(
+        (
+            ipv6_line("fd00:1::/64", 0x1, "eth0"),
+            ipv6_line("fe80::/64", 0x1, "eth0"),
+            ipv6_line("ff00::/8", 0x1, "eth0"),
+            ipv6_line("fd00:1::5/128", 0x80200001, "eth0"),  # its own address
+            ipv6_line("fd00:1::/128", 0x80300001, "eth0"),  # the anycast address
+            ipv6_line("::/0", 0x00450003, "eth0"),  # from a router
+            ipv6_line("::/0", 0x3, "eth1"),
+            ipv6_line("::/0", 0x00200200, "lo"),
+            ipv6_line("2001:db8::/32", 0x0, "eth2"),  # not up
+            "no route",
+        )
+    )
+    assert parse_ipv6_routes(text) == (
+        Route(IPv6Network("fd00:1::/64"), "eth0"),
+        Route(IPv6Network("::/0"), "eth0"),
+        Route(IPv6Network("::/0"), "eth1"),
+    )
+    assert parse_advertised(text) == ["eth0"]
+
+
 @given(st.text())
 def test_any_text_is_some_routes(text: str) -> None:
     assert isinstance(parse_routes(f"head\n{text}"), tuple)
+    assert isinstance(parse_ipv6_routes(text), tuple)
+    assert isinstance(parse_advertised(text), list)
     assert kernel_version(text) is None or all(part >= 0 for part in kernel_version(text) or ())
 
 

@@ -4,9 +4,9 @@ with a kernel in memory."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_interface, ip_network
 from typing import Final
 
 import pytest
@@ -14,6 +14,7 @@ import trio
 
 from tapotun_trio.cooperative import run_now
 from tapotun_trio.errors import HostError
+from tapotun_trio.families import is_within, with_prefix
 from tapotun_trio.host.items import (
     Address,
     AttachedNetwork,
@@ -36,6 +37,7 @@ from tapotun_trio.status.model import InterfaceStatus
 
 from ..fakes import MemoryHost
 from ..tables import table
+from ..twins import FAMILIES, twin
 from .support import client_config, free_port, running
 from .test_transport_guard import ADDRESS, ELSEWHERE, pushing, standing, until
 
@@ -46,23 +48,23 @@ OURS: Final = "10.10.0.2/24"
 MIDNIGHT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def left_out(
-    *pushes: str, address: str = OURS, attached: Sequence[AttachedNetwork] = (LAN, OTHER, TUNNEL)
-) -> list[str]:
+def left_out(*pushes: str, address: str = OURS, version: int = 4) -> list[str]:
     """What is left out, as text. What remains must be everything else, in its order."""
-    items: list[Item] = [Address(IPv4Interface(address)), *(Route(IPv4Network(it)) for it in pushes)]
-    items += [Route(IPv4Network("0.0.0.0/0"), 100), Rule(7, 100)]
+    attached = [replace(it, network=ip_network(twin(str(it.network), version))) for it in (LAN, OTHER, TUNNEL)]
+    items: list[Item] = [Address(ip_interface(address)), *(Route(ip_network(it)) for it in pushes)]
+    items += [Route(ip_network(twin("0.0.0.0/0", version)), 100), Rule(7, 100, version=version)]
     pushed = frozenset(items[1 : 1 + len(pushes)])
     remaining, found = leave_out(items, pushed, attached)
     gone = {it.item for it in found if isinstance(it.item, Route) or it.network == it.item.interface.network}
-    bare = Address(IPv4Interface((IPv4Interface(address).ip, 32)))
+    own = ip_interface(address)
+    bare = Address(with_prefix(own.ip, own.max_prefixlen))
     assert list(remaining) == [
         bare if isinstance(it, Address) and it in gone else it
         for it in items
         if it not in gone or isinstance(it, Address)
     ]
     around, within = networks_to_compare(items, pushed)
-    assert all(it.network in around or any(map(it.network.subnet_of, within)) for it in found)
+    assert all(it.network in around or any(is_within(it.network, net) for net in within) for it in found)
     return [f"{it.network} {it.reason}" for it in found]
 
 
@@ -79,12 +81,33 @@ def left_out(
     ("one of several", ["10.60.0.0/16", "172.17.3.0/24"], ["172.17.3.0/24 attached"]),
     ("of both", ["192.168.1.0/25", "172.17.0.0/16"], ["192.168.1.0/25 attached", "172.17.0.0/16 attached"]),
     ("within another tunnel's", ["10.10.0.0/25"], ["10.10.0.0/25 attached"]),
-    ("loopback", ["127.0.0.0/8"], ["127.0.0.0/8 martian"]),
-    ("martians and others", ["224.0.0.0/4", "10.1.0.0/16", "255.255.255.255/32"],
-     ["224.0.0.0/4 martian", "255.255.255.255/32 martian"]),
 )  # fmt: skip
-def test_routes(pushes: list[str], expected: list[str]) -> None:
-    assert left_out(*pushes) == expected
+@pytest.mark.parametrize("version", FAMILIES)
+def test_routes(pushes: list[str], expected: list[str], version: int) -> None:
+    wanted = [" ".join((twin(network, version), reason)) for network, reason in map(str.split, expected)]
+    assert left_out(*(twin(it, version) for it in pushes), version=version) == wanted
+
+
+@table(
+    "pushes expected",
+    ("of IPv4: loopback", ["127.0.0.0/8"], ["127.0.0.0/8 martian"]),
+    ("of IPv4: martians and others", ["224.0.0.0/4", "10.1.0.0/16", "255.255.255.255/32"],
+     ["224.0.0.0/4 martian", "255.255.255.255/32 martian"]),
+    ("of IPv6: what every machine or link has", ["::1/128", "fe80::/64", "ff02::/16", "2001:db8::/32", "::/128"],
+     ["::1/128 martian", "fe80::/64 martian", "ff02::/16 martian", "::/128 martian"]),
+    ("of IPv6: IPv4's addresses", ["::ffff:10.0.0.0/104"], ["::ffff:10.0.0.0/104 martian"]),
+    ("of IPv6: everything, and the halves of the Internet", ["::/0", "2000::/3", "8000::/1"], []),
+)  # fmt: skip
+def test_martians(pushes: list[str], expected: list[str]) -> None:
+    wanted = [" ".join((str(ip_network(network)), reason)) for network, reason in map(str.split, expected)]
+    assert left_out(*pushes) == wanted
+
+
+def test_the_same_numbers_of_the_other_family_are_other_networks() -> None:
+    """A comparison of numbers alone would find 192.168.1.0/24 in an IPv6 network with the same number."""
+    odd = AttachedNetwork(IPv6Network((int(IPv4Address("192.168.1.0")), 24), strict=False), "eth0")
+    push = Route(IPv4Network("192.168.1.0/25"))
+    assert leave_out([push], [push], [odd]) == ((push,), ())
 
 
 @table(
@@ -97,8 +120,10 @@ def test_routes(pushes: list[str], expected: list[str]) -> None:
     ("alone", "192.168.1.50/32", ["192.168.1.50/32 tunnel-address"]),
     ("in a network of another tunnel, as two clients of one server are", "10.10.0.9/24", []),
 )
-def test_the_address(address: str, expected: list[str]) -> None:
-    assert left_out(address=address) == expected
+@pytest.mark.parametrize("version", FAMILIES)
+def test_the_address(address: str, expected: list[str], version: int) -> None:
+    wanted = [" ".join((twin(network, version), reason)) for network, reason in map(str.split, expected)]
+    assert left_out(address=twin(address, version), version=version) == wanted
 
 
 def test_the_lines_name_network_device_and_remedy() -> None:

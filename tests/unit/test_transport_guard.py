@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from typing import Final
 
 import pytest
@@ -14,6 +14,7 @@ import trio
 
 from tapotun_trio.config.model import ServerConfig
 from tapotun_trio.errors import PeerError
+from tapotun_trio.families import IPAddress
 from tapotun_trio.host.items import Address, DesiredState, HostRoute, Item, NextHop, Route
 from tapotun_trio.host.net.sockets import Connection
 from tapotun_trio.http.virtual_hosts import open_listeners
@@ -159,22 +160,23 @@ def guard() -> TransportGuard:
 
 
 async def test_every_address_of_an_attempt_is_asked_for_before_it_is_tried() -> None:
-    it, seen = guard(), list[frozenset[IPv4Address]]()
+    it, seen = guard(), list[frozenset[IPAddress]]()
 
     async def look(thorough: bool) -> None:
         await trio.lowlevel.checkpoint()
         assert thorough
         seen.append(it.addresses)
 
-    first, second = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+    first, second, third = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"), IPv6Address("2001:db8::1")
     with it.attempt() as attempt:
         await attempt.resolved(["192.0.2.1"])  # there is no interface yet, so nobody to decide
     assert seen == []
     with it.rechecking(look):
         with it.attempt() as attempt:
-            await attempt.resolved(["192.0.2.1", "2001:db8::1", "192.0.2.2"])
-            assert seen == [{first, second}]
-        assert it.addresses == {first, second}  # until something else is tried
+            # A link-local address says itself on which link it is, so no route can lead it elsewhere.
+            await attempt.resolved(["192.0.2.1", "2001:db8::1", "192.0.2.2", "fe80::1%lo"])
+            assert seen == [{first, second, third}]
+        assert it.addresses == {first, second, third}  # until something else is tried
         with it.attempt() as attempt:
             await attempt.resolved(["192.0.2.2"])
         assert it.addresses == {second}

@@ -5,15 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address, ip_interface, ip_network
 from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapotun_trio.host.items import MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
+from tapotun_trio.families import IPAddress, IPInterface, IPNetwork, host_network, is_host
+from tapotun_trio.host.items import (
+    CONNECTED_METRICS,
+    MAIN_METRICS,
+    MAIN_TABLE,
+    Address,
+    HostRoute,
+    Item,
+    NextHop,
+    Route,
+    Rule,
+)
 from tapotun_trio.netconf.transport_routes import Conflict, decide, describe, makes_local
+
+from ..twins import FAMILIES, twin, twin_of
 
 OURS: Final = "tun"
 LOCAL: Final = "local"
@@ -25,7 +38,7 @@ DEVICES: Final = {3: "eth0", 4: "eth1"}
 
 @dataclass(frozen=True)
 class Entry:
-    network: IPv4Network
+    network: IPNetwork
     metric: int
     target: str
 
@@ -35,7 +48,7 @@ Rules = list[tuple[int, int | None, int]]
 """Priority, fwmark or None for any, table."""
 
 
-def look_up(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules) -> tuple[Entry, int, int] | None:
+def look_up(address: IPAddress, mark: int | None, tables: Tables, rules: Rules) -> tuple[Entry, int, int] | None:
     """The entry, its table, and the priority of the rule that led there: by trying every one."""
     for priority, fwmark, number in sorted(rules, key=lambda it: it[0]):
         if fwmark not in (None, mark or 0):
@@ -46,7 +59,7 @@ def look_up(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules
     return None
 
 
-def way_to(address: IPv4Address, mark: int | None, tables: Tables, rules: Rules) -> NextHop | None:
+def way_to(address: IPAddress, mark: int | None, tables: Tables, rules: Rules) -> NextHop | None:
     """As the host's netlink finds it while nothing of ours stands."""
     found = look_up(address, mark, tables, rules)
     if found is None:
@@ -64,15 +77,15 @@ def make(items: Iterable[Item], tables: Tables, rules: Rules) -> tuple[Tables, R
     for item in items:
         match item:
             case Address(interface):
-                entry = Entry(interface.network, 0, OURS)
-                if interface.network.prefixlen < 32:
+                entry = Entry(interface.network, CONNECTED_METRICS[interface.version], OURS)
+                if not is_host(interface.network):
                     _add(tables.setdefault(MAIN_TABLE, []), entry)
             case Route(network, number):
-                _add(tables.setdefault(number, []), Entry(network, 0, OURS))
+                _add(tables.setdefault(number, []), Entry(network, MAIN_METRICS[network.version], OURS))
             case Rule(fwmark, number):
                 rules.append((11_600, fwmark, number))
             case HostRoute():
-                entry = Entry(IPv4Network(item.address), 1 << 30, item.device)
+                entry = Entry(host_network(item.address), 1 << 30, item.device)
                 _add(tables.setdefault(item.table, []), entry)
     return tables, rules
 
@@ -82,7 +95,7 @@ def _add(entries: list[Entry], new: Entry) -> None:
         entries.append(new)
 
 
-def target(address: IPv4Address, mark: int | None, items: Sequence[Item], tables: Tables, rules: Rules) -> str | None:
+def target(address: IPAddress, mark: int | None, items: Sequence[Item], tables: Tables, rules: Rules) -> str | None:
     """Where the kernel sends it: its local table comes first."""
     if any(isinstance(it, Address) and makes_local(it.interface, address) for it in items):
         return LOCAL
@@ -91,33 +104,55 @@ def target(address: IPv4Address, mark: int | None, items: Sequence[Item], tables
 
 
 # Networks that nest: few addresses, many lengths.
-ADDRESSES: Final = st.integers(0, 31).map(lambda n: IPv4Address("203.0.113.0") + n)
+FIRST: Final = IPv4Address("203.0.113.0")
 LENGTHS: Final = st.sampled_from((0, 1, 8, 16, 24, 27, 28, 29, 30, 31, 32))
-NETWORKS: Final = st.builds(lambda a, n: IPv4Network((a, n), strict=False), ADDRESSES, LENGTHS)
-ENTRIES: Final = st.builds(Entry, NETWORKS, st.sampled_from((0, 100)), st.sampled_from(tuple(DEVICES.values())))
-INTERFACES: Final = st.builds(lambda a, n: IPv4Interface((a, n)), ADDRESSES, LENGTHS)
+METRICS: Final = {4: (0, 100), 6: (1, 100, 256, 1024)}
+
+
+def some_addresses(version: int) -> st.SearchStrategy[IPAddress]:
+    return st.integers(0, 31).map(lambda n: twin_of(FIRST + n, version))
+
+
+def some_interfaces(version: int) -> st.SearchStrategy[IPInterface]:
+    return st.builds(
+        lambda n, length: ip_interface(twin(f"{FIRST + n}/{length}", version)), st.integers(0, 31), LENGTHS
+    )
+
+
+def some_networks(version: int) -> st.SearchStrategy[IPNetwork]:
+    return some_interfaces(version).map(lambda it: it.network)
+
+
+def some_entries(version: int) -> st.SearchStrategy[Entry]:
+    return st.builds(
+        Entry, some_networks(version), st.sampled_from(METRICS[version]), st.sampled_from(tuple(DEVICES.values()))
+    )
+
+
 MARKS: Final = st.sampled_from((None, MARK, MARK + 1))
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[list[Item], set[Item], list[IPv4Address], int | None, Tables, Rules]:
+def worlds(draw: st.DrawFn) -> tuple[list[Item], set[Item], list[IPAddress], int | None, Tables, Rules]:
     """What is wanted, what of it was pushed, the transport's addresses and mark, and the machine as it is."""
-    pushed = {Route(it) for it in draw(st.lists(NETWORKS, max_size=4))}
-    items: list[Item] = [*map(Address, draw(st.lists(INTERFACES, max_size=2, unique=True))), *pushed]
+    version = draw(st.sampled_from(FAMILIES))
+    entries = some_entries(version)
+    pushed = {Route(it) for it in draw(st.lists(some_networks(version), max_size=4))}
+    items: list[Item] = [*map(Address, draw(st.lists(some_interfaces(version), max_size=2, unique=True))), *pushed]
     if draw(st.booleans()):
-        items += [Route(IPv4Network("0.0.0.0/0"), MARK_TABLE), Rule(MARK, MARK_TABLE)]
+        items += [Route(ip_network(twin("0.0.0.0/0", version)), MARK_TABLE), Rule(MARK, MARK_TABLE, version=version)]
     rules: Rules = [(32766, None, MAIN_TABLE)]
-    tables: Tables = {MAIN_TABLE: draw(st.lists(ENTRIES, max_size=4, unique_by=lambda it: (it.network, it.metric)))}
+    tables: Tables = {MAIN_TABLE: draw(st.lists(entries, max_size=4, unique_by=lambda it: (it.network, it.metric)))}
     if draw(st.booleans()):
         rules.append((draw(st.sampled_from((1000, 40_000))), draw(st.sampled_from((None, MARK + 1))), OWN_TABLE))
-        tables[OWN_TABLE] = draw(st.lists(ENTRIES, max_size=2, unique_by=lambda it: (it.network, it.metric)))
-    addresses = draw(st.lists(ADDRESSES, min_size=1, max_size=3, unique=True))
+        tables[OWN_TABLE] = draw(st.lists(entries, max_size=2, unique_by=lambda it: (it.network, it.metric)))
+    addresses = draw(st.lists(some_addresses(version), min_size=1, max_size=3, unique=True))
     return items, set(pushed), addresses, draw(MARKS), tables, rules
 
 
 @given(worlds())
 def test_the_transport_never_enters_the_tunnel_and_all_else_still_does(
-    world: tuple[list[Item], set[Item], list[IPv4Address], int | None, Tables, Rules],
+    world: tuple[list[Item], set[Item], list[IPAddress], int | None, Tables, Rules],
 ) -> None:
     items, pushed, addresses, mark, tables, rules = world
     ways = {it: way_to(it, mark, tables, rules) for it in addresses}
@@ -141,14 +176,14 @@ def test_the_transport_never_enters_the_tunnel_and_all_else_still_does(
     for item in gone:
         match item:
             case Route(network):
-                assert network.prefixlen == 32 or any(way is not None and not way.usable for way in ways.values())
+                assert is_host(network) or any(way is not None and not way.usable for way in ways.values())
             case Address(interface):
                 assert any(makes_local(interface, address) for address in addresses)
             case _:
                 pytest.fail(f"{item} is gone")
     kept = [it for it in items if it not in gone]
     for number in range(32):
-        other = IPv4Address("203.0.113.0") + number
+        other = twin_of(FIRST + number, addresses[0].version)
         if other not in ways:
             assert target(other, None, stands, tables, rules) == target(other, None, kept, tables, rules)
     # The same again changes nothing, whatever stands already.
@@ -161,7 +196,7 @@ def _tables(exceptions: Iterable[HostRoute]) -> set[int]:
 
 @given(worlds())
 def test_what_cannot_be_excepted_is_left_out(
-    world: tuple[list[Item], set[Item], list[IPv4Address], int | None, Tables, Rules],
+    world: tuple[list[Item], set[Item], list[IPAddress], int | None, Tables, Rules],
 ) -> None:
     items, pushed, addresses, mark, tables, rules = world
     found = {it: way_to(it, mark, tables, rules) for it in addresses}
@@ -178,7 +213,7 @@ def test_what_cannot_be_excepted_is_left_out(
 
 @given(worlds())
 def test_without_a_session_no_pushed_route_stands_between(
-    world: tuple[list[Item], set[Item], list[IPv4Address], int | None, Tables, Rules],
+    world: tuple[list[Item], set[Item], list[IPAddress], int | None, Tables, Rules],
 ) -> None:
     items, pushed, addresses, mark, tables, rules = world
     ways = {it: way_to(it, mark, tables, rules) for it in addresses}
@@ -266,6 +301,31 @@ def test_a_table_for_the_transport_alone_needs_no_help() -> None:
     way = replace(WAY, table=200, above_main=True)
     assert decide([PUSH], {SERVER: way}, 200).items == (PUSH,)
     assert decide([PUSH], {SERVER: replace(way, above_main=False)}, 200).items == (EXCEPTION, PUSH)
+
+
+@pytest.mark.parametrize(
+    ("interface", "address", "local"),
+    [
+        ("fd00::5/64", "fd00::5", True),
+        ("fd00::5/64", "fd00::", True),  # the subnet-router anycast address
+        ("fd00::5/64", "fd00::ffff:ffff:ffff:ffff", False),  # there is no broadcast address
+        ("fd00::5/127", "fd00::4", False),
+        ("fd00::5/128", "fd00::4", False),
+        ("fd00::5/64", "203.0.113.5", False),
+        ("203.0.113.5/24", "203.0.113.255", True),
+        ("203.0.113.5/24", "fd00::", False),
+    ],
+)
+def test_addresses_that_an_address_makes_local(interface: str, address: str, local: bool) -> None:
+    assert makes_local(ip_interface(interface), ip_address(address)) is local
+
+
+def test_a_family_that_is_dropped_takes_only_its_own_rule_along() -> None:
+    """The mark's default route covers the server in one family; there, no host route is possible."""
+    items: list[Item] = [Route(IPv4Network("0.0.0.0/0"), 9), Rule(0, 9)]
+    others: list[Item] = [Route(ip_network("::/0"), 9), Rule(0, 9, version=6)]
+    decision = decide([*items, *others], {SERVER: replace(WAY, usable=False)}, None)
+    assert list(decision.items) == others
 
 
 def test_a_mark_of_zero_is_every_packet_without_one() -> None:
