@@ -1,11 +1,11 @@
 """GRO for TCP: a block of segments, coalesced into super-packets for one write each into a TUN.
 
-A super-packet has gso_type TCPV4. A router forwards such blocks if its network card does no GRO itself.
+A super-packet has gso_type TCPV4 or TCPV6. A router forwards such blocks if its network card does no GRO itself.
 
-Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact. The IP
-checksum must be right. The TCP checksum must be partial and right as such, or verified by the far kernel (DATA_VALID).
-DF must be set, which means that the IDs are not needed. The headers must be the same, except that each sequence number
-continues the one before. PSH ends a super-packet.
+Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact. The
+IPv4 checksum must be right. The TCP checksum must be partial and right as such, or verified by the far kernel
+(DATA_VALID). With IPv4, DF must be set, which means that the IDs are not needed. The headers must be the same, except
+that each sequence number continues the one before. PSH ends a super-packet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from ..wire.frames import HEADER_BYTES, FrameRange, Parts
 from ..wire.uniform import are_uniform
-from ..wire.vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, MIN_GSO_BYTES, NEEDS_CSUM
+from ..wire.vnet import DATA_VALID, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MIN_GSO_BYTES, NEEDS_CSUM
 from .checksums import fold, ip_headers_are_valid
 
 PROTOCOL_TCP: Final = 6
@@ -27,29 +27,36 @@ _MIN_RUN_FRAMES: Final = 5
 # takes (IOV_MAX: 1,024).
 _MAX_SEGMENTS: Final = 64
 _MAX_PACKET_BYTES: Final = 65535
-_IP_BYTES: Final = 20
-_TCP_AT: Final = HEADER_BYTES + _IP_BYTES
+_TCP_BYTES: Final = 20  # without options
+_IPV4_BYTES: Final = 20
+_IPV6_BYTES: Final = 40
 _CSUM_OFFSET: Final = 16
 _ACK, _PSH = 0x10, 0x08
 
-# Columns (even offsets in a frame) that must be uniform, in addition to those that are uniform in every block: IP
-# length and fragment field, and the TCP checksum if it is partial.
-_COLUMNS: Final = (16, 20)
-_CHECKSUM_COLUMN: Final = _TCP_AT + _CSUM_OFFSET
+# Columns (even offsets in a frame) that must be uniform, in addition to those that are uniform in every block: IPv4's
+# length and fragment field. Of IPv6 the whole header is uniform. If the TCP checksum is partial, its column is another.
+_IPV4_COLUMNS: Final = (16, 20)
 
 _VNET: Final = Struct("<HBB4xHH2x")
-# version/IHL, length, fragment field, protocol; data offset and checksum of TCP.
-_IP_TCP: Final = Struct(">BxH2xHxB22xB3xH")
+# version/IHL, length, fragment field, protocol.
+_IP: Final = Struct(">BxH2xHxB")
 _WORDS: Final = Struct(">10H")
+# Payload length, next header.
+_IPV6: Final = Struct(">4xHB")
+_IPV6_WORDS: Final = Struct(">20H")
+# Data offset and checksum of TCP.
+_TCP: Final = Struct(">12xB3xH")
 # struct virtio_net_hdr_v1, whole: see `wire.vnet`.
 _VNET_HEADER: Final = Struct("<BBHHHHH")
 
 
 class _SegmentLayout(NamedTuple):
-    """Where the segments of a block begin, and the size of each frame, of its IP and TCP headers and of its payload."""
+    """Where the segments of a block begin, and the size of each frame, of its IP header, of its IP and TCP headers
+    together, and of its payload."""
 
     start: int
     size: int
+    ip_bytes: int
     header_bytes: int
     payload_bytes: int
 
@@ -65,9 +72,7 @@ def coalesce_tcp_block(view: memoryview, block: FrameRange) -> Iterator[tuple[li
     start, stop, count = block
     size = (stop - start) // count
     layout = _check_first(view, start, size)
-    frames = view[start:stop]
-    columns = (*_COLUMNS, _CHECKSUM_COLUMN) if view[start + 2] == NEEDS_CSUM else _COLUMNS
-    if layout is None or not are_uniform(frames, size, columns) or not ip_headers_are_valid(frames, size):
+    if layout is None or not _are_alike(view[start:stop], layout, partial=view[start + 2] == NEEDS_CSUM):
         yield [block], None
         return
     for numbers in _find_runs(view, layout, count):
@@ -78,31 +83,58 @@ def coalesce_tcp_block(view: memoryview, block: FrameRange) -> Iterator[tuple[li
 def _check_first(view: memoryview, start: int, size: int) -> _SegmentLayout | None:
     """The layout of a block's first frame; None: its headers do not allow the block to be coalesced."""
     length, flags, gso_type, csum_start, csum_offset = _VNET.unpack_from(view, start)
-    if size & 1 or size < _TCP_AT + 20:
+    ip_at = start + HEADER_BYTES
+    is_ipv6 = view[ip_at] >> 4 == 6
+    ip_bytes = _IPV6_BYTES if is_ipv6 else _IPV4_BYTES
+    if size & 1 or size < HEADER_BYTES + ip_bytes + _TCP_BYTES:
         return None
-    first, ip_length, fragment, protocol, offset, check = _IP_TCP.unpack_from(view, start + HEADER_BYTES)
-    header_bytes = _IP_BYTES + (offset >> 4) * 4
+    if is_ipv6:
+        ip_length, protocol = _IPV6.unpack_from(view, ip_at)
+        is_plain = protocol == PROTOCOL_TCP and ip_length + _IPV6_BYTES == length
+    else:
+        first, ip_length, fragment, protocol = _IP.unpack_from(view, ip_at)
+        is_plain = first == 0x45 and protocol == PROTOCOL_TCP and fragment == 0x4000 and ip_length == length
+    offset, check = _TCP.unpack_from(view, ip_at + ip_bytes)
+    header_bytes = ip_bytes + (offset >> 4) * 4
     payload_bytes = size - HEADER_BYTES - header_bytes
-    if not (first == 0x45 and protocol == PROTOCOL_TCP and fragment == 0x4000 and gso_type == GSO_NONE):
+    if not (is_plain and gso_type == GSO_NONE and length == size - HEADER_BYTES):
         return None
-    if not (length == ip_length == size - HEADER_BYTES and header_bytes >= 40 and payload_bytes >= MIN_GSO_BYTES):
+    if not (header_bytes >= ip_bytes + _TCP_BYTES and payload_bytes >= MIN_GSO_BYTES):
         return None
     if flags == NEEDS_CSUM:
-        addresses = _WORDS.unpack_from(view, start + HEADER_BYTES)[6:10]
-        if (csum_start, csum_offset) != (_IP_BYTES, _CSUM_OFFSET):
+        if (csum_start, csum_offset) != (ip_bytes, _CSUM_OFFSET):
             return None
-        if check != fold(sum(addresses) + PROTOCOL_TCP + length - _IP_BYTES):
+        if check != _pseudo_checksum(view, ip_at, length - ip_bytes):
             return None
     elif flags != DATA_VALID:
         return None
-    return _SegmentLayout(start, size, header_bytes, payload_bytes)
+    return _SegmentLayout(start, size, ip_bytes, header_bytes, payload_bytes)
+
+
+def _are_alike(frames: memoryview, layout: _SegmentLayout, *, partial: bool) -> bool:
+    """Whether the IP headers of all frames are right, and do not differ in what a super-packet has only once.
+    ``partial``: the TCP checksums are partial, so they must not differ either."""
+    is_ipv6 = layout.ip_bytes == _IPV6_BYTES
+    columns = () if is_ipv6 else _IPV4_COLUMNS
+    if partial:
+        columns = (*columns, HEADER_BYTES + layout.ip_bytes + _CSUM_OFFSET)
+    return are_uniform(frames, layout.size, columns) and (is_ipv6 or ip_headers_are_valid(frames, layout.size))
+
+
+def _pseudo_checksum(packet: memoryview | bytearray, ip_at: int, tcp_bytes: int) -> int:
+    """The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1). ``ip_at``: where the packet begins."""
+    if packet[ip_at] >> 4 == 6:
+        addresses = _IPV6_WORDS.unpack_from(packet, ip_at)[4:]
+    else:
+        addresses = _WORDS.unpack_from(packet, ip_at)[6:]
+    return fold(sum(addresses) + PROTOCOL_TCP + tcp_bytes)
 
 
 def _find_runs(view: memoryview, layout: _SegmentLayout, count: int) -> list[list[int]]:
     """The runs, as numbers of frames, that may become one super-packet each."""
     max_segments = min(_MAX_SEGMENTS, (_MAX_PACKET_BYTES - layout.header_bytes) // layout.payload_bytes)
-    payload_bytes, offset = layout.payload_bytes, (layout.header_bytes - _IP_BYTES) << 10
-    unpack = _segment_struct(layout.size, layout.header_bytes).iter_unpack
+    payload_bytes, offset = layout.payload_bytes, (layout.header_bytes - layout.ip_bytes) << 10
+    unpack = _segment_struct(layout.size, layout.ip_bytes, layout.header_bytes).iter_unpack
     runs: list[list[int]] = []
     # Flow -> its newest run, the sequence number that comes next, and the header fields that must stay the same.
     open_runs: dict[int, tuple[list[int], int, tuple[int, int, int, bytes]]] = {}
@@ -127,11 +159,12 @@ def _find_runs(view: memoryview, layout: _SegmentLayout, count: int) -> list[lis
 
 
 @lru_cache(maxsize=64)
-def _segment_struct(size: int, header_bytes: int) -> Struct:
+def _segment_struct(size: int, ip_bytes: int, header_bytes: int) -> Struct:
     """The TCP fields of a frame: ports as one number, sequence number, acknowledgment, data offset and flags, window,
     urgent pointer, options."""
-    options = header_bytes - 40
-    return Struct(f">{_TCP_AT}xIIIHH2xH{options}s{size - _TCP_AT - 20 - options}x")
+    before = HEADER_BYTES + ip_bytes
+    options = header_bytes - ip_bytes - _TCP_BYTES
+    return Struct(f">{before}xIIIHH2xH{options}s{size - before - _TCP_BYTES - options}x")
 
 
 def _coalesce(view: memoryview, layout: _SegmentLayout, run: list[FrameRange]) -> Parts:
@@ -140,13 +173,21 @@ def _coalesce(view: memoryview, layout: _SegmentLayout, run: list[FrameRange]) -
     payload_at = HEADER_BYTES + layout.header_bytes
     length = layout.header_bytes + len(run) * layout.payload_bytes
     head = bytearray(view[first + 2 : first + payload_at])
+    ip_bytes = layout.ip_bytes
+    is_ipv6 = ip_bytes == _IPV6_BYTES
+    gso_type = GSO_TCPV6 if is_ipv6 else GSO_TCPV4
     _VNET_HEADER.pack_into(
-        head, 0, NEEDS_CSUM, GSO_TCPV4, layout.header_bytes, layout.payload_bytes, _IP_BYTES, _CSUM_OFFSET, 0
+        head, 0, NEEDS_CSUM, gso_type, layout.header_bytes, layout.payload_bytes, ip_bytes, _CSUM_OFFSET, 0
     )
-    head[14:16] = length.to_bytes(2, "big")
-    head[22:24] = b"\0\0"
-    words = _WORDS.unpack_from(head, 12)
-    head[22:24] = (fold(sum(words)) ^ 0xFFFF).to_bytes(2, "big")
-    head[45] = view[last + _TCP_AT + 13]  # flags: the kernel sets PSH on the last segment if it is set here
-    head[48:50] = fold(sum(words[6:10]) + PROTOCOL_TCP + length - _IP_BYTES).to_bytes(2, "big")
+    if is_ipv6:
+        head[16:18] = (length - ip_bytes).to_bytes(2, "big")
+    else:
+        head[14:16] = length.to_bytes(2, "big")
+        head[22:24] = b"\0\0"
+        head[22:24] = (fold(sum(_WORDS.unpack_from(head, 12))) ^ 0xFFFF).to_bytes(2, "big")
+    tcp_at = 12 + ip_bytes
+    # The flags: the kernel sets PSH on the last segment if it is set here.
+    head[tcp_at + 13] = view[last + HEADER_BYTES + ip_bytes + 13]
+    check_at = tcp_at + _CSUM_OFFSET
+    head[check_at : check_at + 2] = _pseudo_checksum(head, 12, length - ip_bytes).to_bytes(2, "big")
     return [bytes(head), *[view[at + payload_at : end] for at, end, _ in run]]

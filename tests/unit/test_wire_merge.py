@@ -18,6 +18,8 @@ from tapotun_trio.wire.uniform import MIN_BLOCK_FRAMES
 from tests.fakes import MemoryDevice
 
 PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 20, 6, 0)
+IPV6_PARTIAL: Final = struct.pack("<BBHHHHH", 1, 0, 0, 0, 40, 6, 0)
+IPV6_ADDRESSES: Final = bytes.fromhex("fd00" + "00" * 13 + "01" + "fd01" + "00" * 13 + "02")
 
 
 def fold(data: bytes) -> int:
@@ -44,6 +46,23 @@ def udp(
     return struct.pack("<H", length) + PARTIAL + head + struct.pack("!HHHH", port, 9, length - 20, pseudo) + payload
 
 
+def udp6(
+    payload: bytes, *, port: int = 7, traffic_class: int = 0, label: int = 5, hops: int = 64, extension: bool = False
+) -> bytes:
+    """The same of IPv6. ``extension``: with a destination option before UDP."""
+    option = bytes((17, 0, 1, 4, 0, 0, 0, 0)) if extension else b""
+    length = len(option) + 8 + len(payload)
+    head = struct.pack("!IHBB", 6 << 28 | traffic_class << 20 | label, length, 60 if extension else 17, hops)
+    pseudo = fold(IPV6_ADDRESSES + struct.pack("!HH", 17, 8 + len(payload)))
+    ports = struct.pack("!HHHH", port, 9, 8 + len(payload), pseudo)
+    return struct.pack("<H", 40 + length) + IPV6_PARTIAL + head + IPV6_ADDRESSES + option + ports + payload
+
+
+def port_of(frame: bytes) -> int:
+    """The last byte of the source port."""
+    return frame[55 if frame[14] >> 4 == 6 else 35]
+
+
 def laid(frames: list[bytes]) -> tuple[memoryview, list[FrameRange]]:
     """Each as a single one."""
     at, spans = 0, []
@@ -66,6 +85,8 @@ def received(frames: list[bytes]) -> tuple[memoryview, list[FrameRange]]:
 def cut(merged: bytes) -> list[bytes]:
     """The frames that the kernel makes of a super-packet, checking what it takes for granted."""
     flags, gso_type, hdr_len, size, start, offset, _ = struct.unpack_from("<BBHHHHH", merged)
+    if merged[12] >> 4 == 6:
+        return cut6(merged)
     assert (flags, gso_type, hdr_len, start, offset) == (1, 5, 28, 20, 6)
     ip, ports, payload = merged[12:32], merged[32:36], merged[40:]
     length, ident, fragment = struct.unpack_from("!HHH", ip, 2)
@@ -78,6 +99,23 @@ def cut(merged: bytes) -> list[bytes]:
         udp(piece, port=int.from_bytes(ports[:2], "big"), ident=(ident + n) & 0xFFFF, fragment=fragment, tos=ip[1])
         for n, piece in enumerate(pieces)
     ]
+
+
+def cut6(merged: bytes) -> list[bytes]:
+    """The same of IPv6 (net/ipv6/udp_offload.c)."""
+    flags, gso_type, hdr_len, size, start, offset, _ = struct.unpack_from("<BBHHHHH", merged)
+    assert (flags, gso_type, hdr_len, start, offset) == (1, 5, 48, 40, 6)
+    first, length, protocol, hops = struct.unpack_from("!IHBB", merged, 12)
+    assert merged[20:52] == IPV6_ADDRESSES
+    assert length == len(merged) - 52 <= 65535 - 40
+    assert protocol == 17
+    assert merged[56:60] == struct.pack("!HH", length, fold(IPV6_ADDRESSES + struct.pack("!HH", 17, length)))
+    payload = merged[60:]
+    pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
+    assert 2 <= len(pieces) <= MAX_SEGMENTS
+    port = int.from_bytes(merged[52:54], "big")
+    fields = {"port": port, "traffic_class": first >> 20 & 0xFF, "label": first & 0xFFFFF, "hops": hops}
+    return [udp6(piece, **fields) for piece in pieces]
 
 
 def written(frames: list[bytes]) -> tuple[list[bytes], int]:
@@ -105,6 +143,14 @@ def written_by_blocks(frames: list[bytes]) -> tuple[list[bytes], int]:
 
 
 packets = st.builds(
+    udp6,
+    st.integers(1, 1452).map(bytes) | st.sampled_from([b"a" * 64, b"b" * 64, b"c" * 9]),
+    port=st.integers(1, 3),
+    traffic_class=st.sampled_from([0, 0, 0, 4]),
+    label=st.sampled_from([5, 5, 5, 6]),
+    hops=st.sampled_from([64, 64, 64, 63]),
+    extension=st.sampled_from([False] * 7 + [True]),
+) | st.builds(
     udp,
     st.integers(1, 1472).map(bytes) | st.sampled_from([b"a" * 64, b"b" * 64, b"c" * 9]),
     port=st.integers(1, 3),
@@ -115,22 +161,26 @@ packets = st.builds(
 
 
 def without_id(frame: bytes) -> bytes:
-    return frame if not frame[20] & 0x40 else frame[:18] + frame[20:24] + frame[26:]
+    return frame if frame[14] >> 4 == 6 or not frame[20] & 0x40 else frame[:18] + frame[20:24] + frame[26:]
 
 
 @given(st.lists(packets, max_size=90))
 def test_cut_again_they_are_what_they_were_and_every_flow_keeps_its_order(frames: list[bytes]) -> None:
     out, _ = written(frames)
     for port in (1, 2, 3):
-        mine = [without_id(f) for f in frames if f[35] == port]
-        assert [without_id(f) for f in out if f[35] == port] == mine
+        for version in (4, 6):
+            mine, theirs = (
+                [without_id(it) for it in those if port_of(it) == port and it[14] >> 4 == version]
+                for those in (frames, out)
+            )
+            assert mine == theirs
 
 
 @given(st.lists(packets | st.binary(min_size=34, max_size=90), max_size=20), st.data())
 def test_a_damaged_frame_stays_as_it_is(frames: list[bytes], data: st.DataObject) -> None:
-    frames = frames + [udp(b"x" * 8)] * 4
+    frames = frames + [udp(b"x" * 8)] * 4 + [udp6(b"x" * 8)] * 4
     victim = data.draw(st.integers(0, len(frames) - 1))
-    at = data.draw(st.integers(0, min(len(frames[victim]), 42) - 1))
+    at = data.draw(st.integers(0, min(len(frames[victim]), 62) - 1))
     broken = bytearray(frames[victim])
     broken[at] ^= data.draw(st.integers(1, 255))
     frames[victim] = bytes(broken)
@@ -146,8 +196,13 @@ class Crowd(NamedTuple):
     idents: list[int]
     fragment: int
     packets: int
+    ipv6: bool = False
 
     def frames(self) -> list[bytes]:
+        if self.ipv6:
+            return [
+                udp6(bytes([n % 251]) * self.size, port=self.ports[n % len(self.ports)]) for n in range(self.packets)
+            ]
         return [
             udp(
                 bytes([n % 251]) * self.size,
@@ -166,9 +221,10 @@ crowds = st.builds(
     st.lists(st.integers(0, 65535), min_size=1, max_size=7),
     st.sampled_from([0x4000, 0x4000, 0, 0x2000]),
     st.integers(1, 140),
+    st.booleans(),
 )
 # Which frame, where in its headers, and what is flipped there.
-damages = st.lists(st.tuples(st.integers(0, 10_000), st.integers(2, 41), st.integers(1, 255)), max_size=2)
+damages = st.lists(st.tuples(st.integers(0, 10_000), st.integers(2, 61), st.integers(1, 255)), max_size=2)
 
 
 def crowded(parts: list[Crowd], damaged: list[tuple[int, int, int]]) -> list[bytes]:
@@ -176,7 +232,8 @@ def crowded(parts: list[Crowd], damaged: list[tuple[int, int, int]]) -> list[byt
     frames = frames[: BUFFER_BYTES // max(map(len, frames))]  # what one receive may bring
     for number, at, flip in damaged:
         victim = bytearray(frames[number % len(frames)])
-        victim[at] ^= flip
+        if at < len(victim):
+            victim[at] ^= flip
         frames[number % len(frames)] = bytes(victim)
     return frames
 
@@ -189,7 +246,12 @@ def test_a_block_cut_again_is_what_it_was(parts: list[Crowd], damaged: list[tupl
     assert Counter(map(without_id, out)) == Counter(map(without_id, frames))
     if not damaged:
         for port in (1, 2, 3):
-            assert [without_id(f) for f in out if f[35] == port] == [without_id(f) for f in frames if f[35] == port]
+            for version in (4, 6):
+                mine, theirs = (
+                    [without_id(it) for it in those if port_of(it) == port and it[14] >> 4 == version]
+                    for those in (frames, out)
+                )
+                assert mine == theirs
 
 
 @settings(deadline=None)
@@ -200,8 +262,38 @@ def test_what_a_block_has_alike(parts: list[Crowd], damaged: list[tuple[int, int
     assert [bytes(view[start:stop]) for start, stop in each(spans)] == frames
     for start, stop, count in spans:
         inside = [bytes(view[a:b]) for a, b in each([(start, stop, count)])]
-        assert len({(it[:16], it[22:24], it[26:34]) for it in inside}) == 1
-        assert count == 1 or (count >= MIN_BLOCK_FRAMES and inside[0][3] == 0 and inside[0][14] >> 4 == 4)
+        if inside[0][14] >> 4 == 6:
+            assert len({it[:54] for it in inside}) == 1
+        else:
+            assert len({(it[:16], it[22:24], it[26:34]) for it in inside}) == 1
+        assert count == 1 or (count >= MIN_BLOCK_FRAMES and inside[0][3] == 0 and inside[0][14] >> 4 in (4, 6))
+
+
+def test_what_is_merged_of_ipv6() -> None:
+    assert written([udp6(b"x" * 64)] * 130)[1] == 3
+    assert written([udp6(b"x" * 64, port=n % 8) for n in range(64)])[1] == 8
+    assert written([udp6(b"x" * 64), udp6(b"x" * 64), udp6(b"y"), udp6(b"x" * 64)])[1] == 2
+    assert written([udp6(b"x" * 1452)] * 50)[1] == 2
+    # One flow of each family, in turn: neither ends a run of the other.
+    assert written([it for _ in range(20) for it in (udp(b"x" * 64), udp6(b"x" * 64))])[1] == 2
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [udp6(b"")] * 3,
+        [udp6(b"x" * 9, label=n) for n in range(3)],
+        [udp6(b"x" * 9, traffic_class=n) for n in range(3)],
+        [udp6(b"x" * 9, hops=n) for n in range(3)],
+        [udp6(b"x" * 9, extension=True)] * 3,
+        [udp6(b"x" * 9)[:58] + b"\0\x09" + udp6(b"x" * 9)[60:]] * 3,
+        [udp6(b"x" * 9)[:18] + b"\0\x09" + udp6(b"x" * 9)[20:]] * 3,
+    ],
+    ids=["empty", "labels", "classes", "hops", "extension", "length of UDP", "length of IPv6"],
+)
+def test_what_is_not_of_ipv6(frames: list[bytes]) -> None:
+    out, _ = written(frames)
+    assert out == frames
 
 
 def test_blocks() -> None:
