@@ -10,7 +10,7 @@ import pytest
 
 from tapotun_trio.config.load import check_content
 
-from .ipv6_twins import as_ipv6
+from ..twins import as_ipv6
 from .test_config_load import Json, allowed, client, load_entries, server, sha1
 
 B: Final = sha1("b")

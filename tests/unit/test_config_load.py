@@ -32,7 +32,7 @@ from tapotun_trio.wire import params
 from tapotun_trio.wire.control import MAX_PAYLOAD_BYTES
 from tapotun_trio.wire.tunconf import TunConf, decode, encode_generation_2
 
-from .ipv6_twins import both_families
+from ..twins import both_families
 
 EXAMPLES = Path(__file__).parents[2] / "conf" / "examples"
 

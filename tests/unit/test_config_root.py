@@ -15,7 +15,7 @@ from tapotun_trio.config.model import AdminConfig, Config, LogConfig, Secret, Tc
 from tapotun_trio.config.parsers import parse_admin_listen, parse_admin_token
 from tapotun_trio.config.structs import RawAdmin, RawLog, RawRoot
 
-from .ipv6_twins import as_ipv6
+from ..twins import as_ipv6
 from .test_config_load import Json, client, server, sha1, sha256
 
 LOOPBACK: Final = TcpAddress("127.0.0.1", 9433)
