@@ -332,7 +332,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      '"/dev/null" has no effect together with "insecure": true; remove one of them'),
 ]  # fmt: skip
 
-# The same with addresses of either family (`ipv6_twins`).
+# The same with addresses of either family (`tests.twins`).
 IN_BOTH_FAMILIES: Final[list[tuple[Sequence[object], str]]] = [
     ([server(net="10.10.0.0/24")], '[0].net: "10.10.0.0/24" is the network address of 10.10.0.0/24; '
      'write the server\'s own address, such as "10.10.0.1/24"'),

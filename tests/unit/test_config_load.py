@@ -37,7 +37,7 @@ from ..twins import both_families
 EXAMPLES = Path(__file__).parents[2] / "conf" / "examples"
 
 Json = dict[str, Any]
-Family: TypeAlias = Callable[[Any], Any]  # see `ipv6_twins`
+Family: TypeAlias = Callable[[Any], Any]  # see `tests.twins`
 
 
 def sha1(token: str) -> str:
