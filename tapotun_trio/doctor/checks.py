@@ -196,17 +196,25 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
 def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     """Check whether a firewall drops packets that are forwarded from or to the tunnels. Docker sets this policy when it
     starts."""
-    routers = [config.name for config in configs if isinstance(config, ServerConfig) and _routes_for_others(config)]
-    for chain in machine.forward_chains:
+    has_ipv6 = any(True for _ in _has_ipv6_inside(configs))
+    chains = [chain for chain in machine.forward_chains if has_ipv6 or 4 in chain.versions]
+    for chain in chains:
+        routers = [
+            config.name
+            for config in configs
+            if isinstance(config, ServerConfig)
+            and any(_routes_for_others(config, version) for version in chain.versions)
+        ]
+        program = "iptables" if 4 in chain.versions else "ip6tables"
         unnamed = [name for name in routers if name not in chain.named]
         text = f"{chain.name} drops forwarded packets that no rule accepts, as Docker sets it"
         if unnamed:
-            rules = " and ".join(f"`iptables -I FORWARD {way} {unnamed[0]} -j ACCEPT`" for way in ("-i", "-o"))
+            rules = " and ".join(f"`{program} -I FORWARD {way} {unnamed[0]} -j ACCEPT`" for way in ("-i", "-o"))
             remedy = f"accept them: {rules}; with Docker in the chain DOCKER-USER, which it leaves alone"
             yield Finding("warning", "firewall", f"{text}, and no rule names {', '.join(unnamed)}", remedy)
         else:
             yield Finding("note", "firewall", text)
-    if not machine.forward_chains:
+    if not chains:
         yield Finding("ok", "firewall", "no firewall drops forwarded packets by its policy")
 
 

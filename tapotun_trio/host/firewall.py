@@ -1,8 +1,8 @@
-"""Finds the firewalls of this machine that drop forwarded IPv4 packets unless a rule accepts them. Blocking; read-only.
+"""Finds the firewalls of this machine that drop forwarded packets unless a rule accepts them. Blocking; read-only.
 
 Asks the kernel directly, so neither nft nor iptables has to be installed. nftables, which iptables-nft uses too, is
-read over nfnetlink (linux/netfilter/nf_tables.h). iptables-legacy is read with a socket option
-(linux/netfilter_ipv4/ip_tables.h).
+read over nfnetlink (linux/netfilter/nf_tables.h). iptables-legacy and ip6tables-legacy are read with a socket option
+(linux/netfilter_ipv4/ip_tables.h, linux/netfilter_ipv6/ip6_tables.h).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 _NETLINK_NETFILTER: Final = 12  # linux/netlink.h
@@ -31,17 +32,40 @@ _HOOK_NUMBER: Final = 1  # enum nft_hook_attributes
 _RULE_TABLE: Final = 1  # enum nft_rule_attributes
 _FORWARD: Final = 2  # NF_INET_FORWARD
 _DROP: Final = 0  # NF_DROP
-_FAMILIES: Final = {1: "inet", 2: "ip"}  # NFPROTO_INET, NFPROTO_IPV4
+_FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}  # NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+_VERSIONS: Final = {1: frozenset({4, 6}), 2: frozenset({4}), 10: frozenset({6})}
 _RECEIVE_BYTES: Final = 64 * 1024
 _TIMEOUT_S: Final = 3.0
 
-_IPT_SO_GET_INFO: Final = 64
+_IPT_SO_GET_INFO: Final = 64  # the same numbers and layouts for IPv6, but for the offset
 _IPT_SO_GET_ENTRIES: Final = 65
 _NAME_BYTES: Final = 32  # XT_TABLE_MAXNAMELEN
 _INFO: Final = struct.Struct("=32sI5I5III")  # struct ipt_getinfo: name, hooks, entries, underflows, number, size
 _ENTRIES: Final = struct.Struct("=32sI4x")  # struct ipt_get_entries: name, size
-_ENTRY_TARGET: Final = 88  # offset of target_offset in struct ipt_entry
 _TARGET_BYTES: Final = 32  # struct xt_entry_target; the verdict of a standard target follows
+
+
+@dataclass(frozen=True, slots=True)
+class _Legacy:
+    """Where the tables of one IP version are read.
+
+    Attributes:
+        names: the file with the names of the tables in use.
+        target: the offset of target_offset in struct ipt_entry or ip6t_entry.
+    """
+
+    version: int
+    names: str
+    family: int
+    level: int
+    target: int
+    program: str
+
+
+_LEGACY: Final = (
+    _Legacy(4, "/proc/thread-self/net/ip_tables_names", socket.AF_INET, socket.IPPROTO_IP, 88, "iptables"),
+    _Legacy(6, "/proc/thread-self/net/ip6_tables_names", socket.AF_INET6, socket.IPPROTO_IPV6, 140, "ip6tables"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +75,12 @@ class ForwardChain:
     Attributes:
         name: the table and the chain, as text for people.
         named: the interfaces, of those asked about, that appear by name in a rule of the table.
+        versions: the IP versions of the packets that it drops.
     """
 
     name: str
     named: frozenset[str] = frozenset()
+    versions: frozenset[int] = frozenset({4})
 
 
 def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ...]:
@@ -64,7 +90,9 @@ def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ..
     """
     names = tuple(interfaces)
     found: list[ForwardChain] = []
-    for read in (_nftables, _legacy):
+    reads: list[Callable[[Iterable[str]], Iterator[ForwardChain]]] = [_nftables]
+    reads += (partial(_legacy, legacy) for legacy in _LEGACY)
+    for read in reads:
         try:
             found += read(names)
         except (OSError, struct.error):  # no such kernel module, no permission
@@ -92,7 +120,8 @@ def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
             for interface in interfaces
             if any(_is_named(interface, rule) for rule in rules.get((family, table), ()))
         )
-        yield ForwardChain(f"chain {name} of the nftables table {_FAMILIES[family]} {table}", named)
+        text = f"chain {name} of the nftables table {_FAMILIES[family]} {table}"
+        yield ForwardChain(text, named, _VERSIONS[family])
 
 
 def _dump(sock: socket.socket, request: int, answer: int) -> list[bytes]:
@@ -155,30 +184,30 @@ def _is_named(interface: str, rule: bytes) -> bool:
 # -- iptables-legacy
 
 
-def _legacy(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
-    with open("/proc/net/ip_tables_names", encoding="ascii", errors="replace") as file:
+def _legacy(legacy: _Legacy, interfaces: Iterable[str]) -> Iterator[ForwardChain]:
+    with open(legacy.names, encoding="ascii", errors="replace") as file:
         if "filter" not in file.read().split():
             return  # asking would create the table
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as sock:
+    with socket.socket(legacy.family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as sock:
         table = b"filter".ljust(_NAME_BYTES, b"\0")
-        info = _get(sock, _IPT_SO_GET_INFO, table.ljust(_INFO.size, b"\0"))
+        info = _get(sock, legacy.level, _IPT_SO_GET_INFO, table.ljust(_INFO.size, b"\0"))
         fields = _INFO.unpack(info)
         underflow, size = fields[7 + _FORWARD], fields[-1]
-        answer = _get(sock, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
+        answer = _get(sock, legacy.level, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
     entries = answer[_ENTRIES.size :]
-    (target,) = struct.unpack_from("=H", entries, underflow + _ENTRY_TARGET)
+    (target,) = struct.unpack_from("=H", entries, underflow + legacy.target)
     (verdict,) = struct.unpack_from("=i", entries, underflow + target + _TARGET_BYTES)
     if verdict == -_DROP - 1:
         named = frozenset(interface for interface in interfaces if _is_named(interface, entries))
-        yield ForwardChain("chain FORWARD of iptables-legacy", named)
+        yield ForwardChain(f"chain FORWARD of {legacy.program}-legacy", named, frozenset({legacy.version}))
 
 
-def _get(sock: socket.socket, option: int, request: bytes) -> bytes:
+def _get(sock: socket.socket, level: int, option: int, request: bytes) -> bytes:
     """Call getsockopt(2) with a request in the buffer. Python's `socket.getsockopt` cannot pass one. Raises OSError."""
     buffer = ctypes.create_string_buffer(request, len(request))
     length = ctypes.c_uint32(len(request))  # socklen_t
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.getsockopt(sock.fileno(), socket.IPPROTO_IP, option, buffer, ctypes.byref(length)) < 0:
+    if libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(length)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return buffer.raw[: length.value]

@@ -76,6 +76,7 @@ def routed(*networks: str, interface: str = "eth1") -> Machine:
 
 
 CHAIN = "chain FORWARD of the nftables table ip filter"
+IPV6_CHAIN = ForwardChain("chain FORWARD of ip6tables-legacy", versions=frozenset({6}))
 
 
 def managed(manager: Manager, *kinds: Kind) -> Machine:
@@ -99,6 +100,10 @@ def managed(manager: Manager, *kinds: Kind) -> Machine:
         (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN, frozenset({"hub"})),)), ROUTER, "note", "firewall",
          CHAIN),
         (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN),)), CLIENT, "note", "firewall", CHAIN),
+        (replace(HEALTHY, forward_chains=(IPV6_CHAIN,)), ROUTER6, "warning", "firewall",
+         "ip6tables -I FORWARD -i hub -j ACCEPT"),
+        (replace(HEALTHY, forward_chains=(IPV6_CHAIN,)), ROUTER, "ok", "firewall", "no firewall drops"),
+        (replace(HEALTHY, forward_chains=(ForwardChain(CHAIN),)), ROUTER6, "note", "firewall", CHAIN),
     ],
 )  # fmt: skip
 def test_programs_that_stand_in_the_way(
