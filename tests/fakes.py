@@ -274,6 +274,7 @@ class MemoryHost:
         self.owned: set[str] = set()  # names
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused
         self.doubt: str | None = None
+        self.ipv6 = True
         self._opened = trio.Event()
         self._watching: list[trio.MemorySendChannel[Change]] = []
         self._watching_links: dict[int, list[trio.MemorySendChannel[InterfaceChange]]] = {}
@@ -282,6 +283,9 @@ class MemoryHost:
         self.moved: set[str] = set()  # interfaces that are in another network namespace
         self.renamed: dict[str, str] = {}  # our name for it: the one that it has
         self.looks = 0  # for what is missing
+
+    def has_ipv6(self, name: str) -> bool:
+        return self.ipv6
 
     @asynccontextmanager
     async def own_name(self, name: str) -> AsyncIterator[MemoryName]:

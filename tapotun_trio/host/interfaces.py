@@ -97,7 +97,10 @@ class Network(Protocol):
     """
 
     async def link_up(self, name: str, mtu: int) -> None:
-        """Set the MTU in bytes and bring the link up. Idempotent: also used to change the MTU alone."""
+        """Set the MTU in bytes and bring the link up. Idempotent: also used to change the MTU alone.
+
+        The interface gets no IPv6 link-local address, so it sends nothing of its own. With an MTU below 1280 it has no
+        IPv6 at all, and loses its IPv6 addresses and routes."""
 
     async def index(self, name: str) -> int:
         """The interface's index."""
@@ -120,7 +123,7 @@ class Network(Protocol):
         An item of ours that exists is replaced. If a route exists with another protocol number, it belongs to another
         program, and the new route is refused. A rule is added even if other programs have the same one.
 
-        With a rule, strict reverse path filtering is switched to loose on the interface, since it would drop the
+        With an IPv4 rule, strict reverse path filtering is switched to loose on the interface, since it would drop the
         replies to packets that the rule matches.
 
         A rule has to come after the route of its table, and has to be removed before it: a rule of ours without a route
@@ -159,7 +162,8 @@ class Network(Protocol):
         `next_hop`."""
 
     async def machine_addresses(self) -> frozenset[IPInterface]:
-        """Return all IPv4 addresses of this machine, each with its prefix length. Raises as `next_hop`."""
+        """Return the addresses of this machine, each with its prefix length, except IPv6 link-local ones, which each
+        link has. Raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:
         """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
@@ -192,7 +196,7 @@ class InterfaceChange:
         returned: no other program is to blame. All that happened is that another interface of this program, perhaps of
             another process, lost routes that both wanted.
         senders: the netlink port numbers of the programs that made the change, usually process ids. 0 is the kernel
-            itself.
+            itself, or the unknown program that removed an IPv6 address.
     """
 
     toggled: bool = False
@@ -215,6 +219,10 @@ class OwnedName(Protocol):
 
 class Host(Protocol):
     """What `app` passes to the interfaces."""
+
+    def has_ipv6(self, name: str) -> bool:
+        """Whether the interface ``name`` can have IPv6 addresses; or, if there is no such interface, whether a new one
+        could. False if the kernel has no IPv6, or if it is switched off (disable_ipv6). It may change at any time."""
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         """Reserve an interface's name in this network namespace until exit. Call this before anything else is done for

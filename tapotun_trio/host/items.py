@@ -109,6 +109,19 @@ class HostRoute:
 Item: TypeAlias = Address | ConnectedRoute | Route | Rule | HostRoute
 
 
+def version_of(item: Item) -> int:
+    """The IP version."""
+    match item:
+        case Address(interface) | ConnectedRoute(interface):
+            return interface.version
+        case Route(network):
+            return network.version
+        case Rule(version=version):
+            return version
+        case HostRoute(address):
+            return address.version
+
+
 @dataclass(frozen=True, slots=True)
 class NextHop:
     """How the kernel reaches an address if one interface of ours and its host routes are ignored.

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..log import interface_logger
 from .interfaces import Change, Device, InterfaceChange, Network, OwnedName
+from .ipv6 import has_ipv6
 from .items import RouteKey
 from .ownership import own_name
 from .process.descriptors import share_of_limit
@@ -35,6 +36,9 @@ class RealHost:
         # gone.
         self._own: set[str] = set()
         self._queues = 0  # of all interfaces that are open
+
+    def has_ipv6(self, name: str) -> bool:
+        return has_ipv6(name)
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         return own_name(name, self._config_file)

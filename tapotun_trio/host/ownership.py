@@ -156,18 +156,18 @@ def has_link(name: str) -> bool:
     try:
         # Imported at first use, as in `linux`. if_nametoindex(3) is not used, because its ioctl makes the kernel run
         # modprobe if there is no such interface (net/core/dev_ioctl.c).
-        from .netlink import codec
+        from .netlink import link_codec
         from .netlink.socket import HEADER
 
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-            sock.send(codec.get_link(name=name))
+            sock.send(link_codec.get_link(name=name))
             # The answer was queued when the send returned, see `netlink.socket`. Its header is enough.
             answer = sock.recv(HEADER.size, socket.MSG_DONTWAIT)
     except (OSError, MemoryError) as exc:
         if (shortage := shortage_of(exc, f"cannot look for an interface named {name}")) is not None:
             raise shortage from exc
         return False
-    return codec.is_link(answer)
+    return link_codec.is_link(answer)
 
 
 async def _take(name: str, trusted: Collection[int]) -> tuple[socket.socket | None, OwnedName]:

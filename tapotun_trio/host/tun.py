@@ -299,22 +299,25 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         with suppress(OSError):  # without it, the kernel passes complete packets one by one
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
         with suppress(OSError):  # without it, the queue keeps the kernel's default length
-            _set_queue_length(name, _TX_QUEUE_PACKETS)
+            _set_up_link(name)
     except OSError as exc:
         doing = f"cannot create TUN interface {name}"
         raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name)}") from exc
 
 
-def _set_queue_length(name: str, packets: int) -> None:
-    """Set the length of the queue by netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN
-    requires it in the initial user namespace, which root of another one does not have. The kernel has executed the
-    request when the send returns. Raises OSError."""
-    # Imported at first use, as in `linux`.
-    from .netlink import codec
+def _set_up_link(name: str) -> None:
+    """Set the length of the queue, and let the interface make no IPv6 link-local address, whoever sets it up.
 
-    message = codec.set_queue_length(socket.if_nametoindex(name), packets)
+    By netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN requires it in the initial
+    user namespace, which root of another one does not have. The kernel has executed the requests when the send returns.
+    A refusal is ignored: `Network.link_up` tries again. Raises OSError."""
+    # Imported at first use, as in `linux`.
+    from .netlink import link_codec
+
+    index = socket.if_nametoindex(name)
+    requests = link_codec.set_queue_length(index, _TX_QUEUE_PACKETS) + link_codec.set_ipv6_silent(index)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-        sock.sendto(message, (0, 0))
+        sock.sendto(requests, (0, 0))
 
 
 def _join(fd: int, first: TunDevice) -> None:

@@ -24,9 +24,10 @@ async def watch_machine_addresses(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call ``on_addresses`` with the IPv4 addresses of this machine now and after each change. Runs for ever.
+    """Call ``on_addresses`` with the addresses of this machine now and after each change. Runs for ever.
 
-    ``task_status`` is told after the first attempt to read the addresses. A failure to read them is logged.
+    They are those of `Network.machine_addresses`. ``task_status`` is told after the first attempt to read them. A
+    failure to read them is logged.
     """
     started = False
 

@@ -1,9 +1,9 @@
 """The kernel's links, addresses, routes and rules, over NETLINK_ROUTE.
 
 Read `network` first (adds and removes items), then `reader` (queries the current state) and `monitor` (reports
-changes). `socket` sends and receives, `codec` encodes and decodes messages, `tracker` keeps the state that a stream of
-notifications describes, `route_lookup` finds the route to an address, `inventory` finds the items of an interface that
-other programs have removed.
+changes). `socket` sends and receives, `codec` and `link_codec` encode and decode messages, `tracker` keeps the state
+that a stream of notifications describes, `route_lookup` finds the route to an address, `inventory` finds the items of
+an interface that other programs have removed.
 """
 
 from . import light_pyroute2

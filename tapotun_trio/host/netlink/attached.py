@@ -17,18 +17,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from socket import AF_INET
 from typing import Final
 
+from ...families import IPAddress, IPNetwork, host_network, is_host, is_within
 from ...text import one_line
 from ..items import AttachedNetwork
-from . import codec
+from . import codec, link_codec
 from .codec import PROTOCOL, RTN_UNICAST, AssignedAddress
 from .socket import GROUP, Rtnetlink
 
 _LOOPBACK_INDEX: Final = 1  # LOOPBACK_IFINDEX, linux/if.h
-_HOST: Final = 32
 _QUESTIONS: Final = 2  # route lookups for each network
 
 
@@ -42,50 +40,51 @@ class Candidate:
     """
 
     index: int
-    network: IPv4Network
-    ip: IPv4Address
+    network: IPNetwork
+    ip: IPAddress
     is_local: bool
     protocol: int | None
 
 
 def candidates(
     addresses: Iterable[AssignedAddress],
-    networks: Collection[IPv4Network],
+    networks: Collection[IPNetwork],
     own: int,
-    within: Collection[IPv4Network] = (),
+    within: Collection[IPNetwork] = (),
 ) -> list[Candidate]:
     """Return the networks of ``addresses`` that contain one of ``networks``, or that have more than one address and lie
     in one of ``within``, except those of the interface ``own``. Pure."""
     # Of two networks, one contains the other, or they do not overlap. So in sorted order, only the first network that
     # is not before an address's network has to be compared with it. There may be thousands of both.
-    wanted = sorted((int(network.network_address), network.prefixlen) for network in networks)
-    found: dict[tuple[int, IPv4Network], Candidate] = {}
+    wanted = sorted((network.version, int(network.network_address), network.prefixlen) for network in networks)
+    found: dict[tuple[int, IPNetwork], Candidate] = {}
     for address in addresses:
         if address.index == own:
             continue
         is_loopback = address.index == _LOOPBACK_INDEX
-        for network in dict.fromkeys((IPv4Network(address.ip), address.network)):
-            at = bisect_left(wanted, (int(network.network_address), network.prefixlen))
-            contains = at < len(wanted) and wanted[at][0] <= int(network.broadcast_address)
-            if contains or (network.prefixlen < _HOST and any(map(network.subnet_of, within))):
-                is_local = is_loopback or network == IPv4Network(address.ip)
+        alone = host_network(address.ip)
+        for network in dict.fromkeys((alone, address.network)):
+            at = bisect_left(wanted, (network.version, int(network.network_address), network.prefixlen))
+            contains = at < len(wanted) and wanted[at][:2] <= (network.version, int(network.broadcast_address))
+            if contains or (not is_host(network) and any(is_within(network, outer) for outer in within)):
+                is_local = is_loopback or network == alone
                 candidate = Candidate(address.index, network, address.ip, is_local, address.protocol)
                 found.setdefault((address.index, network), candidate)
     return list(found.values())
 
 
-def probe_address(network: IPv4Network, own: IPv4Address) -> IPv4Address:
+def probe_address(network: IPNetwork, own: IPAddress) -> IPAddress:
     """Choose an address of the network for the route lookup; if possible, one that is not in the kernel's local
-    table."""
-    last = int(network.broadcast_address)
-    for number in range(int(network.network_address) + (network.prefixlen < _HOST - 1), last + 1):
-        if number != int(own):
-            return IPv4Address(number)
-    return network.network_address
+    table. The first address may be there: as IPv4's broadcast address, or as the anycast address of IPv6 routers."""
+    first = network.network_address
+    for address in (first + number for number in range(network.num_addresses > 2, min(network.num_addresses, 3))):
+        if address != own:
+            return address
+    return first
 
 
 async def find_attached(
-    kernel: Rtnetlink, own: int, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+    kernel: Rtnetlink, own: int, networks: Collection[IPNetwork], within: Collection[IPNetwork] = ()
 ) -> list[AttachedNetwork]:
     """As `Network.attached`. ``own``: the index of the interface whose networks do not count.
 
@@ -93,11 +92,11 @@ async def find_attached(
     """
     if not networks and not within:
         return []
-    addresses = await kernel.dump(codec.dump_addresses(family=AF_INET), codec.read_assigned)
+    addresses = await kernel.dump(codec.dump_addresses(), codec.read_assigned)
     possible = candidates(addresses, networks, own, within)
     if not possible:
         return []
-    found = await kernel.dump(codec.dump_links(), codec.read_attachable_link)
+    found = await kernel.dump(link_codec.dump_links(), link_codec.read_attachable_link)
     links = {details.link.index: details for details in found if details.link.running and not details.in_vrf}
     possible = [candidate for candidate in possible if candidate.index in links]
     routed = await _routed(kernel, [candidate for candidate in possible if not candidate.is_local])
@@ -135,5 +134,6 @@ async def _routed(kernel: Rtnetlink, possible: list[Candidate]) -> set[Candidate
 
 def _leads_there(candidate: Candidate, answer: bytes) -> bool:
     route = codec.read_route(memoryview(answer))
-    is_direct = route.type == RTN_UNICAST and route.gateway is None
+    # A lookup with an IPv6 source may answer with another device.
+    is_direct = route.type == RTN_UNICAST and route.gateway is None and route.index in (0, candidate.index)
     return is_direct and route.network.prefixlen >= candidate.network.prefixlen

@@ -1,49 +1,68 @@
-"""Encodes rtnetlink requests and decodes the kernel's messages about links, addresses, routes and rules. No I/O.
+"""Encodes rtnetlink requests and decodes the kernel's messages about addresses, routes and rules. No I/O.
 
-Follows linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h and linux/fib_rules.h. This is the only module that knows
-these layouts.
+Follows linux/rtnetlink.h, linux/if_addr.h and linux/fib_rules.h. This is the only module that knows these layouts;
+`link_codec` knows those of links.
 
 Requests are built with pyroute2's message classes, at about 100 us each. Answers and notifications are decoded by hand:
 a table may have a million routes, a host hundreds of links, and notifications arrive unasked.
 Measured on 2026-11-29 with pyroute2 0.9.7, by hand and with its classes: a link 6 us and 271 us, an address 10 us and
 46 us, a route 16 us and 71 us.
 
-This program configures IPv4 only. Links and addresses are read for both families.
+Where the families differ:
+
+- IPv6 routes have no scope and no TOS. They may be for packets from one network only (rtm_src_len).
+- The kernel adds the connected route of an IPv6 address with metric 256, for a /128 too.
+- An IPv6 address exists once on an interface. To add it with another prefix length changes nothing.
+- A kernel without IPv6 answers an IPv6 dump with IPv4's content, or with a refusal. So readers look at the family.
 """
 
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6, AF_UNSPEC, IPPROTO_TCP, inet_ntop
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELROUTE,
     RTM_DELRULE,
     RTM_GETADDR,
-    RTM_GETLINK,
     RTM_GETROUTE,
     RTM_GETRULE,
     RTM_NEWADDR,
-    RTM_NEWLINK,
     RTM_NEWROUTE,
     RTM_NEWRULE,
     rt_scope,
     rt_type,
 )
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, IFA_F_OPTIMISTIC, IFA_F_TENTATIVE, ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_RUNNING, IFF_UP, ifinfmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import (
+    IFA_F_DADFAILED,
+    IFA_F_NODAD,
+    IFA_F_OPTIMISTIC,
+    IFA_F_TENTATIVE,
+    ifaddrmsg,
+)
 from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK, rtmsg
 
-from ..items import MAIN_TABLE, Address, ConnectedRoute, CurrentRoute, HostRoute, Route, RouteKey, Rule
+from ...families import IPAddress, IPNetwork, host_network, with_prefix
+from ..items import (
+    CONNECTED_METRICS,
+    MAIN_TABLE,
+    Address,
+    ConnectedRoute,
+    CurrentRoute,
+    HostRoute,
+    Route,
+    RouteKey,
+    Rule,
+)
+from .messages import append, attribute_numbers, encode, read_number
 from .socket import HEADER, attributes
 
 PROTOCOL: Final = 116
@@ -58,13 +77,12 @@ _RT_SCOPE_UNIVERSE: Final[int] = rt_scope["universe"]
 _RT_SCOPE_LINK: Final[int] = rt_scope["link"]  # RT_SCOPE_HOST is beyond it
 _RT_SCOPE_NOWHERE: Final[int] = rt_scope["nowhere"]
 
+FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
+"""IP version to address family."""
+_VERSIONS: Final = {AF_INET: 4, AF_INET6: 6}
 
-def _attribute_numbers(message: Any) -> dict[str, int]:
-    """The attribute numbers of a pyroute2 message class: the positions in its map of names."""
-    return {name: number for number, (name, *_) in enumerate(message.nla_map)}
 
-
-_RTA: Final = _attribute_numbers(rtmsg)
+_RTA: Final = attribute_numbers(rtmsg)
 RTA_DST: Final = _RTA["RTA_DST"]
 RTA_OIF: Final = _RTA["RTA_OIF"]
 RTA_GATEWAY: Final = _RTA["RTA_GATEWAY"]
@@ -77,18 +95,13 @@ RTA_VIA: Final = _RTA["RTA_VIA"]
 RTA_PREF: Final = _RTA["RTA_PREF"]
 RTA_ENCAP_TYPE: Final = _RTA["RTA_ENCAP_TYPE"]
 RTA_ENCAP: Final = _RTA["RTA_ENCAP"]
-_IFLA: Final = _attribute_numbers(ifinfmsg)
-_IFLA_IFNAME: Final = _IFLA["IFLA_IFNAME"]
-_IFLA_MTU: Final = _IFLA["IFLA_MTU"]
-_IFLA_LINKINFO: Final = _IFLA["IFLA_LINKINFO"]
-_IFLA_AF_SPEC: Final = _IFLA["IFLA_AF_SPEC"]
 _FRA: Final[dict[str, int]] = {name: number for number, name, _ in fibmsg.nla_map}
 _FRA_PRIORITY: Final = _FRA["FRA_PRIORITY"]
 _FRA_FWMARK: Final = _FRA["FRA_FWMARK"]
 _FRA_FWMASK: Final = _FRA["FRA_FWMASK"]
 _FRA_TABLE: Final = _FRA["FRA_TABLE"]
 _FRA_PROTOCOL: Final = _FRA["FRA_PROTOCOL"]
-_IFA: Final = _attribute_numbers(ifaddrmsg)
+_IFA: Final = attribute_numbers(ifaddrmsg)
 _IFA_ADDRESS: Final = _IFA["IFA_ADDRESS"]
 _IFA_LOCAL: Final = _IFA["IFA_LOCAL"]
 _IFA_FLAGS: Final = _IFA["IFA_FLAGS"]
@@ -98,59 +111,17 @@ _RTA_IP_PROTO: Final = 27  # linux/rtnetlink.h, Linux 4.17
 RTA_NH_ID: Final = 30  # linux/rtnetlink.h
 _RTM_F_LOOKUP_TABLE: Final = 0x1000  # linux/rtnetlink.h
 _RTM_F_FIB_MATCH: Final = 0x2000  # linux/rtnetlink.h, Linux 4.13: answer with the route that matched, not its result
-_RTEXT_FILTER_SKIP_STATS: Final = 1 << 3  # linux/rtnetlink.h
 _IFA_PROTO: Final = 11  # linux/if_addr.h, Linux 5.18; pyroute2 before 0.9.3 has no name for it
-_IFLA_NEW_NETNSID: Final = 45  # linux/if_link.h, Linux 4.16
-_IFLA_INFO_KIND: Final = 1  # linux/if_link.h
-_IFLA_INFO_SLAVE_KIND: Final = 4  # linux/if_link.h
-_ARPHRD_NONE: Final = 0xFFFE  # linux/if_arp.h
-_IFLA_INET_CONF: Final = 1  # linux/if_link.h
-_IFLA_INET6_ADDR_GEN_MODE: Final = 8  # linux/if_link.h
-_IN6_ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h
-_IPV4_DEVCONF_RP_FILTER: Final = 8  # linux/ip.h
-_IPV4_DEVCONF_PROMOTE_SECONDARIES: Final = 20  # linux/ip.h
 
-_NETCONFA_IFINDEX: Final = 1  # linux/netconf.h
-_NETCONFA_RP_FILTER: Final = 3  # linux/netconf.h
-NETCONF_ALL: Final = -1  # NETCONFA_IFINDEX_ALL, linux/netconf.h: the settings in conf/all
 
 _NOT_PLAIN: Final = frozenset({RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID})
 
 # What follows struct nlmsghdr in a message about a link, an address, and a route.
-_IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of changed flags
 _IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # the fields of RouteHeader
-_IFINFOMSG_END: Final = HEADER.size + _IFINFOMSG.size
 _IFADDRMSG_END: Final = HEADER.size + _IFADDRMSG.size
 _RTMSG_END: Final = HEADER.size + _RTMSG.size
-_NETCONFMSG_END: Final = HEADER.size + 4  # one byte, the family, and padding (linux/netconf.h)
 _DST_OFFSET: Final = _RTMSG_END + 4  # payload of the first attribute of a route request, see `_route_template`
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    index: int
-    name: str
-    admin_up: bool
-    """The administrator set it up (IFF_UP)."""
-    running: bool
-    """It is set up and has a carrier (IFF_UP and IFF_RUNNING)."""
-    mtu: int = 0
-    """In bytes; 0 if the message did not contain it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttachableLink:
-    """A link, with the properties that decide whether it attaches this machine to the networks of its addresses.
-
-    Attributes:
-        bare: the link's packets have no link-layer header (ARPHRD_NONE). TUN interfaces are such links.
-        in_vrf: the link is a VRF or belongs to one, so only sockets bound to the VRF use it.
-    """
-
-    link: Link
-    bare: bool
-    in_vrf: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +139,7 @@ class KernelAddress:
 
 @dataclass(frozen=True, slots=True)
 class AssignedAddress:
-    """An IPv4 address in the kernel, on the interface ``index``.
+    """An IPv4 or IPv6 address in the kernel, on the interface ``index``.
 
     Attributes:
         network: the network to which the address connects the interface; on a point-to-point link, the peer's.
@@ -177,27 +148,28 @@ class AssignedAddress:
     """
 
     index: int
-    ip: IPv4Address
-    network: IPv4Network
+    ip: IPAddress
+    network: IPNetwork
     protocol: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class KernelRoute:
-    """An IPv4 route in the kernel, or the kernel's answer to a route lookup."""
+    """A route in the kernel, or the kernel's answer to a route lookup."""
 
-    network: IPv4Network
+    network: IPNetwork
     table: int
     protocol: int
     metric: int
     index: int
     """The index of the interface; 0 if the route has none, or several (multipath)."""
-    source: IPv4Address | None
-    tos: int
+    source: IPAddress | None
+    selective: bool
+    """It is for packets with one TOS, or from one network, only."""
     plain: bool
-    """Unicast, with link scope and without a gateway, as our routes are."""
+    """Unicast, for all packets, without a gateway, and in IPv4 with link scope, as our routes are."""
     type: int = RTN_UNICAST
-    gateway: IPv4Address | IPv6Address | None = None
+    gateway: IPAddress | None = None
     metrics: bytes = b""
     """The payload of RTA_METRICS."""
     encapsulates: bool = False
@@ -209,18 +181,19 @@ class KernelRoute:
 
 @dataclass(frozen=True, slots=True)
 class KernelRule:
-    """An IPv4 rule in the kernel. A rule with mask 0 ignores the mark."""
+    """A rule in the kernel. A rule with mask 0 ignores the mark."""
 
     priority: int
     table: int
     protocol: int
     fwmark: int
     mask: int
+    version: int = 4
 
     @property
     def item(self) -> Rule:
         """The item from which this program would have made the same rule."""
-        return Rule(self.fwmark, self.table, self.mask)
+        return Rule(self.fwmark, self.table, self.mask, self.version)
 
 
 class RouteHeader(NamedTuple):
@@ -237,144 +210,14 @@ class RouteHeader(NamedTuple):
     flags: int
 
 
-# -- links
-
-
-def get_link(*, name: str = "", index: int = 0) -> bytearray:
-    """Request one link, by name or by index."""
-    attrs: list[tuple[str, object]] = [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
-    if name:
-        attrs.append(("IFLA_IFNAME", name))
-    return _encode(ifinfmsg, RTM_GETLINK, 0, {"index": index}, attrs)
-
-
-def dump_links() -> bytearray:
-    """Request all links; `read_link` and `read_tun_index` decode the answers."""
-    # The statistics would be three quarters of an answer.
-    return _encode(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, {}, [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
-
-
-def read_link(message: memoryview) -> Link | None:
-    """Decode RTM_NEWLINK or RTM_DELLINK. None if the message is about a bridge port instead of the link itself."""
-    family, _, index, flags, _ = _IFINFOMSG.unpack_from(message, HEADER.size)
-    if family != AF_UNSPEC:
-        return None
-    name, mtu = "", 0
-    for number, payload in attributes(message[_IFINFOMSG_END:]):
-        if number == _IFLA_IFNAME:
-            name = bytes(payload).rstrip(b"\0").decode(errors="surrogateescape")
-        elif number == _IFLA_MTU:  # after the name, see rtnl_fill_ifinfo
-            mtu = read_number(payload)
-            break
-    running = IFF_UP | IFF_RUNNING
-    return Link(index, name, admin_up=bool(flags & IFF_UP), running=flags & running == running, mtu=mtu)
-
-
-def is_move(message: memoryview) -> bool:
-    """Whether an RTM_DELLINK says that the link was moved to another network namespace."""
-    return any(number == _IFLA_NEW_NETNSID for number, _ in attributes(message[_IFINFOMSG_END:]))
-
-
-def read_sender(message: memoryview) -> int:
-    """Return the netlink port number of the program whose request caused the notification; 0 for the kernel itself."""
-    sender: int = HEADER.unpack_from(message)[4]
-    return sender
-
-
-def read_attachable_link(message: memoryview) -> AttachableLink | None:
-    """Decode a message about a link, as `read_link` does."""
-    link = read_link(message)
-    if link is None:
-        return None
-    hardware_type = _IFINFOMSG.unpack_from(message, HEADER.size)[1]
-    info = dict(attributes(message[_IFINFOMSG_END:])).get(_IFLA_LINKINFO)
-    kinds = {} if info is None else dict(attributes(info))
-    in_vrf = any(bytes(kinds.get(number, b"")) == b"vrf\0" for number in (_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND))
-    return AttachableLink(link, bare=hardware_type == _ARPHRD_NONE, in_vrf=in_vrf)
-
-
-def read_tun_index(message: memoryview) -> int | None:
-    """The index from an RTM_NEWLINK. None if the link is neither a TUN nor a TAP interface."""
-    for number, payload in attributes(message[_IFINFOMSG_END:]):
-        if number == _IFLA_LINKINFO and bytes(dict(attributes(payload)).get(_IFLA_INFO_KIND, b""))[:4] == b"tun\0":
-            index: int = _IFINFOMSG.unpack_from(message, HEADER.size)[2]
-            return index
-    return None
-
-
-def set_link_up(index: int, mtu: int) -> bytearray:
-    fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
-    return _encode(ifinfmsg, RTM_NEWLINK, 0, fields, [("IFLA_MTU", mtu)])
-
-
-def set_link_down(index: int) -> bytearray:
-    return _encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index, "flags": 0, "change": IFF_UP}, [])
-
-
-def rename_link(index: int, name: str) -> bytearray:
-    """Request a new name for a link. The kernel refuses with EBUSY if the link is up (before Linux 6.2), and with
-    EEXIST if the name is taken."""
-    return _encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, [("IFLA_IFNAME", name)])
-
-
-def set_queue_length(index: int, packets: int) -> bytearray:
-    return _encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, [("IFLA_TXQLEN", packets)])
-
-
-def is_link(message: bytes) -> bool:
-    """Whether the answer to `get_link` is a link (and not a refusal)."""
-    return len(message) >= HEADER.size and HEADER.unpack_from(message)[1] == RTM_NEWLINK
-
-
-def set_ipv6_silent(index: int) -> bytearray:
-    """Switch off the automatic link-local address, and so duplicate detection, router solicitations and group reports.
-
-    The kernel refuses with EAFNOSUPPORT if the interface has no IPv6: switched off, or the MTU is below 1280.
-    """
-    mode = _attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))
-    return _with_af_spec(index, _attribute(AF_INET6, mode))
-
-
-def set_promote_secondaries(index: int) -> bytearray:
-    """Keep the other addresses of a subnet when the first one is removed; by default the kernel removes them too
-    (devinet.c)."""
-    return _set_ipv4_option(index, _IPV4_DEVCONF_PROMOTE_SECONDARIES, 1)
-
-
-def set_rp_filter(index: int, mode: int) -> bytearray:
-    """``mode`` as in ip-sysctl: 0 off, 1 strict, 2 loose. Sets the interface's own value; the value of "all" may be
-    higher."""
-    return _set_ipv4_option(index, _IPV4_DEVCONF_RP_FILTER, mode)
-
-
-def read_rp_filter_change(message: memoryview) -> int | None:
-    """Decode an RTM_NEWNETCONF. Returns the index of the interface whose rp_filter was set, or NETCONF_ALL. None: the
-    message is about something else."""
-    found = dict(attributes(message[_NETCONFMSG_END:]))
-    if message[HEADER.size] != AF_INET or not found.keys() >= {_NETCONFA_IFINDEX, _NETCONFA_RP_FILTER}:
-        return None
-    index: int = struct.unpack_from("=i", found[_NETCONFA_IFINDEX])[0]
-    return index
-
-
-def _set_ipv4_option(index: int, option: int, value: int) -> bytearray:
-    conf = _attribute(_IFLA_INET_CONF, _attribute(option, struct.pack("=I", value)))
-    return _with_af_spec(index, _attribute(AF_INET, conf))
-
-
-def _with_af_spec(index: int, family: bytes) -> bytearray:
-    # Encoded by hand: pyroute2 knows IFLA_INET_CONF as the kernel dumps it (an array), not as the kernel expects it
-    # (nested).
-    return _append(_encode(ifinfmsg, RTM_NEWLINK, 0, {"index": index}, []), _IFLA_AF_SPEC, family)
-
-
 # -- addresses
 
 
 def add_address(index: int, item: Address) -> bytearray:
-    """Idempotent: replaces the same address with the same prefix."""
+    """Idempotent: replaces the same address with the same prefix. An IPv6 address is usable at once, since no duplicate
+    is looked for."""
     message = _address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, item)
-    return _append(message, _IFA_PROTO, bytes([PROTOCOL]))  # kernels before 5.18 ignore it
+    return append(message, _IFA_PROTO, bytes([PROTOCOL]))  # kernels before 5.18 ignore it
 
 
 def remove_address(index: int, item: Address) -> bytearray:
@@ -382,18 +225,24 @@ def remove_address(index: int, item: Address) -> bytearray:
 
 
 def _address(kind: int, flags: int, index: int, item: Address) -> bytearray:
-    address = str(item.interface.ip)
-    fields = {"family": AF_INET, "prefixlen": item.interface.network.prefixlen, "index": index}
-    return _encode(ifaddrmsg, kind, flags, fields, [("IFA_LOCAL", address), ("IFA_ADDRESS", address)])
+    interface = item.interface
+    address = str(interface.ip)
+    fields = {
+        "family": FAMILIES[interface.version],
+        "prefixlen": interface.network.prefixlen,
+        "flags": IFA_F_NODAD if interface.version == 6 else 0,
+        "index": index,
+    }
+    return encode(ifaddrmsg, kind, flags, fields, [("IFA_LOCAL", address), ("IFA_ADDRESS", address)])
 
 
 def dump_addresses(index: int = 0, family: int = AF_UNSPEC) -> bytearray:
-    """Request the addresses of one interface (0: all) and one family (AF_UNSPEC: both). `read_address` decodes the
-    answers; for IPv4, `read_assigned` does too.
+    """Request the addresses of one interface (0: all) and one family (AF_UNSPEC: both). `read_address` and
+    `read_assigned` decode the answers.
 
     Filter the answers again: before Linux 5.0 the kernel sends the addresses of all interfaces.
     """
-    return _encode(ifaddrmsg, RTM_GETADDR, NLM_F_DUMP, {"family": family, "index": index}, [])
+    return encode(ifaddrmsg, RTM_GETADDR, NLM_F_DUMP, {"family": family, "index": index}, [])
 
 
 def read_address(message: memoryview) -> KernelAddress | None:
@@ -420,10 +269,9 @@ def read_address(message: memoryview) -> KernelAddress | None:
 
 
 def read_assigned(message: memoryview) -> AssignedAddress | None:
-    """Decode an IPv4 RTM_NEWADDR. None for other families, which kernels before 4.20 send even if they were not
-    requested."""
+    """Decode an RTM_NEWADDR. None if the address is neither IPv4 nor IPv6."""
     family, prefix, _, _, index = _IFADDRMSG.unpack_from(message, HEADER.size)
-    if family != AF_INET:
+    if family not in _VERSIONS:
         return None
     found = dict(attributes(message[_IFADDRMSG_END:]))
     peer = found.get(_IFA_ADDRESS)
@@ -433,10 +281,16 @@ def read_assigned(message: memoryview) -> AssignedAddress | None:
     protocol = found.get(_IFA_PROTO)
     return AssignedAddress(
         index,
-        IPv4Address(bytes(own)),
-        IPv4Network((bytes(peer), prefix), strict=False),
+        _read_ip(family, own),
+        _network(family, read_number(peer, "big"), prefix),
         None if protocol is None else protocol[0],
     )
+
+
+def remove_assigned(found: AssignedAddress) -> bytearray:
+    """Removes an address as it was found in the kernel."""
+    interface = with_prefix(found.ip, found.network.prefixlen)
+    return remove_address(found.index, Address(interface))
 
 
 # -- routes
@@ -459,33 +313,35 @@ def _routes(kind: int, flags: int, index: int, routes: Iterable[Route], metric: 
     differ in their destination only, so one message of each shape is encoded and then copied with other destinations.
     """
     for route in routes:
-        message = bytearray(_route_template(kind, flags, index, route.network.prefixlen, route.table, metric))
-        message[_DST_OFFSET : _DST_OFFSET + 4] = route.network.network_address.packed
+        network, table = route.network, route.table
+        packed = network.network_address.packed
+        message = bytearray(_route_template(kind, flags, index, network.version, network.prefixlen, table, metric))
+        message[_DST_OFFSET : _DST_OFFSET + len(packed)] = packed
         yield message
 
 
 @lru_cache(maxsize=64)
-def _route_template(kind: int, flags: int, index: int, prefix: int, table: int, metric: int) -> bytes:
-    """The message for a route to 0.0.0.0/prefix."""
+def _route_template(kind: int, flags: int, index: int, version: int, prefix: int, table: int, metric: int) -> bytes:
+    """The message for a route to 0.0.0.0/prefix or ::/prefix."""
     attrs: list[tuple[str, object]] = [("RTA_OIF", index), ("RTA_TABLE", table)]
     if metric:
         attrs.append(("RTA_PRIORITY", metric))
-    # In a removal, "nowhere" means every scope.
+    # In a removal, "nowhere" means every scope. IPv6 ignores scopes.
     scope = _RT_SCOPE_LINK if kind == RTM_NEWROUTE else _RT_SCOPE_NOWHERE
-    return bytes(_route(kind, flags, IPv4Network((0, prefix)), table, scope, attrs))
+    return bytes(_route(kind, flags, _network(FAMILIES[version], 0, prefix), table, scope, attrs))
 
 
 def add_connected_route(index: int, item: ConnectedRoute) -> bytearray:
-    """Request to add the route exactly as the kernel does (fib_add_ifaddr, net/ipv4/fib_frontend.c), so that the kernel
-    removes it together with the address. The kernel refuses with EEXIST if the main table has any route to the same
-    network with metric 0."""
-    attrs: list[tuple[str, object]] = [
-        ("RTA_OIF", index),
-        ("RTA_TABLE", MAIN_TABLE),
-        ("RTA_PREFSRC", str(item.interface.ip)),
-    ]
-    flags = NLM_F_CREATE | NLM_F_EXCL
+    """Request to add the route exactly as the kernel does (fib_add_ifaddr, net/ipv4/fib_frontend.c;
+    addrconf_prefix_route, net/ipv6/addrconf.c), so that the kernel removes it together with the address. The kernel
+    refuses with EEXIST if the main table has any route to the same network with that metric (`CONNECTED_METRICS`)."""
     network = item.interface.network
+    attrs: list[tuple[str, object]] = [("RTA_OIF", index), ("RTA_TABLE", MAIN_TABLE)]
+    if network.version == 4:
+        attrs.append(("RTA_PREFSRC", str(item.interface.ip)))
+    else:
+        attrs.append(("RTA_PRIORITY", CONNECTED_METRICS[6]))
+    flags = NLM_F_CREATE | NLM_F_EXCL
     return _route(RTM_NEWROUTE, flags, network, MAIN_TABLE, _RT_SCOPE_LINK, attrs, protocol=KERNEL_PROTOCOL)
 
 
@@ -501,7 +357,7 @@ def add_host_route(item: HostRoute, metric: int, *, replace: bool = True) -> byt
         attrs.append(("RTA_PREFSRC", str(item.source)))
     scope = _RT_SCOPE_LINK if item.gateway is None else _RT_SCOPE_UNIVERSE
     flags = 0 if item.gateway is None else RTNH_F_ONLINK
-    network = IPv4Network(item.address)
+    network = host_network(item.address)
     message = _route(
         RTM_NEWROUTE,
         NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL),
@@ -512,12 +368,12 @@ def add_host_route(item: HostRoute, metric: int, *, replace: bool = True) -> byt
         flags,
     )
     # They are raw bytes, as the kernel gave them for the route that this one copies.
-    return _append(message, RTA_METRICS, item.metrics) if item.metrics else message
+    return append(message, RTA_METRICS, item.metrics) if item.metrics else message
 
 
 def remove_host_route(item: HostRoute, metric: int) -> bytearray:
     attrs = _host_route_attributes(item, metric)
-    return _route(RTM_DELROUTE, 0, IPv4Network(item.address), item.table, _RT_SCOPE_NOWHERE, attrs)
+    return _route(RTM_DELROUTE, 0, host_network(item.address), item.table, _RT_SCOPE_NOWHERE, attrs)
 
 
 def remove_kernel_route(route: KernelRoute) -> bytearray:
@@ -532,9 +388,9 @@ def _host_route_attributes(item: HostRoute, metric: int) -> list[tuple[str, obje
         ("RTA_PRIORITY", metric),
         ("RTA_TABLE", item.table),
     ]
-    if isinstance(item.gateway, IPv4Address):
+    if item.gateway is not None and item.gateway.version == item.address.version:
         attrs.append(("RTA_GATEWAY", str(item.gateway)))
-    elif item.gateway is not None:
+    elif item.gateway is not None:  # IPv4 through an IPv6 gateway (RFC 5549)
         attrs.append(("RTA_VIA", {"family": AF_INET6, "addr": str(item.gateway)}))
     return attrs
 
@@ -542,7 +398,7 @@ def _host_route_attributes(item: HostRoute, metric: int) -> list[tuple[str, obje
 def _route(
     kind: int,
     flags: int,
-    network: IPv4Network,
+    network: IPNetwork,
     table: int,
     scope: int,
     attrs: Sequence[tuple[str, object]],
@@ -551,7 +407,7 @@ def _route(
 ) -> bytearray:
     """Build a request to add or remove a route. Its first attribute is the destination."""
     fields = {
-        "family": AF_INET,
+        "family": FAMILIES[network.version],
         "dst_len": network.prefixlen,
         "table": _short_table(table),
         "proto": protocol,
@@ -559,30 +415,32 @@ def _route(
         "scope": scope,
         "flags": route_flags,
     }
-    return _encode(rtmsg, kind, flags, fields, [("RTA_DST", str(network.network_address)), *attrs])
+    return encode(rtmsg, kind, flags, fields, [("RTA_DST", str(network.network_address)), *attrs])
 
 
-def dump_routes(table: int, protocol: int = 0, index: int = 0) -> bytearray:
-    """Request the routes of one table (0: all tables), one protocol (0: all protocols) and one device (0: all).
+def dump_routes(version: int, table: int, protocol: int = 0, index: int = 0) -> bytearray:
+    """Request the routes of one IP version and table (0: all tables), one protocol (0: all protocols) and one device
+    (0: all).
 
-    Filter the answers again: a kernel before 4.20 sends all tables.
+    Filter the answers again: a kernel before 4.20 sends all tables, and one without IPv6 sends IPv4's.
     """
-    fields = {"family": AF_INET, "proto": protocol}
+    fields: dict[str, int] = {"family": FAMILIES[version], "proto": protocol}
     attrs: list[tuple[str, object]] = [("RTA_TABLE", table)]
     if index:
         attrs.append(("RTA_OIF", index))
-    return _encode(rtmsg, RTM_GETROUTE, NLM_F_DUMP, fields, attrs)
+    return encode(rtmsg, RTM_GETROUTE, NLM_F_DUMP, fields, attrs)
 
 
 def lookup_route(
-    address: IPv4Address, mark: int, *, index: int = 0, match: bool, source: IPv4Address | None = None
+    address: IPAddress, mark: int, *, index: int = 0, match: bool, source: IPAddress | None = None
 ) -> bytearray:
-    """Ask how a TCP packet with this fwmark would be routed.
+    """Ask how a TCP packet with this fwmark would be routed. `read_route` decodes the answer.
 
     Args:
         address: the destination.
         mark: the fwmark; 0 for none.
-        index: if not 0, only routes through this device count.
+        index: if not 0, only routes through this device count. With an IPv6 ``source``, other routes count too, so the
+            answer has to be checked (RT6_LOOKUP_F_IFACE, net/ipv6/route.c).
         match: ask for the route that matches; otherwise for the next hop that was chosen from it.
         source: the packet's source address, which must be one of this machine. None: the kernel chooses.
     """
@@ -593,21 +451,26 @@ def lookup_route(
         attrs.append(("RTA_MARK", mark))
     if index:
         attrs.append(("RTA_OIF", index))
-    flags = _RTM_F_LOOKUP_TABLE
+    flags = _RTM_F_LOOKUP_TABLE if address.version == 4 else 0  # IPv6 always answers with the table
     if match:
         flags |= _RTM_F_FIB_MATCH
-    fields = {"family": AF_INET, "dst_len": 32, "src_len": 0 if source is None else 32, "flags": flags}
-    return _append(_encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
+    bits = address.max_prefixlen
+    fields: dict[str, int] = {
+        "family": FAMILIES[address.version],
+        "dst_len": bits,
+        "src_len": 0 if source is None else bits,
+        "flags": flags,
+    }
+    return append(encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
 
 
-def lookup_current_route(address: IPv4Address | IPv6Address, mark: int) -> bytearray:
+def lookup_current_route(address: IPAddress, mark: int) -> bytearray:
     """Ask how a TCP packet with this fwmark (0: none) is currently routed. `read_current_route` decodes the answer."""
     attrs: list[tuple[str, object]] = [("RTA_DST", str(address))]
     if mark:
         attrs.append(("RTA_MARK", mark))
-    family = AF_INET if address.version == 4 else AF_INET6
-    fields: dict[str, int] = {"family": family, "dst_len": address.max_prefixlen}
-    return _append(_encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
+    fields: dict[str, int] = {"family": FAMILIES[address.version], "dst_len": address.max_prefixlen}
+    return append(encode(rtmsg, RTM_GETROUTE, 0, fields, attrs), _RTA_IP_PROTO, bytes([IPPROTO_TCP]))
 
 
 def read_current_route(message: memoryview) -> CurrentRoute | None:
@@ -636,18 +499,18 @@ def read_route_attributes(message: memoryview) -> dict[int, memoryview]:
 
 
 def read_route_key(message: memoryview) -> tuple[RouteKey, int, int, int]:
-    """Return the key, the protocol, the device (0: none, or several) and the metric of an IPv4 route. Faster than
+    """Return the key, the protocol, the device (0: none, or several) and the metric of a route. Faster than
     `read_route`, for tables with thousands of routes."""
-    _, prefix, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(message, HEADER.size)
+    family, prefix, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(message, HEADER.size)
     found = read_route_attributes(message)
     if RTA_TABLE in found:
         table = read_number(found[RTA_TABLE])
-    key = read_number(found.get(RTA_DST), "big"), prefix, table
+    key = 4 if family == AF_INET else 6, read_number(found.get(RTA_DST), "big"), prefix, table
     return key, protocol, read_number(found.get(RTA_OIF)), read_number(found.get(RTA_PRIORITY))
 
 
 def read_route(message: memoryview) -> KernelRoute:
-    """Decode an IPv4 RTM_NEWROUTE.
+    """Decode an RTM_NEWROUTE about IPv4 or IPv6, unicast forwarding (not `ip mroute`).
 
     ::
 
@@ -655,29 +518,30 @@ def read_route(message: memoryview) -> KernelRoute:
         0               | 16      17       18       19   20     21        22     23    24         | 28
                         | family, dst_len, src_len, tos, table, protocol, scope, type, flags (u32) |
     """
-    _, prefix, _, tos, table, protocol, scope, type_, _ = _RTMSG.unpack_from(message, HEADER.size)
+    family, prefix, source_prefix, tos, table, protocol, scope, type_, _ = _RTMSG.unpack_from(message, HEADER.size)
     found = read_route_attributes(message)
     source = found.get(RTA_PREFSRC)
+    is_direct = type_ == RTN_UNICAST and (family == AF_INET6 or scope == _RT_SCOPE_LINK)
     return KernelRoute(
         # Host bits are allowed: in the answer to a lookup, the destination may be longer than the prefix of the route.
-        network=IPv4Network((read_number(found.get(RTA_DST), "big"), prefix), strict=False),
+        network=_network(family, read_number(found.get(RTA_DST), "big"), prefix),
         table=read_number(found[RTA_TABLE]) if RTA_TABLE in found else table,
         protocol=protocol,
         metric=read_number(found.get(RTA_PRIORITY)),
         index=read_number(found.get(RTA_OIF)),
-        source=None if source is None else IPv4Address(bytes(source)),
-        tos=tos,
-        plain=(type_, scope) == (RTN_UNICAST, _RT_SCOPE_LINK) and not _NOT_PLAIN & found.keys(),
+        source=None if source is None else _read_ip(family, source),
+        selective=bool(tos or source_prefix),
+        plain=is_direct and not (source_prefix or _NOT_PLAIN & found.keys()),
         type=type_,
-        gateway=_gateway(found),
+        gateway=_gateway(family, found),
         metrics=bytes(found.get(RTA_METRICS, b"")),
         encapsulates=RTA_ENCAP in found,
     )
 
 
-def _gateway(found: dict[int, memoryview]) -> IPv4Address | IPv6Address | None:
+def _gateway(family: int, found: dict[int, memoryview]) -> IPAddress | None:
     if RTA_GATEWAY in found:
-        return IPv4Address(bytes(found[RTA_GATEWAY]))
+        return _read_ip(family, found[RTA_GATEWAY])
     via = found.get(RTA_VIA)  # struct rtvia: family u16, address
     return IPv6Address(bytes(via[2:])) if via is not None and len(via) == 18 else None
 
@@ -695,7 +559,7 @@ def remove_rule(item: Rule, priority: int) -> bytearray:
 
 
 def _rule(kind: int, flags: int, item: Rule, priority: int) -> bytearray:
-    fields = {"family": AF_INET, "table": _short_table(item.table), "action": FR_ACT_TO_TBL}
+    fields = {"family": FAMILIES[item.version], "table": _short_table(item.table), "action": FR_ACT_TO_TBL}
     attrs: list[tuple[str, object]] = [
         ("FRA_PRIORITY", priority),
         ("FRA_FWMARK", item.fwmark),
@@ -704,16 +568,16 @@ def _rule(kind: int, flags: int, item: Rule, priority: int) -> bytearray:
         ("FRA_TABLE", item.table),
         ("FRA_PROTOCOL", PROTOCOL),
     ]
-    return _encode(fibmsg, kind, flags, fields, attrs)
+    return encode(fibmsg, kind, flags, fields, attrs)
 
 
-def dump_rules() -> bytearray:
-    """Request all rules; `read_rule` decodes the answers."""
-    return _encode(fibmsg, RTM_GETRULE, NLM_F_DUMP, {"family": AF_INET}, [])
+def dump_rules(version: int) -> bytearray:
+    """Request all rules of one IP version; `read_rule` decodes the answers."""
+    return encode(fibmsg, RTM_GETRULE, NLM_F_DUMP, {"family": FAMILIES[version]}, [])
 
 
 def read_rule(message: memoryview) -> KernelRule | None:
-    """Decode RTM_NEWRULE or RTM_DELRULE. None if the rule is not about IPv4.
+    """Decode RTM_NEWRULE or RTM_DELRULE. None if the rule is about neither IPv4 nor IPv6.
 
     ::
 
@@ -722,7 +586,7 @@ def read_rule(message: memoryview) -> KernelRule | None:
                         | family, dst_len, src_len, tos, table, reserved, action, flags (u32)     |
     """
     family, _, _, _, table, _, _, _, _ = _RTMSG.unpack_from(message, HEADER.size)  # struct rtmsg has the same shape
-    if family != AF_INET:
+    if family not in _VERSIONS:
         return None
     found = dict(attributes(message[_RTMSG_END:]))
     return KernelRule(
@@ -732,6 +596,7 @@ def read_rule(message: memoryview) -> KernelRule | None:
         # The kernel omits both if they are 0.
         fwmark=read_number(found.get(_FRA_FWMARK)),
         mask=read_number(found.get(_FRA_FWMASK)),
+        version=_VERSIONS[family],
     )
 
 
@@ -743,31 +608,12 @@ def _short_table(table: int) -> int:
     return table if table < 256 else 0
 
 
-def read_number(payload: memoryview | None, order: Literal["little", "big"] = sys.byteorder) -> int:
-    """The value of an integer attribute, by default in host order; 0 if the attribute is absent."""
-    return 0 if payload is None else int.from_bytes(payload, order)
+def _read_ip(family: int, packed: memoryview) -> IPAddress:
+    return IPv4Address(bytes(packed)) if family == AF_INET else IPv6Address(bytes(packed))
 
 
-def _encode(
-    message_class: Any, kind: int, flags: int, fields: dict[str, int], attrs: Sequence[tuple[str, object]]
-) -> bytearray:
-    message = message_class()
-    message.update(fields)
-    message["attrs"] = attrs
-    message["header"]["type"] = kind
-    message["header"]["flags"] = NLM_F_REQUEST | flags
-    message.encode()
-    return bytearray(message.data)
-
-
-def _attribute(number: int, payload: bytes) -> bytes:
-    """struct nlattr (length u16, type u16) and the padded payload, for what pyroute2 cannot encode."""
-    length = 4 + len(payload)
-    return struct.pack("=HH", length, number) + payload + b"\0" * (-length % 4)
-
-
-def _append(message: bytearray, number: int, payload: bytes) -> bytearray:
-    """The message with one more attribute."""
-    message += _attribute(number, payload)
-    struct.pack_into("=I", message, 0, len(message))
-    return message
+def _network(family: int, address: int, prefix: int) -> IPNetwork:
+    """The network of the prefix, without the address's other bits."""
+    if family == AF_INET:
+        return IPv4Network((address, prefix), strict=False)
+    return IPv6Network((address, prefix), strict=False)

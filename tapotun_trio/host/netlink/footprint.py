@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 import trio
 
+from ...families import IPAddress
 from .network import open_netlink
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Attributes:
-    addresses: IPv4 addresses by which others may reach this machine, each with the name of its interface.
+    addresses: the addresses by which others may reach this machine, each with the name of its interface.
     left_over: the destinations of host routes that killed runs left.
     """
 
-    addresses: tuple[tuple[IPv4Address, str], ...] = ()
+    addresses: tuple[tuple[IPAddress, str], ...] = ()
     left_over: tuple[str, ...] = ()
 
 

@@ -25,14 +25,16 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_IPV4_RULE,
     RTMGRP_IPV6_IFADDR,
     RTMGRP_IPV6_ROUTE,
+    RTMGRP_IPV6_RULE,
     RTMGRP_LINK,
 )
 
 from ...errors import HostError, shortage_of
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
-from . import codec
-from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress, Link
+from . import codec, link_codec
+from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress
+from .link_codec import Link
 from .socket import Rtnetlink, split
 from .tracker import HALF_DEFAULT, InterfaceTracker, NetworkTracker
 
@@ -124,7 +126,7 @@ class _Monitor(Generic[T_co]):
         with _as_host_error():
             kernel = Rtnetlink()
         try:
-            links = await kernel.dump(codec.dump_links(), codec.read_link)
+            links = await kernel.dump(link_codec.dump_links(), link_codec.read_link)
             addresses = await kernel.dump(codec.dump_addresses(), codec.read_address)
         finally:
             kernel.close()
@@ -172,6 +174,7 @@ async def open_interface(
     """Implements `Host.open_interface`."""
     tracker = InterfaceTracker(index, is_route)
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | _RTMGRP_IPV4_NETCONF
+    groups |= RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE
     async with _open_monitor(groups, tracker, OUR_ROUTES) as monitor:
         yield monitor
 

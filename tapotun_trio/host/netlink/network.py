@@ -7,7 +7,8 @@ The rules of this file:
 - In the main table a network has at most one route of ours; the interface that was configured last has it.
 - Every other table is shared, since two interfaces (even of two processes) may have the same ``mark``. There an
   interface takes a *slot*, a number that is the metric of its routes and the priority of its rules in that table. So
-  the default routes of both can exist, and each interface removes its own route and rule.
+  the default routes of both can exist, and each interface removes its own route and rule. IPv4 and IPv6 have tables and
+  rules of their own, and slots of their own.
 - A route disappears with its interface, a rule does not. So a rule of ours without a route of ours in the same slot was
   left by a killed run, and the next interface that adds a rule for its fwmark removes it. (Hence a rule is added after
   the route of its table, and removed before it.)
@@ -25,6 +26,8 @@ What a fwmark rule needs in addition, for packets of this machine itself:
   interface, and change nothing else. `state` says if strict mode applies later. A stricter setup is up to the
   operator: net.ipv4.conf.all.src_valid_mark=1, and restoring the mark of incoming packets from conntrack.
 - If the table has no route (the interface is down), the lookup continues with the main table.
+
+IPv6 has no reverse path filter of the kernel.
 """
 
 from __future__ import annotations
@@ -33,16 +36,18 @@ import errno
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import chain, groupby
-from socket import AF_INET
+from socket import AF_INET6
 from typing import Final
 
 import trio
 
 from ...cooperative import run_cooperatively
 from ...errors import HostError, ShortageError, shortage_of
+from ...families import IPAddress, IPInterface, IPNetwork, with_prefix
 from ..items import (
+    CONNECTED_METRICS,
+    MAIN_METRICS,
     MAIN_TABLE,
     Address,
     AttachedNetwork,
@@ -55,14 +60,16 @@ from ..items import (
     NextHop,
     Route,
     Rule,
+    version_of,
 )
 from ..process.privileges import missing_net_admin
-from . import codec
+from . import codec, link_codec
 from .attached import find_attached
-from .codec import PROTOCOL, KernelRoute, Link
+from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelRoute
 from .inventory import Inventory, absent
+from .link_codec import Link
 from .reader import NetworkReader
-from .route_lookup import RouteLookup, alone, host_route_metric, left_over
+from .route_lookup import RouteLookup, add_host_route, alone, host_route_metric, left_over
 from .socket import Refusal, Rtnetlink
 
 # Priorities of our rules, and metrics of our routes outside the main table. The kernel tries rules from the lowest
@@ -75,10 +82,13 @@ _RP_FILTER_LOOSE: Final = 2
 # How many conflicting routes are looked up for one error: each lookup takes a dump of the table.
 _MAX_OBSTACLES: Final = 5
 
-# Refusals of a removal that are no error: the item or its interface is gone, or this kernel cannot have had it.
+# Refusals of a removal that are no error: the item or its interface is gone, or this kernel cannot have had it. ENXIO:
+# the interface has no IPv6, since its MTU is too small.
 _ABSENT: Final = frozenset(
-    {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+    {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
+
+_IPV6_MIN_MTU: Final = 1280  # in bytes; below it, the kernel gives an interface no IPv6 (linux/ipv6.h)
 
 _TRANSIENT: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # the same request may succeed later
 
@@ -97,24 +107,32 @@ class Netlink:
         self._shortage: ShortageError | None = None  # the first one during the current `add`
         self._indexes: dict[str, int] = {}  # of each interface, since its name may change
         # Both are written before the request is sent, so that a cancelled `add` can be undone.
-        self._slots: dict[tuple[int, int], int] = {}  # index of the interface, and table
+        self._slots: dict[tuple[int, int, int], int] = {}  # IP version, index of the interface, and table
         self._rules: dict[tuple[int, Rule], int] = {}  # (index of the interface, rule) -> the rule's priority
 
     async def link_up(self, name: str, mtu: int) -> None:
-        """As `Network.link_up`. IPv6 link-local is switched off first, so that the interface sends nothing of its own.
-
-        It is switched off again afterwards: when the MTU of a link that is up rises to 1280 or more, it comes back
-        once, because below that MTU the kernel has discarded the interface's IPv6 settings.
-        """
+        """As `Network.link_up`. Link-local addresses are switched off first."""
         async with self._lock:
             link = await self._link(name)
-            silent = codec.set_ipv6_silent(link.index)
-            up = codec.set_link_up(link.index, mtu)
-            optional = [codec.set_promote_secondaries(link.index), silent]
+            silent = link_codec.set_ipv6_silent(link.index)
+            up = link_codec.set_link_up(link.index, mtu)
+            optional = [link_codec.set_promote_secondaries(link.index), silent]
             refusals = await self._kernel.transact([*optional, up, bytearray(silent)])
             # A refusal of the other requests is ignored: the tunnel works without them.
             if (refusal := refusals.get(len(optional))) is not None:
                 raise _refused(f"interface {name} with MTU {mtu}", name, refusal)
+            if link.mtu < _IPV6_MIN_MTU <= mtu:
+                await self._remove_link_local(link)
+
+    async def _remove_link_local(self, link: Link) -> None:
+        """Remove the link-local address of an interface whose MTU has just become large enough for IPv6. Below that MTU
+        the kernel has discarded the interface's IPv6 settings, so it has made that address with the default settings if
+        the interface was up."""
+        found = await self._kernel.dump(codec.dump_addresses(link.index, AF_INET6), codec.read_assigned)
+        automatic = [
+            each for each in found if (each.index, each.ip.version) == (link.index, 6) and each.ip.is_link_local
+        ]
+        await self._kernel.transact([codec.remove_assigned(each) for each in automatic])
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.add`. A rule has to come after the route of its table: see the top of this file."""
@@ -126,27 +144,23 @@ class Netlink:
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
                 if connected:
-                    requests = [codec.add_connected_route(link.index, item) for item in connected]
-                    failed |= await self._reasons(link, connected, await self._kernel.transact(requests))
+                    failed |= await self._add_connected(link, connected)
                 if host_routes:
-                    batch = [codec.add_host_route(item, host_route_metric(link.index)) for item in host_routes]
-                    async with alone():
-                        refusals = await self._kernel.transact(batch)
-                    failed |= await self._reasons(link, host_routes, refusals)
-                for table in dict.fromkeys(route.table for route in routes):
-                    same_table = [route for route in routes if route.table == table]
+                    failed |= await self._add_host_routes(link, host_routes)
+                for version, table in dict.fromkeys((route.network.version, route.table) for route in routes):
+                    same = [route for route in routes if (route.network.version, route.table) == (version, table)]
                     if table == MAIN_TABLE:
-                        failed |= await self._add_to_main(link, same_table)
+                        failed |= await self._add_to_main(link, version, same)
                     else:
-                        failed |= await self._add_to_shared(link, table, same_table)
+                        failed |= await self._add_to_shared(link, version, table, same)
                 if rules:
-                    routeless = {item.table for item in failed if isinstance(item, Route)}
+                    routeless = {(item.network.version, item.table) for item in failed if isinstance(item, Route)}
+                    untried = [rule for rule in rules if (rule.version, rule.table) in routeless]
                     failed |= {
                         rule: f"{_describe(rule, name)}: not tried, as the route of its table was refused"
-                        for rule in rules
-                        if rule.table in routeless
+                        for rule in untried
                     }
-                    failed |= await self._add_rules(link, [rule for rule in rules if rule.table not in routeless])
+                    failed |= await self._add_rules(link, [rule for rule in rules if rule not in untried])
             if failed:
                 raise ItemsRefused(failed, self._shortage)
 
@@ -172,14 +186,14 @@ class Netlink:
                 raise failures[0]
 
     async def next_hop(
-        self, name: str, address: IPv4Address, mark: int | None, hidden: Sequence[HostRoute] = ()
+        self, name: str, address: IPAddress, mark: int | None, hidden: Sequence[HostRoute] = ()
     ) -> NextHop | None:
         """As `Network.next_hop`."""
         async with self._lock, alone():
             link = await self._link(name)
             return await self._lookup.next_hop(link.index, address, mark or 0, hidden)
 
-    async def leads_into(self, name: str, address: IPv4Address, mark: int | None) -> bool:
+    async def leads_into(self, name: str, address: IPAddress, mark: int | None) -> bool:
         """As `Network.leads_into`."""
         async with self._lock:
             link = await self._link(name)
@@ -194,21 +208,25 @@ class Netlink:
             return await self._lookup.current_routes(0 if link is None else link.index, addresses, mark or 0)
 
     async def attached(
-        self, name: str, networks: Collection[IPv4Network], within: Collection[IPv4Network] = ()
+        self, name: str, networks: Collection[IPNetwork], within: Collection[IPNetwork] = ()
     ) -> list[AttachedNetwork]:
         """As `Network.attached`."""
         async with self._lock:
             link = await self._link(name)
             return await find_attached(self._kernel, link.index, networks, within)
 
-    async def machine_addresses(self) -> frozenset[IPv4Interface]:
+    async def machine_addresses(self) -> frozenset[IPInterface]:
         """As `Network.machine_addresses`."""
         async with self._lock:
-            found = await self._kernel.dump(codec.dump_addresses(family=AF_INET), codec.read_assigned)
-            return frozenset(IPv4Interface((address.ip, address.network.prefixlen)) for address in found)
+            found = await self._kernel.dump(codec.dump_addresses(), codec.read_assigned)
+            return frozenset(
+                with_prefix(address.ip, address.network.prefixlen)
+                for address in found
+                if address.ip.version == 4 or not address.ip.is_link_local
+            )
 
-    async def addresses(self) -> list[tuple[IPv4Address, str]]:
-        """The IPv4 addresses by which others may reach this machine, each with the name of its interface."""
+    async def addresses(self) -> list[tuple[IPAddress, str]]:
+        """The addresses by which others may reach this machine, each with the name of its interface."""
         async with self._lock:
             return await self._reader.addresses()
 
@@ -254,10 +272,10 @@ class Netlink:
         """As `Network.rename`."""
         async with self._lock:
             link = await self._link(name)
-            rename = codec.rename_link(link.index, name)
+            rename = link_codec.rename_link(link.index, name)
             refusal = (await self._kernel.transact([bytearray(rename)])).get(0)
             if refusal is not None and refusal.errno == errno.EBUSY:  # the link is up (before Linux 6.2)
-                refusal = (await self._kernel.transact([codec.set_link_down(link.index), rename])).get(1)
+                refusal = (await self._kernel.transact([link_codec.set_link_down(link.index), rename])).get(1)
             if refusal is not None:
                 raise _refused(f"interface {link.name} cannot be renamed to {name}", link.name, refusal)
 
@@ -277,27 +295,66 @@ class Netlink:
     # -- adding: each method returns the refused items with the reasons
 
     async def _add_addresses(self, link: Link, addresses: Sequence[Address]) -> dict[Item, str]:
-        refusals = await self._kernel.transact([codec.add_address(link.index, item) for item in addresses])
-        return await self._reasons(link, addresses, refusals)
+        # Where nothing else decides, the source of a packet is the first address in IPv4, and the one that was added
+        # last in IPv6 (ipv6_link_dev_addr, net/ipv6/addrconf.c).
+        ipv6 = [item for item in addresses if item.interface.version == 6]
+        ordered = [*(item for item in addresses if item.interface.version == 4), *reversed(ipv6)]
+        misfits = await self._misfits(link, ipv6) if ipv6 else []
+        batch = [*map(codec.remove_assigned, misfits), *(codec.add_address(link.index, item) for item in ordered)]
+        refusals = await self._kernel.transact(batch)
+        added = {index - len(misfits): refusal for index, refusal in refusals.items() if index >= len(misfits)}
+        return await self._reasons(link, ordered, added)
 
-    async def _add_to_main(self, link: Link, routes: Sequence[Route]) -> dict[Item, str]:
-        refusals = await self._kernel.transact(codec.add_routes(link.index, routes, 0))
+    async def _misfits(self, link: Link, wanted: Collection[Address]) -> list[codec.AssignedAddress]:
+        """The interface's IPv6 addresses that are wanted with another prefix length. An interface has an IPv6 address
+        only once, and the kernel ignores a new prefix length."""
+        lengths = {item.interface.ip: item.interface.network.prefixlen for item in wanted}
+        found = await self._kernel.dump(codec.dump_addresses(link.index, AF_INET6), codec.read_assigned)
+        return [
+            each
+            for each in found
+            if each.index == link.index and lengths.get(each.ip, each.network.prefixlen) != each.network.prefixlen
+        ]
+
+    async def _add_connected(self, link: Link, connected: Sequence[ConnectedRoute]) -> dict[Item, str]:
+        refusals = await self._kernel.transact([codec.add_connected_route(link.index, item) for item in connected])
+        for number in _existing(refusals):
+            # It is no failure if the route is there: an IPv6 address that is added again brings it back.
+            network = connected[number].interface.network
+            found = await self._reader.routes(network.version, MAIN_TABLE, protocol=KERNEL_PROTOCOL, network=network)
+            if any(route.index == link.index for route in found):
+                del refusals[number]
+        return await self._reasons(link, connected, refusals)
+
+    async def _add_host_routes(self, link: Link, host_routes: Sequence[HostRoute]) -> dict[Item, str]:
+        refusals: dict[int, Refusal] = {}
+        async with alone():
+            for number, item in enumerate(host_routes):
+                requests = add_host_route(item, link.index)
+                refused = await self._kernel.transact(requests)
+                if (refusal := refused.get(len(requests) // 2)) is not None:
+                    refusals[number] = refusal
+        return await self._reasons(link, host_routes, refusals)
+
+    async def _add_to_main(self, link: Link, version: int, routes: Sequence[Route]) -> dict[Item, str]:
+        metric = MAIN_METRICS[version]
+        refusals = await self._kernel.transact(codec.add_routes(link.index, routes, metric))
         if _existing(refusals):
-            ours = _by_network(await self._reader.routes(MAIN_TABLE, protocol=PROTOCOL), 0)
-            refusals = await self._replace_ours(link, routes, 0, refusals, ours)
+            ours = _by_network(await self._reader.routes(version, MAIN_TABLE, protocol=PROTOCOL), metric)
+            refusals = await self._replace_ours(link, routes, metric, refusals, ours)
         return await self._reasons(link, routes, refusals)
 
-    async def _add_to_shared(self, link: Link, table: int, routes: Sequence[Route]) -> dict[Item, str]:
+    async def _add_to_shared(self, link: Link, version: int, table: int, routes: Sequence[Route]) -> dict[Item, str]:
         while True:  # It ends: each round takes a slot that was free a moment ago, or gives up if there is none.
             try:
-                slot = await self._slot(link, table)
+                slot = await self._slot(link, version, table)
             except HostError as exc:
                 return dict.fromkeys(routes, str(exc))
             refusals = await self._kernel.transact(codec.add_routes(link.index, routes, slot))
             existing = _existing(refusals)
             if not existing:
                 break
-            found = _by_network(await self._reader.routes(table), slot)
+            found = _by_network(await self._reader.routes(version, table), slot)
             mine = {
                 network: route
                 for network, route in found.items()
@@ -308,7 +365,7 @@ class Netlink:
                 break
             # Another process took the slot first, or while our interface was down and had no routes.
             await self._kernel.transact(codec.remove_routes(link.index, routes))
-            del self._slots[link.index, table]
+            del self._slots[version, link.index, table]
         return await self._reasons(link, routes, refusals)
 
     async def _replace_ours(
@@ -317,7 +374,7 @@ class Netlink:
         routes: Sequence[Route],
         metric: int,
         refusals: Mapping[int, Refusal],
-        ours: Mapping[IPv4Network, KernelRoute],
+        ours: Mapping[IPNetwork, KernelRoute],
     ) -> dict[int, Refusal]:
         """Try again with the routes that were refused because a route exists. Returns the remaining refusals.
 
@@ -347,14 +404,15 @@ class Netlink:
 
     async def _add_rules(self, link: Link, rules: Sequence[Rule]) -> dict[Item, str]:
         failed: dict[Item, str] = {}
-        if rules:
+        if ipv4 := [rule for rule in rules if rule.version == 4]:
             try:
                 await self._accept_replies(link)
             except HostError as exc:
-                return dict.fromkeys(rules, str(exc))
+                failed |= dict.fromkeys(ipv4, str(exc))
+        rules = [rule for rule in rules if rule not in failed]
         for rule in rules:
             try:
-                slot = await self._slot(link, rule.table)
+                slot = await self._slot(link, rule.version, rule.table)
             except HostError as exc:
                 failed[rule] = str(exc)
                 continue
@@ -372,16 +430,16 @@ class Netlink:
     async def _accept_replies(self, link: Link) -> None:
         """Loosen a strict reverse path filter for this interface: see the top of this file."""
         if _filters_strictly(link.name):
-            refusals = await self._kernel.transact([codec.set_rp_filter(link.index, _RP_FILTER_LOOSE)])
+            refusals = await self._kernel.transact([link_codec.set_rp_filter(link.index, _RP_FILTER_LOOSE)])
             for refusal in refusals.values():
                 raise _refused(f"rp_filter of interface {link.name}", link.name, refusal)
 
-    async def _slot(self, link: Link, table: int) -> int:
+    async def _slot(self, link: Link, version: int, table: int) -> int:
         """The slot of an interface in a table: the one it has, or a free one."""
-        key = link.index, table
+        key = version, link.index, table
         if key not in self._slots:
-            rules = await self._reader.rules()
-            routes = await self._reader.routes(table)
+            rules = await self._reader.rules(version)
+            routes = await self._reader.routes(version, table)
             for route in routes:
                 if (route.protocol, route.index) == (PROTOCOL, link.index) and route.metric in SLOTS:
                     self._slots[key] = route.metric  # added by another Netlink object
@@ -424,10 +482,10 @@ class Netlink:
             # or in a slot without an owner. Rules are read before routes, as in `_remove_left_over`.
             candidates = [
                 found.priority
-                for found in await self._reader.rules()
+                for found in await self._reader.rules(rule.version)
                 if found.protocol == PROTOCOL and found.item == rule
             ]
-            owners = await self._reader.slot_owners({rule.table}) if candidates else {}
+            owners = await self._reader.slot_owners(rule.version, {rule.table}) if candidates else {}
             priorities = [number for number in candidates if owners.get((rule.table, number)) in (None, index)]
         refusals = await self._kernel.transact([codec.remove_rule(rule, number) for number in priorities])
         self._rules.pop((index, rule), None)
@@ -436,11 +494,15 @@ class Netlink:
     async def _remove_left_over(self, added: Sequence[Rule]) -> None:
         """Remove our left-over rules, whose owner is gone, if they match packets that the ``added`` rules match too.
         The masks may differ: the killed process may have been configured with another mask."""
-        mine = {(rule.table, priority) for (_, rule), priority in self._rules.items()}
+        for version in {rule.version for rule in added}:
+            await self._remove_left_over_of(version, added)
+
+    async def _remove_left_over_of(self, version: int, added: Sequence[Rule]) -> None:
+        mine = {(rule.table, priority) for (_, rule), priority in self._rules.items() if rule.version == version}
         # Rules are read before routes, since an owner adds its route before its rule, and removes it after its rule.
         rules = [
             rule
-            for rule in await self._reader.rules()
+            for rule in await self._reader.rules(version)
             if rule.protocol == PROTOCOL
             and rule.priority in SLOTS
             and any(rule.item.overlaps(other) for other in added)
@@ -448,7 +510,7 @@ class Netlink:
         ]
         if not rules:
             return
-        owners = await self._reader.slot_owners({rule.table for rule in rules})
+        owners = await self._reader.slot_owners(version, {rule.table for rule in rules})
         stale = [rule for rule in rules if (rule.table, rule.priority) not in owners]
         # Refusals are ignored: another owner may remove the same rules at the same time.
         await self._kernel.transact([codec.remove_rule(rule.item, rule.priority) for rule in stale])
@@ -460,17 +522,24 @@ class Netlink:
         obstacles = 0
         for index, refusal in sorted(refusals.items()):
             item = items[index]
-            refused = _refused(_describe(item, link.name), link.name, refusal)
+            refused = _refused(_describe(item, link.name), link.name, refusal, _ipv6_remedy(item, link, refusal))
             if self._shortage is None and isinstance(refused, ShortageError):
                 self._shortage = refused
             text = str(refused)
             if isinstance(item, (Route, ConnectedRoute)) and refusal.errno == errno.EEXIST:
                 obstacles += 1
                 if obstacles <= _MAX_OBSTACLES:
-                    route = item if isinstance(item, Route) else Route(item.interface.network)
-                    text += f"; {await self._reader.describe_obstacle(route)}"
+                    text += f"; {await self._describe_obstacle(item)}"
             reasons[item] = text
         return reasons
+
+    async def _describe_obstacle(self, item: Route | ConnectedRoute) -> str:
+        if isinstance(item, Route):
+            network, table, metric = item.network, item.table, MAIN_METRICS[item.network.version]
+        else:
+            network, table = item.interface.network, MAIN_TABLE
+            metric = CONNECTED_METRICS[network.version]
+        return await self._reader.describe_obstacle(network, table, metric)
 
 
 @asynccontextmanager
@@ -510,9 +579,9 @@ def _without(refusals: Mapping[int, Refusal], errnos: AbstractSet[int]) -> dict[
     return {index: refusal for index, refusal in refusals.items() if refusal.errno not in errnos}
 
 
-def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPv4Network, KernelRoute]:
+def _by_network(routes: Sequence[KernelRoute], metric: int) -> dict[IPNetwork, KernelRoute]:
     """The routes that collide with ours that have this metric."""
-    return {route.network: route for route in routes if (route.metric, route.tos) == (metric, 0)}
+    return {route.network: route for route in routes if route.metric == metric and not route.selective}
 
 
 def _filters_strictly(interface: str) -> bool:
@@ -543,7 +612,21 @@ def _describe(item: Item, name: str) -> str:
             return f"host route {item}" + (f" table {table}" if table != MAIN_TABLE else "") + f" past {name}"
 
 
-def _refused(what: str, name: str, refusal: Refusal) -> HostError:
+def _ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
+    """What to do if the interface has no IPv6; None: that is not the reason."""
+    if version_of(item) != 6:
+        return None
+    if refusal.errno == errno.EACCES:
+        setting = f"net.ipv6.conf.{link.name}.disable_ipv6"
+        return f"IPv6 is switched off on this interface: `sysctl -w {setting}=0`, or remove IPv6 from the config"
+    if refusal.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        return "this machine has no IPv6: start the kernel without ipv6.disable=1, or remove IPv6 from the config"
+    if refusal.errno in (errno.EINVAL, errno.ENODEV) and link.mtu < _IPV6_MIN_MTU:
+        return f"the interface has no IPv6, as its MTU is {link.mtu} bytes: IPv6 needs {_IPV6_MIN_MTU}"
+    return None
+
+
+def _refused(what: str, name: str, refusal: Refusal, remedy: str | None = None) -> HostError:
     remedies = {
         errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and keep other programs from setting it down",
         errno.EINVAL: "this kernel does not support it: remove it from the config that asks for it",
@@ -553,5 +636,6 @@ def _refused(what: str, name: str, refusal: Refusal) -> HostError:
         shortage = shortage_of(OSError(refusal.errno, refusal.text), what)
         assert shortage is not None
         return shortage
-    remedy = missing_net_admin() if refusal.errno == errno.EPERM else remedies.get(refusal.errno)
+    if remedy is None:
+        remedy = missing_net_admin() if refusal.errno == errno.EPERM else remedies.get(refusal.errno)
     return HostError(f"{what}: {refusal.text}" + (f"; {remedy}" if remedy else ""))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
 from typing import Final
 
 from pyroute2.netlink.rtnl import rt_proto
 
 from ...errors import HostError
-from ..items import Route
-from . import codec
-from .codec import PROTOCOL, KernelRoute, KernelRule, Link
+from ...families import IPAddress, IPNetwork
+from . import codec, link_codec
+from .codec import FAMILIES, PROTOCOL, KernelRoute, KernelRule
+from .link_codec import Link
 from .socket import Refusal, Rtnetlink
 
 # The names of protocols as `ip route` prints them; pyroute2 0.9.7 has no names for the last two (rt_protos of
@@ -28,9 +29,9 @@ class NetworkReader:
 
     async def find_link(self, *, name: str = "", index: int = 0) -> Link | None:
         """The link with this name or this index; None if there is none."""
-        answer = await self._kernel.ask(codec.get_link(name=name, index=index))
+        answer = await self._kernel.ask(link_codec.get_link(name=name, index=index))
         if not isinstance(answer, Refusal):
-            return codec.read_link(memoryview(answer))
+            return link_codec.read_link(memoryview(answer))
         if answer.errno == errno.ENODEV:
             return None
         raise HostError(f"cannot look up interface {name or index}: {answer.text}")
@@ -42,56 +43,72 @@ class NetworkReader:
             raise HostError(f"interface {name} does not exist (any more)")
         return link
 
-    async def routes(self, table: int, *, protocol: int = 0, network: IPv4Network | None = None) -> list[KernelRoute]:
-        """The routes of a table: only those of ``protocol`` unless it is 0, only those to ``network`` if given."""
+    async def routes(
+        self, version: int, table: int, *, protocol: int = 0, network: IPNetwork | None = None
+    ) -> list[KernelRoute]:
+        """The routes of one IP version and table: only those of ``protocol`` unless it is 0, only those to ``network``
+        if given."""
 
         def read(message: memoryview) -> KernelRoute | None:
             route = codec.read_route(message)
             matches = (
-                route.table == table
+                (route.network.version, route.table) == (version, table)
                 and protocol in (0, route.protocol)
                 and (network is None or route.network == network)
             )
             return route if matches else None
 
-        return await self._kernel.dump(codec.dump_routes(table, protocol), read)
+        return await self._kernel.dump(codec.dump_routes(version, table, protocol), read)
 
-    async def ours(self, matches: Callable[[KernelRoute], bool]) -> list[KernelRoute]:
-        """The routes of all tables that have our protocol number and for which ``matches`` returns True."""
+    async def ours(
+        self, matches: Callable[[KernelRoute], bool], versions: Collection[int] = tuple(FAMILIES)
+    ) -> list[KernelRoute]:
+        """The routes of these IP versions in all tables that have our protocol number and for which ``matches`` returns
+        True."""
 
         def read(message: memoryview) -> KernelRoute | None:
             route = codec.read_route(message)
-            return route if route.protocol == PROTOCOL and matches(route) else None
+            is_ours = (route.network.version, route.protocol) == (version, PROTOCOL)
+            return route if is_ours and matches(route) else None
 
-        return await self._kernel.dump(codec.dump_routes(0, PROTOCOL), read)
+        found: list[KernelRoute] = []
+        for version in versions:
+            found += await self._kernel.dump(codec.dump_routes(version, 0, PROTOCOL), read)
+        return found
 
     async def tun_indexes(self) -> set[int]:
         """The indexes of all TUN and TAP interfaces, ours and those of other programs."""
-        return set(await self._kernel.dump(codec.dump_links(), codec.read_tun_index))
+        return set(await self._kernel.dump(link_codec.dump_links(), link_codec.read_tun_index))
 
-    async def addresses(self) -> list[tuple[IPv4Address, str]]:
-        """All IPv4 addresses except loopback and link-local ones, each with the name of its interface."""
-        links = await self._kernel.dump(codec.dump_links(), codec.read_link)
+    async def addresses(self) -> list[tuple[IPAddress, str]]:
+        """All addresses except loopback and link-local ones, each with the name of its interface."""
+        links = await self._kernel.dump(link_codec.dump_links(), link_codec.read_link)
         names = {link.index: link.name for link in links}
         found = await self._kernel.dump(codec.dump_addresses(), codec.read_address)
-        addresses = [(IPv4Address(item.text), names.get(item.index, "")) for item in found if ":" not in item.text]
+        addresses = [(ip_address(item.text), names.get(item.index, "")) for item in found]
         return [(address, name) for address, name in addresses if not (address.is_loopback or address.is_link_local)]
 
-    async def rules(self) -> list[KernelRule]:
-        return await self._kernel.dump(codec.dump_rules(), codec.read_rule)
+    async def rules(self, version: int) -> list[KernelRule]:
+        """The rules of one IP version."""
 
-    async def slot_owners(self, tables: set[int]) -> dict[tuple[int, int], int]:
-        """Which interface of ours has which slot: (table, slot) to the index of the interface."""
+        def read(message: memoryview) -> KernelRule | None:
+            rule = codec.read_rule(message)
+            return rule if rule is not None and rule.version == version else None
+
+        return await self._kernel.dump(codec.dump_rules(version), read)
+
+    async def slot_owners(self, version: int, tables: set[int]) -> dict[tuple[int, int], int]:
+        """Which interface of ours has which slot for an IP version: (table, slot) to the index of the interface."""
         return {
             (table, route.metric): route.index
             for table in tables
-            for route in await self.routes(table, protocol=PROTOCOL)
+            for route in await self.routes(version, table, protocol=PROTOCOL)
         }
 
-    async def describe_obstacle(self, route: Route) -> str:
-        """The other route that keeps this one from being added, and what to do about it, for an error."""
-        for other in await self.routes(route.table, network=route.network):
-            if (other.metric, other.tos) == (0, 0):
+    async def describe_obstacle(self, network: IPNetwork, table: int, metric: int) -> str:
+        """The route that keeps another one with this metric from being added, and what to do about it, for an error."""
+        for other in await self.routes(network.version, table, network=network):
+            if other.metric == metric and not other.selective:
                 link = await self.find_link(index=other.index) if other.index else None
                 protocol = _PROTOCOL_NAMES.get(other.protocol, str(other.protocol))
                 through = f" through {link.name}" if link else ""

@@ -1,17 +1,22 @@
 """Finds the kernel's route to an address as it would be without one of our interfaces, and knows our host routes.
 
-Follows linux/rtnetlink.h and `inet_rtm_getroute` in net/ipv4/route.c.
+Follows linux/rtnetlink.h, `inet_rtm_getroute` in net/ipv4/route.c, and `inet6_rtm_getroute` in net/ipv6/route.c.
 
 Our own routes may hide the answer:
 
 - A host route of ours wins over the route that would otherwise be used. So one send removes it, asks, and adds it
   again. The kernel executes a send as a whole: very few packets fall into the gap, and a kill cannot come in between.
 - A route into our own interface stays, because without it packets would leave this machine unencrypted. To see past
-  it, the kernel is asked once for every other device.
+  it, the kernel is asked once for every other device. (In IPv6 these answers pass over a route that refuses packets,
+  such as "unreachable", since it has no device.)
 
 A host route of ours carries our protocol number. Its metric is METRIC plus the index of the interface that it was made
 for. So the host routes of two interfaces with the same server do not collide; a host route whose interface is gone was
 left by a killed run; and another program's route to the same address has a lower metric and wins.
+
+IPv6 accepts a gateway that is not link-local only if the main table leads to it through its own device, or by a default
+route (ip6_route_check_nh_onlink, net/ipv6/route.c). A route of ours may lead to it. So, within one send, the gateway
+gets a route of its own for the moment in which the host route is added.
 """
 
 from __future__ import annotations
@@ -21,21 +26,23 @@ import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import ip_address
 from itertools import islice
 from typing import Final
 
 import trio
 
 from ...errors import shortage_of
+from ...families import IPAddress, IPNetwork, is_host
 from ..items import MAIN_TABLE, CurrentRoute, HostRoute, NextHop
-from . import codec
+from . import codec, link_codec
 from .codec import PROTOCOL, RTN_LOCAL, RTN_UNICAST, KernelRoute
 from .reader import NetworkReader
 from .socket import Refusal, Rtnetlink
 
 METRIC: Final = 0x7400_0000
 """Our protocol number in the upper byte; the lower three bytes are the interface's index."""
+_GATEWAY_METRIC: Final = 0x7500_0000  # instead of METRIC, for the momentary route to a gateway
 _INDEX_MASK: Final = 0x00FF_FFFF
 
 # linux/rtnetlink.h
@@ -45,7 +52,6 @@ _LOOPBACK_INDEX: Final = 1  # LOOPBACK_IFINDEX, linux/if.h
 
 _DEVICES_PER_SEND: Final = 32
 _TRIES: Final = 8  # to look behind host routes that other processes of ours add and remove at the same time
-_EVERYTHING: Final = IPv4Network("0.0.0.0/0")
 
 _ALONE: Final = "\0tapotun-trio host routes"
 ALONE_S: Final = 0.3  # a look takes a few milliseconds; less than `netconf.reconciler.UNDO_S`
@@ -65,20 +71,37 @@ def host_route_metric(owner: int) -> int:
     return METRIC | owner & _INDEX_MASK
 
 
+def add_host_route(item: HostRoute, owner: int, *, replace: bool = True) -> list[bytearray]:
+    """The requests that add a host route for the interface ``owner``, to be sent together. The answer to the one in the
+    middle counts."""
+    request = codec.add_host_route(item, host_route_metric(owner), replace=replace)
+    if item.gateway is None or item.gateway.version == 4 or item.gateway.is_link_local:
+        return [request]
+    to_gateway = HostRoute(item.gateway, item.index)
+    metric = _GATEWAY_METRIC | owner & _INDEX_MASK
+    return [codec.add_host_route(to_gateway, metric), request, codec.remove_host_route(to_gateway, metric)]
+
+
 def host_route_owner(route: KernelRoute) -> int | None:
     """The lower 24 bits of the index of the interface that the route was made for; None if it is no host route of
     ours."""
-    if route.protocol != PROTOCOL or route.network.prefixlen != 32 or route.metric & ~_INDEX_MASK != METRIC:
+    kind = route.metric & ~_INDEX_MASK
+    if route.protocol != PROTOCOL or not is_host(route.network) or kind not in (METRIC, _GATEWAY_METRIC):
         return None
     return route.metric & _INDEX_MASK
 
 
-def _hiding_route(address: IPv4Address, match: KernelRoute) -> _HidingRoute | None:
+def _hiding_route(address: IPAddress, match: KernelRoute) -> _HidingRoute | None:
     owner = host_route_owner(match)
     if owner is None:
         return None
     item = HostRoute(address, match.index, match.gateway, match.source, match.metrics, match.table)
     return _HidingRoute(owner, item)
+
+
+def _everything(route: KernelRoute) -> IPNetwork:
+    """The network of a default route, in place of that of a host route."""
+    return route.network.supernet(new_prefix=0)
 
 
 @asynccontextmanager
@@ -121,7 +144,7 @@ class RouteLookup:
         self._kernel = kernel
         self._reader = reader
 
-    async def leads_into(self, own: int, address: IPv4Address, mark: int) -> bool:
+    async def leads_into(self, own: int, address: IPAddress, mark: int) -> bool:
         """Whether a packet to the address leaves through the interface ``own`` at present."""
         (answer,) = await self._kernel.ask_together([codec.lookup_route(address, mark, match=False)])
         return isinstance(answer, bytes) and codec.read_route(memoryview(answer)).index == own
@@ -140,7 +163,7 @@ class RouteLookup:
                     found[str(address)] = route
         return found
 
-    async def next_hop(self, own: int, address: IPv4Address, mark: int, hidden: Sequence[HostRoute]) -> NextHop | None:
+    async def next_hop(self, own: int, address: IPAddress, mark: int, hidden: Sequence[HostRoute]) -> NextHop | None:
         """How the address is reached without the interface ``own`` and without ``hidden``, its host routes that are in
         the kernel. None: there is no route."""
         hiding = [_HidingRoute(own, item) for item in hidden if item.address == address]
@@ -159,7 +182,7 @@ class RouteLookup:
                 # ago, so look behind it.
                 hiding.append(found)
         if found is not None:  # another process adds it again each time, so that process has just looked
-            return await self._next_hop_of(replace(match, network=_EVERYTHING), chosen, mark)
+            return await self._next_hop_of(replace(match, network=_everything(match)), chosen, mark)
         # The routes behind may lead into one of the interfaces that these host routes were made for.
         ours = {own & _INDEX_MASK, *(route.owner & _INDEX_MASK for route in hiding)}
         if chosen.index & _INDEX_MASK not in ours:
@@ -172,8 +195,8 @@ class RouteLookup:
             for index, answer in zip(some, await self._ask_without(hiding, questions), strict=True):
                 if answer is not None and answer.type == RTN_UNICAST:
                     if _hiding_route(address, answer) is not None:  # a route of a process that did not wait for us
-                        answer = replace(answer, network=_EVERYTHING)
-                    priority = await self._rule_priority(answer.table, mark)
+                        answer = replace(answer, network=_everything(answer))
+                    priority = await self._rule_priority(address.version, answer.table, mark)
                     candidates.append(((priority, -answer.network.prefixlen, answer.metric), index, answer))
         if not candidates:
             return None
@@ -191,7 +214,8 @@ class RouteLookup:
         batch = [bytearray(removal) for removal in removals]
         batch += questions
         # A route that cannot be added again was useless already: its device is down, or has lost an address.
-        batch += [codec.add_host_route(route.item, host_route_metric(route.owner), replace=False) for route in hiding]
+        for route in hiding:
+            batch += add_host_route(route.item, route.owner, replace=False)
         answers = await self._kernel.ask_together(batch)
         # If its owner removed it before we did, it must not come back.
         gone = [removal for removal, answer in zip(removals, answers, strict=False) if isinstance(answer, Refusal)]
@@ -215,25 +239,25 @@ class RouteLookup:
             metrics=match.metrics,
             # For this machine's own addresses the kernel may answer with the main table, and yet looks at the local
             # table first.
-            above_main=chosen.type == RTN_LOCAL or await self._is_above_main(match.table, mark),
+            above_main=chosen.type == RTN_LOCAL or await self._is_above_main(match.network.version, match.table, mark),
             usable=usable,
         )
 
     async def _devices_except(self, ours: set[int]) -> list[int]:
-        links = await self._kernel.dump(codec.dump_links(), codec.read_link)
+        links = await self._kernel.dump(link_codec.dump_links(), link_codec.read_link)
         excluded = {*ours, _LOOPBACK_INDEX}
         return [link.index for link in links if link.admin_up and link.index & _INDEX_MASK not in excluded]
 
-    async def _is_above_main(self, table: int, mark: int) -> bool:
+    async def _is_above_main(self, version: int, table: int, mark: int) -> bool:
         if table in (MAIN_TABLE, _RT_TABLE_DEFAULT, _RT_TABLE_LOCAL):
             return table == _RT_TABLE_LOCAL
-        return await self._rule_priority(table, mark) < await self._rule_priority(MAIN_TABLE, mark)
+        main = await self._rule_priority(version, MAIN_TABLE, mark)
+        return await self._rule_priority(version, table, mark) < main
 
-    async def _rule_priority(self, table: int, mark: int) -> int:
+    async def _rule_priority(self, version: int, table: int, mark: int) -> int:
         """The priority of the first rule to this table that may match a packet with the mark."""
-        priorities = [
-            rule.priority for rule in await self._reader.rules() if rule.table == table and rule.item.matches(mark)
-        ]
+        rules = await self._reader.rules(version)
+        priorities = [rule.priority for rule in rules if rule.table == table and rule.item.matches(mark)]
         return min(priorities, default=1 << 32)
 
 

@@ -63,6 +63,8 @@ _RECEIVE_BYTES: Final = 64 * 1024
 
 DEADLINE_S: Final = 5.0  # for a group, or for one datagram of a dump; either takes a millisecond
 _DUMP_TRIES: Final = 8
+# Refusals of a dump that say that there is nothing: no such table; no such address family (ipv6.disable=1).
+_NOTHING_THERE: Final = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 T = TypeVar("T")
 
@@ -147,8 +149,9 @@ class Rtnetlink:
     async def dump(self, message: bytearray, read: Callable[[memoryview], T | None]) -> list[T]:
         """Send a request with NLM_F_DUMP. Returns the results of ``read`` for the messages of the answer, without None.
 
-        ``read`` gets each message with its header, in a buffer that is used again. ENOENT (no such table) is an empty
-        answer. Raises HostError if the kernel refuses, or if the state changes faster than it can be read.
+        ``read`` gets each message with its header, in a buffer that is used again. If the kernel has no such table, or
+        no such address family, the result is empty. Raises HostError if the kernel refuses for another reason, or if
+        the state changes faster than it can be read.
         """
         for _ in range(_DUMP_TRIES):
             try:
@@ -199,7 +202,7 @@ class Rtnetlink:
                             results.append(result)
                         continue
                     refusal = _refusal(reply, flags)
-                    if refusal is not None and refusal.errno != errno.ENOENT:
+                    if refusal is not None and refusal.errno not in _NOTHING_THERE:
                         raise HostError(f"cannot read the kernel's routing state: {refusal.text}")
                     if changed:
                         raise _ChangedError

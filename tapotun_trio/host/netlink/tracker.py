@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from socket import AF_INET, AF_INET6
+from socket import AF_INET6
 from typing import Final
 
 from pyroute2.netlink import NLM_F_REPLACE
@@ -38,8 +38,10 @@ from pyroute2.netlink.rtnl import (
 from ...text import one_line
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
-from . import codec
-from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress, Link
+from . import codec, link_codec
+from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress
+from .link_codec import Link
+from .messages import read_number, read_sender
 
 # The attributes that make two routes to one network different. The lifetime in CACHEINFO is not one of them: IPv6
 # routers renew it every few minutes.
@@ -65,7 +67,7 @@ HALF_DEFAULT: Final = 1  # the longest prefix length that still counts as a defa
 
 _MAX_PHRASES: Final = 4  # described in one log line
 _MAX_SENDERS: Final = 8  # remembered for the changes to one interface
-_HOST: Final = 32  # prefix length; a host route for this interface leads through another device
+_HOSTS: Final = {4: 32, 6: 128}  # prefix lengths; a host route for this interface leads through another device
 
 _AddressKey = tuple[int, str, int]  # interface index, address, prefix length
 _Attributes = frozenset[tuple[int, bytes]]
@@ -135,7 +137,7 @@ class NetworkTracker:
             address = codec.read_address(message)
             return address is not None and self._set_address(_key(address), address if kind == RTM_NEWADDR else None)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
-            link = codec.read_link(message)
+            link = link_codec.read_link(message)
             return link is not None and self._set_link(link.index, link if kind == RTM_NEWLINK else None)
         return False
 
@@ -202,7 +204,7 @@ class NetworkTracker:
             return False
         found = codec.read_route_attributes(message)
         identity = frozenset((number, bytes(found[number])) for number in found.keys() & _ROUTE_IDENTITY)
-        index = codec.read_number(found.get(codec.RTA_OIF))
+        index = read_number(found.get(codec.RTA_OIF))
         route = _Route(header.family, header.dst_len, header.tos, index, identity)
         if kind == RTM_DELROUTE:
             self._routes.discard(route)
@@ -301,7 +303,7 @@ class InterfaceTracker:
         else:
             self._taken = True
         if len(self._senders) < _MAX_SENDERS:
-            self._senders.add(codec.read_sender(message))
+            self._senders.add(read_sender(message))
         return True
 
     def drain(self) -> InterfaceChange:
@@ -317,11 +319,11 @@ class InterfaceTracker:
         """Whether another interface, which is or may be ours, has lost routes that this one may want too.
 
         In the main table only one interface of ours has a route to a network. If that interface is set down or deleted,
-        for example since its process was killed, its routes vanish without a notification.
+        for example since its process was killed, its IPv4 routes vanish without a notification.
         """
         if kind in (RTM_NEWLINK, RTM_DELLINK):
-            link = codec.read_link(message)
-            if link is None or link.index == self._index or codec.read_tun_index(message) is None:
+            link = link_codec.read_link(message)
+            if link is None or link.index == self._index or link_codec.read_tun_index(message) is None:
                 return False
             if kind == RTM_DELLINK:
                 self._down_tuns.discard(link.index)
@@ -334,7 +336,7 @@ class InterfaceTracker:
             self._down_tuns.add(link.index)
             self._routes_lost.clear()
             return True
-        if kind != RTM_DELROUTE or codec.read_route_header(message).family != AF_INET:
+        if kind != RTM_DELROUTE:
             return False
         key, protocol, index, _ = codec.read_route_key(message)
         if protocol != PROTOCOL or index == self._index or not self._is_route(key):
@@ -345,28 +347,28 @@ class InterfaceTracker:
 
     def _concerns(self, kind: int, flags: int, message: memoryview) -> bool:
         if kind == RTM_NEWNETCONF:
-            return codec.read_rp_filter_change(message) in (self._index, codec.NETCONF_ALL)
+            return link_codec.read_rp_filter_change(message) in (self._index, link_codec.NETCONF_ALL)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
-            link = codec.read_link(message)
+            link = link_codec.read_link(message)
             if link is None or link.index != self._index:
                 return False
             if kind == RTM_DELLINK:
-                self._moved = codec.is_move(message)
+                self._moved = link_codec.is_move(message)
                 return True
             return self._set_link(link)
         if kind == RTM_DELADDR:
             address = codec.read_address(message)
-            return address is not None and address.index == self._index and ":" not in address.text
+            return address is not None and address.index == self._index
         if kind == RTM_DELRULE:
             rule = codec.read_rule(message)
             return rule is not None and rule.protocol == PROTOCOL
-        if kind not in (RTM_NEWROUTE, RTM_DELROUTE) or codec.read_route_header(message).family != AF_INET:
+        if kind not in (RTM_NEWROUTE, RTM_DELROUTE):
             return False
         key, protocol, index, _ = codec.read_route_key(message)
         if kind == RTM_DELROUTE:
             if protocol == KERNEL_PROTOCOL:  # the connected route of an address
                 return index == self._index
-            return protocol == PROTOCOL and (index == self._index or key[1] == _HOST)
+            return protocol == PROTOCOL and (index == self._index or key[2] == _HOSTS[key[0]])
         # We never replace a route ourselves.
         return bool(flags & NLM_F_REPLACE) and self._is_route(key)
 
@@ -384,7 +386,7 @@ def _main_route_removed(kind: int, message: memoryview) -> RouteKey | None:
     if kind != RTM_DELROUTE:
         return None
     key, protocol, _, _ = codec.read_route_key(message)
-    return key if protocol == PROTOCOL and key[2] == MAIN_TABLE else None
+    return key if protocol == PROTOCOL and key[3] == MAIN_TABLE else None
 
 
 def _is_running(link: Link | None) -> bool:
