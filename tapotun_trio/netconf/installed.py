@@ -12,7 +12,7 @@ from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError
 from ..families import IPAddress, IPNetwork
 from ..host.interfaces import Network
-from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule
+from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule, version_of
 from ..log import flap_damped
 
 MAX_REFUSAL_LINES: Final = 5  # warnings about refused routes at a time; a server may push hundreds
@@ -196,20 +196,23 @@ class InstalledItems:
 
 
 def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
-    """Return the present addresses that would end up before a missing address of the same network, though they belong
-    after it.
+    """Return the present addresses that would end up on the wrong side of a missing address of the same network.
 
-    The order matters, because the first address of a network is the source of this machine's packets to it.
+    The order matters, because the first address of a network is the source of this machine's packets to it. In IPv4 the
+    kernel puts a new address behind the others, in IPv6 before them.
     """
     gone = {item for item in missing if isinstance(item, Address)}
+    addresses = [item for item in items if isinstance(item, Address)] if gone else []
     networks: set[IPNetwork] = set()
     found: list[Item] = []
-    for item in items if gone else ():
-        if isinstance(item, Address):
-            if item in gone:
-                networks.add(item.interface.network)
-            elif item.interface.network in networks:
-                found.append(item)
+    for item in (
+        *(item for item in addresses if version_of(item) == 4),
+        *(item for item in reversed(addresses) if version_of(item) == 6),
+    ):
+        if item in gone:
+            networks.add(item.interface.network)
+        elif item.interface.network in networks:
+            found.append(item)
     return found
 
 
@@ -258,9 +261,9 @@ def _difference(
     obsolete: list[Item] = []
     kept: list[Item] = []
     kept_set: set[Item] = set()
-    remake_all = _removes_others(installed, wanted)
+    remakes_ipv4 = _removes_others(installed, wanted)
     for number, item in enumerate(installed, 1):
-        if isinstance(item, HostRoute) or (item in wanted and not remake_all):
+        if isinstance(item, HostRoute) or (item in wanted and not (remakes_ipv4 and version_of(item) == 4)):
             kept.append(item)
             kept_set.add(item)
         else:
@@ -277,12 +280,13 @@ def _difference(
 
 
 def _removes_others(installed: Iterable[Item], wanted: Container[Item]) -> bool:
-    """Whether the removal of an unwanted address makes the kernel remove wanted items too.
+    """Whether the removal of an unwanted IPv4 address makes the kernel remove wanted IPv4 items too.
 
-    With the first address of a network the kernel removes the later ones. With the last address of an interface it
-    removes the interface's routes. Any other address is removed alone, and connections over the rest lose no packet.
+    With the first address of a network the kernel removes the later ones. With the last IPv4 address of an interface it
+    removes the interface's IPv4 routes. Any other address, and each of IPv6, is removed alone, and connections over the
+    rest lose no packet.
     """
-    addresses = [item for item in installed if isinstance(item, Address)]
+    addresses = [item for item in installed if isinstance(item, Address) and version_of(item) == 4]
     kept = [address for address in addresses if address in wanted]
     if len(kept) == len(addresses):
         return False
