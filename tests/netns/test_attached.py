@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import ip_interface
 from typing import Final
 
 import pytest
@@ -16,35 +16,38 @@ from tapotun_trio.host.tun import open_tun
 from tests.harness import wait_until
 
 from ..tables import table
+from .families import BOTH, Family
 from .fresh_namespace import in_fresh_namespace, ip
-from .test_host_netlink import address, route
 
 pytestmark = pytest.mark.netns
 
+IPV4: Final = Family(4)
+
 LAN: Final = ("10.60.0.0/24", "eth0")
+NODAD: Final = {4: (), 6: ("nodad",)}
 CARRIER_S: Final = 20.0
 
 
-def cable(name: str, *addresses: str) -> None:
+def cable(name: str, *addresses: str, family: Family = IPV4) -> None:
     ip("link", "add", name, "type", "veth", "peer", "name", f"far-{name}")
     for text in addresses:
-        ip("addr", "add", *text.split(), "dev", name)
+        family.ip("addr", "add", *text.split(), "dev", name, *NODAD[family.version])
     for end in (name, f"far-{name}"):
         ip("link", "set", end, "up")
     wait_until(lambda: ip("link", "show", name)[0]["operstate"] == "UP", CARRIER_S, f"the carrier of {name}")
 
 
 @asynccontextmanager
-async def tunnel() -> AsyncIterator[Netlink]:
+async def tunnel(family: Family = IPV4) -> AsyncIterator[Netlink]:
     with open_tun("tun0"):
         async with open_netlink() as network:
             await network.link_up("tun0", 1500)
-            await network.add("tun0", [address("10.10.0.2/24")])
+            await network.add("tun0", [family.address("10.10.0.2/24")])
             yield network
 
 
-async def attached(network: Netlink, *networks: str) -> list[tuple[str, str]]:
-    found = await network.attached("tun0", [IPv4Network(it) for it in networks])
+async def attached(family: Family, network: Netlink, *networks: str) -> list[tuple[str, str]]:
+    found = await network.attached("tun0", [family.network(it) for it in networks])
     return [(str(it.network), it.device) for it in found]
 
 
@@ -146,17 +149,21 @@ def words(*lines: str) -> list[list[str]]:
         [LAN],
     ),
 )
+@BOTH
 @in_fresh_namespace
-async def test_attached_networks(setup: list[list[str]], pushed: list[str], expected: list[tuple[str, str]]) -> None:
+async def test_attached_networks(
+    family: Family, setup: list[list[str]], pushed: list[str], expected: list[tuple[str, str]]
+) -> None:
     for name in ("eth0", "eth1"):
         cable(name)
     for line in setup:
-        ip(*line)
-    async with tunnel() as network:
-        assert await attached(network, *pushed) == expected
+        _set_up(family, line)
+    wanted = [(family(net), device) for net, device in expected]
+    async with tunnel(family) as network:
+        assert await attached(family, network, *pushed) == wanted
         # The same while our own routes stand in front.
-        await network.add("tun0", [route(it) for it in pushed if it not in _refused(pushed)])
-        assert await attached(network, *pushed) == expected
+        await network.add("tun0", [family.route(it) for it in pushed if it not in _refused(family, pushed)])
+        assert await attached(family, network, *pushed) == wanted
 
 
 @table(
@@ -165,80 +172,127 @@ async def test_attached_networks(setup: list[list[str]], pushed: list[str], expe
     ("an address alone", words("addr add 10.60.0.7/32 dev eth0"), ["10.60.0.0/16"], []),
     ("a link that is down", words("addr add 10.60.0.7/24 dev eth0", "link set eth0 down"), ["10.60.0.0/16"], []),
 )
+@BOTH
 @in_fresh_namespace
 async def test_attached_networks_within(
-    setup: list[list[str]], within: list[str], expected: list[tuple[str, str]]
+    family: Family, setup: list[list[str]], within: list[str], expected: list[tuple[str, str]]
 ) -> None:
     cable("eth0")
     for line in setup:
-        ip(*line)
-    async with tunnel() as network:
-        found = await network.attached("tun0", (), [IPv4Network(it) for it in within])
-        assert [(str(it.network), it.device) for it in found] == expected
+        _set_up(family, line)
+    async with tunnel(family) as network:
+        found = await network.attached("tun0", (), [family.network(it) for it in within])
+        assert [(str(it.network), it.device) for it in found] == [(family(net), device) for net, device in expected]
 
 
-def _refused(pushed: Sequence[str]) -> set[str]:
+def _set_up(family: Family, words: list[str]) -> None:
+    if words[0] == "link":
+        ip(*words)
+    elif words[0] == "addr":
+        family.ip(*words, *NODAD[family.version])
+        if "peer" in words:  # the kernel adds its IPv6 route a moment later (addrconf_dad_completed)
+            peer = family(words[words.index("peer") + 1]).partition("/")[0]
+            wait_until(
+                lambda: peer in [it["dst"] for it in family.ip("route", "show")], CARRIER_S, f"a route to {peer}"
+            )
+    else:
+        family.ip(*words)
+
+
+def _refused(family: Family, pushed: Sequence[str]) -> set[str]:
     """Those that the kernel would refuse, since a route with our metric is there."""
-    standing = {it["dst"] for it in ip("-4", "route", "show") if "metric" not in it}
-    return {it for it in pushed if it.removesuffix("/32") in standing}
+    standing = {it["dst"] for it in family.ip("route", "show") if it.get("metric", 0) == family.main_metric}
+    return {it for it in pushed if family(it).removesuffix("/32") in standing}
 
 
+@BOTH
 @in_fresh_namespace
-async def test_a_carrier_that_comes_and_goes() -> None:
+async def test_a_carrier_that_comes_and_goes(family: Family) -> None:
     """As docker0's does with its containers."""
     ip("link", "add", "docker0", "type", "bridge")
     ip("link", "set", "docker0", "up")
-    ip("addr", "add", "172.17.0.1/16", "dev", "docker0")
-    async with tunnel() as network:
+    family.ip("addr", "add", "172.17.0.1/16", "dev", "docker0", *NODAD[family.version])
+    async with tunnel(family) as network:
 
         async def until(expected: list[tuple[str, str]]) -> None:
             with trio.fail_after(CARRIER_S):
-                while await attached(network, "172.17.3.0/24") != expected:  # noqa: ASYNC110 - linkwatch takes a second
+                while await attached(family, network, "172.17.3.0/24") != expected:  # noqa: ASYNC110 - linkwatch takes a second
                     await trio.sleep(0.05)
 
         for _ in range(2):
             cable("veth0")
             ip("link", "set", "veth0", "master", "docker0")
-            await until([("172.17.0.0/16", "docker0")])
-            assert await attached(network, "172.16.0.0/12") == []
+            await until([(family("172.17.0.0/16"), "docker0")])
+            assert await attached(family, network, "172.16.0.0/12") == []
             ip("link", "del", "veth0")
             await until([])
 
 
+@BOTH
 @in_fresh_namespace
-async def test_our_own_interface_and_other_tunnels_of_ours() -> None:
-    async with tunnel() as network:
-        assert await attached(network, "10.10.0.0/25") == []
+async def test_our_own_interface_and_other_tunnels_of_ours(family: Family) -> None:
+    async with tunnel(family) as network:
+        assert await attached(family, network, "10.10.0.0/25") == []
         with open_tun("tun1"):
             await network.link_up("tun1", 1500)
-            await network.add("tun1", [address("10.10.0.3/24")])
-            [found] = await network.attached("tun0", [IPv4Network("10.10.0.0/25")])
-            assert (str(found.network), found.device, found.is_tunnel) == ("10.10.0.0/24", "tun1", True)
+            await network.add("tun1", [family.address("10.10.0.3/24")])
+            [found] = await network.attached("tun0", [family.network("10.10.0.0/25")])
+            assert (str(found.network), found.device, found.is_tunnel) == (family("10.10.0.0/24"), "tun1", True)
             # Another program's tunnel, where the kernel says whose address it is.
-            ip("addr", "add", "10.30.0.3/24", "dev", "tun1")
-            [found] = await network.attached("tun0", [IPv4Network("10.30.0.0/24")])
+            family.ip("addr", "add", "10.30.0.3/24", "dev", "tun1")
+            [found] = await network.attached("tun0", [family.network("10.30.0.0/24")])
             assert not found.is_tunnel
 
 
+@BOTH
 @in_fresh_namespace
-async def test_many_addresses() -> None:
-    cable("eth0", *(f"10.{n >> 8}.{n & 255}.7/24" for n in range(100)))
+async def test_many_addresses(family: Family) -> None:
+    cable("eth0", *(f"10.{n >> 8}.{n & 255}.7/24" for n in range(100)), family=family)
+    async with tunnel(family) as network:
+        found = await attached(family, network, *(f"10.0.{n}.0/24" for n in range(200)))
+        assert sorted(found) == sorted((family(f"10.0.{n}.0/24"), "eth0") for n in range(100))
+
+
+@in_fresh_namespace
+async def test_networks_of_both_families_at_once() -> None:
+    ipv6 = Family(6)
+    cable("eth0", "10.60.0.7/24")
+    ipv6.ip("addr", "add", "10.61.0.7/24", "dev", "eth0", "nodad")
     async with tunnel() as network:
-        found = await attached(network, *(f"10.0.{n}.0/24" for n in range(200)))
-        assert found == [(f"10.0.{n}.0/24", "eth0") for n in range(100)]
+        found = await network.attached(
+            "tun0",
+            [IPV4.network("10.60.0.0/25"), ipv6.network("10.60.0.0/25")],
+            [IPV4.network("10.0.0.0/8"), ipv6.network("10.61.0.0/16")],
+        )
+        assert [str(it.network) for it in found] == ["10.60.0.0/24", ipv6("10.61.0.0/24")]
+
+
+@in_fresh_namespace
+async def test_an_ipv6_address_whose_own_table_says_another_device() -> None:
+    """An IPv6 lookup with a source address prefers the device that it is asked about, and may answer with another."""
+    ipv6 = Family(6)
+    for name in ("eth0", "eth1"):
+        cable(name)
+    ipv6.ip("addr", "add", "10.60.0.7/24", "dev", "eth0", "nodad", "noprefixroute")
+    ipv6.ip("route", "add", "10.60.0.0/24", "dev", "eth1")
+    async with tunnel(ipv6) as network:
+        assert await attached(ipv6, network, "10.60.0.0/24") == []
 
 
 @in_fresh_namespace
 async def test_the_machine_s_addresses() -> None:
-    cable("eth0", "192.0.2.7/24", "198.51.100.7 peer 198.51.100.1/32", "2001:db8::7/64 nodad")
+    cable("eth0", "192.0.2.7/24", "198.51.100.7 peer 198.51.100.1/32")
+    ip("addr", "add", "2001:db8::7/64", "dev", "eth0", "nodad")
     async with tunnel() as network:
-        expected = ["127.0.0.1/8", "192.0.2.7/24", "198.51.100.7/32", "10.10.0.2/24"]
-        assert await network.machine_addresses() == {IPv4Interface(it) for it in expected}
+        assert any(it["local"].startswith("fe80:") for it in ip("addr", "show", "dev", "eth0")[0]["addr_info"])
+        expected = ["127.0.0.1/8", "192.0.2.7/24", "198.51.100.7/32", "10.10.0.2/24", "::1/128", "2001:db8::7/64"]
+        assert await network.machine_addresses() == {ip_interface(it) for it in expected}
 
 
 @in_fresh_namespace
 async def test_current_routes() -> None:
-    cable("eth0", "192.0.2.7/24", "2001:db8::7/64 nodad")
+    cable("eth0", "192.0.2.7/24")
+    ip("addr", "add", "2001:db8::7/64", "dev", "eth0", "nodad")
     index = ip("link", "show", "eth0")[0]["ifindex"]
     far, far6, link_local = "203.0.113.10", "2001:db8:1::10", "fe80::1"
     async with tunnel() as network:
@@ -262,7 +316,7 @@ async def test_current_routes() -> None:
         assert await look(far) == {far: None}
         ip("route", "del", "blackhole", "203.0.113.0/24")
         # A host route around the tunnel is the same path, and one into the tunnel is none.
-        await network.add("tun0", [route("203.0.113.0/24")])
+        await network.add("tun0", [IPV4.route("203.0.113.0/24")])
         assert await look(far) == {}
         ip("route", "add", far, "via", "192.0.2.1")
         assert await look(far) == {far: routed}

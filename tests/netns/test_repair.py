@@ -8,21 +8,20 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
 
-from tapotun_trio.host.items import Item, Route
+from tapotun_trio.host.items import Item
 from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import open_tun
 from tests.harness import Host, Lab, Process, command, ping, wait_for_ping, wait_until
 
-from .fresh_namespace import in_fresh_namespace, ip
+from .families import BOTH, Family
+from .fresh_namespace import in_fresh_namespace
 from .test_admin import ADMIN, URL, admin, curl, write
-from .test_host_netlink import address, marked
 from .topologies import (
     PROTOCOL,
     SERVER,
@@ -286,11 +285,12 @@ def test_an_interface_that_was_moved_or_deleted_is_made_again(lab: Lab, words: s
             wait_for_ping(end.host, end.other, PATIENCE_S)
 
 
+@BOTH
 @in_fresh_namespace
-async def test_a_look_at_thousands_of_routes_lets_others_run() -> None:
+async def test_a_look_at_thousands_of_routes_lets_others_run(family: Family) -> None:
     """And so does putting them back."""
-    nets: list[Item] = [Route(IPv4Network((10 << 24 | number << 8, 24))) for number in range(1 << 12, (1 << 12) + 5000)]
-    items: list[Item] = [address("192.168.0.1/24"), *nets, *marked()]
+    nets = [family.route(f"10.{number >> 8}.{number & 255}.0/24") for number in range(1 << 12, (1 << 12) + 5000)]
+    items: list[Item] = [family.address("192.168.0.1/24"), *nets, *family.marked()]
     turns = 0
 
     async def others() -> None:
@@ -310,7 +310,7 @@ async def test_a_look_at_thousands_of_routes_lets_others_run() -> None:
                 (["route", "flush", "dev", "tun0"], 5000),
             ):
                 if words:
-                    ip(*words)
+                    family.ip(*words)
                 before, turns = turns, 0
                 missing = await network.missing("tun0", items)
                 assert len(missing) >= count

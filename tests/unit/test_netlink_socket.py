@@ -6,6 +6,7 @@ import errno
 import struct
 from collections import deque
 from collections.abc import Callable
+from ipaddress import IPv6Network
 from typing import cast
 
 import pytest
@@ -13,11 +14,15 @@ import trio
 import trio.testing
 
 from tapotun_trio.errors import HostError
+from tapotun_trio.host.items import MAIN_TABLE, Item, Route, Rule
+from tapotun_trio.host.netlink.inventory import Inventory
+from tapotun_trio.host.netlink.network import Netlink
+from tapotun_trio.host.netlink.reader import NetworkReader
 from tapotun_trio.host.netlink.socket import DEADLINE_S, GROUP, Refusal, Rtnetlink
 
 HEADER = struct.Struct("=IHHII")
 ERROR, DONE, OTHER = 2, 3, 24
-MULTI, DUMP_INTR, CAPPED, ACK_TLVS = 0x02, 0x10, 0x100, 0x200
+MULTI, DUMP_INTR, CAPPED, ACK_TLVS, DUMP = 0x02, 0x10, 0x100, 0x200, 0x300
 
 
 def message(kind: int, sequence: int, payload: bytes = b"", flags: int = 0) -> bytes:
@@ -190,6 +195,58 @@ async def test_a_dump_of_a_table_that_does_not_exist_is_empty() -> None:
     link = start(FakeKernel(lambda seen: [acknowledge(seen[0][0], errno.EPERM)]))
     with pytest.raises(HostError, match="Operation not permitted"):
         await link.dump(request(), bytes)
+
+
+def ipv4_route(sequence: int) -> bytes:
+    return message(OTHER, sequence, struct.pack("=BBBBBBBBI", 2, 8, 0, 0, 254, 116, 253, 1, 0), MULTI)
+
+
+def ipv4_address(sequence: int) -> bytes:
+    payload = struct.pack("=BBBBI", 2, 16, 0, 253, 7)
+    for kind in (1, 2):  # IFA_ADDRESS, IFA_LOCAL
+        payload += struct.pack("=HH4s", 8, kind, bytes([169, 254, 1, 1]))
+    return message(20, sequence, payload, MULTI)
+
+
+@pytest.mark.parametrize("answer", [ipv4_route, errno.EAFNOSUPPORT, errno.EOPNOTSUPP])
+async def test_a_kernel_without_ipv6_has_no_ipv6_routes_and_rules(answer: Callable[[int], bytes] | int) -> None:
+    """With ipv6.disable=1 nobody answers for IPv6: a dump gets what the other families have (rtnl_dump_all,
+    net/core/rtnetlink.c), or a refusal."""
+
+    def answers(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
+        ((sequence, _),) = seen
+        if isinstance(answer, int):
+            return [acknowledge(sequence, answer)]
+        return [answer(sequence) + message(DONE, sequence, struct.pack("=i", 0), MULTI)]
+
+    kernel = start(FakeKernel(answers))
+    reader = NetworkReader(kernel)
+    assert await reader.routes(6, MAIN_TABLE) == []
+    assert await reader.rules(6) == []
+    assert await reader.slot_owners(6, {MAIN_TABLE}) == {}
+    assert await reader.ours(lambda _: True, [6]) == []
+    wanted: list[Item] = [Route(IPv6Network("2001:db8::/32")), Rule(1, 100, version=6)]
+    present = await Inventory(kernel, reader, 7).read(wanted, {})
+    assert not any(map(present.has, wanted))
+
+
+async def test_ipv4_addresses_in_an_answer_about_ipv6_are_left_alone() -> None:
+    """Neither `_misfits` nor `_remove_link_local` takes one for an IPv6 address."""
+    requests: list[int] = []
+
+    def answers(seen: list[tuple[int, int]]) -> list[bytes | OSError]:
+        requests.append(len(seen))
+        sequence, flags = seen[-1]
+        if flags & DUMP == DUMP:
+            return [ipv4_address(sequence) + message(DONE, sequence, struct.pack("=i", 0), MULTI)]
+        if len(requests) % 2:  # which link it is
+            link = struct.pack("=BxHiII", 0, 0xFFFE, 7, 1, 0) + struct.pack("=HHI", 8, 4, 1000)  # IFLA_MTU
+            return [message(16, sequence, link), acknowledge(sequence)]
+        return [acknowledge(sequence)]
+
+    network = Netlink(start(FakeKernel(answers)))
+    await network.link_up("tun0", 1500)
+    assert requests == [1, 4, 1]  # nothing is removed
 
 
 async def test_lost_answers_are_a_host_error_and_the_next_call_has_a_fresh_socket() -> None:
