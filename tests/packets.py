@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 
 def ipv4(source: str, destination: str, payload: bytes = b"", protocol: int = 253) -> bytes:
@@ -25,6 +25,17 @@ def ipv4(source: str, destination: str, payload: bytes = b"", protocol: int = 25
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
     return header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:] + payload
+
+
+def ipv6(source: str, destination: str, payload: bytes = b"", next_header: int = 253, flow_label: int = 0) -> bytes:
+    """An IPv6 packet; ``payload`` begins with the extension headers, if there are any."""
+    head = struct.pack("!IHBB", 0x6000_0000 | flow_label, len(payload), next_header, 64)
+    return head + IPv6Address(source).packed + IPv6Address(destination).packed + payload
+
+
+def ip(source: str, destination: str, payload: bytes = b"", protocol: int = 253) -> bytes:
+    """A packet of the family of its addresses."""
+    return (ipv6 if ":" in source else ipv4)(source, destination, payload, protocol)
 
 
 def frame(packet: bytes, vnet: bytes = bytes(12)) -> bytes:

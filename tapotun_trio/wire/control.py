@@ -51,7 +51,8 @@ UPLOAD_HEADER: Final = "x-tun-upload"
 # Features (docs/protocol.md#features).
 CTL: Final = "ctl"  # control frames
 WS: Final = "ws"  # the client may use one WebSocket instead of a GET and a PUT
-SUPPORTED: Final = frozenset({CTL, WS})
+INET6: Final = "inet6"  # IPv6 packets either way, and addresses and routes of IPv6 in PARAMS
+SUPPORTED: Final = frozenset({CTL, WS, INET6})
 
 # How the reason of a BYE begins if another machine has this token now (docs/protocol.md#sessions).
 REPLACED: Final = "replaced: "

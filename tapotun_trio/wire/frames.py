@@ -4,7 +4,7 @@
 
     0        2             14                14+L
     +--------+-------------+------------------+
-    | L: u16 | vnet hdr 12 | IP packet, L byte |        20 <= L <= 65535, little-endian
+    | L: u16 | vnet hdr 12 | IP packet, L byte |        20 <= L <= 65535, little-endian; 40 <= L for IPv6
     +--------+-------------+------------------+
     | 0: u16 |                                           ping: only counted
     +--------+
@@ -31,6 +31,7 @@ LENGTH_BYTES: Final = 2
 HEADER_BYTES: Final = LENGTH_BYTES + VNET_BYTES
 GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # where gso_type of the vnet header is
 MIN_PACKET_BYTES: Final = 20  # an IPv4 header
+MIN_IPV6_BYTES: Final = 40  # an IPv6 header
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 BASE_PING: Final = b"\0\0"
@@ -41,13 +42,39 @@ HEAD: Final = Struct("<HxB2xH6xB")
 ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")
 # The packet's first byte, and that key.
 ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
+# Payload length (in the wrong byte order), next header, and the key of an IPv6 packet of at least MIN_IPV6_BYTES. If
+# the first two are both 0, it is a jumbogram (RFC 2675).
+ROUTED_IPV6_HEAD: Final = Struct(f"<{HEADER_BYTES}x4xHBx32s")
+
+# Offsets of fields of an IPv6 frame.
+NEXT_HEADER_AT: Final = HEADER_BYTES + 6
+IPV6_SOURCE_AT: Final = HEADER_BYTES + 8
+IPV6_DESTINATION_AT: Final = HEADER_BYTES + 24
 
 # Where frames are in a buffer, from the first one's length field on: start, stop, and number of frames. It is a single
-# frame or a *block*: many adjacent IPv4 frames of one length, none a super-packet, whose vnet headers, addresses,
-# protocols, TTLs and types of service are the same. So all frames of a block are routed alike.
+# frame or a *block*: many adjacent frames of one length, none a super-packet, whose vnet headers and IP headers are the
+# same: of IPv4 addresses, protocols, TTLs and types of service, of IPv6 the whole header. So all frames of a block are
+# routed alike.
 FrameRange: TypeAlias = tuple[int, int, int]
 # The pieces of one frame, from the vnet header on, to be written with one call.
 Parts: TypeAlias = list[bytes | memoryview]
+
+
+def flow_of(view: memoryview, at: int) -> tuple[int, bytes] | None:
+    """The version of IP and the key of the packet in the frame at this offset.
+
+    None: no verdict on the packet may be kept. It is neither IPv4 nor IPv6, or shorter than an IPv6 header; or it may
+    be a jumbogram, for which each packet needs a look. Untrusted input; never raises.
+    """
+    version = view[at + HEADER_BYTES] >> 4
+    if version == 4:
+        key: bytes
+        _, key = ADDRESSES.unpack_from(view, at)
+        return 4, key
+    if version != 6 or (view[at + 1] == 0 and view[at] < MIN_IPV6_BYTES):
+        return None
+    _, next_header, key = ROUTED_IPV6_HEAD.unpack_from(view, at)
+    return (6, key) if next_header else None
 
 
 def each(ranges: Iterable[FrameRange]) -> Iterator[tuple[int, int]]:
@@ -282,7 +309,7 @@ class FrameReader:
             self._skips_left -= 1
             return 1
         count = 0
-        if self.view[start + HEADER_BYTES] >> 4 == 4 and self.view[start + GSO_TYPE_AT] == GSO_NONE:
+        if self.view[start + HEADER_BYTES] >> 4 in (4, 6) and self.view[start + GSO_TYPE_AT] == GSO_NONE:
             count = count_uniform(self.view, start, size, min((tail - start) // size, limit))
         if count:
             self._skips = 0

@@ -21,7 +21,7 @@ import msgspec
 
 from ..errors import EndReason, PeerError
 from ..families import IPAddress, IPInterface, IPNetwork
-from .settings import InterfaceSettings, usable
+from .settings import MIN_IPV6_MTU_BYTES, InterfaceSettings, usable
 
 KEEPALIVE_S = (1.0, 50.0)  # smallest and largest keepalive; below the usual 60 s of proxies
 
@@ -50,6 +50,14 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
         """The part that concerns the interface."""
         return InterfaceSettings(self.mtu, self.addresses, self.routes)
 
+    def without_ipv6(self) -> Params:
+        """Without addresses and routes of IPv6; perhaps without any address."""
+        return msgspec.structs.replace(
+            self,
+            addresses=tuple(each for each in self.addresses if each.version == 4),
+            routes=tuple(each for each in self.routes if each.version == 4),
+        )
+
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fields as they are in JSON: both families in one list, IPv4 first."""
@@ -76,10 +84,15 @@ def encode(params: Params) -> bytes:
     )
 
 
-def decode(payload: bytes) -> Params:
-    """Parse the payload of a PARAMS frame. Untrusted input; raises PeerError only."""
+def decode(payload: bytes, *, ipv6: bool = True) -> Params:
+    """Parse the payload of a PARAMS frame. Untrusted input; raises PeerError only.
+
+    ``ipv6``: whether IPv6 was agreed on; if not, addresses and routes of IPv6 are ignored.
+    """
     try:
         wire = msgspec.json.decode(payload, type=_Wire)
+        if any("%" in text for text in (*wire.addresses, *wire.routes, *wire.dns)):
+            raise ValueError("a zone has a meaning on one machine only")
         addresses = tuple(map(ip_interface, wire.addresses))
         routes = tuple(dict.fromkeys(map(ip_network, wire.routes)))
         dns = tuple(dict.fromkeys(map(ip_address, wire.dns)))
@@ -95,9 +108,15 @@ def decode(payload: bytes) -> Params:
         device="tap" if wire.device == "tap" else "tun",
         keepalive=wire.keepalive,
     )
+    if not ipv6:
+        params = params.without_ipv6()
     low, high = KEEPALIVE_S
     if not 68 <= params.mtu <= 65535 or not low <= params.keepalive <= high:
         raise PeerError("the server's parameters are out of range", reason=EndReason.BAD_PARAMS)
+    if params.mtu < MIN_IPV6_MTU_BYTES and any(each.version == 6 for each in params.addresses):
+        raise PeerError(
+            f"the server's parameters have MTU {params.mtu}, too small for IPv6", reason=EndReason.BAD_PARAMS
+        )
     if not usable(params.addresses):
         raise PeerError(
             "the server's parameters give no address, a repeated one or an unusable one", reason=EndReason.BAD_PARAMS

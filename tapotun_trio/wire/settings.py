@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ..families import IPInterface, IPNetwork, host_network
 from ..martians import is_hostless
+
+# RFC 8200 section 5. The kernel takes IPv6 away from an interface with a smaller one.
+MIN_IPV6_MTU_BYTES: Final = 1280
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,17 @@
 """Tells whether many adjacent frames of one length are uniform: the same in chosen fields.
 
-Frames are compared column by column: the same 16 bits of all frames are one strided slice, and one comparison of two
-such slices, made in C, compares each frame with the next. Looking at one field of one frame costs Python 50 ns; looking
-at a field of 64 frames at once costs 4 ns for each.
+IPv4 frames are compared column by column: the same 16 bits of all frames are one strided slice, and one comparison of
+two such slices, made in C, compares each frame with the next. Looking at one field of one frame costs Python 50 ns;
+looking at a field of 64 frames at once costs 4 ns for each.
+
+Of IPv6 frames everything before the payload must be the same, which would be three times as many columns. So their
+first bytes are extracted, many with one call, and compared as a whole: 0.5 to 1 ns a byte.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 from .vnet import VNET_BYTES
@@ -19,6 +24,9 @@ MIN_BLOCK_FRAMES: Final = 8
 # Columns (even byte offsets in a frame) that are uniform in every block: length field and vnet header; version, IHL and
 # TOS; TTL and protocol; source and destination.
 _BLOCK_COLUMNS: Final = (0, *range(2, _PACKET_AT, 2), _PACKET_AT, *(_PACKET_AT + at for at in (8, 12, 14, 16, 18)))
+# Of an IPv6 frame: length field, vnet header and IPv6 header.
+_IPV6_HEADS_BYTES: Final = _PACKET_AT + 40
+_MAX_HEADS: Final = 64  # that are extracted with one call
 
 
 def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = _BLOCK_COLUMNS) -> bool:
@@ -47,6 +55,32 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
     return True
 
 
+def are_uniform_ipv6(frames: memoryview, size_bytes: int) -> bool:
+    """Whether all frames have the same length, vnet header and IPv6 header.
+
+    Args:
+        frames: the frames, and nothing else.
+        size_bytes: the size of each frame; it has room for an IPv6 header.
+
+    Untrusted input; never raises.
+    """
+    first = bytes(frames[:_IPV6_HEADS_BYTES])
+    at, end = 0, len(frames)
+    count = _MAX_HEADS
+    while at < end:
+        while count * size_bytes > end - at:
+            count >>= 1
+        if _heads(size_bytes, count).unpack_from(frames, at).count(first) != count:
+            return False
+        at += count * size_bytes
+    return True
+
+
+@lru_cache(maxsize=64)
+def _heads(size_bytes: int, count: int) -> Struct:
+    return Struct(f"{_IPV6_HEADS_BYTES}s{size_bytes - _IPV6_HEADS_BYTES}x" * count)
+
+
 def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> int:
     """How many frames from ``start`` on are uniform: ``most``, or a half of it, a quarter and so on.
 
@@ -54,8 +88,20 @@ def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> i
 
     ``most``: the number of frames of ``size_bytes`` in the buffer. Untrusted input; never raises.
     """
+    if view[start + _PACKET_AT] >> 4 == 6:
+        return _count_uniform_ipv6(view, start, size_bytes, most)
     while most >= MIN_BLOCK_FRAMES:
         if are_uniform(view[start : start + most * size_bytes], size_bytes):
+            return most
+        most >>= 1
+    return 0
+
+
+def _count_uniform_ipv6(view: memoryview, start: int, size_bytes: int, most: int) -> int:
+    if size_bytes < _IPV6_HEADS_BYTES:
+        return 0
+    while most >= MIN_BLOCK_FRAMES:
+        if are_uniform_ipv6(view[start : start + most * size_bytes], size_bytes):
             return most
         most >>= 1
     return 0

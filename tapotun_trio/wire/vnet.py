@@ -38,9 +38,16 @@ _GSO_BY_FRAGS: Final = 0xFFFF  # linux/skbuff.h: the kernel's own use of gso_siz
 _MAX_CSUM_START: Final = 0x7FFF  # skb_partial_csum_set adds the headroom, and the sum must fit into 16 bits
 _IPPROTO_TCP: Final = 6
 _TCP_HEADER_BYTES: Final = 20
+_PACKET_AT: Final = 2 + VNET_BYTES
 
 # The length field, the header, and the first bytes of an IPv4 packet: version/IHL and protocol.
 _FRAME: Final = Struct("<HBBHHHH2xB8xB")
+
+_IPV6_BYTES: Final = 40
+_NEXT_HEADER_AT: Final = _PACKET_AT + 6
+# The extension headers that may precede TCP in a super-packet: hop-by-hop options, routing, destination options. Linux
+# cuts packets behind these only (INET6_PROTO_GSO_EXTHDR). Each begins with next header and length (RFC 8200 section 4).
+_EXTENSIONS: Final = frozenset({0, 43, 60})
 
 
 def is_bounded(packet_bytes: int, gso_size: int) -> bool:
@@ -51,16 +58,20 @@ def is_bounded(packet_bytes: int, gso_size: int) -> bool:
 def validate_vnet_header(frame: memoryview) -> bool:
     """Whether a deployed peer's kernel accepts this frame.
 
-    ``frame``: an IPv4 frame from its length field on, at least 34 bytes. Untrusted input; never raises.
+    ``frame``: a frame from its length field on, at least 34 bytes, with a packet of IPv4 or IPv6.
+
+    Untrusted input; never raises.
 
     A deployed peer exits if its kernel refuses a header, so a frame from one client is checked before it is
     forwarded to another. Follows virtio_net_hdr_to_skb (linux/virtio_net.h) and tun_get_user
-    (drivers/net/tun.c), and is stricter where they only guess: a super-packet must be TCP over IPv4, with a partial
-    checksum at the offset of TCP's.
+    (drivers/net/tun.c), and is stricter where they only guess: a super-packet must be TCP over the packet's version of
+    IP, with a partial checksum at the offset of TCP's.
     """
     length, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, first, protocol = _FRAME.unpack_from(frame)
     if flags & ~(NEEDS_CSUM | DATA_VALID) or hdr_len > length:
         return False
+    if first >> 4 == 6:
+        return _validate_ipv6(frame, length, flags, gso_type, gso_size, csum_start, csum_offset)
     ip_header = (first & 0xF) * 4
     # In a tunnelled packet the checksum is that of the inner packet, so csum_start may be far behind the IP header.
     starts_well = 20 <= ip_header <= csum_start <= _MAX_CSUM_START
@@ -78,3 +89,33 @@ def validate_vnet_header(frame: memoryview) -> bool:
         and csum_offset == 16
         and length >= ip_header + _TCP_HEADER_BYTES
     )
+
+
+def _validate_ipv6(
+    frame: memoryview, length: int, flags: int, gso_type: int, gso_size: int, csum_start: int, csum_offset: int
+) -> bool:
+    """The rest of `validate_vnet_header` for an IPv6 frame."""
+    starts_well = _IPV6_BYTES <= csum_start <= _MAX_CSUM_START
+    if flags & NEEDS_CSUM and not (starts_well and csum_start + csum_offset + 2 <= length):
+        return False
+    if gso_type == GSO_NONE:
+        return True
+    return bool(
+        gso_type & ~GSO_ECN == GSO_TCPV6
+        and gso_size < _GSO_BY_FRAGS
+        and is_bounded(length, gso_size)
+        and flags & NEEDS_CSUM
+        and csum_offset == 16
+        and csum_start + _TCP_HEADER_BYTES <= min(length, len(frame) - _PACKET_AT)
+        and _is_tcp_at(frame, csum_start)
+    )
+
+
+def _is_tcp_at(frame: memoryview, tcp_at: int) -> bool:
+    """Whether the headers of an IPv6 packet lead to TCP at this offset of the packet, within which they lie."""
+    at, header = _IPV6_BYTES, frame[_NEXT_HEADER_AT]
+    while at < tcp_at and header in _EXTENSIONS:
+        start = _PACKET_AT + at
+        header, units = frame[start], frame[start + 1]
+        at += 8 * (units + 1)
+    return at == tcp_at and header == _IPPROTO_TCP

@@ -8,7 +8,7 @@ import pytest
 
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.receiver import deliver_to_device
-from tapotun_trio.datapath.tun_io import DeviceWriter
+from tapotun_trio.datapath.tun_io import BURST_BYTES, DeviceWriter, _read_burst
 from tapotun_trio.log import interface_logger
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.body import CloseBody
@@ -16,7 +16,7 @@ from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, FrameReader, ea
 from tapotun_trio.wire.uniform import count_uniform
 from tests.fakes import MemoryDevice
 
-from ..packets import frame, ipv4
+from ..packets import frame, ipv4, ipv6
 from .support import allowed, free_port, server_config
 from .test_wire_merge import received, udp
 
@@ -69,10 +69,44 @@ def test_a_client_takes_a_block_for_what_it_is() -> None:
     assert not echoes
 
 
-def test_what_is_not_ipv4_is_no_block() -> None:
-    echo, six = frame(bytes([0x10]) + bytes(47)), frame(bytes([0x60]) + bytes(47))
-    _, spans = received([echo] * 40 + [six] * 40)
+def test_what_is_no_ip_is_no_block() -> None:
+    echo, short = frame(bytes([0x10]) + bytes(47)), frame(bytes([0x60]) + bytes(38))
+    _, spans = received([echo] * 40 + [short] * 40)
     assert [count for _, _, count in spans] == [1] * 80
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 24, 1400])
+@pytest.mark.parametrize("count", [8, 9, 63, 64, 65, 127, 200])
+def test_ipv6_blocks(size: int, count: int) -> None:
+    """Payloads may differ. Each byte before the payload makes the frame that differs there another block's."""
+    frames = [frame(ipv6("2001:db8::1", "2001:db8::2", bytes([n]) * size)) for n in range(count)]
+    view = memoryview(bytearray(b"".join(frames)))
+    each_bytes = len(frames[0])
+    assert count_uniform(view, 0, each_bytes, count) == count
+    for at in range(HEADER_BYTES + 40):
+        if at == HEADER_BYTES:
+            continue  # the first frame says which version it is
+        for number in {1, 7, count - 1}:
+            view[number * each_bytes + at] ^= 1
+            found = count_uniform(view, 0, each_bytes, count)
+            assert found <= number, (at, number)
+            assert found in (0, *(count >> shift for shift in range(8)))
+            view[number * each_bytes + at] ^= 1
+
+
+async def test_ipv6_packets_side_by_side_go_each_their_own_way() -> None:
+    """Of equal size, and the same where IPv4 has its addresses: a block of IPv4 they would be."""
+    device = MemoryDevice("hub")
+    same, ends = "2001:db8:0:0:1:2:3:4", [f"2001:db8:0:0:1:2:3:{n:x}" for n in range(16)]
+    for end in ends:
+        device.send(ipv6(same, end, bytes(20)))
+    seen: list[bytes] = []
+
+    def classify(view: memoryview, at: int) -> None:
+        seen.append(bytes(view[at + HEADER_BYTES + 24 : at + HEADER_BYTES + 40]))
+
+    assert not _read_burst(device, classify, memoryview(bytearray(BURST_BYTES + 2 * 65536)))
+    assert seen == [ip_address(end).packed for end in ends]
 
 
 def test_many_of_a_size_that_differ_cost_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:

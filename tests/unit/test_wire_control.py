@@ -14,6 +14,7 @@ from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import FrameReader
 from tapotun_trio.wire.params import KEEPALIVE_S, Params
+from tapotun_trio.wire.settings import MIN_IPV6_MTU_BYTES, InterfaceSettings
 
 from ..tables import table
 
@@ -87,7 +88,7 @@ def test_the_reason_of_a_bye() -> None:
     ("no header: a base peer", None, set()),
     ("empty", "", set()),
     ("the one", "ctl", {"ctl"}),
-    ("among others", "uso, ctl,inet6 ,,tap", {"ctl"}),
+    ("among others", "uso, ctl,inet6 ,,tap", {"ctl", "inet6"}),
     ("in capitals", " CTL ", {"ctl"}),
     ("unknown", "ctl2, xctl, c t l", set()),
 )
@@ -139,7 +140,7 @@ networks = st.one_of(
         dns=st.lists(st.ip_addresses(), max_size=3, unique=True).map(tuple),
         device=st.sampled_from(["tun", "tap"]),
         keepalive=st.floats(*KEEPALIVE_S),
-    )
+    ).filter(lambda told: told.mtu >= MIN_IPV6_MTU_BYTES or all(it.version == 4 for it in told.addresses))
 )
 def test_params_there_and_back(told: Params) -> None:
     assert params.decode(params.encode(told)) == told
@@ -187,6 +188,16 @@ def test_params_of_both_families() -> None:
     ("no address", payload(addresses=[])),
     ("an address that is none", payload(addresses=["10.0.0.300/24"])),
     ("a link-local address of IPv6", payload(addresses=["fe80::1/64"])),
+    ("a multicast address of IPv6", payload(addresses=["ff02::1/64"])),
+    ("the unspecified address of IPv6", payload(addresses=["::/0"])),
+    ("the loopback address of IPv6", payload(addresses=["::1/128"])),
+    ("an IPv4-mapped address", payload(addresses=["::ffff:10.0.0.2/120"])),
+    ("an IPv6 address twice", payload(addresses=["fd00::2/64", "fd00:0::2/64"])),
+    ("an address with a zone", payload(addresses=["fd00::2%eth0/64"])),
+    ("a route with a zone", payload(routes=["fd00::%eth0/64"])),
+    ("a name server with a zone", payload(dns=["fe80::1%eth0"])),
+    ("a route of IPv6 with host bits", payload(routes=["fd00::1/64"])),
+    ("an MTU below what IPv6 needs", payload(mtu=1279, addresses=["10.0.0.2/24", "fd00::2/64"])),
     ("a loopback address, as in x-tun-conf", payload(addresses=["127.0.0.1/8"])),
     ("the unspecified address", payload(addresses=["0.0.0.0/0"])),
     ("a multicast address", payload(addresses=["224.0.0.1/4"])),
@@ -211,6 +222,17 @@ def test_params_refused(data: bytes) -> None:
     assert caught.value.reason == "bad-params"
 
 
+def test_params_of_ipv6_without_an_agreement_are_ignored() -> None:
+    """A server that names them all the same is not believed, whatever else is wrong with them."""
+    data = payload(
+        mtu=1000, addresses=["fd00::2/64", "10.0.0.2/24", "ff02::1/8"], routes=["10.1.0.0/16", "::/0"], dns=["fd00::1"]
+    )
+    told = params.decode(data, ipv6=False)
+    assert told.settings == InterfaceSettings(1000, (IPv4Interface("10.0.0.2/24"),), (IPv4Network("10.1.0.0/16"),))
+    with pytest.raises(PeerError, match="no address"):
+        params.decode(payload(addresses=["fd00::2/64"]), ipv6=False)
+
+
 def test_the_text_of_a_refusal_is_short() -> None:
     with pytest.raises(PeerError) as caught:
         params.decode(payload(addresses=["z" * 40_000]))
@@ -226,8 +248,9 @@ nearly_params = st.fixed_dictionaries(
     {},
     optional={
         "mtu": st.just(1500) | json_values,
-        "addresses": st.just(["10.0.0.2/24"]) | json_values,
-        "routes": st.lists(st.sampled_from(["10.0.0.0/8", "::/0", "x", "10.0.0.1/8"]), max_size=2) | json_values,
+        "addresses": st.sampled_from([["10.0.0.2/24"], ["fd00::2/64", "10.0.0.2/24"], ["fe80::1%x/64"]]) | json_values,
+        "routes": st.lists(st.sampled_from(["10.0.0.0/8", "::/0", "x", "10.0.0.1/8", "fd00::%x/8"]), max_size=2)
+        | json_values,
         "dns": st.lists(st.sampled_from(["10.0.0.1", "::1", "x", "::1%eth0"]), max_size=2) | json_values,
         "device": st.sampled_from(["tun", "tap", "can"]) | json_values,
         "keepalive": st.just(10) | json_values,

@@ -21,7 +21,7 @@ from tapotun_trio.wire.vnet import (
     validate_vnet_header,
 )
 
-from ..packets import frame, ipv4
+from ..packets import frame, ipv4, ipv6
 from ..tables import table
 
 _HEADER: Final = Struct("<BBHHHHH")
@@ -103,6 +103,90 @@ def test_refused(header: bytes, whole: bytes) -> None:
     assert not accepts(header, whole)
 
 
+def six(size: int, next_header: int = _TCP, extensions: bytes = b"") -> bytes:
+    """An IPv6 packet of so many bytes. ``extensions``: its extension headers, of which ``next_header`` is the first."""
+    return ipv6("2001:db8::2", "2001:db8::3", extensions + bytes(size - 40 - len(extensions)), next_header)
+
+
+def extension(next_header: int, units: int = 0) -> bytes:
+    """An extension header, eight bytes and ``units`` times as many."""
+    return bytes([next_header, units]) + bytes(6 + 8 * units)
+
+
+SUPER6: Final = six(9000)
+SMALL6: Final = six(100)
+HOP, ROUTING, FRAGMENT, OPTIONS = 0, 43, 44, 60
+TSO6: Final = vnet(NEEDS_CSUM, GSO_TCPV6, 60, 1428, 40, 16)
+
+
+@table(
+    "header whole",
+    ("a plain packet", vnet(), SMALL6),
+    ("the smallest packet", vnet(), six(40, 59)),
+    ("a checksum that was verified", vnet(DATA_VALID), SMALL6),
+    ("partial TCP checksum", vnet(NEEDS_CSUM, csum_start=40, csum_offset=16), SMALL6),
+    ("partial UDP checksum", vnet(NEEDS_CSUM, csum_start=40, csum_offset=6), six(48, _UDP)),
+    ("partial checksum behind extension headers", vnet(NEEDS_CSUM, csum_start=48, csum_offset=6), six(60, OPTIONS)),
+    ("TCP super-packet", TSO6, SUPER6),
+    ("with ECN", vnet(NEEDS_CSUM, GSO_TCPV6 | GSO_ECN, 60, 1428, 40, 16), SUPER6),
+    ("of 65535 bytes", TSO6, six(65535)),
+    ("no payload at all", TSO6, six(60)),
+    (
+        "behind hop-by-hop options",
+        vnet(NEEDS_CSUM, GSO_TCPV6, 68, 1428, 48, 16),
+        six(9000, HOP, extension(_TCP)),
+    ),
+    (
+        "behind all extension headers that there may be",
+        vnet(NEEDS_CSUM, GSO_TCPV6, 100, 1428, 88, 16),
+        six(9000, HOP, extension(ROUTING) + extension(OPTIONS, 2) + extension(OPTIONS) + extension(_TCP)),
+    ),
+    ("with every bit of the traffic class set", TSO6, b"\x6f\xff" + SUPER6[2:]),
+)
+def test_accepted_of_ipv6(header: bytes, whole: bytes) -> None:
+    assert accepts(header, whole)
+
+
+@table(
+    "header whole",
+    ("a flag that virtio does not have", vnet(4), SMALL6),
+    ("hdr_len beyond the packet", vnet(hdr_len=101), SMALL6),
+    ("csum_start within the IPv6 header", vnet(NEEDS_CSUM, csum_start=20, csum_offset=16), SMALL6),
+    ("the same, where IPv4 would begin there", vnet(NEEDS_CSUM, csum_start=20, csum_offset=16), b"\x65" + SMALL6[1:]),
+    ("checksum field at the end", vnet(NEEDS_CSUM, csum_start=83, csum_offset=16), SMALL6),
+    ("TCP over IPv4 within IPv6", vnet(NEEDS_CSUM, GSO_TCPV4, 60, 1428, 40, 16), SUPER6),
+    ("USO, which base peers cannot", vnet(NEEDS_CSUM, GSO_UDP_L4, 48, 1428, 40, 6), six(9000, _UDP)),
+    ("UDP in a TCP super-packet", TSO6, six(9000, _UDP)),
+    ("a fragment in a TCP super-packet", TSO6, six(9000, FRAGMENT, extension(_TCP))),
+    (
+        "TCP of a fragment in a super-packet",
+        vnet(NEEDS_CSUM, GSO_TCPV6, 68, 1428, 48, 16),
+        six(9000, FRAGMENT, extension(_TCP)),
+    ),
+    ("csum_start before TCP", TSO6, six(9000, HOP, extension(_TCP))),
+    (
+        "csum_start within an extension header",
+        vnet(NEEDS_CSUM, GSO_TCPV6, 68, 1428, 48, 16),
+        six(9000, HOP, extension(_TCP, 1)),
+    ),
+    ("csum_start behind TCP's beginning", vnet(NEEDS_CSUM, GSO_TCPV6, 64, 1428, 44, 16), SUPER6),
+    ("extension headers without an end", vnet(NEEDS_CSUM, GSO_TCPV6, 0, 1428, 8900, 16), six(9000, HOP)),
+    (
+        "an extension header beyond the packet",
+        vnet(NEEDS_CSUM, GSO_TCPV6, 0, 8, 60, 16),
+        six(80, HOP, extension(_TCP, 255)[:30]),
+    ),
+    ("csum_offset of UDP", vnet(NEEDS_CSUM, GSO_TCPV6, 60, 1428, 40, 6), SUPER6),
+    ("a complete checksum", vnet(0, GSO_TCPV6, 60, 1428, 40, 16), SUPER6),
+    ("gso_size 0", vnet(NEEDS_CSUM, GSO_TCPV6, 60, 0, 40, 16), SUPER6),
+    ("gso_size 0xffff", vnet(NEEDS_CSUM, GSO_TCPV6, 60, 0xFFFF, 40, 16), SUPER6),
+    ("more segments than any kernel makes", vnet(NEEDS_CSUM, GSO_TCPV6, 60, 8, 40, 16), six(65535)),
+    ("shorter than a TCP header", TSO6, six(59)),
+)
+def test_refused_of_ipv6(header: bytes, whole: bytes) -> None:
+    assert not accepts(header, whole)
+
+
 # Found by writing random headers to a TUN of Linux 6.18: it says EINVAL to each, and a deployed peer exits.
 @table(
     "header whole",
@@ -127,7 +211,11 @@ headers = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(headers | st.binary(min_size=12, max_size=12), st.binary(min_size=MIN_PACKET_BYTES, max_size=200))
+@given(
+    headers | st.binary(min_size=12, max_size=12),
+    st.binary(min_size=MIN_PACKET_BYTES, max_size=200)
+    | st.builds(lambda rest, nh: six(200, nh, rest), st.binary(max_size=100), st.sampled_from([0, 6, 17, 43, 44, 60])),
+)
 def test_any_frame_has_an_answer_and_an_accepted_one_keeps_to_its_packet(header: bytes, whole: bytes) -> None:
     if not accepts(header, whole):
         return
@@ -136,9 +224,9 @@ def test_any_frame_has_an_answer_and_an_accepted_one_keeps_to_its_packet(header:
     if flags & NEEDS_CSUM:
         assert csum_start + csum_offset + 2 <= len(whole)
     if gso_type:
-        assert gso_type & ~GSO_ECN == GSO_TCPV4
+        assert gso_type & ~GSO_ECN == (GSO_TCPV6 if whole[0] >> 4 == 6 else GSO_TCPV4)
         assert gso_size
-        assert whole[9] == _TCP
+        assert whole[0] >> 4 == 6 or whole[9] == _TCP
 
 
 @settings(max_examples=100, deadline=None)
