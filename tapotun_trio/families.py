@@ -43,6 +43,19 @@ def is_within(inner: IPNetwork, outer: IPNetwork) -> bool:
     )
 
 
+def stays_on_link(addresses: bytes) -> bool:
+    """Whether a packet must not leave the link that it is on: its destination is multicast, or its source or its
+    destination is link-local (RFC 4291 section 2.5.6).
+
+    ``addresses``: source and destination of an IPv6 packet, 32 bytes; others are never on a link only.
+    """
+    return len(addresses) == 32 and (
+        addresses[16] == 0xFF
+        or (addresses[0] == 0xFE and addresses[1] & 0xC0 == 0x80)
+        or (addresses[16] == 0xFE and addresses[17] & 0xC0 == 0x80)
+    )
+
+
 def only_ipv4(addresses: Iterable[IPAddress]) -> tuple[IPv4Address, ...]:
     """The IPv4 addresses, in their order."""
     return tuple(each for each in addresses if isinstance(each, IPv4Address))

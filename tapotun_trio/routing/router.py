@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, Literal, Self
 
-from ..families import IPAddress, IPInterface, IPNetwork, host_network
+from ..families import IPAddress, IPInterface, IPNetwork, host_network, stays_on_link
 from ..martians import HOSTLESS, MARTIANS
 from .prefixes import PrefixTable
 
 TO_DEVICE: Final = -1  # into the server's TUN
 NO_ROUTE: Final = -2  # no client has the destination: drop
 BAD_SOURCE: Final = -3  # the client may not use the source address: drop
+ON_LINK: Final = -4  # an address of IPv6 that has a meaning on its link only: drop
 
 _SERVER: Final = -1  # owner of the server's addresses; a client's number is its index
 _NOBODY: Final = -2  # owner of the martians
@@ -100,7 +101,8 @@ class Router:
 
     The longest matching prefix decides who owns an address. So a client with the route 0.0.0.0/0 does not own martians
     or the server's addresses, but a client with a longer prefix within them does. No client may use an address that no
-    host can have (`HOSTLESS`).
+    host can have (`HOSTLESS`). A packet that must not leave its link (`families.stays_on_link`) is never routed,
+    whatever ``source_check`` is: a router advertisement would change the configuration of another machine.
 
     Methods take addresses as 4 or 16 bytes in network order, both of one family.
     """
@@ -166,7 +168,10 @@ class Router:
         return router
 
     def from_device(self, source: bytes, destination: bytes) -> int:
-        """The verdict for a packet that the server's host sends into the tunnel: a client's index or NO_ROUTE."""
+        """The verdict for a packet that the server's host sends into the tunnel: a client's index, NO_ROUTE or
+        ON_LINK."""
+        if stays_on_link(source + destination):
+            return ON_LINK
         family = self._families[len(destination)]
         client = family.clients.lookup(int.from_bytes(destination, "big"))
         if client is None:
@@ -174,7 +179,10 @@ class Router:
         return NO_ROUTE if client is None else client
 
     def from_client(self, sender: int, source: bytes, destination: bytes) -> int:
-        """The verdict for a packet from the client ``sender``: another client's index, TO_DEVICE or BAD_SOURCE."""
+        """The verdict for a packet from the client ``sender``: another client's index, TO_DEVICE, BAD_SOURCE or
+        ON_LINK. ON_LINK comes before BAD_SOURCE."""
+        if stays_on_link(source + destination):
+            return ON_LINK
         family = self._families[len(source)]
         if not self._may_use(family, sender, int.from_bytes(source, "big")):
             return BAD_SOURCE
