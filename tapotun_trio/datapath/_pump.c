@@ -358,22 +358,40 @@ static int grow(const Pump *p, Table *t)
 	return 0;
 }
 
-/* Whether a peer's kernel accepts the vnet header of this IPv4 frame: wire.vnet.validate_vnet_header. */
+#define GSO_TCPV6 4
+#define IPV6_BYTES 40
+
+/* Whether the headers of an IPv6 packet lead to TCP at `tcp_at`, within which they lie: wire.vnet._is_tcp_at. */
+static int is_tcp_at(const uint8_t *packet, unsigned tcp_at)
+{
+	unsigned at = IPV6_BYTES, header = packet[6];
+	while (at < tcp_at && (header == 0 || header == 43 || header == 60)) {
+		header = packet[at];
+		at += 8 * (packet[at + 1] + 1u);
+	}
+	return at == tcp_at && header == TCP;
+}
+
+/* Whether a peer's kernel accepts the vnet header of this frame: wire.vnet.validate_vnet_header. */
 static int vnet_is_valid(const uint8_t *frame, size_t bytes)
 {
 	if (bytes < HEADER_BYTES + MIN_PACKET_BYTES)
 		return 0;
 	unsigned length = rd16(frame), flags = frame[2], gso = frame[3], hdr_len = rd16(frame + 4), gso_size = rd16(frame + 6);
-	unsigned start = rd16(frame + 8), offset = rd16(frame + 10), ip_header = (frame[HEADER_BYTES] & 15u) * 4;
+	int ipv6 = frame[HEADER_BYTES] >> 4 == 6;
+	unsigned start = rd16(frame + 8), offset = rd16(frame + 10), ip_header = ipv6 ? IPV6_BYTES : (frame[HEADER_BYTES] & 15u) * 4;
 	if (flags & ~(unsigned)(NEEDS_CSUM | DATA_VALID) || hdr_len > length)
 		return 0;
 	if (flags & NEEDS_CSUM && !(ip_header >= 20 && ip_header <= start && start <= MAX_CSUM_START && start + offset + 2 <= length))
 		return 0;
 	if (!gso)
 		return 1;
-	return (gso & ~(unsigned)GSO_ECN) == GSO_TCPV4 && gso_size < GSO_BY_FRAGS && gso_size >= MIN_GSO_BYTES
-		&& length <= gso_size * MAX_SEGMENTS && flags & NEEDS_CSUM && frame[HEADER_BYTES + 9] == TCP && start == ip_header
-		&& offset == 16 && length >= ip_header + 20;
+	if ((gso & ~(unsigned)GSO_ECN) != (ipv6 ? GSO_TCPV6 : GSO_TCPV4) || gso_size >= GSO_BY_FRAGS || gso_size < MIN_GSO_BYTES
+		|| length > gso_size * MAX_SEGMENTS || !(flags & NEEDS_CSUM) || offset != 16 || length < start + 20)
+		return 0;
+	if (ipv6)
+		return bytes >= HEADER_BYTES + start + 20 && is_tcp_at(frame + HEADER_BYTES, start);
+	return frame[HEADER_BYTES + 9] == TCP && start == ip_header;
 }
 
 /* ---- a stream that takes frames */
@@ -611,9 +629,11 @@ static int report(Pump *p, Port *port, PyObject *events)
 	return 0;
 }
 
-/* Whether two adjacent frames of one size belong to one block: wire.uniform, _BLOCK_COLUMNS. */
+/* Whether two adjacent frames of one size belong to one block: wire.uniform, _BLOCK_COLUMNS and are_uniform_ipv6. */
 static int alike(const uint8_t *a, const uint8_t *b)
 {
+	if (a[HEADER_BYTES] >> 4 == 6)
+		return !memcmp(a, b, HEADER_BYTES + IPV6_BYTES);
 	return !memcmp(a, b, HEADER_BYTES + 2) && !memcmp(a + HEADER_BYTES + 8, b + HEADER_BYTES + 8, 2)
 		&& !memcmp(a + HEADER_BYTES + 12, b + HEADER_BYTES + 12, 8);
 }
@@ -626,7 +646,8 @@ static PyObject *ranges(const uint8_t *buf, const Span *span, size_t spans)
 		const uint8_t *first = buf + span[i].start;
 		size_t size = span[i].stop - span[i].start;
 		j = i + 1;
-		if (first[HEADER_BYTES] >> 4 == 4 && !first[3])
+		unsigned version = first[HEADER_BYTES] >> 4;
+		if ((version == 4 || (version == 6 && size >= HEADER_BYTES + IPV6_BYTES)) && !first[3])
 			while (j < spans && span[j].stop - span[j].start == size && span[j].start == span[j - 1].stop
 				&& alike(first, buf + span[j].start))
 				j++;
@@ -673,7 +694,7 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 				why = errno;
 			break;
 		}
-		if (k < VNET_BYTES + MIN_PACKET_BYTES)
+		if (k < VNET_BYTES + MIN_PACKET_BYTES || (k < VNET_BYTES + IPV6_BYTES && frame[HEADER_BYTES] >> 4 == 6))
 			continue; /* not an IP packet; a frame cannot have such a length */
 		size_t size = LENGTH_BYTES + (size_t)k;
 		unsigned length = (unsigned)k - VNET_BYTES;

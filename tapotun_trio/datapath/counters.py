@@ -25,10 +25,15 @@ class DropReason(StrEnum):
     DEVICE_FULL = "device-full", "the TUN device accepted nothing for too long"
     DEVICE_REFUSED = "device-refused", "the kernel refused the packet"
     INTERNAL_ERROR = "internal-error", "an error in this program; the log has its traceback"
+    JUMBOGRAM = "jumbogram", "an IPv6 packet that says that it is longer than 65,535 bytes"
+    LINK_LOCAL = (
+        "link-local",
+        "IPv6 to a multicast address, or from or to a link-local one, which never leaves its link",
+    )
     LOOP = "loop", "it came from the client that it was going to: the client has no route to a network of its own"
     NO_MEMORY = "no-memory", "this machine had no free memory for the packet"
     NO_ROUTE = "no-route", "no client has this destination"
-    NOT_IPV4 = "not-ipv4", "not IPv4, the only protocol that this interface carries"
+    NOT_IPV4 = "not-ipv4", "not IPv4, and the two ends have not agreed on IPv6"
     QUEUE_AGE = "queue-age", "it waited too long in the send queue"
     QUEUE_FULL = "queue-full", "the send queue was full"
 

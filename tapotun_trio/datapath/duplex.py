@@ -27,12 +27,22 @@ _DISCARD_BYTES: Final = 64 * 1024
 class DuplexStream:
     """Both halves of one WebSocket, from its handshake on."""
 
-    def __init__(self, connection: Connection, writer: WebSocketWriter, body: WebSocketBody, sender: Sender) -> None:
-        """``body``: decodes what is received on ``connection``, which the caller closes."""
+    def __init__(
+        self,
+        connection: Connection,
+        writer: WebSocketWriter,
+        body: WebSocketBody,
+        sender: Sender,
+        *,
+        ipv6: bool = False,
+    ) -> None:
+        """``body``: decodes what is received on ``connection``, which the caller closes. ``ipv6``: as for
+        `Sender.serve`."""
         self._connection = connection
         self._writer = writer
         self._body = body
         self._sender = sender
+        self._ipv6 = ipv6
         self._sending = trio.CancelScope()
         self._received = trio.Event()
         self._failure: PeerError | None = None
@@ -85,7 +95,7 @@ class DuplexStream:
     async def _send(self, farewell: Callable[[], bytes]) -> None:
         writer = self._writer
         with self._sending:
-            await self._sender.serve(writer)
+            await self._sender.serve(writer, ipv6=self._ipv6)
         if not writer.broken:
             writer.closing = self._close_reason()
             with trio.move_on_after(FINISH_S) as deadline:

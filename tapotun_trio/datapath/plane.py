@@ -45,7 +45,7 @@ import trio
 
 from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
 from ..log import Log
-from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader
+from ..wire.frames import HEADER_BYTES, MIN_IPV6_BYTES, FrameRange, FrameReader
 from .counters import Counters, DropReason
 from .gro_udp import MIN_RUN_FRAMES
 
@@ -68,7 +68,7 @@ BACKLOG_BYTES: Final = 256 * 1024
 _LONGEST_S: Final = 3600.0
 _PROC_SELF: Final = Path("/proc/self")
 
-_DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
+_DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.LINK_LOCAL)
 
 # A rule says which frames it is for, and what their key is. Guards: (offset in the frame, mask, value). Pieces:
 # (offset, size). A frame that no rule is for goes to Python.
@@ -76,8 +76,19 @@ Guard: TypeAlias = tuple[int, int, int]
 Piece: TypeAlias = tuple[int, int]
 Rule: TypeAlias = tuple[tuple[Guard, ...], tuple[Piece, ...]]
 _IS_IPV4: Final[Guard] = (HEADER_BYTES, 0xF0, 0x40)
-BY_ADDRESSES: Final[tuple[Rule, ...]] = (((_IS_IPV4,), ((HEADER_BYTES + 12, 8),)),)
-ALL_ALIKE: Final[tuple[Rule, ...]] = (((_IS_IPV4,), ()),)
+_IS_IPV6: Final[Guard] = (HEADER_BYTES, 0xF0, 0x60)
+_HAS_IPV6_HEADER: Final[Guard] = (HEADER_BYTES + MIN_IPV6_BYTES - 1, 0, 0)  # the frame is that long
+# Next header: hop-by-hop options are part of the key because such a packet may be a jumbogram, which needs a look.
+_NEXT_HEADER: Final[Piece] = (HEADER_BYTES + 6, 1)
+BY_ADDRESSES: Final[tuple[Rule, ...]] = (
+    ((_IS_IPV4,), ((HEADER_BYTES + 12, 8),)),
+    ((_IS_IPV6, _HAS_IPV6_HEADER), (_NEXT_HEADER, (HEADER_BYTES + 8, 32))),
+)
+# IPv6: also the part of both addresses that says whether they are link-local or multicast.
+ALL_ALIKE: Final[tuple[Rule, ...]] = (
+    ((_IS_IPV4,), ()),
+    ((_IS_IPV6, _HAS_IPV6_HEADER), (_NEXT_HEADER, (HEADER_BYTES + 8, 2), (HEADER_BYTES + 24, 2))),
+)
 
 # A verdict: send to this port, write to the device, or drop for this reason. None: nothing that could be kept.
 Verdict: TypeAlias = "PlanePort | Literal[True] | DropReason | None"

@@ -14,9 +14,21 @@ from typing import TypeAlias
 import trio
 
 from ..errors import EndReason, PeerError
+from ..families import stays_on_link
 from ..host.net.sockets import Connection
 from ..wire import control
-from ..wire.frames import ECHO_FIRST_BYTE, ECHO_PACKET_BYTES, HEAD, FrameRange, FrameReader
+from ..wire.frames import (
+    ECHO_FIRST_BYTE,
+    ECHO_PACKET_BYTES,
+    HEAD,
+    IPV6_DESTINATION_AT,
+    IPV6_SOURCE_AT,
+    MIN_IPV6_BYTES,
+    NEXT_HEADER_AT,
+    ROUTED_IPV6_HEAD,
+    FrameRange,
+    FrameReader,
+)
 from ..wire.vnet import is_bounded
 from .counters import Counters, DropReason
 from .plane import CannotLendError, Lane, Plane, current_plane
@@ -212,14 +224,31 @@ class Receiver:
         return self._because is not None
 
 
+def refused_ipv6(view: memoryview, at: int) -> DropReason | None:
+    """Why a client lets an IPv6 packet pass in neither direction; None: it may pass.
+
+    Callers ask only if it may be refused: its next header is 0, or an address of it begins with 0xFE or 0xFF. ``at``:
+    where its frame is in the buffer; it has room for an IPv6 header. Untrusted input; never raises.
+    """
+    payload_bytes, next_header, key = ROUTED_IPV6_HEAD.unpack_from(view, at)
+    if not (payload_bytes or next_header):
+        return DropReason.JUMBOGRAM
+    return DropReason.LINK_LOCAL if stays_on_link(key) else None
+
+
 def deliver_to_device(
     view: memoryview,
     frames: list[FrameRange],
     device: DeviceWriter,
     counters: Counters,
     send_control: SendControl,
+    *,
+    ipv6: bool = False,
 ) -> None:
     """A client's per-frame loop: write the packets to the device, send echoes back to the server, count everything.
+
+    ``ipv6``: whether IPv6 was agreed on. What must not leave its link is dropped: with a router advertisement a server
+    could change the configuration of this machine.
 
     Raises PeerError at a frame that no honest server sends, after the frames before it were written; HostError if the
     device is gone.
@@ -236,11 +265,23 @@ def deliver_to_device(
                     # A generation 2 ping is sent back unchanged (docs/protocol.md#base-pings), up to a limit.
                     if len(echoes) < MAX_CONTROLS:
                         echoes.append(bytes(view[start:stop]))
-                elif first >> 4 == 6:
-                    counters.drops[DropReason.NOT_IPV4] += 1
-                else:
+                    continue
+                if first >> 4 != 6:
                     raise PeerError("frame without an IP packet", reason=EndReason.BAD_FRAME)
-                continue
+                if not ipv6:
+                    counters.drops[DropReason.NOT_IPV4] += count
+                    continue
+                if length < MIN_IPV6_BYTES:
+                    raise PeerError(f"frame with an IPv6 packet of {length} bytes", reason=EndReason.BAD_FRAME)
+                if (
+                    view[start + NEXT_HEADER_AT] == 0
+                    or view[start + IPV6_SOURCE_AT] >= 0xFE
+                    or view[start + IPV6_DESTINATION_AT] >= 0xFE
+                ) and (reason := refused_ipv6(view, start)) is not None:
+                    counters.drops[reason] += count
+                    packets += count
+                    packets_bytes += count * length
+                    continue
             if gso_type and not is_bounded(length, gso_size):
                 raise PeerError("super-packet of absurdly small packets", reason=EndReason.BAD_VNET)
             packets += count

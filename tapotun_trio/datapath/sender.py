@@ -124,6 +124,8 @@ class Sender:
         stream: the stream that is attached at the moment; None: there is none.
         tx_queue: what waits to be sent.
         keepalive: used from the next stream on; `set_keepalive` changes it on the present one.
+        ipv6: whether packets of IPv6 may be sent: the peer of the present stream, or of the last one, has agreed to get
+            them. Whoever calls `send` checks it.
     """
 
     __slots__ = (
@@ -138,6 +140,7 @@ class Sender:
         "_room",
         "_sent_since_tick",
         "_wake",
+        "ipv6",
         "keepalive",
         "stream",
         "tx_queue",
@@ -151,6 +154,7 @@ class Sender:
         self._queued = self.tx_queue.batches  # looked at for every burst; cheaper than a call of `TxQueue.__bool__`
         self.keepalive = BASE_KEEPALIVE
         self.stream: OutboundStream | None = None
+        self.ipv6 = False
         self._controls: deque[bytes] = deque()
         self._wake = trio.Event()
         self._room = trio.Event()  # set, and replaced by a new one, whenever a full socket has taken everything
@@ -248,12 +252,22 @@ class Sender:
                 self._take_back()
             self._wake.set()
 
-    async def serve(self, writer: BodyWriter) -> None:
-        """Send everything through ``writer`` from now on, until a newer stream takes over.
+    def set_ipv6(self, allowed: bool) -> None:
+        """Change `ipv6`. If it is no longer allowed, waiting packets of IPv6 are dropped, and the plane sends none."""
+        if self.ipv6 and not allowed:
+            self.tx_queue.drop_ipv6(DropReason.NOT_IPV4)
+            self.port_handed_back()
+            self._port = None  # a verdict of the plane that names it sends nothing any more
+        self.ipv6 = allowed
+
+    async def serve(self, writer: BodyWriter, *, ipv6: bool = False) -> None:
+        """Send everything through ``writer`` from now on, until a newer stream takes over. ``ipv6``: the peer of this
+        stream has agreed to get IPv6.
 
         Does not end the body. Raises PeerError when the stream breaks. Cancel-safe: pending bytes stay pending.
         """
         self._take_back()
+        self.set_ipv6(ipv6)
         older, stream = self.stream, OutboundStream(writer, trio.current_time())
         self.stream = stream
         try:

@@ -18,7 +18,15 @@ import trio
 from ..errors import EndReason, PeerError, ShortageError, passing_shortages, shortage_of
 from ..host.interfaces import Device, LendableDevice, LendableQueue, Queue
 from ..log import Log, RateLimitedLog
-from ..wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, FrameRange, Parts
+from ..wire.frames import (
+    HEADER_BYTES,
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
+    MIN_IPV6_BYTES,
+    MIN_PACKET_BYTES,
+    FrameRange,
+    Parts,
+)
 from ..wire.uniform import MIN_BLOCK_FRAMES, count_uniform
 from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, validate_vnet_header
 from .counters import DropReason
@@ -164,15 +172,18 @@ async def _lend_device(
 ) -> bool:
     """Let the plane read the device until something needs the task. Returns false if the task has to read itself."""
     view, sole, flows = memoryview(slab), only_sender(), judge.flows(plane)
+    port = None if sole is None else sole.port(plane)
 
     def dispatch(frames: list[FrameRange]) -> bool:
         """Send the frames that the plane has no verdict on. Returns whether it goes on reading."""
         _dispatch(view, frames, classify)
         flows.learn(view, frames, judge.judge)
-        return only_sender() is sole and not (sole is not None and sole.stalled)
+        if only_sender() is not sole:
+            return False
+        return sole is None or (sole.port(plane) is port and not sole.stalled)
 
     with suppress(CannotLendError):
-        return await plane.read(queues, flows, slab, dispatch, None if sole is None else sole.port(plane))
+        return await plane.read(queues, flows, slab, dispatch, port)
     return False
 
 
@@ -210,6 +221,7 @@ def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
     """
     found: list[FrameRange] = []
     at = number = 0
+    short = False
     frames = len(lengths)
     while number < frames:
         length = lengths[number]
@@ -231,8 +243,15 @@ def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
             # num_buffers: kernels before 6.15 do not write these two bytes, so they hold what the buffer held before.
             view[start + HEADER_BYTES - 2] = view[start + HEADER_BYTES - 1] = 0
             found.append((start, start + size, 1))
+        if packet_bytes < MIN_IPV6_BYTES:  # nor is such a packet one of IPv6
+            short = True
         at = end
-    return found
+    return [each for each in found if not _is_short_ipv6(view, each)] if short else found
+
+
+def _is_short_ipv6(view: memoryview, frame: FrameRange) -> bool:
+    start, stop, count = frame
+    return (stop - start) // count < HEADER_BYTES + MIN_IPV6_BYTES and view[start + HEADER_BYTES] >> 4 == 6
 
 
 def _finish_blocks(view: memoryview, at: int, end: int, size: int, found: list[FrameRange]) -> int:

@@ -119,6 +119,25 @@ class TxQueue:
         self._remove(_frame_end(self.batches[0][2], self.head_offset), 1)
         self._drops[reason] += 1
 
+    def drop_ipv6(self, reason: str) -> None:
+        """Drop all packets of IPv6."""
+        batches, at = list(self.batches), self.head_offset
+        self.batches.clear()
+        self._bytes = self.head_offset = self._head_packets = 0
+        for put_at, _, frames in batches:
+            kept: list[bytes] = []
+            while at < len(frames):
+                end = _frame_end(frames, at)
+                if frames[at + HEADER_BYTES] >> 4 == 6:
+                    self._drops[reason] += 1
+                else:
+                    kept.append(frames[at:end])
+                at = end
+            at = 0
+            if kept:
+                self.batches.append((put_at, len(kept), b"".join(kept)))
+                self._bytes += sum(map(len, kept))
+
     def drop_oldest(self, reason: str) -> None:
         """Drop the rest of the oldest batch. The queue must not be empty."""
         _, packets, frames = self.batches[0]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tapotun_trio.datapath import plane
 from tapotun_trio.wire.body import chunk_head
 from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES
-from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, MIN_GSO_BYTES, validate_vnet_header
+from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, GSO_TCPV6, MIN_GSO_BYTES, validate_vnet_header
 
 from ..packets import frame, ipv4
 from ..planes import Tun, needs_pump
@@ -631,6 +631,46 @@ def headers(draw: st.DrawFn) -> bytes:
     length = draw(st.one_of(st.just(size), st.integers(0, 0xFFFF)))
     head = struct.pack("<HBBHHHHH", length, flags, gso, hdr_len, gso_size, start, offset, 0)
     return head + bytes([0x40 | ihl]) + bytes(8) + bytes([protocol]) + bytes(size - 10)
+
+
+@st.composite
+def headers6(draw: st.DrawFn) -> bytes:
+    """The same of IPv6, maybe with extension headers, whole or not."""
+    size = draw(st.sampled_from([1500, 1500, 65535, 20, 39, 40, 59, 60, 68, 100]))
+    kinds = draw(st.lists(st.sampled_from([0, 43, 60, 60, 44]), max_size=3))
+    units = [draw(st.sampled_from([0, 0, 1, 9, 255])) for _ in kinds]
+    last = draw(st.sampled_from([6, 6, 6, 17]))
+    following = zip([*kinds[1:], last], units, strict=False)
+    extensions = b"".join(bytes([kind, long]) + bytes(6 + 8 * long) for kind, long in following)
+    odd = st.sampled_from([0, 8, 20, 39, 40, 48, 60, 0x7FFF, 0x8000, 0xFFFF, MIN_GSO_BYTES - 1, size])
+    wrong = draw(st.sampled_from([None, None, "flags", "gso", "hdr_len", "gso_size", "start", "offset", "length"]))
+
+    def field(name: str, right: int, others: st.SearchStrategy[int] = odd) -> int:
+        return draw(others) if wrong == name else right
+
+    flags = field("flags", 1, st.sampled_from([0, 2, 3, 4]))
+    gso = field("gso", GSO_TCPV6, st.sampled_from([0, GSO_TCPV6 | GSO_ECN, GSO_TCPV4, 5]))
+    hdr_len, gso_size = field("hdr_len", 0), field("gso_size", 1400)
+    start, offset = field("start", 40 + len(extensions)), field("offset", 16)
+    length = field("length", size, st.integers(0, 0xFFFF))
+    head = struct.pack("<HBBHHHHH", length, flags, gso, hdr_len, gso_size, start & 0xFFFF, offset, 0)
+    ip_header = bytes([0x60 | draw(st.integers(0, 15))]) + bytes(5) + bytes([*kinds, last][:1]) + bytes(33)
+    return head + (ip_header + extensions).ljust(size, b"\0")[:size]
+
+
+def test_vnet_headers_of_ipv6_are_judged_as_in_python() -> None:
+    valid_ones = 0
+
+    @settings(max_examples=600)
+    @given(headers6())
+    def check(data: bytes) -> None:
+        nonlocal valid_ones
+        valid = validate_vnet_header(memoryview(data))
+        assert _pump.Pump.valid(data) == valid
+        valid_ones += valid and data[3] != 0
+
+    check()
+    assert valid_ones >= 20  # so it compares more than refusals
 
 
 @settings(max_examples=400)
