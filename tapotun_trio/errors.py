@@ -165,6 +165,7 @@ class RefusalReason(StrEnum):
     BAD_METHOD = "bad-method", "the method is neither GET nor PUT"
     BAD_TOKEN = "bad-token", "no token, or one that is not in the config"
     EVICTED = "evicted", "too many connections that had not sent a token"
+    NO_ADDRESS = "no-address", "the client has addresses of IPv6 only here, and did not offer IPv6"
     OTHER_SESSION = "other-session", "another machine has taken the token over"
     UNKNOWN_PATH = "unknown-path", "no interface has this path"
 

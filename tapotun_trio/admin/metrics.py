@@ -135,7 +135,16 @@ _REFUSALS: Final = (
     RefusalReason.BAD_METHOD,
     RefusalReason.BAD_TOKEN,
     EndReason.INTERNAL_ERROR,
+    RefusalReason.NO_ADDRESS,
     RefusalReason.OTHER_SESSION,
+)
+_DEVICE_DROPS: Final = (
+    DropReason.INTERNAL_ERROR,
+    DropReason.JUMBOGRAM,
+    DropReason.LINK_LOCAL,
+    DropReason.LOOP,
+    DropReason.NO_ROUTE,
+    DropReason.NOT_IPV4,
 )
 
 _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
@@ -169,11 +178,7 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that were delivered to no peer, by reason.",
         lambda status: status.device_drops,
-        lambda status: (
-            (DropReason.INTERNAL_ERROR, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.NOT_IPV4)
-            if status.kind == "server"
-            else ()
-        ),
+        lambda status: _DEVICE_DROPS if status.kind == "server" else (),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",

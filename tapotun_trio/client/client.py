@@ -45,7 +45,8 @@ from ..peer.session_log import SessionLog
 from ..status.duration import span
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
-from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader, receive_buffer
+from ..wire.frames import FrameRange, FrameReader, receive_buffer
+from ..wire.websocket import WebSocketBody
 from .ages import AgeLimits, StreamKind, is_cut
 from .failure_log import FailureLog
 from .flows import ClientFlows
@@ -53,7 +54,7 @@ from .outage import Outage
 from .parameters import InterfaceParameters
 from .path_mtu import PathMtu
 from .path_watch import PathWatch
-from .requests import Answer, Requests
+from .requests import Answer, FeatureOffer, Requests
 from .rotation import SETTLED_S, OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
@@ -99,12 +100,13 @@ class TunnelClient:
         require_free: Callable[[], None] = lambda: None,
         resolver: Resolver | None = None,
         tls: TlsClient | None = None,
+        has_ipv6: Callable[[], bool] = lambda: True,
     ) -> None:
         """Raises HostError if the proxy that the environment names cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
         could not be made. ``resolver``: remembers the addresses of the server; None: use a new one, which knows none.
-        ``tls``: from `open_tls`; needed if the server's URL is https.
+        ``tls``: from `open_tls`; needed if the server's URL is https. ``has_ipv6``: see `Host.has_ipv6`.
         """
         self._config = config
         self._log = log
@@ -117,8 +119,11 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.path_mtu = PathMtu(SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING)))
-        self._requests = Requests(config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls)
-        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free)
+        offer = FeatureOffer(self._selector.features, has_ipv6, log)
+        self._requests = Requests(
+            config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, offer
+        )
+        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, has_ipv6)
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
         self._download_gate, self._upload_gate = RetryGate(), RetryGate()
@@ -239,13 +244,6 @@ class TunnelClient:
         stays in use."""
         await self._parameters.set_mark(config.mark)
         self._config = config
-
-    def classify(self, view: memoryview, at: int) -> Sender | None:
-        """All IPv4 goes to the server (see `tun_io.Classify`)."""
-        if view[at + HEADER_BYTES] >> 4 != 4:
-            self.counters.drops[DropReason.NOT_IPV4] += 1
-            return None
-        return self.sender
 
     # -- the tasks
 
@@ -444,9 +442,10 @@ class TunnelClient:
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
+            answer = await self._parameters.receive_first(answer, answer.head.body(), self._config.server.authority)
             # On an extended download a PARAMS frame follows, which has the routes. This answer has none: applying it
             # would remove the routes, and the frame would add them again, at every rotation.
-            if self.desired is None or not extended:
+            if answer.conf is not None and (self.desired is None or not extended):
                 await self._parameters.configure(answer.conf.settings)
             interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
             reader = FrameReader(answer.head.body(), control=extended, memory=memory)
@@ -468,7 +467,10 @@ class TunnelClient:
         answer = await self._requests.websocket(yields=self._yields)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
-            if self.desired is None:
+            answer = await self._parameters.receive_first(
+                answer, WebSocketBody(masked=False), self._config.server.authority
+            )
+            if answer.conf is not None and self.desired is None:
                 await self._parameters.configure(answer.conf.settings)
             interface = await self._parameters.wait_attached()
             self._selector.websocket_opened(trio.current_time())
@@ -480,6 +482,7 @@ class TunnelClient:
                 self._on_control,
                 self.counters.ends,
                 memory,
+                ipv6=control.INET6 in answer.features,
             )
             self._download_begins(stream, "websocket", answer, replaces=replaces)
             if self._upload is not None:
@@ -502,7 +505,8 @@ class TunnelClient:
         if websocket and not (replaces and self.transport == "websocket"):
             self._probe_http_at = trio.current_time() + self._config.rotate_s[0]
         keepalive_s = DEFAULT_KEEPALIVE_S if websocket or control.CTL in answer.features else None
-        keepalive, silence_s = keepalive_policy(keepalive_s, answer.conf.generation)
+        conf = answer.conf
+        keepalive, silence_s = keepalive_policy(keepalive_s, 1 if conf is None else conf.generation)
         agreement = Agreement(
             transport=transport,
             extended=keepalive_s is not None,
@@ -515,7 +519,8 @@ class TunnelClient:
         level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
         kind = "extended" if agreement.extended else "base"
         stream = "WebSocket" if websocket else "download"
-        text = f"{stream} from {agreement.address} ({kind}): {describe(answer.conf.settings)}"
+        text = f"{stream} from {agreement.address} ({kind})"
+        text += ": IPv6 only" if conf is None else f": {describe(conf.settings)}"
         self.failure_log.note("download", level, text)
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces
@@ -530,6 +535,7 @@ class TunnelClient:
         if is_over(self._download) and not (replaces and self._was_replaced(self._download)):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
+        self._set_ipv6(control.INET6 in agreement.features, websocket=websocket)
         self._local_address = download.connection.local_address
         before, self._remote_address = self._remote_address, download.connection.remote_address
         if self._upload is not None and not replaces:
@@ -542,6 +548,16 @@ class TunnelClient:
         elif replaces and self._remote_address not in (None, before):
             self._upload_gate.rotate()  # the name has led to another server, and the upload belongs to the older one
         self._end_outage()
+
+    def _set_ipv6(self, agreed: bool, *, websocket: bool) -> None:
+        """Follow what was agreed on with a new download. What the server of an upload may get depends on the upload,
+        too: nothing of IPv6 may reach a base server."""
+        self.flows.set_ipv6(agreed)
+        upload = self._upload
+        if not agreed or not self.sender.streaming or (upload is not None and upload.number is not None):
+            self.sender.set_ipv6(agreed)
+        elif upload is not None and not websocket:
+            self._upload_gate.rotate()
 
     @staticmethod
     def _was_replaced(older: Download | WebSocketStream | None) -> bool:
@@ -670,7 +686,11 @@ class TunnelClient:
 
     def _new_upload(self, connection: Connection, number: int | None) -> Upload:
         unseen = None if number is None else self._on_upload_unseen
-        return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number)
+
+        def takes_ipv6() -> bool:
+            return number is not None and control.INET6 in self._agreement.features
+
+        return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number, takes_ipv6)
 
     def _check_upload(self, head: ResponseHead, body: bytes, worked: bool) -> None:
         """Raise RefusedError unless the answer is a 200. ``worked``: the server has seen this upload."""
@@ -727,7 +747,7 @@ class TunnelClient:
 
     async def _deliver(self, writer: DeviceWriter, reader: FrameReader, frames: list[FrameRange]) -> None:
         """Write the packets of one receive to the device. Raises PeerError, HostError."""
-        deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control)
+        deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control, ipv6=self.flows.ipv6)
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
         """Handle one control frame. The receiver has already answered a PING. Raises PeerError, HostError."""
@@ -739,11 +759,7 @@ class TunnelClient:
                 self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
-            offered = params.decode(payload)
-            if offered.device != "tun":
-                raise PeerError(
-                    f"the server wants a {offered.device} device, we have tun only", reason=EndReason.BAD_PARAMS
-                )
+            offered = params.decode(payload, ipv6=self.flows.ipv6)
             keepalive, silence_s = keepalive_policy(offered.keepalive)
             self._agreement = replace(self._agreement, keepalive=keepalive, silence_s=silence_s)
             self.sender.set_keepalive(keepalive)

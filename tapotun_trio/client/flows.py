@@ -3,22 +3,43 @@ into the device."""
 
 from __future__ import annotations
 
-from ..datapath.counters import Counters
+from ..datapath.counters import Counters, DropReason
 from ..datapath.plane import ALL_ALIKE, Flows, Lane, Plane, Verdict, current_plane
-from ..datapath.receiver import deliver_to_device
+from ..datapath.receiver import deliver_to_device, refused_ipv6
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
-from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader
+from ..families import stays_on_link
+from ..wire.frames import (
+    HEADER_BYTES,
+    IPV6_DESTINATION_AT,
+    IPV6_SOURCE_AT,
+    NEXT_HEADER_AT,
+    FrameRange,
+    FrameReader,
+    flow_of,
+)
 
 
 class ClientFlows:
-    """A `tun_io.FrameJudge` for the device, and the lane for a download."""
+    """Where a client's packets go: `classify` and a `tun_io.FrameJudge` for the device, and the lane for a download.
+
+    Attributes:
+        ipv6: whether the server has agreed to send IPv6. `set_ipv6` changes it.
+    """
 
     def __init__(self, sender: Sender, counters: Counters) -> None:
+        self.ipv6 = False
         self._sender = sender
         self._counters = counters
         self._inward: Flows | None = None
         self._outward: Flows | None = None
+
+    def set_ipv6(self, allowed: bool) -> None:
+        """Change `ipv6`."""
+        if allowed != self.ipv6:
+            self.ipv6 = allowed
+            if self._inward is not None:
+                self._inward.forget()
 
     def flows(self, plane: Plane) -> Flows:
         """See `tun_io.FrameJudge`."""
@@ -29,7 +50,25 @@ class ClientFlows:
     def judge(self, view: memoryview, at: int) -> Verdict:
         """See `tun_io.FrameJudge`."""
         plane = current_plane()
-        return None if plane is None or view[at + HEADER_BYTES] >> 4 != 4 else self._sender.port(plane)
+        return None if plane is None else _judge(view, at, self._sender.port(plane), ipv6=self._sender.ipv6)
+
+    def classify(self, view: memoryview, at: int) -> Sender | None:
+        """See `tun_io.Classify`. All of IPv4 goes to the server; so does IPv6 if that is agreed on, except what must
+        not leave its link."""
+        version = view[at + HEADER_BYTES] >> 4
+        if version == 4:
+            return self._sender
+        if version != 6 or not self._sender.ipv6:
+            self._counters.drops[DropReason.NOT_IPV4] += 1
+            return None
+        if (
+            view[at + NEXT_HEADER_AT] == 0
+            or view[at + IPV6_SOURCE_AT] >= 0xFE
+            or view[at + IPV6_DESTINATION_AT] >= 0xFE
+        ) and (reason := refused_ipv6(view, at)) is not None:
+            self._counters.drops[reason] += 1
+            return None
+        return self._sender
 
     def lane(self, writer: DeviceWriter) -> Lane | None:
         """Where the plane puts the frames of a download: as `deliver_to_device`. None: it cannot."""
@@ -40,10 +79,18 @@ class ClientFlows:
             self._inward = Flows(plane, ALL_ALIKE, self._counters.drops)
 
         def deliver(reader: FrameReader, frames: list[FrameRange]) -> None:
-            deliver_to_device(reader.view, frames, writer, self._counters, self._sender.send_control)
+            deliver_to_device(reader.view, frames, writer, self._counters, self._sender.send_control, ipv6=self.ipv6)
 
         def judge(view: memoryview, at: int) -> Verdict:
-            return True if view[at + HEADER_BYTES] >> 4 == 4 else None
+            return _judge(view, at, True, ipv6=self.ipv6)
 
         merged, look = lambda: writer.merged, writer.look_for_runs
         return Lane(self._inward, writer.outlet, deliver, judge, merged, look, self._counters)
+
+
+def _judge(view: memoryview, at: int, passes: Verdict, *, ipv6: bool) -> Verdict:
+    """``passes``, unless the packet does not pass, or no verdict on it may be kept."""
+    flow = flow_of(view, at)
+    if flow is None or (flow[0] == 6 and not ipv6):
+        return None
+    return DropReason.LINK_LOCAL if stays_on_link(flow[1]) else passes

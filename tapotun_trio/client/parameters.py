@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network, collapse_addresses
+from typing import Final
 
 import trio
 
 from ..config.model import Mark
 from ..datapath.tun_io import DeviceWriter
-from ..errors import HostError
+from ..errors import EndReason, HostError, PeerError
 from ..families import IPAddress
-from ..host.items import DesiredState, Item
+from ..host.items import Address, DesiredState, Item, Route
 from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
 from ..text import listed
+from ..wire import control, params
+from ..wire.body import Body
+from ..wire.control import MAX_PAYLOAD_BYTES
+from ..wire.frames import FrameReader
 from ..wire.params import Params
 from ..wire.settings import InterfaceSettings
+from .requests import Answer, no_tun_conf
+
+_ALL_IPV4: Final = IPv4Network("0.0.0.0/0")
+
+# How long the first frame may take after the head, which a proxy may have passed on alone.
+FIRST_PARAMS_S: Final = 5.0
+MAX_FIRST_BYTES: Final = 2 * MAX_PAYLOAD_BYTES  # the largest PARAMS frame, and framing around it
 
 
 class AttachedInterface:
@@ -53,13 +67,23 @@ class InterfaceParameters:
     """The parameters of one client interface. The first ones are for the task that makes the device; later ones are
     applied to the attached interface."""
 
-    def __init__(self, mark: Mark | None, guard: TransportGuard, log: Log, require_free: Callable[[], None]) -> None:
-        """``require_free``: raises HostError if the device could not be made."""
+    def __init__(
+        self,
+        mark: Mark | None,
+        guard: TransportGuard,
+        log: Log,
+        require_free: Callable[[], None],
+        has_ipv6: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``require_free``: raises HostError if the device could not be made. ``has_ipv6``: whether this machine has
+        IPv6."""
         self._mark = mark
         self._guard = guard
         self._log = log
         self._changes = flap_damped()
         self._require_free = require_free
+        self._has_ipv6 = has_ipv6
+        self._leak_told = False
         self._conf: InterfaceSettings | None = None  # the newest
         self._first: DesiredState | None = None
         self._first_known = trio.Event()
@@ -108,6 +132,7 @@ class InterfaceParameters:
         self._guard.refuse_own(conf.addresses)
         before, self._conf = self._conf, conf
         desired = desired_for_client(conf, self._mark)
+        self._warn_about_leak(desired)
         if self._first is None:
             self._first = desired
             self._first_known.set()
@@ -116,6 +141,38 @@ class InterfaceParameters:
             if conf != before:
                 self._log_change(f"the server changed this interface: {describe(conf)}")
             await interface.apply(desired)
+
+    def _warn_about_leak(self, desired: DesiredState) -> None:
+        """Warn if all of IPv4 goes into the tunnel, and nothing of IPv6."""
+        leaks = _takes_ipv4_only(desired) and self._has_ipv6()
+        if leaks and not self._leak_told:
+            text = (
+                "all of IPv4 goes into the tunnel and nothing of IPv6: IPv6 traffic of this machine goes outside of it"
+            )
+            self._changes.log(self._log, logging.WARNING, trio.current_time(), text)
+        self._leak_told = leaks
+
+    async def receive_first(self, answer: Answer, body: Body, authority: str) -> Answer:
+        """If an answer has no address, and none is known yet, receive PARAMS from its stream, and apply them.
+
+        Not cancel-safe: what was received is lost with the stream.
+
+        Args:
+            body: a decoder for the body of the answer.
+            authority: host and port of the server, for errors.
+
+        Returns the answer with everything that was received, PARAMS included.
+
+        Raises PeerError if the stream begins with something else, or with nothing for FIRST_PARAMS_S; otherwise as
+        `configure`.
+        """
+        if answer.conf is not None or self._first is not None:
+            return answer
+        received, controls = await _first_controls(answer, body)
+        if not controls or controls[0][0] != control.PARAMS:
+            raise PeerError(no_tun_conf(answer.head, authority), reason=EndReason.BAD_CONF)
+        await self.apply_params(params.decode(controls[0][1]))
+        return replace(answer, rest=received)
 
     async def set_mark(self, mark: Mark | None) -> None:
         """Change the fwmark of policy routing (None: no mark). Raises HostError; the previous mark then stays in
@@ -134,7 +191,41 @@ class InterfaceParameters:
 
     async def apply_params(self, offered: Params) -> None:
         """As `configure`, for a PARAMS frame."""
+        if offered.device != "tun":
+            raise PeerError(
+                f"the server wants a {offered.device} device, we have tun only", reason=EndReason.BAD_PARAMS
+            )
         if offered.dns != self._dns and offered.dns:
             self._log_change(f"the server offers DNS at {listed(offered.dns)}; not set here")
         self._dns = offered.dns
         await self.configure(offered.settings)
+
+
+def _takes_ipv4_only(desired: DesiredState) -> bool:
+    """Whether all of IPv4 goes into the interface, of all packets or of those with the mark, and nothing of IPv6."""
+    networks = [item.network for item in desired.items if isinstance(item, Route)]
+    networks += [item.interface.network for item in desired.items if isinstance(item, Address)]
+    if any(network.version == 6 for network in networks):
+        return False
+    return _ALL_IPV4 in collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+
+
+async def _first_controls(answer: Answer, body: Body) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """Receive until the first frame is complete, for FIRST_PARAMS_S and up to MAX_FIRST_BYTES.
+
+    Returns everything that was received of the body, and the control frames in it. Raises PeerError, ShortageError.
+    """
+    reader = FrameReader(body, control=True)
+    received = bytearray(answer.rest)
+    frames = reader.prime(answer.rest)
+    with trio.move_on_after(FIRST_PARAMS_S):
+        while not (frames or reader.controls or reader.ended) and len(received) <= MAX_FIRST_BYTES:
+            count = 0
+            if not reader.pending:
+                space = reader.space()
+                count = await answer.connection.receive(space)
+                received += space[:count]
+                if not count:
+                    reader.eof()
+            frames = reader.feed(count)
+    return bytes(received), reader.controls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from ..http.client import (
 )
 from ..http.heads import ResponseHead, basic
 from ..http.refusal import RefusedError
+from ..log import Log
 from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
@@ -40,14 +41,37 @@ class Answer:
 
     Attributes:
         rest: the bytes that came after the head.
-        features: the features that both ends support.
+        conf: None: the client has no address of IPv4, and PARAMS has the others. Only if IPv6 was agreed on.
+        features: the features that both ends have agreed on.
     """
 
     connection: Connection
     head: ResponseHead
     rest: bytes
-    conf: TunConf
+    conf: TunConf | None
     features: frozenset[str]
+
+
+class FeatureOffer:
+    """The features to offer to a server. IPv6 only if this machine has it, which is asked for each request."""
+
+    def __init__(self, features: frozenset[str], has_ipv6: Callable[[], bool], log: Log) -> None:
+        """``has_ipv6``: whether this machine's kernel has IPv6; see `Host.has_ipv6`."""
+        self._features = features
+        self._has_ipv6 = has_ipv6
+        self._log = log
+        self._told = False
+
+    def features(self) -> frozenset[str]:
+        """The features to offer now. Logs once if this machine has no IPv6."""
+        if self._has_ipv6():
+            return self._features
+        if not self._told:
+            self._told = True
+            self._log.info(
+                "this machine has no IPv6, or it is switched off (disable_ipv6): the tunnel carries IPv4 only"
+            )
+        return self._features - {control.INET6}
 
 
 class Requests:
@@ -62,6 +86,7 @@ class Requests:
         limits: SegmentLimits,
         resolver: Resolver,
         tls: TlsClient | None,
+        offer: FeatureOffer,
     ) -> None:
         """
         Args:
@@ -69,6 +94,7 @@ class Requests:
             limits: learns which segment sizes are too large for the path.
             resolver: remembers the addresses at which the server was found.
             tls: None: the server's URL is not https.
+            offer: the features to offer.
 
         Raises HostError if the proxy that the environment names cannot be used.
         """
@@ -79,6 +105,7 @@ class Requests:
         self._resolver = resolver
         assert tls is not None or config.server.scheme == "http", "https needs TLS"
         self._tls = tls
+        self._offer = offer
         self._proxy = outgoing_proxy(config)
         self._session_id = os.urandom(16).hex()
 
@@ -110,7 +137,8 @@ class Requests:
 
     async def _download(self, *, yields: bool, websocket: bool, answer_s: float) -> Answer:
         url = self._config.server
-        headers = download_fields(self._config, self._session_id, self._selector.features, yields=yields)
+        offered = self._offer.features()
+        headers = download_fields(self._config, self._session_id, offered, yields=yields)
         connection = await self._connect()
         with ExitStack() as undo, self._judging(connection.remote_address):
             undo.callback(connection.close)
@@ -130,8 +158,10 @@ class Requests:
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {answer_s:.0f} s", reason=EndReason.SILENT)
-            conf = _tun_conf(head, url.authority)
             features = control.agree(head.headers.get(control.FEATURES_HEADER))
+            if not offered & features >= {control.CTL, control.INET6}:  # its addresses come in a control frame
+                features -= {control.INET6}
+            conf = _tun_conf(head, url.authority, features)
             if websocket and not features >= {control.CTL, control.WS}:
                 raise PeerError(
                     f"{url.authority} answered a WebSocket without agreeing to one", reason=EndReason.NO_WEBSOCKET
@@ -181,9 +211,11 @@ def _one_failure_for_no_answer() -> Iterator[None]:
         raise PeerError(text, reason=EndReason.CLOSED, key="no answer") from exc
 
 
-def _tun_conf(head: ResponseHead, authority: str) -> TunConf:
+def _tun_conf(head: ResponseHead, authority: str, features: frozenset[str]) -> TunConf | None:
     value = head.headers.get("x-tun-conf")
     if value is None:
+        if control.INET6 in features:
+            return None
         raise PeerError(no_tun_conf(head, authority), reason=EndReason.BAD_CONF)
     return tunconf.decode(value)
 

@@ -195,15 +195,17 @@ class WebSocketStream(_InboundClientStream):
         on_control: OnControl,
         ends: Counter[str],
         memory: mmap | None = None,
+        *,
+        ipv6: bool = False,
     ) -> None:
         """``rest``: what came after the 101. ``deliver`` and ``on_control``: see `Receiver`. ``memory``: see
-        `FrameReader`."""
+        `FrameReader`. ``ipv6``: see `Sender.serve`."""
         body = WebSocketBody(masked=False)
         self._reader = FrameReader(body, control=True, memory=memory)
         receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control)
         super().__init__(receiver, connection, ends, base=False)
         self._rest = rest
-        self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender)
+        self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender, ipv6=ipv6)
 
     async def _work(self, older: Stream | None) -> None:
         with self.receiver.running():
@@ -238,12 +240,14 @@ class Upload(ClientStream):
         unseen: Callable[[], None] | None,
         ends: Counter[str],
         number: int | None,
+        ipv6: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
             check: called with the head of the answer, the beginning of its body, and whether the server has seen the
                 upload; raises PeerError unless the status is 200.
             unseen: called if the server did not see the upload in time; None: a base server never says.
+            ipv6: whether the server has agreed to get IPv6; asked when the upload begins to carry packets.
         """
         super().__init__(connection, ends, base=number is None)
         self.began = trio.current_time()
@@ -253,6 +257,7 @@ class Upload(ClientStream):
         self._sender = sender
         self._check = check
         self._unseen = unseen
+        self._ipv6 = ipv6
         self._writer = BodyWriter(connection)
         self._answer = ResponseParser("PUT")
         self._answered: tuple[ResponseHead, bytes] | None = None  # the answer's head, and the beginning of its body
@@ -294,7 +299,7 @@ class Upload(ClientStream):
             if self._unseen is not None:
                 nursery.start_soon(self._watch_seen, self._unseen)
             async with ending_cleanly(self._writer, self._farewell_frame):
-                await self._sender.serve(self._writer)
+                await self._sender.serve(self._writer, ipv6=self._ipv6())
                 with trio.move_on_after(FINISH_S):
                     await self._writer.finish()
                     await trio.sleep_forever()  # until the answer arrives

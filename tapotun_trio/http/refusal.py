@@ -39,6 +39,8 @@ _OWN: Final = {
     403: "the server does not know this token; compare its hash with the server's config (tapotun token)",
     404: "the tapotun server has no interface with this path; compare the path with path in its config",
     405: "the tapotun server got another method than GET and PUT: something on the way has changed it",
+    406: "the tapotun server has only IPv6 addresses for this client, which did not offer IPv6: this machine has none, "
+    "or it is switched off (disable_ipv6)",
     408: "the tapotun server got no whole request in time: something on the way holds it back",
     409: "this session is over, or another machine uses the token",
     431: "the tapotun server takes request heads of up to 16 KiB; something on the way adds headers",

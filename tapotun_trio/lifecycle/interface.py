@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from functools import partial
 
 import trio
 
@@ -137,7 +138,12 @@ async def run_client(
     log = interface_logger(config.name)
     tls = await open_tls(config.tls) if config.server.scheme == "https" else None
     client = record.tunnel = TunnelClient(
-        config, log, require_free=owned.require_free, resolver=record.resolver, tls=tls
+        config,
+        log,
+        require_free=owned.require_free,
+        resolver=record.resolver,
+        tls=tls,
+        has_ipv6=partial(host.has_ipv6, config.name),
     )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
@@ -157,7 +163,7 @@ async def run_client(
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
                 device_nursery.start_soon(
-                    read_device, device, client.classify, lambda: client.sender, log, client.flows
+                    read_device, device, client.flows.classify, lambda: client.sender, log, client.flows
                 )
                 device_nursery.start_soon(client.run_upload)
                 device_nursery.start_soon(client.run_clock)

@@ -218,10 +218,10 @@ class _Steps:
             else:
                 http.own |= head.status == 403
             return
-        if "x-tun-conf" not in head.headers:
+        agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
+        if "x-tun-conf" not in head.headers and not agreed >= {control.CTL, control.INET6}:
             http.error = no_tun_conf(head, url.authority)
             return
-        agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
         http.server = "extended" if control.CTL in agreed else "base"
         self._features = agreed or self._features
 

@@ -19,7 +19,7 @@ from ..http.server import Exchange
 from ..http.writer import FINISH_S, BodyWriter
 from ..wire import control
 from ..wire.frames import FrameRange, FrameReader
-from .session import ClientHello, Session
+from .session import ClientHello, ClientParameters, PreviousParameters, Session
 
 # How long a newer upload waits for the end of the older one of the same session, so that packets keep their order.
 HANDOVER_S: Final = 0.5
@@ -55,10 +55,9 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     """
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S if hello.extended else BASE_DEAD_S)
-    headers = [*_DOWNLOAD_HEADERS, ("x-tun-conf", session.tun_conf)]
-    if hello.features:
-        headers += _extended_headers(hello)
-    writer = await exchange.start_download(headers)
+    told = session.parameters
+    agreed = told.agreed(hello.features)
+    writer = await exchange.start_download([*_DOWNLOAD_HEADERS, *_answer_headers(told, agreed)])
     began = trio.current_time()
     ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if hello.extended else breaking_off(writer)
     try:
@@ -66,10 +65,12 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
             nursery.start_soon(exchange.watch, writer)
             async with ending:
                 if hello.extended:
-                    writer.send(control.encode(control.PARAMS, session.params) + session.repeated_seen(hello))
-                session.download_began(hello, exchange.client, "http", encrypted=exchange.encrypted)
+                    payload = session.parameters.params(agreed)
+                    writer.send(control.encode(control.PARAMS, payload) + session.repeated_seen(hello))
+                session.download_began(hello, agreed, exchange.client, "http", encrypted=exchange.encrypted)
+                nursery.start_soon(_follow_reload, session, PreviousParameters(told, hello))
                 with session.downloading(exchange.connection):
-                    await _download(session, hello, writer)
+                    await _download(session, hello, agreed, writer)
             nursery.cancel_scope.cancel()
     except* PeerError:
         if not hello.extended and trio.current_time() - began < EARLY_EXIT_S:
@@ -78,14 +79,25 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     exchange.reusable = exchange.head.keeps_alive and writer.finished
 
 
-def _extended_headers(hello: ClientHello) -> list[tuple[str, str]]:
-    """The headers that only an extended client gets in an answer."""
-    return [(control.FEATURES_HEADER, control.offer(hello.features)), (control.AGENT_HEADER, AGENT)]
+def _answer_headers(parameters: ClientParameters, agreed: frozenset[str]) -> list[tuple[str, str]]:
+    """The headers with the parameters, and those that only an extended client gets."""
+    headers: list[tuple[str, str]] = []
+    if (conf := parameters.tun_conf) is not None:
+        headers.append(("x-tun-conf", conf))
+    if agreed:
+        headers += (control.FEATURES_HEADER, control.offer(agreed)), (control.AGENT_HEADER, AGENT)
+    return headers
 
 
-async def _download(session: Session, hello: ClientHello, writer: BodyWriter) -> None:
+async def _follow_reload(session: Session, told: PreviousParameters) -> None:
+    """If the config has changed while the head of the answer was sent, the client has to learn of it."""
+    if session.parameters is not told.parameters:
+        session.send_update(told)
+
+
+async def _download(session: Session, hello: ClientHello, agreed: frozenset[str], writer: BodyWriter) -> None:
     """Send frames, then the end of the body. A base client that is disconnected gets no end."""
-    await session.sender.serve(writer)
+    await session.sender.serve(writer, ipv6=control.INET6 in agreed)
     if session.released and not hello.extended:
         await break_off(writer, FINISH_S)
         return
@@ -152,16 +164,19 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
     PeerError, maybe in a group."""
     hello = ClientHello.of(exchange.head.headers)
     exchange.connection.presume_dead_after(DEAD_S)
-    accepted = await exchange.accept_websocket([("x-tun-conf", session.tun_conf), *_extended_headers(hello)])
+    told = session.parameters
+    agreed = told.agreed(hello.features)
+    accepted = await exchange.accept_websocket(_answer_headers(told, agreed))
     if accepted is None:
         raise PeerError("a proxy in front of this server removes Upgrade from requests", reason=EndReason.NO_WEBSOCKET)
     writer, body = accepted
     reader = FrameReader(body, control=True)
-    writer.send(control.encode(control.PARAMS, session.params))
-    session.download_began(hello, exchange.client, "websocket", encrypted=exchange.encrypted)
-    duplex = DuplexStream(exchange.connection, writer, body, session.sender)
+    writer.send(control.encode(control.PARAMS, session.parameters.params(agreed)))
+    session.download_began(hello, agreed, exchange.client, "websocket", encrypted=exchange.encrypted)
+    duplex = DuplexStream(exchange.connection, writer, body, session.sender, ipv6=control.INET6 in agreed)
 
     async def receive() -> None:
+        await _follow_reload(session, PreviousParameters(told, hello))
         upload = Upload(session)
         receiver = upload.receiver(exchange.connection, reader)
         with session.uploading(receiver) as upload.older, receiver.running():

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from itertools import product
 from typing import Final, Literal
 
@@ -20,7 +20,7 @@ from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..digests import digest
 from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
-from ..families import IPInterface
+from ..families import IPInterface, stays_on_link
 from ..host.interfaces import Host
 from ..http.heads import BadRequest
 from ..http.server import Exchange
@@ -29,7 +29,7 @@ from ..log import Faults, Log, RateLimitedLog, flap_damped
 from ..peer.boottime import BootTime
 from ..routing.router import ClientNetworks, Router
 from ..status.model import InterfaceState, InterfaceStatus
-from ..wire.frames import ADDRESSES
+from ..wire.frames import ADDRESSES, ROUTED_IPV6_HEAD, flow_of
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
 from .machine_addresses import watch_machine_addresses
 from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
@@ -254,15 +254,23 @@ class TunnelServer:
         """
         first, key = ADDRESSES.unpack_from(view, at)
         if first >> 4 != 4:
-            self.device_drops[DropReason.NOT_IPV4] += 1
-            return None
+            if first >> 4 != 6:
+                self.device_drops[DropReason.NOT_IPV4] += 1
+                return None
+            payload_bytes, next_header, key = ROUTED_IPV6_HEAD.unpack_from(view, at)
+            if not (payload_bytes or next_header):
+                self.device_drops[DropReason.JUMBOGRAM] += 1
+                return None
         to = self._verdicts.get(key)
         if to is None:
             to = self._decide(key)
             if to is None:
                 return None
         if isinstance(to, bool):
-            self.device_drops[DropReason.LOOP if to else DropReason.NO_ROUTE] += 1
+            self.device_drops[DropReason.LOOP if to else _no_route(key)] += 1
+            return None
+        if first >> 4 == 6 and not to.ipv6:
+            self.device_drops[DropReason.NOT_IPV4] += 1
             return None
         return to
 
@@ -274,19 +282,22 @@ class TunnelServer:
 
     def judge(self, view: memoryview, at: int) -> Verdict:
         """See `tun_io.FrameJudge`."""
-        first, key = ADDRESSES.unpack_from(view, at)
-        to = self._verdicts.get(key) if first >> 4 == 4 else None
-        plane = current_plane()
-        if to is None or plane is None:
+        flow, plane = flow_of(view, at), current_plane()
+        if flow is None or plane is None:
+            return None
+        version, key = flow
+        to = self._verdicts.get(key)
+        if to is None:
             return None
         if isinstance(to, bool):
-            return DropReason.LOOP if to else DropReason.NO_ROUTE
-        return to.port(plane)
+            return DropReason.LOOP if to else _no_route(key)
+        return to.port(plane) if version == 4 or to.ipv6 else None
 
     def _decide(self, key: bytes) -> Sender | bool | None:
         """Ask the router, and cache the answer. None: a bug; this packet is dropped and the interface continues."""
         try:
-            verdict = self._table.router.from_device(key[:4], key[4:])
+            half = len(key) >> 1
+            verdict = self._table.router.from_device(key[:half], key[half:])
             session = self.sessions[verdict] if verdict >= 0 else None
             to: Sender | bool = False if session is None else session.sender
             if session is not None and session.sends_into_device(key):
@@ -294,7 +305,7 @@ class TunnelServer:
                 if len(self._loops) >= CACHE_ENTRIES:
                     self._forget_loops()
                 self._loops[key] = session
-                self._log_loop(session, IPv4Address(key[4:]))
+                self._log_loop(session, key[half:])
             if len(self._verdicts) >= CACHE_ENTRIES:
                 self._verdicts.clear()
             self._verdicts[key] = to
@@ -312,10 +323,10 @@ class TunnelServer:
             session.forget_verdict(key)
         self._loops.clear()
 
-    def _log_loop(self, session: Session, destination: IPv4Address) -> None:
+    def _log_loop(self, session: Session, destination: bytes) -> None:
         text = (
-            f"client {session.client.name} sends packets for {destination}, which is in its own networks: dropped, "
-            "since they would go round in circles; the client's machine needs a route there"
+            f"client {session.client.name} sends packets for {ip_address(destination)}, which is in its own networks: "
+            "dropped, since they would go round in circles; the client's machine needs a route there"
         )
         self._loop_log.log(self._log, logging.WARNING, trio.current_time(), text)
 
@@ -371,6 +382,11 @@ class TunnelServer:
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
+        if not self._has_address_for(session, exchange):
+            text = f"{name} refused: this client has addresses of IPv6 only, and the peer does not offer IPv6"
+            session.client_log.refused(text)
+            await self._refuse(exchange, 406, RefusalReason.NO_ADDRESS)
+            return
         endpoint.pending.remove(exchange.connection)
         ending, failed = "this server stops", 0  # the values for a cancellation
         try:
@@ -400,6 +416,15 @@ class TunnelServer:
             await exchange.fail(failed)
         elif exchange.reusable:
             endpoint.add_pending(exchange.connection)  # until its next request has shown a token
+
+    @staticmethod
+    def _has_address_for(session: Session, exchange: Exchange) -> bool:
+        """Whether the client gets an address that it can use. An upload with a session ID belongs to a download that
+        was served."""
+        hello = ClientHello.of(exchange.head.headers)
+        if exchange.head.method == "PUT" and hello.session_id is not None:
+            return True
+        return session.parameters.serves(hello.features)
 
     async def _refuse(
         self, exchange: Exchange, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()
@@ -442,3 +467,8 @@ class TunnelServer:
             session.fail()
         except Exception as further:  # noqa: BLE001 - as above
             self._count_fault(session.counters.ends, session.log, "session not ended", further)
+
+
+def _no_route(key: bytes) -> DropReason:
+    """Why a packet from the device goes to no client."""
+    return DropReason.LINK_LOCAL if stays_on_link(key) else DropReason.NO_ROUTE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, ip_address
 from typing import Final, NamedTuple
 
 from ..config.model import AllowedClient, ServerConfig
@@ -23,6 +23,7 @@ from ..datapath.sender import (
 from ..datapath.tun_io import DeviceWriter
 from ..datapath.verdicts import Verdicts
 from ..errors import EndReason, PeerError
+from ..families import IPInterface, stays_on_link, with_prefix
 from ..host.net.sockets import Connection
 from ..log import Log, client_logger
 from ..netconf.desired import pushed_routes
@@ -32,14 +33,16 @@ from ..routing.router import BAD_SOURCE, TO_DEVICE, Router
 from ..status.model import PeerState
 from ..wire import control, params
 from ..wire.frames import (
-    ADDRESSES,
     ECHO_FIRST_BYTE,
     ECHO_PACKET_BYTES,
     HEADER_BYTES,
+    MIN_IPV6_BYTES,
     ROUTED_HEAD,
+    ROUTED_IPV6_HEAD,
     FrameRange,
     FrameReader,
     echoed_clock,
+    flow_of,
 )
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
@@ -57,7 +60,11 @@ BASE_UPLOAD_SILENCE_S: Final = 90.0
 
 
 class ClientHello:
-    """What the headers of a request say about the client: its session and its features. A base client sends none."""
+    """What the headers of a request say about the client: its session and its features. A base client sends none.
+
+    Attributes:
+        features: those that the client offers and this program knows. `Session.agreed` has those that are agreed on.
+    """
 
     __slots__ = ("agent", "features", "session_id", "yields")
 
@@ -92,39 +99,55 @@ class ClientHello:
 
 class ClientParameters:
     """The parameters that one config has for one client. References neither the config nor the client's entry, because
-    a session outlives many configs."""
+    a session outlives many configs.
 
-    __slots__ = ("_address", "_dns", "_keepalive_s", "_mtu", "_peers", "_pushed")
+    Attributes:
+        has_ipv6: whether the client has an address of IPv6.
+    """
+
+    __slots__ = ("_addresses", "_dns", "_keepalive_s", "_mtu", "_peers", "_pushed", "has_ipv6")
 
     def __init__(self, config: ServerConfig, client: AllowedClient) -> None:
         self._mtu, self._peers = config.mtu, config.peers
         self._dns, self._keepalive_s = config.push_dns, config.keepalive_s
-        net, ip = config.net4, client.ipv4
-        self._address = None if net is None or ip is None else IPv4Interface((ip, net.network.prefixlen))
+        self._addresses: tuple[IPInterface, ...] = tuple(
+            with_prefix(ip, net.network.prefixlen)
+            for net, ip in ((config.net4, client.ipv4), (config.net6, client.ipv6))
+            if net is not None and ip is not None
+        )
         self._pushed = pushed_routes(config, client)
+        self.has_ipv6 = any(each.version == 6 for each in self._addresses)
+
+    def agreed(self, offered: frozenset[str]) -> frozenset[str]:
+        """Which of the features that a client offers it gets."""
+        return offered if control.CTL in offered and self.has_ipv6 else offered - {control.INET6}
+
+    def serves(self, offered: frozenset[str]) -> bool:
+        """Whether a client that offers these features gets an address that it can use."""
+        return control.INET6 in self.agreed(offered) or any(each.version == 4 for each in self._addresses)
 
     @property
-    def tun_conf(self) -> str:
-        """The value of x-tun-conf in the answer to a download."""
-        assert self._address is not None
+    def tun_conf(self) -> str | None:
+        """The value of x-tun-conf in the answer to a download; None: the client has no address of IPv4."""
+        address = next((each for each in self._addresses if isinstance(each, IPv4Interface)), None)
+        if address is None:
+            return None
         if self._peers == 1:
-            return encode_generation_1(self._mtu, self._address)
+            return encode_generation_1(self._mtu, address)
         return encode_generation_2(
-            TunConf(self._mtu, (self._address,), tuple(net for net in self._pushed if isinstance(net, IPv4Network)))
+            TunConf(self._mtu, (address,), tuple(net for net in self._pushed if isinstance(net, IPv4Network)))
         )
 
-    @property
-    def params(self) -> bytes:
-        """The payload of PARAMS."""
-        return params.encode(
-            params.Params(
-                mtu=self._mtu,
-                addresses=() if self._address is None else (self._address,),
-                routes=self._pushed,
-                dns=self._dns,
-                keepalive=self._keepalive_s,
-            )
+    def params(self, agreed: frozenset[str]) -> bytes:
+        """The payload of PARAMS. ``agreed``: the features."""
+        parameters = params.Params(
+            mtu=self._mtu,
+            addresses=self._addresses,
+            routes=self._pushed,
+            dns=self._dns,
+            keepalive=self._keepalive_s,
         )
+        return params.encode(parameters if control.INET6 in agreed else parameters.without_ipv6())
 
 
 class PreviousParameters(NamedTuple):
@@ -176,6 +199,8 @@ class Session:
         self._config = config
         self._parameters = ClientParameters(config, client)
         self._hello: ClientHello | None = None  # the client of the newest download
+        self._agreed: frozenset[str] = frozenset()  # the features of that download
+        self._ipv6 = False  # whether they allow the client to send IPv6
         self._seen = b""  # the newest UPLOAD_SEEN of that client, while it has uploads
         self._table = table
         # Source and destination as one key -> the receiving session, True: the device, False: drop.
@@ -186,20 +211,24 @@ class Session:
         """The log for lines that need no rate limit."""
         return self.client_log.plain
 
-    @property
-    def tun_conf(self) -> str:
-        """The value of x-tun-conf in the answer to a download."""
-        return self._parameters.tun_conf
+    def agreed(self, hello: ClientHello) -> frozenset[str]:
+        """The features to agree on with this client."""
+        return self._parameters.agreed(hello.features)
 
     @property
-    def params(self) -> bytes:
-        """The payload of PARAMS."""
-        return self._parameters.params
+    def parameters(self) -> ClientParameters:
+        """What the client gets in the answer to a download, and in PARAMS."""
+        return self._parameters
 
-    def download_began(self, hello: ClientHello, name: str, transport: Transport, *, encrypted: bool | None) -> None:
+    def download_began(
+        self, hello: ClientHello, agreed: frozenset[str], name: str, transport: Transport, *, encrypted: bool | None
+    ) -> None:
         """A download begins. From now on ``hello`` describes the client; uploads of another machine end.
 
-        ``name``: the client's address, for logs. ``encrypted``: whether the client speaks TLS; None: not known.
+        Args:
+            agreed: the features that the answer has named.
+            name: the client's address, for logs.
+            encrypted: whether the client speaks TLS; None: not known.
         """
         before = self._hello
         continues = self.sender.streaming and before is not None and before.session_id == hello.session_id
@@ -213,7 +242,8 @@ class Session:
             for upload in self.uploads:
                 upload.end(PeerError("another machine uses this token", reason=EndReason.REPLACED))
             self._seen = b""  # the two machines number their uploads alike
-        self._hello = hello
+        self._hello, self._agreed = hello, agreed
+        self._set_ipv6(control.INET6 in agreed)
         self._session_log.begin()
         self.transport = transport
         self.disconnect_reason = None
@@ -240,7 +270,15 @@ class Session:
         if client.name != name:
             self.client_log.plain = client_logger(config.name, client.name)
         before, self._parameters = self._parameters, parameters
+        if not parameters.has_ipv6 and (self._ipv6 or self.sender.ipv6):
+            self._set_ipv6(False)
+            self.sender.set_ipv6(False)
         return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
+
+    def _set_ipv6(self, allowed: bool) -> None:
+        if allowed != self._ipv6:
+            self._ipv6 = allowed
+            self._verdicts.clear()  # the plane's copies have to follow
 
     def forget_verdicts(self) -> None:
         """Discard the cached verdicts, because the router was replaced."""
@@ -260,14 +298,20 @@ class Session:
 
     def send_update(self, before: PreviousParameters) -> None:
         """Give the client its changed parameters. An extended client gets them in a PARAMS frame; a base client has to
-        reconnect. A client that has connected since the change has them already."""
+        reconnect. So has an extended client if other features would be agreed on now. A client that has connected since
+        the change has them already."""
         if self._hello is not before.hello or not self.sender.streaming:
             return
-        if not before.hello.extended:
-            if self.tun_conf != before.parameters.tun_conf:
+        offered = before.hello.features
+        if before.hello.extended and not (
+            self._parameters.serves(offered) and self.agreed(before.hello) == self._agreed
+        ):
+            self.disconnect("its versions of IP changed: the client has to reconnect for them", uploads=False)
+        elif not before.hello.extended:
+            if self._parameters.tun_conf != before.parameters.tun_conf:
                 # A base client reconnects a lost download at once, but a lost upload only after the pause of an error.
                 self.disconnect("its parameters changed: a base client has to reconnect for them", uploads=False)
-        elif (payload := self.params) != before.parameters.params:
+        elif (payload := self._parameters.params(self._agreed)) != before.parameters.params(self._agreed):
             self.sender.set_keepalive(extended_keepalive(self._config.keepalive_s))
             self.sender.send_control(control.encode(control.PARAMS, payload))
 
@@ -403,11 +447,16 @@ class Session:
             self._verdicts.flows = Flows(plane, BY_ADDRESSES, self.counters.drops)
 
         def judge(view: memoryview, at: int) -> Verdict:
-            first, key = ADDRESSES.unpack_from(view, at)
-            to = self._verdicts.get(key) if first >> 4 == 4 else None
+            flow = flow_of(view, at)
+            if flow is None or (flow[0] == 6 and not self._ipv6):
+                return None
+            version, key = flow
+            to = self._verdicts.get(key)
             if to is None or to is True:
                 return to
-            return DropReason.BAD_SOURCE if to is False else to.sender.port(plane)
+            if to is False:
+                return drop_reason(key)
+            return to.sender.port(plane) if version == 4 or to.sender.ipv6 else None
 
         merged, look = lambda: writer.merged, writer.look_for_runs
         return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, merged, look, self.counters)
@@ -444,7 +493,7 @@ class Session:
         Raises PeerError at a frame that no honest peer sends, after the frames before it were forwarded; HostError if
         the device is gone.
         """
-        verdicts, unpack = self._verdicts, ROUTED_HEAD.unpack_from
+        verdicts, unpack, unpack_ipv6 = self._verdicts, ROUTED_HEAD.unpack_from, ROUTED_IPV6_HEAD.unpack_from
         inward: list[FrameRange] = []
         run_to: Session | None = None
         run_at = run_end = packets = rx_packets = rx_bytes = 0
@@ -452,10 +501,19 @@ class Session:
             for frame in frames:
                 start, stop, count = frame
                 length, gso_type, gso_size, first, key = unpack(view, start)
-                if first >> 4 != 4:
-                    self._take_other(view[start:stop], first)
+                if first >> 4 == 4:
+                    to = verdicts.get(key)
+                elif first >> 4 == 6 and self._ipv6 and length >= MIN_IPV6_BYTES:
+                    payload_bytes, next_header, key = unpack_ipv6(view, start)
+                    if not (payload_bytes or next_header):
+                        self.counters.drops[DropReason.JUMBOGRAM] += count
+                        rx_packets += count
+                        rx_bytes += count * length
+                        continue
+                    to = verdicts.get(key)
+                else:
+                    self._take_other(view[start:stop], first, count)
                     continue
-                to = verdicts.get(key)
                 if to is None:
                     to = self._decide(view[start : start + (stop - start) // count], key, sessions)
                 rx_packets += count
@@ -465,7 +523,9 @@ class Session:
                         raise PeerError("super-packet of absurdly small packets", reason=EndReason.BAD_VNET)
                     inward.append(frame)
                 elif to is False:
-                    self.counters.drops[DropReason.BAD_SOURCE] += count
+                    self.counters.drops[drop_reason(key)] += count
+                elif first >> 4 == 6 and not to.sender.ipv6:
+                    self.counters.drops[DropReason.NOT_IPV4] += count
                 else:
                     if not validate_vnet_header(
                         view[start:stop]
@@ -485,16 +545,20 @@ class Session:
             device.write_all(view, inward, self.counters.drops)
 
     def _decide(self, frame: memoryview, key: bytes, sessions: list[Session]) -> Session | bool:
-        source, destination = key[:4], key[4:]
+        half = len(key) >> 1
+        source, destination = key[:half], key[half:]
         if not self._table.router.owns(self.index, source):
             # After a break, a deployed client may resume its upload in the middle of a frame; every frame from there on
             # is garbage. This shows here: the length in front of the frame differs from the length in its packet.
-            length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
+            if half == 4:
+                length = int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
+            else:
+                length = int.from_bytes(frame[HEADER_BYTES + 4 : HEADER_BYTES + 6], "big") + MIN_IPV6_BYTES
             if length != len(frame) - HEADER_BYTES:
                 raise PeerError("frame whose length is not its packet's", reason=EndReason.BAD_FRAME)
         verdict = self._table.router.from_client(self.index, source, destination)
         if verdict == BAD_SOURCE:
-            self.log.debug("source %s is not an address of this client", ".".join(map(str, source)))
+            self.log.debug("source %s is not an address of this client", ip_address(source))
         to: Session | bool = sessions[verdict] if verdict >= 0 else verdict == TO_DEVICE
         if to is True:  # so that `TunnelServer.classify` decides again, and notices if the packet comes back
             self._table.device_verdicts.discard(key)
@@ -503,10 +567,18 @@ class Session:
         self._verdicts[key] = to
         return to
 
-    def _take_other(self, frame: memoryview, first: int) -> None:
+    def _take_other(self, frame: memoryview, first: int, count: int) -> None:
         if first == ECHO_FIRST_BYTE and len(frame) == HEADER_BYTES + ECHO_PACKET_BYTES:
             self.rtt.sample(echoed_clock(frame), time.monotonic_ns())
+        elif first >> 4 == 6 and not self._ipv6:
+            self.counters.drops[DropReason.NOT_IPV4] += count
         elif first >> 4 == 6:
-            self.counters.drops[DropReason.NOT_IPV4] += 1
+            text = f"frame with an IPv6 packet of {len(frame) // count - HEADER_BYTES} bytes"
+            raise PeerError(text, reason=EndReason.BAD_FRAME)
         else:
             raise PeerError("frame without an IP packet", reason=EndReason.BAD_FRAME)
+
+
+def drop_reason(key: bytes) -> DropReason:
+    """Why the router lets no packet with these addresses of a client pass."""
+    return DropReason.LINK_LOCAL if stays_on_link(key) else DropReason.BAD_SOURCE

@@ -101,6 +101,8 @@ DROPS: Final = {
     "queue-full",
     "codel",
     "bad-source",
+    "jumbogram",
+    "link-local",
     "not-ipv4",
     "device-full",
     "device-refused",
@@ -132,9 +134,11 @@ def test_every_number() -> None:
         series("tapotun_interface_dropped_packets_total", reason="loop", **CORP): 0,
         series("tapotun_interface_dropped_packets_total", reason="not-ipv4", **CORP): 3,
         series("tapotun_interface_refused_requests_total", reason="bad-token", **CORP): 17,
-        **none_of("tapotun_interface_dropped_packets_total", ("internal-error",), **CORP),
+        **none_of("tapotun_interface_dropped_packets_total", ("internal-error", "jumbogram", "link-local"), **CORP),
         **none_of(
-            "tapotun_interface_refused_requests_total", ("bad-method", "internal-error", "other-session"), **CORP
+            "tapotun_interface_refused_requests_total",
+            ("bad-method", "internal-error", "no-address", "other-session"),
+            **CORP,
         ),
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="127.0.0.1:8080"): 3,
         series("tapotun_listener_refused_connections_total", reason="unknown-path", address="[::1]:8080"): 1,
@@ -174,8 +178,21 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
             reasons.setdefault(name, set()).add(dict(labels)["reason"])
     assert reasons == {
         "tapotun_client_dropped_packets_total": DROPS,
-        "tapotun_interface_dropped_packets_total": {"internal-error", "loop", "no-route", "not-ipv4"},
-        "tapotun_interface_refused_requests_total": {"bad-method", "bad-token", "internal-error", "other-session"},
+        "tapotun_interface_dropped_packets_total": {
+            "internal-error",
+            "jumbogram",
+            "link-local",
+            "loop",
+            "no-route",
+            "not-ipv4",
+        },
+        "tapotun_interface_refused_requests_total": {
+            "bad-method",
+            "bad-token",
+            "internal-error",
+            "no-address",
+            "other-session",
+        },
     }
     assert DROPS | {"internal-error", "loop", "no-route"} == set(DropReason)
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from ipaddress import IPv6Address, IPv6Interface
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -40,7 +41,7 @@ from tapotun_trio.datapath.codel import CoDel
 from tapotun_trio.datapath.plane import current_plane, open_plane
 from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.datapath.sender import Sender
-from tapotun_trio.datapath.tun_io import DeviceWriter, FrameJudge, read_device
+from tapotun_trio.datapath.tun_io import Classify, DeviceWriter, FrameJudge, read_device
 from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import EndReason, PeerError
 from tapotun_trio.host.net.sockets import Connection
@@ -57,7 +58,7 @@ from tapotun_trio.wire.vnet import GSO_UDP_L4
 
 from ..chunkings import cut, cuts
 from ..fakes import HANG_S
-from ..packets import frame, ipv4
+from ..packets import frame, ip, ipv4, ipv6
 from ..planes import Tun, needs_pump
 from .support import allowed, client_config, server_config
 from .test_wire_merge import udp
@@ -68,6 +69,20 @@ CLIENTS: Final = ("10.10.0.2", "10.10.0.3", "10.10.0.4")
 HUB: Final = "10.10.0.1"
 # Of a client, of the server, behind the device, without a client, foreign.
 ADDRESSES: Final = (*CLIENTS, HUB, "198.51.100.1", "10.10.0.77", "192.0.2.9")
+CLIENTS6: Final = ("2001:db8::2", "2001:db8::3", "2001:db8::4")
+HUB6: Final = "2001:db8::1"
+# The same, and what does not leave its link.
+ADDRESSES6: Final = (
+    *CLIENTS6,
+    HUB6,
+    "2606:4700::1",
+    "2001:db8::77",
+    "2001:db8:9::9",
+    "fe80::1",
+    "ff02::1",
+    "ff0e::1",
+    "::1",
+)
 # What a socket takes while nobody reads, where the scenario wants it to be full soon; the kernel doubles it.
 SMALL_SOCKET_BYTES: Final = 4096
 SMALL_DEVICE_BYTES: Final = 8192
@@ -133,13 +148,20 @@ class Rotate(NamedTuple):
     client: int
 
 
+class Agree(NamedTuple):
+    """A client opens a new stream to be sent to, and agrees to IPv6 there, or does not."""
+
+    client: int
+    ipv6: bool
+
+
 class Reload(NamedTuple):
     """All verdicts are forgotten: the config was loaded anew, and maybe has fewer clients."""
 
     clients: int
 
 
-Step = Bytes | Packets | Take | Read | End | Break | Rotate | Reload
+Step = Bytes | Packets | Take | Read | End | Break | Rotate | Agree | Reload
 
 
 @dataclass(frozen=True)
@@ -149,6 +171,7 @@ class Scenario:
         server: the program is the server; otherwise it is a client, and "client 0" is its server.
         control: control frames were agreed on.
         queues: of the device.
+        ipv6: which clients have agreed to IPv6 at first.
         small_sockets, small_device: full soon.
         tcp: the streams are TCP on the loopback interface; otherwise Unix sockets, which carry everything at once.
     """
@@ -156,6 +179,7 @@ class Scenario:
     steps: tuple[Step, ...]
     server: bool = True
     control: bool = True
+    ipv6: tuple[bool, bool, bool] = (True, True, True)
     queues: int = 1
     small_sockets: bool = False
     small_device: bool = False
@@ -182,6 +206,8 @@ class Outcome:
 def flow_of(data: bytes) -> bytes:
     """What packets have in common that must keep their order. ``data``: a frame from its vnet header on."""
     packet = data[12:]
+    if len(packet) >= 40 and packet[0] >> 4 == 6:
+        return packet[8:40]
     if len(packet) < 24 or packet[0] >> 4 != 4:
         return b"other"
     return packet[12:24] if packet[9] == 17 else packet[12:20]
@@ -258,9 +284,21 @@ class RecordingUpload(Upload):
 class Peer:
     """The far ends of one client's streams."""
 
-    def __init__(self, world: World, sender: Sender, make: Callable[[Connection, list[tuple[int, bytes]]], Receiver]):
+    def __init__(
+        self,
+        world: World,
+        sender: Sender,
+        make: Callable[[Connection, list[tuple[int, bytes]]], Receiver],
+        accept: Callable[[bool], None],
+        ipv6: bool,
+    ):
+        """``accept``: called with whether IPv6 is taken of this peer, with each change. ``ipv6``: whether it has agreed
+        to IPv6."""
         self._world = world
         self.sender = sender
+        self._accept = accept
+        self._ipv6 = ipv6
+        accept(ipv6)
         self.controls: list[tuple[int, bytes]] = []
         self.end = "runs"
         self.serve_ends: list[str] = []
@@ -271,6 +309,11 @@ class Peer:
         self.bodies: list[bytearray] = []
         self.downs: list[socket.socket] = []
 
+    def agree(self, ipv6: bool) -> None:
+        self._accept(ipv6)
+        self._ipv6 = ipv6
+        self.attach()
+
     def attach(self) -> None:
         """A new stream to this peer."""
         ours, down = self._world.pair()
@@ -280,10 +323,10 @@ class Peer:
         self.bodies.append(bytearray())
         number = len(self.serve_ends)
         self.serve_ends.append("runs")
-        self._world.nursery.start_soon(self._serve, number, BodyWriter(Connection(ours, "peer")))
+        self._world.nursery.start_soon(self._serve, number, BodyWriter(Connection(ours, "peer")), self._ipv6)
 
-    async def _serve(self, number: int, writer: BodyWriter) -> None:
-        self.serve_ends[number] = await self._end_of(lambda: self.sender.serve(writer))
+    async def _serve(self, number: int, writer: BodyWriter, ipv6: bool) -> None:
+        self.serve_ends[number] = await self._end_of(lambda: self.sender.serve(writer, ipv6=ipv6))
         if not writer.broken:  # as the handlers do
             with trio.CancelScope(shield=True):
                 await writer.try_break_off()
@@ -343,28 +386,35 @@ class World:
         self.device_drops: Counter[str] = Counter()
         self.writers = [DeviceWriter(queue, self.device_drops) for queue in devices]
         self.host_got: list[bytes] = []
-        self._config = replace(
-            server_config(1, *(allowed(name, ip) for name, ip in zip("abc", CLIENTS, strict=True))),
-        )
+        clients = [
+            replace(client, addresses=(*client.addresses, IPv6Address(six)))
+            for client, six in zip(map(allowed, "abc", CLIENTS), CLIENTS6, strict=True)
+        ]
+        config = server_config(1, *clients)
+        self._config = replace(config, nets=(*config.nets, IPv6Interface(f"{HUB6}/64")))
         if scenario.server:
             self.server = TunnelServer(self._config, log, self.writers, self.device_drops)
             stack.callback(self.server.close)
-            tunnel: Any = self.server
+            classify: Classify = self.server.classify
             judge: FrameJudge = self.server
             self.counters = [session.counters for session in self.server.sessions]
             only: Callable[[], Sender | None] = self.server.only_sender
             self.peers = [
-                Peer(self, session.sender, partial(self._upload, session)) for session in self.server.sessions
+                Peer(self, session.sender, partial(self._upload, session), session._set_ipv6, ipv6)
+                for session, ipv6 in zip(self.server.sessions, scenario.ipv6, strict=True)
             ]
         else:
-            tunnel = client = TunnelClient(client_config("a", 1), log)
+            client = TunnelClient(client_config("a", 1), log)
+            classify = client.flows.classify
             judge = client.flows
             self.counters = [client.counters]
             only = lambda: client.sender  # noqa: E731
-            self.peers = [Peer(self, client.sender, partial(self._download, client))]
+            self.peers = [
+                Peer(self, client.sender, partial(self._download, client), client.flows.set_ipv6, scenario.ipv6[0])
+            ]
         for writer in self.writers:
             nursery.start_soon(writer.run)
-        nursery.start_soon(read_device, device, tunnel.classify, only, log, judge)
+        nursery.start_soon(read_device, device, classify, only, log, judge)
         for peer in self.peers:
             peer.attach()
             nursery.start_soon(peer.receive)
@@ -421,6 +471,8 @@ class World:
                 self.peers[client % len(self.peers)].downs[-1].close()
             case Rotate(client):
                 self.peers[client % len(self.peers)].attach()
+            case Agree(client, ipv6):
+                self.peers[client % len(self.peers)].agree(ipv6)
             case Reload(clients):
                 if self.scenario.server:
                     self.server.reconfigure(replace(self._config, clients=self._config.clients[: max(1, clients)]))
@@ -574,11 +626,15 @@ def compare(scenario: Scenario) -> int:
 # ------------------------------------------------------------------ chosen scenarios
 
 
-def tso(source: str, destination: str, size: int, mss: int = 1400) -> bytes:
-    """A TCP super-packet of an honest kernel."""
+def tso(source: str, destination: str, size: int, mss: int = 1400, extensions: int = 0) -> bytes:
+    """A TCP super-packet of an honest kernel. ``extensions``: how many extension headers of IPv6 precede TCP."""
     header = struct.pack("!HHIIBBHHH", 443, 51000, 1, 2, 5 << 4, 0x10, 1000, 0, 0)
-    packet = ipv4(source, destination, header + bytes(size), 6)
-    return frame(packet, struct.pack("<BBHHHHH", 1, 1, 40, mss, 20, 16, 0))
+    if ":" not in source:
+        packet = ipv4(source, destination, header + bytes(size), 6)
+        return frame(packet, struct.pack("<BBHHHHH", 1, 1, 40, mss, 20, 16, 0))
+    options = b"".join(bytes([60 if n + 1 < extensions else 6, 0]) + bytes(6) for n in range(extensions))
+    packet = ipv6(source, destination, options + header + bytes(size), 60 if extensions else 6)
+    return frame(packet, struct.pack("<BBHHHHH", 1, 4, 60 + len(options), mss, 40 + len(options), 16, 0))
 
 
 def chunked(data: bytes, size: int = 3000) -> bytes:
@@ -587,20 +643,27 @@ def chunked(data: bytes, size: int = 3000) -> bytes:
     )
 
 
+_HEAD: Final = {False: 24, True: 44}  # IPv4 or IPv6, and a number
+
+
 def plain(source: str, destination: str, size: int = 60, count: int = 1) -> bytes:
     """Frames that differ in their last bytes only."""
     return b"".join(
-        frame(ipv4(source, destination, bytes(size - 24) + number.to_bytes(4, "big"))) for number in range(count)
+        frame(ip(source, destination, bytes(size - _HEAD[":" in source]) + number.to_bytes(4, "big")))
+        for number in range(count)
     )
 
 
 def from_host(destination: str, size: int = 60, count: int = 1, source: str = "198.51.100.1") -> tuple[bytes, ...]:
     return tuple(
-        bytes(12) + ipv4(source, destination, bytes(size - 24) + number.to_bytes(4, "big")) for number in range(count)
+        bytes(12) + ip(source, destination, bytes(size - _HEAD[":" in source]) + number.to_bytes(4, "big"))
+        for number in range(count)
     )
 
 
 A, B, C = CLIENTS
+A6, B6, C6 = CLIENTS6
+OUTSIDE6: Final = "2606:4700::1"
 EVERYONE_READS: Final[tuple[Step, ...]] = tuple(Read(number, 1 << 30) for number in range(3))
 ORDINARY: Final[tuple[Step, ...]] = (
     Bytes(0, (chunked(plain(A, HUB, 1400, 5)), *(chunked(plain(A, HUB, 1400, 8)) for _ in range(10)))),
@@ -630,6 +693,79 @@ ORDINARY: Final[tuple[Step, ...]] = (
 def test_the_ordinary_case_is_the_planes(scenario: Scenario, least: int) -> None:
     """So that none of the comparisons here is one of the pure path with itself."""
     assert compare(scenario) >= least
+
+
+ORDINARY6: Final[tuple[Step, ...]] = (
+    Bytes(0, (chunked(plain(A6, HUB6, 1400, 5)), *(chunked(plain(A6, HUB6, 1400, 8)) for _ in range(10)))),
+    Bytes(0, (chunked(plain(A6, HUB6, 9000, 20)), chunked(plain(A6, HUB6, 9000, 10) + plain(A, HUB, 1400, 10)))),
+    Bytes(0, (chunked(tso(A6, HUB6, 5000)), chunked(tso(A6, B6, 5000) + tso(A6, B6, 60_000, extensions=2)))),
+    Bytes(0, (chunked(tso(A6, B6, 5000) + tso(A6, B6, 60_000, extensions=1)),)),
+    Bytes(1, (chunked(plain(B6, A6, 1400, 5) + plain(B6, C6, 1400, 5)), chunked(plain(B6, A6, 9000, 10)))),
+    *EVERYONE_READS,
+    Packets(0, from_host(A6, 1400, 30, OUTSIDE6) + from_host(B6, 1400, 30, OUTSIDE6) + from_host(C, 1400, 1)),
+    *EVERYONE_READS,
+    Packets(0, from_host(A6, 1400, 60, OUTSIDE6) + from_host("2001:db8::77", source=OUTSIDE6) + from_host(A)),
+    Packets(1, from_host(B6, 1400, 60, OUTSIDE6) + from_host(A6, source=OUTSIDE6)),
+)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "least"),
+    [
+        (Scenario(ORDINARY6), 100),
+        (Scenario(ORDINARY6, queues=2), 100),
+        (Scenario(ORDINARY6, server=False), 100),
+        (Scenario(ORDINARY6, small_sockets=True), 50),
+        (Scenario(ORDINARY6, small_device=True), 50),
+        (Scenario(ORDINARY6, tcp=True, small_sockets=True, server=False), 20),
+        (Scenario(ORDINARY6, ipv6=(True, False, True)), 50),
+    ],
+)
+def test_the_ordinary_case_of_ipv6_is_the_planes(scenario: Scenario, least: int) -> None:
+    assert compare(scenario) >= least
+
+
+def jumbogram(source: str, destination: str) -> bytes:
+    whole = ipv6(source, destination, bytes(60), 0)
+    return whole[:4] + bytes(2) + whole[6:]
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_what_does_not_pass_of_ipv6(server: bool) -> None:
+    """Again and again, since the plane learns. Hop-by-hop options are never the plane's: some are jumbograms."""
+    good, options = plain(A6, HUB6, 100, 9), frame(ipv6(A6, HUB6, bytes(60), 0))
+    to_link = [plain(A6, "ff02::1", 60, 9), plain(A6, "fe80::9", 60), plain("fe80::9", HUB6, 60, 2)]
+    mixed = b"".join([good, *to_link, plain(B6, HUB6), options, frame(jumbogram(A6, HUB6)), good])
+    host = [
+        *from_host("ff02::1", count=9, source=HUB6),
+        *from_host(A6, count=9, source=HUB6),
+        *from_host("fe80::1", count=3, source=HUB6),
+        bytes(12) + jumbogram(HUB6, A6),
+        bytes(12) + ipv6(HUB6, A6)[:39],
+        bytes(12) + ipv6(HUB6, A6, bytes(60), 0),
+    ]
+    steps: list[Step] = [*[Bytes(0, (chunked(mixed),))] * 6, *[Packets(0, tuple(host))] * 4]
+    least = 60
+    assert compare(Scenario(tuple(steps), server=server)) >= least
+    beside = Bytes(0, (chunked(plain(A6, "fec0::9", 60, 3) + plain("fec0::9", HUB6, 60, 3) + good),))
+    compare(Scenario((*steps[:4], *[beside] * 2), server=server))
+    short = Bytes(0, (chunked(plain(A6, HUB6, 1400, 3) + frame(ipv6(A6, HUB6)[:39]) + plain(A6, HUB6)),))
+    for agreed in (True, False):
+        known = [Bytes(0, (chunked(plain(A6, HUB6, 1400, 3)),))] * 2
+        compare(Scenario((*known, short, *ORDINARY[4:]), server=server, ipv6=(agreed, True, True)))
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_ipv6_ends_and_begins_with_a_new_stream(server: bool) -> None:
+    """The plane has verdicts on IPv6 to this client, of the device and of another client. They are void at once."""
+    outside = A6 if server else HUB6
+    packets = Packets(0, from_host(outside, 300, 20, OUTSIDE6) + from_host(A if server else HUB, 300, 20))
+    arrives = Bytes(1, (chunked(plain(B6, A6, 300, 20) + plain(B, A, 300, 20)),))
+    comes = Bytes(0, (chunked(plain(A6, HUB6, 300, 20) + plain(A, HUB, 300, 20)),))
+    one: tuple[Step, ...] = (packets, arrives, comes, Read(0, 1 << 30)) * 2
+    for before, after in ((True, False), (False, True)):
+        steps = (*one, Agree(0, after), *one, Agree(0, before), *one)
+        assert compare(Scenario(steps, server=server, ipv6=(before, True, True))) >= 100
 
 
 UNKNOWN: Final[tuple[Step, ...]] = (
@@ -720,17 +856,26 @@ vnet_headers = st.one_of(
             struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0),
             struct.pack("<BBHHHHH", 1, 5, 0, 100, 20, 6, 0),
             struct.pack("<BBHHHHH", 1, 0, 0, 0, 40_000, 6, 0xFFFF),
+            struct.pack("<BBHHHHH", 1, 0, 0, 0, 40, 6, 0),
+            struct.pack("<BBHHHHH", 1, 4, 60, 1400, 40, 16, 0),
+            struct.pack("<BBHHHHH", 1, 4, 60, 1, 40, 16, 0),
         ]
     ),
 )
 sizes = st.sampled_from([20, 24, 41, 60, 576, 1400, 1500, 9000])
 addresses = st.sampled_from(ADDRESSES)
+addresses6 = st.sampled_from([*ADDRESSES6, *CLIENTS6, HUB6])
 
 
 @st.composite
 def packets(draw: st.DrawFn) -> bytes:
     size = draw(sizes)
-    return ipv4(draw(addresses), draw(addresses), draw(st.binary(max_size=4)).ljust(max(0, size - 20), b"\7"), 253)
+    if draw(st.booleans()):
+        return ipv4(draw(addresses), draw(addresses), draw(st.binary(max_size=4)).ljust(max(0, size - 20), b"\7"), 253)
+    payload = draw(st.binary(max_size=4)).ljust(max(0, size - 40), b"\7")
+    whole = ipv6(draw(addresses6), draw(addresses6), payload, draw(st.sampled_from([253, 253, 6, 17, 0, 44, 60])))
+    cut = draw(st.sampled_from([*["whole"] * 12, "jumbogram", "short"]))
+    return whole[:4] + bytes(2) + whole[6:] if cut == "jumbogram" else whole[:39] if cut == "short" else whole
 
 
 @st.composite
@@ -746,7 +891,9 @@ def items(draw: st.DrawFn) -> bytes:
         return b"".join(udp(bytes([n]) * size, ident=n, addresses=key) for n in range(count))
     match kind:
         case 11:
-            return tso(draw(addresses), draw(addresses), draw(st.sampled_from([1, 1400, 5000, 60_000])))
+            ends = draw(st.sampled_from([addresses, addresses6]))
+            size = draw(st.sampled_from([1, 1400, 5000, 60_000]))
+            return tso(draw(ends), draw(ends), size, extensions=draw(st.integers(0, 2)))
         case 12:
             return BASE_PING * draw(st.integers(1, 20))
         case 13:
@@ -800,6 +947,7 @@ def arrivals(draw: st.DrawFn) -> Bytes:
 host_frames = st.one_of(
     st.builds(lambda packet, count: (bytes(12) + packet,) * count, packets(), st.sampled_from([1, 2, 8, 40])),
     st.builds(lambda a, size: (tso("198.51.100.1", a, size)[2:],), addresses, st.sampled_from([100, 9000, 60_000])),
+    st.builds(lambda a, size: (tso(OUTSIDE6, a, size)[2:],), addresses6, st.sampled_from([100, 9000, 60_000])),
     st.sampled_from([(bytes(12) + b"\x60" + bytes(39),), (bytes(12),), (bytes(31),), (b"\1" * 12 + bytes(20),)]),
 )
 deliveries = st.builds(
@@ -823,6 +971,7 @@ scenarios = st.builds(
     steps=st.lists(steps, min_size=1, max_size=8).map(tuple),
     server=st.sampled_from([True, True, False]),
     control=st.booleans(),
+    ipv6=st.tuples(*[st.sampled_from([True, True, False])] * 3),
     queues=st.sampled_from([1, 2]),
     small_sockets=st.booleans(),
     small_device=st.booleans(),

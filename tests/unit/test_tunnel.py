@@ -117,7 +117,9 @@ async def test_pushed_routes_but_for_what_a_client_has_itself(peers: Literal[1, 
 @pytest.mark.parametrize("peers", [1, 2])
 def test_a_deployed_client_is_told_pushed_routes_in_generation_2_only(peers: Literal[1, 2]) -> None:
     config = pushing(1, peers)
-    conf = tunconf.decode(Session(0, config.clients[0], config, ForwardingTable()).tun_conf)
+    told = Session(0, config.clients[0], config, ForwardingTable()).parameters.tun_conf
+    assert told is not None
+    conf = tunconf.decode(told)
     assert conf.addresses == (IPv4Interface("10.10.0.2/24"),)
     assert conf.routes == ((IPv4Network("10.0.0.0/8"),) if peers == 2 else ())
 
