@@ -25,6 +25,11 @@ def _frame(to: int, size: int = 20, vnet: bytes = bytes(12)) -> bytes:
     return struct.pack("<H", size) + vnet + packet
 
 
+def _frame6(to: int, size: int = 40, vnet: bytes = bytes(12), next_header: int = 6) -> bytes:
+    packet = b"\x60" + bytes(5) + bytes((next_header,)) + bytes(12) + bytes((to,)) + bytes(20)
+    return struct.pack("<H", size) + vnet + (packet + bytes(max(0, size - 40)))[:size]
+
+
 def _chunks(data: bytes, size: int) -> bytes:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(chunk_head(len(piece)) + piece + b"\r\n" for piece in pieces)
@@ -35,6 +40,7 @@ def _input(program: bytes, stream: bytes) -> bytes:
 
 
 _TSO: Final = struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0)
+_TSO6: Final = struct.pack("<BBHHHHH", 1, 4, 60, 1400, 40, 16, 0)
 _ALL: Final = b"".join(_frame(to, size) for to in range(8) for size in (20, 41, 100)) + BASE_PING
 _STREAMS: Final = (
     _chunks(_ALL * 3, 5000),
@@ -42,6 +48,13 @@ _STREAMS: Final = (
     _chunks(_frame(1) * 2000 + _frame(3) * 50 + _frame(0) * 100 + _frame(2) * 100, 1 << 17),
     _chunks((_frame(0, 9000, _TSO) + _frame(2, 60_000, _TSO)) * 4 + _ALL * 2, 70_000),
     _chunks(_ALL, 500) + b"1;x\r\nx\r\n0\r\n\r\n",
+    _chunks(
+        b"".join(_frame6(to, size) for to in range(8) for size in (39, 40, 41, 100)) * 3
+        + (_frame6(0, 9000, _TSO6) + _frame6(2, 60_000, _TSO6)) * 3
+        + _frame6(6, 9000, struct.pack("<BBHHHHH", 1, 4, 68, 1400, 48, 16, 0), 0) * 2
+        + _ALL,
+        70_000,
+    ),
     _chunks(_frame(0, 1400) * 20 + b"\1\0\2\x08\0\0\0" + bytes(8), 3000),
 )
 # Each step waits, with everything ready (stream, device, peers), and all calls take all; or with what is odd.

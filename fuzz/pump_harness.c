@@ -83,7 +83,7 @@ static unsigned next16(void) { return next() | next() << 8; }
 
 static int has_memory(void) { return ++allocations != fail_at; }
 
-/* Where Python says that a frame goes, by the last byte of its destination. */
+/* Where Python says that a frame goes, by the last byte of its destination; of IPv6, by a byte of its source. */
 static int way_of(const uint8_t *frame) { return frame[HEADER_BYTES + 19] & 3; }
 enum { TO_DEVICE, TO_NOBODY, TO_PEER, NOT_LEARNED };
 
@@ -429,7 +429,7 @@ static void see_frames(PyObject *ranges, PyObject *memory, int of_stream)
 			if (of_stream)
 				came_out(buf + at + LENGTH_BYTES, size - LENGTH_BYTES);
 		}
-		if (buf[start + HEADER_BYTES] >> 4 == 4)
+		if (buf[start + HEADER_BYTES] >> 4 == 4 || buf[start + HEADER_BYTES] >> 4 == 6)
 			learn(buf + start, size);
 		before = stop;
 	}
@@ -504,7 +504,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	CHECK(module);
 	type = PyObject_GetAttrString(module, "Pump");
 	/* BY_ADDRESSES of plane.py. */
-	rules = Py_BuildValue("(((N)(N)))", Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x40), Py_BuildValue("(ii)", HEADER_BYTES + 12, 8));
+	rules = Py_BuildValue("(((N)(N))((NN)(NN)))", Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x40), Py_BuildValue("(ii)", HEADER_BYTES + 12, 8),
+		Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x60), Py_BuildValue("(iii)", HEADER_BYTES + IPV6_BYTES - 1, 0, 0),
+		Py_BuildValue("(ii)", HEADER_BYTES + 6, 1), Py_BuildValue("(ii)", HEADER_BYTES + 8, 32));
 	payload = malloc(OUT_BYTES);
 	for (int peer = 0; peer < PEERS; peer++)
 		out[peer].bytes = malloc(OUT_BYTES);
