@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,18 @@ async def test_our_server() -> None:
         assert (it.idle.download_s, it.idle.upload_s) == (None, None)
         assert it.idle.download_tested_s >= 0.9
         assert not hub.outbound
+
+
+async def test_a_server_with_ipv6_only() -> None:
+    """Its answers have no x-tun-conf."""
+    port, host = free_port(), MemoryHost()
+    client = replace(allowed("a", "10.10.0.2"), addresses=(IPv6Address("fd00::2"),))
+    config = replace(server_config(port, client), nets=(IPv6Interface("fd00::1/64"),))
+    async with running(host, config):
+        it, verdict = await measured(port, idle_s=1.0)
+    assert (verdict.usable, verdict.selector, verdict.findings) == (True, "http", [])
+    assert it.http is not None
+    assert it.http.server == "extended"
 
 
 async def test_packets_for_the_client_are_thrown_away() -> None:
