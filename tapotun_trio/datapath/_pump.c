@@ -76,7 +76,8 @@ typedef enum { TABLE = 1, PORT, OUTLET, READER, INLET } Kind;
 typedef enum { ASK, DROP, DEVICE, TO_PORT } Way;
 /* The events for Python, and the flags of `wait`. */
 enum { BLOCKED = 1, FAILED, WATCH, FRAMES, SMALL, UNUSUAL, ENDED };
-enum { TRIO_READY = 1, EXPIRED = 2 };
+enum { TRIO_READY = 1, EXPIRED = 2, SHORT = 4 };
+#define NO_MEMORY 4 /* a reason for drops: plane.py, _DROPS */
 
 static int hex(unsigned c)
 {
@@ -167,6 +168,7 @@ typedef struct {
 	uint64_t dirty[256]; /* objects that have counted something */
 	uint32_t dirty_count;
 	int all_dirty;
+	int lost_event; /* in this turn: there was no memory for one */
 } Pump;
 
 static uint64_t clock_ns(void)
@@ -580,12 +582,23 @@ static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t pac
 
 /* ---- events */
 
-static int add_event(PyObject *events, int what, uint64_t id, PyObject *detail)
+/* Note that there was no memory for an event: `wait` tells it with SHORT. Returns -1 if it was another exception. */
+static int lose_event(Pump *p)
+{
+	if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+		return -1;
+	PyErr_Clear();
+	p->lost_event = 1;
+	return 0;
+}
+
+/* Returns -1 with an exception set, never for want of memory: then the event is lost, and `lost_event` is set. */
+static int add_event(Pump *p, PyObject *events, int what, uint64_t id, PyObject *detail)
 {
 	PyObject *event = Py_BuildValue("(iKN)", what, (unsigned long long)id, detail ? detail : Py_NewRef(Py_None));
 	int result = event ? PyList_Append(events, event) : -1;
 	Py_XDECREF(event);
-	return result;
+	return result ? lose_event(p) : 0;
 }
 
 /* Tell Python what became of a port: at most one event of each kind until it has reacted. */
@@ -595,17 +608,17 @@ static int report(Pump *p, Port *port, PyObject *events)
 		return 0;
 	if (port->failed) {
 		port->told = 1;
-		return add_event(events, FAILED, port->object.id, PyLong_FromLong(port->failed));
+		return add_event(p, events, FAILED, port->object.id, PyLong_FromLong(port->failed));
 	}
 	if (port->full) {
 		port->told = 1;
-		return add_event(events, BLOCKED, port->object.id, NULL);
+		return add_event(p, events, BLOCKED, port->object.id, NULL);
 	}
 	if (port->unwatched > WATCH_BYTES) {
 		port->unwatched = 0;
 		if (p->now_ns - port->watched_ns > WATCH_NS) {
 			port->watched_ns = p->now_ns;
-			return add_event(events, WATCH, port->object.id, NULL);
+			return add_event(p, events, WATCH, port->object.id, NULL);
 		}
 	}
 	return 0;
@@ -638,6 +651,21 @@ static PyObject *ranges(const uint8_t *buf, const Span *span, size_t spans)
 		Py_XDECREF(range);
 	}
 	return list;
+}
+
+/* Show Python these frames. If there is no memory for that, they are dropped. Returns -1 with an exception set. */
+static int show(Pump *p, PyObject *events, int what, Object *object, const uint8_t *buf, const Span *span, size_t spans, uint64_t *drops)
+{
+	int lost = p->lost_event, result;
+	PyObject *list = ranges(buf, span, spans);
+	p->lost_event = 0;
+	result = list ? add_event(p, events, what, object->id, list) : lose_event(p);
+	if (p->lost_event) {
+		drops[NO_MEMORY] += spans;
+		touch(p, object);
+	}
+	p->lost_event |= lost;
+	return result;
 }
 
 /* ---- from the device */
@@ -705,14 +733,13 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 	if (to)
 		backs = give_run(p, to, r, run, at, packets, back, backs, run == ROOM_BYTES && !backs && r->sole == to->object.id ? r : NULL);
 	if (backs) {
-		PyObject *list = ranges(r->slab, back, backs);
-		result = list ? add_event(events, FRAMES, r->object.id, list) : -1;
+		result = show(p, events, FRAMES, &r->object, r->slab, back, backs, r->drops);
 		r->shown = p->turn;
 	}
 	if (why && !result) {
 		r->told = 1;
 		poll_queues(p, r, EPOLL_CTL_DEL, 0);
-		result = add_event(events, FAILED, r->object.id, PyLong_FromLong(why));
+		result = add_event(p, events, FAILED, r->object.id, PyLong_FromLong(why));
 	}
 	return result;
 }
@@ -919,8 +946,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 		}
 		size_t spans = find_frames(in, span, &unusual), done = pass_on(p, in, span, spans, &why);
 		if (done < spans) {
-			PyObject *list = ranges(in->buf, span + done, spans - done);
-			if (!list || add_event(events, why, in->object.id, list))
+			if (show(p, events, why, &in->object, in->buf, span + done, spans - done, in->drops))
 				return -1;
 			in->shown = p->turn;
 		}
@@ -932,7 +958,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 		in->resume = 0;
 		in->told = 1;
 		poll_fd(p, EPOLL_CTL_DEL, in->sock, 0, 0);
-		return add_event(events, what, in->object.id, PyLong_FromLong(error));
+		return add_event(p, events, what, in->object.id, PyLong_FromLong(error));
 	}
 	if (in->resume)
 		p->resumed++;
@@ -967,7 +993,7 @@ static int report_stalled(Pump *p, Object *object, PyObject *events)
 	if (port->failed)
 		return 0; /* `report` tells that */
 	port->told = 1;
-	return add_event(events, BLOCKED, object->id, NULL);
+	return add_event(p, events, BLOCKED, object->id, NULL);
 }
 
 static int report_all(Pump *p, PyObject *events)
@@ -1006,7 +1032,9 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 }
 
 PyDoc_STRVAR(wait_doc, "wait(deadline_ns) -> (events, flags)\n\nMove frames until something is for Python, trio's epoll is\n"
-	"ready, or the deadline (CLOCK_MONOTONIC) has passed. Releases the GIL while it waits. Raises OSError, MemoryError.");
+	"ready, or the deadline (CLOCK_MONOTONIC) has passed. Releases the GIL while it waits. With SHORT, there was no memory for\n"
+	"some events, and any object may be one that waits for Python: all loans must end. Raises OSError; MemoryError only before it\n"
+	"has done anything.");
 
 static PyObject *Pump_wait(PyObject *self, PyObject *args)
 {
@@ -1015,9 +1043,10 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 	int flags = 0;
 	if (!PyArg_ParseTuple(args, "K", &deadline))
 		return NULL;
-	PyObject *events = PyList_New(0);
-	if (!events)
-		return NULL;
+	PyObject *events = PyList_New(0), *result = PyTuple_New(2);
+	if (!events || !result)
+		goto failed;
+	p->lost_event = 0;
 	p->turn++;
 	do {
 		struct epoll_event event[EVENTS];
@@ -1058,10 +1087,15 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 			goto failed;
 		if (p->now_ns >= deadline)
 			flags |= EXPIRED;
+		if (p->lost_event)
+			flags |= SHORT;
 	} while (!flags && !PyList_Size(events));
-	return Py_BuildValue("(Ni)", events, flags);
+	PyTuple_SetItem(result, 0, events);
+	PyTuple_SetItem(result, 1, PyLong_FromLong(flags)); /* a small int, for which Python needs no memory */
+	return result;
 failed:
-	Py_DECREF(events);
+	Py_XDECREF(events);
+	Py_XDECREF(result);
 	return NULL;
 }
 
@@ -1138,38 +1172,43 @@ static void release(Pump *p, Object *object)
 
 /* ---- what Python calls */
 
-PyDoc_STRVAR(counts_doc, "counts() -> [(id, packets, bytes, arrivals, drops), ...]\n\nWhat was counted since the last call.");
+PyDoc_STRVAR(counts_doc, "counts() -> [(id, packets, bytes, arrivals, drops), ...]\n\nWhat was counted since the last call. What there\n"
+	"is no memory for comes with the next one. Raises MemoryError.");
 
-static PyObject *counts_of(Object *object)
+/* Move what an object has counted into the list. Returns -1 with an exception set; then the object still has it. */
+static int take_counts(Object *object, PyObject *list)
 {
-	unsigned long long packets = 0, bytes = 0, arrivals = 0;
-	uint64_t *drops = NULL;
+	uint64_t none = 0, *packets = &none, *bytes = &none, *arrivals = &none, *drops = NULL;
 	PyObject *reasons = NULL;
 	if (object->kind == PORT) {
 		Port *port = (Port *)object;
-		packets = port->packets, bytes = port->bytes;
-		port->packets = port->bytes = 0;
+		packets = &port->packets, bytes = &port->bytes;
 	} else if (object->kind == INLET) {
 		Inlet *in = (Inlet *)object;
-		packets = in->packets, bytes = in->bytes, arrivals = in->arrivals;
-		in->packets = in->bytes = in->arrivals = 0;
-		drops = in->drops;
+		packets = &in->packets, bytes = &in->bytes, arrivals = &in->arrivals, drops = in->drops;
 	} else if (object->kind == READER)
 		drops = ((Reader *)object)->drops;
 	for (int i = 0; drops && i < DROP_REASONS && !reasons; i++)
-		if (drops[i])
-			reasons = PyTuple_New(DROP_REASONS);
+		if (drops[i] && !(reasons = PyTuple_New(DROP_REASONS)))
+			return -1;
 	for (int i = 0; reasons && i < DROP_REASONS; i++) {
 		PyObject *number = PyLong_FromUnsignedLongLong(drops[i]);
-		if (!number || PyTuple_SetItem(reasons, i, number))
-			Py_CLEAR(reasons);
-		else
-			drops[i] = 0;
+		if (!number || PyTuple_SetItem(reasons, i, number)) {
+			Py_DECREF(reasons);
+			return -1;
+		}
 	}
-	if (PyErr_Occurred())
-		return NULL;
-	object->dirty = 0;
-	return Py_BuildValue("(KKKKN)", (unsigned long long)object->id, packets, bytes, arrivals, reasons ? reasons : Py_NewRef(Py_None));
+	PyObject *row = Py_BuildValue("(KKKKN)", (unsigned long long)object->id, (unsigned long long)*packets, (unsigned long long)*bytes,
+		(unsigned long long)*arrivals, reasons ? reasons : Py_NewRef(Py_None));
+	int result = row ? PyList_Append(list, row) : -1;
+	Py_XDECREF(row);
+	if (!result) {
+		*packets = *bytes = *arrivals = 0;
+		if (reasons)
+			memset(drops, 0, DROP_REASONS * sizeof *drops);
+		object->dirty = 0;
+	}
+	return result;
 }
 
 static PyObject *Pump_counts(PyObject *self, PyObject *unused)
@@ -1177,21 +1216,23 @@ static PyObject *Pump_counts(PyObject *self, PyObject *unused)
 	Pump *p = (Pump *)self;
 	(void)unused;
 	PyObject *list = PyList_New(0);
+	if (!list)
+		return NULL;
 	uint32_t most = p->all_dirty ? p->size : p->dirty_count;
-	for (uint32_t i = 0; list && i < most; i++) {
+	for (uint32_t i = 0; i < most; i++) {
 		uint64_t id = p->all_dirty ? p->objects[i] ? p->objects[i]->id : 0 : p->dirty[i];
 		Object *object = (uint32_t)id < p->size ? p->objects[(uint32_t)id] : NULL;
-		if (!object || object->id != id || !object->dirty)
+		if (!object || object->id != id || !object->dirty || !take_counts(object, list))
 			continue;
-		PyObject *row = counts_of(object);
-		if (!row || PyList_Append(list, row))
-			Py_CLEAR(list);
-		Py_XDECREF(row);
+		if (PyErr_ExceptionMatches(PyExc_MemoryError) && PyList_Size(list)) {
+			PyErr_Clear();
+			return list; /* these are settled; the others still are dirty */
+		}
+		Py_DECREF(list);
+		return NULL;
 	}
-	if (list) {
-		p->dirty_count = 0;
-		p->all_dirty = 0;
-	}
+	p->dirty_count = 0;
+	p->all_dirty = 0;
 	return list;
 }
 
@@ -1349,7 +1390,7 @@ static PyObject *Pump_attach(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(detach_doc, "detach(port) -> what its socket has not taken\n\nThe socket is the caller's again. With TLS the rest is\n"
-	"sealed already.");
+	"sealed already. If there is no memory for the rest, it is lost, and `failure` is ENOMEM.");
 
 static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 {
@@ -1358,8 +1399,13 @@ static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 	if (!port)
 		return NULL;
 	PyObject *rest = PyBytes_FromStringAndSize((const char *)(port->size ? port->rest + port->sent : (const uint8_t *)""), (Py_ssize_t)(port->size - port->sent));
-	if (!rest)
-		return NULL;
+	if (!rest) {
+		if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+			return NULL;
+		PyErr_Clear();
+		port->failed = port->failed ? port->failed : ENOMEM;
+		rest = PyBytes_FromStringAndSize("", 0); /* which exists already */
+	}
 	let_go((Pump *)self, port);
 	port->sent = port->size = 0;
 	port->rest = NULL;
@@ -1679,6 +1725,7 @@ PyMODINIT_FUNC PyInit__pump(void)
 		{ "ABI", ABI }, { "OVERHEAD", OVERHEAD }, { "MAX_QUEUES", MAX_QUEUES }, { "DROP", DROP }, { "DEVICE", DEVICE },
 		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES }, { "SMALL", SMALL },
 		{ "UNUSUAL", UNUSUAL }, { "ENDED", ENDED }, { "TRIO_READY", TRIO_READY }, { "EXPIRED", EXPIRED },
+		{ "SHORT", SHORT },
 		{ "WANTS_MORE", WANTS_MORE }, { "NO_ROOM", NO_ROOM }, { "OTHER", OTHER }, { "MAX_RECORD_BYTES", MAX_RECORD_BYTES },
 	};
 	PyObject *module = PyModule_Create(&definition), *type = module ? PyType_FromSpec(&spec) : NULL;

@@ -20,6 +20,7 @@ UNUSUAL: Final[int]
 ENDED: Final[int]
 TRIO_READY: Final[int]
 EXPIRED: Final[int]
+SHORT: Final[int]
 
 WANTS_MORE: Final[int]
 NO_ROOM: Final[int]

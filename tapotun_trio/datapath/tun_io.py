@@ -400,7 +400,10 @@ class DeviceWriter:
         fd = self._device.descriptor if isinstance(self._device, LendableQueue) else None
         if self._plane is None or fd is None:
             await self._write_queued()
-        self.outlet = self._plane.open_outlet(fd)
+        try:
+            self.outlet = self._plane.open_outlet(fd)
+        except MemoryError:  # only Python writes to this queue, then
+            await self._write_queued()
         self._tell_plane(busy=bool(self._queue))
         try:
             await self._write_queued()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from threading import Event
 from typing import Any, Final
@@ -16,6 +17,7 @@ from tapotun_trio.datapath.tun_io import SHORTAGE_PAUSE_S
 from tapotun_trio.errors import EndReason
 from tapotun_trio.server.server import TunnelServer
 
+from ..fakes import HANG_S
 from ..packets import frame, ipv4
 from ..planes import needs_pump
 from .test_plane_differential import (
@@ -171,6 +173,48 @@ def test_no_memory_for_a_burst_costs_that_burst(fails: str, monkeypatch: pytest.
         assert world.counters[0].tx_packets >= before + 3
 
     trio.run(partial(in_world, Scenario(()), work, native=True))
+
+
+@pytest.mark.parametrize("how", ["told", "raised"])
+def test_no_memory_for_what_a_full_socket_has_left(how: str) -> None:
+    """The rest of a chunk is lost, so the stream ends: nothing may follow half a chunk. The next one is lent again."""
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP, *EVERYONE_READS)
+        plane, peer = plane_of(), world.peers[0]
+        assert is_lent(world)
+        pump, failing, lost = plane.pump, Learner(plane.pump), list[bytes]()
+
+        def detach(number: int) -> bytes:
+            rest = pump.detach(number)
+            if not rest:
+                return rest
+            lost.append(rest)
+            if how == "raised":
+                raise MemoryError
+            return b""
+
+        failing.__dict__["detach"] = detach
+        failing.__dict__["failure"] = lambda number: errno.ENOMEM if lost else pump.failure(number)
+        plane.pump = failing  # type: ignore[assignment]
+        with trio.fail_after(HANG_S):  # a burst is in the socket in part; it is taken back as that stays full
+            while not lost:
+                await play_all(world, Packets(0, from_host(A, 1400, 80)))
+                peer.sender.send(plain("198.51.100.1", A, 24), 1)
+        plane.pump = pump
+        await world.finish()
+        assert peer.serve_ends == [EndReason.BROKEN]
+        with pytest.raises(AssertionError, match="the stream stops within"):
+            decode(bytes(peer.bodies[0]))
+        peer.attach()
+        await world.finish()
+        await play_all(world, Packets(0, from_host(A, count=3)))
+        await world.finish()
+        assert is_lent(world)
+        assert len(decode(bytes(peer.bodies[1]))) >= 3
+        assert current_plane() is plane
+
+    trio.run(partial(in_world, Scenario((), small_sockets=True), work, native=True))
 
 
 class Learner:

@@ -768,3 +768,114 @@ def test_trio_is_woken_for(world: World) -> None:
         assert pump.wait(0) == ([], _pump.EXPIRED)
         far.send(b"x")
         assert pump.wait(time.monotonic_ns() + SOON_NS) == ([], _pump.TRIO_READY)
+
+
+# ------------------------------------------------------------------ there is no memory
+
+
+def without_memory(call: Callable[[], object], number: int) -> tuple[object, bool]:
+    """Call, where allocation ``number`` (from 1) of Python's memory fails. Returns the result, and whether it raised
+    MemoryError."""
+    _testcapi = pytest.importorskip(
+        "_testcapi", reason="a module of CPython's own tests, which some distributions omit"
+    )
+    failure: BaseException | None = None
+    result: object = None
+    _testcapi.set_nomemory(number, number + 1)
+    try:
+        result = call()
+    except MemoryError as exc:
+        failure = exc
+    finally:
+        _testcapi.remove_mem_hooks()
+    return result, failure is not None
+
+
+def test_no_memory_for_an_event(world: World) -> None:
+    """Wherever in a turn: what is not told is counted, nothing else is lost, and Python hears that something was."""
+    met = 0
+    for number in range(1, 60):
+        pump, tun = world.pump, world.tun()
+        table, port = pump.table(plane.ALL_ALIKE), pump.port()
+        outlet = pump.outlet(tun.device.fileno())
+        lost, far = world.pair()
+        pump.attach(port, lost.fileno(), 1000)
+        inlet, sender, memory = inlet_of(world, outlet, table)
+        ended, closed, _ = inlet_of(world, outlet, table)
+        source = world.tun()
+        reader = pump.reader((source.device.fileno(),), table, slab(), plane.BURST_BYTES, 0)
+        frames = [frame(packet(1, n)) for n in range(3)]
+        sender.send(chunk(b"".join(frames)))
+        closed.close()
+        for n in range(2):
+            source.send(bytes(12) + packet(9, n))
+        deadline = time.monotonic_ns()
+        wait = pump.wait
+        outcome, failed = without_memory(lambda wait=wait, deadline=deadline: wait(deadline), number)  # type: ignore[misc]
+        if failed:  # before it did anything
+            outcome = wait(time.monotonic_ns())
+        assert isinstance(outcome, tuple)
+        events, flags = outcome
+        short = bool(flags & _pump.SHORT)
+        shown = {ident: sum(count for *_, count in detail) for what, ident, detail in events if what == _pump.FRAMES}
+        drops = {ident: row[4] for ident, *_, row in pump.counts() if row is not None}
+        assert shown.get(inlet, 0) + drops.get(inlet, 0) == 3
+        assert shown.get(reader, 0) + drops.get(reader, 0) == 2
+        whole = {inlet, reader} == set(shown) and (_pump.ENDED, ended) in [event[:2] for event in events]
+        assert short == (not whole)
+        met += short
+        # Python ends all loans then, and the state of each is whole.
+        for loan in (inlet, ended, reader):
+            pump.halt(loan)
+        assert pump.state(inlet)[:2] == (sum(map(len, frames)) + len(chunk_head(sum(map(len, frames)))),) * 2
+        for loan in (inlet, ended, reader, outlet, port, table):
+            pump.free(loan)
+        del memory
+        far.close()
+    assert met >= 3
+
+
+def test_no_memory_for_counts(world: World) -> None:
+    """What cannot be told now is told later, and nothing twice."""
+    failures = 0
+    for number in range(1, 30):
+        pump, tun = world.pump, world.tun()
+        table = pump.table(plane.ALL_ALIKE)
+        outlet = pump.outlet(tun.device.fileno())
+        pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
+        inlets = []
+        for _ in range(3):
+            inlet, far, _ = inlet_of(world, outlet, table)
+            far.send(chunk(frame(packet(1, 2)) * 2))
+            inlets.append(inlet)
+        world.wait()
+        counts = pump.counts
+        outcome, failed = without_memory(lambda counts=counts: counts(), number)  # type: ignore[misc]
+        rows = [] if failed else list(outcome)  # type: ignore[call-overload]
+        failures += len(rows) < 3
+        rows += counts()
+        assert sorted(row[:4] for row in rows) == sorted((inlet, 2, 80, 1) for inlet in inlets)
+        assert counts() == []
+        for loan in (*inlets, outlet, table):
+            pump.free(loan)
+    assert failures >= 3
+
+
+def test_no_memory_for_the_rest_of_a_port(world: World) -> None:
+    """It is lost, the port says so, and the socket is free: the stream ends, and another can be lent."""
+    pump, tun = world.pump, world.tun()
+    table, port = pump.table(plane.ALL_ALIKE), pump.port()
+    ours, _ = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    for n in range(60):
+        tun.send(bytes(12) + packet(1, n, 1400))
+    world.wait()
+    assert pump.waiting(port)
+    detach = pump.detach
+    assert without_memory(lambda: detach(port), 1) == (b"", False)
+    assert pump.failure(port) == errno.ENOMEM
+    assert pump.waiting(port) == 0
+    pump.attach(port, ours.fileno(), 1000)
+    assert pump.failure(port) == 0
