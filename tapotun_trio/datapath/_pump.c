@@ -32,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ABI 1                   /* what plane.py expects */
+#define ABI 2                   /* what plane.py expects */
 #define LENGTH_BYTES 2          /* wire/frames.py has the layout of a frame */
 #define VNET_BYTES 12
 #define HEADER_BYTES (LENGTH_BYTES + VNET_BYTES)
@@ -490,7 +490,7 @@ static int give_sealed(Pump *p, Port *port, const Part *part, size_t bytes, Read
 	} else if (waiting && port->sent) {
 		memmove(port->own, port->own + port->sent, waiting);
 	}
-	size_t sealed = seal(port->tls, part, 3, port->own + waiting);
+	size_t sealed = seal(port->tls, APPLICATION_DATA, part, 3, port->own + waiting);
 	port->rest = port->own;
 	port->sent = 0;
 	port->size = waiting + sealed;

@@ -59,7 +59,7 @@ except ImportError:  # not built for this machine
 else:
     BUILT = True
 
-ABI: Final = 1
+ABI: Final = 2
 VARIABLE: Final = "TAPOTUN_PLANE"
 # How much the plane reads from a device at once. With 256 KB the far end starts to work later (measured in the
 # prototype: TCP 0.99 / 0.91 of the relay with 256 KB, 1.02 / 0.97 with 120 KB).
