@@ -45,5 +45,4 @@ class ClientFlows:
         def judge(view: memoryview, at: int) -> Verdict:
             return True if view[at + HEADER_BYTES] >> 4 == 4 else None
 
-        merged, look = lambda: writer.merged, writer.look_for_runs
-        return Lane(self._inward, writer.outlet, deliver, judge, merged, look, self._counters)
+        return Lane(self._inward, writer.outlet, deliver, judge, self._counters)

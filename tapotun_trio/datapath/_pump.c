@@ -52,8 +52,6 @@
 #define PROBES 8
 #define DROP_REASONS 8
 #define MIN_BLOCK_FRAMES 8      /* wire/uniform.py */
-#define MAX_MERGE_SKIPS 63      /* datapath/tun_io.py */
-#define MERGE_MEAN_BYTES 2048   /* larger frames are super-packets already */
 #define WATCH_BYTES (128 * 1024)
 #define WATCH_NS 50000000
 #define STALLED_NS 20000000     /* datapath/sender.py, SOCKET_FULL_WAIT_S */
@@ -75,7 +73,7 @@ typedef enum { TABLE = 1, PORT, OUTLET, READER, INLET } Kind;
 /* Where a frame goes: to Python, to nobody (with a reason), into the device, or to a port. */
 typedef enum { ASK, DROP, DEVICE, TO_PORT } Way;
 /* The events for Python, and the flags of `wait`. */
-enum { BLOCKED = 1, FAILED, WATCH, FRAMES, SMALL, UNUSUAL, ENDED };
+enum { BLOCKED = 1, FAILED, WATCH, FRAMES, UNUSUAL, ENDED };
 enum { TRIO_READY = 1, EXPIRED = 2, SHORT = 4 };
 #define NO_MEMORY 4 /* a reason for drops: plane.py, _DROPS */
 
@@ -83,6 +81,8 @@ static int hex(unsigned c)
 {
 	return c >= '0' && c <= '9' ? (int)c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (int)(c | 32) - 'a' + 10 : -1;
 }
+
+static unsigned rd16(const uint8_t *at) { return (unsigned)at[0] | (unsigned)at[1] << 8; }
 
 #include "_mask.c"
 #include "_tls.c"
@@ -119,7 +119,11 @@ typedef struct {
 	Tls *tls; /* then the rest is sealed, and always in `own` */
 } Port;
 
-typedef struct { Object object; int fd, busy; } Outlet; /* busy: Python has a queue in front of the device */
+/* Whether the kernel has taken such a super-packet. Until then: how many it is not offered after a refusal; how many of
+ * these are left. */
+typedef struct { int known, skips, left; } Gso;
+/* busy: Python has a queue in front of the device. gso: of UDP and of TCP */
+typedef struct { Object object; int fd, busy; Gso gso[2]; } Outlet;
 
 typedef struct {
 	Object object;
@@ -143,7 +147,6 @@ typedef struct {
 	uint8_t *buf;
 	size_t cap, head, tail, pos, end;
 	uint64_t left;
-	int skips, skips_left; /* receives that are not offered for merging */
 	uint64_t packets, bytes, arrivals, drops[DROP_REASONS];
 	Py_buffer view;
 	Tls *tls; /* then raw[raw_head..raw_tail) are the records that are not opened yet */
@@ -162,7 +165,6 @@ typedef struct {
 	uint32_t *generation;
 	uint32_t size, lowest_free;
 	uint64_t seed, now_ns, turn; /* turn: the number of this `wait` */
-	size_t merge_from;
 	uint32_t blocked, resumed; /* ports that wait for their socket; inlets with more to decode */
 	uint64_t look_ns; /* when to look for ports that have waited for too long */
 	uint64_t dirty[256]; /* objects that have counted something */
@@ -170,6 +172,8 @@ typedef struct {
 	int all_dirty;
 	int lost_event; /* in this turn: there was no memory for one */
 } Pump;
+
+#include "_gro.c"
 
 static uint64_t clock_ns(void)
 {
@@ -270,8 +274,6 @@ static int poll_queues(const Pump *p, const Reader *r, int op, uint32_t events)
 }
 
 /* ---- verdicts */
-
-static unsigned rd16(const uint8_t *at) { return (unsigned)at[0] | (unsigned)at[1] << 8; }
 
 /* The key of a frame by the first rule whose guards match: `key` is filled with zeros. Returns the rule, or -1. */
 static int key_of(const Table *t, const uint8_t *frame, size_t bytes, uint8_t key[KEY_BYTES])
@@ -654,12 +656,12 @@ static PyObject *ranges(const uint8_t *buf, const Span *span, size_t spans)
 }
 
 /* Show Python these frames. If there is no memory for that, they are dropped. Returns -1 with an exception set. */
-static int show(Pump *p, PyObject *events, int what, Object *object, const uint8_t *buf, const Span *span, size_t spans, uint64_t *drops)
+static int show(Pump *p, PyObject *events, Object *object, const uint8_t *buf, const Span *span, size_t spans, uint64_t *drops)
 {
 	int lost = p->lost_event, result;
 	PyObject *list = ranges(buf, span, spans);
 	p->lost_event = 0;
-	result = list ? add_event(p, events, what, object->id, list) : lose_event(p);
+	result = list ? add_event(p, events, FRAMES, object->id, list) : lose_event(p);
 	if (p->lost_event) {
 		drops[NO_MEMORY] += spans;
 		touch(p, object);
@@ -733,7 +735,7 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 	if (to)
 		backs = give_run(p, to, r, run, at, packets, back, backs, run == ROOM_BYTES && !backs && r->sole == to->object.id ? r : NULL);
 	if (backs) {
-		result = show(p, events, FRAMES, &r->object, r->slab, back, backs, r->drops);
+		result = show(p, events, &r->object, r->slab, back, backs, r->drops);
 		r->shown = p->turn;
 	}
 	if (why && !result) {
@@ -834,21 +836,18 @@ static size_t find_frames(Inlet *in, Span *span, int *unusual)
 	return spans;
 }
 
-/* Pass frames on. Returns how many were; the others are for Python, in order. `what`: why they are. */
-static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *what)
+/* Pass frames on. Those that are for Python are moved to the front of `span`, in order. Returns their number. */
+static size_t pass_on(Pump *p, Inlet *in, Span *span, size_t spans)
 {
 	Table *table = find(p, in->table, TABLE);
 	Outlet *outlet = find(p, in->outlet, OUTLET);
 	Port *to = NULL;
-	size_t run = 0, i; /* the first frame of the run for `to` */
-	uint64_t packets = 0, bytes = 0;
-	if (spans >= p->merge_from && (span[spans - 1].stop - span[0].start) / spans < MERGE_MEAN_BYTES) {
-		if (!in->skips_left) {
-			*what = SMALL; /* there may be something to merge */
-			return 0;
-		}
-		in->skips_left--;
-	}
+	size_t run = 0, i, back = 0; /* run: the first frame of the run for `to` */
+	uint8_t waits[MAX_SPANS]; /* for Python */
+	int full = 0;
+	Runs runs;
+	runs.open = 0;
+	runs.seed = p->seed;
 	for (i = 0; i < spans; i++) {
 		const uint8_t *frame = in->buf + span[i].start;
 		size_t size = span[i].stop - span[i].start;
@@ -870,8 +869,8 @@ static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *w
 		} else if (v->way == DEVICE) {
 			if (!outlet || outlet->busy || (frame[3] && (gso_size < MIN_GSO_BYTES || length > gso_size * MAX_SEGMENTS)))
 				break;
-			if (write(outlet->fd, frame + LENGTH_BYTES, size - LENGTH_BYTES) < 0)
-				break; /* full, refused, or gone: Python writes it once more, and finds out */
+			if ((full = !write_or_join(outlet, &runs, in->buf, span, (unsigned)i)))
+				break;
 		} else {
 			if (!takes(next) || !vnet_is_valid(frame, size))
 				break;
@@ -882,12 +881,22 @@ static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *w
 	}
 	if (to && !give(p, to, in->buf + span[run].start, span[i - 1].stop - span[run].start, i - run, NULL))
 		i = run;
-	for (size_t n = 0; n < i; n++)
-		bytes += span[n].stop - span[n].start - HEADER_BYTES;
-	packets = i;
-	in->packets += packets;
-	in->bytes += bytes;
-	return i;
+	memset(waits, 0, spans);
+	memset(waits + i, 1, spans - i);
+	if (runs.open && (full || !close_runs(outlet, &runs, in->buf, span)))
+		for (; runs.open; runs.open &= runs.open - 1) {
+			const Run *r = runs.run + __builtin_ctzll(runs.open);
+			for (unsigned n = 0, at = r->first; n < r->count; n++, at = runs.next[at])
+				waits[at] = 1;
+		}
+	for (size_t n = 0; n < spans; n++)
+		if (waits[n]) {
+			span[back++] = span[n];
+		} else {
+			in->packets++;
+			in->bytes += span[n].stop - span[n].start - HEADER_BYTES;
+		}
+	return back;
 }
 
 /* Make room for what comes next. */
@@ -936,7 +945,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 		}
 	}
 	if (!what) {
-		int why = FRAMES, more = 0;
+		int more = 0;
 		if (in->tls) {
 			size_t used = 0;
 			int stopped = open_records(in->tls, in->raw, &in->raw_head, in->raw_tail, in->buf + in->end, in->cap - in->end, &used);
@@ -944,9 +953,9 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 			in->other = stopped == OTHER;
 			more = stopped == NO_ROOM;
 		}
-		size_t spans = find_frames(in, span, &unusual), done = pass_on(p, in, span, spans, &why);
-		if (done < spans) {
-			if (show(p, events, why, &in->object, in->buf, span + done, spans - done, in->drops))
+		size_t spans = find_frames(in, span, &unusual), back = pass_on(p, in, span, spans);
+		if (back) {
+			if (show(p, events, &in->object, in->buf, span, back, in->drops))
 				return -1;
 			in->shown = p->turn;
 		}
@@ -1621,23 +1630,6 @@ static PyObject *Pump_raw_state(PyObject *self, PyObject *arg)
 	return in ? Py_BuildValue("(nnN)", (Py_ssize_t)in->raw_head, (Py_ssize_t)in->raw_tail, PyBool_FromLong(in->other)) : NULL;
 }
 
-PyDoc_STRVAR(merged_doc, "merged(inlet, whether)\n\nWhether the small frames shown last were worth merging. If not, more and more\n"
-	"receives of small frames are passed on one by one before the next are shown.");
-
-static PyObject *Pump_merged(PyObject *self, PyObject *args)
-{
-	unsigned long long id;
-	int worked;
-	if (!PyArg_ParseTuple(args, "Kp", &id, &worked))
-		return NULL;
-	Inlet *in = found((Pump *)self, id, INLET);
-	if (!in)
-		return NULL;
-	in->skips = worked ? 0 : 2 * in->skips + 1 < MAX_MERGE_SKIPS ? 2 * in->skips + 1 : MAX_MERGE_SKIPS;
-	in->skips_left = in->skips;
-	Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(valid_doc, "valid(frame) -> as wire.vnet.validate_vnet_header");
 
 static PyObject *Pump_valid(PyObject *self, PyObject *frame)
@@ -1655,15 +1647,13 @@ static int Pump_init(PyObject *self, PyObject *args, PyObject *keywords)
 {
 	Pump *p = (Pump *)self;
 	int trio;
-	unsigned int merge_from;
 	(void)keywords;
-	if (!PyArg_ParseTuple(args, "iI", &trio, &merge_from))
+	if (!PyArg_ParseTuple(args, "i", &trio))
 		return -1;
-	if (p->epoll >= 0 || merge_from < 2) {
-		PyErr_SetString(PyExc_ValueError, "initialised already, or merge_from below 2");
+	if (p->epoll >= 0) {
+		PyErr_SetString(PyExc_ValueError, "initialised already");
 		return -1;
 	}
-	p->merge_from = merge_from;
 	p->seed = clock_ns() * 0x9e3779b97f4a7c15u ^ (uint64_t)(uintptr_t)p;
 	p->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (p->epoll < 0 || (trio >= 0 && poll_fd(p, EPOLL_CTL_ADD, trio, EPOLLIN, 0))) {
@@ -1703,7 +1693,7 @@ static PyMethodDef methods[] = {
 	METHOD(table, METH_O), METHOD(learn, METH_VARARGS), METHOD(verdicts, METH_O), METHOD(forget, METH_O),
 	METHOD(port, METH_NOARGS), METHOD(attach, METH_VARARGS), METHOD(detach, METH_O), METHOD(failure, METH_O), METHOD(waiting, METH_O),
 	METHOD(outlet, METH_O), METHOD(busy, METH_VARARGS), METHOD(reader, METH_VARARGS),
-	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O), METHOD(merged, METH_VARARGS),
+	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O),
 	{ "valid", Pump_valid, METH_O | METH_STATIC, valid_doc },
 	{ NULL, NULL, 0, NULL },
 };
@@ -1723,7 +1713,7 @@ PyMODINIT_FUNC PyInit__pump(void)
 {
 	static const struct { const char *name; long value; } constant[] = {
 		{ "ABI", ABI }, { "OVERHEAD", OVERHEAD }, { "MAX_QUEUES", MAX_QUEUES }, { "DROP", DROP }, { "DEVICE", DEVICE },
-		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES }, { "SMALL", SMALL },
+		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES },
 		{ "UNUSUAL", UNUSUAL }, { "ENDED", ENDED }, { "TRIO_READY", TRIO_READY }, { "EXPIRED", EXPIRED },
 		{ "SHORT", SHORT },
 		{ "WANTS_MORE", WANTS_MORE }, { "NO_ROOM", NO_ROOM }, { "OTHER", OTHER }, { "MAX_RECORD_BYTES", MAX_RECORD_BYTES },

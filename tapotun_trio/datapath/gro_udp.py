@@ -7,6 +7,8 @@ coalesced: a damaged packet must never be made to look intact. The kernel number
 super-packet into, counting up from the first one's ID. So a run needs IDs that count up already, or DF, which means
 that nobody needs the IDs (RFC 6864).
 
+The plane follows the same rules in C (`_gro.c`). This is what Python does.
+
 A flow's packets keep their order. One flow may overtake another, but no flow overtakes a packet of any other kind, or
 is overtaken by it.
 """

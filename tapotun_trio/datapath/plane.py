@@ -18,8 +18,8 @@ When the block is left, for whatever reason, the task has everything back: the b
 state of the decoder, the counters. Whatever is out of the ordinary ends the block: an end, an error, a control frame,
 malformed framing, a socket that stays full, a path that has to be paced, a change of the config, a `close`.
 
-Some frames need Python for a moment only: those of an unknown flow, and small ones that may be merged. They are passed
-to a function of the lender, still within the wait, and the block continues.
+Some frames need Python for a moment only: those of an unknown flow, and those that the device did not take. They are
+passed to a function of the lender, still within the wait, and the block continues.
 
 What happens to a packet is the same with the plane and without it (tests/unit/test_plane_differential.py). Everything
 here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.receive` is a checkpoint.
@@ -50,7 +50,6 @@ from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
 from ..log import Log, RateLimitedLog
 from ..wire.frames import HEADER_BYTES, FrameRange, FrameReader
 from .counters import Counters, DropReason
-from .gro_udp import MIN_RUN_FRAMES
 
 try:
     from . import _pump
@@ -455,8 +454,8 @@ class _ReceiveLoan(_Loan):
         self._arrived = arrived
 
     def handle(self, what: int, detail: object) -> None:
-        if what in (_pump.FRAMES, _pump.SMALL):
-            self._deliver(detail, small=what == _pump.SMALL)  # type: ignore[arg-type]
+        if what == _pump.FRAMES:
+            self._deliver(detail)  # type: ignore[arg-type]
             return
         if what == _pump.FAILED:
             assert isinstance(detail, int)
@@ -464,22 +463,16 @@ class _ReceiveLoan(_Loan):
         self.at_end = what == _pump.ENDED
         self.hand_back()
 
-    def _deliver(self, frames: list[FrameRange], *, small: bool) -> None:
+    def _deliver(self, frames: list[FrameRange]) -> None:
         lane = self._lane
         if self.error is not None:
             return  # behind a frame that ended the stream
-        merged = lane.merged()
-        if small:
-            lane.look_for_runs()
         try:
             lane.deliver(self._reader, frames)
         except BaseException as exc:  # noqa: BLE001 - raised by the task
             self.fail(exc)
             return
-        if small:
-            self._pump.merged(self._ident, lane.merged() > merged)
-        else:
-            lane.flows.learn(self._reader.view, frames, lane.judge)
+        lane.flows.learn(self._reader.view, frames, lane.judge)
 
     def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
         counters = self._lane.counters
@@ -499,9 +492,6 @@ class Lane:
         outlet: the number of the device's queue that they are written to.
         deliver: takes frames that need Python. May raise PeerError and HostError.
         judge: what ``deliver`` has decided for a frame.
-        merged: how often frames were written as one super-packet until now.
-        look_for_runs: called before ``deliver`` gets small frames, to which the plane has skipped receives already. The
-            skips of two would multiply: 64 times 64 receives until merging was tried again.
         counters: where to count.
     """
 
@@ -509,8 +499,6 @@ class Lane:
     outlet: int
     deliver: Callable[[FrameReader, list[FrameRange]], None]
     judge: JudgeFrame
-    merged: Callable[[], int]
-    look_for_runs: Callable[[], None]
     counters: Counters
 
 
@@ -702,7 +690,7 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
             if trio_fd is None:
                 nursery.cancel_scope.cancel()
             else:
-                plane = Plane(_pump.Pump(trio_fd, MIN_RUN_FRAMES), wake_fd, log)
+                plane = Plane(_pump.Pump(trio_fd), wake_fd, log)
                 hook = _Hook(plane)
                 trio.lowlevel.add_instrument(hook)
                 _running.set(plane)

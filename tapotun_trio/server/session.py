@@ -409,8 +409,7 @@ class Session:
                 return to
             return DropReason.BAD_SOURCE if to is False else to.sender.port(plane)
 
-        merged, look = lambda: writer.merged, writer.look_for_runs
-        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, merged, look, self.counters)
+        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, self.counters)
 
     def _change_lanes(self) -> None:
         """What this session's packets are decided by has changed, and maybe where they go."""

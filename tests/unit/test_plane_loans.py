@@ -24,7 +24,6 @@ from .test_plane_differential import (
     EVERYONE_READS,
     A,
     B,
-    Bytes,
     Packets,
     Read,
     Reload,
@@ -36,7 +35,6 @@ from .test_plane_differential import (
     plain,
 )
 from .test_plane_hook import WARM_UP, in_world, plane_of, play_all
-from .test_wire_merge import udp
 
 pytestmark = needs_pump
 
@@ -106,31 +104,6 @@ def test_a_connection_that_another_task_has_closed(native: bool, monkeypatch: py
         assert peer.serve_ends == [EndReason.BROKEN]
 
     trio.run(partial(in_world, Scenario(()), work, native=native))
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_merging_is_tried_again_as_soon_on_both_paths(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After receives with nothing to merge more and more are skipped, up to 63. The plane skips, and the writer does
-    too: one must not count the receives that the other has skipped already."""
-    if not native:
-        monkeypatch.setenv("TAPOTUN_PLANE", "off")
-    # Two addresses take turns, so that there is no block (wire.uniform), which is merged without a search.
-    to = bytes([10, 0, 0, 1, 10, 0, 0, 2]), bytes([10, 0, 0, 1, 10, 0, 0, 3])
-    futile = b"".join(udp(bytes(40), port=number, ident=number, addresses=to[number % 2]) for number in range(1, 33))
-    good = b"".join(udp(bytes(40), ident=number, addresses=to[number % 2]) for number in range(32))
-
-    async def work(world: World) -> None:
-        writer = world.writers[0]
-        for _ in range(300):
-            await world.play(Bytes(0, (chunked(futile, 1 << 16),)))
-            world.take()
-        assert not writer.merged
-        for _ in range(64):
-            await world.play(Bytes(0, (chunked(good, 1 << 16),)))
-            world.take()
-        assert writer.merged
-
-    trio.run(partial(in_world, Scenario((), server=False), work, native=native))
 
 
 @pytest.mark.parametrize("fails", ["dispatch", "learn", "flows"])

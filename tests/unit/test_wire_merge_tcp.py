@@ -34,12 +34,13 @@ def tcp(
     ident: int = 0,
     fragment: int = 0x4000,
     partial: bool = True,
+    addresses: bytes = ADDRESSES,
 ) -> bytes:
     """A frame. Its checksum is partial, or whole and valid."""
     length = 40 + len(options) + len(payload)
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, length, ident, fragment, 64, 6, 0) + ADDRESSES
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, length, ident, fragment, 64, 6, 0) + addresses
     ip = ip[:10] + struct.pack("!H", fold(ip) ^ 0xFFFF) + ip[12:]
-    pseudo = fold(ADDRESSES + struct.pack("!HH", 6, length - 20))
+    pseudo = fold(addresses + struct.pack("!HH", 6, length - 20))
     offset = (20 + len(options)) << 10
     head = struct.pack("!HHIIHHHH", port, 9, sequence & 0xFFFFFFFF, ack, offset | flags, window, pseudo, 0) + options
     if not partial:
