@@ -257,6 +257,17 @@ async def test_without_a_descriptor_left_what_a_connection_has_is_what_is_prefer
         assert connection.preferred_congestion_control is None
 
 
+async def test_the_kernel_says_why_it_refuses_an_algorithm() -> None:
+    near, far = dialled()
+    with closing(Connection(near, "near")) as connection, closing(far):
+        assert connection.try_congestion_control(RENO) is None
+        assert connection.congestion_control == RENO
+        refusal = connection.try_congestion_control("no-such")
+        assert refusal is not None
+        assert refusal.errno == errno.ENOENT
+        assert connection.congestion_control == RENO
+
+
 async def test_a_socket_is_left_undecided_where_bbr_is_preferred_and_only_there() -> None:
     with socket.socket() as sock:
         avoid_bbr(sock)
