@@ -30,6 +30,7 @@ TARGETS: Final = (
     "connect",
     "proxy_url",
     "admin",
+    "tls_records",
 )
 NATIVE: Final = "pump"  # a program of its own
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"

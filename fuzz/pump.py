@@ -30,6 +30,32 @@ def _frame6(to: int, size: int = 40, vnet: bytes = bytes(12), next_header: int =
     return struct.pack("<H", size) + vnet + (packet + bytes(max(0, size - 40)))[:size]
 
 
+def _sum(data: bytes) -> int:
+    return sum(struct.unpack(f"!{len(data) // 2}H", data)) % 0xFFFF or 0xFFFF
+
+
+def _segment(to: int, number: int, size: int, *, tcp: bool, port: int = 1, flags: int = 0x10) -> bytes:
+    """A packet that may be merged with those of the numbers before."""
+    body, protocol = bytes((number & 0xFF,)) * size, 6 if tcp else 17
+    addresses = _ADDRESSES + bytes((to,))
+    below = 20 + size if tcp else 8 + size
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + below, number, 0x4000, 64, protocol, 0) + addresses
+    ip = ip[:10] + struct.pack("!H", _sum(ip) ^ 0xFFFF) + ip[12:]
+    pseudo = _sum(addresses + struct.pack("!HH", protocol, below))
+    if tcp:
+        above = struct.pack("!HHIIBBHHH", port, 9, number * 64, 1, 5 << 4, flags, 500, pseudo, 0)
+    else:
+        above = struct.pack("!HHHH", port, 9, below, pseudo)
+    return struct.pack("<HBBHHHHH", 20 + below, 1, 0, 0, 0, 20, 16 if tcp else 6, 0) + ip + above + body
+
+
+def _segments(*, tcp: bool) -> bytes:
+    """Of six flows in turn, whose destinations are _KNOWN; and what ends a run."""
+    flows = [_segment(port & 4, number, 64, tcp=tcp, port=port) for number in range(20) for port in range(6)]
+    ends = [_segment(4, 20, 9, tcp=tcp, port=5, flags=0x18), _frame(4), _segment(4, 0, 0, tcp=tcp, port=4)]
+    return b"".join((*flows, *ends, *flows[:50]))
+
+
 def _chunks(data: bytes, size: int) -> bytes:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(chunk_head(len(piece)) + piece + b"\r\n" for piece in pieces)
@@ -42,6 +68,8 @@ def _input(program: bytes, stream: bytes) -> bytes:
 _TSO: Final = struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0)
 _TSO6: Final = struct.pack("<BBHHHHH", 1, 4, 60, 1400, 40, 16, 0)
 _ALL: Final = b"".join(_frame(to, size) for to in range(8) for size in (20, 41, 100)) + BASE_PING
+# As many frames as one turn takes, so that the harness has learned their destinations before what follows.
+_KNOWN: Final = _frame(0) + _frame(4) * 1023
 _STREAMS: Final = (
     _chunks(_ALL * 3, 5000),
     _chunks(_ALL, 7),
@@ -55,6 +83,8 @@ _STREAMS: Final = (
         + _ALL,
         70_000,
     ),
+    _chunks(_KNOWN + _segments(tcp=False) + _segments(tcp=True), 70_000),
+    _chunks(_KNOWN + _segments(tcp=True) + _frame(1) * 3 + _segments(tcp=False), 900),
     _chunks(_frame(0, 1400) * 20 + b"\1\0\2\x08\0\0\0" + bytes(8), 3000),
 )
 # Each step waits, with everything ready (stream, device, peers), and all calls take all; or with what is odd.

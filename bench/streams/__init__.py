@@ -13,6 +13,8 @@ do with them::
       ...   ├──────── four pairs ─────────┤  ...      10.99.0.2 and 10.99.0.1 through tun1 to tun4, by flow
       tun4 ─┘                             └─ tun4
 
+`python -m bench.streams.beside` (ten minutes) measures what a flow of the host's own gets next to a tunnel.
+
 The road (road.c) is a link with a tail-drop queue and a wire that delays packets and loses some of them.
 docs/streams-measured.md has the results, and what follows from them.
 """

@@ -19,6 +19,7 @@ class Cell:
         proxy: whether the server is behind nginx (conf/proxies/nginx/nginx.conf), which ends TLS.
         burst: mean number of packets lost in a row; 1: losses are independent.
         mbit_s: rate of the link, each direction.
+        queue_ms: length of the link's queue.
     """
 
     rtt_ms: int
@@ -27,17 +28,19 @@ class Cell:
     proxy: bool
     burst: float = 1.0
     mbit_s: int = 100
+    queue_ms: int = 50
 
     @property
     def queue_bytes(self) -> int:
-        """Length of the link's queue: 50 ms."""
-        return self.mbit_s * 125 * 50
+        """Length of the link's queue."""
+        return self.mbit_s * 125 * self.queue_ms
 
     def __str__(self) -> str:
         kind = f", bursts of {self.burst:g}" if self.burst > 1 else ""
         link = f", {self.mbit_s} Mbit/s" if self.mbit_s != 100 else ""
+        queue = f", a queue of {self.queue_ms} ms" if self.queue_ms != 50 else ""
         way = "nginx" if self.proxy else "http"
-        return f"{way}, {self.congestion}, {self.rtt_ms} ms, {self.loss_percent:g} %{kind}{link}"
+        return f"{way}, {self.congestion}, {self.rtt_ms} ms, {self.loss_percent:g} %{kind}{link}{queue}"
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,7 @@ class ClientFlows:
         def judge(view: memoryview, at: int) -> Verdict:
             return _judge(view, at, True, ipv6=self.ipv6)
 
-        merged, look = lambda: writer.merged, writer.look_for_runs
-        return Lane(self._inward, writer.outlet, deliver, judge, merged, look, self._counters)
+        return Lane(self._inward, writer.outlet, deliver, judge, self._counters)
 
 
 def _judge(view: memoryview, at: int, passes: Verdict, *, ipv6: bool) -> Verdict:

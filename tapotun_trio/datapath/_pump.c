@@ -32,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ABI 1                   /* what plane.py expects */
+#define ABI 2                   /* what plane.py expects */
 #define LENGTH_BYTES 2          /* wire/frames.py has the layout of a frame */
 #define VNET_BYTES 12
 #define HEADER_BYTES (LENGTH_BYTES + VNET_BYTES)
@@ -52,8 +52,6 @@
 #define PROBES 8
 #define DROP_REASONS 8
 #define MIN_BLOCK_FRAMES 8      /* wire/uniform.py */
-#define MAX_MERGE_SKIPS 63      /* datapath/tun_io.py */
-#define MERGE_MEAN_BYTES 2048   /* larger frames are super-packets already */
 #define WATCH_BYTES (128 * 1024)
 #define WATCH_NS 50000000
 #define STALLED_NS 20000000     /* datapath/sender.py, SOCKET_FULL_WAIT_S */
@@ -75,13 +73,16 @@ typedef enum { TABLE = 1, PORT, OUTLET, READER, INLET } Kind;
 /* Where a frame goes: to Python, to nobody (with a reason), into the device, or to a port. */
 typedef enum { ASK, DROP, DEVICE, TO_PORT } Way;
 /* The events for Python, and the flags of `wait`. */
-enum { BLOCKED = 1, FAILED, WATCH, FRAMES, SMALL, UNUSUAL, ENDED };
-enum { TRIO_READY = 1, EXPIRED = 2 };
+enum { BLOCKED = 1, FAILED, WATCH, FRAMES, UNUSUAL, ENDED };
+enum { TRIO_READY = 1, EXPIRED = 2, SHORT = 4 };
+#define NO_MEMORY 4 /* a reason for drops: plane.py, _DROPS */
 
 static int hex(unsigned c)
 {
 	return c >= '0' && c <= '9' ? (int)c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (int)(c | 32) - 'a' + 10 : -1;
 }
+
+static unsigned rd16(const uint8_t *at) { return (unsigned)at[0] | (unsigned)at[1] << 8; }
 
 #include "_mask.c"
 #include "_tls.c"
@@ -118,7 +119,11 @@ typedef struct {
 	Tls *tls; /* then the rest is sealed, and always in `own` */
 } Port;
 
-typedef struct { Object object; int fd, busy; } Outlet; /* busy: Python has a queue in front of the device */
+/* Whether the kernel has taken such a super-packet. Until then: how many it is not offered after a refusal; how many of
+ * these are left. */
+typedef struct { int known, skips, left; } Gso;
+/* busy: Python has a queue in front of the device. gso: of UDP and of TCP */
+typedef struct { Object object; int fd, busy; Gso gso[2]; } Outlet;
 
 typedef struct {
 	Object object;
@@ -142,7 +147,6 @@ typedef struct {
 	uint8_t *buf;
 	size_t cap, head, tail, pos, end;
 	uint64_t left;
-	int skips, skips_left; /* receives that are not offered for merging */
 	uint64_t packets, bytes, arrivals, drops[DROP_REASONS];
 	Py_buffer view;
 	Tls *tls; /* then raw[raw_head..raw_tail) are the records that are not opened yet */
@@ -161,13 +165,15 @@ typedef struct {
 	uint32_t *generation;
 	uint32_t size, lowest_free;
 	uint64_t seed, now_ns, turn; /* turn: the number of this `wait` */
-	size_t merge_from;
 	uint32_t blocked, resumed; /* ports that wait for their socket; inlets with more to decode */
 	uint64_t look_ns; /* when to look for ports that have waited for too long */
 	uint64_t dirty[256]; /* objects that have counted something */
 	uint32_t dirty_count;
 	int all_dirty;
+	int lost_event; /* in this turn: there was no memory for one */
 } Pump;
+
+#include "_gro.c"
 
 static uint64_t clock_ns(void)
 {
@@ -268,8 +274,6 @@ static int poll_queues(const Pump *p, const Reader *r, int op, uint32_t events)
 }
 
 /* ---- verdicts */
-
-static unsigned rd16(const uint8_t *at) { return (unsigned)at[0] | (unsigned)at[1] << 8; }
 
 /* The key of a frame by the first rule whose guards match: `key` is filled with zeros. Returns the rule, or -1. */
 static int key_of(const Table *t, const uint8_t *frame, size_t bytes, uint8_t key[KEY_BYTES])
@@ -506,7 +510,7 @@ static int give_sealed(Pump *p, Port *port, const Part *part, size_t bytes, Read
 	} else if (waiting && port->sent) {
 		memmove(port->own, port->own + port->sent, waiting);
 	}
-	size_t sealed = seal(port->tls, part, 3, port->own + waiting);
+	size_t sealed = seal(port->tls, APPLICATION_DATA, part, 3, port->own + waiting);
 	port->rest = port->own;
 	port->sent = 0;
 	port->size = waiting + sealed;
@@ -598,12 +602,23 @@ static int give(Pump *p, Port *port, uint8_t *frames, size_t bytes, uint64_t pac
 
 /* ---- events */
 
-static int add_event(PyObject *events, int what, uint64_t id, PyObject *detail)
+/* Note that there was no memory for an event: `wait` tells it with SHORT. Returns -1 if it was another exception. */
+static int lose_event(Pump *p)
+{
+	if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+		return -1;
+	PyErr_Clear();
+	p->lost_event = 1;
+	return 0;
+}
+
+/* Returns -1 with an exception set, never for want of memory: then the event is lost, and `lost_event` is set. */
+static int add_event(Pump *p, PyObject *events, int what, uint64_t id, PyObject *detail)
 {
 	PyObject *event = Py_BuildValue("(iKN)", what, (unsigned long long)id, detail ? detail : Py_NewRef(Py_None));
 	int result = event ? PyList_Append(events, event) : -1;
 	Py_XDECREF(event);
-	return result;
+	return result ? lose_event(p) : 0;
 }
 
 /* Tell Python what became of a port: at most one event of each kind until it has reacted. */
@@ -613,17 +628,17 @@ static int report(Pump *p, Port *port, PyObject *events)
 		return 0;
 	if (port->failed) {
 		port->told = 1;
-		return add_event(events, FAILED, port->object.id, PyLong_FromLong(port->failed));
+		return add_event(p, events, FAILED, port->object.id, PyLong_FromLong(port->failed));
 	}
 	if (port->full) {
 		port->told = 1;
-		return add_event(events, BLOCKED, port->object.id, NULL);
+		return add_event(p, events, BLOCKED, port->object.id, NULL);
 	}
 	if (port->unwatched > WATCH_BYTES) {
 		port->unwatched = 0;
 		if (p->now_ns - port->watched_ns > WATCH_NS) {
 			port->watched_ns = p->now_ns;
-			return add_event(events, WATCH, port->object.id, NULL);
+			return add_event(p, events, WATCH, port->object.id, NULL);
 		}
 	}
 	return 0;
@@ -659,6 +674,21 @@ static PyObject *ranges(const uint8_t *buf, const Span *span, size_t spans)
 		Py_XDECREF(range);
 	}
 	return list;
+}
+
+/* Show Python these frames. If there is no memory for that, they are dropped. Returns -1 with an exception set. */
+static int show(Pump *p, PyObject *events, Object *object, const uint8_t *buf, const Span *span, size_t spans, uint64_t *drops)
+{
+	int lost = p->lost_event, result;
+	PyObject *list = ranges(buf, span, spans);
+	p->lost_event = 0;
+	result = list ? add_event(p, events, FRAMES, object->id, list) : lose_event(p);
+	if (p->lost_event) {
+		drops[NO_MEMORY] += spans;
+		touch(p, object);
+	}
+	p->lost_event |= lost;
+	return result;
 }
 
 /* ---- from the device */
@@ -726,14 +756,13 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 	if (to)
 		backs = give_run(p, to, r, run, at, packets, back, backs, run == ROOM_BYTES && !backs && r->sole == to->object.id ? r : NULL);
 	if (backs) {
-		PyObject *list = ranges(r->slab, back, backs);
-		result = list ? add_event(events, FRAMES, r->object.id, list) : -1;
+		result = show(p, events, &r->object, r->slab, back, backs, r->drops);
 		r->shown = p->turn;
 	}
 	if (why && !result) {
 		r->told = 1;
 		poll_queues(p, r, EPOLL_CTL_DEL, 0);
-		result = add_event(events, FAILED, r->object.id, PyLong_FromLong(why));
+		result = add_event(p, events, FAILED, r->object.id, PyLong_FromLong(why));
 	}
 	return result;
 }
@@ -828,21 +857,18 @@ static size_t find_frames(Inlet *in, Span *span, int *unusual)
 	return spans;
 }
 
-/* Pass frames on. Returns how many were; the others are for Python, in order. `what`: why they are. */
-static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *what)
+/* Pass frames on. Those that are for Python are moved to the front of `span`, in order. Returns their number. */
+static size_t pass_on(Pump *p, Inlet *in, Span *span, size_t spans)
 {
 	Table *table = find(p, in->table, TABLE);
 	Outlet *outlet = find(p, in->outlet, OUTLET);
 	Port *to = NULL;
-	size_t run = 0, i; /* the first frame of the run for `to` */
-	uint64_t packets = 0, bytes = 0;
-	if (spans >= p->merge_from && (span[spans - 1].stop - span[0].start) / spans < MERGE_MEAN_BYTES) {
-		if (!in->skips_left) {
-			*what = SMALL; /* there may be something to merge */
-			return 0;
-		}
-		in->skips_left--;
-	}
+	size_t run = 0, i, back = 0; /* run: the first frame of the run for `to` */
+	uint8_t waits[MAX_SPANS]; /* for Python */
+	int full = 0;
+	Runs runs;
+	runs.open = 0;
+	runs.seed = p->seed;
 	for (i = 0; i < spans; i++) {
 		const uint8_t *frame = in->buf + span[i].start;
 		size_t size = span[i].stop - span[i].start;
@@ -864,8 +890,8 @@ static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *w
 		} else if (v->way == DEVICE) {
 			if (!outlet || outlet->busy || (frame[3] && (gso_size < MIN_GSO_BYTES || length > gso_size * MAX_SEGMENTS)))
 				break;
-			if (write(outlet->fd, frame + LENGTH_BYTES, size - LENGTH_BYTES) < 0)
-				break; /* full, refused, or gone: Python writes it once more, and finds out */
+			if ((full = !write_or_join(outlet, &runs, in->buf, span, (unsigned)i)))
+				break;
 		} else {
 			if (!takes(next) || !vnet_is_valid(frame, size))
 				break;
@@ -876,12 +902,22 @@ static size_t pass_on(Pump *p, Inlet *in, const Span *span, size_t spans, int *w
 	}
 	if (to && !give(p, to, in->buf + span[run].start, span[i - 1].stop - span[run].start, i - run, NULL))
 		i = run;
-	for (size_t n = 0; n < i; n++)
-		bytes += span[n].stop - span[n].start - HEADER_BYTES;
-	packets = i;
-	in->packets += packets;
-	in->bytes += bytes;
-	return i;
+	memset(waits, 0, spans);
+	memset(waits + i, 1, spans - i);
+	if (runs.open && (full || !close_runs(outlet, &runs, in->buf, span)))
+		for (; runs.open; runs.open &= runs.open - 1) {
+			const Run *r = runs.run + __builtin_ctzll(runs.open);
+			for (unsigned n = 0, at = r->first; n < r->count; n++, at = runs.next[at])
+				waits[at] = 1;
+		}
+	for (size_t n = 0; n < spans; n++)
+		if (waits[n]) {
+			span[back++] = span[n];
+		} else {
+			in->packets++;
+			in->bytes += span[n].stop - span[n].start - HEADER_BYTES;
+		}
+	return back;
 }
 
 /* Make room for what comes next. */
@@ -930,7 +966,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 		}
 	}
 	if (!what) {
-		int why = FRAMES, more = 0;
+		int more = 0;
 		if (in->tls) {
 			size_t used = 0;
 			int stopped = open_records(in->tls, in->raw, &in->raw_head, in->raw_tail, in->buf + in->end, in->cap - in->end, &used);
@@ -938,10 +974,9 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 			in->other = stopped == OTHER;
 			more = stopped == NO_ROOM;
 		}
-		size_t spans = find_frames(in, span, &unusual), done = pass_on(p, in, span, spans, &why);
-		if (done < spans) {
-			PyObject *list = ranges(in->buf, span + done, spans - done);
-			if (!list || add_event(events, why, in->object.id, list))
+		size_t spans = find_frames(in, span, &unusual), back = pass_on(p, in, span, spans);
+		if (back) {
+			if (show(p, events, &in->object, in->buf, span, back, in->drops))
 				return -1;
 			in->shown = p->turn;
 		}
@@ -953,7 +988,7 @@ static int receive(Pump *p, Inlet *in, PyObject *events)
 		in->resume = 0;
 		in->told = 1;
 		poll_fd(p, EPOLL_CTL_DEL, in->sock, 0, 0);
-		return add_event(events, what, in->object.id, PyLong_FromLong(error));
+		return add_event(p, events, what, in->object.id, PyLong_FromLong(error));
 	}
 	if (in->resume)
 		p->resumed++;
@@ -988,7 +1023,7 @@ static int report_stalled(Pump *p, Object *object, PyObject *events)
 	if (port->failed)
 		return 0; /* `report` tells that */
 	port->told = 1;
-	return add_event(events, BLOCKED, object->id, NULL);
+	return add_event(p, events, BLOCKED, object->id, NULL);
 }
 
 static int report_all(Pump *p, PyObject *events)
@@ -1027,7 +1062,9 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 }
 
 PyDoc_STRVAR(wait_doc, "wait(deadline_ns) -> (events, flags)\n\nMove frames until something is for Python, trio's epoll is\n"
-	"ready, or the deadline (CLOCK_MONOTONIC) has passed. Releases the GIL while it waits. Raises OSError, MemoryError.");
+	"ready, or the deadline (CLOCK_MONOTONIC) has passed. Releases the GIL while it waits. With SHORT, there was no memory for\n"
+	"some events, and any object may be one that waits for Python: all loans must end. Raises OSError; MemoryError only before it\n"
+	"has done anything.");
 
 static PyObject *Pump_wait(PyObject *self, PyObject *args)
 {
@@ -1036,9 +1073,10 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 	int flags = 0;
 	if (!PyArg_ParseTuple(args, "K", &deadline))
 		return NULL;
-	PyObject *events = PyList_New(0);
-	if (!events)
-		return NULL;
+	PyObject *events = PyList_New(0), *result = PyTuple_New(2);
+	if (!events || !result)
+		goto failed;
+	p->lost_event = 0;
 	p->turn++;
 	do {
 		struct epoll_event event[EVENTS];
@@ -1079,10 +1117,15 @@ static PyObject *Pump_wait(PyObject *self, PyObject *args)
 			goto failed;
 		if (p->now_ns >= deadline)
 			flags |= EXPIRED;
+		if (p->lost_event)
+			flags |= SHORT;
 	} while (!flags && !PyList_Size(events));
-	return Py_BuildValue("(Ni)", events, flags);
+	PyTuple_SetItem(result, 0, events);
+	PyTuple_SetItem(result, 1, PyLong_FromLong(flags)); /* a small int, for which Python needs no memory */
+	return result;
 failed:
-	Py_DECREF(events);
+	Py_XDECREF(events);
+	Py_XDECREF(result);
 	return NULL;
 }
 
@@ -1159,38 +1202,43 @@ static void release(Pump *p, Object *object)
 
 /* ---- what Python calls */
 
-PyDoc_STRVAR(counts_doc, "counts() -> [(id, packets, bytes, arrivals, drops), ...]\n\nWhat was counted since the last call.");
+PyDoc_STRVAR(counts_doc, "counts() -> [(id, packets, bytes, arrivals, drops), ...]\n\nWhat was counted since the last call. What there\n"
+	"is no memory for comes with the next one. Raises MemoryError.");
 
-static PyObject *counts_of(Object *object)
+/* Move what an object has counted into the list. Returns -1 with an exception set; then the object still has it. */
+static int take_counts(Object *object, PyObject *list)
 {
-	unsigned long long packets = 0, bytes = 0, arrivals = 0;
-	uint64_t *drops = NULL;
+	uint64_t none = 0, *packets = &none, *bytes = &none, *arrivals = &none, *drops = NULL;
 	PyObject *reasons = NULL;
 	if (object->kind == PORT) {
 		Port *port = (Port *)object;
-		packets = port->packets, bytes = port->bytes;
-		port->packets = port->bytes = 0;
+		packets = &port->packets, bytes = &port->bytes;
 	} else if (object->kind == INLET) {
 		Inlet *in = (Inlet *)object;
-		packets = in->packets, bytes = in->bytes, arrivals = in->arrivals;
-		in->packets = in->bytes = in->arrivals = 0;
-		drops = in->drops;
+		packets = &in->packets, bytes = &in->bytes, arrivals = &in->arrivals, drops = in->drops;
 	} else if (object->kind == READER)
 		drops = ((Reader *)object)->drops;
 	for (int i = 0; drops && i < DROP_REASONS && !reasons; i++)
-		if (drops[i])
-			reasons = PyTuple_New(DROP_REASONS);
+		if (drops[i] && !(reasons = PyTuple_New(DROP_REASONS)))
+			return -1;
 	for (int i = 0; reasons && i < DROP_REASONS; i++) {
 		PyObject *number = PyLong_FromUnsignedLongLong(drops[i]);
-		if (!number || PyTuple_SetItem(reasons, i, number))
-			Py_CLEAR(reasons);
-		else
-			drops[i] = 0;
+		if (!number || PyTuple_SetItem(reasons, i, number)) {
+			Py_DECREF(reasons);
+			return -1;
+		}
 	}
-	if (PyErr_Occurred())
-		return NULL;
-	object->dirty = 0;
-	return Py_BuildValue("(KKKKN)", (unsigned long long)object->id, packets, bytes, arrivals, reasons ? reasons : Py_NewRef(Py_None));
+	PyObject *row = Py_BuildValue("(KKKKN)", (unsigned long long)object->id, (unsigned long long)*packets, (unsigned long long)*bytes,
+		(unsigned long long)*arrivals, reasons ? reasons : Py_NewRef(Py_None));
+	int result = row ? PyList_Append(list, row) : -1;
+	Py_XDECREF(row);
+	if (!result) {
+		*packets = *bytes = *arrivals = 0;
+		if (reasons)
+			memset(drops, 0, DROP_REASONS * sizeof *drops);
+		object->dirty = 0;
+	}
+	return result;
 }
 
 static PyObject *Pump_counts(PyObject *self, PyObject *unused)
@@ -1198,21 +1246,23 @@ static PyObject *Pump_counts(PyObject *self, PyObject *unused)
 	Pump *p = (Pump *)self;
 	(void)unused;
 	PyObject *list = PyList_New(0);
+	if (!list)
+		return NULL;
 	uint32_t most = p->all_dirty ? p->size : p->dirty_count;
-	for (uint32_t i = 0; list && i < most; i++) {
+	for (uint32_t i = 0; i < most; i++) {
 		uint64_t id = p->all_dirty ? p->objects[i] ? p->objects[i]->id : 0 : p->dirty[i];
 		Object *object = (uint32_t)id < p->size ? p->objects[(uint32_t)id] : NULL;
-		if (!object || object->id != id || !object->dirty)
+		if (!object || object->id != id || !object->dirty || !take_counts(object, list))
 			continue;
-		PyObject *row = counts_of(object);
-		if (!row || PyList_Append(list, row))
-			Py_CLEAR(list);
-		Py_XDECREF(row);
+		if (PyErr_ExceptionMatches(PyExc_MemoryError) && PyList_Size(list)) {
+			PyErr_Clear();
+			return list; /* these are settled; the others still are dirty */
+		}
+		Py_DECREF(list);
+		return NULL;
 	}
-	if (list) {
-		p->dirty_count = 0;
-		p->all_dirty = 0;
-	}
+	p->dirty_count = 0;
+	p->all_dirty = 0;
 	return list;
 }
 
@@ -1370,7 +1420,7 @@ static PyObject *Pump_attach(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(detach_doc, "detach(port) -> what its socket has not taken\n\nThe socket is the caller's again. With TLS the rest is\n"
-	"sealed already.");
+	"sealed already. If there is no memory for the rest, it is lost, and `failure` is ENOMEM.");
 
 static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 {
@@ -1379,8 +1429,13 @@ static PyObject *Pump_detach(PyObject *self, PyObject *arg)
 	if (!port)
 		return NULL;
 	PyObject *rest = PyBytes_FromStringAndSize((const char *)(port->size ? port->rest + port->sent : (const uint8_t *)""), (Py_ssize_t)(port->size - port->sent));
-	if (!rest)
-		return NULL;
+	if (!rest) {
+		if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+			return NULL;
+		PyErr_Clear();
+		port->failed = port->failed ? port->failed : ENOMEM;
+		rest = PyBytes_FromStringAndSize("", 0); /* which exists already */
+	}
 	let_go((Pump *)self, port);
 	port->sent = port->size = 0;
 	port->rest = NULL;
@@ -1596,23 +1651,6 @@ static PyObject *Pump_raw_state(PyObject *self, PyObject *arg)
 	return in ? Py_BuildValue("(nnN)", (Py_ssize_t)in->raw_head, (Py_ssize_t)in->raw_tail, PyBool_FromLong(in->other)) : NULL;
 }
 
-PyDoc_STRVAR(merged_doc, "merged(inlet, whether)\n\nWhether the small frames shown last were worth merging. If not, more and more\n"
-	"receives of small frames are passed on one by one before the next are shown.");
-
-static PyObject *Pump_merged(PyObject *self, PyObject *args)
-{
-	unsigned long long id;
-	int worked;
-	if (!PyArg_ParseTuple(args, "Kp", &id, &worked))
-		return NULL;
-	Inlet *in = found((Pump *)self, id, INLET);
-	if (!in)
-		return NULL;
-	in->skips = worked ? 0 : 2 * in->skips + 1 < MAX_MERGE_SKIPS ? 2 * in->skips + 1 : MAX_MERGE_SKIPS;
-	in->skips_left = in->skips;
-	Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(valid_doc, "valid(frame) -> as wire.vnet.validate_vnet_header");
 
 static PyObject *Pump_valid(PyObject *self, PyObject *frame)
@@ -1630,15 +1668,13 @@ static int Pump_init(PyObject *self, PyObject *args, PyObject *keywords)
 {
 	Pump *p = (Pump *)self;
 	int trio;
-	unsigned int merge_from;
 	(void)keywords;
-	if (!PyArg_ParseTuple(args, "iI", &trio, &merge_from))
+	if (!PyArg_ParseTuple(args, "i", &trio))
 		return -1;
-	if (p->epoll >= 0 || merge_from < 2) {
-		PyErr_SetString(PyExc_ValueError, "initialised already, or merge_from below 2");
+	if (p->epoll >= 0) {
+		PyErr_SetString(PyExc_ValueError, "initialised already");
 		return -1;
 	}
-	p->merge_from = merge_from;
 	p->seed = clock_ns() * 0x9e3779b97f4a7c15u ^ (uint64_t)(uintptr_t)p;
 	p->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (p->epoll < 0 || (trio >= 0 && poll_fd(p, EPOLL_CTL_ADD, trio, EPOLLIN, 0))) {
@@ -1678,7 +1714,7 @@ static PyMethodDef methods[] = {
 	METHOD(table, METH_O), METHOD(learn, METH_VARARGS), METHOD(verdicts, METH_O), METHOD(forget, METH_O),
 	METHOD(port, METH_NOARGS), METHOD(attach, METH_VARARGS), METHOD(detach, METH_O), METHOD(failure, METH_O), METHOD(waiting, METH_O),
 	METHOD(outlet, METH_O), METHOD(busy, METH_VARARGS), METHOD(reader, METH_VARARGS),
-	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O), METHOD(merged, METH_VARARGS),
+	METHOD(inlet, METH_VARARGS), METHOD(state, METH_O), METHOD(raw_state, METH_O),
 	{ "valid", Pump_valid, METH_O | METH_STATIC, valid_doc },
 	{ NULL, NULL, 0, NULL },
 };
@@ -1698,8 +1734,9 @@ PyMODINIT_FUNC PyInit__pump(void)
 {
 	static const struct { const char *name; long value; } constant[] = {
 		{ "ABI", ABI }, { "OVERHEAD", OVERHEAD }, { "MAX_QUEUES", MAX_QUEUES }, { "DROP", DROP }, { "DEVICE", DEVICE },
-		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES }, { "SMALL", SMALL },
+		{ "TO_PORT", TO_PORT }, { "BLOCKED", BLOCKED }, { "FAILED", FAILED }, { "WATCH", WATCH }, { "FRAMES", FRAMES },
 		{ "UNUSUAL", UNUSUAL }, { "ENDED", ENDED }, { "TRIO_READY", TRIO_READY }, { "EXPIRED", EXPIRED },
+		{ "SHORT", SHORT },
 		{ "WANTS_MORE", WANTS_MORE }, { "NO_ROOM", NO_ROOM }, { "OTHER", OTHER }, { "MAX_RECORD_BYTES", MAX_RECORD_BYTES },
 	};
 	PyObject *module = PyModule_Create(&definition), *type = module ? PyType_FromSpec(&spec) : NULL;

@@ -9,8 +9,9 @@
  * The handshake is OpenSSL's, by Python's `ssl`, which also gives the secrets (its key log). The ciphers are those of the
  * libcrypto that Python's `ssl` has loaded. It is found at run time, so this module needs no headers and no library.
  *
- * A `Tls` object has the only copy of both directions' keys and of their record numbers. All that is sealed or opened
- * goes through it, whether Python or the pump sends, so no number can be used twice. It is called with the GIL held.
+ * A `Tls` object has the only copy of both directions' record numbers. All that is sealed or opened goes through it,
+ * whether Python or the pump sends, so no number can be used twice. A direction in which libcrypto has failed is of no
+ * more use: its number becomes NO_MORE. It is called with the GIL held.
  *
  * What comes from the peer is untrusted. What was decrypted is used only if its tag is right; else it is wiped.
  */
@@ -26,6 +27,7 @@
 #define MAX_SECRET_BYTES 48
 #define MAX_KEY_BYTES 32
 #define KEY_UPDATE_BYTES 5      /* the message */
+#define NO_MORE UINT64_MAX      /* section 5.3: a number must not wrap */
 #define CHANGE_CIPHER_SPEC 20
 #define ALERT 21
 #define HANDSHAKE 22
@@ -91,6 +93,14 @@ static int expand(const Tls *t, const uint8_t *secret, const char *label, uint8_
 	return good;
 }
 
+/* libcrypto has failed. The direction may still have the old key or the old IV, whose numbers are used. */
+static int give_up(Direction *d)
+{
+	d->number = NO_MORE;
+	crypto.clear_errors(); /* else Python's `ssl` takes them for its own */
+	return 0;
+}
+
 /* Begin to use the direction's secret (section 7.3). */
 static int use_secret(const Tls *t, Direction *d, int encrypt)
 {
@@ -98,18 +108,21 @@ static int use_secret(const Tls *t, Direction *d, int encrypt)
 	int good = expand(t, d->secret, "key", key, suites[t->suite].key_bytes) && expand(t, d->secret, "iv", d->iv, IV_BYTES)
 		&& crypto.init(d->context, crypto.cipher[t->suite](), NULL, key, NULL, encrypt);
 	explicit_bzero(key, sizeof key);
+	if (!good)
+		return give_up(d);
 	d->number = 0;
-	return good;
+	return 1;
 }
 
 /* The next generation of the direction's keys (section 7.2). */
 static int update_keys(const Tls *t, Direction *d, int encrypt)
 {
-	uint8_t next[MAX_SECRET_BYTES];
+	uint8_t next[MAX_SECRET_BYTES] = { 0 };
 	int good = expand(t, d->secret, "traffic upd", next, suites[t->suite].hash_bytes);
-	memcpy(d->secret, next, sizeof next);
+	if (good)
+		memcpy(d->secret, next, sizeof next);
 	explicit_bzero(next, sizeof next);
-	return good && use_secret(t, d, encrypt);
+	return good ? use_secret(t, d, encrypt) : give_up(d);
 }
 
 /* Begin a record: its nonce (section 5.3), and its head as additional data. */
@@ -120,7 +133,7 @@ static int begin_record(Direction *d, const uint8_t *head)
 	memcpy(nonce, d->iv, IV_BYTES);
 	for (int i = 0; i < 8; i++)
 		nonce[IV_BYTES - 1 - i] ^= (uint8_t)(d->number >> 8 * i);
-	return d->number != UINT64_MAX && crypto.init(d->context, NULL, NULL, NULL, nonce, -1)
+	return d->number != NO_MORE && crypto.init(d->context, NULL, NULL, NULL, nonce, -1)
 		&& crypto.update(d->context, NULL, &unused, head, RECORD_HEAD);
 }
 
@@ -164,8 +177,8 @@ static size_t seal_record(Tls *t, uint8_t type, const Part **part, size_t *at, s
 }
 
 /* Seal the parts into as few records as possible. `out` has room for `sealed_bytes`. Returns the size; 0: libcrypto failed,
- * and the connection is of no more use. */
-static size_t seal(Tls *t, const Part *part, int parts, uint8_t *out)
+ * now or before, and nothing can be sent any more. */
+static size_t seal(Tls *t, uint8_t type, const Part *part, int parts, uint8_t *out)
 {
 	size_t left = 0, done = 0, at = 0, n;
 	for (int i = 0; i < parts; i++)
@@ -176,15 +189,17 @@ static size_t seal(Tls *t, const Part *part, int parts, uint8_t *out)
 			const Part update = { message, sizeof message }, *first = &update;
 			size_t from = 0;
 			n = seal_record(t, HANDSHAKE, &first, &from, sizeof message, out + done);
-			if (!n || !update_keys(t, &t->out, 1))
+			if (!n)
+				return (size_t)give_up(&t->out);
+			if (!update_keys(t, &t->out, 1))
 				return 0;
 			t->update_due = 0;
 			done += n;
 		}
 		size_t size = left < RECORD_BYTES ? left : RECORD_BYTES;
-		n = seal_record(t, APPLICATION_DATA, &part, &at, size, out + done);
+		n = seal_record(t, type, &part, &at, size, out + done);
 		if (!n)
-			return 0;
+			return (size_t)give_up(&t->out);
 		done += n;
 		left -= size;
 	}
@@ -201,8 +216,11 @@ static size_t body_bytes(const uint8_t *head)
 	return good ? n : 0;
 }
 
+/* What may be wrong with a record that was decrypted. */
+enum { BAD_TAG = 0, NO_TYPE = -1, TOO_LONG = -2 };
+
 /* Decrypt a whole record to `out`, which has room for its body without the tag. Does not count it. Returns the type of
- * its content, and its size in `content`; 0: the tag is wrong, or there is no type, or too much content. */
+ * its content, and its size in `content`; or what is wrong with it. */
 static int open_record(Tls *t, const uint8_t *record, size_t body, uint8_t *out, size_t *content)
 {
 	size_t size = body - TAG_BYTES;
@@ -217,7 +235,7 @@ static int open_record(Tls *t, const uint8_t *record, size_t body, uint8_t *out,
 	if (!good || !end || end - 1 > RECORD_BYTES) {
 		explicit_bzero(out, size);
 		crypto.clear_errors(); /* else Python's `ssl` takes them for its own */
-		return 0;
+		return !good ? BAD_TAG : !end ? NO_TYPE : TOO_LONG;
 	}
 	*content = end - 1;
 	return out[end - 1];
@@ -227,7 +245,7 @@ static int open_record(Tls *t, const uint8_t *record, size_t body, uint8_t *out,
 enum { WANTS_MORE, NO_ROOM, OTHER };
 
 /* Open the whole records of raw[*at..end) to `out`, and count their content in `used`. Stops at a record of any other
- * content, which is left untouched: Python looks at it. */
+ * content, or of none, which is left untouched: Python looks at it. */
 static int open_records(Tls *t, const uint8_t *raw, size_t *at, size_t end, uint8_t *out, size_t room, size_t *used)
 {
 	while (end - *at >= RECORD_HEAD) {
@@ -239,8 +257,8 @@ static int open_records(Tls *t, const uint8_t *raw, size_t *at, size_t end, uint
 		if (room - *used < body - TAG_BYTES)
 			return NO_ROOM;
 		int type = open_record(t, raw + *at, body, out + *used, &content);
-		if (type != APPLICATION_DATA) {
-			if (type)
+		if (type != APPLICATION_DATA || !content) {
+			if (type > 0)
 				explicit_bzero(out + *used, body - TAG_BYTES);
 			return OTHER;
 		}
@@ -361,19 +379,20 @@ static int is_ready(const Tls *t)
 	return t->in.context != NULL;
 }
 
-PyDoc_STRVAR(seal_doc, "seal(data) -> its records\n\nThey must be sent, before any others. Raises ValueError if libcrypto fails:\n"
-	"the connection is then of no more use.");
+PyDoc_STRVAR(seal_doc, "seal(data, kind=23) -> its records\n\nThey must be sent, before any others. kind: of content; 23 is data.\n"
+	"Raises ValueError if libcrypto fails: then, and at any later time.");
 
-static PyObject *Tls_seal(PyObject *self, PyObject *data)
+static PyObject *Tls_seal(PyObject *self, PyObject *args)
 {
 	Tls *t = (Tls *)self;
 	Py_buffer view;
-	if (!is_ready(t) || PyObject_GetBuffer(data, &view, PyBUF_SIMPLE))
+	unsigned char kind = APPLICATION_DATA;
+	if (!is_ready(t) || !PyArg_ParseTuple(args, "y*|b", &view, &kind))
 		return NULL;
 	const Part part = { view.buf, (size_t)view.len };
 	PyObject *result = NULL;
 	uint8_t *out = malloc(sealed_bytes(part.size));
-	size_t size = out ? seal(t, &part, 1, out) : 0;
+	size_t size = out ? seal(t, kind, &part, 1, out) : 0;
 	if (size || (out && !part.size))
 		result = PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
 	else if (out)
@@ -432,9 +451,10 @@ static PyObject *Tls_take(PyObject *self, PyObject *args)
 				: ((size_t)record[3] << 8 | record[4]) <= TAG_BYTES ? "LENGTH_TOO_SHORT" : "PACKET_LENGTH_TOO_LONG");
 		else if ((size_t)(stop - start) < RECORD_HEAD + body)
 			PyErr_SetString(PyExc_ValueError, "not within the buffer");
-		else if (!(type = open_record(t, record, body, out, &content)))
-			PyErr_SetString(PyExc_ValueError, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC");
-		if (type) {
+		else if ((type = open_record(t, record, body, out, &content)) <= 0)
+			PyErr_SetString(PyExc_ValueError, type == NO_TYPE ? "BAD_RECORD_TYPE"
+				: type == TOO_LONG ? "DATA_LENGTH_TOO_LONG" : "DECRYPTION_FAILED_OR_BAD_RECORD_MAC");
+		if (type > 0) {
 			t->in.number++;
 			result = Py_BuildValue("(niy#)", start + RECORD_HEAD + (Py_ssize_t)body, type, (const char *)out, (Py_ssize_t)content);
 			explicit_bzero(out, sizeof out);
@@ -445,7 +465,7 @@ static PyObject *Tls_take(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(update_doc, "update(answer)\n\nThe peer has changed its keys: use the next. answer: change ours, too, before the next\n"
-	"record. Raises ValueError if libcrypto fails.");
+	"record. Raises ValueError if libcrypto fails: nothing can be received then.");
 
 static PyObject *Tls_update(PyObject *self, PyObject *args)
 {
@@ -470,7 +490,7 @@ static PyObject *Tls_numbers(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef tls_methods[] = {
-	{ "seal", Tls_seal, METH_O, seal_doc }, { "open", Tls_open, METH_VARARGS, open_doc },
+	{ "seal", Tls_seal, METH_VARARGS, seal_doc }, { "open", Tls_open, METH_VARARGS, open_doc },
 	{ "take", Tls_take, METH_VARARGS, take_doc }, { "update", Tls_update, METH_VARARGS, update_doc },
 	{ "numbers", Tls_numbers, METH_NOARGS, numbers_doc },
 	{ NULL, NULL, 0, NULL },

@@ -5,7 +5,7 @@ A super-packet has gso_type TCPV4 or TCPV6. A router forwards such blocks if its
 Only segments that are known to be intact are coalesced, because a damaged one must never be made to look intact. The
 IPv4 checksum must be right. The TCP checksum must be partial and right as such, or verified by the far kernel
 (DATA_VALID). With IPv4, DF must be set, which means that the IDs are not needed. The headers must be the same, except
-that each sequence number continues the one before. PSH ends a super-packet.
+that each sequence number continues the one before. PSH ends a super-packet. `_gro.c` does the same for the plane.
 """
 
 from __future__ import annotations

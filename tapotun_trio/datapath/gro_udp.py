@@ -8,6 +8,8 @@ super-packet into, counting up from the first one's ID. So a run needs IDs that 
 that nobody needs the IDs (RFC 6864). IPv6 has no checksum and no IDs of its own. Traffic class, flow label and hop
 limit of a run are the same, and packets with extension headers are not coalesced.
 
+The plane follows the same rules in C (`_gro.c`). This is what Python does.
+
 A flow's packets keep their order. One flow may overtake another, but no flow overtakes a packet of any other kind, or
 is overtaken by it.
 """

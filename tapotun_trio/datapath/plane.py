@@ -18,8 +18,8 @@ When the block is left, for whatever reason, the task has everything back: the b
 state of the decoder, the counters. Whatever is out of the ordinary ends the block: an end, an error, a control frame,
 malformed framing, a socket that stays full, a path that has to be paced, a change of the config, a `close`.
 
-Some frames need Python for a moment only: those of an unknown flow, and small ones that may be merged. They are passed
-to a function of the lender, still within the wait, and the block continues.
+Some frames need Python for a moment only: those of an unknown flow, and those that the device did not take. They are
+passed to a function of the lender, still within the wait, and the block continues.
 
 What happens to a packet is the same with the plane and without it (tests/unit/test_plane_differential.py). Everything
 here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.receive` is a checkpoint.
@@ -28,6 +28,8 @@ here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.r
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 import os
 import sys
 import time
@@ -43,11 +45,11 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
+from ..errors import shortage_of
 from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
-from ..log import Log
+from ..log import Log, RateLimitedLog
 from ..wire.frames import HEADER_BYTES, MIN_IPV6_BYTES, FrameRange, FrameReader
 from .counters import Counters, DropReason
-from .gro_udp import MIN_RUN_FRAMES
 
 try:
     from . import _pump
@@ -56,7 +58,7 @@ except ImportError:  # not built for this machine
 else:
     BUILT = True
 
-ABI: Final = 1
+ABI: Final = 2
 VARIABLE: Final = "TAPOTUN_PLANE"
 # How much the plane reads from a device at once. With 256 KB the far end starts to work later (measured in the
 # prototype: TCP 0.99 / 0.91 of the relay with 256 KB, 1.02 / 0.97 with 120 KB).
@@ -68,7 +70,17 @@ BACKLOG_BYTES: Final = 256 * 1024
 _LONGEST_S: Final = 3600.0
 _PROC_SELF: Final = Path("/proc/self")
 
-_DROPS: Final = (DropReason.BAD_SOURCE, DropReason.LOOP, DropReason.NO_ROUTE, DropReason.LINK_LOCAL)
+# How long nothing is lent after a lack of memory. Without a pause, a lack that lasts would be met again at once.
+REST_S: Final = 1.0
+
+# As numbered in the pump. It drops frames that it has no memory to show Python by itself.
+_DROPS: Final = (
+    DropReason.BAD_SOURCE,
+    DropReason.LOOP,
+    DropReason.NO_ROUTE,
+    DropReason.LINK_LOCAL,
+    DropReason.NO_MEMORY,
+)
 
 # A rule says which frames it is for, and what their key is. Guards: (offset in the frame, mask, value). Pieces:
 # (offset, size). A frame that no rule is for goes to Python.
@@ -141,16 +153,24 @@ class Plane:
         self._wake_fd = wake_fd
         self._loans: dict[int, Borrower] = {}
         self._runnable = False  # a task became runnable within the wait
+        self._short = False  # there was no memory, and some loans may not have ended yet
+        self._lends_from = -math.inf  # by trio's clock
+        self._shortages = RateLimitedLog()
 
     # -- the wait
 
     def wait(self, timeout_s: float) -> None:
         """Move packets for up to so long, or until trio has something to do. Never raises."""
         if not self._loans:
+            self._short = False
             return  # nothing that trio's own wait could miss
         try:
-            if self.works:
+            if self._short:
+                self._rest()
+            elif self.works:
                 self._move(timeout_s)
+        except MemoryError:
+            self._rest()
         except BaseException as exc:  # noqa: BLE001 - logged; trio would drop the hook, and all loans would hang
             self._fail(exc)
         if timeout_s > 0:
@@ -164,6 +184,8 @@ class Plane:
         while True:
             events, flags = self.pump.wait(deadline_ns)
             self._handle(events)
+            if flags & _pump.SHORT:
+                self._rest()
             if flags or self._runnable or not self.works:
                 break
         self.settle()
@@ -177,7 +199,8 @@ class Plane:
                 if loan is not None:
                     loan.handle(what, detail)
             except BaseException as exc:  # noqa: BLE001 - raised below
-                failure = failure or exc
+                if failure is None or isinstance(failure, MemoryError):  # which is no bug, and must not hide one
+                    failure = exc
         if failure is not None:
             raise failure
 
@@ -188,6 +211,8 @@ class Plane:
         """Add what was counted in C to the counters of its owners. Never raises."""
         try:
             self._settle()
+        except MemoryError:
+            self._short = True  # told at the next wait; the pump still has the counts
         except BaseException as exc:  # noqa: BLE001 - logged; the caller may be ending a loan
             self._fail(exc)
 
@@ -202,11 +227,38 @@ class Plane:
                     if number:
                         loan.drops[reason] += number
 
+    def _rest(self) -> None:
+        """There was no memory: give everything back, log it, and lend nothing for REST_S. If there is no
+        memory for that either, the next wait tries again. Never raises."""
+        self._short = True
+        try:
+            now = trio.current_time()
+            self._lends_from = now + REST_S
+            bugs = [exc for exc in self._hand_back_all() if not isinstance(exc, MemoryError)]
+            if bugs:
+                self._fail(BaseExceptionGroup("errors of the plane", bugs))
+            self._short = False
+            text = str(shortage_of(MemoryError(), "packets go the slow way for a moment"))
+            self._shortages.log(self._log, logging.WARNING, now, text)
+        except MemoryError:
+            return
+        except BaseException as exc:  # noqa: BLE001 - logged
+            self._fail(exc)
+
+    def check_lends(self) -> None:
+        """Raise CannotLendError during the pause after a lack of memory."""
+        if trio.current_time() < self._lends_from:
+            raise CannotLendError("there was no memory a moment ago")
+
     def _fail(self, exc: BaseException) -> None:
         """Give everything back, and log why; only the first time, since one failure may well cause others."""
-        if self.works:
-            self.works = False
+        if not self.works:
+            return
+        self.works = False
+        self._short = True
+        with suppress(MemoryError):  # then the next wait ends the other loans
             errors = [exc, *self._hand_back_all()]
+            self._short = False
             cause = exc if len(errors) == 1 else BaseExceptionGroup("errors of the plane", errors)
             self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=cause)
 
@@ -231,14 +283,17 @@ class Plane:
     @contextmanager
     def _lent(self, ident: int, borrower: Borrower, *ends: list[Callable[[], None]]) -> Iterator[None]:
         """``ends``: lists of functions; who calls them ends the loan."""
+        hand_back = borrower.hand_back  # made once: there may be no memory for another at the end
         self.add(ident, borrower)
-        for end in ends:
-            end.append(borrower.hand_back)
+        added = 0
         try:
+            for end in ends:
+                end.append(hand_back)
+                added += 1
             yield
         finally:
-            for end in ends:
-                end.remove(borrower.hand_back)
+            for end in ends[:added]:
+                end.remove(hand_back)
             self.remove(ident)
 
     def add(self, ident: int, borrower: Borrower) -> None:
@@ -248,7 +303,7 @@ class Plane:
     def remove(self, ident: int) -> None:
         """Undo `add`, after the last counts."""
         self.settle()
-        del self._loans[ident]
+        self._loans.pop(ident, None)
 
     async def read(
         self,
@@ -269,11 +324,12 @@ class Plane:
         Returns false if reading the device failed: the caller is to try it, and will get the error. Raises what
         ``dispatch`` raises, and CannotLendError.
         """
+        self.check_lends()
         number = 0 if sole is None else sole.number
         with _lending():
             ident = self.pump.reader(queues, flows.table, slab, BURST_BYTES, number)
-        loan = _ReadLoan(self.pump, ident, dispatch, flows)
         try:
+            loan = _ReadLoan(self.pump, ident, dispatch, flows)
             with self._lent(ident, loan, flows.borrowers):
                 await loan.ended.wait()
         finally:
@@ -294,20 +350,23 @@ class Plane:
         Returns whether the connection has ended. Raises PeerError if it broke, what ``lane.deliver`` raises, and
         CannotLendError.
         """
+        self.check_lends()
         records = connection.lend_receiving()
         with _lending():
             ident = self.pump.inlet(
                 connection.fileno(), lane.outlet, lane.flows.table, *reader.lend(), *(records or ())
             )
-        loan = _ReceiveLoan(self.pump, ident, connection, reader, lane, arrived)
         try:
+            loan = _ReceiveLoan(self.pump, ident, connection, reader, lane, arrived)
             with self._lent(ident, loan, lane.flows.borrowers, connection.borrowers):
                 await loan.ended.wait()
         finally:
-            reader.take_back(*self.pump.state(ident))
-            raw_start, raw_stop, other = self.pump.raw_state(ident)
-            connection.take_back_receiving(raw_start, raw_stop, other=other)
-            self.pump.free(ident)
+            try:  # if there is no memory for the state, the MemoryError ends the stream
+                reader.take_back(*self.pump.state(ident))
+                raw_start, raw_stop, other = self.pump.raw_state(ident)
+                connection.take_back_receiving(raw_start, raw_stop, other=other)
+            finally:
+                self.pump.free(ident)
         loan.check()
         return loan.at_end
 
@@ -406,8 +465,8 @@ class _ReceiveLoan(_Loan):
         self._arrived = arrived
 
     def handle(self, what: int, detail: object) -> None:
-        if what in (_pump.FRAMES, _pump.SMALL):
-            self._deliver(detail, small=what == _pump.SMALL)  # type: ignore[arg-type]
+        if what == _pump.FRAMES:
+            self._deliver(detail)  # type: ignore[arg-type]
             return
         if what == _pump.FAILED:
             assert isinstance(detail, int)
@@ -415,22 +474,16 @@ class _ReceiveLoan(_Loan):
         self.at_end = what == _pump.ENDED
         self.hand_back()
 
-    def _deliver(self, frames: list[FrameRange], *, small: bool) -> None:
+    def _deliver(self, frames: list[FrameRange]) -> None:
         lane = self._lane
         if self.error is not None:
             return  # behind a frame that ended the stream
-        merged = lane.merged()
-        if small:
-            lane.look_for_runs()
         try:
             lane.deliver(self._reader, frames)
         except BaseException as exc:  # noqa: BLE001 - raised by the task
             self.fail(exc)
             return
-        if small:
-            self._pump.merged(self._ident, lane.merged() > merged)
-        else:
-            lane.flows.learn(self._reader.view, frames, lane.judge)
+        lane.flows.learn(self._reader.view, frames, lane.judge)
 
     def count(self, packets: int, packets_bytes: int, arrivals: int) -> None:
         counters = self._lane.counters
@@ -450,9 +503,6 @@ class Lane:
         outlet: the number of the device's queue that they are written to.
         deliver: takes frames that need Python. May raise PeerError and HostError.
         judge: what ``deliver`` has decided for a frame.
-        merged: how often frames were written as one super-packet until now.
-        look_for_runs: called before ``deliver`` gets small frames, to which the plane has skipped receives already. The
-            skips of two would multiply: 64 times 64 receives until merging was tried again.
         counters: where to count.
     """
 
@@ -460,8 +510,6 @@ class Lane:
     outlet: int
     deliver: Callable[[FrameReader, list[FrameRange]], None]
     judge: JudgeFrame
-    merged: Callable[[], int]
-    look_for_runs: Callable[[], None]
     counters: Counters
 
 
@@ -472,7 +520,7 @@ class PlanePort:
         number: names it in verdicts.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_counters", "_lender", "_plane", "number")
+    __slots__ = ("__weakref__", "_connection", "_counters", "_end", "_lender", "_plane", "number")
 
     def __init__(self, plane: Plane, counters: Counters) -> None:
         """``counters``: where to count what is sent."""
@@ -480,7 +528,10 @@ class PlanePort:
         self._plane = plane
         self._counters = counters
         self._connection: Connection | None = None
-        self._lender: PortLender | None = None  # while it is lent, so that there is no reference cycle otherwise
+        # While it is lent, so that there is no reference cycle otherwise. `_end` is this port's among the borrowers of
+        # the connection; it is made once, as there may be no memory for another at the end.
+        self._lender: PortLender | None = None
+        self._end: Callable[[], None] | None = None
         weakref.finalize(self, _free, plane.pump, self.number).atexit = False
 
     @property
@@ -495,19 +546,31 @@ class PlanePort:
 
     def lend(self, connection: Connection, lender: PortLender) -> None:
         """Let the plane send on this connection. It must be on a chunk boundary. Raises CannotLendError."""
+        self._plane.check_lends()
         with _lending():
             self._plane.pump.attach(self.number, connection.fileno(), BACKLOG_BYTES, connection.lend_sending())
+            try:
+                self._end = self.hand_back
+                self._plane.add(self.number, self)
+                connection.borrowers.append(self._end)
+            except BaseException:
+                self._end = None
+                self._plane.remove(self.number)
+                self._plane.pump.detach(self.number)
+                raise
         self._connection, self._lender = connection, lender
-        self._plane.add(self.number, self)
-        connection.borrowers.append(self.hand_back)
 
     def take_back(self) -> tuple[bytes, Exception | None]:
         """End the loan. Returns what has to be sent next on the connection, which may be in the middle of a chunk; and
-        why nothing can be sent on it any more, or None."""
+        why nothing can be sent on it any more, or None.
+
+        The loan has ended even if this raises: only MemoryError, and then nothing can be sent any more either."""
         connection, self._connection = self._connection, None
         if connection is None:
             return b"", None
-        connection.borrowers.remove(self.hand_back)
+        end, self._end = self._end, None
+        if end is not None:
+            connection.borrowers.remove(end)
         self._plane.remove(self.number)
         self._lender = None
         pump = self._plane.pump
@@ -625,7 +688,12 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
         _running.set(why)
         yield
         return
-    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    except OSError as exc:
+        _running.set(f"this machine has no eventfd for it: {exc.strerror}")
+        yield
+        return
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_take_wakes, wake_fd)
@@ -633,7 +701,7 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
             if trio_fd is None:
                 nursery.cancel_scope.cancel()
             else:
-                plane = Plane(_pump.Pump(trio_fd, MIN_RUN_FRAMES), wake_fd, log)
+                plane = Plane(_pump.Pump(trio_fd), wake_fd, log)
                 hook = _Hook(plane)
                 trio.lowlevel.add_instrument(hook)
                 _running.set(plane)

@@ -137,6 +137,7 @@ class Sender:
         "_port",
         "_preamble",
         "_queued",
+        "_refused",
         "_room",
         "_sent_since_tick",
         "_wake",
@@ -163,6 +164,7 @@ class Sender:
         self._fault: Exception | None = None  # a bug in `send`, to be raised by the stream's own task
         self._port: PlanePort | None = None  # made at first use
         self._lent: OutboundStream | None = None  # the stream whose socket is lent to the plane
+        self._refused = False  # the plane could not take it; to be tried again
 
     @property
     def streaming(self) -> bool:
@@ -338,8 +340,11 @@ class Sender:
             return
         plane = current_plane()
         if plane is not None:
-            with suppress(CannotLendError):  # then Python sends
+            try:
                 self.port(plane).lend(stream.writer.connection, self)
+            except (CannotLendError, MemoryError):  # then Python sends
+                self._refused = True
+            else:
                 self._lent = stream
 
     def _take_back(self) -> None:
@@ -347,14 +352,17 @@ class Sender:
         the stream is broken."""
         stream, self._lent = self._lent, None
         if stream is not None and self._port is not None:
-            rest, failure = self._port.take_back()
-            if rest:
-                stream.writer.pending = memoryview(rest)
+            try:
+                rest, failure = self._port.take_back()
+                if rest:
+                    stream.writer.pending = memoryview(rest)
+            except MemoryError as exc:  # what the socket has not taken is lost, maybe the rest of a chunk
+                failure = exc
             if failure is not None:  # the stream's own task raises it
                 if self.stream is stream:
                     self.stream = None
-                reason = failure.reason if isinstance(failure, PeerError) else EndReason.INTERNAL_ERROR
-                stream.writer.mark_broken(reason)
+                reason = EndReason.NO_MEMORY if isinstance(failure, MemoryError) else EndReason.INTERNAL_ERROR
+                stream.writer.mark_broken(failure.reason if isinstance(failure, PeerError) else reason)
                 self._wake.set()
 
     def _yield_if_full(self) -> None:
@@ -422,7 +430,8 @@ class Sender:
             scheduler = self.stream.scheduler
             was_paced = scheduler.paced
             scheduler.tick(now)
-            if was_paced and not scheduler.paced:
+            if self._refused or (was_paced and not scheduler.paced):
+                self._refused = False
                 self._wake.set()  # its task may lend it to the plane again, which nothing else would tell it
         if self._sent_since_tick and not self.keepalive.always:
             self._sent_since_tick = False

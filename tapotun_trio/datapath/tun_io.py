@@ -100,10 +100,6 @@ class AdaptiveSkip:
             return False
         return True
 
-    def try_next(self) -> None:
-        """Skip no further occasion before the next try."""
-        self._left = 0
-
     def succeeded(self) -> None:
         self._skips = 0
 
@@ -276,7 +272,6 @@ class DeviceWriter:
         drops: counts frames that found the queue full, or that the kernel refused after they had been queued.
 
     Attributes:
-        merged: how often frames were written as one super-packet.
         outlet: the number by which the plane writes to the device; None: it does not.
     """
 
@@ -290,7 +285,6 @@ class DeviceWriter:
         "_tcp_gso",
         "_udp_gso",
         "_wake",
-        "merged",
         "outlet",
     )
 
@@ -305,11 +299,6 @@ class DeviceWriter:
         self._wake = trio.Event()
         self._plane: Plane | None = None
         self.outlet: int | None = None
-        self.merged = 0
-
-    def look_for_runs(self) -> None:
-        """Look for runs in the next receive: the plane has skipped receives itself."""
-        self._search.try_next()
 
     def write_all(self, view: memoryview, frames: Sequence[FrameRange], drops: Counter[str]) -> None:
         """Write the frames of one receive; segments of one flow (UDP, TCP) are coalesced where possible.
@@ -373,7 +362,6 @@ class DeviceWriter:
             gso = self._udp_gso if parts[0][1] == GSO_UDP_L4 else self._tcp_gso
             taken = self._device.write_parts(parts) if gso.should_try() else None
             if taken:
-                self.merged += 1
                 gso.max_skips = 0  # this kernel supports it: a later refusal is about that one packet
                 return True
         before = len(refused)
@@ -419,7 +407,10 @@ class DeviceWriter:
         fd = self._device.descriptor if isinstance(self._device, LendableQueue) else None
         if self._plane is None or fd is None:
             await self._write_queued()
-        self.outlet = self._plane.open_outlet(fd)
+        try:
+            self.outlet = self._plane.open_outlet(fd)
+        except MemoryError:  # only Python writes to this queue, then
+            await self._write_queued()
         self._tell_plane(busy=bool(self._queue))
         try:
             await self._write_queued()

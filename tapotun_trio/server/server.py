@@ -19,7 +19,7 @@ from ..datapath.plane import BY_ADDRESSES, Flows, Plane, Verdict, current_plane
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..digests import digest
-from ..errors import SHORTAGES, HostError, PeerError, RefusalReason, ShortageError, leaves
+from ..errors import SHORTAGES, EndReason, HostError, PeerError, RefusalReason, ShortageError, leaves
 from ..families import IPInterface, stays_on_link
 from ..host.interfaces import Host
 from ..http.heads import BadRequest
@@ -311,8 +311,9 @@ class TunnelServer:
             self._verdicts[key] = to
         except Exception as exc:  # noqa: BLE001 - logged with its traceback
             text = "packet from the device dropped"
-            self._faults.log(self._log, trio.current_time(), text, exc)
-            self.device_drops[DropReason.INTERNAL_ERROR] += 1
+            reason = self._faults.log(self._log, trio.current_time(), text, exc)
+            bug = reason is EndReason.INTERNAL_ERROR
+            self.device_drops[DropReason.INTERNAL_ERROR if bug else DropReason.NO_MEMORY] += 1
             return None
         return to
 

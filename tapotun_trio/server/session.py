@@ -458,8 +458,7 @@ class Session:
                 return drop_reason(key)
             return to.sender.port(plane) if version == 4 or to.sender.ipv6 else None
 
-        merged, look = lambda: writer.merged, writer.look_for_runs
-        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, merged, look, self.counters)
+        return Lane(self._verdicts.flows, writer.outlet, self.deliver, judge, self.counters)
 
     def _change_lanes(self) -> None:
         """What this session's packets are decided by has changed, and maybe where they go."""

@@ -102,12 +102,8 @@ def _write(path: str, content: bytes, *, replace: bool) -> None:
     if not stat.S_ISREG(old.st_mode):
         raise OSError("it is not a regular file")
     fresh = f"{path}.{secrets.token_hex(4)}"
-    _create(fresh, content)
+    _create(fresh, content, old)
     try:
-        if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-            os.chown(fresh, old.st_uid, old.st_gid)
-        if not old.st_mode & _OTHERS:
-            os.chmod(fresh, _MODE | (old.st_mode & stat.S_IRGRP))
         os.replace(fresh, path)
     except BaseException:
         with suppress(OSError):
@@ -115,14 +111,22 @@ def _write(path: str, content: bytes, *, replace: bool) -> None:
         raise
 
 
-def _create(path: str, content: bytes) -> None:
-    """Make a file with mode 0600. Raises FileExistsError if the name exists, even as a dangling symbolic link."""
+def _create(path: str, content: bytes, old: os.stat_result | None = None) -> None:
+    """Make a file with mode 0600. Raises FileExistsError if the name exists, even as a dangling symbolic link.
+
+    ``old``: the file whose place it takes. Owner and mode are set by the descriptor: whoever may write to the directory
+    could put a link to another file in the place of the name.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
     try:
         with open(fd, "wb") as file:
             os.fchmod(fd, _MODE)  # the umask may have removed more bits
             file.write(content)
             file.flush()
+            if old is not None and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(fd, old.st_uid, old.st_gid)
+            if old is not None and not old.st_mode & _OTHERS:
+                os.fchmod(fd, _MODE | (old.st_mode & stat.S_IRGRP))
             os.fsync(fd)
     except BaseException:
         with suppress(OSError):

@@ -7,27 +7,37 @@ import fcntl
 import random
 import socket
 import struct
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, cast
 
 import pytest
 import trio
 
+from tapotun_trio.datapath import plane
 from tapotun_trio.datapath.tun_io import DeviceWriter
 from tapotun_trio.host.interfaces import Queue
 from tapotun_trio.host.tun import TunDevice
+from tapotun_trio.wire.body import chunk_head
+from tapotun_trio.wire.frames import receive_buffer
+from tests.planes import needs_pump
 from tests.unit.test_wire_merge import laid, received, udp
 
 from .fresh_namespace import in_fresh_namespace, ip
 from .test_host_tun import configured_tun
 
+if plane.BUILT:
+    from tapotun_trio.datapath import _pump
+
 pytestmark = pytest.mark.netns
 
 # `udp` sends from 10.0.0.1 to port 9 of 10.0.0.2.
 FLOWS: Final = 8
-SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
+SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
+SO_RCVBUFFORCE: Final = 33
 SIOCETHTOOL: Final = 0x8946  # linux/sockios.h
 ETHTOOL_STXCSUM: Final = 0x17  # linux/ethtool.h
 ETHTOOL_SGSO: Final = 0x24
@@ -64,32 +74,84 @@ class Unrefused:
         return taken
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+class ByPlane:
+    """Writes to a device as the plane does."""
+
+    def __init__(self, device: TunDevice) -> None:
+        self._pump = _pump.Pump(-1)
+        self._table, outlet = self._pump.table(plane.ALL_ALIKE), self._pump.outlet(device.fileno())
+        self._pump.learn(self._table, udp(b"any"), _pump.DEVICE, 0)
+        ours, self._far = socket.socketpair()
+        self._sockets = ours, self._far
+        self._far.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 22)
+        self._buffer = receive_buffer()
+        self._inlet = self._pump.inlet(ours.fileno(), outlet, self._table, self._buffer, 0, 0, 0, False)
+
+    def write(self, burst: list[bytes]) -> None:
+        """All of it, and nothing may be left to Python."""
+        body = b"".join(burst)
+        self._far.sendall(chunk_head(len(body)) + body + b"\r\n")
+        written = 0
+        while written < len(burst):
+            assert self._pump.wait(time.monotonic_ns())[0] == []
+            written += sum(packets for _, packets, *_ in self._pump.counts())
+
+    def close(self) -> None:
+        self._pump.free(self._inlet)
+        for end in self._sockets:
+            end.close()
+
+
+@contextmanager
+def writing(device: TunDevice, way: str) -> Iterator[Callable[[list[bytes]], None]]:
+    """A function that writes a burst: by the plane, or by Python as single frames or as blocks."""
+    if way == "plane":
+        with closing(ByPlane(device)) as by_plane:
+            yield by_plane.write
+        return
+    drops: Counter[str] = Counter()
+    writer = DeviceWriter(cast(Queue, Unrefused(device)), drops)
+    yield lambda burst: writer.write_all(*(received(burst) if way == "blocks" else laid(burst)), drops)
+    assert not drops
+
+
+def packets_written() -> int:
+    """What the device has taken, a super-packet as one."""
+    packets: int = ip("-s", "link", "show", "tun0")[0]["stats64"]["rx"]["packets"]
+    return packets
+
+
+WAYS = [pytest.param("plane", marks=needs_pump), "single", "blocks"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @in_fresh_namespace
-async def test_a_plain_receiver_gets_every_datagram_whole_and_in_order(*, blocks: bool) -> None:
+async def test_a_plain_receiver_gets_every_datagram_whole_and_in_order(way: str) -> None:
     with configured_tun() as device, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         ip("addr", "add", "10.0.0.2/24", "dev", "tun0")
         sock.bind(("10.0.0.2", 9))
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
-        drops: Counter[str] = Counter()
-        writer = DeviceWriter(cast(Queue, Unrefused(device)), drops)
         wanted, got = defaultdict(list), defaultdict(list)
-        for burst in bursts(1):
-            writer.write_all(*(received(burst) if blocks else laid(burst)), drops)
-            for frame in burst:
-                wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
-            with trio.fail_after(5):
-                for _ in burst:
-                    await trio.lowlevel.wait_readable(sock)
-                    data, (_, port) = sock.recvfrom(2048)
-                    got[port].append(data)
+        packets = 0
+        with writing(device, way) as write:
+            for burst in bursts(1):
+                write(burst)
+                packets += len(burst)
+                for frame in burst:
+                    wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
+                with trio.fail_after(5):
+                    for _ in burst:
+                        await trio.lowlevel.wait_readable(sock)
+                        data, (_, port) = sock.recvfrom(2048)
+                        got[port].append(data)
         assert got == wanted
-        assert not drops
+        if way == "plane":  # Python merges only what pays
+            assert packets_written() < packets / 2
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @in_fresh_namespace
-async def test_forwarded_through_a_veth_without_udp_segmentation(*, blocks: bool) -> None:
+async def test_forwarded_through_a_veth_without_udp_segmentation(way: str) -> None:
     """The kernel cuts them itself: an AF_PACKET socket at the veth's far end sees whole packets, checksums done."""
     with configured_tun() as device:
         ip("addr", "add", "10.0.0.254/32", "dev", "tun0")
@@ -104,21 +166,19 @@ async def test_forwarded_through_a_veth_without_udp_segmentation(*, blocks: bool
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
             sock.bind(("v1", 0x0800))
             sock.setblocking(False)
-            drops: Counter[str] = Counter()
-            writer = DeviceWriter(cast(Queue, Unrefused(device)), drops)
-            for burst in bursts(2):
-                writer.write_all(*(received(burst) if blocks else laid(burst)), drops)
-                wanted, got = defaultdict(list), defaultdict(list)
-                for frame in burst:
-                    wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
-                with trio.fail_after(5):
-                    for _ in burst:
-                        await trio.lowlevel.wait_readable(sock)
-                        packet = sock.recv(2048)
-                        assert_checksums(packet)
-                        got[int.from_bytes(packet[20:22], "big")].append(packet[28:])
-                assert got == wanted
-            assert not drops
+            with writing(device, way) as write:
+                for burst in bursts(2):
+                    write(burst)
+                    wanted, got = defaultdict(list), defaultdict(list)
+                    for frame in burst:
+                        wanted[int.from_bytes(frame[34:36], "big")].append(frame[42:])
+                    with trio.fail_after(5):
+                        for _ in burst:
+                            await trio.lowlevel.wait_readable(sock)
+                            packet = sock.recv(2048)
+                            assert_checksums(packet)
+                            got[int.from_bytes(packet[20:22], "big")].append(packet[28:])
+                    assert got == wanted
 
 
 def assert_checksums(packet: bytes) -> None:

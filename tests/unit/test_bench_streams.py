@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.streams import beside
 from bench.streams.measure import Delays, Run
 from bench.streams.plan import PAIRS, PLANS, Cell, Load, Plan, loads_of
 from bench.streams.results import CellResults, delays, text
@@ -111,9 +112,17 @@ def test_the_pairs_have_addresses_and_interfaces_of_their_own() -> None:
     assert len(interfaces(PAIRS)) == PAIRS
 
 
+def test_the_shares_of_a_link_are_medians_of_the_rounds() -> None:
+    ways = {way: [beside.Shares(10.0 + turn, 5.0 - turn) for turn in range(3)] for way in beside.WAYS}
+    head, row = beside.text({CELL: ways}).splitlines()
+    assert head.split()[-3:] == ["cubic", "rule", "bbr"]
+    assert row.startswith(str(CELL))
+    assert row.count("11.0 / 4.0 (5.0, 4.0, 3.0)") == 3
+
+
 def test_a_cell_says_what_is_unusual() -> None:
     assert str(CELL) == "http, cubic, 40 ms, 0.3 %"
-    assert str(Cell(80, 1.0, "bbr", proxy=True, burst=8.0, mbit_s=20)) == (
-        "nginx, bbr, 80 ms, 1 %, bursts of 8, 20 Mbit/s"
+    assert str(Cell(80, 1.0, "bbr", proxy=True, burst=8.0, mbit_s=20, queue_ms=4)) == (
+        "nginx, bbr, 80 ms, 1 %, bursts of 8, 20 Mbit/s, a queue of 4 ms"
     )
     assert CELL.queue_bytes == 100e6 / 8 * 0.05

@@ -564,6 +564,16 @@ async def test_a_bug_in_the_router_costs_a_packet() -> None:
         siege.log.clear()
 
 
+async def test_no_memory_for_a_verdict_costs_a_packet() -> None:
+    """It is counted as what it is, and no bug. (The siege sees that no error is logged.)"""
+    async with besieged(2) as siege:
+        with patch.object(router.Router, "from_device", side_effect=MemoryError):
+            siege.hub.send(ipv4(HUB, "10.10.0.77"))
+            await until(lambda: siege.server.device_drops["no-memory"], "the packet to be counted")
+            await siege.assert_honest_traffic()
+        assert not siege.server.device_drops["internal-error"]
+
+
 async def test_a_bug_in_accepting_is_that_connections() -> None:
     async with besieged() as siege:
         with patch("tapotun_trio.host.net.listen.peer_name", side_effect=RuntimeError("injected")) as struck:

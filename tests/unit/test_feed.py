@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tapotun_trio.datapath.congestion import CUBIC_AFTER_S, LOSS_SEGMENTS, RENEW_S
+from tapotun_trio.datapath.congestion import CUBIC_AFTER_S, NEAR_LOSSY_SEGMENTS, RENEW_S
 from tapotun_trio.datapath.scheduler import (
     FAST_SAMPLES,
     FAST_UNSENT_BYTES,
@@ -31,6 +31,7 @@ class FakeConnection:
     """A path as the test says, on a host that prefers ``congestion_control``, be it by its route."""
 
     def __init__(self, state: PathState | None, congestion_control: str = "cubic", *, by_route: bool = False) -> None:
+        self.name = "peer"
         self.state = state
         self.preferred_congestion_control = congestion_control
         undecided = congestion_control == "bbr" and not by_route
@@ -43,9 +44,10 @@ class FakeConnection:
         self.asked += 1
         return self.state
 
-    def try_congestion_control(self, name: str) -> None:
+    def try_congestion_control(self, name: str) -> OSError | None:
         self.congestion_control = name
         self.chosen.append(name)
+        return None
 
     def limit_unsent(self, limit_bytes: int) -> None:
         self.unsent_bytes = limit_bytes
@@ -209,9 +211,10 @@ def test_a_fast_stream_has_it_back_on_a_path_that_loses_packets() -> None:
     it = feed(connection)
     watched(it, 0.0, 2.0)
     assert connection.chosen == []
-    for n in range(40):
-        connection.state = replace(FAST, sent_segments=n * LOSS_SEGMENTS, resent_segments=n * LOSS_SEGMENTS // 100)
-        watched(it, 2.0 + n, 3.0 + n)
+    for n in range(400):
+        connection.state = replace(FAST, sent_segments=n * 200, resent_segments=n * 2)
+        it.watch(2.0 + n / 10)
+    assert NEAR_LOSSY_SEGMENTS > 200
     assert connection.chosen == ["bbr"]
 
 
@@ -237,26 +240,25 @@ def test_on_a_full_link_nothing_begins_anew() -> None:
 
 
 def test_a_few_losses_are_enough_to_see_that_a_path_loses_packets() -> None:
-    """At 1 % cubic is so slow that LOSS_SEGMENTS take long."""
+    """At 1 % cubic is so slow that LOSSY_SEGMENTS take long."""
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
     backlog(it, 1.0, 2.0)
     for n in range(40):
-        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, n * 40, n * 40 // 100)
+        connection.state = PathState(0.042, 0.04, 2.5e6, 20_000, 0, n * 40, n * 40 // 100)
         backlog(it, 2.0 + n / 10, 2.1 + n / 10)
     assert connection.chosen == ["cubic", "bbr"]
-    assert LOSS_SEGMENTS > 40 * 40
     assert is_paced(it)
 
 
 def test_what_bbr_lost_is_not_held_against_the_path() -> None:
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
-    connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3 * LOSS_SEGMENTS, 200)
+    connection.state = PathState(0.042, 0.04, 2.5e6, 20_000, 0, 6_000, 200)
     backlog(it, 1.0, 1.0 + CUBIC_AFTER_S + 0.05)
     assert connection.chosen == ["cubic"]
     for n in range(10):  # nothing in the moments in between
-        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, (4 + n) * LOSS_SEGMENTS, 200)
+        connection.state = PathState(0.042, 0.04, 2.5e6, 20_000, 0, 8_000 + 2_000 * n, 200)
         it.allowance(3.0 + n)
     assert connection.chosen == ["cubic"]
 
@@ -266,10 +268,10 @@ def test_what_one_moment_loses_is_no_habit_of_the_path() -> None:
     it = feed(connection)
     backlog(it, 1.0, 10.0)
     for n in range(100):  # sent again one by one
-        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 30 * n, min(n, 50))
+        connection.state = PathState(0.042, 0.04, 2.5e6, 20_000, 0, 30 * n, min(n, 50))
         it.allowance(10.0 + n / 100)
     for n in range(100):
-        connection.state = PathState(0.05, 0.04, 2.5e6, 20_000, 0, 3_000 + 1_000 * n, 50)
+        connection.state = PathState(0.042, 0.04, 2.5e6, 20_000, 0, 3_000 + 1_000 * n, 50)
         backlog(it, 11.0 + n, 12.0 + n)
     assert connection.chosen == ["cubic"]
 
@@ -278,9 +280,9 @@ def test_bbr_comes_back_for_a_path_that_loses_packets() -> None:
     connection = FakeConnection(NARROW, "bbr")
     it = feed(connection)
     backlog(it, 1.0, 3.0)
-    for n in range(1, 3):
+    for n in range(1, 5):
         assert connection.congestion_control == "cubic"
-        connection.state = PathState(0.05, 0.04, 2.5e6, 100_000, 0, n * LOSS_SEGMENTS, n * LOSS_SEGMENTS // 100)
+        connection.state = PathState(0.042, 0.04, 2.5e6, 100_000, 0, n * 2_000, n * 20)
         backlog(it, 2.0 + n, 3.0 + n)
     assert is_paced(it)
     backlog(it, 6.0, 10.0)

@@ -144,6 +144,51 @@ async def test_a_session_is_resumed(ca_file: str, version: str, close_first: boo
     assert context.session_stats()["hits"] == 2
 
 
+@pytest.mark.parametrize("end", ["close", "shutdown_sending", "abort", "a bad record"])
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+async def test_what_a_server_hears_at_the_end(ca_file: str, version: str, end: str) -> None:
+    """RFC 8446 section 6: a close_notify, which OpenSSL tells from a mere end; or an alert that says what was wrong."""
+    heard: list[str] = []
+
+    def listen(sock: socket.socket) -> None:
+        context = server_context(version=version)
+        with context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as tls:
+            if end == "a bad record":
+                socket.socket.sendall(tls, b"\x17\x03\x03\0\x20" + bytes(32))
+            try:
+                heard.append(f"{tls.recv(9)!r} and {tls.recv(9)!r}")
+            except OSError as exc:
+                heard.append(getattr(exc, "reason", None) or type(exc).__name__)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        sock = socket.socket(fileno=os.dup(stream.socket.fileno()))
+        await stream.aclose()
+        sock.settimeout(10)
+        with sock:
+            await trio.to_thread.run_sync(listen, sock)
+        done.set()
+
+    done = trio.Event()
+    async with serving(serve) as port:
+        url = Url("https", NAME, port, "/")
+        connection = await open_connection(url, TlsClient(TlsConfig(ca_file=ca_file)))
+        if end == "a bad record":
+            with pytest.raises(PeerError, match="BAD_RECORD_MAC"):
+                await connection.receive(memoryview(bytearray(9)))
+        else:
+            await connection.send_all(b"all")
+            getattr(connection, end)()
+        with trio.fail_after(10):
+            await done.wait()
+        connection.close()
+    if end == "a bad record":
+        assert heard == ["SSLV3_ALERT_BAD_RECORD_MAC"]
+    elif end == "abort":
+        assert "b''" not in heard[0]
+    else:
+        assert heard == ["b'all' and b''"]
+
+
 async def test_a_session_that_the_server_forgot_costs_nothing(ca_file: str) -> None:
     client = TlsClient(TlsConfig(ca_file=ca_file))
     for _ in range(2):

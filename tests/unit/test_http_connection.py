@@ -208,6 +208,9 @@ class EndlessSocket(ssl.SSLSocket):
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         return len(buffer)
 
+    def unwrap(self) -> socket.socket:
+        raise ssl.SSLWantReadError  # it does not wait for an answer
+
 
 async def test_receiving_leaves_room_for_other_tasks() -> None:
     """Every loop that could run forever yields. Of TLS there is always more, decrypted already."""
@@ -255,6 +258,17 @@ async def test_without_a_descriptor_left_what_a_connection_has_is_what_is_prefer
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         connection.close()
         assert connection.preferred_congestion_control is None
+
+
+async def test_the_kernel_says_why_it_refuses_an_algorithm() -> None:
+    near, far = dialled()
+    with closing(Connection(near, "near")) as connection, closing(far):
+        assert connection.try_congestion_control(RENO) is None
+        assert connection.congestion_control == RENO
+        refusal = connection.try_congestion_control("no-such")
+        assert refusal is not None
+        assert refusal.errno == errno.ENOENT
+        assert connection.congestion_control == RENO
 
 
 async def test_a_socket_is_left_undecided_where_bbr_is_preferred_and_only_there() -> None:

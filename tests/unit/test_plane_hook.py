@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -304,7 +304,17 @@ class Abrupt(BaseException):
     """The same, and not even an Exception."""
 
 
-FAILURES: Final = [Bug, MemoryError, OSError, Abrupt, KeyboardInterrupt, SystemExit]
+FAILURES: Final = [Bug, OSError, Abrupt, KeyboardInterrupt, SystemExit]
+
+
+class Wrapped:
+    """A pump whose methods can be replaced."""
+
+    def __init__(self, pump: Any) -> None:
+        self._pump = pump
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pump, name)
 
 
 class FailingPump:
@@ -324,7 +334,7 @@ class FailingPump:
     def _fail(self, *_: object) -> object:
         exc, self._exc = self._exc, None if self._once else self._exc
         assert exc is not None
-        raise exc
+        raise type(exc)(*exc.args)  # a new one each time: its traceback has this frame, and so this object
 
 
 def plane_of() -> Plane:
@@ -442,6 +452,141 @@ def test_all_loans_end_though_one_cannot_be_handed_back(errors: list[str], monke
         plane.pump = FailingPump(plane.pump, "wait", Bug("x"), once=True)  # type: ignore[assignment]
 
     fail(errors, sabotage)
+
+
+# ------------------------------------------------------------------ there is no memory for it
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """The lines of warnings and errors that this program logs in the block."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            record.exc_info = None
+
+    handler, logger = Keep(logging.WARNING), logging.getLogger("tapotun")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def short(sabotage: Callable[[World], Callable[[], None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play on after ``sabotage``, which returns what ends it: first slowly, and then the plane works again."""
+    before = open_descriptors()
+    monkeypatch.setattr(plane_module, "REST_S", 0.2)
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP)
+        plane = plane_of()
+        mend = sabotage(world)
+        await play_all(world, *AFTERWARDS[:-1])
+        mend()
+        await trio.sleep(2 * plane_module.REST_S)
+        for peer in world.peers:
+            peer.sender.tick(trio.current_time(), 1)
+        await world.settle()
+        moved = world.counters[0].plane_packets
+        await play_all(world, *WARM_UP[:1], *WARM_UP[2:], *AFTERWARDS[-1:])
+        await world.finish()
+        outcome = world.outcome()
+        assert plane_of() is plane
+        assert world.counters[0].plane_packets >= moved + 9
+        assert outcome.ends == ["runs", EndReason.CLOSED, "runs"]
+        assert not any(world.device_drops.values())
+        assert sum(map(len, outcome.device.values())) == IN_THE_DEVICE + 9
+        assert sum(len(it) for flow, it in outcome.streams[0].items() if flow != b"other") == ON_THE_STREAM + 6
+
+    with warnings() as lines:
+        trio.run(partial(in_world, Scenario(()), work, native=True))
+    assert len(lines) == 1
+    assert lines[0].startswith("packets go the slow way for a moment: Cannot allocate memory; raise MemoryMax=")
+    assert open_descriptors() == before
+
+
+@needs_pump
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("method", ["wait", "counts"])
+def test_the_pump_finds_no_memory(method: str, once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tunnel goes on, and so does the plane when there is some: a shortage is no bug."""
+
+    def sabotage(world: World) -> Callable[[], None]:
+        plane = plane_of()
+        pump = plane.pump
+        plane.pump = FailingPump(pump, method, MemoryError(), once=once)  # type: ignore[assignment]
+        return lambda: setattr(plane, "pump", pump)
+
+    short(sabotage, monkeypatch)
+
+
+@needs_pump
+def test_the_pump_tells_that_an_event_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sabotage(world: World) -> Callable[[], None]:
+        plane = plane_of()
+        pump = plane.pump
+
+        class Short(Wrapped):
+            def wait(self, deadline_ns: int) -> tuple[list[tuple[int, int, object]], int]:
+                events, flags = pump.wait(deadline_ns)
+                return events, flags | _pump.SHORT
+
+        plane.pump = Short(pump)  # type: ignore[assignment]
+        return lambda: setattr(plane, "pump", pump)
+
+    short(sabotage, monkeypatch)
+
+
+@needs_pump
+def test_there_is_no_memory_to_end_a_loan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is tried again at the next wait."""
+
+    def sabotage(world: World) -> Callable[[], None]:
+        plane, failed = plane_of(), list[int]()
+        real = Plane._hand_back_all
+
+        def hand_back_all(self: Plane) -> list[BaseException]:
+            failed.append(1)
+            if len(failed) < 3:
+                raise MemoryError
+            return real(self)
+
+        monkeypatch.setattr(Plane, "_hand_back_all", hand_back_all)
+        plane.pump = FailingPump(plane.pump, "wait", MemoryError(), once=True)  # type: ignore[assignment]
+        return lambda: None
+
+    short(sabotage, monkeypatch)
+
+
+@needs_pump
+@pytest.mark.parametrize("where", ["reader", "inlet", "attach"])
+def test_there_is_no_memory_for_a_loan(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the pure path works, and it is tried again."""
+    before = open_descriptors()
+    monkeypatch.setattr(plane_module, "REST_S", 0.2)
+
+    async def work(world: World) -> None:
+        plane = plane_of()
+        pump = plane.pump
+        plane.pump = FailingPump(pump, where, MemoryError(), once=False)  # type: ignore[assignment]
+        plane._hand_back_all()
+        await play_all(world, *WARM_UP)
+        plane.pump = pump
+        for peer in world.peers:
+            peer.sender.tick(trio.current_time(), 1)
+        await play_all(world, *WARM_UP)
+        moved = [(counters.rx_packets, counters.tx_packets, counters.plane_packets) for counters in world.counters]
+        await play_all(world, *WARM_UP)
+        now = [(counters.rx_packets, counters.tx_packets, counters.plane_packets) for counters in world.counters]
+        assert [it[2] - before[2] for it, before in zip(now, moved, strict=True)] == [9 + 6 + 9, 9, 0]
+        await world.finish()
+        assert sum(map(len, world.outcome().device.values())) == 3 * 9
+
+    with warnings() as lines:
+        trio.run(partial(in_world, Scenario(()), work, native=True))
+    assert lines == []
+    assert open_descriptors() == before
 
 
 @needs_pump

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from threading import Event
 from typing import Any, Final
@@ -16,13 +17,13 @@ from tapotun_trio.datapath.tun_io import SHORTAGE_PAUSE_S
 from tapotun_trio.errors import EndReason
 from tapotun_trio.server.server import TunnelServer
 
+from ..fakes import HANG_S
 from ..packets import frame, ipv4
 from ..planes import needs_pump
 from .test_plane_differential import (
     EVERYONE_READS,
     A,
     B,
-    Bytes,
     Packets,
     Read,
     Reload,
@@ -34,7 +35,6 @@ from .test_plane_differential import (
     plain,
 )
 from .test_plane_hook import WARM_UP, in_world, plane_of, play_all
-from .test_wire_merge import udp
 
 pytestmark = needs_pump
 
@@ -106,31 +106,6 @@ def test_a_connection_that_another_task_has_closed(native: bool, monkeypatch: py
     trio.run(partial(in_world, Scenario(()), work, native=native))
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_merging_is_tried_again_as_soon_on_both_paths(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After receives with nothing to merge more and more are skipped, up to 63. The plane skips, and the writer does
-    too: one must not count the receives that the other has skipped already."""
-    if not native:
-        monkeypatch.setenv("TAPOTUN_PLANE", "off")
-    # Two addresses take turns, so that there is no block (wire.uniform), which is merged without a search.
-    to = bytes([10, 0, 0, 1, 10, 0, 0, 2]), bytes([10, 0, 0, 1, 10, 0, 0, 3])
-    futile = b"".join(udp(bytes(40), port=number, ident=number, addresses=to[number % 2]) for number in range(1, 33))
-    good = b"".join(udp(bytes(40), ident=number, addresses=to[number % 2]) for number in range(32))
-
-    async def work(world: World) -> None:
-        writer = world.writers[0]
-        for _ in range(300):
-            await world.play(Bytes(0, (chunked(futile, 1 << 16),)))
-            world.take()
-        assert not writer.merged
-        for _ in range(64):
-            await world.play(Bytes(0, (chunked(good, 1 << 16),)))
-            world.take()
-        assert writer.merged
-
-    trio.run(partial(in_world, Scenario((), server=False), work, native=native))
-
-
 @pytest.mark.parametrize("fails", ["dispatch", "learn", "flows"])
 def test_no_memory_for_a_burst_costs_that_burst(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the pure path: the reader of the device goes on after a pause."""
@@ -171,6 +146,48 @@ def test_no_memory_for_a_burst_costs_that_burst(fails: str, monkeypatch: pytest.
         assert world.counters[0].tx_packets >= before + 3
 
     trio.run(partial(in_world, Scenario(()), work, native=True))
+
+
+@pytest.mark.parametrize("how", ["told", "raised"])
+def test_no_memory_for_what_a_full_socket_has_left(how: str) -> None:
+    """The rest of a chunk is lost, so the stream ends: nothing may follow half a chunk. The next one is lent again."""
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP, *EVERYONE_READS)
+        plane, peer = plane_of(), world.peers[0]
+        assert is_lent(world)
+        pump, failing, lost = plane.pump, Learner(plane.pump), list[bytes]()
+
+        def detach(number: int) -> bytes:
+            rest = pump.detach(number)
+            if not rest:
+                return rest
+            lost.append(rest)
+            if how == "raised":
+                raise MemoryError
+            return b""
+
+        failing.__dict__["detach"] = detach
+        failing.__dict__["failure"] = lambda number: errno.ENOMEM if lost else pump.failure(number)
+        plane.pump = failing  # type: ignore[assignment]
+        with trio.fail_after(HANG_S):  # a burst is in the socket in part; it is taken back as that stays full
+            while not lost:
+                await play_all(world, Packets(0, from_host(A, 1400, 80)))
+                peer.sender.send(plain("198.51.100.1", A, 24), 1)
+        plane.pump = pump
+        await world.finish()
+        assert peer.serve_ends == [EndReason.BROKEN]
+        with pytest.raises(AssertionError, match="the stream stops within"):
+            decode(bytes(peer.bodies[0]))
+        peer.attach()
+        await world.finish()
+        await play_all(world, Packets(0, from_host(A, count=3)))
+        await world.finish()
+        assert is_lent(world)
+        assert len(decode(bytes(peer.bodies[1]))) >= 3
+        assert current_plane() is plane
+
+    trio.run(partial(in_world, Scenario((), small_sockets=True), work, native=True))
 
 
 class Learner:

@@ -116,7 +116,7 @@ async def test_a_stream_that_is_received(suite: int) -> None:
                 raise AssertionError(kind)
 
             outlet = plane.open_outlet(device.fileno())
-            lane = planes.Lane(flows, outlet, deliver, lambda view, at: True, lambda: 0, lambda: None, counters)
+            lane = planes.Lane(flows, outlet, deliver, lambda view, at: True, counters)
 
             def lend() -> planes.Lane | None:
                 nonlocal loans
@@ -280,9 +280,7 @@ async def test_a_changed_record_ends_the_stream_and_nothing_of_it_is_written(at:
             async def no_control(kind: int, payload: bytes) -> None:
                 raise AssertionError(kind)
 
-            lane = planes.Lane(
-                flows, outlet, lambda reader, frames: None, lambda view, at: True, lambda: 0, lambda: None, counters
-            )
+            lane = planes.Lane(flows, outlet, lambda reader, frames: None, lambda view, at: True, counters)
             flows.learn(memoryview(frame(ipv4("10.10.0.1", "10.10.0.2", b"x"))), [(0, 35, 1)], lambda view, at: True)
             reader = FrameReader(ChunkedBody())
             receiver = Receiver(
@@ -313,7 +311,7 @@ async def test_a_connection_that_is_closed_while_it_is_lent() -> None:
         sender = Sender(counters)
         with tempfile.TemporaryFile() as device:
             outlet = plane.open_outlet(device.fileno())
-            lane = planes.Lane(flows, outlet, lambda *_: None, lambda view, at: True, lambda: 0, lambda: None, counters)
+            lane = planes.Lane(flows, outlet, lambda *_: None, lambda view, at: True, counters)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(plane.receive, receiving, FrameReader(ChunkedBody()), lane, lambda arrivals: None)
                 nursery.start_soon(sender.serve, BodyWriter(sending))

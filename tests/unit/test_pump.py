@@ -12,8 +12,9 @@ import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from mmap import mmap
 from typing import Final
 
@@ -23,19 +24,20 @@ from hypothesis import strategies as st
 
 from tapotun_trio.datapath import plane
 from tapotun_trio.wire.body import chunk_head
-from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES
-from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, GSO_TCPV6, MIN_GSO_BYTES, validate_vnet_header
+from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, each
+from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, MIN_GSO_BYTES, validate_vnet_header
 
 from ..packets import frame, ipv4
 from ..planes import Tun, needs_pump
+from . import test_wire_merge, test_wire_merge_tcp
 
 if plane.BUILT:
     from tapotun_trio.datapath import _pump
 
 pytestmark = needs_pump
 
-MERGE_FROM: Final = 12
 KEY_BYTES: Final = 40
+SMALL_DEVICE_BYTES: Final = 8192
 MAX_VERDICTS: Final = 4096
 # Long enough for whatever is ready; nothing here waits for it in vain.
 SOON_NS: Final = 30_000_000_000
@@ -73,7 +75,7 @@ class World:
     """A pump with descriptors to work on; all of them are closed at the end."""
 
     def __init__(self) -> None:
-        self.pump = _pump.Pump(-1, MERGE_FROM)
+        self.pump = _pump.Pump(-1)
         self._stack = ExitStack()
 
     def pair(self, *, sndbuf: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -90,6 +92,15 @@ class World:
         tun = Tun("tun0", buffer_bytes)
         self._stack.callback(tun.close)
         return tun
+
+    def device(self, buffer_bytes: int | None = None) -> tuple[socket.socket, socket.socket]:
+        """A device for writing (see `Tun`), and where the host reads what was written."""
+        ours, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, host):
+            self._stack.enter_context(end)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes or 4 << 20)
+        return ours, host
 
     def wait(self, *, most_ns: int = 0) -> tuple[list[tuple[int, int, object]], int]:
         return self.pump.wait(time.monotonic_ns() + most_ns)
@@ -170,7 +181,6 @@ def test_an_unknown_number_is_an_error(world: World, wrong: int) -> None:
         lambda: pump.inlet(ours.fileno(), outlet, wrong, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
         lambda: pump.inlet(ours.fileno(), wrong, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
         lambda: pump.state(wrong),
-        lambda: pump.merged(wrong, True),
     ]
     for call in calls:
         with pytest.raises(LookupError):
@@ -192,7 +202,6 @@ def test_a_number_of_another_kind_is_an_error(world: World) -> None:
         lambda: pump.reader((ours.fileno(),), port, slab(), 1000, 0),
         lambda: pump.inlet(ours.fileno(), table, outlet, mmap(-1, BUFFER_BYTES), 0, 0, 0, False),
         lambda: pump.state(port),
-        lambda: pump.merged(port, True),
     ):
         with pytest.raises(LookupError):
             call()
@@ -341,13 +350,11 @@ def test_a_pump_is_initialised_once() -> None:
     """And never leaks its epoll."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    pump = _pump.Pump(-1, MERGE_FROM)
+    pump = _pump.Pump(-1)
     with pytest.raises(ValueError):
-        pump.__init__(-1, MERGE_FROM)  # type: ignore[misc]
-    with pytest.raises(ValueError):
-        _pump.Pump(-1, 1)
+        pump.__init__(-1)  # type: ignore[misc]
     with pytest.raises(OSError):
-        _pump.Pump(999_999, MERGE_FROM)
+        _pump.Pump(999_999)
     with pytest.raises(TypeError):
         _pump.Pump()  # type: ignore[call-arg]
     del pump
@@ -701,8 +708,6 @@ def test_what_was_shown_stays_until_python_has_seen_it(world: World) -> None:
     known, unknown = frame(packet(1, 1, 20)), frame(packet(1, 2, 20))
     pump.learn(table, known, _pump.DROP, 0)
     inlet, far, buffer = inlet_of(world, outlet, table)
-    for _ in range(6):
-        pump.merged(inlet, False)  # nothing is shown only because it is small, for a while
     # So much that the buffer has to be cleared for the next receive; in the last of six turns something is to be shown.
     far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     assert far.send(body := chunk(known * 5 * 1024 + unknown * 900)) == len(body) > BUFFER_BYTES - MAX_FRAME_BYTES
@@ -804,7 +809,357 @@ def test_trio_is_woken_for(world: World) -> None:
     other, far = world.pair()
     with select.epoll() as epoll:
         epoll.register(other.fileno(), select.EPOLLIN)
-        pump = _pump.Pump(epoll.fileno(), MERGE_FROM)
+        pump = _pump.Pump(epoll.fileno())
         assert pump.wait(0) == ([], _pump.EXPIRED)
         far.send(b"x")
         assert pump.wait(time.monotonic_ns() + SOON_NS) == ([], _pump.TRIO_READY)
+
+
+# ------------------------------------------------------------------ there is no memory
+
+
+def without_memory(call: Callable[[], object], number: int) -> tuple[object, bool]:
+    """Call, where allocation ``number`` (from 1) of Python's memory fails. Returns the result, and whether it raised
+    MemoryError."""
+    _testcapi = pytest.importorskip(
+        "_testcapi", reason="a module of CPython's own tests, which some distributions omit"
+    )
+    failure: BaseException | None = None
+    result: object = None
+    _testcapi.set_nomemory(number, number + 1)
+    try:
+        result = call()
+    except MemoryError as exc:
+        failure = exc
+    finally:
+        _testcapi.remove_mem_hooks()
+    return result, failure is not None
+
+
+def test_no_memory_for_an_event(world: World) -> None:
+    """Wherever in a turn: what is not told is counted, nothing else is lost, and Python hears that something was."""
+    met = 0
+    for number in range(1, 60):
+        pump, tun = world.pump, world.tun()
+        table, port = pump.table(plane.ALL_ALIKE), pump.port()
+        outlet = pump.outlet(tun.device.fileno())
+        lost, far = world.pair()
+        pump.attach(port, lost.fileno(), 1000)
+        inlet, sender, memory = inlet_of(world, outlet, table)
+        ended, closed, _ = inlet_of(world, outlet, table)
+        source = world.tun()
+        reader = pump.reader((source.device.fileno(),), table, slab(), plane.BURST_BYTES, 0)
+        frames = [frame(packet(1, n)) for n in range(3)]
+        sender.send(chunk(b"".join(frames)))
+        closed.close()
+        for n in range(2):
+            source.send(bytes(12) + packet(9, n))
+        deadline = time.monotonic_ns()
+        wait = pump.wait
+        outcome, failed = without_memory(lambda wait=wait, deadline=deadline: wait(deadline), number)  # type: ignore[misc]
+        if failed:  # before it did anything
+            outcome = wait(time.monotonic_ns())
+        assert isinstance(outcome, tuple)
+        events, flags = outcome
+        short = bool(flags & _pump.SHORT)
+        shown = {ident: sum(count for *_, count in detail) for what, ident, detail in events if what == _pump.FRAMES}
+        drops = {ident: row[4] for ident, *_, row in pump.counts() if row is not None}
+        assert shown.get(inlet, 0) + drops.get(inlet, 0) == 3
+        assert shown.get(reader, 0) + drops.get(reader, 0) == 2
+        whole = {inlet, reader} == set(shown) and (_pump.ENDED, ended) in [event[:2] for event in events]
+        assert short == (not whole)
+        met += short
+        # Python ends all loans then, and the state of each is whole.
+        for loan in (inlet, ended, reader):
+            pump.halt(loan)
+        assert pump.state(inlet)[:2] == (sum(map(len, frames)) + len(chunk_head(sum(map(len, frames)))),) * 2
+        for loan in (inlet, ended, reader, outlet, port, table):
+            pump.free(loan)
+        del memory
+        far.close()
+    assert met >= 3
+
+
+def test_no_memory_for_counts(world: World) -> None:
+    """What cannot be told now is told later, and nothing twice."""
+    failures = 0
+    for number in range(1, 30):
+        pump, tun = world.pump, world.tun()
+        table = pump.table(plane.ALL_ALIKE)
+        outlet = pump.outlet(tun.device.fileno())
+        pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
+        inlets = []
+        for _ in range(3):
+            inlet, far, _ = inlet_of(world, outlet, table)
+            far.send(chunk(frame(packet(1, 2)) * 2))
+            inlets.append(inlet)
+        world.wait()
+        counts = pump.counts
+        outcome, failed = without_memory(lambda counts=counts: counts(), number)  # type: ignore[misc]
+        rows = [] if failed else list(outcome)  # type: ignore[call-overload]
+        failures += len(rows) < 3
+        rows += counts()
+        assert sorted(row[:4] for row in rows) == sorted((inlet, 2, 80, 1) for inlet in inlets)
+        assert counts() == []
+        for loan in (*inlets, outlet, table):
+            pump.free(loan)
+    assert failures >= 3
+
+
+def test_no_memory_for_the_rest_of_a_port(world: World) -> None:
+    """It is lost, the port says so, and the socket is free: the stream ends, and another can be lent."""
+    lost = 0
+    for number in range(30):
+        pump, tun = world.pump, world.tun()
+        table, port = pump.table(plane.ALL_ALIKE), pump.port()
+        ours, _ = world.pair(sndbuf=4096)
+        pump.attach(port, ours.fileno(), 1000)
+        pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+        reader = pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+        for n in range(60):
+            tun.send(bytes(12) + packet(1, n, 1400))
+        world.wait()
+        waiting, detach = pump.waiting(port), pump.detach
+        assert waiting
+        rest, failed = without_memory(lambda detach=detach, port=port: detach(port), number)  # type: ignore[misc]
+        assert not failed
+        assert isinstance(rest, bytes)
+        assert (len(rest), pump.failure(port)) in ((waiting, 0), (0, errno.ENOMEM))
+        lost += not rest
+        assert pump.waiting(port) == 0
+        pump.attach(port, ours.fileno(), 1000)
+        assert pump.failure(port) == 0
+        for loan in (reader, port, table):
+            pump.free(loan)
+    assert lost
+
+
+# ------------------------------------------------------------------ merging
+
+
+class Merging:
+    """An inlet whose frames all go into the device, if it takes them.
+
+    Attributes:
+        shown: the frames that were passed to Python instead, from their vnet header on.
+    """
+
+    def __init__(self, world: World, device: tuple[socket.socket, socket.socket] | None = None) -> None:
+        """``device``: what the program writes to, and where that can be read."""
+        self._world = world
+        ours, self._host = device or world.device()
+        table, outlet = world.pump.table(plane.ALL_ALIKE), world.pump.outlet(ours.fileno())
+        world.pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
+        self._inlet, self._far, self._buffer = inlet_of(world, outlet, table)
+        self._far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.shown: list[bytes] = []
+
+    def writes(self, frames: list[bytes]) -> list[bytes]:
+        """These come with one receive. Returns what the device got."""
+        self.shown.clear()
+        body = chunk(b"".join(frames))
+        assert self._far.send(body) == len(body)
+        for _ in range(2):  # more frames than one turn takes
+            for what, number, detail in self._world.wait()[0]:
+                assert (what, number) == (_pump.FRAMES, self._inlet)
+                self.shown += [bytes(self._buffer[a + 2 : b]) for a, b in each(detail)]  # type: ignore[arg-type]
+        [(_, packets, packets_bytes, _, _)] = self._world.pump.counts()
+        written: list[bytes] = []
+        with suppress(BlockingIOError):
+            while True:
+                written.append(self._host.recv(MAX_FRAME_BYTES, socket.MSG_DONTWAIT))
+        assert packets == len(frames) - len(self.shown)
+        assert packets_bytes == sum(map(len, frames)) - HEADER_BYTES * packets - sum(len(it) + 2 for it in self.shown)
+        return written
+
+
+def unmerged(written: list[bytes]) -> list[bytes]:
+    """Whole frames, super-packets cut as the kernel cuts them."""
+    out: list[bytes] = []
+    for data in written:
+        if data[1] == GSO_UDP_L4:
+            out += test_wire_merge.cut(data)
+        elif data[1] == GSO_TCPV4:
+            out += test_wire_merge_tcp.cut(data, partial=True)
+        else:
+            out.append(struct.pack("<H", len(data) - 12) + data)
+    return out
+
+
+udp_crowds = test_wire_merge.crowds.map(lambda crowd: crowd.frames())
+tcp_crowds = test_wire_merge_tcp.crowds.map(lambda crowd: crowd.frames(partial=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(udp_crowds | tcp_crowds, min_size=1, max_size=4),
+    st.integers(1, 5),
+    test_wire_merge_tcp.damages,
+    st.sampled_from([None, None, SMALL_DEVICE_BYTES, 60_000]),
+)
+def test_merged_and_cut_again_they_are_what_they_were(
+    parts: list[list[bytes]], mix: int, damaged: list[tuple[int, int, int]], buffer_bytes: int | None
+) -> None:
+    """All of them, each flow in order, damaged ones as they came; also where the device is full or refuses some."""
+    frames = [it for part in parts for it in part]
+    frames = [it for first in range(mix) for it in frames[first::mix]]
+    frames = frames[: 200_000 // max(map(len, frames))]
+    for number, at, flip in damaged:
+        victim = bytearray(frames[number % len(frames)])
+        if 2 <= at < len(victim) and at not in (HEADER_BYTES, 3):  # else it is for Python, or a super-packet already
+            victim[at] ^= flip
+        frames[number % len(frames)] = bytes(victim)
+    world = World()
+    try:
+        merging = Merging(world, world.device(buffer_bytes))
+        out = unmerged(merging.writes(frames)) + [struct.pack("<H", len(it) - 12) + it for it in merging.shown]
+    finally:
+        world.close()
+    same = test_wire_merge_tcp.same
+    assert Counter(map(same, out)) == Counter(map(same, frames))
+    if not damaged:
+        for flow in {it[23:24] + it[34:38] for it in frames}:
+            mine, theirs = ([same(it) for it in some if it[23:24] + it[34:38] == flow] for some in (out, frames))
+            assert mine == theirs
+
+
+def udps(count: int, *, size: int = 64, flows: int = 1, fragment: int = 0x4000) -> list[bytes]:
+    return [
+        test_wire_merge.udp(bytes([n & 0xFF]) * size, port=n % flows, ident=n & 0xFFFF, fragment=fragment)
+        for n in range(count)
+    ]
+
+
+def verified(frames: list[bytes]) -> list[bytes]:
+    """The same segments, but the far kernel has verified their checksums."""
+    return [it[:2] + struct.pack("<BBHHHHH", 2, 0, 0, 0, 0, 0, 0) + it[14:] for it in frames]
+
+
+segments = test_wire_merge_tcp.stream
+
+
+@pytest.mark.parametrize(
+    ("frames", "writes"),
+    [
+        (udps(130), 3),
+        (udps(64, flows=8), 8),
+        (udps(1000, flows=8), 16),
+        (udps(100, size=1400), 3),
+        (udps(46, size=1400), 1),
+        (udps(47, size=1400), 2),
+        (udps(2), 1),
+        (udps(3, flows=3), 3),
+        (udps(64, fragment=0), 1),
+        (udps(10, size=63) + udps(1, size=7) + udps(10, size=63), 2),
+        (udps(1, size=7) + udps(10, size=63), 2),
+        (segments(128), 2),
+        (segments(90, size=1440), 2),
+        (segments(100, psh=10), 10),
+        ([*segments(20), test_wire_merge_tcp.tcp(b"the last", 20_000, flags=0x18)], 1),
+        ([*segments(20), test_wire_merge_tcp.tcp(b"short", 20_000, flags=0x18)], 2),
+        (verified(segments(128)), 2),
+        ([it for pair in zip(segments(40, port=1), udps(40), segments(40, port=2), strict=True) for it in pair], 3),
+    ],
+    ids=range(18),
+)
+def test_how_many_writes(world: World, frames: list[bytes], writes: int) -> None:
+    merging = Merging(world)
+    got = merging.writes(frames)
+    assert len(got) == writes
+    assert not merging.shown
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        udps(3, size=0),
+        [it[:2] + b"\0" + it[3:] for it in udps(3)],
+        [it[:2] + b"\3" + it[3:] for it in udps(3)],
+        [it[:40] + b"\0\0" + it[42:] for it in udps(3)],
+        [it[:24] + b"\0\0" + it[26:] for it in udps(3)],
+        [it[:38] + b"\0\x09" + it[40:] for it in udps(3)],
+        [it[:14] + b"\x46" + it[15:] for it in udps(3)],
+        [test_wire_merge.udp(b"x", ident=n * 2, fragment=0) for n in range(3)],
+        udps(3, fragment=0x2000),
+        udps(3, fragment=0x4001),
+        [test_wire_merge.udp(bytes(64 + n)) for n in range(3)],
+        [test_wire_merge.udp(bytes(64), tos=n) for n in range(3)],
+        segments(3, size=0),
+        segments(3, size=7),
+        segments(3, fragment=0),
+        segments(3, psh=1),
+        [test_wire_merge_tcp.tcp(bytes(100), n * 101) for n in range(3)],
+        [test_wire_merge_tcp.tcp(bytes(100), n * 100, ack=n) for n in range(3)],
+        [test_wire_merge_tcp.tcp(bytes(100), n * 100, window=n) for n in range(3)],
+        [test_wire_merge_tcp.tcp(bytes(100), n * 100, flags=0x11) for n in range(3)],
+        [test_wire_merge_tcp.tcp(bytes(100), n * 100, flags=0x90) for n in range(3)],
+        [test_wire_merge_tcp.tcp(bytes(100), n * 100, options=bytes([1, 1, 1, n])) for n in range(3)],
+        [it[:50] + b"\0\0" + it[52:] for it in segments(3)],
+        [it[:46] + b"\x40" + it[47:] for it in segments(3)],
+        [it[:46] + b"\xf0" + it[47:] for it in segments(3, size=8)],
+    ],
+    ids=range(25),
+)
+def test_what_is_not_merged(world: World, frames: list[bytes]) -> None:
+    merging = Merging(world)
+    assert merging.writes(frames) == [it[2:] for it in frames]
+
+
+@pytest.mark.parametrize("size", range(MIN_PACKET_BYTES, 70))
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_short_packets_are_passed_on(world: World, size: int, protocol: int) -> None:
+    """Whatever their lengths say that follows."""
+    data = [frame(ipv4(address(1), address(2), b"\xff" * (size - 20), protocol))] * 3
+    assert Merging(world).writes(data) == [it[2:] for it in data]
+
+
+def test_packets_without_a_flow_are_not_overtaken(world: World) -> None:
+    other = frame(packet(1, 2))
+    frames = [*udps(5), other, *udps(5), other, other]
+    assert [it[1] for it in Merging(world).writes(frames)] == [GSO_UDP_L4, 0, GSO_UDP_L4, 0, 0]
+
+
+def test_more_flows_than_there_is_room_for(world: World) -> None:
+    """Each keeps its order, though hardly anything can be merged."""
+    frames = [
+        it for n in range(5) for it in [test_wire_merge.udp(bytes([n]) * 16, port=m, ident=n) for m in range(200)]
+    ]
+    out = unmerged(Merging(world).writes(frames))
+    for port in range(200):
+        assert [it[42] for it in out if it[34:36] == port.to_bytes(2, "big")] == list(range(5))
+    assert len(out) == len(frames)
+
+
+def test_a_refused_super_packet_is_written_in_pieces_and_the_next_are_not_offered(world: World) -> None:
+    """As before Linux 6.2, which knows none of UDP. After one was taken, a refusal is about that one.
+
+    A UDP socket is a device here that takes no packet of more than 65,507 bytes.
+    """
+    with socket.socket(type=socket.SOCK_DGRAM) as device, socket.socket(type=socket.SOCK_DGRAM) as host:
+        host.bind(("127.0.0.1", 0))
+        device.connect(host.getsockname())
+        merging = Merging(world, (device, host))
+        refused, small, other = udps(64, size=1023), udps(8), segments(8, size=64)
+        for skipped in (1, 3, 7):
+            assert merging.writes(refused) == [it[2:] for it in refused]
+            for _ in range(skipped):
+                assert merging.writes(small) == [it[2:] for it in small]
+                assert len(merging.writes(other)) == 1  # of TCP the kernel may well know them
+        assert len(merging.writes(small)) == 1
+        assert merging.writes(refused) == [it[2:] for it in refused]
+        assert len(merging.writes(small)) == 1
+    assert not merging.shown
+
+
+def test_a_full_device_leaves_the_rest_to_python(world: World) -> None:
+    """In order, and nothing twice, wherever it became full."""
+    merging = Merging(world, world.device(SMALL_DEVICE_BYTES))
+    flows = udps(300, size=600, flows=3)
+    frames = [*flows[:100], frame(packet(1, 2, 60)), *flows[100:]]
+    out = unmerged(merging.writes(frames))
+    assert out
+    assert merging.shown
+    out += [struct.pack("<H", len(it) - 12) + it for it in merging.shown]
+    assert sorted(out) == sorted(frames)
+    for port in range(3):
+        assert [it for it in out if it[23] == 17 and it[35] == port] == flows[port::3]

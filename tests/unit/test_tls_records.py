@@ -7,7 +7,8 @@ import random
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
@@ -19,6 +20,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz import tls_records as fuzz_tls_records
 from tapotun_trio.config.model import TlsConfig
 from tapotun_trio.errors import PeerError
 from tapotun_trio.host.net import tls_records
@@ -91,6 +93,66 @@ def test_keys_change_before_too_many_records(suite: int) -> None:
     assert [content for kind, content in opened if kind == HANDSHAKE] == 3 * [key_update(0)]
 
 
+def test_other_content_can_be_sealed() -> None:
+    tls, _, receives = ends(0x1302)
+    assert list(receives.open_all(tls.seal(b"\1\0", ALERT))) == [(ALERT, b"\1\0")]
+
+
+# A libcrypto whose HMAC fails after so many calls, as it does when there is no memory.
+FAILING: Final = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+int left = 1 << 30;
+typedef void *Hmac(const void *, const void *, int, const void *, size_t, void *, unsigned *);
+void *HMAC(const void *hash, const void *key, int n, const void *in, size_t size, void *out, unsigned *written)
+{
+	return left-- > 0 ? ((Hmac *)dlsym(RTLD_NEXT, "HMAC"))(hash, key, n, in, size, out, written) : NULL;
+}
+"""
+USES_IT: Final = """
+import ctypes, mmap, sys, _ssl
+from tapotun_trio.datapath import _pump
+left = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "left")
+assert _pump.load_crypto(sys.argv[1])
+out, back = b"11" * 32, b"22" * 32
+for fails in (2, 1, 0):  # the next IV, the next key, the next secret
+    tls, peer = _pump.Tls(0x1301, out, back, 2), _pump.Tls(0x1301, back, out)
+    sealed = {tls.seal(b"the same"), tls.seal(b"the same")}
+    record = peer.seal(b"received")
+    raw = mmap.mmap(-1, len(record))
+    raw[:] = record
+    left.value = fails
+    for _ in range(3):
+        try:
+            sealed.add(tls.seal(b"the same"))
+        except ValueError:
+            left.value = 1 << 30
+        else:
+            sys.exit(f"{fails}: sealed after a failure" + ", with a nonce that was used" * (len(sealed) < 3))
+    left.value = fails
+    try:
+        tls.update(False)
+    except ValueError:
+        left.value = 1 << 30
+    else:
+        sys.exit(f"{fails}: the failure is not seen")
+    if tls.open(raw, 0, len(raw), memoryview(bytearray(100)))[1]:
+        sys.exit(f"{fails}: opened by keys that are not known")
+"""
+
+
+def test_nothing_is_sealed_or_opened_after_libcrypto_has_failed(tmp_path: Path) -> None:
+    """Not even later: a key whose numbers began anew would use its nonces twice."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    libcrypto = next(line.split()[-1] for line in maps.splitlines() if "libcrypto" in line and "_ssl" not in line)
+    source, shim = tmp_path / "failing.c", tmp_path / "failing.so"
+    source.write_text(FAILING, encoding="ascii")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source, "-Wl,--no-as-needed", libcrypto, "-ldl"], check=True)
+    done = subprocess.run([sys.executable, "-c", USES_IT, shim], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_nonce_is_used_twice() -> None:
     """Equal plaintexts have different records, also across a change of keys."""
     tls, _, _ = ends(0x1301, most=5)
@@ -113,7 +175,10 @@ def open_in_pieces(tls: Tls, pieces: list[bytes], room: int) -> bytes:
         while True:
             start, size, why = tls.open(raw, start, stop, into)
             content += into[:size]
-            assert why != PUMP.OTHER
+            if why == PUMP.OTHER:  # an empty record is the only one here that is not for the plane
+                start, kind, nothing = tls.take(raw, start, stop)
+                assert (kind, nothing) == (DATA, b"")
+                continue
             if why == PUMP.WANTS_MORE:
                 break
             assert size, "a record has no room in a buffer that is large enough"
@@ -194,8 +259,11 @@ def test_what_is_no_record(record: bytes, reason: str) -> None:
 
 def test_content_of_no_type_and_too_much_content() -> None:
     tls, sends, _ = ends(0x1301)
-    for bad in (sends.seal(b"", kind=0, padding=50), Direction(0x1301, sends.secret).seal(bytes(RECORD_BYTES + 1))):
-        with pytest.raises(ValueError, match="BAD_RECORD_MAC"):
+    for bad, reason in (
+        (sends.seal(b"", kind=0, padding=50), "BAD_RECORD_TYPE"),
+        (Direction(0x1301, sends.secret).seal(bytes(RECORD_BYTES + 1)), "DATA_LENGTH_TOO_LONG"),
+    ):
+        with pytest.raises(ValueError, match=reason):
             tls.take(buffer(bad), 0, len(bad))
 
 
@@ -259,7 +327,7 @@ class Pair:
         self.tls, self.sends, receives = ends(suite, **options)
         self.reader = Reader(receives)
         self.connection = RecordConnection(ours, "server", client_context(TlsConfig(insecure=True)), "h", None)
-        self.connection._records = self.tls
+        self.connection._records, self.connection._finished = self.tls, True
         self.connection._shown = -1  # OpenSSL has done no handshake here, so it is shown nothing
 
     def send(self, *records: bytes) -> None:
@@ -324,6 +392,126 @@ async def test_an_alert_is_no_data_however_small_the_buffer_is(pair: Pair) -> No
     assert [pair.receive(1), pair.receive(1)] == [b"a", b"b"]
     with pytest.raises(PeerError, match="TLSV1_ALERT_INTERNAL_ERROR"):
         pair.receive(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "alert"),
+    [
+        (lambda sends: sends.seal(b"x")[:-1] + b"\0", 20),
+        (lambda sends: b"\x17\x03\x03\0\x10" + bytes(16), 20),
+        (lambda sends: b"\x17\x03\x03\x41\x01" + bytes(16641), 22),
+        (lambda sends: sends.seal(bytes(RECORD_BYTES + 1)), 22),
+        (lambda sends: sends.seal(b"", kind=0, padding=9), 10),
+        (lambda sends: b"\x15\x03\x03\0\x02\x02\x28", 10),
+        (lambda sends: sends.seal(b"\1\0\0\0", HANDSHAKE), 10),
+        (lambda sends: sends.seal(key_update(2), HANDSHAKE), 47),
+    ],
+)
+async def test_a_bad_record_is_answered_by_an_alert(pair: Pair, make: Callable[[Direction], bytes], alert: int) -> None:
+    """RFC 8446 sections 5 and 6.2. Nothing is sent after it."""
+    pair.connection.try_send([b"before"])
+    pair.send(pair.sends.seal(b"data") + make(pair.sends))
+    assert pair.receive() == b"data"
+    for _ in range(2):
+        with pytest.raises(PeerError):
+            pair.receive()
+    with pytest.raises(PeerError, match="broke"):
+        pair.connection.try_send([b"after"])
+    assert not pair.connection.can_lend_sending
+    pair.connection.close()
+    assert pair.arrived() == b"before"
+    assert pair.reader.others == [(ALERT, bytes((2, alert)))]
+
+
+@pytest.mark.parametrize("rest", [b"", b"half of a record"])
+async def test_the_plane_stops_sending_before_an_alert(pair: Pair, rest: bytes) -> None:
+    """If it has sent half of a record, there can be none."""
+    loans = [rest]
+    pair.connection.borrowers.append(lambda: pair.connection.take_back_sending(loans.pop()))  # type: ignore[arg-type]
+    pair.send(b"\x15\x03\x03\0\x02\x02\x28")
+    with pytest.raises(PeerError):
+        pair.receive()
+    assert not loans
+    assert pair.arrived() == b""
+    assert pair.reader.others == ([] if rest else [(ALERT, b"\2\x0a")])
+    pair.connection.borrowers.clear()
+
+
+async def test_close_notify_is_sent_at_every_orderly_end() -> None:
+    for end, expected in (
+        (RecordConnection.close, [(ALERT, b"\1\0")]),
+        (RecordConnection.shutdown_sending, [(ALERT, b"\1\0")]),
+        (RecordConnection.abort, []),
+    ):
+        made = Pair()
+        made.connection.try_send([b"all"])
+        end(made.connection)
+        made.connection.close()
+        assert made.arrived() == b"all"
+        assert made.reader.others == expected
+        made.far.close()
+
+
+async def test_a_fatal_alert_is_not_answered(pair: Pair) -> None:
+    pair.send(pair.sends.seal(b"\2\x28", ALERT))
+    with pytest.raises(PeerError, match="SSLV3_ALERT_HANDSHAKE_FAILURE"):
+        pair.receive()
+    with pytest.raises(PeerError, match="SSLV3_ALERT_HANDSHAKE_FAILURE"):
+        pair.connection.try_send([b"after"])
+    pair.connection.close()
+    assert pair.arrived() == b""
+    assert pair.reader.others == []
+
+
+async def test_user_canceled_is_no_error(pair: Pair) -> None:
+    """RFC 8446 section 6.1: it only says that a close_notify follows. Java's servers send it."""
+    pair.send(pair.sends.seal(b"last"), pair.sends.seal(b"\1\x5a", ALERT), pair.sends.seal(b"\1\0", ALERT))
+    assert [pair.receive() for _ in range(2)] == [b"last", b""]
+
+
+async def test_nothing_but_empty_records_ends_the_connection(pair: Pair) -> None:
+    pair.send(*(pair.sends.seal(b"", padding=number % 3) for number in range(MAX_OTHERS)))
+    assert pair.receive() is None
+    pair.send(pair.sends.seal(b"data"), pair.sends.seal(b""))
+    assert pair.receive() == b"data"
+    pair.send(*(pair.sends.seal(b"") for _ in range(MAX_OTHERS + 1)))
+    with pytest.raises(PeerError, match="TOO_MANY_KEY_UPDATES"):
+        pair.receive()
+
+
+@pytest.mark.parametrize("other", ["empty", "key update"])
+async def test_one_receive_takes_a_bounded_number_of_other_records(pair: Pair, other: str) -> None:
+    """Otherwise a server keeps all other tasks waiting by a byte of data now and then."""
+    records = b""
+    for _ in range(5):
+        for _ in range(MAX_OTHERS):
+            if other == "empty":
+                records += pair.sends.seal(b"")
+            else:
+                records += pair.sends.seal(key_update(1), HANDSHAKE)
+                pair.sends.update()
+        records += pair.sends.seal(b"a")
+    pair.send(records)
+    assert [pair.receive() for _ in range(6)] == [*(5 * [b"a"]), None]
+
+
+async def test_a_head_that_is_wrong_is_enough(pair: Pair) -> None:
+    pair.send(b"\x17\x03\x03\x47\0")
+    with pytest.raises(PeerError, match="PACKET_LENGTH_TOO_LONG"):
+        pair.receive()
+
+
+async def test_what_the_plane_receives_is_not_touched_when_a_send_fails(pair: Pair) -> None:
+    record = pair.sends.seal(b"halved")
+    pair.send(record[:9])
+    assert pair.receive() is None
+    lent = pair.connection.lend_receiving()
+    pair.send(record[9:])
+    pair.far.close()
+    with pytest.raises(PeerError, match="Broken pipe"):
+        pair.connection.try_send([b"x"])
+    assert lent is not None
+    assert pair.connection.lend_receiving() == lent
 
 
 async def test_the_end_within_a_record_is_an_end(pair: Pair) -> None:
@@ -440,6 +628,11 @@ async def test_a_buffer_of_records_is_compacted(pair: Pair) -> None:
         while piece := pair.receive():
             received += piece
     assert received == data
+
+
+@pytest.mark.parametrize("seed", fuzz_tls_records.SEEDS, ids=range(len(fuzz_tls_records.SEEDS)))
+def test_what_the_fuzzer_begins_with(seed: bytes) -> None:
+    fuzz_tls_records.check(seed)
 
 
 # -- against openssl

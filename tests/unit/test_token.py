@@ -176,6 +176,34 @@ def test_force(old: int, new: int, tmp_path: Path, capsys: pytest.CaptureFixture
     assert os.listdir(tmp_path) == ["token"]
 
 
+def test_force_where_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They put a link in the place of the new file as soon as it is there. The file that it leads to stays as it is."""
+    directory, victim = tmp_path / "shared", tmp_path / "victim"
+    directory.mkdir()
+    victim.touch(mode=0o600)
+    file = directory / "token"
+    file.touch(mode=0o640)
+    if os.geteuid() == 0:
+        os.chown(file, NOBODY, NOBODY)
+    before, fchmod, swapped = victim.stat(), os.fchmod, list[str]()
+
+    def swap(fd: int, mode: int) -> None:
+        for fresh in directory.glob("token.*"):
+            if not fresh.is_symlink():
+                swapped.append(fresh.name)
+                fresh.unlink()
+                fresh.symlink_to(victim)
+        fchmod(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", swap)
+    main(["token", "--write", str(file), "--force"])
+    after = victim.stat()
+    assert len(swapped) == 1
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
 @pytest.mark.parametrize("name", ["link", "directory", "pipe"])
 def test_force_replaces_files_only(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "link").symlink_to("nowhere")

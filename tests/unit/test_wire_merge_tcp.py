@@ -36,6 +36,7 @@ def tcp(
     fragment: int = 0x4000,
     partial: bool = True,
     ipv6: bool = False,
+    addresses: bytes = ADDRESSES,
 ) -> bytes:
     """A frame. Its checksum is partial, or whole and valid. ``ident``, ``fragment``: of IPv4 only."""
     if ipv6:
@@ -46,9 +47,9 @@ def tcp(
         segment = _segment(payload, sequence, port, ack, flags, window, options, pseudo, partial=partial)
         return struct.pack("<H", 40 + tcp_bytes) + vnet + ip + segment
     length = 40 + len(options) + len(payload)
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, length, ident, fragment, 64, 6, 0) + ADDRESSES
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, length, ident, fragment, 64, 6, 0) + addresses
     ip = ip[:10] + struct.pack("!H", fold(ip) ^ 0xFFFF) + ip[12:]
-    pseudo = fold(ADDRESSES + struct.pack("!HH", 6, length - 20))
+    pseudo = fold(addresses + struct.pack("!HH", 6, length - 20))
     segment = _segment(payload, sequence, port, ack, flags, window, options, pseudo, partial=partial)
     return struct.pack("<H", length) + (PARTIAL if partial else VALID) + ip + segment
 

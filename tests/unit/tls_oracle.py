@@ -80,7 +80,7 @@ class Reader:
     def __init__(self, direction: Direction) -> None:
         self._direction = direction
         self._rest = b""
-        self.updates = 0
+        self.others: list[tuple[int, bytes]] = []  # type and content of the records that are no data
 
     def feed(self, received: bytes) -> bytes:
         """The data of the records that are whole now."""
@@ -96,5 +96,10 @@ class Reader:
             if kind == DATA:
                 content += piece
             else:
-                self.updates += 1
+                self.others.append((kind, piece))
         return content
+
+    @property
+    def updates(self) -> int:
+        """KeyUpdates among them."""
+        return sum(kind == HANDSHAKE for kind, _ in self.others)

@@ -62,7 +62,7 @@ _SIOCINQ: Final = termios.FIONREAD  # linux/sockios.h has the same number
 _TCP_SILENCE: Final = struct.Struct("=44xI4xI")
 _CONGESTION_BYTES: Final = 16  # TCP_CA_NAME_MAX
 
-# See `datapath.congestion`, which chooses between BBR and CUBIC if the host prefers BBR.
+# See `datapath.congestion`, which chooses between BBR and others.
 BBR: Final = "bbr"
 CUBIC: Final = "cubic"
 RENO: Final = "reno"  # used until that choice; every kernel has it
@@ -287,10 +287,16 @@ class Connection:
         except OSError:
             return present
 
-    def try_congestion_control(self, name: str) -> None:
-        """Set the algorithm. Without effect if the kernel does not have it, or does not allow it to us."""
-        with suppress(OSError):
+    def try_congestion_control(self, name: str) -> OSError | None:
+        """Set the algorithm. Returns why that is not possible: ENOENT: the kernel does not have it, and cannot load its
+        module or may not for us. EPERM: this process may not use it (only CAP_NET_ADMIN may use those that
+        net.ipv4.tcp_allowed_congestion_control does not list), or the route has `congctl lock`
+        (tcp_set_congestion_control in net/ipv4/tcp_cong.c)."""
+        try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError as exc:
+            return exc
+        return None
 
     def limit_unsent(self, limit_bytes: int) -> None:
         """Limit how much the kernel takes beyond what it can send now (NOTSENT_LOWAT_BYTES at the start)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -30,7 +31,7 @@ class TlsConnection(Connection):
     `tls_records.RecordConnection` is one over a plain socket.
     """
 
-    __slots__ = ("_tls", "client")
+    __slots__ = ("_last_alert", "_tls", "client")
 
     def __init__(self, sock: socket.socket, name: str, tls: ssl.SSLSocket | ssl.SSLObject | None = None) -> None:
         """``tls``: knows the session; None: ``sock`` does."""
@@ -39,6 +40,7 @@ class TlsConnection(Connection):
             assert isinstance(sock, ssl.SSLSocket)
             tls = sock
         self._tls = tls
+        self._last_alert = False  # our last alert was sent, or there is none to send
         self.client: TlsClient | None = None  # gets the session when this closes
 
     @property
@@ -76,11 +78,32 @@ class TlsConnection(Connection):
         """One step of the handshake, as `ssl.SSLSocket.do_handshake`."""
         self._tls.do_handshake()
 
+    def shutdown_sending(self) -> None:
+        self._say_last()
+        super().shutdown_sending()
+
+    def abort(self) -> None:
+        self._last_alert = True  # a reset is no orderly end
+        super().abort()
+
     def close(self) -> None:
         if self._fd >= 0 and self.client is not None:
             self.client.remember(self)
             self.client = None
+        self._say_last()
         super().close()
+
+    def _say_last(self) -> None:
+        """Send close_notify (RFC 8446 section 6.1), unless an alert was our last one; nothing may be sent after it. If
+        the socket does not take it, nobody waits for that."""
+        if self._fd >= 0 and not self._last_alert:
+            self._last_alert = True
+            self._send_close_notify()
+
+    def _send_close_notify(self) -> None:
+        assert isinstance(self._sock, ssl.SSLSocket)
+        with suppress(OSError, ValueError):  # ValueError: the handshake had not begun
+            self._sock.unwrap()  # raises SSLWantReadError, since it does not wait for the other end's
 
     def session(self) -> ssl.SSLSession | None:
         """The session that a later handshake may resume; None if there is none yet. A server sends tickets after its

@@ -14,7 +14,8 @@ makes a session of the one and an error of the other. Later tickets are dropped.
 
 With TLS 1.2, and if there are no secrets, OpenSSL does everything, over the same BIOs.
 
-Bytes from the peer are untrusted input. Buffers are bounded; a record that is not as RFC 8446 says ends the connection.
+Bytes from the peer are untrusted input. Buffers are bounded, and so is what one receive does. A record that is not as
+RFC 8446 says ends the connection, and the peer is told why by an alert. Any other end of ours is a close_notify.
 """
 
 from __future__ import annotations
@@ -56,7 +57,23 @@ MAX_MESSAGE_BYTES: Final = 66 * 1024
 # Records other than data that may come while no data is received or sent. A server sends a few tickets; a KeyUpdate
 # comes once in many GB.
 MAX_OTHERS: Final = 64
-_CLOSE_NOTIFY: Final = 0
+_CLOSE_NOTIFY, _USER_CANCELED, _DECODE_ERROR = 0, 90, 50
+_WARNING, _FATAL = 1, 2
+# The alerts that answer what a server must not send, by OpenSSL's names for it; DECODE_ERROR answers anything else.
+_ANSWERS: Final = {
+    "UNEXPECTED_MESSAGE": 10,
+    "BAD_RECORD_TYPE": 10,
+    "NOT_ON_RECORD_BOUNDARY": 10,
+    "TOO_MANY_KEY_UPDATES": 10,
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": 20,
+    "LENGTH_TOO_SHORT": 20,
+    "PACKET_LENGTH_TOO_LONG": 22,
+    "DATA_LENGTH_TOO_LONG": 22,
+    "BAD_KEY_UPDATE": 47,
+    "EXCESSIVE_MESSAGE_SIZE": 47,
+    "WRONG_VERSION_NUMBER": 70,
+    "INTERNAL_ERROR": 80,
+}
 # OpenSSL's names for the alerts that a server may send after the handshake (RFC 8446 section 6).
 _ALERTS: Final = {
     10: "SSLV3_ALERT_UNEXPECTED_MESSAGE",
@@ -76,7 +93,6 @@ _ALERTS: Final = {
     70: "TLSV1_ALERT_PROTOCOL_VERSION",
     71: "TLSV1_ALERT_INSUFFICIENT_SECURITY",
     80: "TLSV1_ALERT_INTERNAL_ERROR",
-    90: "TLSV1_ALERT_USER_CANCELLED",
     109: "TLSV13_ALERT_MISSING_EXTENSION",
     112: "TLSV1_UNRECOGNIZED_NAME",
     115: "TLSV1_ALERT_UNKNOWN_PSK_IDENTITY",
@@ -106,6 +122,7 @@ class RecordConnection(TlsConnection):
         "_failure",
         "_finished",
         "_incoming",
+        "_interrupted",
         "_message",
         "_numbers",
         "_object",
@@ -115,6 +132,7 @@ class RecordConnection(TlsConnection):
         "_owed",
         "_plain",
         "_raw",
+        "_raw_lent",
         "_raw_start",
         "_raw_stop",
         "_records",
@@ -134,6 +152,7 @@ class RecordConnection(TlsConnection):
         self._finished = False  # the handshake; its last bytes may still have to be sent
         self._raw = mmap(-1, RAW_BYTES)  # pages that are never touched never become resident
         self._raw_start = self._raw_stop = 0  # what was received and not opened
+        self._raw_lent = False
         self._records: Tls | None = None  # once the handshake is done
         self._shown = 0  # records that OpenSSL was shown since
         self._plain = b""  # content of an opened record that the last receive had no room for
@@ -141,8 +160,9 @@ class RecordConnection(TlsConnection):
         self._other = False  # the plane has stopped at a record that is for us
         self._others = 0  # records without data that came since data was last received or sent
         self._numbers = 0, 0  # of the next records, after the last of these
+        self._interrupted = False  # there was one of these in this receive
         self._at_end = False  # the other end has sent close_notify
-        self._failure: ssl.SSLError | None = None  # why no more can be received
+        self._failure: ssl.SSLError | None = None  # why no more can be received, nor sent
         # Sealed bytes that the socket has not taken, and how many bytes of the next call of `try_send` they stand for.
         self._unsent = memoryview(b"")
         self._owed = 0
@@ -238,6 +258,7 @@ class RecordConnection(TlsConnection):
     def try_receive(self, into: memoryview) -> int | None:
         offset = 0
         size = len(into)
+        self._interrupted = self._raw_lent = False  # the plane may have refused what it was to be lent
         try:
             while size - offset >= RECORD_BYTES or not offset:
                 received = (
@@ -246,10 +267,13 @@ class RecordConnection(TlsConnection):
                 if not received:
                     return offset or received
                 offset += received
-                if offset >= BATCH_BYTES:
+                # A peer may send a byte of data, and MAX_OTHERS other records, again and again.
+                if offset >= BATCH_BYTES or self._interrupted:
                     break
         except OSError as exc:
             if not offset:  # otherwise the next receive gets the same error
+                if isinstance(exc, ssl.SSLError):
+                    self._say_last(_FATAL, _ANSWERS.get(exc.reason, _DECODE_ERROR))
                 raise self.failure(exc) from exc
         return offset
 
@@ -266,12 +290,12 @@ class RecordConnection(TlsConnection):
                 size = min(len(into), len(self._plain))
                 into[:size], self._plain = self._plain[:size], self._plain[size:]
                 return size
-            why = PUMP.OTHER if self._message and self._raw_start < self._raw_stop else PUMP.WANTS_MORE
-            if not self._message:
-                self._raw_start, size, why = self._records.open(self._raw, self._raw_start, self._raw_stop, into)
-                if size:
-                    return size
-            if why == PUMP.WANTS_MORE or not self._is_whole():
+            # Within a handshake message data is an error. So there is room for none, and it goes the way of all others.
+            room = into[:0] if self._message else into
+            self._raw_start, size, why = self._records.open(self._raw, self._raw_start, self._raw_stop, room)
+            if size:
+                return size
+            if why == PUMP.WANTS_MORE:
                 received = self._receive_raw()
                 if not received:
                     return received
@@ -281,12 +305,8 @@ class RecordConnection(TlsConnection):
             except ssl.SSLError as exc:
                 self._failure = exc
 
-    def _is_whole(self) -> bool:
-        """Whether the next record has come, or is none."""
-        return self._record_stop() is not None
-
     def _take_record(self) -> None:
-        """Take the next record, which is whole, whatever it is. Raises ssl.SSLError."""
+        """Take the next record, which is whole, or is none, whatever it is. Raises ssl.SSLError."""
         assert self._records is not None
         start, numbers = self._raw_start, self._records.numbers()
         self._other = False
@@ -294,9 +314,10 @@ class RecordConnection(TlsConnection):
             self._raw_start, kind, content = self._records.take(self._raw, start, self._raw_stop)
         except ValueError as exc:
             raise _error(str(exc)) from None
-        if kind == _DATA and not self._message:
+        if kind == _DATA and content and not self._message:
             self._plain = content
             return
+        self._interrupted = True
         self._others = self._others + 1 if numbers == self._numbers else 1
         if self._others > MAX_OTHERS:
             raise _error("TOO_MANY_KEY_UPDATES")
@@ -306,7 +327,7 @@ class RecordConnection(TlsConnection):
             self._take_messages(content)
         elif kind == _ALERT and len(content) == 2:
             self._take_alert(start, content)
-        else:
+        elif kind != _DATA or self._message:  # else it is empty, as section 5.4 allows
             raise _error("UNEXPECTED_MESSAGE")
         self._numbers = self._records.numbers()
 
@@ -322,10 +343,13 @@ class RecordConnection(TlsConnection):
             self._object.read(1)
 
     def _take_alert(self, start: int, content: bytes) -> None:
-        """A close_notify ends the stream (RFC 8446 section 6.1). Raises ssl.SSLError for any other alert."""
+        """A close_notify ends the stream (RFC 8446 section 6.1), and a user_canceled only comes before it. Raises
+        ssl.SSLError for any other alert."""
         if content[1] == _CLOSE_NOTIFY:
             self._at_end = True
+        if content[1] in (_CLOSE_NOTIFY, _USER_CANCELED):
             return
+        self._last_alert = True  # section 6.2: it is not answered
         self._show(start)
         raise _error(_ALERTS.get(content[1], f"ALERT_{content[1]}"))
 
@@ -346,7 +370,10 @@ class RecordConnection(TlsConnection):
                 if message:  # section 5.1: a message must not span a change of the keys
                     raise _error("NOT_ON_RECORD_BOUNDARY")
                 self._shown = -1
-                self._records.update(body == b"\1")
+                try:
+                    self._records.update(body == b"\1")
+                except ValueError:
+                    raise _error("INTERNAL_ERROR") from None
             elif kind != _NEW_SESSION_TICKET:
                 raise _error("UNEXPECTED_MESSAGE")
         self._message = message
@@ -356,6 +383,10 @@ class RecordConnection(TlsConnection):
     def try_send(self, parts: Sequence[bytes | memoryview]) -> int:
         # What was sealed once has to be sent. Our callers keep the bytes that were not taken, and offer them first; see
         # `TlsConnection.try_send`.
+        if self._fd < 0:
+            raise self._closed()
+        if self._failure is not None:
+            raise self.failure(self._failure)
         data = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
         sent = 0
         try:
@@ -387,9 +418,28 @@ class RecordConnection(TlsConnection):
             return self._outgoing.read()
         try:
             sealed: bytes = self._records.seal(piece)
-        except ValueError as exc:
-            raise _error(str(exc)) from None
+        except ValueError:
+            raise _error("INTERNAL_ERROR") from None
         return sealed
+
+    def _say_last(self, level: int = _WARNING, alert: int = _CLOSE_NOTIFY) -> None:
+        """The same, or another alert."""
+        if self._last_alert or self._fd < 0 or not self._finished:
+            return
+        self._last_alert = True
+        for end in list(self.borrowers):
+            end()
+        if not self._unsent:
+            with suppress(OSError, ValueError):
+                self._sock.send(self._last_record(level, alert))
+
+    def _last_record(self, level: int, alert: int) -> bytes:
+        """Raises ValueError."""
+        if self._records is not None:
+            return self._records.seal(bytes((level, alert)), _ALERT)
+        with suppress(ssl.SSLError):  # SSLWantReadError, or it has failed, and has made its alert already
+            self._object.unwrap()
+        return self._outgoing.read()
 
     # -- OpenSSL alone
 
@@ -411,6 +461,8 @@ class RecordConnection(TlsConnection):
                 return 0
 
     def _receive_alert(self) -> None:
+        if self._raw_lent:
+            raise ssl.SSLWantReadError  # the plane receives it
         received = self._receive_some if self._records else self._receive_by_openssl
         received(memoryview(bytearray(1)))
 
@@ -422,7 +474,7 @@ class RecordConnection(TlsConnection):
 
     @property
     def can_lend_sending(self) -> bool:
-        return self._fd >= 0 and self._records is not None and not self._unsent
+        return self._fd >= 0 and self._records is not None and not self._unsent and self._failure is None
 
     @property
     def can_lend_receiving(self) -> bool:
@@ -441,9 +493,11 @@ class RecordConnection(TlsConnection):
 
     def lend_receiving(self) -> tuple[Tls, mmap, int, int] | None:
         assert self._records is not None
+        self._raw_lent = True
         return self._records, self._raw, self._raw_start, self._raw_stop
 
     def take_back_receiving(self, raw_start: int, raw_stop: int, *, other: bool) -> None:
+        self._raw_lent = False
         self._raw_start, self._raw_stop, self._other = raw_start, raw_stop, other
 
 

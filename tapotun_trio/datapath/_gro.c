@@ -1,0 +1,215 @@
+/* Packets of one flow, merged into a super-packet for one write into the device. Included by _pump.c.
+ *
+ * gro_udp.py and gro_tcp.py have the rules, and the reasons for them. The differences: each frame is compared with the
+ * newest run of its flow, so adjacent frames need not be uniform. Two packets are enough. And a shorter segment may end a
+ * run of TCP, as it may end one of UDP.
+ *
+ * A flow's packets keep their order. Flows may overtake each other. No flow overtakes a packet that belongs to no flow, or
+ * is overtaken by it.
+ */
+
+#define UDP 17
+#define IP_BYTES 20 /* without options: others are not merged */
+#define L4_AT (HEADER_BYTES + IP_BYTES)
+#define UDP_HEADER_BYTES 8
+#define TCP_HEADER_BYTES 20
+#define MAX_TCP_HEADER_BYTES 60
+#define GSO_UDP_L4 5
+#define TCP_ACK 0x10
+#define TCP_PSH 0x08
+#define MAX_RUN 64            /* UDP_MAX_SEGMENTS of linux/udp.h before 6.9 */
+#define COPIED_BYTES 256      /* of payload: a longer one is a part of its own, since a copy would cost no less */
+#define MAX_GSO_SKIPS 1023    /* datapath/tun_io.py */
+#define RUNS 64               /* flows at a time: one bit of Runs.open each */
+#define WAYS 4                /* slots in which the run of a flow may be */
+
+/* Frames to write as one. They are spans, linked by Runs.next. All but the last have `size` bytes of payload. */
+typedef struct { uint16_t first, last, count; uint32_t header, size, bytes, sequence; } Run;
+
+/* The newest runs of one receive. */
+typedef struct { uint64_t open, seed; Run run[RUNS]; uint16_t next[MAX_SPANS]; } Runs;
+
+static unsigned be16(const uint8_t *at) { return (unsigned)at[0] << 8 | at[1]; }
+static uint32_t be32(const uint8_t *at) { return (uint32_t)be16(at) << 16 | be16(at + 2); }
+static void put16(uint8_t *at, unsigned value) { at[0] = (uint8_t)(value >> 8), at[1] = (uint8_t)value; }
+
+/* The sum of these 16-bit words and `sum`, reduced to 16 bits and not inverted (RFC 1071). */
+static unsigned folded(const uint8_t *at, size_t bytes, unsigned sum)
+{
+	for (size_t i = 0; i < bytes; i += 2)
+		sum += be16(at + i);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Whether ports are known: UDP or TCP over IPv4 without options, no fragment, with a whole header. */
+static int has_flow(const uint8_t *f, size_t bytes)
+{
+	return bytes >= L4_AT + UDP_HEADER_BYTES && f[14] == 0x45 && !(be16(f + 20) & 0xbfff)
+		&& (f[23] == UDP || (f[23] == TCP && bytes >= L4_AT + TCP_HEADER_BYTES));
+}
+
+/* Where the payload of a frame begins that has a flow and may be merged: its checksums are right, the transport's at
+ * least as far as it goes (or the far kernel has verified it), and all lengths agree. 0: it may not. */
+static unsigned payload_at(const uint8_t *f, size_t bytes)
+{
+	unsigned length = rd16(f), tcp = f[23] == TCP, at = L4_AT + (tcp ? (f[46] >> 4) * 4u : UDP_HEADER_BYTES);
+	if (f[3] || be16(f + 16) != length || folded(f + 14, IP_BYTES, 0) != 0xffff || be16(f + 24) == 0xffff)
+		return 0;
+	if (tcp ? at < L4_AT + TCP_HEADER_BYTES || bytes < at + MIN_GSO_BYTES || !(f[20] & 0x40) || f[46] & 15
+			|| (f[47] | TCP_PSH) != (TCP_ACK | TCP_PSH)
+		: bytes <= at || be16(f + 38) + IP_BYTES != length)
+		return 0;
+	if (tcp && f[2] == DATA_VALID)
+		return at;
+	return f[2] == NEEDS_CSUM && rd16(f + 8) == IP_BYTES && rd16(f + 10) == (tcp ? 16 : 6)
+		&& be16(f + (tcp ? 50 : 40)) == folded(f + 26, 8, f[23] + length - IP_BYTES) ? at : 0;
+}
+
+/* Whether a frame that may be merged continues a run, whose first frame is `a`. */
+static int continues(const Run *run, const uint8_t *a, const uint8_t *f, unsigned at, size_t payload)
+{
+	if (memcmp(a + 26, f + 26, 12) || at != run->header || payload > run->size || run->count == MAX_RUN
+		|| at - HEADER_BYTES + run->bytes + payload > MAX_PACKET_BYTES)
+		return 0;
+	/* vnet header, version, TOS; fragment field, TTL, protocol */
+	if (memcmp(a + 2, f + 2, 14) || memcmp(a + 20, f + 20, 4))
+		return 0;
+	if (f[23] == UDP) /* the kernel counts the IDs up */
+		return a[20] & 0x40 || be16(f + 18) == ((be16(a + 18) + run->count) & 0xffff);
+	/* ACK, data offset; window; urgent pointer, options */
+	return be32(f + 38) == run->sequence && !memcmp(a + 42, f + 42, 5) && !memcmp(a + 48, f + 48, 2) && !memcmp(a + 52, f + 52, at - 52);
+}
+
+/* Write a run as one super-packet. Returns an errno, or 0. */
+static int write_merged(int fd, const Run *run, const uint8_t *buf, const Span *span, const uint16_t *next)
+{
+	uint8_t head[L4_AT + MAX_TCP_HEADER_BYTES + MAX_RUN * COPIED_BYTES], *ip = head + VNET_BYTES, *l4 = ip + IP_BYTES;
+	struct iovec part[MAX_RUN + 1] = { { head, run->header - LENGTH_BYTES } };
+	unsigned parts = 1, length = run->header - HEADER_BYTES + run->bytes;
+	memcpy(head, buf + span[run->first].start + LENGTH_BYTES, run->header - LENGTH_BYTES);
+	for (unsigned n = 0, i = run->first; n < run->count; n++, i = next[i]) {
+		const uint8_t *payload = buf + span[i].start + run->header;
+		size_t bytes = span[i].stop - span[i].start - run->header;
+		if (run->size <= COPIED_BYTES) {
+			memcpy(head + part->iov_len, payload, bytes);
+			part->iov_len += bytes;
+		} else {
+			part[parts++] = (struct iovec){ (void *)payload, bytes };
+		}
+	}
+	int tcp = ip[9] == TCP;
+	const unsigned vnet[] = { run->header - HEADER_BYTES, run->size, IP_BYTES, tcp ? 16 : 6, 0 };
+	head[0] = NEEDS_CSUM;
+	head[1] = tcp ? GSO_TCPV4 : GSO_UDP_L4;
+	for (int i = 0; i < 5; i++) { /* little-endian, unlike IP */
+		head[2 + 2 * i] = (uint8_t)vnet[i];
+		head[3 + 2 * i] = (uint8_t)(vnet[i] >> 8);
+	}
+	put16(ip + 2, length);
+	put16(ip + 10, 0);
+	put16(ip + 10, folded(ip, IP_BYTES, 0) ^ 0xffff);
+	if (tcp)
+		l4[13] = buf[span[run->last].start + 47]; /* the kernel gives PSH to the last segment only */
+	else
+		put16(l4 + 4, length - IP_BYTES);
+	put16(l4 + (tcp ? 16 : 6), folded(ip + 12, 8, ip[9] + length - IP_BYTES));
+	return writev(fd, part, (int)parts) < 0 ? errno : 0;
+}
+
+/* Write a run. Returns whether the device took all of it; otherwise run->first is the first frame that it did not. */
+static int write_run(Outlet *outlet, Run *run, const uint8_t *buf, const Span *span, const uint16_t *next)
+{
+	Gso *gso = outlet->gso + (buf[span[run->first].start + 23] == TCP);
+	int error = 0;
+	if (run->count > 1 && gso->left) {
+		gso->left--;
+	} else if (run->count > 1) {
+		if (!(error = write_merged(outlet->fd, run, buf, span, next)))
+			return gso->known = 1;
+		if (error == EAGAIN)
+			return 0;
+	}
+	for (; run->count; run->count--, run->first = next[run->first]) {
+		const Span *one = span + run->first;
+		if (write(outlet->fd, buf + one->start + LENGTH_BYTES, one->stop - one->start - LENGTH_BYTES) < 0)
+			return 0; /* full, refused, or gone: Python writes it once more, and finds out */
+	}
+	if (error && !gso->known) /* it takes each packet, but has never taken a super-packet */
+		gso->left = gso->skips = 2 * gso->skips + 1 < MAX_GSO_SKIPS ? 2 * gso->skips + 1 : MAX_GSO_SKIPS;
+	return 1;
+}
+
+static int close_run(Outlet *outlet, Runs *runs, unsigned slot, const uint8_t *buf, const Span *span)
+{
+	if (!write_run(outlet, runs->run + slot, buf, span, runs->next))
+		return 0;
+	runs->open &= ~(1ull << slot);
+	return 1;
+}
+
+/* Write all runs. Returns whether the device took them; otherwise those are still open of which it did not take all. */
+static int close_runs(Outlet *outlet, Runs *runs, const uint8_t *buf, const Span *span)
+{
+	while (runs->open)
+		if (!close_run(outlet, runs, (unsigned)__builtin_ctzll(runs->open), buf, span))
+			return 0;
+	return 1;
+}
+
+/* The slot with the newest run of a frame's flow; else one that is free; else one with a run of another flow. */
+static unsigned slot_of_flow(const Runs *runs, const uint8_t *f, const uint8_t *buf, const Span *span)
+{
+	uint64_t addresses;
+	uint32_t ports;
+	memcpy(&addresses, f + 26, 8);
+	memcpy(&ports, f + 34, 4);
+	uint64_t h = (addresses ^ runs->seed) * 0x9e3779b97f4a7c15u + ports;
+	unsigned slot = (unsigned)(h * 0x9e3779b97f4a7c15u >> 58), free = RUNS;
+	for (unsigned i = 0; i < WAYS; i++) {
+		unsigned at = (slot + i) % RUNS;
+		if (!(runs->open >> at & 1)) {
+			free = at;
+			continue;
+		}
+		const uint8_t *other = buf + span[runs->run[at].first].start;
+		if (!memcmp(other + 26, f + 26, 12) && other[23] == f[23])
+			return at;
+	}
+	return free < RUNS ? free : slot;
+}
+
+/* Write a frame, or add it to a run that is written later. Returns whether the device took whatever was written. What it
+ * did not take is frame `i`, or in a run that is still open. */
+static int write_or_join(Outlet *outlet, Runs *runs, const uint8_t *buf, const Span *span, unsigned i)
+{
+	const uint8_t *f = buf + span[i].start;
+	size_t bytes = span[i].stop - span[i].start;
+	Run alone = { .first = (uint16_t)i, .last = (uint16_t)i, .count = 1 };
+	if (!has_flow(f, bytes))
+		return close_runs(outlet, runs, buf, span) && write_run(outlet, &alone, buf, span, runs->next);
+	unsigned slot = slot_of_flow(runs, f, buf, span), at = payload_at(f, bytes);
+	Run *run = runs->run + slot;
+	size_t payload = bytes - at;
+	int open = runs->open >> slot & 1;
+	if (open && at && continues(run, buf + span[run->first].start, f, at, payload)) {
+		runs->next[run->last] = (uint16_t)i;
+		run->last = (uint16_t)i;
+		run->count++;
+	} else {
+		if (open && !close_run(outlet, runs, slot, buf, span))
+			return 0;
+		if (!at)
+			return write_run(outlet, &alone, buf, span, runs->next);
+		*run = alone;
+		run->header = at;
+		run->size = (uint32_t)payload;
+		runs->open |= 1ull << slot;
+	}
+	run->bytes += (uint32_t)payload;
+	if (f[23] == TCP)
+		run->sequence = be32(f + 38) + (uint32_t)payload;
+	if (payload == run->size && !(f[23] == TCP && f[47] & TCP_PSH))
+		return 1;
+	return close_run(outlet, runs, slot, buf, span); /* nothing may follow */
+}
