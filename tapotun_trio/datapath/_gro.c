@@ -9,8 +9,8 @@
  */
 
 #define UDP 17
-#define IP_BYTES 20 /* without options: others are not merged */
-#define L4_AT (HEADER_BYTES + IP_BYTES)
+#define IPV4_BYTES 20 /* without options: others are not merged */
+#define MAX_L4_AT (HEADER_BYTES + IPV6_BYTES)
 #define UDP_HEADER_BYTES 8
 #define TCP_HEADER_BYTES 20
 #define MAX_TCP_HEADER_BYTES 60
@@ -42,52 +42,90 @@ static unsigned folded(const uint8_t *at, size_t bytes, unsigned sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* Whether ports are known: UDP or TCP over IPv4 without options, no fragment, with a whole header. */
+static int is_ipv6(const uint8_t *f) { return f[HEADER_BYTES] >> 4 == 6; }
+static unsigned protocol_of(const uint8_t *f) { return f[is_ipv6(f) ? 20 : 23]; }
+static unsigned l4_of(const uint8_t *f) { return HEADER_BYTES + (is_ipv6(f) ? IPV6_BYTES : IPV4_BYTES); }
+
+/* Addresses and ports, which are side by side, and their size. */
+static const uint8_t *flow_of(const uint8_t *f, size_t *bytes)
+{
+	*bytes = is_ipv6(f) ? 36 : 12;
+	return f + (is_ipv6(f) ? 22 : 26);
+}
+
+/* Whether two frames that have a flow are of the same. */
+static int is_same_flow(const uint8_t *a, const uint8_t *b)
+{
+	size_t bytes;
+	const uint8_t *flow = flow_of(a, &bytes);
+	return is_ipv6(a) == is_ipv6(b) && protocol_of(a) == protocol_of(b) && !memcmp(flow, flow_of(b, &bytes), bytes);
+}
+
+/* Whether ports are known: UDP or TCP over IPv4 without options or IPv6 without extension headers, no fragment, with a
+ * whole header. */
 static int has_flow(const uint8_t *f, size_t bytes)
 {
-	return bytes >= L4_AT + UDP_HEADER_BYTES && f[14] == 0x45 && !(be16(f + 20) & 0xbfff)
-		&& (f[23] == UDP || (f[23] == TCP && bytes >= L4_AT + TCP_HEADER_BYTES));
+	if (bytes < HEADER_BYTES + IPV4_BYTES + UDP_HEADER_BYTES)
+		return 0;
+	if (is_ipv6(f) ? bytes < MAX_L4_AT + UDP_HEADER_BYTES : f[14] != 0x45 || be16(f + 20) & 0xbfff)
+		return 0;
+	return protocol_of(f) == UDP || (protocol_of(f) == TCP && bytes >= l4_of(f) + TCP_HEADER_BYTES);
+}
+
+/* The sum of the pseudo-header of an IP packet without options or extension headers (RFC 9293 3.1, RFC 8200 8.1). */
+static unsigned pseudo_sum(const uint8_t *ip, unsigned protocol, unsigned l4_bytes)
+{
+	return ip[0] >> 4 == 6 ? folded(ip + 8, 32, protocol + l4_bytes) : folded(ip + 12, 8, protocol + l4_bytes);
 }
 
 /* Where the payload of a frame begins that has a flow and may be merged: its checksums are right, the transport's at
  * least as far as it goes (or the far kernel has verified it), and all lengths agree. 0: it may not. */
 static unsigned payload_at(const uint8_t *f, size_t bytes)
 {
-	unsigned length = rd16(f), tcp = f[23] == TCP, at = L4_AT + (tcp ? (f[46] >> 4) * 4u : UDP_HEADER_BYTES);
-	if (f[3] || be16(f + 16) != length || folded(f + 14, IP_BYTES, 0) != 0xffff || be16(f + 24) == 0xffff)
+	unsigned length = rd16(f), tcp = protocol_of(f) == TCP, l4 = l4_of(f), ip_bytes = l4 - HEADER_BYTES;
+	unsigned at = l4 + (tcp ? (f[l4 + 12] >> 4) * 4u : UDP_HEADER_BYTES);
+	if (f[3])
 		return 0;
-	if (tcp ? at < L4_AT + TCP_HEADER_BYTES || bytes < at + MIN_GSO_BYTES || !(f[20] & 0x40) || f[46] & 15
-			|| (f[47] | TCP_PSH) != (TCP_ACK | TCP_PSH)
-		: bytes <= at || be16(f + 38) + IP_BYTES != length)
+	if (is_ipv6(f) ? be16(f + 18) + IPV6_BYTES != length
+		: be16(f + 16) != length || folded(f + 14, IPV4_BYTES, 0) != 0xffff || be16(f + 24) == 0xffff || (tcp && !(f[20] & 0x40)))
+		return 0;
+	if (tcp ? at < l4 + TCP_HEADER_BYTES || bytes < at + MIN_GSO_BYTES || f[l4 + 12] & 15
+			|| (f[l4 + 13] | TCP_PSH) != (TCP_ACK | TCP_PSH)
+		: bytes <= at || be16(f + l4 + 4) + ip_bytes != length)
 		return 0;
 	if (tcp && f[2] == DATA_VALID)
 		return at;
-	return f[2] == NEEDS_CSUM && rd16(f + 8) == IP_BYTES && rd16(f + 10) == (tcp ? 16 : 6)
-		&& be16(f + (tcp ? 50 : 40)) == folded(f + 26, 8, f[23] + length - IP_BYTES) ? at : 0;
+	return f[2] == NEEDS_CSUM && rd16(f + 8) == ip_bytes && rd16(f + 10) == (tcp ? 16 : 6)
+		&& be16(f + l4 + (tcp ? 16 : 6)) == pseudo_sum(f + HEADER_BYTES, protocol_of(f), length - ip_bytes) ? at : 0;
 }
 
 /* Whether a frame that may be merged continues a run, whose first frame is `a`. */
 static int continues(const Run *run, const uint8_t *a, const uint8_t *f, unsigned at, size_t payload)
 {
-	if (memcmp(a + 26, f + 26, 12) || at != run->header || payload > run->size || run->count == MAX_RUN
+	if (!is_same_flow(a, f) || at != run->header || payload > run->size || run->count == MAX_RUN
 		|| at - HEADER_BYTES + run->bytes + payload > MAX_PACKET_BYTES)
 		return 0;
-	/* vnet header, version, TOS; fragment field, TTL, protocol */
-	if (memcmp(a + 2, f + 2, 14) || memcmp(a + 20, f + 20, 4))
+	/* vnet header, version, then TOS, or traffic class and flow label; fragment field, TTL, protocol, or next header and
+	 * hop limit */
+	if (is_ipv6(f) ? memcmp(a + 2, f + 2, 16) || memcmp(a + 20, f + 20, 2) : memcmp(a + 2, f + 2, 14) || memcmp(a + 20, f + 20, 4))
 		return 0;
-	if (f[23] == UDP) /* the kernel counts the IDs up */
-		return a[20] & 0x40 || be16(f + 18) == ((be16(a + 18) + run->count) & 0xffff);
+	if (protocol_of(f) == UDP) /* the kernel counts the IDs up */
+		return is_ipv6(f) || a[20] & 0x40 || be16(f + 18) == ((be16(a + 18) + run->count) & 0xffff);
 	/* ACK, data offset; window; urgent pointer, options */
-	return be32(f + 38) == run->sequence && !memcmp(a + 42, f + 42, 5) && !memcmp(a + 48, f + 48, 2) && !memcmp(a + 52, f + 52, at - 52);
+	unsigned l4 = l4_of(f), rest = l4 + 18;
+	return be32(f + l4 + 4) == run->sequence && !memcmp(a + l4 + 8, f + l4 + 8, 5) && !memcmp(a + l4 + 14, f + l4 + 14, 2)
+		&& !memcmp(a + rest, f + rest, at - rest);
 }
 
 /* Write a run as one super-packet. Returns an errno, or 0. */
 static int write_merged(int fd, const Run *run, const uint8_t *buf, const Span *span, const uint16_t *next)
 {
-	uint8_t head[L4_AT + MAX_TCP_HEADER_BYTES + MAX_RUN * COPIED_BYTES], *ip = head + VNET_BYTES, *l4 = ip + IP_BYTES;
+	const uint8_t *first = buf + span[run->first].start;
+	unsigned l4_at = l4_of(first), ip_bytes = l4_at - HEADER_BYTES;
+	uint8_t head[MAX_L4_AT + MAX_TCP_HEADER_BYTES + MAX_RUN * COPIED_BYTES], *ip = head + VNET_BYTES, *l4 = ip + ip_bytes;
 	struct iovec part[MAX_RUN + 1] = { { head, run->header - LENGTH_BYTES } };
 	unsigned parts = 1, length = run->header - HEADER_BYTES + run->bytes;
-	memcpy(head, buf + span[run->first].start + LENGTH_BYTES, run->header - LENGTH_BYTES);
+	memcpy(head, first + LENGTH_BYTES, run->header - LENGTH_BYTES);
 	for (unsigned n = 0, i = run->first; n < run->count; n++, i = next[i]) {
 		const uint8_t *payload = buf + span[i].start + run->header;
 		size_t bytes = span[i].stop - span[i].start - run->header;
@@ -98,29 +136,34 @@ static int write_merged(int fd, const Run *run, const uint8_t *buf, const Span *
 			part[parts++] = (struct iovec){ (void *)payload, bytes };
 		}
 	}
-	int tcp = ip[9] == TCP;
-	const unsigned vnet[] = { run->header - HEADER_BYTES, run->size, IP_BYTES, tcp ? 16 : 6, 0 };
+	unsigned protocol = protocol_of(first);
+	int tcp = protocol == TCP;
+	const unsigned vnet[] = { run->header - HEADER_BYTES, run->size, ip_bytes, tcp ? 16 : 6, 0 };
 	head[0] = NEEDS_CSUM;
-	head[1] = tcp ? GSO_TCPV4 : GSO_UDP_L4;
+	head[1] = !tcp ? GSO_UDP_L4 : is_ipv6(first) ? GSO_TCPV6 : GSO_TCPV4;
 	for (int i = 0; i < 5; i++) { /* little-endian, unlike IP */
 		head[2 + 2 * i] = (uint8_t)vnet[i];
 		head[3 + 2 * i] = (uint8_t)(vnet[i] >> 8);
 	}
-	put16(ip + 2, length);
-	put16(ip + 10, 0);
-	put16(ip + 10, folded(ip, IP_BYTES, 0) ^ 0xffff);
+	if (is_ipv6(first)) {
+		put16(ip + 4, length - IPV6_BYTES);
+	} else {
+		put16(ip + 2, length);
+		put16(ip + 10, 0);
+		put16(ip + 10, folded(ip, IPV4_BYTES, 0) ^ 0xffff);
+	}
 	if (tcp)
-		l4[13] = buf[span[run->last].start + 47]; /* the kernel gives PSH to the last segment only */
+		l4[13] = buf[span[run->last].start + l4_at + 13]; /* the kernel gives PSH to the last segment only */
 	else
-		put16(l4 + 4, length - IP_BYTES);
-	put16(l4 + (tcp ? 16 : 6), folded(ip + 12, 8, ip[9] + length - IP_BYTES));
+		put16(l4 + 4, length - ip_bytes);
+	put16(l4 + (tcp ? 16 : 6), pseudo_sum(ip, protocol, length - ip_bytes));
 	return writev(fd, part, (int)parts) < 0 ? errno : 0;
 }
 
 /* Write a run. Returns whether the device took all of it; otherwise run->first is the first frame that it did not. */
 static int write_run(Outlet *outlet, Run *run, const uint8_t *buf, const Span *span, const uint16_t *next)
 {
-	Gso *gso = outlet->gso + (buf[span[run->first].start + 23] == TCP);
+	Gso *gso = outlet->gso + (run->count > 1 && protocol_of(buf + span[run->first].start) == TCP);
 	int error = 0;
 	if (run->count > 1 && gso->left) {
 		gso->left--;
@@ -160,11 +203,15 @@ static int close_runs(Outlet *outlet, Runs *runs, const uint8_t *buf, const Span
 /* The slot with the newest run of a frame's flow; else one that is free; else one with a run of another flow. */
 static unsigned slot_of_flow(const Runs *runs, const uint8_t *f, const uint8_t *buf, const Span *span)
 {
-	uint64_t addresses;
-	uint32_t ports;
-	memcpy(&addresses, f + 26, 8);
-	memcpy(&ports, f + 34, 4);
-	uint64_t h = (addresses ^ runs->seed) * 0x9e3779b97f4a7c15u + ports;
+	size_t bytes;
+	const uint8_t *flow = flow_of(f, &bytes);
+	uint64_t h = runs->seed;
+	for (size_t i = 0; i < bytes; i += 4) {
+		uint32_t word;
+		memcpy(&word, flow + i, 4);
+		h = (h ^ word) * 0x9e3779b97f4a7c15u;
+		h ^= h >> 32;
+	}
 	unsigned slot = (unsigned)(h * 0x9e3779b97f4a7c15u >> 58), free = RUNS;
 	for (unsigned i = 0; i < WAYS; i++) {
 		unsigned at = (slot + i) % RUNS;
@@ -172,8 +219,7 @@ static unsigned slot_of_flow(const Runs *runs, const uint8_t *f, const uint8_t *
 			free = at;
 			continue;
 		}
-		const uint8_t *other = buf + span[runs->run[at].first].start;
-		if (!memcmp(other + 26, f + 26, 12) && other[23] == f[23])
+		if (is_same_flow(buf + span[runs->run[at].first].start, f))
 			return at;
 	}
 	return free < RUNS ? free : slot;
@@ -207,9 +253,10 @@ static int write_or_join(Outlet *outlet, Runs *runs, const uint8_t *buf, const S
 		runs->open |= 1ull << slot;
 	}
 	run->bytes += (uint32_t)payload;
-	if (f[23] == TCP)
-		run->sequence = be32(f + 38) + (uint32_t)payload;
-	if (payload == run->size && !(f[23] == TCP && f[47] & TCP_PSH))
+	unsigned l4 = l4_of(f), tcp = protocol_of(f) == TCP;
+	if (tcp)
+		run->sequence = be32(f + l4 + 4) + (uint32_t)payload;
+	if (payload == run->size && !(tcp && f[l4 + 13] & TCP_PSH))
 		return 1;
 	return close_run(outlet, runs, slot, buf, span); /* nothing may follow */
 }

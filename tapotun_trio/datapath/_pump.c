@@ -68,6 +68,8 @@
 #define MAX_SEGMENTS 2048
 #define MAX_CSUM_START 0x7fff
 #define TCP 6
+#define GSO_TCPV6 4
+#define IPV6_BYTES 40
 
 typedef enum { TABLE = 1, PORT, OUTLET, READER, INLET } Kind;
 /* Where a frame goes: to Python, to nobody (with a reason), into the device, or to a port. */
@@ -361,9 +363,6 @@ static int grow(const Pump *p, Table *t)
 	t->size = larger.size;
 	return 0;
 }
-
-#define GSO_TCPV6 4
-#define IPV6_BYTES 40
 
 /* Whether the headers of an IPv6 packet lead to TCP at `tcp_at`, within which they lie: wire.vnet._is_tcp_at. */
 static int is_tcp_at(const uint8_t *packet, unsigned tcp_at)

@@ -950,6 +950,9 @@ class Merging:
         ours, self._host = device or world.device()
         table, outlet = world.pump.table(plane.ALL_ALIKE), world.pump.outlet(ours.fileno())
         world.pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
+        six = test_wire_merge.udp6(b"x"), test_wire_merge.udp6(b"x", extension=True)
+        for one in (*six, test_wire_merge_tcp.tcp(b"x", ipv6=True)):
+            world.pump.learn(table, one, _pump.DEVICE, 0)
         self._inlet, self._far, self._buffer = inlet_of(world, outlet, table)
         self._far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.shown: list[bytes] = []
@@ -979,7 +982,7 @@ def unmerged(written: list[bytes]) -> list[bytes]:
     for data in written:
         if data[1] == GSO_UDP_L4:
             out += test_wire_merge.cut(data)
-        elif data[1] == GSO_TCPV4:
+        elif data[1] in (GSO_TCPV4, GSO_TCPV6):
             out += test_wire_merge_tcp.cut(data, partial=True)
         else:
             out.append(struct.pack("<H", len(data) - 12) + data)
@@ -1018,12 +1021,19 @@ def test_merged_and_cut_again_they_are_what_they_were(
     same = test_wire_merge_tcp.same
     assert Counter(map(same, out)) == Counter(map(same, frames))
     if not damaged:
-        for flow in {it[23:24] + it[34:38] for it in frames}:
-            mine, theirs = ([same(it) for it in some if it[23:24] + it[34:38] == flow] for some in (out, frames))
+        for flow in set(map(flow_of, frames)):
+            mine, theirs = ([same(it) for it in some if flow_of(it) == flow] for some in (out, frames))
             assert mine == theirs
 
 
-def udps(count: int, *, size: int = 64, flows: int = 1, fragment: int = 0x4000) -> list[bytes]:
+def flow_of(one: bytes) -> tuple[int, bytes, bytes]:
+    """Version, protocol and ports."""
+    return (6, one[20:21], one[54:58]) if one[14] >> 4 == 6 else (4, one[23:24], one[34:38])
+
+
+def udps(count: int, *, size: int = 64, flows: int = 1, fragment: int = 0x4000, ipv6: bool = False) -> list[bytes]:
+    if ipv6:
+        return [test_wire_merge.udp6(bytes([n & 0xFF]) * size, port=n % flows) for n in range(count)]
     return [
         test_wire_merge.udp(bytes([n & 0xFF]) * size, port=n % flows, ident=n & 0xFFFF, fragment=fragment)
         for n in range(count)
@@ -1059,8 +1069,23 @@ segments = test_wire_merge_tcp.stream
         ([*segments(20), test_wire_merge_tcp.tcp(b"short", 20_000, flags=0x18)], 2),
         (verified(segments(128)), 2),
         ([it for pair in zip(segments(40, port=1), udps(40), segments(40, port=2), strict=True) for it in pair], 3),
+        (udps(130, ipv6=True), 3),
+        (udps(64, flows=8, ipv6=True), 8),
+        (udps(46, size=1400, ipv6=True), 1),
+        (udps(10, size=63, ipv6=True) + udps(1, size=7, ipv6=True) + udps(10, size=63, ipv6=True), 2),
+        (segments(128, ipv6=True), 2),
+        (segments(100, psh=10, ipv6=True), 10),
+        (verified(segments(128, ipv6=True)), 2),
+        (
+            [
+                it
+                for pair in zip(segments(40), segments(40, ipv6=True), udps(40, ipv6=True), strict=True)
+                for it in pair
+            ],
+            3,
+        ),
     ],
-    ids=range(18),
+    ids=range(26),
 )
 def test_how_many_writes(world: World, frames: list[bytes], writes: int) -> None:
     merging = Merging(world)
@@ -1097,8 +1122,18 @@ def test_how_many_writes(world: World, frames: list[bytes], writes: int) -> None
         [it[:50] + b"\0\0" + it[52:] for it in segments(3)],
         [it[:46] + b"\x40" + it[47:] for it in segments(3)],
         [it[:46] + b"\xf0" + it[47:] for it in segments(3, size=8)],
+        udps(3, size=0, ipv6=True),
+        [test_wire_merge.udp6(b"x" * 9, label=n) for n in range(3)],
+        [test_wire_merge.udp6(b"x" * 9, traffic_class=n) for n in range(3)],
+        [test_wire_merge.udp6(b"x" * 9, hops=n) for n in range(3)],
+        [test_wire_merge.udp6(b"x" * 9, extension=True)] * 3,
+        [it[:18] + b"\0\x09" + it[20:] for it in udps(3, ipv6=True)],
+        [it[:58] + b"\0\x09" + it[60:] for it in udps(3, ipv6=True)],
+        [it[:60] + b"\0\0" + it[62:] for it in udps(3, ipv6=True)],
+        [it[:70] + b"\0\0" + it[72:] for it in segments(3, ipv6=True)],
+        [it[:66] + b"\xf0" + it[67:] for it in segments(3, size=8, ipv6=True)],
     ],
-    ids=range(25),
+    ids=range(35),
 )
 def test_what_is_not_merged(world: World, frames: list[bytes]) -> None:
     merging = Merging(world)
