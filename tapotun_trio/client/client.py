@@ -480,6 +480,7 @@ class TunnelClient:
                 self._on_control,
                 self.counters.ends,
                 memory,
+                partial(self.flows.lane, interface.writer),
             )
             self._download_begins(stream, "websocket", answer, replaces=replaces)
             if self._upload is not None:

@@ -24,7 +24,7 @@ import trio
 import trio.testing
 
 from tapotun_trio.datapath import plane as plane_module
-from tapotun_trio.datapath.plane import VARIABLE, Plane, PlanePort, current_plane, open_plane, why_no_plane
+from tapotun_trio.datapath.plane import VARIABLE, Plane, PlanePort, current_plane, open_plane, running_plane
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.errors import EndReason
 from tapotun_trio.log import interface_logger
@@ -72,7 +72,7 @@ async def in_world(scenario: Scenario, work: Callable[[World], Awaitable[None]],
     """Run ``work`` in a world, with a plane if there can be one, and check whether there is."""
     with ExitStack() as stack:
         async with open_plane(interface_logger("hub")):
-            assert (current_plane() is not None) == native, why_no_plane()
+            assert (current_plane() is not None) == native, running_plane()
             async with trio.open_nursery() as nursery:
                 world = World(scenario, nursery, stack)
                 await world.settle()
@@ -212,7 +212,7 @@ def run_without(match: str) -> None:
     async def main() -> None:
         await in_world(Scenario(()), everything_still_works, native=False)
         async with open_plane(interface_logger("hub")):
-            assert match in str(why_no_plane())
+            assert match in str(running_plane())
 
     trio.run(main)
     assert open_descriptors() == before
@@ -283,7 +283,7 @@ def test_a_guest_of_another_loop() -> None:
 
     async def main() -> None:
         async with open_plane(interface_logger("hub")):
-            assert "another event loop" in str(why_no_plane())
+            assert "another event loop" in str(running_plane())
         await in_world(Scenario(()), everything_still_works, native=False)
 
     trio.lowlevel.start_guest_run(main, run_sync_soon_threadsafe=calls.put, done_callback=outcomes.append)
@@ -364,7 +364,7 @@ IN_THE_DEVICE, ON_THE_STREAM = 9 + 5 + 5, 9 + 6 + 5 + 5
 def check_that_it_went_on(world: World, errors: list[str], *, lost: int = 0) -> None:
     outcome = world.outcome()
     assert current_plane() is None
-    assert "internal error" in str(why_no_plane())
+    assert "internal error" in str(running_plane())
     assert sum(map(len, outcome.device.values())) >= IN_THE_DEVICE - lost
     assert sum(map(len, outcome.streams[0].values())) >= ON_THE_STREAM - lost
     # One PING was answered, and one stream has ended without its last chunk.
