@@ -18,8 +18,8 @@ When the block is left, for whatever reason, the task has everything back: the b
 state of the decoder, the counters. Whatever is out of the ordinary ends the block: an end, an error, a control frame,
 malformed framing, a socket that stays full, a path that has to be paced, a change of the config, a `close`.
 
-What C does not do is lent to `steps` instead: there Python does it, still below trio's tasks. That is also all that there
-is where the native module is missing.
+What C does not do is lent to `steps` instead: there Python does it, still below trio's tasks. That is also all that
+there is where the native module is missing.
 
 Some frames need Python for a moment only: those of an unknown flow, and those that the device did not take. They are
 passed to a function of the lender, still within the wait, and the block continues.

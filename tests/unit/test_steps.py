@@ -27,7 +27,8 @@ from tapotun_trio.wire.frames import FrameRange, FrameReader
 
 from ..fakes import HANG_S
 from ..packets import frame, ipv4
-from .test_plane_differential import EVERYONE_READS, A, Packets, Scenario, chunked, from_host
+from ..planes import needs_pump
+from .test_plane_differential import EVERYONE_READS, HUB, A, Bytes, Packets, Scenario, chunked, from_host, plain
 from .test_plane_differential import World as HubWorld
 from .test_plane_hook import Thief, in_world, play_all
 
@@ -268,6 +269,25 @@ async def test_a_close_by_another_task_ends_the_loan(
         world.connection.close()
         assert not plane._is_lent()
     assert [exc.reason for exc in caught] == [EndReason.CLOSED]
+
+
+@needs_pump
+async def test_the_native_plane_gets_a_stream_as_soon_as_it_can_have_it() -> None:
+    """A step is for what the native plane cannot have now. It must not keep the stream for good."""
+
+    async def work(world: HubWorld) -> None:
+        plane, writer = current_steps(), world.writers[0]
+        assert plane is not None
+        outlet, writer.outlet = writer.outlet, None
+        await play_all(world, Bytes(0, (chunked(control.ping(1)), chunked(plain(A, HUB)))))
+        assert plane._steps
+        assert world.counters[0].plane_packets == 0
+        writer.outlet = outlet
+        await play_all(world, Bytes(0, (chunked(plain(A, HUB)),) * 3))
+        assert not plane._steps
+        assert world.counters[0].plane_packets > 0
+
+    await in_world(Scenario((), server=False), work, native=True)
 
 
 class Buffering(Connection):
