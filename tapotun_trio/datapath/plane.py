@@ -138,7 +138,7 @@ class Plane(StepPlane):
 
     def __init__(self, trio_fd: int, wake_fd: int, log: Log) -> None:
         super().__init__(trio_fd, wake_fd, log)
-        self.pump = _pump.Pump(self._epoll.fileno(), MIN_RUN_FRAMES)
+        self.pump = _pump.Pump(self._epoll.fileno())
         self._loans: dict[int, Borrower] = {}
 
     # -- the wait
