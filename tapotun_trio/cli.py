@@ -219,7 +219,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 class _Version(argparse.Action):
-    """Prints the version, and whether the installed package has the plane for this machine."""
+    """Prints the version, and whether the installed package has the native plane for this machine."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
@@ -228,7 +228,7 @@ class _Version(argparse.Action):
         from .datapath.plane import why_not_built
 
         why = why_not_built()
-        print(f"tapotun {__version__}\nplane: {'native' if why is None else why}")
+        print(f"tapotun {__version__}\nplane: {'native' if why is None else f'python: {why}'}")
         parser.exit()
 
 
@@ -240,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, help="show the version, and whether there is a plane; exit")
+    parser.add_argument("--version", action=_Version, help="show the version, and which plane there is; exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     for name, kinds, kind_name, text in (

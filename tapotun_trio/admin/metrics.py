@@ -294,9 +294,9 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
         labels=(),
         unit="seconds",
     )
-    plane = GaugeMetricFamily("tapotun_plane_running", "1: the native plane moves packets.", labels=())
+    plane = GaugeMetricFamily("tapotun_plane_running", "1 for the kind of plane that moves packets.", labels=("kind",))
     if status.plane is not None:
-        plane.add_metric((), status.plane.runs)
+        plane.add_metric((status.plane.kind,), 1)
     yield plane
     if status.last_reload is not None:
         successful.add_metric((), status.last_reload.error is None)

@@ -482,6 +482,7 @@ class TunnelClient:
                 self._on_control,
                 self.counters.ends,
                 memory,
+                partial(self.flows.lane, interface.writer),
                 ipv6=control.INET6 in answer.features,
             )
             self._download_begins(stream, "websocket", answer, replaces=replaces)

@@ -4,7 +4,7 @@ into the device."""
 from __future__ import annotations
 
 from ..datapath.counters import Counters, DropReason
-from ..datapath.plane import ALL_ALIKE, Flows, Lane, Plane, Verdict, current_plane
+from ..datapath.plane import ALL_ALIKE, DeliverNow, Flows, Lane, Plane, Verdict, current_plane
 from ..datapath.receiver import deliver_to_device, refused_ipv6
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
@@ -70,16 +70,17 @@ class ClientFlows:
             return None
         return self._sender
 
-    def lane(self, writer: DeviceWriter) -> Lane | None:
-        """Where the plane puts the frames of a download: as `deliver_to_device`. None: it cannot."""
-        plane = current_plane()
-        if plane is None or writer.outlet is None:
-            return None
-        if self._inward is None:
-            self._inward = Flows(plane, ALL_ALIKE, self._counters.drops)
+    def lane(self, writer: DeviceWriter) -> Lane | DeliverNow:
+        """Where the plane puts the frames of a download: as `deliver_to_device`."""
 
         def deliver(reader: FrameReader, frames: list[FrameRange]) -> None:
             deliver_to_device(reader.view, frames, writer, self._counters, self._sender.send_control, ipv6=self.ipv6)
+
+        plane = current_plane()
+        if plane is None or writer.outlet is None:
+            return deliver
+        if self._inward is None:
+            self._inward = Flows(plane, ALL_ALIKE, self._counters.drops)
 
         def judge(view: memoryview, at: int) -> Verdict:
             return _judge(view, at, True, ipv6=self.ipv6)

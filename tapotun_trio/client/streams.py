@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Protocol
 import trio
 
 from ..datapath.duplex import DuplexStream
+from ..datapath.plane import DeliverNow, Lane
 from ..datapath.receiver import Deliver, OnControl, Receiver
 from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly
 from ..errors import EndReason, InternalError, PeerError, failure_of
@@ -195,14 +196,15 @@ class WebSocketStream(_InboundClientStream):
         on_control: OnControl,
         ends: Counter[str],
         memory: mmap | None = None,
+        lane: Callable[[], Lane | DeliverNow | None] = lambda: None,
         *,
         ipv6: bool = False,
     ) -> None:
-        """``rest``: what came after the 101. ``deliver`` and ``on_control``: see `Receiver`. ``memory``: see
+        """``rest``: what came after the 101. ``deliver``, ``on_control`` and ``lane``: see `Receiver`. ``memory``: see
         `FrameReader`. ``ipv6``: see `Sender.serve`."""
         body = WebSocketBody(masked=False)
         self._reader = FrameReader(body, control=True, memory=memory)
-        receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control)
+        receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control, lane)
         super().__init__(receiver, connection, ends, base=False)
         self._rest = rest
         self._duplex = DuplexStream(connection, WebSocketWriter(connection, masks=True), body, sender, ipv6=ipv6)

@@ -10,7 +10,7 @@ import trio
 
 from .. import __version__
 from ..cooperative import run_cooperatively
-from ..datapath.plane import why_no_plane
+from ..datapath.plane import running_plane
 from ..lifecycle.registry import Record, Registry
 from ..lifecycle.snapshot import problem_of, snapshot_in_steps, state_of
 from ..peer.boottime import BootTime, wall_time
@@ -36,6 +36,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
 
     Raises NoSuchPeerError. Cancel-safe; a checkpoint.
     """
+    kind, why = running_plane()
     found = await run_cooperatively(snapshot_in_steps(registry.select(interfaces)))
     return ProcessStatus(
         version=__version__,
@@ -45,7 +46,7 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         config_file=one_line(process.config_file),  # a file name may be invalid UTF-8, which JSON cannot hold
         started_at=wall_time(process.started),
         last_reload=registry.last_reload,
-        plane=PlaneStatus(runs=(why := why_no_plane()) is None, why=why),
+        plane=PlaneStatus(kind=kind, why=why),
         interfaces=found,
     )
 

@@ -18,6 +18,9 @@ When the block is left, for whatever reason, the task has everything back: the b
 state of the decoder, the counters. Whatever is out of the ordinary ends the block: an end, an error, a control frame,
 malformed framing, a socket that stays full, a path that has to be paced, a change of the config, a `close`.
 
+What C does not do is lent to `steps` instead: there Python does it, still below trio's tasks. That is also all that
+there is where the native module is missing.
+
 Some frames need Python for a moment only: those of an unknown flow, and those that the device did not take. They are
 passed to a function of the lender, still within the wait, and the block continues.
 
@@ -28,14 +31,11 @@ here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.r
 from __future__ import annotations
 
 import inspect
-import logging
-import math
 import os
 import sys
-import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from mmap import mmap
@@ -45,11 +45,11 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
-from ..errors import shortage_of
 from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
-from ..log import Log, RateLimitedLog
+from ..log import Log
 from ..wire.frames import HEADER_BYTES, MIN_IPV6_BYTES, FrameRange, FrameReader
 from .counters import Counters, DropReason
+from .steps import CannotLendError, Lent, Loan, StepPlane
 
 try:
     from . import _pump
@@ -67,11 +67,7 @@ SLAB_BYTES: Final = 256 * 1024
 # How much may wait in a port whose socket is full, while nothing has to be paced. To change hands at each full socket
 # costs more than to copy this.
 BACKLOG_BYTES: Final = 256 * 1024
-_LONGEST_S: Final = 3600.0
 _PROC_SELF: Final = Path("/proc/self")
-
-# How long nothing is lent after a lack of memory. Without a pause, a lack that lasts would be met again at once.
-REST_S: Final = 1.0
 
 # As numbered in the pump. It drops frames that it has no memory to show Python by itself.
 _DROPS: Final = (
@@ -102,29 +98,41 @@ ALL_ALIKE: Final[tuple[Rule, ...]] = (
     ((_IS_IPV6, _HAS_IPV6_HEADER), (_NEXT_HEADER, (HEADER_BYTES + 8, 2), (HEADER_BYTES + 24, 2))),
 )
 
+# Takes frames that need Python, or everything. May raise PeerError and HostError.
+DeliverNow: TypeAlias = Callable[[FrameReader, list[FrameRange]], None]
+PlaneKind: TypeAlias = Literal["native", "python", "off"]
 # A verdict: send to this port, write to the device, or drop for this reason. None: nothing that could be kept.
 Verdict: TypeAlias = "PlanePort | Literal[True] | DropReason | None"
 # What was decided for the frame at this offset of the buffer.
 JudgeFrame: TypeAlias = Callable[[memoryview, int], Verdict]
 
-_running: Final = trio.lowlevel.RunVar["Plane | str"]("plane", default="nobody has started it")
+# The plane of a trio run, and why it is not another: not one with a pump, or none at all.
+_running: Final = trio.lowlevel.RunVar["tuple[StepPlane | None, str]"]("plane", default=(None, "nobody has started it"))
 
 
 def current_plane() -> Plane | None:
-    """The plane of this trio run, if it works."""
-    plane = _running.get()
-    return plane if isinstance(plane, Plane) and plane.works else None
+    """The native plane of this trio run, if it works."""
+    plane = current_steps()
+    return plane if isinstance(plane, Plane) else None
 
 
-def why_no_plane() -> str | None:
-    """Why there is no `current_plane`, for people; None: there is one."""
-    plane = _running.get()
-    if isinstance(plane, str):
-        return plane
-    return None if plane.works else "an internal error, which the log has"
+def current_steps() -> StepPlane | None:
+    """The plane of this trio run, native or not, if it works."""
+    plane, _ = _running.get()
+    return plane if plane is not None and plane.works else None
 
 
-class Borrower(Protocol):
+def running_plane() -> tuple[PlaneKind, str | None]:
+    """Which plane runs, and for people, why it is no better one."""
+    plane, why = _running.get()
+    if plane is None:
+        return "off", why
+    if not plane.works:
+        return "off", "an internal error, which the log has"
+    return ("native", None) if isinstance(plane, Plane) else ("python", why)
+
+
+class Borrower(Lent, Protocol):
     """What the plane has borrowed a descriptor from."""
 
     def handle(self, what: int, detail: object) -> None:
@@ -135,60 +143,32 @@ class Borrower(Protocol):
     @property
     def drops(self) -> Counter[str]: ...
 
-    def hand_back(self) -> None:
-        """End the loan now."""
 
+class Plane(StepPlane):
+    """The plane of one trio run, with a pump. `open_plane` makes it."""
 
-class Plane:
-    """The plane of one trio run. `open_plane` makes it.
-
-    Attributes:
-        works: whether it may be given anything. Once false, it stays so, and the pure path does everything.
-    """
-
-    def __init__(self, pump: _pump.Pump, wake_fd: int, log: Log) -> None:
-        self.pump = pump
-        self.works = True
-        self._log = log
-        self._wake_fd = wake_fd
+    def __init__(self, trio_fd: int, wake_fd: int, log: Log) -> None:
+        super().__init__(trio_fd, wake_fd, log)
+        self.pump = _pump.Pump(self._epoll.fileno())
         self._loans: dict[int, Borrower] = {}
-        self._runnable = False  # a task became runnable within the wait
-        self._short = False  # there was no memory, and some loans may not have ended yet
-        self._lends_from = -math.inf  # by trio's clock
-        self._shortages = RateLimitedLog()
 
     # -- the wait
 
-    def wait(self, timeout_s: float) -> None:
-        """Move packets for up to so long, or until trio has something to do. Never raises."""
-        if not self._loans:
-            self._short = False
-            return  # nothing that trio's own wait could miss
-        try:
-            if self._short:
-                self._rest()
-            elif self.works:
-                self._move(timeout_s)
-        except MemoryError:
-            self._rest()
-        except BaseException as exc:  # noqa: BLE001 - logged; trio would drop the hook, and all loans would hang
-            self._fail(exc)
-        if timeout_s > 0:
-            # Trio computed its timeout before, and now waits again, for all of it, unless its epoll is ready *then*.
-            # That it was ready a moment ago proves nothing: its event may be gone. So make sure.
-            os.eventfd_write(self._wake_fd, 1)
+    def _is_lent(self) -> bool:
+        return bool(self._loans) or super()._is_lent()
 
     def _move(self, timeout_s: float) -> None:
-        deadline_ns = time.monotonic_ns() + int(min(timeout_s, _LONGEST_S) * 1e9)
-        self._runnable = False
-        while True:
-            events, flags = self.pump.wait(deadline_ns)
-            self._handle(events)
-            if flags & _pump.SHORT:
-                self._rest()
-            if flags or self._runnable or not self.works:
-                break
+        super()._move(timeout_s)
         self.settle()
+
+    def _turn(self, deadline_ns: int) -> bool:
+        # Trio's epoll is in that of the steps, and that is what the pump watches.
+        events, flags = self.pump.wait(0 if self._again else deadline_ns)
+        self._handle(events)
+        if flags & _pump.SHORT:
+            self._rest()
+            return True
+        return bool(flags) and self._run_steps(0)
 
     def _handle(self, events: list[tuple[int, int, object]]) -> None:
         """Pass events on. If that fails for one of them, the others may still have frames."""
@@ -203,9 +183,6 @@ class Plane:
                     failure = exc
         if failure is not None:
             raise failure
-
-    def note_runnable(self) -> None:
-        self._runnable = True
 
     def settle(self) -> None:
         """Add what was counted in C to the counters of its owners. Never raises."""
@@ -227,56 +204,8 @@ class Plane:
                     if number:
                         loan.drops[reason] += number
 
-    def _rest(self) -> None:
-        """There was no memory: give everything back, log it, and lend nothing for REST_S. If there is no
-        memory for that either, the next wait tries again. Never raises."""
-        self._short = True
-        try:
-            now = trio.current_time()
-            self._lends_from = now + REST_S
-            bugs = [exc for exc in self._hand_back_all() if not isinstance(exc, MemoryError)]
-            if bugs:
-                self._fail(BaseExceptionGroup("errors of the plane", bugs))
-            self._short = False
-            text = str(shortage_of(MemoryError(), "packets go the slow way for a moment"))
-            self._shortages.log(self._log, logging.WARNING, now, text)
-        except MemoryError:
-            return
-        except BaseException as exc:  # noqa: BLE001 - logged
-            self._fail(exc)
-
-    def check_lends(self) -> None:
-        """Raise CannotLendError during the pause after a lack of memory."""
-        if trio.current_time() < self._lends_from:
-            raise CannotLendError("there was no memory a moment ago")
-
-    def _fail(self, exc: BaseException) -> None:
-        """Give everything back, and log why; only the first time, since one failure may well cause others."""
-        if not self.works:
-            return
-        self.works = False
-        self._short = True
-        with suppress(MemoryError):  # then the next wait ends the other loans
-            errors = [exc, *self._hand_back_all()]
-            self._short = False
-            cause = exc if len(errors) == 1 else BaseExceptionGroup("errors of the plane", errors)
-            self._log.error("the fast path is off, packets go the slow way: internal error", exc_info=cause)
-
-    def _hand_back_all(self) -> list[BaseException]:
-        """End all loans, whatever goes wrong with some. Returns what did."""
-        errors: list[BaseException] = []
-        for loan in list(self._loans.values()):
-            try:
-                loan.hand_back()
-            except BaseException as exc:  # noqa: BLE001 - the caller's to log
-                errors.append(exc)
-        return errors
-
-    def close(self) -> None:
-        """End all loans, and take nothing any more."""
-        self.works = False
-        for exc in self._hand_back_all():
-            self._log.error("internal error at the end of the fast path", exc_info=exc)
+    def _all_lent(self) -> Iterable[Lent]:
+        return [*self._loans.values(), *super()._all_lent()]
 
     # -- loans
 
@@ -382,10 +311,6 @@ class Plane:
         self.pump.busy(number, busy)
 
 
-class CannotLendError(Exception):
-    """The kernel does not let the plane watch the descriptor: no memory, or the limit of watches is reached."""
-
-
 @contextmanager
 def _lending() -> Iterator[None]:
     try:
@@ -394,32 +319,19 @@ def _lending() -> Iterator[None]:
         raise CannotLendError(str(exc)) from exc
 
 
-class _Loan:
-    """A loan of a task that waits for `ended`."""
+class _Loan(Loan):
+    """A loan of something that the pump works for."""
 
     drops: Counter[str]
 
     def __init__(self, pump: _pump.Pump, ident: int) -> None:
-        self.ended = trio.Event()
-        self.error: BaseException | None = None
+        super().__init__()
         self._pump = pump
         self._ident = ident
 
     def hand_back(self) -> None:
-        """From now on the descriptor is not touched any more; it may be closed."""
         self._pump.halt(self._ident)
-        self.ended.set()
-
-    def fail(self, error: BaseException) -> None:
-        if self.error is None:
-            self.error = error
-        self.hand_back()
-
-    def check(self) -> None:
-        """Raise the error that ended the loan."""
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+        super().hand_back()
 
 
 class _ReadLoan(_Loan):
@@ -508,7 +420,7 @@ class Lane:
 
     flows: Flows
     outlet: int
-    deliver: Callable[[FrameReader, list[FrameRange]], None]
+    deliver: DeliverNow
     judge: JudgeFrame
     counters: Counters
 
@@ -669,7 +581,7 @@ def _free(pump: _pump.Pump, ident: int) -> None:
 
 
 class _Hook(trio.abc.Instrument):
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: StepPlane) -> None:
         self._plane = plane
 
     def before_io_wait(self, timeout: float) -> None:
@@ -681,17 +593,17 @@ class _Hook(trio.abc.Instrument):
 
 @asynccontextmanager
 async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
-    """Run a plane within the block, if there can be one: see `current_plane` and `why_no_plane`."""
-    why = _why_not(wanted=wanted)
+    """Run a plane within the block, if there can be one: see `current_plane`, `current_steps` and `running_plane`."""
+    why = _why_none(wanted=wanted)
     if why is not None:
         log.debug("no plane: %s", why)
-        _running.set(why)
+        _running.set((None, why))
         yield
         return
     try:
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     except OSError as exc:
-        _running.set(f"this machine has no eventfd for it: {exc.strerror}")
+        _running.set((None, f"this machine has no eventfd for it: {exc.strerror}"))
         yield
         return
     try:
@@ -701,42 +613,46 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
             if trio_fd is None:
                 nursery.cancel_scope.cancel()
             else:
-                plane = Plane(_pump.Pump(trio_fd), wake_fd, log)
+                why = _why_python()
+                plane = Plane(trio_fd, wake_fd, log) if why is None else StepPlane(trio_fd, wake_fd, log)
                 hook = _Hook(plane)
                 trio.lowlevel.add_instrument(hook)
-                _running.set(plane)
-                TLS_RECORDS_WANTED.set(True)
+                _running.set((plane, why or ""))
+                TLS_RECORDS_WANTED.set(why is None)
                 try:
                     yield
                 finally:
-                    _running.set("it has ended")
+                    _running.set((None, "it has ended"))
                     TLS_RECORDS_WANTED.set(False)
                     plane.close()
                     with suppress(KeyError):  # trio drops a hook that has failed
                         trio.lowlevel.remove_instrument(hook)
                     nursery.cancel_scope.cancel()
         if trio_fd is None:
-            _running.set("trio's epoll was not found in /proc")
+            _running.set((None, "trio's epoll was not found in /proc"))
             yield
     finally:
         os.close(wake_fd)
 
 
-def _why_not(*, wanted: bool) -> str | None:
+def _why_none(*, wanted: bool) -> str | None:
     """Why there can be no plane; None: there can."""
     if not wanted:
         return 'the config says "plane": "off"'
     if os.environ.get(VARIABLE) == "off":
         return f"{VARIABLE}=off is set"
-    if (why := why_not_built()) is not None:
-        return why
     if not _in_trio_run():
         return "trio runs within another event loop"
     return None
 
 
+def _why_python() -> str | None:
+    """Why there can be no native plane; None: there can."""
+    return f"{VARIABLE}=python is set" if os.environ.get(VARIABLE) == "python" else why_not_built()
+
+
 def why_not_built() -> str | None:
-    """Why this program has no plane on this machine; None: it has one."""
+    """Why this program has no native plane on this machine; None: it has one."""
     if not BUILT:
         return "the installed package has no native module for this machine"
     return None if _pump.ABI == ABI else "the native module is of another version"

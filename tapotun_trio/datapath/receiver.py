@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -31,8 +32,9 @@ from ..wire.frames import (
 )
 from ..wire.vnet import is_bounded
 from .counters import Counters, DropReason
-from .plane import CannotLendError, Lane, Plane, current_plane
+from .plane import DeliverNow, Lane, current_plane, current_steps
 from .sender import MAX_CONTROLS
+from .steps import CannotLendError, Next
 from .tun_io import DeviceWriter
 
 # Takes the frames that one step completed: the buffer, and where they are in it. May raise PeerError.
@@ -81,7 +83,7 @@ class Receiver:
         deliver: Deliver,
         on_control: OnControl,
         send_control: SendControl,
-        lane: Callable[[], Lane | None] = lambda: None,
+        lane: Callable[[], Lane | DeliverNow | None] = lambda: None,
     ) -> None:
         """The caller closes ``connection``.
 
@@ -90,7 +92,8 @@ class Receiver:
             on_control: gets every control frame, in order and after the frames of its step. Of several PINGs in one
                 step it gets only the last, after all other control frames.
             send_control: takes the PONG for that PING.
-            lane: where the plane may put frames from now on; None: for now ``deliver`` has to take them.
+            lane: where the plane may put frames from now on, or if it has no native part for that, what takes them at
+                once; None: for now ``deliver`` has to take them.
         """
         self._connection = connection
         self._reader = reader
@@ -143,34 +146,64 @@ class Receiver:
                 await trio.lowlevel.checkpoint()
                 frames = reader.feed(0)
                 continue
-            plane = current_plane()
-            if plane is not None and before_step is None:
-                found = await self._lend(plane)
-                if found is not None:
-                    frames = found
-                    continue
+            found = await self._lend(before_step)
+            if found is not None:
+                frames = found
+                continue
             received = await connection.receive(reader.space())
             self._arrivals += 1
             if received == 0:
                 reader.eof()
             frames = reader.feed(received)
 
-    async def _lend(self, plane: Plane) -> list[FrameRange] | None:
+    async def _lend(self, before_step: Callable[[], None] | None) -> list[FrameRange] | None:
         """Let the plane receive until something needs this task. Returns the frames to deliver now; None: the plane
         cannot receive now."""
-        reader = self._reader
-        if not self._connection.can_lend_receiving or not reader.can_lend():
+        connection, reader, steps = self._connection, self._reader, current_steps()
+        if steps is None or connection.fileno() < 0:
+            return None
+        plane, lane = current_plane(), self._native_lane()
+        try:
+            if plane is not None and lane is not None:
+                if await plane.receive(connection, reader, lane, self._count_arrivals):
+                    reader.eof()
+                return reader.feed(0) if reader.pending else []
+            if (found := self._lane()) is not None:
+                deliver = found.deliver if isinstance(found, Lane) else found
+                await steps.lend(
+                    (connection.fileno(),), partial(self._step, deliver, before_step), connection.borrowers
+                )
+                return []
+        except CannotLendError:
+            pass
+        return None
+
+    def _native_lane(self) -> Lane | None:
+        """Where the native plane may put frames now; None: it cannot receive now, and maybe never."""
+        if current_plane() is None or not self._reader.can_lend() or not self._connection.can_lend_receiving:
             return None
         lane = self._lane()
-        if lane is None:
-            return None
-        try:
-            ended = await plane.receive(self._connection, reader, lane, self._count_arrivals)
-        except CannotLendError:
-            return None
-        if ended:
-            reader.eof()
-        return reader.feed(0) if reader.pending else []
+        return lane if isinstance(lane, Lane) else None
+
+    def _step(self, deliver: DeliverNow, before_step: Callable[[], None] | None) -> Next:
+        """What `run` does with one receive, without waiting: for the plane."""
+        connection, reader = self._connection, self._reader
+        if reader.pending:
+            frames = reader.feed(0)
+        else:
+            received = connection.try_receive(reader.space())
+            if received is None:
+                return Next.READABLE
+            self._arrivals += 1
+            if received == 0:
+                reader.eof()
+            frames = reader.feed(received)
+        if before_step is not None:
+            before_step()
+        deliver(reader, frames)
+        if reader.controls or reader.ended or self._native_lane() is not None:
+            return Next.TASK
+        return Next.AGAIN if reader.pending or connection.holds_received else Next.READABLE
 
     def _count_arrivals(self, arrivals: int) -> None:
         self._arrivals += arrivals

@@ -23,8 +23,9 @@ from ..http.writer import BodyWriter
 from ..wire import control
 from ..wire.frames import BASE_PING, HEADER_BYTES, encode_echo
 from .counters import Counters, DropReason
-from .plane import CannotLendError, Plane, PlanePort, current_plane
+from .plane import Plane, PlanePort, current_plane
 from .scheduler import WATCH_BYTES, SendScheduler
+from .steps import CannotLendError
 from .tx_queue import TxQueue
 
 BASE_PING_AFTER_S: Final = 55.0  # docs/protocol.md#timing: a deployed client gives a silent stream up after 60 s

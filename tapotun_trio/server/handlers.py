@@ -9,7 +9,7 @@ import trio
 
 from .. import AGENT
 from ..datapath.duplex import DuplexStream
-from ..datapath.plane import Lane
+from ..datapath.plane import DeliverNow, Lane
 from ..datapath.receiver import Receiver
 from ..datapath.sender import break_off, breaking_off, ending_cleanly
 from ..errors import EndReason, PeerError
@@ -206,7 +206,7 @@ class Upload:
         send_control = self._session.sender.send_control
         return Receiver(connection, reader, self._deliver, self._on_control, send_control, self._lane)
 
-    def _lane(self) -> Lane | None:
+    def _lane(self) -> Lane | DeliverNow | None:
         """Not before the first frames were delivered, which is also when they are acknowledged."""
         return None if self._seen is not None or self.older is not None else self._session.lane()
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ..config.model import AllowedClient, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
-from ..datapath.plane import BY_ADDRESSES, Flows, Lane, Verdict, current_plane
+from ..datapath.plane import BY_ADDRESSES, DeliverNow, Flows, Lane, Verdict, current_plane
 from ..datapath.receiver import Receiver
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import (
@@ -435,14 +435,14 @@ class Session:
             writer = table.writers[self.index % len(table.writers)]
             self.forward(reader.view, frames, writer, table.sessions)
 
-    def lane(self) -> Lane | None:
-        """Where the plane puts the frames of an upload: as `deliver`. None: it cannot."""
+    def lane(self) -> Lane | DeliverNow:
+        """Where the plane puts the frames of an upload: as `deliver`."""
         plane = current_plane()
         if plane is None or self.removed:
-            return None
+            return self.deliver
         writer = self._table.writers[self.index % len(self._table.writers)]
         if writer.outlet is None:
-            return None
+            return self.deliver
         if self._verdicts.flows is None:
             self._verdicts.flows = Flows(plane, BY_ADDRESSES, self.counters.drops)
 

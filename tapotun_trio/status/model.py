@@ -149,9 +149,9 @@ class ReloadStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PlaneStatus(Struct, frozen=True, kw_only=True, gc=False):
-    """Whether `datapath.plane` moves packets. ``why``: why it does not."""
+    """Which plane (`datapath.plane`) moves packets. ``why``: why it is not the native one."""
 
-    runs: bool
+    kind: Literal["native", "python", "off"]
     why: str | None = None
 
 

@@ -97,8 +97,8 @@ class _Page:
                 self._table(interface.peers, now)
 
     def _plane(self, plane: PlaneStatus, interfaces: Iterable[InterfaceStatus]) -> None:
-        if not plane.runs:
-            self._field("", "plane", [f"off: {plane.why}"])
+        if plane.kind != "native":
+            self._field("", "plane", [f"{plane.kind}: {plane.why}"])
             return
         peers = [peer for interface in interfaces for peer in interface.peers]
         packets = sum(peer.rx_packets + peer.tx_packets for peer in peers)

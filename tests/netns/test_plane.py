@@ -124,7 +124,7 @@ def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab) ->
         assert not way.duplicated, way
         assert not way.corrupted, way
     for found in moved:
-        assert found["plane"] == {"runs": True, "why": None}
+        assert found["plane"] == {"kind": "native", "why": None}
         assert share(found) > 0.5
 
 
@@ -143,12 +143,13 @@ def test_a_killed_client_comes_back(lab: Lab) -> None:
         assert not way.corrupted, way
 
 
-@pytest.mark.parametrize("off", ["by the config", "by the environment"])
-def test_without_the_plane(lab: Lab, off: str) -> None:
+@pytest.mark.parametrize("off", ["by the config", "by the environment", "python"])
+def test_without_the_native_plane(lab: Lab, off: str) -> None:
     """Then Python moves all packets, and says so."""
     server, client = lab.host("server"), lab.host("client")
     lab.link(server, f"{SERVER}/24", client, "192.0.2.2/24")
-    env = {"TAPOTUN_PLANE": "off"} if off == "by the environment" else {}
+    value = "python" if off == "python" else "off"
+    env = {} if off == "by the config" else {"TAPOTUN_PLANE": value}
     root = {"plane": "off"} if off == "by the config" else {}
     with ExitStack() as stack:
         for host, config, until in ((server, server_config(), "started: "), (client, client_config(), UPLOADING)):
@@ -164,7 +165,6 @@ def test_without_the_plane(lab: Lab, off: str) -> None:
         text = client.run([*command(), "status"]).stdout
     assert all(way.faultless for way in ways)
     assert share(found) == 0
-    assert found["plane"]["runs"] is False
-    why = 'the config says "plane": "off"' if root else "TAPOTUN_PLANE=off is set"
-    assert found["plane"]["why"] == why
-    assert f"off: {why}" in " ".join(text.split())
+    why = 'the config says "plane": "off"' if root else f"TAPOTUN_PLANE={value} is set"
+    assert found["plane"] == {"kind": value, "why": why}
+    assert f"{value}: {why}" in " ".join(text.split())

@@ -25,7 +25,7 @@ def pythons() -> Iterator[Path]:
 
 # What --version says where the module can be loaded, and where there is none.
 NATIVE: Final = f"tapotun {__version__}\nplane: native\n"
-PURE: Final = f"tapotun {__version__}\nplane: the installed package has no native module for this machine\n"
+PURE: Final = f"tapotun {__version__}\nplane: python: the installed package has no native module for this machine\n"
 
 # For python -c, with the directory to import from; without one the module must be installed.
 # It works on descriptors that are ready, so that more of it than its initialisation runs.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import cycle
 from typing import Final
@@ -25,9 +26,11 @@ from tapotun_trio.config.model import (
     TokenHash,
     Url,
 )
+from tapotun_trio.datapath.plane import VARIABLE, current_steps, open_plane
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle.interface import run_interface
 from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.log import process_logger
 
 from ..fakes import MemoryHost
 
@@ -97,10 +100,17 @@ async def running(
 ) -> AsyncIterator[trio.Nursery]:
     """Run the interfaces. At the end cancel them and check that they left nothing on the host.
 
+    They have a plane if TAPOTUN_PLANE names one: ``python``, or ``auto`` for a native one.
+
     Args:
         records: gets the record of each interface, by the interface's name.
     """
-    async with open_listeners() as listeners, trio.open_nursery() as nursery:
+    wanted = os.environ.get(VARIABLE) is not None and current_steps() is None
+    async with (
+        open_plane(process_logger()) if wanted else nullcontext(),
+        open_listeners() as listeners,
+        trio.open_nursery() as nursery,
+    ):
         for config in configs:
             record = Record(config)
             if records is not None:

@@ -499,11 +499,11 @@ def test_the_share_that_the_plane_moved_is_of_all_packets() -> None:
         {"plane_packets": 90, "rx_packets": 60, "tx_packets": 40},
         {"plane_packets": 0, "rx_packets": 0, "tx_packets": 20},
     ]
-    process = {"plane": {"runs": True, "why": None}, "interfaces": [{"peers": peers}]}
-    assert told(json.dumps({"processes": [process]}), "") == "plane runs True, 75.0% of the packets"
+    process = {"plane": {"kind": "native", "why": None}, "interfaces": [{"peers": peers}]}
+    assert told(json.dumps({"processes": [process]}), "") == "plane kind native, 75.0% of the packets"
     idle = {"plane_packets": 0, "rx_packets": 0, "tx_packets": 0}
-    off = {"plane": {"runs": False, "why": "TAPOTUN_PLANE=off is set"}, "interfaces": [{"peers": [idle]}]}
-    assert told(json.dumps({"processes": [off]}), "") == "plane runs False, plane why TAPOTUN_PLANE=off is set"
+    off = {"plane": {"kind": "off", "why": "TAPOTUN_PLANE=off is set"}, "interfaces": [{"peers": [idle]}]}
+    assert told(json.dumps({"processes": [off]}), "") == "plane kind off, plane why TAPOTUN_PLANE=off is set"
 
 
 def test_both_ends_are_shown_where_they_differ() -> None:

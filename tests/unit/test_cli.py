@@ -227,7 +227,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert usage_error("--version") == exit_codes.OK
     version, plane = capsys.readouterr().out.splitlines()
     assert version == f"tapotun {__version__}"
-    assert plane == f"plane: {why_not_built() or 'native'}"
+    why = why_not_built()
+    assert plane == ("plane: native" if why is None else f"plane: python: {why}")
 
 
 def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,7 +294,7 @@ async def test_who_goes_within_a_head_and_who_is_pushed_out_are_counted() -> Non
         for _ in range(5):
             await siege.connect(b"GET /ip HTTP/1.1\r\n")
         await until(lambda: siege.refusals["evicted"] == 3, "the evictions")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.sleep(0.05)
         assert siege.refusals == {"closed": 1, "evicted": 3}
         siege.server.endpoints[0].pending.limit = 256
 

@@ -83,7 +83,7 @@ def hub() -> ProcessStatus:
     corp, tun = HUB.interfaces
     tun = msgspec.structs.replace(tun, peers=[PeerStatus(name="hub.example:443", state="replaced", tx_packets=7)])
     reload = ReloadStatus(at=datetime.fromtimestamp(T0, UTC), error="/etc/tapotun/hub.json: line 3")
-    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(runs=True))
+    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(kind="native"))
 
 
 def of(name: str, **values: float) -> dict[Series, float]:
@@ -114,7 +114,7 @@ def test_every_number() -> None:
     states = ("starting", "connecting", "up", "degraded", "failed")
     assert page_of(hub()) == {
         series("tapotun_build_info", version="0.1.0", python=sys.version.split()[0]): 1,
-        series("tapotun_plane_running"): 1,
+        series("tapotun_plane_running", kind="native"): 1,
         series("tapotun_config_last_reload_successful"): 0,
         series("tapotun_config_last_reload_timestamp_seconds"): T0,
         **{series("tapotun_interface_state", tapotun_interface_state=it, **CORP): it == "up" for it in states},
@@ -376,7 +376,7 @@ WHOLE: Final = ProcessStatus(
     config_file="/etc/tapotun/hub.json",
     started_at=HUB.started_at,
     last_reload=ReloadStatus(at=HUB.started_at),
-    plane=PlaneStatus(runs=True),
+    plane=PlaneStatus(kind="native"),
     interfaces=[
         InterfaceStatus(
             name="tun0",
@@ -412,7 +412,7 @@ LABEL: Final = {"a label of many"}
 # Where a field of the status is found, by struct and field.
 EXPORTED: Final[dict[str, set[str]]] = {
     "ProcessStatus.version": {"tapotun_build_info"},
-    "PlaneStatus.runs": {"tapotun_plane_running"},
+    "PlaneStatus.kind": {"tapotun_plane_running"},
     "ReloadStatus.at": {"tapotun_config_last_reload_timestamp_seconds"},
     "ReloadStatus.error": {"tapotun_config_last_reload_successful"},
     "InterfaceStatus.name": LABEL,

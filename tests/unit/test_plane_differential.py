@@ -1,9 +1,9 @@
-"""One behaviour, two speeds: the same bytes go through both paths, and everything that comes of them is compared.
+"""One behaviour, three speeds: the same bytes go through every path, and everything that comes of them is compared.
 
 A scenario is a list of steps: bytes arrive on a stream, cut anywhere; the host sends packets; a peer reads, or does
-not; the config is loaded anew; a stream ends, or breaks. It is played twice, by the pure path and by a real plane in a
-real `trio.run`, between real sockets and a TUN device that is a pair of sockets (tests/planes.py). After each step both
-come to rest, so both see the same bytes in the same pieces.
+not; the config is loaded anew; a stream ends, or breaks. It is played by the tasks alone, by the plane in Python, and
+by the native one, in a real `trio.run`, between real sockets and a TUN device that is a pair of sockets
+(tests/planes.py). After each step all come to rest, so all see the same bytes in the same pieces.
 
 Compared are: the frames that the device got; the frames on each stream to a peer, out of their chunks; how each stream
 ended; the control frames that were handed on; the counters and the drops by reason; and what each parser holds in the
@@ -38,9 +38,10 @@ from hypothesis import strategies as st
 
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.datapath.codel import CoDel
-from tapotun_trio.datapath.plane import current_plane, open_plane
+from tapotun_trio.datapath.plane import BUILT, VARIABLE, PlaneKind, current_steps, open_plane, running_plane
 from tapotun_trio.datapath.receiver import Receiver
 from tapotun_trio.datapath.sender import Sender
+from tapotun_trio.datapath.steps import StepPlane
 from tapotun_trio.datapath.tun_io import Classify, DeviceWriter, FrameJudge, read_device
 from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import EndReason, PeerError
@@ -58,12 +59,10 @@ from tapotun_trio.wire.frames import BASE_PING, FrameReader, each, encode_echo
 from ..chunkings import cut, cuts
 from ..fakes import HANG_S
 from ..packets import frame, ip, ipv4, ipv6
-from ..planes import Tun, needs_pump
+from ..planes import Tun
 from .support import allowed, client_config, server_config
 from .test_wire_merge import fold, udp
 from .test_wire_merge_tcp import tcp
-
-pytestmark = needs_pump
 
 CLIENTS: Final = ("10.10.0.2", "10.10.0.3", "10.10.0.4")
 HUB: Final = "10.10.0.1"
@@ -86,6 +85,9 @@ ADDRESSES6: Final = (
 # What a socket takes while nobody reads, where the scenario wants it to be full soon; the kernel doubles it.
 SMALL_SOCKET_BYTES: Final = 4096
 SMALL_DEVICE_BYTES: Final = 8192
+
+
+PLANES: Final[tuple[PlaneKind, ...]] = ("python", "native") if BUILT else ("python",)
 
 
 # ------------------------------------------------------------------ scenarios
@@ -598,22 +600,39 @@ def _readable_bytes(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-async def play(scenario: Scenario, *, native: bool) -> tuple[Outcome, int]:
-    """What comes of a scenario, and how many packets the plane has moved."""
+class CountedSteps:
+    """Stands in for `StepPlane._call`, and counts its calls."""
+
+    def __init__(self, plane: StepPlane) -> None:
+        self.number = 0
+        self._call = plane._call
+        plane._call = self  # type: ignore[method-assign]
+
+    def __call__(self, loan: Any) -> None:
+        self.number += 1
+        self._call(loan)
+
+
+async def play(scenario: Scenario, kind: PlaneKind) -> tuple[Outcome, int]:
+    """What comes of a scenario, and how many packets the native plane has moved, or how many steps that in Python has
+    called."""
     moved = 0
     with ExitStack() as stack:
         async with AsyncExitStack() as planes:
-            if native:
+            if kind != "off":
                 await planes.enter_async_context(open_plane(interface_logger("hub")))
+            steps = current_steps()
+            counted = CountedSteps(steps) if kind == "python" and steps is not None else None
             async with trio.open_nursery() as nursery:
                 world = World(scenario, nursery, stack)
                 await world.settle()
                 for step in scenario.steps:
                     await world.play(step)
                 await world.finish()
-                plane = current_plane()
-                assert (plane is not None) == native
-                moved = sum(counters.plane_packets for counters in world.counters)
+                assert running_plane()[0] == kind
+                moved = (
+                    sum(counters.plane_packets for counters in world.counters) if counted is None else counted.number
+                )
                 outcome = world.outcome()
                 nursery.cancel_scope.cancel()
             # Only now has each reader its state back. What the plane has received and not decoded goes through.
@@ -634,13 +653,18 @@ def _nothing_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CoDel, "should_drop", lambda *_: False)
 
 
-def compare(scenario: Scenario) -> int:
-    """Play a scenario on both paths. Returns how many packets the plane has moved."""
-    pure, _ = trio.run(partial(play, scenario, native=False))
-    native, moved = trio.run(partial(play, scenario, native=True))
-    for one in fields(Outcome):
-        assert getattr(native, one.name) == getattr(pure, one.name), one.name
-    return moved
+def compare(scenario: Scenario) -> dict[PlaneKind, int]:
+    """Play a scenario on all paths. Returns how much each plane has moved: see `play`."""
+    pure, _ = trio.run(play, scenario, "off")
+    found: dict[PlaneKind, int] = {}
+    for kind in PLANES:
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == "python":
+                patch.setenv(VARIABLE, kind)
+            outcome, found[kind] = trio.run(play, scenario, kind)
+        for one in fields(Outcome):
+            assert getattr(outcome, one.name) == getattr(pure, one.name), (kind, one.name)
+    return found
 
 
 # ------------------------------------------------------------------ chosen scenarios
@@ -712,7 +736,9 @@ ORDINARY: Final[tuple[Step, ...]] = (
 )
 def test_the_ordinary_case_is_the_planes(scenario: Scenario, least: int) -> None:
     """So that none of the comparisons here is one of the pure path with itself."""
-    assert compare(scenario) >= least
+    moved = compare(scenario)
+    assert moved.get("native", least) >= least
+    assert moved["python"] >= 20
 
 
 ORDINARY6: Final[tuple[Step, ...]] = (
@@ -742,7 +768,9 @@ ORDINARY6: Final[tuple[Step, ...]] = (
     ],
 )
 def test_the_ordinary_case_of_ipv6_is_the_planes(scenario: Scenario, least: int) -> None:
-    assert compare(scenario) >= least
+    moved = compare(scenario)
+    assert moved.get("native", least) >= least
+    assert moved["python"] >= 20
 
 
 def jumbogram(source: str, destination: str) -> bytes:
@@ -766,7 +794,7 @@ def test_what_does_not_pass_of_ipv6(server: bool) -> None:
     ]
     steps: list[Step] = [*[Bytes(0, (chunked(mixed),))] * 6, *[Packets(0, tuple(host))] * 4]
     least = 60
-    assert compare(Scenario(tuple(steps), server=server)) >= least
+    assert compare(Scenario(tuple(steps), server=server)).get("native", least) >= least
     beside = Bytes(0, (chunked(plain(A6, "fec0::9", 60, 3) + plain("fec0::9", HUB6, 60, 3) + good),))
     compare(Scenario((*steps[:4], *[beside] * 2), server=server))
     short = Bytes(0, (chunked(plain(A6, HUB6, 1400, 3) + frame(ipv6(A6, HUB6)[:39]) + plain(A6, HUB6)),))
@@ -785,7 +813,7 @@ def test_ipv6_ends_and_begins_with_a_new_stream(server: bool) -> None:
     one: tuple[Step, ...] = (packets, arrives, comes, Read(0, 1 << 30)) * 2
     for before, after in ((True, False), (False, True)):
         steps = (*one, Agree(0, after), *one, Agree(0, before), *one)
-        assert compare(Scenario(steps, server=server, ipv6=(before, True, True))) >= 100
+        assert compare(Scenario(steps, server=server, ipv6=(before, True, True))).get("native", 100) >= 100
 
 
 UNKNOWN: Final[tuple[Step, ...]] = (
@@ -799,7 +827,7 @@ UNKNOWN: Final[tuple[Step, ...]] = (
 
 
 def test_drops_are_counted_by_reason() -> None:
-    assert compare(Scenario(UNKNOWN)) >= 20
+    assert compare(Scenario(UNKNOWN)).get("native", 20) >= 20
 
 
 @pytest.mark.parametrize("tcp", [True, False])
@@ -833,7 +861,7 @@ def test_merging(server: bool, size: int) -> None:
     bursts = [Bytes(0, (chunked(b"".join(frames), 1 << 16),)) for frames in (one, mixed, one[:20], two, mixed, one)]
     steps = tuple(step for burst in bursts for step in (burst, Take(1 << 30)))
     # All but what came before the loan, what there was no verdict on, and what the device had no room for.
-    assert compare(Scenario(steps, server=server)) >= (220 if size < 1000 else 50)
+    assert compare(Scenario(steps, server=server))["native"] >= (220 if size < 1000 else 50)
 
 
 @pytest.mark.parametrize("server", [True, False])
@@ -1040,5 +1068,5 @@ scenarios = st.builds(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
 @given(scenarios)
-def test_both_paths_do_the_same(scenario: Scenario) -> None:
+def test_all_paths_do_the_same(scenario: Scenario) -> None:
     compare(scenario)

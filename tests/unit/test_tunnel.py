@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import pytest
 import trio
-import trio.testing
 
 from tapotun_trio.client import client as client_module
 from tapotun_trio.client.client import TunnelClient
@@ -78,7 +77,7 @@ async def test_marks() -> None:
     mark = Mark(100, 200)
     async with running(host, server_config(port, allowed("a", "10.10.0.2"), mark=mark), client_config("a", port, mark)):
         await host.device("a")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: all(len(host.standing.get(name, ())) > 2 for name in ("hub", "a")), "the rules")
         for name in ("hub", "a"):
             assert host.standing[name][-2:] == [Route(IPv4Network("0.0.0.0/0"), 200), Rule(100, 200)]
 

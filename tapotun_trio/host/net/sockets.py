@@ -126,6 +126,12 @@ class Connection:
         """Whether others may receive on the descriptor now, with what `lend_receiving` gives."""
         return self._fd >= 0
 
+    @property
+    def holds_received(self) -> bool:
+        """Whether received bytes may wait in this object, where its descriptor does not show them. They are gone when
+        `try_receive` returns None."""
+        return False
+
     def lend_sending(self) -> Tls | None:
         """What seals the bytes to be sent; None: the socket takes them as they are."""
         return None

@@ -52,6 +52,10 @@ class TlsConnection(Connection):
         return False
 
     @property
+    def holds_received(self) -> bool:
+        return True
+
+    @property
     def session_reused(self) -> bool:
         """Whether the handshake resumed the session of an earlier connection."""
         return bool(self._tls.session_reused)
