@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -33,6 +34,9 @@ from ..netconf.transport_guard import TransportGuard
 from ..wire import control, tunconf
 from ..wire.tunconf import TunConf
 from .transport_choice import TransportSelector
+
+# A failure for one of these reasons may be of this one address of the name only.
+_NOT_THE_SERVER: Final = frozenset({EndReason.BAD_CONF, EndReason.BAD_RESPONSE, EndReason.SILENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ class Requests:
             yield
         except PeerError as exc:
             foreign = isinstance(exc, RefusedError) and not (exc.is_own or exc.reason.is_answer)
-            if self._proxy is None and (foreign or exc.reason in (EndReason.BAD_CONF, EndReason.BAD_RESPONSE)):
+            if self._proxy is None and (foreign or exc.reason in _NOT_THE_SERVER):
                 self._resolver.doubt(place.host, place.port, address)
             raise
         self._resolver.worked(place.host, place.port, address)

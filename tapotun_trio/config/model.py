@@ -242,8 +242,8 @@ class ServerConfig:
 class Url:
     """The URL to which a client connects.
 
-    ``host`` is a name or an address literal without brackets. ``target`` is the request target in origin form (path and
-    query), at least ``/``.
+    ``host`` is a name or an address literal without brackets; an IPv6 link-local one has its zone, as in
+    ``fe80::1%eth0``. ``target`` is the request target in origin form (path and query), at least ``/``.
     """
 
     scheme: Literal["http", "https"]
@@ -252,9 +252,22 @@ class Url:
     target: str
 
     @property
-    def authority(self) -> str:
+    def host_without_zone(self) -> str:
+        """The host as it is sent to others, to which a zone means nothing (RFC 6874 section 1)."""
+        return self.host.partition("%")[0]
+
+    @property
+    def host_header(self) -> str:
         """The value of the Host header: host, in brackets if IPv6, and the port unless it is the scheme's default."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self._with_port(self.host_without_zone)
+
+    @property
+    def authority(self) -> str:
+        """As `host_header`, for people: with the zone, as ``ping`` and ``ss`` have it (``[fe80::1%eth0]:8080``)."""
+        return self._with_port(self.host)
+
+    def _with_port(self, host: str) -> str:
+        host = f"[{host}]" if ":" in host else host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
 
@@ -262,7 +275,8 @@ class Url:
     def shown(self) -> str:
         """The URL for people, shortened. The query is masked, because it may contain a key."""
         path, question, _ = self.target.partition("?")
-        return f"{self.scheme}://{self.authority}{shorten(path, _SHOWN_PATH_CHARS)}{question and '?***'}"
+        authority = self.authority.replace("%", "%25")  # RFC 6874 section 2
+        return f"{self.scheme}://{authority}{shorten(path, _SHOWN_PATH_CHARS)}{question and '?***'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +319,7 @@ TlsValidator: TypeAlias = Callable[[TlsConfig], TlsProblem | None]
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An outgoing HTTP proxy. ``host`` is a name or an address literal without brackets; ``login`` is user:pass."""
+    """An outgoing HTTP proxy. ``host`` is as in `Url`; ``login`` is user:pass."""
 
     host: str
     port: int

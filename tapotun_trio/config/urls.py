@@ -22,6 +22,9 @@ _URL_CHARS: Final = 4096  # half of what nginx accepts as one request line by de
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARS: Final = 253  # RFC 1035, without the final dot
+# The name of an interface, of at most IFNAMSIZ - 1 bytes, in the characters that RFC 6874 allows without encoding; or
+# its number, for an interface with a stranger name.
+_ZONE: Final = re.compile(r"[A-Za-z0-9._~-]{1,15}")
 _PATH: Final = re.compile(r"[/?#].*", re.DOTALL)
 # A host with an optional port, or text like an IPv6 literal. Any other authority may be user:password without the
 # @host.
@@ -127,7 +130,7 @@ def _scheme(scheme: str) -> Literal["http", "https"]:
 def parse_host(text: str) -> str:
     """A host name or an address literal alone. Brackets around an IPv6 literal are removed."""
     try:
-        return _ipv6(text.removeprefix("[").removesuffix("]")) if ":" in text else _host(text)
+        return str(_ipv6(text.removeprefix("[").removesuffix("]"))) if ":" in text else _host(text)
     except InvalidValue as exc:
         if not text.isascii():  # exc says how to write it in ASCII
             raise
@@ -137,12 +140,12 @@ def parse_host(text: str) -> str:
 
 
 def _split_authority(authority: str) -> tuple[str, int | None]:
-    """``host[:port]``. Brackets around an IPv6 literal are removed."""
+    """``host[:port]``. Brackets around an IPv6 literal are removed, and its zone is decoded: ``fe80::1%eth0``."""
     if authority.startswith("["):
         literal, closed, after = authority[1:].partition("]")
         if not closed or (after and not after.startswith(":")):
             raise InvalidValue("has brackets that do not match", 'write "http://[2001:db8::1]:8080/"')
-        return _ipv6(literal), _port(after)
+        return _host_on_link(literal), _port(after)
     if authority.count(":") > 1:
         raise InvalidValue("has more than one colon in its host", 'write IPv6 as "http://[2001:db8::1]:8080/"')
     host, colon, port = authority.partition(":")
@@ -161,13 +164,30 @@ def _port(text: str) -> int | None:
     return int(digits)
 
 
-def _ipv6(literal: str) -> str:
+def _ipv6(literal: str) -> IPv6Address:
     if "%" in literal:
-        raise InvalidValue("has a zone in its address", "write an address of wider scope, or a name")
+        raise InvalidValue("has a zone in its address", "leave out the % and what follows it")
     try:
-        return str(IPv6Address(literal))
+        return IPv6Address(literal)
     except AddressValueError:
         raise InvalidValue("has no IPv6 address in its brackets", 'write "http://[2001:db8::1]:8080/"') from None
+
+
+def _host_on_link(literal: str) -> str:
+    """An IPv6 address to connect to. A link-local one needs a zone, written after %25 (RFC 6874 section 2)."""
+    start, percent, zone = literal.partition("%")
+    address = _ipv6(start)
+    if address.ipv4_mapped is not None:
+        raise InvalidValue("is an IPv4-mapped IPv6 address", f"write {quote(str(address.ipv4_mapped))}")
+    if address.is_multicast:
+        raise InvalidValue("has a multicast address as its host", 'write one such as "http://[2001:db8::1]:8080/"')
+    if not address.is_link_local:
+        return str(_ipv6(literal))
+    if not percent:
+        raise InvalidValue("is link-local and has no zone", f'write the interface to it, as in "[{address}%25eth0]"')
+    if not zone.startswith("25") or not _ZONE.fullmatch(zone := zone[2:]):
+        raise InvalidValue("has no valid zone", f'write %25 and the interface, as in "[{address}%25eth0]"')
+    return f"{address}%{zone}"
 
 
 def _host(host: str) -> str:

@@ -60,6 +60,7 @@ async def open_connection(
         HostError: the mark is not allowed.
     """
     resolver = resolver or Resolver()
+    address = None
     try:
         with trio.fail_after(CONNECT_S):
             limit = None if limits is None else limits.limit
@@ -81,6 +82,9 @@ async def open_connection(
                     resolver.doubt(url.host, url.port, address)
                 raise
     except trio.TooSlowError as exc:
+        if proxy is None and address is not None:
+            # TCP works and TLS does not, as on some paths of one family only. Other addresses come first from now on.
+            resolver.doubt(url.host, url.port, address)
         place = url.authority if proxy is None else f"{url.authority} through proxy {proxy.authority}"
         text = f"no connection to {place} within {CONNECT_S:.0f} s"
         unresolved = resolver.failure(url.host, url.port) if proxy is None else resolver.failure(proxy.host, proxy.port)
@@ -106,7 +110,7 @@ async def secure(
     Raises PeerError: the failure of the handshake on ``first``.
     """
     if limits is None or (address := first.remote_address) is None:
-        return await tls.handshake(first, url.host)
+        return await tls.handshake(first, url.host_without_zone)
     winner: TlsConnection | None = None
     failure: PeerError | None = None
     watched: Connection | None = None
@@ -137,7 +141,7 @@ async def secure(
 
         try:
             connection = first if size is None else await again(size)
-            secured = await tls.handshake(connection, url.host, began)
+            secured = await tls.handshake(connection, url.host_without_zone, began)
         except PeerError as exc:
             if size is None:
                 failure = exc
@@ -251,7 +255,7 @@ async def _by_proxy(
 
 async def send_request(connection: Connection, method: str, url: Url, headers: list[tuple[str, str]]) -> None:
     """Send a request head. The caller sends the body, if there is one."""
-    await connection.send_all(encode_request(method, url.target, [("Host", url.authority), *headers]))
+    await connection.send_all(encode_request(method, url.target, [("Host", url.host_header), *headers]))
 
 
 async def read_response(

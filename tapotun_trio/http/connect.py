@@ -27,7 +27,8 @@ _HINTS = {
 
 def target_of(url: Url) -> str:
     """Host and port of a URL, in the form that CONNECT uses (authority-form, RFC 9112 section 3.2.3)."""
-    return f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
+    host = url.host_without_zone
+    return f"[{host}]:{url.port}" if ":" in host else f"{host}:{url.port}"
 
 
 def describe(url: Url, proxy: Proxy) -> str:

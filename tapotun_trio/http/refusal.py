@@ -194,10 +194,10 @@ def _redirect(status: int, location: str, url: Url) -> str:
         )
     try:
         parts = urlsplit(location)
-        host, to_tls = parts.hostname or url.host, url.scheme == "http" and parts.scheme == "https"
+        host, to_tls = parts.hostname or url.host_without_zone, url.scheme == "http" and parts.scheme == "https"
     except ValueError:  # a malformed address in brackets
         host, to_tls = "", False
-    if host.lower() != url.host.lower():
+    if host.partition("%")[0].lower() != url.host_without_zone.lower():
         return (
             f"redirected to {shown}, on another host: a captive portal or a login page; {_PORTAL}. Only if you know "
             "that the server has moved there, change the URL in the config"

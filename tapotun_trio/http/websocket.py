@@ -107,7 +107,7 @@ class AnswerParser:
         self._handshake = H11Handshake(ConnectionType.CLIENT)
         extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         try:
-            self.request = self._handshake.send(Request(host=url.authority, target=url.target, extra_headers=extra))
+            self.request = self._handshake.send(Request(host=url.host_header, target=url.target, extra_headers=extra))
         except UnicodeError as exc:
             # wsproto encodes host and port as one name, whose last label may be too long.
             raise PeerError(f"{url.authority} is too long for a WebSocket's handshake", reason=EndReason.DNS) from exc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import ssl
 import time
 from contextlib import suppress
@@ -16,10 +15,11 @@ import trio
 
 from ..client.requests import outgoing_proxy
 from ..config.model import ClientConfig
-from ..errors import PeerError
+from ..errors import EndReason, PeerError
 from ..host.net.dial import connect
+from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
-from ..host.net.sockets import Connection
+from ..host.net.sockets import Connection, address_text
 from ..host.net.tls import TlsClient
 from ..http.client import CONNECT_S, open_connection, secure
 from ..text import one_line, shorten
@@ -104,16 +104,13 @@ class Path:
             return
         began = time.monotonic()
         try:
-            with trio.fail_after(CONNECT_S):
-                found = await trio.socket.getaddrinfo(dns.host, port, type=socket.SOCK_STREAM)
-        except trio.TooSlowError:
-            dns.error = f"{dns.host} does not resolve within {CONNECT_S:.0f} s; check /etc/resolv.conf"
-        except OSError as exc:
-            dns.error = f"{dns.host} does not resolve: {exc.strerror}; check the name and this machine's DNS"
-        except UnicodeError as exc:
-            dns.error = f"{dns.host} is not a host name: {exc}"
+            found = await Resolver().resolve(dns.host, port)
+        except PeerError as exc:
+            dns.error = str(exc)
+            if exc.reason == EndReason.DNS and "; check " not in dns.error:
+                dns.error += "; check the name and this machine's DNS"
         else:
-            dns.addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+            dns.addresses = list(dict.fromkeys(address_text(address) for _, address in found))
         dns.ms = (time.monotonic() - began) * 1e3
 
     async def _handshake(self, tls: Tls) -> None:
@@ -144,7 +141,9 @@ class Path:
                 connection = await open_connection(
                     self.config.server, None, self.config.transport_mark, self.proxy, None, self.limits
                 )
-                certificate = await certificate_by(connection, self.config.tls, version, self.config.server.host)
+                certificate = await certificate_by(
+                    connection, self.config.tls, version, self.config.server.host_without_zone
+                )
                 if certificate is not None:
                     spoken.add(version)
                     if tls.days_left is None:

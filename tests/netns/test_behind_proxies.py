@@ -15,12 +15,15 @@ from tests.harness.recipes import NAME, RECIPES
 
 from .topologies import (
     CLIENT,
+    CLIENT_6,
     SERVER,
+    SERVER_6,
     TUNNEL_SERVER,
     UPLOADING,
     Config,
     allowed,
     cable,
+    cable_6,
     client_config,
     running,
     server_config,
@@ -89,22 +92,30 @@ def test_nginx_over_a_unix_socket(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("sent", ["send-proxy-v2", "send-proxy"])
-def test_haproxy_with_the_proxy_protocol(lab: Lab, sent: str) -> None:
-    """The recipe with a PROXY protocol header, of version 2 or 1, in place of a header of HTTP."""
-    server, client = cable(lab)
-    config = server_config(proxy_protocol=True, trusted_proxies=["127.0.0.1", "::1"])
-    del config["listen"]
+@pytest.mark.parametrize("family", [4, 6])
+def test_haproxy_with_the_proxy_protocol(lab: Lab, sent: str, family: int) -> None:
+    """The recipe with a PROXY protocol header, of version 2 or 1, in place of a header of HTTP. Over IPv6 it comes from
+    an address of the machine, which a network of trusted_proxies has."""
+    server, client = cable(lab) if family == 4 else cable_6(lab)
+    if family == 4:
+        visitor, proxy_address = rf"{CLIENT}:\d+", r"127\.0\.0\.1:\d+"
+        config = server_config(proxy_protocol=True, trusted_proxies=["127.0.0.1", "::1"])
+        del config["listen"]
+    else:
+        visitor, proxy_address = rf"\[{CLIENT_6}\]:\d+", rf"\[{SERVER_6}\]:\d+"
+        config = server_config(listen="::", proxy_protocol=True, trusted_proxies=["2001:db8::/127"])
+    upstream = "127.0.0.1:8080" if family == 4 else f"[{SERVER_6}]:8080"
     line = "server tapotun 127.0.0.1:8080"
-    spoken = {line: f"{line} {sent}", "http-request set-header X-Forwarded-For %[src]": ""}
+    spoken = {line: f"server tapotun {upstream} {sent}", "http-request set-header X-Forwarded-For %[src]": ""}
     with RECIPES["haproxy"](server, replace=spoken) as proxy, running(server, config) as daemon:
         entry = client_config(server=f"https://{NAME}/ip", tls={"ca_file": str(proxy.ca_file)})
         with running(client, entry, until=UPLOADING):
-            daemon.wait_for_log(rf"laptop: connected from {CLIENT}:\d+ \(through 127\.0\.0\.1:\d+\)")
+            daemon.wait_for_log(rf"laptop: connected from {visitor} \(through {proxy_address}\)")
             assert ping(client, TUNNEL_SERVER).ok
             # Behind the same proxy, a visitor who writes headers: the PROXY header's source is no proxy of ours.
             forged = ["-H", "X-Forwarded-For: 6.6.6.6", "-H", "X-Api-Key: wrong"]
             client.run(["curl", "-sS", "--cacert", proxy.ca_file, *forged, f"https://{NAME}/ip"])
-            daemon.wait_for_log(rf"{CLIENT}:\d+ \(through 127\.0\.0\.1:\d+\) refused: unknown or missing token")
+            daemon.wait_for_log(rf"{visitor} \(through {proxy_address}\) refused: unknown or missing token")
             assert "6.6.6.6" not in daemon.log
 
 

@@ -20,12 +20,14 @@ from tests.harness import ROOT, Host, Lab, Process, download, upload, wait_for_p
 from .test_status import peer
 from .topologies import (
     CLIENT,
+    CLIENT_6,
     SERVER,
     TUNNEL_CLIENT,
     TUNNEL_SERVER,
     UPLOADING,
     Config,
     cable,
+    cable_6,
     client_config,
     running,
     server_config,
@@ -68,7 +70,8 @@ class Kind:
 
 
 def _lighttpd(lines: str, directory: Path) -> str:
-    return f'server.document-root = "{directory}"\nserver.port = 80\nserver.modules = ()\n{lines}'
+    listening = 'server.port = 80\n$SERVER["socket"] == "[::]:80" { }\n'  # as Debian's file does
+    return f'server.document-root = "{directory}"\n{listening}server.modules = ()\n{lines}'
 
 
 def _squid(lines: str, directory: Path) -> str:
@@ -155,10 +158,11 @@ def _certificate(directory: Path) -> None:
 
 @contextmanager
 def behind(
-    lab: Lab, kind: str, *, until: str = UPLOADING, lines: str | None = None, **fields: Any
+    lab: Lab, kind: str, *, until: str = UPLOADING, lines: str | None = None, ipv6: bool = False, **fields: Any
 ) -> Iterator[tuple[Host, Host, Process, Process]]:
-    """A server behind one of them, and a client that has come through it: both machines, and both daemons."""
-    server, client = cable(lab)
+    """A server behind one of them, and a client that has come through it: both machines, and both daemons. ``ipv6``:
+    the cable has no IPv4."""
+    server, client = cable_6(lab) if ipv6 else cable(lab)
     trusting: Config = {"trusted_proxies": ["127.0.0.1", "::1"], "proxy_protocol": KINDS[kind].speaks_proxy}
     entry = client_config(server=f"{SCHEMES.get(kind, 'http')}://{NAME}:{KINDS[kind].port}/ip", **fields)
     if SCHEMES.get(kind) == "https":
@@ -197,6 +201,17 @@ def test_get_and_put(lab: Lab, kind: str) -> None:
         client.run(["curl", "-sSk", *forged, url], timeout=START_S)
         daemon.wait_for_log(rf"{CLIENT}{port} \(through .*refused: unknown or missing token", START_S)
         assert "6.6.6.6" not in daemon.log
+
+
+@pytest.mark.parametrize("kind", REVERSE)
+def test_over_ipv6(lab: Lab, kind: str) -> None:
+    """To the proxy. Between it and the server is loopback, as in the docs."""
+    with behind(lab, kind, ipv6=True) as (server, client, daemon, at_client):
+        assert_traffic(server, client)
+        name = rf"\[{CLIENT_6}\]:\d+" if KINDS[kind].speaks_proxy else CLIENT_6
+        daemon.wait_for_log(rf"connected from {name} \(through (127\.0\.0\.1|\[::1\]):\d+\)", START_S)
+        assert WEBSOCKET not in at_client.log
+        assert "WARNING" not in at_client.log, at_client.tail()
 
 
 @pytest.mark.parametrize("kind", REVERSE)

@@ -18,6 +18,7 @@ from tests.integrity import CheckedTcp, CheckedUdp
 
 from .topologies import (
     CLIENT,
+    CLIENT_6,
     STOP_S,
     TUNNEL_CLIENT,
     TUNNEL_SERVER,
@@ -25,6 +26,7 @@ from .topologies import (
     Config,
     allowed,
     cable,
+    cable_6,
     client_config,
     running,
     server_config,
@@ -80,9 +82,10 @@ def behind(
     replace: Mapping[str, str] | None = None,
     server_fields: Config | None = None,
     client_fields: Config | None = None,
+    ipv6: bool = False,
 ) -> Iterator[World]:
-    """A tunnel through a recipe, connected."""
-    server, client = cable(lab)
+    """A tunnel through a recipe, connected. ``ipv6``: the cable to the proxy has no IPv4."""
+    server, client = cable_6(lab) if ipv6 else cable(lab)
     config = server_config(**(server_fields or {}))
     del config["listen"]  # the default, loopback, which the recipes have
     with running(server, config) as server_daemon, RECIPES[kind](server, replace=replace) as proxy:
@@ -294,6 +297,31 @@ def test_the_server_logs_who_a_visitor_is(lab: Lab, kind: str) -> None:
         world.client.run(["curl", "-sS", "--cacert", world.proxy.ca_file, *forged, f"https://{NAME}/ip"])
         world.server_daemon.wait_for_log(rf"{CLIENT} \(through 127\.0\.0\.1:\d+\) refused: unknown or missing token")
         assert "6.6.6.6" not in world.server_daemon.log
+
+
+# In the recipes the way to the server is IPv4's loopback. Here it is IPv6's, on which a server listens by default, too.
+TO_LOOPBACK_6: Final = {"127.0.0.1:8080": "[::1]:8080"}
+
+
+@EACH
+def test_over_ipv6(lab: Lab, kind: str) -> None:
+    """To the proxy and behind it, with both transports. The server learns who the visitor is."""
+    trusting: Config = {"trusted_proxies": ["127.0.0.1", "::1"]}
+    with behind(lab, kind, replace=TO_LOOPBACK_6, server_fields=trusting, ipv6=True) as world:
+        words = rf"from {CLIENT_6} \(through \[::1\]:\d+\)"
+        world.server_daemon.wait_for_log(f"connected {words}")
+        with Payload(5_000_000) as payload:
+            for move in (upload, download):
+                move(world.client, world.server, TUNNEL_SERVER, payload)
+        forged = ["-H", "X-Forwarded-For: 2001:db8::6666", "-H", 'Forwarded: for="[2001:db8::6666]"']
+        url = f"https://{NAME}/ip"
+        world.client.run(["curl", "-sS", "--cacert", world.proxy.ca_file, *forged, "-H", "X-Api-Key: wrong", url])
+        world.server_daemon.wait_for_log(rf"{words[5:]} refused: unknown or missing token")
+        assert "6666" not in world.server_daemon.log
+        world.client_daemon.stop(STOP_S)
+        entry = _https_client(world.proxy, transport="websocket")
+        with running(world.client, entry, "--log-level", "debug", until="WebSocket from "):
+            assert ping(world.client, TUNNEL_SERVER).ok
 
 
 SITES: Final = {"nginx": "site.conf", "caddy": "site.Caddyfile", "haproxy": "site.cfg", "apache": "site.conf"}

@@ -22,6 +22,8 @@ from tests.harness import EXAMPLES, Host, Lab, Process, nginx_proxy, tapotun
 SERVER: Final = "192.0.2.1"
 CLIENT: Final = "192.0.2.2"
 OTHER: Final = "192.0.2.3"
+SERVER_6: Final = "2001:db8::1"
+CLIENT_6: Final = "2001:db8::2"
 
 TUNNEL_SERVER: Final = "10.10.0.1"
 TUNNEL_CLIENT: Final = "10.10.0.2"
@@ -72,6 +74,14 @@ def cable(lab: Lab) -> tuple[Host, Host]:
     server, client = lab.host("server"), lab.host("client")
     lab.link(server, f"{SERVER}/24", client, f"{CLIENT}/24")
     client.hosts({"vpn.example.com": SERVER})
+    return server, client
+
+
+def cable_6(lab: Lab) -> tuple[Host, Host]:
+    """As `cable`, with IPv6 only."""
+    server, client = lab.host("server"), lab.host("client")
+    lab.link(server, f"{SERVER_6}/64", client, f"{CLIENT_6}/64")
+    client.hosts({"vpn.example.com": SERVER_6})
     return server, client
 
 

@@ -259,8 +259,20 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'write "http://[2001:db8::1]:8080/"'),
     ([client(server="http://[x]/")], '[0].server: "http://[x]/" has no IPv6 address in its brackets; '
      'write "http://[2001:db8::1]:8080/"'),
-    ([client(server="http://[fe80::1%25eth0]/")], '[0].server: "http://[fe80::1%25eth0]/" has a zone in its address; '
-     "write an address of wider scope, or a name"),
+    ([client(server="http://[fe80::1]/")], '[0].server: "http://[fe80::1]/" is link-local and has no zone; '
+     'write the interface to it, as in "[fe80::1%25eth0]"'),
+    ([client(server="http://[fe80::1%eth0]/")], '[0].server: "http://[fe80::1%eth0]/" has no valid zone; '
+     'write %25 and the interface, as in "[fe80::1%25eth0]"'),
+    ([client(server="http://[fe80::1%25]/")], '[0].server: "http://[fe80::1%25]/" has no valid zone; '
+     'write %25 and the interface, as in "[fe80::1%25eth0]"'),
+    ([client(server="http://[fe80::1%25a%2Fb]/")], '[0].server: "http://[fe80::1%25a%2Fb]/" has no valid zone; '
+     'write %25 and the interface, as in "[fe80::1%25eth0]"'),
+    ([client(server="http://[2001:db8::1%25eth0]/")], '[0].server: "http://[2001:db8::1%25eth0]/" has a zone in its '
+     "address; leave out the % and what follows it"),
+    ([client(server="http://[::ffff:192.0.2.1]/")], '[0].server: "http://[::ffff:192.0.2.1]/" is an IPv4-mapped IPv6 '
+     'address; write "192.0.2.1"'),
+    ([client(server="http://[ff02::1]/")], '[0].server: "http://[ff02::1]/" has a multicast address as its host; '
+     'write one such as "http://[2001:db8::1]:8080/"'),
     ([client(server="http://h/" + "x" * 4096)], f'[0].server: "http://h/{"x" * 70}…" has more than 4096 characters; '
      "write a shorter URL"),
 ]  # fmt: skip

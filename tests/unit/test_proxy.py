@@ -117,7 +117,15 @@ NAMES: Final = st.text(alphabet=string.ascii_lowercase + string.digits, min_size
 LATIN_1: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=20)
 
 
-@given(NAMES | st.ip_addresses(), st.integers(1, 65535), LATIN_1.filter(lambda t: t and ":" not in t), LATIN_1)
+def _is_connected_to(address: IPv4Address | IPv6Address) -> bool:
+    """Without a zone, and in this form."""
+    return address.version == 4 or not (address.is_link_local or address.is_multicast or address.ipv4_mapped)
+
+
+ADDRESSES: Final = st.ip_addresses().filter(_is_connected_to)
+
+
+@given(NAMES | ADDRESSES, st.integers(1, 65535), LATIN_1.filter(lambda t: t and ":" not in t), LATIN_1)
 def test_what_was_written_is_read(host: object, port: int, user: str, password: str) -> None:
     written = f"[{host}]" if isinstance(host, IPv6Address) else host
     login = ":".join(quote(part, safe="", encoding="latin-1") for part in (user, password))
@@ -199,6 +207,9 @@ def test_no_proxy_has_a_network(address: IPv4Address, networks: list[tuple[IPv4A
 def test_what_is_sent() -> None:
     assert encode_connect(URL, Proxy("p", 1)) == (
         b"CONNECT vpn.example.com:443 HTTP/1.1\r\nHost: vpn.example.com:443\r\n\r\n"
+    )
+    assert encode_connect(Url("http", "fe80::1%eth0", 80, "/"), Proxy("p", 1)) == (
+        b"CONNECT [fe80::1]:80 HTTP/1.1\r\nHost: [fe80::1]:80\r\n\r\n"
     )
     assert encode_connect(Url("http", "2001:db8::1", 80, "/"), LOGIN) == (
         b"CONNECT [2001:db8::1]:80 HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n"

@@ -19,12 +19,13 @@ import trio
 
 from ...errors import EndReason, HostError, PeerError, ShortageError, shortage_of
 from .resolver import Address, Resolver
-from .sockets import Connection, avoid_bbr, peer_name
+from .sockets import Connection, address_text, avoid_bbr, peer_name
 
 # RFC 8305 section 8: how long an attempt runs alone before the next one starts in parallel.
 ATTEMPT_DELAY_S: Final = 0.25
 # For this long only the addresses of the name are tried. After that, the addresses that worked last are tried too.
 NAME_ALONE_S: Final = 2.0
+_SOME_IPV6: Final = ("64:ff9b::c000:aa", 53)  # any address that only a default route leads to
 _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
 
@@ -59,11 +60,13 @@ async def connect(
 ) -> Connection:
     """Connect over TCP to the first of the host's addresses that answers.
 
-    Resolves the name each time. The addresses at which ``resolver`` knows the server was found are tried too in three
-    cases: the name does not resolve, none of its addresses answers, or none has answered after NAME_ALONE_S. They are
-    tried first if a program other than the server answered at every address of the name. With ``present``, the name is
-    not even looked up unless that address fails, or has not answered after NAME_ALONE_S. The caller bounds the time. If
-    this call is cancelled, no socket stays open.
+    Resolves the name each time. If this machine has no route to the IPv4 addresses of the host, they are tried through
+    the NAT64 of its network, if it has one (RFC 8305 section 7.1). The addresses at which ``resolver`` knows the server
+    was found are tried too in three cases: the name does not resolve, none of its addresses answers, or none has
+    answered after NAME_ALONE_S. They are tried first if something other than the server was at every address of the
+    name. If it was at some of them only, those are tried last. With ``present``, the name is not even looked up unless
+    that address fails, or has not answered after NAME_ALONE_S. The caller bounds the time. If this call is cancelled,
+    no socket stays open.
 
     Args:
         host, port: the server.
@@ -84,6 +87,7 @@ async def connect(
     resolver = resolver or Resolver()
     race = _Race(mark, preparation, segment_limit)
     unresolved: PeerError | None = None
+    has_no_nat64 = False
     stumbled, forgotten = trio.Event(), trio.Event()
     remembered = resolver.proven(host, port)
 
@@ -104,20 +108,34 @@ async def connect(
         nonlocal unresolved
         await wait_for_present()
         try:
-            addresses = interleave(await resolver.resolve(host, port))
+            found = await resolver.resolve(host, port)
+            addresses = resolver.doubted_last(host, port, interleave(found))
         except PeerError as exc:
             unresolved = exc.without_traceback()
             if preparation is not None and exc.reason == EndReason.DNS:
                 preparation.unresolved()
         else:
             if preparation is not None:
-                await preparation.resolved([str(address[0]) for _, address in addresses])
+                await preparation.resolved([address_text(address) for _, address in addresses])
             if remembered and resolver.is_doubted(host, port, addresses):
                 stumbled.set()
                 with trio.move_on_after(NAME_ALONE_S):
                     await forgotten.wait()
             await race.run(addresses)
+            stumbled.set()
+            await by_nat64(addresses)
         stumbled.set()
+
+    async def by_nat64(addresses: Sequence[Address]) -> None:
+        nonlocal has_no_nat64
+        unreachable = [each for each in addresses if race.failures.get(address_text(each[1])) == errno.ENETUNREACH]
+        if not any(family == socket.AF_INET for family, _ in unreachable) or not _has_ipv6_route(mark):
+            return
+        synthesized = await resolver.through_nat64(unreachable)
+        has_no_nat64 = not synthesized
+        if preparation is not None:
+            await preparation.remembered([address_text(address) for _, address in synthesized])
+        await race.run(synthesized)
 
     async def by_memory() -> None:
         await wait_for_present()
@@ -126,7 +144,7 @@ async def connect(
         if isinstance(unresolved, ShortageError):
             return  # the retry would fail for the same reason, which is reported once
         if preparation is not None:
-            await preparation.remembered([str(address[0]) for _, address in remembered])
+            await preparation.remembered([address_text(address) for _, address in remembered])
         await race.run(remembered)
         forgotten.set()
 
@@ -143,7 +161,7 @@ async def connect(
         raise
     if race.winner is None:
         try:
-            raise _failure(host, port, unresolved, race.failures)
+            raise _failure(host, port, unresolved, race.failures, no_nat64=has_no_nat64)
         finally:
             unresolved = None  # otherwise this frame and the traceback would refer to each other
     try:
@@ -189,14 +207,14 @@ class _Race:
         try:
             sock = open_transport_socket(address[0], self._mark)
             limit = self._segment_limit
-            if limit is not None and (mss := limit(str(address[1][0]))) is not None:
+            if limit is not None and (mss := limit(address_text(address[1]))) is not None:
                 with suppress(OSError):  # without the limit, only paths that need it fail
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
             if self._preparation is not None:
                 self._preparation.connecting(sock)
             await connect_socket(sock, address[1])
         except OSError as exc:
-            self.failures[str(address[1][0])] = exc.errno or errno.EIO
+            self.failures[address_text(address[1])] = exc.errno or errno.EIO
             failed.set()
         else:
             if self.winner is None:
@@ -228,14 +246,18 @@ def open_transport_socket(family: int, mark: int | None) -> socket.socket:
     avoid_bbr(sock)
     try:
         if mark is not None:
-            # As bytes: the kernel reads a u32, and Python would encode an int as signed.
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark.to_bytes(4, sys.byteorder))
+            _set_mark(sock, mark)
     except OSError as exc:
         sock.close()
         if shortage_of(exc, "") is not None:
             raise
         raise HostError(f"transport_mark {mark}: {exc.strerror}; it needs CAP_NET_ADMIN") from exc
     return sock
+
+
+def _set_mark(sock: socket.socket, mark: int) -> None:
+    # As bytes: the kernel reads a u32, and Python would encode an int as signed.
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark.to_bytes(4, sys.byteorder))
 
 
 async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
@@ -248,10 +270,35 @@ async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[s
         raise OSError(error, os.strerror(error))
 
 
-def _failure(host: str, port: int, unresolved: PeerError | None, failures: dict[str, int]) -> PeerError:
-    """Return the error for "no address answered". ``unresolved``: why the name did not resolve; None if it did."""
+def _has_ipv6_route(mark: int | None) -> bool:
+    """Whether this machine has an IPv6 default route: only then may it reach a NAT64. Sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            if mark is not None:
+                _set_mark(sock, mark)
+            sock.connect(_SOME_IPV6)
+    except OSError:
+        return False
+    return True
+
+
+def _failure(
+    host: str, port: int, unresolved: PeerError | None, failures: dict[str, int], *, no_nat64: bool
+) -> PeerError:
+    """Return the error for "no address answered".
+
+    Args:
+        unresolved: why the name did not resolve; None if it did.
+        no_nat64: this machine has no route to the IPv4 addresses, and its network no NAT64.
+    """
     if unresolved is None:
-        return _no_answer(host, port, failures)
+        failure = _no_answer(host, port, failures)
+        if isinstance(failure, ShortageError) or not no_nat64:
+            return failure
+        text = (
+            f"{failure}; this machine has IPv6 only, and its network has no NAT64: use a name that has IPv6 addresses"
+        )
+        return PeerError(text, reason=failure.reason, key=failure.key)
     if not failures:
         return unresolved
     tried = _no_answer(host, port, failures)

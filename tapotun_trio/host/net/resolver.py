@@ -6,17 +6,23 @@ stays down because no name resolves. So if a name does not resolve, `dial.connec
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv6Address
 from typing import Final, TypeAlias
 
 import trio
 
 from ...errors import EndReason, PeerError, ShortageError, shortage_of
 from ..process.descriptors import no_descriptor_left
+from .nat64 import WELL_KNOWN_NAME, Prefix, find_prefixes, synthesize
+from .sockets import address_text
 
 # The C library asks the next name server after 5 s (resolv.conf(5), timeout). With 6 s, a lookup succeeds even if the
 # first name server is down.
@@ -26,6 +32,10 @@ LOOKUP_S: Final = 6.0
 MAX_LOOKUPS: Final = 4
 LATE_S: Final = 30.0  # an answer too late for its own attempt is used by the next one, up to this age
 MAX_ADDRESSES: Final = 8  # remembered for each name
+# If the addresses of both families have not come by then, each family is asked for alone, too.
+BOTH_S: Final = 0.5
+# If the name server has not told the prefix of the NAT64 by then, the prefix that it told last is used.
+PREFIX_S: Final = 2.0
 
 Address: TypeAlias = tuple[int, tuple[str, int] | tuple[str, int, int, int]]  # family, socket address
 
@@ -41,7 +51,8 @@ class _Name:
         newest: the newest answer.
         proven: the address at which the server was found last, then the other addresses of the name at that time.
         failure: why the newest lookup failed; None if it succeeded.
-        doubted: IP addresses at which a program other than the server has answered since the server was last found.
+        doubted: IP addresses at which a program other than the server has answered, or nobody did after the connection
+            was made, since the server was last found.
     """
 
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_LOOKUPS))
@@ -57,6 +68,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._names: defaultdict[tuple[str, int], _Name] = defaultdict(_Name)
+        self._prefixes: list[Prefix] = []  # of NAT64s, as they were found last
 
     async def resolve(self, host: str, port: int) -> list[Address]:
         """Return all addresses of a name, in the order of the C library. Cancel-safe; after a cancellation the thread
@@ -69,6 +81,9 @@ class Resolver:
         literal = _literal(host, port)
         if literal is not None:
             return literal
+        if "%" in host:  # the zone of a literal; no name has this character
+            text = f"cannot connect to {host}: this machine has no interface {host.partition('%')[2]}"
+            raise PeerError(text, reason=EndReason.CONNECT)
         name = self._names[host, port]
         try:
             name.newest = await self._ask(name, host, port)
@@ -77,6 +92,25 @@ class Resolver:
             raise
         name.failure = None
         return name.newest
+
+    async def through_nat64(self, addresses: Iterable[Address]) -> list[Address]:
+        """Return the addresses at which this network's NAT64 reaches the IPv4 addresses among ``addresses``. Empty if
+        it has none. Cancel-safe, as `resolve`. Raises ShortageError as `resolve` does."""
+        with trio.move_on_after(PREFIX_S if self._prefixes else math.inf):
+            try:
+                found = await self.resolve(WELL_KNOWN_NAME, 0)
+            except ShortageError:
+                raise
+            except PeerError:
+                pass  # the name server cannot be asked now, or answers that there is no such address
+            else:
+                self._prefixes = find_prefixes(address[0] for family, address in found if family == socket.AF_INET6)
+        targets = [address for family, address in addresses if family == socket.AF_INET]
+        return [
+            (socket.AF_INET6, (synthesize(prefix, host), port, 0, 0))
+            for prefix in self._prefixes
+            for host, port, *_ in targets
+        ]
 
     async def _ask(self, name: _Name, host: str, port: int) -> list[Address]:
         late, name.late = name.late, None
@@ -90,7 +124,7 @@ class Resolver:
 
         try:
             with trio.fail_after(LOOKUP_S):
-                found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=name.limiter)
+                found = await _first_answer(ask, host, port, name.limiter)
         except trio.TooSlowError as exc:
             text = f"{host} does not resolve: the name server does not answer within {LOOKUP_S:.0f} s"
             raise PeerError(f"{text}; check /etc/resolv.conf", reason=EndReason.DNS, key=_NO_ANSWER) from exc
@@ -106,25 +140,30 @@ class Resolver:
         """Record that the server of this name was found at ``address``. None: the connection was closed, so its address
         is not known."""
         name = self._names[host, port]
-        others = name.newest if any(it[1][0] == address for it in name.newest) else name.proven
-        first = [it for it in others if it[1][0] == address]
+        others = name.newest if any(address_text(it[1]) == address for it in name.newest) else name.proven
+        first = [it for it in others if address_text(it[1]) == address]
         name.doubted.clear()
         if first:
             name.proven = [*first, *(it for it in others if it not in first)][:MAX_ADDRESSES]
 
     def doubt(self, host: str, port: int, address: str | None) -> None:
-        """Record that a program other than the server answered at ``address``. None: the connection was closed, so its
-        address is not known."""
+        """Record that a program other than the server answered at ``address``, or that nothing followed the connection
+        to it. None: the connection was closed, so its address is not known."""
         name = self._names[host, port]
-        by_name = any(it[1][0] == address for it in name.newest)
+        by_name = any(address_text(it[1]) == address for it in name.newest)
         if name.doubted and not by_name and self.is_doubted(host, port, name.newest):
             name.doubted.clear()  # the remembered addresses do not work either, so the name is tried first again
         elif address is not None and len(name.doubted) < MAX_ADDRESSES:
             name.doubted.add(address)
 
     def is_doubted(self, host: str, port: int, addresses: Iterable[Address]) -> bool:
-        """Whether a program other than the server answered at every one of ``addresses``."""
-        return all(str(address[1][0]) in self._names[host, port].doubted for address in addresses)
+        """Whether something other than the server was at every one of ``addresses``."""
+        return all(address_text(address[1]) in self._names[host, port].doubted for address in addresses)
+
+    def doubted_last(self, host: str, port: int, addresses: Iterable[Address]) -> list[Address]:
+        """Sort: those of ``addresses`` at which something other than the server was come last."""
+        doubted = self._names[host, port].doubted
+        return sorted(addresses, key=lambda address: address_text(address[1]) in doubted)
 
     def proven(self, host: str, port: int) -> list[Address]:
         """Return the addresses at which the server of this name was found, the newest first; empty if it never was."""
@@ -135,13 +174,63 @@ class Resolver:
         return self._names[host, port].failure
 
 
+async def _first_answer(
+    ask: Callable[[], list[Address]], host: str, port: int, limiter: trio.CapacityLimiter
+) -> list[Address]:
+    """Call ``ask``, which looks up a name, in a thread. If it takes longer than BOTH_S, ask for each family alone, too,
+    and take the first addresses.
+
+    ``ask`` waits for the addresses of both families. Some name servers never answer for IPv6 (RFC 8305 section 3, RFC
+    4074), and then it takes 10 s or more. Raises what ``ask`` raises. Cancel-safe.
+    """
+    found: list[Address] | None = None
+    failure: Exception | None = None
+
+    async def both() -> None:
+        nonlocal found, failure
+        try:
+            found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=limiter)
+        except (OSError, UnicodeError, MemoryError, RuntimeError) as exc:
+            failure = exc
+        nursery.cancel_scope.cancel()
+
+    async def alone(family: int) -> None:
+        nonlocal found
+        ask_alone = partial(lookup, host, port, family)
+        with suppress(OSError, UnicodeError, MemoryError, RuntimeError):  # `both` learns the reason, too
+            found = await trio.to_thread.run_sync(ask_alone, abandon_on_cancel=True, limiter=limiter)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(both)
+        await trio.sleep(BOTH_S)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            nursery.start_soon(alone, family)
+    if found is None:
+        assert failure is not None, "the nursery ends with one of them"
+        try:
+            raise failure
+        finally:
+            failure = None  # otherwise this frame and the traceback would refer to each other
+    return found
+
+
 _NO_ANSWER: Final = "the name server does not answer"
 
 
-def lookup(host: str, port: int) -> list[Address]:
-    """Ask the C library for a name's addresses. Blocks. Raises OSError (including socket.gaierror) and UnicodeError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
+def lookup(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Address]:
+    """Ask the C library for a name's addresses of both families, or of one. Blocks. Raises OSError (including
+    socket.gaierror) and UnicodeError."""
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    return [_unmapped(family, address) for family, _, _, _, address in found]  # type: ignore[arg-type]
+
+
+def _unmapped(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """An IPv4-mapped address as what it is: the packets to it are IPv4, and so are the routes that decide about it."""
+    text = address[0]
+    if family == socket.AF_INET6 and (inner := IPv6Address(text.partition("%")[0]).ipv4_mapped) is not None:
+        return socket.AF_INET, (str(inner), address[1])
+    return family, address
 
 
 def _literal(host: str, port: int) -> list[Address] | None:

@@ -75,6 +75,18 @@ _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, err
 GONE: Final = "gone"  # the `PeerError.key` of all of them
 
 
+def address_text(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """The IP address of a socket address. A link-local one has its zone, without which it cannot be connected to:
+    ``fe80::1%eth0``. Python leaves the zone out."""
+    text = address[0]
+    if len(address) == 2 or not address[3]:
+        return text
+    try:
+        return f"{text}%{socket.if_indextoname(address[3])}"
+    except OSError:  # the interface is gone, or this machine has no descriptor left
+        return f"{text}%{address[3]}"
+
+
 def local_address(sock: socket.socket) -> str | None:
     """The local IP address of a socket, without a zone. None: it has none yet, or is closed, or a Unix socket."""
     try:
@@ -161,10 +173,12 @@ class Connection:
         its other end is on this machine and may be a proxy that terminates or adds TLS."""
         if self.tls is not None:
             return True
-        remote = self.remote_address
-        if remote is None or remote == self.local_address:
+        if (remote := self.remote_address) is None:
             return None
-        address = ip_address(remote.partition("%")[0])  # the zone may be almost any text
+        bare = remote.partition("%")[0]  # the zone may be almost any text
+        if bare == self.local_address:
+            return None
+        address = ip_address(bare)
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return None if (mapped or address).is_loopback else False
 
@@ -363,12 +377,12 @@ class Connection:
 
     @property
     def remote_address(self) -> str | None:
-        """The peer's IP address; None for a Unix socket, and if the peer is gone."""
+        """The peer's IP address as `address_text`; None for a Unix socket, and if the peer is gone."""
         try:
             address = self._sock.getpeername()
         except OSError:
             return None
-        return str(address[0]) if isinstance(address, tuple) else None
+        return address_text(address) if isinstance(address, tuple) else None
 
     def shutdown_sending(self) -> None:
         """Send the end of the stream; receiving continues."""
@@ -462,11 +476,12 @@ def _presume_dead_after(sock: socket.socket, dead_s: int) -> None:
 
 
 def peer_name(sock: socket.socket) -> str:
-    """The peer's name for logs: ``192.0.2.7:51234``."""
+    """The peer's name for logs: ``192.0.2.7:51234``, ``[fe80::7%eth0]:51234``."""
     try:
         peer = sock.getpeername()
     except OSError:
         return "a peer that is gone"
     if isinstance(peer, tuple):
-        return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        text = address_text(peer)
+        return f"[{text}]:{peer[1]}" if ":" in text else f"{text}:{peer[1]}"
     return "unix socket"
