@@ -10,8 +10,8 @@ The rules of this file:
   the default routes of both can exist, and each interface removes its own route and rule. IPv4 and IPv6 have tables and
   rules of their own, and slots of their own.
 - A route disappears with its interface, a rule does not. So a rule of ours without a route of ours in the same slot was
-  left by a killed run, and the next interface that adds a rule for its fwmark removes it. (Hence a rule is added after
-  the route of its table, and removed before it.)
+  left by a killed run, and the next interface that adds a rule for its fwmark removes it, whichever the IP versions of
+  the two. (Hence a rule is added after the route of its table, and removed before it.)
 - A host route past the interface does not disappear with it either: see `route_lookup`, which knows them by their
   metric.
 
@@ -36,6 +36,7 @@ import errno
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import chain, groupby
 from socket import AF_INET6
 from typing import Final
@@ -493,9 +494,10 @@ class Netlink:
 
     async def _remove_left_over(self, added: Sequence[Rule]) -> None:
         """Remove our left-over rules, whose owner is gone, if they match packets that the ``added`` rules match too.
-        The masks may differ: the killed process may have been configured with another mask."""
-        for version in {rule.version for rule in added}:
-            await self._remove_left_over_of(version, added)
+        The masks may differ: the killed process may have been configured with another mask. So may the versions of IP:
+        the interface of that process may have had both."""
+        for version in (4, 6):
+            await self._remove_left_over_of(version, [replace(rule, version=version) for rule in added])
 
     async def _remove_left_over_of(self, version: int, added: Sequence[Rule]) -> None:
         mine = {(rule.table, priority) for (_, rule), priority in self._rules.items() if rule.version == version}
