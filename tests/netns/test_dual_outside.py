@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from typing import Final
 
 import pytest
 
-from tests.basepeer import sha1
-from tests.harness import Host, Lab, Process, no_leaks, ping, wait_for_ping, wait_until
+from tests.harness import ROOT, Host, Lab, capture, no_leaks, ping, upload, wait_for_ping, wait_until
+from tests.packets import ipv6
 
 from .dual import (
     HUB,
     LAPTOP,
     NETS,
     PLANES,
-    SERVER_6,
     addresses_6,
     drops,
     dual_cable,
     dual_client,
     dual_config,
-    routes_6,
+    forwards,
     rules_6,
+    send_raw,
     status,
 )
-from .test_interop import _base_client
 from .topologies import (
     PROTOCOL,
     SERVER,
     UPLOADING,
-    Config,
     addresses,
-    allowed,
     client_config,
+    device_to,
+    has_interface,
     routes,
     running,
     token,
@@ -71,22 +69,169 @@ def test_a_server_with_ipv6_only(lab: Lab, plane: str, transport: str) -> None:
         assert "WARNING" not in daemon.log
 
 
-@pytest.mark.parametrize("generation", [1, 2])
-def test_a_base_client_at_a_server_with_ipv6_only(lab: Lab, generation: int) -> None:
-    """It is refused, by 406 and one line, however often it comes; and so is one whose entry has no IPv4."""
+@pytest.mark.parametrize("net", [NETS, NETS[1]])
+def test_a_base_client_without_an_ipv4_address(lab: Lab, net: str | list[str]) -> None:
+    """It is refused, by 406 and one line, however often it comes: by a server with IPv6 only, and by one with both
+    whose entry for the client has IPv6 only."""
     server, client = dual_cable(lab)
-    for config in (ONLY_6, dual_config(dual_client(ip=LAPTOP[1:]))):
-        with running(server, config) as daemon:
-            for method in ("GET", "PUT"):
-                done = client.run(
-                    ["curl", "-sS", "-m", "5", "-X", method, "-H", f"Authorization: Bearer {token('laptop')}"]
-                    + ["-o", "/dev/null", "-w", "%{http_code}", f"http://{SERVER}:8080/ip"]
-                )
-                print(done.stdout)
-            argv = ["curl", "-sS", "-D", "-", "-m", "5", f"http://{SERVER}:8080/ip"]
-            for _ in range(3):
-                answer = client.run([*argv, *_base_headers(generation)], check=False).stdout
-                assert answer.startswith("HTTP/1.1 406 "), answer
-                assert "x-tun-conf" not in answer.lower()
-            lines = [line for line in daemon.log.splitlines() if "refused" in line]
-            assert len(lines) == 1, daemon.tail()
+    argv = [sys.executable, "-m", "tests.basepeer", "client", f"http://{SERVER}:8080/ip", token("laptop")]
+    config = dual_config(dual_client(ip=LAPTOP[1:])) | {"net": net}
+    with running(server, config) as daemon:
+        with client.start([*argv, "--tun", "tun0", "--generation", "2"], name="base-client", cwd=ROOT) as peer:
+            peer.wait_for_log("406", PATIENCE_S)
+            peer.kill()
+        for _ in range(3):
+            answer = client.run(
+                ["curl", "-sS", "-i", "-m", "10", "-H", f"x-api-key: {token('laptop')}", f"http://{SERVER}:8080/ip"]
+            ).stdout
+            assert answer.startswith("HTTP/1.1 406 "), answer
+            assert "x-tun-conf" not in answer.lower()
+        (line,) = [line for line in daemon.log.splitlines() if "refused" in line]
+        assert "IPv6 only" in line
+        assert status(server)["peers"][0]["state"] != "connected"
+
+
+# A client without IPv6
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("scope", ["all", "default"])
+def test_a_client_whose_kernel_has_ipv6_switched_off(lab: Lab, plane: str, scope: str) -> None:
+    """It takes IPv4, says so once, and no IPv6 is sent to it. Once it is switched on again, and the client connects
+    again, it has both."""
+    server, client = dual_cable(lab)
+    client.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+    with running(server, dual_config(), "--log-level", "debug", env=PLANES[plane]) as server_daemon:
+        with (
+            no_leaks(client),
+            running(client, client_config(rotate_s=[0.5, 1]), until=UPLOADING, env=PLANES[plane]) as daemon,
+            capture(client, "tun0", "ip6") as packets,
+        ):
+            assert ping(client, HUB[0]).ok
+            send_raw(server, ipv6(HUB[1], LAPTOP[1]))
+            assert drops(server)["not-ipv4"] == 1
+            wait_until(lambda: server_daemon.log.count("ended cleanly") >= 3, PATIENCE_S, "rotations")
+            assert ping(client, HUB[0], count=1).ok
+            assert (addresses(client, "tun0"), addresses_6(client)) == ([f"{LAPTOP[0]}/24"], [])
+            (line,) = [line for line in daemon.log.splitlines() if "IPv6" in line]
+            assert "this machine has no IPv6" in line
+            assert not packets.packets
+        client.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 0)
+        with running(client, client_config(), until=UPLOADING, env=PLANES[plane]):
+            assert ping(client, HUB[1]).ok
+
+
+def test_a_client_without_ipv6_at_a_server_without_ipv4(lab: Lab) -> None:
+    """It has nothing to offer that the server could use. Both say so."""
+    server, client = dual_cable(lab)
+    client.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+    with (
+        no_leaks(client),
+        running(server, ONLY_6) as server_daemon,
+        running(client, client_config(), until="406") as daemon,
+    ):
+        server_daemon.wait_for_log("IPv6 only", PATIENCE_S)
+        assert not has_interface(client, "tun0")
+        print(daemon.log)
+
+
+# A transport over IPv6
+
+GATE: Final = "2001:db8:1::1"
+FAR_SERVER: Final = "2001:db8:5::10"
+PRINTER: Final = "2001:db8:5::20"
+
+
+@dataclass(frozen=True)
+class World:
+    """A client whose server is behind a router, and a machine next to the server that answers the tunnel only.
+
+    ::
+
+        client 2001:db8:1::7 --- 2001:db8:1::1 gate 2001:db8:5::1 --- server 2001:db8:5::10
+                                               server 2001:db8:6::1 --- printer 2001:db8:6::20
+    """
+
+    client: Host
+    gate: Host
+    server: Host
+    printer: Host
+
+
+@pytest.fixture(name="world")
+def _world(lab: Lab) -> World:
+    client, gate, server, printer = (lab.host(name) for name in ("client", "gate", "server", "printer"))
+    lab.link(client, "2001:db8:1::7/64", gate, f"{GATE}/64")
+    lab.link(gate, "2001:db8:5::1/64", server, f"{FAR_SERVER}/64")
+    lab.link(server, "2001:db8:6::1/64", printer, "2001:db8:6::20/64")
+    forwards(gate, server)
+    client.ip(f"-6 route add default via {GATE} metric 1024")
+    server.ip("-6 route add 2001:db8:1::/64 via 2001:db8:5::1")
+    printer.ip("-6 route add fd00:10::/64 via 2001:db8:6::1")
+    client.hosts({"vpn.example.com": FAR_SERVER})
+    wait_for_ping(client, FAR_SERVER)
+    return World(client, gate, server, printer)
+
+
+@pytest.mark.parametrize("name", [f"[{FAR_SERVER}]", "vpn.example.com"])
+@pytest.mark.parametrize("pushes", [["::/0"], ["::/1", "8000::/1"], ["2001:db8:5::/64", "2001:db8:6::/64"]])
+def test_a_push_that_covers_the_server(world: World, name: str, pushes: list[str]) -> None:
+    """The transport goes on by its gateway, over a host route; everything else goes into the tunnel. Nothing of it is
+    left at the end."""
+    config = dual_config(listen=FAR_SERVER, push_routes=pushes, keepalive=2)
+    with (
+        no_leaks(world.client),
+        running(world.server, config),
+        running(world.client, client_config(server=f"http://{name}:8080/ip"), until=UPLOADING) as daemon,
+    ):
+        wait_for_ping(world.client, "2001:db8:6::20", PATIENCE_S)
+        wait_until(lambda: len(host_routes(world.client)) == 1, PATIENCE_S, "the host route", daemon.tail)
+        assert host_routes(world.client) == [(FAR_SERVER, GATE, "eth0")]
+        assert device_to(world.client, "2001:db8:6::20") == "tun0"
+        assert device_to(world.client, FAR_SERVER) == "eth0"
+        # For longer than a dead path would be noticed in.
+        assert ping(world.client, "2001:db8:6::20", count=30, interval=0.25).ok
+        upload(world.client, world.printer, "2001:db8:6::20", 2_000_000)
+        assert not re.search("silent|PINGs were not answered|broke", daemon.log), daemon.tail()
+        assert f"covers {FAR_SERVER}" in daemon.log
+
+
+def test_a_killed_client_s_host_route_goes(world: World) -> None:
+    """kill -9 leaves the host route behind. The next start removes it, with a line, also if it needs none."""
+    config = dual_config(listen=FAR_SERVER, push_routes=["::/0"])
+    entry = client_config(server=f"http://[{FAR_SERVER}]:8080/ip")
+    with no_leaks(world.client):
+        with running(world.server, config):
+            with running(world.client, entry, until=UPLOADING) as daemon:
+                wait_until(lambda: len(host_routes(world.client)) == 1, PATIENCE_S, "the host route", daemon.tail)
+                daemon.kill()
+            wait_until(lambda: not has_interface(world.client, "tun0"), PATIENCE_S, "tun0 to go")
+            assert len(host_routes(world.client)) == 1
+        with (
+            running(world.server, dual_config(listen=FAR_SERVER)),
+            running(world.client, entry, until=UPLOADING) as daemon,
+        ):
+            assert host_routes(world.client) == []
+            assert f"removed host route {FAR_SERVER}" in daemon.log
+
+
+def test_a_default_route_of_ipv6_and_a_transport_over_ipv4(lab: Lab) -> None:
+    """The other family needs no exception; and the transport over IPv4 carries all of IPv6."""
+    server, client = dual_cable(lab)
+    server.ip("address add 2001:db8:7::7/128 dev lo")
+    with (
+        no_leaks(client),
+        running(server, dual_config(push_routes=["::/0"])),
+        running(client, client_config(), until=UPLOADING),
+    ):
+        wait_for_ping(client, "2001:db8:7::7", PATIENCE_S)
+        assert host_routes(client) == []
+
+
+def host_routes(host: Host) -> list[tuple[str, str, str]]:
+    """Host routes of ours past the interface, of all tables: address, gateway, device."""
+    return [
+        (route["dst"], route.get("gateway", ""), route["dev"])
+        for route in host.ip("-6 -N route show table all")
+        if route.get("protocol") == PROTOCOL and "/" not in route["dst"] and route["dev"] != "tun0"
+    ]
