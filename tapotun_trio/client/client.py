@@ -520,8 +520,9 @@ class TunnelClient:
         level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
         kind = "extended" if agreement.extended else "base"
         stream = "WebSocket" if websocket else "download"
-        text = f"{stream} from {agreement.address} ({kind})"
-        text += ": IPv6 only" if conf is None else f": {describe(conf.settings)}"
+        settings = self._parameters.settings if conf is None or control.INET6 in answer.features else conf.settings
+        assert settings is not None, "an answer without an address is refused unless its PARAMS were applied"
+        text = f"{stream} from {agreement.address} ({kind}): {describe(settings)}"
         self.failure_log.note("download", level, text)
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces

@@ -102,6 +102,11 @@ class InterfaceParameters:
         assert self._first is not None
         return self._first
 
+    @property
+    def settings(self) -> InterfaceSettings | None:
+        """What the server asked for last; None: it has not answered yet."""
+        return self._conf
+
     def require_free_name(self) -> None:
         """Raise HostError if the device could not be made. Does nothing after the first answer."""
         if self._first is None:
@@ -153,7 +158,8 @@ class InterfaceParameters:
         self._leak_told = leaks
 
     async def receive_first(self, answer: Answer, body: Body, authority: str) -> Answer:
-        """If an answer has no address, and none is known yet, receive PARAMS from its stream, and apply them.
+        """If IPv6 was agreed on, and no parameters are known yet, receive PARAMS from the stream, and apply them: the
+        answer itself has at most the part of IPv4.
 
         Not cancel-safe: what was received is lost with the stream.
 
@@ -163,15 +169,16 @@ class InterfaceParameters:
 
         Returns the answer with everything that was received, PARAMS included.
 
-        Raises PeerError if the stream begins with something else, or with nothing for FIRST_PARAMS_S; otherwise as
-        `configure`.
+        Raises PeerError if the answer has no address, and the stream begins with something else, or with nothing for
+        FIRST_PARAMS_S; otherwise as `configure`.
         """
-        if answer.conf is not None or self._first is not None:
+        if control.INET6 not in answer.features or self._first is not None:
             return answer
         received, controls = await _first_controls(answer, body)
-        if not controls or controls[0][0] != control.PARAMS:
+        if controls and controls[0][0] == control.PARAMS:
+            await self.apply_params(params.decode(controls[0][1]))
+        elif answer.conf is None:
             raise PeerError(no_tun_conf(answer.head, authority), reason=EndReason.BAD_CONF)
-        await self.apply_params(params.decode(controls[0][1]))
         return replace(answer, rest=received)
 
     async def set_mark(self, mark: Mark | None) -> None:

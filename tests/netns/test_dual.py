@@ -141,9 +141,13 @@ def test_the_mark_in_both_families(lab: Lab) -> None:
     with (
         no_leaks(server, client),
         running(server, dual_config()),
-        running(client, client_config(mark=MARK), until=UPLOADING),
+        running(client, client_config(mark=MARK), until=UPLOADING) as daemon,
         capture(server, "tun0", "icmp6 or icmp") as packets,
     ):
+        # Not one family first, and a warning that the other one goes outside.
+        assert "WARNING" not in daemon.log, daemon.tail()
+        assert "changed" not in daemon.log, daemon.tail()
+        assert f"address {LAPTOP[0]}/24, {LAPTOP[1]}/64" in daemon.log
         assert mark_rules(client) == rules_6(client) == [(100, "100", PROTOCOL)]
         assert routes(client, "100") == {("default", "tun0", PROTOCOL)}
         assert routes_6(client, table="100") == {("default", PROTOCOL)}
