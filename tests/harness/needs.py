@@ -21,6 +21,7 @@ TOOLS: Final = {
     "iperf3": "iperf3",
     "curl": "curl",
     "nft": "nftables",
+    "radvd": "radvd",
     "nginx": "nginx",
     "caddy": "caddy",
     "haproxy": "haproxy",
