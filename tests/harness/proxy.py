@@ -31,7 +31,7 @@ http {{
     map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
 
     server {{
-        listen {listen} default_server;
+        listen {listen} default_server;{listen_6}
         location / {{
             proxy_pass http://{upstream};
             proxy_set_header Host $http_host;
@@ -59,6 +59,7 @@ def nginx_proxy(
     upstream: str = "127.0.0.1:8080",
     *,
     listen: int = 80,
+    ipv6: bool = False,
     http_version: str = "1.1",
     request_buffering: bool = False,
     websocket: bool = False,
@@ -66,7 +67,8 @@ def nginx_proxy(
     log_level: str = "warn",
     more: str = "",
 ) -> Iterator[Process]:
-    """nginx on all IPv4 addresses of a host at port `listen`, passing everything on to `upstream`.
+    """nginx on all IPv4 addresses of a host at port `listen`, passing everything on to `upstream`. `ipv6`: and on all
+    IPv6 addresses.
 
     Set up as its manual tells for endless bodies in both directions; `http_version="1.0"` is what it speaks
     to an upstream when nobody says otherwise, `request_buffering=True` is a proxy that was set up wrongly.
@@ -82,6 +84,7 @@ def nginx_proxy(
         _CONFIG.format(
             directory=directory,
             listen=listen,
+            listen_6=f" listen [::]:{listen} default_server;" if ipv6 else "",
             upstream=upstream,
             http_version=http_version,
             request_buffering="on" if request_buffering else "off",

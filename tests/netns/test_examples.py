@@ -1,4 +1,4 @@
-"""The four files of conf/examples, as they are shipped: each behaves as docs/config.md says."""
+"""The files of conf/examples, as they are shipped: each behaves as docs/config.md says."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.harness import (
     wait_for_ping,
 )
 
+from .dual import addresses_6, forwards, routes_6, rules_6
 from .topologies import (
     PROTOCOL,
     SERVER,
@@ -222,3 +223,49 @@ def _way_of_a_ping(host: Host, mark: int | None) -> set[tuple[str, str]]:
             for packet in packets.packets
             if not answers(packet)
         }
+
+
+# 5: both families
+
+
+def test_dual_stack_hub_branch_and_sensor(lab: Lab) -> None:
+    """The hub, the branch with its network, and a sensor that has IPv6 only. What is behind the hub reaches what is
+    behind the branch, and each packet is of the family of its address."""
+    names = ("hub", "branch", "sensor", "office", "behind")
+    hub, branch, sensor, office, behind = (lab.host(name) for name in names)
+    lab.link(hub, f"{SERVER}/24", branch, "192.0.2.2/24")
+    lab.link(hub, "2001:db8:3::1/64", sensor, "2001:db8:3::2/64")
+    lab.link(hub, ["10.21.0.1/16", "fd00:21::1/48"], office, ["10.21.0.10/16", "fd00:21::10/48"])
+    lab.link(branch, ["10.22.0.1/24", "fd00:22::1/64"], behind, ["10.22.0.10/24", "fd00:22::10/64"])
+    forwards(hub, branch)
+    for host, *gateways in ((office, "10.21.0.1", "fd00:21::1"), (behind, "10.22.0.1", "fd00:22::1")):
+        for gateway in gateways:
+            host.ip(f"route add default via {gateway}")
+    branch.hosts({"dual.example.com": SERVER})
+    of_sensor = {"name": "dual0", "server": "http://[2001:db8:3::1]/ip", "token": "test-b"}
+    with (
+        no_leaks(hub, branch, sensor),
+        running(hub, EXAMPLES / "server-dual.json", name="tapotun-hub"),
+        nginx_proxy(hub, "127.0.0.1:8082", ipv6=True),
+        running(branch, EXAMPLES / "client-dual.json", until=UPLOADING, name="tapotun-branch"),
+        running(sensor, of_sensor, until=UPLOADING, name="tapotun-sensor"),
+    ):
+        assert addresses(branch, "dual0") == ["10.20.0.2/24"]
+        assert addresses_6(branch, "dual0") == ["fd00:20::2/64"]
+        assert (addresses(sensor, "dual0"), addresses_6(sensor, "dual0")) == ([], ["fd00:20::3/64"])
+        assert {mtu(host, "dual0") for host in (hub, branch, sensor)} == {1400}
+        for host, targets in (
+            (branch, ("10.20.0.1", "fd00:20::1", "fd00:20::3", "10.21.0.10", "fd00:21::10")),
+            (sensor, ("fd00:20::1", "fd00:20::2", "fd00:21::10")),
+            (office, ("10.22.0.10", "fd00:22::10", "fd00:20::3")),
+            (behind, ("10.21.0.10", "fd00:21::10", "fd00:20::1")),
+        ):
+            for target in targets:
+                assert ping(host, target).ok, f"{target} from {host.name}"
+        for address in ("10.22.0.10", "fd00:22::10"):
+            upload(office, behind, address, 3_000_000)
+            download(office, behind, address, 3_000_000)
+        # With the mark, anything takes the tunnel.
+        assert mark_rules(branch) == rules_6(branch) == [(MARK, "100", PROTOCOL)]
+        assert routes(branch, "100") == {("default", "dual0", PROTOCOL)}
+        assert routes_6(branch, "dual0", "100") == {("default", PROTOCOL)}
