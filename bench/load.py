@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.harness import CommandError, Host, WaitError
+from tests.harness.tools import family_of
 
 from .accounts import Account
 from .search import Found, Probe, lossless_rate
@@ -57,10 +58,11 @@ def congestion_options(name: str | None) -> list[str]:
     return ["-C", name] if name is not None else []
 
 
-def tcp(variant: Variant, *options: str, seconds: int, source: Host | None = None) -> Tcp:
-    """iperf3 from the variant's client (or another host) to its server. Raises CommandError, WaitError."""
+def tcp(variant: Variant, *options: str, seconds: int, source: Host | None = None, address: str | None = None) -> Tcp:
+    """iperf3 from the variant's client (or another host) to its server, or to another address of that. Raises
+    CommandError, WaitError."""
     account = Account(variant.pids)
-    end = _iperf(source or variant.client, variant.address, *options, seconds=seconds)["end"]
+    end = _iperf(source or variant.client, address or variant.address, *options, seconds=seconds)["end"]
     used = account.used()
     received = end["sum_received"]
     return Tcp(
@@ -102,16 +104,27 @@ class Udp:
     reordered: int
 
 
-def udp(flood: Path, variant: Variant, size: int, rate: float, seconds: float, flows: int = 1) -> Udp:
+def udp(
+    flood: Path,
+    variant: Variant,
+    size: int,
+    rate: float,
+    seconds: float,
+    flows: int = 1,
+    address: str | None = None,
+) -> Udp:
     """From client to server: `size` bytes of payload, `rate` packets a second, or as fast as they go if that is 0.
+    `address`: another one of the server.
 
     Raises CommandError, WaitError.
     """
+    address = address or variant.address
+    family = family_of(address)
     with ExitStack() as stack:
-        tx = stack.enter_context(variant.client.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        rxs = [stack.enter_context(variant.server.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(flows)]
+        tx = stack.enter_context(variant.client.socket(family, socket.SOCK_DGRAM))
+        rxs = [stack.enter_context(variant.server.socket(family, socket.SOCK_DGRAM)) for _ in range(flows)]
         for rx in rxs:
-            rx.bind((variant.address, 0))
+            rx.bind((address, 0))
         fds = [tx.fileno(), *(rx.fileno() for rx in rxs)]
         argv = [str(flood), str(fds[0]), ",".join(map(str, fds[1:])), str(size), f"{rate:.0f}", f"{seconds:g}"]
         try:

@@ -18,6 +18,8 @@ VARIANTS: Final = ("veth", "relay", "relay-default", "http", "https")
 # The same program without its native data path, in the same rounds (`--plane both`).
 PLANE_OFF: Final = {"http": "http-off", "https": "https-off"}
 ALL: Final = (*VARIANTS, *PLANE_OFF.values())
+# What is measured over IPv6, too, beside itself over IPv4.
+IPV6: Final = ("http", PLANE_OFF["http"])
 
 # Seconds on top of the traffic itself, as seen on two busy cores.
 _IPERF_OVERHEAD_S: Final = 0.35
@@ -98,10 +100,14 @@ class Plan:
             Step("curl", self.tcp_s + _PING_OVERHEAD_S, ("https",)),
             Step("openssl", _OPENSSL_S, ("https",)),
             Step("tcp_8", tcp_s, (*VARIANTS, "http-off")),
+            Step("tcp_up_6", tcp_s, IPV6),
+            Step("tcp_down_6", tcp_s, IPV6),
+            Step("tcp_8_6", tcp_s, IPV6),
             Step("ping_idle", idle_s, (*VARIANTS, "http-off")),
             Step("ping_up", loaded_s, (*VARIANTS, "http-off")),
             Step("udp64", search_s, ("veth", "relay", "http", "https", "http-off")),
             Step("udp64_blast", blast_s, ("veth", "relay", "http", "https", "http-off")),
+            Step("udp64_blast_6", blast_s, IPV6),
             Step("fair", _FAIR_RUNS * (self.fair_s + _FAIR_OVERHEAD_S), ("http", "http-off")),
             Step("ping_down", loaded_s, ("veth", "relay", "http", "https"), extra),
             Step("udp64_8", search_s, ("veth", "relay", "http", "https"), extra),

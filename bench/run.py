@@ -22,7 +22,7 @@ from .plan import PLANE_OFF, SEARCH_HIGH, SEARCH_LOW, Budget, Plan, Step
 from .results import LOAD, Results
 from .scaling import fair
 from .stats import jain, percentile
-from .variants import WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
+from .variants import TUNNEL_SERVER_6, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
 
 Tell = Callable[[str], None]
 
@@ -131,6 +131,14 @@ class Bench:
                 return trips(step, found)
             case "tcp_up" | "tcp_down":
                 return self._tcp(step, variant)
+            case "tcp_up_6" | "tcp_down_6" | "tcp_8_6":
+                options = {"tcp_up_6": [], "tcp_down_6": ["-R"], "tcp_8_6": ["-P", "8"]}[step]
+                options += self._load_options
+                run = load.tcp(variant, *options, seconds=plan.tcp_s, address=TUNNEL_SERVER_6)
+                return {step: run.gbit_s}
+            case "udp64_blast_6":
+                run_6 = load.udp(self._flood, variant, 64, 0, plan.blast_s, address=TUNNEL_SERVER_6)
+                return {step: run_6.steady / 1000}
             case "tcp_8":
                 return {step: load.tcp(variant, "-P", "8", *self._load_options, seconds=plan.tcp_s).gbit_s}
             case "forward_gro" | "forward_plain":

@@ -3,7 +3,8 @@
  *     udpflood TX RX[,RX...] SIZE RATE SECONDS
  *     udpflood TX @FILE SIZE RATE SECONDS
  *
- * TX and the RXs are file descriptors of UDP sockets, inherited, in whichever network namespaces; the RXs are bound.
+ * TX and the RXs are file descriptors of UDP sockets of IPv4 or of IPv6, inherited, in whichever network namespaces; the
+ * RXs are bound.
  * Datagrams of SIZE bytes (8 to 65507) go to the RXs in turn, one flow each, or to the IPv4 addresses that FILE has,
  * one a line, at port 9, uncounted there: RATE a second of all flows together, or as fast as they go if RATE is 0.
  * A sender that falls behind does not catch up by more than CATCH_UP_NS. Prints
@@ -41,7 +42,8 @@
 #define NUMBERS (1ULL << 27) /* more than can be sent in any run of this */
 
 static int rx[FLOWS], flows, tx; /* flows: how many there are to count */
-static struct sockaddr_in to[TARGETS];
+static union { struct sockaddr any; struct sockaddr_in ipv4; struct sockaddr_in6 ipv6; } to[TARGETS];
+static socklen_t to_len = sizeof(struct sockaddr_in);
 static int targets;
 static size_t size;
 static int64_t begun, steady_from, steady_to;
@@ -120,8 +122,8 @@ static void read_targets(const char *file)
 	if (!f) die(file);
 	while (targets < TARGETS && fgets(line, sizeof line, f)) {
 		line[strcspn(line, "\n")] = 0;
-		to[targets] = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(DISCARD) };
-		if (!inet_aton(line, &to[targets].sin_addr)) { fprintf(stderr, "%s: no address: %s\n", file, line); exit(2); }
+		to[targets].ipv4 = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(DISCARD) };
+		if (!inet_aton(line, &to[targets].ipv4.sin_addr)) { fprintf(stderr, "%s: no address: %s\n", file, line); exit(2); }
 		targets++;
 	}
 	fclose(f);
@@ -131,9 +133,9 @@ static void ask_targets(char *list)
 {
 	int buffer = RCVBUF;
 	for (char *word = strtok(list, ","); word && flows < FLOWS; word = strtok(NULL, ",")) {
-		socklen_t len = sizeof to[0];
+		to_len = sizeof to[0];
 		rx[flows] = atoi(word);
-		if (getsockname(rx[flows], (struct sockaddr *)&to[flows], &len)) die("getsockname");
+		if (getsockname(rx[flows], &to[flows].any, &to_len)) die("getsockname");
 		if (setsockopt(rx[flows], SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) &&
 		    setsockopt(rx[flows], SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer)) die("SO_RCVBUF");
 		flows++;
@@ -150,7 +152,7 @@ int main(int argc, char **argv)
 	double rate = atof(argv[4]), seconds = atof(argv[5]);
 	if (!targets || size < 8 || size > 65507 || rate < 0 || seconds <= 0) { fprintf(stderr, "bad arguments\n"); return 2; }
 
-	if (targets == 1 && connect(tx, (struct sockaddr *)&to[0], sizeof to[0])) die("connect");
+	if (targets == 1 && connect(tx, &to[0].any, to_len)) die("connect");
 	prctl(PR_SET_TIMERSLACK, 1UL);
 
 	static char data[BATCH][65536];
@@ -184,7 +186,7 @@ int main(int argc, char **argv)
 			memcpy(data[i], &number, sizeof number);
 			if (targets > 1) {
 				msgs[i].msg_hdr.msg_name = &to[number % targets];
-				msgs[i].msg_hdr.msg_namelen = sizeof to[0];
+				msgs[i].msg_hdr.msg_namelen = to_len;
 			}
 		}
 		int n = sendmmsg(tx, msgs, due, 0);

@@ -28,6 +28,8 @@ SERVER: Final = "192.0.2.1"
 CLIENT: Final = "192.0.2.2"
 TUNNEL_SERVER: Final = "10.10.0.1"
 TUNNEL_CLIENT: Final = "10.10.0.2"
+TUNNEL_SERVER_6: Final = "fd00:10::1"
+TUNNEL_CLIENT_6: Final = "fd00:10::2"
 BEHIND: Final = "10.77.0.2"
 BEHIND_NET: Final = "10.77.0.0/24"
 NAME: Final = "vpn.example.com"
@@ -204,8 +206,10 @@ class Tapotun(Variant):
             "name": "tun0",
             "listen": self.listen,
             "port": 8080,
-            "net": f"{TUNNEL_SERVER}/24",
-            "clients": [{"name": "bench", "token": digest, "ip": TUNNEL_CLIENT, "routes": [BEHIND_NET]}],
+            "net": [f"{TUNNEL_SERVER}/24", f"{TUNNEL_SERVER_6}/64"],
+            "clients": [
+                {"name": "bench", "token": digest, "ip": [TUNNEL_CLIENT, TUNNEL_CLIENT_6], "routes": [BEHIND_NET]}
+            ],
         }
         self.server_end = self._undo.enter_context(self._daemon(self.server, config))
         self.server.wait_for_listener(8080, by=self.server_end)

@@ -15,7 +15,7 @@ from bench.native import UDPFLOOD, compiled
 from bench.plan import PLANE_OFF
 from bench.scaling.crowd import Point, world
 from bench.scaling.fakeclients import PER_CHUNK
-from bench.variants import PLANE, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
+from bench.variants import PLANE, TUNNEL_SERVER_6, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
 from tests.harness import Lab, wait_until
 
 pytestmark = pytest.mark.netns
@@ -29,11 +29,14 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("flows", [1, 8])
-def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int) -> None:
+@pytest.mark.parametrize("address", [None, "2001:db8::1"])
+def test_every_datagram_is_counted_once(lab: Lab, flood: Path, flows: int, address: str | None) -> None:
     variant = Variant(lab)
+    for host, number in ((variant.server, 1), (variant.client, 2)):
+        host.ip(f"address add 2001:db8::{number}/64 dev eth0 nodad")
     variant.prepare()
     variant.start()
-    run = load.udp(flood, variant, 64, 2000, 0.5, flows)
+    run = load.udp(flood, variant, 64, 2000, 0.5, flows, address)
     assert (run.loss, run.duplicates, run.reordered) == (0, 0, 0)
     assert 0 < run.offered <= 2000 * 1.1
     assert run.steady > 0
@@ -78,6 +81,8 @@ def test_each_way_comes_up_again_and_carries_everything(lab: Lab, tmp_path: Path
             assert run.gb > 0
             assert len(run.cpu_s) == {"veth": 0, "https": 3}.get(kind, 2)
             assert load.tcp(variant, seconds=1, source=variant.behind).gb > 0, "forwarded"
+            if isinstance(variant, Tapotun):
+                assert load.tcp(variant, seconds=1, address=TUNNEL_SERVER_6).gb > 0
             assert load.pings_under_load_us(variant, "-R", seconds=1, every_s=0.01)
         assert load.udp(flood, variant, 64, 1000, 0.2).loss < 1
         assert len(load.pings_us(variant, 20, 0.002)) == 20

@@ -167,6 +167,7 @@ def test_every_step_gives_a_metric_that_is_reported() -> None:
     assert measured_by("ping_up_p99", QUICK) == VARIANTS
     assert measured_by("jain_up", QUICK) == ("http",)
     assert measured_by("curl", QUICK) == ("https",)
+    assert measured_by("tcp_up_6", QUICK) == ("http",), "the relay has no IPv6"
 
 
 def test_what_has_no_target_is_measured_in_every_second_round() -> None:
@@ -285,7 +286,7 @@ def _verdict(results: Results, words: str) -> Verdict:
 
 def test_targets_of_some_results() -> None:
     results = _results()
-    up = _verdict(results, "one stream up")
+    up = _verdict(results, "TCP, one stream up")
     assert up.mark == "missed"
     assert up.seen == pytest.approx(0.9)
     assert up.to_default == pytest.approx(1.2)
@@ -306,6 +307,10 @@ LINES = [
     ("ping beside an upload", "<= 1.50"),
     ("one flow, < 1 % loss", ">= 1.20"),
     ("one flow, blast", ">= 1.50"),
+    ("over IPv6, one stream up", ">= 0.95"),
+    ("over IPv6, one stream down", ">= 0.95"),
+    ("over IPv6, 8 streams", ">= 0.95"),
+    ("over IPv6, blast", ">= 0.95"),
     ("eight clients up, Jain", ">= 0.97"),
     ("eight clients down, Jain", ">= 0.97"),
     ("beside a ninth", ">= 0.95"),
