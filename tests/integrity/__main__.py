@@ -51,6 +51,10 @@ class Orders:
         signal.signal(signal.SIGTERM, lambda *_: self.done.set())
 
 
+def _family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def packet(number: int, sent_ns: int, size: int) -> bytes:
     """A datagram of `size` bytes."""
     shift = number % _SHIFTS
@@ -60,7 +64,10 @@ def packet(number: int, sent_ns: int, size: int) -> bytes:
 
 def run_udp(args: argparse.Namespace, live: Live, orders: Orders) -> None:
     """Send at the rate, and receive, until the order to end."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = _family_of(args.peer)
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    if family is socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     sock.setblocking(False)
     sock.bind(("", args.port))
@@ -125,7 +132,7 @@ def run_udp(args: argparse.Namespace, live: Live, orders: Orders) -> None:
 def run_tcp(args: argparse.Namespace, live: Live, orders: Orders) -> None:
     """One connection, until both directions have ended. Raises OSError, ValueError: a byte that was not sent."""
     if args.role == "listen":
-        with socket.create_server((args.address, args.port), backlog=1) as ears:
+        with socket.create_server((args.address, args.port), family=_family_of(args.address), backlog=1) as ears:
             print("ready", flush=True)
             sock, _ = ears.accept()
     else:

@@ -1,11 +1,12 @@
-"""Breaks a tunnel again and again, at random from a seed, while a checked UDP stream runs through it.
+"""Breaks a tunnel again and again, at random from a seed, while two checked UDP streams run through it, one of IPv4 and
+one of IPv6.
 
     make soak SEED=7 FAULTS=200
     python -m tools.soak --seed 7 --faults 200
 
-After each fault traffic must flow again, in both directions, within the bound of that kind (`BOUNDS_S`), and no packet
-may arrive twice or changed. The client reaches the server through nginx and a relay that can answer wrongly or
-end connections. Its streams are rotated every few seconds all the time::
+After each fault traffic of both families must flow again, in both directions, within the bound of that kind
+(`BOUNDS_S`), and no packet may arrive twice or changed. The client reaches the server through nginx and a relay that
+can answer wrongly or end connections. Its streams are rotated every few seconds all the time::
 
     client ---cable--- relay :80 - nginx :8081 - server :8080 ---cable--- generation 2, at times
        `------------------ a LAN, at times in the pushed network ------------------'

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.harness import Lab, WaitError, no_leaks, wait_until
-from tests.integrity import CheckedUdp, Direction
-from tests.netns.topologies import TUNNEL_CLIENT, TUNNEL_SERVER, mtu
+from tests.integrity import Direction
+from tests.netns.topologies import mtu
 
 from . import BOUNDS_S
+from .streams import Streams
 from .topology import FAULTS, HURRIED_PAUSE_S, LATE_S, PAUSE_S, SOON_S, World, machines, recovery_s, world
 
 RATE: Final = 100.0
@@ -110,7 +111,7 @@ def soak(
     server, client, old = machines(lab)
     with no_leaks(server, client, old, settle_s=5.0):
         with world(server, client, old) as setup:
-            with CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=RATE, size=600) as udp:
+            with Streams(client, server, RATE) as udp:
                 udp.wait_for_flow(timeout=SOON_S)
                 for number, kind in enumerate(schedule(rng, count, kinds)):
                     spent_s = time.monotonic() - begun

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from tests.harness import ROOT, Host, Lab, Process, WaitError, nginx_proxy, tapotun, wait_for_ping, wait_until
-from tests.integrity import CheckedUdp
+from tests.netns.dual import dual_client, dual_config, rules_6
 from tests.netns.topologies import (
     CLIENT,
     PROTOCOL,
@@ -28,12 +28,12 @@ from tests.netns.topologies import (
     has_interface,
     mark_rules,
     routes,
-    server_config,
     token,
 )
 
 from . import AGE_S, BOUNDS_S
 from .relay import ANSWERS
+from .streams import Streams
 
 NAME: Final = "vpn.example.com"  # `cable` makes this name known to the client's machine
 MTUS: Final = (1500, 1400, 1300)
@@ -120,9 +120,9 @@ class World:
 
     def _write_server(self) -> None:
         listen = ["127.0.0.1", SERVER_AT_OLD]
-        clients = (allowed("laptop"), allowed("old", TUNNEL_OLD))
+        clients = (dual_client(), allowed("old", TUNNEL_OLD))
         fields = {"mtu": self.mtu, "keepalive": KEEPALIVE_S, "peers": 2, "push_routes": list(self.pushed)}
-        _write(self._server_file, server_config(*clients, listen=listen, **fields))
+        _write(self._server_file, dual_config(*clients, listen=listen, **fields))
 
     @contextmanager
     def old_client(self) -> Iterator[Process]:
@@ -207,7 +207,7 @@ def _write(file: Path, *entries: Config) -> None:
     file.write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
 
-def recovery_s(udp: CheckedUdp, since_ns: int, timeout: float) -> float:
+def recovery_s(udp: Streams, since_ns: int, timeout: float) -> float:
     """Return the seconds from ``since_ns`` until traffic flows steadily in both directions; infinite if it never
     does."""
     end_ns = since_ns + int(timeout * 1e9)
@@ -238,21 +238,21 @@ class Outcome(NamedTuple):
     measured_s: float = 0.0
 
 
-Fault: TypeAlias = Callable[[World, random.Random, CheckedUdp], Outcome]
+Fault: TypeAlias = Callable[[World, random.Random, Streams], Outcome]
 
 
 def _now(detail: str, measured_s: float = 0.0) -> Outcome:
     return Outcome(time.monotonic_ns(), detail, measured_s)
 
 
-def _kill_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _kill_server(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     setup.server_daemon.kill()
     gap_s = _gap(rng)
     setup.server_daemon = setup.start_server()
     return _now(gap_s)
 
 
-def _kill_client(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _kill_client(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     setup.client_daemon.kill()
     gap_s = _gap(rng)
     setup.client_daemon = setup.start_client()
@@ -265,18 +265,18 @@ def _gap(rng: random.Random) -> str:
     return f"gone for {seconds:.1f} s"
 
 
-def _restart_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _restart_server(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
     setup.mtu = rng.choice([mtu for mtu in MTUS if mtu != setup.mtu])
     setup.server_daemon = setup.start_server()
     return _now(f"MTU {setup.mtu}")
 
 
-def _pause_server(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _pause_server(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     return _pause(setup, setup.server_daemon, rng)
 
 
-def _pause_client(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _pause_client(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     return _pause(setup, setup.client_daemon, rng)
 
 
@@ -288,7 +288,7 @@ def _pause(setup: World, process: Process, rng: random.Random) -> Outcome:
     return _now(f"for {seconds:.1f} s")
 
 
-def _unplug(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _unplug(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     host, seconds = rng.choice((setup.server, setup.client)), rng.uniform(*setup.pause_s)
     host.ip("link set eth0 down")
     time.sleep(seconds)
@@ -297,25 +297,25 @@ def _unplug(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return _now(f"at the {host.name} for {seconds:.1f} s")
 
 
-def _change_address(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _change_address(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     address = f"192.0.2.{rng.randrange(10, 250)}"
     setup.move_client(address)
     return _now(address)
 
 
-def _restart_nginx(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _restart_nginx(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     setup.stop_nginx()
     gap_s = _gap(rng)
     setup.start_nginx()
     return _now(gap_s)
 
 
-def _cut(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _cut(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     setup.order("cut")
     return _now("by the relay")
 
 
-def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _answer_wrongly(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     method, kind, cut = rng.choice(("GET", "PUT")), rng.choice(sorted(ANSWERS)), rng.random() < 0.5
     mark = setup.relay_mark
     setup.order(f"wrong {method} {kind}")
@@ -329,7 +329,7 @@ def _answer_wrongly(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcom
     return Outcome(begun_ns, f"{kind} to {method}{', connections cut' if cut else ''}")
 
 
-def _end_at_an_age(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _end_at_an_age(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """Every request is ended at the same age, until the client replaces its streams earlier. The client has learned
     this when no request is ended for longer than a request may last, while traffic flows all the time."""
     age_s = round(rng.uniform(*AGE_S), 1)
@@ -349,7 +349,7 @@ def _end_at_an_age(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
     return _now(f"{age_s} s, {ended - before} were ended", good_since_s - begun_s)
 
 
-def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _rotate(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """Not a fault: watches one of the rotations that happen every few seconds."""
     found = setup.client_daemon.wait_for_log(
         "tun0: (download|upload) (from|to)", SOON_S, after=setup.client_daemon.log_end
@@ -357,7 +357,7 @@ def _rotate(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return _now(found[1])
 
 
-def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _covering_push(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """The server pushes a network that contains its own address. Traffic flows while it is pushed and after it is
     withdrawn."""
     seconds = rng.uniform(*setup.pause_s)
@@ -376,7 +376,7 @@ def _covering_push(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome
     return _now(f"{COVERING} for {(time.monotonic_ns() - pushed_ns) / 1e9:.1f} s", took_s)
 
 
-def _roam(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _roam(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """The client's machine gets an address in the pushed network, on the cable to the server or on another one, and
     loses it again. In between, that network is reached without the tunnel. The tunnel's traffic flows all the time.
     """
@@ -402,7 +402,7 @@ def _wait_for_device(setup: World, device: str, timeout: float) -> None:
     wait_until(lambda: device_to(setup.client, IN_OFFICE) == device, timeout, what, setup.client_daemon.tail)
 
 
-def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _second_start(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """A second client starts with the same config. It reports that and exits, and the first client's traffic does not
     stop."""
     mark = setup.client_daemon.log_end
@@ -417,13 +417,13 @@ def _second_start(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return _now("refused", silent_s)
 
 
-def _silence_within_s(udp: CheckedUdp, seconds: float) -> float:
+def _silence_within_s(udp: Streams, seconds: float) -> float:
     """Return the longest silence within the next ``seconds``."""
     end_s = time.monotonic() + seconds
     return _longest_silence_s(udp, lambda: time.monotonic() < end_s)
 
 
-def _longest_silence_s(udp: CheckedUdp, lasts: Callable[[], bool]) -> float:
+def _longest_silence_s(udp: Streams, lasts: Callable[[], bool]) -> float:
     """Return the longest time without a packet in either direction, while ``lasts`` is true."""
     silent_s = 0.0
     while lasts():
@@ -432,7 +432,7 @@ def _longest_silence_s(udp: CheckedUdp, lasts: Callable[[], bool]) -> float:
     return silent_s
 
 
-def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _no_names(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """The server restarts while its name does not resolve."""
     setup.client.hosts({})
     assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
@@ -443,7 +443,7 @@ def _no_names(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
     return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
 
 
-def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _restart_under_generation_2(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """The server restarts while a generation 2 client is connected. That client must be back within its bound."""
     with setup.old_client():
         assert setup.server_daemon.stop(STOP_S) == 0, setup.server_daemon.tail()
@@ -457,20 +457,25 @@ def _restart_under_generation_2(setup: World, rng: random.Random, udp: CheckedUd
     return Outcome(begun_ns, f"it was back after {took_s:.1f} s", took_s)
 
 
-def _remove_rule(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
-    """The client's rule is removed, as systemd-networkd does when a link appears."""
+def _remove_rule(setup: World, rng: random.Random, udp: Streams) -> Outcome:
+    """A rule of the client, of one family, is removed, as systemd-networkd does when a link appears."""
+    family = rng.choice(("-4", "-6"))
+
+    def has_rules() -> bool:
+        return mark_rules(setup.client) == rules_6(setup.client) == RULES
+
     setup.reload(setup.client_daemon)  # resets the pause between repairs, so earlier faults do not matter
-    wait_until(lambda: mark_rules(setup.client) == RULES, SOON_S, "the rule", setup.client_daemon.tail)
-    setup.client.ip(f"rule del fwmark {MARK['value']}/{MARK['mask']}")
+    wait_until(has_rules, SOON_S, "the rules", setup.client_daemon.tail)
+    setup.client.ip(f"{family} rule del fwmark {MARK['value']}/{MARK['mask']}")
     begun_ns = time.monotonic_ns()
     try:
-        wait_until(lambda: mark_rules(setup.client) == RULES, LATE_S, "the rule to be back", setup.client_daemon.tail)
+        wait_until(has_rules, LATE_S, "the rule to be back", setup.client_daemon.tail)
     except WaitError:
-        return Outcome(begun_ns, "it never came back", float("inf"))
-    return Outcome(begun_ns, "at the client", (time.monotonic_ns() - begun_ns) / 1e9)
+        return Outcome(begun_ns, f"{family}: it never came back", float("inf"))
+    return Outcome(begun_ns, f"{family} at the client", (time.monotonic_ns() - begun_ns) / 1e9)
 
 
-def _flush(setup: World, rng: random.Random, udp: CheckedUdp) -> Outcome:
+def _flush(setup: World, rng: random.Random, udp: Streams) -> Outcome:
     """The addresses of an interface are flushed, and the kernel removes the routes with them."""
     host, daemon = rng.choice(((setup.server, setup.server_daemon), (setup.client, setup.client_daemon)))
     setup.reload(daemon)
