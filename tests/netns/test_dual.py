@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness import Host, Lab, capture, command, no_leaks, ping, wait_for_ping, wait_until
+from tests.harness import Host, Lab, capture, command, no_leaks, ping, tapotun, wait_for_ping, wait_until
+from tests.integrity import CheckedUdp
 from tests.packets import ipv6
 
 from .dual import (
@@ -70,6 +71,23 @@ def test_everyone_reaches_everyone(lab: Lab, plane: str) -> None:
         assert addresses_6(it.server) == [NETS[1]]
         assert (BEHIND[1], PROTOCOL) in routes_6(it.branch)
         assert (BEHIND[1], PROTOCOL) in routes_6(it.server)
+
+
+def test_longest_prefix_wins(lab: Lab) -> None:
+    """fd00:60::/32 is the laptop's, fd00:60:5::/48 in the midst of it the branch's; from wherever it comes."""
+    clients = [dual_client(routes=["fd00:60::/32"]), dual_client("branch", BRANCH, routes=["fd00:60:5::/48"])]
+    with dual(lab, clients=clients, push_routes=[]) as it:
+        it.laptop.ip("address add fd00:60:6::1/128 dev lo")
+        it.branch.ip("address add fd00:60:5::1/128 dev lo")
+        it.branch.ip("-6 route add fd00:60::/32 dev tun0")
+        it.laptop.ip("-6 route add fd00:60:5::/48 dev tun0")
+        for host, address in (
+            (it.server, "fd00:60:6::1"),
+            (it.server, "fd00:60:5::1"),
+            (it.laptop, "fd00:60:5::1"),
+            (it.branch, "fd00:60:6::1"),
+        ):
+            assert ping(host, address).ok, f"{address} from {host.name}"
 
 
 SPOOFED: Final = {"fd00:60::9", "2001:db8:9::9", BRANCH[1], HUB[1]}
@@ -158,6 +176,27 @@ def test_the_mark_in_both_families(lab: Lab) -> None:
         for address in far:
             assert ping(client, address, count=2).ok
         assert len(packets.packets) == before
+
+
+def test_two_interfaces_with_one_mark(lab: Lab) -> None:
+    """Each has its own rule and its own default route in the table, of each family; each takes along only these."""
+    server, _ = dual_cable(lab)
+    second = dual_config(
+        dual_client("x", ("10.11.0.2", "fd00:11::2")),
+        name="tun1",
+        port=8081,
+        mark={**MARK, "mask": "0xff"},
+    ) | {"net": ["10.11.0.1/24", "fd00:11::1/64"]}
+
+    def defaults() -> set[str]:
+        return {name for name in ("tun0", "tun1") if ("default", PROTOCOL) in routes_6(server, name, "100")}
+
+    with no_leaks(server), running(server, dual_config(mark=MARK)):
+        with running(server, second):
+            assert rules_6(server) == mark_rules(server) == [(100, "100", PROTOCOL)] * 2
+            assert defaults() == {"tun0", "tun1"}
+        assert rules_6(server) == mark_rules(server) == [(100, "100", PROTOCOL)]
+        assert defaults() == {"tun0"}
 
 
 # A changed config
@@ -262,6 +301,37 @@ def test_killed_and_started_again_with_one_family(lab: Lab, family: int) -> None
         with running(client, client_config(mark=MARK), until=UPLOADING):
             assert len(mark_rules(client) + rules_6(client)) == 1
         assert rules_6(client) == mark_rules(client) == []
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_killed_while_packets_flow(lab: Lab, plane: str) -> None:
+    """Either end is killed and started again while checked packets of both families go both ways: none comes twice or
+    changed, and each family flows again."""
+    server, client = dual_cable(lab)
+    env = PLANES[plane]
+    with no_leaks(server, client):
+        server_daemon = tapotun(server, [dual_config()], env=env)
+        client_daemon = tapotun(client, [client_config()], env=env)
+        with (
+            CheckedUdp(client, LAPTOP[0], server, HUB[0], rate=300, port=7000) as of_ipv4,
+            CheckedUdp(client, LAPTOP[1], server, HUB[1], rate=300, port=7001) as of_ipv6,
+        ):
+            for udp in (of_ipv4, of_ipv6):
+                udp.wait_for_flow(timeout=PATIENCE_S)
+            for number in range(6):
+                if number % 2:
+                    server_daemon.kill()
+                    server_daemon = tapotun(server, [dual_config()], env=env)
+                else:
+                    client_daemon.kill()
+                    client_daemon = tapotun(client, [client_config()], env=env)
+                for udp in (of_ipv4, of_ipv6):
+                    udp.wait_for_flow(timeout=PATIENCE_S)
+            ways = [*of_ipv4.finish(), *of_ipv6.finish()]
+        for daemon in (client_daemon, server_daemon):
+            assert daemon.stop(STOP_S) == 0, daemon.tail()
+    for way in ways:
+        assert (way.duplicated, way.corrupted) == (0, 0), way
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
