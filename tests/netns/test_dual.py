@@ -90,6 +90,28 @@ def test_longest_prefix_wins(lab: Lab) -> None:
             assert ping(host, address).ok, f"{address} from {host.name}"
 
 
+def test_a_pinned_source_and_further_addresses_of_the_server(lab: Lab) -> None:
+    """What comes from the device with that source goes to the client, wherever it is for; what has another one, to
+    nobody. `ips` are the server's own, too."""
+    server, client = dual_cable(lab)
+    pinned, other, anywhere = "2001:db8:cc::5", "2001:db8:cc::6", "2001:db8:ee::1"
+    config = dual_config(dual_client(sources=[pinned]), ips=["10.10.0.254", "fd00:10::fe"])
+    with (
+        no_leaks(server, client),
+        running(server, config),
+        running(client, client_config(), until=UPLOADING),
+        capture(client, "tun0", f"dst {anywhere}") as packets,
+    ):
+        server.ip("-6 route add 2001:db8:ee::/48 dev tun0")
+        send_raw(server, *(ipv6(source, anywhere, LAST) for source in (other, pinned)))
+        packets.wait_for()
+        assert [str(packet.source) for packet in packets.packets] == [pinned]
+        assert drops(server)["no-route"] == 1
+        for address in ("10.10.0.254", "fd00:10::fe"):
+            assert ping(client, address).ok
+        server.ip("-6 route del 2001:db8:ee::/48 dev tun0")
+
+
 SPOOFED: Final = {"fd00:60::9", "2001:db8:9::9", BRANCH[1], HUB[1]}
 """Of the laptop's network, nobody's, another client's, and the server's."""
 

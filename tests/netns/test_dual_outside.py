@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests.basepeer import sha1
 from tests.harness import ROOT, Host, Lab, capture, no_leaks, ping, upload, wait_for_ping, wait_until
 from tests.packets import ipv6
 
@@ -89,6 +90,64 @@ def test_a_base_client_without_an_ipv4_address(lab: Lab, net: str | list[str]) -
         (line,) = [line for line in daemon.log.splitlines() if "refused" in line]
         assert "IPv6 only" in line
         assert status(server)["peers"][0]["state"] != "connected"
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_base_client_at_a_server_of_both_families(lab: Lab, generation: int) -> None:
+    """It has IPv4, and not a byte of IPv6 reaches it."""
+    server, client = dual_cable(lab)
+    arguments = [f"http://{SERVER}:8080/ip", token("laptop"), "--tun", "tun0", "--generation", str(generation)]
+    with (
+        running(server, dual_config(peers=generation)),
+        client.start([sys.executable, "-m", "tests.basepeer", "client", *arguments], name="base", cwd=ROOT) as peer,
+        capture(client, "eth0", "tcp port 8080") as packets,
+    ):
+        peer.wait_for_log("READY", PATIENCE_S)
+        assert ping(client, HUB[0]).ok
+        send_raw(server, ipv6(HUB[1], LAPTOP[1], b"not for a base peer"))
+        wait_until(lambda: drops(server)["not-ipv4"] == 1, PATIENCE_S, "the packet to be dropped")
+        assert ping(server, LAPTOP[0]).ok
+        assert not any(b"not for a base peer" in packet.data for packet in packets.packets)
+        peer.stop(10)
+        assert "VIOLATION" not in peer.log, peer.tail()
+
+
+def test_a_base_server(lab: Lab) -> None:
+    """Our client offers IPv6, gets none, and sends none, but for its ping to an address that its tun0 is told by hand;
+    that is dropped and counted."""
+    server, client = dual_cable(lab)
+    entry = f"{sha1(token('laptop'))}:{LAPTOP[0]}"
+    arguments = ["--net", NETS[0], "--tun", "tun0", "--client", entry, "--generation", "2"]
+    with (
+        server.start([sys.executable, "-m", "tests.basepeer", "server", *arguments], name="base", cwd=ROOT) as peer,
+        capture(client, "eth0", "tcp port 8080") as packets,
+    ):
+        peer.wait_for_log("READY", PATIENCE_S)
+        with running(client, client_config(), until=UPLOADING) as daemon:
+            assert ping(client, HUB[0]).ok
+            assert addresses_6(client) == []
+            client.ip("-6 route add fd00:10::/64 dev tun0")
+            send_raw(client, ipv6(LAPTOP[1], HUB[1], b"not for a base peer"))
+            wait_until(lambda: drops(client)["not-ipv4"] >= 1, PATIENCE_S, "the packet to be dropped")
+            assert ping(client, HUB[0]).ok
+            assert not any(b"not for a base peer" in packet.data for packet in packets.packets)
+            assert "IPv6" not in daemon.log
+        peer.stop(10)
+        assert "VIOLATION" not in peer.log, peer.tail()
+
+
+def test_a_client_whose_tunnel_takes_all_of_ipv4_says_so_once(lab: Lab) -> None:
+    """Nothing of IPv6 goes into the tunnel then. With IPv6 switched off, there is nothing to say of that."""
+    server, client = dual_cable(lab)
+    outside = "IPv6 traffic of this machine goes outside"
+    with running(server, dual_config(dual_client(ip=LAPTOP[:1])) | {"net": NETS[0]}, "--log-level", "debug") as hub:
+        with running(client, client_config(mark=MARK, rotate_s=[0.5, 1]), until=UPLOADING) as daemon:
+            wait_until(lambda: hub.log.count("ended cleanly") >= 3, PATIENCE_S, "rotations", hub.tail)
+            (line,) = [line for line in daemon.log.splitlines() if outside in line]
+            assert " WARNING " in line
+        client.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+        with running(client, client_config(mark=MARK), until=UPLOADING) as daemon:
+            assert outside not in daemon.log
 
 
 # A client without IPv6

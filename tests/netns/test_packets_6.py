@@ -115,6 +115,20 @@ def test_super_packets_cross_whole(joined: Joined, env: dict[str, str]) -> None:
         assert by_plane == 0 if env or not plane.BUILT else by_plane > 0.5
 
 
+def test_over_a_websocket(lab: Lab, env: dict[str, str]) -> None:
+    """Super-packets cross it, too."""
+    server, client = dual_cable(lab)
+    config = client_config(transport="websocket")
+    with (
+        running(server, dual_config(), env=env),
+        running(client, config, until="WebSocket from", env=env),
+    ):
+        for source, sink, address in ((client, server, SERVER), (server, client, CLIENT)):
+            with capture(sink, "tun0", f"ip6 proto 6 and dst {address}", snap_bytes=HEADS) as packets:
+                upload(source, sink, address, 10_000_000)
+                packets.wait_for(10, lambda packet: _length(packet) > 10_000)
+
+
 @pytest.mark.parametrize("options", [(), ("-R",), ("-P", "8"), ("-P", "8", "-R")])
 def test_iperf3(joined: Joined, options: tuple[str, ...]) -> None:
     """One stream and eight, both ways; super-packets among them."""
