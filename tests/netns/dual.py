@@ -101,6 +101,17 @@ def forwards(*hosts: Host) -> None:
         host.sysctl("net.ipv6.conf.all.forwarding", 1)
 
 
+@contextmanager
+def advertising(router: Host, interface: str, prefix: str) -> Iterator[Process]:
+    """A router that announces itself and this prefix every few seconds: radvd."""
+    file = router.tmp / "radvd.conf"
+    options = f"AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix {prefix} {{ }};"
+    file.write_text(f"interface {interface} {{ {options} }};\n", encoding="ascii")
+    argv = ["radvd", "-n", "-m", "stderr", "-C", file, "-p", router.tmp / "radvd.pid"]
+    with router.start(argv) as radvd:
+        yield radvd
+
+
 def status(host: Host) -> dict[str, Any]:
     """What `tapotun status --json` says of the one interface of this host."""
     report = json.loads(host.run([*command(), "status", "--json"], timeout=30).stdout)

@@ -9,23 +9,13 @@ import pytest
 
 from tests.harness import Host, Lab, download, no_leaks, ping, upload, wait_for_ping, wait_until
 
-from .dual import BEHIND, HUB, LAPTOP, PLANES, dual_cable, dual_client, dual_config, forwards
+from .dual import BEHIND, HUB, LAPTOP, PLANES, advertising, dual_cable, dual_client, dual_config, forwards
 from .topologies import UPLOADING, client_config, running
 
 pytestmark = pytest.mark.netns
 
 PATIENCE_S: Final = 30.0
 MTU: Final = 1380  # of the tunnel
-
-RADVD: Final = f"""
-interface eth1 {{
-    AdvSendAdvert on;
-    MinRtrAdvInterval 3;
-    MaxRtrAdvInterval 4;
-    prefix {BEHIND[1]} {{
-    }};
-}};
-"""
 
 
 def test_a_host_with_slaac_behind_a_client(lab: Lab) -> None:
@@ -35,13 +25,11 @@ def test_a_host_with_slaac_behind_a_client(lab: Lab) -> None:
     third = lab.host("third")
     lab.link(laptop, "fd00:60::1/64", third, [])
     forwards(laptop)
-    file = laptop.tmp / "radvd.conf"
-    file.write_text(RADVD, encoding="ascii")
     third.sysctl("net.ipv6.conf.eth0.accept_ra", 1)
     with (
         running(server, dual_config(dual_client(routes=[BEHIND[1]]), mtu=MTU)),
         running(laptop, client_config(), until=UPLOADING),
-        laptop.start(["radvd", "-n", "-m", "stderr", "-C", file, "-p", laptop.tmp / "radvd.pid"]) as radvd,
+        advertising(laptop, "eth1", BEHIND[1]) as radvd,
     ):
         address = str(wait_until(lambda: _global_address(third), PATIENCE_S, "an address", radvd.tail))
         assert IPv6Address(address) in IPv6Network(BEHIND[1])

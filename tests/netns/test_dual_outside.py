@@ -19,6 +19,7 @@ from .dual import (
     NETS,
     PLANES,
     addresses_6,
+    advertising,
     drops,
     dual_cable,
     dual_client,
@@ -253,6 +254,30 @@ def test_a_push_that_covers_the_server(world: World, name: str, pushes: list[str
         upload(world.client, world.printer, "2001:db8:6::20", 2_000_000)
         assert not re.search("silent|PINGs were not answered|broke", daemon.log), daemon.tail()
         assert f"covers {FAR_SERVER}" in daemon.log
+
+
+def test_a_client_that_has_its_address_by_slaac(world: World) -> None:
+    """As most have it: the gateway is a link-local address, with a lifetime, and is announced again and again. All of
+    IPv6 is pushed; the announcements change nothing, and nothing is logged of them."""
+    client, gate = world.client, world.gate
+    client.ip("-6 route del default")
+    client.ip("address del 2001:db8:1::7/64 dev eth0")
+    client.sysctl("net.ipv6.conf.eth0.accept_ra", 1)
+    (near,) = [each["local"] for each in gate.ip("-6 address show dev eth0")[0]["addr_info"] if each["scope"] == "link"]
+    config = dual_config(listen=FAR_SERVER, push_routes=["::/0"], keepalive=2)
+    with advertising(gate, "eth0", "2001:db8:1::/64"), running(world.server, config):
+        wait_for_ping(client, FAR_SERVER, PATIENCE_S)
+        with running(client, client_config(server=f"http://[{FAR_SERVER}]:8080/ip"), until=UPLOADING) as daemon:
+            daemon.wait_for_log("ready: ")
+            wait_until(lambda: len(host_routes(client)) == 1, PATIENCE_S, "the host route", daemon.tail)
+            assert host_routes(client) == [(FAR_SERVER, near, "eth0")]
+            begun = daemon.log_end
+            with capture(client, "eth0", "icmp6 and ip6[40] == 134") as announcements:
+                announcements.wait_for(3, timeout=PATIENCE_S)
+            assert ping(client, "2001:db8:6::20", count=10, interval=0.2).ok
+            assert host_routes(client) == [(FAR_SERVER, near, "eth0")]
+            assert daemon.log_end == begun, daemon.tail()
+        assert host_routes(client) == []
 
 
 def test_a_killed_client_s_host_route_goes(world: World) -> None:
