@@ -107,8 +107,7 @@ def advertising(router: Host, interface: str, prefix: str) -> Iterator[Process]:
     file = router.tmp / "radvd.conf"
     options = f"AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix {prefix} {{ }};"
     file.write_text(f"interface {interface} {{ {options} }};\n", encoding="ascii")
-    argv = ["radvd", "-n", "-m", "stderr", "-C", file, "-p", router.tmp / "radvd.pid"]
-    with router.start(argv) as radvd:
+    with router.start(["radvd", "-n", "-m", "stderr", "-C", file, "-p", router.tmp / "radvd.pid"]) as radvd:
         yield radvd
 
 
