@@ -26,7 +26,9 @@ def counting(drop):
         global dropped
         batch, at = queue.batches[0][2], queue.head_offset
         while at < len(batch):
-            if batch[at + 23] == 17 and batch[at + 36 : at + 38] == ({PORT}).to_bytes(2, "big"):
+            ipv4 = batch[at + 14] >> 4 == 4
+            protocol, udp = (at + 23, at + 34) if ipv4 else (at + 20, at + 54)
+            if batch[protocol] == 17 and batch[udp + 2 : udp + 4] == ({PORT}).to_bytes(2, "big"):
                 dropped += 1
             at += 14 + int.from_bytes(batch[at : at + 2], "little")
             if drop is drop_frame:

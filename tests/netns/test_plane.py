@@ -16,13 +16,13 @@ from tests.harness import Host, Lab, Process, command, no_leaks, wait_until
 from tests.integrity import CheckedTcp, CheckedUdp
 
 from .drop_counter import DROP_COUNTER, PORT, dropped
+from .dual import BEHIND, BRANCH, HUB, LAPTOP, dual_client, dual_config
 from .injection import injected
 from .topologies import (
     SERVER,
     TUNNEL_CLIENT,
     TUNNEL_SERVER,
     UPLOADING,
-    allowed,
     client_config,
     running,
     server_config,
@@ -32,7 +32,7 @@ from .topologies import (
 pytestmark = pytest.mark.netns
 
 ROUNDS: Final = 6
-PHONE: Final = allowed("phone", "10.10.0.3")
+PHONE: Final = dual_client("phone", BRANCH)
 
 
 def status(host: Host) -> dict[str, Any]:
@@ -69,7 +69,8 @@ def reload(daemon: Process) -> None:
     wait_until(lambda: daemon.log.count("reload: done") > before, 60, "the reload", daemon.tail)
 
 
-def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab) -> None:
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab, family: int) -> None:
     """Beside TCP as fast as it goes both ways, and a checked stream: streams are replaced several times a second, the
     config is reloaded, another client is ended by the operator, is killed, and comes back.
 
@@ -77,11 +78,11 @@ def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab) ->
     server, client, other = lab.host("server"), lab.host("client"), lab.host("other")
     lab.link(server, f"{SERVER}/24", client, "192.0.2.2/24")
     lab.link(server, "198.51.100.1/24", other, "198.51.100.3/24")
-    both = server_config(allowed("laptop"), PHONE, listen="0.0.0.0")
+    both = dual_config(dual_client(), PHONE, listen="0.0.0.0")
     configs = cycle(
         [
-            {**both, "push_routes": ["10.77.0.0/16"]},
-            {**both, "clients": [{**allowed("laptop"), "routes": ["10.60.0.0/24"]}, PHONE]},
+            {**both, "push_routes": ["10.77.0.0/16", "fd00:77::/48"]},
+            {**both, "clients": [dual_client(routes=BEHIND), PHONE]},
             {**both, "source_check": "strict"},
             both,
         ]
@@ -96,8 +97,8 @@ def test_kills_cancellations_reloads_and_rotations_beside_full_load(lab: Lab) ->
         client_daemon.wait_for_log(UPLOADING)
         phone = client_config("phone", server="http://198.51.100.1:8080/ip")
         with (
-            CheckedUdp(client, TUNNEL_CLIENT, server, TUNNEL_SERVER, rate=500, port=PORT) as udp,
-            CheckedTcp(client, server, TUNNEL_SERVER) as tcp,
+            CheckedUdp(client, LAPTOP[family], server, HUB[family], rate=500, port=PORT) as udp,
+            CheckedTcp(client, server, HUB[family]) as tcp,
         ):
             greedy = (tcp.a.process, tcp.b.process)
             for process in (it for it in lab.processes if it not in greedy):

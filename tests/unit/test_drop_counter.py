@@ -10,17 +10,24 @@ import pytest
 
 from tapotun_trio.datapath.tx_queue import MAX_AGE_S
 from tests.netns.drop_counter import DROP_COUNTER, PORT
-from tests.packets import frame, ipv4
+from tests.packets import frame, ip
 
 UDP: Final = 17
 TCP: Final = 6
 
 
-def packet(protocol: int, port: int) -> bytes:
-    return frame(ipv4("10.0.0.1", "10.0.0.2", bytes(2) + port.to_bytes(2, "big") + bytes(1000), protocol))
+ADDRESSES: Final = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 
 
-BATCH: Final = packet(UDP, PORT) + packet(UDP, PORT + 1) + packet(UDP, PORT) + packet(TCP, PORT)
+def batch(version: int) -> bytes:
+    """Four packets; the first and the third are of that port."""
+
+    def packet(protocol: int, port: int) -> bytes:
+        rest = bytes(1000 if version == 4 else 980)  # so that frames are of one size
+        return frame(ip(*ADDRESSES[version], bytes(2) + port.to_bytes(2, "big") + rest, protocol))
+
+    return packet(UDP, PORT) + packet(UDP, PORT + 1) + packet(UDP, PORT) + packet(TCP, PORT)
+
 
 DROPS: Final = {
     "one frame, as CoDel does": ("queue.put(batch, 4, 0)\nqueue.drop_frame('')", 1),
@@ -31,9 +38,11 @@ DROPS: Final = {
 }
 
 
+@pytest.mark.parametrize("version", ADDRESSES)
 @pytest.mark.parametrize(("does", "count"), DROPS.values(), ids=DROPS)
-def test_it_counts_what_is_dropped(does: str, count: int) -> None:
-    code = f"{DROP_COUNTER}\nfrom collections import Counter\nbatch, queue = {BATCH!r}, TxQueue(Counter())\n{does}\n"
+def test_it_counts_what_is_dropped(does: str, count: int, version: int) -> None:
+    made = f"batch, queue = {batch(version)!r}, TxQueue(Counter())"
+    code = f"{DROP_COUNTER}\nfrom collections import Counter\n{made}\n{does}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr
     assert done.stdout == f"dropped on purpose: {count}\n"
