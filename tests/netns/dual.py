@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.harness import Host, Lab, Link, Process, command
+from tests.harness import Host, Lab, Process, command
 
 from .topologies import CLIENT, SERVER, UPLOADING, Config, allowed, client_config, running, server_config
 
@@ -41,16 +41,12 @@ PLANES: Final[dict[str, dict[str, str]]] = {"plane": {}, "python": {"TAPOTUN_PLA
 
 @dataclass(frozen=True)
 class Dual:
-    """All of it, connected. `cable`: between the laptop and what is behind it."""
+    """All of it, connected."""
 
     server: Host
     laptop: Host
     branch: Host
     third: Host
-    cable: Link
-    server_daemon: Process
-    laptop_daemon: Process
-    branch_daemon: Process
 
 
 def dual_config(*clients: Config, **fields: Any) -> Config:
@@ -71,27 +67,23 @@ def dual_cable(lab: Lab) -> tuple[Host, Host]:
 
 
 @contextmanager
-def dual(
-    lab: Lab, *, env: Mapping[str, str] | None = None, behind_mtu: int = 1500, **server_fields: Any
-) -> Iterator[Dual]:
-    """``env``: of all three daemons. ``behind_mtu``: of the cable between the laptop and the machine behind it."""
+def dual(lab: Lab, *, env: Mapping[str, str] | None = None, **server_fields: Any) -> Iterator[Dual]:
+    """``env``: of all three daemons."""
     server, laptop, branch, third = (lab.host(name) for name in ("server", "laptop", "branch", "third"))
     lab.link(server, [f"{SERVER}/24", f"{SERVER_6}/64"], laptop, [f"{CLIENT}/24", f"{CLIENT_6}/64"])
     lab.link(server, ["203.0.113.1/24", "2001:db8:3::1/64"], branch, ["203.0.113.2/24", "2001:db8:3::2/64"])
-    cable = lab.link(
-        laptop, ["10.60.0.1/24", "fd00:60::1/64"], third, [f"{THIRD[0]}/24", f"{THIRD[1]}/64"], mtu=behind_mtu
-    )
+    lab.link(laptop, ["10.60.0.1/24", "fd00:60::1/64"], third, [f"{THIRD[0]}/24", f"{THIRD[1]}/64"])
     forwards(laptop)
     third.ip("route add default via 10.60.0.1")
     third.ip("-6 route add default via fd00:60::1")
     clients = [dual_client(routes=BEHIND), dual_client("branch", BRANCH)]
     config = dual_config(*clients, **{"listen": [SERVER, "203.0.113.1"], "push_routes": BEHIND, **server_fields})
     with ExitStack() as stack:
-        server_daemon = stack.enter_context(running(server, config, env=env))
-        laptop_daemon = stack.enter_context(running(laptop, client_config(), until=UPLOADING, env=env))
+        stack.enter_context(running(server, config, env=env))
+        stack.enter_context(running(laptop, client_config(), until=UPLOADING, env=env))
         of_branch = client_config("branch", server="http://203.0.113.1:8080/ip")
-        branch_daemon = stack.enter_context(running(branch, of_branch, until=UPLOADING, env=env))
-        yield Dual(server, laptop, branch, third, cable, server_daemon, laptop_daemon, branch_daemon)
+        stack.enter_context(running(branch, of_branch, until=UPLOADING, env=env))
+        yield Dual(server, laptop, branch, third)
 
 
 def forwards(*hosts: Host) -> None:

@@ -244,7 +244,7 @@ def test_a_reload_adds_and_removes_a_family(lab: Lab) -> None:
     """IPv6 comes and goes while IPv4 is used. The client follows by itself."""
     server, client = dual_cable(lab)
     hub = Hub(server)
-    only_4 = dual_config(dual_client(ip=LAPTOP[:1]), name="tun0") | {"net": NETS[0]}
+    only_4 = dual_config(dual_client(ip=LAPTOP[:1])) | {"net": NETS[0]}
     both = dual_config(mark=MARK)
     hub.write(only_4)
     with (
