@@ -317,13 +317,17 @@ def connect(a: Host, a_addresses: Addresses, b: Host, b_addresses: Addresses, *,
 
 
 def _is_ready(host: Host, interface: str) -> bool:
-    """The kernel sees a carrier and has given the interface its link-local address, both in its own time.
+    """The kernel sees a carrier, has given the interface its link-local address, and has made the local routes of its
+    IPv6 addresses, each in its own time.
 
-    Before that IPv6 is not usable, and a leak check would find an address that nobody set.
+    Before that IPv6 is not usable, and a leak check would find an address or a route that nobody set.
     """
     (link,) = host.ip(f"address show {interface}")
-    families = {address["family"] for address in link["addr_info"] if address["scope"] == "link"}
-    return link["operstate"] == "UP" and ("inet6" in families or not _IPV6.exists())
+    if link["operstate"] != "UP" or not _IPV6.exists():
+        return bool(link["operstate"] == "UP")
+    addresses = {address["local"]: address["scope"] for address in link["addr_info"] if address["family"] == "inet6"}
+    local = {route["dst"] for route in host.ip(f"-6 route show table local dev {interface}")}
+    return "link" in addresses.values() and set(addresses) <= local
 
 
 class Lab:
