@@ -47,15 +47,17 @@ def _further_address(ip: IPAddress, connected: Iterable[IPNetwork]) -> IPInterfa
 def pushed_routes(config: ServerConfig, client: AllowedClient) -> tuple[IPNetwork, ...]:
     """The networks that this client is asked to route into the tunnel.
 
-    The networks behind the client itself are left out, and so is the network that its address connects it to. This is
-    fast for a client with many routes.
+    The networks behind the client itself are left out, and so is the network that its address connects it to. So are
+    those of a family of which it has no address, since packets to them would have a source that is not the client's.
+    This is fast for a client with many routes.
     """
     own: _Prefixes = {}
     for net in (*(each.network for each in config.nets), *client.routes):
         own.setdefault((net.version, net.prefixlen), set()).add(
             int(net.network_address) >> net.max_prefixlen - net.prefixlen
         )
-    return tuple(net for net in config.push_routes if not _is_within(net, own))
+    families = {address.version for address in client.addresses}
+    return tuple(net for net in config.push_routes if net.version in families and not _is_within(net, own))
 
 
 _Prefixes: TypeAlias = dict[tuple[int, int], set[int]]

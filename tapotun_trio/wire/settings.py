@@ -29,5 +29,7 @@ class InterfaceSettings:
 
 
 def usable(addresses: Sequence[IPInterface]) -> bool:
-    """Whether there is at least one address, none is there twice, and an interface can have each of them."""
-    return 0 < len(addresses) == len(set(addresses)) and not any(is_hostless(host_network(a.ip)) for a in addresses)
+    """Whether there is at least one address, none is there twice, and an interface can have each of them. One address
+    with two prefix lengths is there twice: an interface has an address of IPv6 only once."""
+    ips = [address.ip for address in addresses]
+    return 0 < len(ips) == len(set(ips)) and not any(is_hostless(host_network(ip)) for ip in ips)

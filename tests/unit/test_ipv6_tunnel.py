@@ -20,6 +20,7 @@ from tapotun_trio.config.model import AllowedClient, ClientConfig, ServerConfig
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tx_queue import TxQueue
+from tapotun_trio.errors import PeerError
 from tapotun_trio.host.items import Address, Route
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.server.server import TunnelServer
@@ -735,3 +736,18 @@ def test_params_of_both_families_are_one_list() -> None:
     assert both["addresses"] == [f"{A4}/24", f"{A}/64"]
     assert sorted(both["routes"]) == ["10.60.0.0/24", "2001:db8:1::/48"]
     assert (four["addresses"], four["routes"]) == ([f"{A4}/24"], ["10.60.0.0/24"])
+
+
+def test_a_client_gets_no_route_of_a_family_of_which_it_has_no_address() -> None:
+    pushed = IPv4Network("10.60.0.0/24"), IPv6Network("2001:db8:1::/48")
+    config = replace(dual_server(1, dual("a", None, A), dual("b", B4, None)), push_routes=pushed)
+    sessions = TunnelServer(config, logging.getLogger("tapotun")).sessions  # type: ignore[arg-type]
+    told = [params.decode(it.parameters.params(frozenset({"ctl", "inet6"}))) for it in sessions]
+    assert [it.routes for it in told] == [pushed[1:], pushed[:1]]
+
+
+@pytest.mark.parametrize("other", [f"{A}/128", f"{A4}/32"])
+def test_an_address_with_two_prefix_lengths_is_refused(other: str) -> None:
+    payload = {"mtu": 1400, "addresses": [f"{A4}/24", f"{A}/64", other]}
+    with pytest.raises(PeerError, match="a repeated one"):
+        params.decode(json.dumps(payload).encode())

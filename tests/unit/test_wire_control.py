@@ -135,7 +135,7 @@ networks = st.one_of(
     st.builds(
         Params,
         mtu=st.integers(68, 65535),
-        addresses=st.lists(interfaces, min_size=1, max_size=4, unique=True).map(tuple),
+        addresses=st.lists(interfaces, min_size=1, max_size=4, unique_by=lambda it: it.ip).map(tuple),
         routes=st.lists(networks, max_size=4, unique=True).map(tuple),
         dns=st.lists(st.ip_addresses(), max_size=3, unique=True).map(tuple),
         device=st.sampled_from(["tun", "tap"]),
