@@ -186,7 +186,7 @@ class MemoryNetwork:
                 ]
             if item not in standing:
                 standing.append(item)
-            if isinstance(item, Rule):
+            if isinstance(item, Rule) and item.version == 4:
                 self._host.strict.discard(name)
         if refused:
             raise ItemsRefused(refused)

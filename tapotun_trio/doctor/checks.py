@@ -259,7 +259,8 @@ def _routes_for_others(config: ServerConfig, version: int | None = None) -> bool
 
 
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
-    """The kernel uses the higher of ``all`` and the interface's own setting, which starts as ``default``."""
+    """The kernel uses the higher of ``all`` and the interface's own setting, which starts as ``default``. It filters
+    packets of IPv4 only."""
     names = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
     everywhere, default = (machine.sysctls.get(name, 0) for name in names)
     found = 0
@@ -289,12 +290,19 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
 def _is_asymmetric(config: InterfaceConfig, _machine: Machine) -> bool:
     """Whether the interface's device has to accept packets from addresses that are not routed to it. With a mark the
     answer is no: see `_is_marked`."""
-    return config.mark is None and isinstance(config, ServerConfig) and any(client.sources for client in config.clients)
+    return (
+        config.mark is None
+        and isinstance(config, ServerConfig)
+        and any(source.version == 4 for client in config.clients for source in client.sources)
+    )
 
 
 def _is_marked(config: InterfaceConfig, machine: Machine) -> bool:
-    """Whether the interface exists and has a mark. The program has then loosened the filter on the device, and does so
-    again when another program makes it strict. So if it is strict now, it did not succeed."""
+    """Whether the interface exists and has a mark, for IPv4 too as far as that is known. The program has then loosened
+    the filter on the device, and does so again when another program makes it strict. So if it is strict now, it did not
+    succeed."""
+    if isinstance(config, ServerConfig) and config.net4 is None:
+        return False
     return config.mark is not None and config.name in machine.rp_filters
 
 

@@ -76,7 +76,7 @@ class _Loss:
     Attributes:
         items: these items.
         mtu: the wrong MTU that the interface has; None: it is right.
-        is_strict: strict reverse path filtering was switched on, and there is a rule.
+        is_strict: strict reverse path filtering, which IPv4 has, was switched on, and there is a rule of IPv4.
     """
 
     items: Sequence[Item]
@@ -185,7 +185,8 @@ class Repairer:
 
     async def _loss(self, state: LinkState) -> _Loss:
         wanted = self._installed.mtu
-        is_strict = state.is_strict and any(isinstance(item, Rule) for item in self._installed.items)
+        has_rule = any(isinstance(item, Rule) and item.version == 4 for item in self._installed.items)
+        is_strict = state.is_strict and has_rule
         mtu = None if state.mtu in (0, wanted) else state.mtu
         return _Loss(await self._installed.absent(), mtu, wanted, is_strict)
 

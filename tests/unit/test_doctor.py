@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 
 from tapotun_trio import exit_codes
-from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, TcpAddress, Url
+from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, ServerConfig, TcpAddress, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import (
     Machine,
@@ -52,6 +52,7 @@ HEALTHY = Machine(
 SERVER = server_config(8080, allowed("a", "10.10.0.2"))
 ROUTER = server_config(8080, allowed("a", "10.10.0.2", ("10.60.0.0/24",)))
 DUAL = replace(SERVER, nets=(*SERVER.nets, IPv6Interface("fd00:10::1/64")))
+IPV6_ONLY = replace(DUAL, nets=DUAL.nets[1:], clients=())
 ROUTER6 = replace(DUAL, routes=(IPv6Network("fd00:20::/64"),))
 PINNED = server_config(8080, allowed("a", "10.10.0.2", (), ("172.20.0.1",)))
 CLIENT = client_config("tun0", 443)
@@ -257,6 +258,25 @@ def test_what_is_wrong(machine: Machine, config: InterfaceConfig | None, severit
     [bad] = [it for it in found if it.severity != "ok"]
     assert (bad.severity, bad.check) == (severity, check)
     assert words in f"{bad.text}; {bad.remedy}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(IPV6_ONLY, mark=Mark(1, 1)),
+        replace(
+            IPV6_ONLY,
+            clients=(
+                replace(
+                    PINNED.clients[0], addresses=(IPv6Address("fd00:10::2"),), sources=(IPv6Address("fd00:20::2"),)
+                ),
+            ),
+        ),
+    ],
+)
+def test_the_filter_of_ipv4_does_not_matter_where_there_is_no_ipv4(config: ServerConfig) -> None:
+    machine = replace(sysctl(rp_all=1, rp_default=1), rp_filters={"hub": 1})
+    assert [it.severity for it in judge(machine, [config]) if it.check == "rp_filter"] == ["note"]
 
 
 def test_addresses_that_are_there_or_come_with_a_tunnel() -> None:

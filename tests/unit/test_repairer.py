@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Final
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tapotun_trio.errors import HostError, leaves
-from tapotun_trio.host.items import Address, DesiredState, Route, Rule
+from tapotun_trio.host.items import Address, DesiredState, Item, Route, Rule
 from tapotun_trio.log import interface_logger
 from tapotun_trio.netconf.reconciler import Reconciler
 from tapotun_trio.netconf.repair import MOST, PAUSE_S, REST_S, WINDOW_S, RepairLimit
@@ -93,12 +94,12 @@ class Case:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Case]:
+async def running(items: tuple[Item, ...] = ALL) -> AsyncIterator[Case]:
     host = MemoryHost()
     health = Health(lambda: None)
     reconciler = Reconciler(host, "tun0", interface_logger("tun0"), health=health)
     async with trio.open_nursery() as nursery:
-        await nursery.start(reconciler.run, DesiredState(1400, ALL))
+        await nursery.start(reconciler.run, DesiredState(1400, items))
         it = Case(host, reconciler, health)
         await it.until(lambda: host.looks)
         yield it
@@ -128,6 +129,20 @@ async def test_what_is_taken_is_put_back_and_told(autojump_clock: MockClock, cap
         await it.until(lambda: it.host.mtus["tun0"] == 1400)
         assert it.health.repairs == 4
         assert it.health.degraded is None
+
+
+async def test_a_rule_of_ipv6_does_not_mind_the_filter_that_ipv4_has(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    address, marked = Address(IPv6Interface("fd00:50::1/64")), Route(IPv6Network("::/0"), 100)
+    async with running((address, marked, replace(RULE, version=6))) as it:
+        it.host.strict.add("tun0")
+        looks = it.host.looks
+        it.host.tell("tun0")
+        await it.until(lambda: it.host.looks > looks)
+        await trio.sleep(WINDOW_S)
+        assert (it.health.repairs, it.health.degraded) == (0, None)
+        assert "another program" not in caplog.text
 
 
 async def test_what_another_interface_of_ours_had_comes_back_and_nobody_is_blamed(
