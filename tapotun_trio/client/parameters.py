@@ -220,6 +220,8 @@ def _takes_ipv4_only(desired: DesiredState) -> bool:
 async def _first_controls(answer: Answer, body: Body) -> tuple[bytes, list[tuple[int, bytes]]]:
     """Receive until the first frame is complete, for FIRST_PARAMS_S and up to MAX_FIRST_BYTES.
 
+    That is less than the buffer of the stream has room for, whatever framing is in between.
+
     Returns everything that was received of the body, and the control frames in it. Raises PeerError, ShortageError.
     """
     reader = FrameReader(body, control=True)
@@ -229,7 +231,7 @@ async def _first_controls(answer: Answer, body: Body) -> tuple[bytes, list[tuple
         while not (frames or reader.controls or reader.ended) and len(received) <= MAX_FIRST_BYTES:
             count = 0
             if not reader.pending:
-                space = reader.space()
+                space = reader.space()[: MAX_FIRST_BYTES + 1 - len(received)]
                 count = await answer.connection.receive(space)
                 received += space[:count]
                 if not count:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import Any, Final, Literal
@@ -16,6 +16,8 @@ import trio
 
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
+from tapotun_trio.client.parameters import _first_controls
+from tapotun_trio.client.requests import Answer
 from tapotun_trio.config.model import AllowedClient, ClientConfig, ServerConfig
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
@@ -27,7 +29,7 @@ from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
 from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import ChunkedBody
-from tapotun_trio.wire.frames import BASE_PING, FrameReader, each
+from tapotun_trio.wire.frames import BASE_PING, BUFFER_BYTES, FrameReader, each
 
 from ..fakes import MemoryDevice, MemoryHost
 from ..packets import frame, ip, ipv4, ipv6
@@ -637,6 +639,32 @@ async def test_a_server_that_says_nothing_after_the_head(
     monkeypatch.setattr("tapotun_trio.client.parameters.FIRST_PARAMS_S", 0.05)
     async with facing(says(NO_CONF)):
         assert "without x-tun-conf" in caplog.text
+
+
+@pytest.mark.parametrize("framing_bytes", [1, 2, 64])
+async def test_much_that_comes_before_the_first_frame_is_whole_fits_into_a_buffer(framing_bytes: int) -> None:
+    """Of a body in tiny chunks little is left after decoding, so much more than a buffer would be received."""
+
+    class Everything:
+        """A connection on which as much is there as is asked for, after a little."""
+
+        def __init__(self) -> None:
+            body = control.encode(control.PARAMS, bytes(control.MAX_PAYLOAD_BYTES))
+            pieces = [body[at : at + framing_bytes] for at in range(0, len(body), framing_bytes)]
+            self.left = b"".join(map(chunk, pieces)) + bytes(BUFFER_BYTES)
+            self.most = 90_000
+
+        async def receive(self, into: memoryview) -> int:
+            await trio.lowlevel.checkpoint()
+            count = min(len(into), self.most, len(self.left))
+            into[:count], self.left, self.most = self.left[:count], self.left[count:], BUFFER_BYTES
+            return count
+
+    answer = Answer(Everything(), None, b"", None, frozenset({"ctl", "inet6"}))  # type: ignore[arg-type]
+    received, _ = await _first_controls(answer, ChunkedBody())
+    assert len(received) <= BUFFER_BYTES
+    with suppress(PeerError):
+        FrameReader(ChunkedBody(), control=True).prime(received)
 
 
 async def test_what_a_hostile_server_sends() -> None:
