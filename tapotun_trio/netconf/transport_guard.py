@@ -71,6 +71,7 @@ class TransportGuard:
         self._unresolved = False  # the newest attempt found no address
         self._is_blind = False  # the newest decision had neither a session nor an address
         self._decided_for: frozenset[IPAddress] = frozenset()
+        self._only_inside: frozenset[IPAddress] = frozenset()  # that can be reached through the tunnel at most
         self._dirty = trio.Event()
         self._heard_s: float | None = None  # trio's clock; None: there never was a session
         self._withdraws = False
@@ -151,6 +152,10 @@ class TransportGuard:
         ]
         return any(each is not None and each not in local_addresses for each in local)
 
+    def may_try(self, address: str) -> bool:
+        """Whether a connection to this address, of those prepared for, would not go through the tunnel itself."""
+        return _routed(address) not in self._only_inside
+
     # -- when to decide again
 
     @contextmanager
@@ -162,6 +167,7 @@ class TransportGuard:
             yield
         finally:
             self._recheck = _nothing_to_recheck
+            self._only_inside = frozenset()
 
     async def run(self) -> None:
         """Request a new decision after each `mark_dirty`, and every CHECK_S if something is amiss; for ever."""
@@ -254,6 +260,10 @@ class TransportGuard:
             self._log_line("blind", logging.WARNING, f"{text} until there is a session again")
         self._is_blind = is_blind
         self._decided_for = addresses
+        # Without any other way the tunnel is dead, and what goes into it does not arrive. But a tunnel that works over
+        # one family of the server's addresses would carry a connection to the other, and so itself.
+        unreachable = frozenset(address for address, next_hop in next_hops.items() if next_hop is None)
+        self._only_inside = unreachable if len(unreachable) < len(next_hops) else frozenset()
         self.conflicts = decision.conflicts
         self._log_conflicts(decision.conflicts)
         return decision
@@ -322,6 +332,10 @@ class Attempt:
     def unresolved(self) -> None:
         """As `TransportGuard.unresolved`."""
         self._guard.unresolved()
+
+    def may_try(self, address: str) -> bool:
+        """As `Preparation.may_try`."""
+        return self._guard.may_try(address)
 
     def connecting(self, sock: socket.socket) -> None:
         """As `Preparation.connecting`."""

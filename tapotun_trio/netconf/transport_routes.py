@@ -14,7 +14,8 @@ The rules, for each address of the transport:
 - Without a session for a while, pushed routes that capture an address are *withdrawn*.
 - An address that cannot be reached at present without this interface has no next hop for a host route. The items that
   capture it stay. When a route to it appears, the kernel reports that change; until then, without the items, packets
-  for the tunnel would leave by other routes.
+  for the tunnel would leave by other routes. The guard lets no connection be made to it while there is a way to another
+  address of the transport, such as one of the other family.
 - An interface address that is the server's own, or makes the server's address a broadcast address, is always
   left out: the kernel looks up its local table first, so no route helps. The same holds for the gateway to the server:
   if its address were one of this machine, the kernel would no longer answer it, and its packets would be martians.

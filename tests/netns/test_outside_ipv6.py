@@ -42,6 +42,7 @@ from .topologies import (
     TUNNEL_CLIENT,
     TUNNEL_SERVER,
     UPLOADING,
+    allowed,
     cable,
     cable_6,
     client_config,
@@ -174,6 +175,31 @@ def test_broken_ipv6(lab: Lab, fault: str) -> None:
             assert ping(client, TUNNEL_SERVER).ok
             assert "WARNING" not in at_client.log, at_client.tail()
             assert re.fullmatch(r"192\.0\.2\.2:\d+", peer(server)["endpoint"])
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+def test_ipv6_only_through_the_tunnel_itself(lab: Lab, transport: str) -> None:
+    """The client's machine has no IPv6 but that of the tunnel, which leads to the server's AAAA, too."""
+    server, client = lab.host("server"), lab.host("client")
+    lab.link(server, "192.0.2.1/24", client, "192.0.2.2/24")
+    inside, own = "fd00:10::1", "fd00:20::1"
+    server.ip(f"address add {own}/128 dev lo")
+    file = client.tmp / "hosts"
+    client.hosts({})
+    file.write_text(f"127.0.0.1 localhost\n{own} {NAME}\n192.0.2.1 {NAME}\n", encoding="ascii")
+    hub = server_config(
+        {**allowed("laptop"), "ip": [TUNNEL_CLIENT, "fd00:10::2"]},
+        net=[f"{TUNNEL_SERVER}/24", f"{inside}/64"],
+        push_routes=["fd00:20::/64"],
+        listen=["::", "0.0.0.0"],
+    )
+    config = client_config(server=f"http://{NAME}:8080/ip", transport=transport, rotate_s=[0.5, 1.0])
+    with running(server, hub) as at_server, running(client, config, until=None) as at_client:
+        wait_until(lambda: ping(client, own).ok, BACK_S, "the way inside", at_client.tail)
+        time.sleep(5)  # some rotations
+        assert ping(client, own).ok
+        assert "connected from [" not in at_server.log, at_server.tail()
+        assert re.fullmatch(r"192\.0\.2\.2:\d+", peer(server)["endpoint"])
 
 
 # Accepts connections at the address, which is its argument, and never says a word.

@@ -84,6 +84,7 @@ class Told:
         self.remembered_as: list[str] = []
         self.is_unresolved = False
         self.sockets: list[socket.socket] = []
+        self.refused: set[str] = set()
 
     async def resolved(self, addresses: Sequence[str]) -> None:
         self.resolved_to += addresses
@@ -93,6 +94,9 @@ class Told:
 
     def unresolved(self) -> None:
         self.is_unresolved = True
+
+    def may_try(self, address: str) -> bool:
+        return address not in self.refused
 
     def connecting(self, sock: socket.socket) -> None:
         self.sockets.append(sock)
@@ -117,6 +121,16 @@ async def test_without_a_name_server_the_address_that_worked_is_tried(
     assert told.is_unresolved
     assert told.remembered_as == ["127.0.0.1"]
     assert told.resolved_to == []
+
+
+async def test_an_address_that_must_not_be_tried(name_server: NameServer, port: int) -> None:
+    told = Told()
+    told.refused = {"127.0.0.1"}
+    name_server.says = ["127.0.0.1"]
+    with pytest.raises(PeerError, match="unreachable"):
+        await dial.connect("server.test", port, None, told)
+    assert told.resolved_to == ["127.0.0.1"]
+    assert told.sockets == []
 
 
 async def test_a_name_server_that_is_silent(name_server: NameServer, port: int) -> None:

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
 
 import pytest
@@ -248,3 +248,30 @@ async def test_where_the_name_does_not_resolve_any_pushed_route_may_stand_betwee
         assert (await it.decide(network, "a", plan, ())).items == (ADDRESS,)
         it.session_begins()
         assert (await it.decide(network, "a", plan, ())).items == plan.items
+
+
+async def test_no_connection_goes_through_a_tunnel_that_another_one_carries() -> None:
+    """The server's other address is reached through the tunnel only, as ::/0 is pushed and nobody else routes IPv6."""
+    host, other = MemoryHost(), IPv6Address("2001:db8::10")
+    desired = DesiredState(1500, (Address(IPv6Interface("fd00::2/64")), Route(IPv6Network("::/0"))))
+    guard = TransportGuard(None, interface_logger("a"))
+
+    async def recheck(thorough: bool) -> None:
+        decision = await guard.decide(MemoryNetwork(host), "a", desired, ())
+        assert set(desired.items) <= set(decision.items)
+
+    async def tried() -> list[bool]:
+        with guard.attempt() as attempt:
+            await attempt.resolved([str(other), str(SERVER)])
+            return [attempt.may_try(str(other)), attempt.may_try(str(SERVER))]
+
+    with guard.rechecking(recheck):
+        host.ways[SERVER] = WAY
+        assert await tried() == [False, True]
+        host.ways[other] = NextHop(IPv6Network("::/0"), index=3, device="eth0", gateway=IPv6Address("fe80::1"))
+        assert await tried() == [True, True]
+        host.ways.clear()  # nothing carries the tunnel, so nothing goes through it
+        assert await tried() == [True, True]
+        host.ways[SERVER] = WAY
+        assert await tried() == [False, True]
+    assert await tried() == [True, True]  # the interface is gone

@@ -45,6 +45,9 @@ class Preparation(Protocol):
     def unresolved(self) -> None:
         """The name does not resolve."""
 
+    def may_try(self, address: str) -> bool:
+        """Whether this one of the addresses may be tried now; if not, it counts as unreachable."""
+
     def connecting(self, sock: socket.socket) -> None:
         """This socket is about to be connected. It is closed when its attempt has failed."""
 
@@ -205,6 +208,8 @@ class _Race:
     async def _attempt(self, address: Address, failed: trio.Event) -> None:
         sock: socket.socket | None = None
         try:
+            if self._preparation is not None and not self._preparation.may_try(address_text(address[1])):
+                raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
             sock = open_transport_socket(address[0], self._mark)
             limit = self._segment_limit
             if limit is not None and (mss := limit(address_text(address[1]))) is not None:
