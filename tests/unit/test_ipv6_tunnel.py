@@ -18,7 +18,7 @@ from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.parameters import _first_controls
 from tapotun_trio.client.requests import Answer
-from tapotun_trio.config.model import AllowedClient, ClientConfig, ServerConfig
+from tapotun_trio.config.model import AllowedClient, ClientConfig, Mark, ServerConfig
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tx_queue import TxQueue
@@ -722,6 +722,23 @@ async def test_ipv6_that_goes_outside(routes: tuple[str, ...], ip6: str | None, 
         if ip6 is None:
             it.client("a").path_changed("the test")
         assert len(it.lines("IPv6 traffic of this machine goes outside")) == warns
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+@pytest.mark.parametrize(("ip6", "lines"), [(A, 0), (None, 1)])
+async def test_a_mark_is_complete_only_with_params(
+    ip6: str | None, lines: int, transport: Literal["http", "websocket"]
+) -> None:
+    """x-tun-conf has IPv4 only, and PARAMS the rest."""
+
+    def marked(config: ClientConfig) -> ClientConfig:
+        return replace(config, mark=Mark(100, 100), transport=transport)
+
+    async with world("a", config=lambda port: dual_server(port, dual("a", A4, ip6)), change=marked) as it:
+        await it.connected("a", ipv6=ip6 is not None)
+        await it.has_addresses("a", f"{A4}/24", *((f"{A}/64",) if ip6 else ()))
+        await until(lambda: len(it.lines("IPv6 traffic of this machine goes outside")) >= lines, "the line")
+        assert len(it.lines("IPv6 traffic of this machine goes outside")) == lines
 
 
 # ------------------------------------------------------------------ the queue
