@@ -54,6 +54,12 @@ def _json_escape(code: int) -> str:
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
+def interface_setting(family: str, interface: str, setting: str) -> str:
+    """The name of a network setting of an interface for `sysctl`, which takes a ``/`` for a dot in the interface's name
+    (sysctl(8))."""
+    return f"net.{family}.conf.{interface.replace('.', '/')}.{setting}"
+
+
 def listed(items: Sequence[object], limit: int = 8) -> str:
     """Join the items with commas. If there are more than ``limit``, show the first ones and the number of the
     others."""

@@ -15,6 +15,7 @@ from ..families import IPNetwork
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text, left_out_text
+from ..text import interface_setting
 from .machine import Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
@@ -180,7 +181,7 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
             text = f"this machine does not forward {family}, and {', '.join(routers)} has networks behind it"
             remedy = f"sysctl -w {name}=1, and in a file of /etc/sysctl.d"
             if version == 6 and machine.advertised:
-                links = ", ".join(f"net.ipv6.conf.{link}.accept_ra=2" for link in machine.advertised)
+                links = ", ".join(f"{_accept_ra(link)}=2" for link in machine.advertised)
                 remedy += f"; with {links}, or this machine's default route goes"
             yield Finding("failure", "forwarding", text, remedy)
         elif value is not None:
@@ -190,7 +191,11 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
             for link, accepts in machine.advertised.items():
                 if accepts < _ACCEPT_RA_AS_ROUTER:
                     text = f"this machine forwards IPv6, so {link} ignores the router that its default route comes from"
-                    yield Finding("warning", "forwarding", text, f"sysctl -w net.ipv6.conf.{link}.accept_ra=2")
+                    yield Finding("warning", "forwarding", text, f"sysctl -w {_accept_ra(link)}=2")
+
+
+def _accept_ra(link: str) -> str:
+    return interface_setting("ipv6", link, "accept_ra")
 
 
 def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
@@ -276,7 +281,7 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
         if affected:
             found += 1
             text = f"a strict reverse path filter drops packets from {what} {', '.join(affected)}"
-            own = [f"net.ipv4.conf.{name}.rp_filter" for name in affected if name in machine.rp_filters]
+            own = [interface_setting("ipv4", name, "rp_filter") for name in affected if name in machine.rp_filters]
             yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in (*names, *own)))
     if found:
         return

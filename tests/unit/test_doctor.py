@@ -187,6 +187,21 @@ def test_a_healthy_machine() -> None:
             "forwarding",
             "so eth0 ignores the router that its default route comes from; sysctl -w net.ipv6.conf.eth0.accept_ra=2",
         ),
+        # A dot of the name is a slash for `sysctl`.
+        (
+            replace(HEALTHY, advertised={"eth0.10": 1}),
+            None,
+            "warning",
+            "forwarding",
+            "sysctl -w net.ipv6.conf.eth0/10.accept_ra=2",
+        ),
+        (
+            replace(sysctl(rp_all=0, rp_default=0), rp_filters={"hub.1": 1}),
+            replace(PINNED, name="hub.1"),
+            "failure",
+            "rp_filter",
+            "sysctl -w net.ipv4.conf.hub/1.rp_filter=2",
+        ),
         (sysctl(ipv6=1), DUAL, "failure", "ipv6", "IPv6 is switched off, and hub has the network fd00:10::/64"),
         (sysctl(ipv6=None), DUAL, "failure", "ipv6", "leave IPv6 out of its net"),
         (sysctl(new=1), DUAL, "failure", "ipv6", "sysctl -w net.ipv6.conf.default.disable_ipv6=0"),

@@ -46,6 +46,7 @@ import trio
 from ...cooperative import run_cooperatively
 from ...errors import HostError, ShortageError, shortage_of
 from ...families import IPAddress, IPInterface, IPNetwork, with_prefix
+from ...text import interface_setting
 from ..items import (
     CONNECTED_METRICS,
     MAIN_METRICS,
@@ -619,7 +620,7 @@ def _ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
     if version_of(item) != 6:
         return None
     if refusal.errno == errno.EACCES:
-        setting = f"net.ipv6.conf.{link.name}.disable_ipv6"
+        setting = interface_setting("ipv6", link.name, "disable_ipv6")
         return f"IPv6 is switched off on this interface: `sysctl -w {setting}=0`, or remove IPv6 from the config"
     if refusal.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
         return "this machine has no IPv6: start the kernel without ipv6.disable=1, or remove IPv6 from the config"
