@@ -37,7 +37,7 @@ from tapotun_trio.datapath import _pump
 
 assert isinstance(_pump.ABI, int)
 with select.epoll() as trio:
-    pump = _pump.Pump(trio.fileno(), 12)
+    pump = _pump.Pump(trio.fileno())
     assert pump.wait(0) == ([], _pump.EXPIRED)
     (near, far) = socket.socketpair()
     with near, far:

@@ -164,6 +164,7 @@ async def test_a_frame_of_ipv6_costs_nearly_what_one_of_ipv4_costs(
     way: Callable[[int, int, int], Any], size: int, frames: int
 ) -> None:
     four, six = await way(4, size, frames), await way(6, size, frames)
+    assert four.calls, "nothing was counted"
     print(f"{way.__name__} {size}: IPv4 {four}; IPv6 {six}: {six.calls / four.calls:.2f} of the calls")
     assert six.syscalls == four.syscalls
     assert six.calls <= max(FACTOR * four.calls, BLOCK_CALLS * frames), (four, six)

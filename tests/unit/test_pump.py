@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -826,6 +827,9 @@ def without_memory(call: Callable[[], object], number: int) -> tuple[object, boo
     )
     failure: BaseException | None = None
     result: object = None
+    # A tracer (coverage) must not be the one that finds no memory: it would never trace again, nor would a profiler.
+    tracer = sys.gettrace()
+    sys.settrace(None)
     _testcapi.set_nomemory(number, number + 1)
     try:
         result = call()
@@ -833,6 +837,7 @@ def without_memory(call: Callable[[], object], number: int) -> tuple[object, boo
         failure = exc
     finally:
         _testcapi.remove_mem_hooks()
+        sys.settrace(tracer)
     return result, failure is not None
 
 
