@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 TARGETS: Final = (
     "chunks",
     "frames",
+    "ethernet",
     "request_head",
     "response_head",
     "tun_conf",
@@ -31,6 +32,9 @@ TARGETS: Final = (
     "proxy_url",
     "admin",
     "tls_records",
+    "update_answer",
+    "update_metadata",
+    "update_notes",
 )
 NATIVE: Final = "pump"  # a program of its own
 WORK: Final = Path(__file__).resolve().parent.parent / "build" / "fuzz"
@@ -83,7 +87,7 @@ def run_one(name: str, arguments: list[str]) -> None:
         run_native(arguments)
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-    with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11", "wsproto"]):
+    with atheris.instrument_imports(include=["tapotun_trio", "fuzz", "h11", "wsproto", "tuf", "securesystemslib"]):
         target = importlib.import_module(f"fuzz.{name}")
     folders = _seed(name, target.SEEDS, arguments)
     atheris.Setup([f"fuzz-{name}", f"-max_len={MAX_INPUT_BYTES}", *arguments, *folders], target.check)

@@ -34,6 +34,20 @@ _DUAL: Final = {
 }
 _CLIENT: Final = {"name": "c", "server": "https://h/ip", "token": _TOKEN, "rotate_s": [420, 900]}
 
+_TAP: Final = {
+    "name": "t",
+    "port": 8081,
+    "device": "tap",
+    "net": "10.11.0.1/24",
+    "bridge": {"name": "br0", "create": True, "isolated": False, "learning": True, "bpdu_guard": True},
+    "mac": "02:00:5e:10:00:01",
+    "isolate": True,
+    "arp_guard": True,
+    "bpdu": "forward",
+    "storm_limit": 100,
+    "clients": [{"token": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "macs": ["02:00:5e:10:00:02"]}],
+}
+
 SEEDS: Final = [
     json.dumps([_SERVER, _CLIENT]).encode(),
     json.dumps([{**_SERVER, "source_check": "strict", "peers": 2, "mark": 1, "listen": ["127.0.0.1"]}]).encode(),
@@ -44,6 +58,8 @@ SEEDS: Final = [
         {"interfaces": [_CLIENT], "admin": {"listen": 9090, "token": _TOKEN}, "log": {"level": "info"}}
     ).encode(),
     json.dumps({"interfaces": [_SERVER], "admin": {"listen": "[::]:9090", "token": _TOKEN}, "update": {}}).encode(),
+    json.dumps([_TAP, {**_CLIENT, "device": "tap", "bridge": "br0", "mac": "ff-ff-ff-ff-ff-ff"}]).encode(),
+    json.dumps([{**_TAP, "device": "tun", "routes": ["10.0.0.0/8"]}, {**_TAP, "mtu": 65535, "net": []}]).encode(),
     b'[{"token": ' + b"[" * 3000,
     b'// comment\n[{"a": 1, "a": 2,}]',
     b"\xff\xfe[\0]\0",

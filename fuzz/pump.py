@@ -56,13 +56,24 @@ def _segments(*, tcp: bool) -> bytes:
     return b"".join((*flows, *ends, *flows[:50]))
 
 
+def _in_ethernet(frame: bytes, to: int, tagged: bool = False) -> bytes:
+    """The packet of a frame in an Ethernet frame, maybe behind a tag."""
+    size, flags, gso, header, mss, start, offset, _ = struct.unpack_from("<HBBHHHHH", frame)
+    packet = frame[14:]
+    head = b"\2\0\0\0\0" + bytes((to,)) + b"\2\0\0\0\0\x09" + (b"\x81\0\0\7" if tagged else b"")
+    head += b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\0"
+    more = len(head)
+    vnet = (flags, gso, header and header + more, mss, start and start + more, offset, 0)
+    return struct.pack("<HBBHHHHH", size + more, *vnet) + head + packet
+
+
 def _chunks(data: bytes, size: int) -> bytes:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(chunk_head(len(piece)) + piece + b"\r\n" for piece in pieces)
 
 
-def _input(program: bytes, stream: bytes) -> bytes:
-    return struct.pack("<H", len(program)) + program + stream
+def _input(program: bytes, stream: bytes, *, ethernet: bool = False) -> bytes:
+    return struct.pack("<H", len(program) | (0x8000 if ethernet else 0)) + program + stream
 
 
 _TSO: Final = struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0)
@@ -98,7 +109,51 @@ _PROGRAMS: Final = (
 _ALWAYS: Final = bytes((0, 0, 0, 0, 0, 0, 0, 8, 8)) + b"\x0a" * 200
 # More small frames than one turn takes, so many that the buffer has to be cleared for what has come meanwhile.
 _MANY: Final = _chunks(_frame(3) * 6020, 1 << 18) + _chunks(_frame(7) * 10_000, 1 << 18)
-SEEDS: Final = [*[_input(program, stream) for program in _PROGRAMS for stream in _STREAMS], _input(_ALWAYS, _MANY)]
+_ARP: Final = struct.pack("<H", 42) + bytes(12) + b"\xff" * 6 + b"\2\0\0\0\0\x09\x08\x06" + bytes(28)
+_ETHERNET_ALL: Final = b"".join(
+    _in_ethernet(make(to, size), to, tagged) + _ARP
+    for make in (_frame, _frame6)
+    for to in range(8)
+    for size in (40, 60)
+    for tagged in (False, True)
+)
+_ETHERNET_KNOWN: Final = _in_ethernet(_frame(0), 0) + _in_ethernet(_frame(4), 4) * 1023
+_RUNT: Final = struct.pack("<H", 14) + bytes(26)
+
+
+def _ethernet_segments(*, tcp: bool) -> bytes:
+    """Of four flows in turn, two of them behind a tag; and what ends a run."""
+    flows = [
+        _in_ethernet(_segment(port & 4, number, 64, tcp=tcp, port=port), port & 4, tagged=port > 1)
+        for number in range(20)
+        for port in range(4)
+    ]
+    return b"".join((*flows, _ARP, *flows[:20], _in_ethernet(_segment(0, 5, 9, tcp=tcp), 0), *flows))
+
+
+_ETHERNET_STREAMS: Final = (
+    _chunks(_ETHERNET_ALL * 2, 5000),
+    _chunks(_ETHERNET_ALL + _RUNT * 9, 7),
+    _chunks(_ETHERNET_KNOWN + _ethernet_segments(tcp=False) + _ethernet_segments(tcp=True), 70_000),
+    _chunks(_ETHERNET_KNOWN + _ethernet_segments(tcp=True) + _ARP * 3 + _ethernet_segments(tcp=False), 900),
+    _chunks(
+        b"".join(
+            _in_ethernet(make(to, size, vnet), to, tagged)
+            for make, vnet in ((_frame, _TSO), (_frame6, _TSO6))
+            for to in (0, 2)
+            for size in (9000, 60_000)
+            for tagged in (False, True)
+        )
+        + _ETHERNET_ALL,
+        70_000,
+    ),
+    _chunks(_in_ethernet(_frame(0, 1400), 0) * 20 + _RUNT + b"\x0d\0" + bytes(30), 3000),
+)
+SEEDS: Final = [
+    *[_input(program, stream) for program in _PROGRAMS for stream in _STREAMS],
+    *[_input(program, stream, ethernet=True) for program in _PROGRAMS for stream in _ETHERNET_STREAMS],
+    _input(_ALWAYS, _MANY),
+]
 
 
 def build(to: Path) -> None:

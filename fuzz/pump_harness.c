@@ -2,6 +2,8 @@
  *
  *     input:  u16 size of the program | the program | what the stream brings
  *
+ * The highest bit of the size says that the frames carry Ethernet frames.
+ *
  * The program decides what is called, and what each system call does: how much it takes or brings, and its errors, those
  * of malloc too. Nothing is a real descriptor, and time is what the program says, so every input runs the same again.
  *
@@ -66,6 +68,8 @@ static struct { const uint8_t *at; size_t left; } program, stream;
 static struct { int watched; uint32_t events; uint64_t tag; } watch[FDS];
 static uint64_t now_ns;
 static unsigned fail_at, allocations;
+static int ethernet;
+static unsigned least; /* bytes of a packet or an Ethernet frame */
 
 /* What the stream brought, out of its chunks; `seen`: where the next frame begins that has not come out. */
 static uint8_t *payload;
@@ -98,7 +102,8 @@ static unsigned next16(void) { return next() | next() << 8; }
 static int has_memory(void) { return ++allocations != fail_at; }
 
 /* Where Python says that a frame goes, by the last byte of its destination; of IPv6, by a byte of its source. */
-static int way_of(const uint8_t *frame) { return frame[HEADER_BYTES + 19] & 3; }
+static unsigned address_of(const uint8_t *frame) { return frame[HEADER_BYTES + (ethernet ? 5 : 19)]; }
+static int way_of(const uint8_t *frame) { return address_of(frame) & 3; }
 enum { TO_DEVICE, TO_NOBODY, TO_PEER, NOT_LEARNED };
 
 /* ---- the reference: the same bytes, one by one */
@@ -142,31 +147,63 @@ static void ref_take(uint8_t c)
 	}
 }
 
+/* Where in a frame the IP header begins, if it has no options, is no fragment's, and a whole header of UDP or TCP is
+ * behind it; 0: there is none. `bytes`: behind the vnet header. */
+static size_t ip_of_flow(const uint8_t *frame, size_t bytes)
+{
+	size_t at = HEADER_BYTES, end = HEADER_BYTES + bytes;
+	if (ethernet) {
+		if (end < 48)
+			return 0;
+		at = !memcmp(frame + 26, "\x81\0", 2) || !memcmp(frame + 26, "\x88\xa8", 2) ? 32 : 28;
+		if (memcmp(frame + at - 2, frame[at] >> 4 == 6 ? "\x86\xdd" : "\x08\0", 2))
+			return 0;
+	}
+	if (end < at + 28)
+		return 0;
+	const uint8_t *ip = frame + at;
+	size_t header = ip[0] >> 4 == 6 ? 40 : 20;
+	unsigned protocol = ip[header == 40 ? 6 : 9];
+	if (header == 20 && (ip[0] != 0x45 || ip[6] & 0xbf || ip[7]))
+		return 0;
+	return (protocol == 17 && end >= at + header + 8) || (protocol == 6 && end >= at + header + 20) ? at : 0;
+}
+
 /* Frames that are of one flow keep their order; one without a flow is not overtaken, and overtakes none. */
 static int may_overtake(const uint8_t *body, size_t size, const uint8_t *frame)
 {
-	const uint8_t *of[2] = { body - LENGTH_BYTES, frame };
-	const size_t bytes[2] = { size - VNET_BYTES, rd16(frame) };
-	for (int i = 0; i < 2; i++) /* without options, no fragment, UDP or TCP with a whole header */
-		if (of[i][14] != 0x45 || of[i][20] & 0x3f || of[i][21] || (of[i][23] != 17 && of[i][23] != 6)
-			|| bytes[i] < (of[i][23] == 17 ? 28 : 40))
-			return 0;
-	return of[0][23] != of[1][23] || memcmp(of[0] + 26, of[1] + 26, 12);
+	const uint8_t *other = body - LENGTH_BYTES;
+	size_t a = ip_of_flow(other, size - VNET_BYTES), b = ip_of_flow(frame, rd16(frame));
+	if (!a || !b)
+		return 0;
+	if (a != b || memcmp(other + HEADER_BYTES, frame + HEADER_BYTES, a - HEADER_BYTES) || other[a] >> 4 != frame[a] >> 4)
+		return 1;
+	if (other[a] >> 4 == 6)
+		return other[a + 6] != frame[a + 6] || memcmp(other + a + 8, frame + a + 8, 36);
+	return other[a + 9] != frame[a + 9] || memcmp(other + a + 12, frame + a + 12, 12);
 }
 
 /* Whether a piece of a super-packet is this frame: the kernel counts IDs up, which nobody needs where DF is set, and
  * calculates the checksums. */
 static int is_piece(const uint8_t *piece, const uint8_t *frame, size_t size)
 {
-	const uint8_t *a = piece + VNET_BYTES, *b = frame + HEADER_BYTES;
-	size_t check = b[9] == TCP ? 36 : 26;
-	if (size - VNET_BYTES != rd16(frame) || memcmp(a, b, 4) || (!(b[6] & 0x40) && memcmp(a + 4, b + 4, 2)) || memcmp(a + 6, b + 6, 4))
+	size_t at = ip_of_flow(frame, rd16(frame));
+	if (!at || size - VNET_BYTES != rd16(frame) || memcmp(piece + VNET_BYTES, frame + HEADER_BYTES, at - HEADER_BYTES))
 		return 0;
-	if (memcmp(a + 12, b + 12, check - 12) || memcmp(a + check + 2, b + check + 2, size - VNET_BYTES - check - 2))
+	const uint8_t *a = piece + at - LENGTH_BYTES, *b = frame + at;
+	int six = b[0] >> 4 == 6;
+	size_t header = six ? 40 : 20, bytes = HEADER_BYTES + rd16(frame) - at;
+	unsigned protocol = b[six ? 6 : 9];
+	size_t check = header + (protocol == 6 ? 16 : 6);
+	if (six ? memcmp(a, b, 40)
+		: memcmp(a, b, 4) || (!(b[6] & 0x40) && memcmp(a + 4, b + 4, 2)) || memcmp(a + 6, b + 6, 4) || memcmp(a + 12, b + 12, 8))
+		return 0;
+	if (memcmp(a + header, b + header, check - header) || memcmp(a + check + 2, b + check + 2, bytes - check - 2))
 		return 0;
 	/* A damaged frame must not be made to look intact. */
-	return sum(b, 20, 0) == 0xffff && (frame[2] == DATA_VALID ? b[9] == TCP
-		: frame[2] == NEEDS_CSUM && (unsigned)(b[check] << 8 | b[check + 1]) == sum(b + 12, 8, b[9] + rd16(frame) - 20));
+	unsigned pseudo = sum(six ? b + 8 : b + 12, six ? 32 : 8, protocol + (unsigned)(bytes - header));
+	return (six || sum(b, 20, 0) == 0xffff) && (frame[2] == DATA_VALID ? protocol == 6
+		: frame[2] == NEEDS_CSUM && rd16(frame + 8) == at + header - HEADER_BYTES && (unsigned)(b[check] << 8 | b[check + 1]) == pseudo);
 }
 
 /* A frame has come out, from its vnet header on; `piece`: of a super-packet. */
@@ -179,7 +216,7 @@ static void came_out(const uint8_t *body, size_t size, int piece)
 		length = rd16(frame);
 		if (!length || gone[at])
 			continue;
-		CHECK(length >= MIN_PACKET_BYTES && payload_bytes - at >= HEADER_BYTES + length);
+		CHECK(length >= least && payload_bytes - at >= HEADER_BYTES + length);
 		if (piece ? is_piece(body, frame, size) : size == VNET_BYTES + length && !memcmp(body, frame + LENGTH_BYTES, size))
 			break;
 		if (may_overtake(body, size, frame))
@@ -202,30 +239,41 @@ static void came_out(const uint8_t *body, size_t size, int piece)
 static void came_out_merged(const uint8_t *body, size_t size)
 {
 	static uint8_t piece[VNET_BYTES + MAX_PACKET_BYTES];
-	const uint8_t *ip = body + VNET_BYTES, *l4 = ip + 20;
-	int tcp = body[1] == 1;
-	size_t header = VNET_BYTES + rd16(body + 2), most = rd16(body + 4), length = size - VNET_BYTES;
-	CHECK(size > header && length <= MAX_PACKET_BYTES && ip[0] == 0x45 && ip[9] == (tcp ? 6 : 17));
-	CHECK(body[0] == NEEDS_CSUM && (tcp || body[1] == 5) && rd16(body + 6) == 20 && rd16(body + 8) == (tcp ? 16 : 6) && !rd16(body + 10));
-	CHECK(header == VNET_BYTES + 20 + (tcp ? (l4[12] >> 4) * 4u : 8) && most >= (tcp ? 8 : 1) && size - header > most && size - header <= 64 * most);
-	CHECK((size_t)(ip[2] << 8 | ip[3]) == length && sum(ip, 20, 0) == 0xffff && (tcp || (size_t)(l4[4] << 8 | l4[5]) == length - 20));
-	CHECK((unsigned)(tcp ? l4[16] << 8 | l4[17] : l4[6] << 8 | l4[7]) == sum(ip + 12, 8, ip[9] + (unsigned)length - 20));
-	for (size_t at = header, number = 0; at < size; at += most, number++) {
-		size_t bytes = size - at < most ? size - at : most, all = header - VNET_BYTES + bytes;
-		uint8_t *to = piece + VNET_BYTES;
+	CHECK(size > VNET_BYTES + 28 && size <= VNET_BYTES + MAX_PACKET_BYTES);
+	size_t at = ip_of_flow(body - LENGTH_BYTES, size - VNET_BYTES);
+	CHECK(at);
+	at -= LENGTH_BYTES;
+	const uint8_t *ip = body + at;
+	int tcp = body[1] != 5, six = ip[0] >> 4 == 6;
+	size_t ip_header = six ? 40 : 20, header = VNET_BYTES + rd16(body + 2), most = rd16(body + 4), length = size - at;
+	const uint8_t *l4 = ip + ip_header;
+	CHECK(size > header && ip[six ? 6 : 9] == (tcp ? 6 : 17) && body[1] == (!tcp ? 5 : six ? 4 : 1));
+	CHECK(body[0] == NEEDS_CSUM && rd16(body + 6) == at + ip_header - VNET_BYTES && rd16(body + 8) == (tcp ? 16 : 6) && !rd16(body + 10));
+	CHECK(header == at + ip_header + (tcp ? (l4[12] >> 4) * 4u : 8) && most >= (tcp ? 8 : 1) && size - header > most && size - header <= 64 * most);
+	CHECK(six ? (size_t)(ip[4] << 8 | ip[5]) == length - 40 : (size_t)(ip[2] << 8 | ip[3]) == length && sum(ip, 20, 0) == 0xffff);
+	CHECK(tcp || (size_t)(l4[4] << 8 | l4[5]) == length - ip_header);
+	CHECK((unsigned)(tcp ? l4[16] << 8 | l4[17] : l4[6] << 8 | l4[7])
+		== sum(six ? ip + 8 : ip + 12, six ? 32 : 8, (tcp ? 6 : 17) + (unsigned)(length - ip_header)));
+	for (size_t from = header, number = 0; from < size; from += most, number++) {
+		size_t bytes = size - from < most ? size - from : most, all = header - at + bytes;
+		uint8_t *to = piece + at, *above = to + ip_header;
 		memcpy(piece, body, header);
-		memcpy(piece + header, body + at, bytes);
-		to[2] = (uint8_t)(all >> 8), to[3] = (uint8_t)all;
-		unsigned ident = (unsigned)(ip[4] << 8 | ip[5]) + (unsigned)number;
-		to[4] = (uint8_t)(ident >> 8), to[5] = (uint8_t)ident;
-		if (tcp) {
-			uint32_t sequence = ((uint32_t)l4[4] << 24 | (uint32_t)l4[5] << 16 | (uint32_t)l4[6] << 8 | l4[7]) + (uint32_t)(at - header);
-			for (int i = 0; i < 4; i++)
-				to[24 + i] = (uint8_t)(sequence >> (24 - 8 * i));
-			if (at + bytes < size)
-				to[33] &= (uint8_t)~8u; /* PSH */
+		memcpy(piece + header, body + from, bytes);
+		if (six) {
+			to[4] = (uint8_t)((all - 40) >> 8), to[5] = (uint8_t)(all - 40);
 		} else {
-			to[24] = (uint8_t)((all - 20) >> 8), to[25] = (uint8_t)(all - 20);
+			to[2] = (uint8_t)(all >> 8), to[3] = (uint8_t)all;
+			unsigned ident = (unsigned)(ip[4] << 8 | ip[5]) + (unsigned)number;
+			to[4] = (uint8_t)(ident >> 8), to[5] = (uint8_t)ident;
+		}
+		if (tcp) {
+			uint32_t sequence = ((uint32_t)l4[4] << 24 | (uint32_t)l4[5] << 16 | (uint32_t)l4[6] << 8 | l4[7]) + (uint32_t)(from - header);
+			for (int i = 0; i < 4; i++)
+				above[4 + i] = (uint8_t)(sequence >> (24 - 8 * i));
+			if (from + bytes < size)
+				above[13] &= (uint8_t)~8u; /* PSH */
+		} else {
+			above[4] = (uint8_t)((all - ip_header) >> 8), above[5] = (uint8_t)(all - ip_header);
 		}
 		came_out(piece, header + bytes, 1);
 	}
@@ -243,7 +291,7 @@ static void check_chunks(int peer)
 		const uint8_t *frame = at + 2, *stop = frame + size;
 		CHECK(stop[0] == '\r' && stop[1] == '\n');
 		while (frame < stop) {
-			CHECK(stop - frame >= HEADER_BYTES + MIN_PACKET_BYTES);
+			CHECK((size_t)(stop - frame) >= HEADER_BYTES + least);
 			CHECK(way_of(frame) == TO_PEER);
 			frame += HEADER_BYTES + rd16(frame);
 		}
@@ -269,11 +317,20 @@ static ssize_t fake_read(int fd, void *to, size_t size)
 	CHECK(fd == DEVICE_A || fd == DEVICE_B);
 	if (what % 8 < 4)
 		return failing(what % 8);
-	CHECK(size == VNET_BYTES + MAX_PACKET_BYTES);
+	CHECK(size == VNET_BYTES + MAX_PACKET_BYTES + (size_t)ethernet);
 	if (length > size)
 		length = (unsigned)size;
 	memset(to, 0, length);
 	memset((uint8_t *)to + length, 0xEE, size - length < 100 ? size - length : 100);
+	if (ethernet) {
+		static const uint8_t head[] = { 2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 9, 0x08, 0, 0x45 };
+		if (length >= VNET_BYTES + sizeof head) {
+			memcpy((uint8_t *)to + VNET_BYTES, head, sizeof head);
+			((uint8_t *)to)[VNET_BYTES + 5] = (uint8_t)(what >> 5);
+			((uint8_t *)to)[VNET_BYTES + 12] = what == 255 ? 0x81 : 0x08;
+		}
+		return (ssize_t)length;
+	}
 	memcpy(to, start, length < sizeof start ? length : sizeof start);
 	if (length >= VNET_BYTES + 20) {
 		((uint8_t *)to)[VNET_BYTES + 19] = (uint8_t)(what >> 5);
@@ -383,6 +440,8 @@ static ssize_t fake_sendmsg(int fd, const struct msghdr *message, int flags)
 
 static int fake_epoll_ctl(int epoll, int op, int fd, struct epoll_event *event)
 {
+	if (epoll < 0)
+		return errno = EBADF, -1;
 	CHECK(epoll == 1000);
 	if (fd < 0 || fd >= FDS)
 		return errno = EBADF, -1;
@@ -400,6 +459,8 @@ static int fake_epoll_wait(int epoll, struct epoll_event *events, int most, int 
 {
 	unsigned ready = next(), errors = ready & 128 ? next() : 0;
 	int found = 0;
+	if (epoll < 0)
+		return errno = EBADF, -1;
 	CHECK(epoll == 1000);
 	if (ready == 0x7f)
 		return failing(1);
@@ -424,7 +485,7 @@ static int fake_clock(struct timespec *now)
 
 /* ---- what Python would do */
 
-static PyObject *type, *rules;
+static PyObject *type, *rules, *ethernet_rules;
 static struct {
 	PyObject *pump, *buffer, *slab;
 	unsigned long long table, outlet, reader, inlet, port[PEERS];
@@ -476,11 +537,11 @@ static void attach(int peer)
 static void restart_inlet(int again)
 {
 	PyObject *state = call(NULL, "state", "(K)", world.inlet);
-	Py_ssize_t head = 0, tail = 0, pos = 0, end = 0;
+	Py_ssize_t head = 0, tail = 0, pos = 0, end = 0, raw_head, raw_tail;
 	unsigned long long left = 0;
-	int after = 0;
+	int after = 0, other;
 	if (state) {
-		CHECK(PyArg_ParseTuple(state, "nnnnKi", &head, &tail, &pos, &end, &left, &after));
+		CHECK(PyArg_ParseTuple(state, "nnnnKinnp", &head, &tail, &pos, &end, &left, &after, &raw_head, &raw_tail, &other));
 		CHECK(0 <= head && head <= tail && tail <= pos && pos <= end && end <= BUFFER_BYTES);
 	}
 	Py_XDECREF(state);
@@ -508,7 +569,7 @@ static void learn(const uint8_t *frame, size_t size)
 	else if (way == TO_NOBODY)
 		DO("learn", "(KOiK)", world.table, bytes, DROP, 3ull);
 	else if (way == TO_PEER)
-		DO("learn", "(KOiK)", world.table, bytes, TO_PORT, world.port[frame[HEADER_BYTES + 19] >> 2 & 1]);
+		DO("learn", "(KOiK)", world.table, bytes, TO_PORT, world.port[address_of(frame) >> 2 & 1]);
 	Py_XDECREF(bytes);
 }
 
@@ -524,11 +585,11 @@ static void see_frames(PyObject *ranges, PyObject *memory, int of_stream)
 		CHECK(before <= start && start < stop && stop <= view.len && count >= 1 && (stop - start) % count == 0);
 		size_t size = (size_t)(stop - start) / (size_t)count;
 		for (Py_ssize_t at = start; at < stop; at += (Py_ssize_t)size) {
-			CHECK(size == HEADER_BYTES + rd16(buf + at) && size >= HEADER_BYTES + MIN_PACKET_BYTES);
+			CHECK(size == HEADER_BYTES + rd16(buf + at) && size >= HEADER_BYTES + least);
 			if (of_stream)
 				came_out(buf + at + LENGTH_BYTES, size - LENGTH_BYTES, 0);
 		}
-		if (buf[start + HEADER_BYTES] >> 4 == 4 || buf[start + HEADER_BYTES] >> 4 == 6)
+		if (ethernet || buf[start + HEADER_BYTES] >> 4 == 4 || buf[start + HEADER_BYTES] >> 4 == 6)
 			learn(buf + start, size);
 		before = stop;
 	}
@@ -589,6 +650,15 @@ static void step(void)
 		Py_XDECREF(call(&world.port[peer], "port", "()"));
 		break;
 	case 9: DO("halt", "(K)", op & 16 ? world.reader : world.inlet); break;
+	case 10:
+		if (op != 0xFA) { /* seldom: little happens after it */
+			wait_once();
+			break;
+		}
+		DO("close", "()");
+		for (int fd = 0; fd < FDS; fd++)
+			CHECK(!watch[fd].watched || fd == TRIO);
+		break;
 	default: wait_once();
 	}
 }
@@ -604,6 +674,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	rules = Py_BuildValue("(((N)(N))((NN)(NN)))", Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x40), Py_BuildValue("(ii)", HEADER_BYTES + 12, 8),
 		Py_BuildValue("(iii)", HEADER_BYTES, 0xF0, 0x60), Py_BuildValue("(iii)", HEADER_BYTES + IPV6_BYTES - 1, 0, 0),
 		Py_BuildValue("(ii)", HEADER_BYTES + 6, 1), Py_BuildValue("(ii)", HEADER_BYTES + 8, 32));
+	/* BY_MACS. */
+	ethernet_rules = Py_BuildValue("((()((ii))))", HEADER_BYTES, 12);
 	payload = malloc(OUT_BYTES);
 	gone = calloc(OUT_BYTES, 1);
 	for (int peer = 0; peer < PEERS; peer++)
@@ -612,6 +684,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	world.slab = PyByteArray_FromStringAndSize(NULL, SLAB_BYTES);
 	CHECK(type);
 	CHECK(rules);
+	CHECK(ethernet_rules);
 	CHECK(payload && gone && world.buffer && world.slab);
 	return 0;
 }
@@ -620,7 +693,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	if (size < 3)
 		return 0;
-	size_t part = rd16(data);
+	size_t part = rd16(data) & 0x7fff;
+	ethernet = data[1] >> 7;
+	least = ethernet ? ETHERNET_BYTES : MIN_PACKET_BYTES;
 	if (part > size - 2)
 		part = size - 2;
 	program.at = data + 2, program.left = 0; /* nothing fails before there is a pump */
@@ -642,7 +717,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(world.pump);
 	program.left = part;
 	fail_at = next();
-	Py_XDECREF(call(&world.table, "table", "(O)", rules));
+	Py_XDECREF(call(&world.table, "table", "(Oi)", ethernet ? ethernet_rules : rules, ethernet));
 	Py_XDECREF(call(&world.outlet, "outlet", "(i)", DEVICE_A));
 	for (int peer = 0; peer < PEERS; peer++)
 		Py_XDECREF(call(&world.port[peer], "port", "()"));

@@ -8,6 +8,7 @@ from tapotun_trio.config.model import Url
 from tapotun_trio.errors import PeerError
 from tapotun_trio.http.client import check_status
 from tapotun_trio.http.heads import ResponseHead, ResponseParser
+from tapotun_trio.probe.identify import identify
 
 from .feeding import arrivals, assert_printable
 
@@ -50,6 +51,7 @@ def _read(method: str, pieces: list[bytes]) -> object:
 
 
 def _tell(head: ResponseHead, body: bytes, method: str) -> None:
+    assert identify(head.headers, list(head.headers), https=bool(body))
     try:
         check_status(head, _URL, body, method=method, served=True)
     except PeerError as exc:

@@ -2,6 +2,10 @@
 
 The native part reads what strangers send. So its own tests, those of its hook, and the comparison with the pure path
 run once more with a module that aborts at the first access behind a buffer, use after free, or undefined behaviour.
+So do those of hostile peers, with the plane, and those of what else uses the module.
+
+test_websocket and test_hostile_{http,log,bounds,load} do not, so that this stays short. test_websocket alone was not
+done after 200 s beside other work. What it has for the module, masking, is in test_wire_websocket.
 
 Leaks are not looked for here: Python itself leaves much at its end. `make fuzz` does that, in a program of its own.
 Arguments go to pytest.
@@ -33,9 +37,16 @@ SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 TESTS: Final = (
     "test_pump.py",
     "test_plane_hook.py",
+    "test_plane_loans.py",
+    "test_steps.py",
     "test_plane_differential.py",
+    "test_pump_ethernet.py",
+    "test_plane_ethernet.py",
     "test_tls_records.py",
     "test_plane_tls.py",
+    "test_wire_websocket.py",
+    "test_hostile_frames.py",
+    "test_hostile_server.py",
 )
 
 
@@ -54,7 +65,7 @@ def main(arguments: list[str]) -> int:
         "PYTHONMALLOC": "malloc",  # Python's own allocator would hide from ASan what is read behind an object
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    command = [sys.executable, "-m", "pytest", "-p", "tests.sanitized", "-q", "-s", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.sanitized", "-q", "-s", "-k", "not pure", *arguments]
     command += [str(ROOT / "tests" / "unit" / name) for name in TESTS]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 

@@ -68,8 +68,6 @@ typedef struct {
 	Direction out, in;
 } Tls;
 
-typedef struct { const uint8_t *bytes; size_t size; } Part;
-
 /* ---- keys */
 
 /* HKDF-Expand-Label with an empty context (section 7.1). `bytes` is at most the hash's size, so one HMAC does. */
@@ -146,7 +144,7 @@ static size_t sealed_bytes(size_t content)
 }
 
 /* Seal `size` bytes of the parts, from `*at` of the first on, as one record. Returns its size; 0: libcrypto failed. */
-static size_t seal_record(Tls *t, uint8_t type, const Part **part, size_t *at, size_t size, uint8_t *out)
+static size_t seal_record(Tls *t, uint8_t type, const struct iovec **part, size_t *at, size_t size, uint8_t *out)
 {
 	size_t body = size + 1 + TAG_BYTES;
 	uint8_t *to = out + RECORD_HEAD;
@@ -159,13 +157,14 @@ static size_t seal_record(Tls *t, uint8_t type, const Part **part, size_t *at, s
 		return 0;
 	t->out.number++; /* whatever happens, this nonce is used */
 	while (size) {
-		size_t more = (*part)->size - *at < size ? (*part)->size - *at : size;
-		if (more && (!crypto.update(t->out.context, to, &n, (*part)->bytes + *at, (int)more) || n != (int)more))
+		size_t more = (*part)->iov_len - *at < size ? (*part)->iov_len - *at : size;
+		const uint8_t *from = (const uint8_t *)(*part)->iov_base + *at;
+		if (more && (!crypto.update(t->out.context, to, &n, from, (int)more) || n != (int)more))
 			return 0;
 		to += more;
 		size -= more;
 		*at += more;
-		if (*at == (*part)->size) {
+		if (*at == (*part)->iov_len) {
 			++*part;
 			*at = 0;
 		}
@@ -178,15 +177,15 @@ static size_t seal_record(Tls *t, uint8_t type, const Part **part, size_t *at, s
 
 /* Seal the parts into as few records as possible. `out` has room for `sealed_bytes`. Returns the size; 0: libcrypto failed,
  * now or before, and nothing can be sent any more. */
-static size_t seal(Tls *t, uint8_t type, const Part *part, int parts, uint8_t *out)
+static size_t seal(Tls *t, uint8_t type, const struct iovec *part, int parts, uint8_t *out)
 {
 	size_t left = 0, done = 0, at = 0, n;
 	for (int i = 0; i < parts; i++)
-		left += part[i].size;
+		left += part[i].iov_len;
 	while (left) {
 		if (t->update_due || t->out.number >= t->most) {
-			static const uint8_t message[KEY_UPDATE_BYTES] = { 24, 0, 0, 1, 0 }; /* update_not_requested */
-			const Part update = { message, sizeof message }, *first = &update;
+			static uint8_t message[KEY_UPDATE_BYTES] = { 24, 0, 0, 1, 0 }; /* update_not_requested */
+			const struct iovec update = { message, sizeof message }, *first = &update;
 			size_t from = 0;
 			n = seal_record(t, HANDSHAKE, &first, &from, sizeof message, out + done);
 			if (!n)
@@ -327,42 +326,6 @@ static void forget_keys(Tls *t)
 	}
 }
 
-static int Tls_init(PyObject *self, PyObject *args, PyObject *keywords)
-{
-	Tls *t = (Tls *)self;
-	Py_buffer out, in;
-	unsigned int most = MAX_RECORDS;
-	int suite;
-	(void)keywords;
-	if (!PyArg_ParseTuple(args, "iy*y*|I", &suite, &out, &in, &most))
-		return -1;
-	if (!crypto.loaded || t->out.context || suite < 0x1301 || suite > 0x1303 || !most || most > MAX_RECORDS) {
-		PyErr_SetString(PyExc_ValueError, "no libcrypto, initialised already, or no such suite or number");
-		goto failed;
-	}
-	t->suite = suite - 0x1301;
-	t->most = most;
-	size_t bytes = suites[t->suite].hash_bytes;
-	if (!hex_bytes(&out, t->out.secret, bytes) || !hex_bytes(&in, t->in.secret, bytes)) {
-		PyErr_SetString(PyExc_ValueError, "a secret is not as long as the suite's hash");
-		goto failed;
-	}
-	if (!(t->out.context = crypto.create()) || !(t->in.context = crypto.create())
-		|| !use_secret(t, &t->out, 1) || !use_secret(t, &t->in, 0)) {
-		forget_keys(t);
-		crypto.clear_errors();
-		PyErr_SetString(PyExc_ValueError, "libcrypto does not have the cipher");
-		goto failed;
-	}
-	PyBuffer_Release(&out);
-	PyBuffer_Release(&in);
-	return 0;
-failed:
-	PyBuffer_Release(&out);
-	PyBuffer_Release(&in);
-	return -1;
-}
-
 static void Tls_dealloc(PyObject *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
@@ -371,12 +334,37 @@ static void Tls_dealloc(PyObject *self)
 	Py_DECREF(type);
 }
 
-/* Whether __init__ has succeeded: Python code can also call __new__ alone. */
-static int is_ready(const Tls *t)
+static PyObject *Tls_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-	if (!t->in.context)
-		PyErr_SetString(PyExc_ValueError, "not initialised");
-	return t->in.context != NULL;
+	Py_buffer out, in;
+	unsigned int most = MAX_RECORDS;
+	int suite;
+	(void)keywords;
+	if (!PyArg_ParseTuple(args, "iy*y*|I", &suite, &out, &in, &most))
+		return NULL;
+	const char *wrong = NULL;
+	Tls *t = NULL;
+	if (!crypto.loaded || suite < 0x1301 || suite > 0x1303 || !most || most > MAX_RECORDS) {
+		wrong = "no libcrypto, or no such suite or number";
+	} else if ((t = (Tls *)PyType_GenericNew(type, NULL, NULL))) {
+		t->suite = suite - 0x1301;
+		t->most = most;
+		size_t bytes = suites[t->suite].hash_bytes;
+		if (!hex_bytes(&out, t->out.secret, bytes) || !hex_bytes(&in, t->in.secret, bytes)) {
+			wrong = "a secret is not as long as the suite's hash";
+		} else if (!(t->out.context = crypto.create()) || !(t->in.context = crypto.create())
+			|| !use_secret(t, &t->out, 1) || !use_secret(t, &t->in, 0)) {
+			crypto.clear_errors();
+			wrong = "libcrypto does not have the cipher";
+		}
+	}
+	PyBuffer_Release(&out);
+	PyBuffer_Release(&in);
+	if (wrong) {
+		PyErr_SetString(PyExc_ValueError, wrong);
+		Py_CLEAR(t);
+	}
+	return (PyObject *)t;
 }
 
 PyDoc_STRVAR(seal_doc, "seal(data, kind=23) -> its records\n\nThey must be sent, before any others. kind: of content; 23 is data.\n"
@@ -387,13 +375,13 @@ static PyObject *Tls_seal(PyObject *self, PyObject *args)
 	Tls *t = (Tls *)self;
 	Py_buffer view;
 	unsigned char kind = APPLICATION_DATA;
-	if (!is_ready(t) || !PyArg_ParseTuple(args, "y*|b", &view, &kind))
+	if (!PyArg_ParseTuple(args, "y*|b", &view, &kind))
 		return NULL;
-	const Part part = { view.buf, (size_t)view.len };
+	const struct iovec part = { view.buf, (size_t)view.len };
 	PyObject *result = NULL;
-	uint8_t *out = malloc(sealed_bytes(part.size));
+	uint8_t *out = malloc(sealed_bytes(part.iov_len));
 	size_t size = out ? seal(t, kind, &part, 1, out) : 0;
-	if (size || (out && !part.size))
+	if (size || (out && !part.iov_len))
 		result = PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
 	else if (out)
 		PyErr_SetString(PyExc_ValueError, "libcrypto failed");
@@ -412,7 +400,7 @@ static PyObject *Tls_open(PyObject *self, PyObject *args)
 	Tls *t = (Tls *)self;
 	Py_buffer raw, into;
 	Py_ssize_t start, stop;
-	if (!is_ready(t) || !PyArg_ParseTuple(args, "y*nnw*", &raw, &start, &stop, &into))
+	if (!PyArg_ParseTuple(args, "y*nnw*", &raw, &start, &stop, &into))
 		return NULL;
 	PyObject *result = NULL;
 	if (start < 0 || stop < start || stop > raw.len) {
@@ -435,7 +423,7 @@ static PyObject *Tls_take(PyObject *self, PyObject *args)
 	Tls *t = (Tls *)self;
 	Py_buffer raw;
 	Py_ssize_t start, stop;
-	if (!is_ready(t) || !PyArg_ParseTuple(args, "y*nn", &raw, &start, &stop))
+	if (!PyArg_ParseTuple(args, "y*nn", &raw, &start, &stop))
 		return NULL;
 	uint8_t out[RECORD_BYTES + MAX_EXPANSION];
 	PyObject *result = NULL;
@@ -471,7 +459,7 @@ static PyObject *Tls_update(PyObject *self, PyObject *args)
 {
 	Tls *t = (Tls *)self;
 	int answer;
-	if (!is_ready(t) || !PyArg_ParseTuple(args, "p", &answer))
+	if (!PyArg_ParseTuple(args, "p", &answer))
 		return NULL;
 	if (!update_keys(t, &t->in, 0)) {
 		PyErr_SetString(PyExc_ValueError, "libcrypto failed");
@@ -496,8 +484,7 @@ static PyMethodDef tls_methods[] = {
 	{ NULL, NULL, 0, NULL },
 };
 static PyType_Slot tls_slots[] = {
-	{ Py_tp_new, (void *)PyType_GenericNew }, { Py_tp_init, (void *)Tls_init }, { Py_tp_dealloc, (void *)Tls_dealloc },
-	{ Py_tp_methods, tls_methods }, { 0, NULL },
+	{ Py_tp_new, (void *)Tls_new }, { Py_tp_dealloc, (void *)Tls_dealloc }, { Py_tp_methods, tls_methods }, { 0, NULL },
 };
 static PyType_Spec tls_spec = { "tapotun_trio.datapath._pump.Tls", sizeof(Tls), 0, Py_TPFLAGS_DEFAULT, tls_slots };
 static PyTypeObject *tls_type; /* the process has one */
@@ -505,13 +492,9 @@ static PyTypeObject *tls_type; /* the process has one */
 /* A Tls object, or None. Returns whether it is one of these. */
 static int as_tls(PyObject *object, Tls **tls)
 {
-	*tls = NULL;
-	if (object == Py_None)
+	*tls = object == Py_None ? NULL : (Tls *)object;
+	if (!*tls || PyObject_TypeCheck(object, tls_type))
 		return 1;
-	if (!PyObject_TypeCheck(object, tls_type)) {
-		PyErr_SetString(PyExc_TypeError, "no Tls object");
-		return 0;
-	}
-	*tls = (Tls *)object;
-	return is_ready(*tls);
+	PyErr_SetString(PyExc_TypeError, "no Tls object");
+	return 0;
 }

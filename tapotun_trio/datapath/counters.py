@@ -20,11 +20,14 @@ class DropReason(StrEnum):
 
     meaning: str
 
+    ARP_GUARD = "arp-guard", "by ARP or neighbour discovery it claims an address that is not its client's"
+    BAD_MAC = "bad-mac", "the source MAC address is another one's, is not of a station, or is not the client's"
     BAD_SOURCE = "bad-source", "the client may not use this source address"
     CODEL = "codel", "the queue was too long for too long; the drop tells senders to slow down"
-    DEVICE_FULL = "device-full", "the TUN device accepted nothing for too long"
+    DEVICE_FULL = "device-full", "the TUN or TAP interface accepted nothing for too long"
     DEVICE_REFUSED = "device-refused", "the kernel refused the packet"
     INTERNAL_ERROR = "internal-error", "an error in this program; the log has its traceback"
+    ISOLATED = "isolated", "clients of this interface reach the server's side only"
     JUMBOGRAM = "jumbogram", "an IPv6 packet that says that it is longer than 65,535 bytes"
     LINK_LOCAL = (
         "link-local",
@@ -36,6 +39,9 @@ class DropReason(StrEnum):
     NOT_IPV4 = "not-ipv4", "not IPv4, and the two ends have not agreed on IPv6"
     QUEUE_AGE = "queue-age", "it waited too long in the send queue"
     QUEUE_FULL = "queue-full", "the send queue was full"
+    RESERVED_MAC = "reserved-mac", "to an address such as that of spanning trees, which bridges do not forward"
+    SAME_SIDE = "same-side", "it came from the side where its destination is"
+    STORM = "storm", "the client sends more frames to everybody than storm_limit allows"
 
     def __new__(cls, value: str, meaning: str) -> Self:
         member = str.__new__(cls, value)

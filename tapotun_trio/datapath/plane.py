@@ -31,6 +31,7 @@ here is to be called in trio's thread, and nothing but `Plane.read` and `Plane.r
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import weakref
@@ -45,25 +46,51 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
+from ..errors import ConfigError
 from ..host.net.sockets import TLS_RECORDS_WANTED, Connection
 from ..log import Log
-from ..wire.frames import HEADER_BYTES, MIN_IPV6_BYTES, FrameRange, FrameReader
+from ..text import one_line, shorten
+from ..wire.frames import FrameRange, FrameReader
 from .counters import Counters, DropReason
+from .rules import ALL_ALIKE as ALL_ALIKE
+from .rules import ALL_FRAMES as ALL_FRAMES
+from .rules import BY_ADDRESSES as BY_ADDRESSES
+from .rules import BY_MACS as BY_MACS
+from .rules import BY_MACS_GUARDED as BY_MACS_GUARDED
+from .rules import Rule
 from .steps import CannotLendError, Lent, Loan, StepPlane
+
+_REASON_CHARS: Final = 200  # of the loader, in a line for people
+
+
+def _fault_of(exc: ImportError) -> str | None:
+    """Why the module that is there cannot be loaded. None: there is none, which is ordinary."""
+    # The loader names it without its package. Where there is no file, this is a ModuleNotFoundError, or the one of
+    # `from . import`, which names the package.
+    is_there = (exc.name or "").endswith("_pump") and not isinstance(exc, ModuleNotFoundError)
+    return one_line(shorten(str(exc), _REASON_CHARS)) if is_there else None
+
 
 try:
     from . import _pump
-except ImportError:  # not built for this machine
+except ImportError as exc:
     BUILT = False
+    _FAULT = _fault_of(exc)
 else:
     BUILT = True
+    _FAULT = None
 
-ABI: Final = 2
+ABI: Final = 4
 VARIABLE: Final = "TAPOTUN_PLANE"
-# How much the plane reads from a device at once. With 256 KB the far end starts to work later (measured in the
-# prototype: TCP 0.99 / 0.91 of the relay with 256 KB, 1.02 / 0.97 with 120 KB).
-BURST_BYTES: Final = 120 * 1024
-SLAB_BYTES: Final = 256 * 1024
+_SETTINGS: Final = ("auto", "off", "python")
+_OFF: Final = f"{VARIABLE}=off is set"
+_SETTING_CHARS: Final = 40  # of a wrong one, in the error
+# How much the plane reads from a device at once. Measured on Zen 4, relay and tunnel on cubic, four rounds each, CPU
+# per byte of the relay: 56 KB 1.38 to 1.45, 120 KB 1.07 to 1.23, 184 KB 1.08 to 1.19, 248 KB 1.06 to 1.11.
+# Less where the frames are for several peers: a burst has to find room behind what already waits for a full socket.
+BURST_BYTES: Final = 248 * 1024
+SHARED_BURST_BYTES: Final = 120 * 1024
+SLAB_BYTES: Final = 320 * 1024
 # How much may wait in a port whose socket is full, while nothing has to be paced. To change hands at each full socket
 # costs more than to copy this.
 BACKLOG_BYTES: Final = 256 * 1024
@@ -76,26 +103,11 @@ _DROPS: Final = (
     DropReason.NO_ROUTE,
     DropReason.LINK_LOCAL,
     DropReason.NO_MEMORY,
-)
-
-# A rule says which frames it is for, and what their key is. Guards: (offset in the frame, mask, value). Pieces:
-# (offset, size). A frame that no rule is for goes to Python.
-Guard: TypeAlias = tuple[int, int, int]
-Piece: TypeAlias = tuple[int, int]
-Rule: TypeAlias = tuple[tuple[Guard, ...], tuple[Piece, ...]]
-_IS_IPV4: Final[Guard] = (HEADER_BYTES, 0xF0, 0x40)
-_IS_IPV6: Final[Guard] = (HEADER_BYTES, 0xF0, 0x60)
-_HAS_IPV6_HEADER: Final[Guard] = (HEADER_BYTES + MIN_IPV6_BYTES - 1, 0, 0)  # the frame is that long
-# Next header: hop-by-hop options are part of the key because such a packet may be a jumbogram, which needs a look.
-_NEXT_HEADER: Final[Piece] = (HEADER_BYTES + 6, 1)
-BY_ADDRESSES: Final[tuple[Rule, ...]] = (
-    ((_IS_IPV4,), ((HEADER_BYTES + 12, 8),)),
-    ((_IS_IPV6, _HAS_IPV6_HEADER), (_NEXT_HEADER, (HEADER_BYTES + 8, 32))),
-)
-# IPv6: also the part of both addresses that says whether they are link-local or multicast.
-ALL_ALIKE: Final[tuple[Rule, ...]] = (
-    ((_IS_IPV4,), ()),
-    ((_IS_IPV6, _HAS_IPV6_HEADER), (_NEXT_HEADER, (HEADER_BYTES + 8, 2), (HEADER_BYTES + 24, 2))),
+    DropReason.BAD_MAC,
+    DropReason.RESERVED_MAC,
+    DropReason.ISOLATED,
+    DropReason.SAME_SIDE,
+    DropReason.ARP_GUARD,
 )
 
 # Takes frames that need Python, or everything. May raise PeerError and HostError.
@@ -149,8 +161,19 @@ class Plane(StepPlane):
 
     def __init__(self, trio_fd: int, wake_fd: int, log: Log) -> None:
         super().__init__(trio_fd, wake_fd, log)
-        self.pump = _pump.Pump(self._epoll.fileno())
+        try:
+            self.pump = _pump.Pump(self._epoll.fileno())
+        except BaseException:
+            self._epoll.close()
+            raise
         self._loans: dict[int, Borrower] = {}
+
+    def close(self) -> None:
+        """As `StepPlane.close`. Ports, `Flows` and outlets may outlive it: the pump has no descriptor any more."""
+        try:
+            super().close()
+        finally:
+            self.pump.close()
 
     # -- the wait
 
@@ -254,9 +277,9 @@ class Plane(StepPlane):
         ``dispatch`` raises, and CannotLendError.
         """
         self.check_lends()
-        number = 0 if sole is None else sole.number
+        number, burst_bytes = (0, SHARED_BURST_BYTES) if sole is None else (sole.number, BURST_BYTES)
         with _lending():
-            ident = self.pump.reader(queues, flows.table, slab, BURST_BYTES, number)
+            ident = self.pump.reader(queues, flows.table, slab, burst_bytes, number)
         try:
             loan = _ReadLoan(self.pump, ident, dispatch, flows)
             with self._lent(ident, loan, flows.borrowers):
@@ -291,8 +314,8 @@ class Plane(StepPlane):
                 await loan.ended.wait()
         finally:
             try:  # if there is no memory for the state, the MemoryError ends the stream
-                reader.take_back(*self.pump.state(ident))
-                raw_start, raw_stop, other = self.pump.raw_state(ident)
+                *frames, raw_start, raw_stop, other = self.pump.state(ident)
+                reader.take_back(*frames)
                 connection.take_back_receiving(raw_start, raw_stop, other=other)
             finally:
                 self.pump.free(ident)
@@ -539,8 +562,9 @@ class Flows:
 
     __slots__ = ("__weakref__", "_plane", "borrowers", "drops", "table")
 
-    def __init__(self, plane: Plane, rules: tuple[Rule, ...], drops: Counter[str]) -> None:
-        self.table = plane.pump.table(rules)
+    def __init__(self, plane: Plane, rules: tuple[Rule, ...], drops: Counter[str], *, ethernet: bool = False) -> None:
+        """``ethernet``: the frames carry Ethernet frames."""
+        self.table = plane.pump.table(rules, ethernet)
         self.drops = drops
         self.borrowers: list[Callable[[], None]] = []
         self._plane = plane
@@ -593,8 +617,12 @@ class _Hook(trio.abc.Instrument):
 
 @asynccontextmanager
 async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
-    """Run a plane within the block, if there can be one: see `current_plane`, `current_steps` and `running_plane`."""
-    why = _why_none(wanted=wanted)
+    """Run a plane within the block, if there can be one: see `current_plane`, `current_steps` and `running_plane`.
+
+    Raises ConfigError if TAPOTUN_PLANE is set to what it cannot be.
+    """
+    setting = _setting()
+    why = _why_none(setting, wanted=wanted)
     if why is not None:
         log.debug("no plane: %s", why)
         _running.set((None, why))
@@ -603,22 +631,25 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
     try:
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     except OSError as exc:
-        _running.set((None, f"this machine has no eventfd for it: {exc.strerror}"))
+        _go_without(f"this machine has no eventfd for it: {exc.strerror}", log)
         yield
         return
+    plane: StepPlane | None = None
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_take_wakes, wake_fd)
-            trio_fd = _epoll_with(wake_fd)
-            if trio_fd is None:
+            why = _why_python(setting)
+            try:
+                plane = _make(wake_fd, log, native=why is None)
+            except _NoPlaneError as exc:
+                _go_without(str(exc), log)
                 nursery.cancel_scope.cancel()
             else:
-                why = _why_python()
-                plane = Plane(trio_fd, wake_fd, log) if why is None else StepPlane(trio_fd, wake_fd, log)
                 hook = _Hook(plane)
                 trio.lowlevel.add_instrument(hook)
                 _running.set((plane, why or ""))
                 TLS_RECORDS_WANTED.set(why is None)
+                _tell_why_python(setting, log)
                 try:
                     yield
                 finally:
@@ -628,34 +659,88 @@ async def open_plane(log: Log, *, wanted: bool = True) -> AsyncIterator[None]:
                     with suppress(KeyError):  # trio drops a hook that has failed
                         trio.lowlevel.remove_instrument(hook)
                     nursery.cancel_scope.cancel()
-        if trio_fd is None:
-            _running.set((None, "trio's epoll was not found in /proc"))
+        if plane is None:
             yield
     finally:
         os.close(wake_fd)
 
 
-def _why_none(*, wanted: bool) -> str | None:
+class _NoPlaneError(Exception):
+    """There can be no plane. The text says why, for people."""
+
+
+def _make(wake_fd: int, log: Log, *, native: bool) -> StepPlane:
+    """Raises _NoPlaneError."""
+    trio_fd = _epoll_with(wake_fd)
+    if trio_fd is None:
+        raise _NoPlaneError("trio's epoll was not found in /proc")
+    try:
+        return Plane(trio_fd, wake_fd, log) if native else StepPlane(trio_fd, wake_fd, log)
+    except OSError as exc:
+        raise _NoPlaneError(f"this machine has no epoll for it: {exc.strerror}") from exc
+    except MemoryError as exc:
+        raise _NoPlaneError("there is no memory for it") from exc
+
+
+def _go_without(why: str, log: Log) -> None:
+    """Tell that there is no plane, though there should be one."""
+    _running.set((None, why))
+    log.warning("the fast path is off, packets go the slow way: %s", why)
+
+
+def _tell_why_python(setting: str, log: Log) -> None:
+    """Tell why the plane is not the native one. That there is no module for a machine is ordinary."""
+    if setting == "python":
+        log.debug("no native plane: %s", _why_python(setting))
+    elif (why := why_not_built()) is not None:
+        level = logging.WARNING if BUILT or _FAULT is not None else logging.INFO
+        log.log(level, "packets are moved by Python, which takes more CPU time: %s", why)
+
+
+def _setting() -> str:
+    """What TAPOTUN_PLANE says: one of _SETTINGS. Raises ConfigError."""
+    setting = os.environ.get(VARIABLE) or "auto"
+    if setting not in _SETTINGS:
+        wrong = f'the environment variable {VARIABLE} is "{one_line(shorten(setting, _SETTING_CHARS))}"'
+        raise ConfigError(f"{wrong}: set it to {', '.join(_SETTINGS[:-1])} or {_SETTINGS[-1]}, or unset it")
+    return setting
+
+
+def _why_none(setting: str, *, wanted: bool) -> str | None:
     """Why there can be no plane; None: there can."""
     if not wanted:
         return 'the config says "plane": "off"'
-    if os.environ.get(VARIABLE) == "off":
-        return f"{VARIABLE}=off is set"
+    if setting == "off":
+        return _OFF
     if not _in_trio_run():
         return "trio runs within another event loop"
     return None
 
 
-def _why_python() -> str | None:
+def _why_python(setting: str) -> str | None:
     """Why there can be no native plane; None: there can."""
-    return f"{VARIABLE}=python is set" if os.environ.get(VARIABLE) == "python" else why_not_built()
+    return f"{VARIABLE}=python is set" if setting == "python" else why_not_built()
 
 
 def why_not_built() -> str | None:
     """Why this program has no native plane on this machine; None: it has one."""
+    if _FAULT is not None:
+        return f"the native module cannot be loaded: {_FAULT}"
     if not BUILT:
         return "the installed package has no native module for this machine"
     return None if _pump.ABI == ABI else "the native module is of another version"
+
+
+def plane_here() -> tuple[PlaneKind, str | None]:
+    """As `running_plane`, of a program that would start now, as the package and TAPOTUN_PLANE have it.
+
+    What a config says, or this machine's kernel, may still be against it. Raises ConfigError.
+    """
+    setting = _setting()
+    if setting == "off":
+        return "off", _OFF
+    why = _why_python(setting)
+    return ("native", None) if why is None else ("python", why)
 
 
 def _in_trio_run() -> bool:
@@ -671,12 +756,17 @@ def _in_trio_run() -> bool:
 
 
 async def _take_wakes(wake_fd: int, *, task_status: trio.TaskStatus[None]) -> None:
-    """Wait for the eventfd, so that trio watches it, for ever."""
+    """Wait for the eventfd, so that trio watches it, for ever. Ends at once if trio cannot: then `_epoll_with` does not
+    find it."""
     task_status.started()
-    while True:
+    try:
         await trio.lowlevel.wait_readable(wake_fd)
+    except OSError:  # epoll_ctl(2): no memory, or the limit of watches is reached. From now on it is watched.
+        return
+    while True:
         with suppress(BlockingIOError):
             os.eventfd_read(wake_fd)
+        await trio.lowlevel.wait_readable(wake_fd)
 
 
 def _epoll_with(fd: int) -> int | None:

@@ -40,6 +40,7 @@ SOCKET_FULL_WAIT_S: Final = 0.02
 # Limit of control frames that wait for a full socket. A peer that sends PINGs and reads no PONGs gets no further PONGs.
 MAX_CONTROLS: Final = 16
 AGENT_FRAME: Final = control.encode(control.AGENT, AGENT.encode())
+_shutdown_reason: Final = trio.lowlevel.RunVar[str | None]("shutdown reason", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +444,16 @@ class Sender:
         silent_s = self.keepalive.unanswered_s
         if silent_s is not None and self.stream is not None and now - self.stream.answered_at > silent_s:
             self.stream.scope.cancel()
+
+
+def set_shutdown_reason(reason: str) -> None:
+    """Why this process stops, for its last frames: `shutdown_frame` says it from now on. It holds for one trio.run."""
+    _shutdown_reason.set(reason)
+
+
+def shutdown_frame(reason: str) -> bytes:
+    """The BYE of a stream that is cancelled. ``reason``: used unless the whole process has one."""
+    return control.bye(_shutdown_reason.get() or reason)
 
 
 @asynccontextmanager

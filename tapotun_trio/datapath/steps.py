@@ -93,7 +93,11 @@ class StepPlane:
         self._trio_fd = trio_fd
         self._wake_fd = wake_fd
         self._epoll = select.epoll()
-        self._epoll.register(trio_fd, select.EPOLLIN)
+        try:
+            self._epoll.register(trio_fd, select.EPOLLIN)
+        except BaseException:
+            self._epoll.close()
+            raise
         self._steps: dict[int, _StepLoan] = {}
         self._again: list[_StepLoan] = []
         self._runnable = False  # a task became runnable within the wait

@@ -22,12 +22,14 @@ from ..wire.frames import (
     HEADER_BYTES,
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
+    MAX_PACKET_BYTES,
+    MIN_ETHERNET_BYTES,
     MIN_IPV6_BYTES,
     MIN_PACKET_BYTES,
     FrameRange,
     Parts,
 )
-from ..wire.uniform import MIN_BLOCK_FRAMES, count_uniform
+from ..wire.uniform import MIN_BLOCK_FRAMES, count_uniform, count_uniform_ethernet
 from ..wire.vnet import GSO_UDP_L4, VNET_BYTES, validate_vnet_header
 from .counters import DropReason
 from .gro_udp import MIN_RUN_FRAMES, coalesce, coalesce_block, find_runs
@@ -38,7 +40,14 @@ from .steps import CannotLendError, Next
 # A burst is sent when it has grown to four super-packets. With two the far end starts to work earlier, but both ends
 # pay more, for one wake-up and one send each (measured: 1.9 against 1.6 CPU seconds per GB, at the same throughput).
 BURST_BYTES: Final = 256 * 1024
-_SLAB_BYTES: Final = BURST_BYTES + MAX_FRAME_BYTES
+# Where the first frame of a burst is: a little further into a page than what is sent before it is long, the size line
+# of a chunk ("1fd94", CR, LF) or the head of a WebSocket frame. So the kernel copies to a place in a page that is a
+# little before the place of the source. With a start at 0 it was some bytes behind, and each load looked to the CPU
+# as if it needed the store before it, because it compares the lower 12 bits of addresses first. On Zen 4 that copy
+# took three times as long, and TCP through the plane was 0.75 to 0.81 of the relay's instead of 0.93 to 1.01
+# (docs/performance-notes.md, Where the copy goes).
+SLAB_START: Final = 16
+_SLAB_BYTES: Final = SLAB_START + BURST_BYTES + MAX_FRAME_BYTES
 # Bursts without a wait in between. Waiting costs as much as a dozen small packets (epoll, a task switch).
 _BURSTS_PER_WAKE: Final = 4
 
@@ -66,6 +75,8 @@ _MAX_GSO_SKIPS: Final = 1023
 
 # Finds the sender for the frame at this offset of the buffer; None: drop the frame. The function counts the drop.
 Classify: TypeAlias = Callable[[memoryview, int], Sender | None]
+# Takes the frames of a burst of a TAP interface: the buffer, and where they are in it. They are good until it returns.
+EthernetDispatch: TypeAlias = Callable[[memoryview, list[FrameRange]], None]
 
 
 class FrameJudge(Protocol):
@@ -114,6 +125,8 @@ async def read_device(
     only_sender: Callable[[], Sender | None],
     log: Log | None = None,
     judge: FrameJudge | None = None,
+    *,
+    ethernet: EthernetDispatch | None = None,
 ) -> None:
     """Move frames from the device to the senders, forever.
 
@@ -129,17 +142,19 @@ async def read_device(
             delivers 10 % more at 64 bytes, 30 % more at 1,400.
         log: where a lack of memory is logged, every SHORTAGE_S at most. The burst that met it is lost.
         judge: for the plane. None: it does not read this device.
+        ethernet: takes the frames instead of ``classify``, which is not called then: the device is a TAP interface.
 
     Raises:
         HostError: the device is gone.
     """
-    with passing_shortages("cannot get a buffer for the TUN interface"):
+    kind = "TUN" if ethernet is None else "TAP"
+    with passing_shortages(f"cannot get a buffer for the {kind} interface"):
         slab = mmap(-1, _SLAB_BYTES)
-    view = memoryview(slab)
+    view = memoryview(slab)[SLAB_START:]
     more, bursts, shortages = False, 0, RateLimitedLog(SHORTAGE_S)
 
     def step() -> Next:
-        _read_burst(device, classify, view)
+        _read_burst(device, classify, view, ethernet)
         return Next.READABLE if (sender := only_sender()) is None or not sender.stalled else Next.TASK
 
     while True:
@@ -153,16 +168,16 @@ async def read_device(
                     with suppress(CannotLendError):
                         await steps.lend(device.descriptors, step)
                         continue
-                elif await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge):
+                elif await _lend_device(plane, device.descriptors, slab, classify, only_sender, judge, ethernet):
                     continue
             if not more or bursts == _BURSTS_PER_WAKE:
                 bursts = 0
                 await device.wait_readable()
-            more = _read_burst(device, classify, view)
+            more = _read_burst(device, classify, view, ethernet)
         except (MemoryError, ShortageError) as exc:
             more = False
             if log is not None:
-                text = str(shortage_of(exc, f"cannot read TUN interface {device.name}"))
+                text = str(shortage_of(exc, f"cannot read {kind} interface {device.name}"))
                 shortages.log(log, logging.WARNING, trio.current_time(), text)
             await trio.sleep(SHORTAGE_PAUSE_S)
         bursts += 1
@@ -175,6 +190,7 @@ async def _lend_device(
     classify: Classify,
     only_sender: Callable[[], Sender | None],
     judge: FrameJudge,
+    ethernet: EthernetDispatch | None,
 ) -> bool:
     """Let the plane read the device until something needs the task. Returns false if the task has to read itself."""
     view, sole, flows = memoryview(slab), only_sender(), judge.flows(plane)
@@ -182,7 +198,10 @@ async def _lend_device(
 
     def dispatch(frames: list[FrameRange]) -> bool:
         """Send the frames that the plane has no verdict on. Returns whether it goes on reading."""
-        _dispatch(view, frames, classify)
+        if ethernet is None:
+            _dispatch(view, frames, classify)
+        else:
+            ethernet(view, frames)
         flows.learn(view, frames, judge.judge)
         if only_sender() is not sole:
             return False
@@ -193,10 +212,13 @@ async def _lend_device(
     return False
 
 
-def _read_burst(device: Device, classify: Classify, view: memoryview) -> bool:
+def _read_burst(device: Device, classify: Classify, view: memoryview, ethernet: EthernetDispatch | None = None) -> bool:
     """Read until the device is empty or the burst is large enough, and send. Returns whether there may be more."""
     lengths, more = device.read_burst(view, BURST_BYTES, _READS_PER_BURST)
-    _dispatch(view, _finish_frames(view, lengths), classify)
+    if ethernet is None:
+        _dispatch(view, _finish_frames(view, lengths), classify)
+    else:
+        ethernet(view, _finish_frames(view, lengths, ethernet=True))
     return more
 
 
@@ -220,11 +242,13 @@ def _dispatch(view: memoryview, frames: list[FrameRange], classify: Classify) ->
         batch_sender.send(view[batch_start:batch_stop], packets)
 
 
-def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
+def _finish_frames(view: memoryview, lengths: list[int], *, ethernet: bool = False) -> list[FrameRange]:
     """Complete the headers of what `Device.read_burst` has read. Returns where the frames are.
 
     Many uniform frames of one length are one block, which is classified as one: 0.4 us less for each.
+    ``ethernet``: they are Ethernet frames. The largest packet behind its header may be more than a frame has room for.
     """
+    min_bytes = MIN_ETHERNET_BYTES if ethernet else MIN_PACKET_BYTES
     found: list[FrameRange] = []
     at = number = 0
     short = False
@@ -238,11 +262,12 @@ def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
         size = LENGTH_BYTES + length
         packet_bytes = length - VNET_BYTES
         end = at + (number - first) * size
-        if packet_bytes < MIN_PACKET_BYTES:  # not an IP packet; a frame cannot have such a length
+        if not min_bytes <= packet_bytes <= MAX_PACKET_BYTES:  # a frame cannot have such a length
             at = end
             continue
         if number - first >= MIN_BLOCK_FRAMES:
-            at = _finish_blocks(view, at, end, size, found)
+            count = count_uniform_ethernet if ethernet else count_uniform
+            at = _finish_blocks(view, at, end, size, found, count)
         for start in range(at, end, size):
             view[start] = packet_bytes & 0xFF
             view[start + 1] = packet_bytes >> 8
@@ -252,7 +277,7 @@ def _finish_frames(view: memoryview, lengths: list[int]) -> list[FrameRange]:
         if packet_bytes < MIN_IPV6_BYTES:  # nor is such a packet one of IPv6
             short = True
         at = end
-    return [each for each in found if not _is_short_ipv6(view, each)] if short else found
+    return [each for each in found if not _is_short_ipv6(view, each)] if short and not ethernet else found
 
 
 def _is_short_ipv6(view: memoryview, frame: FrameRange) -> bool:
@@ -260,7 +285,14 @@ def _is_short_ipv6(view: memoryview, frame: FrameRange) -> bool:
     return (stop - start) // count < HEADER_BYTES + MIN_IPV6_BYTES and view[start + HEADER_BYTES] >> 4 == 6
 
 
-def _finish_blocks(view: memoryview, at: int, end: int, size: int, found: list[FrameRange]) -> int:
+def _finish_blocks(
+    view: memoryview,
+    at: int,
+    end: int,
+    size: int,
+    found: list[FrameRange],
+    count_uniform: Callable[[memoryview, int, int, int], int],
+) -> int:
     """Complete the headers of frames of one size, and add the blocks that they begin with to ``found``.
 
     Returns where the last block ends.
@@ -280,6 +312,7 @@ class DeviceWriter:
 
     Args:
         drops: counts frames that found the queue full, or that the kernel refused after they had been queued.
+        ethernet: the device is a TAP interface.
 
     Attributes:
         outlet: the number by which the plane writes to the device; None: it does not.
@@ -289,6 +322,7 @@ class DeviceWriter:
         "_bytes",
         "_device",
         "_drops",
+        "_ethernet",
         "_plane",
         "_queue",
         "_search",
@@ -298,9 +332,10 @@ class DeviceWriter:
         "outlet",
     )
 
-    def __init__(self, device: Queue, drops: Counter[str]) -> None:
+    def __init__(self, device: Queue, drops: Counter[str], *, ethernet: bool = False) -> None:
         self._device = device
         self._drops = drops
+        self._ethernet = ethernet
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._search = AdaptiveSkip(_MAX_SEARCH_SKIPS)
@@ -315,8 +350,8 @@ class DeviceWriter:
 
         ``drops``: counts what the kernel refuses now.
 
-        Raises HostError if the device is gone. Raises PeerError if a frame was refused that no honest peer sends, but
-        only after all frames were written.
+        Raises HostError if the device is gone. Raises PeerError if a packet was refused that no honest peer sends, but
+        only after all frames were written. An Ethernet frame that was refused is a drop.
         """
         refused: list[FrameRange] = []
         for _, _, count in frames:
@@ -329,7 +364,8 @@ class DeviceWriter:
             else:
                 self._write_singles(view, frames, refused)
         for start, stop, _ in refused:
-            if not validate_vnet_header(view[start:stop]):
+            # An honest peer's bridge may pass on what a virtual machine has made up.
+            if not self._ethernet and not validate_vnet_header(view[start:stop]):
                 raise PeerError("frame with an impossible vnet header", reason=EndReason.BAD_VNET)
             drops[DropReason.DEVICE_REFUSED] += 1
 
@@ -339,7 +375,7 @@ class DeviceWriter:
         for number, block in enumerate(frames):
             if block[2] > 1:
                 self._write_singles(view, frames[at:number], refused)
-                for run, parts in coalesce_block(view, block):
+                for run, parts in coalesce_block(view, block, ethernet=self._ethernet):
                     self._write_run(view, run, parts, refused)
                 at = number + 1
         self._write_singles(view, frames[at:], refused)
@@ -355,9 +391,9 @@ class DeviceWriter:
 
     def _write_runs(self, view: memoryview, frames: Sequence[FrameRange], refused: list[FrameRange]) -> bool:
         """Look for runs, and write them. Returns whether that was worthwhile: half the frames were coalesced."""
-        coalesced = 0
-        for run in find_runs(view, frames):
-            parts = coalesce(view, run) if len(run) >= MIN_RUN_FRAMES else None
+        coalesced, ethernet = 0, self._ethernet
+        for run in find_runs(view, frames, ethernet=ethernet):
+            parts = coalesce(view, run, ethernet=ethernet) if len(run) >= MIN_RUN_FRAMES else None
             if self._write_run(view, run, parts, refused):
                 coalesced += len(run)
         return 2 * coalesced >= len(frames)

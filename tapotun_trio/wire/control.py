@@ -52,7 +52,8 @@ UPLOAD_HEADER: Final = "x-tun-upload"
 CTL: Final = "ctl"  # control frames
 WS: Final = "ws"  # the client may use one WebSocket instead of a GET and a PUT
 INET6: Final = "inet6"  # IPv6 packets either way, and addresses and routes of IPv6 in PARAMS
-SUPPORTED: Final = frozenset({CTL, WS, INET6})
+TAP: Final = "tap"  # frames carry Ethernet frames
+SUPPORTED: Final = frozenset({CTL, WS, INET6, TAP})
 
 # How the reason of a BYE begins if another machine has this token now (docs/protocol.md#sessions).
 REPLACED: Final = "replaced: "

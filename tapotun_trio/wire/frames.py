@@ -11,7 +11,8 @@
     | 1: u16 | ...                                       control frame, if agreed on: see `control`
     +--------+
 
-The vnet header is described in `vnet`. Any other length is malformed. Untrusted input; raises PeerError only.
+The vnet header is described in `vnet`. On a TAP interface an Ethernet frame, described in `ethernet`, stands where the
+packet is, and 14 <= L. Any other length is malformed. Untrusted input; raises PeerError only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Final, TypeAlias
 from ..errors import EndReason, PeerError, passing_shortages
 from .body import Body, ChunkedBody
 from .control import CONTROL, CONTROL_LENGTH, MAX_PAYLOAD_BYTES
-from .uniform import MIN_BLOCK_FRAMES, count_uniform
+from .ethernet import ETHERNET_BYTES
+from .uniform import MIN_BLOCK_FRAMES, count_uniform, count_uniform_ethernet
 from .vnet import GSO_NONE, VNET_BYTES
 
 LENGTH_BYTES: Final = 2
@@ -32,13 +34,16 @@ HEADER_BYTES: Final = LENGTH_BYTES + VNET_BYTES
 GSO_TYPE_AT: Final = LENGTH_BYTES + 1  # where gso_type of the vnet header is
 MIN_PACKET_BYTES: Final = 20  # an IPv4 header
 MIN_IPV6_BYTES: Final = 40  # an IPv6 header
+MIN_ETHERNET_BYTES: Final = ETHERNET_BYTES  # destination, source, type
 MAX_PACKET_BYTES: Final = 65535
 MAX_FRAME_BYTES: Final = HEADER_BYTES + MAX_PACKET_BYTES
 BASE_PING: Final = b"\0\0"
 
 # The fields of a frame that are read: the packet's length, gso_type, gso_size, and the packet's first byte.
 HEAD: Final = Struct("<HxB2xH6xB")
-# The same, and an IPv4 packet's source and destination together, as a key for a table.
+# The same of an Ethernet frame, without that byte.
+ETHERNET_HEAD: Final = Struct("<HxB2xH")
+# The same as HEAD, and an IPv4 packet's source and destination together, as a key for a table.
 ROUTED_HEAD: Final = Struct("<HxB2xH6xB11x8s")
 # The packet's first byte, and that key.
 ADDRESSES: Final = Struct(f"<{HEADER_BYTES}xB11x8s")
@@ -48,13 +53,15 @@ ROUTED_IPV6_HEAD: Final = Struct(f"<{HEADER_BYTES}x4xHBx32s")
 
 # Offsets of fields of an IPv6 frame.
 NEXT_HEADER_AT: Final = HEADER_BYTES + 6
+# Destination and source of an Ethernet frame, 12 bytes: the key of a flow on a TAP interface.
+MACS: Final = Struct(f"<{HEADER_BYTES}x12s")
 IPV6_SOURCE_AT: Final = HEADER_BYTES + 8
 IPV6_DESTINATION_AT: Final = HEADER_BYTES + 24
 
 # Where frames are in a buffer, from the first one's length field on: start, stop, and number of frames. It is a single
 # frame or a *block*: many adjacent frames of one length, none a super-packet, whose vnet headers and IP headers are the
 # same: of IPv4 addresses, protocols, TTLs and types of service, of IPv6 the whole header. So all frames of a block are
-# routed alike.
+# routed alike. On a TAP interface, a block has only TCP or UDP over IP, and the Ethernet headers are the same, too.
 FrameRange: TypeAlias = tuple[int, int, int]
 # The pieces of one frame, from the vnet header on, to be written with one call.
 Parts: TypeAlias = list[bytes | memoryview]
@@ -157,9 +164,11 @@ class FrameReader:
     __slots__ = (
         "_body",
         "_end",
+        "_ethernet",
         "_failure",
         "_head",
         "_memory",
+        "_min_bytes",
         "_pos",
         "_skips",
         "_skips_left",
@@ -173,17 +182,22 @@ class FrameReader:
         "view",
     )
 
-    def __init__(self, body: Body, *, control: bool = False, memory: mmap | None = None) -> None:
+    def __init__(
+        self, body: Body, *, control: bool = False, memory: mmap | None = None, ethernet: bool = False
+    ) -> None:
         """
         Args:
             body: decodes the framing around the frames.
             control: control frames are agreed on; otherwise a frame of length 1 is malformed.
             memory: a `receive_buffer`. If None, one is allocated, which may raise ShortageError.
+            ethernet: the frames carry Ethernet frames instead of IP packets.
         """
         # An mmap rather than a bytearray: pages that an idle stream never touches never become resident.
         self._memory = receive_buffer() if memory is None else memory
         self.view = memoryview(self._memory)
         self._body = body
+        self._ethernet = ethernet
+        self._min_bytes = MIN_ETHERNET_BYTES if ethernet else MIN_PACKET_BYTES
         self.ended = False
         self._head = 0  # where the first incomplete frame begins
         self._tail = 0  # where the body bytes of that frame end, as far as they came
@@ -241,7 +255,7 @@ class FrameReader:
 
     def _find(self, frames: list[FrameRange]) -> bool:
         """Add the next frames to ``frames``. Returns whether everything that was received is decoded."""
-        body, view, add = self._body, self.view, frames.append
+        body, view, add, min_bytes = self._body, self.view, frames.append, self._min_bytes
         head, tail, pos, end = self._head, self._tail, self._pos, self._end
         done = False
         items = last_length = 0
@@ -249,7 +263,7 @@ class FrameReader:
             items += 1
             if tail - head >= LENGTH_BYTES:
                 length = view[head] | view[head + 1] << 8
-                if length >= MIN_PACKET_BYTES:
+                if length >= min_bytes:
                     after = head + HEADER_BYTES + length
                     if after <= tail:
                         count = 1
@@ -309,7 +323,9 @@ class FrameReader:
             self._skips_left -= 1
             return 1
         count = 0
-        if self.view[start + HEADER_BYTES] >> 4 in (4, 6) and self.view[start + GSO_TYPE_AT] == GSO_NONE:
+        if self._ethernet:
+            count = count_uniform_ethernet(self.view, start, size, min((tail - start) // size, limit))
+        elif self.view[start + HEADER_BYTES] >> 4 in (4, 6) and self.view[start + GSO_TYPE_AT] == GSO_NONE:
             count = count_uniform(self.view, start, size, min((tail - start) // size, limit))
         if count:
             self._skips = 0
@@ -320,7 +336,8 @@ class FrameReader:
     def _take_control(self, length: int, head: int, tail: int) -> int:
         """Take the control frame at ``head`` if it is complete. Returns where it ends, or would end."""
         if length != CONTROL_LENGTH or not self.control:
-            raise PeerError(f"frame with a packet of {length} bytes", reason=EndReason.BAD_FRAME)
+            what = "an Ethernet frame" if self._ethernet else "a packet"
+            raise PeerError(f"frame with {what} of {length} bytes", reason=EndReason.BAD_FRAME)
         body = head + CONTROL.size
         if body > tail:
             return body

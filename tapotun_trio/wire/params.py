@@ -4,7 +4,7 @@
 
     {
         "mtu": 1400,                                    bytes
-        "addresses": ["10.0.0.2/24", "fd00::2/64"],     both families; at least one
+        "addresses": ["10.0.0.2/24", "fd00::2/64"],     both families; at least one, or any number with "tap"
         "routes": ["10.1.0.0/16", "fd01::/64"],         both families; optional
         "dns": ["10.0.0.1"],                            optional
         "device": "tun",                                or "tap"; optional
@@ -20,8 +20,8 @@ from typing import Literal
 import msgspec
 
 from ..errors import EndReason, PeerError
-from ..families import IPAddress, IPInterface, IPNetwork
-from .settings import MIN_IPV6_MTU_BYTES, InterfaceSettings, usable
+from ..families import IPAddress, IPInterface, IPNetwork, only_ipv4
+from .settings import MIN_IPV6_MTU_BYTES, TAP_MTU_BYTES, InterfaceSettings, usable
 
 KEEPALIVE_S = (1.0, 50.0)  # smallest and largest keepalive; below the usual 60 s of proxies
 
@@ -30,10 +30,11 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters. Fields that a newer peer adds are ignored.
 
     Attributes:
-        mtu: the MTU in bytes.
-        addresses: at least one. IPv6 ones only if IPv6 was agreed on.
+        mtu: the MTU in bytes; on a TAP interface within `TAP_MTU_BYTES`.
+        addresses: at least one, but maybe none on a TAP interface. IPv6 ones only if IPv6 was agreed on.
         routes: networks behind the server. IPv6 ones only if IPv6 was agreed on.
-        dns: name servers of the network behind the server.
+        dns: name servers of the network behind the server. IPv6 ones only if IPv6 was agreed on, since no query reaches
+            the others.
         device: what the frames carry: ``tun`` IP packets, ``tap`` Ethernet frames.
         keepalive: the seconds between two PINGs.
     """
@@ -47,15 +48,17 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settings(self) -> InterfaceSettings:
-        """The part that concerns the interface."""
-        return InterfaceSettings(self.mtu, self.addresses, self.routes)
+        """The part that concerns the interface. A TAP interface gets no routes: the server routes no Ethernet, so it is
+        no next hop."""
+        return InterfaceSettings(self.mtu, self.addresses, self.routes if self.device == "tun" else ())
 
     def without_ipv6(self) -> Params:
-        """Without addresses and routes of IPv6; perhaps without any address."""
+        """Without addresses, routes and name servers of IPv6; perhaps without any address."""
         return msgspec.structs.replace(
             self,
             addresses=tuple(each for each in self.addresses if each.version == 4),
             routes=tuple(each for each in self.routes if each.version == 4),
+            dns=only_ipv4(self.dns),
         )
 
 
@@ -87,7 +90,7 @@ def encode(params: Params) -> bytes:
 def decode(payload: bytes, *, ipv6: bool = True) -> Params:
     """Parse the payload of a PARAMS frame. Untrusted input; raises PeerError only.
 
-    ``ipv6``: whether IPv6 was agreed on; if not, addresses and routes of IPv6 are ignored.
+    ``ipv6``: whether IPv6 was agreed on; if not, everything of IPv6 is ignored.
     """
     try:
         wire = msgspec.json.decode(payload, type=_Wire)
@@ -117,6 +120,14 @@ def decode(payload: bytes, *, ipv6: bool = True) -> Params:
         raise PeerError(
             f"the server's parameters have MTU {params.mtu}, too small for IPv6", reason=EndReason.BAD_PARAMS
         )
+    low_mtu, high_mtu = TAP_MTU_BYTES
+    if params.device == "tap" and not low_mtu <= params.mtu <= high_mtu:
+        raise PeerError(
+            f"the server's parameters have MTU {params.mtu}, and a TAP interface needs {low_mtu} to {high_mtu}",
+            reason=EndReason.BAD_PARAMS,
+        )
+    if not params.addresses and params.device == "tap":
+        return params  # whoever uses the interface gets its addresses elsewhere, such as by DHCP
     if not usable(params.addresses):
         raise PeerError(
             "the server's parameters give no address, a repeated one or an unusable one", reason=EndReason.BAD_PARAMS

@@ -12,6 +12,10 @@ from ..martians import is_hostless
 # RFC 8200 section 5. The kernel takes IPv6 away from an interface with a smaller one.
 MIN_IPV6_MTU_BYTES: Final = 1280
 
+# A bridge has the smallest MTU of its ports, so a TAP interface below 1280 would take IPv6 away from the bridge. The
+# largest is 65535 less the Ethernet header (drivers/net/tun.c).
+TAP_MTU_BYTES: Final = (MIN_IPV6_MTU_BYTES, 65513)
+
 
 @dataclass(frozen=True, slots=True)
 class InterfaceSettings:
@@ -19,7 +23,7 @@ class InterfaceSettings:
 
     Attributes:
         mtu: the MTU in bytes.
-        addresses: at least one; of both families.
+        addresses: of both families; at least one, but maybe none on a TAP interface.
         routes: pushed by the server; of both families.
     """
 

@@ -6,6 +6,9 @@ looking at a field of 64 frames at once costs 4 ns for each.
 
 Of IPv6 frames everything before the payload must be the same, which would be three times as many columns. So their
 first bytes are extracted, many with one call, and compared as a whole: 0.5 to 1 ns a byte.
+
+Of Ethernet frames that carry TCP or UDP over IP, the whole Ethernet header must be the same, and of the IP header what
+must be the same without Ethernet.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final
 
-from .vnet import VNET_BYTES
+from .ethernet import IP_AT, TAGGED_IP_AT, ip_header_at
+from .vnet import GSO_NONE, VNET_BYTES
 
 _PACKET_AT: Final = 2 + VNET_BYTES
 
@@ -23,9 +27,16 @@ MIN_BLOCK_FRAMES: Final = 8
 
 # Columns (even byte offsets in a frame) that are uniform in every block: length field and vnet header; version, IHL and
 # TOS; TTL and protocol; source and destination.
-_BLOCK_COLUMNS: Final = (0, *range(2, _PACKET_AT, 2), _PACKET_AT, *(_PACKET_AT + at for at in (8, 12, 14, 16, 18)))
+_IPV4_COLUMNS: Final = (0, 8, 12, 14, 16, 18)  # in the packet
+_BLOCK_COLUMNS: Final = (*range(0, _PACKET_AT, 2), *(_PACKET_AT + at for at in _IPV4_COLUMNS))
+# The same behind an Ethernet header without and with a tag, together with that header.
+_ETHERNET_COLUMNS: Final = {
+    ip_at: (*range(0, ip_at, 2), *(ip_at + at for at in _IPV4_COLUMNS)) for ip_at in (IP_AT, TAGGED_IP_AT)
+}
+_IPV6_BYTES: Final = 40
 # Of an IPv6 frame: length field, vnet header and IPv6 header.
-_IPV6_HEADS_BYTES: Final = _PACKET_AT + 40
+_IPV6_HEADS_BYTES: Final = _PACKET_AT + _IPV6_BYTES
+_GSO_TYPE_AT: Final = 3
 _MAX_HEADS: Final = 64  # that are extracted with one call
 
 
@@ -55,30 +66,31 @@ def are_uniform(frames: memoryview, size_bytes: int, columns: tuple[int, ...] = 
     return True
 
 
-def are_uniform_ipv6(frames: memoryview, size_bytes: int) -> bool:
+def are_uniform_ipv6(frames: memoryview, size_bytes: int, heads_bytes: int = _IPV6_HEADS_BYTES) -> bool:
     """Whether all frames have the same length, vnet header and IPv6 header.
 
     Args:
         frames: the frames, and nothing else.
         size_bytes: the size of each frame; it has room for an IPv6 header.
+        heads_bytes: the size of what must be the same.
 
     Untrusted input; never raises.
     """
-    first = bytes(frames[:_IPV6_HEADS_BYTES])
+    first = bytes(frames[:heads_bytes])
     at, end = 0, len(frames)
     count = _MAX_HEADS
     while at < end:
         while count * size_bytes > end - at:
             count >>= 1
-        if _heads(size_bytes, count).unpack_from(frames, at).count(first) != count:
+        if _heads(size_bytes, count, heads_bytes).unpack_from(frames, at).count(first) != count:
             return False
         at += count * size_bytes
     return True
 
 
 @lru_cache(maxsize=64)
-def _heads(size_bytes: int, count: int) -> Struct:
-    return Struct(f"{_IPV6_HEADS_BYTES}s{size_bytes - _IPV6_HEADS_BYTES}x" * count)
+def _heads(size_bytes: int, count: int, heads_bytes: int) -> Struct:
+    return Struct(f"{heads_bytes}s{size_bytes - heads_bytes}x" * count)
 
 
 def count_uniform(view: memoryview, start: int, size_bytes: int, most: int) -> int:
@@ -102,6 +114,28 @@ def _count_uniform_ipv6(view: memoryview, start: int, size_bytes: int, most: int
         return 0
     while most >= MIN_BLOCK_FRAMES:
         if are_uniform_ipv6(view[start : start + most * size_bytes], size_bytes):
+            return most
+        most >>= 1
+    return 0
+
+
+def count_uniform_ethernet(view: memoryview, start: int, size_bytes: int, most: int) -> int:
+    """The same as `count_uniform` of Ethernet frames.
+
+    Only frames that carry TCP or UDP over IP, maybe behind one tag, and are no super-packets become a block. So nothing
+    that a switch has to look into is in one. Untrusted input; never raises.
+    """
+    ip_at = ip_header_at(view, start, size_bytes)
+    if not ip_at or view[start + _GSO_TYPE_AT] != GSO_NONE:
+        return 0
+    is_ipv6 = view[start + ip_at] >> 4 == 6
+    while most >= MIN_BLOCK_FRAMES:
+        frames = view[start : start + most * size_bytes]
+        if is_ipv6:
+            uniform = are_uniform_ipv6(frames, size_bytes, ip_at + _IPV6_BYTES)
+        else:
+            uniform = are_uniform(frames, size_bytes, _ETHERNET_COLUMNS[ip_at])
+        if uniform:
             return most
         most >>= 1
     return 0

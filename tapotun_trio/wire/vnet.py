@@ -15,6 +15,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from .ethernet import ETHERNET_BYTES, MAX_TAGS, TAG_BYTES, TAGS, TYPE_IPV4, TYPE_IPV6
+
 VNET_BYTES: Final = 12
 
 NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport checksum is partial (of the pseudo-header)
@@ -43,8 +45,8 @@ _PACKET_AT: Final = 2 + VNET_BYTES
 # The length field, the header, and the first bytes of an IPv4 packet: version/IHL and protocol.
 _FRAME: Final = Struct("<HBBHHHH2xB8xB")
 
+_IPV4_BYTES: Final = 20
 _IPV6_BYTES: Final = 40
-_NEXT_HEADER_AT: Final = _PACKET_AT + 6
 # The extension headers that may precede TCP in a super-packet: hop-by-hop options, routing, destination options. Linux
 # cuts packets behind these only (INET6_PROTO_GSO_EXTHDR). Each begins with next header and length (RFC 8200 section 4).
 _EXTENSIONS: Final = frozenset({0, 43, 60})
@@ -111,11 +113,62 @@ def _validate_ipv6(
     )
 
 
-def _is_tcp_at(frame: memoryview, tcp_at: int) -> bool:
-    """Whether the headers of an IPv6 packet lead to TCP at this offset of the packet, within which they lie."""
-    at, header = _IPV6_BYTES, frame[_NEXT_HEADER_AT]
+def validate_ethernet_vnet(frame: memoryview) -> bool:
+    """The same as `validate_vnet_header` for an Ethernet frame, whose offsets count from the Ethernet header.
+
+    ``frame``: a frame from its length field on, at least 28 bytes. It may be a block.
+
+    Untrusted input; never raises.
+
+    A partial checksum must be behind the headers that the frame has up to there: the Ethernet header, up to two tags,
+    and the IP header, or as much as IPv4's in a frame of something else. For TAP the kernel itself demands less of
+    csum_start, and one thing more: no header ends within the Ethernet header (hdr_len, drivers/net/tun.c).
+    """
+    length, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _, _ = _FRAME.unpack_from(frame)
+    if flags & ~(NEEDS_CSUM | DATA_VALID) or not ETHERNET_BYTES <= length <= len(frame) - _PACKET_AT:
+        return False
+    if hdr_len and not ETHERNET_BYTES <= hdr_len <= length:
+        return False
+    if not flags & NEEDS_CSUM:
+        return bool(gso_type == GSO_NONE)  # a super-packet has no complete checksum
+    if csum_start > _MAX_CSUM_START or csum_start + csum_offset + 2 > length:
+        return False
+    at, kind = ETHERNET_BYTES, frame[_PACKET_AT + 12] << 8 | frame[_PACKET_AT + 13]
+    while kind in TAGS and at < ETHERNET_BYTES + MAX_TAGS * TAG_BYTES and at + TAG_BYTES <= csum_start:
+        at += TAG_BYTES
+        kind = frame[_PACKET_AT + at - 2] << 8 | frame[_PACKET_AT + at - 1]
+    if csum_start < at + _IPV4_BYTES:
+        return False
+    ip_at, ip_header = _PACKET_AT + at, _IPV4_BYTES
+    if kind == TYPE_IPV4:
+        ip_header = (frame[ip_at] & 0xF) * 4
+    elif kind == TYPE_IPV6:
+        ip_header = _IPV6_BYTES
+    if not _IPV4_BYTES <= ip_header <= csum_start - at:
+        return False
+    if gso_type == GSO_NONE:
+        return True
+    if not (
+        gso_size < _GSO_BY_FRAGS
+        and is_bounded(length, gso_size)
+        and csum_offset == 16
+        and csum_start + _TCP_HEADER_BYTES <= length
+    ):
+        return False
+    version = frame[ip_at] >> 4
+    if gso_type & ~GSO_ECN == GSO_TCPV4:
+        is_tcp = frame[ip_at + 9] == _IPPROTO_TCP and csum_start == at + ip_header
+        return bool(kind == TYPE_IPV4 and version == 4 and is_tcp)
+    is_ipv6 = gso_type & ~GSO_ECN == GSO_TCPV6 and kind == TYPE_IPV6 and version == 6
+    return bool(is_ipv6 and _is_tcp_at(frame, csum_start - at, ip_at))
+
+
+def _is_tcp_at(frame: memoryview, tcp_at: int, packet_at: int = _PACKET_AT) -> bool:
+    """Whether the headers of an IPv6 packet lead to TCP at this offset of the packet, within which they lie.
+    ``packet_at``: where in the frame the packet begins."""
+    at, header = _IPV6_BYTES, frame[packet_at + 6]
     while at < tcp_at and header in _EXTENSIONS:
-        start = _PACKET_AT + at
+        start = packet_at + at
         header, units = frame[start], frame[start + 1]
         at += 8 * (units + 1)
     return at == tcp_at and header == _IPPROTO_TCP

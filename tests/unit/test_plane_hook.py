@@ -5,19 +5,26 @@ Whatever fails, the process continues on the pure path, says so once, and has lo
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
 import queue
+import re
+import select
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
+from unittest.mock import ANY
 
 import pytest
 import trio
@@ -25,10 +32,21 @@ import trio.testing
 
 from tapotun_trio.datapath import plane as plane_module
 from tapotun_trio.datapath import steps as steps_module
-from tapotun_trio.datapath.plane import VARIABLE, Plane, PlanePort, current_plane, open_plane, running_plane
+from tapotun_trio.datapath.counters import Counters
+from tapotun_trio.datapath.plane import (
+    BY_ADDRESSES,
+    VARIABLE,
+    Flows,
+    Plane,
+    PlanePort,
+    current_plane,
+    open_plane,
+    running_plane,
+)
 from tapotun_trio.datapath.sender import Sender
-from tapotun_trio.errors import EndReason
+from tapotun_trio.errors import ConfigError, EndReason
 from tapotun_trio.log import interface_logger
+from tapotun_trio.text import one_line
 from tapotun_trio.wire import control
 
 from ..fakes import HANG_S
@@ -70,13 +88,15 @@ def open_descriptors() -> Counter[str]:
     return found
 
 
-async def in_world(scenario: Scenario, work: Callable[[World], Awaitable[None]], *, native: bool) -> None:
+async def in_world(
+    scenario: Scenario, work: Callable[[World], Awaitable[None]], *, native: bool, make: type[World] = World
+) -> None:
     """Run ``work`` in a world, with a plane if there can be one, and check whether there is."""
     with ExitStack() as stack:
         async with open_plane(interface_logger("hub")):
             assert (current_plane() is not None) == native, running_plane()
             async with trio.open_nursery() as nursery:
-                world = World(scenario, nursery, stack)
+                world = make(scenario, nursery, stack)
                 await world.settle()
                 await work(world)
                 nursery.cancel_scope.cancel()
@@ -194,6 +214,67 @@ async def test_trios_own_timers_and_tasks_run_beside_the_plane() -> None:
     await in_world(Scenario((), server=False), work, native=True)
 
 
+class Circle(World):
+    """A server whose client 0 sends back whatever it gets, as if client 1 sent it: a packet from 1 to 0 goes round for
+    ever, and nothing but the plane moves it.
+
+    Attributes:
+        entry: what is sent into it goes round.
+    """
+
+    def __init__(self, scenario: Scenario, nursery: trio.Nursery, stack: ExitStack) -> None:
+        self._ends = socket.socketpair()
+        self._pairs = 0
+        self.entry = self._ends[0]
+        super().__init__(scenario, nursery, stack)
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """The server's ends: of the streams from clients 0, 1 and 2, then of those to them."""
+        ours, far = super().pair()
+        self._pairs += 1
+        end = {2: self._ends[1], 4: self._ends[0]}.get(self._pairs)
+        if end is None:
+            return ours, far
+        ours.close()
+        end.setblocking(False)
+        self._stack.callback(end.close)
+        return end, far
+
+
+@needs_pump
+async def test_a_flood_below_trio_starves_nobody() -> None:
+    """Packets that never end, always in C, with something ready at each look: timers, threads and signals go on."""
+    caught = list[int]()
+
+    async def work(world: World) -> None:
+        assert isinstance(world, Circle)
+        world.entry.send(chunked(plain(B, A, 1400, 20)))
+        counters = world.counters[1]
+
+        async def moved(most: int) -> None:
+            """Until the plane has moved so many more."""
+            before = counters.plane_packets
+            while counters.plane_packets < before + most:  # noqa: ASYNC110 - they tell no event
+                await trio.sleep(0.001)
+
+        with ExitStack() as stack, trio.fail_after(HANG_S):
+            # If trio is starved, it does not look at its deadlines either.
+            guard = threading.Timer(HANG_S, world.entry.shutdown, [socket.SHUT_RDWR])
+            stack.callback(guard.cancel)
+            guard.start()
+            await moved(1000)
+            for _ in range(3):
+                await trio.sleep(0.01)
+                await trio.to_thread.run_sync(lambda: None)
+                with trio.open_signal_receiver(signal.SIGURG) as signals:
+                    os.kill(os.getpid(), signal.SIGURG)
+                    caught.append(await anext(aiter(signals)))
+                await moved(100)
+
+    await in_world(Scenario(()), work, native=True, make=Circle)
+    assert caught == [signal.SIGURG] * 3
+
+
 # ------------------------------------------------------------------ where there can be no plane
 
 
@@ -208,16 +289,44 @@ async def everything_still_works(world: World) -> None:
     assert current_plane() is None
 
 
-def run_without(match: str) -> None:
+def run_without(match: str, level: int = logging.WARNING) -> None:
+    """``level``: of the one line that says so."""
     before = open_descriptors()
 
     async def main() -> None:
-        await in_world(Scenario(()), everything_still_works, native=False)
-        async with open_plane(interface_logger("hub")):
-            assert match in str(running_plane())
+        with logged() as lines:
+            await in_world(Scenario(()), everything_still_works, native=False)
+        says_so_once(lines, match, level)
+        with logged():
+            async with open_plane(interface_logger("hub")):
+                assert match in str(running_plane())
 
     trio.run(main)
     assert open_descriptors() == before
+
+
+@contextmanager
+def logged() -> Iterator[list[tuple[int, str]]]:
+    """Level and text of every line that this program logs in the block."""
+    lines: list[tuple[int, str]] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append((record.levelno, record.getMessage()))
+
+    handler, logger = Keep(logging.DEBUG), logging.getLogger("tapotun")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield lines
+    logger.setLevel(before)
+    logger.removeHandler(handler)
+
+
+def says_so_once(lines: list[tuple[int, str]], match: str, level: int) -> None:
+    """Nothing else is worth a line, other than at level debug."""
+    assert [it for it in lines if match in it[1] or it[0] > logging.DEBUG] == [(level, ANY)], lines
+    assert any(match in text for _, text in lines), lines
 
 
 def test_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -238,23 +347,122 @@ def test_with_a_proc_that_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_pat
         run_without("epoll was not found")
 
 
-def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "off")
-    run_without(f"{VARIABLE}=off")
+class Refused:
+    """Stands in for what the kernel refuses."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        raise self._exc
+
+
+NO_DESCRIPTORS: Final = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize("setting", ["auto", "python"])
+@pytest.mark.parametrize("exc", [NO_DESCRIPTORS, MemoryError()], ids=["descriptors", "memory"])
+def test_without_an_epoll_of_its_own(monkeypatch: pytest.MonkeyPatch, setting: str, exc: BaseException) -> None:
+    monkeypatch.setenv(VARIABLE, setting)
+    monkeypatch.setattr(steps_module, "select", SimpleNamespace(epoll=Refused(exc), EPOLLIN=select.EPOLLIN))
+    run_without("no memory for it" if isinstance(exc, MemoryError) else "no epoll for it: Too many open files")
+
+
+@pytest.mark.parametrize("setting", ["auto", "python"])
+def test_trios_epoll_cannot_be_watched(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    closed = list[bool]()
+
+    class Full:
+        """An epoll whose user has as many watches as the kernel allows (epoll_ctl(2), ENOSPC)."""
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setenv(VARIABLE, setting)
+    monkeypatch.setattr(steps_module, "select", SimpleNamespace(epoll=Full, EPOLLIN=select.EPOLLIN))
+    run_without("no epoll for it: No space left on device")
+    assert closed == [True] * 2
 
 
 @needs_pump
+@pytest.mark.parametrize("exc", [NO_DESCRIPTORS, MemoryError()], ids=["descriptors", "memory"])
+def test_without_a_pump(monkeypatch: pytest.MonkeyPatch, exc: BaseException) -> None:
+    monkeypatch.setattr(_pump, "Pump", Refused(exc))
+    run_without("no memory for it" if isinstance(exc, MemoryError) else "no epoll for it: Too many open files")
+
+
+def test_without_an_eventfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "eventfd", Refused(NO_DESCRIPTORS))
+    run_without("no eventfd for it: Too many open files")
+
+
+def test_trio_cannot_watch_the_eventfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    eventfds, eventfd, wait_readable = list[int](), os.eventfd, trio.lowlevel.wait_readable
+
+    def noted(*args: int) -> int:
+        eventfds.append(eventfd(*args))
+        return eventfds[-1]
+
+    async def refused(fd: int) -> None:
+        if fd == eventfds[-1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        await wait_readable(fd)
+
+    monkeypatch.setattr(os, "eventfd", noted)
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", refused)
+    run_without("epoll was not found")
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "off")
+    run_without(f"{VARIABLE}=off", logging.DEBUG)
+
+
+@needs_pump
+@pytest.mark.parametrize("value", ["of", "OFF", "auto ", "0", "x" * 10_000, "a\nb"])
+def test_a_setting_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A typing error must not leave the operator with a plane that was to be off."""
+    monkeypatch.setenv(VARIABLE, value)
+
+    async def main() -> None:
+        async with open_plane(interface_logger("hub")):
+            raise AssertionError
+
+    wrong = re.escape(f'the environment variable TAPOTUN_PLANE is "{one_line(value[:5])}')
+    with pytest.raises(ConfigError, match=f"^{wrong}.*: set it to auto, off or python, or unset it$") as caught:
+        trio.run(main)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["", "auto"])
+def test_a_setting_that_changes_nothing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(VARIABLE, value)
+
+    async def main() -> None:
+        async with open_plane(interface_logger("hub")):
+            assert running_plane()[0] == ("native" if plane_module.BUILT else "python")
+        async with open_plane(interface_logger("hub"), wanted=False):
+            assert running_plane() == ("off", 'the config says "plane": "off"')
+
+    trio.run(main)
+
+
 def test_built_for_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_pump, "ABI", plane_module.ABI + 1)
     run_without("another version")
 
 
-@pytest.mark.parametrize("how", ["missing", "broken"])
+@pytest.mark.parametrize("how", ["missing", "halted", "broken"])
 def test_the_module_is_missing(how: str, tmp_path: Path) -> None:
-    """In a process of its own, where importing it fails: it is not there, or no shared object."""
+    """In a process of its own, where importing it fails: it is not there, which is ordinary on other machines than
+    those that the packages are for; or it is no shared object, which is not."""
+    text, level = ("cannot be loaded: ", 30) if how == "broken" else ("no native module for this machine", 20)
     program = f"""
 import sys
-if {how!r} == "missing":
+if {how!r} == "halted":
     sys.modules["tapotun_trio.datapath._pump"] = None
 else:
     import importlib.machinery, importlib.util
@@ -262,12 +470,14 @@ else:
         @staticmethod
         def find_spec(name, path=None, target=None):
             if name == "tapotun_trio.datapath._pump":
+                if {how!r} == "missing":
+                    raise ModuleNotFoundError("No module named " + repr(name), name=name)
                 loader = importlib.machinery.ExtensionFileLoader(name, {str(tmp_path / "_pump.abi3.so")!r})
                 return importlib.util.spec_from_loader(name, loader)
     sys.meta_path.insert(0, Finder)
 from tests.unit import test_plane_hook
 assert not test_plane_hook.plane_module.BUILT
-test_plane_hook.run_without("no native module")
+test_plane_hook.run_without({text!r}, {level})
 """
     (tmp_path / "_pump.abi3.so").write_bytes(b"\x7fELF, but no more than that")
     done = subprocess.run(
@@ -284,8 +494,10 @@ def test_a_guest_of_another_loop() -> None:
     outcomes: list[Any] = []
 
     async def main() -> None:
-        async with open_plane(interface_logger("hub")):
-            assert "another event loop" in str(running_plane())
+        with logged() as lines:
+            async with open_plane(interface_logger("hub")):
+                assert "another event loop" in str(running_plane())
+        says_so_once(lines, "another event loop", logging.DEBUG)
         await in_world(Scenario(()), everything_still_works, native=False)
 
     trio.lowlevel.start_guest_run(main, run_sync_soon_threadsafe=calls.put, done_callback=outcomes.append)
@@ -607,6 +819,26 @@ def test_a_bug_at_the_frames_of_one_task_is_raised_by_that_task(errors: list[str
 
 
 # ------------------------------------------------------------------ its end
+
+
+@needs_pump
+def test_what_outlives_it_keeps_no_descriptor_open() -> None:
+    """A session's port and its verdicts, and a device's outlet, are freed when their owners are."""
+    before = open_descriptors()
+
+    async def main() -> tuple[Plane, PlanePort, Flows, int]:
+        async with open_plane(interface_logger("hub")):
+            plane = plane_of()
+            return plane, PlanePort(plane, Counters()), Flows(plane, BY_ADDRESSES, Counter()), plane.open_outlet(0)
+
+    plane, port, flows, outlet = trio.run(main)
+    assert open_descriptors() == before
+    assert port.take_back() == (b"", None)
+    assert port.waiting_bytes == 0
+    flows.hand_back()
+    plane.set_busy(outlet, busy=True)
+    plane.close_outlet(outlet)
+    plane.settle()
 
 
 @needs_pump

@@ -13,10 +13,12 @@ import select
 import socket
 import struct
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from ipaddress import IPv6Address
 from mmap import mmap
 from typing import Final
 
@@ -25,12 +27,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapotun_trio.datapath import plane
+from tapotun_trio.datapath.tun_io import SLAB_START
 from tapotun_trio.wire.body import chunk_head
 from tapotun_trio.wire.frames import BUFFER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, MIN_PACKET_BYTES, each
 from tapotun_trio.wire.vnet import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, MIN_GSO_BYTES, validate_vnet_header
 
-from ..packets import frame, ipv4
+from ..packets import frame, ip, ipv4
 from ..planes import Tun, needs_pump
+from ..twins import FAMILIES
 from . import test_wire_merge, test_wire_merge_tcp
 
 if plane.BUILT:
@@ -41,6 +45,7 @@ pytestmark = needs_pump
 KEY_BYTES: Final = 40
 SMALL_DEVICE_BYTES: Final = 8192
 MAX_VERDICTS: Final = 4096
+DROP_REASONS: Final = 16
 # Long enough for whatever is ready; nothing here waits for it in vain.
 SOON_NS: Final = 30_000_000_000
 
@@ -131,6 +136,11 @@ def chunk(data: bytes) -> bytes:
     return chunk_head(len(data)) + data + b"\r\n"
 
 
+def drops_of(numbers: dict[int, int]) -> tuple[int, ...]:
+    """What `Pump.counts` says of drops, by the number of their reason."""
+    return tuple(numbers.get(reason, 0) for reason in range(DROP_REASONS))
+
+
 def drain(sock: socket.socket) -> bytes:
     data = b""
     try:
@@ -157,8 +167,8 @@ def inlet_of(world: World, outlet: int, table: int) -> tuple[int, socket.socket,
 
 def test_what_the_program_relies_on() -> None:
     assert _pump.ABI == plane.ABI
-    assert plane.SLAB_BYTES >= plane.BURST_BYTES + _pump.OVERHEAD
-    assert len(plane._DROPS) <= 8
+    assert plane.SLAB_BYTES >= plane.BURST_BYTES + _pump.MAX_FRAME_BYTES
+    assert len(plane._DROPS) <= DROP_REASONS
 
 
 WRONG_IDS: Final = (0, 1, 2 << 32, (1 << 64) - 1, 0xFFFFFFFF, 1 << 32 | 999_999, 7 << 24)
@@ -293,7 +303,7 @@ def test_a_buffer_that_is_too_small(world: World) -> None:
     ]:
         with pytest.raises(ValueError, match="no state"):
             pump.inlet(ours.fileno(), outlet, table, mmap(-1, size), head, tail, 0, False)
-    for size, burst in [(1000, 0), (_pump.OVERHEAD + 999, 1000), (1 << 20, 1 << 31)]:
+    for size, burst in [(1000, 0), (_pump.MAX_FRAME_BYTES + 999, 1000), (1 << 20, 1 << 31)]:
         with pytest.raises(ValueError, match="too small a slab"):
             pump.reader((ours.fileno(),), table, mmap(-1, size), burst, 0)
     with pytest.raises(ValueError, match="too many queues"):
@@ -348,13 +358,37 @@ def test_a_second_reader_of_a_queue_does_not_disturb_the_first(world: World) -> 
     assert [what for what, *_ in events] == [_pump.FRAMES]
 
 
-def test_a_pump_is_initialised_once() -> None:
-    """And never leaks its epoll."""
+def test_a_burst_is_where_the_kernel_copies_it_fast(world: World) -> None:
+    """Further into a page than the head of a chunk, or of a WebSocket frame (RFC 6455 section 5.2), is long."""
+    assert max(len(chunk_head(1 << 24)), 14) <= SLAB_START
+    pump, tun = world.pump, world.tun()
+    pump.reader((tun.device.fileno(),), pump.table(plane.ALL_ALIKE), slab(), plane.BURST_BYTES, 0)
+    tun.send(bytes(12) + packet(1, 2))
+    [(_, _, frames)], _ = world.wait(most_ns=SOON_NS)
+    assert isinstance(frames, list)
+    assert frames[0][0] == SLAB_START
+
+
+def test_a_buffer_is_used_from_its_start_again_after_a_whole_chunk(world: World) -> None:
+    pump, tun = world.pump, world.tun()
+    table, outlet = pump.table(plane.ALL_ALIKE), pump.outlet(tun.device.fileno())
+    inlet, far, _ = inlet_of(world, outlet, table)
+    data = chunk(frame(packet(1, 2)))
+    for _ in range(3):
+        far.send(data)
+        world.wait(most_ns=SOON_NS)
+        head, tail, pos, end, left, after_payload, *_ = pump.state(inlet)
+        assert (head, left, after_payload) == (tail, 0, 0)
+        assert pos == end == len(data)
+
+
+def test_a_pump_never_leaks_its_epoll() -> None:
+    """There is none without one."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     pump = _pump.Pump(-1)
-    with pytest.raises(ValueError):
-        pump.__init__(-1)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        _pump.Pump.__new__(_pump.Pump)
     with pytest.raises(OSError):
         _pump.Pump(999_999)
     with pytest.raises(TypeError):
@@ -362,19 +396,6 @@ def test_a_pump_is_initialised_once() -> None:
     del pump
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_pump_that_was_not_initialised() -> None:
-    pump = _pump.Pump.__new__(_pump.Pump)
-    with pytest.raises(OSError):
-        pump.wait(0)
-    table, outlet = pump.table(plane.ALL_ALIKE), pump.outlet(0)
-    with pytest.raises(OSError):
-        pump.inlet(0, outlet, table, mmap(-1, BUFFER_BYTES), 0, 0, 0, False)
-    with pytest.raises(OSError):
-        pump.reader((0,), table, slab(), 1000, 0)
-    with pytest.raises(OSError):
-        pump.attach(pump.port(), 0, 1)
 
 
 def test_thousands_of_objects_and_then_none(world: World) -> None:
@@ -403,6 +424,57 @@ def test_a_pump_goes_with_everything_in_it() -> None:
     assert pump.waiting(port)
     del pump
     world.close()
+
+
+def test_a_closed_pump_has_no_descriptor_and_answers_for_what_is_left(world: World) -> None:
+    """Its objects may outlive it: a full port with the rest of a burst, an inlet within a frame, and their counts."""
+    pump, tun = world.pump, world.tun()
+    port, table, outlet = pump.port(), pump.table(plane.BY_ADDRESSES), pump.outlet(tun.device.fileno())
+    ours, far = world.pair(sndbuf=4096)
+    pump.attach(port, ours.fileno(), 1000)
+    pump.learn(table, frame(packet(1, 2)), _pump.TO_PORT, port)
+    reader = pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, port)
+    inlet, sender, _ = inlet_of(world, outlet, table)
+    for _ in range(60):
+        tun.send(bytes(12) + packet(1, 2, 1400))
+    sender.send(chunk(frame(packet(3, 4)))[:30])
+    world.wait()
+    waiting, state = pump.waiting(port), pump.state(inlet)
+    assert waiting
+    assert state[1] > state[0], "it is not within a frame"
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        pump.close()
+        assert len(os.listdir("/proc/self/fd")) == before - 1
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        world.wait()
+    for call in (
+        lambda: pump.attach(pump.port(), ours.fileno(), 1000),
+        lambda: pump.reader((tun.device.fileno(),), table, slab(), plane.BURST_BYTES, 0),
+        lambda: inlet_of(world, outlet, table),
+    ):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()
+
+    assert pump.state(inlet) == state
+    assert pump.waiting(port) == waiting
+    assert pump.failure(port) == 0
+    [sent] = [packets for number, packets, *_ in pump.counts() if number == port]
+    pump.halt(reader)
+    pump.free(reader)
+    whole = drain(far) + pump.detach(port)
+    assert whole.count(packet(1, 2, 1400)) == sent
+    assert whole.endswith(b"\r\n")
+    assert pump.detach(port) == b""
+    assert pump.learn(table, frame(packet(5, 6)), _pump.DROP, 0)
+    assert len(pump.verdicts(table)) == 2
+    pump.forget(table)
+    pump.busy(outlet, True)
+    for number in (port, table, outlet, inlet):
+        pump.free(number)
+        with pytest.raises(LookupError):
+            pump.free(number)
 
 
 # ------------------------------------------------------------------ keys
@@ -513,7 +585,7 @@ def test_no_such_verdict(world: World, way: int) -> None:
     with pytest.raises(ValueError, match="no such verdict"):
         world.pump.learn(table, frame(packet(1, 2)), way, 0)
     with pytest.raises(ValueError, match="no such verdict"):
-        world.pump.learn(table, frame(packet(1, 2)), _pump.DROP, 8)
+        world.pump.learn(table, frame(packet(1, 2)), _pump.DROP, DROP_REASONS)
 
 
 @pytest.mark.parametrize("size", range(HEADER_BYTES + MIN_PACKET_BYTES))
@@ -559,7 +631,7 @@ def test_what_was_learned_last_decides_in_a_full_table(world: World) -> None:
         pump.learn(table, frame(packet(2, n)), _pump.DROP, 0)
     tun.send(bytes(12) + packet(2, 3 * MAX_VERDICTS - 1))
     assert world.wait()[0] == []
-    assert pump.counts() == [(reader, 0, 0, 0, (1, 0, 0, 0, 0, 0, 0, 0))]
+    assert pump.counts() == [(reader, 0, 0, 0, drops_of({0: 1}))]
 
 
 def test_hits_and_last_use(world: World) -> None:
@@ -577,7 +649,7 @@ def test_hits_and_last_use(world: World) -> None:
     assert rows[1][0] == 0
     assert rows[2][0] == 5
     assert rows[1][1] <= learned_ns <= rows[2][1] <= time.monotonic_ns()
-    assert pump.counts() == [(reader, 0, 0, 0, (0, 0, 5, 0, 0, 0, 0, 0))]
+    assert pump.counts() == [(reader, 0, 0, 0, drops_of({2: 5}))]
     assert pump.counts() == []
 
 
@@ -618,6 +690,46 @@ def test_a_table_may_go_while_its_verdicts_are_listed(world: World) -> None:
     finally:
         gc.callbacks.remove(free)
         gc.set_threshold(*before)
+
+
+def test_ports_may_go_while_their_counts_are_listed(world: World) -> None:
+    """As above: the owner of a port may be garbage."""
+    pump, outlet, table = world.pump, world.pump.outlet(0), world.pump.table(plane.BY_ADDRESSES)
+    ports = [pump.port() for _ in range(100)]
+    far_ends = []
+    for number, port in enumerate(ports):
+        ours, far = world.pair()
+        pump.attach(port, ours.fileno(), 1000)
+        pump.learn(table, frame(packet(1, number)), _pump.TO_PORT, port)
+        far_ends.append(far)
+    _, sender, _ = inlet_of(world, outlet, table)
+    for number in range(100):
+        sender.send(chunk(frame(packet(1, number))))
+        world.wait()
+    sent = sum(map(bool, map(drain, far_ends)))
+    assert sent > 60, "a table may lose a verdict or two"
+    freed = False
+
+    def free(phase: str, info: dict[str, int]) -> None:
+        nonlocal freed
+        if not freed:
+            freed = True
+            for port in ports:
+                pump.free(port)
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.callbacks.append(free)
+    try:
+        gc.set_threshold(50)
+        rows = pump.counts()
+    finally:
+        gc.callbacks.remove(free)
+        gc.set_threshold(*before)
+    assert freed
+    assert 0 < len(rows) < sent
+    assert {packets for number, packets, *_ in rows if number in ports} == {1}
+    assert pump.counts() == []
 
 
 # ------------------------------------------------------------------ vnet headers
@@ -817,6 +929,34 @@ def test_trio_is_woken_for(world: World) -> None:
         assert pump.wait(time.monotonic_ns() + SOON_NS) == ([], _pump.TRIO_READY)
 
 
+def test_other_threads_run_while_it_waits(world: World) -> None:
+    """Only another thread can end this wait, and only while this one does not hold the GIL: Python would not take it
+    away before the wait is over."""
+    pump = world.pump
+    inlet, far, _ = inlet_of(world, pump.outlet(world.tun().device.fileno()), pump.table(plane.ALL_ALIKE))
+    begun, go, ran = threading.Event(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        begun.set()
+        go.wait()
+        ran.set()
+        far.close()
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=other)
+    try:
+        sys.setswitchinterval(1000)  # s; or this thread might be interrupted between these two lines
+        thread.start()
+        begun.wait()
+        go.set()
+        assert not ran.is_set()
+        events, flags = world.wait(most_ns=SOON_NS)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert ([event[:2] for event in events], flags) == ([(_pump.ENDED, inlet)], 0)
+
+
 # ------------------------------------------------------------------ there is no memory
 
 
@@ -948,11 +1088,14 @@ class Merging:
         shown: the frames that were passed to Python instead, from their vnet header on.
     """
 
-    def __init__(self, world: World, device: tuple[socket.socket, socket.socket] | None = None) -> None:
+    def __init__(
+        self, world: World, device: tuple[socket.socket, socket.socket] | None = None, *, ethernet: bool = False
+    ) -> None:
         """``device``: what the program writes to, and where that can be read."""
         self._world = world
         ours, self._host = device or world.device()
-        table, outlet = world.pump.table(plane.ALL_ALIKE), world.pump.outlet(ours.fileno())
+        rules = plane.ALL_FRAMES if ethernet else plane.ALL_ALIKE
+        table, outlet = world.pump.table(rules, ethernet), world.pump.outlet(ours.fileno())
         world.pump.learn(table, frame(packet(1, 2)), _pump.DEVICE, 0)
         six = test_wire_merge.udp6(b"x"), test_wire_merge.udp6(b"x", extension=True)
         for one in (*six, test_wire_merge_tcp.tcp(b"x", ipv6=True)):
@@ -1146,9 +1289,12 @@ def test_what_is_not_merged(world: World, frames: list[bytes]) -> None:
 
 @pytest.mark.parametrize("size", range(MIN_PACKET_BYTES, 70))
 @pytest.mark.parametrize("protocol", [6, 17])
-def test_short_packets_are_passed_on(world: World, size: int, protocol: int) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_short_packets_are_passed_on(world: World, size: int, protocol: int, version: int) -> None:
     """Whatever their lengths say that follows."""
-    data = [frame(ipv4(address(1), address(2), b"\xff" * (size - 20), protocol))] * 3
+    six = test_wire_merge.IPV6_ADDRESSES
+    ends = (address(1), address(2)) if version == 4 else (str(IPv6Address(six[:16])), str(IPv6Address(six[16:])))
+    data = [frame(ip(*ends, b"\xff" * (size - 20), protocol))] * 3
     assert Merging(world).writes(data) == [it[2:] for it in data]
 
 

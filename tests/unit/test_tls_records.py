@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import trio
 import trustme
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz import tls_records as fuzz_tls_records
@@ -189,7 +189,7 @@ def open_in_pieces(tls: Tls, pieces: list[bytes], room: int) -> bytes:
 contents = st.lists(st.tuples(st.integers(0, 3000) | st.just(RECORD_BYTES), st.integers(0, 255)), max_size=6)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large])  # each cut is drawn
 @given(st.sampled_from(sorted(SUITES.values())), contents, st.randoms(use_true_random=False), st.integers(1, 40))
 def test_records_cut_anywhere(suite: int, records: list[tuple[int, int]], rng: random.Random, pieces: int) -> None:
     tls, sends, _ = ends(suite)
@@ -288,10 +288,8 @@ def test_bounds() -> None:
     ):
         with pytest.raises(ValueError, match=r"suite|secret"):
             PUMP.Tls(*wrong)
-    with pytest.raises(ValueError, match="initialised already"):
-        tls.__init__(0x1301, secret, secret)  # type: ignore[misc]
-    with pytest.raises(ValueError, match="not initialised"):
-        PUMP.Tls.__new__(PUMP.Tls).seal(b"x")
+    with pytest.raises(TypeError):
+        PUMP.Tls.__new__(PUMP.Tls)
 
 
 @suites

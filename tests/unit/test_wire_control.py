@@ -14,7 +14,7 @@ from tapotun_trio.wire import control, params
 from tapotun_trio.wire.body import CloseBody
 from tapotun_trio.wire.frames import FrameReader
 from tapotun_trio.wire.params import KEEPALIVE_S, Params
-from tapotun_trio.wire.settings import MIN_IPV6_MTU_BYTES, InterfaceSettings
+from tapotun_trio.wire.settings import MIN_IPV6_MTU_BYTES, TAP_MTU_BYTES, InterfaceSettings
 
 from ..tables import table
 
@@ -88,7 +88,7 @@ def test_the_reason_of_a_bye() -> None:
     ("no header: a base peer", None, set()),
     ("empty", "", set()),
     ("the one", "ctl", {"ctl"}),
-    ("among others", "uso, ctl,inet6 ,,tap", {"ctl", "inet6"}),
+    ("among others", "uso, ctl,inet6 ,,tap", {"ctl", "inet6", "tap"}),
     ("in capitals", " CTL ", {"ctl"}),
     ("unknown", "ctl2, xctl, c t l", set()),
 )
@@ -135,12 +135,15 @@ networks = st.one_of(
     st.builds(
         Params,
         mtu=st.integers(68, 65535),
-        addresses=st.lists(interfaces, min_size=1, max_size=4, unique_by=lambda it: it.ip).map(tuple),
+        addresses=st.lists(interfaces, max_size=4, unique_by=lambda it: it.ip).map(tuple),
         routes=st.lists(networks, max_size=4, unique=True).map(tuple),
         dns=st.lists(st.ip_addresses(), max_size=3, unique=True).map(tuple),
         device=st.sampled_from(["tun", "tap"]),
         keepalive=st.floats(*KEEPALIVE_S),
-    ).filter(lambda told: told.mtu >= MIN_IPV6_MTU_BYTES or all(it.version == 4 for it in told.addresses))
+    )
+    .filter(lambda told: told.mtu >= MIN_IPV6_MTU_BYTES or all(it.version == 4 for it in told.addresses))
+    .filter(lambda told: told.addresses or told.device == "tap")
+    .filter(lambda told: told.device == "tun" or TAP_MTU_BYTES[0] <= told.mtu <= TAP_MTU_BYTES[1])
 )
 def test_params_there_and_back(told: Params) -> None:
     assert params.decode(params.encode(told)) == told
@@ -172,6 +175,18 @@ def test_params_of_both_families() -> None:
     assert told.device == "tap"
 
 
+def test_params_of_a_tap_interface_may_have_no_address() -> None:
+    told = params.decode(payload(addresses=[], device="tap"))
+    assert (told.device, told.settings) == ("tap", InterfaceSettings(1500, ()))
+    told = params.decode(payload(addresses=["fd00::2/64"], device="tap"), ipv6=False)
+    assert told.addresses == ()
+
+
+def test_a_tap_interface_gets_no_routes() -> None:
+    told = params.decode(payload(routes=["10.1.0.0/16"], device="tap"))
+    assert told.settings == InterfaceSettings(1500, (IPv4Interface("10.0.0.2/24"),))
+
+
 @table(
     "data",
     ("nothing", b""),
@@ -186,6 +201,14 @@ def test_params_of_both_families() -> None:
     ("an MTU of many digits", payload(mtu=int("9" * 4000))),
     ("an MTU as text", payload(mtu="1500")),
     ("no address", payload(addresses=[])),
+    ("no address, and a TUN interface", payload(addresses=[], device="tun")),
+    ("an address twice on a TAP interface", payload(addresses=["10.0.0.2/24", "10.0.0.2/8"], device="tap")),
+    ("a multicast address on a TAP interface", payload(addresses=["224.0.0.1/4"], device="tap")),
+    ("a link-local address of IPv6 on a TAP interface", payload(addresses=["fe80::1/64"], device="tap")),
+    ("no list of addresses on a TAP interface", payload(addresses=None, device="tap")),
+    ("an MTU on a TAP interface that takes IPv6 away from its bridge", payload(addresses=[], device="tap", mtu=1279)),
+    ("an MTU on a TAP interface that leaves no room for the header", payload(addresses=[], device="tap", mtu=65522)),
+    ("a long keepalive on a TAP interface", payload(addresses=[], device="tap", keepalive=51)),
     ("an address that is none", payload(addresses=["10.0.0.300/24"])),
     ("a link-local address of IPv6", payload(addresses=["fe80::1/64"])),
     ("a multicast address of IPv6", payload(addresses=["ff02::1/64"])),
@@ -225,12 +248,24 @@ def test_params_refused(data: bytes) -> None:
 def test_params_of_ipv6_without_an_agreement_are_ignored() -> None:
     """A server that names them all the same is not believed, whatever else is wrong with them."""
     data = payload(
-        mtu=1000, addresses=["fd00::2/64", "10.0.0.2/24", "ff02::1/8"], routes=["10.1.0.0/16", "::/0"], dns=["fd00::1"]
+        mtu=1000,
+        addresses=["fd00::2/64", "10.0.0.2/24", "ff02::1/8"],
+        routes=["10.1.0.0/16", "::/0"],
+        dns=["fd00::1", "10.0.0.1"],
     )
     told = params.decode(data, ipv6=False)
+    assert told.dns == (IPv4Address("10.0.0.1"),)
     assert told.settings == InterfaceSettings(1000, (IPv4Interface("10.0.0.2/24"),), (IPv4Network("10.1.0.0/16"),))
     with pytest.raises(PeerError, match="no address"):
         params.decode(payload(addresses=["fd00::2/64"]), ipv6=False)
+
+
+@pytest.mark.parametrize("mtu", TAP_MTU_BYTES)
+def test_params_of_a_tap_interface_with_the_smallest_and_the_largest_mtu(mtu: int) -> None:
+    assert params.decode(payload(addresses=[], device="tap", mtu=mtu)).mtu == mtu
+    for wrong in (68, 1279, 65522, 65535):
+        with pytest.raises(PeerError, match=f"MTU {wrong}, and a TAP interface needs 1280 to 65513"):
+            params.decode(payload(addresses=[], device="tap", mtu=wrong))
 
 
 def test_the_text_of_a_refusal_is_short() -> None:
@@ -267,7 +302,7 @@ def test_any_params_raise_peer_error_at_most(data: bytes) -> None:
     except PeerError:
         return
     assert 68 <= told.mtu <= 65535
-    assert told.addresses
+    assert told.addresses or told.device == "tap"
     assert KEEPALIVE_S[0] <= told.keepalive <= KEEPALIVE_S[1]
 
 
